@@ -15,7 +15,7 @@ from contenders_clbench import in_workers, warm_up
 from torch import Tensor, nn
 from work import Clock, Pictures, device_bytes, peak_bytes
 
-from clbench.core.pretrained import beside
+from clbench.core.pretrained import read_weights_info
 from clbench.core.registry import discover
 from clbench.data import datasets
 from clbench.data.datasets import Images, few
@@ -145,7 +145,7 @@ def frozen_statistics(model: nn.Module) -> nn.Module:
 
 def by_hand(request: Request, train: Sequence[Images], test: Sequence[Images], clock: Clock) -> None:
     """Train a model for each task and evaluate all tests; tensors at hand, or a loader of PIL images."""
-    info = beside(Path(request["weights"]))
+    info = read_weights_info(Path(request["weights"]))
     assert info is not None and info.preprocessing is not None
     mean, std = info.preprocessing.mean, info.preprocessing.std
     device, size = torch.device(request["device"]), request["size"]
@@ -216,7 +216,7 @@ def by_avalanche(request: Request, train: Sequence[Images], test: Sequence[Image
     from avalanche.training.supervised import Naive
     from torchvision import transforms
 
-    info = beside(Path(request["weights"]))
+    info = read_weights_info(Path(request["weights"]))
     assert info is not None and info.preprocessing is not None
     kind = transforms.Compose([transforms.Resize(request["size"], transforms.InterpolationMode.BICUBIC),
                                transforms.ToTensor(),

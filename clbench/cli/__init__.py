@@ -113,7 +113,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     SIGTERM, which clusters send before they kill, interrupts as Ctrl-C does.
     """
-    with interrupts.caught():
+    with interrupts.handle_signals():
         code = call(sys.argv[1:] if args is None else list(args))
     sys.exit(code)
 

@@ -80,7 +80,7 @@ def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     """Return a check's failure as one line, with the place of the error if the method itself raised it."""
     from clbench.core.entry_points import package_of
     from clbench.core.errors import ClbenchError
-    from clbench.core.places import said
+    from clbench.core.places import format_error
     from clbench.testing.checks import NonConforming
 
     try:
@@ -88,5 +88,5 @@ def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     except (NonConforming, ClbenchError) as error:
         return " ".join(str(error).split())
     except Exception as error:  # a bug in the method: its author wants to know where
-        return said(error, package_of(info.strategy))
+        return format_error(error, package_of(info.strategy))
     return None

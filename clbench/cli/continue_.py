@@ -64,7 +64,7 @@ def command(run: Path, trial: str | None, benchmark: str, out: Path | None, clas
     check_data(more, settings.data_dir, registry)
     from clbench.execution.continuing import continue_trial
 
-    with interrupts.caught():
+    with interrupts.handle_signals():
         record = continue_trial(run, trial, more, settings, device or "auto", out,
                                 shlex.join(["clbench", *sys.argv[1:]]), registry,
                                 {name: value for name, value in flags.items() if value is not None}, classes)

@@ -75,7 +75,7 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
         click.echo(f"interrupted: {out}.parts has what is done. Run the same command again to continue", err=True)
         return 130
     pace = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
-    before = f", {done.found:,} more from before" if done.found else ""
+    before = f", {done.reused:,} more from before" if done.reused else ""
     click.echo(f"{done.computed:,} samples in {done.seconds:.1f} s{pace}{before}\n"
                f"features: {out} ({job.width} of each sample, {out.stat().st_size / 1e6:.1f} MB)\n"
                f"next:     clbench run --benchmark arrays:{out} --model linear --methods {HEADS}")

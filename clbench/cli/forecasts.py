@@ -56,7 +56,7 @@ def listing(ready: Experiment, duration: bool = True) -> str:
     """
     from tabulate import tabulate
 
-    for line in by_reason((ready.records[key], reasons) for key, reasons in ready.standing.reasons.items()):
+    for line in by_reason((ready.records[key], reasons) for key, reasons in ready.staleness.reasons.items()):
         click.echo(f"Stale: {line}", err=True)
     counted = forecasts(ready)
     rows = []
@@ -113,9 +113,9 @@ def state(record: Record | None, ready: Experiment) -> str:
     """Return how far a trial is, and whether its record does not stand any more."""
     if record is None:
         return "missing"
-    if asked := ready.standing.lacking.get(record.key):
+    if asked := ready.staleness.lacking.get(record.key):
         return f"{record.status}, without {asked.partition(' (')[0]}"
-    return f"{record.status}, stale" if record.key in ready.standing.reasons else record.status
+    return f"{record.status}, stale" if record.key in ready.staleness.reasons else record.status
 
 
 def recorded(record: Record) -> Forecast:

@@ -90,7 +90,7 @@ def progress(facts: RunFacts) -> str:
     """Return the progress of a run: `9 done, 1 failed, 2 running`."""
     parts: Iterable[tuple[int, str]] = (
         *((facts.states[state], state) for state in ("done", "failed", "diverged")), (facts.running, "running"),
-        (facts.begun, "interrupted"), (facts.unreadable, "unreadable"))
+        (facts.resumable, "interrupted"), (facts.unreadable, "unreadable"))
     return ", ".join(f"{count} {what}" for count, what in parts if count) or "none"
 
 

@@ -22,9 +22,9 @@ def task_folder(trial: Path, task: int) -> Path:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all: to a temporary file, which is flushed and then renamed.
+    """Write tensors as safetensors atomically: to a temporary file, which is flushed and then renamed.
 
-    The folder is made if there is none. The same tensors and metadata give the same bytes.
+    A missing folder is created. The same tensors and metadata give the same bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
@@ -40,7 +40,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def _sort_metadata(file: BinaryIO) -> None:
-    """Put the metadata of a safetensors file in the order of their names; safetensors leaves it to chance."""
+    """Sort the metadata of a safetensors file by key, because safetensors writes them in random order."""
     length = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(length))
     if len(header.get("__metadata__", ())) < 2:
@@ -57,10 +57,10 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     out = {}
     for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        # What is shared until it is written to would get memory of its own by being asked for its address.
-        if torch._C._is_cow_tensor(own):  # type: ignore[attr-defined]
-            own = own.clone()
-        out[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
-        seen.add(own.untyped_storage().data_ptr())
+        copy = tensor.detach().cpu().contiguous()
+        # Reading the address of a copy-on-write tensor would end the sharing of its memory.
+        if torch._C._is_cow_tensor(copy):  # type: ignore[attr-defined]
+            copy = copy.clone()
+        out[name] = copy.clone() if copy.untyped_storage().data_ptr() in seen else copy
+        seen.add(copy.untyped_storage().data_ptr())
     return out

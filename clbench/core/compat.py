@@ -15,9 +15,10 @@ __all__ = ["tomllib", "uncollected"]
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Turn garbage collection off inside, for importing a large library: it makes many objects and no garbage.
+    """Disable garbage collection inside the block, for the import of a large library.
 
-    With torch as a worker needs it 3.4 -> 3.0 s, with Avalanche 7.3 -> 6.5 s.
+    Such an import creates many objects and no garbage. Importing torch as a worker does takes 3.0 s instead of 3.4 s,
+    and importing Avalanche 6.5 s instead of 7.3 s.
     """
     on = gc.isenabled()
     gc.disable()

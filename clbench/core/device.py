@@ -9,9 +9,9 @@ from clbench.core.errors import SpecError
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` takes CUDA, or else the CPU.
+    """Return the device of that name; `auto` means CUDA if available, or else the CPU.
 
-    MPS is used only when named: clbench has not been run there, and methods that need float64 cannot.
+    MPS is used only if it is named: clbench has not been tested on it, and methods that need float64 cannot run on it.
 
     Raises:
         SpecError: this machine or this build of torch has no such device.
@@ -29,15 +29,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def room_for_samples(device: torch.device) -> int | None:
-    """Return the bytes that a stream's samples may take on a device: half of what is free; None on the host.
+    """Return the bytes that a stream's samples may take on a device; None on the host.
 
-    The rest is left for training.
+    It is half of the free memory. The other half is left for training.
     """
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to a device without waiting for the work that is queued there.
+    """Copy a tensor from the CPU to a device without waiting for the queued work of the device.
 
     A copy to CUDA waits for the device unless its source is pinned and `non_blocking` is set.
     """
@@ -47,7 +47,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done its queued work, so that a time taken afterwards includes it."""
+    """Wait until an accelerator has finished its queued work, so that a time measured afterwards includes it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -55,6 +55,6 @@ def synchronize(device: torch.device) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means out of memory: on the device, in Python, or in torch's CPU allocator."""
+    """Return whether an exception means out of memory: on the device, in Python, or in torch's CPU allocator."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))

@@ -21,10 +21,10 @@ DISABLE = "CLBENCH_DISABLE_PLUGINS"  # entry points that are not loaded: names o
 def read(group: str) -> dict[str, str]:
     """Return the entry points of a group, `module:attribute` by name; of several with one name, the first by value.
 
-    These are the ones that `importlib.metadata.entry_points` finds, read without it: its import takes 30 ms, which
-    would be a third of `clbench --help`.
+    The result equals that of `importlib.metadata.entry_points`. It is not used, because its import takes 30 ms, a third
+    of the time of `clbench --help`.
     """
-    found: dict[str, list[str]] = {}
+    values_by_name: dict[str, list[str]] = {}
     seen = set()
     for place in sys.path:
         for folder in sorted([*Path(place).glob("*.dist-info"), *Path(place).glob("*.egg-info")]):
@@ -39,24 +39,24 @@ def read(group: str) -> dict[str, str]:
                     if name.startswith("["):
                         section = name
                     elif section == f"[{group}]" and equals and not name.startswith("#"):
-                        found.setdefault(name, []).append(value)
-    return {name: min(values) for name, values in sorted(found.items())}
+                        values_by_name.setdefault(name, []).append(value)
+    return {name: min(values) for name, values in sorted(values_by_name.items())}
 
 
 def package_of(value: str | Callable[..., Any]) -> str:
-    """Return the outermost package of what `module:attribute` names, or of a class or function given instead."""
+    """Return the outermost package of a target: `module:attribute`, or a class or function itself."""
     return re.split("[.:]", value if isinstance(value, str) else value.__module__, maxsplit=1)[0]
 
 
 def disabled(name: str, value: str) -> bool:
-    """Tell whether CLBENCH_DISABLE_PLUGINS names an entry point or its package; clbench's own are never disabled."""
+    """Return whether CLBENCH_DISABLE_PLUGINS names an entry point or its package; clbench itself is never disabled."""
     package = package_of(value)
     return package != "clbench" and any(fnmatchcase(known, pattern.strip()) for known in (name, package)
                                         for pattern in os.environ.get(DISABLE, "").split(","))
 
 
 def resolve(target: object, kind: str) -> Any:
-    """Return what `module:attribute` names; a class or function given instead of a name is returned as it is."""
+    """Import and return the object that `module:attribute` names; return a class or function unchanged."""
     if not isinstance(target, str):
         return target
     module, _, attribute = target.partition(":")
@@ -65,14 +65,18 @@ def resolve(target: object, kind: str) -> Any:
     except ClbenchError:
         raise
     except (Exception, SystemExit) as error:  # any error of the module becomes one line
-        from clbench.core.places import said, users_place
+        from clbench.core.places import format_error, users_place
 
-        own = package_of(target)
-        plain = isinstance(error, ImportError | AttributeError) and not users_place(error, own)  # what is named, absent
-        raise PluginError(f"{kind}: cannot load {target}: {error if plain else said(error, own)}") from error
+        package = package_of(target)
+        is_missing = isinstance(error, ImportError | AttributeError) and not users_place(error, package)
+        reason = str(error) if is_missing else format_error(error, package)
+        raise PluginError(f"{kind}: cannot load {target}: {reason}") from error
 
 
 def builder(info: Any, kind: str) -> Any:
-    """Return what builds a declared benchmark or model from its options; one with any name is told its name first."""
+    """Return the function that builds a benchmark or model from its options.
+
+    If the declaration is for a pattern of names (`any_name`), the name is already bound as the first argument.
+    """
     build = resolve(info.build, f"{kind} {info.name!r}")
     return partial(build, info.name) if info.any_name else build

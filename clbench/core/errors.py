@@ -1,4 +1,4 @@
-"""The errors that clbench raises on purpose: each is one line that says what is wrong and what to do."""
+"""The errors that clbench raises deliberately: each is one line that says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class ClbenchError(Exception):
 
 
 class SpecError(ClbenchError):
-    """An experiment that cannot be run as written: unknown names, options out of bounds, wrong types."""
+    """An experiment that cannot run as written: unknown names, options out of bounds, wrong types."""
 
 
 class PluginError(ClbenchError):
-    """A plugin that is missing, broken or does not keep to the interface."""
+    """A plugin that is missing, broken or violates the interface."""
 
 
 class DataError(ClbenchError):
-    """A benchmark whose data are absent, empty or not what the scenario needs."""
+    """A benchmark whose data are missing, empty or unsuitable for the scenario."""
 
 
 class MissingDataError(DataError):
@@ -33,7 +33,7 @@ class StoreError(ClbenchError):
 
 
 class StaleError(ClbenchError):
-    """Results in a run folder that other code or other data gave than what is there now."""
+    """Results in a run folder that come from other code or data than the present ones."""
 
 
 class DivergedError(Exception):
@@ -41,7 +41,7 @@ class DivergedError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> str:
-    """Return the line for a name that does not exist: near names first, then where to look.
+    """Return the message for a name that does not exist: similar names, then the command that lists all names.
 
     >>> unknown("method", "loraa", ["lora", "ewc"], "clbench methods")
     "no method 'loraa'; did you mean 'lora'? (clbench methods lists all)"
@@ -50,7 +50,7 @@ def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> str:
 
 
 def guess(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'lora'?` for near names, an empty text if there are none."""
+    """Return `; did you mean 'lora'?` with similar names; empty if there are none."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, other, name).ratio() for other in near]
     near = [other for other, like in zip(near, likeness, strict=True) if like > likeness[0] - NEAR]

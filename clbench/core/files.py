@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks, hashes, removal of what killed processes left, and the folder of data sets."""
+"""Files: atomic writes, locks, hashes, removal of files that killed processes left, and the folder of data sets."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def read_hash(path: str | os.PathLike[str]) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file (text as UTF-8) atomically: readers, and a crash at any moment, find the old file or the new one.
+    """Write a file (text as UTF-8) atomically: after a crash, and for readers, it is either the old or the new one.
 
-    Content that should not be in memory as a whole is a function that writes it to the open file.
+    If the content is too large for memory, pass a function that writes it to the open file.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
@@ -131,7 +131,7 @@ class Lock:
 
 
 def lock(path: Path) -> Lock | None:
-    """Take the lock at a path; return None at once if another process holds it.
+    """Acquire the lock at a path; return None immediately if another process holds it.
 
     Raises:
         NoLocks: the system or the file system has no file locks.
@@ -166,27 +166,28 @@ def lock(path: Path) -> Lock | None:
 
 @contextlib.contextmanager
 def locked(path: Path, poll: float = 0.1) -> Iterator[None]:
-    """Hold the lock of that path, after waiting for whoever holds it.
+    """Hold the lock of a path inside the block, after waiting until no other process holds it.
 
-    Where there are no locks, or the file cannot be made, nothing is held: what is done inside must bear company.
+    If the file system has no locks, or the file cannot be created, the block runs without a lock. So the work inside
+    must be safe if several processes do it at the same time.
 
     Args:
-        path: of the lock's file, which is there only while the lock is held.
-        poll: seconds between looks.
+        path: path of the lock file, which exists only while the lock is held.
+        poll: seconds between attempts.
     """
-    held = None
+    acquired = None
     with contextlib.suppress(NoLocks, OSError):
-        while (held := lock(path)) is None:
+        while (acquired := lock(path)) is None:
             time.sleep(poll)
     try:
         yield
     finally:
-        if held is not None:
-            held.release()
+        if acquired is not None:
+            acquired.release()
 
 
 def run_folder_name(file: Path | None, benchmark: str) -> str:
-    """Return the name of the run folder of an experiment that names none: after its file, else after its benchmark.
+    """Return the default name of an experiment's run folder: that of its file, or else of its benchmark.
 
     >>> run_folder_name(Path("studies/mine.toml"), "split-mnist"), run_folder_name(None, "arrays:a/b.npz")
     ('mine', 'arrays-a-b.npz')

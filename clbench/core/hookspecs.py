@@ -1,7 +1,7 @@
-"""Everything a plugin can bring: the declarations it may return, and the hooks that collect them.
+"""The interface of plugins: the declarations that a plugin may return, and the hooks that collect them.
 
-Declarations name their code as "module:attribute", so listing what is installed imports no torch. A plugin that does
-not mind the import may give the class or function itself.
+Declarations name their code as "module:attribute", so that listing the installed plugins does not import torch. A
+plugin may give the class or function itself if the import does not matter.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ hookimpl = pluggy.HookimplMarker("clbench")
 @old_keywords
 @dataclass(frozen=True)
 class StrategyInfo:
-    """A strategy as it stands in `--methods`: `strategy` is a `clbench.Strategy` subclass.
+    """The declaration of a strategy for `--methods`: `strategy` is a `clbench.Strategy` subclass.
 
-    `layer_rows` are the rows of the table of `clbench params --layer` that the strategy brings, as pairs of the row's
-    label and the strategy's options. `{rank}` in them stands for each of `--rank` in turn:
+    `layer_rows` are the strategy's rows in the table of `clbench params --layer`, as pairs of the row's label and the
+    strategy's options. `{rank}` in them stands for each value of `--rank`:
     `(("LoRA r={rank}", "rank={rank}:base=pretrained"),)`.
 
-    `recipe` is what its paper or reference code trained by, without the budget: `{"optimizer": "adam", "lr": 0.03}`. It
-    is used where somebody asks for it (`recipe = "published"`), never by default.
+    `recipe` is the training configuration of its paper or reference code, without the budget:
+    `{"optimizer": "adam", "lr": 0.03}`. It applies only if the user asks for it (`recipe = "published"`).
 
-    `task_free` says that the method learns from batches as they pass and needs neither the ends of tasks nor
-    `Task.train`, so that it can be run with hidden boundaries; where some of its options do need them, the options
-    class says so (`Options.needs_boundaries`). `parts_per_task` says that it has a part for each task (adapters,
-    columns, heads, prompts), so that classes that arrive in several tasks (blur, repeat) make no sense to it.
+    `task_free` says that the method learns from batches in order of arrival and needs neither the ends of tasks nor
+    `Task.train`, so it can run with hidden boundaries. If it needs them with some of its options, the options class
+    says so (`Options.needs_boundaries`). `parts_per_task` says that the method has a part for each task (adapters,
+    columns, heads, prompts), so it cannot learn classes that arrive in several tasks (blur, repeat).
 
-    `display_name` is what reports call the method, with options in braces: `"LoRA r={rank}"`. Without one, reports call
-    it by its name and the options that differ from the defaults: `lora:rank=8`.
+    `display_name` is the method's name in reports, with options in braces: `"LoRA r={rank}"`. Without one, reports use
+    its name and the options that differ from the defaults: `lora:rank=8`.
 
     `family` is one of `FAMILIES`: the group in which lists show the method, with the first year in `paper`.
 
-    `load_model(record, folder, task)` gives back the network with which a trial answers for a task, from what the
-    strategy has exported to the trial's folder (`clbench.load_model`).
+    `load_model(record, folder, task)` returns the network that predicts for a task, from the files that the strategy
+    has exported to the trial's folder (`clbench.load_model`).
     """
 
     name: str
@@ -114,9 +114,9 @@ class BenchmarkInfo:
 class ModelInfo:
     """A model: `build(options, input_shape, classes)` returns a `clbench.models.Network`.
 
-    An option named `size` is the harness's: images are resized to so many pixels, and `input_shape` says so.
-    One of text (`text`) takes tokens, int32 [N, L]; its name ends in `:NAME`, and NAME is the folder or repository of
-    their tokenizer. `own_weights(name)` returns the file of weights that it begins with unless others are named.
+    If the model has an option named `size`, clbench resizes images to this number of pixels, and `input_shape` has it.
+    A model of text (`text`) takes tokens, int32 [N, L]. Its name ends in `:NAME`, where NAME is the folder or
+    repository of the tokenizer. `own_weights(name)` returns the file of weights that it starts from by default.
     """
 
     name: str
@@ -134,7 +134,7 @@ class ModelInfo:
 class ReportFormat:
     """A report format: `render(report)` takes a `clbench.report.Report` and returns the file's text.
 
-    With `ids` methods are called by what `--methods` takes (`lora:rank=8`), for programs, instead of by display names.
+    With `ids`, methods have their names of `--methods` (`lora:rank=8`), for programs, instead of display names.
     """
 
     name: str
@@ -146,10 +146,10 @@ class ReportFormat:
 
 @dataclass(frozen=True)
 class TrackerInfo:
-    """A tracker as named in `--log`: `tracker(options, folder)` returns one for a run folder.
+    """An experiment logger for `--log`: `tracker(options, folder)` returns one for a run folder.
 
-    It is a `clbench.results.tracking.Tracker`, made before any trial starts, so that it can say what is missing (a
-    `PluginError`), and then writes nothing.
+    It is a `clbench.results.tracking.Tracker`. It is created before any trial starts, so that it can report what is
+    missing with a `PluginError`, and it must not write anything at that time.
     """
 
     name: str
@@ -184,5 +184,5 @@ def clbench_report_formats() -> Sequence[ReportFormat]:
 
 @hookspec
 def clbench_trackers() -> Sequence[TrackerInfo]:
-    """Return the trackers that this plugin brings; each is off until a run names it."""
+    """Return the experiment loggers that this plugin brings; a run uses only those that it names."""
     return ()

@@ -1,7 +1,8 @@
-"""What code does, as a hash: of syntax trees, so that comments, layout, docstrings and the Python version do not count.
+"""The identity of code: a hash of its syntax trees, so comments, layout, docstrings and Python versions do not count.
 
-One notion of identity serves records (what may be reused), cached streams and checkpoints. It is that of a package: all
-of its Python files by their names in it, and its other files by content. A module that is no package is its file alone.
+Records (to decide which may be reused), cached streams and checkpoints share this definition. The hash of a package
+covers all of its Python files with their paths inside the package, and its other files by content. The hash of a module
+outside a package covers its file only.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _ran: dict[str, tuple[ModuleType | None, State]] = {}  # by name: the module, if
 
 
 def hash_of(*names: str) -> str:
-    """Return the hash of the code of packages, modules or files as it stands on disk; empty where there is none.
+    """Return the hash of the code of packages, modules or files as it is on disk now; empty if there is no code.
 
-    Nothing is imported but what is above a module in its package. Files of the same size and time are not read again.
+    Only the parent packages of a module are imported. Files with unchanged size and time are not read again.
 
     Args:
         names: dotted names, or paths that end in `.py`.
@@ -45,7 +46,10 @@ def hash_of(*names: str) -> str:
 
 
 def running(*names: str) -> str:
-    """Return the hash that code had when this process first noted it: what is imported stays, whatever comes after."""
+    """Return the hash that code had when this process first noted it.
+
+    Imported code stays the same in this process, even if its files change later.
+    """
     return _joined({name: note(name) for name in names})
 
 
@@ -55,10 +59,10 @@ def edited(*names: str) -> list[str]:
 
 
 def note(name: str) -> State:
-    """Note the state of code's files before it is imported, once; without reading them, so that it takes no time.
+    """Note the state of code's files once, before it is imported, and return it; the files are not read.
 
-    A module that was replaced since (a plugin's file that is read anew) is new code, and so is one that was not
-    imported by the last time.
+    The state is noted again if the module was replaced (the file of a plugin that is read again), or if it was not
+    imported yet at the last call.
     """
     module = sys.modules.get(name)
     before, state = _ran.get(name, (None, ()))
@@ -69,10 +73,10 @@ def note(name: str) -> State:
 
 
 def _joined(states: dict[str, State]) -> str:
-    found = [(name, _hash(state)) for name, state in sorted(states.items()) if state]
-    if len(found) < 2:
-        return found[0][1] if found else ""
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:HEX]
+    hashes = [(name, _hash(state)) for name, state in sorted(states.items()) if state]
+    if len(hashes) < 2:
+        return hashes[0][1] if hashes else ""
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()[:HEX]
 
 
 def _state(name: str) -> State:
@@ -90,7 +94,7 @@ def _hash(files: State) -> str:
 
 @functools.lru_cache(maxsize=16384)
 def _hash_file(path: str, size: int, time: int) -> str:
-    """Return the hash of a file that was noted with that size and time; what it was is not known if it has changed."""
+    """Return the hash of a file that was noted with that size and time, or a text if the file has changed since."""
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if (status.st_size, status.st_mtime_ns) != (size, time):
@@ -114,15 +118,15 @@ def _files(name: str) -> list[tuple[str, Path]]:
     file = getattr(module, "__file__", None) or (spec.origin if spec else None)
     folders = getattr(module, "__path__", None) or (spec.submodule_search_locations if spec else None)
     if folders is not None:
-        return [found for folder in folders for found in _inside(Path(folder))]
+        return [file for folder in folders for file in _inside(Path(folder))]
     path = Path(file) if file else None
     return [(path.name, path)] if path is not None and path.is_file() else []
 
 
 def _find(name: str) -> Any:
-    """Return the specification of a module, also of one in the current directory; None if there is none.
+    """Return the specification of a module, including modules in the current directory; None if there is none.
 
-    What is above it in its package is imported; an error of that is left to who imports the module.
+    Its parent packages are imported. If that raises, the error is ignored, since importing the module raises it again.
     """
     here = os.getcwd()
     sys.path.insert(0, here)  # where benchmarks given as `module:function` are looked for
@@ -135,9 +139,9 @@ def _find(name: str) -> Any:
 
 
 def package_of(module: str) -> str:
-    """Return the outermost package of a module that is one, with an `__init__.py`; a path of a file as it is.
+    """Return the outermost package with an `__init__.py` that contains a module; return the path of a file unchanged.
 
-    A module in a plain folder (`experiments.streams`) has its folder: what lies beside it may be imported by it.
+    For a module in a plain folder (`experiments.streams`) it is the folder, whose other files the module may import.
     """
     if module.endswith(".py"):
         return module
@@ -153,9 +157,10 @@ def package_of(module: str) -> str:
 
 
 def _inside(package: Path) -> Iterator[tuple[str, Path]]:
-    """Yield a package's files: its code, and data beside it. A folder without `__init__.py` may be a working directory.
+    """Yield the code and data files of a package, each with its path inside the package.
 
-    Of such a folder only the Python files that lie in it count. Hidden files do not, nor do run folders of clbench.
+    A folder without `__init__.py` may be a working directory, so only the Python files directly in it count. Hidden
+    files and run folders of clbench never count.
     """
     whole = (package / "__init__.py").exists()
     for folder, inner, names in os.walk(package):
@@ -171,7 +176,7 @@ def _inside(package: Path) -> Iterator[tuple[str, Path]]:
 
 
 def hash_source(source: bytes) -> str:
-    """Return a hash of what Python source says; that of its bytes if it is no Python that this interpreter reads.
+    """Return a hash of the syntax tree of Python source, or of its bytes if this interpreter cannot parse it.
 
     >>> hash_source(b"def f(x):\\n    'Doubles.'\\n    return 2*x") == hash_source(b"def f( x ): return (2*x)  # :-)")
     True
@@ -188,8 +193,8 @@ def hash_source(source: bytes) -> str:
 def _walk(tree: ast.AST) -> list[str]:
     """Return a syntax tree as words: the type of each node, and its fields with their names.
 
-    Fields that are None or empty are left out, since later Pythons have more of them, such as `type_params`. So are
-    statements that do nothing: texts by themselves, docstrings above all, and `pass`.
+    Fields that are None or empty are left out, because later versions of Python have more of them, such as
+    `type_params`. Statements without effect are left out too: docstrings, other string statements and `pass`.
     """
     words: list[str] = []
     stack: list[Any] = [tree]  # not recursive: source may be nested deeply
@@ -219,7 +224,7 @@ def _walk(tree: ast.AST) -> list[str]:
 
 
 class _Word(str):
-    """A word of the hash, told from the texts of a tree."""
+    """A word of the hash, as opposed to a string constant of the tree."""
 
     __slots__ = ()
 
@@ -234,7 +239,7 @@ def _does_nothing(statement: object) -> bool:
 
 
 def _joined_texts(parts: Any) -> list[Any]:
-    """Return the parts of an f-string with neighbouring texts as one and without empty ones: 3.12 splits some."""
+    """Return the parts of an f-string with adjacent texts joined and empty ones removed, as Python 3.12 splits some."""
     out: list[Any] = []
     for text, run in itertools.groupby(parts, lambda part: isinstance(part, ast.Constant)):
         if not text:
@@ -245,10 +250,10 @@ def _joined_texts(parts: Any) -> list[Any]:
 
 
 def _empty_format(name: str, value: object) -> bool:
-    """Tell whether a field is the format of `f"{x:}"`, which some Pythons take for none."""
+    """Return whether a field is the empty format of `f"{x:}"`, which some versions of Python drop."""
     return name == "format_spec" and isinstance(value, ast.JoinedStr) and not _joined_texts(value.values)
 
 
 def names_of(targets: Iterable[str | Callable[..., Any]]) -> tuple[str, ...]:
-    """Return the outermost packages of what declarations name, but for clbench itself and a script or notebook."""
+    """Return the outermost packages of declared targets, except clbench itself and a script or notebook."""
     return tuple(sorted({entry_points.package_of(target) for target in targets} - {"clbench", "builtins", "__main__"}))

@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 class Strict(BaseModel):
     """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number.
 
-    Fields in `LATER`, a class's own or a base's, came after the first records. What is written leaves them out while
-    they have their defaults, so that the keys of trials stay as they are. Fields in `BEFORE` came later too, with
-    another default than what had been done until then, which is given here: they are left out while they have that
-    value, and `stored` reads it again.
+    Fields in `LATER`, of the class or of a base, were added after the first records. They are not written while they
+    have their defaults, so that the keys of trials stay the same. Fields in `BEFORE` were added later too, but with
+    another default than the earlier behavior, whose value `BEFORE` has. They are not written while they have it.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ()
@@ -43,7 +42,7 @@ class Strict(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what came later and means what was done before it came."""
+        """Leave out the fields that were added later and have the value of the earlier behavior."""
         written: dict[str, Any] = write(self)
         fields = type(self).model_fields
         later = {n for cls in type(self).__mro__ for n in vars(cls).get("LATER", ())}
@@ -52,7 +51,7 @@ class Strict(BaseModel):
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Self:
-        """Read what was written: what is absent means what was done before there was such a field."""
+        """Validate written values; an absent field gets the value of the behavior before the field was added."""
         return cls.model_validate({**cls.BEFORE, **values})
 
     @field_validator("*", mode="before")
@@ -90,7 +89,7 @@ class Options(Strict):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
     deciding: ClassVar[frozenset[str]] = frozenset()
-    """Options that say something even where they are given as their default, since `settled` asks whether they were."""
+    """Options that matter even if they are given as their default, because `settled` checks whether they are given."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -106,14 +105,14 @@ class Options(Strict):
         return value.split("+") if is_list and isinstance(value, str) else value
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options with what depends on the model settled, `auto` above all; by default there is nothing.
+        """Return these options with concrete values in place of those that depend on the model, such as `auto`.
 
-        It is asked before a trial's key is made, so that the key does not depend on what was left open.
+        The plan calls it before it makes a trial's key, so the key has these values. The default changes nothing.
 
         Args:
             pretrained: whether the model starts from pretrained weights.
-            network: builds the pretrained network, on shapes alone, or returns None if it cannot be built; None without
-                weights, or where the size of images is not known.
+            network: a function that builds the pretrained network on the meta device, or returns None if it cannot be
+                built; None without weights, or if the size of images is not known.
         """
         return self
 
@@ -128,12 +127,12 @@ class Options(Strict):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return why these options need to be told where tasks end, of a method that else need not (`task_free`)."""
+        """Return why a `task_free` method needs to know where tasks end with these options; empty if it does not."""
         return ""
 
     @property
     def trained_by_steps(self) -> bool:
-        """Return whether the recipe's learning rate matters: false where these options make a closed form of it."""
+        """Return whether the recipe's learning rate matters; false if these options give a closed-form solution."""
         return True
 
 
@@ -177,9 +176,9 @@ def document(options: type[Options]) -> list[OptionDoc]:
 
 
 def _type_name(annotation: Any) -> str:
-    """Name a type as a user would write its values: `int`, `entropy | prototype`, `int | none`, `dict[str, int]`.
+    """Return the name of a type as users write its values: `int`, `entropy | prototype`, `int | none`.
 
-    The origin is asked for first: on Python 3.10 `dict[str, int]` is an instance of `type`, later it is none.
+    The origin is read first, because `dict[str, int]` is an instance of `type` on Python 3.10 only.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
@@ -262,7 +261,7 @@ def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing
 
 
 def _unfinished(value: Any, options: type[Options], field: str = "") -> str:
-    """Say which part of a wrong value, as `alpha` in `rank=4:alpha`, was taken for more of it and lacks a value."""
+    """Return a hint on the part of a wrong value that lacks a value itself, such as `alpha` in `rank=4:alpha`."""
     if not field or not isinstance(value, str) or ":" not in value:
         return ""
     annotation = options.model_fields[field].annotation
@@ -296,7 +295,7 @@ def shown(value: Any) -> str:
 def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
     """Return `name:option=value` with options that differ from their defaults or are in `always`, without `never`.
 
-    Those that decide by being given (`Options.deciding`) stand in it where they are given.
+    Options in `Options.deciding` are included if they are given.
     """
     always = {*always, *(options.deciding & options.model_fields_set)}
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()

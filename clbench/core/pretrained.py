@@ -1,7 +1,7 @@
-"""What pretrained weights bring beside their tensors, and how a model's source of published weights is asked for them.
+"""Metadata of pretrained weights, and the interface to a model's source of published weights.
 
-A source belongs to a model's declaration (`ModelInfo.weights`). The plan asks it what a name stands for, so that a
-trial's key has the revision; the process that trains asks it for the tensors.
+A source belongs to a model's declaration (`ModelInfo.weights`). The plan resolves names with it, so that a trial's key
+has the revision. The process that trains loads the tensors with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 class Preprocessing(BaseModel):
-    """How images become the inputs that weights were trained on.
+    """How to turn images into the inputs that weights were trained on.
 
     Args:
         interpolation: by which images are resized.
@@ -51,7 +51,7 @@ class Preprocessing(BaseModel):
 
 @dataclass(frozen=True)
 class PretrainedInfo:
-    """What is known about weights beside their tensors; each part may be unknown."""
+    """Metadata of weights; each part may be unknown."""
 
     size: int | None = None  # pixels along each side of the images
     preprocessing: Preprocessing | None = None
@@ -61,61 +61,61 @@ class PretrainedInfo:
 
 @dataclass(frozen=True)
 class NamedWeights:
-    """Weights found by a name: `name` says exactly which, with source and revision, as in `timm:TAG@REVISION`."""
+    """Weights with an exact name that includes source and revision, such as `timm:TAG@REVISION`."""
 
     name: str
     info: PretrainedInfo
 
 
 class WeightsSource(Protocol):
-    """Where a model's published weights come from."""
+    """A source of published weights of a model."""
 
     def find(self, model: str, name: str) -> NamedWeights:
-        """Return what a name stands for.
+        """Resolve a name of weights.
 
         Raises:
             SpecError: the model has no weights of that name.
-            DataError: they are neither here nor to be had.
+            DataError: they are neither on this machine nor available for download.
         """
 
     def load(self, model: str, name: str) -> Mapping[str, Any]:
-        """Return the tensors of weights by the name that `find` gave them; DataError if they cannot be had."""
+        """Return the tensors of weights by the name that `find` returned; raise a DataError if they are unavailable."""
 
     def info(self, model: str) -> PretrainedInfo:
-        """Return what weights of the model are trained on by default, for a file that does not say it."""
+        """Return the metadata of the model's default weights, for a file of weights without metadata."""
 
 
-def beside(path: Path) -> PretrainedInfo | None:
-    """Return what a JSON beside a file of weights says of it; None if there is none.
+def read_weights_info(path: Path) -> PretrainedInfo | None:
+    """Return the metadata from the JSON file that belongs to a file of weights; None if there is no such file.
 
-    It is `NAME.json` beside `NAME.safetensors`, or `config.json` beside `model.safetensors` as on Hugging Face's hub.
-    The keys are timm's, at the top or under `pretrained_cfg`: `input_size` [3, H, W], `interpolation`, `antialias`,
-    `mean`, `std`, `license`, `training_data`.
+    For `NAME.safetensors` it is `NAME.json` in the same folder. For `model.safetensors` it may be `config.json`, as on
+    the Hugging Face Hub. The keys are those of timm, at the top or under `pretrained_cfg`: `input_size` [3, H, W],
+    `interpolation`, `antialias`, `mean`, `std`, `license`, `training_data`.
 
     Raises:
-        DataError: it cannot be read, or has other values there.
+        DataError: the file cannot be read, or a value has the wrong type.
     """
     generic = path.stem in ("model", "pytorch_model")
-    found = next((p for p in (path.with_suffix(".json"), path.with_name("config.json") if generic else None)
-                  if p is not None and p.is_file()), None)
-    if found is None:
+    description = next((p for p in (path.with_suffix(".json"), path.with_name("config.json") if generic else None)
+                        if p is not None and p.is_file()), None)
+    if description is None:
         return None
     try:
-        values = json.loads(found.read_text())
+        values = json.loads(description.read_text())
         inner = values.get("pretrained_cfg", values) if isinstance(values, dict) else None
         if not isinstance(inner, dict):
             raise ValueError("expected an object")
-        return described(inner, licence=str(values.get("license") or ""))
+        return parse_weights_info(inner, licence=str(values.get("license") or ""))
     except (OSError, ValueError, TypeError, IndexError, ValidationError) as error:
-        raise DataError(f"{found}, which describes weights {path.name}, cannot be used: "
+        raise DataError(f"{description}, which describes weights {path.name}, cannot be used: "
                         f"{' '.join(str(error).split())[:200]}") from None
 
 
-def described(values: Mapping[str, Any], licence: str = "", training_data: str = "") -> PretrainedInfo:
-    """Return what a description by timm's keys says (`beside`).
+def parse_weights_info(values: Mapping[str, Any], licence: str = "", training_data: str = "") -> PretrainedInfo:
+    """Return the metadata that a mapping with timm's keys holds; see `read_weights_info`.
 
     Raises:
-        ValueError: it has other values there.
+        ValueError: a value has the wrong type.
     """
     preprocessing = None
     if values.get("mean"):

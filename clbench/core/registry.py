@@ -1,4 +1,4 @@
-"""Find and load plugins, isolated: a broken one is shown as broken and stops only a run that asks for it."""
+"""Find and load plugins in isolation: a broken plugin is listed as broken and stops only a run that uses it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clbench.core import hookspecs
 from clbench.core.entry_points import DISABLE, disabled, package_of
 from clbench.core.errors import ClbenchError, PluginError, SpecError, unknown
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
-from clbench.core.places import said
+from clbench.core.places import format_error
 from clbench.core.user_code import run_as_module, strategy_info
 
 GROUP = "clbench"
@@ -43,7 +43,7 @@ class Origin:
 
 @dataclass
 class Registry:
-    """Everything that plugins bring, by name, with its origin; and the broken plugins with their errors."""
+    """All declarations of plugins by name, with their origins, and the broken plugins with their errors."""
 
     strategies: dict[str, StrategyInfo] = field(default_factory=dict)
     benchmarks: dict[str, BenchmarkInfo] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Registry:
             except ClbenchError as error:
                 raise SpecError(str(error)) from error
             except (Exception, SystemExit) as error:  # any error of the file becomes one line
-                raise SpecError(f"method {name!r}: {said(error, package_of(where))}") from error
+                raise SpecError(f"method {name!r}: {format_error(error, package_of(where))}") from error
             self.origins["method", name] = Origin(name, where, "")
         return self._find("method", self.strategies, name)
 
@@ -97,9 +97,9 @@ class Registry:
         return self._find("tracker", self.trackers, name)
 
     def benchmark(self, name: str) -> BenchmarkInfo:
-        """Return the benchmark of that name; `package.module:function` names the one a function returns.
+        """Return the benchmark of that name or raise a `SpecError` with near names.
 
-        So does `path/to/file.py:function`.
+        `package.module:function` and `path/to/file.py:function` name the benchmark that a function returns.
         """
         if name.endswith(".py"):
             raise SpecError(f"benchmark {name!r}: name the function too that returns the benchmark, as in "
@@ -107,17 +107,17 @@ class Registry:
         return self._find("benchmark", self.benchmarks, name)
 
     def listed(self, kind: str, known: Mapping[str, Info]) -> dict[str, Info]:
-        """Return all declarations of a kind as lists show them: `known`, which have names, then those with patterns."""
+        """Return all declarations of a kind as lists show them: first `known`, by name, then those with patterns."""
         patterns = self.patterns.get(kind, {})
         return {**dict(sorted(known.items())),
                 **{name: patterns[name] for name in sorted(patterns, key=lambda n: (n.startswith("*"), n))}}
 
     def origin(self, kind: str, name: str) -> Origin:
-        """Return where a method, benchmark or model that is known comes from, also one whose name fits a pattern."""
+        """Return the origin of a method, benchmark or model, also if its name only fits a pattern."""
         return self.origins.get((kind, name)) or self.origins[kind, self.pattern(kind, name)]
 
     def pattern(self, kind: str, name: str) -> str:
-        """Return the most specific pattern of names that fits, empty if none does."""
+        """Return the longest pattern that fits a name; empty if none does."""
         return max((p for p in self.patterns.get(kind, {}) if fnmatchcase(name, p)), key=len, default="")
 
     def _find(self, kind: str, known: dict[str, Info], name: str) -> Info:
@@ -137,11 +137,11 @@ class Registry:
 
 
 def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str]] = ()) -> Registry:
-    """Load every plugin of the entry-point group `clbench`, each in its own `try`, and collect what it brings.
+    """Load every plugin of the entry-point group `clbench`, each in its own `try`, and collect its declarations.
 
     Args:
         extra: modules or objects with hook implementations to register as well (tests, notebooks).
-        files: Python files with hook implementations; unlike an installed plugin, one that is broken is an error.
+        files: Python files with hook implementations; a broken file is an error, unlike a broken installed plugin.
 
     Raises:
         PluginError: a file cannot be used.
@@ -152,15 +152,15 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
             raise PluginError(f"cannot read the plugin {path.absolute()}: {os.strerror(errno.ENOENT)}")
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
-    found = [(_origin(entry), entry) for entry in entry_points(group=GROUP)]
-    for origin, entry in sorted(found, key=lambda f: (f[0].distribution != "clbench", f[0].plugin)):  # ours first
+    entries = [(_origin(entry), entry) for entry in entry_points(group=GROUP)]
+    for origin, entry in sorted(entries, key=lambda f: (f[0].distribution != "clbench", f[0].plugin)):  # ours first
         if disabled(entry.name, entry.value):
             registry.disabled.append(entry.name)
             continue
         try:
             module = entry.load()
         except (Exception, SystemExit) as error:  # an error of one plugin must not stop the others
-            registry.broken[entry.name] = said(error, package_of(entry.value))
+            registry.broken[entry.name] = format_error(error, package_of(entry.value))
             continue
         _register(registry, module, origin)
     for plugin in extra:
@@ -181,12 +181,12 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
 
 
 def _register(registry: Registry, plugin: object, origin: Origin) -> None:
-    """Register a plugin and what its hooks return; if anything fails it is marked as broken and nothing is taken."""
+    """Register a plugin and its declarations; if anything fails, mark it as broken and add none of them."""
     manager = registry.manager
     try:
         manager.register(plugin, origin.plugin)
         manager.check_pending()
-        found: list[tuple[str, dict[str, Any], Any]] = []
+        declarations: list[tuple[str, dict[str, Any], Any]] = []
         for hook, kind, known, type_ in (
             ("clbench_strategies", "method", registry.strategies, StrategyInfo),
             ("clbench_benchmarks", "benchmark", registry.benchmarks, BenchmarkInfo),
@@ -201,13 +201,13 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
                 if info.name in known or info.name in registry.patterns.get(kind, {}):
                     raise PluginError(f"{kind} {info.name!r} is already brought by "
                                       f"{registry.origins[kind, info.name].plugin}")
-                found.append((kind, known, info))
+                declarations.append((kind, known, info))
     except Exception as error:  # as in `discover`
         if manager.is_registered(plugin):
             manager.unregister(plugin)
-        registry.broken[origin.plugin] = said(error, package_of(getattr(plugin, "__name__", "")))
+        registry.broken[origin.plugin] = format_error(error, package_of(getattr(plugin, "__name__", "")))
         return
-    for kind, known, info in found:
+    for kind, known, info in declarations:
         if isinstance(info, StrategyInfo) and info.unavailable:
             registry.unavailable[info.name] = info.unavailable
             continue
@@ -222,13 +222,13 @@ def _origin(entry: EntryPoint) -> Origin:
 
 
 def load_file(path: Path) -> tuple[ModuleType, str]:
-    """Run a plugin's file as a module named after it; return the module and the SHA-256 of what was run.
+    """Run a plugin's file as a module named after it; return the module and the SHA-256 of the file.
 
-    A file that was loaded before is run anew: it may have changed. Its folder is not searched for imports, so the hash
-    covers all of the plugin.
+    A file that was loaded before runs again, because it may have changed. Its folder is not on the import path, so the
+    hash covers the whole plugin.
 
     Raises:
-        PluginError: it cannot be read, raises, or has a name that does not do for a module or is another module's.
+        PluginError: the file cannot be read or raises, or its name is not valid for a module or is already in use.
     """
     name, file = path.stem, path.absolute()
     try:
@@ -237,18 +237,18 @@ def load_file(path: Path) -> tuple[ModuleType, str]:
         raise PluginError(f"cannot read the plugin {path}: {error.strerror or error}") from None
     if not name.isidentifier():
         raise PluginError(f"plugin {path}: {name!r} does not do as a module's name; letters, digits and _ do")
-    taken = _home(name)
-    if taken and not (Path(taken).exists() and file.samefile(taken)):
-        raise PluginError(f"plugin {path}: {name!r} is the name of another module ({taken}); rename the file")
+    existing = _home(name)
+    if existing and not (Path(existing).exists() and file.samefile(existing)):
+        raise PluginError(f"plugin {path}: {name!r} is the name of another module ({existing}); rename the file")
     try:
         module = run_as_module(name, file, code)
     except (Exception, SystemExit) as error:  # any error of the file becomes one line
-        raise PluginError(f"plugin {path}: {said(error, name)}") from error
+        raise PluginError(f"plugin {path}: {format_error(error, name)}") from error
     return module, hashlib.sha256(code).hexdigest()
 
 
 def _home(name: str) -> str | None:
-    """Return where the module of that name comes from; None if there is none."""
+    """Return the file or package that the module of that name comes from; None if there is no such module."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # a module without a spec, such as __main__

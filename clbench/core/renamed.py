@@ -13,7 +13,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def warn(old: str, new: str) -> None:
-    """Warn the code that uses an old name, by its own line and once for each such line."""
+    """Issue a DeprecationWarning at the line that uses an old name, once for each such line."""
     frame = sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__") in BETWEEN:
         frame = frame.f_back
@@ -34,14 +34,14 @@ class Renamed:
         self.old = name
 
     def __get__(self, instance: object | None, owner: type) -> Any:
-        """Return the member that has the new name.
+        """Return the member with the new name.
 
-        If a class overrides the old name, it gets here by `super()`; the search then starts after that class.
+        A class that overrides the old name reaches this method by `super()`. The lookup then starts after that class.
         """
         warn(f"{owner.__name__}.{self.old}", self.new)
-        found: Any = owner if instance is None else instance
+        target: Any = owner if instance is None else instance
         overriding = [cls for cls in owner.__mro__ if vars(cls).get(self.old, self) is not self]
-        return getattr(super(overriding[-1], found) if overriding else found, self.new)
+        return getattr(super(overriding[-1], target) if overriding else target, self.new)
 
 
 def renamed(cls: type) -> dict[str, str]:

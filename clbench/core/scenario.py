@@ -1,7 +1,7 @@
-"""The three scenarios: which output a class has, which outputs take part in loss and test, what the test tells.
+"""The three scenarios of van de Ven & Tolias 2019 ("Three scenarios for continual learning").
 
-They are those of van de Ven & Tolias 2019 ("Three scenarios for continual learning"). To add one, add its name to
-`Scenario` and an entry to `SCENARIOS`.
+A scenario determines the output of each class, the outputs that compete in the loss and in tests, and whether the test
+gives the task ID. To add a scenario, add its name to `Scenario` and an entry to `SCENARIOS`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class ScenarioRules:
     """The rules of a scenario; outputs are numbered 0..C-1, tasks 0..T-1."""
 
     name: Scenario
-    task_given: bool  # whether the test tells which task a sample comes from
+    task_given: bool  # whether the test gives the task ID of each sample
     shared_outputs: bool  # whether all tasks use the same outputs
     seen_compete: bool  # whether the classes of all tasks so far compete
 
     @property
     def title(self) -> str:
-        """Return what tables call it: Task-IL, Class-IL or Domain-IL."""
+        """Return the scenario's name in tables: Task-IL, Class-IL or Domain-IL."""
         return f"{self.name.capitalize()}-IL"
 
     def outputs(self, orders: Sequence[Sequence[int]], benchmark: str) -> list[dict[int, int]]:
@@ -69,13 +69,13 @@ class ScenarioRules:
 
     def in_loss(self, tasks: Sequence[Sequence[int]], index: int, outputs: Outputs = "seen"
                 ) -> list[tuple[range, list[int]]]:
-        """Return which tasks' samples have which outputs added to their loss when task `index` begins.
+        """Return pairs of tasks and the outputs that are added to the loss of their samples when task `index` begins.
 
         Args:
             tasks: the outputs of each task's classes.
-            index: of the task that begins.
-            outputs: what competes with the labels of its samples, where that is open: the classes of all tasks so far,
-                its own, or all of the stream.
+            index: the task that begins.
+            outputs: the outputs that compete with the labels of its samples, if the scenario leaves a choice: the
+                classes of all tasks so far, the task's own classes, or all classes of the stream.
         """
         new, every = range(index, index + 1), sorted({c for task in tasks for c in task})
         if self.shared_outputs:
@@ -88,9 +88,9 @@ class ScenarioRules:
         return [(range(index), seen), (new, list(tasks[index]))] if outputs == "own" else [(range(index + 1), seen)]
 
     def at_test(self, tasks: Sequence[Sequence[int]], index: int, learned: int) -> list[int]:
-        """Return the outputs among which a prediction is chosen when task `index` is tested after `learned` tasks.
+        """Return the outputs that compete for a prediction when task `index` is tested after `learned` tasks.
 
-        A task that has not been learned yet is tested among the classes of all tasks up to and including it.
+        If the task has not been learned yet, these include the classes of all tasks up to this one.
         """
         if self.shared_outputs:
             return sorted({c for task in tasks for c in task})

@@ -1,4 +1,4 @@
-"""What an option's type says that a search tries by default."""
+"""Default search values, declared in the type of an option."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pydantic import BaseModel
 
 
 class SearchValues:
-    """Values that `clbench tune` tries for an option where the experiment's file does not say what is searched.
+    """Values that `clbench tune` tries for an option if the experiment's file has no search space.
 
-    It stands in the option's type: `strength: Annotated[Scalar, SearchValues(1e2, 1e4, 1e6)] = Field(...)`.
+    Annotate the option's type: `strength: Annotated[Scalar, SearchValues(1e2, 1e4, 1e6)] = Field(...)`.
     """
 
     def __init__(self, *values: Any) -> None:

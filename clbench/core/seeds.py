@@ -1,6 +1,6 @@
-"""One seed per named axis, so that a change in what uses one axis never affects another.
+"""One seed per named axis, so that a change in the use of one axis never affects another.
 
-The method's name is no axis: for one seed all methods see the same batches and start from the same weights.
+The method's name is not an axis: for one seed, all methods see the same batches and start from the same weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def generator(seed: int, *axes: str | int) -> torch.Generator:
 def scope(seed: int, *axes: str | int) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and torch inside the block, and restore them after it.
 
-    Layers are initialised from torch's generator; random transforms of a data set may use any of the three.
+    Layers are initialized from torch's generator; random transforms of a data set may use any of the three.
     """
     import torch
 
@@ -61,23 +61,23 @@ def reseed(seed: int, *axes: str | int) -> None:
 
 
 class Course(AbstractContextManager[None]):
-    """A context whose draws from the global generators go on where they stopped when it was last left.
+    """A context whose draws from the global generators continue where they stopped at its last exit.
 
-    Those of accelerators are left alone.
+    The generators of accelerators are left alone.
     """
 
     def __init__(self, seed: int, *axes: str | int) -> None:
-        """Begin where `scope` of the same axes begins."""
+        """Start with the state that `scope` has at the beginning for the same axes."""
         with scope(seed, *axes):
             self.own = state()
 
     def __enter__(self) -> None:
-        """Take up the own draws."""
+        """Save the current state and restore the state of the context."""
         self.outer = state()
         restore(self.own)
 
     def __exit__(self, *_: object) -> None:
-        """Give the others back."""
+        """Save the state of the context and restore the previous state."""
         self.own = state()
         restore(self.outer)
 
@@ -102,7 +102,7 @@ def state() -> State:
 
 
 def restore(state: State) -> None:
-    """Set the global generators to what `state` returned."""
+    """Set the global generators to a state that `state` returned."""
     import numpy as np
     import torch
 

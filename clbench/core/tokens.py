@@ -1,9 +1,9 @@
-"""Text as tensors: the tokens of a sample in a row, and nothing behind them.
+"""Text as tensors: each row has the tokens of a sample, followed by padding.
 
-Samples of text are int32 [N, L]: the numbers of a tokenizer's vocabulary, then `NO_TOKEN` up to the stream's length L.
-So the attention mask is in the samples themselves (`x >= 0`), and goes wherever they go: into memories, checkpoints,
-stacks of seeds and batches of replay. Within a network a token that is no longer a number is a vector, and one that is
-none is zero in all its parts (`present`).
+Samples of text are int32 [N, L]: the IDs of a tokenizer's vocabulary, padded with `NO_TOKEN` to the stream's length L.
+So the samples contain the attention mask (`x >= 0`), and it is stored and copied with them: in buffers, checkpoints,
+stacks of seeds and batches of replay. Inside a network a token is a vector, and padding is a vector of zeros
+(`present`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ WIDTH = 256  # numbers that a token stands for where the memory of a batch is es
 
 
 def is_text(x: Tensor) -> bool:
-    """Tell whether samples are tokens."""
+    """Return whether samples are tokens."""
     return x.dtype == DTYPE
 
 
 def present(tokens: Tensor) -> Tensor:
-    """Return which tokens there are, bool [N, L], of numbers [N, L] or vectors [N, L, D]."""
+    """Return the mask of tokens that are not padding, bool [N, L], of IDs [N, L] or vectors [N, L, D]."""
     return tokens >= 0 if is_text(tokens) else (tokens != 0).any(-1)
 
 
 def shortened(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Return batches of tokens (numbers or vectors) without the places behind the longest sample of all of them.
+    """Return batches of tokens (IDs or vectors) without the padding after the longest sample of all batches.
 
-    Features [N, D] stay as they are. It is done on a CPU, where it saves the work on these places. An accelerator would
-    have to be waited for.
+    Features [N, D] stay unchanged, and so do batches on an accelerator, because reading the length would wait for it.
     """
     if any(type(x) is not Tensor or x.device.type != "cpu" or not (is_text(x) or x.dim() == VECTORS) for x in parts):
         return list(parts)

@@ -29,12 +29,12 @@ def copy_on_write(tensor: Tensor) -> Tensor:
 
 
 def is_copy_on_write(tensor: Tensor) -> bool:
-    """Return whether a tensor shares its memory until it is written to; to read its address would end that."""
+    """Return whether a tensor shares its memory until it is written to; reading its address would end that."""
     return bool(torch._C._is_cow_tensor(tensor))  # type: ignore[attr-defined]
 
 
 def storage_id(tensor: Tensor) -> int:
-    """Return what identifies a tensor's storage, on any device, without ending the sharing of memory."""
+    """Return an identifier of a tensor's storage, on any device, without ending the sharing of memory."""
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -24,7 +24,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import NoOptions, Options
 
 SUFFIX = ".py"
-STRATEGY = "clbench.strategy.base:Strategy"  # its name: what only lists methods does not import it
+STRATEGY = "clbench.strategy.base:Strategy"  # a name, so that listing methods does not import it
 
 
 def file_of(name: str) -> Path | None:
@@ -35,7 +35,7 @@ def file_of(name: str) -> Path | None:
 
 @contextmanager
 def importable(name: str) -> Iterator[None]:
-    """Let modules of the current directory be imported inside, as `python -m` does; beside a file, those of its folder.
+    """Put a folder on the import path inside the block: that of a named file, or else the current directory.
 
     Args:
         name: `package.module:function` or `path/to/file.py:function`, or any other name.
@@ -51,37 +51,37 @@ def importable(name: str) -> Iterator[None]:
 
 
 def load_function(name: str, kind: str) -> Callable[[], Any]:
-    """Return what a name stands for. A file is run anew, under a module's name of its own; a module is imported once.
+    """Return the function or class that a name refers to; a file runs again at each call, a module is imported once.
 
     Args:
         name: `package.module:function` or `path/to/file.py:function`; a relative path begins in the current directory.
-        kind: of thing that it makes, for errors: "benchmark".
+        kind: what the function makes, for error messages: "benchmark".
 
     Raises:
-        DataError: there is no such module, file or function, or it is no function.
-        Exception: whatever the module or the file raises.
+        DataError: the module, file or function does not exist, or it is not a function.
+        Exception: an error of the module or the file.
     """
     where, _, attribute = name.rpartition(":")
     file = file_of(name)
-    found = _module(where, name, kind) if file is None else _run(file, name, kind)
+    module = _module(where, name, kind) if file is None else _run(file, name, kind)
     shown = f"module {where!r}" if file is None else where
-    if not hasattr(found, attribute):
-        known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+    if not hasattr(module, attribute):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise DataError(f"{kind} {name!r}: {shown} has no {attribute!r}{guess(attribute, known)}")
-    function = getattr(found, attribute)
+    function = getattr(module, attribute)
     if not callable(function):
         raise DataError(f"{kind} {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]
 
 
 def strategy_info(name: str) -> StrategyInfo:
-    """Return the declaration of a strategy class that is named as a function is.
+    """Return the declaration of a strategy class by `package.module:Class` or `path/to/file.py:Class`.
 
-    It is the one that a hook in its module gives; without a hook, its options are those that the class annotates
-    (`options: MyOptions`).
+    If a hook in the class's module declares it, that declaration is used. Otherwise the options class is taken from the
+    annotation in the class (`options: MyOptions`).
 
     Raises:
-        DataError: as `load_function`, or the name stands for something else.
+        DataError: as `load_function`, or the name does not refer to a strategy class.
     """
     with importable(name):
         strategy = load_function(name, "method")
@@ -99,41 +99,41 @@ def strategy_info(name: str) -> StrategyInfo:
 
 
 def target(thing: str | Callable[..., Any]) -> str:
-    """Return `module:attribute` of a class or function, or of what is given as such a text."""
+    """Return `module:attribute` of a class or function; return a text unchanged."""
     return thing if isinstance(thing, str) else f"{thing.__module__}:{thing.__qualname__}"
 
 
 def name_of(thing: Callable[..., Any]) -> str:
-    """Return the name by which every process finds a function or class, as `load_function` takes it.
+    """Return a name for `load_function` by which every process finds a function or class.
 
     Raises:
-        SpecError: it has none, and why.
+        SpecError: there is no such name; the message says why.
     """
     module, attribute = thing.__module__, getattr(thing, "__qualname__", "")
-    found = sys.modules.get(module)
-    if not attribute or getattr(found, attribute, None) is not thing:
+    loaded = sys.modules.get(module)
+    if not attribute or getattr(loaded, attribute, None) is not thing:
         raise SpecError(f"{attribute or type(thing).__name__} is not at the top level of a module; define it there")
-    file = getattr(found, "__file__", None)
+    file = getattr(loaded, "__file__", None)
     if module != "__main__":
-        return f"{_written(Path(file)) if file and _beside(module, file) else module}:{attribute}"
+        return f"{_written(Path(file)) if file and _needs_path(module, file) else module}:{attribute}"
     if not file or not file.endswith(SUFFIX) or not Path(file).is_file():
         raise SpecError(f"{attribute} is defined in this session; put it into a file (a notebook makes one by "
                         "%%writefile my_file.py) and import it from there")
     if not _guarded(file):
         raise SpecError(f"{_written(Path(file))}, where {attribute} is defined, would run all over again when it is "
                         "imported; put the call of clbench under `if __name__ == \"__main__\":`")
-    spec = getattr(found, "__spec__", None)  # of `python -m package.module`
+    spec = getattr(loaded, "__spec__", None)  # of `python -m package.module`
     return f"{spec.name if spec else _written(Path(file))}:{attribute}"
 
 
 def _written(file: Path) -> str:
-    """Return a file's path, from the current directory on if it is below that."""
+    """Return a file's path, relative to the current directory if it is below it."""
     here, path = Path.cwd(), Path(os.path.abspath(file))
     return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
 
-def _beside(module: str, file: str) -> bool:
-    """Tell whether a module is a file that another process does not find by its name: one beside a script, say."""
+def _needs_path(module: str, file: str) -> bool:
+    """Return whether other processes cannot import a module by its name, such as a file in the folder of a script."""
     folder = os.path.dirname(os.path.abspath(file))
     roots = [os.getcwd(), *sysconfig.get_paths().values(), *site.getsitepackages(),
              *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -141,7 +141,7 @@ def _beside(module: str, file: str) -> bool:
 
 
 def _guarded(file: str) -> bool:
-    """Tell whether all that the script is executing now stands under `if __name__ == "__main__":`."""
+    """Return whether the lines that a script executes now are all under `if __name__ == "__main__":`."""
     frame, lines = sys._getframe(), []
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__" and (
@@ -160,7 +160,7 @@ def check_file(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
 
 
 def _require(path: Path, name: str, kind: str) -> None:
-    """Raise a `DataError` if a file is not there, with one that may be meant."""
+    """Raise a `DataError` with similar names if a file does not exist."""
     file = path.absolute()
     if not file.exists():
         near = [str(path.with_name(other.name)) for other in file.parent.glob(f"*{SUFFIX}")]
@@ -168,7 +168,7 @@ def _require(path: Path, name: str, kind: str) -> None:
 
 
 def _module(module: str, name: str, kind: str) -> ModuleType:
-    """Return a module, imported; where there is none, say whether a file of that name is meant."""
+    """Import and return a module; if it does not exist, the error suggests a file of that name."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -188,21 +188,21 @@ def _run(path: Path, name: str, kind: str) -> ModuleType:
         code = file.read_bytes()
     except OSError as error:
         raise DataError(f"{kind} {name!r}: cannot read {file}: {error.strerror or error}") from None
-    # The stem alone may be the name of another module (data.py, test.py), or none that does for a module.
-    own = f"{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    return run_as_module(own, file, code)
+    # The stem alone may be the name of another module (data.py, test.py), or not be valid as a name of a module.
+    module_name = f"{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    return run_as_module(module_name, file, code)
 
 
 def run_as_module(name: str, file: Path, code: bytes) -> ModuleType:
-    """Return a module of that name, made by running a file's code; one that was made before is replaced.
+    """Run a file's code as a module of that name and return the module; an earlier module of that name is replaced.
 
     Args:
-        name: under which it can be imported afterwards; not if the code raises.
-        file: absolute.
-        code: its content.
+        name: the name under which the module can be imported afterwards, unless the code raises.
+        file: the absolute path of the file.
+        code: the content of the file.
 
     Raises:
-        BaseException: whatever the code raises.
+        BaseException: an error of the code.
     """
     spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(file)))
     assert spec

@@ -52,7 +52,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         shard: str | None = None, set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
         plugins: Iterable[str | os.PathLike[str]] = (), stale: OnStale = "refuse",
         progress: bool | None = None, **settings: Any) -> Results:
-    """Run an experiment, keep its records and report in a folder, and return the records.
+    """Run an experiment, store its records and report in a folder, and return the records.
 
     >>> results = clbench.run(methods="lora,ewc", seeds=3, epochs=2)  # doctest: +SKIP
     >>> results = clbench.run("benchmarks/split_mnist.toml", workers=0)  # doctest: +SKIP
@@ -65,29 +65,28 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) make a row each.
-        log: trackers that the records are shown to, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
+        log: experiment loggers that get the records, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
         plugins: Python files with hook implementations, used without being installed.
-        stale: what is done with results in the folder that came from other code or data than there are now: "refuse"
-            raises a `StaleError` that lists them, "rerun" trains them anew, "keep" takes them as they are, marked in
-            the tables.
-        progress: whether to show progress, as the command does: on standard error, in a notebook below the cell. None
-            does so where somebody looks on, in a notebook or an interactive session.
+        stale: what to do with results in the folder that come from other code or data than the present ones: "refuse"
+            raises a `StaleError` that lists them, "rerun" trains them again, "keep" keeps them, marked in the tables.
+        progress: whether to show progress as the command does: on standard error, or below the cell in a notebook.
+            None shows it in a notebook or an interactive session only.
         {execution}
-        settings: what replaces the file's: methods, benchmark, scenario, model, weights, seeds, until ("decided" adds
-            seeds where the question is open), max_seeds, baseline, device, validation, epochs, iterations, batch_size,
-            optimizer, lr, head_lr, momentum, weight_decay, schedule, milestones, decay, repeats, accumulate,
-            warmup_ratio, max_grad_norm, optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None
-            leaves a setting, or one of the above, as the file or the default has it. `benchmark` may also be a function
-            that returns an Avalanche benchmark, or such a benchmark itself, and `methods` may have strategy classes
-            (docs/api.md says how they are identified).
+        settings: settings that override those of the file: methods, benchmark, scenario, model, weights, seeds, until
+            ("decided" adds seeds while a comparison is inconclusive), max_seeds, baseline, device, validation, epochs,
+            iterations, batch_size, optimizer, lr, head_lr, momentum, weight_decay, schedule, milestones, decay,
+            repeats, accumulate, warmup_ratio, max_grad_norm, optimizer_state, precision, blur, repeat, imbalance,
+            boundaries, online. None keeps the value of the file, or else the default, also for the settings above.
+            `benchmark` may also be a function that returns an Avalanche benchmark, or such a benchmark itself, and
+            `methods` may contain strategy classes (docs/api.md says how they are identified).
 
     Returns:
-        The record of each trial, by method, then scenario and seed, as a list that gives its tables and figures, too;
-        `record.status` tells which failed or diverged.
+        The record of each trial, by method, then scenario and seed, as a list that also gives its tables and figures.
+        `record.status` says whether a trial failed or diverged.
 
     Raises:
         StaleError: see `stale`; nothing has been run or written then.
-        ClbenchError: the experiment cannot be run as written; nothing has been run or written then.
+        ClbenchError: the experiment cannot run as written; nothing has been run or written then.
     """
     source = Path(spec) if isinstance(spec, str | os.PathLike) else None
     problems = [unknown("setting", name, KEYS, "help(clbench.run)") for name in settings if name not in KEYS]
@@ -99,58 +98,58 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     if isinstance(methods, str):
         settings["methods"] = as_ids(methods, registry)
     elif isinstance(methods, list | tuple):
-        settings["methods"] = [as_ids(one, registry) if isinstance(one, str) else one for one in methods]
+        settings["methods"] = [as_ids(method, registry) if isinstance(method, str) else method for method in methods]
     given = name_objects(spec, registry) if isinstance(spec, Mapping) else {}
     settings = name_objects(settings, registry)
-    found = run_here(read_spec(source, given, settings, options))
-    folder = Path(out) if out is not None else experiment.default_out(found, source)
+    experiment_spec = run_here(read_spec(source, given, settings, options))
+    folder = Path(out) if out is not None else experiment.default_out(experiment_spec, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
     show = watched() if progress is None else progress
-    ready = experiment.prepare(found, registry, folder, log, shard, stale,
-                               (lambda text: print(text, file=sys.stderr)) if show else silent)
+    prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale,
+                                  (lambda text: print(text, file=sys.stderr)) if show else silent)
     command = called(given or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None,
                             "stale": stale if stale != "refuse" else None, **settings})
-    for problem in ready.problems:
+    for problem in prepared.problems:
         warnings.warn(str(problem), stacklevel=2)
-    with interrupts.caught():
-        records = carry_out(ready, _display if show else lambda _: nullcontext(Listener()), command)
-    experiment.write_report(ready)
+    with interrupts.handle_signals():
+        records = carry_out(prepared, _display if show else lambda _: nullcontext(Listener()), command)
+    experiment.write_report(prepared)
     return Results(records)
 
 
 def load(*runs: str | os.PathLike[str]) -> Results:
-    """Return the results of one run folder or of several, from their records alone; torch is not needed.
+    """Return the results of one or more run folders, from their records only; torch is not needed.
 
     >>> results = clbench.load("runs/split-mnist-5k")  # doctest: +SKIP
 
     Args:
-        runs: the folders. A trial that several have counts once; one that failed gives way to one that did not.
+        runs: the folders. A trial in several folders counts once; its successful record replaces a failed one.
 
     Returns:
-        Every record, those of a method together. A file that is no record is named in a warning and left out.
+        All records, grouped by method. A file that is not a record is left out, and a warning names it.
 
     Raises:
-        StoreError: there are no records, or folders disagree on a trial.
+        StoreError: there are no records, or folders have different results of a trial.
     """
     if not runs:
         raise StoreError("name a run folder, as in clbench.load('runs/split-mnist-5k')")
     folders = list({folder.resolve(): folder for folder in map(Path, runs)}.values())
     merged = merge_runs(folders)
-    for told in (*merged.problems, *merged.notes):
-        warnings.warn(str(told), stacklevel=2)
+    for problem in (*merged.problems, *merged.notes):
+        warnings.warn(str(problem), stacklevel=2)
     return Results(by_method(merged.records))
 
 
 def notebook() -> bool:
-    """Tell whether this process is the kernel of a notebook."""
+    """Return whether this process is the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
 
 
 def watched() -> bool:
-    """Tell whether somebody looks on as lines are run: in a notebook, or in an interactive session."""
+    """Return whether this is an interactive session or a notebook."""
     return notebook() or hasattr(sys, "ps1")
 
 

@@ -1,4 +1,4 @@
-"""The candidates of a search: their means and standard errors, which one is chosen, and their table for readers."""
+"""The candidates of a search: their means and standard errors, the choice among them, and their table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ learning rate is chosen, if one was searched. One seed has no standard error, an
 
 
 def score(tried: Tried) -> float:
-    """Return the mean ACC over seeds, the lowest there is if a seed gave none."""
+    """Return the mean ACC over seeds; 0, the lowest value, if a seed has no result."""
     return fmean(tried.acc) if tried.acc else 0.0
 
 
@@ -31,7 +31,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def ranking(tried: Sequence[Tried]) -> list[Tried]:
-    """Return each candidate with a result once, the best mean first; equal ones in the order they were tried."""
+    """Return each candidate with a result once, the best mean first; ties stay in the order of the search."""
     once: dict[str, Tried] = {}
     for candidate in tried:
         if candidate.acc:
@@ -54,7 +54,7 @@ def _rates(tried: Tried) -> tuple[Any, ...]:
 
 
 def _ties(tried: Tried, best: Tried) -> bool:
-    """Tell whether two candidates with the same seeds differ by at most one standard error."""
+    """Return whether two candidates with the same seeds differ by at most one standard error."""
     if len(tried.acc) != len(best.acc) or len(best.acc) < 2:
         return False
     difference, error = _difference(tried, best)
@@ -62,13 +62,13 @@ def _ties(tried: Tried, best: Tried) -> bool:
 
 
 def _difference(tried: Tried, best: Tried) -> tuple[float, float]:
-    """Return the mean of the differences by seed, and its standard error; two seeds at least."""
+    """Return the mean of the paired differences over at least two seeds, and its standard error."""
     differences = [round(high - low, 9) for high, low in zip(best.acc, tried.acc, strict=True)]
     return fmean(differences), standard_error(differences) or 0.0
 
 
 def tie_note(tried: Sequence[Tried]) -> str:
-    """Return why the chosen candidate is not the one with the best mean; nothing if it is."""
+    """Return why the chosen candidate is not the one with the best mean; empty if it is."""
     best, chosen = ranking(tried)[0], choose(tried)
     if chosen is best:
         return ""
@@ -91,7 +91,7 @@ def candidates_page(searches: Sequence[Search]) -> str:
 
 
 def _parts(made: Search) -> Iterator[str]:
-    """Return how a search was made and, for each of its rows, a heading, a table and notes."""
+    """Yield the settings of a search and, for each of its rows, a heading, a table and remarks."""
     budget = ", ".join(f"{count} {name}" for name, count in made.budget.items()) or "that of the experiment"
     yield f"    {' '.join(made.command.split())}"
     yield "\n".join([

@@ -1,4 +1,4 @@
-"""Sharing a run folder between processes: a process locks each trial while it runs it."""
+"""Share a run folder between processes: a process locks each trial while it runs it."""
 
 from __future__ import annotations
 
@@ -15,67 +15,67 @@ POLL_SECONDS = 0.5  # between checks of trials that other processes are running
 
 
 class TrialClaims:
-    """The trials that this process has locked, and those that other processes have.
+    """The trials that this process has locked, and those that other processes have locked.
 
     Args:
         store: the run folder.
         known: its records by key, as read at the start; later records come from this process or another.
-        found: called with each record that another process has written, while its trial is locked.
+        on_record: called with each record that another process has written, while its trial is locked.
         note: called with messages for the user.
     """
 
-    def __init__(self, store: Store, known: dict[str, Record], found: Callable[[Record], None],
+    def __init__(self, store: Store, known: dict[str, Record], on_record: Callable[[Record], None],
                  note: Callable[[str], None]) -> None:
         """Start without any locks."""
         self.store = store
         self.known = known
-        self.found = found
+        self.on_record = on_record
         self.note = note
-        self.held: dict[str, Lock | None] = {}
+        self.acquired_locks: dict[str, Lock | None] = {}
         self.elsewhere: dict[str, PlannedTrial] = {}
         self.locks = True
 
     def take(self, planned: PlannedTrial) -> bool:
-        """Lock a trial and return whether to run it: no other process is running it or has finished it meanwhile."""
+        """Lock a trial and return whether to run it.
+
+        It returns False if another process is running the trial or has finished it in the meantime.
+        """
         key = planned.trial.key
-        if key in self.held:
+        if key in self.acquired_locks:
             return True
-        taken = self._lock(key)
-        if taken is None and self.locks:
+        acquired = self._lock(key)
+        if acquired is None and self.locks:
             self.elsewhere[key] = planned
             return False
         self.elsewhere.pop(key, None)
-        self.held[key] = taken
+        self.acquired_locks[key] = acquired
         record = self.store.get(key)
         known = self.known.get(key)
         if record is None or (known and (record.status, record.provenance) == (known.status, known.provenance)):
-            return True  # the record that was to be replaced, which somebody may have labelled anew
-        self.found(record)
+            return True  # the record to be replaced, which another process may have relabeled
+        self.on_record(record)
         self.release(key)
         return False
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
-        """Lock a finished trial briefly, waiting if needed; other processes also lock it only to read its record."""
-        while (taken := self._lock(key)) is None and self.locks:
+        """Lock a finished trial inside the block, after waiting for other processes that read its record."""
+        while (acquired := self._lock(key)) is None and self.locks:
             time.sleep(POLL_SECONDS)
         try:
             yield
         finally:
-            if taken:
-                taken.release()
+            if acquired:
+                acquired.release()
 
     def release(self, key: str) -> None:
         """Unlock a trial whose record has been written."""
-        taken = self.held.pop(key, None)
-        if taken:
-            taken.release()
+        acquired = self.acquired_locks.pop(key, None)
+        if acquired:
+            acquired.release()
 
     def wait(self) -> list[PlannedTrial]:
-        """Wait for other processes to finish their trials, and return those that they left unfinished.
-
-        This process has then locked the trials that are returned.
-        """
+        """Wait for other processes to finish their trials, then lock and return those that they left unfinished."""
         if self.elsewhere:
             self.note(f"{len(self.elsewhere)} of the trials are being run by another clbench in this folder; waiting")
         while self.elsewhere:
@@ -86,7 +86,7 @@ class TrialClaims:
 
     def close(self) -> None:
         """Unlock all trials."""
-        for key in list(self.held):
+        for key in list(self.acquired_locks):
             self.release(key)
 
     def _lock(self, key: str) -> Lock | None:

@@ -1,4 +1,4 @@
-"""What `--until decided` plans: the seeds in their order, the rule, what is open, and the trials of the next round."""
+"""The plan of `--until decided`: the seeds, the rule, the state of each setting, and the trials of the next round."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EQUAL = 5  # seeds on which two methods are equal to the last digit, or give one
 
 @dataclass(frozen=True)
 class State:
-    """A setting after a round: what is decided, and what is open."""
+    """The state of a setting after a round: the decided and the inconclusive methods."""
 
     scenario: str
     question: str  # in words
@@ -32,10 +32,10 @@ class State:
 
 
 def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
-    """Return the rule that an experiment asks for.
+    """Return the rule of an experiment.
 
     Raises:
-        SpecError: it has too few seeds at first or at most, or a baseline that is none of its methods.
+        SpecError: it has too few seeds at the start or at most, or its baseline is not one of its methods.
     """
     if spec.baseline not in (None, BEST, *labels):
         raise SpecError(f"--baseline: {unknown('method', spec.baseline or '', [*labels, BEST], 'clbench methods')}")
@@ -51,7 +51,7 @@ def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
 
 
 def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | None) -> list[PlannedTrial]:
-    """Return the trials with which a run begins: the first seeds, and those that its folder has beyond them.
+    """Return the trials at the start of a run: those of the first seeds, and those of later seeds in its folder.
 
     Args:
         spec: the experiment.
@@ -60,7 +60,7 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
         shard: must be None.
 
     Raises:
-        SpecError: it cannot be run by such a rule, or the folder has results by another one, or of other seeds.
+        SpecError: the experiment has no valid rule, or the folder has results of another rule or of other seeds.
     """
     if shard is not None:
         raise SpecError("--shard and --until do not go together: which seeds are run depends on the results of all "
@@ -69,25 +69,25 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
     records, _ = Store(out).read()
     seeds = sequence(spec.seeds, rule.most)
     settings = {p.trial.setting for p in whole}
-    own = [r for r in records if r.trial.setting in settings]
-    if others := {str(r.until) for r in own if r.until and r.until != rule}:
+    existing = [r for r in records if r.trial.setting in settings]
+    if others := {str(r.until) for r in existing if r.until and r.until != rule}:
         raise SpecError(f"the results in {out} were made by {' and '.join(sorted(others))}, but this run has {rule}. A "
                         "rule must stay the same after its first interim analysis: use the earlier one, or start in "
                         "another folder (--out) with other seeds (such as --seeds 100,101,102)")
-    if strangers := sorted({r.trial.seed for r in own} - set(seeds)):
-        raise SpecError(f"{out} has results of seed {listed(strangers)}, and this rule takes {listed(seeds)}, in their "
-                        "order: choose another --out")
-    known, begun = {r.key for r in records}, [replace(p, until=rule) for p in whole]
-    more = list(_with_seeds(begun, seeds[rule.first:]))
-    last: dict[tuple[tuple[str, ...], str], int] = {}  # the seed with which each row has been begun
-    for one in more:
-        if one.trial.key in known:
-            last[one.trial.setting, one.trial.row] = one.trial.seed
-    return [*begun, *(p for p in more if p.trial.seed <= last.get((p.trial.setting, p.trial.row), -1))]
+    if other_seeds := sorted({r.trial.seed for r in existing} - set(seeds)):
+        raise SpecError(f"{out} has results of seed {listed(other_seeds)}, and this rule takes {listed(seeds)}, in "
+                        "their order: choose another --out")
+    known, first_trials = {r.key for r in records}, [replace(p, until=rule) for p in whole]
+    more = list(_with_seeds(first_trials, seeds[rule.first:]))
+    last: dict[tuple[tuple[str, ...], str], int] = {}  # the last seed of each row that has a record
+    for planned in more:
+        if planned.trial.key in known:
+            last[planned.trial.setting, planned.trial.row] = planned.trial.seed
+    return [*first_trials, *(p for p in more if p.trial.seed <= last.get((p.trial.setting, p.trial.row), -1))]
 
 
 def most(spec: Spec, whole: Sequence[PlannedTrial]) -> int:
-    """Return how many trials there may be."""
+    """Return the largest possible number of trials."""
     return len(whole) // len(spec.seeds) * spec.max_seeds
 
 
@@ -100,10 +100,10 @@ def _with_seeds(first: Sequence[PlannedTrial], seeds: Sequence[int]) -> Iterator
 
 
 def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
-    """Return what is decided and what is open in each setting, by the tests that a report makes.
+    """Return the state of each setting, by the statistical tests of a report.
 
     Raises:
-        SpecError: all seeds share their test samples, and it is not known which were answered correctly.
+        SpecError: all seeds share their test samples, and the records do not say which were classified correctly.
     """
     settings = by_setting(records)
     for setting in settings:
@@ -143,27 +143,27 @@ def _verdict(pair: Pair) -> str:
     return "equal" if not pair.significant else "better" if pair.better("up") == pair.first else "worse"
 
 
-def next_round(planned: Sequence[PlannedTrial], found: Sequence[State], rule: UntilDecided, seeds: Sequence[int],
-               places: int) -> list[PlannedTrial]:
-    """Return the trials to be added: of what is open, and of the baseline, their next seeds.
+def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State], rule: UntilDecided,
+               seeds: Sequence[int], places: int) -> list[PlannedTrial]:
+    """Return the trials to be added: the next seeds of the inconclusive methods and of the baseline.
 
-    As many seeds at once as give every worker a trial: looks are taken after each seed all the same, so this changes
-    nothing but how many are trained beyond the one that decides.
+    Each round adds enough seeds to give every worker a trial. The interim analyses are still made after each seed, so
+    this only changes how many seeds are trained after the one that decides.
 
     Args:
         planned: all trials so far.
-        found: by scenario, of which each is a setting of the experiment.
-        rule: by which they are added.
-        seeds: in their order, of the whole run.
-        places: workers, or trials that are trained as a stack.
+        setting_states: the state of each setting; the settings of an experiment differ by scenario.
+        rule: the rule by which seeds are added.
+        seeds: all seeds of the run, in their order.
+        places: number of trials that run at the same time.
     """
     rows: dict[tuple[str, str], list[PlannedTrial]] = {}
-    for one in planned:
-        rows.setdefault((one.trial.scenario, one.label), []).append(one)
-    going = [key for key, own in rows.items() if len(own) < rule.most and key in {
-        (state.scenario, label) for state in found for label in state.open}]
-    partners = {(s.scenario, s.partner) for s in found if s.partner and any(key[0] == s.scenario for key in going)
-                and (s.scenario, s.partner) in rows}
+    for planned_trial in planned:
+        rows.setdefault((planned_trial.trial.scenario, planned_trial.label), []).append(planned_trial)
+    going = [key for key, row in rows.items() if len(row) < rule.most and key in {
+        (state.scenario, label) for state in setting_states for label in state.open}]
+    partners = {(s.scenario, s.partner) for s in setting_states if s.partner and (s.scenario, s.partner) in rows
+                and any(key[0] == s.scenario for key in going)}
     batch = max(1, places // max(1, len(going) + len(partners)))
     wanted: dict[str, int] = {}  # by scenario: how many seeds the baseline needs
     added: list[PlannedTrial] = []
@@ -173,7 +173,7 @@ def next_round(planned: Sequence[PlannedTrial], found: Sequence[State], rule: Un
         wanted[key[0]] = max(wanted.get(key[0], 0), upto)
         added += _with_seeds(rows[key][:1], seeds[have:upto])
     for scenario, label in partners:
-        own = rows[scenario, label]
-        added += _with_seeds(own[:1], seeds[len(own):wanted[scenario]])
+        row = rows[scenario, label]
+        added += _with_seeds(row[:1], seeds[len(row):wanted[scenario]])
     order = list(rows)
     return sorted(added, key=lambda p: (p.trial.seed, order.index((p.trial.scenario, p.label))))

@@ -1,4 +1,4 @@
-"""What `clbench tune` searches of each method: what the experiment's file says, or what its options declare."""
+"""The search space of each method for `clbench tune`: that of the experiment's file, or that of its options."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from clbench.experiment.spec import PUBLISHED, MethodSpec, Spec
 
 RATE = "lr"
 RATE_FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the recipe's learning rate
-DIGITS = 3  # significant ones of the learning rates
+DIGITS = 3  # significant digits of the learning rates
 
 
 def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, pretrained: bool) -> list[Space]:
-    """Return the space of each method: without any [tune.METHOD] table, its default space.
+    """Return the search space of each method.
 
-    With tables, it is that of the method's label, else that of its strategy's name, else an empty one.
+    If the experiment has no [tune.METHOD] table, it is the default space. Otherwise it is the space of the method's
+    label, or else of its strategy's name, or else an empty one.
 
     Args:
         spec: the experiment.
-        methods: its methods, sweeps taken apart.
-        registry: what is installed.
+        methods: its methods, with sweeps expanded.
+        registry: the installed plugins.
         pretrained: whether its model has pretrained weights.
     """
     if spec.tune:
@@ -32,9 +33,9 @@ def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, pre
 
 
 def default_space(method: MethodSpec, spec: Spec, registry: Registry, pretrained: bool) -> Space:
-    """Return the values that a method's options declare (`SearchValues`), and learning rates around its own.
+    """Return the values that a method's options declare (`SearchValues`), and learning rates around its own rate.
 
-    Options that the experiment gives stay as they are. A closed form has no learning rate.
+    Options that the experiment gives are not searched. A method with a closed-form solution has no learning rate.
     """
     info = registry.strategy(method.name)
     valid = opt.validate(info.options, method.options, method.name, "clbench methods").settled(pretrained)
@@ -42,11 +43,11 @@ def default_space(method: MethodSpec, spec: Spec, registry: Registry, pretrained
              if option not in method.options}
     if not valid.trained_by_steps:
         return dict(space)
-    own = info.recipe if method.recipe == PUBLISHED else method.recipe
-    assert not isinstance(own, str)
-    rate = own.get(RATE, spec.recipe.lr)
+    recipe = info.recipe if method.recipe == PUBLISHED else method.recipe
+    assert not isinstance(recipe, str)
+    rate = recipe.get(RATE, spec.recipe.lr)
     rates = tuple(float(f"{rate * factor:.{DIGITS}g}") for factor in RATE_FACTORS)
-    # A searched part replaces a published recipe as a whole, so its other parts come along, with a single value each.
-    fixed = {name: (value,) for name, value in own.items() if method.recipe == PUBLISHED}
+    # A searched part replaces the whole published recipe, so its other parts are added with a single value each.
+    fixed = {name: (value,) for name, value in recipe.items() if method.recipe == PUBLISHED}
     return {**space, **{name: Choices(values=values)
                         for name, values in opt.recipe_options({**fixed, RATE: rates}).items()}}

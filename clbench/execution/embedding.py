@@ -1,8 +1,8 @@
-"""A frozen network's features of all samples of a benchmark, computed once and kept in a file for heads to be tried on.
+"""Compute a frozen network's features of all samples of a benchmark once, and store them in a file to train heads on.
 
-They are what `network.features` gives, in eval mode, of inputs as a trial prepares them. Batches never run across
-tasks, and what an interrupted command left is cut to whole batches, so the file that a resumed one writes has the same
-bytes as that of one which was not interrupted.
+The features are the output of `network.features` in eval mode, for inputs that are prepared as in a trial. A batch
+never contains samples of two tasks, and the output of an interrupted command is cut to whole batches. So a resumed
+command writes a file with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PARTS = ("train", "test")
 
 @dataclass(frozen=True)
 class Job:
-    """A benchmark's samples and the network that they are sent through; it does not change."""
+    """A benchmark's samples and the network that computes their features; immutable."""
 
     raw: RawStream
     stream: Stream
@@ -47,7 +47,7 @@ class Job:
     trial: Trial
     batch: int
     device: torch.device
-    notes: tuple[str, ...]  # for whoever runs it
+    notes: tuple[str, ...]  # for the user
 
     @property
     def width(self) -> int:
@@ -68,14 +68,14 @@ class Job:
         return sum(map(self.count, PARTS))
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides on the features, to the last bit."""
+        """Return all that determines the features, to the last bit."""
         body = {n: t for n, t in self.network.state_dict().items() if not n.startswith("head.")}
         return {"stream": self.stream.fingerprint, "weights": hash_tensors(body), "model": str(self.trial.model),
                 "precision": self.trial.recipe.precision, "batch": self.batch, "device": self.device.type,
                 "torch": torch.__version__, "clbench": version("clbench")}
 
     def facts(self) -> dict[str, str]:
-        """Return what a file tells of its features."""
+        """Return the metadata of a file of features."""
         weights = self.trial.weights
         known = {"weights": "none"} if weights is None else {
             "weights": weights.path, "weights_sha256": self.network.weights_hash if weights.named else weights.sha256}
@@ -83,36 +83,36 @@ class Job:
                 "features": str(self.width), "precision": self.trial.recipe.precision, "clbench": version("clbench")}
 
     def arrays(self, parts: Parts) -> dict[str, Array]:
-        """Return what a file holds: features, the benchmark's own labels and the task of each sample."""
-        found: dict[str, Array] = {}
+        """Return the arrays of a file: features, the benchmark's own labels and the task of each sample."""
+        arrays: dict[str, Array] = {}
         for part in PARTS:
             splits = getattr(self.raw, part)
-            found |= {f"X_{part}": parts.array(part), f"y_{part}": np.concatenate([s.y.numpy() for s in splits]),
-                      f"task_{part}": np.repeat(np.arange(len(splits)), [len(s.y) for s in splits])}
-        return found
+            arrays |= {f"X_{part}": parts.array(part), f"y_{part}": np.concatenate([s.y.numpy() for s in splits]),
+                       f"task_{part}": np.repeat(np.arange(len(splits)), [len(s.y) for s in splits])}
+        return arrays
 
 
 def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Registry,
             batch: int | None = None) -> Job:
-    """Return what is to be done: the benchmark is read and the network built.
+    """Read the benchmark, build the network and return the job.
 
     Args:
-        trial: its benchmark, model, weights, seed (of untrained weights, and of orders of classes that follow it) and
-            recipe's precision.
-        settings: the folder of data sets.
-        device: where the network runs (auto | cpu | cuda[:i] | mps).
-        registry: what is installed.
-        batch: samples at once; None: as many as suit the device.
+        trial: a trial of which benchmark, model, weights, precision and seed are used. The seed determines untrained
+            weights and class orders that depend on it.
+        settings: execution settings with the folder of data sets.
+        device: device of the network (auto | cpu | cuda[:i] | mps).
+        registry: the installed plugins.
+        batch: batch size; None chooses one that suits the device.
 
     Raises:
-        ClbenchError: the data are absent, the model does not fit them, or it is a head alone.
+        ClbenchError: the data are missing, the model does not fit them, or the model is only a head.
     """
     where = pick_device(device)
     raw = read_benchmark(trial.benchmark, trial.seed, settings.data_dir, registry)
     stream = for_model(present(raw, "task", trial.benchmark.name), trial, registry)
     require_kind(trial.model, stream, registry)
     with seeds.scope(trial.seed, "init"):
-        # Its notes are of the head, which takes no part.
+        # Its notes are on the head, which is not used.
         network, _ = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, registry)
     if not network.has_body:
         raise SpecError(f"model {trial.model} is a head alone, which has no features but its inputs; choose another "
@@ -132,50 +132,51 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
 
 @dataclass(frozen=True)
 class Embedded:
-    """How many samples were sent through the network, how many were found from before, and the seconds it took."""
+    """The number of samples that were computed, the number of reused ones from an earlier call, and the seconds."""
 
     computed: int
-    found: int
+    reused: int
     seconds: float
 
 
-def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda done, found: None) -> Embedded:
-    """Write the features of all samples to a file, safetensors or npz by its suffix.
+def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda done, reused: None) -> Embedded:
+    """Write the features of all samples to a file, in the format of its suffix: safetensors or npz.
 
-    Interrupted, it leaves parts in a folder beside the file, from which the next call with the same job goes on.
+    If it is interrupted, the finished parts stay in a folder next to the file, and the next call with the same job
+    continues from them.
 
     Args:
-        job: what `prepare` gives.
-        out: the file.
-        on_progress: is told, after each batch, how many samples are done and how many of these were found from before.
+        job: the job from `prepare`.
+        out: the path of the file.
+        on_progress: called after each batch with the number of finished samples and the number of reused ones.
 
     Raises:
-        SpecError: a suffix of no kind that is written.
-        StoreError: another process writes the same file, or nothing can be written there.
+        SpecError: the suffix is not that of a supported format.
+        StoreError: another process writes the same file, or the file cannot be written.
         DataError: features are not finite.
     """
     check_suffix(out)
     parts = Parts(out, job.identity(), job.width)
     began = time.monotonic()
-    done = found = 0
+    done = reused = 0
     with parts.lock_folder():
         for part in PARTS:
             sizes = [len(samples) for samples in job.samples(part)]
             whole = whole_batches(sizes, job.batch, parts.rows(part))
-            done, found = done + whole, found + whole
-            on_progress(done, found)
+            done, reused = done + whole, reused + whole
+            on_progress(done, reused)
             with parts.appending(part, whole) as append:
                 for features in batches(job, part, whole):
                     append(features)
                     done += len(features)
-                    on_progress(done, found)
+                    on_progress(done, reused)
         names: tuple[str, ...] = job.raw.class_names
         write_features(out, job.arrays(parts), job.facts(), names)
-    return Embedded(done - found, found, time.monotonic() - began)
+    return Embedded(done - reused, reused, time.monotonic() - began)
 
 
 def whole_batches(sizes: list[int], batch: int, rows: int) -> int:
-    """Return how many of the first `rows` samples make whole batches; these end where a task ends, too.
+    """Return how many of the first `rows` samples form whole batches; the last batch of each task may be smaller.
 
     >>> whole_batches([5, 5], 2, 4), whole_batches([5, 5], 2, 5), whole_batches([5, 5], 2, 6)
     (4, 5, 5)

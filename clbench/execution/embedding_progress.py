@@ -1,4 +1,4 @@
-"""How far `clbench embed` has come: a live bar on a terminal, a plain line every so often elsewhere."""
+"""The progress of `clbench embed`: a live bar on a terminal, a plain line at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY = 15.0  # seconds between plain lines
 
 
 class EmbeddingProgress:
-    """Shows how many of `total` samples are done, the time and what is left of it. A context manager."""
+    """Shows the number of finished samples, the elapsed and the remaining time. A context manager."""
 
     def __init__(self, console: Console, total: int) -> None:
         """Begin with nothing done."""
@@ -37,18 +37,18 @@ class EmbeddingProgress:
         if self.console.is_terminal:
             self.bars.stop()
 
-    def __call__(self, done: int, found: int) -> None:
-        """Show that so many samples are done, of which so many were found from before."""
+    def __call__(self, done: int, reused: int) -> None:
+        """Show that `done` samples are finished, of which `reused` come from an earlier call."""
         now = time.monotonic()
-        state = self.state(done, found, now - self.began)
+        state = self.state(done, reused, now - self.began)
         if self.console.is_terminal:
             self.bars.update(self.bar, completed=done, state=state)
         elif now - self.said >= EVERY:
             self.said = now
             self.console.print(state, soft_wrap=True, markup=False)
 
-    def state(self, done: int, found: int, elapsed: float) -> str:
-        """Return it as text; time is left by the pace of what was not found from before."""
-        left = clock(elapsed * (self.total - done) / (done - found)) if done > found else "?"
+    def state(self, done: int, reused: int, elapsed: float) -> str:
+        """Return the progress as text; the remaining time is estimated from the samples that were not reused."""
+        left = clock(elapsed * (self.total - done) / (done - reused)) if done > reused else "?"
         return (f"{done:,}/{self.total:,} samples, {clock(elapsed)} elapsed"
                 + (f", about {left} left" if done < self.total else ""))

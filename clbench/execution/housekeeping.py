@@ -1,4 +1,4 @@
-"""Run folders at a glance, and what in them and in the cache of streams nothing refers to any more."""
+"""Summaries of run folders, and removal of unused files from them and from the cache of streams."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from clbench.core.registry import Registry
 from clbench.results.records import Record
 from clbench.results.store import Store
 
-KEPT = ("done", "diverged")  # records that no run replaces, so that their checkpoints are of no use
+FINAL_STATUSES = ("done", "diverged")  # records that no run replaces, so that their checkpoints are of no use
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What there is to know of a run folder without training anything."""
+    """A summary of a run folder."""
 
     folder: Path
     settings: tuple[str, ...]  # benchmark, scenario and model of its records, each once
@@ -28,15 +28,15 @@ class RunFacts:
     seeds: int
     states: Counter[str]  # records by status
     unreadable: int  # files among the records that are none
-    running: int  # trials that some process is running now
-    begun: int  # trials with a checkpoint and no record, to be gone on with
+    running: int  # trials that a process is running now
+    resumable: int  # trials with a checkpoint and without a record
     last: datetime.datetime | None  # when the last trial began
     bytes: int
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A file or folder that nothing refers to, its size, and why."""
+    """An unused file or folder, its size, and why it is unused."""
 
     path: Path
     bytes: int
@@ -44,16 +44,16 @@ class Garbage:
 
 
 def survey(folder: Path) -> RunFacts:
-    """Return what there is to know of a run folder.
+    """Return a summary of a run folder.
 
     Raises:
-        StoreError: it cannot be read.
+        StoreError: the folder cannot be read.
     """
     store = Store(folder)
     records, problems = store.read()
     trials = [record.trial for record in records]
     settings = dict.fromkeys(f"{t.benchmark.name} {t.scenario}, {t.model.name}" for t in trials)
-    running, finished = _running(store), {record.key for record in records if record.status in KEPT}
+    running, finished = _running(store), {record.key for record in records if record.status in FINAL_STATUSES}
     return RunFacts(
         folder, tuple(settings), len({record.label for record in records}), len({t.seed for t in trials}),
         Counter(record.status for record in records), len(problems), len(running),
@@ -62,48 +62,49 @@ def survey(folder: Path) -> RunFacts:
 
 
 def _running(store: Store) -> set[str]:
-    """Return the keys of the trials that some process has locked."""
-    found = set()
+    """Return the keys of the trials that a process has locked."""
+    keys = set()
     for path in _inside(store.locks):
         try:
-            taken = lock(path)
-        except (NoLocks, OSError):  # nobody can tell: it may be running
-            found.add(path.stem)
+            acquired = lock(path)
+        except (NoLocks, OSError):  # it is unknown whether the trial is running
+            keys.add(path.stem)
             continue
-        if taken is None:
-            found.add(path.stem)
+        if acquired is None:
+            keys.add(path.stem)
         else:
-            taken.release()
-    return found
+            acquired.release()
+    return keys
 
 
 def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list[Garbage]:
-    """Return what in run folders and in the cache of streams nothing refers to.
+    """Return the unused files in run folders and in the cache of streams.
 
-    Checkpoints of trials that are over; what trials without a record and a checkpoint have exported; cached streams
-    that no record of these folders was made of, by the code that is installed. What a running process may need is left
-    alone.
+    These are checkpoints of trials that are over, exported files of trials without a record and without a checkpoint,
+    and cached streams that no record of these folders would read with the installed code. Files that a running process
+    may need are not included.
 
     Raises:
         StoreError: a run folder cannot be read.
     """
-    found: list[Garbage] = []
+    unused: list[Garbage] = []
     records: list[Record] = []
     for folder in folders:
         store = Store(folder)
-        own, _ = store.read()
-        records += own
-        running, over = _running(store), {record.key for record in own if record.status in KEPT}
-        begun = {path.name for path in _inside(store.checkpoints)} - over
-        known = {path.stem for path in _inside(store.records)} | begun | running
-        found += [_garbage(path, "checkpoint of a trial that is over") for path in _inside(store.checkpoints)
-                  if path.name in over - running]
-        found += [_garbage(path, "exported by a trial that has no record") for path in _inside(store.artifacts)
-                  if path.name not in known]
+        stored, _ = store.read()
+        records += stored
+        running = _running(store)
+        finished = {record.key for record in stored if record.status in FINAL_STATUSES}
+        resumable = {path.name for path in _inside(store.checkpoints)} - finished
+        known = {path.stem for path in _inside(store.records)} | resumable | running
+        unused += [_garbage(path, "checkpoint of a trial that is over") for path in _inside(store.checkpoints)
+                   if path.name in finished - running]
+        unused += [_garbage(path, "exported by a trial that has no record") for path in _inside(store.artifacts)
+                   if path.name not in known]
     used = _streams(records, data_dir, registry)
-    found += [_garbage(path, "cached stream that none of these runs uses; it can be built again")
-              for path in _inside(data_dir / "streams") if path.suffix == ".safetensors" and path.stem not in used]
-    return found
+    unused += [_garbage(path, "cached stream that none of these runs uses; it can be built again")
+               for path in _inside(data_dir / "streams") if path.suffix == ".safetensors" and path.stem not in used]
+    return unused
 
 
 def _streams(records: Iterable[Record], data_dir: Path, registry: Registry) -> set[str]:
@@ -123,22 +124,22 @@ def _streams(records: Iterable[Record], data_dir: Path, registry: Registry) -> s
     return used
 
 
-def remove(found: Iterable[Garbage]) -> int:
-    """Remove what nothing refers to and return how many bytes that freed.
+def remove(unused: Iterable[Garbage]) -> int:
+    """Remove unused files and return the number of freed bytes.
 
     Raises:
-        StoreError: something cannot be removed; what comes before it is gone.
+        StoreError: a file cannot be removed; the files before it have been removed.
     """
     freed = 0
-    for one in found:
+    for entry in unused:
         try:
-            if one.path.is_dir():
-                shutil.rmtree(one.path)
+            if entry.path.is_dir():
+                shutil.rmtree(entry.path)
             else:
-                one.path.unlink(missing_ok=True)
+                entry.path.unlink(missing_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot remove {one.path}: {error.strerror or error}") from None
-        freed += one.bytes
+            raise StoreError(f"cannot remove {entry.path}: {error.strerror or error}") from None
+        freed += entry.bytes
     return freed
 
 
@@ -147,12 +148,12 @@ def _garbage(path: Path, why: str) -> Garbage:
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes that a file, or all files in a folder, take."""
+    """Return the size of a file, or of all files in a folder, in bytes."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Return what is in a folder, in order; nothing if it is not there."""
+    """Return the entries of a folder in order, without hidden ones; an empty list if it does not exist."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []

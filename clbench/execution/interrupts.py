@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: the first signal lets pending writes finish, the second stops at once.
+"""Ctrl-C and SIGTERM: the first signal lets pending writes finish, the second stops immediately.
 
-Both raise KeyboardInterrupt. Within `held` the first is deferred until the block ends.
+Both raise KeyboardInterrupt. Inside `defer_signals` the first is deferred until the block ends.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class _State:
     """The signals received so far; a single instance, because signals are per process."""
 
     def __init__(self) -> None:
-        self.heard = 0
-        self.holding = 0
+        self.received = 0
+        self.deferring = 0
         self.wake: Callable[[], object] = lambda: None
 
 
@@ -25,31 +25,31 @@ _state = _State()
 
 
 @contextmanager
-def caught() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Handle both signals within the block, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    _state.heard = 0
+    before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    _state.received = 0
     try:
         yield
     finally:
-        _state.heard = 0  # otherwise an old signal would interrupt a later `held` block
+        _state.received = 0  # otherwise an old signal would interrupt a later `defer_signals` block
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _hear(number: int, frame: Any) -> None:
-    _state.heard += 1
-    if _state.holding and _state.heard == 1:
+def _on_signal(number: int, frame: Any) -> None:
+    _state.received += 1
+    if _state.deferring and _state.received == 1:
         _state.wake()
     else:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def preserve_handlers() -> Iterator[None]:
     """Restore the signal handlers after the block, in case third-party code replaces them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -61,16 +61,16 @@ def kept() -> Iterator[None]:
 
 
 @contextmanager
-def held(wake: Callable[[], object] | None = None) -> Iterator[None]:
-    """Defer a first signal until the outermost such block ends; `wake` is called to end a wait inside it."""
+def defer_signals(wake: Callable[[], object] | None = None) -> Iterator[None]:
+    """Defer the first signal until the outermost such block ends; the signal calls `wake`, to end a wait inside it."""
     outer = _state.wake
     if wake is not None:
         _state.wake = wake
-    _state.holding += 1
+    _state.deferring += 1
     try:
         yield
     finally:
-        _state.holding -= 1
+        _state.deferring -= 1
         _state.wake = outer
-    if _state.heard == 1 and not _state.holding:
+    if _state.received == 1 and not _state.deferring:
         raise KeyboardInterrupt

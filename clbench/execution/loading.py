@@ -1,4 +1,4 @@
-"""Networks given back from what the trials of a run have kept."""
+"""Load the saved networks of the trials of a run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None,
                task: int | None = None) -> KeptModel | Network:
     """Return the final model of a trial: on the CPU, in eval mode.
 
-    Without `task` it is a `KeptModel`, which answers as the trial did, of any method (`--keep models`); where none was
-    kept and the method has exported a network for each task (`lora`, `independent`), that of the last one. With `task`
-    it is the plain network that answers for this task, where the method has one: such an exported one, or the kept
-    network.
+    Without `task` it is a `KeptModel`, which predicts as the trial did, for any method (`--keep models`). If no model
+    was saved and the method exports a network for each task (`lora`, `independent`), it is the network of the last
+    task. With `task` it is the plain network that predicts for this task, if the method has one: the exported network
+    of this task, or the saved network.
 
-    A plain network takes prepared inputs [N, C, H, W] of the size that the trial's model has (the record says how they
-    were made); an exported one has -inf for outputs outside its task. Its `state_dict` has clbench's names;
-    `network.published_name` gives those of the library that a model of timm or torchvision is from.
+    A plain network takes prepared inputs [N, C, H, W] of the size of the trial's model; the record describes their
+    preparation. The outputs of an exported network are -inf for classes outside its task. The keys of the `state_dict`
+    are clbench's names; `network.published_name` returns the name in timm or torchvision.
 
     >>> model = clbench.load_model("runs/split-mnist-5k", "er/0")  # doctest: +SKIP
     >>> model.predict(images, task=2).names  # doctest: +SKIP
@@ -46,21 +46,21 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None,
 
     Args:
         run: the run folder.
-        trial: `label/seed`, or the beginning of a key; None if the folder has one trial only.
+        trial: `label/seed`, or a prefix of a key; None if the folder has one trial only.
         task: index of the task.
 
     Raises:
-        SpecError: the trial has kept no model, or has no plain network for a task.
-        StoreError: no such trial, several that fit, or its files are not there or not whole.
+        SpecError: the trial has no saved model, or no plain network for a task.
+        StoreError: no trial or several trials fit, or files are missing or incomplete.
     """
     store = Store(Path(run))
     record = find_record(store, trial)
     registry = discover()
     info = registry.strategy(record.trial.method.name)
-    kept, last = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
+    is_saved, last = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
     if task is not None and not 0 <= task <= last:
         raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
-    if kept and (task is None or not info.load_model):
+    if is_saved and (task is None or not info.load_model):
         model = kept_model(store, record, registry)
         if task is None:
             return model
@@ -77,10 +77,10 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None,
 
 
 def find_record(store: Store, trial: str | None) -> Record:
-    """Return a folder's record of a finished trial, by `label/seed` or the beginning of its key.
+    """Return a folder's record of a finished trial, by `label/seed` or a prefix of its key.
 
     Raises:
-        StoreError: there is none, or several fit.
+        StoreError: no record or several records fit.
     """
     records = [record for record in store.read()[0] if record.status == "done"]
     fitting = matching(records, trial)

@@ -1,9 +1,9 @@
-"""Objects in the place of names: what `clbench.run` makes of functions, Avalanche benchmarks and strategy classes.
+"""Objects instead of names: how `clbench.run` handles functions, Avalanche benchmarks and strategy classes.
 
-A function or class that every process finds by its name is given by that name, as on the command line: its key and its
-code's identity are the same. A benchmark without such a name is identified by its content: it is built at once, and the
-hash of its samples is its name. It exists in this process only, so trials run in it (`workers = 0`). A strategy class
-without a name is refused, since nothing says what its code does.
+A function or class that every process can import is replaced by its name, so its key and the identity of its code are
+the same as on the command line. A benchmark without such a name is identified by its content: it is built immediately,
+and the hash of its samples is its name. It exists in this process only, so its trials run in this process
+(`workers = 0`). A strategy class without a name is rejected, because nothing identifies its code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from clbench.core import seeds
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo
-from clbench.core.places import said
+from clbench.core.places import format_error
 from clbench.core.registry import Origin, Registry
 from clbench.core.user_code import name_of, target
 from clbench.data.builtin import CustomOptions
@@ -24,15 +24,15 @@ OBJECT = "object:"  # what the names of benchmarks begin with that are identifie
 
 
 def name_objects(values: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    """Return the values of an experiment with names in the place of objects; what has no name becomes a benchmark.
+    """Return the values of an experiment with names instead of objects.
 
     Args:
-        values: `benchmark` and `methods` among others, as text, as tables, or as objects, which may stand as the `name`
-            of a table too.
-        registry: what is installed; benchmarks are added to it.
+        values: `benchmark`, `methods` and other values, as text, as tables, or as objects. The `name` of a table may
+            be an object too.
+        registry: the installed plugins; benchmarks without a name are added to it.
 
     Raises:
-        SpecError: an object that nothing identifies.
+        SpecError: nothing identifies an object.
     """
     named = dict(values)
     if "benchmark" in named:
@@ -45,10 +45,10 @@ def name_objects(values: Mapping[str, Any], registry: Registry) -> dict[str, Any
 
 
 def run_here(spec: Spec) -> Spec:
-    """Return an experiment that is run in this process if its benchmark exists nowhere else.
+    """Return the experiment, set to run in this process if its benchmark exists in no other process.
 
     Raises:
-        SpecError: it asks for other processes.
+        SpecError: the experiment asks for other processes.
     """
     execution = spec.execution
     if not spec.benchmark.name.startswith(OBJECT):
@@ -60,14 +60,14 @@ def run_here(spec: Spec) -> Spec:
 
 
 def _each(value: Any, name: Callable[[Any], Any]) -> Any:
-    """Return a value with a name in the place of an object, also of one that is the `name` of a table."""
+    """Return a value with a name instead of an object, which may be the `name` of a table."""
     if isinstance(value, Mapping):
         return {**value, "name": name(value["name"])} if "name" in value else value
     return name(value)
 
 
 def _method(thing: Any, registry: Registry) -> Any:
-    """Return the name of a strategy class; anything else as it is."""
+    """Return the name of a strategy class; return other values unchanged."""
     if not isinstance(thing, type):
         return thing
     installed = [info.name for info in registry.strategies.values() if target(info.strategy) == target(thing)]
@@ -78,7 +78,7 @@ def _method(thing: Any, registry: Registry) -> Any:
 
 
 def _benchmark(thing: Any, registry: Registry) -> Any:
-    """Return the name of a function that returns a benchmark, or of a benchmark by its content; text as it is."""
+    """Return the name of a benchmark, or of a function that returns one; return text unchanged."""
     if isinstance(thing, str) or thing is None:
         return thing
     is_benchmark = hasattr(thing, "train_stream")
@@ -93,7 +93,7 @@ def _benchmark(thing: Any, registry: Registry) -> Any:
 
 
 def _called(function: Callable[[], Any]) -> Any:
-    """Return what a function returns, with the global generators seeded as they are for seed 0."""
+    """Call a function with the global generators seeded as for seed 0, and return its result."""
     from clbench.data.avalanche.build import import_avalanche
 
     import_avalanche()
@@ -103,11 +103,11 @@ def _called(function: Callable[[], Any]) -> Any:
     except ClbenchError:
         raise
     except Exception as error:  # any error of the function becomes one line
-        raise SpecError(f"benchmark: the function failed: {said(error, function.__module__)}") from error
+        raise SpecError(f"benchmark: the function failed: {format_error(error, function.__module__)}") from error
 
 
 def _by_content(benchmark: Any, registry: Registry) -> str:
-    """Add a benchmark to the registry under a name made of its content, and return the name."""
+    """Add a benchmark to the registry under a name derived from its content, and return the name."""
     from clbench.data.avalanche.benchmarks import sized
     from clbench.data.avalanche.build import as_raw
 

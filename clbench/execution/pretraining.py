@@ -1,4 +1,4 @@
-"""A base for others to build on: a model trained on all tasks of a benchmark at once, its weights kept in a file."""
+"""Pretrain a backbone: train a model on all tasks of a benchmark together and save its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clbench.training.replica import Replica
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What was trained on, and the share of test samples (of the same classes) that came out right."""
+    """The extent of the pretraining, and the accuracy on test samples of the same classes."""
 
     classes: int
     samples: int
@@ -32,10 +32,10 @@ class Pretrained:
 def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, registry: Registry) -> Pretrained:
     """Train a trial's model on all classes of its benchmark together and save its weights as safetensors.
 
-    The head is left out: it answers for classes that a stream built on these weights does not have.
+    The head is not saved, because a stream that starts from these weights has other classes.
 
     Raises:
-        ClbenchError: the data are absent, the model does not fit them, or training diverged; nothing is written then.
+        ClbenchError: the data are missing, the model does not fit them, or training diverged; nothing is written then.
     """
     runner = TrialRunner(settings, device, "clbench pretrain", registry)
     stream = runner.stream(trial)

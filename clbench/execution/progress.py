@@ -1,4 +1,4 @@
-"""Progress output: live bars on a terminal; elsewhere a plain line per finished trial, and one when it takes long."""
+"""Progress output: live bars on a terminal; elsewhere a line per finished trial, and one if nothing ends for long."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from clbench.experiment.workload import Foreseen
 from clbench.results import metrics
 from clbench.results.records import Record
 
-EVERY = 30.0  # seconds after which a plain display says where the run is
-SHOWN_TRIALS = 3  # of those that run, in such a line
-SHOWN_LINES = 12  # of the traceback of a failed trial; the record keeps all of it
+EVERY = 30.0  # seconds without output after which a plain display prints the state of the run
+SHOWN_TRIALS = 3  # running trials in such a line
+SHOWN_LINES = 12  # of the traceback of a failed trial; the record has all of it
 
 
 class Tally:
@@ -44,7 +44,7 @@ class Tally:
         self.left.started(key, now)
 
     def progress(self, event: Progress) -> None:
-        """Count how far a trial has come."""
+        """Update the finished share of a trial."""
         self.shares[event.key] = event.task / event.tasks
         self.left.progress(event, time.monotonic())
 
@@ -95,8 +95,8 @@ class Display(Listener):
         """Print a line as it is."""
         self.console.print(Text(text, style), soft_wrap=True)
 
-    def begun(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
-        """Say what is going to be run."""
+    def run_started(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
+        """Print which trials will run."""
         trials = [p.trial for p in planned]
         scenarios = list(dict.fromkeys(t.scenario for t in trials))
         counts = [plural(len({p.label for p in planned}), "method"), plural(len({t.seed for t in trials}), "seed"),
@@ -109,7 +109,7 @@ class Display(Listener):
                  + f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}")
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Say how the trials are run."""
+        """Print the device, workers and threads of the run."""
         where = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"
         cluster = f", on {plural(nodes, 'node')} of the Ray cluster" if nodes else ""
         self.say(f"{where} on {device}{cluster}", "dim")
@@ -121,7 +121,7 @@ class Display(Listener):
         self.say(text, "dim")
 
     def known(self, records: Sequence[Record]) -> None:
-        """Keep them: those that were made as this run makes its own tell what trials take."""
+        """Store records of earlier trials; those made under the same conditions show how long trials take."""
         self.records = records
 
     def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
@@ -137,7 +137,7 @@ class Display(Listener):
         self.tally.progress(event)
 
     def finished(self, record: Record) -> None:
-        """Count it, and say what went wrong, if it did."""
+        """Count the trial, and print its failure if it has one."""
         self.tally.finish(record.key, record)
         if record.failure:
             failure = record.failure
@@ -150,30 +150,30 @@ class Display(Listener):
 
 
 class PlainDisplay(Display):
-    """One line per finished trial, and where there is none for `EVERY` seconds, one on the trials that run."""
+    """One line per finished trial, and one on the running trials if nothing was printed for `EVERY` seconds."""
 
     def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` as lines."""
         super().__init__(console, todo)
-        self.running: dict[str, Progress | None] = {}  # by key: the last word from each
-        self.last = time.monotonic()  # when a line was said
+        self.running: dict[str, Progress | None] = {}  # by key: the last event of each
+        self.last = time.monotonic()  # when the last line was printed
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="clbench-progress", daemon=True)
 
     def __enter__(self) -> PlainDisplay:
-        """Start to look whether a line is due."""
+        """Start the thread that prints a line if one is due."""
         self.last = time.monotonic()
         self.thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        """Stop looking."""
+        """Stop the thread."""
         self.over.set()
         self.thread.join()
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line as it is, and remember when."""
+        """Print a line as it is, and store the time."""
         super().say(text, style)
         self.last = time.monotonic()
 
@@ -183,9 +183,9 @@ class PlainDisplay(Display):
                 self.say(self.where())
 
     def where(self) -> str:
-        """Return how far the run and the trials that run have come."""
+        """Return the progress of the run and of its running trials."""
         running = list(self.running.items())
-        words = [f"{self.names[key]} {standing(event) if event else 'starting'}"
+        words = [f"{self.names[key]} {describe_progress(event) if event else 'starting'}"
                  for key, event in running[:SHOWN_TRIALS]]
         words += [f"{len(running) - SHOWN_TRIALS} more running"] if len(running) > SHOWN_TRIALS else []
         return f"[{self.tally.done}/{self.tally.total}] {'; '.join([*words, self.tally.times()])}"
@@ -201,7 +201,7 @@ class PlainDisplay(Display):
         self.running[event.key] = event
 
     def finished(self, record: Record) -> None:
-        """Say how the trial ended, and how far the run has come."""
+        """Print the outcome of the trial and the progress of the run."""
         super().finished(record)
         self.running.pop(record.key, None)
         result = f"ACC {100 * metrics.acc(record.R):.1f}" if record.status == "done" else record.status
@@ -209,7 +209,7 @@ class PlainDisplay(Display):
 
 
 class State(ProgressColumn):
-    """The text behind a bar; that of the whole run changes with time."""
+    """The text after a bar; that of the whole run changes with time."""
 
     def __init__(self, tally: Tally) -> None:
         """Take the text of the whole run from its tally."""
@@ -244,7 +244,7 @@ class LiveDisplay(Display):
         self.bars.stop()
 
     def started(self, planned: PlannedTrial) -> None:
-        """Add a bar, in place of that of an earlier try."""
+        """Add a bar, which replaces that of an earlier attempt."""
         super().started(planned)
         key = planned.trial.key
         if key in self.rows:
@@ -254,7 +254,7 @@ class LiveDisplay(Display):
     def progress(self, event: Progress) -> None:
         """Update the bars."""
         super().progress(event)
-        self.bars.update(self.rows[event.key], completed=event.task / event.tasks, state=standing(event))
+        self.bars.update(self.rows[event.key], completed=event.task / event.tasks, state=describe_progress(event))
         self.bars.update(self.whole, completed=self.tally.share)
 
     def finished(self, record: Record) -> None:
@@ -266,14 +266,14 @@ class LiveDisplay(Display):
 
 
 def display(console: Console, todo: Sequence[PlannedTrial]) -> Display:
-    """Return the display that suits a console."""
+    """Return the display for a console: live on a terminal, plain otherwise."""
     return LiveDisplay(console, todo) if todo and console.is_terminal else PlainDisplay(console, todo)
 
 
-def standing(event: Progress) -> str:
-    """Return how far a trial has come, as text.
+def describe_progress(event: Progress) -> str:
+    """Return the progress of a trial as text.
 
-    >>> standing(Progress("key", 1, 5, 0.912))
+    >>> describe_progress(Progress("key", 1, 5, 0.912))
     'task 2/5, accuracy 91.2'
     """
     seen = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f}"

@@ -1,4 +1,4 @@
-"""Which results of a run folder still stand: looked at before anything is reused, without training anything."""
+"""Check which results of a run folder are stale, before any of them is reused."""
 
 from __future__ import annotations
 
@@ -22,60 +22,60 @@ from clbench.results import provenance
 from clbench.results.records import DIGITS, Record
 from clbench.results.staleness import CodeNow, by_reason, changed, changed_parts, packages_of
 
-OnStale = Literal["refuse", "rerun", "keep"]  # what is done with results that do not stand
-Note = Callable[[str], None]  # is told what the user is to read at once
-LONG = 2.0  # seconds of looking at data that are worth a word
+OnStale = Literal["refuse", "rerun", "keep"]  # what to do with stale results
+Note = Callable[[str], None]  # gets messages that the user should read immediately
+LONG = 2.0  # seconds of reading data after which a message is shown
 
 
 def silent(text: str) -> None:
-    """Tell nobody."""
+    """Ignore a message."""
 
 
 @dataclass
-class Standing:
-    """What does not stand: why, by the key of each trial; and what the user is told beside it."""
+class StalenessReport:
+    """The stale records with the reasons, the records that lack outputs, and notes for the user."""
 
-    reasons: dict[str, list[str]] = field(default_factory=dict)
-    lacking: dict[str, str] = field(default_factory=dict)  # what records have not that the run asks for, as flags
+    reasons: dict[str, list[str]] = field(default_factory=dict)  # by the key of each trial
+    lacking: dict[str, str] = field(default_factory=dict)  # by key: the flags that ask for missing outputs
     notes: list[str] = field(default_factory=list)
 
-    def settle(self, key: str) -> None:
-        """Note that a trial has a record that stands."""
+    def mark_current(self, key: str) -> None:
+        """Note that a trial has a record that is not stale and lacks nothing."""
         self.reasons.pop(key, None)
         self.lacking.pop(key, None)
 
 
-def look(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registry: Registry,
-         data_dir: Path, verify: bool = False, note: Note = silent) -> Standing:
-    """Compare the records of planned trials with the code that is installed and the data that are there now.
+def check_stale(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registry: Registry,
+                data_dir: Path, verify: bool = False, note: Note = silent) -> StalenessReport:
+    """Compare the records of planned trials with the installed code and the present data.
 
-    Records of older versions, which do not tell their code or data, stand. So do those of another clbench, which is
-    told. A benchmark that is not cached is built to look at its data, if there are records of it. With `verify` all
-    data files are read. `note` hears of a benchmark that takes long to read, while it is read.
+    Records of older versions that do not contain the hash of their code or data are not stale. Neither are records of
+    another version of clbench, but a note names it. If there are records of a benchmark that is not cached, it is built
+    to read its data. With `verify`, all data files are read. `note` gets a message while a benchmark takes long.
 
     Raises:
         PluginError: code was edited after this process had imported it.
     """
     refuse_edited([p.trial for p in planned], registry)
-    standing = Standing()
+    report = StalenessReport()
     done = [record for p in planned if (record := records.get(p.trial.key)) and record.status != "failed"]
     now = CodeNow(registry)
     data = _data_of([r for r in done if "benchmark" not in changed_parts(r, now.of(r.trial))], registry, data_dir,
-                    standing.notes, verify, note)
+                    report.notes, verify, note)
     for record in done:
         if reasons := changed(record, now.of(record.trial), data.get(record.key, "")):
-            standing.reasons[record.key] = reasons
-    standing.notes += other_clbench(done)
-    return standing
+            report.reasons[record.key] = reasons
+    report.notes += other_clbench(done)
+    return report
 
 
 def check_inputs(trials: Sequence[Trial], settings: ExecutionSettings, registry: Registry) -> None:
-    """Check that the data of trials to be run are there, before anything slow is imported or started.
+    """Check that the data of the trials to run are available, before anything slow is imported or started.
 
-    Workers of a cluster may have data that this machine has not.
+    It checks nothing for a cluster, because the workers may have data that this machine does not have.
 
     Raises:
-        DataError: they are not there, or cannot be right.
+        DataError: data are missing or cannot be correct.
     """
     if settings.executor == "local":
         for benchmark in {str(t.benchmark): t.benchmark for t in trials}.values():
@@ -83,15 +83,15 @@ def check_inputs(trials: Sequence[Trial], settings: ExecutionSettings, registry:
 
 
 def refuse_edited(trials: Sequence[Trial], registry: Registry) -> None:
-    """Raise a `PluginError` where code of trials is not what this process has imported, so what runs is not known."""
-    names = dict.fromkeys(name for t in trials for own in packages_of(t, registry).values() for name in own)
+    """Raise a `PluginError` if the code of trials was edited after this process had imported it."""
+    names = dict.fromkeys(name for t in trials for packages in packages_of(t, registry).values() for name in packages)
     if old := identity.edited(*names):
         raise PluginError(f"{' and '.join(old)} {'was' if len(old) == 1 else 'were'} edited after this Python process "
                           "imported it, so the old code would run: restart Python")
 
 
 def refusal(stale: Mapping[str, list[str]], records: Mapping[str, Record], folder: Path) -> StaleError:
-    """Return the error that lists what is stale, with the ways out."""
+    """Return the error that lists the stale results and the possible remedies."""
     lines = by_reason((records[key], reasons) for key, reasons in stale.items())
     count = f"{len(stale)} result{'s' if len(stale) > 1 else ''} in {folder}"
     return StaleError("\n".join([f"{count} {'are' if len(stale) > 1 else 'is'} stale, because code or data have "
@@ -101,16 +101,16 @@ def refusal(stale: Mapping[str, list[str]], records: Mapping[str, Record], folde
 
 
 def other_clbench(done: Sequence[Record]) -> list[str]:
-    """Return a note on results of another version or commit of clbench itself, which are reused all the same."""
+    """Return a note on results of another version or commit of clbench itself, which are reused anyway."""
     if not done:
         return []
     now = provenance.versions()["clbench"], provenance.git_commit()
-    found = Counter((r.provenance.versions.get("clbench", "unknown"), r.provenance.git) for r in done)
-    found.pop(now, None)
-    if not found:
+    counts = Counter((r.provenance.versions.get("clbench", "unknown"), r.provenance.git) for r in done)
+    counts.pop(now, None)
+    if not counts:
         return []
-    names = ", ".join(_clbench(*made_by) for made_by in found)
-    return [f"{sum(found.values())} results were made by {names}, and this is {_clbench(*now)}. clbench keeps them"]
+    names = ", ".join(_clbench(*made_by) for made_by in counts)
+    return [f"{sum(counts.values())} results were made by {names}, and this is {_clbench(*now)}. clbench keeps them"]
 
 
 def _clbench(version: str, commit: str | None) -> str:
@@ -122,27 +122,27 @@ def _clbench(version: str, commit: str | None) -> str:
 
 def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, notes: list[str],
              verify: bool, note: Note) -> dict[str, str]:
-    """Return the hash of the data that there are now for the trials of records that tell theirs, as far as known."""
-    told = [r for r in records if r.stream and r.stream.data]
-    if not told:
+    """Return the hash of the present data by the key of each record that contains a hash of its data."""
+    with_data = [r for r in records if r.stream and r.stream.data]
+    if not with_data:
         return {}
     from clbench.data import cache
 
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     by_benchmark: dict[tuple[str, int], str] = {}
-    for record in told:
+    for record in with_data:
         benchmark = record.trial.benchmark
         seed = record.trial.seed if cache.depends_on_seed(benchmark, registry) else 0
         if (str(benchmark), seed) not in by_benchmark:
             by_benchmark[str(benchmark), seed] = _digest(record.trial, seed, data_dir, registry, notes,
                                                                 verify, note)
-        found[record.key] = by_benchmark[str(benchmark), seed]
-    return found
+        digests[record.key] = by_benchmark[str(benchmark), seed]
+    return digests
 
 
 def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: list[str], verify: bool,
             note: Note) -> str:
-    """Return the hash of a benchmark's data: from the head of its cached stream, else after reading it."""
+    """Return the hash of a benchmark's data, from the header of its cached stream or by reading the data."""
     from clbench.data import cache
 
     began = time.monotonic()
@@ -166,7 +166,7 @@ def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: 
 
 @contextmanager
 def _noted_if_long(aim: str, note: Note) -> Iterator[None]:
-    """Say what is going on inside if it takes longer than `LONG` seconds."""
+    """Report the work inside the block if it takes longer than `LONG` seconds."""
     timer = threading.Timer(LONG, note, [f"{aim} ..."])
     timer.daemon = True
     timer.start()
@@ -178,11 +178,11 @@ def _noted_if_long(aim: str, note: Note) -> Iterator[None]:
 
 @contextmanager
 def _forgetting(packages: Sequence[str]) -> Iterator[None]:
-    """Forget modules of packages that are imported inside: they may be edited before they are imported to be run."""
+    """Unload modules of packages that are imported inside the block, because they may be edited before the run."""
     before = set(sys.modules)
     try:
         yield
     finally:
         for name in set(sys.modules) - before:
-            if any(name == own or name.startswith(f"{own}.") for own in packages):
+            if any(name == package or name.startswith(f"{package}.") for package in packages):
                 del sys.modules[name]

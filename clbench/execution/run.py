@@ -1,4 +1,4 @@
-"""Running an experiment: plan it, find the missing trials, run them, store records, write the report."""
+"""Run an experiment: plan it, find the missing trials, run them, store records, write the report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.files import run_folder_name
-from clbench.core.places import said
+from clbench.core.places import format_error
 from clbench.core.registry import Registry
 from clbench.execution import deciding, interrupts
-from clbench.execution.asked import ask, renewed, told_of_others
 from clbench.execution.claims import TrialClaims
-from clbench.execution.reuse import Note, OnStale, Standing, check_inputs, look, refusal, silent
+from clbench.execution.missing_outputs import add_missing_outputs, describe_other_settings, merge_records
+from clbench.execution.reuse import Note, OnStale, StalenessReport, check_inputs, check_stale, refusal, silent
 from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
@@ -33,12 +33,12 @@ from clbench.results.store import Problem, Store, other_weights
 FORMATS = ("md", "html")  # of a report, where none is asked for
 EXECUTORS: dict[Executor, str] = {  # where each has its `execute`
     "local": "clbench.execution.workers.local", "ray": "clbench.execution.workers.ray_cluster"}
-TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the next run may not meet them: it goes on
+TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the next run may succeed from the checkpoint
 
 
 @dataclass
 class Experiment:
-    """The trials of a spec, their run folder, the records that it already has, and which of these do not stand."""
+    """The trials of a spec, their run folder, the records that it already has, and which of these are stale."""
 
     spec: Spec
     registry: Registry
@@ -47,92 +47,93 @@ class Experiment:
     records: dict[str, Record]  # every record of the folder by key, kept up to date while trials run
     problems: list[Problem] = field(default_factory=list)
     trackers: dict[str, tracking.Tracker] = field(default_factory=dict)
-    on_stale: OnStale = "refuse"  # what is done with the records that do not stand
-    standing: Standing = field(default_factory=Standing)
-    most: int = 0  # trials that there may be, where seeds are added until decided, else 0
-    given_up: set[str] = field(default_factory=set)  # keys of trials that failed in an earlier round of this run
+    on_stale: OnStale = "refuse"  # what to do with stale records
+    staleness: StalenessReport = field(default_factory=StalenessReport)
+    most: int = 0  # largest number of trials if seeds are added until decided, or else 0
+    failed_keys: set[str] = field(default_factory=set)  # keys of trials that failed in an earlier round of this run
 
     @property
     def missing(self) -> list[PlannedTrial]:
-        """Return the trials to run: without a usable record, or one that is to be replaced."""
-        again = {*self.standing.lacking, *(self.standing.reasons if self.on_stale == "rerun" else ())}
-        kept = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
-        return [p for p in self.planned if p.trial.key not in kept | self.given_up]
+        """Return the trials to run: those without a usable record, and those whose record will be replaced."""
+        again = {*self.staleness.lacking, *(self.staleness.reasons if self.on_stale == "rerun" else ())}
+        usable = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
+        return [p for p in self.planned if p.trial.key not in usable | self.failed_keys]
 
     def refuse_stale(self) -> None:
-        """Raise a `StaleError` if records do not stand and the user has not said what is to be done with them."""
-        if self.standing.reasons and self.on_stale == "refuse":
-            raise refusal(self.standing.reasons, self.records, self.store.directory)
+        """Raise a `StaleError` if records are stale and the user has not chosen what to do with them."""
+        if self.staleness.reasons and self.on_stale == "refuse":
+            raise refusal(self.staleness.reasons, self.records, self.store.directory)
 
     def results(self) -> list[Record]:
         """Return the available records of the experiment's own trials, in the order of the methods."""
         labels = list(dict.fromkeys(p.label for p in self.planned))
-        own = sorted(self.planned, key=lambda p: labels.index(p.label))
-        return [self.records[p.trial.key] for p in own if p.trial.key in self.records]
+        trials = sorted(self.planned, key=lambda p: labels.index(p.label))
+        return [self.records[p.trial.key] for p in trials if p.trial.key in self.records]
 
     def study(self) -> list[Record]:
         """Return all records of the folder, the experiment's own first."""
-        own = self.results()
-        keys = {record.key for record in own}
-        return [*own, *by_method([r for r in self.records.values() if r.key not in keys])]
+        records = self.results()
+        keys = {record.key for record in records}
+        return [*records, *by_method([r for r in self.records.values() if r.key not in keys])]
 
 
 def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = (),
             shard: str | None = None, on_stale: OnStale = "refuse", note: Note = silent) -> Experiment:
-    """Plan an experiment, read its run folder and get the trackers `log` ready; nothing is written.
+    """Plan an experiment, read its run folder and create the experiment loggers `log`; nothing is written.
 
-    `shard` names a part (`2/8`), None is all. `on_stale`: what to do with stale records. `note` hears what takes long.
+    `shard` selects a part (`2/8`); None means all. `on_stale` says what to do with stale records. `note` gets messages
+    on work that takes long.
 
     Raises:
-        SpecError: the experiment cannot be run as written, or a tracker's library is missing.
-        StoreError: the folder cannot be read, or holds something else where a record of this experiment belongs.
+        SpecError: the experiment cannot run as written, or the library of an experiment logger is missing.
+        StoreError: the folder cannot be read, or another file is in the place of a record of this experiment.
     """
     whole = plan(spec, registry)
     refuse_doubles(whole)
     if spec.until:
-        begun = deciding.begin(spec, whole, out, shard)
-        ready = load_run(spec, begun, registry, out, on_stale, note)
-        ready.most = deciding.most(spec, whole)
+        first_trials = deciding.begin(spec, whole, out, shard)
+        experiment = load_run(spec, first_trials, registry, out, on_stale, note)
+        experiment.most = deciding.most(spec, whole)
     else:
-        ready = load_run(spec, whole if shard is None else part(whole, shard), registry, out, on_stale, note)
-    ready.trackers = tracking.start(log, registry, out)
-    return ready
+        experiment = load_run(spec, whole if shard is None else part(whole, shard), registry, out, on_stale, note)
+    experiment.trackers = tracking.start(log, registry, out)
+    return experiment
 
 
 def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: Path,
              on_stale: OnStale = "refuse", note: Note = silent) -> Experiment:
-    """Read the run folder of trials that are planned already; `spec` says on which device they run, and how.
+    """Read the run folder of planned trials; `spec` has their device and execution settings.
 
     Raises:
         StoreError: as `prepare`.
     """
     store = Store(out)
     records, problems = store.read()
-    taken = {store.path(p.trial.key) for p in planned}
-    in_the_way = [p for p in problems if p.path in taken]
+    record_paths = {store.path(p.trial.key) for p in planned}
+    in_the_way = [p for p in problems if p.path in record_paths]
     if in_the_way:
         raise StoreError("\n".join(f"{p}, so the trial's record cannot be written there: move the file away and run "
                                    "again" for p in in_the_way))
     known = {r.key: r for r in records}
-    standing = look(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data, note)
-    ask(standing, planned, known, spec.execution, store.artifacts)
-    standing.notes += told_of_others(planned, records)
-    return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, standing=standing)
+    staleness = check_stale(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data, note)
+    add_missing_outputs(staleness, planned, known, spec.execution, store.artifacts)
+    staleness.notes += describe_other_settings(planned, records)
+    return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, staleness=staleness)
 
 
 def execute(experiment: Experiment, listener: Listener, *, command: str, later: bool = False) -> list[Record]:
     """Run the missing trials, store each record as it arrives, and return the records of all trials.
 
     Args:
-        experiment: from `prepare`; its spec's `execution` says how.
-        listener: hears how it goes on.
-        command: what the user typed, kept in the records.
-        later: whether this is not the first round of a run, so that what there was before has been told.
+        experiment: the experiment from `prepare`; its spec's `execution` has the execution settings.
+        listener: receives the events of the run.
+        command: the command that the user typed, stored in the records.
+        later: whether this is a later round of a run; the first round has already reported the earlier records.
 
     Raises:
-        StaleError: records of the folder do not stand, and `on_stale` is to refuse them; nothing has been done then.
+        StaleError: records of the folder are stale, and `on_stale` is "refuse"; nothing has been done then.
         StoreError: the folder cannot be written.
-        ClbenchError: bad input that shows only with the data at hand; no trial has been run then.
+        ClbenchError: bad input that shows only when the data are read; no trial has run then.
     """
     experiment.refuse_stale()
     check_inputs([p.trial for p in experiment.missing], experiment.spec.execution, experiment.registry)
@@ -142,9 +143,9 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
     listener.known([*experiment.records.values()])
     keeper = RecordKeeper(experiment, listener)
     if not later:
-        listener.begun(experiment.planned, missing)
+        listener.run_started(experiment.planned, missing)
         keeper.relabel()
-        for note in experiment.standing.notes:
+        for note in experiment.staleness.notes:
             listener.note(note)
         for record in experiment.results():
             keeper.track(record)
@@ -165,10 +166,10 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
 
 def plan_workers(experiment: Experiment, command: str,
                  claim: Callable[[PlannedTrial], bool] = lambda _: True) -> WorkerPlan:
-    """Choose the numbers of workers and threads that the user has not set.
+    """Return a plan with the numbers of workers and threads, chosen if the user has not set them.
 
-    The choice depends on the whole experiment, not on what is missing of it: a sum over two threads may differ in its
-    last bit from a sum over one, and a resumed run must give the records that an uninterrupted one gives.
+    The choice depends on the whole experiment and not only on its missing trials. A sum over two threads may differ in
+    its last bit from a sum over one, and a resumed run must give the same records as an uninterrupted one.
     """
     settings, device = experiment.spec.execution, experiment.spec.device
     cores, on_cluster = usable_cores(), settings.executor == "ray"
@@ -190,7 +191,7 @@ def plan_workers(experiment: Experiment, command: str,
 
 
 class RecordKeeper(Relay):
-    """Stores each record, logs it to the trackers, and forwards all events to another listener."""
+    """Stores each record, sends it to the experiment loggers, and forwards all events to another listener."""
 
     def __init__(self, experiment: Experiment, listener: Listener) -> None:
         """Wrap the listener that events are forwarded to."""
@@ -201,69 +202,66 @@ class RecordKeeper(Relay):
         self.contents: dict[str, str] = {}  # of published weights
         for known in experiment.records.values():
             other_weights(known, self.contents)
-        self.claims = TrialClaims(experiment.store, dict(experiment.records), self._found, listener.note)
+        self.claims = TrialClaims(experiment.store, dict(experiment.records), self._add_external, listener.note)
 
     def claim(self, planned: PlannedTrial) -> bool:
-        """Lock a trial and return whether to run it; what a stale result has left is removed, if it is to be run."""
-        taken, key = self.claims.take(planned), planned.trial.key
-        if taken and key in self.experiment.standing.reasons:
+        """Lock a trial and return whether to run it; if so, the files of its stale result are removed."""
+        acquired, key = self.claims.take(planned), planned.trial.key
+        if acquired and key in self.experiment.staleness.reasons:
             self.experiment.store.clear(key)
-        return taken
+        return acquired
 
     def finished(self, record: Record) -> None:
         """Store the record before forwarding the event."""
         if problem := other_weights(record, self.contents):
             raise StoreError(f"{record.label} seed {record.trial.seed} is not kept: {problem}; choose another --out")
-        record = renewed(self.experiment.standing, self.experiment.records.get(record.key), record, self.note)
-        with interrupts.held():
+        record = merge_records(self.experiment.staleness, self.experiment.records.get(record.key), record, self.note)
+        with interrupts.defer_signals():
             self.experiment.store.write(record)
             if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record
-            self.experiment.standing.settle(record.key)
+            self.experiment.staleness.mark_current(record.key)
         self.track(record)
         self.listener.finished(record)
 
     def relabel(self) -> None:
-        """Relabel the records of finished trials as this experiment labels them; others get theirs when they are run.
-
-        What is relabelled is the record as it stands, which another process may have written since it was read.
-        """
-        kept = self.experiment.records
+        """Give the records of finished trials the labels of this experiment; other trials get them when they run."""
+        records = self.experiment.records
         to_run = {planned.trial.key for planned in self.experiment.missing}
-        for key in [key for key in self.planned if key in kept and key not in to_run]:
-            if self._labelled(kept[key]) != kept[key]:
+        for key in [key for key in self.planned if key in records and key not in to_run]:
+            if self._labelled(records[key]) != records[key]:
                 with self.claims.alone(key):
-                    record = self.experiment.store.get(key)
+                    record = self.experiment.store.get(key)  # another process may have written it in the meantime
                     if record is not None:
-                        kept[key] = self._relabelled(record)
+                        records[key] = self._relabelled(record)
 
     def _labelled(self, record: Record) -> Record:
-        """Return a record under the label that its trial has in this experiment, marked if it does not stand."""
+        """Return a record with the label that its trial has in this experiment, marked if it is stale."""
         planned = self.planned[record.key]
         return record.model_copy(update={"label": planned.label, "reference": planned.reference,
                                          "searched": planned.searched or record.searched,
                                          "until": planned.until or record.until,
                                          "seen": list(planned.seen) or record.seen,
-                                         "stale": self.experiment.standing.reasons.get(record.key, [])})
+                                         "stale": self.experiment.staleness.reasons.get(record.key, [])})
 
     def _relabelled(self, record: Record) -> Record:
-        """Return a record with the label that its trial has in this experiment, stored anew if it differs."""
+        """Return a record with the label that its trial has in this experiment, and store it if it differs."""
         labelled = self._labelled(record)
         if labelled != record:
             self.experiment.store.write(labelled)
         return labelled
 
-    def _found(self, record: Record) -> None:
-        """Add a record that another process has written to the folder, perhaps under another label or by other code.
+    def _add_external(self, record: Record) -> None:
+        """Add a record that another process has written to the folder, and mark it if it is stale.
 
-        What that process has trained is kept, and marked: to train it again would be to overwrite each other's work.
+        A stale record is kept, because otherwise the processes would overwrite each other's records.
         """
         reasons = changed(record, code_of(record.trial, self.experiment.registry))
-        self.experiment.standing.settle(record.key)
+        self.experiment.staleness.mark_current(record.key)
         if reasons:
-            self.experiment.standing.reasons[record.key] = reasons
+            self.experiment.staleness.reasons[record.key] = reasons
             self.note(f"another clbench process has run {record.name} with other code ({' and '.join(reasons)}). "
                       "clbench keeps the result and marks it")
         record = self.experiment.records[record.key] = self._relabelled(record)
@@ -271,7 +269,7 @@ class RecordKeeper(Relay):
         self.listener.finished(record)
 
     def track(self, record: Record) -> None:
-        """Log a record to every tracker; a failure is reported once per tracker and does not stop the run."""
+        """Send a record to every experiment logger; a failure is reported once per logger and does not stop the run."""
         for name, tracker in self.experiment.trackers.items():
             try:
                 tracker.log(record)
@@ -279,7 +277,7 @@ class RecordKeeper(Relay):
                 if name not in self.failing:
                     self.failing.add(name)
                     package = package_of(self.experiment.registry.tracker(name).tracker)
-                    self.listener.note(f"tracker {name} failed: {said(error, package)}")
+                    self.listener.note(f"tracker {name} failed: {format_error(error, package)}")
 
 
 def write_report(experiment: Experiment) -> list[Path]:
@@ -298,5 +296,5 @@ def usable_cores() -> int:
 
 
 def default_out(spec: Spec, source: Path | None) -> Path:
-    """Return the run folder of an experiment that names none: after its file, else after its benchmark."""
+    """Return the default run folder of an experiment, named after its file, or else after its benchmark."""
     return Path("runs") / run_folder_name(source, spec.benchmark.name)

@@ -1,7 +1,7 @@
-"""Which candidates a search tries: all of a grid, or what Optuna's tree-structured Parzen estimator (TPE) proposes.
+"""Propose the candidates of a search: a whole grid, or candidates of Optuna's tree-structured Parzen estimator (TPE).
 
-A grid is widened while its best candidate is at an edge. A sampler is deterministic: told the same scores, it asks for
-the same candidates. So an interrupted search needs no file of its own to go on from; the records of its trials are
+A grid is widened while its best candidate is at an edge. A sampler is deterministic: for the same scores it proposes
+the same candidates. So an interrupted search needs no file of its own to continue; the records of its trials are
 enough.
 """
 
@@ -17,18 +17,18 @@ from clbench.experiment.search import Range, Space
 
 SEED = 0
 STARTUP = 5  # candidates that TPE draws at random before it learns from their scores
-DIGITS = 3  # significant ones of the numbers that are tried
-HALF_DECADE = (2.99, 3.34)  # between which the ratio of 1 and 3, of 3 and 10, and the root of 10 are
+DIGITS = 3  # significant digits of the numbers that are tried
+HALF_DECADE = (2.99, 3.34)  # contains the ratio of 1 and 3, the ratio of 3 and 10, and the square root of 10
 
 Candidate = dict[str, Any]
-Refuse = Callable[[Candidate], str]  # returns why a candidate cannot be tried, or nothing
+Refuse = Callable[[Candidate], str]  # returns why a candidate cannot be tried; empty if it can
 
 
 class Sampler(Protocol):
     """Proposes candidates in batches and receives their scores."""
 
     def ask(self) -> list[Candidate]:
-        """Return the next candidates; none when the search is over."""
+        """Return the next candidates; an empty list when the search is over."""
 
     def tell(self, scores: Sequence[float]) -> None:
         """Receive the scores of the last candidates, higher is better."""
@@ -40,14 +40,14 @@ def accept(candidate: Candidate) -> str:
 
 
 def sampler_for(space: Space, whole: Collection[str], trials: int, widen: int = 0, refuse: Refuse = accept) -> Sampler:
-    """Return the sampler for a space: a grid where there are no more than `trials` combinations of values, else TPE.
+    """Return the sampler for a space: a grid if there are at most `trials` combinations of values, or else TPE.
 
     Args:
-        space: by option.
+        space: the search space, by option.
         whole: the options that take whole numbers only.
-        trials: candidates at most, without those that widen a grid.
-        widen: values by which a grid's axis is extended at most, on each side.
-        refuse: says why a candidate cannot be tried; values beyond an axis may be outside an option's limits.
+        trials: largest number of candidates, without those that widen a grid.
+        widen: largest number of values by which a grid's axis is extended on each side.
+        refuse: returns why a candidate cannot be tried; values beyond an axis may be outside an option's limits.
     """
     finite = not any(isinstance(axis, Range) for axis in space.values())
     if finite and len(corners(space)) <= trials:
@@ -67,14 +67,14 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Candidate]:
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
-    """Tell whether all values of an axis are numbers."""
+    """Return whether all values of an axis are numbers."""
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 class Grid:
-    """Tries every combination of a space's values at once, then widens each axis at whose edge the best candidate is.
+    """Tries every combination of a space's values at once, then widens each axis if the best candidate is at its edge.
 
-    In a round, each of these axes gets one more value, which is combined with all values of the other axes.
+    In each round, such an axis gets one more value, which is combined with all values of the other axes.
 
     Attributes:
         added: the values beyond each axis, by option, in the order in which they were tried.
@@ -82,7 +82,7 @@ class Grid:
     """
 
     def __init__(self, space: Space, whole: Collection[str] = (), widen: int = 0, refuse: Refuse = accept) -> None:
-        """Store what `sampler_for` is given; no axis of the space is a range."""
+        """Store the arguments of `sampler_for`; no axis of the space is a range."""
         self.axes = {option: list(axis.values) for option, axis in space.items() if not isinstance(axis, Range)}
         self.whole, self.widen, self.refuse = whole, widen, refuse
         self.tried: list[Candidate] = []
@@ -92,7 +92,7 @@ class Grid:
         self.steps_left = {(option, above): widen for option in self.axes for above in (False, True)}
 
     def ask(self) -> list[Candidate]:
-        """Return all combinations on the first call, then those that widening adds; none when no edge is left."""
+        """Return all combinations on the first call, then those that widening adds; an empty list at the end."""
         if self.tried and max(self.scores) > 0:  # else no candidate gave a result, and none is the best
             best = self.tried[self.scores.index(max(self.scores))]
             for option, above in self.steps_left:
@@ -103,12 +103,12 @@ class Grid:
         return fresh
 
     def tell(self, scores: Sequence[float]) -> None:
-        """Store the scores, which say at which edges the best candidate is."""
+        """Store the scores, which determine the edges at which the grid is widened."""
         self.scores += scores
 
     @property
     def notes(self) -> list[str]:
-        """Return what widening did, in sentences."""
+        """Return remarks on the added and the refused values, in sentences."""
         return [*(f"{option} was widened to {' and '.join(map(format_value, values))}, because the best mean was at an "
                   "edge of the values" for option, values in self.added.items()), *self.refusals]
 
@@ -131,7 +131,7 @@ class Grid:
         self.added.setdefault(option, []).append(value)
 
     def _is_refused(self, candidate: Candidate) -> bool:
-        """Tell whether a candidate cannot be tried, and note the reason once."""
+        """Return whether a candidate cannot be tried, and store the reason once."""
         reason = self.refuse(candidate)
         note = f"{describe(candidate)} was not tried: {reason}"
         if reason and note not in self.refusals:
@@ -176,7 +176,7 @@ def next_value(inwards: Sequence[float], whole: bool = False) -> float | None:
 
 
 class TPE:
-    """Tries some candidates at random, together, and then one after the other what their scores suggest."""
+    """Tries some random candidates together, and then one candidate after another that the scores suggest."""
 
     def __init__(self, space: Space, whole: Collection[str], trials: int) -> None:
         """Search a space with a given number of candidates."""
@@ -197,7 +197,7 @@ class TPE:
         self.asked: list[optuna.trial.Trial] = []
 
     def ask(self) -> list[Candidate]:
-        """Return the random ones first, then one at a time."""
+        """Return the random candidates first, then one at a time."""
         count = min(1 if self.study.trials else STARTUP, self.left)
         self.left -= count
         self.asked = [self.study.ask(dict(self.axes)) for _ in range(count)]

@@ -1,8 +1,8 @@
-"""Tuning: the options of each method are searched on validation samples, in a series of experiments.
+"""Tuning: search the options of each method on validation samples, in a series of experiments.
 
-A row is a method in a scenario; every round asks each row's sampler for candidates, runs them all as one experiment in
-the tuning's run folder and tells the samplers the scores. Trials that are there already are not run again, so the same
-search goes on where it was interrupted.
+A row is a method in a scenario. In every round, each row's sampler proposes candidates, all candidates run as one
+experiment in the run folder of the search, and the samplers receive the scores. Finished trials do not run again, so an
+interrupted search continues where it stopped.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class Row:
     tried: list[Tried] = field(default_factory=list)
 
     def candidate(self, chosen: Candidate) -> MethodSpec:
-        """Return the method with options chosen, as a row of its own."""
+        """Return the method with the options of a candidate, as a separate row."""
         written = [f"{option}={opt.format_value(value)}" for option, value in chosen.items()]
         return self.method.with_options(chosen).model_copy(update={
             "label": ":".join([self.label, *written]), "scenario": (self.scenario,)})
 
-    def hear(self, asked: Sequence[Candidate], records: Sequence[Record]) -> None:
+    def record_results(self, candidates: Sequence[Candidate], records: Sequence[Record]) -> None:
         """Record the results of candidates and pass their scores to the sampler; 0 if a seed has no result."""
         fresh = []
-        for chosen in asked:
+        for chosen in candidates:
             label = self.candidate(chosen).label
-            own = [r for r in records if r.label == label and r.trial.scenario == self.scenario]
-            bad = [f"seed {r.trial.seed} {r.status}" for r in own if r.status != "done"]
+            results = [r for r in records if r.label == label and r.trial.scenario == self.scenario]
+            bad = [f"seed {r.trial.seed} {r.status}" for r in results if r.status != "done"]
             fresh.append(Tried(method=self.label, scenario=self.scenario, options=chosen, failure=", ".join(bad),
-                               acc=() if bad else tuple(round(metrics.acc(r.R), 6) for r in own)))
+                               acc=() if bad else tuple(round(metrics.acc(r.R), 6) for r in results)))
         self.tried += fresh
         self.sampler.tell([score(t) for t in fresh])
 
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def chosen(self) -> Tried:
-        """Return the candidate that the experiment gets: the best mean, or what ties with it at a lower rate."""
+        """Return the chosen candidate: the best mean, or a tied candidate with a lower learning rate."""
         return choose(self.tried)
 
     @property
@@ -83,14 +83,14 @@ class Row:
 
     @property
     def at_edge(self) -> list[str]:
-        """Return the options whose value in the best mean is at an end of the numbers that were searched."""
+        """Return the options whose value with the best mean is at an end of the searched numbers."""
         best = self.ranking[0].options
         return [option for option, axis in self.space.items()
                 if _at_end(best[option], axis, self.added.get(option, ()))]
 
     @property
     def notes(self) -> list[str]:
-        """Return what is to be known of the row's search, in sentences."""
+        """Return the remarks on the row's search, in sentences."""
         tie = tie_note(self.tried)
         return [*(self.sampler.notes if isinstance(self.sampler, Grid) else []), *([tie] if tie else []),
                 *(f"the best {option} is at an end of what was searched; a better one may lie beyond"
@@ -98,11 +98,11 @@ class Row:
 
 
 def _at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> bool:
-    """Tell whether a number is the first or last of several that were searched, or nearly the end of a range.
+    """Return whether a number is the smallest or largest of several searched values, or close to the end of a range.
 
     Args:
         value: a number or a choice.
-        axis: what the file says is searched.
+        axis: the searched values of the file.
         added: values by which the axis was widened.
     """
     if isinstance(axis, Range):
@@ -115,7 +115,7 @@ def _at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> b
 
 def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (),
             widen: int = 0) -> list[Row]:
-    """Return the rows that are to be tuned: those with a space, or `only` those of these labels or names.
+    """Return the rows to tune: all rows with a space, or those with labels or names in `only`.
 
     Without a [tune.METHOD] table in the experiment, each method has its default space (`default_spaces`).
 
@@ -135,7 +135,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     methods = [m for m, _ in expand(spec.methods, registry, [])]
     spaces = spaces_of(spec, methods, registry, planned[0].trial.weights is not None)
     names = [_names(method, space, spec, registry) for method, space in zip(methods, spaces, strict=True)]
-    problems = _strangers(spec, methods, spaces, names, only)
+    problems = _unknown_names(spec, methods, spaces, names, only)
     rows: list[Row] = []
     for entry, (method, space, own_names) in enumerate(zip(methods, spaces, names, strict=True)):
         if not space or (only and not set(own_names) & set(only)):
@@ -150,10 +150,11 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         if any(row.label == label and row.scenario in here for row in rows):
             problems.append(f"two methods {label!r} differ in nothing but what is searched; keep one of them")
         for scenario in here:
-            own = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
-            if own:
+            space_here = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
+            if space_here:
                 refuse = partial(_refusal, method, spec.recipe, registry)
-                rows.append(Row(entry, method, label, scenario, own, sampler_for(own, whole, trials, widen, refuse)))
+                sampler = sampler_for(space_here, whole, trials, widen, refuse)
+                rows.append(Row(entry, method, label, scenario, space_here, sampler))
     if not rows and not problems:
         problems.append(f"nothing is left to search in scenario {' and '.join(scenarios)}: every option in the "
                         "[tune.*] tables is for another one")
@@ -170,7 +171,7 @@ def left_out(rows: Sequence[Row], spec: Spec, registry: Registry) -> list[str]:
 
 
 def _names(method: MethodSpec, space: Space, spec: Spec, registry: Registry) -> list[str]:
-    """Return what a method may be called: by its name, and by its label, given or without what is searched."""
+    """Return the names of a method: its name, and its label, which is given or made of the options not searched."""
     try:
         label = _label(method, space, spec.recipe, registry)
     except SpecError:  # which `rows_of` reports
@@ -178,16 +179,16 @@ def _names(method: MethodSpec, space: Space, spec: Spec, registry: Registry) -> 
     return [method.name, label]
 
 
-def _strangers(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[Space], names: Sequence[list[str]],
-               only: Sequence[str]) -> list[str]:
-    """Return a line for each name that is no method's, or that of one without a space.
+def _unknown_names(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[Space], names: Sequence[list[str]],
+                   only: Sequence[str]) -> list[str]:
+    """Return a line for each name in `only` or [tune] that fits no method, or a method without a space.
 
-    `spaces` and `names` are the methods'.
+    `spaces` and `names` are the spaces and names of `methods`.
     """
     known = list(dict.fromkeys(itertools.chain(*names)))
     tables = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
     without = {name for name in only
-               if not any(name in own and space for space, own in zip(spaces, names, strict=True))}
+               if not any(name in method_names and space for space, method_names in zip(spaces, names, strict=True))}
     return [*(f"tune.{name}: the experiment has no method {name!r}; its methods are {', '.join(tables)}"
               for name in spec.tune if name not in tables),
             *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known else
@@ -199,14 +200,14 @@ def _strangers(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[Space
 
 
 def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
-    """Return the label of a method without the searched options, after checking that it has them all."""
+    """Return the label of a method without the searched options, after checking that the method has all of them."""
     for corner in corners(space):
         valid = _validated(method, corner, recipe, registry)
     return method.label or opt.label(method.name, valid, never=space)
 
 
 def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry) -> opt.Options:
-    """Return the options that a method has as a candidate, after checking them and its recipe."""
+    """Return the options of a method with a candidate's values, after checking them and its recipe."""
     there = method.with_options(candidate)
     options = registry.strategy(method.name).options
     valid = opt.validate(options, there.options, f"tune.{method.name}", "clbench methods")
@@ -216,7 +217,7 @@ def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registr
 
 
 def _refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: Candidate) -> str:
-    """Return why a method does not take the options of a candidate; nothing if it does."""
+    """Return why a method does not accept the options of a candidate; empty if it does."""
     try:
         _validated(method, candidate, recipe, registry)
     except SpecError as error:
@@ -227,54 +228,54 @@ def _refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: 
 def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
            show: Callable[[run.Experiment], AbstractContextManager[Listener]], command: str,
            on_stale: OnStale = "refuse") -> list[Record]:
-    """Try what the rows' samplers propose, round by round, and return all records, in the order of the rounds.
+    """Run the candidates that the rows' samplers propose, round by round, and return all records in this order.
 
     Args:
-        rows: from `rows_of`; they hear the results.
-        spec: the experiment, with the seeds and the validation share of the search; its `execution` says how it is run.
-        registry: what is installed.
+        rows: the rows from `rows_of`, which store the results.
+        spec: the experiment, with the seeds, the validation share and the execution settings of the search.
+        registry: the installed plugins.
         out: the run folder of the search.
         show: makes the listener of a round.
-        command: what the user typed, kept in the records.
-        on_stale: what is done with records of a search before that other code or data gave.
+        command: the command that the user typed, stored in the records.
+        on_stale: what to do with stale records of an earlier search.
 
     Raises:
-        ClbenchError: as `experiment.prepare` and `execute`, or no candidate of a row gave a result.
+        ClbenchError: as `experiment.prepare` and `execute`, or no candidate of a row has a result.
     """
-    found: list[Record] = []
-    while any(asked := [row.sampler.ask() for row in rows]):
-        methods = {(row.scenario, method.label): method for row, candidates in zip(rows, asked, strict=True)
+    all_records: list[Record] = []
+    while any(proposals := [row.sampler.ask() for row in rows]):
+        methods = {(row.scenario, method.label): method for row, candidates in zip(rows, proposals, strict=True)
                    for method in map(row.candidate, candidates)}
         ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values()), "until": None}), registry, out,
                             on_stale=on_stale)
         with show(ready) as listener:
             records = run.execute(ready, listener, command=command)
-        for row, candidates in zip(rows, asked, strict=True):
-            row.hear(candidates, records)
-        found += records
+        for row, candidates in zip(rows, proposals, strict=True):
+            row.record_results(candidates, records)
+        all_records += records
     run.write_report(ready)
-    hopeless = [f"{row.label}, scenario {row.scenario}: no candidate has a result for every seed, because trials "
+    problems = [f"{row.label}, scenario {row.scenario}: no candidate has a result for every seed, because trials "
                 f"failed or diverged: {out / 'report.md'} says why" for row in rows if not row.ranking]
-    if hopeless:
-        raise ClbenchError("\n".join(hopeless))
-    return found
+    if problems:
+        raise ClbenchError("\n".join(problems))
+    return all_records
 
 
 def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSpec]:
-    """Return the experiment's methods with the best options found; one that differs by scenario has several rows."""
+    """Return the experiment's methods with the chosen options; a method whose options differ by scenario is split."""
     methods: list[MethodSpec] = []
     scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
     for entry, (method, _) in enumerate(expand(spec.methods, registry, [])):
-        own = [row for row in rows if row.entry == entry]
+        method_rows = [row for row in rows if row.entry == entry]
         best: list[tuple[Candidate, list[Scenario]]] = []
-        for row in own:
+        for row in method_rows:
             options = row.chosen.options
             same = next((here for other, here in best if other == options), None)
             if same is None:
                 best.append((options, [row.scenario]))
             else:
                 same.append(row.scenario)
-        rest = [s for s in method.scenario or scenarios if s not in {row.scenario for row in own}]
+        rest = [s for s in method.scenario or scenarios if s not in {row.scenario for row in method_rows}]
         if best and rest:  # where nothing was searched, it stays as it is
             best.append(({}, rest))
         methods += [method.with_options(options).model_copy(update={
@@ -284,7 +285,7 @@ def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSp
 
 def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int], command: str,
             versions: dict[str, str], widen: int = 0) -> Search:
-    """Return what was done, to be kept with the options that were chosen."""
+    """Return the description of the search that is stored with the chosen options."""
     tpe = any(isinstance(row.sampler, TPE) for row in rows)
     ways = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
             *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]

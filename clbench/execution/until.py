@@ -1,4 +1,4 @@
-"""An experiment carried out: once, or round by round until its question is decided (`--until decided`)."""
+"""Carry out an experiment: once, or round by round until its question is decided (`--until decided`)."""
 
 from __future__ import annotations
 
@@ -16,92 +16,92 @@ Show = Callable[[run.Experiment], AbstractContextManager[Listener]]  # makes the
 
 
 class Round(Relay):
-    """Tells a listener what is new in a round: the rule in the first, and no note that has been told before."""
+    """Forwards to a listener what is new in a round: the rule in the first one, and each note once per run."""
 
-    def __init__(self, listener: Listener, rule: UntilDecided, told: set[str]) -> None:
-        """Wrap the listener; `told` is shared by all rounds."""
+    def __init__(self, listener: Listener, rule: UntilDecided, printed: set[str]) -> None:
+        """Wrap the listener; `printed` holds the notes so far, which all rounds share."""
         super().__init__(listener)
-        self.rule, self.told = rule, told
-        self.first = not told
+        self.rule, self.printed = rule, printed
+        self.first = not printed
 
-    def begun(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
-        """Forward the event, and say how it goes on."""
-        self.listener.begun(planned, todo)
+    def run_started(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
+        """Forward the event, and print the rule."""
+        self.listener.run_started(planned, todo)
         self.note(f"then until decided: {question(self.rule)}, by a look after each seed from {self.rule.first} to at "
                   f"most {self.rule.most}")
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Forward the first."""
+        """Forward the event in the first round."""
         if self.first:
             super().ready(device, workers, threads, nodes)
 
     def note(self, text: str) -> None:
-        """Forward what is new."""
-        if text not in self.told:
-            self.told.add(text)
+        """Forward a new note."""
+        if text not in self.printed:
+            self.printed.add(text)
             super().note(text)
 
 
-def carry_out(ready: run.Experiment, show: Show, command: str) -> list[Record]:
-    """Run what is missing of an experiment, and add seeds where its rule asks for them; return all its records.
+def carry_out(experiment: run.Experiment, show: Show, command: str) -> list[Record]:
+    """Run the missing trials of an experiment, add seeds as its rule demands, and return all its records.
 
     Args:
-        ready: from `run.prepare`.
+        experiment: the experiment from `run.prepare`.
         show: makes the listener of each round.
-        command: what the user typed, kept in the records.
+        command: the command that the user typed, stored in the records.
 
     Raises:
         ClbenchError: as `run.execute`.
     """
-    if not ready.most:
-        with show(ready) as listener:
-            return run.execute(ready, listener, command=command)
-    rule = rule_of(ready.spec, [p.label for p in ready.planned])
-    seeds = sequence(ready.spec.seeds, rule.most)
-    told: set[str] = set()
+    if not experiment.most:
+        with show(experiment) as listener:
+            return run.execute(experiment, listener, command=command)
+    rule = rule_of(experiment.spec, [p.label for p in experiment.planned])
+    seeds = sequence(experiment.spec.seeds, rule.most)
+    printed: set[str] = set()
     while True:
-        with show(ready) as listener:
-            run.execute(ready, Round(listener, rule, told), command=command, later=bool(told))
-        ready.given_up |= {p.trial.key for p in ready.missing}
-        settings = {p.trial.setting for p in ready.planned}
-        found = states([r for r in ready.study() if r.trial.setting in settings], rule)
-        added = next_round(ready.planned, found, rule, seeds, places(ready))
-        with show(ready) as listener:
-            listener = Round(listener, rule, told)
-            for line in lines(found, ready, bool(added)):
+        with show(experiment) as listener:
+            run.execute(experiment, Round(listener, rule, printed), command=command, later=bool(printed))
+        experiment.failed_keys |= {p.trial.key for p in experiment.missing}
+        settings = {p.trial.setting for p in experiment.planned}
+        setting_states = states([r for r in experiment.study() if r.trial.setting in settings], rule)
+        added = next_round(experiment.planned, setting_states, rule, seeds, places(experiment))
+        with show(experiment) as listener:
+            listener = Round(listener, rule, printed)
+            for line in lines(setting_states, experiment, bool(added)):
                 listener.note(line)
         if not added:
-            return ready.results()
-        ready.planned += added
+            return experiment.results()
+        experiment.planned += added
 
 
-def places(ready: run.Experiment) -> int:
-    """Return how many trials are run at once: of each worker one, or a stack."""
-    settings = ready.spec.execution
+def places(experiment: run.Experiment) -> int:
+    """Return the number of trials that run at the same time: one, or a stack, for each worker."""
+    settings = experiment.spec.execution
     workers = settings.workers if settings.workers is not None else (
-        run.usable_cores() if ready.spec.device in ("auto", "cpu") else 1)
+        run.usable_cores() if experiment.spec.device in ("auto", "cpu") else 1)
     return max(1, workers) * (settings.stack or 1)
 
 
-def lines(found: Sequence[State], ready: run.Experiment, going: bool) -> list[str]:
-    """Return what is said after a round: what it has decided, and what is open.
+def lines(setting_states: Sequence[State], experiment: run.Experiment, going: bool) -> list[str]:
+    """Return the messages after a round on the decided and the inconclusive methods.
 
     Args:
-        found: by setting.
-        ready: the experiment.
+        setting_states: the state of each setting.
+        experiment: the experiment.
         going: whether there is another round.
     """
-    said = []
-    several = len(found) > 1
-    for state in found:
-        counts = {label: sum(p.label == label and p.trial.scenario == state.scenario for p in ready.planned)
+    messages = []
+    several = len(setting_states) > 1
+    for state in setting_states:
+        counts = {label: sum(p.label == label and p.trial.scenario == state.scenario for p in experiment.planned)
                   for label in (*state.decided, *state.open)}
         where = f"{state.scenario}: " if several else ""
         for label, verdict in state.decided.items():
-            said.append(f"{where}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
+            messages.append(f"{where}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
         if state.open:
             fewest = min(counts[label] for label in state.open)
             end = "; seeds are added" if going else ", the most that were to be added"
-            said.append(f"{where}open after {fewest} seeds: {', '.join(state.open)} "
-                        f"({state.question}){end}")
-    return said
+            messages.append(f"{where}open after {fewest} seeds: {', '.join(state.open)} "
+                            f"({state.question}){end}")
+    return messages

@@ -1,7 +1,7 @@
-"""How a stream's training samples arrive: blurred, returning, long-tailed, with boundaries or without.
+"""How a stream's training samples arrive: blurred, recurring, long-tailed, with known or hidden boundaries.
 
-docs/task-free-streams.md has the definitions and their sources. Test samples are never changed, and columns of R stay
-the benchmark's own tasks.
+docs/task-free-streams.md has the definitions and their sources. Test samples never change, and the columns of R remain
+the tasks of the benchmark.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class Arrival(Strict):
 
     @property
     def moves(self) -> bool:
-        """Tell whether samples arrive in other tasks than the benchmark's."""
+        """Return whether samples arrive in other tasks than those of the benchmark."""
         return bool(self.blur or self.repeat)
 
     @property
     def changes(self) -> bool:
-        """Tell whether the stream has other training samples in its tasks, and so depends on the seed."""
+        """Return whether the tasks have other training samples than in the benchmark, which depend on the seed."""
         return self.moves or self.imbalance > 1
 
     @property
     def hidden(self) -> bool:
-        """Tell whether the method is not told where tasks end."""
+        """Return whether the ends of tasks are hidden from the method."""
         return self.boundaries == "hidden"
 
     def __str__(self) -> str:
-        """Return what is set, as in `blur 0.1, boundaries hidden`; empty where nothing is."""
+        """Return the settings that differ from the defaults, as in `blur 0.1, boundaries hidden`; empty for none."""
         return ", ".join(f"{name} {format_value(value)}" for name, value in self.model_dump().items())
 
     def scenario_problem(self, scenario: Scenario) -> str:
-        """Return why it does not go with a scenario, empty if it does."""
+        """Return why it is incompatible with a scenario; empty if it is compatible."""
         if scenario != "task" or not (self.moves or self.hidden):
             return ""
         name = "blur" if self.blur else "repeat" if self.repeat else "boundaries = hidden"
@@ -68,7 +68,7 @@ class Arrival(Strict):
 
         Args:
             method: its label.
-            needs_boundaries: why it must be told where tasks end, empty if it need not.
+            needs_boundaries: why it needs to know where tasks end; empty if it does not.
             parts_per_task: whether it has a part for each task.
         """
         if parts_per_task and self.moves:
@@ -83,10 +83,10 @@ class Arrival(Strict):
 
 
 def settle(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an experiment's plain values with the recipe that `online` and hidden boundaries mean.
+    """Return an experiment's plain values, with the recipe completed for `online` and hidden boundaries.
 
-    `online` is one pass in batches of 10, evaluated meanwhile; hidden boundaries are one pass. What is given besides
-    wins where it can.
+    `online` means one pass in batches of 10, with evaluation during training. Hidden boundaries mean one pass. Other
+    given values take precedence.
 
     Raises:
         ValueError: a budget is given that is not one pass.

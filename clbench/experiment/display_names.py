@@ -48,7 +48,7 @@ def with_options(name: str, options: list[str]) -> str:
 
 
 def as_ids(methods: str, registry: Registry) -> str:
-    """Return a list of methods, separated by commas, with ids in the place of display names; the rest stays as it is.
+    """Return a comma-separated list of methods with ids instead of display names; other names stay unchanged.
 
     >>> from clbench.core.registry import discover
     >>> as_ids("LoRA r=8,ewc,ER (500, outputs=own)", discover())

@@ -29,9 +29,9 @@ class Flag:
 class ExecutionSettings(Strict):
     """How trials are run; nothing here is part of a trial's key.
 
-    A field is all that a setting needs to be a flag (`clbench.cli.common_options`), a key of a file's [execution] table
-    and an argument of `clbench.run`. The process that leads a run uses the object (`clbench.execution`), and every
-    worker gets it as it is (`TrialRunner.settings`).
+    Each field is a flag (`clbench.cli.common_options`), a key of a file's [execution] table and an argument of
+    `clbench.run`. The managing process of a run uses the object (`clbench.execution`), and every worker gets the same
+    object (`TrialRunner.settings`).
     """
 
     model_config = ConfigDict(allow_inf_nan=False)

@@ -1,8 +1,8 @@
-"""What two experiments differ in, taken apart into factors, and every mixture of the two as a Spec.
+"""The factors in which two experiments differ, and every mixture of the two as a Spec.
 
-A trial's parts lie side by side under names such as `("recipe", "lr")`. Where A and B have different values there is a
-part to be explained. A mixture takes some of these parts from B and the rest from A. Parts that cannot be mixed, since
-the plan refuses what comes of it, become one factor. No torch.
+The values of a trial are stored by place, such as `("recipe", "lr")`. Each place at which A and B differ is a part. A
+mixture takes some of these parts from B and the rest from A. Parts become one factor if the plan refuses to mix them.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMES: Mapping[Place, str] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A value that A and B have differently."""
+    """A value that differs between A and B."""
 
     place: Place
     name: str  # in words
@@ -44,31 +44,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Factor:
-    """Parts that are taken from A or from B together; `why` they are, where they are several."""
+    """Parts that are taken together from A or from B; `why` gives the reason if there are several."""
 
     parts: tuple[Part, ...]
     why: str = ""
 
     @property
     def name(self) -> str:
-        """Return what the factor is called: `learning rate`, `mean and deviation`."""
+        """Return the factor's name: `learning rate`, `mean and deviation`."""
         *first, last = [part.name for part in self.parts]
         return f"{', '.join(first)} and {last}" if first else last
 
     @property
     def change(self) -> str:
-        """Return what it is in A and in B: `0.1 -> 0.001`."""
+        """Return the values in A and in B: `0.1 -> 0.001`."""
         return "{} -> {}".format(*(", ".join(values) for values in zip(*((p.a, p.b) for p in self.parts), strict=True)))
 
     @property
     def places(self) -> frozenset[Place]:
-        """Return where its parts stand."""
+        """Return the places of its parts."""
         return frozenset(part.place for part in self.parts)
 
 
 @dataclass
 class Pair:
-    """Two experiments of one trial per seed each, what they differ in, and their mixtures."""
+    """Two experiments with one trial per seed each, their differences and their mixtures."""
 
     a: Spec
     b: Spec
@@ -83,7 +83,7 @@ class Pair:
         """Return the trials, one per seed, that have the parts at these places from B and the others from A.
 
         Raises:
-            SpecError: they do not go together.
+            SpecError: the plan refuses this mixture.
         """
         given = {key: self.sides[key in from_b].get(key) for key in dict.fromkeys(self.sides[0] | self.sides[1])}
         values = _values(given, self.sides, from_b, self.registry)
@@ -91,7 +91,7 @@ class Pair:
         return plan(spec.model_copy(update={"execution": self.a.execution}), self.registry)
 
     def refusal(self, from_b: frozenset[Place]) -> str:
-        """Return why a mixture cannot be planned, in a line; empty if it can."""
+        """Return why a mixture cannot be planned, as one line; empty if it can."""
         from_b -= {METRIC}
         if from_b not in self.refusals:
             try:
@@ -103,25 +103,26 @@ class Pair:
 
 
 def compare(a: Spec, b: Spec, registry: Registry, names: tuple[str, str], metrics: tuple[str, str]) -> Pair:
-    """Take two experiments apart.
+    """Return two experiments with the parts in which they differ.
 
-    Methods' own recipes become the experiment's: what a method is trained by is what counts.
+    The recipe of an experiment is the one that its method is trained with, including the method's own recipe.
 
     Args:
-        a: the first.
-        b: the second.
-        registry: what is installed.
-        names: of both, for errors.
-        metrics: what is measured in A and in B.
+        a: the first experiment.
+        b: the second experiment.
+        registry: the installed plugins.
+        names: the names of both, for error messages.
+        metrics: the metrics that are measured in A and in B.
 
     Raises:
-        SpecError: one has not exactly one method in one scenario, they share no seed, or they are the same.
+        SpecError: an experiment does not have exactly one method in one scenario, or they share no seed, or they are
+            the same.
     """
     planned = [_only(plan(spec, registry), name) for spec, name in zip((a, b), names, strict=True)]
     seeds = tuple(seed for seed in a.seeds if seed in b.seeds)
     if not seeds:
         raise SpecError(f"{names[0]} and {names[1]} have no seed in common; give both --seeds")
-    sides = [_taken_apart(one, spec, registry) for one, spec in zip(planned, (a, b), strict=True)]
+    sides = [_values_by_place(trial, spec, registry) for trial, spec in zip(planned, (a, b), strict=True)]
     if _content(planned[0]) == _content(planned[1]):
         sides[1]["weights", "name"] = sides[0]["weights", "name"]
     for side, metric in zip(sides, metrics, strict=True):
@@ -134,9 +135,9 @@ def compare(a: Spec, b: Spec, registry: Registry, names: tuple[str, str], metric
 
 def _only(planned: Sequence[PlannedTrial], name: str) -> PlannedTrial:
     """Return the first trial of an experiment that has one method in one scenario."""
-    for what, option, found in (("methods", "--method", [p.label for p in planned]),
+    for what, option, names in (("methods", "--method", [p.label for p in planned]),
                                 ("scenarios", "--scenario", [p.trial.scenario for p in planned])):
-        different = list(dict.fromkeys(found))
+        different = list(dict.fromkeys(names))
         if len(different) > 1:
             raise SpecError(f"{name} has {len(different)} {what} ({', '.join(different)}); choose one by {option}")
     return planned[0]
@@ -146,21 +147,21 @@ def _content(planned: PlannedTrial) -> str:
     return planned.trial.weights.sha256 if planned.trial.weights else ""
 
 
-def _taken_apart(planned: PlannedTrial, spec: Spec, registry: Registry) -> dict[Place, Any]:
-    """Return all parts of a trial but its seed; a name's options stand beside it."""
+def _values_by_place(planned: PlannedTrial, spec: Spec, registry: Registry) -> dict[Place, Any]:
+    """Return all values of a trial except its seed, by place; the options of a name are in the same table."""
     trial = planned.trial
-    found: dict[Place, Any] = {("scenario", "name"): trial.scenario, ("weights", "name"): spec.weights,
-                               ("validation", "share"): trial.validation}
+    values: dict[Place, Any] = {("scenario", "name"): trial.scenario, ("weights", "name"): spec.weights,
+                                ("validation", "share"): trial.validation}
     for kind in KINDS:
         resolved: Resolved = getattr(trial, kind)
         options = _options(kind, resolved.name, registry).stored(resolved.options)
-        found[kind, ""] = resolved.name
-        found |= {(kind, name): getattr(options, name) for name in type(options).model_fields}
-    found |= {("arrival", name): getattr(trial.arrival, name) for name in Arrival.model_fields}
+        values[kind, ""] = resolved.name
+        values |= {(kind, name): getattr(options, name) for name in type(options).model_fields}
+    values |= {("arrival", name): getattr(trial.arrival, name) for name in Arrival.model_fields}
     recipe = trial.trained_by
-    found[BUDGET] = (recipe.epochs, recipe.iterations)
-    return found | {("recipe", name): getattr(recipe, name) for name in Recipe.model_fields
-                    if name not in ("epochs", "iterations")}
+    values[BUDGET] = (recipe.epochs, recipe.iterations)
+    return values | {("recipe", name): getattr(recipe, name) for name in Recipe.model_fields
+                     if name not in ("epochs", "iterations")}
 
 
 def _options(kind: str, name: str, registry: Registry) -> type[Options]:
@@ -171,7 +172,7 @@ def _options(kind: str, name: str, registry: Registry) -> type[Options]:
 
 
 def _differing(a: Mapping[Place, Any], b: Mapping[Place, Any]) -> tuple[Part, ...]:
-    """Return what differs; an option that one side's benchmark, model or method has not goes with the name."""
+    """Return the parts that differ; an option that only one side has belongs to the part of the name."""
     places = [place for place in a if place in b and a[place] != b[place]]
     words = [_name(place) for place in places]
     return tuple(Part(place, word if words.count(word) == 1 else f"{place[0]}'s {word}", _shown(place, a[place]),
@@ -183,7 +184,7 @@ def _name(place: Place) -> str:
 
 
 def _shown(place: Place, value: Any) -> str:
-    """Return a value as text; a budget with its unit."""
+    """Return a value as text, a budget with its unit."""
     if place == BUDGET:
         epochs, iterations = value
         return f"{iterations:,} iterations" if iterations else f"{epochs} epoch{'s' * (epochs > 1)}"
@@ -192,17 +193,17 @@ def _shown(place: Place, value: Any) -> str:
 
 def _values(given: Mapping[Place, Any], sides: Sequence[Mapping[Place, Any]], from_b: Collection[Place],
             registry: Registry) -> dict[str, Any]:
-    """Return parts as the plain values of an experiment."""
+    """Return the plain values of an experiment from values by place."""
     epochs, iterations = given[BUDGET]
     recipe = {name: value for (table, name), value in given.items() if table == "recipe" and name != BUDGET[1]}
     recipe |= {"epochs": epochs} if iterations is None else {"iterations": iterations}
     named = {}
     for kind in KINDS:
         known = _options(kind, given[kind, ""], registry).model_fields
-        own = sides[(kind, "") in from_b]  # where the name comes from, there are options that the other has not
+        side_of_name = sides[(kind, "") in from_b]  # the side of the name may have options that the other side lacks
         named[kind] = {"name": given[kind, ""], "options": {
-            name: given[kind, name] if all((kind, name) in side for side in sides) else own[kind, name]
-            for name in known if (kind, name) in own}}
+            name: given[kind, name] if all((kind, name) in side for side in sides) else side_of_name[kind, name]
+            for name in known if (kind, name) in side_of_name}}
     return {"benchmark": named["benchmark"], "model": named["model"], "methods": [named["method"]], "recipe": recipe,
             "scenario": [given["scenario", "name"]], "weights": given["weights", "name"],
             "validation": given["validation", "share"],
@@ -210,27 +211,29 @@ def _values(given: Mapping[Place, Any], sides: Sequence[Mapping[Place, Any]], fr
 
 
 def factors(parts: Sequence[Part], refusal: Callable[[frozenset[Place]], str]) -> list[Factor]:
-    """Return the parts as factors, each by itself as far as their mixtures go together.
+    """Return the parts as factors: each part is a factor of its own unless mixtures are refused.
 
-    Of up to 10 factors all mixtures are looked at, of more those that have one or two from A or from B. Where one is
-    refused, the two factors are merged that it divides and whose union leaves the fewest refused.
+    For up to 10 factors all mixtures are checked, for more factors those with one or two factors from A or from B.
+    While any mixture is refused, two factors that it separates are merged: the pair whose union leaves the fewest
+    mixtures refused.
 
     Args:
-        parts: what differs.
-        refusal: says why the mixture with the parts at these places from B is refused; empty if it is not.
+        parts: the parts that differ.
+        refusal: returns why the mixture with the parts at these places from B is refused; empty if it is not.
     """
-    found = [Factor((part,)) for part in parts]
-    while refused := [(chosen, why) for chosen in _mixtures(len(found))
-                      if (why := refusal(frozenset().union(*(found[i].places for i in chosen))))]:
-        first, second = min(itertools.combinations(range(len(found)), 2), key=lambda pair: (
+    groups = [Factor((part,)) for part in parts]
+    while refused := [(chosen, why) for chosen in _mixtures(len(groups))
+                      if (why := refusal(frozenset().union(*(groups[i].places for i in chosen))))]:
+        first, second = min(itertools.combinations(range(len(groups)), 2), key=lambda pair: (
             sum((pair[0] in chosen) == (pair[1] in chosen) for chosen, _ in refused), pair))
         why = next(why for chosen, why in refused if (first in chosen) != (second in chosen))
-        merged = Factor((*found[first].parts, *found[second].parts), found[first].why or found[second].why or why)
-        found = [merged if i == first else one for i, one in enumerate(found) if i != second]
-    return found
+        merged = Factor((*groups[first].parts, *groups[second].parts),
+                        groups[first].why or groups[second].why or why)
+        groups = [merged if i == first else factor for i, factor in enumerate(groups) if i != second]
+    return groups
 
 
 def _mixtures(count: int) -> list[frozenset[int]]:
-    """Return which factors are B's in each mixture that is looked at; the experiments themselves are none."""
+    """Return the factors that are from B in each checked mixture, without the two experiments themselves."""
     sizes = range(1, count) if count <= EVERY_UP_TO else sorted({1, 2, count - 2, count - 1})
     return [frozenset(chosen) for size in sizes for chosen in itertools.combinations(range(count), size)]

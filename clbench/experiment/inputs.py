@@ -1,6 +1,6 @@
-"""Weights found by what the user wrote, and what they mean for the inputs: size and normalisation, settled in the plan.
+"""The weights that the user named, and the size and normalization of inputs that follow from them.
 
-A trial's key is made afterwards, so it has what was settled and not how.
+The plan calls these functions before it makes a trial's key, so the key has the resulting values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clbench.core.entry_points import builder, resolve
 from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import ModelInfo
 from clbench.core.options import Options
-from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource, beside
+from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource, read_weights_info
 from clbench.experiment.spec import Named
 from clbench.experiment.trial import Weights, hash_of_name
 
@@ -26,7 +26,7 @@ RGB = 3  # channels
 
 
 class Inputs(NamedTuple):
-    """Options with what pretrained weights settle filled in, and how the weights preprocess images."""
+    """Options with the values that follow from pretrained weights, and the preprocessing of the weights."""
 
     benchmark: Options
     model: Options
@@ -35,11 +35,11 @@ class Inputs(NamedTuple):
 
 def find_weights(text: str | None, model: Named, info: ModelInfo,
                  problems: list[str]) -> tuple[Weights | None, PretrainedInfo]:
-    """Return the weights that the user named and what is known about them; a mistake is added to `problems`.
+    """Return the weights that the user named and their metadata; mistakes are added to `problems`.
 
-    They are a file, or a name that the model's source knows (`ModelInfo.weights`). A file says what it was trained on
-    by a JSON beside it; without one it is taken to be like the model's default weights. Where the user named none, a
-    model may bring its own (`ModelInfo.own_weights`).
+    The weights are a file, or a name that the model's source knows (`ModelInfo.weights`). The metadata of a file are in
+    a JSON file in the same folder. Without it, the metadata of the model's default weights apply. If the user named no
+    weights, the model may have its own (`ModelInfo.own_weights`).
     """
     try:
         if text is None and info.own_weights:
@@ -50,11 +50,11 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
         content = "" if by_name else files.hash_file(text)  # before the source is loaded, which imports torch
         source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
         if by_name:
-            found = source.find(model.name, text)
-            known = found.info
-            return Weights(path=found.name, sha256=hash_of_name(found.name), licence=known.licence,
+            named_weights = source.find(model.name, text)
+            known = named_weights.info
+            return Weights(path=named_weights.name, sha256=hash_of_name(named_weights.name), licence=known.licence,
                            training_data=known.training_data), known
-        known = beside(Path(text)) or source.info(model.name)
+        known = read_weights_info(Path(text)) or source.info(model.name)
         metadata = header(Path(text))
         return Weights(path=text, sha256=content, licence=known.licence or metadata.get("license", ""),
                        training_data=known.training_data or metadata.get("training_data", "")
@@ -67,7 +67,7 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
 
 
 def header(path: Path) -> dict[str, str]:
-    """Return the metadata at the head of a safetensors file; nothing for another kind of file."""
+    """Return the metadata in the header of a safetensors file; nothing for another kind of file."""
     if path.suffix != ".safetensors":
         return {}
     from safetensors import SafetensorError, safe_open
@@ -81,18 +81,18 @@ def header(path: Path) -> dict[str, str]:
 
 def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Weights | None, known: PretrainedInfo,
                   problems: list[str], info: ModelInfo) -> Inputs:
-    """Return the options of benchmark and model with the size and normalisation that the weights bring.
+    """Return the options of benchmark and model with the size and normalization that the weights need.
 
-    A benchmark of texts gets the model's tokenizer. What the user named stays. A mistake is added to `problems`.
+    A benchmark of texts gets the model's tokenizer. Options that the user gave stay. Mistakes are added to `problems`.
 
     Args:
-        benchmark: its validated options.
+        benchmark: the validated options of the benchmark.
         named: the benchmark as the user wrote it.
-        model: its validated options.
-        weights: if there are any.
-        known: about them.
-        problems: mistakes so far.
-        info: the model.
+        model: the validated options of the model.
+        weights: the pretrained weights, if there are any.
+        known: the metadata of the weights.
+        problems: the mistakes so far.
+        info: the declaration of the model.
     """
     fields = type(benchmark).model_fields
     texts = "tokenizer" in fields and getattr(benchmark, "text_column", "") is not None
@@ -121,9 +121,9 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
 
 
 def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None) -> Callable[[], Any] | None:
-    """Return what builds a model on shapes alone, once, if the size of its images is settled, or known otherwise.
+    """Return a function that builds the model once on the meta device; None if the size of its images is not known.
 
-    It returns None for a model that cannot be built: the run, which knows its inputs, says what is wrong with it.
+    The function returns None for a model that cannot be built. The run, which knows the inputs, reports the error.
     """
     side = getattr(inputs.model, "size", None) or known
     shape = (getattr(inputs.benchmark, "length", 1),) if info.text else (info.channels or RGB, side, side)

@@ -18,10 +18,10 @@ BUDGET = ("epochs", "iterations", "batch_size")  # of a file, in place of which 
 def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a file, overridden by `given`; None means not given.
 
-    `given` is flat: it has the keys of the recipe, of the arrival and of the execution settings beside the others. A
-    budget in epochs replaces one in iterations and vice versa, and `online` both, and the batch size. A method given by
-    its name, its label, or its name with options, as tables call it, is the file's, with its recipe, where the file has
-    it.
+    `given` is flat: the keys of the recipe, of the arrival and of the execution settings are on the same level as the
+    others. A budget in epochs replaces one in iterations and vice versa; `online` replaces both and the batch size. A
+    method may be given by its name, its label, or its name with options as in tables. If the file has this method, the
+    method of the file with its recipe is used.
     """
     out = dict(values)
     if given.get("online") and isinstance(out.get("recipe"), Mapping):  # which a file's budget does not contradict
@@ -44,7 +44,7 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _pick(known: Any, wanted: Any) -> Any:
-    """Replace names among the wanted methods with the file's methods that are called so."""
+    """Replace names among the wanted methods with the file's methods that have these names."""
     if isinstance(wanted, str):
         wanted = [part.strip() for part in wanted.split(",") if part.strip()]
     if not isinstance(known, list) or not isinstance(wanted, list | tuple):
@@ -64,7 +64,7 @@ def _calls(method: Any) -> set[str]:
 
 
 def _writes(text: str, method: Any) -> bool:
-    """Tell whether a text has the name and the options of an unparsed method of a file, and its recipe or none."""
+    """Return whether a text has the name and options of an unparsed method of a file, and the same recipe or none."""
     try:
         one, other = MethodSpec.model_validate(text), MethodSpec.model_validate(method)
     except ValidationError:
@@ -75,13 +75,13 @@ def _writes(text: str, method: Any) -> bool:
 
 
 def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec:
-    """Apply `METHOD.OPTION=VALUE` settings to every method of that label or strategy name.
+    """Apply `METHOD.OPTION=VALUE` settings to every method with that label or strategy name.
 
-    A mapping has `METHOD.OPTION` as its keys. Several values of an option become a row each when the experiment is
-    planned (`clbench.experiment.sweeps`).
+    The keys of a mapping are `METHOD.OPTION`. If an option has several values, the plan makes a row of each
+    (`clbench.experiment.sweeps`).
 
     Raises:
-        SpecError: a setting is not of that form or names no method of the experiment; all of them, a line each.
+        SpecError: a setting does not have that form or names no method of the experiment; a line for each mistake.
     """
     methods, problems = list(spec.methods), []
     for setting in settings:
@@ -114,7 +114,7 @@ def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str
     """Return the experiment of a file (or of `values`), overridden by `given` and `options`.
 
     Raises:
-        SpecError: it is not a valid experiment; every mistake is a line.
+        SpecError: it is not a valid experiment; the message has a line for each mistake.
     """
     if source:
         values = read_toml(source)

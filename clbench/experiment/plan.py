@@ -1,4 +1,4 @@
-"""Spec -> Trials: names resolved, options validated and completed, and a key for each trial."""
+"""Plan the trials of a Spec: resolve names, validate and complete options, and make a key for each trial."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     """Return the trials of an experiment: seeds outermost, so that early results compare all methods.
 
     Args:
-        spec: what to compare.
-        registry: what is installed.
-        pretrained: whether the model is to be taken for a pretrained one; None: where weights are given.
-        side: pixels of its images, if that is known where the model's option `size` does not say it.
+        spec: the experiment.
+        registry: the installed plugins.
+        pretrained: whether to treat the model as pretrained; None means it is if weights are given.
+        side: width and height of its images in pixels, if they are known without the model's option `size`.
 
     Raises:
-        SpecError: names unknown, options wrong, scenarios the benchmark has not; all of them, a line each.
+        SpecError: names are unknown, options are wrong, or the benchmark does not support a scenario; a line for each.
     """
     problems: list[str] = []
     benchmark = _resolve(spec.benchmark, "benchmark", registry.benchmark, problems)
@@ -49,78 +49,84 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     if benchmark and model:
         weights, known = find_weights(spec.weights, spec.model, model[0], problems)
         inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, known, problems, model[0])
-    recipes = [_own_recipe(spec, m, found[0], problems) if found else {} for m, _, found in methods]
-    rows = [(m, m.label or _label(m, found[1], swept, own))
-            for (m, swept, found), own in zip(methods, recipes, strict=True) if found]
+    recipes = [_own_recipe(spec, m, resolved[0], problems) if resolved else {} for m, _, resolved in methods]
+    rows = [(m, m.label or _label(m, resolved[1], swept, recipe))
+            for (m, swept, resolved), recipe in zip(methods, recipes, strict=True) if resolved]
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
     problems += [f"method {m.label or m.name!r}: outputs = {chosen} applies to scenario class; for scenario {s} leave "
-                 'it out, or give the method scenario = ["class"]' for m, _, found in methods
-                 if found and (chosen := _chosen_outputs(found[1])) for s in scenarios if s != "class" and m.runs_in(s)]
+                 'it out, or give the method scenario = ["class"]' for m, _, resolved in methods if resolved
+                 and (chosen := _chosen_outputs(resolved[1])) for s in scenarios if s != "class" and m.runs_in(s)]
     if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     known_weights = weights is not None if pretrained is None else pretrained
     network = network_of(model[0], inputs, side) if model and known_weights else None
-    complete = [found and (found[0], found[1], found[1].settled(known_weights, network)) for _, _, found in methods]
-    refuse_for_arrival(spec.arrival, [(label, found[0], found[2], own) for (_, label), found, own in
-                                      zip(rows, complete, recipes, strict=True) if found])
-    resolved = [(m, label, found[0], own, Resolved(name=m.name, options=found[2].model_dump()),
-                 {scenario: _searched(spec, m, scenario, found[1]) for scenario in scenarios})
-                for (m, label), found, own in zip(rows, complete, recipes, strict=True) if found]
+    completed = [(method, label, resolved[0], resolved[1], resolved[1].settled(known_weights, network), recipe)
+                 for (method, label), (_, _, resolved), recipe in zip(rows, methods, recipes, strict=True) if resolved]
+    refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe)
+                                      for _, label, strategy, _, options, recipe in completed])
+    planned_rows = [(method, label, strategy, recipe, Resolved(name=method.name, options=options.model_dump()),
+                     {scenario: _searched(spec, method, scenario, given) for scenario in scenarios})
+                    for method, label, strategy, given, options, recipe in completed]
     return [
         PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
                            scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
-                           weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=own,
-                           method=method, seed=seed, validation=spec.validation,
+                           weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=recipe,
+                           method=with_options, seed=seed, validation=spec.validation,
                            arrival=spec.arrival),
-                     label, isinstance(info, StrategyInfo) and info.reference, _family(info, method, own),
-                     searched[scenario])
+                     label, isinstance(strategy, StrategyInfo) and strategy.reference,
+                     _family(strategy, with_options, recipe), searched[scenario])
         for scenario in scenarios
         for seed in spec.seeds
-        for row, label, info, own, method, searched in resolved if row.runs_in(scenario)
+        for row, label, strategy, recipe, with_options, searched in planned_rows if row.runs_in(scenario)
     ]
 
 
 def _default_scenario(info: BenchmarkInfo, options: opt.Options) -> tuple[Scenario, ...]:
-    """Return the scenario of a benchmark where none is asked for: the one its options say, else its first."""
-    said: Scenario | None = getattr(options, "default_scenario", None)
-    return (said,) if said else tuple(info.scenarios[:1])
+    """Return the default scenario of a benchmark: the one that its options name, or else its first."""
+    default: Scenario | None = getattr(options, "default_scenario", None)
+    return (default,) if default else tuple(info.scenarios[:1])
 
 
 def _chosen_outputs(options: opt.Options) -> str:
-    """Return what competes in training where the options say otherwise than the method's paper, else nothing."""
+    """Return the value of the option `outputs` if it differs from the method's default; empty otherwise."""
     field, chosen = type(options).model_fields.get("outputs"), getattr(options, "outputs", None)
     return chosen if field is not None and chosen is not None and chosen != field.default else ""
 
 
 def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Options, Mapping[str, Any]]]) -> None:
-    """Check that methods can learn from samples that arrive so: label, declaration, options and own recipe of each.
+    """Check that methods can learn from a stream with this arrival of samples.
+
+    Args:
+        arrival: how samples arrive.
+        rows: label, declaration, options and own recipe of each method.
 
     Raises:
-        SpecError: some cannot; a line for each.
+        SpecError: some methods cannot; a line for each.
     """
     problems = []
-    for label, info, options, own in rows:
+    for label, info, options, recipe in rows:
         reason = options.needs_boundaries if info.task_free else "it is not declared task_free"
         problems.append(arrival.method_problem(label, reason, info.parts_per_task))
-        if arrival.hidden and (own.get("iterations") or own.get("repeats") or own.get("epochs", 1) != 1):
+        if arrival.hidden and (recipe.get("iterations") or recipe.get("repeats") or recipe.get("epochs", 1) != 1):
             problems.append(f"method {label!r}: boundaries = hidden is one pass; leave the budget out of its recipe")
     if any(problems):
         raise SpecError("\n".join(filter(None, problems)))
 
 
 def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
-    """Check that no trial stands in two rows: its one record can have one label.
+    """Check that no trial is in two rows, because its record can have one label only.
 
-    Of what is to be run, not of every plan: `clbench tune` may begin with rows that differ in what it searches only.
+    Only plans that are about to run are checked: `clbench tune` may start from rows that differ in the searched options
+    only.
 
     Raises:
-        SpecError: some do; a line for each such group of rows.
+        SpecError: rows have the same trials; a line for each group of such rows.
     """
     rows: dict[str, list[str]] = {}
-    for one in planned:
-        rows.setdefault(one.trial.key, []).append(one.label)
+    for row in planned:
+        rows.setdefault(row.trial.key, []).append(row.label)
     same = dict.fromkeys(" and ".join(map(repr, labels)) for labels in rows.values() if len(labels) > 1)
     if same:
         raise SpecError("\n".join(f"methods {labels} have the same options and so the same results: leave one of "
@@ -128,7 +134,7 @@ def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
 
 
 def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) -> dict[str, Any]:
-    """Return what a method's recipe has other than the experiment's; a mistake is added to `problems`."""
+    """Return the parts of a method's recipe that differ from the experiment's; mistakes are added to `problems`."""
     given: Mapping[str, Any] = info.recipe if isinstance(method.recipe, str) else method.recipe
     if isinstance(method.recipe, str) and not given:
         problems.append(f"method {method.name!r}: recipe = published, but none is known for it; write it out, as in "
@@ -149,9 +155,9 @@ def tried_for(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.O
 
 
 def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> Searched | None:
-    """Return by what searches of the experiment's a row has its options, None where it has them from none.
+    """Return the search from which a row has its options; None if there is none.
 
-    The candidates are those of every search of the row: one that found nothing better was a chance all the same.
+    The candidates are those of every search of the row, because each search was an opportunity to improve the result.
     """
     tried = tried_for(spec, method, scenario, options)
     once = {str((t.method, t.options)) for _, t in tried}
@@ -159,23 +165,23 @@ def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.O
                  for search, t in tried if t.options.items() <= method.given.items()), None)
 
 
-def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own: Mapping[str, Any]) -> str:
-    """Return what a row is called: the method, its options that differ from the defaults, and its own recipe."""
-    parts = [f"{name}={opt.format_value(value)}" for name, value in opt.recipe_options(own).items()]
-    if method.recipe == PUBLISHED and own:
+def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own_recipe: Mapping[str, Any]) -> str:
+    """Return the label of a row: the method, its options that differ from the defaults, and its own recipe."""
+    parts = [f"{name}={opt.format_value(value)}" for name, value in opt.recipe_options(own_recipe).items()]
+    if method.recipe == PUBLISHED and own_recipe:
         parts = ["recipe=published"]
     return ":".join([opt.label(method.name, options, swept), *parts])
 
 
-def _family(info: Any, method: Resolved, own: Mapping[str, Any]) -> str:
-    """Return a method's name, recipe and options without those that are numbers in its loss."""
+def _family(info: Any, method: Resolved, own_recipe: Mapping[str, Any]) -> str:
+    """Return a method's name, recipe and options, without the options that are scalars in its loss."""
     free = opt.scalars(info.options)
-    kept = {k: v for k, v in method.options.items() if k not in free}
-    return str(Resolved(name=method.name, options={**kept, **opt.recipe_options(own)}))
+    fixed = {k: v for k, v in method.options.items() if k not in free}
+    return str(Resolved(name=method.name, options={**fixed, **opt.recipe_options(own_recipe)}))
 
 
 def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:
-    """Return what is wrong with the rows of the tables: two of one label in a scenario, and methods without any."""
+    """Return the mistakes in rows: two rows with one label in a scenario, and methods that run in no scenario."""
     labels = [[label for m, label in rows if m.runs_in(s)] for s in scenarios]
     twice = {label for here in labels for label in here if here.count(label) > 1}
     met = {m.name for m, _ in rows if any(map(m.runs_in, scenarios))}
@@ -210,15 +216,15 @@ def resolved_benchmark(text: str, registry: Registry) -> Resolved:
 def part(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
     """Return the i-th of n parts of a plan, in its order; `shard` is `i/n`, counted from 1.
 
-    Trials are dealt out setting by setting and in it method by method, so that every part has its share of each.
+    Trials are assigned in turn, sorted by setting and then by method, so that every part has a share of each.
 
     Raises:
-        SpecError: `shard` is no such thing.
+        SpecError: `shard` does not have this form.
     """
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise SpecError(f"shard {shard!r}: write i/n with i from 1 to n, as in 2/8")
-    index, parts = int(found[1]) - 1, int(found[2])
+    index, parts = int(match[1]) - 1, int(match[2])
     if parts > len(planned):
         raise SpecError(f"shard {shard!r}: the experiment has only {len(planned)} trials, so some parts would be "
                         "empty: use fewer parts")

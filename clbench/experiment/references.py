@@ -1,7 +1,7 @@
 """Reference: a published setting with its numbers, from TOML, and the trials that repeat it.
 
-Each cell of a published table is a method in a scenario, with a recipe of its own where the paper's differ. What counts
-as reproduced is stated in the file, before anything is run: see `Tolerance` and docs/verify.md.
+Each cell of a published table is a method in a scenario, with its own recipe if the paper's recipes differ. The file
+states the criterion for a reproduced number before anything runs: see `Tolerance` and docs/verify.md.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Cell(Strict):
 
     @property
     def label(self) -> str:
-        """Return how the method is called in the table."""
+        """Return the method's name in the table."""
         return self.method.label or self.method.name
 
     @model_validator(mode="after")
     def _one_spread(self) -> Cell:
-        """Refuse two spreads, none without an allowance, and an allowance without its reason."""
+        """Reject two spreads, a missing spread without an allowance, and an allowance without a reason."""
         if self.sem is not None and self.sd is not None:
             raise ValueError("give sem or sd, not both")
         if self.sem is None and self.sd is None and not self.allowance:
@@ -63,7 +63,7 @@ class Cell(Strict):
 
     @model_validator(mode="after")
     def _of_its_runs(self) -> Cell:
-        """Refuse runs whose mean or deviation is not what is published, to half a unit of the last digit given."""
+        """Reject runs whose mean or deviation differs from the published one by more than half a unit (last digit)."""
         if self.runs:
             if abs(fmean(self.runs) - self.published) > HALF_UNIT:
                 raise ValueError(f"published is {self.published:g}, the mean of the runs {fmean(self.runs):.3f}")
@@ -73,7 +73,7 @@ class Cell(Strict):
 
 
 class Tolerance(Strict):
-    """How far our mean may lie from the published one, in points; fixed before the reference is run."""
+    """The allowed difference between our mean and the published one, in points; fixed before the reference runs."""
 
     level: float = Field(0.99, gt=0.5, lt=1)  # of the interval of the difference of the means
     rounding: float = Field(0.005, ge=0)  # half a unit of the last published digit
@@ -98,7 +98,7 @@ class Reference(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Reference:
-        """Refuse cells that are named twice and keys that the cells give."""
+        """Reject duplicate cells, and keys of the experiment that the cells give."""
         names = [f"{c.label} in scenario {c.scenario}" + (f", {c.metric}" if c.metric != "ACC" else "")
                  for c in self.cells]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -116,14 +116,15 @@ class Reference(Strict):
         return self
 
     def spec(self, cell: Cell, given: dict[str, Any] | None = None) -> Spec:
-        """Return a cell as an experiment, with what was `given` (seeds, device, workers) in the file's place.
+        """Return a cell as an experiment; `given` settings (seeds, device, workers) override those of the file.
 
         Raises:
             SpecError: the experiment is not a valid one.
         """
         recipe = {**self.experiment.get("recipe", {}), **cell.recipe}
-        own = {name: value.model_dump() for name in ("benchmark", "model") if (value := getattr(cell, name))}
-        return spec.build({**merge(self.experiment, given or {}), **own, "recipe": recipe, "scenario": cell.scenario,
+        replaced = {name: value.model_dump() for name in ("benchmark", "model") if (value := getattr(cell, name))}
+        return spec.build({**merge(self.experiment, given or {}), **replaced, "recipe": recipe,
+                           "scenario": cell.scenario,
                            "methods": [{**cell.method.model_dump(), "label": cell.label}]}, self.title)
 
     def widest(self, cell: Cell) -> float:
@@ -131,7 +132,7 @@ class Reference(Strict):
         return cell.widest or self.tolerance.widest
 
     def choose(self, scenarios: Iterable[str] = (), methods: Iterable[str] = ()) -> list[Cell]:
-        """Return the cells of these scenarios and labels; all where none are named.
+        """Return the cells of these scenarios and labels; all cells if none are named.
 
         Raises:
             SpecError: the reference has no such scenario or method.
@@ -151,7 +152,7 @@ class Reference(Strict):
         """Return the trials of each cell.
 
         Raises:
-            SpecError: a cell cannot be run as written, or starts from weights that are not given.
+            SpecError: a cell cannot run as written, or it starts from weights that are not given.
         """
         if self.weights and not (given or {}).get("weights"):
             raise SpecError(f"{self.title} starts from weights {self.weights}: name their file (--weights FILE)")
@@ -162,7 +163,7 @@ def read_reference(path: Path) -> Reference:
     """Read a reference from its file.
 
     Raises:
-        SpecError: it cannot be read or is not one; every mistake is a line.
+        SpecError: the file cannot be read or is not a reference; a line for each mistake.
     """
     try:
         return Reference.model_validate(spec.read_toml(path))
@@ -176,7 +177,7 @@ def find(name: str) -> tuple[str, Reference]:
     """Return a reference by its name or the path of its TOML file, and the name.
 
     Raises:
-        SpecError: there is none, or it is not valid.
+        SpecError: the reference does not exist or is not valid.
     """
     if name.endswith(".toml"):
         return Path(name).stem, read_reference(Path(name))
@@ -189,7 +190,7 @@ def find(name: str) -> tuple[str, Reference]:
 def shipped() -> dict[str, Path]:
     """Return the files of the references that come with clbench, by name.
 
-    They lie in the package of an installed wheel and in benchmarks/reference in a checkout.
+    They are inside the package in an installed wheel, and in benchmarks/reference in a checkout.
     """
     for folder in (PACKAGE / "reference", PACKAGE.parent / "benchmarks" / "reference"):
         if folder.is_dir():

@@ -1,4 +1,4 @@
-"""What `clbench tune` looks through, and what it found, as they stand in an experiment's file."""
+"""The search spaces and results of `clbench tune`, as an experiment's file stores them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clbench.core.scenario import Scenario
 
 
 class Axis(Strict):
-    """Base of what is searched of one option."""
+    """Base of the values that are searched for one option."""
 
     scenario: Scenario | None = Field(None, description="Scenario in which the option is tuned; all if missing.")
 
@@ -25,7 +25,7 @@ class Range(Axis):
 
     @model_validator(mode="after")
     def _has_room(self) -> Range:
-        """Refuse an empty range, and a logarithm of nothing."""
+        """Reject an empty range, and a logarithmic range that does not start above 0."""
         if not self.low < self.high:
             raise ValueError(f"low should be below high, got {self.low:g} and {self.high:g}")
         if self.log and self.low <= 0:
@@ -46,7 +46,7 @@ class Choices(Axis):
 
 
 def _kind(value: Any) -> str:
-    """Tell a range from values to choose from."""
+    """Return whether an axis is a `range` or a list of `values`."""
     listed = isinstance(value, list | tuple | Choices) or (isinstance(value, dict) and "values" in value)
     return "values" if listed else "range"
 
@@ -66,7 +66,7 @@ Space = Annotated[dict[str, AnyAxis], BeforeValidator(_flat)]  # by option of a 
 
 
 class Searched(Strict):
-    """By how much a row's options were searched: what a report must know to compare it with others."""
+    """The extent of the search for a row's options, which reports show in comparisons."""
 
     candidates: int = Field(description="Number of candidates.")
     validation: float = Field(description="Share of the training samples that candidates were compared on.")
@@ -74,7 +74,7 @@ class Searched(Strict):
 
 
 class Tried(Strict):
-    """A candidate: a method's options, those of the space among them, in one scenario, and what they gave."""
+    """A candidate: values of a method's tuned options in one scenario, and their results."""
 
     method: str = Field(description="Label of the row.")
     scenario: Scenario = Field(description="Scenario.")
@@ -84,7 +84,7 @@ class Tried(Strict):
 
 
 class Outcome(Strict):
-    """What a row's search came to beside its candidates: how far its grid was widened, and what is to be known."""
+    """The outcome of a row's search apart from its candidates: how far its grid was widened, and remarks."""
 
     method: str = Field(description="Label of the row.")
     scenario: Scenario = Field(description="Scenario.")
@@ -93,7 +93,7 @@ class Outcome(Strict):
 
 
 class Search(Strict):
-    """A search that was made: all that is needed to make it again, and every candidate's result."""
+    """A completed search: all that is needed to repeat it, and every candidate's result."""
 
     command: str = Field(description="Command that ran the search.")
     versions: dict[str, str] = Field(description="Versions of the libraries.")

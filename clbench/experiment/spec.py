@@ -227,12 +227,12 @@ class Spec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _one_pass(cls, values: Any) -> Any:
-        """Complete what `online`, hidden boundaries and a linear model on stored features say of the recipe."""
+        """Complete the recipe for `online`, hidden boundaries, and a linear model on stored features."""
         return settle_epochs(settle(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
-    def _asked(self) -> Spec:
-        """Refuse what says how seeds are added where none are."""
+    def _reject_unused_seed_rules(self) -> Spec:
+        """Reject settings on how seeds are added if no seeds are added."""
         if self.until is None and {"max_seeds", "baseline"} & self.model_fields_set:
             name = "max_seeds" if "max_seeds" in self.model_fields_set else "baseline"
             way = "" if name == "max_seeds" else "; clbench compare RUN --baseline METHOD tests what there is"
@@ -242,16 +242,16 @@ class Spec(Strict):
     @field_validator("seeds", "scenario")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
-        """Refuse a seed or a scenario that is named twice, and no seed at all."""
+        """Reject duplicate seeds or scenarios, and an empty list of seeds."""
         if len(set(values)) != len(values) or (info.field_name == "seeds" and not values):
             raise ValueError(f"give at least one, and each only once; got {', '.join(map(str, values)) or 'none'}")
         return values
 
 
-# Tables whose keys stand beside those of the experiment on the command line and in Python.
 ELSEWHERE = {"learning_rate": "lr", "n_epochs": "epochs", "num_train_epochs": "epochs", "train_epochs": "epochs",
              "max_steps": "iterations", "train_mb_size": "batch_size", "optim": "optimizer", "dataset": "benchmark",
              "strategies": "methods"}  # names of keys in other toolkits
+# Tables whose keys are on the same level as those of the experiment on the command line and in Python.
 TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "arrival": Arrival, "execution": ExecutionSettings}
 
 
@@ -269,17 +269,18 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def build(values: Mapping[str, Any], source: str = "") -> Spec:
-    """Validate plain values into a Spec; all mistakes are listed, each with its place (`source: key.key`)."""
+    """Validate plain values into a Spec; the error lists all mistakes, each with its place (`source: key.key`)."""
     try:
         return Spec.model_validate(dict(values))
     except ValidationError as error:
         prefix = f"{source}: " if source else ""
-        found = [i for i in error.errors() if i["type"] != "too_short" or not i["input"]]  # wrong ones are not there
-        raise SpecError("\n".join(dict.fromkeys(prefix + _explain(item) for item in found))) from None
+        # A list is also too short if its members are invalid, which has an error of its own.
+        mistakes = [i for i in error.errors() if i["type"] != "too_short" or not i["input"]]
+        raise SpecError("\n".join(dict.fromkeys(prefix + _explain(item) for item in mistakes))) from None
 
 
 def _explain(item: Any) -> str:
-    """Write one of pydantic's mistakes as one line."""
+    """Return one of pydantic's errors as one line."""
     loc = [str(part) for part in item["loc"]]
     where = ".".join(loc) or "experiment"
     if item["type"] == "extra_forbidden":

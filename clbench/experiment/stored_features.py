@@ -1,4 +1,4 @@
-"""The number of epochs of a linear model on stored features, where an experiment gives no budget."""
+"""The number of epochs of a linear model on stored features, if an experiment gives no budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ and 0.93, 0.79, 0.45, 0.14, 0.02 on the second. A step of such a model costs nex
 def settle_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return an experiment's plain values with `EPOCHS` in the recipe, if it is the model `linear` on `arrays:FILE`.
 
-    A budget that is given wins. The recipe has the number as if it had been given, so it is part of the key.
+    A given budget takes precedence. The recipe has the number as if it had been given, so it is part of the key.
     """
     out = dict(values)
     recipe = out.get("recipe") or {}
@@ -34,5 +34,5 @@ def settle_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(given: Any) -> str:
     """Return the name of a benchmark or model as an experiment has it: text, a table, or an object with a name."""
-    found = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", given)
-    return found if isinstance(found, str) else ""
+    name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", given)
+    return name if isinstance(name, str) else ""

@@ -18,11 +18,12 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
            problems: list[str]) -> list[tuple[MethodSpec, tuple[str, ...]]]:
     """Return a method for every combination of its options' values, each with the names of the options that vary.
 
-    What is a sweep depends on the option's type. A list is one where the option takes a single value, and so is text
-    with commas (`1,2,4`, from a flag) where it takes numbers, true/false, named choices or a list (`q+v,k`). Text with
-    commas for an option that is itself text, such as a regular expression, is one value, and so is a list for a list;
-    a list of lists (`[["q", "v"], ["k"]]`) is a sweep for a list of single values.
-    Sweeps without values, and values that a comma made into methods, are added to `problems`, a line each.
+    Whether a value is a sweep depends on the option's type. A list is a sweep if the option takes a single value, and
+    one value if the option takes a list. A list of lists (`[["q", "v"], ["k"]]`) is a sweep for an option that takes a
+    list of single values. Text with commas (`1,2,4`, from a flag) is a sweep for numbers, true/false, named choices and
+    lists (`q+v,k`). It is one value for an option that is text itself, such as a regular expression.
+
+    Empty sweeps, and values that a comma turned into names of methods, are added to `problems`, a line each.
     """
     rows = []
     for method in _without_strays(methods, registry, problems):
@@ -38,7 +39,7 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
 
 
 def _values(given: Any, annotation: Any) -> list[Any] | None:
-    """Return the values of a sweep; None where `given` is one value, or one that validation will refuse."""
+    """Return the values of a sweep; None if `given` is one value, or a value that validation will reject."""
     kinds = _leaves(annotation)
     if not kinds:
         return None
@@ -51,7 +52,7 @@ def _values(given: Any, annotation: Any) -> list[Any] | None:
 
 
 def _is_flat(annotation: Any) -> bool:
-    """Say whether no value of this type holds a list: true of `list[int]` and `tuple[int, ...]`."""
+    """Return whether no value of this type contains a list: true for `list[int]` and `tuple[int, ...]`."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Annotated, Union, UnionType):
         return all(map(_is_flat, parts[:1] if origin is Annotated else parts))
@@ -61,22 +62,22 @@ def _is_flat(annotation: Any) -> bool:
 
 
 def _holds_several(kind: Any) -> bool:
-    """Say whether a value of this type is itself a list, or may be one."""
+    """Return whether a value of this type is a list, or may be one."""
     return kind is Any or kind is object or (isinstance(kind, type) and kind is not str and issubclass(kind, Iterable))
 
 
 def _split_on_commas(kinds: Sequence[Any]) -> bool:
-    """Say whether no value of these types is free text, in which a comma may be meant; text for a list has none."""
+    """Return whether none of these types is free text, which may contain commas; the text form of a list has none."""
     return all(kind is list or kind in _COUNTABLE or (not isinstance(kind, type) and kind is not Any) for kind in kinds)
 
 
 def types_of(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
-    """Return the types and the named choices that an option takes; none for an option or method that is not there."""
+    """Return the types and the named choices that an option takes; none if the option or method does not exist."""
     return _leaves(_annotation(method, option, registry))
 
 
 def _annotation(method: MethodSpec, option: str, registry: Registry) -> Any:
-    """Return an option's type; `...` for an option or method that is not there."""
+    """Return an option's type; `...` if the option or method does not exist."""
     if option.startswith(OWN_RECIPE):
         part = Recipe.model_fields.get(option.removeprefix(OWN_RECIPE))
         return part.annotation if part else ...
@@ -86,7 +87,7 @@ def _annotation(method: MethodSpec, option: str, registry: Registry) -> Any:
 
 
 def _leaves(annotation: Any) -> list[Any]:
-    """Take a type apart: `int | None` is int and NoneType, a Literal its choices, `list[int]` is list, `...` none."""
+    """Return the parts of a type: int and NoneType for `int | None`, the choices of a Literal, list for `list[int]`."""
     origin = get_origin(annotation)
     if annotation is ...:
         return []
@@ -98,32 +99,32 @@ def _leaves(annotation: Any) -> list[Any]:
 
 
 def _without_strays(methods: Sequence[MethodSpec], registry: Registry, problems: list[str]) -> list[MethodSpec]:
-    """Take out the `2` of `lora:rank=1,2`, which a comma made a method's name, and say how a sweep is written."""
-    kept: list[MethodSpec] = []
-    strays: dict[int, list[str]] = {}  # by the place in `kept` of the method that they belong to
+    """Return the methods without names such as the `2` of `lora:rank=1,2`; `problems` gets a line for each of them."""
+    remaining: list[MethodSpec] = []
+    strays: dict[int, list[str]] = {}  # by the index in `remaining` of the method that they belong to
     for method in methods:
-        if kept and method.name not in registry.strategies and _continues(kept[-1], method.name, registry):
-            strays.setdefault(len(kept) - 1, []).append(method.name)
+        if remaining and method.name not in registry.strategies and _continues(remaining[-1], method.name, registry):
+            strays.setdefault(len(remaining) - 1, []).append(method.name)
         else:
-            kept.append(method)
+            remaining.append(method)
     for i, more in strays.items():
-        option, first = list(kept[i].options.items())[-1]
+        option, first = list(remaining[i].options.items())[-1]
         written = f"{option}={','.join([format_value(first), *more])}"
-        kinds, as_list = types_of(kept[i], option, registry), ""
+        kinds, as_list = types_of(remaining[i], option, registry), ""
         if kinds == [str]:
             values = ", ".join(f'"{value}"' for value in (first, *more))
-            problems.append(f"{kept[i].name}:{written}: a comma begins the next method; a row for each value is "
-                            f"--set '{kept[i].name}.{option}=[{values}]'")
+            problems.append(f"{remaining[i].name}:{written}: a comma begins the next method; a row for each value is "
+                            f"--set '{remaining[i].name}.{option}=[{values}]'")
             continue
         if kinds == [list]:
             as_list = f"; a list of them is {option}={'+'.join([format_value(first), *more])}"
-        problems.append(f"{kept[i].name}:{written}: a comma begins the next method; a row for each value is "
-                        f"--set {kept[i].name}.{written}{as_list}")
-    return kept
+        problems.append(f"{remaining[i].name}:{written}: a comma begins the next method; a row for each value is "
+                        f"--set {remaining[i].name}.{written}{as_list}")
+    return remaining
 
 
 def _continues(method: MethodSpec, text: str, registry: Registry) -> bool:
-    """Say whether `text` looks like one more value of the method's last option."""
+    """Return whether `text` looks like one more value of the method's last option."""
     if not method.options:
         return False
     option = list(method.options)[-1]

@@ -1,4 +1,4 @@
-"""An experiment's file with chosen options and the search behind them; what else it says, comments too, stays."""
+"""Write chosen options and their search into an experiment's file; the rest of it, including comments, stays."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def tomlkit() -> Any:
 
 
 def write_tuned(path: Path, source: Path, methods: Sequence[MethodSpec], made: Search) -> Spec:
-    """Write the experiment of a file with these methods; searches it had are kept where this one does not replace them.
+    """Write the experiment of a file with these methods and this search; earlier searches of other rows stay.
 
     Returns:
-        The experiment as it was written.
+        The experiment that was written.
 
     Raises:
         StoreError: the file cannot be written.

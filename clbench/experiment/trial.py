@@ -1,4 +1,4 @@
-"""A trial: what defines its result and its key, how tables call it, and how far it has come."""
+"""A trial: all that defines its result and its key, its label in tables, and its progress."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Resolved(BaseModel):
 
 
 class Weights(BaseModel):
-    """A file of weights; its content, not its place, defines a trial. Or published weights by a name."""
+    """A file of weights, whose content and not its path defines a trial, or published weights by name."""
 
     DESCRIPTION: ClassVar[set[str]] = {"path", "licence", "training_data"}  # what is no part of a trial's key
 
@@ -45,17 +45,17 @@ class Weights(BaseModel):
 
     @property
     def named(self) -> bool:
-        """Tell whether these are published weights by a name."""
+        """Return whether these are published weights by name."""
         return self.sha256 == hash_of_name(self.path)
 
 
 def hash_of_name(name: str) -> str:
-    """Return what stands for published weights in a trial's key; a name without a source is torchvision's."""
+    """Return the hash that represents published weights in a trial's key; a name without source is torchvision's."""
     return hashlib.sha256((name if ":" in name else f"torchvision {name}").encode()).hexdigest()
 
 
 class Continued(Strict):
-    """What a trial goes on from: another trial that had ended, on other tasks."""
+    """The finished trial, on other tasks, that a trial continues."""
 
     LATER = ("same_classes",)
 
@@ -67,7 +67,7 @@ class Continued(Strict):
 
 
 class Trial(BaseModel):
-    """One training to be done: everything that defines its result."""
+    """One training run: everything that defines its result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # in its key, too
     benchmark: Resolved = Field(description="Benchmark with all options.")
@@ -87,7 +87,7 @@ class Trial(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what came later where that is as it always was, so that keys and records stay the same."""
+        """Leave out fields that were added later and have their defaults, so that keys and records stay the same."""
         written: dict[str, Any] = write(self)
         if self.arrival == Arrival():
             written.pop("arrival", None)
@@ -115,7 +115,7 @@ class Trial(BaseModel):
 
     @property
     def row(self) -> str:
-        """Return what tells the rows of a setting apart: the method with every option, and with its own recipe."""
+        """Return the identity of a row within a setting: the method with every option and its own recipe."""
         options = {**self.method.options, **opt.recipe_options(self.own_recipe)}
         return str(Resolved(name=self.method.name, options=options))
 
@@ -126,7 +126,7 @@ class Trial(BaseModel):
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """Return what must agree for two trials' methods to be compared: all but method and seed."""
+        """Return the parts that must agree for two trials' methods to be compared: all except method and seed."""
         return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
                 self.recipe.model_dump_json(), f"validation={self.validation:g}", str(self.preprocessing or ""),
                 str(self.arrival), *([f"continues {', '.join(map(str, self.continues.benchmarks))}"
@@ -135,7 +135,7 @@ class Trial(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial and how its method is called in tables."""
+    """A trial and the label of its method in tables."""
 
     trial: Trial
     label: str
@@ -148,7 +148,7 @@ class PlannedTrial:
 
 @dataclass(frozen=True)
 class Progress:
-    """A word from a running trial: the task it now trains on and its mean accuracy over the tasks before."""
+    """An event of a running trial: the task it trains on and its mean accuracy over the earlier tasks."""
 
     key: str
     task: int  # 0-based; equal to `tasks` when the trial is over

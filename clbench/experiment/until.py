@@ -1,4 +1,4 @@
-"""`--until decided`: seeds are added where a question is open. The rule, as it is fixed before the first seed."""
+"""The rule of `--until decided`, which adds seeds while a question is inconclusive; fixed before the first seed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BEST = "best"  # as a baseline: which method is best is asked, of all pairs
 
 
 class UntilDecided(BaseModel):
-    """The rule by which seeds were added, kept in each record that was made by it; no part of a trial's key.
+    """The rule by which seeds were added, stored in each record that it led to; it is not part of a trial's key.
 
-    What it says cannot change once a seed has been looked at. Looks are taken after each seed that two methods share,
-    in the order of the seeds, from `first` to `most`.
+    The rule cannot change after the first interim analysis. There is an interim analysis after each seed that two
+    methods share, in the order of the seeds, from `first` to `most`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,13 +34,13 @@ class UntilDecided(BaseModel):
 
 
 def sequence(seeds: Sequence[int], most: int) -> list[int]:
-    """Return the seeds in the order in which they are added, `most` of them: those given, and the next ones."""
+    """Return `most` seeds in the order in which they are added: first the given ones, then the next numbers."""
     given = sorted(seeds)
     return [*given, *range(given[-1] + 1, given[-1] + 1 + most - len(given))]
 
 
 def question(rule: UntilDecided) -> str:
-    """Return what a rule asks, in words."""
+    """Return the question of a rule, in words."""
     if rule.baseline == BEST:
         return "which method is best"
     return (f"which methods differ significantly from {rule.baseline}" if rule.baseline else

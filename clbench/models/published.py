@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from clbench.core.errors import DataError, SpecError, unknown
-from clbench.core.pretrained import NamedWeights, Preprocessing, PretrainedInfo, beside, described
+from clbench.core.pretrained import NamedWeights, Preprocessing, PretrainedInfo, parse_weights_info, read_weights_info
 from clbench.models.hf_files import hub_problem
 from clbench.models.timm_models import home, known
 from clbench.models.weights import read_weights
@@ -38,7 +38,7 @@ class Hub:
         info = self.info(model)
         description = in_hub(match["repository"], file.parent.name, ("config.json",), needed=False)
         if description is not None:
-            info = beside(description.with_name("model.safetensors")) or info
+            info = read_weights_info(description.with_name("model.safetensors")) or info
         return NamedWeights(f"hf-hub:{match['repository']}@{file.parent.name}", info)
 
     def load(self, model: str, name: str) -> Mapping[str, Tensor]:
@@ -77,13 +77,13 @@ class Timm(Hub):
             raise SpecError(f"timm publishes no weights of {full} on the hub that are plain tensors; name a file, or "
                             f"another tag of timm.list_pretrained('{full.partition('.')[0]}*')")
         file = in_hub(repository, None, (config.hf_hub_filename,) if config.hf_hub_filename else FILES)
-        info = described({**config.to_dict(), "training_data": config.tag or ""})
+        info = parse_weights_info({**config.to_dict(), "training_data": config.tag or ""})
         return NamedWeights(f"hf-hub:{repository}@{file.parent.name}", info)
 
     def info(self, model: str) -> PretrainedInfo:
         """Return what timm says of the model's default weights."""
         config = home().get_pretrained_cfg(known(model))
-        return PretrainedInfo() if config is None else described(
+        return PretrainedInfo() if config is None else parse_weights_info(
             {k: v for k, v in config.to_dict().items() if k != "license"})
 
 

@@ -10,7 +10,7 @@ from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import PluginError, StoreError
 from clbench.core.files import write_atomically
 from clbench.core.hookspecs import ReportFormat
-from clbench.core.places import said
+from clbench.core.places import format_error
 from clbench.report.model import FigureData, FileFormat, Report
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
     try:
         text = render(report)
     except Exception as error:
-        reason = said(error, package_of(format_info.render))
+        reason = format_error(error, package_of(format_info.render))
         raise PluginError(f"report format {format_info.name!r} failed: {reason}") from error
     if not isinstance(text, str):
         raise PluginError(f"report format {format_info.name!r} returned {type(text).__name__}, expected text")

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from clbench.core import options as opt
 from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import ClbenchError, PluginError, SpecError
-from clbench.core.places import said
+from clbench.core.places import format_error
 from clbench.core.registry import Registry
 from clbench.experiment.trial import Resolved
 from clbench.results import metrics
@@ -53,7 +53,7 @@ def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict
         except ClbenchError as error:
             problems += str(error).splitlines()
         except Exception as error:  # any error of the tracker becomes one line
-            problems.append(f"tracker {text!r} failed: {said(error, package_of(info.tracker))}")
+            problems.append(f"tracker {text!r} failed: {format_error(error, package_of(info.tracker))}")
     if problems:
         raise SpecError("\n".join(problems))
     return trackers
@@ -71,7 +71,7 @@ def library(module: str, tracker: str, extra: str) -> ModuleType:
         raise PluginError(f"tracker {tracker!r} needs {error.name}, which is not installed: pip install "
                           f"{extra}") from None
     except Exception as error:  # a third-party package, whose errors must not end the run with a traceback
-        raise PluginError(f"tracker {tracker!r}: cannot import {module}: {said(error, module)}") from error
+        raise PluginError(f"tracker {tracker!r}: cannot import {module}: {format_error(error, module)}") from error
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 
 from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import PluginError
-from clbench.core.places import place, said, users_place
+from clbench.core.places import format_error, place, users_place
 
 
 def caught(call):
@@ -26,7 +26,8 @@ def test_the_place_is_the_deepest_line_of_the_users_code_not_of_a_library(tmp_pa
     monkeypatch.chdir(tmp_path)
     error = run(tmp_path / "mine.py", "import json\ndef read():\n    return json.loads('{')\nread()\n")
     assert place(error) == users_place(error) == "mine.py:3 in read"
-    assert said(error).startswith("JSONDecodeError: Expecting property name") and said(error).endswith("in read)")
+    assert format_error(error).startswith("JSONDecodeError: Expecting property name")
+    assert format_error(error).endswith("in read)")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert place(error) == f"{tmp_path}/mine.py:3 in read"
@@ -51,12 +52,12 @@ def test_what_clbench_raises_is_never_the_users(tmp_path):
 
 def test_a_file_that_cannot_be_compiled_names_its_line():
     error = caught(lambda: compile("x = 1\ndef f(:\n", "odd.py", "exec"))
-    assert said(error) == "SyntaxError: invalid syntax (odd.py:2)"
+    assert format_error(error) == "SyntaxError: invalid syntax (odd.py:2)"
 
 
 def test_an_error_without_frames_or_words_is_its_name():
-    assert said(ValueError("odd")) == "ValueError: odd"
-    assert said(ValueError()) == "ValueError"
+    assert format_error(ValueError("odd")) == "ValueError: odd"
+    assert format_error(ValueError()) == "ValueError"
 
 
 def test_what_a_declaration_names_is_loaded_or_the_line_that_breaks_is_told(tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_a_file_moved_elsewhere_is_the_same_code(file, tmp_path):
     del sys.modules["decay_method"]
     ready = run.prepare(build({"methods": "decay", "seeds": 1, "recipe": {"iterations": 2}}),
                         discover(files=[moved]), tmp_path / "run")
-    assert (ready.missing, ready.standing.reasons) == ([], {})
+    assert (ready.missing, ready.staleness.reasons) == ([], {})
 
 
 @pytest.mark.parametrize(("name", "text", "words"), [

@@ -7,7 +7,7 @@ import clbench
 from clbench import cli
 from clbench.core.registry import discover
 from clbench.execution import reuse
-from clbench.execution.asked import renewed
+from clbench.execution.missing_outputs import merge_records
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -76,22 +76,22 @@ def test_results_without_a_curve_are_trained_once_more_and_said_to_be(tmp_path, 
 
 def test_another_result_is_said_aloud_and_a_failure_costs_no_record(tmp_path):
     before, _ = run(tmp_path)
-    standing = reuse.Standing(lacking={before.key: "--evaluate-every 10"})
+    standing = reuse.StalenessReport(lacking={before.key: "--evaluate-every 10"})
     told = []
     other = before.model_copy(update={"R": [[0.0] * 3 for _ in before.R]})
-    kept = renewed(standing, before, other, told.append)
+    kept = merge_records(standing, before, other, told.append)
     assert "GAVE ANOTHER RESULT (R: " in told[0] and kept.notes[-1] == told[0] and kept.R == other.R
     failed = before.model_copy(update={"status": "failed"})
-    assert renewed(standing, before, failed, told.append) is before and "failed" in told[1]
-    assert renewed(standing, before, before, told.append) == before and len(told) == 2
-    assert renewed(reuse.Standing(), before, other, told.append) is other and len(told) == 2
+    assert merge_records(standing, before, failed, told.append) is before and "failed" in told[1]
+    assert merge_records(standing, before, before, told.append) == before and len(told) == 2
+    assert merge_records(reuse.StalenessReport(), before, other, told.append) is other and len(told) == 2
 
 
 def test_what_only_the_old_record_has_is_kept_where_the_networks_are_the_same(tmp_path):
     before, _ = run(tmp_path)
     curve = make_curve(dip=30)
-    standing = reuse.Standing(lacking={before.key: "--probe"})
-    kept = renewed(standing, before.model_copy(update={"curve": curve}), before, pytest.fail)
+    standing = reuse.StalenessReport(lacking={before.key: "--probe"})
+    kept = merge_records(standing, before.model_copy(update={"curve": curve}), before, pytest.fail)
     assert kept.curve == curve and kept.R == before.R
 
 

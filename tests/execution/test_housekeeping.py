@@ -34,7 +34,7 @@ def test_a_run_folder_is_told_in_a_line(run, capsys):
     (run.directory / "locks").mkdir()
     held = lock(run.locks / "elsewhere")
     facts = survey(run.directory)
-    assert (facts.methods, facts.seeds, facts.begun, facts.running, facts.unreadable) == (2, 2, 1, 1, 0)
+    assert (facts.methods, facts.seeds, facts.resumable, facts.running, facts.unreadable) == (2, 2, 1, 1, 0)
     assert dict(facts.states) == {"done": 1, "failed": 1}
     assert facts.bytes == sum(p.stat().st_size for p in run.directory.rglob("*") if p.is_file())
     assert cli.call(["runs", str(run.directory.parents[1])]) == 0

@@ -136,7 +136,7 @@ def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tm
     pool.waiting, link = TrialQueue(todo), Silent(pool.inbox)
     link.ask(Run(group=todo))
     link.since -= datetime.timedelta(days=1)
-    pool.hear(link, Finished(records=[]))
+    pool.handle_message(link, Finished(records=[]))
     assert 0 <= max(pool.waiting.seconds.values()) < 3600
 
 
@@ -153,7 +153,7 @@ def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypat
     log = Log()
     pool = pool_of(tmp_path, log)
     pool.links = [Silent(pool.inbox), Silent(pool.inbox)]
-    pool.hear(pool.links[1], said[0])
+    pool.handle_message(pool.links[1], said[0])
     assert log.named("ready") == [(str(worker.runner.device), 2 if device == "cpu" else 1, threads)]
 
 

@@ -45,7 +45,7 @@ def test_plain_lines_one_per_finished_trial(now):
     records = [make_record(seed=0), make_record("ewc", status="diverged")]
     shown = progress.display(console(), [planned(r) for r in records])
     with shown:
-        shown.begun([planned(r) for r in records], [planned(r) for r in records[1:]])
+        shown.run_started([planned(r) for r in records], [planned(r) for r in records[1:]])
         shown.ready("cpu", 2, 1)
         for record in records:
             shown.started(planned(record))

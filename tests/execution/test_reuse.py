@@ -273,7 +273,7 @@ def test_another_version_of_clbench_alone_makes_nothing_stale(older, tmp_path, m
         Store(tmp_path).write(record)
     monkeypatch.setattr(provenance, "git_commit", lambda: "2" * 40 + "+dirty")
     ready = run.prepare(spec, registry, tmp_path)
-    assert not ready.standing.reasons and "at commit 2222222222+dirty. clbench keeps them" in ready.standing.notes[0]
+    assert not ready.staleness.reasons and "at commit 2222222222+dirty. clbench keeps them" in ready.staleness.notes[0]
     assert [list(r.provenance.code) for r in known] == [["method"]] * 2  # the others are clbench's
 
 
@@ -349,8 +349,8 @@ def test_records_that_lack_what_a_run_asks_for_are_made_once_more_and_others_sta
         again = prepared(**settings)
         assert {p.trial.scenario for p in again.missing} == scenarios
         assert any(f"made without {asked}, which this run asks for. clbench trains them again" in note
-                   for note in again.standing.notes)
-        assert not again.standing.reasons  # nothing is refused as stale
+                   for note in again.staleness.notes)
+        assert not again.staleness.reasons  # nothing is refused as stale
     for record in made.values():
         Store(tmp_path).write(record.model_copy(update={"probe": Probe(missing="it shows no features")}))
     assert not prepared(probe=True).missing
@@ -374,4 +374,4 @@ def test_a_benchmark_that_takes_long_to_read_is_named_while_it_is_read(half, tmp
                   "seeds": SMALL["seeds"], "recipe": {"iterations": SMALL["iterations"]}})
     ready = run.prepare(spec, discover(files=[tmp_path / "half_of_mine.py"]), tmp_path / "run", note=note)
     assert heard == ["reading stream_of_mine:resized, to know whether its results still stand ..."]
-    assert not ready.standing.reasons and not ready.missing
+    assert not ready.staleness.reasons and not ready.missing

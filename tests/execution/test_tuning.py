@@ -288,7 +288,7 @@ def tuned_rows(**values):
             good = (candidate["strength"] == 10) == (row.scenario == "class")
             records.append(make_record("ewc", 1000, [[0.5], [0.9 if good else 0.6]], scenario=row.scenario,
                                        label=row.candidate(candidate).label))
-        row.hear(asked, records)
+        row.record_results(asked, records)
     return spec, rows, registry
 
 
@@ -313,8 +313,8 @@ def test_a_tie_goes_to_the_lower_rate_in_the_file_the_table_and_the_notes():
     rounds = []
     while asked := row.sampler.ask():
         rounds.append([c["recipe.lr"] for c in asked])
-        row.hear(asked, [make_record("er", seed, [[0.5], [value]], label=row.candidate(c).label)
-                         for c in asked for seed, value in zip(spec.seeds, acc[c["recipe.lr"]], strict=True)])
+        row.record_results(asked, [make_record("er", seed, [[0.5], [value]], label=row.candidate(c).label)
+                                   for c in asked for seed, value in zip(spec.seeds, acc[c["recipe.lr"]], strict=True)])
     assert rounds == [[1e-5, 3e-5], [1e-4]]  # the best mean decides what is widened, not the choice at the other edge
     assert [m.recipe for m in chosen(spec, [row], registry)] == [{"lr": 1e-5}]
     made = account([row], spec, 2, {}, "", {}, widen=1)
@@ -334,8 +334,9 @@ def test_what_matters_in_one_scenario_is_searched_there_alone():
     assert [(r.label, r.scenario, list(r.space)) for r in rows] == [
         ("pnn", "class", ["infer"]), ("lora", "task", ["alpha"]), ("lora", "class", ["infer", "alpha"])]
     for row in rows:
-        row.hear(asked := row.sampler.ask(), [make_record(row.method.name, R=[[0.5], [0.8]], scenario=row.scenario,
-                                                          label=row.candidate(c).label) for c in asked])
+        asked = row.sampler.ask()
+        row.record_results(asked, [make_record(row.method.name, R=[[0.5], [0.8]], scenario=row.scenario,
+                                               label=row.candidate(c).label) for c in asked])
     assert [(m.name, m.options, m.scenario) for m in chosen(spec, rows, registry)] == [
         ("pnn", {"infer": "entropy"}, ("class",)), ("pnn", {}, ("task",)),
         ("lora", {"alpha": 1}, ("task",)), ("lora", {"infer": "entropy", "alpha": 1}, ("class",))]

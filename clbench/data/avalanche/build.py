@@ -17,7 +17,7 @@ from clbench.core.compat import uncollected
 from clbench.core.entry_points import builder, package_of
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.hookspecs import BenchmarkInfo
-from clbench.core.places import said
+from clbench.core.places import format_error
 from clbench.core.user_code import importable
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.tensors import Experience, SeveralShapes, materialise
@@ -45,7 +45,7 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
         except ClbenchError:
             raise
         except (Exception, SystemExit) as error:  # any error of the builder becomes one line
-            reason = said(error, package_of(info.build), package_of(info.name))
+            reason = format_error(error, package_of(info.build), package_of(info.name))
             raise DataError(f"{where} failed: {reason}") from error
 
 

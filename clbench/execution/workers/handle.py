@@ -19,8 +19,8 @@ Inbox: TypeAlias = "queue.SimpleQueue[tuple[WorkerHandle, Message | Exception | 
 class WorkerHandle(ABC):
     """A worker that has been started.
 
-    What it says is put into an inbox with the link itself: events, an exception where that is a bug to be raised, and
-    None, once, when the worker has died.
+    Its messages are put into an inbox, together with the handle itself: events, an exception that is a bug and must be
+    raised, and None once, when the worker has died.
     """
 
     def __init__(self, inbox: Inbox) -> None:
@@ -38,7 +38,7 @@ class WorkerHandle(ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """Kill the worker and its child processes, whatever it is doing."""
+        """Kill the worker and its child processes, even if it is busy."""
 
     @abstractmethod
     def exit_reason(self) -> str:

@@ -1,7 +1,7 @@
-"""The embedded executor: worker processes on this machine, or none but this one.
+"""The embedded executor: worker processes on this machine, or this process only.
 
-Workers are plain subprocesses in a session of their own, so Ctrl-C reaches only this process; they end when it does,
-however it does.
+Workers are subprocesses in a session of their own, so Ctrl-C reaches only this process. They end when this process
+ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from clbench.experiment.trial import PlannedTrial
 
 
 def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
-    """Run trials and report each to the listener; returns when all have ended.
+    """Run trials and report each to the listener; return when all have ended.
 
     Raises:
-        ClbenchError: bad input that shows only with the data or torch at hand; no trial has started then.
+        ClbenchError: bad input that shows only when data or torch are loaded; no trial has started then.
         WorkerError: no worker could be started.
     """
     if plan.workers == 0:
@@ -36,7 +36,7 @@ def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listene
 
     checks, current = PreflightChecks(todo, listener), todo[0]
 
-    def hear(event: Message) -> None:
+    def handle(event: Message) -> None:
         if isinstance(event, Ready):
             listener.ready(event.device, 0, plan.start.threads)
         elif isinstance(event, Prepared):
@@ -50,7 +50,7 @@ def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listene
             for record in event.records:
                 listener.finished(record)
 
-    worker = Worker(plan.start, hear, plan.registry)
+    worker = Worker(plan.start, handle, plan.registry)
     while planned := checks.next():
         current = planned
         worker.prepare(planned)

@@ -15,16 +15,16 @@ from clbench.results.records import Record
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What a run decides: the number of workers, their settings, and the callbacks for each trial.
+    """The decisions of a run: the number of workers, their settings, and the callbacks for each trial.
 
-    What the user decides is in the settings, which every worker is told.
+    The user's decisions are in the settings, which every worker gets.
     """
 
     start: Start
     workers: int  # processes; 0 runs in this one
     shrink: bool  # whether fewer will do: one, where `auto` is an accelerator; as many as a cluster has room for
     plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
-    claim: Callable[[PlannedTrial], bool] = lambda _: True  # asked before a trial: False if another process has it
+    claim: Callable[[PlannedTrial], bool] = lambda _: True  # called before a trial; False if another process has it
     registry: Registry | None = None  # of this process, for trials that run in it: it may have more than plugins bring
 
     @property
@@ -36,7 +36,7 @@ class WorkerPlan:
 class Listener:
     """Receives the events of a run; the base class ignores them."""
 
-    def begun(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
+    def run_started(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
         """Receive all trials of the experiment, and those that will be run now."""
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
@@ -46,7 +46,7 @@ class Listener:
         """Receive a message for the user."""
 
     def known(self, records: Sequence[Record]) -> None:
-        """Receive the records that the folder has already; what they took may tell what others will take."""
+        """Receive the records that the folder has already; their times may help to estimate those of other trials."""
 
     def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
         """Receive what is known beforehand of a trial, and of others that differ in their seed only."""
@@ -58,7 +58,7 @@ class Listener:
         """Receive the progress of a running trial."""
 
     def finished(self, record: Record) -> None:
-        """Receive the record of a trial that has ended, whatever its status."""
+        """Receive the record of a trial that has ended, with any status."""
 
 
 class Relay(Listener):

@@ -1,7 +1,7 @@
-"""A pool of workers, each running one trial after the other; what kind they are it does not know.
+"""A pool of workers of any kind, each of which runs one trial after another.
 
-The trial of a worker that dies is tried again, and then it has failed; nothing else is lost. A stack whose worker dies,
-most likely for want of memory, is tried again as two halves.
+If a worker dies, its trial is retried, and recorded as failed if the worker dies again; no other trial is affected. If
+the worker of a stack dies, most likely because memory ran out, the stack is retried as two halves.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Pool:
     """A pool of workers and the queue of their trials.
 
     Args:
-        plan: how many workers there are to be.
-        listener: hears how it goes on.
-        start: starts a worker, which is to speak to an inbox.
-        nodes: of how many nodes of a cluster the listener is told; 0 is this machine.
+        plan: the number of workers and their settings.
+        listener: receives the events of the run.
+        start: starts a worker, which sends its messages to an inbox.
+        nodes: number of nodes of the cluster, for the listener; 0 means this machine.
     """
 
     def __init__(self, plan: WorkerPlan, listener: Listener, start: Callable[[Inbox], WorkerHandle],
@@ -56,8 +56,8 @@ class Pool:
         self.links: list[WorkerHandle] = []
         self.device: str | None = None
         self.checker: WorkerHandle | None = None
-        self.again: deque[Sequence[PlannedTrial]] = deque()  # trials to be tried again, before those that wait
-        self.deaths: Counter[str] = Counter()  # of workers: by the key of the trial, "" for those that were not ready
+        self.again: deque[Sequence[PlannedTrial]] = deque()  # trials to retry, before those that wait
+        self.deaths: Counter[str] = Counter()  # of workers, by the key of the trial; "" for those that were not ready
 
     def run(self, todo: Sequence[PlannedTrial]) -> None:
         """Prepare, then run all trials; no worker is left when this returns or raises."""
@@ -65,17 +65,17 @@ class Pool:
         self.checks = PreflightChecks(todo, self.listener)
         self.checked = False
         try:
-            # A signal waits its turn in the inbox: what came before it is taken in and written.
-            with interrupts.held(wake=lambda: self.inbox.put(None)):
+            # A signal is queued in the inbox, so that the messages before it are handled and written.
+            with interrupts.defer_signals(wake=lambda: self.inbox.put(None)):
                 for _ in range(min(self.plan.workers, len(todo))):
                     self.links.append(self.start(self.inbox))
                 while self.left or any(p.request for p in self.links):
-                    said = self.inbox.get()
-                    if said is None:
+                    received = self.inbox.get()
+                    if received is None:
                         break
-                    link, event = said
-                    if link in self.links:  # not one that was sent away
-                        self.hear(link, event)
+                    link, event = received
+                    if link in self.links:  # not a stopped worker
+                        self.handle_message(link, event)
                         self.assign()
         finally:
             for link in self.links:
@@ -86,7 +86,7 @@ class Pool:
         """Return whether trials remain to be assigned."""
         return bool(self.again or self.waiting.left)
 
-    def hear(self, link: WorkerHandle, event: Message | Exception | None) -> None:
+    def handle_message(self, link: WorkerHandle, event: Message | Exception | None) -> None:
         """Handle a message of a worker."""
         if event is None:
             self.handle_death(link)
@@ -143,7 +143,7 @@ class Pool:
         return group
 
     def handle_death(self, link: WorkerHandle) -> None:
-        """Handle a worker's death: its request is retried or has failed, and a new worker replaces it."""
+        """Handle a worker's death: retry its request or record it as failed, and start a new worker."""
         self.links.remove(link)
         link.end()
         cause, request = link.exit_reason(), link.request
@@ -185,17 +185,17 @@ class Pool:
             self.listener.finished(protocol.failed(group[0], origin, link.since, failure))
 
     def _unprepared(self, link: WorkerHandle, request: Message | None, cause: str) -> None:
-        """Let another worker prepare the trial that a dead one was preparing.
+        """Let another worker prepare the trial that a dead worker was preparing.
 
         Raises:
-            WorkerError: that has been tried often enough.
+            WorkerError: the number of retries is exhausted.
         """
-        asked = request.planned if isinstance(request, Prepare) else None
-        if not self._once_more(asked.trial.key if asked else ""):
-            what = f"{asked.label!r} on {asked.trial.benchmark.name}" if asked else "nothing"
+        planned = request.planned if isinstance(request, Prepare) else None
+        if not self._once_more(planned.trial.key if planned else ""):
+            what = f"{planned.label!r} on {planned.trial.benchmark.name}" if planned else "nothing"
             raise WorkerError(f"{cause} while it prepared {what}{link.last_stderr_line()}")
-        if asked:
-            self.checks.left.insert(0, asked)
+        if planned:
+            self.checks.left.insert(0, planned)
         self.checker = next((p for p in self.links if p.ready), None)
 
     def keep_only(self, link: WorkerHandle) -> None:

@@ -34,12 +34,12 @@ class Process(WorkerHandle):
             [sys.executable, "-m", "clbench.execution.workers.worker"], env={**ALLOCATOR, **os.environ, **threads},
             encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             errors="replace", start_new_session=True)
-        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._hear, self._collect)]
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_messages, self._collect)]
         for thread in (*self._readers, threading.Thread(target=self._wait, daemon=True)):
             thread.start()
         self.send(start)
 
-    def _hear(self) -> None:
+    def _read_messages(self) -> None:
         assert self.popen.stdout
         with self.popen.stdout as lines:
             for line in lines:
@@ -71,7 +71,7 @@ class Process(WorkerHandle):
             self.popen.stdin.flush()
 
     def end(self) -> None:
-        """Kill the worker and its child processes, whatever it is doing."""
+        """Kill the worker and its child processes, even if it is busy."""
         if self.popen.poll() is None:
             if os.name == "posix":
                 with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself

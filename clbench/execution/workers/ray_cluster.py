@@ -1,9 +1,8 @@
 """The executor for a Ray cluster: the same pool of the same workers, on the cluster's nodes.
 
-A worker is the process it is on one machine, led by an actor on its node that passes on what is said. So streams and
-imports stay warm from trial to trial, a process that dies is told from a node that does, with its last words, and
-what a plugin does to its process cannot reach Ray's. Actors ask Ray for a CPU for each of a worker's threads, and
-for GPUs.
+A worker is a process as on one machine. An actor on its node manages it and forwards its messages. So streams and
+imports stay in memory from trial to trial. A dead process is distinguished from a dead node, and its last output is
+reported. A plugin cannot affect Ray's own process. Actors request a CPU from Ray for each thread of a worker, and GPUs.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from clbench.results.store import MARK
 PORT = 6379  # of `ray start --head`, where no other is asked for
 REACH_SECONDS = 5.0  # for the address to answer; Ray itself would try for minutes
 END_SECONDS = 2.0  # for an actor to end its worker, before Ray kills both
-CALLS = 3  # that an actor serves at once: it listens for long, and is sent to and ended meanwhile
+CALLS = 3  # calls that an actor serves at the same time: receiving takes long, and `send` and `end` must not wait
 
 
 class ClusterError(ClbenchError):
@@ -54,7 +53,7 @@ def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) 
         cluster = Cluster(ray, plan.start, Path(mark.name))
         workers = min(plan.workers, cluster.room()) if plan.shrink else plan.workers
         pool = Pool(replace(plan, workers=workers, shrink=False), listener, cluster.start, len(cluster.nodes()))
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints what it has to say, even into a table
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints messages, even into a table
             pool.run(todo)
 
 
@@ -77,14 +76,14 @@ def connected(address: str | None) -> Iterator[Any]:
     address = address or os.environ.get("RAY_ADDRESS") or f"127.0.0.1:{PORT}"
     reach(address)
     try:
-        with interrupts.kept():
+        with interrupts.preserve_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from None
     try:
         yield ray
     finally:
-        with interrupts.kept():
+        with interrupts.preserve_handlers():
             ray.shutdown()
 
 
@@ -108,7 +107,7 @@ class Cluster:
 
         Args:
             ray: the library, connected.
-            start: what each worker is told; its device says whether GPUs are wanted.
+            start: the first message to each worker; its device says whether GPUs are wanted.
             mark: a file in the run folder, by which a node sees whether it has that folder too.
 
         Raises:
@@ -120,8 +119,9 @@ class Cluster:
         there = any(node.get("GPU") for node in self._resources())
         self.gpus, device = gpus_of(start.device, start.settings.gpus, there)
         settings = start.settings.model_copy(update={"data": start.settings.data_dir.absolute()})
-        told = start.model_copy(update={"settings": settings, "device": device})
-        self.begin = Begin(told, {path.name: path.read_bytes() for path in start.plugins}, os.getcwd(), str(mark))
+        worker_start = start.model_copy(update={"settings": settings, "device": device})
+        plugins = {path.name: path.read_bytes() for path in start.plugins}
+        self.begin = Begin(worker_start, plugins, os.getcwd(), str(mark))
         self.room()
 
     def _resources(self) -> list[Mapping[str, float]]:
@@ -162,10 +162,11 @@ class Cluster:
         return Remote(self, actor, inbox)
 
 
-def gpus_of(device: str, asked: float | None, there: bool) -> tuple[float, str]:
+def gpus_of(device: str, requested: float | None, there: bool) -> tuple[float, str]:
     """Return the number of GPUs per worker and the worker's device; `there` says whether the cluster has GPUs.
 
-    `asked` is a fraction of one GPU or a whole number; None means one if the cluster has GPUs and `device` allows it.
+    `requested` is a fraction of one GPU or a whole number; None means one if the cluster has GPUs and `device` allows
+    it.
 
     Raises:
         SpecError: the device has an index, it contradicts the number of GPUs, or that is above 1 and not whole.
@@ -173,7 +174,7 @@ def gpus_of(device: str, asked: float | None, there: bool) -> tuple[float, str]:
     kind = device.partition(":")[0]
     if ":" in device:
         raise SpecError(f"--device {device}: Ray chooses among a node's GPUs; --device {kind}")
-    gpus = asked if asked is not None else float(kind == "cuda" or (kind == "auto" and there))
+    gpus = requested if requested is not None else float(kind == "cuda" or (kind == "auto" and there))
     if gpus > 1 and gpus != int(gpus):
         raise SpecError(f"--gpus {gpus:g}: a fraction of one, or whole ones")
     if gpus and kind not in ("auto", "cuda"):
@@ -199,13 +200,14 @@ class Remote(WorkerHandle):
         try:
             self.name = ray.get(self.actor.begin.remote(self.cluster.begin))
             while True:
-                for said in ray.get(self.actor.hear.remote()):
-                    if isinstance(said, Died):
-                        self.death = said.cause.replace("the worker process", f"the worker process on node {self.name}")
-                        self.tail.extend(said.tail)
+                for message in ray.get(self.actor.receive.remote()):
+                    if isinstance(message, Died):
+                        process = "the worker process"
+                        self.death = message.cause.replace(process, f"{process} on node {self.name}")
+                        self.tail.extend(message.tail)
                         self.inbox.put((self, None))
                         return
-                    self.inbox.put((self, said))
+                    self.inbox.put((self, message))
         except ray.exceptions.RayTaskError as error:  # a bug; raised where it is seen, not in this thread
             self.inbox.put((self, error))
         except ray.exceptions.RayError as error:  # the node has died, or only Ray's process there
@@ -259,11 +261,11 @@ class Host:
         start = begin.start.model_copy(update={"plugins": files})
         if Path(begin.folder).is_dir():
             os.chdir(begin.folder)
-        self.said: list[Message] = []
+        self.messages: list[Message] = []
         if not Path(begin.mark).exists():
             start = start.model_copy(update={"artifacts": None, "checkpoints": None})
-            self.said.append(Note(text=f"node {name} has not the run folder: what is trained there leaves records, but "
-                                       "no adapters and no checkpoints (docs/scaling.md)"))
+            self.messages.append(Note(text=f"node {name} has not the run folder: what is trained there leaves records, "
+                                      "but no adapters and no checkpoints (docs/scaling.md)"))
         self.process = Process(start, self.inbox)
         return name
 
@@ -271,16 +273,16 @@ class Host:
         """Send a message to the worker."""
         self.process.send(message)
 
-    def hear(self) -> list[Message]:
+    def receive(self) -> list[Message]:
         """Wait for messages of the worker and return all that have arrived; `Died` is the last one ever."""
-        said, self.said = self.said, []
-        while not said or not self.inbox.empty():
-            heard = self.inbox.get()
-            event = heard[1] if heard else None
+        messages, self.messages = self.messages, []
+        while not messages or not self.inbox.empty():
+            entry = self.inbox.get()
+            event = entry[1] if entry else None
             if isinstance(event, Exception):
                 raise event
-            said.append(event or Died(cause=self.process.exit_reason(), tail=list(self.process.tail)))
-        return said
+            messages.append(event or Died(cause=self.process.exit_reason(), tail=list(self.process.tail)))
+        return messages
 
     def end(self) -> None:
         """Stop the worker."""

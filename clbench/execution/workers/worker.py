@@ -37,10 +37,10 @@ class Worker:
     """Answers requests, in a process of its own or in the user's process."""
 
     def __init__(self, start: Start, send: Send, registry: Registry | None = None) -> None:
-        """Import torch and set up the device; without a registry, what is installed is found anew.
+        """Import torch and set up the device; without a registry, discover the installed plugins.
 
         Raises:
-            SpecError: there is no such device, or no compiler where losses are to be compiled.
+            SpecError: the device does not exist, or losses are to be compiled and there is no compiler.
             PluginError: a plugin's file can no longer be loaded.
         """
         import torch
