@@ -16,7 +16,7 @@ from clbench.report.formatting import NONE, by_task
 from clbench.report.model import FigureData, FigurePoint
 
 if TYPE_CHECKING:
-    from clbench.accounting.counting import Count
+    from clbench.accounting.count import Count
 
 FIGURES = ("method", "parameters", "trainable", "bytes per task", "ratio to full")
 MEANING = ("trainable: parameters that one task (of several the last) trains; bytes per task: what those take, 1 KB = "

@@ -16,7 +16,7 @@ from clbench.report.formatting import NONE, by_task
 from clbench.results.staleness import by_reason
 
 if TYPE_CHECKING:
-    from clbench.accounting.counting import Count
+    from clbench.accounting.count import Count
     from clbench.data.stream import Stream
     from clbench.execution.run import Experiment
     from clbench.results.records import Record
@@ -121,8 +121,12 @@ def state(record: Record | None, ready: Experiment) -> str:
 def recorded(record: Record) -> Forecast:
     """Return what a record says."""
     costs = record.costs
-    return Forecast(f"{costs.trainable[-1]:,}" if costs.trainable else NONE, flops(costs.train_flops),
-                    flops(costs.inference_flops[-1:]))
+    return as_text(costs.trainable, costs.train_flops, costs.inference_flops[-1:])
+
+
+def as_text(trainable: Sequence[int], train_flops: Sequence[int] | None, inference_flops: Sequence[int]) -> Forecast:
+    """Return figures as text; a dash where there are none."""
+    return Forecast(f"{trainable[-1]:,}" if trainable else NONE, flops(train_flops), flops(inference_flops))
 
 
 def flops(counts: Sequence[int] | None) -> str:
@@ -148,10 +152,9 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     except MissingDataError as error:
         click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
         return {}
-    from clbench.accounting.counting import forecast
-    from clbench.accounting.foreseeing import work_of
-    from clbench.accounting.keeping import data_bytes, told
-    from clbench.accounting.rehearsal import stream_without_values
+    from clbench.accounting.count import forecast
+    from clbench.accounting.estimator import counted_work, data_bytes, storage_line
+    from clbench.accounting.shapes import stream_without_values
     from clbench.data.datasets import without_downloads
     from clbench.execution.trial_runner import TrialRunner, describe_steps
 
@@ -185,11 +188,13 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             notes[f"{name}: cannot be counted, {type(error).__name__}: {' '.join(str(error).split())}"] = None
         else:
             speed = speed or measured(planned, stream, ready)
-            found[own] = as_text(count)._replace(foreseen=Foreseen(workload=work_of(count, stream), speed=speed))
+            estimate = Foreseen(workload=counted_work(count, stream), speed=speed)
+            inference = [] if count.flops is None else [count.flops]
+            found[own] = as_text(count.trainable, count.train_flops, inference)._replace(foreseen=estimate)
             notes |= {f"{name}: {note}": None for note in remarks(count)}
-            if count.kept and (kept := told(planned.label, count.bytes[-1] - count.model_bytes, data_bytes(stream),
-                                            count.keeps_less)):
-                notes[kept] = None
+            extra = count.bytes[-1] - count.model_bytes if count.kept else 0
+            if line := storage_line(planned.label, extra, data_bytes(stream), count.keeps_less):
+                notes[line] = None
     if problems:
         raise type(next(iter(problems.values())))("\n".join(problems))
     for note in notes:
@@ -201,25 +206,19 @@ def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed 
     """Return how fast a trial's model is trained here, with the threads of a worker; None where that fails."""
     import torch
 
-    from clbench.accounting.foreseeing import pilot
+    from clbench.accounting.estimator import measure_speed
     from clbench.core.device import pick_device
     from clbench.execution.run import plan_workers
 
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(plan_workers(ready, "").start.threads or before)
-        return pilot(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry).speed
+        return measure_speed(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry).speed
     except Exception as error:  # the run itself will show why: say only that there is no estimate from it
         click.echo(f"Note: no step of the model could be timed: {type(error).__name__}: {error}", err=True)
         return None
     finally:
         torch.set_num_threads(before)
-
-
-def as_text(count: Count) -> Forecast:
-    """Return a count's figures."""
-    return Forecast(f"{count.trainable[-1]:,}" if count.trainable else NONE, flops(count.train_flops),
-                    flops(None if count.flops is None else [count.flops]))
 
 
 def remarks(count: Count) -> list[str]:

@@ -102,7 +102,7 @@ def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list
 
 
 def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str, plugins: Sequence[Path]) -> None:
-    from clbench.accounting.counting import count_layer
+    from clbench.accounting.count import count_layer
     from clbench.cli.counts import show
     from clbench.core.registry import discover
 
@@ -124,7 +124,8 @@ def _layer_rows(registry: Registry, ranks: Sequence[int]) -> dict[str, str]:
 def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, classes: int | None,
              input_shape: tuple[int, ...], samples: int, scenario: str, pretrained: bool, plugins: tuple[Path, ...],
              plot: Path | None, form: str) -> None:
-    from clbench.accounting.counting import count, stream_of_shapes
+    from clbench.accounting.count import count
+    from clbench.accounting.shapes import stream_of_shapes
     from clbench.cli.counts import growth_of_bytes, show
     from clbench.core.registry import discover
     from clbench.data.inputs import as_inputs

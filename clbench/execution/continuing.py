@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from clbench.accounting.step_flops import FlopsCallback
+from clbench.accounting.callback import FlopsCallback
 from clbench.core import identity
 from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.registry import Registry, discover

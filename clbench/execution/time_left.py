@@ -27,12 +27,18 @@ class Course:
         return self.first[0] if self.first else 0.0
 
     @property
-    def whole(self) -> float | None:
-        """Return the seconds that all of its tasks take at the pace of those it has learned; None before the first."""
+    def pace(self) -> float | None:
+        """Return the seconds that all of the work takes as the tasks learned here did; None before the first."""
         if self.first is None or self.last is None or self.last[0] <= self.first[0]:
             return None
-        (a, since), (b, until) = self.first, self.last
-        return (since - self.began) + (until - since) / (b - a)
+        return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
+
+    @property
+    def whole(self) -> float | None:
+        """Return that with the seconds before its first task."""
+        if self.first is None or self.pace is None:
+            return None
+        return self.first[1] - self.began + self.pace
 
     def left(self, expected: float, now: float) -> float:
         """Return its remaining seconds where it is expected to take so many in all.
@@ -43,10 +49,10 @@ class Course:
         left = expected * (1 - self.resumed) - elapsed
         if left > 0:
             return left
-        if self.first is None or self.last is None or self.last[0] <= self.first[0]:
+        if self.last is None or self.pace is None:
             return elapsed
-        (a, since), (b, until) = self.first, self.last
-        return max((1 - b) * (until - since) / (b - a) - (now - until), 0.0)
+        share, since = self.last
+        return max((1 - share) * self.pace - (now - since), 0.0)
 
 
 class TimeLeft:

@@ -6,8 +6,8 @@ import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clbench.accounting.keeping import Foresight
-from clbench.accounting.step_flops import FlopsCallback
+from clbench.accounting.callback import FlopsCallback
+from clbench.accounting.estimator import CostEstimator
 from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples
 from clbench.core.registry import Registry, discover
@@ -64,7 +64,7 @@ class TrialRunner:
         self.device = pick_device(device)
         self.command = command
         self.registry = registry or discover()
-        self.foresight = Foresight(self.registry)
+        self.estimator = CostEstimator(self.registry)
         self._streams: dict[tuple[object, ...], Stream] = {}
         self._verified: set[object] = set()  # benchmarks whose data files were read, if they are to be
         self._weights_hash = ""  # of the published weights that the last trial started from
@@ -84,7 +84,7 @@ class TrialRunner:
         stream = self.stream(trial)
         strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name
-        warning = self.foresight.warning(trial, name, strategy, stream)
+        warning = self.estimator.storage_warning(trial, name, strategy, stream)
         cost = probe.cost(stream) if ErrorDecomposition.wanted(self.settings, trial.scenario).probed else ""
         return [*describe_steps(trial, name, stream, self.settings), *stream.notes, *filter(None, (cost, warning))]
 

@@ -17,27 +17,20 @@ class Workload(BaseModel):
     train_flops: list[int]  # likewise
     test_flops: list[int]  # of each row, T + 1 of them
 
-    @property
-    def all_steps(self) -> int:
-        """Return the steps on all tasks."""
-        return sum(self.steps)
+    def amount(self, flops_of_a_step: float, learned: int | None = None) -> float:
+        """Return all of the work in steps, where so many FLOPs take as long as what a step costs without any.
 
-    @property
-    def all_flops(self) -> int:
-        """Return all FLOPs."""
-        return sum(self.train_flops) + sum(self.test_flops)
-
-    def amount(self, flops_of_a_step: float) -> float:
-        """Return all of the work in steps, where so many FLOPs take as long as what a step costs without any."""
-        return self.all_steps + self.all_flops / flops_of_a_step
+        With `learned` it is the work on so many tasks and their rows.
+        """
+        rows = None if learned is None else learned + 1
+        flops = sum(self.train_flops[:learned]) + sum(self.test_flops[:rows])
+        return sum(self.steps[:learned]) + flops / flops_of_a_step
 
     def share(self, task: int, flops_of_a_step: float) -> float:
         """Return which share of the work is over, from 0 to 1, once so many tasks are learned and their rows filled."""
         if task == 0:
             return 0.0
-        done = sum(self.steps[:task]) + (sum(self.train_flops[:task]) + sum(self.test_flops[:task + 1])
-                                         ) / flops_of_a_step
-        return done / max(self.amount(flops_of_a_step), 1e-9)
+        return self.amount(flops_of_a_step, task) / max(self.amount(flops_of_a_step), 1e-9)
 
 
 class Speed(BaseModel):

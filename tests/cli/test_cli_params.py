@@ -8,7 +8,7 @@ from helpers import ROOT
 
 import clbench
 from clbench import cli
-from clbench.accounting.counting import Count
+from clbench.accounting.count import Count
 from clbench.cli.counts import ratio, scaled, size
 from clbench.report.formatting import NONE
 

@@ -22,7 +22,7 @@ def work(steps, train, test=0):
 
 
 def took(load):
-    return load.all_steps * STEP + load.all_flops / RATE
+    return sum(load.steps) * STEP + sum([*load.train_flops, *load.test_flops]) / RATE
 
 
 WORKS = {"a": work(100, 10**9), "b": work(10, 10**10), "c": work(1000, 10**7), "d": work(50, 3 * 10**9, 10**9),

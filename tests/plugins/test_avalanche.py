@@ -12,7 +12,8 @@ from clbench_avalanche import options as o
 from helpers.training import loop
 from torch import nn
 
-from clbench.accounting.counting import count, stream_of_shapes
+from clbench.accounting.count import count
+from clbench.accounting.shapes import stream_of_shapes
 from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.core.errors import SpecError

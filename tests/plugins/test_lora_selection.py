@@ -15,7 +15,8 @@ from helpers.adapters import enlarge
 from helpers.per_task import answer, begin, inputs, learn, make_model, make_task, make_world
 from torch import nn
 
-from clbench.accounting.counting import count, stream_of_shapes
+from clbench.accounting.count import count
+from clbench.accounting.shapes import stream_of_shapes
 from clbench.cli import counts
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover

@@ -25,7 +25,8 @@ from helpers.per_task import (
 )
 from torch import nn
 
-from clbench.accounting.counting import count, stream_of_shapes
+from clbench.accounting.count import count
+from clbench.accounting.shapes import stream_of_shapes
 from clbench.core.errors import SpecError
 from clbench.core.options import validate
 from clbench.core.registry import discover

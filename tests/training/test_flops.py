@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clbench.accounting import step_flops
+from clbench.accounting import callback
+from clbench.accounting.callback import FlopsCallback
 from clbench.accounting.flops import OWN, FlopCount
-from clbench.accounting.loop_flops import EVERY, LoopFlops
-from clbench.accounting.step_flops import Draws, FlopsCallback
+from clbench.accounting.sampled import EVERY, Draws, LoopFlops
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.execution import trial_runner
@@ -210,7 +210,7 @@ def test_a_loop_of_its_own_is_counted_as_if_whole(runner, monkeypatch, method):
     one, = planned(f"avalanche:{method}")
     record = runner.run(one)
     assert record.status == "done", record.failure
-    monkeypatch.setattr(step_flops, "LoopFlops", Whole)
+    monkeypatch.setattr(callback, "LoopFlops", Whole)
     whole = runner.run(one)
     assert record.costs.train_flops == whole.costs.train_flops
     assert record.R == whole.R
@@ -264,7 +264,7 @@ def test_draws_of_replay_are_counted_by_what_they_run():
 
 def test_counted_edits_leave_no_trace():
     one = bench(StrategyInfo("naive", Strategy, ""), {}, "class")
-    with step_flops.counted_edits([one.strategy]) as counts:
+    with callback.counted_edits([one.strategy]) as counts:
         one.strategy.edit_gradients({"a": torch.ones(2)})
     assert counts[0].total == 0
     assert "edit_gradients" not in vars(one.strategy)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers.streams import stochastic
 
-from clbench.accounting.step_flops import FlopsCallback
+from clbench.accounting.callback import FlopsCallback
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover

@@ -45,7 +45,6 @@ class Worker:
         """
         import torch
 
-        from clbench.accounting.foreseeing import Foreseer
         from clbench.execution.trial_runner import TrialRunner
         from clbench.results import provenance
 
@@ -54,7 +53,6 @@ class Worker:
         self.send = send
         self.runner = TrialRunner(start.settings, start.device, start.command,
                                   registry or discover(files=start.plugins), start.artifacts, start.checkpoints)
-        self.foreseer = Foreseer(self.runner.registry)
         accelerated = self.runner.device.type != "cpu"  # known here first: with --device auto torch has to be asked
         threads = start.alone if accelerated and start.alone is not None else start.threads
         if threads is not None:
@@ -66,7 +64,7 @@ class Worker:
         """Answer `Prepare`. Errors other than `ClbenchError` are left to the trial, whose record stores them."""
         try:
             notes = self.runner.prepare(planned.trial, planned.label)
-            foreseen = self.foreseer.foresee(planned.trial, self.runner.stream(planned.trial))
+            foreseen = self.runner.estimator.estimate_time(planned.trial, self.runner.stream(planned.trial))
             self.send(Prepared(notes=notes, foreseen=foreseen))
         except ClbenchError as error:
             self.send(Refused(kind=type(error).__name__, message=str(error)))

@@ -3,9 +3,10 @@ import types
 import pytest
 import torch
 
-from clbench.accounting import keeping
-from clbench.accounting.counting import count, stream_of_shapes
-from clbench.accounting.keeping import data_bytes, expected, extended, told
+from clbench.accounting import estimator
+from clbench.accounting.count import count
+from clbench.accounting.estimator import data_bytes, estimate_storage, extrapolate_storage, storage_line
+from clbench.accounting.shapes import stream_of_shapes
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.data.samples import PermutedInputCache, PermutedSamples
@@ -54,20 +55,20 @@ def planned(registry, methods, **values):
 
 
 def test_a_line_is_for_more_than_the_data_and_more_than_a_little():
-    assert told("ranpac:projections=9", 965_000_000, 3_100_000, "projections=N") == (
+    assert storage_line("ranpac:projections=9", 965_000_000, 3_100_000, "projections=N") == (
         "ranpac:projections=9 stores 965 MB in addition to the model; the training data take 3.1 MB; "
         "ranpac:projections=N keeps less")
-    assert told("ewc", 200_000_000, 150_000_000, "") == (
+    assert storage_line("ewc", 200_000_000, 150_000_000, "") == (
         "ewc stores 200 MB in addition to the model; the training data take 150 MB")
-    assert told("ewc", 200_000_000, 201_000_000, "") is None
-    assert told("ewc", keeping.FLOOR, 1000, "") is None
+    assert storage_line("ewc", 200_000_000, 201_000_000, "") is None
+    assert storage_line("ewc", estimator.FLOOR, 1000, "") is None
 
 
 @pytest.mark.parametrize(("kept", "tasks", "total"), [
     ([10, 10, 10, 10], 9, 10), ([10, 12, 14, 16], 5, 20), ([10, 11, 13, 16], 5, 25), ([10, 20, 20, 20], 5, 20),
     ([10, 10, 20, 20], 5, 20), ([10, 12], 1, 12), ([10, 12, 14], 2, 14)])
 def test_later_tasks_add_what_the_first_did(kept, tasks, total):
-    assert extended(kept, tasks) == total
+    assert extrapolate_storage(kept, tasks) == total
 
 
 @pytest.mark.parametrize("method", ["naive", "ewc", "lora:rank=2", "pnn", "independent", "ranpac", "fecam", "slda",
@@ -77,14 +78,14 @@ def test_three_tasks_tell_what_all_keep(registry, method):
     stream = stream_of_shapes(6, 12, (1, 8, 8), "class", 40)
     found = count(one, stream, registry)
     assert found.note is None
-    assert expected(one.trial, stream, registry) == found.bytes[-1] - found.model_bytes
+    assert estimate_storage(one.trial, stream, registry) == found.bytes[-1] - found.model_bytes
 
 
-def test_past_the_deadline_what_the_first_task_leaves_is_what_is_told(registry):
+def test_past_the_deadline_what_the_first_task_leaves_is_what_is_storage_line(registry):
     stream = stream_of_shapes(6, 12, (1, 8, 8), "class", 40)
     one = planned(registry, "independent", scenario="class")
     found = count(one, stream, registry)
-    assert expected(one.trial, stream, registry, deadline=0.0) == found.bytes[0] - found.model_bytes
+    assert estimate_storage(one.trial, stream, registry, deadline=0.0) == found.bytes[0] - found.model_bytes
 
 
 def test_data_are_counted_as_they_are_stored():
@@ -92,24 +93,24 @@ def test_data_are_counted_as_they_are_stored():
     assert data_bytes(stream) == 2 * 40 * 64
     base = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
     permuted = PermutedSamples(base, torch.randperm(64), torch.zeros(40), torch.zeros(40), PermutedInputCache())
-    assert keeping.stored(permuted) is base
+    assert estimator.stored(permuted) is base
 
 
 def test_a_run_tells_of_a_method_before_it_runs_and_makes_nothing_large(registry, runner):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeping, "room", lambda strategy, size: 2 * keeping.FLOOR)
-        patch.setattr(runner.foresight, "left", 60.0)
+        patch.setattr(estimator, "growth_limit", lambda strategy, size: 2 * estimator.FLOOR)
+        patch.setattr(runner.estimator, "seconds_left", 60.0)
         notes = runner.prepare(planned(registry, "hoards").trial, "hoards:x=1")
         assert notes[0].startswith("70 optimizer steps a task (")
         assert notes[-1] == ("hoards:x=1 stores 1,600 MB in addition to the model; the training data take 3.1 MB; "
                              "hoards:size=N keeps less")
         assert len(runner.prepare(planned(registry, "asks").trial)) == len(notes) - 1  # left to the run itself
-        patch.setattr(runner.foresight, "left", 0.0)
+        patch.setattr(runner.estimator, "seconds_left", 0.0)
         assert len(runner.prepare(planned(registry, "hoards").trial)) == len(notes) - 1
 
 
 def test_small_networks_are_not_even_counted(registry, runner, monkeypatch):
-    monkeypatch.setattr(keeping, "expected", lambda *args: pytest.fail("counted"))
+    monkeypatch.setattr(estimator, "estimate_storage", lambda *args: pytest.fail("counted"))
     for method in ("naive", "lora", "ranpac", "pnn"):
         assert len(runner.prepare(planned(registry, method).trial)) == 1
 
@@ -120,9 +121,9 @@ def test_what_is_kept_from_the_beginning_needs_no_counting(registry, runner, mon
             super().__init__(model, world, options)
             self.register_buffer("table", torch.empty(200_000_000, dtype=torch.uint8))
 
-    monkeypatch.setattr(keeping, "expected", lambda *args: pytest.fail("counted"))
+    monkeypatch.setattr(estimator, "estimate_storage", lambda *args: pytest.fail("counted"))
     one = planned(registry, "naive")
     stream = runner.stream(one.trial)
     usual, _ = runner.build(one.trial, stream)
     strategy = Large(usual.model, usual.world)
-    assert "stores 200 MB" in runner.foresight.warning(one.trial, "large", strategy, stream)
+    assert "stores 200 MB" in runner.estimator.storage_warning(one.trial, "large", strategy, stream)

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clbench.accounting.counting import forecast
+from clbench.accounting.count import forecast
 from clbench.accounting.flops import FlopCount
-from clbench.accounting.rehearsal import on_shapes, stream_without_values
+from clbench.accounting.shapes import on_shapes, stream_without_values
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.execution.trial_runner import TrialRunner

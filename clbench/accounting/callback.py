@@ -5,8 +5,7 @@ buffers too. What a member of a stack computes is what it would compute alone, a
 uncompiled one: there the loss of the first member is run once more, by itself, for each kind of step. What is cached
 for a phase (`clbench.training.cache`) is counted once, where it is computed.
 
-What draws replay (`augment_batch`) can compute more or less from step to step. There the calls of modules are told
-apart by the shapes of their arguments, the rest by the sizes of the strategy's own buffers.
+Code that shows less of its steps (`augment_batch`, a strategy's own loop) is counted by `sampled`.
 """
 
 from __future__ import annotations
@@ -14,20 +13,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from fractions import Fraction
+from statistics import mean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from clbench.accounting.flops import FlopCount
-from clbench.accounting.inference import inference_flops
-from clbench.accounting.loop_flops import LoopFlops
+from clbench.accounting.sampled import Draws, LoopFlops, sizes_of
 from clbench.core import seeds
+from clbench.core.scenario import scenario_rules
+from clbench.data.stream import Tests
+from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.training import precision
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, NextIndices, Training
+from clbench.training.evaluation import batch_size
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.steps import Engine, Loss
 
@@ -61,6 +65,11 @@ class FlopsCallback(Callback):
         with draws.counted(replica.strategy, batch) as flops:
             yield
         self.totals[id(replica)] += flops[0]
+
+    def is_new_kind(self, batches: Sequence[Batch]) -> bool:
+        """Tell whether no step of the phase on such batches has been counted."""
+        assert self.phase is not None
+        return self.phase.kind_of(batches) not in self.phase.steps
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
         """Begin with no kind of step counted."""
@@ -131,11 +140,6 @@ class PhaseFlops:
         return batches[0].x.shape, batches[0].replayed, sizes_of(self.strategies[0]) if self.edits else ()
 
 
-def sizes_of(strategy: Strategy) -> tuple[torch.Size, ...]:
-    """Return the shapes of a strategy's own buffers."""
-    return tuple([buffer.shape for buffer in strategy._buffers.values() if buffer is not None])
-
-
 @contextmanager
 def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
     """Count what each strategy computes in `edit_gradients` inside the block."""
@@ -173,66 +177,33 @@ def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
     return int(count.total)
 
 
-class Draws:
-    """What `augment_batch` costs."""
+def inference_flops(replica: Replica, recipe: Recipe, learned: int) -> int:
+    """Return the FLOPs of predicting a sample after `learned` tasks, in the arithmetic of a recipe.
 
-    def __init__(self) -> None:
-        self.rest: dict[Hashable, int] = {}  # all but calls of modules
-        self.modules: dict[Hashable, int] = {}
-
-    @contextmanager
-    def counted(self, strategy: Strategy, batch: Batch) -> Iterator[list[int]]:
-        """Count what `augment_batch` computes for a batch in the block; its FLOPs are there at the end."""
-        flops: list[int] = []
-        kind = (len(batch.y), batch.first_pass, sizes_of(strategy))
-        with ModuleCalls(self.modules) as calls:
-            if kind in self.rest:
-                yield flops
-            else:
-                with FlopCount() as count:
-                    yield flops
-                self.rest[kind] = count.total - calls.total
-        flops.append(self.rest[kind] + calls.total)
-
-
-class ModuleCalls:
-    """A context that adds up the FLOPs of calls of modules, each counted the first time that it is made.
-
-    Calls are the same if the module, its mode and the shapes of its tensors are. Calls inside a call belong to it.
+    The sample is of an unknown task; where the scenario gives the task, it is the mean over the learned tasks.
     """
+    strategy, tests = replica.strategy, replica.stream.tests
+    size = batch_size(replica.stream, tests.y.device)
+    given = range(learned) if scenario_rules(strategy.world.scenario).task_given else (None,)
+    training = strategy.training
+    strategy.eval()
+    with torch.no_grad(), precision.forward(recipe, strategy.active.device, strategy):
+        flops = [flops_of(strategy, tests, task, size) for task in given]
+    strategy.train(training)
+    return round(mean(flops))
 
-    def __init__(self, known: dict[Hashable, int]) -> None:
-        self.known = known
-        self.total = self.depth = 0
-        self.kind: Hashable = None
-        self.count: FlopCount | None = None
 
-    def __enter__(self) -> ModuleCalls:
-        """Begin to watch."""
-        self.handles = (register_module_forward_pre_hook(self._before),
-                        register_module_forward_hook(self._after, always_call=True))
-        return self
+def flops_of(strategy: Strategy, tests: Tests, given: int | None, size: int) -> Fraction:
+    """Return the FLOPs of predicting one test sample in batches of `size`, whatever of it is cached.
 
-    def __exit__(self, *_: object) -> None:
-        """Watch no more."""
-        for handle in self.handles:
-            handle.remove()
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.depth += 1
-        if self.depth > 1:
-            return
-        shapes = tuple([arg.shape if isinstance(arg, Tensor) else None for arg in args])
-        self.kind = (module, module.training, torch.is_grad_enabled(), shapes)
-        if self.kind not in self.known:
-            self.count = FlopCount().start()
-
-    def _after(self, *_: object) -> None:
-        self.depth -= 1
-        if self.depth:
-            return
-        if self.count is not None:
-            self.count.stop()
-            self.known[self.kind] = self.count.total
-            self.count = None
-        self.total += self.known[self.kind]
+    Part of a batch's cost does not depend on its size (dora's weights), so batches of one and of two are counted.
+    """
+    x = next(tests.batches(2, given))[0]
+    totals = []
+    for part in (x[:1], x):
+        with FlopCount() as count:
+            strategy.predict(part, given)
+        totals.append(count.total)
+    each = (totals[1] - totals[0]) or totals[0]  # there may be one sample only
+    whole = len(tests.y) if given is None else tests.sizes[given]
+    return Fraction(each) + Fraction(totals[0] - each, min(size, whole))

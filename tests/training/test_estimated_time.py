@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from clbench.accounting import foreseeing
-from clbench.accounting.counting import forecast
-from clbench.accounting.rehearsal import stream_without_values
+from clbench.accounting import estimator
+from clbench.accounting.count import forecast
+from clbench.accounting.shapes import stream_without_values
 from clbench.core.registry import discover
 from clbench.execution.pace import recorded
 from clbench.execution.trial_runner import TrialRunner
@@ -30,10 +30,10 @@ def planned(method, recipe, scenario="task"):
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_the_work_of_plain_fine_tuning_is_that_of_its_record(runner, recipe, monkeypatch):
-    monkeypatch.setattr(foreseeing, "PILOT_SECONDS", 0.01)
+    monkeypatch.setattr(estimator, "TIMED_SECONDS", 0.01)
     one = planned("naive", recipe, "class")
     before = torch.random.get_rng_state()
-    found = foreseeing.Foreseer(REGISTRY).foresee(one.trial, runner.stream(one.trial))
+    found = estimator.CostEstimator(REGISTRY).estimate_time(one.trial, runner.stream(one.trial))
     assert torch.equal(before, torch.random.get_rng_state())
     done, seconds = recorded(runner.run(one))
     assert found.workload == done and seconds > 0
@@ -47,9 +47,9 @@ def test_the_work_of_plain_fine_tuning_is_that_of_its_record(runner, recipe, mon
 ])
 def test_a_step_of_four_samples_and_one_of_ten_show_the_speed(runner, monkeypatch, short, long, rate, step):
     taken = iter([short, long])
-    monkeypatch.setattr(foreseeing, "seconds_of", lambda *_: next(taken))
+    monkeypatch.setattr(estimator, "seconds_of", lambda *_: next(taken))
     trial = planned("naive", RECIPES["epochs"]).trial
-    found = foreseeing.pilot(trial, runner.stream(trial), REGISTRY)
+    found = estimator.measure_speed(trial, runner.stream(trial), REGISTRY)
     assert found.speed.flops == pytest.approx(rate * found.train_flops)
     assert found.speed.step == pytest.approx(max(step, long / 1000))
 
@@ -58,7 +58,7 @@ def test_a_step_of_four_samples_and_one_of_ten_show_the_speed(runner, monkeypatc
 def test_what_is_counted_on_shapes_is_the_work_that_a_record_has(runner, method):
     one = planned(method, RECIPES["epochs"], "class")
     stream = runner.stream(one.trial)
-    counted = foreseeing.work_of(forecast(one, stream_without_values(stream), REGISTRY), stream)
+    counted = estimator.counted_work(forecast(one, stream_without_values(stream), REGISTRY), stream)
     done, _ = recorded(runner.run(one))
     assert counted.steps == done.steps
     assert counted.train_flops == pytest.approx(done.train_flops, rel=0.01)
@@ -69,6 +69,6 @@ def test_a_model_that_cannot_be_stepped_is_left_to_its_trial(runner, monkeypatch
     def broken(*_):
         raise RuntimeError("no step")
 
-    monkeypatch.setattr(foreseeing, "pilot", broken)
+    monkeypatch.setattr(estimator, "measure_speed", broken)
     one = planned("naive", RECIPES["epochs"])
-    assert foreseeing.Foreseer(REGISTRY).foresee(one.trial, runner.stream(one.trial)) == Foreseen()
+    assert estimator.CostEstimator(REGISTRY).estimate_time(one.trial, runner.stream(one.trial)) == Foreseen()

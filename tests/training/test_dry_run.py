@@ -6,7 +6,8 @@ import types
 import pytest
 import torch
 
-from clbench.accounting.counting import count, count_layer, stream_of_shapes
+from clbench.accounting.count import count, count_layer
+from clbench.accounting.shapes import stream_of_shapes
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover

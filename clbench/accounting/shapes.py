@@ -1,9 +1,4 @@
-"""Training rehearsed on shapes: what a recipe's steps compute, without a step being taken.
-
-Every kind of step (batch shape and phase) is run once on torch's meta device, loss, gradients and all, and counted; its
-FLOPs are added for each such step of the recipe. From the third pass over a task on, a step is taken to cost what the
-step at its place in the pass before did: a replay memory is filled in the first pass.
-"""
+"""Streams of shapes, and contexts in which torch computes on tensors without values as on any others."""
 
 from __future__ import annotations
 
@@ -19,26 +14,20 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clbench.accounting.flops import ORDINARY, FlopCount
-from clbench.accounting.step_flops import Draws, PhaseFlops
-from clbench.data.augmentation import Augmentation
+from clbench.accounting.flops import ORDINARY
+from clbench.core import tokens
+from clbench.core.errors import SpecError
+from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.prepare import Prepare
 from clbench.data.samples import PermutedInputCache, PermutedSamples, Samples, StochasticSamples
-from clbench.data.stream import Stream
-from clbench.experiment.spec import Recipe
-from clbench.strategy.base import Batch, Strategy, Task, overrides
-from clbench.training import cache
+from clbench.data.stream import Stream, StreamTask, stored
 from clbench.training.attention import KNOWN
-from clbench.training.cache import PhaseInputs
-from clbench.training.loop import take_step
-from clbench.training.sampling import BatchSampler
-from clbench.training.steps import make_engine
 
 aten: Any = torch.ops.aten
 # How many rows a mask picks is in its values.
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 PLAIN = (Tensor, nn.Parameter)
-# Optimisers count as 0, and products as many in any precision; autocast leaves tensors without values as they are.
-CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None, "precision": "fp32"}
+PER_CLASS = 2  # samples of a short stream; with one, some strategies hold none out
 
 
 class Form(NamedTuple):
@@ -48,6 +37,35 @@ class Form(NamedTuple):
     stride: tuple[int, ...]
     dtype: torch.dtype
     meta: bool
+
+
+def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], scenario: Scenario,
+                     samples: int, text: bool = False) -> Stream:
+    """Return a stream of inputs without values, uint8 as images are stored, and labels that go round the classes.
+
+    Args:
+        tasks: T.
+        classes: of all tasks together; each task has as many.
+        input_shape: of one sample.
+        scenario: which outputs the classes have.
+        samples: training samples of each task.
+        text: whether samples are tokens.
+
+    Raises:
+        SpecError: the classes cannot be shared out.
+    """
+    if classes % tasks:
+        raise SpecError(f"{classes} classes cannot be shared out equally among {tasks} tasks; choose a multiple of "
+                        f"{tasks} (--classes)")
+    own = classes // tasks
+    orders = [range(task * own, (task + 1) * own) for task in range(tasks)]
+    parts = []
+    for index, table in enumerate(scenario_rules(scenario).outputs(orders, "params")):
+        labels = torch.tensor(list(table.values())).repeat(-(-samples // own))[:samples]
+        x = torch.empty(samples, *input_shape, dtype=tokens.DTYPE if text else torch.uint8, device="meta")
+        some = Samples(x, labels, torch.full_like(labels, index))
+        parts.append(StreamTask(tuple(table.values()), some, some))
+    return Stream(tuple(parts), len({c for part in parts for c in part.classes}), input_shape, Prepare(), "", ())
 
 
 def stream_without_values(stream: Stream) -> Stream:
@@ -67,6 +85,18 @@ def stream_without_values(stream: Stream) -> Stream:
         return Samples(empty(part.x), part.y, part.tasks)
 
     return replace(stream, tasks=tuple(replace(t, train=samples(t.train), test=samples(t.test)) for t in stream.tasks))
+
+
+def few_samples(stream: Stream) -> Stream:
+    """Return a stream with some training samples of each class, whose inputs have no values; labels have."""
+    tasks = []
+    for task in stream.tasks:
+        y, origin = task.train.y.cpu(), task.train.tasks.cpu()
+        chosen = torch.cat([torch.nonzero(y == c)[:PER_CLASS, 0] for c in torch.unique(y)])
+        x = stored(task.train)
+        some = Samples(torch.empty(len(chosen), *x.shape[1:], dtype=x.dtype, device="meta"), y[chosen], origin[chosen])
+        tasks.append(replace(task, train=some, test=some))
+    return replace(stream, tasks=tuple(tasks))
 
 
 class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -172,74 +202,3 @@ def on_shapes() -> Iterator[None]:
     """Enter a context in which strategies train and predict on shapes as they would on values."""
     with OnShapes(), FusedAttention():  # type: ignore[no-untyped-call]
         yield
-
-
-class Preparing:
-    """Counts what a strategy computes to prepare a batch."""
-
-    def __init__(self, strategy: Strategy, draws: Draws) -> None:
-        self.strategy = strategy
-        self.draws = draws
-        self.total = 0
-
-    @contextmanager
-    def __call__(self, batch: Batch | None) -> Iterator[None]:
-        """Count what is computed in the block; `batch` is given for `augment_batch`."""
-        if batch is None:
-            with FlopCount() as count:
-                yield
-            self.total += count.total
-        elif overrides(self.strategy, "augment_batch"):
-            with self.draws.counted(self.strategy, batch) as flops:
-                yield
-            self.total += flops[0]
-        else:
-            yield
-
-
-def phase_flops(strategy: Strategy, task: Task, samples: Samples, order: BatchSampler, steps: int, recipe: Recipe,
-                augment: Augmentation | None) -> int:
-    """Return the FLOPs of a phase's steps, its replay memory led through as a run does it.
-
-    Args:
-        strategy: in the state in which the phase begins.
-        task: the task.
-        samples: what its batches are drawn from.
-        order: in which they are drawn; it goes on from phase to phase.
-        steps: of the phase.
-        recipe: its batch size and precision.
-        augment: how training images are augmented, None for not at all.
-
-    Raises:
-        RuntimeError: the loss asks for values.
-    """
-    spent = FlopCount()
-    inputs = (PhaseInputs([samples], [samples]) if augment or not strategy.world.boundaries else
-              cache.phase_inputs([strategy], [samples], task.index, steps * recipe.batch_size, around=[spent]))
-    total = spent.total
-    engine = make_engine([strategy], recipe.model_copy(update=CHEAP), None)
-    count, draws = PhaseFlops([strategy], False), Draws()
-    period = -(-len(samples) // recipe.batch_size)
-    settled: dict[int, int] = {}  # FLOPs of steps by their place in a pass
-    done = 0
-    with cache.starting_at([strategy], inputs.start):
-        while done < steps:
-            if len(settled) == period and not order.left and steps - done >= period:
-                whole = (steps - done) // period
-                total += whole * sum(settled.values())
-                done += whole * period
-                continue
-            around = Preparing(strategy, draws)
-            part = inputs.samples[0]
-            batch = order.batch(part) if inputs.prepared else order.ready(strategy, part, around)
-            flops = around.total
-            kind = count.kind_of([batch])
-            if kind not in count.steps:
-                with count.counted(engine, [batch]):
-                    take_step(engine, [batch])
-            flops += sum(count.steps[kind])
-            if done and not batch.first_pass:
-                settled[len(order.left)] = flops
-            total += flops
-            done += 1
-    return total

@@ -1,0 +1,193 @@
+"""What a method trains, stores and computes, counted in a dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from statistics import mean
+
+import torch
+from torch import nn
+
+from clbench.accounting.dry_run import (
+    DryRun,
+    Steps,
+    in_one_line,
+    model_of_shapes,
+    strategy_of_shapes,
+    with_gradient,
+)
+from clbench.accounting.flops import FlopCount
+from clbench.accounting.shapes import on_shapes, stream_of_shapes
+from clbench.core import seeds, tokens
+from clbench.core.errors import SpecError
+from clbench.core.registry import Registry
+from clbench.core.scenario import scenario_rules
+from clbench.data.stream import Stream
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import PlannedTrial, Resolved
+from clbench.models.network import Block, Network
+from clbench.strategy.base import Strategy, Task
+from clbench.training.building import check_model
+from clbench.training.costs import Footprint, measure, model_bytes, nbytes
+from clbench.training.evaluation import batch_size
+
+DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
+
+
+@dataclass
+class Count:
+    """What a method trains and stores, a list entry for each task, and what a forward pass computes."""
+
+    method: str
+    trainable: list[int] = field(default_factory=list)  # parameters, in the phase that has most
+    trainable_bytes: list[int] = field(default_factory=list)
+    kept: list[Footprint] = field(default_factory=list)  # after the task
+    flops: int | None = None  # of predicting one sample, a multiplication and its addition counted as two
+    train_flops: list[int] | None = None  # of training on each task, where that is counted too
+    steps: list[int] = field(default_factory=list)  # of training on each task
+    row_flops: list[Fraction] = field(default_factory=list)  # of predicting one sample after each task, where counted
+    note: str | None = None  # why lists end early
+    remarks: list[str] = field(default_factory=list)  # the strategy's own notes
+    model_bytes: int = 0  # of the network before any method touched it
+    keeps_less: str = ""  # `Strategy.keeps_less`
+
+    @property
+    def parameters(self) -> list[int]:
+        """Return all parameters that are stored after each task."""
+        return [sum(footprint.parameters.values()) for footprint in self.kept]
+
+    @property
+    def bytes(self) -> list[int]:
+        """Return all bytes that are stored after each task."""
+        return [sum(footprint.bytes.values()) for footprint in self.kept]
+
+
+def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool = False) -> Count:
+    """Return what a trial's method trains, stores and computes on a stream of shapes.
+
+    Where a method asks for values that only data can give, the count ends there and its note says so.
+
+    Args:
+        planned: its benchmark, recipe and seed do not matter.
+        stream: of `shapes.stream_of_shapes`.
+        registry: what is installed.
+        pretrained: whether the model is to be taken for a pretrained one.
+
+    Raises:
+        SpecError: model, method and stream do not go together.
+    """
+    tests = [(len(stream.tasks) - 1, 1)]
+    return count_tasks(planned, stream, registry, pretrained, Recipe(), "one pass", tests)
+
+
+def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count:
+    """Return what `count` does, for a trial as it stands, with the FLOPs of its training; `flops` as a record has them.
+
+    Not counted is what consolidation computes from values only (per-sample gradients, decompositions).
+
+    Args:
+        planned: the trial.
+        stream: its own, without values (`shapes.stream_without_values`).
+        registry: what is installed.
+
+    Raises:
+        SpecError: model, method and stream do not go together.
+    """
+    sizes = [len(task.test) for task in stream.tasks]
+    if not scenario_rules(planned.trial.scenario).task_given:
+        sizes = [sum(sizes)]
+    largest = batch_size(stream, torch.device("cpu"))  # some of what is computed once for a batch depends on no sample
+    tests = [(index, min(largest, size)) for index, size in enumerate(sizes)]
+    with on_shapes():
+        return count_tasks(planned, stream, registry, planned.trial.weights is not None, planned.trial.trained_by,
+                           "counted", tests)
+
+
+def count_tasks(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool, recipe: Recipe,
+                steps: Steps, tests: Sequence[tuple[int, int]]) -> Count:
+    """Return what is counted in a dry run of a trial.
+
+    Args:
+        planned: the trial.
+        stream: with inputs on the meta device.
+        registry: what is installed.
+        pretrained: whether the model is to be taken for a pretrained one.
+        recipe: how it would be trained.
+        steps: which steps are led through, see `DryRun`.
+        tests: task (if the scenario gives it) and number of the samples that are predicted in the end.
+    """
+    trial = planned.trial
+    model = model_of_shapes(trial, stream, registry)
+    check_model(model, trial.model, stream.input_shape, registry)
+    result = Count(planned.label, model_bytes=model_bytes(model))
+    run: DryRun | None = None
+    with seeds.scope(0, "strategy"):
+        try:
+            strategy = strategy_of_shapes(model, trial.method, stream, trial.scenario, pretrained, registry)
+            result.remarks, result.keeps_less = strategy.notes, strategy.keeps_less
+            run = DryRun(strategy, stream, recipe, steps)
+            for index in run.tasks():
+                result.kept.append(measure(strategy))
+                if steps == "counted" and not run.uncounted:
+                    result.row_flops.append(flops(strategy, index, tests[min(index, len(tests) - 1)][1]))
+            result.flops = round(mean(flops(strategy, index, size) for index, size in tests))
+        except RuntimeError as error:  # what torch raises where a value is asked of a shape
+            done = f"{len(result.kept)} of {stream.told_tasks} tasks"
+            result.note = f"cannot be counted without data after {done} ({in_one_line(error)})"
+    if run is None:
+        return result
+    result.trainable = [parameters for parameters, _ in run.trainable]
+    result.trainable_bytes = [size for _, size in run.trainable]
+    result.steps = run.costs.steps
+    if run.uncounted:
+        result.remarks.append(f"FLOPs of its training cannot be counted without data ({run.uncounted})")
+    elif steps == "counted" and len(run.costs.train_flops) >= stream.told_tasks:
+        result.train_flops = run.costs.train_flops
+    return result
+
+
+def flops(strategy: Strategy, task: int, samples: int) -> Fraction:
+    """Return the FLOPs of predicting a sample among some: of a task in scenario `task`, else of an unknown one."""
+    strategy.eval()
+    kind = tokens.DTYPE if strategy.world.is_text else torch.float32
+    x = torch.empty(samples, *strategy.world.input_shape, dtype=kind, device="meta")
+    with torch.no_grad(), FlopCount() as counted:
+        strategy.predict(x, task if strategy.world.task_given else None)
+    return Fraction(counted.total, samples)
+
+
+def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:
+    """Return what methods train and store of a model that is one layer (without bias), its head left out.
+
+    Args:
+        shape: of the weight: [outputs, inputs] of a Linear, [out, in, height, width] of a Conv2d.
+        methods: label and method of each; the model counts as pretrained.
+        registry: what is installed.
+
+    Raises:
+        SpecError: a layer has no such shape, or a method does not fit it.
+    """
+    stream = stream_of_shapes(1, 1, (1,), "task", 1)
+    counts = []
+    for label, method in methods:
+        with torch.device("meta"):
+            model = Network([Block(layer(shape), nn.Identity())], nn.Linear(1, 1))
+        strategy = strategy_of_shapes(model, method, stream, "task", True, registry)
+        known = stream.tasks[0]
+        strategy.before_task(Task(0, known.classes, known.train))
+        stored = list(strategy.model.blocks.parameters())
+        trainable, size = with_gradient(strategy.model.blocks)
+        footprint = Footprint({"layer": sum(p.numel() for p in stored)}, {"layer": sum(map(nbytes, stored))}, 0)
+        counts.append(Count(label, [trainable], [size], [footprint]))
+    return counts
+
+
+def layer(shape: Sequence[int]) -> nn.Module:
+    """Return the layer whose weight has a shape, without bias."""
+    if len(shape) == DENSE:
+        return nn.Linear(shape[1], shape[0], bias=False)
+    if len(shape) == CONVOLUTION:
+        return nn.Conv2d(shape[1], shape[0], (shape[2], shape[3]), bias=False)
+    raise SpecError(f"no layer has a weight with {len(shape)} dimensions; give OUTxIN (Linear) or OUTxINxHxW (Conv2d)")

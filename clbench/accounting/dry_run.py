@@ -1,0 +1,205 @@
+"""The dry run: what methods train, store and compute, counted before anything is trained.
+
+The training loop leads a method's real code through the tasks, on torch's meta device: weights and inputs have shapes
+and no values, so models of any size cost nothing. What shapes can depend on (labels, masks, counters, the draws of a
+replay memory) has its values, on the CPU.
+
+Every kind of step (batch shape and phase) is taken once, to be counted; its FLOPs are added for each such step of the
+recipe. From the third pass over a task on, a step costs what the step at its place in the previous pass did: a replay
+memory is filled in the first pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from clbench.accounting.callback import FlopsCallback
+from clbench.core.errors import SpecError
+from clbench.core.registry import Registry
+from clbench.core.scenario import Scenario
+from clbench.data.samples import Samples
+from clbench.data.stream import Stream
+from clbench.experiment.spec import Recipe
+from clbench.experiment.trial import Resolved, Trial
+from clbench.models.network import Network
+from clbench.strategy.base import Batch, Strategy, Task
+from clbench.strategy.granted import Phase
+from clbench.training import cache
+from clbench.training.budget import phases_of, steps_of
+from clbench.training.building import build_model, build_strategy, world_of
+from clbench.training.cache import PhaseInputs
+from clbench.training.costs import nbytes
+from clbench.training.loop import TrainingLoop, take_step
+from clbench.training.replica import Replica, TaskResult
+from clbench.training.sampling import BatchSampler, StreamSampler
+from clbench.training.steps import make_engine
+from clbench.training.stream_loop import in_one_task
+
+# Optimizers count as 0, and products as many in any precision; autocast leaves tensors without values as they are.
+CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None, "precision": "fp32"}
+Steps = Literal["none", "one pass", "counted"]
+
+
+class DryRun(TrainingLoop):
+    """The training loop on shapes, for one strategy.
+
+    Args:
+        strategy: made by `strategy_of_shapes`.
+        stream: with inputs on the meta device.
+        recipe: how it would be trained.
+        steps: which steps of a phase are led through: none, one pass of the replay memory over the samples, or all,
+            with their FLOPs. Where a loss asks for values, the rest of the run has one pass in each phase.
+    """
+
+    def __init__(self, strategy: Strategy, stream: Stream, recipe: Recipe, steps: Steps) -> None:
+        self.flops = FlopsCallback()
+        replica = Replica(strategy, in_one_task(stream) if stream.hidden else stream, seed=0)
+        super().__init__([replica], recipe.model_copy(update=CHEAP), [self.flops])
+        self.strategy = strategy
+        self.costs = replica.costs
+        self.steps = steps
+        self.trainable: list[tuple[int, int]] = []  # parameters and bytes, of each task
+        self.uncounted = ""  # why the FLOPs of training cannot be counted
+
+    def tasks(self) -> Iterator[int]:
+        """Lead the strategy through one task after the other and yield the index of each.
+
+        Raises:
+            SpecError: the recipe grants fewer steps than there are phases.
+            RuntimeError: the strategy asks for values, or trains by a loop of its own.
+        """
+        for index in range(len(self.replicas[0].stream.tasks)):
+            self.train_task(index)
+            yield index
+
+    def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
+        """Lead the strategy through the phases of a task."""
+        strategy, task = self.strategy, tasks[0]
+        if strategy.owns_loop:
+            raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
+        self.trainable.append((0, 0))
+        if strategy.phases(task):
+            try:
+                phases_of(strategy, task, self.recipe, steps_of(self.recipe, len(strategy.training_samples(task))))
+            except ValueError as error:
+                raise SpecError(str(error)) from None
+        elif self.steps == "counted" and not strategy.world.boundaries:
+            sampler = StreamSampler([task.train], self.recipe.batch_size, 0)
+            for _ in range(sampler.until(1)):
+                sampler.observed(strategy, self._around)
+        return super().fit(tasks)
+
+    def _train_phase(self, phase: Phase, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
+                     index: int, steps: int) -> None:
+        """Lead the strategy through a phase; the losses are zeros, since nothing has values."""
+        self.trainable[-1] = max(self.trainable[-1], trainable_in_phase(self.strategy))
+        losses += [torch.zeros(1)] * phase.steps
+        if self.steps == "counted" and not self.uncounted:
+            try:
+                self._count_steps(phase, samples, samplers[0], index)
+                return
+            except (RuntimeError, TypeError) as error:  # what torch raises where a value is asked of a shape
+                self.uncounted = in_one_line(error)
+        if self.steps != "none":
+            one_pass = math.ceil(len(samples[0]) / self.recipe.batch_size)
+            for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
+                self.strategy.augment_batch(self._raw_batch(samples[0], samplers[0]))
+
+    def _count_steps(self, phase: Phase, samples: list[Samples], sampler: BatchSampler, index: int) -> None:
+        """Take a step of each kind and add the FLOPs of all steps.
+
+        Raises:
+            RuntimeError, TypeError: the loss asks for values.
+        """
+        replica, totals = self.replicas[0], self.flops.totals
+        inputs = self._inputs(samples, index, phase.steps * self.recipe.batch_size)
+        self.engine = make_engine([self.strategy], self.recipe, None)
+        self.callbacks.on_phase(self, inputs)
+        pass_length = math.ceil(len(samples[0]) / self.recipe.batch_size) * sampler.repeats
+        pass_flops: dict[int, int] = {}  # of steps after the first pass, by their place in a pass
+        taken = 0
+        with cache.starting_at([self.strategy], inputs.start):
+            while taken < phase.steps:
+                passes = (phase.steps - taken) // pass_length
+                if len(pass_flops) == pass_length and not sampler.left and passes:
+                    totals[id(replica)] += passes * sum(pass_flops.values())
+                    taken += passes * pass_length
+                    continue
+                before = totals[id(replica)]
+                batch = self._next_batch(inputs, sampler)
+                with self.callbacks.around_step(self, [batch]):
+                    if self.flops.is_new_kind([batch]):
+                        take_step(self.engine, [batch])
+                if taken and not batch.first_pass:
+                    pass_flops[len(sampler.left)] = totals[id(replica)] - before
+                taken += 1
+
+    def _next_batch(self, inputs: PhaseInputs, sampler: BatchSampler) -> Batch:
+        """Return the next batch as the loss gets it."""
+        if inputs.prepared:
+            return sampler.batch(inputs.samples[0])
+        return sampler.ready(self.strategy, inputs.samples[0], self._around)
+
+    def _raw_batch(self, samples: Samples, sampler: BatchSampler) -> Batch:
+        """Return the next batch before replay is added."""
+        if isinstance(sampler, StreamSampler):
+            return sampler.observed(self.strategy)
+        return sampler.batch(samples)
+
+    def _around(self, batch: Batch | None) -> AbstractContextManager[object]:
+        """Return a context that counts what the strategy computes outside of steps."""
+        return self.callbacks.around_prepare(self.replicas[0], batch)
+
+    def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
+        """Return what batches are drawn from; a stream with hidden boundaries is stored raw."""
+        if not self.strategy.world.boundaries:
+            return PhaseInputs(samples, samples)
+        return super()._inputs(samples, index, drawn)
+
+    def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
+                  ) -> list[BatchSampler]:
+        """Return what draws batches; from a stream with hidden boundaries they come as its samples arrive."""
+        if phase is None and not self.strategy.world.boundaries:
+            return [StreamSampler(samples, self.recipe.batch_size, 0, self.augment)]
+        return super()._samplers(samples, tasks, phase)
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the type of an error and the start of its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def model_of_shapes(trial: Trial, stream: Stream, registry: Registry) -> Network:
+    """Return a trial's model without values."""
+    with torch.device("meta"):
+        return build_model(trial.model, None, stream.input_shape, stream.classes, registry)[0]
+
+
+def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
+                       registry: Registry) -> Strategy:
+    """Return a method's strategy around a model without values; its integers and masks have theirs."""
+    strategy = build_strategy(method, model, world_of(stream, scenario, 0, pretrained), registry)
+    valued = [(module, name, buffer) for module in strategy.modules()
+              for name, buffer in module.named_buffers(recurse=False) if not buffer.is_floating_point()]
+    strategy.to("meta")
+    for module, name, buffer in valued:
+        setattr(module, name, buffer)
+    return strategy
+
+
+def trainable_in_phase(strategy: Strategy) -> tuple[int, int]:
+    """Return how many numbers the current phase can change, and the bytes they take."""
+    parameters, size = with_gradient(strategy)
+    return strategy.trainable(), size * strategy.trainable() // max(parameters, 1)
+
+
+def with_gradient(module: nn.Module) -> tuple[int, int]:
+    """Return the parameters that require a gradient, and the bytes they take."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return sum(p.numel() for p in trained), sum(map(nbytes, trained))

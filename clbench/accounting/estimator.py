@@ -1,0 +1,254 @@
+"""Estimates made before a trial runs, in little time: of the time that it takes, and of what its method will store.
+
+Time: a few steps of the model are measured as plain fine-tuning trains it, which is taken for any method's work until a
+trial of the method has ended; no code of a plugin runs but in its trials. `--dry-run` counts each method (`count`).
+
+Storage: what a strategy stores from the beginning is counted on the strategy itself, which a run builds anyway. What it
+adds while it learns is counted in a dry run of the first tasks with a few samples of each class; later tasks are taken
+to add what these did. Memories of samples are then smaller than they will be, but those cannot be larger than the data.
+A dry run takes 10 to 300 ms, so there is one only where it could show something, and within a limit for all trials.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from clbench.accounting.count import Count
+from clbench.accounting.dry_run import DryRun, model_of_shapes, strategy_of_shapes
+from clbench.accounting.flops import FlopCount
+from clbench.accounting.shapes import few_samples
+from clbench.core import seeds
+from clbench.core.device import synchronize
+from clbench.core.registry import Registry
+from clbench.data.stream import Stream, stored
+from clbench.experiment.trial import Trial
+from clbench.experiment.workload import Foreseen, Speed, Workload, workload
+from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.training.budget import steps_of
+from clbench.training.building import build_model, channels_last, world_of
+from clbench.training.costs import measure, model_bytes, nbytes
+from clbench.training.loop import take_step
+from clbench.training.steps import make_engine
+
+TIMED_SECONDS = 0.1  # of steps that are timed, of each size
+MOST_SECONDS = 1.0  # that one of them is to take
+FEW = 4  # samples in a step that shows what a step costs by itself
+FLOOR = 100_000_000  # bytes that are no burden, however small the data are
+DRY_RUN_SECONDS = 0.2  # of the processor, for the dry runs of all trials
+TASKS = 3  # in a dry run: enough to see what grows with the number of tasks, and with its square
+MEGA = 1e6
+
+
+class ModelSpeed(NamedTuple):
+    """What a few steps of a model showed: its speed, and FLOPs of training on a sample and of predicting one."""
+
+    speed: Speed
+    train_flops: float
+    test_flops: float
+
+
+class CostEstimator:
+    """Estimates the costs of the trials of a run; the steps of each model are measured once."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Start with all of the time for dry runs."""
+        self.registry = registry
+        self.seconds_left = DRY_RUN_SECONDS
+        self.speeds: dict[str, ModelSpeed | None] = {}
+
+    def estimate_time(self, trial: Trial, stream: Stream) -> Foreseen:
+        """Return the work of plain fine-tuning in a trial, and its speed; nothing where a step of the model fails."""
+        model = f"{trial.benchmark} {trial.model}"
+        if model not in self.speeds:
+            try:
+                self.speeds[model] = measure_speed(trial, stream, self.registry)
+            except Exception:  # the trial itself will show it
+                self.speeds[model] = None
+        measured = self.speeds[model]
+        if measured is None:
+            return Foreseen()
+        return Foreseen(workload=plain_work(measured, trial, stream), speed=measured.speed)
+
+    def storage_warning(self, trial: Trial, label: str, strategy: Strategy, stream: Stream) -> str | None:
+        """Return the line on what a trial's method will store, None where that is little or cannot be estimated.
+
+        Args:
+            trial: the trial.
+            label: what its method is called.
+            strategy: the trial's, untrained.
+            stream: the trial's.
+        """
+        size = model_bytes(strategy.model)  # with what the strategy has put into it, so that this is a lower bound
+        extra, limit = stored_bytes(strategy) - size, max(FLOOR, data_bytes(stream))
+        if extra <= limit:
+            if self.seconds_left <= 0 or not may_grow(strategy) or growth_limit(strategy, size) + extra <= limit:
+                return None
+            began = time.process_time()
+            try:
+                extra = estimate_storage(trial, stream, self.registry, began + self.seconds_left)
+            except Exception:  # of a plugin, which may ask for values that shapes have not: the run itself will show
+                return None
+            finally:
+                self.seconds_left -= time.process_time() - began
+        return storage_line(label, extra, data_bytes(stream), strategy.keeps_less)
+
+
+def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
+    """Return the work of plain fine-tuning on a stream: steps on all samples, and tests on those of all tasks."""
+    recipe, samples = trial.trained_by, [len(task.train) for task in stream.tasks]
+    steps = [steps_of(recipe, size) for size in samples]
+    drawn = [recipe.epochs * size if recipe.epochs else taken * recipe.batch_size
+             for size, taken in zip(samples, steps, strict=True)]
+    return workload(steps, [round(measured.train_flops * size) for size in drawn],
+                    [measured.test_flops] * len(samples), samples, [len(task.test) for task in stream.tasks])
+
+
+def counted_work(count: Count, stream: Stream) -> Workload | None:
+    """Return the work on a stream as a dry run counted it; None where it did not count the FLOPs."""
+    if not count.train_flops or not count.row_flops:
+        return None
+    samples = [len(task.train) for task in stream.tasks]
+    steps, flops = count.steps, count.train_flops
+    if stream.hidden:  # it was counted as one task
+        shares = [size / sum(samples) for size in samples]
+        steps, flops = [round(steps[0] * share) for share in shares], [round(flops[0] * share) for share in shares]
+    return workload(steps, flops, [float(row) for row in count.row_flops], samples,
+                    [len(task.test) for task in stream.tasks])
+
+
+def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpeed:
+    """Return what some steps of a trial's model show, by the experiment's recipe, on few samples and on many.
+
+    Nothing is left of it: the model is another one, and the generators go on from where they stood.
+    """
+    recipe, samples = trial.recipe, stream.tasks[0].train
+    device = stream.tests.y.device
+    with seeds.scope(0, "pilot"):
+        model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
+        world = world_of(stream, trial.scenario, 0, False)
+        strategy = Strategy(channels_last(model.to(device)), world).to(device).train()
+        strategy.active.fill_(True)
+        engine = make_engine([strategy], recipe, None)
+
+        def first_batch(size: int) -> Batch:
+            part = samples.take(torch.arange(size, device=samples.index_device))
+            return Batch(world.prepare(part.x), part.y, part.tasks, 0)
+
+        def timed(size: int) -> tuple[int, int, float]:
+            batch = first_batch(size)
+            with FlopCount() as count:
+                take_step(engine, [batch])  # the first is slow, too
+            return size, count.total, seconds_of(lambda: take_step(engine, [batch]), device)
+
+        few, few_flops, short = timed(min(FEW, len(samples)))
+        bearable = max(2, int(MOST_SECONDS / short)) * FEW
+        many, flops, long = timed(min(recipe.batch_size, bearable, len(samples)))
+        strategy.eval()
+        with torch.no_grad(), FlopCount() as tested:
+            strategy.predict(first_batch(few).x, 0 if world.task_given else None)
+    rate = flops / long
+    if flops > few_flops and long > short:
+        rate = (flops - few_flops) / (long - short)
+    speed = Speed(step=max(short - few_flops / rate, long / 1000), flops=max(rate, 1.0))
+    return ModelSpeed(speed, flops / many, tested.total / few)
+
+
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that a step takes, the mean of a few."""
+    taken, began = 0, time.perf_counter()
+    while taken == 0 or time.perf_counter() - began < TIMED_SECONDS:
+        step()
+        synchronize(device)
+        taken += 1
+    return (time.perf_counter() - began) / taken
+
+
+def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | None:
+    """Return the line on what a method stores, None where that is less than the data or no burden.
+
+    Args:
+        name: of the method.
+        extra: bytes beside the model.
+        data: bytes of all training samples of the stream.
+        keeps_less: what makes it store less, see `Strategy.keeps_less`.
+    """
+    if extra <= max(FLOOR, data):
+        return None
+    way = f"; {name.partition(':')[0]}:{keeps_less} keeps less" if keeps_less else ""
+    return f"{name} stores {_megabytes(extra)} in addition to the model; the training data take {_megabytes(data)}{way}"
+
+
+def data_bytes(stream: Stream) -> int:
+    """Return the bytes of the training inputs of all tasks, as they are stored."""
+    return sum(len(task.train) * nbytes(stored(task.train)[:1]) for task in stream.tasks)
+
+
+def stored_bytes(strategy: Strategy) -> int:
+    """Return all bytes that a strategy stores."""
+    return sum(measure(strategy).bytes.values())
+
+
+def may_grow(strategy: Strategy) -> bool:
+    """Tell whether a strategy may store more after a task than before, and whether that can be counted."""
+    changes = overrides(strategy, "before_task") or overrides(strategy, "after_task")
+    return changes and not strategy.owns_loop
+
+
+def growth_limit(strategy: Strategy, size: int) -> int:
+    """Return about how many bytes a strategy around a model of so many could come to store, generously.
+
+    For each pair of tasks a part of the network as large as all of it, and a square matrix in float64 for its widest
+    tensor and for the features of each class.
+    """
+    world, features = strategy.world, strategy.model.head.in_features
+    widest = max((side for tensor in (*strategy.parameters(), *strategy.buffers()) for side in tensor.shape), default=0)
+    return world.tasks * (world.tasks + 1) // 2 * size + 8 * (widest**2 + world.classes * features**2)
+
+
+def estimate_storage(trial: Trial, stream: Stream, registry: Registry, deadline: float = math.inf) -> int:
+    """Return the bytes that a trial's method will store beside the model after the last task.
+
+    Past `deadline` (of `time.process_time`) it is what the method stores after the tasks counted by then, at least one.
+    """
+    samples = [len(task.train) for task in stream.tasks]
+    steps = steps_of(trial.trained_by, sum(samples) if stream.hidden else max(samples))
+    model = model_of_shapes(trial, stream, registry)
+    size = model_bytes(model)
+    with seeds.scope(0, "strategy"):
+        short = few_samples(stream)
+        strategy = strategy_of_shapes(model, trial.method, short, trial.scenario, trial.weights is not None, registry)
+        after = [stored_bytes(strategy)]  # so many tasks
+        run = DryRun(strategy, short, trial.trained_by.model_copy(update={"iterations": steps}), "none")
+        for index in run.tasks():
+            after.append(stored_bytes(strategy))
+            if index + 1 == TASKS:
+                break
+            if time.process_time() > deadline:
+                return after[-1] - size
+    return extrapolate_storage(after, len(run.replicas[0].stream.tasks)) - size
+
+
+def extrapolate_storage(after: Sequence[int], tasks: int) -> int:
+    """Return what is stored after so many tasks, from what is stored before any and after each of the first.
+
+    Each further task adds what the last one did, and more by as much as that was more than the one before had added.
+
+    >>> extrapolate_storage([10, 11, 13, 16], 5)  # 1, 2, 3, and so 4 and 5
+    25
+    """
+    counted = len(after) - 1
+    added = [later - earlier for earlier, later in pairwise(after)][-2:]
+    more = max(0, added[-1] - added[0]) if counted >= TASKS else 0
+    left = tasks - counted
+    return after[-1] + left * added[-1] + more * left * (left + 1) // 2
+
+
+def _megabytes(count: int) -> str:
+    """Return bytes as megabytes, with two digits where they are few."""
+    return f"{count / MEGA:,.0f} MB" if count >= 10 * MEGA else f"{count / MEGA:.2g} MB"
