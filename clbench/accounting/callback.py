@@ -33,6 +33,7 @@ from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, NextIndices, Training
 from clbench.training.evaluation import batch_size
 from clbench.training.replica import Replica, TaskResult
+from clbench.training.sampling import divided
 from clbench.training.steps import Engine, Loss
 
 
@@ -73,7 +74,8 @@ class FlopsCallback(Callback):
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
         """Begin with no kind of step counted."""
-        self.phase = PhaseFlops([replica.strategy for replica in training.replicas], training.compiled)
+        self.phase = PhaseFlops([replica.strategy for replica in training.replicas], training.compiled,
+                                training.recipe.accumulate)
         self.draws = None
 
     @contextmanager
@@ -82,8 +84,8 @@ class FlopsCallback(Callback):
         assert self.phase is not None and training.engine is not None
         with self.phase.counted(training.engine, batches) as flops:
             yield
-        for replica, own in zip(training.replicas, flops, strict=True):
-            self.totals[id(replica)] += own
+        for replica, flops_of_replica in zip(training.replicas, flops, strict=True):
+            self.totals[id(replica)] += flops_of_replica
 
     @contextmanager
     def around_own_loop(self, replica: Replica, following: NextIndices, steps: int) -> Iterator[NextIndices]:
@@ -109,10 +111,12 @@ class PhaseFlops:
     Args:
         strategies: the members, as the phase trains them.
         compiled: whether their loss is compiled.
+        parts: in which the gradients of a batch are computed.
     """
 
-    def __init__(self, strategies: Sequence[Strategy], compiled: bool) -> None:
+    def __init__(self, strategies: Sequence[Strategy], compiled: bool, parts: int = 1) -> None:
         self.strategies = strategies
+        self.parts = parts
         self.edits = overrides(strategies[0], "edit_gradients")
         self.in_place = len(strategies) == 1 and not compiled
         self.steps: dict[Hashable, list[int]] = {}  # FLOPs of a step of each kind, for each member
@@ -129,7 +133,7 @@ class PhaseFlops:
                 yield flops
             self.steps[kind] = [count.total]
         else:
-            loss = flops_alone(self.strategies[0], engine, batches[0])
+            loss = sum(flops_alone(self.strategies[0], engine, part) for _, (part,) in divided(batches[:1], self.parts))
             with counted_edits(self.strategies) as counts:
                 yield flops
             self.steps[kind] = [loss + edits.total for edits in counts]

@@ -135,7 +135,7 @@ class DryRun(TrainingLoop):
                 batch = self._next_batch(inputs, sampler)
                 with self.callbacks.around_step(self, [batch]):
                     if self.flops.is_new_kind([batch]):
-                        take_step(self.engine, [batch])
+                        take_step(self.engine, [batch], self.recipe.accumulate)
                 if taken and not batch.first_pass:
                     pass_flops[len(sampler.left)] = totals[id(replica)] - before
                 taken += 1

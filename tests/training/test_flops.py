@@ -88,8 +88,9 @@ def tasks_of(model):
     return 5 if model.startswith("mlp") else 2  # others take long
 
 
-def planned(method, model="mlp:width=16", scenario="class", seeds=1):
-    return plan(build({"methods": method, "model": model, "scenario": scenario, "seeds": seeds, "recipe": RECIPE,
+def planned(method, model="mlp:width=16", scenario="class", seeds=1, **recipe):
+    return plan(build({"methods": method, "model": model, "scenario": scenario, "seeds": seeds,
+                       "recipe": {**RECIPE, **recipe},
                        "benchmark": f"split-mnist-5k:tasks={tasks_of(model)}"}), REGISTRY)
 
 
@@ -181,6 +182,16 @@ def test_a_stack_counts_what_each_member_would_compute_alone(runner, method, mod
     assert [r.costs.train_flops for r in stack] == [r.costs.train_flops for r in alone]
     assert [r.costs.inference_flops for r in stack] == [r.costs.inference_flops for r in alone]
     assert not stack[0].notes
+
+
+def test_parts_of_a_batch_are_counted_each(runner, monkeypatch):
+    group = planned("o-lora:rank=2:dropout=0", seeds=2, accumulate=3)  # its penalty is computed in each part
+    stack, alone = runner.run_stack(group), [runner.run(one) for one in group]
+    whole = runner.run(planned("o-lora:rank=2:dropout=0")[0])
+    assert [r.costs.train_flops for r in stack] == [r.costs.train_flops for r in alone] and not stack[0].notes
+    assert alone[0].costs.train_flops[1] > whole.costs.train_flops[1]
+    monkeypatch.setattr(trial_runner, "FlopsCallback", EveryStep)
+    assert runner.run(group[0]).costs.train_flops == alone[0].costs.train_flops
 
 
 def test_an_mlp_costs_what_its_layers_do(runner):
