@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def lines(infos: Sequence[Any]) -> Iterator[str]:
 
 def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> dict[str, Any]:
     """Return everything about one declaration as plain values."""
-    from clbench.core.options import as_json, document
+    from clbench.core.options import document
 
     origin = registry.origins[kind, info.name]
     more = {key: list(value) if isinstance(value := getattr(info, key), tuple) else value for key in extra}
@@ -104,7 +105,8 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
         more["tuned_by_default"] = tuned_by_default(info.options)
         more["needs_boundaries"] = boundaries_needed(info)
     return {"name": info.name, "summary": info.summary, "distribution": origin.distribution,
-            "version": origin.version, "plugin": origin.plugin, **more, "options": as_json(document(info.options))}
+            "version": origin.version, "plugin": origin.plugin, **more,
+            "options": [asdict(option) for option in document(info.options)]}
 
 
 def tuned_by_default(options: type[Options]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -191,11 +191,6 @@ def _type_name(annotation: Any) -> str:
         return "none"
     name = "..." if annotation is ... else getattr(annotation, "__name__", str(annotation))
     return f"{name}[{', '.join(map(_type_name, parts))}]" if parts else name
-
-
-def as_json(docs: list[OptionDoc]) -> list[dict[str, Any]]:
-    """Return option documents as plain dictionaries."""
-    return [asdict(d) for d in docs]
 
 
 def parse_named(text: str) -> tuple[str, dict[str, Any]]:

@@ -57,9 +57,8 @@ DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
 class Recipe(Strict):
     """How every method is trained on each task."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr",
-                                    "accumulate")
-
+    LATER: ClassVar[tuple[str, ...]] = (
+        "warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr", "accumulate")
     model_config = ConfigDict(allow_inf_nan=False)
     optimizer: Optimizer = Field("adam", description="optimizer: adam, adamw or sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
@@ -77,8 +76,7 @@ class Recipe(Strict):
     iterations: int | None = Field(None, ge=1, description="optimizer steps per task, instead of epochs")
     repeats: int | None = Field(None, ge=2, description="consecutive steps on each batch, instead of one")
     batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added")
-    accumulate: int = Field(
-        1, ge=1, description="parts of each batch whose gradients are computed one after the other and added up")
+    accumulate: int = Field(1, ge=1, description="parts of each batch whose gradients are computed apart and added up")
     optimizer_state: Literal["reset", "keep"] = Field(
         "reset", description="reset or keep the optimizer's state when a new task begins")
     precision: Literal["fp32", "tf32", "bf16"] = Field(
@@ -109,7 +107,7 @@ PUBLISHED = "published"  # instead of a method's own recipe: that of its paper (
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """Return a recipe with changes, and those of them that make a difference.
 
-    A budget in epochs replaces one in iterations and vice versa; another optimiser has no momentum unless it is given.
+    A budget in epochs replaces one in iterations and vice versa; another optimizer has no momentum unless it is given.
 
     Raises:
         SpecError: the changes do not go with the recipe; a line each.
@@ -122,10 +120,10 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[st
     try:
         new = Recipe.model_validate({**values, **changes})
     except ValidationError as error:
-        raise SpecError("\n".join(_explain({**item, "loc": ("recipe", *item["loc"])}) for item in error.errors())
-                        ) from None
+        lines = [_explain({**item, "loc": ("recipe", *item["loc"])}) for item in error.errors()]
+        raise SpecError("\n".join(lines)) from None
     before = Recipe.model_validate(recipe.model_dump())
-    return new, {name: value for name in Recipe.model_fields if (value := getattr(new, name)) != getattr(before, name)}
+    return new, {name: value for name, value in new if value != getattr(before, name)}
 
 
 def _seed_list(value: Any) -> Any:
@@ -170,10 +168,7 @@ class MethodSpec(Named):
         return self
 
     def with_options(self, given: Mapping[str, Any], fresh: bool = False) -> MethodSpec:
-        """Return the method with options set; `recipe.lr` and the like, and `recipe`, set its recipe.
-
-        With `fresh` it has these options and no others.
-        """
+        """Return the method with options set (with `fresh` only these); `recipe` and `recipe.lr` set its recipe."""
         options = {} if fresh else dict(self.options)
         recipe: Any = self.recipe
         for name, value in given.items():
@@ -234,8 +229,9 @@ class Spec(Strict):
     def _reject_unused_seed_rules(self) -> Spec:
         """Reject settings on how seeds are added if no seeds are added."""
         if self.until is None and {"max_seeds", "baseline"} & self.model_fields_set:
-            name = "max_seeds" if "max_seeds" in self.model_fields_set else "baseline"
-            way = "" if name == "max_seeds" else "; clbench compare RUN --baseline METHOD tests what there is"
+            name, way = "baseline", "; clbench compare RUN --baseline METHOD tests what there is"
+            if "max_seeds" in self.model_fields_set:
+                name, way = "max_seeds", ""
             raise ValueError(f"{name} goes with until = \"decided\" (--until decided){way}")
         return self
 
@@ -258,8 +254,7 @@ TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "arrival": Arrival, "execut
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML experiment into the plain values that `build` takes."""
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text())
-        return values
+        return dict(tomllib.loads(path.read_text()))
     except FileNotFoundError:
         raise SpecError(f"there is no experiment file {path}: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
