@@ -13,6 +13,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tabulate import tabulate
@@ -29,19 +30,12 @@ SETTINGS = {  # method -> benchmark, model, epochs
 
 def work() -> None:
     """Run the trials that are asked for, a line of JSON each, and print their seconds."""
-    import torch
+    import clbench
 
-    from clbench.core.registry import discover
-    from clbench.execution.trial_runner import TrialRunner
-    from clbench.experiment.execution_settings import ExecutionSettings
-    from clbench.experiment.plan import plan
-    from clbench.experiment.spec import build
-
-    torch.set_num_threads(1)
-    runner = TrialRunner(ExecutionSettings(threads=1), "cpu", "checkouts.py", discover())
     for line in sys.stdin:
-        one, = plan(build(json.loads(line)), runner.registry)
-        record = runner.run(one)
+        with tempfile.TemporaryDirectory() as folder:
+            record, = clbench.run(json.loads(line), workers=0, threads=1, device="cpu", out=Path(folder) / "run",
+                                  progress=False)
         assert record.status == "done", record.failure
         times = record.timings
         train, evaluate = sum(times.train_cpu), sum(times.evaluate_cpu)
