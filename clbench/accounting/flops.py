@@ -13,9 +13,9 @@ from math import prod
 from typing import Any, ClassVar
 
 import torch
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from clbench.core.torch_private import OpOverload, TorchDispatchMode
 
 aten: Any = torch.ops.aten
 Shape = Sequence[int]

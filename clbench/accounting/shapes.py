@@ -10,14 +10,18 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.accounting.flops import ORDINARY
 from clbench.core import tokens
 from clbench.core.errors import SpecError
 from clbench.core.scenario import Scenario, scenario_rules
+from clbench.core.torch_private import (
+    OpOverload,
+    TorchDispatchMode,
+    flash_attention_enabled,
+    without_torch_functions,
+)
 from clbench.data.prepare import Prepare
 from clbench.data.samples import PermutedInputCache, PermutedSamples, Samples, StochasticSamples
 from clbench.data.stream import Stream, StreamTask, stored
@@ -123,7 +127,7 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = self.made.get(key) if key is not None else None
         if known is not None:
             return remade(known)
-        with torch._C.DisableTorchFunction():  # what torch computes shapes with, in Python, need not come by again
+        with without_torch_functions():  # what torch computes shapes with, in Python, need not come by again
             out = func(*args, **kwargs)
         if key is not None and all(value.is_meta for value in flat([out]) if isinstance(value, Tensor)):
             self.made[key] = made_of(out)
@@ -188,7 +192,7 @@ class FusedAttention(TorchFunctionMode):
         """Call a function of torch."""
         kwargs = kwargs or {}
         if (func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.keys() <= KNOWN
-                and not kwargs.get("dropout_p") and torch._C._get_flash_sdp_enabled()
+                and not kwargs.get("dropout_p") and flash_attention_enabled()
                 and all(type(arg) in PLAIN and arg.is_meta and arg.dim() == 4 for arg in args)
                 and args[0].shape[3] == args[2].shape[3]):
             return aten._scaled_dot_product_flash_attention_for_cpu(

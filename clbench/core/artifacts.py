@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from clbench.core.torch_private import is_copy_on_write
 
 BASE = "base.safetensors"  # in a trial's folder: the starting weights, by the model's own names
 
@@ -59,7 +60,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         copy = tensor.detach().cpu().contiguous()
         # Reading the address of a copy-on-write tensor would end the sharing of its memory.
-        if torch._C._is_cow_tensor(copy):  # type: ignore[attr-defined]
+        if is_copy_on_write(copy):
             copy = copy.clone()
         out[name] = copy.clone() if copy.untyped_storage().data_ptr() in seen else copy
         seen.add(copy.untyped_storage().data_ptr())

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 __all__ = ["NormWithStatistics", "OpOverload", "TorchDispatchMode", "copy_on_write", "flash_attention_enabled",
-           "inside_vmap", "is_copy_on_write", "storage_id", "tree_leaves", "without_torch_functions", "write_count"]
+           "inside_vmap", "is_copy_on_write", "storage_id", "without_torch_functions", "write_count"]
 
 NormWithStatistics = _NormBase  # batch and instance normalization
 

@@ -141,3 +141,13 @@ def test_only_one_package_imports_avalanche():
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda p: str(p.relative_to(TESTS)))
 def test_no_test_module_imports_another(path):
     assert not [target for target in imports(path) if re.search(r"(^|\.)test_", target)], "move it to tests/helpers"
+
+
+PRIVATE = re.compile(r"torch(\.\w+)*\._[a-zA-Z]|\._cdata\b|_lazy_clone|_is_cow_tensor|_functorch|\._version\b")
+
+
+@pytest.mark.parametrize("folder", ["clbench", "plugins"])
+def test_names_of_torch_that_are_not_public_are_in_one_module(folder):
+    found = [f"{path}: {match[0]}" for path in sorted((ROOT.parent / folder).rglob("*.py"))
+             if path.name != "torch_private.py" for match in [PRIVATE.search(path.read_text())] if match]
+    assert found == []
