@@ -44,7 +44,7 @@ def test_features_are_those_of_the_network_on_prepared_inputs(tmp_path, benchmar
     todo = job(tmp_path, benchmark, model, weights=weights, recipe={"precision": "fp32"})
     done = embed(todo, tmp_path / "x.safetensors")
     found = load_file(tmp_path / "x.safetensors")
-    assert (done.computed, done.found) == (len(found["X_train"]) + len(found["X_test"]), 0)
+    assert (done.computed, done.reused) == (len(found["X_train"]) + len(found["X_test"]), 0)
     trial = trials(benchmark, model, weights=weights)[0].trial
     runner = TrialRunner(ExecutionSettings(data=tmp_path), "cpu", "")
     stream = runner.stream(trial)
@@ -80,8 +80,8 @@ def test_what_is_interrupted_goes_on_and_ends_bit_identical(tmp_path, stop):
     part.write_bytes(part.read_bytes()[:-7])  # as a kill in the middle of a row leaves it
     found = []
     done = embed(job(tmp_path, "flat", "mlp:width=8", 15, weights=weights), out, lambda *args: found.append(args))
-    assert done.found > 0 or stop < 3
-    assert done.found + done.computed == 160 and found[-1] == (160, done.found)
+    assert done.reused > 0 or stop < 3
+    assert done.reused + done.computed == 160 and found[-1] == (160, done.reused)
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
     assert not (tmp_path / "x.npz.parts").exists()
 

@@ -122,8 +122,8 @@ def test_a_trial_that_runs_out_of_memory_says_what_needs_less(runner):
     record = runner.run(planned(runner, methods="huge")[0])
     assert (record.status, record.failure.type) == ("failed", "OutOfMemoryError")
     assert record.failure.message == (
-        "CUDA out of memory. Tried to allocate 2.00 GiB. To need less memory, use a smaller --batch-size, "
-        "--precision bf16 or fewer --workers")
+        "CUDA out of memory. Tried to allocate 2.00 GiB. To need less memory, use --accumulate 4, a smaller "
+        "--batch-size, --precision bf16 or fewer --workers")
 
 
 def test_a_stack_gives_each_seed_its_record(runner):
