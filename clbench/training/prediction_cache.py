@@ -75,12 +75,25 @@ class PredictionCache:
         size = smaller
         for key in [key for key in self.stored if key[0] == given and key[1] not in source.parts]:
             del self.stored[key]  # of the starting model, or of another number of blocks
-        chosen = seeds.derive(self.seed, "cache", self.evaluations) % batches
-        for number in range(batches) if self.everything else (chosen,):
-            self._verify(strategy, source, tests, size, given, number)
+        if self.everything or self._is_chosen(strategy, given, len(tests.sizes)):
+            known = max(len(self.stored.get((given, name), ())) for name in source.parts)
+            chosen = seeds.derive(self.seed, "cache", self.evaluations) % (known or batches)
+            for number in range(batches) if self.everything else (chosen,):
+                self._verify(strategy, source, tests, size, given, number)
         for number, (x, y, tasks) in enumerate(tests.batches(size, given)):
             outputs = [self._output((given, name), compute, number, x) for name, compute in source.parts.items()]
             yield source.predict(outputs), y, tasks
+
+    def _is_chosen(self, strategy: Strategy, given: int | None, tasks: int) -> bool:
+        """Return whether a batch of a task is computed again in this evaluation.
+
+        It is the first task for frozen blocks and for the starting model, which all tasks share, so that what has
+        changed is known before it is used. Of final parts one is chosen by the seed.
+        """
+        learned = strategy.learned if isinstance(strategy, PerTaskStrategy) else 0
+        if given is None or given >= learned:
+            return given is None or given == learned
+        return given == seeds.derive(self.seed, "part", self.evaluations) % learned
 
     def _source(self, strategy: Strategy, given: int | None) -> Source | None:
         """Return how predictions for a task's samples (None: of any) are computed, None if nothing may be cached."""
@@ -121,7 +134,8 @@ class PredictionCache:
                     raise PluginError(f"{type(strategy).__name__} declares parts_final, but {name} gives other outputs "
                                       "than after an earlier task; set parts_final = False in "
                                       f"{type(strategy).__name__}")
-                del self.stored[given, name]
+                for key in [key for key in self.stored if key[1] == name]:
+                    del self.stored[key]  # of all tasks, which share it
         if not isinstance(strategy, PerTaskStrategy):
             try:
                 prediction = source.predict(outputs)
