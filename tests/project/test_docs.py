@@ -56,7 +56,8 @@ def test_the_method_of_the_guide_is_installed_and_run(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_method_of_the_guide_passes_the_tests_of_the_guide(installed, tmp_path):
-    (tmp_path / "test_l2.py").write_text(blocks("docs/writing-a-strategy.md", "python")[1])
+    tests, = (block for block in blocks("docs/writing-a-strategy.md", "python") if "def test_" in block)
+    (tmp_path / "test_l2.py").write_text(tests)
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], env=installed, cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
