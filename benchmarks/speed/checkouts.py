@@ -60,11 +60,12 @@ def ask(process: subprocess.Popen[str], spec: str) -> list[float]:
 
 def interval(ratios: list[float]) -> str:
     """Return the geometric mean of ratios and its interval."""
-    logs = [math.log(ratio) for ratio in ratios]
-    mean = sum(logs) / len(logs)
-    spread = math.sqrt(sum((value - mean) ** 2 for value in logs) / max(1, len(logs) - 1) / len(logs))
-    t = {2: 12.71, 3: 4.30, 5: 2.78, 7: 2.45, 9: 2.31}.get(len(logs), 2.0)
-    return f"{math.exp(mean):.2f} [{math.exp(mean - t * spread):.2f}, {math.exp(mean + t * spread):.2f}]"
+    from clbench.results.stats import t_interval
+
+    logs = t_interval([math.log(ratio) for ratio in ratios])
+    if logs.low is None or logs.high is None:
+        return f"{math.exp(logs.mean):.2f}"
+    return f"{math.exp(logs.mean):.2f} [{math.exp(logs.low):.2f}, {math.exp(logs.high):.2f}]"
 
 
 def main() -> None:
@@ -89,8 +90,8 @@ def main() -> None:
         pairs = []
         for number in range(given.pairs):
             turns = (other, this) if number % 2 else (this, other)
-            found = {process.pid: ask(process, spec) for process in turns}
-            pairs.append((found[other.pid], found[this.pid]))
+            seconds = {process.pid: ask(process, spec) for process in turns}
+            pairs.append((seconds[other.pid], seconds[this.pid]))
         rows.append([method, *(interval([max(a[i], 1e-3) / max(b[i], 1e-3) for a, b in pairs]) for i in range(3)),
                      f"{sum(b[2] for _, b in pairs) / len(pairs):.2f}"])
         print(tabulate(rows[-1:], tablefmt="plain"), flush=True)

@@ -24,14 +24,13 @@ from torch.func import functional_call
 from clbench.accounting.flops import FlopCount
 from clbench.accounting.sampled import Draws, LoopFlops, sizes_of
 from clbench.core import seeds
-from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Tests
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, NextIndices, Training
-from clbench.training.evaluation import batch_size
+from clbench.training.evaluation import batch_size, given_tasks
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import divided
 from clbench.training.steps import Engine, Loss
@@ -188,11 +187,10 @@ def inference_flops(replica: Replica, recipe: Recipe, learned: int) -> int:
     """
     strategy, tests = replica.strategy, replica.stream.tests
     size = batch_size(replica.stream, tests.y.device)
-    given = range(learned) if scenario_rules(strategy.world.scenario).task_given else (None,)
     training = strategy.training
     strategy.eval()
     with torch.no_grad(), precision.forward(recipe, strategy.active.device, strategy):
-        flops = [flops_of(strategy, tests, task, size) for task in given]
+        flops = [flops_of(strategy, tests, task, size) for task in given_tasks(strategy.world.scenario, learned)]
     strategy.train(training)
     return round(mean(flops))
 

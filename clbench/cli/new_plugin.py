@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from clbench.core.registry import Registry
 
 
-
 @dataclass(frozen=True)
 class Thing:
     """What a plugin can bring, as the registry calls it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -64,9 +65,13 @@ class Samples(OldNames):
             return self
         return self.take(torch.randperm(len(self), generator=generator)[:limit].to(self.index_device))
 
-    def chunks(self, size: int) -> Iterator[Samples]:
-        """Yield the samples in order, `size` at a time; stochastic ones as the one draw in `x`."""
-        for x, y, tasks in zip(*(torch.split(c, size) for c in (self.x, self.y, self.tasks)), strict=True):
+    def chunks(self, size: int, first: int = 0) -> Iterator[Samples]:
+        """Yield the samples in order, `size` at a time; stochastic ones as the one draw in `x`.
+
+        `first` is the number of the chunk to begin with.
+        """
+        columns = (torch.split(column, size) for column in (self.x, self.y, self.tasks))
+        for x, y, tasks in islice(zip(*columns, strict=True), first, None):
             yield Samples(x, y, tasks)
 
     @staticmethod
@@ -165,10 +170,10 @@ class HostSamples(Samples):
         there = send(index, self.y.device)
         return HostSamples(self.host[index], self.y[there], self.tasks[there])
 
-    def chunks(self, size: int) -> Iterator[Samples]:
-        """Yield the samples in order, `size` at a time, on the device."""
-        for x, y, tasks in zip(*(torch.split(c, size) for c in (self.host, self.y, self.tasks)), strict=True):
-            yield Samples(send(x, y.device), y, tasks)
+    def chunks(self, size: int, first: int = 0) -> Iterator[Samples]:
+        """Yield the samples in order, `size` at a time, on the device; only the chunks from `first` on are copied."""
+        for part in Samples(self.host, self.y, self.tasks).chunks(size, first):
+            yield Samples(send(part.x, part.y.device), part.y, part.tasks)
 
 
 class UnseenSamples(Samples):

@@ -125,8 +125,8 @@ class TrialRunner:
             parts = [[one for one, member in zip(planned, members, strict=True) if member.learned == level]
                      for level in levels]
             del members
-            found = {r.key: r for part in parts for r in self.run_stack(part, on_progress)}
-            return [found[one.trial.key] for one in planned]
+            by_key = {r.key: r for part in parts for r in self.run_stack(part, on_progress)}
+            return [by_key[one.trial.key] for one in planned]
         memory = PeakMemory(self.device)
         try:
             self._train(members, on_progress, checkpoints, origin)
@@ -168,10 +168,10 @@ class TrialRunner:
                    origin: Provenance) -> list[Callback]:
         """Return what watches the training of a trial and those stacked with it."""
         decomposition = ErrorDecomposition.wanted(self.settings, trial.scenario)
-        found = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
-                 ProgressCallback(on_progress, self.artifacts), checkpoints,
-                 SaveCallback.wanted(self.settings.keep, self.artifacts, origin, self.registry)]
-        return [callback for callback in found if callback is not None]
+        callbacks = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
+                     ProgressCallback(on_progress, self.artifacts), checkpoints,
+                     SaveCallback.wanted(self.settings.keep, self.artifacts, origin, self.registry)]
+        return [callback for callback in callbacks if callback is not None]
 
     def _curve(self) -> CurveCallback | None:
         """Return what evaluates trials while they learn, None if that is not asked for."""

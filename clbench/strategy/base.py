@@ -252,9 +252,9 @@ class Strategy(OldNames, nn.Module):
         return Prediction(self(x, task))
 
 
-def overrides(strategy: Strategy, name: str) -> bool:
-    """Return whether a strategy replaces a method of `Strategy`."""
-    return getattr(type(strategy), name) is not getattr(Strategy, name)
+def overrides(instance: object, name: str, base: type = Strategy) -> bool:
+    """Return whether the class of an instance overrides a method of a base class."""
+    return getattr(type(instance), name) is not getattr(base, name)
 
 
 COMPUTING = ("loss", "predict", "forward", "forward_task")  # methods that compute losses and predictions

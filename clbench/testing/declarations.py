@@ -12,6 +12,7 @@ from clbench.core.errors import PluginError
 from clbench.core.scenario import Scenario
 from clbench.strategy.base import Strategy, declares
 from clbench.testing.tiny import RECIPE, TASKS, Bench, Make, NonConforming
+from clbench.training.evaluation import given_tasks
 from clbench.training.loop import TrainingLoop
 from clbench.training.prediction_cache import PredictionCache
 
@@ -97,7 +98,7 @@ def predict_all(b: Bench, cache: PredictionCache) -> None:
     """Predict all test samples as an evaluation does."""
     b.strategy.eval()
     with torch.no_grad():
-        for given in range(TASKS) if b.strategy.world.task_given else (None,):
+        for given in given_tasks(b.strategy.world.scenario, TASKS):
             for _ in cache.predictions(b.strategy, b.stream.tests, BATCH, given):
                 pass
     cache.evaluations += 1

@@ -102,14 +102,13 @@ class PhaseInputs:
             return
         for strategy, raw, cached_samples in zip(strategies, self.raw, self.samples, strict=True):
             size = chunk_size(strategy, len(raw), frozen=True)
-            chosen = seeds.derive(seed, "cache") % math.ceil(len(raw) / size)
+            count = math.ceil(len(raw) / size)
+            stored_outputs = {INPUTS: cached_samples.x, **(cached_samples.frozen or {})}
             with torch.no_grad(), self.forward:
-                for number, part in enumerate(raw.chunks(size)):
-                    if not everything and number != chosen:
-                        continue
+                for number in range(count) if everything else (seeds.derive(seed, "cache") % count,):
+                    part = next(raw.chunks(size, number))
                     rows = slice(number * size, number * size + len(part))
                     for name, again in compute(strategy, part, self.start).items():
-                        stored_outputs = {INPUTS: cached_samples.x, **(cached_samples.frozen or {})}
                         before = stored_outputs.get(name)
                         if before is not None and not identical(before[rows], again):
                             what = "the network's first blocks" if name == INPUTS else f"frozen_outputs[{name!r}]"

@@ -7,7 +7,7 @@ where the scenario gives it (`clbench.core.scenario`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,11 @@ def offered_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
     return offered.to(stream.tests.y.device)
 
 
+def given_tasks(scenario: Scenario, tasks: int) -> Sequence[int | None]:
+    """Return the tasks whose samples are predicted one task after the other; only None if the task is not given."""
+    return range(tasks) if scenario_rules(scenario).task_given else (None,)
+
+
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
              cache: PredictionCache | None = None, on_batch: OnBatch | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
@@ -66,13 +71,12 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     tests = stream.tests
     device = tests.y.device
     size = batch_size(stream, device)
-    rules = scenario_rules(scenario)
     offered = offered_outputs(stream, scenario, learned)
     right, inferred = torch.zeros(2, len(stream.tasks), device=device)
     infers = False
     predict = predictions if cache is None else cache.predictions
     with torch.no_grad():
-        for given in range(len(stream.tasks)) if rules.task_given else (None,):
+        for given in given_tasks(scenario, len(stream.tasks)):
             for prediction, y, tasks in predict(strategy, tests, size, given):
                 logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
                 right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))

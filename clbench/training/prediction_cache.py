@@ -19,7 +19,7 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.errors import PluginError
 from clbench.data.stream import Tests
-from clbench.strategy.base import Prediction, Strategy, declares
+from clbench.strategy.base import Prediction, Strategy, declares, overrides
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.cache import enabled, frozen_blocks, identical, misuse, starting_at
 
@@ -75,7 +75,7 @@ class PredictionCache:
         size = smaller
         for key in [key for key in self.stored if key[0] == given and key[1] not in source.parts]:
             del self.stored[key]  # of the starting model, or of another number of blocks
-        if self.everything or self._is_chosen(strategy, given, len(tests.sizes)):
+        if self.everything or self._is_chosen(strategy, given):
             known = max(len(self.stored.get((given, name), ())) for name in source.parts)
             chosen = seeds.derive(self.seed, "cache", self.evaluations) % (known or batches)
             for number in range(batches) if self.everything else (chosen,):
@@ -84,7 +84,7 @@ class PredictionCache:
             outputs = [self._output((given, name), compute, number, x) for name, compute in source.parts.items()]
             yield source.predict(outputs), y, tasks
 
-    def _is_chosen(self, strategy: Strategy, given: int | None, tasks: int) -> bool:
+    def _is_chosen(self, strategy: Strategy, given: int | None) -> bool:
         """Return whether a batch of a task is computed again in this evaluation.
 
         It is the first task for frozen blocks and for the starting model, which all tasks share, so that what has
@@ -98,8 +98,8 @@ class PredictionCache:
     def _source(self, strategy: Strategy, given: int | None) -> Source | None:
         """Return how predictions for a task's samples (None: of any) are computed, None if nothing may be cached."""
         if isinstance(strategy, PerTaskStrategy):
-            own_predict = type(strategy).predict is not PerTaskStrategy.predict
-            if not declares(strategy, "parts_final") or own_predict or (given is None and not strategy.learned):
+            if (not declares(strategy, "parts_final") or overrides(strategy, "predict", PerTaskStrategy)
+                    or (given is None and not strategy.learned)):
                 return None
             if given is not None:
                 final = given < strategy.learned

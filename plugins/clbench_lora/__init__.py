@@ -20,6 +20,7 @@ Target = Literal["q", "k", "v", "proj", "mlp"]
 Magnitudes = Literal["shared", "layer"]
 Norm = Literal["factors", "product"]
 
+
 class LowRankOptions(Options):
     """Which layers have adapters, of which rank and scale."""
 

@@ -5,6 +5,7 @@ import torch
 from helpers.stacks import lead
 
 from clbench.core.registry import discover
+from clbench.data import samples
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples
 from clbench.data.stream import StreamTask
 from clbench.experiment.spec import Recipe
@@ -54,6 +55,16 @@ def test_batches_and_chunks_are_the_samples_and_go_to_the_device():
     assert away.index_device == torch.device("cpu")
     for part in (away.take(index), next(away.chunks(7)), away):
         assert part.x.device == part.y.device == torch.device("meta") and part.x.shape[1:] == (1, 8, 8)
+
+
+def test_chunks_from_a_number_on_copy_none_of_those_before(monkeypatch):
+    plain = tiny_stream("task").tasks[0].train
+    sent = []
+    monkeypatch.setattr(samples, "send", lambda x, device: sent.append(x) or x)
+    for some in (plain, HostSamples(plain.x, plain.y, plain.tasks)):
+        chunk = next(some.chunks(7, 2))
+        assert torch.equal(chunk.x, plain.x[14:21]) and torch.equal(chunk.y, plain.y[14:21])
+    assert len(sent) == 1 and torch.equal(sent[0], plain.x[14:21])
 
 
 @pytest.mark.parametrize(("method", "options"), [

@@ -19,8 +19,6 @@ from clbench.training.steps import Unstackable
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
 
 
-
-
 def ends(method, options, group, monkeypatch, here):
     with monkeypatch.context() as patch, seeds.scope(0):
         patch.setattr(tiny, "tiny_stream", stochastic)

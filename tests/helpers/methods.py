@@ -65,6 +65,7 @@ def move(strategy, step, size=0.3):
             if p.requires_grad:
                 p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
 
+
 # Every method with options that suit tiny models.
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "strength": 10.0}), ("er", {}),
            ("lora", {"rank": 1}), ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 1}),

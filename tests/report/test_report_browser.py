@@ -247,6 +247,8 @@ def test_accuracy_over_steps_is_zoomed_on_a_boundary(show):
     find(browser, f"{plot} input")[1].find_element("xpath", "..").click()
     assert 60 not in ticks() and 20 in ticks(), "from before the first boundary to the end of the second task"
     assert len(find(browser, f"{plot} svg path.line.thin")) == 4
+
+
 def test_the_parts_of_errors_stand_beside_each_other_and_tell_their_numbers(show):
     records = [with_errors(make_record(m, s, scenario="class"), probe={"learned": [190] * 3, "end": [190] * 3,
                                                                        "together": [180] * 3})

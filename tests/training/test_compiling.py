@@ -19,6 +19,8 @@ from clbench.training.precision import Compiler
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)  # 24 samples: batches of two sizes
+
+
 def compiled(compiler, monkeypatch, *args, **kwargs):
     """Train as `lead` does, with a compiler."""
     with monkeypatch.context() as patch:

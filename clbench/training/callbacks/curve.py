@@ -23,7 +23,6 @@ from torch.func import functional_call, vmap
 
 from clbench.core import seeds
 from clbench.core.device import out_of_memory, synchronize
-from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream, Tests
 from clbench.experiment.spec import Recipe
 from clbench.results.curve import Curve
@@ -32,7 +31,7 @@ from clbench.training import precision
 from clbench.training.budget import steps_of
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import Clock
-from clbench.training.evaluation import batch_size, offered_outputs
+from clbench.training.evaluation import batch_size, given_tasks, offered_outputs
 from clbench.training.prediction_cache import predictions
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.steps import Engine, StackedStep
@@ -143,7 +142,7 @@ class CurveCallback(Callback):
         right = torch.zeros(learned, dtype=torch.int64, device=offered.device)
         size = batch_size(replica.stream, offered.device)
         with precision.forward(recipe, offered.device, replica.strategy):
-            for given in given_tasks(replica.strategy, learned):
+            for given in given_tasks(replica.strategy.world.scenario, learned):
                 for prediction, y, tasks in predictions(replica.strategy, tests, size, given):
                     right.index_add_(0, tasks, (answered(prediction.logits, offered[tasks]) == y).long())
         return list(map(int, right.tolist()))
@@ -171,7 +170,7 @@ class CurveCallback(Callback):
         size = batch_size(first.stream, offered.device)
         try:
             with precision.forward(training.recipe, offered.device, first.strategy, stacked=True):
-                for given in given_tasks(first.strategy, learned):
+                for given in given_tasks(first.strategy.world.scenario, learned):
                     for batch in zip(*(part.batches(size, given) for part in tests), strict=True):
                         x = batch[0][0] if shared else torch.stack([part[0] for part in batch])
                         logits = stacked_logits(engine, x, given, shared)
@@ -232,11 +231,6 @@ def stacked_logits(engine: StackedStep, x: Tensor, given: int | None, shared: bo
 
     result: Any = vmap(logits, in_dims=(0, None if shared else 0), randomness="error")(engine.state(), x)
     return result  # type: ignore[no-any-return]
-
-
-def given_tasks(strategy: Strategy, learned: int) -> Sequence[int | None]:
-    """Return the tasks that samples are known to be of, one after the other, or None where that is not given."""
-    return range(learned) if scenario_rules(strategy.world.scenario).task_given else (None,)
 
 
 def answered(logits: Tensor, offered: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from typing import Protocol
 from torch import Tensor
 
 from clbench.experiment.spec import Recipe
-from clbench.strategy.base import Batch
+from clbench.strategy.base import Batch, overrides
 from clbench.training.cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.steps import Engine
@@ -96,8 +96,7 @@ class Callbacks(Callback):
 
     def _overriding(self, name: str) -> list[Callback]:
         """Return the callbacks that have a method of their own: contexts cost time in every step."""
-        return [callback for callback in self.callbacks
-                if getattr(type(callback), name) is not getattr(Callback, name)]
+        return [callback for callback in self.callbacks if overrides(callback, name, Callback)]
 
     def on_start(self, training: Training) -> None:
         """Call them all."""
