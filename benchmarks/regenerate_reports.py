@@ -16,11 +16,10 @@ from clbench.core.files import write_atomically
 from clbench.core.registry import discover
 from clbench.execution import explaining
 from clbench.experiment import references
-from clbench.report import build
+from clbench.report import build, explained, writing
 from clbench.report.columns import ACC
-from clbench.report.figures import waterfall
 from clbench.report.figures.draw import draw_report
-from clbench.report.formats import explained, verified
+from clbench.report.formats import verified
 from clbench.report.formats.markdown import render
 from clbench.results import verification
 from clbench.results.merge import by_method
@@ -58,7 +57,7 @@ def explain(folder: Path, records: Sequence[Record]) -> dict[str, bytes]:
     seeds = sorted({r.trial.seed for r in records})
     study = explaining.prepare(a, b, ACC.column.title, {"seeds": seeds}, discover(), 400, folder)
     told = explaining.conclude(study, {r.key: r for r in records})
-    return {"explain.md": explained.markdown(told).encode(), explained.FIGURE: waterfall.drawn(told, "svg")}
+    return {"explain.md": writing.markdown(told).encode(), writing.FIGURE: explained.drawn(told, "svg")}
 
 
 MADE = {"report.md": report, "verify.md": verify, "explain.md": explain}

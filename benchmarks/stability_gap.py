@@ -18,8 +18,7 @@ from statistics import fmean
 from tabulate import tabulate
 
 from clbench.report.formatting import number
-from clbench.results.curve import Curve
-from clbench.results.curve_metrics import after, gaps, old_tasks
+from clbench.results.curve import Curve, after, gaps, old_tasks
 from clbench.results.records import Record
 from clbench.results.stats import mean_interval
 from clbench.results.store import Store

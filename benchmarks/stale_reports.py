@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clbench.core.registry import discover
-from clbench.results.staleness import by_reason, stale_records
+from clbench.results.provenance import by_reason, stale_records
 from clbench.results.store import Store
 
 REPORTS = Path(__file__).resolve().parents[1] / "reports"

@@ -1,7 +1,7 @@
 """Measure attention's gradients in bfloat16 and in float32 on a CPU: `python benchmarks/speed/attention.py`.
 
 First attention alone, forward and backward, for several numbers of tokens: up to which one float32 is faster is
-`clbench.training.attention.SHORT`. Then whole trials in bf16 on a ViT-S/14 that is not trained, images of 56 pixels
+`clbench.training.precision.SHORT`. Then whole trials in bf16 on a ViT-S/14 that is not trained, images of 56 pixels
 (17 tokens): one as it is, and one whose attention is all in bfloat16, take turns. Needs the extra clbench[timm].
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from turns import in_turns
 
 from clbench.experiment.spec import build
-from clbench.training import attention
+from clbench.training import precision
 
 TOKENS = (17, 65, 128, 197, 257)
 HEADS, WIDTH = 6, 64
@@ -47,10 +47,10 @@ def main() -> None:
 def milliseconds(inputs: list[Tensor], limit: int, repeats: int) -> float:
     """Return the median time of attention and its gradients, in float32 up to `limit` tokens."""
     found = []
-    with patch.object(attention, "SHORT", limit), torch.autocast("cpu", torch.bfloat16):
+    with patch.object(precision, "SHORT", limit), torch.autocast("cpu", torch.bfloat16):
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            torch.autograd.grad(attention.attend(*inputs).sum(), inputs)
+            torch.autograd.grad(precision.attend(*inputs).sum(), inputs)
             found.append(1000 * (time.perf_counter() - start))
     return statistics.median(found[1:])
 
@@ -60,7 +60,7 @@ def trials(threads: int, repeats: int) -> list[list[str | float]]:
     spec = build({"benchmark": "synthetic:tasks_2", "model": "timm:vit_small_patch14_dinov2:size=56",
                   "seeds": repeats, "methods": list(METHODS),
                   "recipe": {"precision": "bf16", "batch_size": 16, "iterations": 20}})
-    pairs = in_turns(spec, threads, "attention.py", lambda: patch.object(attention, "SHORT", 0))
+    pairs = in_turns(spec, threads, "attention.py", lambda: patch.object(precision, "SHORT", 0))
     medians = {label: [statistics.median(sum(record.timings.train) for record in side)
                        for side in zip(*found, strict=True)] for label, found in pairs.items()}
     return [[label, old, new, old / new] for label, (old, new) in medians.items()]

@@ -27,8 +27,7 @@ from written import write
 
 from clbench.core.registry import discover
 from clbench.execution import run
-from clbench.execution.workers.plan import Listener
-from clbench.execution.workers.schedule import TrialQueue
+from clbench.execution.workers.plan import Listener, TrialQueue
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.results.records import Record

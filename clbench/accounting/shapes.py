@@ -25,7 +25,7 @@ from clbench.core.torch_private import (
 from clbench.data.prepare import Prepare
 from clbench.data.samples import PermutedInputCache, PermutedSamples, Samples, StochasticSamples
 from clbench.data.stream import Stream, StreamTask, stored
-from clbench.training.attention import KNOWN
+from clbench.training.precision import KNOWN
 
 aten: Any = torch.ops.aten
 # How many rows a mask picks is in its values.

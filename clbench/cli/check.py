@@ -80,7 +80,7 @@ def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     """Return a check's failure as one line, with the place of the error if the method itself raised it."""
     from clbench.core.entry_points import package_of
     from clbench.core.errors import ClbenchError
-    from clbench.core.places import format_error
+    from clbench.core.user_code import format_error
     from clbench.testing.checks import NonConforming
 
     try:

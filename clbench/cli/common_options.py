@@ -2,13 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from clbench.cli.completion import named
+from clbench.experiment.execution_settings import ExecutionSettings, flag, meaning
+
+
+class TaskNumber(click.ParamType[int]):
+    """A task number as a user types it, from 1. The command gets its index, from 0."""
+
+    name = "task"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the index of task `value`."""
+        if isinstance(value, int):  # converted already
+            return value
+        if not value.isdecimal():
+            self.fail(f"{value!r} is not the number of a task, such as 2", param, ctx)
+        if int(value) == 0:
+            self.fail("tasks are counted from 1 now, as tables count them: the first is 1", param, ctx)
+        return int(value) - 1
+
+
+class TaskNumbers(click.ParamType[list[int]]):
+    """A list of tasks with commas, as in 1,3."""
+
+    name = "tasks"
+
+    def convert(self, value: str | list[int], param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """Return the indices of the tasks."""
+        return [ONE.convert(part.strip(), param, ctx) for part in value.split(",")] if isinstance(value, str) else value
+
+
+ONE, SEVERAL = TaskNumber(), TaskNumbers()
+
+
+def numbers(tasks: Iterable[int], between: str = ", ") -> str:
+    """Return the numbers of tasks as text, from their indices.
+
+    >>> numbers([0, 2])
+    '1, 3'
+    """
+    return between.join(str(task + 1) for task in tasks)
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def execution_option(name: str) -> Decorator:
+    """Return the command-line option for a field of `ExecutionSettings`. Its default is None."""
+    dashed = name.replace("_", "-")
+    if ExecutionSettings.model_fields[name].annotation is bool:
+        return click.option(f"--{dashed}/--no-{dashed}", default=None, help=meaning(name))
+    return click.option(f"--{dashed}", type=_parameter_type(name), metavar=flag(name).metavar, help=meaning(name))
+
+
+def _parameter_type(name: str) -> click.ParamType[Any] | None:
+    """Return the click type of a field of `ExecutionSettings`, or None for text."""
+    field = ExecutionSettings.model_fields[name]
+    if get_origin(field.annotation) is Literal:
+        return click.Choice(get_args(field.annotation))
+    kinds = get_args(field.annotation) or (field.annotation,)
+    least = next((m.ge for m in field.metadata if hasattr(m, "ge")), None)
+    if Path in kinds:
+        return click.Path(path_type=Path)
+    if float in kinds:
+        return click.FloatRange(min=least)
+    return click.IntRange(min=least) if int in kinds else None
+
+
+def execution_options(without: Collection[str] = ()) -> Decorator:
+    """Add options for the fields of `ExecutionSettings` to a command, except for some. `read_spec` takes the values."""
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(list(ExecutionSettings.model_fields)):
+            if name not in without:
+                command = execution_option(name)(command)
+        return command
+
+    return decorate
 
 
 def joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
@@ -39,13 +114,13 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
 
 def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--rerun` and `--keep-stale`, as one argument `stale`: refuse, rerun or keep."""
-    for flag, value, text in (
+    for name, value, text in (
         ("--keep-stale", "keep", "Keep stale results, those of other code or data than there are now, and mark them "
          "in the table."),
         ("--rerun", "rerun", "Train stale results again, those of other code or data than there are now. Without this "
                              "option clbench lists them and trains nothing."),
     ):
-        command = click.option(flag, "stale", flag_value=value, help=text)(command)
+        command = click.option(name, "stale", flag_value=value, help=text)(command)
     return click.option("--refuse-stale", "stale", flag_value="refuse", default=True, hidden=True)(command)
 
 

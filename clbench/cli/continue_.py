@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import changed_recipe_options, plugin_option, trial_arguments
+from clbench.cli.common_options import changed_recipe_options, execution_option, plugin_option, trial_arguments
 from clbench.cli.completion import named
-from clbench.cli.execution_options import execution_option
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:

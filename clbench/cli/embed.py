@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import model_option, plugin_option
+from clbench.cli.common_options import execution_option, model_option, plugin_option
 from clbench.cli.completion import named
-from clbench.cli.execution_options import execution_option
 from clbench.cli.help import Command
 
 HEADS = "ncm,slda,ranpac,er,ewc,naive,joint"  # what the next command compares
@@ -49,7 +48,7 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
     from clbench.core.registry import discover
     from clbench.data.contents import check_data
     from clbench.data.feature_file import check_suffix
-    from clbench.execution.embedding_progress import EmbeddingProgress
+    from clbench.execution.embedding import EmbeddingProgress
     from clbench.experiment.overrides import read_spec
     from clbench.experiment.plan import plan
 

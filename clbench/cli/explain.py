@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import plugin_option, stale_options
-from clbench.cli.execution_options import execution_options
+from clbench.cli.common_options import execution_options, plugin_option, stale_options
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.common_options import trial_arguments
+from clbench.cli.common_options import ONE, trial_arguments
 from clbench.cli.help import Command
-from clbench.cli.tasks import ONE
 
 if TYPE_CHECKING:
     from clbench.execution.exporting import Format

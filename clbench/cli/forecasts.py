@@ -13,7 +13,7 @@ from clbench.core.errors import ClbenchError, DataError, MissingDataError
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.workload import Foreseen, Speed
 from clbench.report.formatting import NONE, by_task
-from clbench.results.staleness import by_reason
+from clbench.results.provenance import by_reason
 
 if TYPE_CHECKING:
     from clbench.accounting.count import Count

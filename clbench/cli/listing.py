@@ -113,7 +113,7 @@ def tuned_by_default(options: type[Options]) -> str:
     """Return the values that `clbench tune` tries for a method if the experiment's file does not define them."""
     from clbench.core.options import Options, format_value
     from clbench.core.search_values import search_values
-    from clbench.execution.default_spaces import RATE_FACTORS
+    from clbench.execution.candidates import RATE_FACTORS
 
     often = "" if options.trained_by_steps is Options.trained_by_steps else ", if something is trained by steps"
     return "; ".join([*(f"{name} = {', '.join(map(format_value, values))}"

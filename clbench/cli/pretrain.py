@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import model_option, recipe_options
+from clbench.cli.common_options import execution_option, model_option, recipe_options
 from clbench.cli.completion import named
-from clbench.cli.execution_options import execution_option
 from clbench.cli.help import Command
 
 EXAMPLES = (

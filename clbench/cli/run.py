@@ -12,6 +12,7 @@ import click
 
 from clbench.cli.common_options import (
     arrival_options,
+    execution_options,
     methods_option,
     model_option,
     plugin_option,
@@ -19,7 +20,6 @@ from clbench.cli.common_options import (
     stale_options,
 )
 from clbench.cli.completion import named
-from clbench.cli.execution_options import execution_options
 from clbench.cli.help import Command
 from clbench.core.scenario import SCENARIOS
 

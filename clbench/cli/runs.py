@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.execution_options import execution_option
+from clbench.cli.common_options import execution_option
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import methods_option, stale_options
-from clbench.cli.execution_options import execution_options
+from clbench.cli.common_options import execution_options, methods_option, stale_options
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:

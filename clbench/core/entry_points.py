@@ -65,7 +65,7 @@ def resolve(target: object, kind: str) -> Any:
     except ClbenchError:
         raise
     except (Exception, SystemExit) as error:  # any error of the module becomes one line
-        from clbench.core.places import format_error, users_place
+        from clbench.core.user_code import format_error, users_place
 
         package = package_of(target)
         is_missing = isinstance(error, ImportError | AttributeError) and not users_place(error, package)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +20,7 @@ from clbench.core import hookspecs
 from clbench.core.entry_points import DISABLE, disabled, package_of
 from clbench.core.errors import ClbenchError, PluginError, SpecError, unknown
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
-from clbench.core.places import format_error
-from clbench.core.user_code import run_as_module, strategy_info
+from clbench.core.user_code import format_error, run_as_module, strategy_info
 
 GROUP = "clbench"
 Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)

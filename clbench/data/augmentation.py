@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from clbench.core.device import send
-from clbench.data.resizing import windows
+from clbench.data.prepare import windows
 
 PADDING = 4  # pixels of zeros on each side before the crop
 

@@ -28,7 +28,7 @@ from clbench.persistence.growing import grow
 from clbench.persistence.model_file import names_of, stand_in, stand_in_recipe
 from clbench.persistence.snapshot import ModelHeader, TrainingHeader, read_saved
 from clbench.persistence.strategy_state import SnapshotError, retrace
-from clbench.results import provenance, staleness
+from clbench.results import provenance
 from clbench.results.records import Earlier, Record
 from clbench.results.store import MODEL, STATE, Store
 from clbench.strategy.base import Strategy
@@ -90,7 +90,7 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     target.check_writable()
     runner.note_code(longer)
     origin = provenance.collect(str(runner.registry.origin("method", longer.method.name)), runner.device, command,
-                                staleness.code_of(longer, runner.registry, identity.running))
+                                provenance.code_of(longer, runner.registry, identity.running))
     more = runner.stream(longer.model_copy(update={"continues": None}))
     earlier, notes = old_tasks(record, runner)
     whole = joined(model, earlier, more, longer, classes)

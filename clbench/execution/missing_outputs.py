@@ -14,7 +14,7 @@ from clbench.core.scenario import scenario_rules
 from clbench.execution.reuse import StalenessReport
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial
-from clbench.report.analysis.titles import titles
+from clbench.report.analysis.grouping import titles
 from clbench.results.diff import differences
 from clbench.results.records import Record
 from clbench.results.store import MODEL, STATE

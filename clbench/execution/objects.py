@@ -14,9 +14,8 @@ from typing import Any
 from clbench.core import seeds
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo
-from clbench.core.places import format_error
 from clbench.core.registry import Origin, Registry
-from clbench.core.user_code import name_of, target
+from clbench.core.user_code import format_error, name_of, target
 from clbench.data.builtin import CustomOptions
 from clbench.experiment.spec import Spec
 

@@ -19,8 +19,8 @@ from clbench.data.contents import check_data
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
+from clbench.results.provenance import CodeNow, by_reason, changed, changed_parts, packages_of
 from clbench.results.records import DIGITS, Record
-from clbench.results.staleness import CodeNow, by_reason, changed, changed_parts, packages_of
 
 OnStale = Literal["refuse", "rerun", "keep"]  # what to do with stale results
 Note = Callable[[str], None]  # gets messages that the user should read immediately

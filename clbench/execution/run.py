@@ -12,8 +12,8 @@ from pathlib import Path
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.files import run_folder_name
-from clbench.core.places import format_error
 from clbench.core.registry import Registry
+from clbench.core.user_code import format_error
 from clbench.execution import deciding, interrupts
 from clbench.execution.claims import TrialClaims
 from clbench.execution.missing_outputs import add_missing_outputs, describe_other_settings, merge_records
@@ -26,13 +26,13 @@ from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.results import looks, tracking
 from clbench.results.merge import by_method
+from clbench.results.provenance import changed, code_of
 from clbench.results.records import Record
-from clbench.results.staleness import changed, code_of
 from clbench.results.store import Problem, Store, other_weights
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
 EXECUTORS: dict[Executor, str] = {  # where each has its `execute`
-    "local": "clbench.execution.workers.local", "ray": "clbench.execution.workers.ray_cluster"}
+    "local": "clbench.execution.workers.process", "ray": "clbench.execution.workers.ray_cluster"}
 TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the next run may succeed from the checkpoint
 
 

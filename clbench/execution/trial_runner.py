@@ -19,8 +19,8 @@ from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.persistence.callbacks import CheckpointCallback, SaveCallback, restore_optimizer_state
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results import provenance
+from clbench.results.provenance import code_of, packages_of
 from clbench.results.records import Provenance, Record
-from clbench.results.staleness import code_of, packages_of
 from clbench.strategy.base import Strategy
 from clbench.training import precision
 from clbench.training.building import (
@@ -41,8 +41,7 @@ from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import PeakMemory
 from clbench.training.facts import failure_of, record_of, steps_in_words
 from clbench.training.precision import Compiler
-from clbench.training.replica import Replica
-from clbench.training.sharing import share_equal
+from clbench.training.replica import Replica, share_equal
 from clbench.training.steps import Unstackable
 from clbench.training.stream_loop import loop_for
 

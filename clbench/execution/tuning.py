@@ -20,8 +20,7 @@ from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.execution import run
-from clbench.execution.candidates import choose, ranking, score, tie_note
-from clbench.execution.default_spaces import spaces_of
+from clbench.execution.candidates import choose, ranking, score, spaces_of, tie_note
 from clbench.execution.reuse import OnStale
 from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, corners, is_numeric, sampler_for
 from clbench.execution.workers.plan import Listener

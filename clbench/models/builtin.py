@@ -97,17 +97,17 @@ class TextModelOptions(Options):
 def clbench_models() -> Sequence[ModelInfo]:
     """Return the built-in models."""
     return (
-        ModelInfo("mlp", "clbench.models.mlp_cnn:mlp", "multilayer perceptron with ReLU", MLPOptions),
-        ModelInfo("linear", "clbench.models.mlp_cnn:linear",
+        ModelInfo("mlp", "clbench.models.small:mlp", "multilayer perceptron with ReLU", MLPOptions),
+        ModelInfo("linear", "clbench.models.small:linear",
                   "a head alone on flattened inputs, for features that clbench embed computed",
                   NoOptions),
-        ModelInfo("cnn", "clbench.models.mlp_cnn:cnn",
+        ModelInfo("cnn", "clbench.models.small:cnn",
                   "small convolutional network with 3x3 convolutions, ReLU and max pooling", CNNOptions),
-        ModelInfo("resnet18", "clbench.models.resnet:resnet18", "ResNet-18 for small images: 3x3 stem without "
+        ModelInfo("resnet18", "clbench.models.small:resnet18", "ResNet-18 for small images: 3x3 stem without "
                   "pooling, as in continual-learning papers", ResNet18Options),
-        ModelInfo("resnet20", "clbench.models.resnet:resnet20",
+        ModelInfo("resnet20", "clbench.models.small:resnet20",
                   "ResNet-20 for CIFAR (He et al. 2015), with shortcuts of type A", ResNetCIFAR10Options),
-        ModelInfo("resnet32", "clbench.models.resnet:resnet32",
+        ModelInfo("resnet32", "clbench.models.small:resnet32",
                   "ResNet-32 for CIFAR (He et al. 2015), with shortcuts of type A", ResNetCIFAR10Options),
         ModelInfo("vit-tiny", "clbench.models.vit:vit",
                   "vision transformer of DeiT-Ti's size, with patches of 4 pixels", ViTOptions),

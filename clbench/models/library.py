@@ -2,14 +2,123 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from clbench.core.errors import SpecError
-from clbench.models.network import Block, Network
-from clbench.models.splitting import Stage, cut
+from clbench.models.network import Block, Network, Ports
+
+POOLING = ("global_pool", "avgpool", "head")  # where features become one vector, in the names of timm and torchvision
+
+
+class Stage(NamedTuple):
+    """The end of a block: the module that gives its output, channels of the output, and pixels per output position."""
+
+    module: str
+    channels: int
+    reduction: int
+
+
+class Calls(fx.Tracer):
+    """Writes down the modules that a model calls itself, and does not look into them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Look into none."""
+        return True
+
+
+def chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """Return the modules of a chain with their names, in order; None if the model is none.
+
+    A call of `flatten` from dimension 1 on counts as a module, with an empty name.
+    """
+    try:
+        nodes = list(Calls().trace(model).nodes)
+    except Exception:  # whatever the model does on the way with a stand-in for a tensor: it is no chain then
+        return None
+    modules: list[tuple[str, nn.Module]] = []
+    for before, node in itertools.pairwise(nodes):
+        flattens = node.target in (torch.flatten, "flatten") and node.args[1:] == (1,)
+        if node.op == "output" and node.args == (before,):
+            return modules
+        if node.kwargs or node.args[:1] != (before,) or len(node.args) != 1 + flattens:
+            return None
+        if node.op == "call_module":
+            modules.append((str(node.target), model.get_submodule(str(node.target))))
+        elif flattens:
+            modules.append(("", nn.Flatten()))
+        else:
+            return None
+    return None
+
+
+class Steps(nn.Sequential):
+    """Modules of a library's model, one after the other, under the names they have there (with _ for a dot).
+
+    Args:
+        steps: name and module of each.
+        ports: inputs and outputs of all together, if lateral connections may be attached.
+    """
+
+    def __init__(self, steps: Sequence[tuple[str, nn.Module]], ports: Ports | None = None) -> None:
+        """Keep the modules."""
+        super().__init__()
+        for number, (name, module) in enumerate(steps):
+            self.add_module(name.replace(".", "_") or str(number), module)
+        self.ports = ports
+
+
+def cut(model: nn.Module, stages: Sequence[Stage], features: int,
+        maps: bool = True) -> tuple[list[Block], dict[str, str]] | None:
+    """Return a model's blocks, one up to the end of each stage, and the names that they give its modules.
+
+    What follows the last stage belongs to the last block: up to the global pooling to its body, then to its activation.
+
+    Args:
+        model: its classifier is replaced by the identity.
+        stages: in order.
+        features: numbers per sample that the model gives.
+        maps: whether stages give feature maps [N, C, H, W]; only then blocks get ports.
+
+    Returns:
+        blocks and `{name in the model: name in a network of these blocks}`; None where the model is no chain, or does
+        not call each stage's last module.
+    """
+    steps = chain(model)
+    if steps is None:
+        return None
+    ends = [stage.module for stage in stages]
+    expanded: list[tuple[str, nn.Module]] = []
+    for name, module in steps:
+        if type(module) is nn.Sequential and any(end.startswith(f"{name}.") for end in ends):
+            expanded += [(f"{name}.{child}", part) for child, part in module.named_children()]
+        else:
+            expanded.append((name, module))
+    names = [name for name, _ in expanded]
+    if not ends or any(end not in names for end in ends) or sorted(ends, key=names.index) != ends:
+        return None
+    bounds = [0, *(names.index(end) + 1 for end in ends)]
+    pooled = next((i for i, name in enumerate(names) if i >= bounds[-1] and name in POOLING), None)
+    if pooled is not None:
+        bounds[-1] = pooled
+    blocks: list[Block] = []
+    aliases: dict[str, str] = {}
+    channels, reduction = 3, 1
+    for number, stage in enumerate(stages):
+        last = number == len(stages) - 1
+        body, after = expanded[bounds[number]:bounds[number + 1]], expanded[bounds[-1]:] if last else []
+        gives = features if last else stage.channels
+        ports = Ports(channels, gives, stage.reduction // reduction) if maps and pooled is not None else None
+        blocks.append(Block(Steps(body, ports), Steps(after) if after else nn.Identity()))
+        for part, given in (("body", body), ("activation", after)):
+            aliases |= {name: f"blocks.{number}.{part}.{name.replace('.', '_')}" for name, _ in given if name}
+        channels, reduction = stage.channels, stage.reduction
+    return blocks, aliases
+
 
 CHANNELS = 3  # of the images that these models take
 

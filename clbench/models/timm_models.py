@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
-from clbench.models.library import in_stages, square, whole_patches, without
+from clbench.models.library import Stage, in_stages, square, whole_patches, without
 from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, TransformerBlock
-from clbench.models.splitting import Stage
 
 
 def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], classes: int) -> Network:

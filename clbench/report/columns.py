@@ -14,7 +14,7 @@ from clbench.core.errors import SpecError, unknown
 from clbench.experiment.until import UntilDecided
 from clbench.report.formatting import NONE, clean, interval, number
 from clbench.report.model import Cell, Column, Unit
-from clbench.results import curve_metrics, metrics
+from clbench.results import curve, metrics
 from clbench.results.curve import Curve
 from clbench.results.records import Record
 from clbench.results.sequential import interval_of
@@ -127,17 +127,17 @@ MEASURES = (  # in the order of the tables' columns
             lambda r, _: metrics.fwt(r.R), MORE_METRICS, tested=True),
     Measure(Column("intransigence", "points", "down"), _intransigence, MORE_METRICS, tested=True, optional=True),
     Measure(Column("min-ACC", "percent", "up", "minimum accuracy"),
-            _of_curve(curve_metrics.min_acc), WHILE_LEARNED, tested=True,
+            _of_curve(curve.min_acc), WHILE_LEARNED, tested=True,
             optional=True),
     Measure(Column("WC-ACC", "percent", "up", "worst-case accuracy"),
-            _of_curve(curve_metrics.wc_acc), WHILE_LEARNED, tested=True,
+            _of_curve(curve.wc_acc), WHILE_LEARNED, tested=True,
             optional=True),
-    Measure(Column("anytime average", "percent", "up"), _of_curve(curve_metrics.anytime), WHILE_LEARNED, tested=True,
+    Measure(Column("anytime average", "percent", "up"), _of_curve(curve.anytime), WHILE_LEARNED, tested=True,
             optional=True),
-    Measure(Column("gap depth", "points", "down"), _of_curve(curve_metrics.mean_depth), WHILE_LEARNED, tested=True,
+    Measure(Column("gap depth", "points", "down"), _of_curve(curve.mean_depth), WHILE_LEARNED, tested=True,
             optional=True),
-    Measure(Column("gap recovery", "points"), _of_curve(curve_metrics.mean_recovery), WHILE_LEARNED, optional=True),
-    Measure(Column("gap length (steps)", "number"), _of_curve(curve_metrics.mean_length), WHILE_LEARNED,
+    Measure(Column("gap recovery", "points"), _of_curve(curve.mean_recovery), WHILE_LEARNED, optional=True),
+    Measure(Column("gap length (steps)", "number"), _of_curve(curve.mean_length), WHILE_LEARNED,
             optional=True),
     Measure(Column("optimiser steps", "count", heading="optimizer steps"),
             lambda r, _: _total(r.costs.steps), MORE_COSTS),

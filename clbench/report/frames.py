@@ -10,8 +10,8 @@ from clbench.core.errors import ClbenchError
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.analysis.readable import readable
 from clbench.report.columns import find_tested
+from clbench.report.formatting import column_names, options_of, plain
 from clbench.report.model import Table, Unit
-from clbench.report.option_columns import column_names, options_of, plain
 from clbench.report.tables import build
 from clbench.results.records import Record
 

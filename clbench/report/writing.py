@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import base64
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,48 @@ from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import PluginError, StoreError
 from clbench.core.files import write_atomically
 from clbench.core.hookspecs import ReportFormat
-from clbench.core.places import format_error
+from clbench.core.user_code import format_error
+from clbench.report import explained
+from clbench.report.analysis import notes
+from clbench.report.explained import Explanation, between, by_seed, headline, remarks, settings, table
+from clbench.report.formats.html import render_page
+from clbench.report.formats.markdown import escape
+from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.model import FigureData, FileFormat, Report
 
 if TYPE_CHECKING:
-    from clbench.report.explained import Explanation
+    pass
+
+
+FIGURE = "figures/explained.svg"
+HEADING = "Why two numbers differ"
+
+
+def markdown(explanation: Explanation) -> str:
+    """Return explain.md: the result in a line, the table, the waterfall, remarks, each seed, settings and origin."""
+    seeds = by_seed(explanation)
+    blocks = [f"# {HEADING}", escape(between(explanation)), f"**{escape(headline(explanation))}**",
+              as_markdown(table(explanation)), f"![{escape(explained.alt(explanation))}]({FIGURE})",
+              _bullets(remarks(explanation)), f"## {escape(seeds.title)}", as_markdown(seeds), "## Settings",
+              _pairs(settings(explanation)), "## Provenance", _pairs(notes.provenance(explanation.records))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def page(explanation: Explanation, svg: bytes) -> str:
+    """Return explain.html with the waterfall in it."""
+    return render_page("explain.html", heading=HEADING, between=between(explanation), headline=headline(explanation),
+                       tables=[table(explanation), by_seed(explanation)], remarks=remarks(explanation),
+                       picture="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
+                       alt=explained.alt(explanation), figure=explained.TITLE, settings=settings(explanation),
+                       provenance=notes.provenance(explanation.records))
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in pairs)
 
 
 def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
@@ -78,13 +116,12 @@ def write_explained(explanation: Explanation, directory: Path) -> list[Path]:
     Raises:
         StoreError: a file cannot be written.
     """
-    from clbench.report.figures import waterfall
-    from clbench.report.formats import explained
+    from clbench.report import explained
 
-    svg = waterfall.drawn(explanation, "svg")
+    svg = explained.drawn(explanation, "svg")
     files: dict[str, str | bytes] = {
-        "explain.md": explained.markdown(explanation), "explain.html": explained.page(explanation, svg),
-        explained.FIGURE: svg}
+        "explain.md": markdown(explanation), "explain.html": page(explanation, svg),
+        FIGURE: svg}
     for name, content in files.items():
         _write(directory / name, content)
     return [directory / name for name in files]

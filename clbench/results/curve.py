@@ -3,9 +3,133 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from statistics import fmean
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+NEAR = 0.02  # accuracies that lie no further apart are taken to be the same; in the length of a gap and its recovery
+
+
+class Gap(NamedTuple):
+    """The mean accuracy on old tasks while the next task is learned, as fractions.
+
+    Args:
+        before: accuracy after consolidation of the task before the boundary.
+        lowest: lowest accuracy after a step of the new task or after its consolidation.
+        end: accuracy after consolidation of the new task.
+        lowest_step: first step of the new task with the lowest accuracy.
+        length: first later step with an accuracy within `NEAR` of `end`, or None if the accuracy does not recover.
+    """
+
+    before: float
+    lowest: float
+    end: float
+    lowest_step: int
+    length: int | None
+
+    @property
+    def depth(self) -> float:
+        """Return how far the accuracy falls."""
+        return self.before - self.lowest
+
+    @property
+    def recovery(self) -> float:
+        """Return how much of the drop is recovered at the end of the new task."""
+        return self.end - self.lowest
+
+
+def accuracies(curve: Curve, task: int) -> list[list[float]]:
+    """Return the accuracy on each task so far at each point of a task, [points][task + 1]."""
+    return [[count / curve.samples[j] for j, count in enumerate(row)]
+            for row in zip(*curve.right[task], strict=True)]
+
+
+def after(curve: Curve, task: int) -> list[float]:
+    """Return the accuracy on each task so far after consolidation of a task."""
+    return [count / curve.samples[j] for j, count in enumerate(curve.after[task])]
+
+
+def learning(curve: Curve, task: int) -> list[tuple[int, list[float]]]:
+    """Return the steps and accuracies of a task's points after its steps, followed by its point after consolidation."""
+    steps, rows = curve.steps[task], accuracies(curve, task)
+    return [*((step, row) for step, row in zip(steps, rows, strict=True) if step), (steps[-1], after(curve, task))]
+
+
+def min_acc(curve: Curve) -> float | None:
+    """Return min-ACC: the mean, over all tasks except the last, of a task's lowest accuracy since it was learned.
+
+    None for a single task. De Lange et al. 2023.
+    """
+    tasks = len(curve.after)
+    if tasks < 2:
+        return None
+    least = [min(row[j] for t in range(j + 1, tasks) for _, row in learning(curve, t)) for j in range(tasks - 1)]
+    return fmean(least)
+
+
+def wc_acc(curve: Curve) -> float | None:
+    """Return WC-ACC, worst-case accuracy: the last task's final accuracy and min-ACC, weighted 1 : T - 1.
+
+    None for a single task. De Lange et al. 2023.
+    """
+    tasks, least = len(curve.after), min_acc(curve)
+    return None if least is None else after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * least
+
+
+def anytime(curve: Curve) -> float:
+    """Return the anytime average: the mean over all steps of the mean accuracy on the tasks so far.
+
+    A point represents the steps since the point before it. Every task has the same weight. A task without steps counts
+    with its accuracy after consolidation. Caccia et al. 2020; Koh et al. 2022 average over samples.
+    """
+    return fmean(_over_steps(curve, task) for task in range(len(curve.after)))
+
+
+def _over_steps(curve: Curve, task: int) -> float:
+    steps = curve.steps[task]
+    if not steps[-1]:
+        return fmean(after(curve, task))
+    means = list(map(fmean, accuracies(curve, task)))
+    return sum((b - a) * mean for a, b, mean in zip(steps, steps[1:], means[1:], strict=False)) / steps[-1]
+
+
+def gaps(curve: Curve) -> list[Gap]:
+    """Return the gap at each boundary."""
+    return [_gap(curve, task) for task in range(1, len(curve.after))]
+
+
+def _gap(curve: Curve, task: int) -> Gap:
+    series = old_tasks(curve, task)
+    before, end = fmean(after(curve, task - 1)), series[-1][1]
+    lowest_step, lowest = min(series, key=lambda point: point[1])
+    back = next(step for step, mean in series if step >= lowest_step and mean >= end - NEAR)
+    return Gap(before, lowest, end, lowest_step, back if end - lowest > NEAR else None)
+
+
+def old_tasks(curve: Curve, task: int) -> list[tuple[int, float]]:
+    """Return the mean accuracy on the tasks before one at each of its points (`learning`), with their steps."""
+    return [(step, fmean(row[:task])) for step, row in learning(curve, task)]
+
+
+def mean_depth(curve: Curve) -> float | None:
+    """Return the mean depth of the gaps; None for a single task."""
+    return _mean([gap.depth for gap in gaps(curve)])
+
+
+def mean_recovery(curve: Curve) -> float | None:
+    """Return the mean recovery from the gaps; None for a single task."""
+    return _mean([gap.recovery for gap in gaps(curve)])
+
+
+def mean_length(curve: Curve) -> float | None:
+    """Return the mean length of the gaps that are recovered from, in steps; None if there are none."""
+    return _mean([gap.length for gap in gaps(curve) if gap.length is not None])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
 
 Numbers = Annotated[  # long lists, which are written on one line: "0 1 2 3"
     list[int], BeforeValidator(lambda value: list(map(int, value.split())) if isinstance(value, str) else value),

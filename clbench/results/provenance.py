@@ -1,4 +1,4 @@
-"""Where a record comes from: versions, commit, machine; and the peak memory of a trial."""
+"""Where a record comes from (versions, commit, machine, peak memory), and whether code or data have changed since."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clbench.core import identity
+from clbench.core.errors import SpecError
 from clbench.core.files import PACKAGE
-from clbench.results.records import Code, Provenance
+from clbench.core.registry import Registry
+from clbench.experiment.trial import Trial
+from clbench.results.records import Code, Provenance, Record
 
 if TYPE_CHECKING:
     import torch
@@ -75,3 +79,120 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     preloaded = ", ".join(Path(library).name for library in os.environ.get("LD_PRELOAD", "").replace(":", " ").split())
     return f"{processor}, {cores} cores, {platform.system()}" + (f", {preloaded} preloaded" if preloaded else "")
+
+
+PARTS = ("method", "benchmark", "model")
+
+
+def packages_of(trial: Trial, registry: Registry) -> dict[str, tuple[str, ...]]:
+    """Return the packages (modules, files) that contain the code of a trial's method, benchmark and model, by part.
+
+    The packages of a part are those of its code and of its options. Parts that come with clbench have none, since the
+    version and commit of clbench identify their code.
+
+    Raises:
+        SpecError: a name is not installed.
+    """
+    method, benchmark = registry.strategy(trial.method.name), registry.benchmark(trial.benchmark.name)
+    model = registry.model(trial.model.name)
+    packages = {"method": identity.names_of((method.strategy, method.options)),
+                "benchmark": identity.names_of((benchmark.build, benchmark.options)),
+                "model": identity.names_of((model.build, model.options))}
+    for part, info in (("method", method), ("benchmark", benchmark)):
+        if info.names_code:
+            packages[part] = (identity.package_of(info.name.rpartition(":")[0]),)
+    return {part: names for part, names in packages.items() if names}
+
+
+def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = identity.hash_of) -> dict[str, Code]:
+    """Return the identity of the code of a trial's parts, as a record stores it.
+
+    Args:
+        trial: a trial whose method, benchmark and model are installed.
+        registry: the installed methods, benchmarks and models.
+        hashed: `identity.hash_of` for the code on disk, `identity.running` for the code that this process imported.
+    """
+    code: dict[str, Code] = {}
+    for part, names in packages_of(trial, registry).items():
+        named = (registry.strategy(trial.method.name).names_code if part == "method" else
+                 part == "benchmark" and registry.benchmark(trial.benchmark.name).names_code)
+        release = "" if named else str(registry.origin(part, getattr(trial, part).name))
+        code[part] = Code(packages=list(names), hash=hashed(*names), release=release)
+    return code
+
+
+class CodeNow:
+    """The installed code, read once for all trials with the same names."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Begin with none."""
+        self.registry = registry
+        self._known: dict[tuple[str, ...], dict[str, Code]] = {}
+
+    def of(self, trial: Trial) -> dict[str, Code]:
+        """Return the code of a trial's parts (`code_of`)."""
+        names = tuple(getattr(trial, part).name for part in PARTS)
+        if names not in self._known:
+            self._known[names] = code_of(trial, self.registry)
+        return self._known[names]
+
+
+def changed_parts(record: Record, code: Mapping[str, Code]) -> list[str]:
+    """Return the parts of a record whose code has changed. `code` is the current code of the trial's parts."""
+    return [part for part, old in record.provenance.code.items()
+            if (new := code.get(part)) is not None and old.hash and new.hash and old.hash != new.hash]
+
+
+def changed(record: Record, code: Mapping[str, Code], data: str = "") -> list[str]:
+    """Describe which code and data of a record have changed. Code and data of unknown origin are not compared.
+
+    Args:
+        record: a record with a result.
+        code: current code of the trial's parts.
+        data: current hash of the benchmark's data, or empty if it is not known.
+    """
+    changes = []
+    for part in changed_parts(record, code):
+        old, new = record.provenance.code[part], code[part]
+        versions = [v for state in (old, new) if (v := _version(state))]
+        releases = f", {versions[0]} -> {versions[1]}" if len(set(versions)) == 2 else ""
+        changes.append(f"the {part}'s code ({', '.join(new.packages)}{releases})")
+    if record.stream and record.stream.data and data and record.stream.data != data:
+        changes.append(f"the data of {record.trial.benchmark.name}")
+    return changes
+
+
+def _version(code: Code) -> str:
+    """Return the release of installed code. A file has no release, since its hash changes with each comment."""
+    return "" if "sha256:" in code.release else code.release
+
+
+def by_reason(stale: Iterable[tuple[Record, list[str]]]) -> list[str]:
+    """Return a line for each method and reason: `lora, seeds 0-2: the method's code (clbench_lora)`."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for record, reasons in stale:
+        scenario = record.trial.scenario
+        groups.setdefault((record.label, scenario, " and ".join(reasons)), []).append(record.trial.seed)
+    several = len({scenario for _, scenario, _ in groups}) > 1
+    return [f"{label}{f' ({scenario})' if several else ''}, seed{'s' if len(seeds) > 1 else ''} "
+            f"{', '.join(map(str, sorted(seeds)))}: {reasons}" for (label, scenario, reasons), seeds in groups.items()]
+
+
+def stale_records(records: Iterable[Record], registry: Registry) -> list[tuple[Record, list[str]]]:
+    """Return the records whose result comes from other code than the installed code, each with what has changed.
+
+    Records are left out if their code is not known or no longer installed. Data are not compared.
+    """
+    now = CodeNow(registry)
+    return [(r, reasons) for r in records
+            if r.status != "failed" and r.provenance.code and installed(r.trial, registry)
+            and (reasons := changed(r, now.of(r.trial)))]
+
+
+def installed(trial: Trial, registry: Registry) -> bool:
+    """Return whether a trial's method, benchmark and model are all installed."""
+    try:
+        packages_of(trial, registry)
+    except SpecError:
+        return False
+    return True

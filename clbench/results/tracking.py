@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from clbench.core import options as opt
 from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import ClbenchError, PluginError, SpecError
-from clbench.core.places import format_error
 from clbench.core.registry import Registry
+from clbench.core.user_code import format_error
 from clbench.experiment.trial import Resolved
 from clbench.results import metrics
 from clbench.results.records import Record

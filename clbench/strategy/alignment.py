@@ -53,9 +53,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.data.samples import Samples
-from clbench.strategy.alignment_options import AlignOptions
 from clbench.strategy.base import Strategy, Task
-from clbench.strategy.class_means import features_of
+from clbench.strategy.common_options import AlignOptions
+from clbench.strategy.gaussians import features_of
 
 RIDGE = 1e-4  # added to variances
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4

@@ -31,8 +31,8 @@ from clbench.core.renamed import OldNames, Renamed
 from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network
+from clbench.strategy.common_options import FixedOutputsOptions, OutputsOptions
 from clbench.strategy.granted import Batch, Budget, Phase, Prediction, Task, World
-from clbench.strategy.outputs import FixedOutputsOptions, OutputsOptions
 
 __all__ = ["Batch", "Prediction", "Strategy", "Task", "World", "declares", "overrides"]
 

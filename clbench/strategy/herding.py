@@ -26,8 +26,8 @@ from clbench.core.options import Options
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Task, World
-from clbench.strategy.class_means import features_of
-from clbench.strategy.herding_options import ExemplarOptions
+from clbench.strategy.common_options import ExemplarOptions
+from clbench.strategy.gaussians import features_of
 from clbench.strategy.replay import SampleMemory
 
 

@@ -15,9 +15,36 @@ from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Prediction, Strategy, Task, World
-from clbench.strategy.class_means import class_means, features_of
-from clbench.strategy.gaussians import TaskGaussians
-from clbench.strategy.per_task_options import Infer, InferOptions, StartOptions
+from clbench.strategy.common_options import Infer, InferOptions, StartOptions
+from clbench.strategy.gaussians import TaskGaussians, class_means, features_of
+from clbench.strategy.granted import Phase
+
+
+class FrozenBase(Strategy, ABC):
+    """Splits the first task in two phases where the base is to be trained; it stands before other bases.
+
+    Subclasses let the base learn in `before_task` if the task has two phases, and define `base_learned`.
+    """
+
+    options: Any  # has the fields of StartOptions, among others
+
+    def phases(self, task: Task) -> int:
+        """Return 2 for the first task with `base = task1`: one phase for the base, one for the parts on top of it.
+
+        Return 1 if the model consists of a head alone, so that no steps are spent on a base that does not exist.
+        """
+        phases: int = self.options.phases(task.index) if self.model.has_body else 1
+        return phases
+
+    def before_phase(self, task: Task, phase: Phase) -> None:
+        """Go on from the base once it has been trained."""
+        if phase == 1:
+            self.base_learned(task)
+
+    @abstractmethod
+    def base_learned(self, task: Task) -> None:
+        """Freeze the trained base, and make the parts on top of it trainable."""
+
 
 SAME = "Conv2dSame"  # timm's convolution, whose padding depends on the size of the images, as TensorFlow's does
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from clbench.core.errors import SpecError
 from clbench.models.network import Network, Prefix, TokenNetwork
 from clbench.strategy.base import Batch, Task, World
-from clbench.strategy.frozen_base import FrozenBase
-from clbench.strategy.per_task import check_base
-from clbench.strategy.per_task_options import StartOptions
+from clbench.strategy.common_options import StartOptions
+from clbench.strategy.per_task import FrozenBase, check_base
 
 START = 0.01  # what is drawn uniformly lies below, as in google-research/l2p
 DEPTH = 12  # transformer blocks of the papers' network

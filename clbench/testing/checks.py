@@ -31,9 +31,7 @@ from clbench.persistence.snapshot import TrainingHeader, read, resume, training_
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.store import STATE
 from clbench.strategy.base import Batch, Strategy
-from clbench.testing.declarations import check_declarations, suggested_declarations
-from clbench.testing.hidden import check_task_free
-from clbench.testing.stored import check_stored_samples
+from clbench.testing.rules import check_declarations, check_stored_samples, check_task_free, suggested_declarations
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.evaluation import evaluate

@@ -21,9 +21,8 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
-from clbench.models.mlp_cnn import cnn, linear, mlp
 from clbench.models.network import Network
-from clbench.models.resnet import resnet18, resnet20
+from clbench.models.small import cnn, linear, mlp, resnet18, resnet20
 from clbench.models.vit import vit
 from clbench.strategy.base import Batch, Strategy, Task
 from clbench.training.building import channels_last, world_of

@@ -13,12 +13,11 @@ from clbench.core import files, seeds
 from clbench.core.entry_points import builder, package_of, resolve
 from clbench.core.errors import ClbenchError, DataError, SpecError
 from clbench.core.options import format_value
-from clbench.core.places import users_place
 from clbench.core.pretrained import WeightsSource
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
-from clbench.data.inputs import as_inputs
-from clbench.data.prepare import IMAGE_DIMS
+from clbench.core.user_code import users_place
+from clbench.data.prepare import IMAGE_DIMS, as_inputs
 from clbench.data.stream import Stream
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network

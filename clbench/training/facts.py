@@ -7,8 +7,8 @@ import traceback
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError
-from clbench.core.places import place
 from clbench.core.registry import Registry
+from clbench.core.user_code import place
 from clbench.data.stream import Stream
 from clbench.experiment.trial import Trial
 from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record, StreamFacts

@@ -38,10 +38,9 @@ from clbench.training.budget import phases_of, steps_of
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
-from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_schedule
 from clbench.training.own_loop import fit_by_itself
-from clbench.training.replica import Replica, TaskResult, begin_phase
+from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, divided, require_divisible, shortened, stackable
 from clbench.training.steps import Engine, Unstackable, make_engine
 

@@ -12,9 +12,8 @@ from clbench.strategy.base import Task
 from clbench.strategy.granted import Budget
 from clbench.training.budget import steps_of
 from clbench.training.callbacks.interface import Callback
-from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
-from clbench.training.replica import Replica, TaskResult
+from clbench.training.replica import Replica, TaskResult, diverged, last_tenths, on_host
 from clbench.training.sampling import BatchSampler
 
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from clbench.core import seeds
 from clbench.core.errors import DivergedError
 from clbench.core.scenario import scenario_rules
+from clbench.core.torch_private import copy_on_write
 from clbench.data.samples import UNSEEN
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
@@ -24,6 +26,31 @@ from clbench.strategy.granted import Phase
 from clbench.training.budget import phases_of, steps_of, whole_phase
 from clbench.training.costs import Clock, Footprint
 
+TENTH = 10
+
+
+def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
+    """Let parameters that all strategies have alike lie in memory once, and return their names.
+
+    Each strategy keeps a tensor of its own, which is copied when it is first written to, so none can change another's.
+
+    Args:
+        strategies: with the same structure.
+        frozen: whether only those that require no gradient are looked at.
+    """
+    first, *others = [dict(strategy.named_parameters()) for strategy in strategies]
+    names = [name for name, parameter in first.items() if not (frozen and parameter.requires_grad)
+             and all(name in other and (other[name].shape, other[name].dtype) == (parameter.shape, parameter.dtype)
+                     and not (frozen and other[name].requires_grad) for other in others)]
+    if not names or not others:
+        return set()
+    same = [torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names]
+    equal = {name for name, is_same in zip(names, torch.stack(same).tolist(), strict=True) if is_same}
+    for name in equal:
+        for other in others:
+            other[name].data = copy_on_write(first[name].data)
+    return equal
+
 
 @dataclass
 class TaskResult:
@@ -32,7 +59,7 @@ class TaskResult:
     steps: int  # of the phases, and once the task is learned also those taken in `after_task`
     trainable: int = 0  # numbers that the strategy trains, in the phase that has most
     diverged: DivergedError | None = None
-    last_losses: tuple[float, ...] = ()  # of the last two tenths of its steps: see `training.losses.last_tenths`
+    last_losses: tuple[float, ...] = ()  # of the last two tenths of its steps: see `last_tenths`
 
 
 @dataclass
@@ -169,3 +196,37 @@ def begin_phase(strategy: Strategy, task: Task, phase: Phase) -> None:
     """Prepare a strategy for a phase of a task and set it to training mode."""
     strategy.before_phase(task, phase)
     strategy.train()
+
+
+def diverged(losses: Tensor, task: int) -> DivergedError | None:
+    """Return the error for the first loss of a task [steps] that is NaN or infinite, None where all are finite."""
+    finite = torch.isfinite(losses)
+    if bool(finite.all()):
+        return None
+    step = int(torch.nonzero(~finite)[0])
+    return DivergedError(f"the loss became NaN or infinite in task {task + 1}, step {step}")
+
+
+def on_host(losses: Tensor) -> Tensor:
+    """Return a task's losses where they can be looked at: the one wait for the device that they cost."""
+    return losses.detach().cpu()
+
+
+def last_tenths(losses: Tensor, steps: int) -> tuple[float, ...]:
+    """Return the mean loss over the tenth of a phase's steps before the last tenth, and over the last tenth.
+
+    A tenth is one step at least; a phase of a single step has no two of them. Phases are apart because each may have a
+    loss of its own.
+
+    Args:
+        losses: of all steps that a task took, in their order [steps].
+        steps: how many of them, at its end, are the last phase's.
+
+    Returns:
+        The two means; nothing where there are no two tenths, or a loss is not finite.
+    """
+    part = max(1, steps // TENTH)
+    if steps < 2 * part or len(losses) < 2 * part:
+        return ()
+    means = losses[-2 * part:].detach().float().reshape(2, part).mean(1).tolist()
+    return tuple(means) if bool(torch.isfinite(losses).all()) else ()

@@ -22,10 +22,9 @@ from clbench.core import seeds
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
-from clbench.training.attention import FoldedAttention
 from clbench.training.optimizers import make_optimizer, rates_of
-from clbench.training.precision import Compiler
-from clbench.training.sharing import share_equal
+from clbench.training.precision import Compiler, FoldedAttention
+from clbench.training.replica import share_equal
 
 
 class Unstackable(ValueError):

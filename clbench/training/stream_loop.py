@@ -32,10 +32,9 @@ from clbench.training.budget import whole_phase
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
-from clbench.training.losses import diverged, last_tenths, on_host
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
-from clbench.training.replica import Replica, TaskResult, begin_phase
+from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
 from clbench.training.sampling import StreamSampler, require_divisible, stackable
 from clbench.training.steps import Unstackable, make_engine
 

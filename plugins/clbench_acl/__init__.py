@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from clbench import Scalar, StrategyInfo, hookimpl
-from clbench.strategy.per_task_options import InferOptions
+from clbench.strategy.common_options import InferOptions
 
 
 class ACLOptions(InferOptions):

@@ -49,7 +49,7 @@ from clbench import Batch, Network, Samples, Task, World
 from clbench.core.device import send
 from clbench.core.errors import SpecError
 from clbench.models.builtin import CNNOptions
-from clbench.models.mlp_cnn import cnn
+from clbench.models.small import cnn
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.strategy.replay import SampleMemory
 from clbench_acl import ACLOptions

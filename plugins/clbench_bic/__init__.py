@@ -8,8 +8,7 @@ from pydantic import Field
 
 from clbench import Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.herding_options import ExemplarOptions
-from clbench.strategy.outputs import FixedOutputsOptions
+from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 
 
 class BiCOptions(FixedOutputsOptions, ExemplarOptions):

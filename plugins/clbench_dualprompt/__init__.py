@@ -9,8 +9,7 @@ from pydantic import Field
 
 from clbench import Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.outputs import MEANING, OutputsOptions
-from clbench.strategy.per_task_options import StartOptions
+from clbench.strategy.common_options import MEANING, OutputsOptions, StartOptions
 
 
 class DualPromptOptions(OutputsOptions, StartOptions):

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.outputs import FixedOutputsOptions
-from clbench.strategy.per_task_options import StartOptions
+from clbench.strategy.common_options import FixedOutputsOptions, StartOptions
 
 Kind = Literal["bottleneck", "lora"]
 Donors = Literal["later", "next"]

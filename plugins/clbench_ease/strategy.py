@@ -48,9 +48,8 @@ from torch import Tensor, nn
 
 from clbench import Batch, Network, Task, World
 from clbench.core.device import send
-from clbench.strategy.class_means import class_means
-from clbench.strategy.frozen_base import FrozenBase
-from clbench.strategy.per_task import check_base, output_places, placed
+from clbench.strategy.gaussians import class_means
+from clbench.strategy.per_task import FrozenBase, check_base, output_places, placed
 from clbench_ease import SCALES, WIDTHS, EASEOptions
 from clbench_ease.bottleneck import AdaptedBlock, adapt
 from clbench_ease.prototypes import completed, cosines, subspace_weights

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from clbench import Options, StrategyInfo, hookimpl
-from clbench.strategy.outputs import OutputsOptions
+from clbench.strategy.common_options import OutputsOptions
 
 
 class ReplayOptions(Options):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
-from clbench.strategy.outputs import OutputsOptions
+from clbench.strategy.common_options import OutputsOptions
 
 
 class EWCOptions(OutputsOptions):

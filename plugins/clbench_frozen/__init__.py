@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clbench import StrategyInfo, hookimpl
-from clbench.strategy.per_task_options import BaseOptions
+from clbench.strategy.common_options import BaseOptions
 
 
 class FrozenOptions(BaseOptions):

@@ -11,8 +11,7 @@ from clbench_shared_private import SharedPrivateOptions
 from clbench_shared_private.strategy import SharedPrivate
 
 from clbench import Network, Task, World
-from clbench.strategy.frozen_base import FrozenBase
-from clbench.strategy.per_task import check_base
+from clbench.strategy.per_task import FrozenBase, check_base
 from clbench_frozen import FrozenOptions
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.outputs import FixedOutputsOptions
+from clbench.strategy.common_options import FixedOutputsOptions
 
 
 class GDumbOptions(FixedOutputsOptions):

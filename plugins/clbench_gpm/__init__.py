@@ -9,7 +9,7 @@ from pydantic import Field
 
 from clbench import SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.outputs import MEANING, OutputsOptions
+from clbench.strategy.common_options import MEANING, OutputsOptions
 
 
 class GPMOptions(OutputsOptions):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
-from clbench.strategy.per_task_options import InferOptions
+from clbench.strategy.common_options import InferOptions
 
 
 class HATOptions(InferOptions):

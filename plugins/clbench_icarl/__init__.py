@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from clbench import StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.herding_options import ExemplarOptions
-from clbench.strategy.outputs import FixedOutputsOptions
+from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 
 
 class ICaRLOptions(FixedOutputsOptions, ExemplarOptions):

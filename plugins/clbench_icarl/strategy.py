@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Batch, Network, Options, Task, World
-from clbench.strategy.class_means import class_means
 from clbench.strategy.distillation import Distilled
+from clbench.strategy.gaussians import class_means
 from clbench.strategy.herding import HerdedMemory
 from clbench_icarl import ICaRLOptions
 

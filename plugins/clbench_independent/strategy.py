@@ -22,8 +22,7 @@ from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import DataError, StoreError
 from clbench.core.registry import discover
 from clbench.models.weights import load_weights
-from clbench.strategy.frozen_base import FrozenBase
-from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
+from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
 from clbench.training.building import build_model
 from clbench_independent import IndependentOptions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clbench import StrategyInfo, hookimpl
-from clbench.strategy.outputs import OutputsOptions
+from clbench.strategy.common_options import OutputsOptions
 
 
 class JointOptions(OutputsOptions):

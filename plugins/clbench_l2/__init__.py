@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
-from clbench.strategy.outputs import OutputsOptions
+from clbench.strategy.common_options import OutputsOptions
 
 
 class L2Options(OutputsOptions):

@@ -10,9 +10,14 @@ from pydantic import Field, field_validator, model_validator
 
 from clbench import Options, Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.alignment_options import AlignOptions
-from clbench.strategy.outputs import MEANING, FixedOutputsOptions, OutputsOptions
-from clbench.strategy.per_task_options import BaseOptions, StartOptions
+from clbench.strategy.common_options import (
+    MEANING,
+    AlignOptions,
+    BaseOptions,
+    FixedOutputsOptions,
+    OutputsOptions,
+    StartOptions,
+)
 
 Init = Literal["kaiming", "gaussian", "pissa"]
 Criterion = Literal["moment", "inputs"]

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import trial_arguments
+from clbench.cli.common_options import ONE, SEVERAL, numbers, trial_arguments
 from clbench.cli.help import Group
 from clbench.cli.params import figure_file
-from clbench.cli.tasks import ONE, SEVERAL, numbers
 
 if TYPE_CHECKING:
     from clbench_lora.peft_format import Adapter

@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Batch, Network, Task, World
-from clbench.strategy.class_means import class_means
+from clbench.strategy.gaussians import class_means
 from clbench.strategy.subspace import grown
 from clbench_lora import LoRASubOptions
 from clbench_lora.layers import LoRALayer

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Samples, Task, World
 from clbench.core.errors import SpecError
-from clbench.strategy.frozen_base import FrozenBase
-from clbench.strategy.per_task import check_base
+from clbench.strategy.per_task import FrozenBase, check_base
 from clbench.strategy.subspace import input_moments
 from clbench_lora import AdapterOptions, LowRankOptions, SummedOptions
 from clbench_lora.first_layer import FirstLayerOnce

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Task, World
 from clbench.core.artifacts import BASE, task_folder
-from clbench.strategy.frozen_base import FrozenBase
-from clbench.strategy.per_task import PerTaskStrategy, TaskHead, check_base
+from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.activation import activated
 from clbench_lora.files import noted_fingerprint, write_adapter, write_base

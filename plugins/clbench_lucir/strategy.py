@@ -46,9 +46,9 @@ from torch import Tensor, nn
 
 from clbench import Batch, Network, Options, Phase, Task, World
 from clbench.models.network import Block
-from clbench.strategy.class_means import features_of
 from clbench.strategy.cosine_head import CosineHead
 from clbench.strategy.distillation import Distilled
+from clbench.strategy.gaussians import features_of
 from clbench.strategy.herding import HerdedMemory
 from clbench_lucir import LUCIROptions
 

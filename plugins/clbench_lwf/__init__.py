@@ -9,7 +9,7 @@ from pydantic import Field
 
 from clbench import Options, Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.outputs import FixedOutputsOptions
+from clbench.strategy.common_options import FixedOutputsOptions
 
 Form = Literal["new-classes", "all-seen", "zero-padded", "lwf-mc"]
 

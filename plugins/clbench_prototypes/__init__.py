@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from clbench import SearchValues, StrategyInfo, hookimpl
-from clbench.strategy.per_task_options import StartOptions
+from clbench.strategy.common_options import StartOptions
 
 RANK = 4
 

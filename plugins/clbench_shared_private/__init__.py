@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
-from clbench.strategy.per_task_options import BaseOptions
+from clbench.strategy.common_options import BaseOptions
 
 
 class SharedPrivateOptions(BaseOptions):

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.alignment_options import ALIGN, AlignOptions
-from clbench.strategy.outputs import MEANING, OutputsOptions
+from clbench.strategy.common_options import ALIGN, MEANING, AlignOptions, OutputsOptions
 
 
 class SLCAOptions(OutputsOptions, AlignOptions):

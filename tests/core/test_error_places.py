@@ -4,7 +4,7 @@ import pytest
 
 from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import PluginError
-from clbench.core.places import format_error, place, users_place
+from clbench.core.user_code import format_error, place, users_place
 
 
 def caught(call):

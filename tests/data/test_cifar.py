@@ -7,7 +7,7 @@ from clbench.core.files import default_data_dir
 from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.data import datasets
-from clbench.data.class_names import CLASS_NAMES
+from clbench.data.datasets import CLASS_NAMES
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
 

@@ -10,8 +10,8 @@ from clbench.core.errors import DataError
 from clbench.data import cache
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.build import as_raw, import_avalanche
-from clbench.data.class_names import CLASS_NAMES
 from clbench.data.contents import Contents
+from clbench.data.datasets import CLASS_NAMES
 from clbench.data.raw import hold_out
 from clbench.data.stream import present
 from clbench.training.facts import describe

@@ -9,7 +9,7 @@ from clbench.core.errors import DataError
 from clbench.data.avalanche import tensors
 from clbench.data.avalanche.build import import_avalanche
 from clbench.data.avalanche.tensors import materialise
-from clbench.data.avalanche.transforms import ToBytes
+from clbench.data.avalanche.whole import ToBytes
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,11 +8,11 @@ from pydantic import Field
 
 from clbench import cli
 from clbench.core import options as opt
-from clbench.core.compat import tomllib
+from clbench.core.imports import tomllib
 from clbench.core.options import Options, Scalar
 from clbench.core.registry import discover
 from clbench.core.search_values import SearchValues, search_values
-from clbench.execution.default_spaces import default_space, spaces_of
+from clbench.execution.candidates import default_space, spaces_of
 from clbench.execution.samplers import Grid, corners
 from clbench.execution.tuning import left_out, rows_of
 from clbench.experiment.search import Choices

@@ -9,12 +9,10 @@ from helpers.hostile import install_hostile
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.execution import run
-from clbench.execution.workers.handle import WorkerHandle
-from clbench.execution.workers.plan import Listener, WorkerPlan
-from clbench.execution.workers.pool import Pool
+from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
+from clbench.execution.workers.pool import Pool, WorkerHandle
 from clbench.execution.workers.process import Process
 from clbench.execution.workers.protocol import Finished, Run, Start
-from clbench.execution.workers.schedule import PreflightChecks, TrialQueue
 from clbench.execution.workers.worker import Worker
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.overrides import merge

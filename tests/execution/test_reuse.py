@@ -18,8 +18,8 @@ from clbench.execution import reuse, run
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.spec import build
 from clbench.results import provenance
+from clbench.results.provenance import stale_records
 from clbench.results.records import Probe
-from clbench.results.staleness import stale_records
 from clbench.results.store import Store
 
 HALF = """

@@ -5,9 +5,9 @@ from helpers.records import make_record
 
 from clbench.core.registry import discover
 from clbench.execution.workers import protocol
+from clbench.execution.workers.plan import ACCELERATOR_STACK, TrialQueue
 from clbench.execution.workers.protocol import Finished, Run, Running, Start
 from clbench.execution.workers.ray_cluster import Cluster
-from clbench.execution.workers.schedule import ACCELERATOR_STACK, TrialQueue
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build

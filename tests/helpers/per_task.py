@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from clbench.data.samples import Samples
 from clbench.models.builtin import CNNOptions, MLPOptions
-from clbench.models.mlp_cnn import cnn, mlp
+from clbench.models.small import cnn, mlp
 from clbench.strategy.base import Batch, Task, World
 from clbench.strategy.granted import Phase
 

@@ -9,9 +9,9 @@ from torch import nn
 from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved
+from clbench.models.library import Stage, chain, cut
 from clbench.models.network import Network, TokenNetwork
-from clbench.models.self_attention import SelfAttention
-from clbench.models.splitting import Stage, chain, cut
+from clbench.models.torchvision_models import SelfAttention
 from clbench.models.weights import fill, load_weights
 from clbench.training.building import build_model
 

@@ -8,7 +8,7 @@ from clbench.core.options import NoOptions
 from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved, Weights
 from clbench.models.builtin import CNNOptions, MLPOptions
-from clbench.models.mlp_cnn import cnn, linear, mlp
+from clbench.models.small import cnn, linear, mlp
 from clbench.models.weights import load_weights
 from clbench.training.building import build_model
 

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from clbench.core.errors import SpecError
 from clbench.models.network import Prefix, TokenNetwork
 from clbench.testing.tiny import MODELS
-from clbench.training.attention import FoldedAttention
+from clbench.training.precision import FoldedAttention
 
 TIMMS = {"plain": {}, "registers": {"reg_tokens": 3}, "layer scale": {"init_values": 0.3}, "qk-norm": {"qk_norm": True},
          "scale norm": {"scale_attn_norm": True, "scale_mlp_norm": True}, "no bias": {"qkv_bias": False},

@@ -15,7 +15,7 @@ from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.models.builtin import ResNet18Options, ResNetCIFAR10Options, ViTB16Options, ViTOptions
 from clbench.models.published import TORCHVISION
-from clbench.models.resnet import PadShortcut, resnet18, resnet20, resnet32
+from clbench.models.small import PadShortcut, resnet18, resnet20, resnet32
 from clbench.models.vit import vit
 from clbench.models.weights import load_weights
 from clbench.training.building import build_model

@@ -10,7 +10,7 @@ from clbench.core.errors import SpecError
 from clbench.core.options import label, validate
 from clbench.data.samples import Samples
 from clbench.models.builtin import MLPOptions
-from clbench.models.mlp_cnn import mlp
+from clbench.models.small import mlp
 from clbench.strategy.base import Batch, Task, World
 from clbench.training.costs import measure
 

@@ -14,8 +14,8 @@ from clbench.core.registry import discover
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.models.builtin import MLPOptions
-from clbench.models.mlp_cnn import mlp
 from clbench.models.network import Block, Network
+from clbench.models.small import mlp
 from clbench.strategy.base import Batch, Strategy, Task, World
 from clbench.strategy.fisher import diagonal_fisher
 from clbench.training.loop import TrainingLoop

@@ -27,7 +27,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.models.builtin import MLPOptions
-from clbench.models.mlp_cnn import mlp
+from clbench.models.small import mlp
 from clbench.testing.checks import CHECKS, bench, check
 from clbench.training.costs import measure
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from helpers import ROOT
 
-from clbench.core.compat import tomllib
+from clbench.core.imports import tomllib
 from clbench.core.registry import discover
 from clbench.execution import explaining
 from clbench.experiment import references, spec
 from clbench.experiment.plan import plan
-from clbench.report.formats import explained, verified
+from clbench.report import writing
+from clbench.report.formats import verified
 from clbench.results import verification
 from clbench.results.store import Store
 from clbench.testing.checks import CHECKS
@@ -249,7 +250,7 @@ def test_the_committed_explanations_are_what_their_records_give(path, monkeypatc
     a, b = map(Path, re.findall(r"benchmarks/\S+\.toml", path.read_text().replace("\\", ""))[:2])
     study = explaining.prepare(a, b, "ACC", {"seeds": sorted({r.trial.seed for r in records})}, discover(), 400,
                                path.parent)
-    assert explained.markdown(explaining.conclude(study, {r.key: r for r in records})) == path.read_text()
+    assert writing.markdown(explaining.conclude(study, {r.key: r for r in records})) == path.read_text()
 
 
 @pytest.mark.slow

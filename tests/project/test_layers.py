@@ -31,8 +31,8 @@ LAZY = {"clbench", "clbench.report", "clbench.strategy", "clbench.testing"}  # n
 MODULES = {".".join(["clbench", *p.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): p
            for p in sorted(ROOT.rglob("*.py"))}
 TORCH_FREE = ["clbench", "clbench.cli", "clbench.experiment.plan", "clbench.results.store", "clbench.report",
-              "clbench.report.figures.draw", "clbench.execution.run", "clbench.execution.workers.local",
-              "clbench.core.registry", "clbench.strategy.per_task_options", "clbench.testing.pytest_plugin"]
+              "clbench.report.figures.draw", "clbench.execution.run", "clbench.execution.workers.process",
+              "clbench.core.registry", "clbench.strategy.common_options", "clbench.testing.pytest_plugin"]
 
 
 def imports(path):

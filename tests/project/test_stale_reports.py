@@ -8,8 +8,8 @@ from helpers import ROOT
 from helpers.records import folder, make_record
 
 from clbench.core.registry import discover
+from clbench.results.provenance import code_of
 from clbench.results.records import Code
-from clbench.results.staleness import code_of
 
 SCRIPT = ROOT / "benchmarks" / "stale_reports.py"
 

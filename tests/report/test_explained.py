@@ -3,10 +3,9 @@ from helpers.records import make_record
 
 from clbench.core.errors import SpecError
 from clbench.experiment.factors import Factor, Part
+from clbench.report import explained, writing
 from clbench.report.columns import find_tested
 from clbench.report.explained import Explanation, check_units, headline, remarks, table
-from clbench.report.figures import waterfall
-from clbench.report.formats import explained
 from clbench.results.attribution import attribute
 
 ACC, AIA, BWT, TIME = find_tested(["ACC", "AIA", "BWT", "training time"])
@@ -56,17 +55,17 @@ def test_remarks_say_what_was_merged_left_out_and_not_shown():
 
 def test_bars_of_the_waterfall_go_from_a_to_b():
     found = told()
-    axes, = waterfall.draw(found).axes
+    axes, = explained.draw(found).axes
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert bars[0][0] == pytest.approx(found.attribution.a.mean)
     assert bars[-1][1] == pytest.approx(found.attribution.b.mean)
     assert [end for _, end in bars[:-1]] == pytest.approx([start for start, _ in bars[1:]])
-    assert waterfall.drawn(found, "svg") == waterfall.drawn(found, "svg")
+    assert explained.drawn(found, "svg") == explained.drawn(found, "svg")
 
 
 def test_both_formats_escape_and_say_the_same():
     found = told()
-    page, text = explained.page(found, b"<svg/>"), explained.markdown(found)
+    page, text = writing.page(found, b"<svg/>"), writing.markdown(found)
     assert "&lt;depth&gt;" in page and "<depth>" not in page and "&lt;depth&gt;" in text
     for part in ("-4.60 ± 0.25", "sgd, 0.9 -&gt; adam, 0"):
         assert part in page and part in text

@@ -10,7 +10,7 @@ from helpers.figures import figure
 from helpers.records import make_record
 
 from clbench.report import build
-from clbench.report.figures.courses import MOST, courses, thinned
+from clbench.report.figures.steps import MOST, courses, thinned
 from clbench.report.formats.html import render as page
 from clbench.report.formats.markdown import render
 from clbench.report.formatting import NONE

@@ -14,8 +14,8 @@ from clbench.report import build
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.figures.grid import grid
 from clbench.report.formats.csv import HEADER, render
+from clbench.report.formatting import column_names, plain
 from clbench.report.frames import MEASURED
-from clbench.report.option_columns import column_names, plain
 from clbench.report.results import Results
 
 R = [[0.1, 0.2], [0.9, 0.3], [0.7, 0.8]]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clbench.core.errors import StoreError
-from clbench.results import curve_metrics as metrics
+from clbench.results import curve as metrics
 from clbench.results import diff
 from clbench.results.curve import Curve
 from clbench.results.merge import merge_runs

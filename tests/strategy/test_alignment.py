@@ -12,8 +12,7 @@ from clbench.core.registry import discover
 from clbench.persistence.snapshot import TrainingHeader, read, resume, training_contents, write
 from clbench.results.store import STATE
 from clbench.strategy.alignment import Aligned, gaussians, lower, normalised, realigned
-from clbench.strategy.alignment_options import AlignOptions
-from clbench.strategy.outputs import OutputsOptions
+from clbench.strategy.common_options import AlignOptions, OutputsOptions
 from clbench.testing.checks import RECIPE, TASKS, bench
 from clbench.training.costs import measure
 from clbench.training.loop import TrainingLoop

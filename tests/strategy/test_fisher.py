@@ -8,8 +8,8 @@ from torch import nn
 from clbench.core.errors import DivergedError
 from clbench.data.samples import Samples
 from clbench.models.builtin import CNNOptions, MLPOptions
-from clbench.models.mlp_cnn import cnn, mlp
 from clbench.models.network import Block, Network
+from clbench.models.small import cnn, mlp
 from clbench.strategy.base import Strategy, World
 from clbench.strategy.fisher import diagonal_fisher, draw_labels
 from clbench.strategy.per_sample_gradients import mean_gradients, per_sample_layers

@@ -1,4 +1,4 @@
-"""Which outputs compete in training (`clbench.strategy.outputs`)."""
+"""Which outputs compete in training (`clbench.strategy.common_options`)."""
 
 from dataclasses import replace
 

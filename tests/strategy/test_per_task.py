@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from clbench.core.errors import SpecError
+from clbench.strategy.common_options import InferOptions
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, conv_like, infer_task
-from clbench.strategy.per_task_options import InferOptions
 from clbench.training.costs import measure
 
 INF = float("inf")
@@ -116,7 +116,7 @@ def test_prototypes_are_class_means_and_kept_only_when_used():
 
 
 def test_prototypes_are_taken_in_eval_mode_from_prepared_samples_in_chunks(monkeypatch):
-    monkeypatch.setattr("clbench.strategy.class_means.CHUNK", 7)
+    monkeypatch.setattr("clbench.strategy.gaussians.CHUNK", 7)
     strategy = heads_only(infer="prototype")
     strategy.world = dataclasses.replace(strategy.world, prepare=lambda x: x / 2)
     strategy.model.blocks[1].body = nn.Sequential(strategy.model.blocks[1].body, nn.Dropout(0.5))
@@ -145,7 +145,7 @@ def densities(features, labels, tasks, x, shrinkage=1e-4):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(("scenario", "classes"), [("class", [(3, 0), (5, 1), (2, 4)]), ("domain", [(0, 1)] * 3)])
 def test_gaussian_takes_the_task_of_the_likeliest_class(normalize, scenario, classes, monkeypatch):
-    monkeypatch.setattr("clbench.strategy.class_means.CHUNK", 7)
+    monkeypatch.setattr("clbench.strategy.gaussians.CHUNK", 7)
     strategy = heads_only(scenario, "gaussian", 6 if scenario == "class" else 2, infer_normalize=normalize).double()
     tasks = [make_task(i, own, count=31) for i, own in enumerate(classes)]
     tasks = [dataclasses.replace(t, train=dataclasses.replace(t.train, x=t.train.x.double())) for t in tasks]

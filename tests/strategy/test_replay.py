@@ -7,7 +7,7 @@ from scipy import stats
 
 from clbench.data.samples import HostSamples, Samples, StochasticSamples
 from clbench.models.builtin import MLPOptions
-from clbench.models.mlp_cnn import mlp
+from clbench.models.small import mlp
 from clbench.strategy.base import World
 from clbench.strategy.replay import ReplayMemory, class_balanced_slots, reservoir_slots
 

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.checks import bench
-from clbench.training.callbacks.correction import best_constants, corrected, rights
-from clbench.training.callbacks.error_decomposition import ErrorDecomposition, divides, halves
+from clbench.training.callbacks.error_decomposition import (
+    ErrorDecomposition,
+    best_constants,
+    corrected,
+    divides,
+    halves,
+    rights,
+)
 from clbench.training.evaluation import evaluate
 
 TASKS = [[0, 1], [2, 3], [4, 5]]

@@ -156,7 +156,7 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
-    from clbench.execution.embedding_progress import EmbeddingProgress
+    from clbench.execution.embedding import EmbeddingProgress
 
     args = ["embed", "helpers.tiny_benchmarks:flat", "--model", "mlp:width=8", "--data", str(tmp_path),
             "--batch-size", "10", "--out", str(tmp_path / "x.npz")]

@@ -6,7 +6,7 @@ from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.testing.checks import bench
 from clbench.training.loop import TrainingLoop
-from clbench.training.losses import diverged, last_tenths
+from clbench.training.replica import diverged, last_tenths
 
 RECIPE = Recipe(iterations=20, batch_size=16)
 

@@ -12,8 +12,8 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
-from clbench.training import attention, precision
-from clbench.training.attention import FoldedAttention
+from clbench.training import precision
+from clbench.training.precision import FoldedAttention
 
 
 def test_bf16_rounds_products_and_keeps_weights():
@@ -90,7 +90,7 @@ def test_short_attention_with_gradients_is_that_of_float32_rounded(masked):
         torch.testing.assert_close(one.double(), other, rtol=2**-8, atol=1e-6)  # no more than the last rounding
 
 
-@pytest.mark.parametrize(("tokens", "learns"), [(attention.SHORT + 1, True), (9, False)])
+@pytest.mark.parametrize(("tokens", "learns"), [(precision.SHORT + 1, True), (9, False)])
 def test_other_attention_is_left_as_it_is(tokens, learns):
     for one, other in zip(attended(rounded_once(), tokens, learns),
                           attended(torch.autocast("cpu", torch.bfloat16), tokens, learns), strict=True):

@@ -17,8 +17,7 @@ import torch
 from clbench.core import seeds
 from clbench.core.user_code import load_function
 from clbench.data import datasets
-from clbench.data.avalanche.transforms import ToBytes
-from clbench.data.avalanche.whole import leaf_rows
+from clbench.data.avalanche.whole import ToBytes, leaf_rows
 from clbench.data.builtin import (
     B50Options,
     CIFAR100Options,
@@ -30,8 +29,7 @@ from clbench.data.builtin import (
     RotatedOptions,
     SplitOptions,
 )
-from clbench.data.class_names import CLASS_NAMES
-from clbench.data.datasets import STATISTICS, Images
+from clbench.data.datasets import CLASS_NAMES, STATISTICS, Images
 
 LAYOUT = "clbench_layout"  # attribute of a benchmark
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.core.errors import DataError
 from clbench.data.avalanche import whole
-from clbench.data.avalanche.transforms import NotBatchable, Pictures
-from clbench.data.resizing import resize
+from clbench.data.avalanche.whole import NotBatchable, Pictures
+from clbench.data.prepare import resize
 
 SAMPLE = 64  # items that are read, each twice, and compared
 CHUNK = 8192  # rows that are transformed at once, to bound memory

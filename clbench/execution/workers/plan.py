@@ -2,15 +2,109 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from clbench.core.errors import ClbenchError, DataError
 from clbench.core.registry import Registry
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import Foreseen
 from clbench.results.records import Record
+
+ACCELERATOR_STACK = 32  # initial stack size; a stack that does not fit in memory is halved
+
+
+Kind = tuple[tuple[str, ...], str]
+
+
+class TrialQueue:
+    """Queue of trials: one setting after another, because streams are large; longest first within a setting.
+
+    Kinds of trials that have not been timed yet count as longest. So each method starts early, and no long trial is
+    left to run alone at the end.
+    """
+
+    def __init__(self, todo: Sequence[PlannedTrial]) -> None:
+        """Queue the trials in the order of the plan."""
+        # Positions in the plan and trials, by setting and kind, which are costly to format and so computed once.
+        self.left: dict[tuple[str, ...], dict[Kind, list[tuple[int, PlannedTrial]]]] = {}
+        for position, planned in enumerate(todo):
+            kinds = self.left.setdefault(planned.trial.setting, {})
+            kinds.setdefault(self._kind(planned), []).append((position, planned))
+        self.seconds: dict[Kind, float] = {}
+
+    def take(self, stack: int | None, device: str) -> list[PlannedTrial]:
+        """Remove and return the next trial and others of its setting that can train in the same stack.
+
+        The others are further seeds of its method, then trials of methods that differ in `Scalar` options only. With
+        `stack=None` trials run one by one on a CPU and in stacks of `ACCELERATOR_STACK` on an accelerator.
+        """
+        setting, here = next(iter(self.left.items()))
+        kind = max(here, key=lambda k: (self.seconds.get(k, math.inf), -here[k][0][0]))  # ties: first in the plan
+        size = stack or (1 if device == "cpu" else ACCELERATOR_STACK)
+        family = here[kind][0][1].family
+        kin = [k for k in here if k != kind and family and here[k][0][1].family == family]
+        group: list[PlannedTrial] = []
+        for k in (kind, *kin):
+            count = size - len(group)
+            group += [planned for _, planned in here[k][:count]]
+            del here[k][:count]
+            if not here[k]:
+                del here[k]
+        if not here:
+            del self.left[setting]
+        return group
+
+    def took(self, group: Sequence[PlannedTrial], seconds: float) -> None:
+        """Store the seconds that a group of trials took."""
+        for planned in group:
+            self.seconds[self._kind(planned)] = seconds / len(group)
+
+    def _kind(self, planned: PlannedTrial) -> Kind:
+        """Return the key shared by trials that differ only in their seed."""
+        return planned.trial.setting, planned.trial.row
+
+
+class PreflightChecks:
+    """Checks before any trial starts that each method can be built on each setting's stream."""
+
+    def __init__(self, todo: Sequence[PlannedTrial], listener: Listener) -> None:
+        """Take the first trial of every setting and method."""
+        first: dict[tuple[object, ...], PlannedTrial] = {}
+        for planned in todo:
+            first.setdefault((planned.trial.setting, planned.trial.row), planned)
+        self.left = list(first.values())
+        self.listener = listener
+        self.problems: dict[str, ClbenchError] = {}
+        self.notes: set[str] = set()
+
+    def next(self) -> PlannedTrial | None:
+        """Return the next trial to prepare; None when all have been checked.
+
+        Raises:
+            ClbenchError: all have been checked and some cannot run; a line for each mistake.
+        """
+        if self.left:
+            return self.left.pop(0)
+        if self.problems:
+            raise type(next(iter(self.problems.values())))("\n".join(self.problems))
+        return None
+
+    def passed(self, notes: Sequence[str]) -> None:
+        """Record that a trial can run, and report each distinct note once."""
+        for note in notes:
+            if note not in self.notes:
+                self.notes.add(note)
+                self.listener.note(note)
+
+    def refused(self, planned: PlannedTrial, error: ClbenchError) -> None:
+        """Record that a trial cannot run; a `DataError` means no stream, so the rest of its setting is skipped."""
+        self.problems[str(error)] = error
+        if isinstance(error, DataError):
+            self.left = [p for p in self.left if p.trial.setting != planned.trial.setting]
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ from typing import Any
 
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.execution import interrupts
-from clbench.execution.workers.handle import Inbox, WorkerHandle
 from clbench.execution.workers.plan import Listener, WorkerPlan
-from clbench.execution.workers.pool import Pool
+from clbench.execution.workers.pool import Inbox, Pool, WorkerHandle
 from clbench.execution.workers.process import Process
 from clbench.execution.workers.protocol import Died, Message, Note, Start
 from clbench.experiment.trial import PlannedTrial

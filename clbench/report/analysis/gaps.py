@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from clbench.report.analysis.method_records import MethodRecords
-from clbench.results.curve_metrics import gaps
+from clbench.results.curve import gaps
 
 
 def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:

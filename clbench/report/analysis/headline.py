@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from clbench.report.analysis.cautions import cautions
+from clbench.report.analysis.advice import cautions, next_step
 from clbench.report.analysis.families import NEAR, SAME
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.next_step import next_step
 from clbench.report.columns import BYTES, COMPUTE, MEASURES, REPLAY, TRAINABLE, Measure
 from clbench.report.decided import Against, Compared, Facts
 from clbench.report.formatting import in_words, named, number

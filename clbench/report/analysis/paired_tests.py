@@ -8,8 +8,8 @@ from dataclasses import replace
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import NEAR, SAME, Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.marks import CHANCE, MARKS, UNDERFIT
-from clbench.report.analysis.searched import searches
+from clbench.report.analysis.levels import CHANCE, MARKS, UNDERFIT
+from clbench.report.analysis.method_records import searches
 from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, in_words, interval, number
 from clbench.report.model import Cell, Column, Row, Table

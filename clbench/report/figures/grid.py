@@ -13,9 +13,8 @@ from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.columns import MEASURES, Measure, cells
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, LABEL, PALE
-from clbench.report.formatting import NONE, clean, number
+from clbench.report.formatting import NONE, clean, number, options_of
 from clbench.report.model import Cell, Column
-from clbench.report.option_columns import options_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

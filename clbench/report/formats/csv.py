@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Iterator
 
+from clbench.report.formatting import Value, column_names
 from clbench.report.model import Report, Result, Section, Unit
-from clbench.report.option_columns import Value, column_names
 
 HEADER = ("setting", "scenario", "method", "strategy", "reference", "seed", "status", "metric", "unit", "after_task",
           "task", "value")

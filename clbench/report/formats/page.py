@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clbench.report.analysis import errors
-from clbench.report.analysis.facts import front
 from clbench.report.columns import ACC, FORGETTING, MEASURES
-from clbench.report.figures.courses import Point, courses
+from clbench.report.decided import front
 from clbench.report.figures.data import (
     SEEDS_MEAN,
     accuracy_by_seed,
@@ -17,8 +16,9 @@ from clbench.report.figures.data import (
     forgetting_per_task,
     parameters_over_tasks,
 )
+from clbench.report.figures.steps import Point, courses
 from clbench.report.figures.style import PALETTE, StrategyStyle
-from clbench.report.formats.choice import ALL, FEW, LegendEntry, chosen
+from clbench.report.formats.choosable import ALL, FEW, LegendEntry, chosen
 from clbench.report.formats.markdown import MANY
 from clbench.report.formats.palette import colour_class
 from clbench.report.formatting import number

@@ -1,17 +1,16 @@
-"""Residual networks for small images: `resnet18` as used in the CL literature, He et al.'s `resnet20` and `resnet32`.
-
-Every residual unit is one `Block`: its body is the sum of both paths, its activation the ReLU that follows.
-"""
+"""The small models: `mlp` (van de Ven & Tolias 2019: 2 x 400, ReLU), `linear` (a head alone) and `cnn`."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.models.builtin import ResNet18Options, ResNetCIFAR10Options
+from clbench.core.options import NoOptions
+from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options
 from clbench.models.network import Block, Network, Ports
 
 
@@ -101,3 +100,35 @@ def _resnet(input_shape: tuple[int, ...], classes: int, widths: Sequence[int], u
         channels = width
     blocks[-1].activation = nn.Sequential(nn.ReLU(), GlobalAverage())
     return Network(blocks, nn.Linear(channels, classes), aliases)
+
+
+def mlp(options: MLPOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return a multilayer perceptron on flattened inputs: `depth` hidden ReLU layers of `width` units.
+
+    Without hidden layers it is `linear`.
+    """
+    if options.depth == 0:
+        return linear(NoOptions(), input_shape, classes)
+    sizes = [math.prod(input_shape), *[options.width] * options.depth]
+    blocks = [Block(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
+    blocks[0].body = nn.Sequential(nn.Flatten(), blocks[0].body)
+    return Network(blocks, nn.Linear(options.width, classes))
+
+
+def linear(options: NoOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return a linear head on flattened inputs; its one block only flattens, so that features are the inputs."""
+    return Network([Block(nn.Flatten(), nn.Identity())], nn.Linear(math.prod(input_shape), classes))
+
+
+def cnn(options: CNNOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+    """Return `depth` stages of 3x3 convolution, ReLU and 2x2 max pooling, channels doubling, then a linear head."""
+    channels, height, width = input_shape
+    blocks = []
+    for stage in range(options.depth):
+        out = options.channels * 2**stage
+        after: list[nn.Module] = [nn.ReLU(), nn.MaxPool2d(2)]
+        if stage == options.depth - 1:
+            after.append(nn.Flatten())
+        blocks.append(Block(nn.Conv2d(channels, out, 3, padding=1), nn.Sequential(*after)))
+        channels, height, width = out, height // 2, width // 2
+    return Network(blocks, nn.Linear(channels * height * width, classes))

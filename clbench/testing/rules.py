@@ -1,0 +1,208 @@
+"""Rules that need more than one call: what a strategy declares, hidden task boundaries, and stored samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.accounting.flops import FlopCount
+from clbench.core import seeds
+from clbench.core.errors import PluginError
+from clbench.core.scenario import Scenario
+from clbench.data.samples import Samples
+from clbench.data.stream import Stream
+from clbench.strategy.base import Strategy, declares
+from clbench.strategy.replay import SampleMemory
+from clbench.testing.tiny import RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, tiny_stream
+from clbench.training.costs import role
+from clbench.training.evaluation import evaluate, given_tasks
+from clbench.training.loop import TrainingLoop
+from clbench.training.prediction_cache import PredictionCache
+from clbench.training.sampling import StreamSampler
+from clbench.training.stream_loop import StreamLoop
+
+SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks in streams of the same samples; batches have 8
+
+
+def check_task_free(make: Make) -> None:
+    """Check that a method which is declared `task_free` learns the same whatever the hidden boundaries are.
+
+    Streams have the same samples in the same order and are evaluated at other boundaries, after other numbers of steps.
+    With options that need boundaries (`Options.needs_boundaries`) there is nothing to check.
+    """
+    for scenario in ("class", "domain"):
+        first = make(scenario)
+        if not first.task_free or first.strategy.options.needs_boundaries:
+            return
+        outcomes = [learned(make, scenario, divided(tiny_stream(scenario), sizes, first.seed)) for sizes in SIZES]
+        for sizes, (state, draws) in zip(SIZES[1:], outcomes[1:], strict=True):
+            known, drawn = outcomes[0]
+            where = f"scenario {scenario}, hidden boundaries after {list(accumulate(sizes))} samples instead of " \
+                    f"{list(accumulate(SIZES[0]))}"
+            if state.keys() != known.keys():
+                raise NonConforming(f"{where}: it keeps other tensors, {sorted(state.keys() ^ known.keys())}")
+            for name, tensor in known.items():
+                if not torch.equal(tensor, state[name]):
+                    raise NonConforming(f"{where}: {name} is another, so it knows where tasks end")
+            if not torch.equal(draws, drawn):
+                raise NonConforming(f"{where}: it draws other random numbers, so it knows where tasks end")
+
+
+def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
+    """Return a stream with hidden boundaries whose samples pass in the same order as in `stream`, in other tasks."""
+    order = StreamSampler([task.train for task in stream.tasks], 1, seed)
+    passing = Samples.concat(*(task.train.take(rows) for task, rows in zip(stream.tasks, order.rows, strict=True)))
+    tasks = []
+    for index, (end, size) in enumerate(zip(accumulate(sizes), sizes, strict=True)):
+        rows = torch.arange(end - size, end)
+        shuffled = torch.randperm(size, generator=seeds.generator(seed, "data", index))  # which the harness will do
+        tasks.append(replace(stream.tasks[index], train=passing.take(rows[shuffled.argsort()])))
+    return replace(stream, tasks=tuple(tasks), hidden=True)
+
+
+def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the state in which a stream leaves a strategy, and that of its generator."""
+    b = make(scenario, stream=stream)
+    loop = StreamLoop([b.replica], RECIPE.model_copy(update={"epochs": 1}))
+    for index in range(len(stream.tasks)):
+        loop.train_task(index)
+        evaluate(b.strategy, stream, b.scenario, index + 1)
+    active = {"active": b.strategy.active}  # which is no memory, and not kept
+    return {**b.strategy.state_dict(), **active}, b.strategy.world.generator.get_state()
+
+
+SAMPLE_BUFFERS = ("memory_x", "memory_y", "memory_tasks")  # of a `SampleMemory`, whatever form it stores samples in
+
+
+def check_stored_samples(make: Make) -> None:
+    """Check that stored samples have the role "replay": reports count them as replay samples.
+
+    The buffers of a `SampleMemory` hold samples by definition. Any other parameter or buffer does if one of its rows
+    equals a training sample of the tiny stream, as the stream stores it or as the model gets it.
+    """
+    for scenario in ("task", "class"):
+        b = make(scenario)
+        known = known_samples(b.stream)
+        for index in range(TASKS):
+            b.learn(index)
+            counted = b.strategy.state_dict()
+            tensors = {**dict(b.strategy.named_parameters()), **dict(b.strategy.named_buffers())}
+            for name, tensor in tensors.items():
+                memory = isinstance(b.strategy, SampleMemory) and name in SAMPLE_BUFFERS and len(tensor)
+                if not memory and not holds_samples(tensor, known):
+                    continue
+                where = f"scenario {scenario}, after task {index + 1}: {name} holds training samples"
+                if name not in counted:
+                    raise NonConforming(f"{where}, but it is not persistent, so reports do not count it: "
+                                        "leave persistent=False out")
+                if role(b.strategy, name) != "replay":
+                    raise NonConforming(f"{where}, but its role is {role(b.strategy, name)!r}, so reports say that no "
+                                        f"samples are kept: add ({name!r}, 'replay') to the front of roles")
+
+
+def known_samples(stream: Stream) -> Tensor:
+    """Return all training samples of a stream as rows [N, D] float64, raw ones and prepared ones."""
+    raw = torch.cat([task.train.materialized().x for task in stream.tasks])
+    return torch.cat([raw.flatten(1).double(), stream.prepare(raw).flatten(1).double()])
+
+
+def holds_samples(tensor: Tensor, known: Tensor) -> bool:
+    """Tell whether a row of a tensor, read as rows of a sample's length, is one of the known samples [N, D]."""
+    length = known.shape[1]
+    if not tensor.numel() or tensor.numel() % length or tensor.is_complex():
+        return False
+    rows = tensor.detach().cpu().reshape(-1, length).double()
+    return bool((torch.cdist(rows, known, compute_mode="donot_use_mm_for_euclid_dist") == 0).any())
+
+
+SCENARIOS: tuple[Scenario, ...] = ("task", "class")
+BATCH = 8  # test samples that are predicted at once
+MUCH = 1.5  # times as fast, from which a declaration is suggested
+FACTS = ("parts_final", "inputs_only_through_model")
+
+
+class CountedCache(PredictionCache):
+    """A cache that counts the FLOPs of verification apart: on few samples they are most of all."""
+
+    verification = 0
+
+    def _verify(self, *args: Any) -> None:
+        """Compute a batch again and count it."""
+        with FlopCount() as count:
+            super()._verify(*args)
+        self.verification += count.total
+
+
+def check_declarations(make: Make) -> None:
+    """Check that all that is cached because of a declaration is the same when it is computed again."""
+    for scenario in SCENARIOS:
+        b, cache = make(scenario), PredictionCache(everything=True)
+        try:
+            for _ in train_tasks(b):
+                predict_all(b, cache)
+        except PluginError as error:
+            raise NonConforming(f"scenario {scenario}: {error}") from None
+
+
+def suggested_declarations(make: Make) -> list[str]:
+    """Return a line for each fact that the strategy says nothing of, that holds here, and that would save much."""
+    lines = []
+    for fact in FACTS:
+        gains = [gain(make, scenario, fact) for scenario in SCENARIOS]
+        if min(gains) >= 1 and max(gains) >= MUCH:
+            name = type(make("task").strategy).__name__
+            lines.append(f"{name} could declare {fact} = True, which held here: its evaluation would be up to "
+                         f"{max(gains):.1f} times as fast (False ends this note)")
+    return lines
+
+
+def gain(make: Make, scenario: Scenario, fact: str) -> float:
+    """Return how many times as fast evaluations would be with a declaration, by FLOPs; 0 if it is wrong or made."""
+    without, declared = make(scenario), make(scenario)
+    if without.strategy.owns_loop or is_decided(without.strategy, fact):
+        return 0
+    cls = type(declared.strategy)
+    declared.strategy.__class__ = type(cls.__name__, (cls,), {fact: True})
+    try:
+        before, after = (evaluation_flops(b) for b in (without, declared))
+    except (PluginError, RuntimeError, ValueError, IndexError, TypeError):
+        return 0
+    return before / max(after, 1)
+
+
+def is_decided(strategy: Strategy, fact: str) -> bool:
+    """Return whether a strategy declares a fact, or says itself that it does not hold."""
+    subclasses = type(strategy).__mro__[:type(strategy).__mro__.index(Strategy)]
+    return declares(strategy, fact) or any(fact in vars(cls) for cls in subclasses)
+
+
+def evaluation_flops(b: Bench) -> int:
+    """Return the FLOPs of all evaluations of a trial, without what verifies the cache."""
+    cache, total = CountedCache(everything=True), 0
+    for _ in train_tasks(b):
+        with FlopCount() as count:
+            predict_all(b, cache)
+        total += count.total
+    return total - cache.verification
+
+
+def train_tasks(b: Bench) -> Iterator[int]:
+    """Train on each task and yield its index; what training caches is verified."""
+    for index in range(TASKS):
+        TrainingLoop([b.replica], RECIPE, verify_caches=True).train_task(index)
+        yield index
+
+
+def predict_all(b: Bench, cache: PredictionCache) -> None:
+    """Predict all test samples as an evaluation does."""
+    b.strategy.eval()
+    with torch.no_grad():
+        for given in given_tasks(b.strategy.world.scenario, TASKS):
+            for _ in cache.predictions(b.strategy, b.stream.tests, BATCH, given):
+                pass
+    cache.evaluations += 1
