@@ -128,7 +128,7 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
     from clbench.accounting.shapes import stream_of_shapes
     from clbench.cli.counts import growth_of_bytes, show
     from clbench.core.registry import discover
-    from clbench.data.prepare import as_inputs
+    from clbench.data.inputs import as_inputs
     from clbench.report.writing import write_figure
 
     registry = discover(files=plugins)

@@ -17,7 +17,8 @@ from clbench.core.pretrained import WeightsSource
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.core.user_code import users_place
-from clbench.data.prepare import IMAGE_DIMS, as_inputs
+from clbench.data.inputs import as_inputs
+from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.stream import Stream
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network

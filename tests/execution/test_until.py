@@ -13,8 +13,8 @@ from clbench.core.errors import SpecError
 from clbench.execution import run
 from clbench.experiment.spec import build
 from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.facts import facts
 from clbench.report.analysis.grouping import by_setting
-from clbench.report.decided import facts
 from clbench.results.looks import read
 from clbench.results.store import Store
 

@@ -6,8 +6,8 @@ from helpers.records import make_matrix, make_record
 
 from clbench.core.errors import SpecError
 from clbench.report import build
+from clbench.report.analysis.facts import facts
 from clbench.report.analysis.grouping import by_setting
-from clbench.report.decided import facts
 from clbench.report.formats import html, latex, markdown
 from clbench.results.metrics import acc
 

@@ -1,6 +1,6 @@
 from helpers.records import make_matrix, make_record
 
-from clbench.report.analysis.levels import still_falling
+from clbench.report.analysis.learning import still_falling
 from clbench.report.tables import build
 
 BEHIND = "just after a task was learned, its accuracy is 20 or more points below that of joint training"

@@ -7,10 +7,10 @@ from clbench import report
 from clbench.core.errors import StoreError
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.choosing import choosable, choose
+from clbench.report.analysis.facts import facts
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.columns import ACC
-from clbench.report.decided import facts
 from clbench.report.formats import html, json, latex, markdown
 from clbench.results.sequential import critical, find_strongest_analysis, repeated_interval
 from clbench.results.store import Store

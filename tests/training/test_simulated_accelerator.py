@@ -11,7 +11,7 @@ pytest.importorskip("torch", "2.9", reason="torch lacks the interface of a devic
 from helpers.simulated_accelerator import DEVICE, Simulated, waits
 
 from clbench.core.registry import discover
-from clbench.data.prepare import as_inputs
+from clbench.data.inputs import as_inputs
 from clbench.execution import trial_runner as runner
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings

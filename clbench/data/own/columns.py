@@ -17,8 +17,9 @@ from torch import Tensor
 
 from clbench.core.errors import DataError, PluginError, unknown
 from clbench.data.avalanche.benchmarks import Layout
+from clbench.data.own.benchmark import built
 from clbench.data.own.dividing import divide
-from clbench.data.own.samples import Labelled, as_text, built, locate, some
+from clbench.data.own.samples import Labelled, as_text, locate, some
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError
+from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import EXTRA, Table, feature_columns, label_column, labelled, numbers
 from clbench.data.own.photos import pixel_layout, read_photos
-from clbench.data.own.samples import Labelled, locate, own_benchmark, some
+from clbench.data.own.samples import Labelled, locate, some
 from clbench.data.own.texts import length_note, texts_of, tokenised
 from clbench.data.own_options import HubOptions
 

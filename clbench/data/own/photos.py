@@ -20,7 +20,8 @@ from torch import Tensor
 
 from clbench.core.errors import DataError
 from clbench.data.avalanche.benchmarks import Layout
-from clbench.data.own.samples import Labelled, locate, own_benchmark, some
+from clbench.data.own.benchmark import own_benchmark
+from clbench.data.own.samples import Labelled, locate, some
 from clbench.data.own_options import ImagesOptions, PixelOptions
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))

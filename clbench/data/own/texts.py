@@ -19,8 +19,9 @@ from clbench.core.errors import DataError, MissingDataError
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_by_task, split_by_class
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
+from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import label_column, labelled, read_table
-from clbench.data.own.samples import Labelled, in_order, locate, own_benchmark, some
+from clbench.data.own.samples import Labelled, in_order, locate, some
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.models.hf_files import folder_of
 

@@ -12,7 +12,8 @@ from clbench.core.files import run_folder_name
 from clbench.core.registry import discover
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.levels import CHANCE, UNDERFIT, far_below, still_falling
+from clbench.report.analysis.learning import far_below, still_falling
+from clbench.report.analysis.levels import CHANCE, UNDERFIT
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words, listed

@@ -9,10 +9,11 @@ from statistics import fmean
 
 from clbench.core.errors import SpecError
 from clbench.core.scenario import scenario_rules
+from clbench.report.analysis.facts import limiting_test_samples
 from clbench.report.analysis.families import Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import ACC, BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
-from clbench.report.decided import Candidate, CandidateComparison, Choosable, limiting_test_samples
+from clbench.report.decided import Candidate, CandidateComparison, Choosable
 from clbench.report.formatting import number
 
 

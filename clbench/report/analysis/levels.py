@@ -6,14 +6,12 @@ Both follow from the method's own records, without a comparison to other methods
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean, median
 
 from clbench.core.scenario import Outputs, scenario_rules
-from clbench.report.analysis.method_records import MethodRecords
-from clbench.report.formatting import in_words
 from clbench.results.crossed import wilson_interval
-from clbench.results.metrics import acc, learning_accuracy
+from clbench.results.metrics import acc
 from clbench.results.records import Record
 from clbench.results.stats import ROUNDING
 
@@ -42,66 +40,6 @@ MARKS = {
 
 
 FALL, SHARE = 0.03, 0.02  # of the loss from tenth to tenth: in itself (nats), and as a share of it
-FAR = 20.0  # points of learning accuracy below joint training's
-
-
-def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> Iterable[str]:
-    """Yield lines on methods that are underfit, that have not converged, and that are far below joint training.
-
-    Args:
-        methods: the methods of one setting.
-        joint: the record of joint training for each seed that has one.
-    """
-    if high := [f"{m.label} ({f'{100 * share:.0f}%' if share < 10 else 'more than 1,000%'})"
-                for m in methods if (share := underfit(m.done)) is not None]:
-        yield (f"Underfit: the training loss at the end of a task was above {100 * UNDERFIT_LOSS:.0f}% of the loss of "
-               f"guessing: {in_words(high)}. Give these rows more steps (--epochs, --iterations) or another learning "
-               "rate (--lr) before comparing them")
-    rising = [f"{m.label} ({losses[0]:.2f} to {losses[1]:.2f})" for m in methods
-              if (losses := still_falling(m.done)) is not None]
-    if rising:
-        yield ("Not converged: the training loss was still falling when a task's steps ended. It fell from the ninth "
-               f"to the last tenth of the steps: {in_words(rising)}. More steps (--epochs, --iterations) would change "
-               "these rows")
-    behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := far_below(m, joint)) is not None]
-    if behind:
-        best = 100 * fmean(learning_accuracy(r.R) for r in joint.values())
-        yield (f"Underfit: just after a task was learned, its accuracy is {FAR:.0f} or more points below that of joint "
-               f"training at the same time ({best:.1f}%, mean over tasks), on every seed: {in_words(behind)}. A method "
-               "cannot forget what it has not learned, so read forgetting together with accuracy")
-
-
-def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
-    """Return the mean losses of the last two tenths of the steps, or None if the loss does not fall enough to matter.
-
-    Means are over all tasks and seeds with recorded losses. They must fall by `FALL` and by `SHARE`, and the loss must
-    fall in more than half of the tasks.
-    """
-    pairs = [(pair[0], pair[1]) for r in records for pair in r.last_losses if pair]
-    if not pairs:
-        return None
-    before, last = (fmean(side) for side in zip(*pairs, strict=True))
-    falling = sum(b > a for b, a in pairs)
-    enough = before - last >= max(FALL, SHARE * abs(before)) and 2 * falling > len(pairs)
-    return (before, last) if enough else None
-
-
-def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
-    """Return a method's learning accuracy (%) if it is `FAR` below joint training's on every seed, else None.
-
-    Return None for references and for methods whose learning accuracy has other causes than training: analytic
-    classifiers, which take no steps on later tasks, methods that infer the task, and methods that train without the
-    old classes that compete at test time (older records do not say whether they did).
-    """
-    done = method.done
-    accuracies = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
-    if not accuracies or method.reference or method.infers or not accuracies.keys() <= joint.keys():
-        return None
-    unfair = [r.outputs == "own" or (r.trial.scenario == "class" and r.outputs is None) for r in done]
-    if any(unfair) or not all(all(r.costs.steps) for r in done):
-        return None
-    far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in accuracies.items())
-    return fmean(accuracies.values()) if far else None
 
 
 UNDERFIT_LOSS = 0.6  # of the chance loss

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import NEAR, SAME, Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.levels import CHANCE, MARKS, UNDERFIT
-from clbench.report.analysis.method_records import searches
 from clbench.report.columns import MEASURES, Measure
 from clbench.report.formatting import NONE, in_words, interval, number
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.paired import Test
 from clbench.results.stats import ALPHA, effect_size
+
+
+def searches(setting: Setting, labels: Iterable[str]) -> str:
+    """Describe which of the compared methods were tuned, unless all were tuned with the same number of candidates."""
+    search_of = {m.label: m.searched for m in setting.methods if m.label in set(labels)}
+    tried = {label: search.candidates for label, search in search_of.items() if search}
+    if not tried or (len(tried) == len(search_of) and len(set(tried.values())) == 1):
+        return ""
+    others = [label for label in search_of if label not in tried]
+    words = in_words([f"{label} ({number} candidates)" for label, number in tried.items()])
+    unlike = (f"{in_words(others)} {'was' if len(others) == 1 else 'were'} not, so" if others
+              else "with different numbers of candidates, so")
+    return f"Tuned on validation samples: {words}; {unlike} differences may reflect the tuning"
 
 
 def winners(setting: Setting, measure: Measure, tests: Family | None = None) -> set[str]:

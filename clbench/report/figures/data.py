@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from clbench.core.options import OWN_RECIPE
+from clbench.report.analysis.facts import front
 from clbench.report.columns import ACC, cells
-from clbench.report.decided import front
 from clbench.report.figures.steps import steps_figure
 from clbench.report.formatting import NONE, interval, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit

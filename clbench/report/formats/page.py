@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clbench.report.analysis import errors
+from clbench.report.analysis.facts import front
 from clbench.report.columns import ACC, FORGETTING, MEASURES
-from clbench.report.decided import front
 from clbench.report.figures.data import (
     SEEDS_MEAN,
     accuracy_by_seed,

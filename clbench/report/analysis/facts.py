@@ -1,0 +1,118 @@
+"""Compute the verdicts on a setting (`clbench.report.decided`) by tests and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from clbench.report.analysis.families import Family, Pair, leader
+from clbench.report.analysis.grouping import Setting
+from clbench.report.analysis.levels import test_samples
+from clbench.report.columns import ACC, MEASURES
+from clbench.report.decided import Against, Best, Compared, Facts, Verdict
+from clbench.results.binomial import difference_error
+
+
+def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:
+    """Return the verdicts on a setting.
+
+    Args:
+        setting: the setting whose methods are compared.
+        baseline: label of the method to which each is compared, by default sequential fine-tuning.
+        everything: the tests of ACC of all pairs, if they are already known.
+    """
+    values = setting.values(ACC)
+    means = {label: fmean(known) for label, by_seed in values.items()
+             if (known := [v for v in by_seed.values() if v is not None])}
+    ordered = dict(sorted(means.items(), key=lambda item: -item[1]))
+    return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
+                 _best(setting, everything or setting.tests(ACC, setting.compared(ACC))),
+                 _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting),
+                 setting.until, setting.cautions)
+
+
+def _against(setting: Setting, other: str | None) -> Compared | None:
+    if other is None:
+        return None
+    values = setting.compared(ACC, [other])
+    if other not in values:
+        return None
+    tests = setting.tests(ACC, values, other)
+    return Compared(other, fmean(values[other].values()), len(tests.pairs),
+                    tuple(_describe_pair(pair, setting) for pair in tests.pairs))
+
+
+def _describe_pair(pair: Pair, setting: Setting) -> Against:
+    over = pair.interval
+    verdict: Verdict = ("equal" if pair.equal else "not tested" if pair.untested else "open" if not pair.significant
+                        else "better" if pair.better("up") == pair.first else "worse")
+    same = {d > 0 for d in pair.differences} if 0 not in pair.differences else set()
+    limited = limiting_test_samples(setting, pair) if verdict == "open" else None
+    return Against(pair.first, pair.second, over.n, over.mean, over.half_width, over.low, over.high, pair.corrected,
+                   pair.test, verdict, ("above" if same == {True} else "below") if len(same) == 1 else None,
+                   pair.needed if verdict == "open" and not limited else None, limited, pair.untested)
+
+
+def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
+    """Return the number of test samples if more seeds cannot make the difference in ACC significant, else None.
+
+    If it is known which samples are right, see `Pair.limited`. Otherwise, test samples are too few if the standard
+    error that they alone cause is at least as large as the difference. This standard error assumes independent test
+    sets, so it is about twice that of two methods on one test set. A smaller difference is therefore within two
+    standard errors of 0 with any number of seeds.
+    """
+    if pair.crossed or setting.own_tests:
+        return pair.limited
+    values = setting.values(ACC)
+    a, b = (fmean(v for v in values[label].values() if v is not None) for label in (pair.first, pair.second))
+    samples = test_samples([r for m in setting.methods if m.label in (pair.first, pair.second) for r in m.done])
+    return samples if samples and abs(a - b) <= difference_error(a, b, samples) else None
+
+
+def _best(setting: Setting, tests: Family) -> Best | None:
+    values = {label: by_seed for label, by_seed in setting.compared(ACC).items() if label in setting.eligible}
+    if len(values) < 2:
+        return None
+    best = leader(ACC.column, values, tests)
+    pairs = tests.against(best)
+    worse = {p.first for p in pairs if not p.equal and p.significant and p.better("up") == best} | tests.dropped
+    still = sorted((p for p in pairs if not p.equal and not p.untested and p.first not in worse),
+                   key=lambda p: -fmean(p.differences))
+    limited = limiting_test_samples(setting, still[0]) if still else None
+    return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
+                next((p.test for p in pairs if p.test), None),
+                tuple(p.first for p in pairs if p.first in worse),
+                tuple(p.first for p in pairs if p.equal), tuple(p.first for p in still),
+                still[0].needed if still and not limited else None,
+                {p.first: p.untested for p in pairs if p.untested and p.first not in worse}, limited)
+
+
+def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
+    """Return the Pareto front of each counted cost and accuracy, for the methods with a result for every seed."""
+    accuracies = setting.compared(ACC)
+    fronts = {}
+    for measure in (m for m in MEASURES if m.cost and not m.tested and setting.has(m)):
+        costs = {label: fmean(v for v in by_seed.values() if v is not None)
+                 for label, by_seed in setting.values(measure).items()
+                 if label in setting.eligible and label in accuracies and None not in by_seed.values()}
+        costs = {label: cost for label, cost in costs.items() if cost or measure.zero_competes}
+        labels = list(costs)
+        fronts[measure.column.title] = tuple(labels[i] for i in front(
+            [(costs[label], fmean(accuracies[label].values())) for label in labels]))
+    return fronts
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which (cost, gain) are on the Pareto front, by rising cost.
+
+    A point is on it if no other costs less or the same and gains more, or costs less and gains the same; equal
+    points are on it together.
+
+    >>> front([(2, 0.5), (1, 0.4), (3, 0.5), (4, 0.9)])
+    [1, 0, 3]
+    """
+    chosen: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not chosen or points[i][1] > points[chosen[-1]][1] or points[i] == points[chosen[-1]]:
+            chosen.append(i)
+    return chosen
