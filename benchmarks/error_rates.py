@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from clbench.report.analysis.families import family
 from clbench.report.columns import ACC
-from clbench.results.crossed import cross
+from clbench.results.items import cross
 from clbench.results.paired import p_values
 from clbench.results.stats import ALPHA, holm, mean_interval
 

@@ -22,7 +22,7 @@ from clbench.report.figures.draw import draw_report
 from clbench.report.formats import verified
 from clbench.report.formats.markdown import render
 from clbench.results import verification
-from clbench.results.merge import by_method
+from clbench.results.diff import by_method
 from clbench.results.records import Record
 from clbench.results.store import Store
 

@@ -15,7 +15,7 @@ from clbench.experiment.trial import Weights
 from clbench.report.analysis import notes
 from clbench.report.formatting import clean, listed
 from clbench.report.model import Report
-from clbench.results.merge import by_method
+from clbench.results.diff import by_method
 from clbench.results.records import Record
 from clbench.results.store import Store
 

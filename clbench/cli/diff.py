@@ -35,11 +35,11 @@ def command(before: Path, after: Path) -> int:
     from clbench.execution.progress import plural
     from clbench.report.analysis import run_diff
     from clbench.report.formats.terminal import show_lines, show_table, standard_output
-    from clbench.results import diff, merge
-    from clbench.results.merge import by_method
+    from clbench.results import diff
+    from clbench.results.diff import by_method
 
     console = standard_output()
-    runs = [merge.merge_runs([folder]) for folder in (before, after)]
+    runs = [diff.merge_runs([folder]) for folder in (before, after)]
     for problem in (p for run in runs for p in run.problems):
         click.echo(f"Warning: {problem}", err=True)
     a, b = (by_method(run.records) for run in runs)
@@ -54,7 +54,7 @@ def command(before: Path, after: Path) -> int:
     for heading, lines in (("only in A", _trials(changes.only_before)), ("only in B", _trials(changes.only_after)),
                            ("settings, A -> B", _settings(pairs)),
                            ("facts, A -> B", [line for c in changes.changed[:_SHOWN] for line in (
-                               merge.name(c.before), *(f"  {fact}" for fact in c.differences))]),
+                               diff.name(c.before), *(f"  {fact}" for fact in c.differences))]),
                            ("provenance, A -> B", _provenance(a, b))):
         listed = list(lines)
         if listed:

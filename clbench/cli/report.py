@@ -83,10 +83,10 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     Raises:
         StoreError: there are no records, or folders disagree on a trial.
     """
-    from clbench.results import merge
-    from clbench.results.merge import by_method
+    from clbench.results import diff
+    from clbench.results.diff import by_method
 
-    merged = merge.merge_runs(folders, click.get_current_context().command_path)
+    merged = diff.merge_runs(folders, click.get_current_context().command_path)
     for problem in merged.problems:
         click.echo(f"Warning: {problem}", err=True)
     for note in merged.notes:

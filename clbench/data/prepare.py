@@ -3,14 +3,128 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from clbench.core import tokens
+from clbench.core.device import send
 from clbench.core.pretrained import Interpolation
+
+PADDING = 4  # pixels of zeros on each side before the crop
+
+
+class Augmentation(Protocol):
+    """What is done to training images; what it draws depends on the number of samples alone, and not on the device."""
+
+    @property
+    def name(self) -> str:
+        """The name, as the option `augment` has it."""
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """Return the draws for `count` samples [count, ...], from a generator on the CPU."""
+
+    def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
+        """Return raw images x [N, C, H, W] augmented by draws [N, ...]; x itself is not changed."""
+
+    def sized(self, size: int | None) -> Augmentation:
+        """Return the augmentation for images that become inputs of `size` pixels a side, None for their own size."""
+
+
+class CropFlip:
+    """The usual augmentation of CIFAR (He et al. 2015): pad by 4 pixels of zeros, crop at random, flip half of them.
+
+    It does what torchvision's `RandomCrop(size, padding=4)` and `RandomHorizontalFlip()` do on raw images, for a whole
+    batch at once. Draws come from a generator on the CPU, so that they do not depend on the device.
+    """
+
+    name = "crop-flip"
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """Return the draws for `count` samples, int64 [count, 3]: shift in rows, shift in columns, 1 to flip."""
+        shifts = torch.randint(0, 2 * PADDING + 1, (count, 2), generator=generator)
+        return torch.cat([shifts, torch.randint(0, 2, (count, 1), generator=generator)], 1)
+
+    def sized(self, size: int | None) -> CropFlip:
+        """Return this augmentation unchanged: it keeps the size of images, and a later resize does not affect it."""
+        return self
+
+    def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
+        """Return images x [N, C, H, W] shifted and flipped by draws [N, 3]; x itself is not changed."""
+        draws = send(draws, x.device)
+        height, width = x.shape[2:]
+        rows = draws[:, :1] + torch.arange(height, device=x.device)
+        columns = torch.arange(width, device=x.device).expand(len(x), -1)
+        columns = torch.where(draws[:, 2:] == 1, columns.flip(1), columns) + draws[:, 1:2]
+        padded = F.pad(x, [PADDING] * 4)
+        number = torch.arange(len(x), device=x.device)[:, None, None]
+        # Indexed on both sides of the channels, which thus come out last: the layout convolutions are fastest in.
+        return padded[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """The usual augmentation of ImageNet (Szegedy et al. 2015): 8 to 100 % of an image, resized, half flipped.
+
+    It does what torchvision's `RandomResizedCrop(size)` and `RandomHorizontalFlip()` do, bicubic and with antialias as
+    on PIL images, for a whole batch at once. A part is resized once, straight to `size`, that of the model's inputs.
+    """
+
+    size: int | None = None  # None: that of the images themselves
+
+    name: ClassVar[str] = "random-resized-crop"
+    scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    ratio: ClassVar[tuple[float, float]] = (3 / 4, 4 / 3)
+    tries: ClassVar[int] = 10
+
+    def sized(self, size: int | None) -> RandomResizedCrop:
+        """Return the augmentation that gives images of `size` pixels a side."""
+        return replace(self, size=size)
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """Return the draws for `count` samples, float64 [count, 10 tries x 4 + 1], uniform in [0, 1)."""
+        return torch.rand(count, 4 * self.tries + 1, dtype=torch.float64, generator=generator)
+
+    def boxes(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """Return top, left, height and width of each part, int64 [N, 4]: of the first try that fits, as torchvision.
+
+        Where none of ten fits, it is the largest part in the middle whose ratio is allowed.
+        """
+        area, shape, top, left = draws[:, :-1].view(len(draws), self.tries, 4).unbind(2)
+        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
+        low, high = map(math.log, self.ratio)
+        ratio = (low + (high - low) * shape).exp()
+        h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+        fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+        first = fits.long().argmax(1, keepdim=True)
+        h, w, top, left = (part.gather(1, first).squeeze(1) for part in (h, w, top, left))
+        most_w, most_h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
+        none = ~fits.any(1)
+        h, w = h.masked_fill(none, most_h), w.masked_fill(none, most_w)
+        top, left = top.masked_fill(none, 0.5), left.masked_fill(none, 0.5)
+        top, left = (top * (height - h + 1)).floor(), (left * (width - w + 1)).floor()
+        return torch.stack([top, left, h, w], 1).long()
+
+    def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
+        """Return images [N, C, size, size] of images x [N, C, H, W], by draws of `draw`."""
+        height, width = x.shape[2:]
+        out = (height, width) if self.size is None else (self.size, self.size)
+        boxes = self.boxes(draws, height, width)
+        flip = draws[:, -1] < 0.5
+        rows = windows(boxes[:, 0], boxes[:, 2], height, out[0])
+        columns = windows(boxes[:, 1], boxes[:, 3], width, out[1])
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+        rows, columns = (send(part.to(torch.float32), x.device)[:, None] for part in (rows, columns))
+        cropped = rows @ x.to(torch.float32) @ columns.transpose(2, 3)
+        return cropped.round_().clamp_(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else cropped
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {a.name: a for a in (CropFlip(), RandomResizedCrop())}
+
 
 CUBIC = -0.5  # the parameter a of PIL's bicubic kernel
 

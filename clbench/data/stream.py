@@ -18,8 +18,7 @@ from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
-from clbench.data.augmentation import AUGMENTATIONS, Augmentation
-from clbench.data.prepare import Prepare
+from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
 from clbench.data.raw import RawStream, Split, hold_out
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.experiment.trial import Resolved

@@ -25,7 +25,7 @@ from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.results import looks, tracking
-from clbench.results.merge import by_method
+from clbench.results.diff import by_method
 from clbench.results.provenance import changed, code_of
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store, other_weights

@@ -1,7 +1,9 @@
-"""ItemResults: which test images a trial got right after its last task, one bit each.
+"""The mean over seeds and shared test samples, with a standard error that covers both.
 
-They allow comparisons of trials image by image. numpy is imported only when bits are packed or unpacked, so that
-reading records does not wait for it.
+If every seed is tested on the same samples, a t-test over seeds ignores that other test samples would give other
+results. More seeds do not help. Here, seeds and samples are crossed random effects with one answer in each cell. The
+variance of the mean follows from the mean squares of seeds, samples and their interaction. It is never smaller than
+that of seeds or of samples alone. `benchmarks/error_rates.py` simulates the error rate of the test.
 """
 
 from __future__ import annotations
@@ -9,9 +11,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from clbench.results.stats import LEVEL, ROUNDING, Interval, t_quantile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,3 +77,106 @@ class ItemResults(BaseModel):
 
         bits = np.frombuffer(base64.b64decode(self.right), np.uint8)
         return np.unpackbits(bits, count=self.tasks * self.count).view(np.bool_).reshape(self.tasks, self.count)
+
+
+Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+
+
+def wilson_interval(accuracy: float, samples: int) -> tuple[float, float]:
+    """Return the two-sided 95 % interval of an accuracy in [0, 1] that was measured on independent test samples.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference. (scipy supports only
+    integer numbers of correct samples, but a mean over seeds is not an integer.)
+
+    >>> [round(end, 4) for end in wilson_interval(0.9, 100)]
+    [0.8256, 0.9448]
+    """
+    share = Z**2 / samples
+    middle = (accuracy + share / 2) / (1 + share)
+    half = Z / (1 + share) * math.sqrt(accuracy * (1 - accuracy) / samples + share / (4 * samples))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def difference_error(first: float, second: float, samples: int) -> float:
+    """Return the standard error of the difference of two accuracies that were measured on so many test samples each.
+
+    It assumes independent test sets. Methods share a test set and mostly err on the same samples, so the true error is
+    smaller. Only the answers to each sample show by how much.
+    """
+    return math.sqrt((first * (1 - first) + second * (1 - second)) / samples)
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """The mean of crossed seeds and samples, with what is needed for its interval and its test."""
+
+    mean: float
+    seeds: int
+    samples: int
+    by_seed: float  # variance of the mean if seeds alone were random
+    by_sample: float  # likewise, if samples alone were
+    residual: float  # variance of the mean that is due to their interaction
+    df: float
+
+    @property
+    def variance(self) -> float:
+        """Return the variance of the mean over random seeds and random samples."""
+        return max(self.by_seed + self.by_sample - self.residual, self.by_seed, self.by_sample)
+
+    @property
+    def of_samples(self) -> float:
+        """Return the part of the variance that more seeds cannot reduce."""
+        return max(self.by_sample - self.residual, 0.0)
+
+    @property
+    def interval(self) -> Interval:
+        """Return the mean with its 95% interval."""
+        half = t_quantile(self.df, (1 + LEVEL) / 2) * math.sqrt(self.variance)
+        return Interval(self.mean, self.mean - half, self.mean + half, self.seeds)
+
+    @property
+    def p(self) -> float:
+        """Return the two-sided p-value of the hypothesis that the mean is 0."""
+        from scipy.special import stdtr
+
+        if self.variance <= ROUNDING**2:
+            return 1.0 if abs(self.mean) <= ROUNDING else 0.0
+        return 2 * float(stdtr(self.df, -abs(self.mean) / math.sqrt(self.variance)))
+
+    def variance_with(self, seeds: int) -> float:
+        """Estimate the variance with another number of seeds on the same samples."""
+        return self.by_seed * self.seeds / seeds + self.of_samples
+
+
+def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed:
+    """Return the mean over seeds and test samples.
+
+    Args:
+        by_seed: the mean of each seed, at least two; it may weight samples by task.
+        scores: [seeds, samples], what each seed gives for each sample, or the difference of two methods.
+
+    Mean squares are those of the two-way layout with one value in each cell. Degrees of freedom are Satterthwaite's
+    (1946), at least those of seeds. Source: Searle, Casella & McCulloch 1992, Variance Components, section 4.3.
+    """
+    import numpy as np
+
+    seeds, samples = scores.shape
+    values = scores - scores.mean()
+    rows, columns = values.mean(axis=1), values.mean(axis=0)
+    mean = float(np.mean(by_seed))
+    ms_seed = samples * float(np.var(by_seed, ddof=1))
+    ms_sample = seeds * float((columns**2).sum()) / (samples - 1)
+    rest = float((values**2).sum() - samples * (rows**2).sum() - seeds * (columns**2).sum())
+    ms_rest = max(rest, 0.0) / ((seeds - 1) * (samples - 1))
+    total = ms_seed + ms_sample - ms_rest
+    spread = (ms_seed**2 / (seeds - 1) + ms_sample**2 / (samples - 1) + ms_rest**2 / ((seeds - 1) * (samples - 1)))
+    df = max(total**2 / spread if spread > 0 else 0.0, seeds - 1.0)
+    size = seeds * samples
+    return Crossed(mean, seeds, samples, ms_seed / size, ms_sample / size, ms_rest / size, df)
+
+
+def stacked(scores: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return the scores of several seeds as one array [seeds, samples]."""
+    import numpy as np
+
+    return np.stack(scores)

@@ -3,7 +3,7 @@
 With fewer than `FEW` seeds it is the paired t-test, which assumes normal differences. With more it is the sign-flip
 test, which assumes only that a difference is as likely as its negative, if its smallest p-value can be significant in a
 family of that size, else the t-test. The numbers of seeds and tests choose, never the results. If all seeds share their
-test samples and records say which were answered correctly, `clbench.results.crossed` replaces both. Close to 100%
+test samples and records say which were answered correctly, `clbench.results.items` replaces both. Close to 100%
 differences are skewed and t-tests err too often, so methods there are not tested. `benchmarks/error_rates.py` simulates
 all of it.
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Literal
 
-from clbench.results.crossed import Crossed
+from clbench.results.items import Crossed
 from clbench.results.stats import ALPHA, FEW, ROUNDING, sign_flip_p, smallest_p
 
 Test = Literal["flips", "t", "crossed", "sequential"]  # the last if seeds were added until decided: `sequential`

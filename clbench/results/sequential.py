@@ -26,7 +26,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from clbench.experiment.until import UntilDecided
-from clbench.results.crossed import Crossed
+from clbench.results.items import Crossed
 from clbench.results.stats import ALPHA, LEVEL, ROUNDING, Interval, mean_interval, smallest_p, t_quantile
 
 if TYPE_CHECKING:

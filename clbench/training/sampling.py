@@ -14,7 +14,7 @@ from torch import Tensor
 from clbench.core import seeds, tokens
 from clbench.core.device import send
 from clbench.core.errors import SpecError
-from clbench.data.augmentation import Augmentation
+from clbench.data.prepare import Augmentation
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Batch, Strategy, declares, overrides

@@ -3,7 +3,7 @@ import torchvision.transforms.functional as TF
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
-from clbench.data.augmentation import CropFlip
+from clbench.data.prepare import CropFlip
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench, tiny_stream

@@ -10,10 +10,9 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from clbench.core.errors import DataError, SpecError
 from clbench.core.pretrained import Preprocessing
 from clbench.core.registry import discover
-from clbench.data.augmentation import AUGMENTATIONS
 from clbench.data.builtin import CIFAROptions
 from clbench.data.inputs import as_inputs
-from clbench.data.prepare import resize
+from clbench.data.prepare import AUGMENTATIONS, resize
 from clbench.data.samples import Samples
 from clbench.data.stream import Prepare, Stream, StreamTask, load_stream
 from clbench.experiment.trial import Resolved

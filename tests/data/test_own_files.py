@@ -14,8 +14,7 @@ from clbench.core.registry import discover
 from clbench.data.own.benchmark import copies
 from clbench.data.own.columns import table_files
 from clbench.data.own.hub import hub_files
-from clbench.data.own.locating import array_files
-from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions
+from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, array_files
 from clbench.data.stream import load_stream
 from clbench.experiment import spec
 from clbench.experiment.plan import plan

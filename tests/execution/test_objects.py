@@ -11,7 +11,7 @@ from helpers.tiny_benchmarks import flat, flipping, shifting
 import clbench
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
-from clbench.execution.objects import name_objects
+from clbench.execution.api import name_objects
 
 SMALL = {"seeds": 1, "iterations": 2, "device": "cpu", "threads": 1}
 METHOD = '''

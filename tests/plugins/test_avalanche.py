@@ -18,8 +18,8 @@ from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
-from clbench.data.augmentation import CropFlip
 from clbench.data.avalanche.build import import_avalanche
+from clbench.data.prepare import CropFlip
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan

@@ -225,7 +225,7 @@ def test_what_the_pages_say_without_numbers_is_what_the_tests_say(script):
 def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
     from clbench.report.formats.markdown import render
-    from clbench.results.merge import by_method
+    from clbench.results.diff import by_method
 
     for path in ROOT.glob("reports/**/report.md"):
         records, problems = Store(path.parent).read()
@@ -257,7 +257,7 @@ def test_the_committed_explanations_are_what_their_records_give(path, monkeypatc
 def test_the_committed_figures_are_what_their_records_give():
     from clbench import report
     from clbench.report.figures.draw import draw_report
-    from clbench.results.merge import by_method
+    from clbench.results.diff import by_method
 
     for path in ROOT.glob("reports/**/report.md"):
         drawn = {Path(name).stem: data.decode() for name, data in

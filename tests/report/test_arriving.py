@@ -2,8 +2,7 @@ import pytest
 from helpers.records import make_record
 
 from clbench.experiment.arrival import Arrival
-from clbench.report.analysis.arriving import TITLE, arrivals
-from clbench.report.figures.arrival import shares
+from clbench.report.figures.arrival import TITLE, arrivals, shares
 from clbench.report.figures.draw import draw_report
 from clbench.report.formats import html, markdown
 from clbench.report.tables import build

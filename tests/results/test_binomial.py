@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from clbench.results.crossed import Z, difference_error, wilson_interval
+from clbench.results.items import Z, difference_error, wilson_interval
 
 
 @pytest.mark.parametrize(("accuracy", "samples"), [(0.5, 12), (0.926, 121), (0.0, 20), (1.0, 2000)])

@@ -12,8 +12,7 @@ from clbench.report.analysis.families import NEAR, SAME
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.analysis.paired_tests import all_pairs
 from clbench.report.columns import ACC, MEASURES
-from clbench.results.crossed import cross
-from clbench.results.items import ItemResults
+from clbench.results.items import ItemResults, cross
 
 SCORES = (np.random.default_rng(0).normal(size=(4, 50)) + np.random.default_rng(1).normal(size=50)
           + np.array([[-1.0], [0.0], [0.5], [1.0]]))

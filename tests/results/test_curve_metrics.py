@@ -12,7 +12,7 @@ from clbench.core.errors import StoreError
 from clbench.results import curve as metrics
 from clbench.results import diff
 from clbench.results.curve import Curve
-from clbench.results.merge import merge_runs
+from clbench.results.diff import merge_runs
 from clbench.results.records import Record
 from clbench.results.store import Store
 

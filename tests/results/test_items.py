@@ -5,7 +5,7 @@ import pytest
 from helpers.records import folder, make_matrix, make_record
 from pydantic import ValidationError
 
-from clbench.results import diff, merge
+from clbench.results import diff
 from clbench.results.items import ItemResults
 from clbench.results.records import Record
 
@@ -60,7 +60,7 @@ def test_a_record_is_the_same_with_and_without_them(tmp_path):
     assert Record.model_validate_json(text) == full
     assert full.facts() == plain.facts() and full.outcome() == plain.outcome() and full.trial.key == plain.trial.key
     assert list(diff.differences(plain, full)) == []
-    merged = merge.merge_runs([folder(tmp_path / "a", plain), folder(tmp_path / "b", full)])
+    merged = diff.merge_runs([folder(tmp_path / "a", plain), folder(tmp_path / "b", full)])
     assert len(merged.records) == 1
     other = make_record("lora", R=make_matrix(3, 0.01)).model_copy(update={"items": full.items})
     assert any(line.startswith("R:") for line in diff.differences(full, other))

@@ -3,13 +3,13 @@ from helpers.records import folder, make_matrix, make_record
 
 from clbench.core.errors import StoreError
 from clbench.experiment.trial import Weights
-from clbench.results import merge
+from clbench.results import diff
 
 
 def test_records_are_merged_by_key_and_the_first_label_counts(tmp_path):
     a = folder(tmp_path / "a", make_record("lora", 0, label="mine"), make_record("er", 0))
     b = folder(tmp_path / "b", make_record("lora", 0, train_seconds=9.0, device="cuda"), make_record("ewc", 0))
-    merged = merge.merge_runs([a, b])
+    merged = diff.merge_runs([a, b])
     assert sorted(r.label for r in merged.records) == ["er", "ewc", "mine"]
     assert merged.notes == ()
 
@@ -21,7 +21,7 @@ def test_weights_at_another_place_are_the_same_trial(tmp_path):
         return record.model_copy(update={"trial": trial, "key": trial.key})
 
     folders = [folder(tmp_path / name, at(f"/{name}.safetensors")) for name in "ab"]
-    assert len(merge.merge_runs(folders).records) == 1
+    assert len(diff.merge_runs(folders).records) == 1
 
 
 def test_all_conflicts_are_named_with_their_folders(tmp_path):
@@ -29,7 +29,7 @@ def test_all_conflicts_are_named_with_their_folders(tmp_path):
     b = folder(tmp_path / "b", make_record("lora", 0, make_matrix(3, 0.01)), make_record("er", 0, status="diverged"),
                make_record("ewc", 0))
     with pytest.raises(StoreError) as caught:
-        merge.merge_runs([a, b])
+        diff.merge_runs([a, b])
     first, second, advice = str(caught.value).splitlines()
     first, second = sorted([first, second])
     assert first.startswith(f"er, seed 0 (split-mnist-5k, task, mlp) differs between {a} and {b} (record ")
@@ -42,13 +42,13 @@ def test_a_failed_record_gives_way(tmp_path):
     good, bad = make_record("lora", 0), make_record("lora", 0, status="failed", message="out of memory")
     a, b, c = (folder(tmp_path / name, record) for name, record in zip("abc", (bad, good, bad), strict=True))
     for order in ([a, b], [b, a]):
-        merged = merge.merge_runs(order)
+        merged = diff.merge_runs(order)
         assert merged.records == (good,)
         assert merged.notes == (f"lora, seed 0 (split-mnist-5k, task, mlp) failed in {a}; its record in {b} counts",)
-    assert merge.merge_runs([a, c]).records == (bad,)
+    assert diff.merge_runs([a, c]).records == (bad,)
 
 
 def test_a_folder_without_records_is_named(tmp_path):
     a = folder(tmp_path / "a", make_record("lora"))
     with pytest.raises(StoreError, match=f"no records in {tmp_path / 'b' / 'records'}"):
-        merge.merge_runs([a, tmp_path / "b"])
+        diff.merge_runs([a, tmp_path / "b"])

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.core import seeds
 from clbench.core.registry import discover
-from clbench.data.augmentation import CropFlip
+from clbench.data.prepare import CropFlip
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.checks import bench

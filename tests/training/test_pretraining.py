@@ -3,9 +3,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from clbench.cli import call
+from clbench.cli.pretrain import Pretrained, pretrain
 from clbench.core.errors import ClbenchError
 from clbench.core.registry import discover
-from clbench.execution.pretraining import Pretrained, pretrain
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -58,7 +58,7 @@ def test_held_out_classes_are_what_is_trained_on(tmp_path, capsys, monkeypatch):
         asked.append(trial)
         return Pretrained(classes=50, samples=1, steps=1, accuracy=0.5)
 
-    monkeypatch.setattr("clbench.execution.pretraining.pretrain", stand_in)
+    monkeypatch.setattr("clbench.cli.pretrain.pretrain", stand_in)
     args = ["pretrain", "split-cifar100:held_out=50", "--model", "resnet20", "--out", str(tmp_path / "b.safetensors")]
     assert call(args) == 0 and "50 classes" in capsys.readouterr().out
     options = asked[0].benchmark.options

@@ -11,7 +11,7 @@ from clbench.accounting.callback import FlopsCallback
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
-from clbench.data.augmentation import CropFlip
+from clbench.data.prepare import CropFlip
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan

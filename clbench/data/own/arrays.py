@@ -20,10 +20,9 @@ from clbench.core.errors import DataError
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import feature_columns, label_column, labelled, numbers, read_table
-from clbench.data.own.locating import check_arrays, labels_file
 from clbench.data.own.photos import pixel_layout
 from clbench.data.own.samples import Labelled, as_text, locate, some
-from clbench.data.own_options import ArraysOptions
+from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
 
 Arrays = dict[str, Any]  # of torch or numpy
 CHANNELS = (1, 3)  # an axis of so many is that of colours

@@ -10,7 +10,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.levels import test_samples
 from clbench.report.columns import ACC, MEASURES
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
-from clbench.results.binomial import difference_error
+from clbench.results.items import difference_error
 
 
 def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:

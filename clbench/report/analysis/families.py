@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from clbench.experiment.until import UntilDecided
 from clbench.report.model import Column
 from clbench.results import sequential
-from clbench.results.crossed import Crossed, cross, stacked
+from clbench.results.items import Crossed, cross, stacked
 from clbench.results.paired import Test, deciding_test, near_limit, p_values, seeds_to_show
 from clbench.results.stats import ALPHA, ROUNDING, Interval, holm
 

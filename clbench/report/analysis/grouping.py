@@ -17,8 +17,8 @@ from clbench.report.analysis.families import Answers, Family, Values, family
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
-from clbench.results.crossed import cross, stacked
 from clbench.results.diff import flat
+from clbench.results.items import cross, stacked
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 from clbench.results.sequential import interval_of

@@ -8,8 +8,31 @@ from statistics import fmean
 from clbench.report.analysis.levels import UNDERFIT_LOSS, underfit
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import in_words
+from clbench.results.curve import gaps
 from clbench.results.metrics import learning_accuracy
 from clbench.results.records import Record
+
+
+def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:
+    """Yield a line on how far the accuracy on old tasks falls after a boundary, and how it comes back."""
+    descriptions = [words for method in methods if (words := _gap(method))]
+    if descriptions:
+        yield ("Stability gap (docs/metrics.md): how the mean accuracy on old tasks changes after a new task begins, "
+               f"averaged over boundaries and seeds. {'; '.join(descriptions)}")
+
+
+def _gap(method: MethodRecords) -> str:
+    method_gaps = [gap for r in method.done if r.curve and any(map(max, r.curve.steps)) for gap in gaps(r.curve)]
+    if not method_gaps:
+        return ""
+    falls = f"{method.label} falls by {100 * fmean(gap.depth for gap in method_gaps):.1f} points"
+    recovery_lengths = [gap.length for gap in method_gaps if gap.length is not None]
+    if not recovery_lengths:
+        return f"{falls} and does not recover"
+    rise = 100 * fmean(gap.recovery for gap in method_gaps)
+    return (f"{falls}, rises again by {rise:.1f} and recovers after {fmean(recovery_lengths):.0f} steps "
+            f"({len(recovery_lengths)} of {len(method_gaps)} gaps recover)")
+
 
 FALL, SHARE = 0.03, 0.02  # of the loss from tenth to tenth: in itself (nats), and as a share of it
 FAR = 20.0  # points of learning accuracy below joint training's

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from clbench.core.scenario import Outputs, scenario_rules
-from clbench.results.crossed import wilson_interval
+from clbench.results.items import wilson_interval
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 from clbench.results.stats import ROUNDING
