@@ -1,4 +1,4 @@
-"""Options that several commands take: the recipe, how samples arrive, and plugins that are files."""
+"""What several commands share: options, options made from `ExecutionSettings`, and task numbers, which count from 1."""
 
 from __future__ import annotations
 

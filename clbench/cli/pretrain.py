@@ -1,4 +1,4 @@
-"""`clbench pretrain`: make a base of a benchmark's held-out classes, or of all of its classes."""
+"""`clbench pretrain`: train a model on all tasks of a benchmark together, and save its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports: lazy names of packages, and differences between the Python versions that clbench supports."""
+"""Imports: names of packages that are imported when first used, and differences between Python versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Functions and classes that a user names as `package.module:function` or `path/to/file.py:function`."""
+"""Functions and classes that a user names as `package.module:function` or `path/to/file.py:function`.
+
+`place` and `users_place` tell the file and line of user code that an exception comes from.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data sets of the built-in benchmarks, as uint8 images and labels."""
+"""The data sets of the built-in benchmarks, as uint8 images and labels, and the names of their classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Options of the benchmarks made of one's own data (`images:`, `arrays:`, `table:`, `hf:`), without importing torch."""
+"""Options of the benchmarks made of one's own data (`images:`, `arrays:`, `table:`, `hf:`), and checks of their paths.
+
+Nothing here imports torch or Avalanche. A run checks paths before it starts a worker (`BenchmarkInfo.check`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Raw samples as inputs of the model: scaled, resized, standardised."""
+"""Raw samples as inputs of the model: scaled, resized, standardized, and augmented in training.
+
+Augmentations are drawn for each sample and applied to a whole batch on its device.
+"""
 
 from __future__ import annotations
 

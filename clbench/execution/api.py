@@ -1,4 +1,10 @@
-"""`clbench.run`, the command `clbench run` as a function, and `clbench.load`: the results of earlier runs."""
+"""`clbench.run`, the command `clbench run` as a function, and `clbench.load`: the results of earlier runs.
+
+`clbench.run` also takes functions, Avalanche benchmarks and strategy classes. One that every process can import is
+replaced by its name, so its key and the identity of its code are the same as on the command line. A benchmark without
+such a name is identified by the hash of its samples. It exists in this process only, so its trials run here
+(`workers = 0`). A strategy class without a name is rejected, because nothing identifies its code.
+"""
 
 from __future__ import annotations
 

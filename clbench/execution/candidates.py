@@ -1,4 +1,4 @@
-"""The candidates of a search: their means and standard errors, the choice among them, and their table."""
+"""The candidates of a search: their default space, means and standard errors, the choice, and their table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""What models of timm and torchvision have in common: a whole model as one block, and a network around blocks."""
+"""Models of timm and torchvision as networks, and how they are cut into blocks.
+
+A model is a chain if it calls its modules one after the other, each on the output of the one before, and does nothing
+else. `torch.fx` detects chains: it runs `forward` on a proxy for the input and records all calls. A chain can be cut
+between any two modules and computes the same function. A model that is not a chain stays whole.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The small models: `mlp` (van de Ven & Tolias 2019: 2 x 400, ReLU), `linear` (a head alone) and `cnn`."""
+"""The small models: `mlp` (van de Ven & Tolias 2019: 2 x 400, ReLU), `linear`, `cnn` and residual networks.
+
+The residual networks are `resnet18` as used in the CL literature and He et al.'s `resnet20` and `resnet32`. Every
+residual unit is one `Block`: its body is the sum of both paths, its activation the ReLU that follows.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Models of torchvision as networks: ResNets stage by stage, vision transformers block by block, others as one block.
 
-The head takes the place of the last linear layer.
+The head replaces the last linear layer. `nn.MultiheadAttention` is rebuilt from plain layers, so that each can be
+adapted, measured and replaced.
 """
 
 from __future__ import annotations

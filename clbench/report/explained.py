@@ -1,4 +1,4 @@
-"""The headline, table and remarks that explain the difference between two experiments, the same in every format."""
+"""An explained difference of two experiments: headline, table, remarks and waterfall, the same in every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and names as text, the same in every format."""
+"""Numbers, names and options of methods as text, the same in every format."""
 
 from __future__ import annotations
 

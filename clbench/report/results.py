@@ -1,4 +1,4 @@
-"""What `clbench.run` and `clbench.load` return: records, with their tables and figures for work in Python."""
+"""What `clbench.run` and `clbench.load` return: records, with tables and figures for work in Python and notebooks."""
 
 from __future__ import annotations
 

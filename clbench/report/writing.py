@@ -1,4 +1,4 @@
-"""A report and its figures written into files."""
+"""Reports, their figures and explained differences, written into files."""
 
 from __future__ import annotations
 

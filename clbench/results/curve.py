@@ -1,4 +1,7 @@
-"""Curve: the accuracy while tasks were learned, as a record keeps it."""
+"""Curve: the accuracy while tasks are learned, and its metrics as pure functions (docs/metrics.md).
+
+Indices: tasks 0, ..., T - 1; boundary t lies before task t, 0 < t < T. Old tasks at boundary t are those before t.
+"""
 
 from __future__ import annotations
 

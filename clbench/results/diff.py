@@ -1,4 +1,7 @@
-"""Compare two records of one trial and the records of two runs. All functions are pure."""
+"""Compare two records or two runs, and merge the records of several run folders into those of one study.
+
+Conflicting records are reported, never mixed.
+"""
 
 from __future__ import annotations
 

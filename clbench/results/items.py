@@ -1,9 +1,11 @@
-"""The mean over seeds and shared test samples, with a standard error that covers both.
+"""Which test samples a trial classified correctly, one bit each, and the statistics that follow from it.
 
 If every seed is tested on the same samples, a t-test over seeds ignores that other test samples would give other
 results. More seeds do not help. Here, seeds and samples are crossed random effects with one answer in each cell. The
 variance of the mean follows from the mean squares of seeds, samples and their interaction. It is never smaller than
 that of seeds or of samples alone. `benchmarks/error_rates.py` simulates the error rate of the test.
+
+numpy is imported only when bits are packed or unpacked, so that reading records does not wait for it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Gaussians of one covariance in features: the rule that follows from them, and the inference of a task by it.
+"""Statistics of features: means of classes, and Gaussians with one covariance.
 
 Every class is as likely as any other. With S the covariance of all samples about their class means and
-L = ((1 - shrinkage) S + shrinkage I)^-1 the log-density of a class with mean m at f is f.L m - m.L m/2, but for what is
-the same for all classes: linear discriminant analysis.
+L = ((1 - shrinkage) S + shrinkage I)^-1, the log-density of a class with mean m at f is f.L m - m.L m/2, up to terms
+that are the same for all classes: linear discriminant analysis. Strategies infer the task by it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Strategies with a separate part for each task, and the inference of an unknown task."""
+"""Strategies with a separate part for each task, the inference of an unknown task, and frozen bases."""
 
 from __future__ import annotations
 

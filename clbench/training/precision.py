@@ -1,4 +1,10 @@
-"""How a loss is computed: compiled by `torch.compile` or as it is, in float32, bfloat16 or TensorFloat-32."""
+"""How a loss is computed: compiled or not, in float32, bfloat16 or TensorFloat-32, and with which attention.
+
+`scaled_dot_product_attention` has no batching rule on a CPU, where `vmap` falls back to a loop over members and
+samples. `FoldedAttention` replaces it by a function with such a rule, without a change to the model: it calls the
+original on [S * N, heads, L, d] for [S, N, heads, L, d]. Gradients of attention over few tokens are
+slow in bfloat16 on a CPU, so these are computed in float32.
+"""
 
 from __future__ import annotations
 

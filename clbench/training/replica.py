@@ -1,4 +1,4 @@
-"""A replica: one trial's strategy, the stream it learns, and what is known of it so far."""
+"""A replica: one trial's strategy, the stream it learns, what is known of it so far, and the results of its tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos of any format and size as one tensor of bytes.
+"""Photos in folders, as torchvision's ImageFolder has them, read as one tensor of bytes.
 
 Photos are rotated as their EXIF data say, resized to one size and converted to RGB. Notes describe what was done.
 """

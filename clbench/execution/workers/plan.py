@@ -1,4 +1,4 @@
-"""The input of an executor: a plan for its workers, and a listener for the events of the run."""
+"""The input of an executor: the plan, the order of trials, the checks before the first one, and a listener."""
 
 from __future__ import annotations
 

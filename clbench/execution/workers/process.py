@@ -1,4 +1,8 @@
-"""A worker that is a process on this machine."""
+"""Workers on this machine: subprocesses, or this process only.
+
+Subprocesses have a session of their own, so Ctrl-C reaches only this process. They end when this process ends, even if
+it is killed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A method chosen under constraints: counted facts filter, evidence ranks, and each constraint has its price."""
+"""A method chosen under constraints: counted facts filter, evidence ranks, and each constraint has its price.
+
+`choosable` computes all possible outcomes, so that a page can choose as `choose` does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records grouped by setting and by method, and the value of a measure for each seed."""
+"""Records grouped by setting and by method, the value of a measure for each seed, and the titles of settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the methods of a setting had learned their tasks when the steps ended."""
+"""Whether methods had learned their tasks when the steps ended, and how much old tasks lose at task boundaries."""
 
 from __future__ import annotations
 

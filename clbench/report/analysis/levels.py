@@ -1,4 +1,4 @@
-"""Whether a method is underfit, and whether it is better than chance.
+"""Whether a method is underfit or not better than chance, and the marks that tables use for this.
 
 Both follow from the method's own records, without a comparison to other methods.
 """

@@ -1,4 +1,4 @@
-"""The texts of a section: its setting, its provenance, and what limits the comparison of its records."""
+"""The texts of a section: its setting, seeds and provenance, and what limits the comparison of its records."""
 
 from __future__ import annotations
 

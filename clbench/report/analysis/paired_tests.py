@@ -1,4 +1,4 @@
-"""Methods compared in pairs, seed by seed: the tests behind bold numbers, the tables of differences, and verdicts."""
+"""Methods compared in pairs, seed by seed: the tests behind bold numbers, tables of differences, and verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure of how training samples arrive. Drawing imports matplotlib."""
+"""How a section's training samples arrive: the note, and the figure. Drawing imports matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The figures of a report as the contents of files. Importing this module does not import matplotlib; drawing does."""
+"""The figures of a report as the contents of files, and `Results.plot`.
+
+Drawing imports matplotlib, this module does not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The critical-difference figure of methods' average ranks (Demsar 2006). Drawing imports matplotlib."""
+"""Methods ranked across the settings of a report: average ranks, tests, and the critical-difference figure.
+
+The figure is that of Demsar 2006. Drawing imports matplotlib.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure of accuracy over steps: a panel for each method, a line for each task."""
+"""Accuracy over steps: the mean curve of each method, and the figure with a panel for each method."""
 
 from __future__ import annotations
 
