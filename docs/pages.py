@@ -11,7 +11,7 @@ import click
 from clbench.cli import group
 from clbench.cli.help import WithExamples, grouped
 from clbench.cli.listing import METHOD_FIELDS, by_family, default, describe, written
-from clbench.core.imports import tomllib
+from clbench.core.compat import tomllib
 from clbench.core.registry import Registry, discover
 from clbench.experiment import references
 from clbench.report.formats.markdown import escape

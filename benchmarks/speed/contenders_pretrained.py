@@ -18,7 +18,8 @@ from work import Clock, Pictures, device_bytes, peak_bytes
 from clbench.core.pretrained import read_weights_info
 from clbench.core.registry import discover
 from clbench.data import datasets
-from clbench.data.datasets import Images, few
+from clbench.data.builtin import PerClassOptions
+from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -98,13 +99,14 @@ def check(records: Sequence[Record]) -> None:
 
 def tasks_of(request: Request) -> tuple[list[Images], list[Images]]:
     """Return the training and test images of each task, uint8."""
-    found = []
-    parts = zip(datasets.cifar("CIFAR100", Path(request["data_dir"])), (4, 1), strict=True)
-    for whole, share in parts:
-        images = few(whole, request["per_class"] * share // 4)
-        chosen = [(images.y // CLASSES == task).nonzero().flatten() for task in range(request["tasks"])]
-        found.append([Images(images.x[i], images.y[i]) for i in chosen])
-    return found[0], found[1]
+    options = PerClassOptions(train_per_class=request["per_class"], test_per_class=request["per_class"] // 4)
+    training_and_test = []
+    for images, part in zip(datasets.cifar("CIFAR100", Path(request["data_dir"])), PARTS, strict=True):
+        rows = chosen_rows(images.y, options, part, seed=0)
+        tasks = images.y[rows] // CLASSES
+        training_and_test.append([Images(images.x[rows[tasks == task]], images.y[rows[tasks == task]])
+                                  for task in range(request["tasks"])])
+    return training_and_test[0], training_and_test[1]
 
 
 def model_of(request: Request) -> nn.Module:

@@ -19,8 +19,8 @@ from pydantic import (
     model_serializer,
 )
 
+from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
-from clbench.core.imports import tomllib
 from clbench.core.search_values import search_values
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 """Running experiments. The process that manages the workers never imports torch."""
 
-from clbench.core.imports import lazy
+from clbench.core.lazy import lazy
 
 __getattr__, __dir__ = lazy(__name__, {})  # old names, until 0.3

@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
-from clbench.core.imports import tomllib
 from clbench.core.options import OWN_RECIPE, Strict, parse_named, recipe_options, shown
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival, settle

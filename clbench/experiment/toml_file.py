@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.files import write_atomically
-from clbench.core.imports import tomllib
 from clbench.experiment.search import Search
 from clbench.experiment.spec import MethodSpec, Spec, build
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     pass
 
 
-FIGURE = "figures/explained.svg"
+FIGURE = "figures/waterfall.svg"
 HEADING = "Why two numbers differ"
 
 

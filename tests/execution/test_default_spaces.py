@@ -8,7 +8,7 @@ from pydantic import Field
 
 from clbench import cli
 from clbench.core import options as opt
-from clbench.core.imports import tomllib
+from clbench.core.compat import tomllib
 from clbench.core.options import Options, Scalar
 from clbench.core.registry import discover
 from clbench.core.search_values import SearchValues, search_values

@@ -9,8 +9,8 @@ from helpers.records import make_record
 from clbench import cli
 from clbench.cli.tune import table
 from clbench.core import options as opt
+from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError
-from clbench.core.imports import tomllib
 from clbench.core.registry import discover
 from clbench.execution.candidates import choose, score
 from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for

@@ -21,7 +21,7 @@ import click
 from markdown_it import MarkdownIt
 
 from clbench import cli
-from clbench.core.imports import tomllib
+from clbench.core.compat import tomllib
 from clbench.core.registry import discover
 from clbench.experiment import references, spec
 from clbench.experiment.plan import plan

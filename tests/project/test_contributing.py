@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from helpers import ROOT
 
-from clbench.core.imports import tomllib
+from clbench.core.compat import tomllib
 
 PATH = re.compile(r"`((?:clbench|plugins|tests|docs)/[\w./]*|pyproject\.toml)`")
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-from clbench.core.imports import tomllib
+from clbench.core.compat import tomllib
 from clbench.core.registry import discover
 from clbench.execution import explaining
 from clbench.experiment import references, spec

@@ -10,7 +10,7 @@ import pytest
 from helpers.doc_blocks import ROOT
 
 from clbench import cli
-from clbench.core.imports import tomllib
+from clbench.core.compat import tomllib
 from clbench.core.registry import discover
 from clbench.report.formats.markdown import escape
 

@@ -13,7 +13,7 @@ from helpers import ROOT
 from helpers.records import make_record
 from scipy import stats as scipy_stats
 
-from clbench.core.imports import tomllib
+from clbench.core.compat import tomllib
 from clbench.core.options import format_value
 from clbench.results.stats import Interval
 

@@ -2,7 +2,7 @@
 
 from helpers import ROOT
 
-from clbench.core.imports import tomllib
+from clbench.core.compat import tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOOLS = {"all", "test", "docs", "dev"}

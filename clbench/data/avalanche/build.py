@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from clbench.core import seeds
+from clbench.core.compat import uncollected
 from clbench.core.entry_points import builder, package_of
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.hookspecs import BenchmarkInfo
-from clbench.core.imports import uncollected
 from clbench.core.user_code import format_error, importable
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.tensors import Experience, SeveralShapes, materialise

@@ -13,8 +13,8 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 
+from clbench.core.compat import uncollected
 from clbench.core.errors import ClbenchError
-from clbench.core.imports import uncollected
 from clbench.core.registry import Registry, discover
 from clbench.execution.workers import protocol
 from clbench.execution.workers.protocol import (

@@ -1,12 +1,10 @@
-"""Imports: names of packages that are imported when first used, and differences between Python versions."""
+"""Names of a package that are imported when they are first used, so that importing the package costs nothing."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -27,27 +25,3 @@ def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[st
         return value
 
     return get, lambda: sorted(home)
-
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["tomllib", "uncollected"]
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Disable garbage collection inside the block, for the import of a large library.
-
-    Such an import creates many objects and no garbage. Importing torch as a worker does takes 3.0 s instead of 3.4 s,
-    and importing Avalanche 6.5 s instead of 7.3 s.
-    """
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
