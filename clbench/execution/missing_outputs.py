@@ -14,14 +14,11 @@ from clbench.core.scenario import scenario_rules
 from clbench.execution.reuse import StalenessReport
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial
-from clbench.report.analysis.grouping import titles
 from clbench.results.diff import differences
 from clbench.results.records import Record
 from clbench.results.store import MODEL, STATE
 
 SAVED_FILES = {"nothing": (), "models": (MODEL,), "state": (MODEL, STATE)}  # files by `--keep`
-
-SHOWN = 3  # settings that a line names
 
 
 def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial], records: Mapping[str, Record],
@@ -38,22 +35,6 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
     for flags, count in Counter(report.lacking.values()).items():
         report.notes.append(f"{count} result{'s were' if count > 1 else ' was'} made without {flags}, which this run "
                             "asks for. clbench trains them again; their accuracies stay the same")
-
-
-def describe_other_settings(planned: Sequence[PlannedTrial], records: Sequence[Record]) -> list[str]:
-    """Return a line on the other settings of a folder, which are not those of an experiment; no line for none."""
-    planned_settings = {planned_trial.trial.setting: planned_trial.trial for planned_trial in planned}
-    others = {record.trial.setting: record for record in records if record.trial.setting not in planned_settings}
-    if not others:
-        return []
-    known = {record.trial.setting: record for record in records}
-    names = dict(zip(known, titles([*known.values()]), strict=True))
-    other_titles = [names[setting] for setting in others]
-    more = f"; {len(other_titles) - SHOWN} more" if len(other_titles) > SHOWN else ""
-    shown = "; ".join(other_titles[:SHOWN]) + more
-    count = "another setting" if len(other_titles) == 1 else f"{len(other_titles)} other settings"
-    return [f"the folder also has results of {count} ({shown}). clbench keeps them, and the report has a "
-            "section for each"]
 
 
 def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path) -> str:

@@ -16,7 +16,7 @@ from clbench.core.registry import Registry
 from clbench.core.user_code import format_error
 from clbench.execution import deciding, interrupts
 from clbench.execution.claims import TrialClaims
-from clbench.execution.missing_outputs import add_missing_outputs, describe_other_settings, merge_records
+from clbench.execution.missing_outputs import add_missing_outputs, merge_records
 from clbench.execution.reuse import Note, OnStale, StalenessReport, check_inputs, check_stale, refusal, silent
 from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
@@ -24,6 +24,7 @@ from clbench.experiment.execution_settings import Executor
 from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
+from clbench.report.analysis.grouping import describe_other_settings
 from clbench.results import looks, tracking
 from clbench.results.diff import by_method
 from clbench.results.provenance import changed, code_of
@@ -31,8 +32,8 @@ from clbench.results.records import Record
 from clbench.results.store import Problem, Store, other_weights
 
 FORMATS = ("md", "html")  # of a report, where none is asked for
-EXECUTORS: dict[Executor, str] = {  # where each has its `execute`
-    "local": "clbench.execution.workers.process", "ray": "clbench.execution.workers.ray_cluster"}
+EXECUTORS: dict[Executor, str] = {"local": "clbench.execution.workers.process",  # modules with a function `execute`
+                                  "ray": "clbench.execution.workers.ray_cluster"}
 TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the next run may succeed from the checkpoint
 
 
@@ -117,7 +118,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     known = {r.key: r for r in records}
     staleness = check_stale(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data, note)
     add_missing_outputs(staleness, planned, known, spec.execution, store.artifacts)
-    staleness.notes += describe_other_settings(planned, records)
+    staleness.notes += describe_other_settings({one.trial.setting for one in planned}, records)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, staleness=staleness)
 
 
@@ -233,8 +234,7 @@ class RecordKeeper(Relay):
         for key in [key for key in self.planned if key in records and key not in to_run]:
             if self._labelled(records[key]) != records[key]:
                 with self.claims.alone(key):
-                    record = self.experiment.store.get(key)  # another process may have written it in the meantime
-                    if record is not None:
+                    if record := self.experiment.store.get(key):  # another process may have written it just now
                         records[key] = self._relabelled(record)
 
     def _labelled(self, record: Record) -> Record:

@@ -24,7 +24,7 @@ from clbench.results.records import Record
 from clbench.results.sequential import interval_of
 from clbench.results.stats import Interval
 
-MOST = 3  # differences that a title names
+MOST = 3  # differences that a title names, and settings that a line names
 PARTS = ("benchmark", "model", "weights", "recipe", "preprocessing", "validation", "arrival")  # of a trial's setting
 
 
@@ -48,6 +48,23 @@ def titles(records: Sequence[Record]) -> list[str]:
         distinct_titles.append(clean(", ".join([name, *words])) if len(same) > 1 else name)
     return [f"{title} ({i} of {len(distinct_titles)})" if distinct_titles.count(title) > 1 else title
             for i, title in enumerate(distinct_titles, start=1)]
+
+
+def describe_other_settings(planned: Iterable[str], records: Sequence[Record]) -> list[str]:
+    """Return a line on the settings of a folder's records that are not planned; no line for none."""
+    others = {record.trial.setting: record for record in records}
+    for setting in planned:
+        others.pop(setting, None)
+    if not others:
+        return []
+    known = {record.trial.setting: record for record in records}
+    names = dict(zip(known, titles([*known.values()]), strict=True))
+    other_titles = [names[setting] for setting in others]
+    more = f"; {len(other_titles) - MOST} more" if len(other_titles) > MOST else ""
+    shown = "; ".join(other_titles[:MOST]) + more
+    count = "another setting" if len(other_titles) == 1 else f"{len(other_titles)} other settings"
+    return [f"the folder also has results of {count} ({shown}). clbench keeps them, and the report has a "
+            "section for each"]
 
 
 def facts(record: Record) -> dict[str, Any]:
