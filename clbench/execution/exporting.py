@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.files import write_atomically
-from clbench.execution.kept_model import KeptModel, kept_model
-from clbench.execution.loading import find_record, load_model
+from clbench.execution.loading import KeptModel, find_record, load_model
 from clbench.models.network import Network
-from clbench.persistence.model_file import network_contents, stand_in
+from clbench.persistence.snapshot import stand_in
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store
 
@@ -33,23 +32,17 @@ class Program(nn.Module):
     """A model from raw samples to logits, with its preprocessing; what `torch.export` is given."""
 
     def __init__(self, model: KeptModel, task: int | None) -> None:
-        """Answer for one task, or for samples whose tasks are given if that is None and the scenario gives them."""
+        """Answer for one task, or for that of each sample if it is None."""
         super().__init__()
         self.model = model
         self.task = task
-        self.of_tasks = model.task_given and task is None
 
     def forward(self, images: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Return logits [N, C] of raw samples [N, *sample_shape], -inf for outputs that take no part.
 
         `tasks` [N] are the indices of their tasks, where the scenario gives them.
         """
-        x = self.model.prepare(images)
-        if not self.of_tasks:
-            return self.model.answer(x, self.task).logits
-        assert tasks is not None
-        logits: Tensor = self.model.strategy(x)
-        return logits.masked_fill(~self.model.offered[tasks], float("-inf"))
+        return self.model.answer(self.model.prepare(images), self.task if tasks is None else tasks).logits
 
 
 def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors", task: int | None = None) -> list[Path]:
@@ -77,7 +70,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     try:
         if form == "safetensors":
             return _weights(store, record, run, to, task)
-        model = kept_model(store, record)
+        model = KeptModel(store, record)
         return [_program(model, to, form, task), _about(record, model, to, task)]
     except OSError as error:
         raise StoreError(f"cannot write to {to}: {error.strerror or error}; choose another folder with --to") from None
@@ -87,12 +80,12 @@ def _weights(store: Store, record: Record, run: Path, to: Path, task: int | None
     """Write the weights of a plain network by its published names, or a method's state."""
     path = to / MODEL
     if task is None:
-        model = kept_model(store, record)
+        model = KeptModel(store, record)
         network: Network | None = model.network
     else:
         model, network = None, load_model(run, record.key, task=task)
     if network is not None:
-        _, weights = network_contents(network)
+        weights = {network.published_name(name): tensor for name, tensor in network.state_dict().items()}
         save_tensors(path, weights, {"format": "pt", "method": record.label, "model": str(record.trial.model),
                                      "key": record.key})
     else:
@@ -113,9 +106,9 @@ def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) 
     if task is not None:
         about["task"] = task
     if model is not None:
-        header = model.header.model_dump(mode="json")
-        about |= {"plain_network": model.network is not None, "classes": model.class_names, "tasks": header["classes"],
-                 "samples": {"shape": header["sample_shape"], "dtype": header["sample_dtype"], **header["prepare"]}}
+        outline = model.outline.model_dump(mode="json")
+        about |= {"plain_network": model.network is not None, "classes": model.class_names, "tasks": outline["classes"],
+                 "samples": {"shape": outline["sample_shape"], "dtype": outline["sample_dtype"], **outline["prepare"]}}
     path = to / ABOUT
     write_atomically(path, json.dumps(about, indent=1, allow_nan=False) + "\n")
     return path
@@ -134,14 +127,14 @@ def _program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path
     if model.task_given and task is None and model.network is None:
         raise SpecError(f"{name} is no plain network, so its program answers for one task: name it, --task 1 to "
                         f"{len(model.offered)}")
-    program = Program(model, task).eval()
-    examples = [stand_in(model.header).tasks[task or 0].test.x[:count] for count in (4, 3)]
-    args = [(x, torch.full((len(x),), 0)) if program.of_tasks else (x,) for x in examples]
+    program, of_tasks = Program(model, task).eval(), model.task_given and task is None
+    examples = [stand_in(model.outline).tasks[task or 0].test.x[:count] for count in (4, 3)]
+    args = [(x, torch.full((len(x),), 0)) if of_tasks else (x,) for x in examples]
     to.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _quiet():
         expected = program(*args[1])  # also fills the caches of preprocessing, which no program is to fill
         batch = {0: torch.export.Dim("batch", min=1, max=2**20)}
-        shapes = {"images": batch, "tasks": batch} if program.of_tasks else {"images": batch}
+        shapes = {"images": batch, "tasks": batch} if of_tasks else {"images": batch}
         try:
             made = torch.export.export(program, args[0], dynamic_shapes=shapes)
             if form == "torch-export":

@@ -1,26 +1,189 @@
-"""Load the saved networks of the trials of a run."""
+"""Load the saved models of the trials of a run."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import overload
+from typing import Any, NamedTuple, overload
 
+import torch
+from torch import Tensor, nn
+
+from clbench.core import seeds, tokens
+from clbench.core.device import out_of_memory
 from clbench.core.entry_points import resolve
-from clbench.core.errors import SpecError, StoreError
-from clbench.core.registry import discover
-from clbench.execution.kept_model import KeptModel, kept_model
+from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.registry import Registry, discover
+from clbench.core.scenario import scenario_rules
+from clbench.data.stream import Stream
+from clbench.execution.trial_runner import TrialRunner
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.trial import Trial
 from clbench.models.network import Network
+from clbench.persistence.snapshot import Snapshot, read_saved, restore, stand_in
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store, matching
+from clbench.strategy.base import Prediction, Strategy
+from clbench.training import precision
+from clbench.training.building import build_model, build_strategy, channels_last, world_of
+from clbench.training.evaluation import evaluate
+from clbench.training.replica import Replica
+
+
+class Answers(NamedTuple):
+    """What a model answers to N samples."""
+
+    classes: list[int]  # the winning output of each
+    names: list[str]  # its name
+    logits: Tensor  # [N, C], -inf for outputs that take no part; on the CPU
+    tasks: list[int] | None  # of the samples, as a method inferred them; None for one that infers none
+
+
+class KeptModel(nn.Module):
+    """The final model of a trial: `predict` takes raw samples, and calling it takes prepared inputs.
+
+    `network` is the plain network that it is, None where a method's own parts answer. `class_names` has a name for each
+    of the C outputs. On an accelerator after `.to(device)`.
+    """
+
+    def __init__(self, store: Store, record: Record, registry: Registry | None = None) -> None:
+        """Read what `--keep models` has kept of a record's trial in a run folder.
+
+        Raises:
+            StoreError: it is not there or does not fit.
+        """
+        super().__init__()
+        self.record = record
+        self.registry = registry or discover()
+        snapshot = read_saved(store.artifacts / record.key / MODEL, "models")
+        self.header, self.outline = snapshot.header, snapshot.header.outline
+        self.strategy = rebuild(snapshot, record.trial, self.registry)
+        self.prepare = self.outline.prepare
+        self.register_buffer("offered", torch.tensor(self.outline.offered), persistent=False)
+        self.offered: Tensor
+        self.class_names = self.outline.class_names
+
+    @property
+    def network(self) -> Network | None:
+        """Return the plain network that answers, if there is one."""
+        return self.strategy.model if self.header.kind == "network" else None
+
+    @property
+    def task_given(self) -> bool:
+        """Tell whether it has to be told which task a sample is of."""
+        return scenario_rules(self.record.trial.scenario).task_given
+
+    def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
+        """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for outputs that take no part."""
+        return self.answer(inputs, task).logits
+
+    def answer(self, inputs: Tensor, task: int | Tensor | None = None) -> Prediction:
+        """Return the prediction for prepared inputs [N, *input_shape], without outputs that take no part.
+
+        A plain network also takes a task for each sample, int64 [N].
+
+        Raises:
+            SpecError: the scenario gives the task and it is not said, or there is none such.
+        """
+        if self.task_given and task is None:
+            raise SpecError(f"{self.record.name} was trained in scenario task, which gives the task: say task=0 to "
+                            f"task={len(self.offered) - 1}")
+        single = None if isinstance(task, Tensor) else task
+        if single is not None and not 0 <= single < len(self.offered):
+            raise SpecError(f"{self.record.name} has learned tasks 0 to {len(self.offered) - 1}, not {single}")
+        prediction = self.strategy.predict(inputs, single if self.task_given else None)
+        offered = self.offered[0 if task is None else task]
+        return Prediction(prediction.logits.masked_fill(~offered, float("-inf")), prediction.task)
+
+    @torch.no_grad()
+    def predict(self, images: Any, task: int | None = None, batch: int | None = None) -> Answers:
+        """Return the answers to raw samples.
+
+        Args:
+            images: [N, *shape], as the benchmark has them: bytes of pixels (or numbers in [0, 1]), rows, or tokens.
+            task: index of the task that all of them are of; needed in scenario `task`, where only its classes compete,
+                and of no effect in the others.
+            batch: samples that are predicted at once; by default as many as the trial did.
+
+        Raises:
+            DataError: they have another shape or range.
+            SpecError: see `task`.
+        """
+        raw, recipe = self._raw(images), self.record.trial.trained_by
+        device, parts = self.offered.device, []
+        with precision.products(recipe), precision.forward(recipe, device, self.strategy):
+            for part in torch.split(raw, batch or self.outline.batch):
+                x = self.prepare(part.to(device))
+                parts.append(self.answer(tokens.shortened([x])[0] if tokens.is_text(x) else x, task))
+        logits = torch.cat([part.logits for part in parts]).float().cpu()
+        found = [part.task for part in parts]
+        tasks = None if found[0] is None else torch.cat([t for t in found if t is not None]).tolist()
+        classes: list[int] = logits.argmax(1).tolist()
+        return Answers(classes, [self.class_names[c] for c in classes], logits, tasks)
+
+    def _raw(self, images: Any) -> Tensor:
+        """Return samples as the benchmark stores them."""
+        raw, shape = torch.as_tensor(images), self.outline.sample_shape
+        if list(raw.shape[1:]) != shape or not len(raw):
+            raise DataError(f"{self.record.name} takes samples [N, {', '.join(map(str, shape))}], not "
+                            f"{list(raw.shape)}")
+        dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
+        if dtype in (torch.int32, raw.dtype):
+            return raw.to(dtype)
+        raw = raw.to(torch.float32)
+        if dtype == torch.uint8 and (float(raw.min()) < 0 or float(raw.max()) > 1):
+            raise DataError(f"{self.record.name} takes images as uint8, or as numbers in [0, 1]; these go from "
+                            f"{float(raw.min()):g} to {float(raw.max()):g}")
+        return raw
+
+    def evaluate(self, data_dir: Path) -> list[float]:
+        """Return the accuracy in [0, 1] on the test samples of each task: the last row of the trial's R once more."""
+        recipe, device = self.record.trial.trained_by, self.offered.device
+        runner = TrialRunner(ExecutionSettings(data=data_dir), "cpu", "", self.registry)
+        stream = learned_stream(self.record, runner).to(device)
+        with precision.products(recipe), precision.forward(recipe, device, self.strategy):
+            return evaluate(self.strategy, stream, self.record.trial.scenario, len(stream.tasks)).accuracy
+
+
+def rebuild(snapshot: Snapshot, trial: Trial, registry: Registry) -> Strategy:
+    """Return the strategy of a saved model, on the CPU and in eval mode; one of a plain network is naive.
+
+    Raises:
+        StoreError: the file does not fit the code that there is now.
+    """
+    stream = stand_in(snapshot.header.outline)
+    try:
+        with seeds.scope(trial.seed, "init"):
+            model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
+        channels_last(model)
+        world = world_of(stream, trial.scenario, trial.seed, trial.weights is not None)
+        with seeds.scope(trial.seed, "strategy"):
+            strategy = Strategy(model, world) if snapshot.header.kind == "network" else build_strategy(
+                trial.method, model, world, registry)
+        restore(snapshot, Replica(strategy, stream, trial.seed), snapshot.header.recipe(trial.trained_by))
+    except Exception as error:  # of a plugin, whose code may have changed since
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise StoreError(f"the saved model of {trial.method.name} does not fit the present code ({reason}); run the "
+                         "trial again") from error
+    return strategy.requires_grad_(False).eval()
+
+
+def learned_stream(record: Record, runner: TrialRunner) -> Stream:
+    """Return the stream that a trial has learned; a ClbenchError if its data are not here, or are others now."""
+    trial = record.trial
+    if trial.continues is not None:
+        raise SpecError(f"{record.name} continues another trial: its tasks are of several benchmarks")
+    stream = runner.stream(trial)
+    if record.stream is None or stream.fingerprint != record.stream.fingerprint:
+        raise DataError(f"benchmark {trial.benchmark.name} has other data here than {record.name} was trained on; use "
+                        "the same data folder")
+    return stream
 
 
 @overload
 def load_model(run: str | os.PathLike[str], trial: str | None = None, task: None = None) -> KeptModel | Network: ...
-
-
-@overload
-def load_model(run: str | os.PathLike[str], trial: str | None, task: int) -> Network: ...
 
 
 @overload
@@ -61,7 +224,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None,
     if task is not None and not 0 <= task <= last:
         raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
     if is_saved and (task is None or not info.load_model):
-        model = kept_model(store, record, registry)
+        model = KeptModel(store, record, registry)
         if task is None:
             return model
         if model.network is None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.core import identity
 from clbench.core.entry_points import package_of
 from clbench.core.registry import Registry
 from clbench.experiment.execution_settings import Keep
 from clbench.experiment.spec import Recipe
-from clbench.persistence.model_file import write_model
-from clbench.persistence.snapshot import TrainingHeader, read, resume, training_contents, write
+from clbench.experiment.trial import Trial
+from clbench.persistence.snapshot import Progress, read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.records import Provenance
 from clbench.results.store import MODEL, STATE
-from clbench.strategy.base import Strategy
+from clbench.strategy.base import Strategy, overrides
+from clbench.training.building import build_model
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.replica import Replica
@@ -28,9 +31,9 @@ from clbench.training.steps import Engine, make_engine
 
 SECONDS = 5.0  # of work that a killed process may lose: no checkpoint is written sooner after the last one
 LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # of models, installed as releases
-PROGRESS = ("R", "task_inference", "costs", "timings", "errors", "probe", "notes", "last_losses")  # header and replica
 
 
+@dataclass(eq=False)
 class CheckpointCallback(Callback):
     """Writes checkpoints of trials that run together after their tasks, and restores trials from them.
 
@@ -38,14 +41,13 @@ class CheckpointCallback(Callback):
         folder: where they are, a folder for each trial by its key.
         origin: where and with what the trials run.
         decomposition: what is to be counted of their errors.
+        since: time of the last checkpoint.
     """
 
-    def __init__(self, folder: Path, origin: Provenance, decomposition: ErrorDecomposition) -> None:
-        """Start measuring the time since the last checkpoint."""
-        self.folder = folder
-        self.origin = origin
-        self.decomposition = decomposition
-        self.since = time.monotonic()
+    folder: Path
+    origin: Provenance
+    decomposition: ErrorDecomposition
+    since: float = field(default_factory=time.monotonic)
 
     def on_task(self, training: Training, task: int) -> None:
         """Write a checkpoint of each replica if the last one is old enough, but not after the last task.
@@ -54,9 +56,9 @@ class CheckpointCallback(Callback):
         """
         if task + 1 == len(training.replicas[0].stream.tasks) or time.monotonic() - self.since < SECONDS:
             return
-        for replica, moments in zip(training.replicas, optimizer_states(training), strict=True):
+        for member, replica in enumerate(training.replicas):
             try:
-                write_training_state(self.folder / replica.trial.key / STATE, replica, replica.learned, moments,
+                write_training_state(self.folder / replica.trial.key / STATE, training, member, replica.learned,
                                      self.origin)
             except OSError as error:
                 replica.add_note(f"no checkpoint could be written: {error.strerror or error}")
@@ -70,39 +72,30 @@ class CheckpointCallback(Callback):
         """
         for package in packages_of(replica.strategy) - LIBRARIES:
             identity.note(package)  # now: by the first checkpoint the files may differ from those that were imported
-        try:
-            header, tensors = read(self.folder / replica.trial.key / STATE, TrainingHeader)
-        except FileNotFoundError:
+        path = self.folder / replica.trial.key / STATE
+        if not path.is_file():
             return
-        self._check(header, replica)
-        for name in PROGRESS:
-            setattr(replica, name, getattr(header, name))
-        replica.started = header.started
-        if replica.curve is not None:
-            replica.curve = header.curve
-        if not self.decomposition.covers(replica, header.learned):
-            raise SnapshotError("it lacks what this run asks for (--anatomy, --probe) of the tasks before")
-        replica.optimizer_state = resume(header, tensors, replica, replica.trial.trained_by)
-
-    def _check(self, header: TrainingHeader, replica: Replica) -> None:
-        """Raise a SnapshotError where a checkpoint is of another trial, or was made with other code or settings."""
-        if header.key != replica.trial.key:
-            raise SnapshotError("the checkpoint is another trial's")
-        if (header.code, header.versions) != (code_of(replica.strategy), self.origin.versions):
-            raise SnapshotError("the code has changed since")
-        if header.data != replica.stream.fingerprint:
-            raise SnapshotError("the data have changed since")
-        if (header.device, header.threads) != (self.origin.device, self.origin.threads):
-            raise SnapshotError(f"it had {header.threads} threads on {header.device}, now {self.origin.threads} on "
-                                f"{self.origin.device}")
+        snapshot = read(path)
+        header, progress = snapshot.header, snapshot.header.progress
+        for name, value in conditions_of(replica, self.origin).items():
+            if header.conditions.get(name) != value:
+                raise SnapshotError(f"the {name} changed ({header.conditions.get(name)}, now {value})")
         tasks = len(replica.stream.tasks)
-        if not 0 < header.learned < tasks or [len(row) for row in header.R] != [tasks] * (header.learned + 1):
+        if progress is None or [len(row) for row in progress.R] != [tasks] * (header.learned + 1):
             raise SnapshotError("the checkpoint's R is not that of its tasks")
-        wanted, curve = replica.curve, header.curve
+        wanted, curve = replica.curve, progress.curve
         if wanted is not None and (curve is None or (curve.every, curve.samples) != (wanted.every, wanted.samples)):
             raise SnapshotError("it does not have the accuracy while learning that is asked for")
+        for name in Progress.model_fields:
+            setattr(replica, name, getattr(progress, name))
+        replica.curve = None if wanted is None else curve
+        if not self.decomposition.covers(replica, header.learned):
+            raise SnapshotError("it lacks what this run asks for (--anatomy, --probe) of the tasks before")
+        restore(snapshot, replica, replica.trial.trained_by)
+        replica.optimizer_state = snapshot.optimizer
 
 
+@dataclass(eq=False)
 class SaveCallback(Callback):
     """Saves models, and states where these are asked for, once all tasks are learned.
 
@@ -113,11 +106,10 @@ class SaveCallback(Callback):
         registry: what is installed.
     """
 
-    def __init__(self, folder: Path, states: bool, origin: Provenance, registry: Registry) -> None:
-        self.folder = folder
-        self.states = states
-        self.origin = origin
-        self.registry = registry
+    folder: Path
+    states: bool
+    origin: Provenance
+    registry: Registry
 
     @classmethod
     def wanted(cls, keep: Keep, folder: Path | None, origin: Provenance, registry: Registry) -> SaveCallback | None:
@@ -126,46 +118,61 @@ class SaveCallback(Callback):
 
     def on_end(self, training: Training) -> None:
         """Write the files. A full disk costs no record, which notes it."""
-        for replica, moments in zip(training.replicas, optimizer_states(training), strict=True):
-            folder = self.folder / replica.trial.key
+        for member, replica in enumerate(training.replicas):
+            folder, tasks = self.folder / replica.trial.key, len(replica.stream.tasks)
+            plain = is_plain_network(replica.strategy, replica.trial, self.registry)
             try:
-                write_model(folder / MODEL, replica, self.registry)
+                write(folder / MODEL, replica, tasks, "network" if plain else "strategy")
                 if self.states:  # of a trial that continues another, all tasks
-                    write_training_state(folder / STATE, replica, len(replica.stream.tasks), moments, self.origin)
+                    write_training_state(folder / STATE, training, member, tasks, self.origin)
             except OSError as error:
                 replica.add_note(f"no model could be kept: {error.strerror or error}")
 
 
-def write_training_state(path: Path, replica: Replica, learned: int, moments: Mapping[str, Tensor],
-                         origin: Provenance) -> None:
-    """Write a training snapshot of a replica that has learned so many tasks; OSError if it cannot be written."""
-    progress = {name: getattr(replica, name) for name in PROGRESS}
-    header = TrainingHeader(
-        key=replica.trial.key, learned=learned, code=code_of(replica.strategy), data=replica.stream.fingerprint,
-        versions=origin.versions, device=origin.device, threads=origin.threads,
-        started=replica.started or origin.started, curve=replica.curve, **progress)
-    write(path, header, lambda: training_contents(replica.strategy, moments))
+def write_training_state(path: Path, training: Training, member: int, learned: int, origin: Provenance) -> None:
+    """Write a training snapshot of one replica that has learned so many tasks; OSError if it cannot be written."""
+    replica = training.replicas[member]
+    replica.started = replica.started or origin.started
+    write(path, replica, learned, "training", conditions_of(replica, origin), optimizer_state(training, member))
 
 
-def optimizer_states(training: Training) -> list[dict[str, Tensor]]:
-    """Return the state of each replica's optimizer as tensors `<parameter>/<field>`.
+def conditions_of(replica: Replica, origin: Provenance) -> dict[str, str]:
+    """Return what must be the same for a trial to go on from a checkpoint as if it had never stopped, by name."""
+    return {"trial": replica.trial.key, "code": code_of(replica.strategy), "data": replica.stream.fingerprint,
+            "libraries": ", ".join(f"{name} {release}" for name, release in sorted(origin.versions.items())),
+            "device": origin.device, "number of threads": str(origin.threads)}
+
+
+def is_plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> bool:
+    """Tell whether the network alone answers for a strategy, and is the trial's model as it was built."""
+    if overrides(strategy, "forward") or overrides(strategy, "predict"):
+        return False
+    with torch.device("meta"):
+        fresh, _ = build_model(trial.model, None, strategy.world.input_shape, strategy.world.classes, registry)
+    return layout(strategy.model) == layout(fresh)
+
+
+def layout(network: nn.Module) -> list[Any]:
+    """Return what a network is made of: its modules, whether they are hooked, and the shapes of its tensors."""
+    return [[(name, type(module), bool(module._forward_hooks or module._forward_pre_hooks))
+             for name, module in network.named_modules()],
+            [(name, tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()]]
+
+
+def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
+    """Return the state of one replica's optimizer, as `<parameter>/<field>`.
 
     It is empty where the next task does not continue with it.
     """
-    members = len(training.replicas)
+    tensors: dict[str, Tensor] = {}
     if training.engine is None or training.recipe.optimizer_state != "keep":
-        return [{} for _ in range(members)]
-    return [optimizer_state(training.engine, member, members) for member in range(members)]
-
-
-def optimizer_state(engine: Engine, member: int, members: int) -> dict[str, Tensor]:
-    """Return one member's part of an engine's optimizer state, as `<parameter>/<field>`."""
-    tensors = {}
-    for name, parameter in engine.trained.items():
-        for field, value in engine.optimizer.state.get(parameter, {}).items():
+        return tensors
+    members = len(training.replicas)
+    for name, parameter in training.engine.trained.items():
+        for key, value in training.engine.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 stacked = members > 1 and value.dim() and len(value) == members
-                tensors[f"{name}/{field}"] = value[member] if stacked else value
+                tensors[f"{name}/{key}"] = value[member] if stacked else value
     return tensors
 
 

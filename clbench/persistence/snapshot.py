@@ -1,74 +1,65 @@
-"""The format of snapshots: one safetensors file with tensors and, as JSON in its metadata, a header.
+"""Snapshots of replicas: one safetensors file with tensors and, as JSON in its metadata, a header.
 
 - A training snapshot has what training continues with. It is the checkpoint of an interrupted trial, and what
   `--keep state` saves of a finished one.
-- A model snapshot has what predictions need, which `--keep models` saves.
+- A model snapshot has what predictions need, which `--keep models` saves: the network alone if that answers for the
+  method (naive, ewc, er and kin), else the strategy without what only training needs (old samples, Fisher terms).
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clbench.core.artifacts import save_tensors
+from clbench.core.device import out_of_memory
 from clbench.core.errors import StoreError
 from clbench.data.prepare import Prepare
+from clbench.data.samples import Samples
+from clbench.data.stream import Stream, StreamTask, stored
 from clbench.experiment.spec import Recipe
-from clbench.persistence.strategy_state import SnapshotError, StrategyState, capture, restore, retrace
+from clbench.persistence.strategy_state import SnapshotError, StrategyState, capture, grow, load
 from clbench.results.curve import Curve
 from clbench.results.records import Costs, ErrorCounts, Probe, Timings
 from clbench.strategy.base import Strategy
+from clbench.strategy.per_sample_gradients import evaluating
+from clbench.training.costs import role
+from clbench.training.evaluation import batch_size, offered_outputs
 from clbench.training.replica import Replica
 
-SCHEMA = 1
-STRATEGY, OPTIMIZER, GENERATOR = "strategy/", "optimizer/", "generator"  # names of tensors in a training snapshot
+Kind = Literal["training", "strategy", "network"]  # the latter two are of models
+OPTIMIZER, GENERATOR = "/optimizer/", "/generator"  # begin names of tensors that are not the strategy's
+TO_LEARN = frozenset(("replay", "counters", "importance", "old network", "class statistics", "subspaces"))  # roles
+NOISE_SAMPLES = 4  # of each class, where the samples themselves are not there
 
 
-class Version(BaseModel):
-    """The version of a header's format."""
+class Progress(BaseModel):
+    """What is known so far of a trial in training: fields of its `Replica`, by the same names."""
 
-    schema_version: int = SCHEMA
-
-
-class Header(StrategyState):
-    """What every snapshot has apart from tensors."""
-
-    schema_version: int = SCHEMA
-    key: str = ""  # of the trial
-    learned: int  # tasks
-    problem: str = ""  # why there is no state in it
-
-
-class TrainingHeader(Header):
-    """What a training snapshot has apart from tensors; most of it continues the fields of a `Replica`."""
-
-    code: str = ""  # of strategy, model and clbench
-    data: str = ""  # fingerprint of the stream
-    versions: dict[str, str] = Field({})
-    device: str = "cpu"
-    threads: int = 1
-    started: datetime.datetime | None = None
-    R: list[list[float]] = Field([])
-    task_inference: list[list[float]] = Field([])
-    costs: Costs = Field(default_factory=Costs)
-    timings: Timings = Field(default_factory=Timings)
-    errors: list[ErrorCounts] = Field([])
-    probe: Probe | None = None
-    notes: list[str] = Field([])
-    last_losses: list[list[float]] = Field([])
-    curve: Curve | None = None
+    model_config = ConfigDict(from_attributes=True, extra="forbid", frozen=True)
+    R: list[list[float]]
+    task_inference: list[list[float]]
+    costs: Costs
+    timings: Timings
+    errors: list[ErrorCounts]
+    probe: Probe | None
+    notes: list[str]
+    last_losses: list[list[float]]
+    curve: Curve | None
+    started: datetime.datetime | None
 
 
-class ModelHeader(Header):
-    """What a model snapshot has apart from tensors."""
+class StreamOutline(BaseModel):
+    """What a model takes and answers, and the classes of the tasks that it has learned."""
 
-    kind: Literal["network", "strategy"]
+    model_config = ConfigDict(extra="forbid", frozen=True)
     sample_shape: list[int]  # of a raw sample
     sample_dtype: Literal["uint8", "float32", "int32"]
     input_shape: list[int]  # of a prepared one
@@ -77,94 +68,215 @@ class ModelHeader(Header):
     class_names: list[str]  # of each output; those of several tasks where it is another class in each
     classes: list[list[int]]  # of each task, as outputs
     taught: list[list[int]]  # those of its training samples
-    offered: list[list[int]]  # outputs that take part in the answer to a sample of each task
-    hidden: bool = False  # whether it was learned without boundaries
+    offered: list[list[bool]]  # by task and output: whether it takes part in the answer to a sample
+    hidden: bool  # whether it was learned without boundaries
     batch: int  # samples that the trial predicted at once
+
+
+class Header(BaseModel):
+    """What a snapshot has apart from tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: Literal[2] = 2
+    kind: Kind
+    learned: int  # tasks
     steps: int  # optimizer steps of its longest task
-    names: dict[str, str] = Field({})  # in the file, of tensors that have another name in clbench
-    left_out: dict[str, tuple[str, list[int]]] = Field({})  # dtype and shape of tensors that only training needs
+    outline: StreamOutline
+    state: StrategyState
+    problem: str  # why there is no state in it
+    left_out: dict[str, tuple[str, list[int]]]  # dtype and shape of tensors that only training needs
+    progress: Progress | None  # this and what follows is in training snapshots
+    conditions: dict[str, str]  # what must be the same for a trial to go on as if it had never stopped, by name
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Return the trial's recipe for a pass through noise: of so few samples an epoch might be too short."""
+        return recipe.model_copy(update={"epochs": None, "iterations": max(self.steps, 1)})
 
 
-AnyHeader = TypeVar("AnyHeader", bound=Header)
-Contents = tuple[dict[str, Any], dict[str, Tensor]]  # fields of a header, and tensors
+class Snapshot(NamedTuple):
+    """What a file has."""
+
+    header: Header
+    tensors: dict[str, Tensor]  # of the strategy
+    optimizer: dict[str, Tensor]  # its state, as `<parameter>/<field>`
+    generator: Tensor | None
 
 
-def write(path: Path, header: Header, collect: Callable[[], Contents]) -> None:
-    """Write a snapshot, replacing an older one; where its contents cannot be saved, one that says why.
+def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
+          conditions: Mapping[str, str] | None = None, optimizer: Mapping[str, Tensor] | None = None) -> None:
+    """Write a snapshot, replacing an older one; of a strategy that cannot be saved, one that says why.
+
+    Args:
+        path: the file.
+        replica: what has learned some tasks.
+        learned: how many.
+        kind: what the snapshot is for.
+        conditions: see `Header`.
+        optimizer: state of the optimizer, as `<parameter>/<field>`.
 
     Raises:
         OSError: it cannot be written.
     """
+    strategy, problem, left_out = replica.strategy, "", {}
+    if kind == "network":
+        strategy = Strategy(strategy.model, strategy.world)
     try:
-        fields, tensors = collect()
+        state, tensors = capture(strategy)
     except SnapshotError as error:
-        fields, tensors = {"problem": str(error)}, {}
-    save_tensors(path, tensors, {"format": "pt", "clbench": header.model_copy(update=fields).model_dump_json()})
+        state, tensors, problem = StrategyState(), {}, str(error)
+    if kind == "strategy" and not problem:
+        for name in sorted(training_state(strategy, replica.stream)):
+            tensor = tensors.pop(name)
+            left_out[name] = (str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+    if kind == "training" and not problem:
+        tensors.update({f"{OPTIMIZER}{name}": tensor for name, tensor in (optimizer or {}).items()})
+        tensors[GENERATOR] = strategy.world.generator.get_state()
+    header = Header(kind=kind, learned=learned, steps=max(replica.costs.steps, default=0), outline=outline_of(replica),
+                    state=state, problem=problem, left_out=left_out, conditions=dict(conditions or {}),
+                    progress=Progress.model_validate(replica) if kind == "training" else None)
+    save_tensors(path, tensors, {"format": "pt", "clbench": header.model_dump_json()})
 
 
-def read(path: Path, kind: type[AnyHeader]) -> tuple[AnyHeader, dict[str, Tensor]]:
-    """Return the header and the tensors of a snapshot.
+def training_state(strategy: Strategy, stream: Stream) -> set[str]:
+    """Return the names of state that only training needs, by its role; none where predictions change without it."""
+    state = strategy.state_dict()
+    names = {name for name, tensor in state.items() if tensor.numel() and role(strategy, name) in TO_LEARN}
+    copies = {name: state[name].clone() for name in names}
+    with torch.no_grad():
+        expected = first_logits(strategy, stream)
+        for name in names:
+            state[name].zero_()
+        try:
+            unchanged = torch.equal(first_logits(strategy, stream), expected)
+        except Exception:  # of a method that predicts with it
+            unchanged = False
+        for name, values in copies.items():
+            state[name].copy_(values)
+    return names if unchanged else set()
+
+
+def first_logits(strategy: Strategy, stream: Stream) -> Tensor:
+    """Return the logits of the first test samples of each task."""
+    logits = []
+    with evaluating(strategy):
+        for index in range(len(stream.tasks)):
+            inputs = next(stream.tests.batches(NOISE_SAMPLES, index))[0]
+            logits.append(strategy.predict(inputs, index if strategy.world.task_given else None).logits)
+    return torch.cat(logits)
+
+
+def read(path: Path) -> Snapshot:
+    """Return a snapshot.
 
     Raises:
-        FileNotFoundError: there is none.
         SnapshotError: it is damaged, or of another format.
     """
     try:
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("clbench", "")
-            version = Version.model_validate_json(text).schema_version
-            if version != SCHEMA:
-                raise SnapshotError(f"the snapshot has format {version}, and this version of clbench reads {SCHEMA}")
-            header = kind.model_validate_json(text)
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except FileNotFoundError:
-        raise
+            header = Header.model_validate_json((file.metadata() or {}).get("clbench", ""))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except ValidationError:
+        raise SnapshotError("the snapshot cannot be read: another version of clbench wrote it in another "
+                            "format") from None
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        cause = "is of another version of clbench" if isinstance(error, ValidationError) else type(error).__name__
-        raise SnapshotError(f"the snapshot cannot be read ({cause})") from None
+        raise SnapshotError(f"the snapshot cannot be read ({type(error).__name__})") from None
+    generator = tensors.pop(GENERATOR, None)
+    optimizer = {name.removeprefix(OPTIMIZER): tensors.pop(name) for name in [*tensors] if name.startswith(OPTIMIZER)}
+    for name, (dtype, shape) in header.left_out.items():
+        tensors[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
+    return Snapshot(header, tensors, optimizer, generator)
 
 
-def read_saved(path: Path, kind: type[AnyHeader], keep: Literal["models", "state"]) -> tuple[AnyHeader,
-                                                                                            dict[str, Tensor]]:
-    """Return the header and the tensors of what `--keep` has saved of a finished trial.
+def read_saved(path: Path, keep: Literal["models", "state"]) -> Snapshot:
+    """Return what `--keep` has saved of a finished trial.
 
     Raises:
         StoreError: it is not there, cannot be read, or says why there is no state in it.
     """
     again = f"run the experiment again with --keep {keep}"
+    if not path.is_file():
+        raise StoreError(f"{path} does not exist: {again}")
     try:
-        header, tensors = read(path, kind)
-    except FileNotFoundError:
-        raise StoreError(f"{path} does not exist: {again}") from None
+        snapshot = read(path)
     except SnapshotError as error:
         raise StoreError(f"{path}: {error}; remove it and {again}") from None
-    if header.problem:
-        raise StoreError(f"{path} is empty, because the method cannot be saved: {header.problem}")
-    return header, tensors
+    if snapshot.header.problem:
+        raise StoreError(f"{path} is empty, because the method cannot be saved: {snapshot.header.problem}")
+    return snapshot
 
 
-def training_contents(strategy: Strategy, moments: Mapping[str, Tensor]) -> Contents:
-    """Return the contents of a training snapshot: strategy, generator and state of the optimizer."""
-    fields, state = capture(strategy)
-    tensors = {f"{STRATEGY}{name}": tensor for name, tensor in state.items()}
-    tensors.update({f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()})
-    tensors[GENERATOR] = strategy.world.generator.get_state()
-    return fields, tensors
+def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Replica | None = None) -> None:
+    """Give a new replica's strategy what a snapshot has: the structure after the learned tasks, then the state.
 
-
-def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names have a prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def resume(header: Header, tensors: Mapping[str, Tensor], replica: Replica, recipe: Recipe) -> dict[str, Tensor]:
-    """Restore a new strategy from a training snapshot, and return the state of the optimizer.
+    Args:
+        snapshot: of the strategy.
+        replica: what gets it.
+        recipe: how the tasks were learned.
+        original: another new one, of the size that the trial had, if `replica` is to have more tasks and outputs.
 
     Raises:
         SnapshotError: that cannot be done; the strategy is then unusable.
     """
+    header, state, tensors = snapshot.header, snapshot.header.state, snapshot.tensors
     if header.problem:
         raise SnapshotError(header.problem)
-    retrace(replica, header.learned, recipe)
-    restore(header, section(tensors, STRATEGY), replica.strategy, tensors.get(GENERATOR))
-    return section(tensors, OPTIMIZER)
+    try:
+        replica.retrace(header.learned, recipe)
+        if original is not None:
+            original.retrace(header.learned, recipe)
+            state, tensors = grow(state, tensors, original.strategy, replica.strategy)
+        load(state, tensors, replica.strategy)
+        if snapshot.generator is not None:
+            replica.strategy.world.generator.set_state(snapshot.generator)
+    except SnapshotError:
+        raise
+    except Exception as error:  # of a plugin, which may expect to be trained, or of a state that does not fit
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise SnapshotError(f"the saved state does not fit: {reason}") from error
+
+
+def outline_of(replica: Replica) -> StreamOutline:
+    """Return the outline of the stream that a replica learns."""
+    stream = replica.stream
+    raw = stored(stream.tasks[0].test)
+    offered = offered_outputs(stream, replica.strategy.world.scenario, len(stream.tasks))
+    return StreamOutline(
+        sample_shape=list(raw.shape[1:]),
+        sample_dtype="uint8" if raw.dtype == torch.uint8 else "int32" if stream.is_text else "float32",
+        input_shape=list(stream.input_shape), prepare=stream.prepare, outputs=stream.classes,
+        class_names=names_of(stream), classes=[list(task.classes) for task in stream.tasks],
+        taught=[list(task.taught) for task in stream.tasks],
+        offered=offered.tolist(), hidden=stream.hidden, batch=batch_size(stream, stream.tests.y.device))
+
+
+def names_of(stream: Stream) -> list[str]:
+    """Return a name for each output: those of its classes, which may differ between tasks; else its number."""
+    names: dict[int, dict[str, None]] = {}
+    for task in stream.tasks:
+        for output, name in zip(task.classes, task.class_names, strict=False):  # there may be none
+            names.setdefault(output, {})[name] = None
+    return [" / ".join(names.get(output, {str(output): None})) for output in range(stream.classes)]
+
+
+def stand_in(outline: StreamOutline) -> Stream:
+    """Return a stream with an outline, and noise in the place of samples: structure, and nothing to learn."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, outline.sample_dtype)
+
+    def noise(outputs: list[int], task: int) -> Samples:
+        y = torch.tensor(outputs).repeat(NOISE_SAMPLES)
+        shape = (len(y), *outline.sample_shape)
+        if outline.sample_dtype == "float32":
+            x = torch.rand(shape, generator=generator)
+        else:
+            x = torch.randint(256 if dtype == torch.uint8 else 2, shape, generator=generator, dtype=dtype)
+        return Samples(x, y, torch.full_like(y, task))
+
+    tasks = []
+    for index, (classes, taught) in enumerate(zip(outline.classes, outline.taught, strict=True)):
+        met = () if taught == classes else tuple(taught)
+        tasks.append(StreamTask(tuple(classes), noise(taught, index), noise(classes, index), met=met))
+    return Stream(tuple(tasks), outline.outputs, tuple(outline.input_shape), outline.prepare, "", (),
+                  hidden=outline.hidden)

@@ -1,8 +1,12 @@
-"""What a strategy has learned, as tensors and JSON, and how a new strategy gets it.
+"""What a strategy has learned, as tensors and JSON, and how a new strategy gets it, which may be larger.
 
 A strategy's structure is not saved. It is built anew and goes through `before_task` and `before_phase` of the learned
 tasks without training, which adds heads, columns and adapters as before. Then every tensor is loaded by its name, and
 plain attributes and `requires_grad` are set. A state that does not fit is refused. Nothing in it is ever run.
+
+A state grows for a strategy with more tasks and outputs by comparing two untrained ones, of the old and the new size.
+Where their tensors differ in shape, it grows in the same dimensions: what was learned comes first, behind it stands
+what the larger one has untrained. What cannot be grown so is refused.
 """
 
 from __future__ import annotations
@@ -16,11 +20,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from clbench.core.device import out_of_memory
-from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, World
 from clbench.strategy.granted import Phase
-from clbench.training.replica import Replica
 
 INNER = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes of a module
 UNCHANGING = (BaseModel, World, type, FunctionType, BuiltinFunctionType, ModuleType, torch.dtype, torch.device, Path)
@@ -41,8 +42,8 @@ class StrategyState(BaseModel):
     empty: list[str] = []  # buffers that are None
 
 
-def capture(strategy: Strategy) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the fields of a strategy's `StrategyState`, and its tensors.
+def capture(strategy: Strategy) -> tuple[StrategyState, dict[str, Tensor]]:
+    """Return what a strategy has learned.
 
     Raises:
         SnapshotError: it has something that cannot be saved.
@@ -54,11 +55,14 @@ def capture(strategy: Strategy) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not isinstance(value, Tensor):
             raise SnapshotError(f"{name} in its state_dict is a {type(value).__name__}, not a tensor")
     parameters = dict(strategy.named_parameters(remove_duplicate=False))
-    fields = {"parameters": sorted(parameters),
-              "trained": sorted(name for name, parameter in parameters.items() if parameter.requires_grad),
-              "attributes": plain_attributes(strategy),
-              "empty": [name for name, buffer in saved_buffers(strategy).items() if buffer is None]}
-    return fields, tensors
+    empty = []
+    for where, module in strategy.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is None and name not in module._non_persistent_buffers_set:
+                empty.append(f"{where}.{name}".lstrip("."))
+    trained = sorted(name for name, parameter in parameters.items() if parameter.requires_grad)
+    return StrategyState(parameters=sorted(parameters), trained=trained, attributes=plain_attributes(strategy),
+                         empty=empty), tensors
 
 
 def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
@@ -88,16 +92,6 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
                                     "it in plain attributes, or in parameters and buffers")
         attributes[where] = {name: encode(value) for name, value in values.items() if is_plain(value)}
     return attributes
-
-
-def saved_buffers(strategy: Strategy) -> dict[str, Tensor | None]:
-    """Return the buffers that a `state_dict` has, and those that are None."""
-    buffers = {}
-    for where, module in strategy.named_modules():
-        for name, buffer in module._buffers.items():
-            if name not in module._non_persistent_buffers_set:
-                buffers[f"{where}.{name}".lstrip(".")] = buffer
-    return buffers
 
 
 def is_plain(value: Any, also: Callable[[Any], bool] = lambda value: False) -> bool:
@@ -132,62 +126,27 @@ def decode(value: Any) -> Any:
     return CONTAINERS[kind](map(decode, inner))
 
 
-def retrace(replica: Replica, learned: int, recipe: Recipe) -> None:
-    """Give a new strategy the structure that it has after some tasks of a recipe.
+def load(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy) -> None:
+    """Load what was learned into a strategy with the same structure.
+
+    Exceptions of torch and of Python say that it does not fit; the strategy is then unusable.
 
     Raises:
-        SnapshotError: it cannot do without training; the strategy is then unusable.
+        SnapshotError: it has other parameters, or the state is none.
     """
-    try:
-        replica.retrace(learned, recipe)
-    except Exception as error:  # of a plugin, which may expect to be trained
-        if out_of_memory(error):
-            raise
-        raise SnapshotError(f"{type(error).__name__} in a pass through its tasks without training: {error}") from error
-
-
-def restore(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy,
-            generator: Tensor | None = None) -> None:
-    """Load what was learned, and the state of the generator if there is one, into a strategy with the same structure.
-
-    Raises:
-        SnapshotError: it does not fit; the strategy is then unusable.
-    """
-    try:
-        _load_tensors(state, tensors, strategy)
-        _set_attributes(state, strategy)
-        if generator is not None:
-            strategy.world.generator.set_state(generator)
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        if out_of_memory(error):  # which is no fault of the state
-            raise
-        raise SnapshotError(f"the saved state does not fit: {' '.join(str(error).split())[:200]}") from error
-
-
-def _load_tensors(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy) -> None:
-    """Load parameters and buffers, and remove buffers that were removed by learning."""
-    for name in saved_buffers(strategy).keys() - tensors.keys():
-        module, last = _owner(strategy, name)
-        delattr(module, last)
-    for name in state.empty:
-        module, last = _owner(strategy, name)
-        module.register_buffer(last, None)
+    absent = strategy.state_dict().keys() - tensors.keys()  # buffers that learning has removed
+    for name in absent.union(state.empty):
+        where, _, last = name.rpartition(".")
+        module = strategy.get_submodule(where)
+        module._buffers.pop(last, None)
+        if name in state.empty:
+            module.register_buffer(last, None)
     strategy.load_state_dict(tensors)
     parameters = dict(strategy.named_parameters(remove_duplicate=False))
     if sorted(parameters) != state.parameters:
         raise SnapshotError("it has other parameters than the saved state")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in state.trained)
-
-
-def _owner(strategy: Strategy, name: str) -> tuple[nn.Module, str]:
-    """Return the module that a buffer belongs to, and the buffer's name in it."""
-    where, _, last = name.rpartition(".")
-    return strategy.get_submodule(where), last
-
-
-def _set_attributes(state: StrategyState, strategy: Strategy) -> None:
-    """Set plain attributes; one that has its value already stays the same object."""
     modules = dict(strategy.named_modules())
     for where, values in state.attributes.items():
         present = modules[where].__dict__
@@ -195,5 +154,73 @@ def _set_attributes(state: StrategyState, strategy: Strategy) -> None:
             if name in INNER:
                 raise SnapshotError(f"the saved state sets {name}")
             value = decode(encoded)
-            if name not in present or present[name] != value:
+            if name not in present or present[name] != value:  # else it stays the same object
                 present[name] = value
+
+
+def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy, larger: Strategy,
+         ) -> tuple[StrategyState, dict[str, Tensor]]:
+    """Return a state and tensors of the sizes of `original` in those of `larger`; both are untrained.
+
+    Raises:
+        SnapshotError: something has a size of which it is not known how it grows.
+    """
+    before, after = original.state_dict(), larger.state_dict()
+    new_outputs = original.world.classes != larger.world.classes
+    grown = {}
+    for name, tensor in tensors.items():
+        if name in before and name in after:
+            whole = _grown(tensor, before[name], after[name])
+        else:
+            whole = None if new_outputs and original.world.classes in tensor.shape else tensor
+        if whole is None:
+            raise SnapshotError(f"it stores {name} {list(tensor.shape)}, of which it is not known how it grows with "
+                                "more outputs")
+        grown[name] = whole
+    return state.model_copy(update={"attributes": _grown_attributes(state, original, larger)}), grown
+
+
+def _grown(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
+    """Return a tensor in the size that it has with more outputs and tasks; None where that is not known.
+
+    Args:
+        tensor: what was learned.
+        before: the tensor in an untrained strategy of the old size.
+        after: the tensor in an untrained strategy of the new size.
+    """
+    if before.shape == after.shape:  # a memory, say
+        return tensor
+    if not before.dim() == after.dim() == tensor.dim():
+        return None
+    shape = list(tensor.shape)
+    for axis, (old, new) in enumerate(zip(before.shape, after.shape, strict=True)):
+        if old != new:
+            if tensor.shape[axis] != old or new < old:
+                return None
+            shape[axis] = new
+    whole = after.detach().clone() if shape == list(after.shape) else torch.zeros(shape)
+    whole = whole.to("cpu", tensor.dtype)
+    whole[tuple(slice(size) for size in tensor.shape)] = tensor
+    return whole
+
+
+def _grown_attributes(state: StrategyState, original: Strategy, larger: Strategy) -> dict[str, dict[str, Any]]:
+    """Return the learned attributes, but numbers of tasks and outputs as they are in the larger strategy.
+
+    Raises:
+        SnapshotError: another attribute depends on these numbers: what was learned by the old one cannot be used.
+    """
+    before, after = plain_attributes(original), plain_attributes(larger)
+    sizes = {(original.world.classes, larger.world.classes), (original.world.tasks, larger.world.tasks)}
+    attributes: dict[str, dict[str, Any]] = {}
+    for where, values in state.attributes.items():
+        attributes[where] = dict(values)
+        for name, learned in values.items():
+            old, new = before.get(where, {}).get(name), after.get(where, {}).get(name)
+            if old == new:
+                continue
+            if learned != old or (decode(old), decode(new)) not in sizes:
+                raise SnapshotError(f"its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for {original.world.tasks} "
+                                    f"tasks and {decode(new)} for {larger.world.tasks}")
+            attributes[where][name] = new
+    return attributes

@@ -27,7 +27,7 @@ from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
-from clbench.persistence.snapshot import TrainingHeader, read, resume, training_contents, write
+from clbench.persistence.snapshot import read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.store import STATE
 from clbench.strategy.base import Batch, Strategy
@@ -190,8 +190,8 @@ def check_checkpoint(make: Make) -> None:
     try:
         with TemporaryDirectory() as folder:
             path = Path(folder) / STATE
-            write(path, TrainingHeader(learned=TASKS - 1), lambda: training_contents(killed.strategy, {}))
-            resume(*read(path, TrainingHeader), fresh.replica, RECIPE)
+            write(path, killed.replica, TASKS - 1)
+            restore(read(path), fresh.replica, RECIPE)
     except SnapshotError as error:
         if killed.strategy.not_resumable:
             return

@@ -15,7 +15,7 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import Resolved, Trial
-from clbench.persistence.snapshot import ModelHeader, read
+from clbench.persistence.snapshot import read
 from clbench.report.analysis.notes import title
 from clbench.results.store import MODEL, STATE, Store
 
@@ -75,7 +75,7 @@ def test_outputs_grow_and_what_was_known_is_known_before_it_goes_on(pictures, la
     assert made.earlier.before == record.R[-1]
     assert made.stream.classes == [[4, 5], [6, 7]] and len(made.R) == 3
     old, new = clbench.load_model(folder, record.key), clbench.load_model(tmp_path, made.key)
-    assert (old.header.outputs, new.header.outputs) == (4, 8)
+    assert (old.outline.outputs, new.outline.outputs) == (4, 8)
     if label == "er":  # the memory of the old tasks came along
         assert made.costs.replay_samples[-1] > 0
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
@@ -130,7 +130,7 @@ def test_classes_with_the_names_of_old_ones_have_to_be_told_apart(pictures, tmp_
     same = go_on(folder, record, PICTURES, out=tmp_path, classes="same")
     assert same.stream.classes == [[0, 1], [2, 3]] and same.earlier.before == record.R[-1]
     assert same.R[0] == record.R[-1]  # the tests are the old ones
-    assert clbench.load_model(tmp_path, same.key).header.outputs == 4
+    assert clbench.load_model(tmp_path, same.key).outline.outputs == 4
     other = go_on(folder, record, PICTURES, out=tmp_path, classes="new")
     assert same.key != other.key and same.trial.setting != other.trial.setting
     assert "same_classes" not in other.model_dump_json()  # the key of records that were made before it could be said
@@ -139,28 +139,28 @@ def test_classes_with_the_names_of_old_ones_have_to_be_told_apart(pictures, tmp_
 def test_a_classs_outputs_are_found_by_its_name(pictures):
     folder, _ = pictures
     record = in_scenario(folder, "er", "class")
-    header = read(Store(folder).artifacts / record.key / MODEL, ModelHeader)[0].model_copy(
+    outline = read(Store(folder).artifacts / record.key / MODEL).header.outline.model_copy(
         update={"class_names": ["cat", "dog", "hen", "cow"]})
     stream = TrialRunner(ExecutionSettings(), "cpu", "", discover()).stream(record.trial)
     tasks = [replace(task, class_names=names) for task, names in zip(stream.tasks, (("cow", "pig"), ("cat", "owl")),
                                                                      strict=True)]
     more = replace(stream, tasks=tuple(tasks))
-    assert outputs_of(header, more, record.trial, "same") == [3, 4, 0, 5]
-    assert outputs_of(header, more, record.trial, "new") == [4, 5, 6, 7]
+    assert outputs_of(outline, more, record.trial, "same") == [3, 4, 0, 5]
+    assert outputs_of(outline, more, record.trial, "new") == [4, 5, 6, 7]
     with pytest.raises(SpecError, match=r"several outputs have one name \(cow, cat\)"):
-        outputs_of(header.model_copy(update={"class_names": ["cat", "cow", "cow", "hen"]}), more, record.trial, "same")
+        outputs_of(outline.model_copy(update={"class_names": ["cat", "cow", "cow", "hen"]}), more, record.trial, "same")
     with pytest.raises(SpecError, match="no class with the name of an old one"):
-        outputs_of(header.model_copy(update={"class_names": ["a", "b", "c", "d"]}), more, record.trial, "same")
+        outputs_of(outline.model_copy(update={"class_names": ["a", "b", "c", "d"]}), more, record.trial, "same")
 
 
 def test_samples_of_another_type_come_with_their_conversion(pictures):
     folder, _ = pictures
     record = in_scenario(folder, "er", "class")
-    header = read(Store(folder).artifacts / record.key / MODEL, ModelHeader)[0]
+    outline = read(Store(folder).artifacts / record.key / MODEL).header.outline
     stream = TrialRunner(ExecutionSettings(), "cpu", "", discover()).stream(record.trial)
-    refuse_samples(header, stream, "mine")
+    refuse_samples(outline, stream, "mine")
     with pytest.raises(SpecError, match=r"the model takes \[3, 16, 16\] \(float32\); convert .*astype\(\"float32\"\)"):
-        refuse_samples(header.model_copy(update={"sample_dtype": "float32"}), stream, "mine")
+        refuse_samples(outline.model_copy(update={"sample_dtype": "float32"}), stream, "mine")
 
 
 def test_a_recipe_of_the_methods_own_gives_way_to_what_is_said_now():

@@ -10,7 +10,8 @@ import pytest
 import torch
 from helpers import TESTS
 from helpers.methods import METHODS
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import clbench
 from clbench.core.errors import DataError, SpecError, StoreError
@@ -18,7 +19,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.data.stream import load_stream
 from clbench.execution.exporting import export
-from clbench.persistence.model_file import training_state
+from clbench.persistence.snapshot import training_state
 from clbench.results.store import MODEL, Store
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
@@ -170,6 +171,19 @@ def test_what_a_model_cannot_answer_is_said(run, tmp_path):
     path.unlink()
     with pytest.raises(StoreError, match="run the experiment again with --keep models"):
         export(run, by["er", "class"].key, tmp_path)
+    path.write_bytes(content)
+
+
+def test_a_file_of_another_format_is_refused_with_what_to_do(run):
+    record = records_of(run)["er", "class"]
+    path = Store(run).artifacts / record.key / MODEL
+    content = path.read_bytes()
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["clbench"])
+    save_file(load_file(path), path, {"clbench": json.dumps(header | {"schema_version": 1})})
+    with pytest.raises(StoreError, match="another version of clbench wrote it in another format; remove it and run the "
+                                         "experiment again with --keep models"):
+        clbench.load_model(run, record.key)
     path.write_bytes(content)
 
 

@@ -119,7 +119,7 @@ def test_mutated_adapters_and_checkpoints_give_clear_errors(tmp_path_factory, da
         except StoreError as error:
             assert "\n" not in str(error)
     try:
-        snapshot.read(folder / MODEL, snapshot.TrainingHeader)
+        snapshot.read(folder / MODEL)
     except SnapshotError as error:
         assert "the snapshot cannot be read" in str(error)
 

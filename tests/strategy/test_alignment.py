@@ -9,7 +9,7 @@ from torch import nn
 
 import clbench
 from clbench.core.registry import discover
-from clbench.persistence.snapshot import TrainingHeader, read, resume, training_contents, write
+from clbench.persistence.snapshot import read, restore, write
 from clbench.results.store import STATE
 from clbench.strategy.alignment import Aligned, gaussians, lower, normalised, realigned
 from clbench.strategy.common_options import AlignOptions, OutputsOptions
@@ -181,8 +181,8 @@ def test_steps_are_counted_and_what_is_kept_has_sizes_known_beforehand(method, o
 @pytest.mark.parametrize(("method", "options"), METHODS)
 def test_a_trial_resumes_from_its_checkpoint_to_the_same_numbers(method, options, tmp_path):
     whole, fresh = taught(method, options, tasks=2), bench(REGISTRY.strategy(method), options, "class")
-    write(tmp_path / STATE, TrainingHeader(learned=2), lambda: training_contents(whole.strategy, {}))
-    resume(*read(tmp_path / STATE, TrainingHeader), fresh.replica, RECIPE)
+    write(tmp_path / STATE, whole.replica, 2)
+    restore(read(tmp_path / STATE), fresh.replica, RECIPE)
     whole.learn(2)
     fresh.learn(2)
     ours, theirs = whole.strategy.state_dict(), fresh.strategy.state_dict()

@@ -193,7 +193,7 @@ def test_it_goes_on_in_the_middle_as_if_nothing_had_happened():
     stream = replace(hidden(), augment=CropFlip())
     whole, *_ = train(method("er"), stream, {"capacity": 20}, recipe=recipe)
     half, _, trainer = train(method("er"), stream, {"capacity": 20}, recipe=recipe, until=1)
-    moments = optimizer_state(trainer.engine, 0, 1)
+    moments = optimizer_state(trainer, 0)
     fresh = bench(method("er"), {"capacity": 20}, "class", stream=stream)
     fresh.replica.retrace(1, recipe)
     fresh.strategy.load_state_dict(copy.deepcopy(half.strategy.state_dict()))
