@@ -58,7 +58,7 @@ def test_kinds_that_were_not_seen_take_what_their_work_says():
 
 
 def test_a_kind_without_work_takes_what_the_others_take():
-    left, expected = counted_works(Speed(step=STEP, flops=RATE))
+    left, _ = counted_works(Speed(step=STEP, flops=RATE))
     del left.work[kind_of(planned("e").trial)]
     known = [took(WORKS[name]) for name in "abcd"]
     assert left.expected()[kind_of(planned("e").trial)] == pytest.approx(sum(known) / 4)
