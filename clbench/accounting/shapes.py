@@ -23,7 +23,7 @@ from clbench.core.torch_private import (
     without_torch_functions,
 )
 from clbench.data.prepare import Prepare
-from clbench.data.samples import PermutedInputCache, PermutedSamples, Samples, StochasticSamples
+from clbench.data.samples import Samples, StochasticSamples
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.training.attention import KNOWN
 
@@ -74,19 +74,14 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
 
 def stream_without_values(stream: Stream) -> Stream:
     """Return a stream on the CPU with the shapes and types of its inputs only; labels and tasks keep their values."""
-    made: dict[int, Tensor] = {}
-    cache = PermutedInputCache()
-
-    def empty(x: Tensor) -> Tensor:
-        return made.setdefault(id(x), torch.empty_like(x, device="meta"))
+    made: dict[int, Tensor] = {}  # tasks may share their inputs
 
     def samples(part: Samples) -> Samples:
-        if isinstance(part, PermutedSamples):
-            return PermutedSamples(empty(part.base), part.permutation, part.y, part.tasks, cache)
+        x = stored(part)
+        empty = made.setdefault(id(x), torch.empty_like(x, device="meta"))
         if isinstance(part, StochasticSamples):
-            x = empty(part.x)
-            return StochasticSamples(x, part.y, part.tasks, lambda _: x[0])
-        return Samples(empty(part.x), part.y, part.tasks)
+            return StochasticSamples(empty, part.y, part.tasks, lambda _: empty[0])
+        return Samples(empty, part.y, part.tasks)
 
     return replace(stream, tasks=tuple(replace(t, train=samples(t.train), test=samples(t.test)) for t in stream.tasks))
 
