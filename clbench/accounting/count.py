@@ -10,28 +10,21 @@ from statistics import mean
 import torch
 from torch import nn
 
-from clbench.accounting.dry_run import (
-    DryRun,
-    Steps,
-    in_one_line,
-    model_of_shapes,
-    strategy_of_shapes,
-    with_gradient,
-)
-from clbench.accounting.flops import FlopCount
+from clbench.accounting.callback import prediction_flops
+from clbench.accounting.dry_run import DryRun, in_one_line, model_of_shapes, strategy_of_shapes, with_gradient
 from clbench.accounting.shapes import on_shapes, stream_of_shapes
 from clbench.core import seeds, tokens
 from clbench.core.errors import SpecError
 from clbench.core.registry import Registry
-from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
+from clbench.report.formatting import by_task
 from clbench.strategy.base import Strategy, Task
 from clbench.training.building import check_model
 from clbench.training.costs import Footprint, measure, model_bytes, nbytes
-from clbench.training.evaluation import batch_size
+from clbench.training.evaluation import batch_size, given_tasks
 
 DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
 
@@ -63,76 +56,49 @@ class Count:
         """Return all bytes that are stored after each task."""
         return [sum(footprint.bytes.values()) for footprint in self.kept]
 
+    @property
+    def notes(self) -> list[str]:
+        """Return what the figures of the last task do not say."""
+        varying = [f"trains {by_task(self.trainable)}"] if len(set(self.trainable)) > 1 else []
+        return [*varying, *self.remarks, *([self.note] if self.note else [])]
 
-def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool = False) -> Count:
+
+def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool = False,
+          training: bool = False) -> Count:
     """Return what a trial's method trains, stores and computes on a stream of shapes.
 
     Where a method asks for values that only data can give, the count ends there and its note says so.
 
     Args:
-        planned: its benchmark, recipe and seed do not matter.
-        stream: of `shapes.stream_of_shapes`.
-        registry: what is installed.
-        pretrained: whether the model is to be taken for a pretrained one.
-
-    Raises:
-        SpecError: model, method and stream do not go together.
-    """
-    tests = [(len(stream.tasks) - 1, 1)]
-    return count_tasks(planned, stream, registry, pretrained, Recipe(), "one pass", tests)
-
-
-def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count:
-    """Return what `count` does, for a trial as it stands, with the FLOPs of its training; `flops` as a record has them.
-
-    Not counted is what consolidation computes from values only (per-sample gradients, decompositions).
-
-    Args:
-        planned: the trial.
-        stream: its own, without values (`shapes.stream_without_values`).
-        registry: what is installed.
-
-    Raises:
-        SpecError: model, method and stream do not go together.
-    """
-    sizes = [len(task.test) for task in stream.tasks]
-    if not scenario_rules(planned.trial.scenario).task_given:
-        sizes = [sum(sizes)]
-    largest = batch_size(stream, torch.device("cpu"))  # some of what is computed once for a batch depends on no sample
-    tests = [(index, min(largest, size)) for index, size in enumerate(sizes)]
-    with on_shapes():
-        return count_tasks(planned, stream, registry, planned.trial.weights is not None, planned.trial.trained_by,
-                           "counted", tests)
-
-
-def count_tasks(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool, recipe: Recipe,
-                steps: Steps, tests: Sequence[tuple[int, int]]) -> Count:
-    """Return what is counted in a dry run of a trial.
-
-    Args:
-        planned: the trial.
+        planned: the trial; its benchmark and seed do not matter.
         stream: with inputs on the meta device.
         registry: what is installed.
         pretrained: whether the model is to be taken for a pretrained one.
-        recipe: how it would be trained.
-        steps: which steps are led through, see `DryRun`.
-        tests: task (if the scenario gives it) and number of the samples that are predicted in the end.
+        training: whether the FLOPs of training by the trial's recipe are counted, and predictions as a record has them:
+            in batches as on a CPU and, if the scenario gives the task, the mean over tasks. Otherwise predictions are
+            of one sample of the last task.
+
+    Raises:
+        SpecError: model, method and stream do not go together.
     """
     trial = planned.trial
     model = model_of_shapes(trial, stream, registry)
     check_model(model, trial.model, stream.input_shape, registry)
     result = Count(planned.label, model_bytes=model_bytes(model))
+    given = given_tasks(trial.scenario, len(stream.tasks))
+    batch = batch_size(stream, torch.device("cpu")) if training else 1
     run: DryRun | None = None
     with seeds.scope(0, "strategy"):
         try:
             strategy = strategy_of_shapes(model, trial.method, stream, trial.scenario, pretrained, registry)
             result.remarks, result.keeps_less = strategy.notes, strategy.keeps_less
-            run = DryRun(strategy, stream, recipe, steps)
+            run = DryRun(strategy, stream, *((trial.trained_by, "counted") if training else (Recipe(), "one pass")))
             for index in run.tasks():
                 result.kept.append(measure(strategy))
-                if steps == "counted" and not run.uncounted:
-                    result.row_flops.append(flops(strategy, index, tests[min(index, len(tests) - 1)][1]))
-            result.flops = round(mean(flops(strategy, index, size) for index, size in tests))
+                if training and not run.uncounted:
+                    result.row_flops.append(row_flops(strategy, stream, given[min(index, len(given) - 1)], batch))
+            tested = given if training else given[-1:]
+            result.flops = round(mean(row_flops(strategy, stream, task, batch) for task in tested))
         except RuntimeError as error:  # what torch raises where a value is asked of a shape
             done = f"{len(result.kept)} of {stream.told_tasks} tasks"
             result.note = f"cannot be counted without data after {done} ({in_one_line(error)})"
@@ -143,19 +109,29 @@ def count_tasks(planned: PlannedTrial, stream: Stream, registry: Registry, pretr
     result.steps = run.costs.steps
     if run.uncounted:
         result.remarks.append(f"FLOPs of its training cannot be counted without data ({run.uncounted})")
-    elif steps == "counted" and len(run.costs.train_flops) >= stream.told_tasks:
+    elif training and len(run.costs.train_flops) >= stream.told_tasks:
         result.train_flops = run.costs.train_flops
     return result
 
 
-def flops(strategy: Strategy, task: int, samples: int) -> Fraction:
-    """Return the FLOPs of predicting a sample among some: of a task in scenario `task`, else of an unknown one."""
-    strategy.eval()
-    kind = tokens.DTYPE if strategy.world.is_text else torch.float32
-    x = torch.empty(samples, *strategy.world.input_shape, dtype=kind, device="meta")
-    with torch.no_grad(), FlopCount() as counted:
-        strategy.predict(x, task if strategy.world.task_given else None)
-    return Fraction(counted.total, samples)
+def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count:
+    """Return the count of a trial as it stands, with the FLOPs of its training; `stream` is `stream_without_values`.
+
+    Not counted is what consolidation computes from values only (per-sample gradients, decompositions).
+
+    Raises:
+        SpecError: model, method and stream do not go together.
+    """
+    with on_shapes():
+        return count(planned, stream, registry, planned.trial.weights is not None, training=True)
+
+
+def row_flops(strategy: Strategy, stream: Stream, given: int | None, batch: int) -> Fraction:
+    """Return the FLOPs of predicting a test sample, of all tasks or of the given one, in batches of a size at most."""
+    tested = stream.tasks if given is None else stream.tasks[given:given + 1]
+    kind = tokens.DTYPE if stream.is_text else torch.float32
+    x = torch.empty(2, *stream.input_shape, dtype=kind, device="meta")
+    return prediction_flops(strategy, x, given, min(batch, sum(len(task.test) for task in tested)))
 
 
 def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.accounting.callback import FlopsCallback
 from clbench.core.errors import SpecError
@@ -28,9 +29,8 @@ from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import Resolved, Trial
 from clbench.models.network import Network
-from clbench.strategy.base import Batch, Strategy, Task
+from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Phase
-from clbench.training import cache
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.building import build_model, build_strategy, world_of
 from clbench.training.cache import PhaseInputs
@@ -38,7 +38,6 @@ from clbench.training.costs import nbytes
 from clbench.training.loop import TrainingLoop, take_step
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import BatchSampler, StreamSampler
-from clbench.training.steps import make_engine
 from clbench.training.stream_loop import in_one_task
 
 # Optimizers count as 0, and products as many in any precision; autocast leaves tensors without values as they are.
@@ -92,69 +91,57 @@ class DryRun(TrainingLoop):
         elif self.steps == "counted" and not strategy.world.boundaries:
             sampler = StreamSampler([task.train], self.recipe.batch_size, 0)
             for _ in range(sampler.until(1)):
-                sampler.observed(strategy, self._around)
+                sampler.observed(strategy, partial(self.callbacks.around_prepare, self.replicas[0]))
         return super().fit(tasks)
 
     def _train_phase(self, phase: Phase, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:
         """Lead the strategy through a phase; the losses are zeros, since nothing has values."""
         self.trainable[-1] = max(self.trainable[-1], trainable_in_phase(self.strategy))
-        losses += [torch.zeros(1)] * phase.steps
         if self.steps == "counted" and not self.uncounted:
             try:
-                self._count_steps(phase, samples, samplers[0], index)
+                super()._train_phase(phase, samples, samplers, losses, index, steps)
                 return
             except (RuntimeError, TypeError) as error:  # what torch raises where a value is asked of a shape
                 self.uncounted = in_one_line(error)
         if self.steps != "none":
-            one_pass = math.ceil(len(samples[0]) / self.recipe.batch_size)
+            sampler, one_pass = samplers[0], math.ceil(len(samples[0]) / self.recipe.batch_size)
             for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
-                self.strategy.augment_batch(self._raw_batch(samples[0], samplers[0]))
+                batch = (sampler.observed(self.strategy) if isinstance(sampler, StreamSampler) else
+                         sampler.batch(samples[0]))
+                self.strategy.augment_batch(batch)
+        losses += [torch.zeros(1)] * phase.steps
 
-    def _count_steps(self, phase: Phase, samples: list[Samples], sampler: BatchSampler, index: int) -> None:
+    def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
+                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, first: int = 0) -> None:
         """Take a step of each kind and add the FLOPs of all steps.
 
         Raises:
             RuntimeError, TypeError: the loss asks for values.
         """
-        replica, totals = self.replicas[0], self.flops.totals
-        inputs = self._inputs(samples, index, phase.steps * self.recipe.batch_size)
-        self.engine = make_engine([self.strategy], self.recipe, None)
-        self.callbacks.on_phase(self, inputs)
-        pass_length = math.ceil(len(samples[0]) / self.recipe.batch_size) * sampler.repeats
+        assert self.engine is not None and self.flops.phase is not None
+        replica, sampler, totals = self.replicas[0], samplers[0], self.flops.totals
+        pass_length = math.ceil(len(inputs.samples[0]) / self.recipe.batch_size) * sampler.repeats
         pass_flops: dict[int, int] = {}  # of steps after the first pass, by their place in a pass
         taken = 0
-        with cache.starting_at([self.strategy], inputs.start):
-            while taken < phase.steps:
-                passes = (phase.steps - taken) // pass_length
-                if len(pass_flops) == pass_length and not sampler.left and passes:
-                    totals[id(replica)] += passes * sum(pass_flops.values())
-                    taken += passes * pass_length
-                    continue
-                before = totals[id(replica)]
-                batch = self._next_batch(inputs, sampler)
-                with self.callbacks.around_step(self, [batch]):
-                    if self.flops.is_new_kind([batch]):
-                        take_step(self.engine, [batch], self.recipe.accumulate)
-                if taken and not batch.first_pass:
-                    pass_flops[len(sampler.left)] = totals[id(replica)] - before
-                taken += 1
-
-    def _next_batch(self, inputs: PhaseInputs, sampler: BatchSampler) -> Batch:
-        """Return the next batch as the loss gets it."""
-        if inputs.prepared:
-            return sampler.batch(inputs.samples[0])
-        return sampler.ready(self.strategy, inputs.samples[0], self._around)
-
-    def _raw_batch(self, samples: Samples, sampler: BatchSampler) -> Batch:
-        """Return the next batch before replay is added."""
-        if isinstance(sampler, StreamSampler):
-            return sampler.observed(self.strategy)
-        return sampler.batch(samples)
-
-    def _around(self, batch: Batch | None) -> AbstractContextManager[object]:
-        """Return a context that counts what the strategy computes outside of steps."""
-        return self.callbacks.around_prepare(self.replicas[0], batch)
+        while taken < count:
+            passes = (count - taken) // pass_length
+            if len(pass_flops) == pass_length and not sampler.left and passes:
+                totals[id(replica)] += passes * sum(pass_flops.values())
+                taken += passes * pass_length
+                continue
+            before = totals[id(replica)]
+            if inputs.prepared:
+                batch = sampler.batch(inputs.samples[0])
+            else:
+                batch = sampler.ready(self.strategy, inputs.samples[0], partial(self.callbacks.around_prepare, replica))
+            with self.callbacks.around_step(self, [batch]):
+                if self.flops.phase.kind_of([batch]) not in self.flops.phase.steps:
+                    take_step(self.engine, [batch], self.recipe.accumulate)
+            if taken and not batch.first_pass:
+                pass_flops[len(sampler.left)] = totals[id(replica)] - before
+            taken += 1
+        losses += [torch.zeros(1)] * count
 
     def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
         """Return what batches are drawn from; a stream with hidden boundaries is stored raw."""

@@ -6,12 +6,11 @@ trial of the method has ended; no code of a plugin runs but in its trials. `--dr
 Storage: what a strategy stores from the beginning is counted on the strategy itself, which a run builds anyway. What it
 adds while it learns is counted in a dry run of the first tasks with a few samples of each class; later tasks are taken
 to add what these did. Memories of samples are then smaller than they will be, but those cannot be larger than the data.
-A dry run takes 10 to 300 ms, so there is one only where it could show something, and within a limit for all trials.
+A dry run takes 10 to 300 ms, so there is one only where it could show something, and none after a limit for all trials.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -87,11 +86,11 @@ class CostEstimator:
         size = model_bytes(strategy.model)  # with what the strategy has put into it, so that this is a lower bound
         extra, limit = stored_bytes(strategy) - size, max(FLOOR, data_bytes(stream))
         if extra <= limit:
-            if self.seconds_left <= 0 or not may_grow(strategy) or growth_limit(strategy, size) + extra <= limit:
+            if self.seconds_left <= 0 or extra + growth_limit(strategy, size) <= limit:
                 return None
             began = time.process_time()
             try:
-                extra = estimate_storage(trial, stream, self.registry, began + self.seconds_left)
+                extra = estimate_storage(trial, stream, self.registry)
             except Exception:  # of a plugin, which may ask for values that shapes have not: the run itself will show
                 return None
             finally:
@@ -194,28 +193,22 @@ def stored_bytes(strategy: Strategy) -> int:
     return sum(measure(strategy).bytes.values())
 
 
-def may_grow(strategy: Strategy) -> bool:
-    """Tell whether a strategy may store more after a task than before, and whether that can be counted."""
-    changes = overrides(strategy, "before_task") or overrides(strategy, "after_task")
-    return changes and not strategy.owns_loop
-
-
 def growth_limit(strategy: Strategy, size: int) -> int:
     """Return about how many bytes a strategy around a model of so many could come to store, generously.
 
     For each pair of tasks a part of the network as large as all of it, and a square matrix in float64 for its widest
-    tensor and for the features of each class.
+    tensor and for the features of each class. One that does nothing around tasks does not grow, and growth in a loop of
+    its own cannot be counted.
     """
+    if strategy.owns_loop or not (overrides(strategy, "before_task") or overrides(strategy, "after_task")):
+        return 0
     world, features = strategy.world, strategy.model.head.in_features
     widest = max((side for tensor in (*strategy.parameters(), *strategy.buffers()) for side in tensor.shape), default=0)
     return world.tasks * (world.tasks + 1) // 2 * size + 8 * (widest**2 + world.classes * features**2)
 
 
-def estimate_storage(trial: Trial, stream: Stream, registry: Registry, deadline: float = math.inf) -> int:
-    """Return the bytes that a trial's method will store beside the model after the last task.
-
-    Past `deadline` (of `time.process_time`) it is what the method stores after the tasks counted by then, at least one.
-    """
+def estimate_storage(trial: Trial, stream: Stream, registry: Registry) -> int:
+    """Return the bytes that a trial's method will store beside the model after the last task."""
     samples = [len(task.train) for task in stream.tasks]
     steps = steps_of(trial.trained_by, sum(samples) if stream.hidden else max(samples))
     model = model_of_shapes(trial, stream, registry)
@@ -229,8 +222,6 @@ def estimate_storage(trial: Trial, stream: Stream, registry: Registry, deadline:
             after.append(stored_bytes(strategy))
             if index + 1 == TASKS:
                 break
-            if time.process_time() > deadline:
-                return after[-1] - size
     return extrapolate_storage(after, len(run.replicas[0].stream.tasks)) - size
 
 

@@ -8,11 +8,13 @@ normalisation, gathers, sorting, decompositions and solvers of `torch.linalg`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any, ClassVar
 
 import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from clbench.core.torch_private import OpOverload, TorchDispatchMode
@@ -151,3 +153,29 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if formula is not None:
             self.total += formula(args, kwargs, out)
         return out
+
+
+@contextmanager
+def counted_modules() -> Iterator[FlopCount]:
+    """Count what calls of modules compute inside the block, and nothing else."""
+    count = FlopCount()
+    calls = 0  # inside each other
+
+    def before(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            count.start()
+
+    def after(*_: object) -> None:
+        nonlocal calls
+        calls -= 1
+        if calls == 0:
+            count.stop()
+
+    hooks = register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)
+    try:
+        yield count
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -23,7 +23,7 @@ from clbench.core.torch_private import (
     without_torch_functions,
 )
 from clbench.data.prepare import Prepare
-from clbench.data.samples import PermutedInputCache, PermutedSamples, Samples, StochasticSamples
+from clbench.data.samples import Samples, StochasticSamples
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.training.precision import KNOWN
 
@@ -74,19 +74,14 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
 
 def stream_without_values(stream: Stream) -> Stream:
     """Return a stream on the CPU with the shapes and types of its inputs only; labels and tasks keep their values."""
-    made: dict[int, Tensor] = {}
-    cache = PermutedInputCache()
-
-    def empty(x: Tensor) -> Tensor:
-        return made.setdefault(id(x), torch.empty_like(x, device="meta"))
+    made: dict[int, Tensor] = {}  # tasks may share their inputs
 
     def samples(part: Samples) -> Samples:
-        if isinstance(part, PermutedSamples):
-            return PermutedSamples(empty(part.base), part.permutation, part.y, part.tasks, cache)
+        x = stored(part)
+        empty = made.setdefault(id(x), torch.empty_like(x, device="meta"))
         if isinstance(part, StochasticSamples):
-            x = empty(part.x)
-            return StochasticSamples(x, part.y, part.tasks, lambda _: x[0])
-        return Samples(empty(part.x), part.y, part.tasks)
+            return StochasticSamples(empty, part.y, part.tasks, lambda _: empty[0])
+        return Samples(empty, part.y, part.tasks)
 
     return replace(stream, tasks=tuple(replace(t, train=samples(t.train), test=samples(t.test)) for t in stream.tasks))
 
@@ -109,7 +104,7 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What shapes an operation makes of which is remembered: torch finds out in Python, which takes most of the time.
     """
 
-    made: ClassVar[dict[Hashable, Any]] = {}
+    remembered: ClassVar[dict[Hashable, list[Form]]] = {}  # what an operation makes of its arguments
     pure: ClassVar[dict[OpOverload, bool]] = {}  # whether an operation makes new tensors only
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -117,35 +112,32 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if not isinstance(func, OpOverload) or any(kind.__torch_dispatch__ is not ORDINARY for kind in types):
             return NotImplemented
-        given = [value for value in (*flat(args), *flat(kwargs.values())) if isinstance(value, Tensor)]
-        mixed = func.overloadpacket not in BY_INDEX and len({value.is_meta for value in given}) > 1
-        if mixed and func._schema.is_mutable and isinstance(args[0], Tensor) and not args[0].is_meta:
-            raise RuntimeError(f"{func} would write a result without values into a tensor that has some")
-        if mixed:
+        tensors = [value for value in flat([args, list(kwargs.values())]) if isinstance(value, Tensor)]
+        by_index = func.overloadpacket in BY_INDEX
+        if not by_index and len({value.is_meta for value in tensors}) > 1:
+            if func._schema.is_mutable and isinstance(args[0], Tensor) and not args[0].is_meta:
+                raise RuntimeError(f"{func} would write a result without values into a tensor that has some")
             args, kwargs = tuple(map(shaped, args)), {name: shaped(value) for name, value in kwargs.items()}
-        key = self._key(func, given, args, kwargs)
-        known = self.made.get(key) if key is not None else None
-        if known is not None:
-            return remade(known)
+        key: Hashable = None
+        if not by_index and self._is_pure(func) and any(value.is_meta for value in tensors):
+            key = func, form_of(args), form_of(sorted(kwargs.items()))
+            if key in self.remembered:
+                results = tuple([torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
+                                 for form in self.remembered[key]])
+                return results[0] if len(results) == 1 else results
         with without_torch_functions():  # what torch computes shapes with, in Python, need not come by again
             out = func(*args, **kwargs)
-        if key is not None and all(value.is_meta for value in flat([out]) if isinstance(value, Tensor)):
-            self.made[key] = made_of(out)
+        results = out if isinstance(out, tuple) else (out,)
+        if key is not None and all(isinstance(value, Tensor) and value.is_meta for value in results):
+            self.remembered[key] = list(map(form_of, results))
         return out
 
-    def _key(self, func: OpOverload, given: Sequence[Tensor], args: Any, kwargs: Any) -> Hashable:
-        """Return what an operation and its arguments are recognised by, None where the result may be another."""
+    def _is_pure(self, func: OpOverload) -> bool:
+        """Tell whether an operation makes new tensors only: neither views of its arguments nor changes in them."""
         if func not in self.pure:
             parts = (*func._schema.arguments, *func._schema.returns)
-            self.pure[func] = func.overloadpacket not in BY_INDEX and all(p.alias_info is None for p in parts)
-        if not self.pure[func] or not any(value.is_meta for value in given):
-            return None
-        key = func, made_of(args), tuple((name, made_of(kwargs[name])) for name in sorted(kwargs))
-        try:
-            hash(key)
-        except TypeError:
-            return None
-        return key
+            self.pure[func] = all(part.alias_info is None for part in parts)
+        return self.pure[func]
 
 
 def flat(values: Any) -> Iterator[Any]:
@@ -157,24 +149,13 @@ def flat(values: Any) -> Iterator[Any]:
             yield value
 
 
-def made_of(value: Any) -> Any:
-    """Return a tensor's form, and any other argument as it is."""
+def form_of(value: Any) -> Any:
+    """Return a tensor's form, and any other argument with its type: 1, 1.0 and True are equal."""
     if isinstance(value, Tensor):
         return Form(value.shape, value.stride(), value.dtype, value.is_meta)
     if isinstance(value, list | tuple):
-        return type(value) is list, tuple(map(made_of, value))
+        return tuple(map(form_of, value))
     return type(value), value
-
-
-def remade(made: Any) -> Any:
-    """Return what `made_of` was given, its tensors without values."""
-    if isinstance(made, Form):
-        return torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
-    kind, value = made
-    if isinstance(kind, bool):
-        parts = map(remade, value)
-        return list(parts) if kind else tuple(parts)
-    return value
 
 
 def shaped(value: Any) -> Any:

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from clbench.core.options import format_value
 from clbench.report.formats.markdown import escape
-from clbench.report.formatting import NONE, by_task
+from clbench.report.formatting import NONE
 from clbench.report.model import FigureData, FigurePoint
 
 if TYPE_CHECKING:
@@ -39,21 +39,18 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
     if form == "json":
         return json.dumps({**setting, "methods": [as_json(count, counts[0]) for count in counts]}, indent=2)
     blocks = [_text(", ".join(f"{key} {_plain(value)}" for key, value in setting.items()), form)]
+    headers, meaning, growths = list(FIGURES), MEANING, []
     rows = [[c.method, _last(f"{n:,}" for n in c.parameters), _last(f"{n:,}" for n in c.trainable),
              _last(map(size, c.trainable_bytes)), ratio(c, counts[0])] for c in counts]
-    network = "model" in setting
-    if network:
-        rows = [[*row, _last(map(size, c.bytes)), NONE if c.flops is None else scaled(c.flops)]
-                for row, c in zip(rows, counts, strict=True)]
-    blocks.append(_table([*FIGURES, "bytes kept", "FLOPs"] if network else FIGURES, rows, form))
-    blocks.append(_text(f"{MEANING} {MEANING_OF_MORE}" if network else MEANING, form))
-    if network:
-        blocks += ["Parameters kept after each task:", _growth([[f"{n:,}" for n in c.parameters] for c in counts],
-                                                               counts, form)]
-        blocks += ["Bytes kept after each task:", _growth([list(map(size, c.bytes)) for c in counts], counts, form)]
-    notes = [f"{c.method}: trains {by_task(c.trainable)}" for c in counts if len(set(c.trainable)) > 1]
-    notes += [f"{c.method}: {note}" for c in counts for note in (*c.remarks, *([c.note] if c.note else []))]
-    return "\n\n".join([*blocks, *(["\n".join(f"- {_text(note, form)}" for note in notes)] if notes else [])])
+    if "model" in setting:
+        headers, meaning = [*FIGURES, "bytes kept", "FLOPs"], f"{MEANING} {MEANING_OF_MORE}"
+        for row, c in zip(rows, counts, strict=True):
+            row += [_last(map(size, c.bytes)), NONE if c.flops is None else scaled(c.flops)]
+        growths = ["Parameters kept after each task:", _growth([[f"{n:,}" for n in c.parameters] for c in counts],
+                                                               counts, form),
+                   "Bytes kept after each task:", _growth([list(map(size, c.bytes)) for c in counts], counts, form)]
+    notes = "\n".join(f"- {_text(f'{c.method}: {note}', form)}" for c in counts for note in c.notes)
+    return "\n\n".join(filter(None, [*blocks, _table(headers, rows, form), _text(meaning, form), *growths, notes]))
 
 
 def as_json(count: Count, full: Count) -> dict[str, Any]:

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
+from tabulate import tabulate
 
 from clbench.cli.counts import scaled
-from clbench.core.errors import ClbenchError, DataError, MissingDataError
+from clbench.core.errors import ClbenchError, MissingDataError
+from clbench.execution.time_left import Kind, TimeLeft, alike, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.workload import Foreseen, Speed
-from clbench.report.formatting import NONE, by_task
+from clbench.report.formatting import NONE
 from clbench.results.provenance import by_reason
 
 if TYPE_CHECKING:
-    from clbench.accounting.count import Count
     from clbench.data.stream import Stream
     from clbench.execution.run import Experiment
     from clbench.results.records import Record
@@ -25,20 +26,10 @@ HEADERS = ("key", "method", "scenario", "seed", "state", "trainable", "training 
 
 
 class Forecast(NamedTuple):
-    """Parameters that the last task trains, FLOPs of training, and of predicting one sample in the end, as text."""
+    """What the trials of a kind will train and compute: the last cells of the table, and the work."""
 
-    trainable: str = NONE
-    training: str = NONE
-    inference: str = NONE
-    foreseen: Foreseen = Foreseen()
-
-    @property
-    def texts(self) -> tuple[str, str, str]:
-        """Return the figures."""
-        return self[:3]
-
-
-Kind = tuple[tuple[str, ...], str]  # setting and method
+    cells: list[str]
+    foreseen: Foreseen
 
 
 def listing(ready: Experiment, duration: bool = True) -> str:
@@ -54,20 +45,22 @@ def listing(ready: Experiment, duration: bool = True) -> str:
     Raises:
         ClbenchError: some trials cannot run as they are planned; a line for each mistake.
     """
-    from tabulate import tabulate
-
     for line in by_reason((ready.records[key], reasons) for key, reasons in ready.staleness.reasons.items()):
         click.echo(f"Stale: {line}", err=True)
     counted = forecasts(ready)
     rows = []
     for planned in ready.planned:
         trial, record = planned.trial, ready.records.get(planned.trial.key)
-        known = counted.get(kind(planned)) if record is None or record.status == "failed" else recorded(record)
-        rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, ready),
-                     *(known or Forecast()).texts])
+        if record is not None and record.status != "failed":
+            figures = cells(record.costs.trainable, record.costs.train_flops, record.costs.inference_flops)
+        elif kind_of(trial) in counted:
+            figures = counted[kind_of(trial)].cells
+        else:
+            figures = [NONE] * 3
+        rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, ready), *figures])
     table = tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
-    told = needed(ready, {own: known.foreseen for own, known in counted.items()}) if duration else ""
-    return f"{table}\n\n{told}" if told else table
+    line = needed(ready, {kind: forecast.foreseen for kind, forecast in counted.items()}) if duration else ""
+    return f"{table}\n\n{line}" if line else table
 
 
 def needed(ready: Experiment, foreseen: Mapping[Kind, Foreseen]) -> str:
@@ -80,33 +73,31 @@ def needed(ready: Experiment, foreseen: Mapping[Kind, Foreseen]) -> str:
     if not ready.missing or not (foreseen or ready.records):
         return ""
     from clbench.core.device import pick_device
-    from clbench.execution.pace import alike
     from clbench.execution.progress import clock, plural
     from clbench.execution.run import plan_workers
-    from clbench.execution.time_left import TimeLeft
 
-    missing, plan = ready.missing, plan_workers(ready, "")
-    left, device = TimeLeft(missing), pick_device(ready.spec.device).type
+    plan, device = plan_workers(ready, ""), pick_device(ready.spec.device).type
     workers = 1 if plan.shrink and device != "cpu" else max(plan.workers, 1)
+    left = TimeLeft(ready.missing)
     left.ready(workers)
-    left.known(r for r in ready.records.values() if alike(r, device, plan.start.threads))
-    for planned in missing:
-        left.foreseen(planned.trial.key, foreseen.get(kind(planned), Foreseen()), counted=True)
+    records = [record for record in ready.records.values() if alike(record, device, plan.start.threads)]
+    left.known(records)
+    for record in records:
+        if result := recorded(record):
+            left.foreseen(kind_of(record.trial), Foreseen(workload=result[0]))
+    for kind, work in foreseen.items():
+        left.foreseen(kind, work)
     seconds = left.seconds(0.0)
     if seconds is None:
         return ""
-    told = left.paces
-    basis = (f"from the times of {plural(told.records, 'trial')} here" if told.records else
+    timed = sum(map(len, left.earlier.values()))
+    basis = (f"from the times of {plural(timed, 'trial')} here" if timed else
              "from FLOPs and a few steps of the model, timed now; it may well be half or twice that")
-    unknown = {p.label for p in missing if kind(p) not in told.works and kind(p) not in told.earlier}
+    kinds = {kind_of(planned.trial): planned.label for planned in ready.missing}
+    unknown = {label for kind, label in kinds.items() if kind not in left.work and kind not in left.earlier}
     rest = f"; {plural(len(unknown), 'method')} that cannot be counted taken for the mean" if unknown else ""
-    return (f"{'about' if told.records else 'roughly'} {clock(seconds)} for {plural(len(missing), 'trial')} with "
+    return (f"{'about' if timed else 'roughly'} {clock(seconds)} for {plural(len(ready.missing), 'trial')} with "
             f"{plural(workers, 'worker')}, {basis}{rest}")
-
-
-def kind(planned: PlannedTrial) -> Kind:
-    """Return what trials share that differ in their seed only."""
-    return planned.trial.setting, planned.trial.row
 
 
 def state(record: Record | None, ready: Experiment) -> str:
@@ -118,20 +109,11 @@ def state(record: Record | None, ready: Experiment) -> str:
     return f"{record.status}, stale" if record.key in ready.staleness.reasons else record.status
 
 
-def recorded(record: Record) -> Forecast:
-    """Return what a record says."""
-    costs = record.costs
-    return as_text(costs.trainable, costs.train_flops, costs.inference_flops[-1:])
-
-
-def as_text(trainable: Sequence[int], train_flops: Sequence[int] | None, inference_flops: Sequence[int]) -> Forecast:
-    """Return figures as text; a dash where there are none."""
-    return Forecast(f"{trainable[-1]:,}" if trainable else NONE, flops(train_flops), flops(inference_flops))
-
-
-def flops(counts: Sequence[int] | None) -> str:
-    """Return the sum of some numbers with three digits and a prefix; a dash where there are none."""
-    return scaled(sum(counts)).strip() if counts else NONE
+def cells(trainable: Sequence[int], train_flops: Sequence[int] | None, inference_flops: Sequence[int]) -> list[str]:
+    """Return the last of the parameters, all training FLOPs, and the last FLOPs per sample; a dash for no figure."""
+    return [f"{trainable[-1]:,}" if trainable else NONE,
+            scaled(sum(train_flops)).strip() if train_flops else NONE,
+            scaled(inference_flops[-1]).strip() if inference_flops else NONE]
 
 
 def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
@@ -142,15 +124,8 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     """
     first: dict[Kind, PlannedTrial] = {}
     for planned in ready.missing:
-        first.setdefault(kind(planned), planned)
+        first.setdefault(kind_of(planned.trial), planned)
     if not first:
-        return {}
-    from clbench.execution.reuse import check_inputs
-
-    try:
-        check_inputs([planned.trial for planned in first.values()], ready.spec.execution, ready.registry)
-    except MissingDataError as error:
-        click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
         return {}
     from clbench.accounting.count import forecast
     from clbench.accounting.estimator import counted_work, data_bytes, storage_line
@@ -159,16 +134,13 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     from clbench.execution.trial_runner import TrialRunner, describe_steps
 
     runner = TrialRunner(ready.spec.execution.model_copy(update={"compile": False}), "cpu", "", ready.registry)
-    found: dict[Kind, Forecast] = {}
+    counted: dict[Kind, Forecast] = {}
     speed: Speed | None = None
     problems: dict[str, ClbenchError] = {}
     notes: dict[str, None] = {}
-    absent: set[tuple[str, ...]] = set()  # settings without a stream
     scenarios = {planned.trial.scenario for planned in ready.planned}
-    for number, (own, planned) in enumerate(first.items(), start=1):
+    for number, (kind, planned) in enumerate(first.items(), start=1):
         name = planned.label + (f" ({planned.trial.scenario})" if len(scenarios) > 1 else "")
-        if own[0] in absent:
-            continue
         if sys.stderr.isatty():  # a method on a large model takes seconds
             click.echo(f"counting {name} ({number} of {len(first)})", err=True)
         try:
@@ -179,19 +151,16 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             count = forecast(planned, stream_without_values(stream), ready.registry)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
-            absent.add(own[0])
         except ClbenchError as error:
             problems[str(error)] = error
-            if isinstance(error, DataError):
-                absent.add(own[0])
         except Exception as error:  # as in a run, where the trial's record has it
             notes[f"{name}: cannot be counted, {type(error).__name__}: {' '.join(str(error).split())}"] = None
         else:
             speed = speed or measured(planned, stream, ready)
-            estimate = Foreseen(workload=counted_work(count, stream), speed=speed)
             inference = [] if count.flops is None else [count.flops]
-            found[own] = as_text(count.trainable, count.train_flops, inference)._replace(foreseen=estimate)
-            notes |= {f"{name}: {note}": None for note in remarks(count)}
+            counted[kind] = Forecast(cells(count.trainable, count.train_flops, inference),
+                                     Foreseen(workload=counted_work(count, stream), speed=speed))
+            notes |= {f"{name}: {note}": None for note in count.notes}
             extra = count.bytes[-1] - count.model_bytes if count.kept else 0
             if line := storage_line(planned.label, extra, data_bytes(stream), count.keeps_less):
                 notes[line] = None
@@ -199,7 +168,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         raise type(next(iter(problems.values())))("\n".join(problems))
     for note in notes:
         click.echo(f"Note: {note}", err=True)
-    return found
+    return counted
 
 
 def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed | None:
@@ -219,9 +188,3 @@ def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed 
         return None
     finally:
         torch.set_num_threads(before)
-
-
-def remarks(count: Count) -> list[str]:
-    """Return what a count's figures do not say."""
-    varying = [f"trains {by_task(count.trainable)}"] if len(set(count.trainable)) > 1 else []
-    return [*varying, *count.remarks, *filter(None, [count.note])]

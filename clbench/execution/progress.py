@@ -12,8 +12,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from clbench.execution.pace import alike
-from clbench.execution.time_left import TimeLeft
+from clbench.execution.time_left import TimeLeft, alike, kind_of
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import Foreseen
@@ -48,11 +47,11 @@ class Tally:
         self.shares[event.key] = event.task / event.tasks
         self.left.progress(event, time.monotonic())
 
-    def finish(self, key: str, record: Record | None = None) -> None:
+    def finish(self, key: str) -> None:
         """Count a trial as done."""
         self.shares.pop(key, None)
         self.done += 1
-        self.left.finished(key, time.monotonic(), record)
+        self.left.finished(key, time.monotonic())
 
     @property
     def share(self) -> float:
@@ -126,7 +125,7 @@ class Display(Listener):
 
     def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
         """Take what is known of a trial beforehand."""
-        self.tally.left.foreseen(planned.trial.key, foreseen)
+        self.tally.left.foreseen(kind_of(planned.trial), foreseen)
 
     def started(self, planned: PlannedTrial) -> None:
         """Count it."""
@@ -138,7 +137,7 @@ class Display(Listener):
 
     def finished(self, record: Record) -> None:
         """Count the trial, and print its failure if it has one."""
-        self.tally.finish(record.key, record)
+        self.tally.finish(record.key)
         if record.failure:
             failure = record.failure
             where = f" ({failure.place})" if failure.place else ""

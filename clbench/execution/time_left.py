@@ -1,4 +1,10 @@
-"""How long a run still takes: from the work of its trials, and from the seconds that this run has measured so far."""
+"""How long a run still takes: from the seconds that it has measured so far, from earlier records, and from the work.
+
+The kind of a trial is all but its seed. A trial takes as long as those of its kind that have ended, evaluation and all.
+Before one has ended, the tasks that running ones have learned tell it, each with its share of the work. Before that,
+records of the folder tell it; then the same method in another scenario, times the ratio of their work; then the work
+itself, at the speed of the trials that were measured, or of a few steps of the model if there are none.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +13,48 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from clbench.execution.pace import Kind, Paces, kind_of
-from clbench.experiment.trial import PlannedTrial, Progress
-from clbench.experiment.workload import Foreseen
+from clbench.experiment.trial import PlannedTrial, Progress, Trial
+from clbench.experiment.workload import Foreseen, Speed, Workload, workload
+from clbench.results.provenance import machine
 from clbench.results.records import Record
+
+Kind = tuple[tuple[str, ...], str]  # setting and method: trials that differ in their seed only
+USUAL = 5e7  # FLOPs that take as long as a step does without any, before anything says how many
+
+
+def kind_of(trial: Trial) -> Kind:
+    """Return what trials share that differ in their seed only."""
+    return trial.setting, trial.row
+
+
+def model_of(trial: Trial) -> str:
+    """Return what two trials must share for the one's speed to tell the other's."""
+    return f"{trial.benchmark} {trial.model} {trial.validation:g}"
+
+
+def alike(record: Record, device: str, threads: int | None) -> bool:
+    """Tell whether a record was made on this machine and as a run with such workers makes its own."""
+    origin = record.provenance
+    return (origin.machine == machine() and (origin.device == "cpu") == (device == "cpu")
+            and threads in (None, origin.threads))
+
+
+def recorded(record: Record) -> tuple[Workload | None, float] | None:
+    """Return the work of a finished trial, where its record counts it, and its seconds; None where it did not end."""
+    costs, timings, stream = record.costs, record.timings, record.stream
+    if record.status != "done" or stream is None or not timings.evaluate:
+        return None
+    seconds = sum(map(sum, (timings.train, timings.consolidate, timings.evaluate, timings.curve)))
+    tasks = len(stream.train_samples)
+    if not len(costs.steps) == len(costs.train_flops) == len(costs.inference_flops) == tasks:
+        return None, seconds
+    return workload(costs.steps, costs.train_flops, costs.inference_flops, stream.train_samples,
+                    stream.test_samples), seconds
 
 
 @dataclass
 class Course:
-    """A running trial: when it began, and where it stood at the first and at the last word from it (share, time)."""
+    """A running trial: when it began, and its share of the work and the time at the first and at the last event."""
 
     began: float
     first: tuple[float, float] | None = None
@@ -23,7 +62,7 @@ class Course:
 
     @property
     def resumed(self) -> float:
-        """Return the share that was done before: it went on from a checkpoint."""
+        """Return the share that was done before: the trial continued from a checkpoint."""
         return self.first[0] if self.first else 0.0
 
     @property
@@ -58,19 +97,20 @@ class Course:
 class TimeLeft:
     """Estimates the seconds until the last trial has ended.
 
-    A trial takes as long as those of its kind that have ended, evaluation and all; before one has, as the tasks learned
-    so far say, each with its share of the work; before that, as its work says (`Paces`). The first of a kind is mostly
-    the slowest (data are read, caches filled): how later ones differ from it, where there are some, is taken to hold
-    for the other kinds, too. Trials that wait go to as many places as trials have run at once, the longest first, as
-    the queue deals them out. What a trial had done before it went on from a checkpoint is no work of this run.
+    Waiting trials go to as many places as trials have run at once, the longest first. The first trial of a kind is
+    mostly the slowest (data are read, caches filled), so the ratio of later ones to it holds for the other kinds, too.
     """
 
     def __init__(self, todo: Sequence[PlannedTrial]) -> None:
         """Take the trials of the run."""
-        self.kinds: dict[str, Kind] = {p.trial.key: kind_of(p.trial) for p in todo}
-        self.paces = Paces()
-        self.paces.add(todo)
-        self.waiting = dict.fromkeys(self.kinds)  # in the order of the plan
+        self.kinds: dict[str, Kind] = {planned.trial.key: kind_of(planned.trial) for planned in todo}
+        self.methods: dict[Kind, tuple[str, str]] = {}  # model and method, which the kinds of a method share
+        for planned in todo:
+            self.methods[kind_of(planned.trial)] = model_of(planned.trial), planned.trial.row
+        self.work: dict[Kind, Workload] = {}  # either as plain fine-tuning would have it, or counted for each method
+        self.speed: Speed | None = None
+        self.earlier: dict[Kind, list[float]] = {}  # seconds of trials with a record
+        self.waiting = dict.fromkeys(self.kinds)
         self.running: dict[str, Course] = {}
         self.took: dict[Kind, list[float]] = {}  # seconds of whole trials
         self.places = 1  # trials that run at once
@@ -82,12 +122,21 @@ class TimeLeft:
         self.places = max(self.places, min(workers, len(self.kinds)))
 
     def known(self, records: Iterable[Record]) -> None:
-        """Take records that were made as this run makes its own."""
-        self.paces.known(records)
+        """Take the seconds of records that were made as this run makes its own."""
+        models = {model for model, _ in self.methods.values()}
+        for record in records:
+            result = recorded(record)
+            if result is None or model_of(record.trial) not in models:
+                continue
+            kind = kind_of(record.trial)
+            self.earlier.setdefault(kind, []).append(result[1])
+            self.methods[kind] = model_of(record.trial), record.trial.row
 
-    def foreseen(self, key: str, foreseen: Foreseen, counted: bool = False) -> None:
-        """Take what is known beforehand of a trial and the others of its kind; `counted`: of the method itself."""
-        self.paces.foreseen(self.kinds[key], foreseen, counted)
+    def foreseen(self, kind: Kind, foreseen: Foreseen) -> None:
+        """Take what is known beforehand of the trials of a kind."""
+        if foreseen.workload is not None:
+            self.work[kind] = foreseen.workload
+        self.speed = foreseen.speed or self.speed
 
     def started(self, key: str, now: float) -> None:
         """Take a trial that starts, perhaps once more."""
@@ -97,63 +146,87 @@ class TimeLeft:
         self.places = max(self.places, len(self.running))
 
     def progress(self, event: Progress, now: float) -> None:
-        """Take a word from a running trial."""
+        """Take an event of a running trial."""
         if course := self.running.get(event.key):
-            course.last = self.paces.share(self.kinds[event.key], event.task, event.tasks), now
+            work = self.work.get(self.kinds[event.key])
+            share = event.task / event.tasks
+            if work is not None and len(work.steps) == event.tasks:
+                share = work.share(event.task, self.flops_of_a_step)
+            course.last = share, now
             course.first = course.first or course.last
 
-    def finished(self, key: str, now: float, record: Record | None = None) -> None:
-        """Take a trial that has ended here, or in another process that shares the run folder; its record counts."""
-        if record is not None and key in self.kinds:
-            self.paces.ended(self.kinds[key], record)
+    def finished(self, key: str, now: float) -> None:
+        """Take a trial that has ended here, or in another process that shares the run folder."""
         self.waiting.pop(key, None)
         if course := self.running.pop(key, None):
             whole = course.whole if course.resumed else now - course.began
             if whole is not None:
                 self.took.setdefault(self.kinds[key], []).append(whole)
-        elif key in self.kinds and (known := self._expected()):
-            self.others += known[self.kinds[key]]
+        elif key in self.kinds and (expected := self.expected()):
+            self.others += expected[self.kinds[key]]
 
     @property
     def measured(self) -> bool:
         """Tell whether this run has learned a task yet."""
         return bool(self.took) or any(course.whole is not None for course in list(self.running.values()))
 
+    @property
+    def flops_of_a_step(self) -> float:
+        """Return how many FLOPs take as long as a step does without any."""
+        return USUAL if self.speed is None else max(self.speed.step * self.speed.flops, 1.0)
+
     def seconds(self, now: float) -> float | None:
         """Return the estimate; None as long as there is nothing to tell it from."""
-        known = self._expected()
-        if not known:
+        expected = self.expected()
+        if not expected:
             return None
-        left = [course.left(known[self.kinds[key]], now) for key, course in list(self.running.items())]
-        waiting = self._in_order(known)
+        left = [course.left(expected[self.kinds[key]], now) for key, course in list(self.running.items())]
+        waiting = sorted((expected[self.kinds[key]] for key in list(self.waiting)), reverse=True)
+        places = self.places
         if self.others and self.began is not None:
-            places = self.places + self.others / max(now - self.began, 1e-9)
-            return max([(sum(left) + sum(waiting)) / places, *left])
-        free = sorted([*left, *[0.0] * (self.places - len(left))])
+            places += round(self.others / max(now - self.began, 1e-9))
+        ends = sorted([*left, *[0.0] * (places - len(left))])  # when each place is free
         for seconds in waiting:
-            heapq.heapreplace(free, free[0] + seconds)
-        return max(free, default=0.0)
+            heapq.heapreplace(ends, ends[0] + seconds)
+        return max(ends, default=0.0)
 
-    def _in_order(self, known: dict[Kind, float]) -> list[float]:
-        """Return the seconds of the trials that wait, as the queue has them: new kinds first, then the longest."""
-        settings = list(dict.fromkeys(kind[0] for kind in self.kinds.values()))
-        seen = {self.kinds[key] for key in list(self.running)} | set(self.took)
-        order: list[tuple[int, float, float]] = []
-        for key in list(self.waiting):
-            kind = self.kinds[key]
-            order.append((settings.index(kind[0]), -known[kind] if kind in seen else -float("inf"), known[kind]))
-            seen.add(kind)
-        return [seconds for *_, seconds in sorted(order, key=lambda one: one[:2])]
+    def expected(self) -> dict[Kind, float]:
+        """Return the seconds of a whole trial of each kind; of all kinds, or of none if nothing is known."""
+        known = self._known_seconds()
+        amounts = {kind: work.amount(self.flops_of_a_step) for kind, work in self.work.items()}
+        compared = [kind for kind in known if amounts.get(kind)]
+        rate = None if known or self.speed is None else self.speed.step  # seconds that a unit of work takes
+        if compared:
+            rate = sum(known[kind] for kind in compared) / sum(amounts[kind] for kind in compared)
+        kind_of_method = {self.methods[kind]: kind for kind in known}
+        expected: dict[Kind, float] = {}
+        for kind, method in self.methods.items():
+            similar = kind_of_method.get(method)
+            if kind in known:
+                expected[kind] = known[kind]
+            elif similar is not None:
+                comparable = amounts.get(kind) and amounts.get(similar)
+                expected[kind] = known[similar] * (amounts[kind] / amounts[similar] if comparable else 1.0)
+            elif rate is not None and amounts.get(kind):
+                expected[kind] = rate * amounts[kind]
+        if expected:  # a method that cannot be counted takes as long as the others do
+            mean = fmean(expected.values())
+            expected |= {kind: mean for kind in self.methods if kind not in expected}
+        return expected
 
-    def _expected(self) -> dict[Kind, float]:
-        """Return the seconds of a whole trial of each kind, as far as something is known; of all kinds or of none."""
+    def _known_seconds(self) -> dict[Kind, float]:
+        """Return the seconds of a whole trial of each kind that this run or a record has timed."""
         took = list(self.took.items())
-        again = [(own[0], fmean(own[1:])) for _, own in took if len(own) > 1]
-        before = sum(first for first, _ in again)
-        change = sum(later for _, later in again) / before if before else 1.0
-        found = {kind: fmean(own[1:]) if len(own) > 1 else own[0] * change for kind, own in took}
+        repeated = {kind: fmean(seconds[1:]) for kind, seconds in took if len(seconds) > 1}
+        firsts = sum(seconds[0] for kind, seconds in took if kind in repeated)
+        change = sum(repeated.values()) / firsts if firsts else 1.0
+        measured = {kind: seconds[0] * change for kind, seconds in took} | repeated
         paces: dict[Kind, list[float]] = {}
         for key, course in list(self.running.items()):
-            if self.kinds[key] not in found and (whole := course.whole) is not None:
-                paces.setdefault(self.kinds[key], []).append(whole)
-        return self.paces.seconds({**{kind: fmean(seconds) for kind, seconds in paces.items()}, **found})
+            if course.whole is not None and self.kinds[key] not in measured:
+                paces.setdefault(self.kinds[key], []).append(course.whole)
+        measured |= {kind: fmean(seconds) for kind, seconds in paces.items()}
+        earlier = {kind: fmean(seconds) for kind, seconds in self.earlier.items()}
+        both = [kind for kind in measured if kind in earlier]  # they tell how fast the machine is now
+        drift = sum(measured[kind] for kind in both) / sum(earlier[kind] for kind in both) if both else 1.0
+        return {kind: seconds * drift for kind, seconds in earlier.items()} | measured

@@ -81,13 +81,6 @@ def test_three_tasks_tell_what_all_keep(registry, method):
     assert estimate_storage(one.trial, stream, registry) == found.bytes[-1] - found.model_bytes
 
 
-def test_past_the_deadline_what_the_first_task_leaves_is_what_is_storage_line(registry):
-    stream = stream_of_shapes(6, 12, (1, 8, 8), "class", 40)
-    one = planned(registry, "independent", scenario="class")
-    found = count(one, stream, registry)
-    assert estimate_storage(one.trial, stream, registry, deadline=0.0) == found.bytes[0] - found.model_bytes
-
-
 def test_data_are_counted_as_they_are_stored():
     stream = stream_of_shapes(2, 4, (1, 8, 8), "task", 40)
     assert data_bytes(stream) == 2 * 40 * 64

@@ -7,7 +7,7 @@ from clbench.accounting import estimator
 from clbench.accounting.count import forecast
 from clbench.accounting.shapes import stream_without_values
 from clbench.core.registry import discover
-from clbench.execution.pace import recorded
+from clbench.execution.time_left import recorded
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan

@@ -8,9 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.accounting import callback
-from clbench.accounting.callback import FlopsCallback
+from clbench.accounting.callback import EVERY, FlopsCallback, LoopFlops, PhaseFlops
 from clbench.accounting.flops import OWN, FlopCount
-from clbench.accounting.sampled import EVERY, Draws, LoopFlops
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.execution import trial_runner
@@ -264,11 +263,11 @@ def test_draws_of_replay_are_counted_by_what_they_run():
     one = bench(StrategyInfo("grows", Grows, ""), {}, "class")
     batch = one.batch(0)
     sample = sum(2 * p.numel() for p in one.strategy.model.parameters() if p.dim() == 2)
-    draws, runs = Draws(), []
+    phase, runs = PhaseFlops([one.strategy], compiled=False), []
     for _ in range(12):
-        with draws.counted(one.strategy, batch) as flops:
+        with phase.counted_draw(one.strategy, batch) as count:
             assert isinstance(one.strategy.augment_batch(batch), Batch)
-        runs += flops
+        runs.append(count.total)
     assert runs == [sample * (look % 5 + 1) + 2 * 27 for look in range(1, 13)]
     assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
 

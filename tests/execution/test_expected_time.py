@@ -1,10 +1,9 @@
-"""What trials are expected to take: from their work, from what was seen, from records of the folder."""
+"""What trials are expected to take: from their work, from trials that ended, from records of the folder."""
 
 import pytest
 from helpers.records import make_record
 
-from clbench.execution.pace import Paces, alike, kind_of, recorded
-from clbench.execution.time_left import TimeLeft
+from clbench.execution.time_left import TimeLeft, alike, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import Foreseen, Speed, Workload
 from clbench.results.provenance import machine
@@ -36,40 +35,44 @@ def test_a_share_of_the_work_counts_steps_training_and_the_rows_that_are_filled(
     assert load.share(2, 10.0) == 1
 
 
+def counted_works(speed):
+    trials = {name: planned(name) for name in WORKS}
+    left = TimeLeft(list(trials.values()))
+    for name, load in WORKS.items():
+        left.foreseen(kind_of(trials[name].trial), Foreseen(workload=load, speed=speed))
+    return left, {kind_of(trials[name].trial): took(load) for name, load in WORKS.items()}
+
+
+def end(left, one, seconds):
+    left.started(one.trial.key, 0.0)
+    left.finished(one.trial.key, seconds)
+
+
 def test_kinds_that_were_not_seen_take_what_their_work_says():
-    trials = {name: planned(name) for name in WORKS}
-    paces = Paces()
-    paces.add(trials.values())
-    for name, load in WORKS.items():
-        paces.foreseen(kind_of(trials[name].trial), Foreseen(workload=load, speed=Speed(step=STEP, flops=RATE)),
-                       counted=True)
-    expected = {kind_of(trials[name].trial): took(load) for name, load in WORKS.items()}
-    assert paces.seconds({}) == pytest.approx(expected), "at the speed that was measured"
+    left, expected = counted_works(Speed(step=STEP, flops=RATE))
+    assert left.expected() == pytest.approx(expected), "at the speed that was measured"
+    for name in "ab":
+        end(left, planned(name), 3 * took(WORKS[name]))
     slower = {kind: 3 * seconds for kind, seconds in expected.items()}
-    seen = {kind: slower[kind] for kind in list(slower)[:2]}
-    assert paces.seconds(seen) == pytest.approx(slower), "at the speed that was seen"
+    assert left.expected() == pytest.approx(slower), "at the speed that was seen"
 
 
-def test_the_worth_of_a_step_is_found_from_what_was_seen():
-    trials = {name: planned(name) for name in WORKS}
-    paces = Paces()
-    paces.add(trials.values())
-    for name, load in WORKS.items():
-        paces.foreseen(kind_of(trials[name].trial), Foreseen(workload=load, speed=Speed(step=STEP, flops=100 * RATE)),
-                       counted=True)
-    seen = {kind_of(trials[name].trial): took(WORKS[name]) for name in "abcd"}
-    assert paces.seconds(seen)[kind_of(trials["e"].trial)] == pytest.approx(took(WORKS["e"]), rel=0.1)
+def test_a_kind_without_work_takes_what_the_others_take():
+    left, _ = counted_works(Speed(step=STEP, flops=RATE))
+    del left.work[kind_of(planned("e").trial)]
+    known = [took(WORKS[name]) for name in "abcd"]
+    assert left.expected()[kind_of(planned("e").trial)] == pytest.approx(sum(known) / 4)
 
 
 def test_a_method_takes_in_another_scenario_what_it_took_times_the_ratio_of_the_work():
     known, other, third = planned("er"), planned("er", scenario="class"), planned("ewc", scenario="class")
-    paces = Paces()
-    paces.add([known, other, third])
-    assert paces.seconds({kind_of(known.trial): 8.0}) == {kind_of(p.trial): 8.0 for p in (known, other, third)}
+    left = TimeLeft([known, other, third])
+    end(left, known, 8.0)
+    assert left.expected() == {kind_of(p.trial): 8.0 for p in (known, other, third)}
     for one, flops in ((known, 10**10), (other, 3 * 10**10)):
-        paces.foreseen(kind_of(one.trial), Foreseen(workload=Workload(
-            steps=[0], train_flops=[flops], test_flops=[0, 0])), counted=False)
-    assert paces.seconds({kind_of(known.trial): 8.0})[kind_of(other.trial)] == pytest.approx(24.0)
+        left.foreseen(kind_of(one.trial), Foreseen(workload=Workload(
+            steps=[0], train_flops=[flops], test_flops=[0, 0])))
+    assert left.expected()[kind_of(other.trial)] == pytest.approx(24.0)
 
 
 def test_records_of_the_folder_tell_before_anything_has_run():
@@ -91,8 +94,8 @@ def test_records_of_the_folder_tell_before_anything_has_run():
 def test_a_resumed_trial_has_its_share_of_the_work_left():
     trial = planned("er")
     left = TimeLeft([trial])
-    left.foreseen(trial.trial.key, Foreseen(workload=Workload(steps=[1, 1, 8], train_flops=[0] * 3, test_flops=[0] * 4),
-                                            speed=Speed(step=1.0, flops=1e9)), counted=True)
+    left.foreseen(kind_of(trial.trial), Foreseen(workload=Workload(
+        steps=[1, 1, 8], train_flops=[0] * 3, test_flops=[0] * 4), speed=Speed(step=1.0, flops=1e9)))
     assert left.seconds(0.0) == pytest.approx(10)
     left.started(trial.trial.key, 0.0)
     left.progress(Progress(trial.trial.key, 2, 3, 0.5), 0.0)
