@@ -8,8 +8,11 @@ from clbench.experiment.plan import part, plan
 from clbench.experiment.spec import build
 
 
+REGISTRY = discover()
+
+
 def planned(methods, seeds, scenario="task,class"):
-    return plan(build({"methods": methods, "seeds": seeds, "scenario": scenario}), discover())
+    return plan(build({"methods": methods, "seeds": seeds, "scenario": scenario}), REGISTRY)
 
 
 @given(st.integers(1, 4), st.integers(1, 7), st.integers(1, 20))

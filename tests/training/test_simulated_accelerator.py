@@ -20,13 +20,14 @@ from clbench.experiment.spec import build
 from clbench.persistence import callbacks
 from clbench.testing import tiny_stream
 
+REGISTRY = discover()
 TASKS = 3
 MODELS = {"mlp": "mlp:width=16", "cnn": "cnn", "resnet20": "resnet20:width=4",
           "vit": "vit-tiny:patch=4:width=8:depth=2:heads=2", "timm-vit": "timm:test_vit:size=32",
           "timm-cnn": "timm:test_efficientnet:size=32"}
 SLOW = pytest.mark.slow
 METHODS = [pytest.param(name, marks=SLOW) if name.startswith("avalanche:") else name
-           for name in sorted(discover().strategies.keys() - {"avalanche:GSS_greedy"})]  # fails on tasks so small
+           for name in sorted(REGISTRY.strategies.keys() - {"avalanche:GSS_greedy"})]  # fails on tasks so small
 OPTIONS = {"er": ":capacity=10", "der": ":capacity=10", "der++": ":capacity=10", "er-ace": ":capacity=10",
            "icarl": ":capacity=12", "bic": ":capacity=20", "wa": ":capacity=12", "lucir": ":capacity=12",
            "acl": ":memory=3", "l2p": ":pool=4:top=2:length=2", "gdumb": ":capacity=10",
@@ -37,11 +38,11 @@ WAITS = {"icarl": 400, "bic": 500, "wa": 400, "lucir": 400, "ewc": 60, "mas": 45
 
 
 def trials(method, scenario="class", seeds=1, model=None):
-    info = discover().strategy(method)
+    info = REGISTRY.strategy(method)
     spec = build({"methods": [f"{method}{OPTIONS.get(method, '')}"], "scenario": scenario, "seeds": seeds,
                   "model": MODELS[model or info.check_model],
                   "recipe": {"iterations": 4, "batch_size": 8, "lr": 0.01, "optimizer_state": "keep"}})
-    return plan(spec, discover())
+    return plan(spec, REGISTRY)
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def run(monkeypatch, tmp_path):
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(runner, "pick_device", lambda _: device)
-        on = TrialRunner(ExecutionSettings(**settings), "auto", "a test", artifacts=folder and folder / "artifacts",
-                         checkpoints=folder and folder / "checkpoints")
+        on = TrialRunner(ExecutionSettings(**settings), "auto", "a test", REGISTRY, folder and folder / "artifacts",
+                         folder and folder / "checkpoints")
         records = on.run_stack(planned, hear)
         assert [r.failure and f"{r.failure.message}\n{r.failure.traceback}" for r in records] == [None] * len(records)
         return records
