@@ -7,7 +7,6 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import part, plan
 from clbench.experiment.spec import build
 
-
 REGISTRY = discover()
 
 
