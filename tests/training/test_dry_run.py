@@ -48,9 +48,9 @@ COUNTED = [
         "icarl:capacity=55", "acl", "acl:memory=7", "packnet", "ncm", "slda:base=random", "ranpac",
         "simplecil", "fecam", "fecam:covariance=common")),
     *((method, "cnn:channels=2:depth=1", "class") for method in (
-        "ewc:fisher=empirical", "er", "lora:infer=prototype", "pnn", "shared-private", "inflora:rank=2", "icarl",
+        "ewc:fisher=empirical", "er", "lora:rank=2:infer=prototype", "pnn", "shared-private", "inflora:rank=2", "icarl",
         "acl:private_width=8", "packnet:infer=prototype", "slca", "frozen:infer=gaussian",
-        "ease:adapter=lora", "ewc-lora:rank=2", "lora-mean:rank=2")),
+        "ease:adapter=lora:width=2", "ewc-lora:rank=2", "lora-mean:rank=2")),
     *((method, "mlp:width=16", "domain") for method in ("naive", "er", "lora", "pnn", "icarl", "packnet")),
     *((method, "vit-tiny:width=12:depth=2:patch=14", "task") for method in (
         "lora:layers=attention", "pnn", "l2p", "dualprompt", "coda-prompt:components=10", "ease:width=5")),
