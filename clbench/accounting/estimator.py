@@ -35,7 +35,7 @@ from clbench.training.costs import measure, model_bytes, nbytes
 from clbench.training.loop import take_step
 from clbench.training.steps import make_engine
 
-TIMED_SECONDS = 0.1  # of steps that are timed, of each size
+TIMED_SECONDS = 0.05  # of steps that are timed, of each size
 MOST_SECONDS = 1.0  # that one of them is to take
 FEW = 4  # samples in a step that shows what a step costs by itself
 FLOOR = 100_000_000  # bytes that are no burden, however small the data are

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -150,7 +150,8 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
             raise PluginError(f"cannot read the plugin {path.absolute()}: {os.strerror(errno.ENOENT)}")
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
-    entries = [(_origin(entry), entry) for entry in entry_points(group=GROUP)]
+    distributions: dict[Distribution, tuple[str, str]] = {}
+    entries = [(_origin(entry, distributions), entry) for entry in entry_points(group=GROUP)]
     for origin, entry in sorted(entries, key=lambda f: (f[0].distribution != "clbench", f[0].plugin)):  # ours first
         if disabled(entry.name, entry.value):
             registry.disabled.append(entry.name)
@@ -214,9 +215,17 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
         registry.origins[kind, info.name] = origin
 
 
-def _origin(entry: EntryPoint) -> Origin:
-    dist = entry.dist
-    return Origin(entry.name, dist.name if dist else entry.value, dist.version if dist else "")
+def _origin(entry: EntryPoint, distributions: dict[Distribution, tuple[str, str]]) -> Origin:
+    """Return where an entry point comes from; `distributions` holds the names and versions that were read before.
+
+    A distribution parses all its metadata, the README included, each time its name or version is read.
+    """
+    if entry.dist is None:
+        return Origin(entry.name, entry.value, "")
+    if entry.dist not in distributions:
+        metadata = entry.dist.metadata
+        distributions[entry.dist] = metadata["Name"], metadata["Version"]
+    return Origin(entry.name, *distributions[entry.dist])
 
 
 def load_file(path: Path) -> tuple[ModuleType, str]:

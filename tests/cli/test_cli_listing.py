@@ -30,9 +30,13 @@ def test_everything_is_listed_with_every_option(command, attribute, capsys):
         docs = document(info.options)
         assert [o["name"] for o in listed[name]["options"]] == [d.name for d in docs]
         assert listed[name]["distribution"] == "clbench"
-        assert cli.call([command, name]) == 0
-        text = joined(capsys.readouterr().out)
-        assert text.startswith(joined(name + info.summary)) and joined(f"package clbench {version('clbench')}") in text
+    assert cli.call([command, *known]) == 0
+    shown = joined(capsys.readouterr().out)
+    starts = [shown.index(joined(name + info.summary)) for name, info in known.items()]
+    assert starts[0] == 0 and starts == sorted(starts)
+    for info, start, end in zip(known.values(), starts, [*starts[1:], None], strict=True):
+        text, docs = shown[start:end], document(info.options)
+        assert joined(f"package clbench {version('clbench')}") in text
         assert all(d.meaning and joined(f"{d.name} ({d.type}) {d.meaning}") in text for d in docs)
 
 

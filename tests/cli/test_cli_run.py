@@ -206,9 +206,11 @@ class Shell:
         self.site, self.out = folder / "site", folder / "run"
         self.environment = {**os.environ, "PYTHONPATH": str(self.site), "OMP_NUM_THREADS": "1"}
 
+    def arguments(self, *args):
+        return ["--device", "cpu", "--seeds", "1", "--iterations", "2", "--workers", "1", "--out", str(self.out), *args]
+
     def start(self, *args):
-        return subprocess.Popen([sys.executable, "-m", "clbench", "run", "--device", "cpu", "--seeds", "1",
-                                 "--iterations", "2", "--workers", "1", "--out", self.out, *args], text=True,
+        return subprocess.Popen([sys.executable, "-m", "clbench", "run", *self.arguments(*args)], text=True,
                                 env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def hanging(self, count):
@@ -238,7 +240,7 @@ def ends(pid, seconds=10):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_killed_and_interrupted_runs_are_taken_up_again(tmp_path):
+def test_killed_and_interrupted_runs_are_taken_up_again(tmp_path, monkeypatch, capsys):
     shell = Shell(tmp_path)
     killed = shell.start("--methods", "naive,hang")
     worker = shell.hanging(1)
@@ -258,9 +260,10 @@ def test_killed_and_interrupted_runs_are_taken_up_again(tmp_path):
     assert "Traceback" not in err
     assert ends(worker)
 
-    done = shell.start("--methods", "naive,hang")
-    out, err = done.communicate(timeout=60)
-    assert done.returncode == 0
+    monkeypatch.syspath_prepend(shell.site)
+    monkeypatch.setenv("PYTHONPATH", str(shell.site))
+    code, out, err = call(capsys, *shell.arguments("--methods", "naive,hang"))
+    assert code == 0
     assert "[1/1] hang seed 0: ACC" in err
     assert f"records: {shell.out / 'records'}" in out
     again, problems = Store(shell.out).read()
@@ -285,11 +288,11 @@ def test_a_failed_trial_gives_exit_code_1_and_stands_in_the_report(tmp_path, mon
     assert "2 trials, 1 already done" in err
 
 
-def test_bad_input_that_shows_late_leaves_no_folder(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "lora:rank=999", "--seeds", "1",
-                           "--workers", "0", "--out", tmp_path / "deep" / "run"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "lora: rank = 999 exceeds the width" in done.stderr
+def test_bad_input_that_shows_late_leaves_no_folder(capsys, tmp_path):
+    code, _, err = call(capsys, "--methods", "lora:rank=999", "--seeds", "1", "--workers", "0", "--out",
+                        tmp_path / "deep" / "run")
+    assert code == 2
+    assert "lora: rank = 999 exceeds the width" in err
     assert not (tmp_path / "deep").exists()
 
 

@@ -1,7 +1,5 @@
 import hashlib
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -15,7 +13,6 @@ from clbench.core.errors import PluginError, SpecError
 from clbench.core.registry import discover, load_file
 from clbench.execution import run
 from clbench.experiment.spec import build
-from clbench.results.store import Store
 
 DECAY = """
 from pydantic import Field
@@ -158,7 +155,7 @@ def test_a_disabled_plugin_may_be_replaced_by_a_file(written, monkeypatch):
     sys.modules.pop("my_ewc")
 
 
-def test_a_files_benchmark_is_built_in_workers(written, tmp_path):
+def test_a_files_benchmark_is_built_in_workers(written, tmp_path, monkeypatch):
     path = written("flat_stream.py", """
 from clbench import BenchmarkInfo, hookimpl
 
@@ -170,10 +167,7 @@ def build(options, data_dir, seed):
 def clbench_benchmarks():
     return [BenchmarkInfo("flat", build, "two tasks of vectors")]
 """)
-    done = subprocess.run([sys.executable, "-m", "clbench", "run", "--methods", "naive", "--benchmark", "flat",
-                           "--plugin", path, "--seeds", "1", "--iterations", "1", "--device", "cpu", "--workers", "1",
-                           "--out", tmp_path / "run"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(TESTS)})
-    assert done.returncode == 0, done.stderr
-    record, = Store(tmp_path / "run").read()[0]
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    record, = clbench.run(methods="naive", benchmark="flat", plugins=[path], workers=1, out=tmp_path / "run", **SMALL)
+    sys.modules.pop("flat_stream", None)
     assert record.stream.input_shape == [12]

@@ -1,6 +1,7 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from clbench.core import seeds
@@ -32,3 +33,14 @@ def test_the_state_of_the_generators_is_that_of_each():
         seeds.restore(before)
         assert (draw(2) == first).all() if hasattr(first, "all") else draw(2) == first
         seeds.restore(before)
+
+
+@pytest.mark.parametrize("initialized", [False, True])
+def test_accelerators_in_use_are_seeded_too(initialized, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with torch.random.fork_rng(devices=[]):
+        seeds.reseed(3, "init")
+        assert torch.initial_seed() == seeds.derive(3, "init")
+        assert seeded == [seeds.derive(3, "init")] * initialized

@@ -32,6 +32,11 @@ def test_a_page_made_from_the_code_is_current(script, name, monkeypatch):
     assert made == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"), f"make docs-pages: {name}.md is old"
 
 
+@pytest.fixture(scope="module")
+def methods_page(pages):
+    return pages.methods()
+
+
 def test_every_command_and_option_is_on_its_page(pages):
     text = pages.commands()
     for command in cli.COMMANDS:
@@ -41,8 +46,8 @@ def test_every_command_and_option_is_on_its_page(pages):
     assert "| `--seeds N\\|LIST` | Number of seeds (3 is 0,1,2) or a list such as 0,4. " in text
 
 
-def test_everything_that_comes_with_clbench_is_on_its_page(pages):
-    sections = dict(part.split("\n", 1) for part in re.split("^### ", pages.methods(), flags=re.MULTILINE)[1:])
+def test_everything_that_comes_with_clbench_is_on_its_page(pages, methods_page):
+    sections = dict(part.split("\n", 1) for part in re.split("^### ", methods_page, flags=re.MULTILINE)[1:])
     registry = discover()
     for _, kind, attribute, _ in pages.KINDS:
         for name, info in getattr(registry, attribute).items():
@@ -52,10 +57,10 @@ def test_everything_that_comes_with_clbench_is_on_its_page(pages):
                     info.options.model_fields)
 
 
-def test_the_tables_of_methods_say_what_each_stores_and_trains(pages):
+def test_the_tables_of_methods_say_what_each_stores_and_trains(pages, methods_page):
     registry = discover()
     listed = {}
-    text = pages.methods().split("## Benchmarks")[0]
+    text = methods_page.split("## Benchmarks")[0]
     for heading, rows in re.findall(r"^([A-Z].*):\n\n((?:\|.*\n)+)", text, re.MULTILINE):
         if not rows.startswith("| method |"):
             continue
@@ -69,9 +74,10 @@ def test_the_tables_of_methods_say_what_each_stores_and_trains(pages):
     assert set(stored) == {name for name in listed if not name.startswith("avalanche:")}
 
 
-def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_none(pages):
-    sections = dict(part.split("\n", 1) for part in re.split("^### ", pages.methods(), flags=re.MULTILINE)[1:])
-    held = {name: set() for name in discover().strategies if pages.ours(discover(), "method", name)}
+def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_none(pages, methods_page):
+    sections = dict(part.split("\n", 1) for part in re.split("^### ", methods_page, flags=re.MULTILINE)[1:])
+    registry = discover()
+    held = {name: set() for name in registry.strategies if pages.ours(registry, "method", name)}
     for path in (ROOT / "benchmarks" / "reference").glob("*.toml"):
         for cell in tomllib.loads(path.read_text())["cells"]:
             held[cell["method"]["name"]].add(path.stem)

@@ -52,4 +52,4 @@ def cases():
 @pytest.mark.parametrize(("method", "options"), list(cases()), ids=lambda v: v if isinstance(v, str) else
                          ",".join(f"{k}={x}" for k, x in v.items()) or "-")
 def test_our_strategies_keep_the_rules(method, options, name):
-    check(method, name, options)
+    check(REGISTRY.strategy(method), name, options)

@@ -13,6 +13,7 @@ from clbench.strategy.base import Batch, declares
 from clbench.testing.checks import bench
 from clbench.training.sampling import divided
 
+REGISTRY = discover()
 RECIPE = Recipe(optimizer="sgd", lr=0.02, batch_size=10, epochs=1)  # 24 samples: batches of two sizes
 NO = {"der", "der++", "acl", "er-ace", "lucir", "lora-sub"}  # their loss is no mean over samples
 SOME = ("naive", "ewc", "er", "lwf", "lora", "pnn", "seq-lora", "l2p", "icarl", "a-gem")
@@ -22,7 +23,7 @@ PARAMETERS = [pytest.param(name, options, marks=() if name in SOME or name in NO
 
 @pytest.mark.parametrize(("name", "options"), PARAMETERS)
 def test_three_parts_of_each_batch_train_as_the_whole_does(name, options):
-    info = discover().strategy(name)
+    info = REGISTRY.strategy(name)
     strategy = bench(info, options, "task", 0).strategy
     options = {**options, **({"dropout": 0.0} if "dropout" in type(strategy.options).model_fields else {})}
     in_parts = RECIPE.model_copy(update={"accumulate": 3})

@@ -17,6 +17,7 @@ from clbench.strategy.base import Strategy
 from clbench.training.loop import TrainingLoop
 from clbench.training.precision import Compiler
 
+REGISTRY = discover()
 CPU = torch.device("cpu")
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)  # 24 samples: batches of two sizes
 
@@ -36,10 +37,10 @@ def alike(ours, theirs):
 
 @pytest.mark.parametrize("method", [
     name if name in ("ewc", "er", "lora", "pnn") else pytest.param(name, marks=pytest.mark.slow)
-    for name in sorted(discover().strategies) if not name.startswith("avalanche:")])
+    for name in sorted(REGISTRY.strategies) if not name.startswith("avalanche:")])
 def test_every_loss_is_one_graph_and_is_compiled_anew_as_the_model_grows(method, monkeypatch):
     # Without the machine code, which takes most of the time.
-    info, compiler = discover().strategy(method), Compiler(CPU, "eager")
+    info, compiler = REGISTRY.strategy(method), Compiler(CPU, "eager")
     recipe = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
     alike(compiled(compiler, monkeypatch, info, {}, [0], recipe, tasks=2), lead(info, {}, [0], recipe, tasks=2))
     assert compiler.notes == []
@@ -48,7 +49,7 @@ def test_every_loss_is_one_graph_and_is_compiled_anew_as_the_model_grows(method,
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 def test_a_compiled_stack_of_strengths_learns_what_it_learns_uncompiled(monkeypatch):
-    info, compiler = discover().strategy("ewc"), Compiler(CPU)
+    info, compiler = REGISTRY.strategy("ewc"), Compiler(CPU)
     options, recipe = [{"strength": 1.0}, {"strength": 50.0}], Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
     alike(compiled(compiler, monkeypatch, info, options, [0, 1], recipe, tasks=1),
           lead(info, options, [0, 1], recipe, tasks=1))

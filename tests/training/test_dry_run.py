@@ -45,14 +45,13 @@ COUNTED = [
         "er:capacity=70:balance=class", "er:capacity=1000:update=task", "lora",
         "lora:rank=2:base=random:dora=true", "lora:bias=true", "lora:init=pissa", "pnn", "pnn:reduction=4",
         "shared-private", "shared-private:private_width=7:base=random", "frozen", "independent", "seq-lora", "o-lora",
-        "icarl:capacity=55", "acl", "acl:memory=7", "packnet", "ncm", "slda:base=random", "ranpac",
-        "simplecil", "fecam", "fecam:covariance=common")),
-    *((method, "cnn:channels=4:depth=1", "class") for method in (
-        "ewc:fisher=empirical", "er", "lora:infer=prototype", "pnn", "shared-private", "inflora:rank=2", "icarl",
-        "acl:private_width=8", "packnet:infer=prototype", "slca", "frozen:infer=gaussian",
-        "ease:adapter=lora", "ewc-lora:rank=2", "lora-mean:rank=2")),
+        "inflora", "ewc-lora", "lora-mean", "ease:adapter=lora", "icarl:capacity=55", "acl", "acl:memory=7", "packnet",
+        "ncm", "slda:base=random", "ranpac", "simplecil", "fecam", "fecam:covariance=common")),
+    *((method, "cnn:channels=2:depth=1", "class") for method in (
+        "ewc:fisher=empirical", "er", "lora:rank=2:infer=prototype", "pnn", "shared-private", "icarl",
+        "acl:private_width=8", "packnet:infer=prototype", "slca", "frozen:infer=gaussian", "inflora:rank=2")),
     *((method, "mlp:width=16", "domain") for method in ("naive", "er", "lora", "pnn", "icarl", "packnet")),
-    *((method, "vit-tiny:width=12:depth=2:patch=7", "task") for method in (
+    *((method, "vit-tiny:width=12:depth=2:patch=14", "task") for method in (
         "lora:layers=attention", "pnn", "l2p", "dualprompt", "coda-prompt:components=10", "ease:width=5")),
 ]
 
