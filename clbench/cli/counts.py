@@ -52,7 +52,10 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
                                                                counts, form)]
         blocks += ["Bytes kept after each task:", _growth([list(map(size, c.bytes)) for c in counts], counts, form)]
     notes = [f"{c.method}: trains {by_task(c.trainable)}" for c in counts if len(set(c.trainable)) > 1]
-    notes += [f"{c.method}: {note}" for c in counts for note in (*c.remarks, *([c.note] if c.note else []))]
+    for c in counts:
+        notes += [f"{c.method}: {remark}" for remark in c.remarks]
+        if c.note:
+            notes.append(f"{c.method}: {c.note}")
     return "\n\n".join([*blocks, *(["\n".join(f"- {_text(note, form)}" for note in notes)] if notes else [])])
 
 
