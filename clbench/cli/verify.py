@@ -64,8 +64,8 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     registry = discover()
     chosen = reference.choose(_names(scenario), _names(methods))
     # Two numbers of one method, by two metrics, are of the same trials.
-    cells = reference.plan(chosen, registry, given)
-    planned = list({trial.trial.key: trial for trial in chain.from_iterable(cells)}.values())
+    planned_cells = reference.plan(chosen, registry, given)
+    planned = list({trial.trial.key: trial for trial in chain.from_iterable(planned_cells)}.values())
     ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}",
                          stale, note)
     ended = run_missing(ready, dry_run)
