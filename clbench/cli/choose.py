@@ -64,8 +64,11 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     if form == "json":
         click.echo(json.dumps([written(choice) for choice in choices], indent=2))
     else:
-        shown = {r.key: m.label for setting in readable(records) for m in setting.methods for r in m.records}
-        names = [{m.label: shown[m.records[0].key] for m in setting.methods} for setting in settings]
+        label_of: dict[str, str] = {}
+        for setting in readable(records):
+            for m in setting.methods:
+                label_of |= {r.key: m.label for r in m.records}
+        names = [{m.label: label_of[m.records[0].key] for m in setting.methods} for setting in settings]
         click.echo("\n\n".join("\n".join(lines(*pair)) for pair in zip(choices, names, strict=True)))
     return int(any(choice.best is None for choice in choices))
 

@@ -40,8 +40,9 @@ def command(before: Path, after: Path) -> int:
 
     console = standard_output()
     runs = [diff.merge_runs([folder]) for folder in (before, after)]
-    for problem in (p for run in runs for p in run.problems):
-        click.echo(f"Warning: {problem}", err=True)
+    for run in runs:
+        for problem in run.problems:
+            click.echo(f"Warning: {problem}", err=True)
     a, b = (by_method(run.records) for run in runs)
     changes = diff.between(a, b)
     shared_count = changes.same + len(changes.changed)
@@ -51,10 +52,11 @@ def command(before: Path, after: Path) -> int:
     for table in run_diff.tables(pairs):
         show_lines(["", table.title], console, "bold")
         show_table(table, console)
+    facts: list[str] = []
+    for change in changes.changed[:_SHOWN]:
+        facts += [diff.name(change.before), *(f"  {fact}" for fact in change.differences)]
     for heading, lines in (("only in A", _trials(changes.only_before)), ("only in B", _trials(changes.only_after)),
-                           ("settings, A -> B", _settings(pairs)),
-                           ("facts, A -> B", [line for c in changes.changed[:_SHOWN] for line in (
-                               diff.name(c.before), *(f"  {fact}" for fact in c.differences))]),
+                           ("settings, A -> B", _settings(pairs)), ("facts, A -> B", facts),
                            ("provenance, A -> B", _provenance(a, b))):
         listed = list(lines)
         if listed:

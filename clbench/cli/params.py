@@ -115,10 +115,13 @@ def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str, plugins: Seq
 
 def _layer_rows(registry: Registry, ranks: Sequence[int]) -> dict[str, str]:
     """Return the methods that are counted on a layer, as `--methods` takes them, by the labels of their rows."""
-    rows = [(label, f"{info.name}:{options}".rstrip(":"))
-            for info in registry.strategies.values() for label, options in info.layer_rows]
-    return {label.replace("{rank}", str(rank)): method.replace("{rank}", str(rank))
-            for label, method in rows for rank in ranks}
+    rows: dict[str, str] = {}
+    for info in registry.strategies.values():
+        for label, options in info.layer_rows:
+            method = f"{info.name}:{options}".rstrip(":")
+            for rank in map(str, ranks):
+                rows[label.replace("{rank}", rank)] = method.replace("{rank}", rank)
+    return rows
 
 
 def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, classes: int | None,

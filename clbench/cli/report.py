@@ -96,4 +96,5 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
 
 def _listed(values: Sequence[str]) -> list[str]:
     """Return the distinct names in a repeatable option with lists."""
-    return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    names = [name.strip() for name in ",".join(values).split(",")]
+    return list(dict.fromkeys(filter(None, names)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     registry = discover()
     chosen = reference.choose(_names(scenario), _names(methods))
     # Two numbers of one method, by two metrics, are of the same trials.
-    planned = list({one.trial.key: one for cell in reference.plan(chosen, registry, given) for one in cell}.values())
+    planned_cells = reference.plan(chosen, registry, given)
+    planned = list({trial.trial.key: trial for trial in chain.from_iterable(planned_cells)}.values())
     ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}",
                          stale, note)
     ended = run_missing(ready, dry_run)

@@ -51,8 +51,9 @@ def package_of(value: str | Callable[..., Any]) -> str:
 def disabled(name: str, value: str) -> bool:
     """Return whether CLBENCH_DISABLE_PLUGINS names an entry point or its package; clbench itself is never disabled."""
     package = package_of(value)
-    return package != "clbench" and any(fnmatchcase(known, pattern.strip()) for known in (name, package)
-                                        for pattern in os.environ.get(DISABLE, "").split(","))
+    patterns = [pattern.strip() for pattern in os.environ.get(DISABLE, "").split(",")]
+    return package != "clbench" and any(fnmatchcase(name, pattern) or fnmatchcase(package, pattern)
+                                        for pattern in patterns)
 
 
 def resolve(target: object, kind: str) -> Any:

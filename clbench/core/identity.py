@@ -118,7 +118,7 @@ def _files(name: str) -> list[tuple[str, Path]]:
     file = getattr(module, "__file__", None) or (spec.origin if spec else None)
     folders = getattr(module, "__path__", None) or (spec.submodule_search_locations if spec else None)
     if folders is not None:
-        return [file for folder in folders for file in _inside(Path(folder))]
+        return list(itertools.chain.from_iterable(_inside(Path(folder)) for folder in folders))
     path = Path(file) if file else None
     return [(path.name, path)] if path is not None and path.is_file() else []
 

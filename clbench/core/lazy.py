@@ -15,7 +15,9 @@ def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[st
         package: its `__name__`.
         homes: the names that each module has, by the module's full name.
     """
-    home = {name: module for module, names in homes.items() for name in names}
+    home: dict[str, str] = {}
+    for module, names in homes.items():
+        home |= dict.fromkeys(names, module)
 
     def get(name: str) -> Any:
         if name not in home:

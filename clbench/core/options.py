@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -45,7 +46,7 @@ class Strict(BaseModel):
         """Leave out the fields that were added later and have the value of the earlier behavior."""
         written: dict[str, Any] = write(self)
         fields = type(self).model_fields
-        later = {n for cls in type(self).__mro__ for n in vars(cls).get("LATER", ())}
+        later = set(chain.from_iterable(vars(cls).get("LATER", ()) for cls in type(self).__mro__))
         before = {**{n: fields[n].get_default(call_default_factory=True) for n in later}, **self.BEFORE}
         return {n: value for n, value in written.items() if n not in before or getattr(self, n) != before[n]}
 
@@ -166,9 +167,9 @@ class OptionDoc:
 def document(options: type[Options]) -> list[OptionDoc]:
     """Describe each option of a class, in the order of declaration."""
     docs, searched = [], search_values(options)
+    signs = [("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")]
     for name, field in options.model_fields.items():
-        bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata
-                  for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if hasattr(m, key)]
+        bounds = [f"{sign} {getattr(m, key)}" for m, (key, sign) in product(field.metadata, signs) if hasattr(m, key)]
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         docs.append(OptionDoc(name, " ".join([_type_name(field.annotation), *bounds]), default, field.is_required(),
                               field.description or "", searched.get(name, ())))

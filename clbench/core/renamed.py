@@ -46,8 +46,10 @@ class Renamed:
 
 def renamed(cls: type) -> dict[str, str]:
     """Return the new name of each member that has an old one."""
-    return {old: member.new for base in cls.__mro__ for old, member in vars(base).items()
-            if isinstance(member, Renamed)}
+    new_names: dict[str, str] = {}
+    for base in cls.__mro__:
+        new_names |= {old: member.new for old, member in vars(base).items() if isinstance(member, Renamed)}
+    return new_names
 
 
 class OldNames:

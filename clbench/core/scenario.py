@@ -77,14 +77,14 @@ class ScenarioRules:
             outputs: the outputs that compete with the labels of its samples, if the scenario leaves a choice: the
                 classes of all tasks so far, the task's own classes, or all classes of the stream.
         """
-        new, every = range(index, index + 1), sorted({c for task in tasks for c in task})
+        new, every = range(index, index + 1), sorted(set(chain.from_iterable(tasks)))
         if self.shared_outputs:
             return [(new, every)]
         if not self.seen_compete:
             return [(new, list(tasks[index]))]
         if outputs == "all":
             return [(range(index + 1), every)]
-        seen = [c for task in tasks[:index + 1] for c in task]
+        seen = list(chain.from_iterable(tasks[:index + 1]))
         return [(range(index), seen), (new, list(tasks[index]))] if outputs == "own" else [(range(index + 1), seen)]
 
     def at_test(self, tasks: Sequence[Sequence[int]], index: int, learned: int) -> list[int]:
@@ -93,9 +93,9 @@ class ScenarioRules:
         If the task has not been learned yet, these include the classes of all tasks up to this one.
         """
         if self.shared_outputs:
-            return sorted({c for task in tasks for c in task})
+            return sorted(set(chain.from_iterable(tasks)))
         if self.seen_compete:
-            return [c for task in tasks[:max(learned, index + 1)] for c in task]
+            return list(chain.from_iterable(tasks[:max(learned, index + 1)]))
         return list(tasks[index])
 
 

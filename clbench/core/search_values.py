@@ -20,5 +20,9 @@ class SearchValues:
 
 def search_values(options: type[BaseModel]) -> dict[str, tuple[Any, ...]]:
     """Return the values that `clbench tune` tries by default, for each option that declares some."""
-    return {name: declared.values for name, field in options.model_fields.items()
-            for declared in field.metadata if isinstance(declared, SearchValues)}
+    values: dict[str, tuple[Any, ...]] = {}
+    for name, field in options.model_fields.items():
+        for declared in field.metadata:
+            if isinstance(declared, SearchValues):
+                values[name] = declared.values
+    return values

@@ -236,4 +236,5 @@ def factors(parts: Sequence[Part], refusal: Callable[[frozenset[Place]], str]) -
 def _mixtures(count: int) -> list[frozenset[int]]:
     """Return the factors that are from B in each checked mixture, without the two experiments themselves."""
     sizes = range(1, count) if count <= EVERY_UP_TO else sorted({1, 2, count - 2, count - 1})
-    return [frozenset(chosen) for size in sizes for chosen in itertools.combinations(range(count), size)]
+    by_size = [itertools.combinations(range(count), size) for size in sizes]
+    return list(map(frozenset, itertools.chain.from_iterable(by_size)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
     """
     methods, problems = list(spec.methods), []
     for setting in settings:
-        names = {name for m in methods for name in _names(m)}
+        names = set(chain.from_iterable(map(_names, methods)))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
         option, eq, text = setting[len(target) + 1:].partition("=")

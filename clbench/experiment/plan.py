@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from clbench.core import options as opt
@@ -55,9 +57,12 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
-    problems += [f"method {m.label or m.name!r}: outputs = {chosen} applies to scenario class; for scenario {s} leave "
-                 'it out, or give the method scenario = ["class"]' for m, _, resolved in methods if resolved
-                 and (chosen := _chosen_outputs(resolved[1])) for s in scenarios if s != "class" and m.runs_in(s)]
+    for m, _, resolved in methods:
+        outputs = _chosen_outputs(resolved[1]) if resolved else ""
+        if outputs:
+            problems += [f"method {m.label or m.name!r}: outputs = {outputs} applies to scenario class; for scenario "
+                         f'{s} leave it out, or give the method scenario = ["class"]'
+                         for s in scenarios if s != "class" and m.runs_in(s)]
     if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     known_weights = weights is not None if pretrained is None else pretrained
@@ -69,18 +74,19 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     planned_rows = [(method, label, strategy, recipe, Resolved(name=method.name, options=options.model_dump()),
                      {scenario: _searched(spec, method, scenario, given) for scenario in scenarios})
                     for method, label, strategy, given, options, recipe in completed]
-    return [
-        PlannedTrial(Trial(benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
-                           scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
-                           weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=recipe,
-                           method=with_options, seed=seed, validation=spec.validation,
-                           arrival=spec.arrival),
-                     label, isinstance(strategy, StrategyInfo) and strategy.reference,
-                     _family(strategy, with_options, recipe), searched[scenario])
-        for scenario in scenarios
-        for seed in spec.seeds
-        for row, label, strategy, recipe, with_options, searched in planned_rows if row.runs_in(scenario)
-    ]
+    planned: list[PlannedTrial] = []
+    for scenario, seed in product(scenarios, spec.seeds):
+        for row, label, strategy, recipe, with_options, searched in planned_rows:
+            if row.runs_in(scenario):
+                trial = Trial(
+                    benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
+                    scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
+                    weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=recipe,
+                    method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
+                reference = isinstance(strategy, StrategyInfo) and strategy.reference
+                planned.append(PlannedTrial(trial, label, reference, _family(strategy, with_options, recipe),
+                                            searched[scenario]))
+    return planned
 
 
 def _default_scenario(info: BenchmarkInfo, options: opt.Options) -> tuple[Scenario, ...]:
@@ -149,9 +155,12 @@ def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) 
 
 def tried_for(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> list[tuple[Search, Tried]]:
     """Return the candidates of all searches of a row in a scenario, each with its search; `options` are the row's."""
-    return [(search, t) for search in spec.tuning for name, space in search.space.items()
-            if name in (method.label, opt.label(method.name, options, never=space))
-            for t in search.tried if t.method == name and t.scenario == scenario]
+    candidates: list[tuple[Search, Tried]] = []
+    for search in spec.tuning:
+        for name, space in search.space.items():
+            if name in (method.label, opt.label(method.name, options, never=space)):
+                candidates += [(search, t) for t in search.tried if t.method == name and t.scenario == scenario]
+    return candidates
 
 
 def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> Searched | None:
@@ -182,11 +191,13 @@ def _family(info: Any, method: Resolved, own_recipe: Mapping[str, Any]) -> str:
 
 def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:
     """Return the mistakes in rows: two rows with one label in a scenario, and methods that run in no scenario."""
-    labels = [[label for m, label in rows if m.runs_in(s)] for s in scenarios]
-    twice = {label for here in labels for label in here if here.count(label) > 1}
+    shared_labels: set[str] = set()
+    for scenario in scenarios:
+        row_counts = Counter(label for m, label in rows if m.runs_in(scenario))
+        shared_labels |= {label for label, count in row_counts.items() if count > 1}
     met = {m.name for m, _ in rows if any(map(m.runs_in, scenarios))}
     return [*(f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
-              for name in sorted(twice)),
+              for name in sorted(shared_labels)),
             *(f"method {m.name!r} is for scenario {' and '.join(m.scenario)} only, but the experiment has scenario "
               f"{' and '.join(scenarios)}: give the method's options for that scenario, or leave the method out"
               for m, _ in rows if scenarios and m.name not in met)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import product
+from itertools import chain, product
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -57,7 +57,7 @@ def _is_flat(annotation: Any) -> bool:
     if origin in (Annotated, Union, UnionType):
         return all(map(_is_flat, parts[:1] if origin is Annotated else parts))
     if origin in (list, tuple):
-        return not any(_holds_several(leaf) for part in parts if part is not ... for leaf in _leaves(part))
+        return not any(map(_holds_several, chain.from_iterable(map(_leaves, parts))))
     return not any(map(_holds_several, _leaves(annotation)))
 
 
@@ -94,7 +94,7 @@ def _leaves(annotation: Any) -> list[Any]:
     if origin is Annotated:
         return _leaves(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return [leaf for part in get_args(annotation) for leaf in _leaves(part)]
+        return list(chain.from_iterable(map(_leaves, get_args(annotation))))
     return list(get_args(annotation)) if origin is Literal else [origin or annotation]
 
 
@@ -131,7 +131,7 @@ def _continues(method: MethodSpec, text: str, registry: Registry) -> bool:
     kinds = types_of(method, option, registry)
     if kinds == [list]:
         members = get_args(registry.strategies[method.name].options.model_fields[option].annotation)
-        return {*text.split("+")} <= {leaf for member in members for leaf in _leaves(member)}
+        return set(text.split("+")) <= set(chain.from_iterable(map(_leaves, members)))
     if kinds == [str]:  # free text, in which only `last:2` after `last:1` is surely no method
         word, colon, _ = text.partition(":")
         return bool(colon) and str(method.options[option]).startswith(word + colon)

@@ -61,8 +61,8 @@ def draw(explanation: Explanation) -> Figure:
     texts = [number(attribution.a.mean, first.unit), *(signed(attribution.parts[i], unit) for _, i in ranked),
              number(attribution.b.mean, second.unit)]
     width = figure.get_figwidth() * 72
-    left = max(style.text_width(text, size) for lines, size in ((labels, 9.5), (below, 7.5))
-               for text in lines) + 20
+    label_widths = [style.text_width(label, 9.5) for label in labels]
+    left = max(*label_widths, *(style.text_width(change, 7.5) for change in below)) + 20
     right = max(style.text_width(text, LABEL) for text in texts) + 18
     axes.set_position((left / width, _FOOT / height, 1 - (left + right) / width, 1 - (_HEAD + _FOOT) / height))
     axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=LABEL, pad=9, x=-(left - 8) / (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from clbench.core.options import format_value, recipe_options
@@ -38,8 +39,8 @@ def column_names(options: Iterable[Mapping[str, Any]], other_columns: Iterable[s
         other_columns: names of the table's other columns. An option with such a name gets a prefix.
     """
     reserved_names = set(other_columns)
-    return {name: f"{PREFIX}{name}" if name in reserved_names else name
-            for name in dict.fromkeys(name for method_options in options for name in method_options)}
+    option_names = dict.fromkeys(chain.from_iterable(options))
+    return {name: f"{PREFIX}{name}" if name in reserved_names else name for name in option_names}
 
 
 _SYMBOLS: dict[Unit, str] = {"bytes": "B", "flops": "FLOP"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from clbench.core.errors import ClbenchError
@@ -114,7 +115,7 @@ def _rows(table: Table) -> list[dict[str, Any]]:
 
 def _frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     pandas = _pandas()
-    column_names = dict.fromkeys(name for row in rows for name in row)
+    column_names = dict.fromkeys(chain.from_iterable(rows))
     last = [name for name in LAST if name in column_names]
     names = [*(name for name in column_names if name not in last), *last]
     return pandas.DataFrame({name: _typed([row.get(name) for row in rows]) for name in names})

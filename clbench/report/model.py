@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clbench.results.curve import Curve
@@ -218,12 +219,13 @@ class Report:
     @property
     def every_figure(self) -> tuple[FigureData, ...]:
         """Return the figures of the sections, then those of the whole report."""
-        return (*(figure for section in self.sections for figure in section.figures), *self.figures)
+        return (*chain.from_iterable(section.figures for section in self.sections), *self.figures)
 
     @property
     def strategies(self) -> list[tuple[str, bool]]:
         """Return the strategies of the methods and whether each is a reference, in the order of the tables."""
-        return list(dict.fromkeys((r.strategy, r.reference) for section in self.sections for r in section.results))
+        results = chain.from_iterable(section.results for section in self.sections)
+        return list(dict.fromkeys((r.strategy, r.reference) for r in results))
 
     @property
     def pictures(self) -> tuple[FigureData, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import repeat
+from itertools import chain, repeat
 from statistics import fmean
 
 from clbench.core.registry import Registry
@@ -18,7 +18,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.headline import difference_column, headline
 from clbench.report.analysis.learning import stability_gaps, unlearned
 from clbench.report.analysis.levels import MARKS, RECIPE
-from clbench.report.analysis.method_records import MethodRecords
+from clbench.report.analysis.method_records import MethodRecords, done_records
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.readable import readable
 from clbench.report.columns import (
@@ -91,7 +91,8 @@ def _section(setting: Setting, slug: str) -> Section:
         comparison = _insert_after_accuracy(comparison, *difference_column(setting, section_facts.baseline))
     learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting, families)]
                if any(r.curve for r in records) else [])
-    roles = dict.fromkeys(role for m in methods for r in m.done if r.costs.bytes for role in r.costs.bytes[-1])
+    last_bytes = [r.costs.bytes[-1] for r in done_records(methods) if r.costs.bytes]
+    roles = dict.fromkeys(chain.from_iterable(last_bytes))
     by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting, families)] if roles else []
     anatomy = _table(errors.TITLE, errors.measures(setting), setting, families)
     error_sentences = tuple(errors.sentences(methods))

@@ -175,7 +175,7 @@ def draw(factors: int, most: int, free: int = 0) -> list[Order]:
 
 def least(factors: int, free: int = 0) -> int:
     """Return the smaller of the trainings per seed of the smallest sample of orders and of all combinations."""
-    few = [order for pair in itertools.islice(_pairs(factors), LEAST_PAIRS) for order in pair]
+    few = list(itertools.chain.from_iterable(itertools.islice(_pairs(factors), LEAST_PAIRS)))
     return min(trials(needed(factors, few), free), trials(needed(factors), free))
 
 

@@ -6,6 +6,7 @@ Indices: tasks 0, ..., T - 1; boundary t lies before task t, 0 < t < T. Old task
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Annotated, NamedTuple
 
@@ -67,8 +68,11 @@ def min_acc(curve: Curve) -> float | None:
     tasks = len(curve.after)
     if tasks < 2:
         return None
-    least = [min(row[j] for t in range(j + 1, tasks) for _, row in learning(curve, t)) for j in range(tasks - 1)]
-    return fmean(least)
+    lowest = []
+    for j in range(tasks - 1):
+        later_points = chain.from_iterable(learning(curve, t) for t in range(j + 1, tasks))
+        lowest.append(min(accuracies_by_task[j] for _, accuracies_by_task in later_points))
+    return fmean(lowest)
 
 
 def wc_acc(curve: Curve) -> float | None:
@@ -164,10 +168,10 @@ class Curve(BaseModel):
         for index, (steps, right) in enumerate(zip(self.steps, self.right, strict=True)):
             if len(right) != index + 1 or any(len(series) != len(steps) for series in right):
                 raise ValueError("a curve has not one number for each point and task")
-        series = [*(pair for right in self.right for pair in enumerate(right)),
-                  *((j, [count]) for after in self.after for j, count in enumerate(after))]
-        if any(not 0 <= count <= self.samples[j] for j, counts in series for count in counts):
-            raise ValueError("a curve has more right answers than test samples")
+        for counts_by_task in (*self.right, *([[count] for count in after] for after in self.after)):
+            for j, counts in enumerate(counts_by_task):
+                if any(not 0 <= count <= self.samples[j] for count in counts):
+                    raise ValueError("a curve has more right answers than test samples")
         return self
 
     def serves(self, every: int, samples: int, available: Sequence[int]) -> bool:

@@ -166,9 +166,11 @@ def curve_difference(before: Record, after: Record) -> str | None:
     a, b = before.curve, after.curve
     if a is None or b is None or a.samples != b.samples:
         return None
-    both = [(x, y) for old, new in zip(_points_of(a), _points_of(b), strict=False) for x, y in (
-        (old[step], new[step]) for step in old.keys() & new.keys())]
-    apart = [max(abs(p - q) / n for p, q, n in zip(x, y, a.samples, strict=False)) for x, y in both]
+    apart: list[float] = []
+    for old, new in zip(_points_of(a), _points_of(b), strict=False):
+        for step in old.keys() & new.keys():
+            counts = zip(old[step], new[step], a.samples, strict=False)
+            apart.append(max(abs(x - y) / samples for x, y, samples in counts))
     count = sum(distance > 0 for distance in apart)
     return f"curve: {count} of {len(apart)} points, by up to {_points(max(apart))} points" if count else None
 
@@ -192,14 +194,18 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     """Return the parts of a nested value by dotted names. Options are directly below the object that has them."""
     if not isinstance(value, dict):
         return {name: value}
-    return {key: inner for part, more in value.items()
-            for key, inner in flat(more, name if part == "options" else f"{name}.{part}").items()}
+    parts: dict[str, Any] = {}
+    for part, inner in value.items():
+        parts |= flat(inner, name if part == "options" else f"{name}.{part}")
+    return parts
 
 
 def _matrix(name: str, a: Matrix, b: Matrix) -> str:
     """Describe the largest difference between two accuracy matrices, where it is, and how it changes ACC."""
-    apart = {(i, j): abs(x - y) for i, (row, other) in enumerate(zip(a, b, strict=True))
-             for j, (x, y) in enumerate(zip(row, other, strict=True))}
+    apart: dict[tuple[int, int], float] = {}
+    for i, (row_a, row_b) in enumerate(zip(a, b, strict=True)):
+        for j, (x, y) in enumerate(zip(row_a, row_b, strict=True)):
+            apart[i, j] = abs(x - y)
     most = max(apart, key=apart.__getitem__)
     cells = sum(distance > 0 for distance in apart.values())
     where = f"after task {most[0]}" if most[0] else "before training"

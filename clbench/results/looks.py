@@ -133,8 +133,10 @@ def _seeds_shown_before(lines: Sequence[Line]) -> dict[tuple[str, int], tuple[in
     for line in lines:
         setting = line["setting"]
         if line["event"] == "report":
-            shown.setdefault(setting, set()).update(s for seeds in line["seeds"].values() if len(seeds) > 1
-                                                    for s in seeds)
+            shown_seeds = shown.setdefault(setting, set())
+            for seeds in line["seeds"].values():
+                if len(seeds) > 1:
+                    shown_seeds.update(seeds)
         else:
             for seed in line["seeds"]:
                 seen_before.setdefault((setting, seed), tuple(sorted(shown.get(setting, ()))))

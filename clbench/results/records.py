@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -252,7 +253,7 @@ class Record(RecordPart):
         for matrix in (self.R, self.task_inference or []):
             if any(len(row) != len(self.stream.classes if self.stream else ()) for row in matrix):
                 raise ValueError("a row of R has not one accuracy per task")
-            if not all(math.isfinite(a) and 0 <= a <= 1 for row in matrix for a in row):
+            if not all(math.isfinite(a) and 0 <= a <= 1 for a in chain.from_iterable(matrix)):
                 raise ValueError("an accuracy is not within [0, 1]")
         if self.status == "done" and (self.stream is None or len(self.R) != len(self.stream.classes) + 1):
             raise ValueError("status is done but R is not whole")

@@ -57,7 +57,7 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
 
 def _same(tests: Family | None, labels: Sequence[str]) -> bool:
     """Return whether the tests are those of all pairs of these methods and of no others."""
-    return tests is not None and {*labels} == {label for pair in tests.pairs for label in (pair.first, pair.second)}
+    return tests is not None and {*labels} == {p.first for p in tests.pairs} | {p.second for p in tests.pairs}
 
 
 PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}

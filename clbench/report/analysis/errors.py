@@ -76,7 +76,11 @@ def measures(setting: Setting) -> list[Measure]:
                heading: str = "") -> Measure:
         return Measure(Column(title, unit, heading=heading), value, TITLE, optional=True)
 
-    there = {name for r in setting.records if (counts := last(r)) for name, part in parts_of(counts).items() if part}
+    nonzero_parts: set[str] = set()
+    for record in setting.records:
+        counts = last(record)
+        if counts:
+            nonzero_parts |= {name for name, part in parts_of(counts).items() if part}
     end, before = _probed(lambda probe: probe.end), _probed(lambda probe: probe.learned)
 
     def drift(record: Record, joint: Record | None) -> float | None:
@@ -85,7 +89,7 @@ def measures(setting: Setting) -> list[Measure]:
 
     return [column(LOST, "points", _lost),
             *(column(name, "points", _part(name), HEADINGS[name]) for name in PARTS
-              if name in there or name not in RARE),
+              if name in nonzero_parts or name not in RARE),
             column(PROBE, "percent", _probed(lambda probe: probe.together)),
             column("probe in its task", "percent", end, "probe within the task"),
             column("drift", "points", drift, "representation drift")]

@@ -8,6 +8,7 @@ from statistics import fmean
 from clbench.report.analysis.families import Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.levels import test_samples
+from clbench.report.analysis.method_records import done_records
 from clbench.report.columns import ACC, MEASURES
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
 from clbench.results.items import difference_error
@@ -65,7 +66,8 @@ def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
         return pair.limited
     values = setting.values(ACC)
     a, b = (fmean(v for v in values[label].values() if v is not None) for label in (pair.first, pair.second))
-    samples = test_samples([r for m in setting.methods if m.label in (pair.first, pair.second) for r in m.done])
+    compared = [m for m in setting.methods if m.label in (pair.first, pair.second)]
+    samples = test_samples(done_records(compared))
     return samples if samples and abs(a - b) <= difference_error(a, b, samples) else None
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +15,7 @@ from clbench.core.options import format_value
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis import notes
 from clbench.report.analysis.families import Answers, Family, Values, family
-from clbench.report.analysis.method_records import MethodRecords
+from clbench.report.analysis.method_records import MethodRecords, done_records
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
 from clbench.results.diff import flat
@@ -41,8 +42,8 @@ def titles(records: Sequence[Record]) -> list[str]:
     for record, name in zip(records, plain, strict=True):
         same = [facts(other) for other, known in zip(records, plain, strict=True) if known == name]
         record_facts = facts(record)
-        apart = [part for part in dict.fromkeys(part for one in same for part in one)
-                 if any(one.get(part) != record_facts.get(part) for one in same)]
+        apart = [part for part in dict.fromkeys(chain.from_iterable(same))
+                 if any(other_facts.get(part) != record_facts.get(part) for other_facts in same)]
         words = [f"{part.rpartition('.')[2].replace('_', ' ')} {written(record_facts.get(part))}"
                  for part in apart[:MOST]]
         distinct_titles.append(clean(", ".join([name, *words])) if len(same) > 1 else name)
@@ -112,7 +113,7 @@ class Setting:
 
     @cached_property
     def _answers(self) -> Answers:
-        done = [r for m in self.methods for r in m.done]
+        done = done_records(self.methods)
         if not done or any(r.items is None for r in done) or len({r.items.ids for r in done if r.items}) > 1:
             return {}
         return {m.label: {r.trial.seed: r.items.matrix().mean(axis=0, dtype="float32") for r in m.done if r.items}
@@ -121,7 +122,7 @@ class Setting:
     @property
     def own_tests(self) -> bool:
         """Return whether each seed has its own test samples."""
-        ids = {r.trial.seed: r.items.ids for m in self.methods for r in m.done if r.items}
+        ids = {r.trial.seed: r.items.ids for r in done_records(self.methods) if r.items}
         trial = self.records[0].trial
         return (len(set(ids.values())) == len(ids) > 1 or trial.validation > 0
                 or trial.benchmark.options.get("test_draw") == "seed")
@@ -172,7 +173,8 @@ class Setting:
 
     def has(self, measure: Measure) -> bool:
         """Return whether any record has a value of a measure."""
-        return any(value is not None for by_seed in self.values(measure).values() for value in by_seed.values())
+        values = chain.from_iterable(by_seed.values() for by_seed in self.values(measure).values())
+        return any(value is not None for value in values)
 
     @cached_property
     def until(self) -> UntilDecided | None:
@@ -182,7 +184,8 @@ class Setting:
     @cached_property
     def joint(self) -> dict[int, Record]:
         """Return the record of joint training for each seed. If several methods are joint, the first one counts."""
-        return {r.trial.seed: r for m in reversed(self._as_given) if m.joint for r in m.done}
+        joint_methods = [m for m in reversed(self._as_given) if m.joint]
+        return {r.trial.seed: r for r in done_records(joint_methods)}
 
     @property
     def upper(self) -> str | None:

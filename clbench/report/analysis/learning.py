@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 
 from clbench.report.analysis.levels import UNDERFIT_LOSS, underfit
@@ -22,7 +23,8 @@ def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:
 
 
 def _gap(method: MethodRecords) -> str:
-    method_gaps = [gap for r in method.done if r.curve and any(map(max, r.curve.steps)) for gap in gaps(r.curve)]
+    curves = [r.curve for r in method.done if r.curve and any(map(max, r.curve.steps))]
+    method_gaps = list(chain.from_iterable(map(gaps, curves)))
     if not method_gaps:
         return ""
     falls = f"{method.label} falls by {100 * fmean(gap.depth for gap in method_gaps):.1f} points"
@@ -70,7 +72,8 @@ def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
     Means are over all tasks and seeds with recorded losses. They must fall by `FALL` and by `SHARE`, and the loss must
     fall in more than half of the tasks.
     """
-    pairs = [(pair[0], pair[1]) for r in records for pair in r.last_losses if pair]
+    last_losses = chain.from_iterable(r.last_losses for r in records)
+    pairs = [(pair[0], pair[1]) for pair in last_losses if pair]
     if not pairs:
         return None
     before, last = (fmean(side) for side in zip(*pairs, strict=True))

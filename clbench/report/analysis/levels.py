@@ -117,4 +117,9 @@ def at_chance(records: Sequence[Record]) -> bool:
 def same_on_every_seed(records: Sequence[Record]) -> bool:
     """Return whether two or more seeds have the same accuracies on every task, so that seeds are no evidence."""
     ends = [r.R[-1] for r in records]
-    return len(ends) > 1 and all(abs(a - b) <= ROUNDING for end in ends for a, b in zip(ends[0], end, strict=False))
+    return len(ends) > 1 and all(_equal(ends[0], end) for end in ends)
+
+
+def _equal(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Return whether two rows of accuracies differ by no more than rounding errors."""
+    return all(abs(a - b) <= ROUNDING for a, b in zip(first, second, strict=False))

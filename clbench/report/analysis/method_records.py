@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from clbench.experiment.search import Searched
 from clbench.report.analysis.levels import CHANCE, INFERS, OUTPUTS, RECIPE, STALE, UNDERFIT, at_chance, underfit
@@ -137,3 +138,8 @@ class MethodRecords:
             curves=tuple(r.curve for r in done if r.curve),
             options=tuple((name, plain(value)) for name, value in options_of(self.records[0].trial).items()),
             seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
+
+
+def done_records(methods: Iterable[MethodRecords]) -> list[Record]:
+    """Return the records with a result of several methods, method by method."""
+    return list(chain.from_iterable(m.done for m in methods))

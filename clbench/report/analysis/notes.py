@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from clbench.core.options import format_value, recipe_options
 from clbench.core.scenario import scenario_rules
@@ -25,7 +26,8 @@ def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
                "Verdicts, p-values and ± are sequential and hold whenever one stops; the intervals in figures are not")
     added = [r for r in records if r.seen]
     if added:
-        seeds, shown = ({s for r in added for s in pick(r)} for pick in (lambda r: [r.trial.seed], lambda r: r.seen))
+        seeds = {r.trial.seed for r in added}
+        shown = set(chain.from_iterable(r.seen for r in added))
         yield (f"{_seeds(seeds)} {'was' if len(seeds) == 1 else 'were'} added after a report had shown "
                f"{_seeds(shown).lower()}. Intervals and tests assume "
                f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err "
@@ -199,7 +201,8 @@ def _commit(record: Record) -> str:
 
 def package_versions(records: Sequence[Record]) -> dict[str, list[str]]:
     """Return the versions of each package that the records were made with."""
-    by_package: dict[str, list[str]] = {name: [] for r in records for name in r.provenance.versions}
+    names = chain.from_iterable(r.provenance.versions for r in records)
+    by_package: dict[str, list[str]] = {name: [] for name in names}
     for name, versions in by_package.items():
         versions += dict.fromkeys(r.provenance.versions.get(name, "absent") for r in records)
     return by_package
@@ -262,5 +265,5 @@ def remarks(records: Sequence[Record]) -> list[str]:
             labels_of.setdefault(note, {})[record.label] = None
     record_notes = [note if len(with_note) == len(labels) > 1 else f"{', '.join(with_note)}: {note}"
                     for note, with_note in labels_of.items()]
-    streams = [note for r in records if r.stream for note in r.stream.notes]
-    return [clean(n) for n in dict.fromkeys([*streams, *record_notes])]
+    stream_notes = chain.from_iterable(r.stream.notes for r in records if r.stream)
+    return [clean(n) for n in dict.fromkeys([*stream_notes, *record_notes])]

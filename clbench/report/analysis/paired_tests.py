@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import NEAR, SAME, Family, Pair, leader
@@ -261,7 +262,8 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
 
 def _legend(setting: Setting, tables: Sequence[Table]) -> list[str]:
     """Explain the marks in tables of pairs and name the methods that have them."""
-    cells = "".join(row.cells[-1].text for one in tables for row in one.rows)
+    rows = chain.from_iterable(pair_table.rows for pair_table in tables)
+    cells = "".join(row.cells[-1].text for row in rows)
     return [f"{mark} {MARKS[mark]}: {in_words([label for label, marks in setting.cautions.items() if mark in marks])}"
             for mark in (UNDERFIT, CHANCE) if mark in cells]
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 from clbench.core.errors import SpecError, unknown
 from clbench.core.options import OWN_RECIPE
@@ -46,7 +47,8 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
     if baseline is None:
         return settings
     wanted = called.get(baseline, baseline)
-    known = dict.fromkeys(name for setting in settings for m in setting.methods for name in (m.label, m.id))
+    methods = chain.from_iterable(setting.methods for setting in settings)
+    known = dict.fromkeys(chain.from_iterable((m.label, m.id) for m in methods))
     if wanted not in known:
         raise SpecError(unknown("method", baseline, known, hint))
     return [replace(setting, named_baseline=setting.label_of(wanted) or wanted) for setting in settings]
@@ -93,7 +95,9 @@ def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]
 def _with_display_names(setting: Setting, templates: Mapping[str, str]) -> Setting:
     """Return a setting whose methods and records are called by their display names."""
     names = display_names(setting.methods, templates)
-    labels = {record.key: names[m.id] for m in setting.methods for record in m.records}
+    labels: dict[str, str] = {}
+    for m in setting.methods:
+        labels |= {record.key: names[m.id] for record in m.records}
 
     def renamed(records: Sequence[Record]) -> tuple[Record, ...]:
         return tuple(record.model_copy(update={"label": labels[record.key]}) for record in records)

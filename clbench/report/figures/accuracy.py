@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     curves = _numbers(accuracy_over_tasks(data.results))
     means = [[mean for mean, *_ in curve] for curve in curves]
     spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in curves]
-    low, high = (choose(end for span in spans for end in span)[k] for k, choose in ((0, min), (1, max)))
+    low, high = min(chain.from_iterable(spans))[0], max(chain.from_iterable(spans))[1]
     pad = max(0.05 * (high - low), 0.002)
     axes.set_ylim(low - pad, high + pad)
     style.tasks_seen(axes, max(map(len, means)))
@@ -122,7 +123,8 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
 
     matrices = [[[fmean(values) for values in zip(*rows, strict=True)]
                  for rows in list(zip(*result.R, strict=True))[1:]] for result in data.results]
-    values = [a for R in matrices for row in R for a in row]
+    rows = chain.from_iterable(matrices)
+    values = list(chain.from_iterable(rows))
     scale = ScalarMappable(Normalize(math.floor(10 * min(values)) / 10, max(math.ceil(10 * max(values)) / 10, 0.1)),
                            "Blues")
     across, side = _grid(len(matrices), max(map(len, matrices)))
@@ -173,8 +175,11 @@ def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float) ->
     axes.set_yticks(ticks, [str(t + 1) for t in ticks])
     axes.tick_params(length=0, labelsize=min(_SMALL, 0.9 * cell * math.ceil(tasks / 10)), pad=2)
     axes.spines[:].set_visible(False)
-    corners = [(i + 0.5, y) for i in range(tasks - 1) for y in (i - 0.5, i + 0.5)]
-    axes.plot(*zip(*[*corners, (tasks - 0.5, tasks - 1.5)], strict=True), color=INK, linewidth=0.8, alpha=0.6)
+    corners: list[tuple[float, float]] = []
+    for i in range(tasks - 1):
+        corners += [(i + 0.5, i - 0.5), (i + 0.5, i + 0.5)]
+    corners.append((tasks - 0.5, tasks - 1.5))
+    axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.8, alpha=0.6)
     size = min(8.0, _SHARE * cell)
     if size < _LEAST:
         return

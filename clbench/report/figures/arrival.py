@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,10 @@ def arrivals(records: Sequence[Record]) -> Table | None:
 def _classes(stream: StreamFacts) -> tuple[list[str], list[int]]:
     """Return the names and the output indices of a stream's classes, task by task. Unnamed classes get their index."""
     names = stream.class_names or [[f"class {c}" for c in classes] for classes in stream.classes]
-    name_of = {c: name for classes, class_outputs in zip(stream.classes, names, strict=True)
-               for c, name in reversed([*zip(classes, class_outputs, strict=True)])}
-    outputs = list(dict.fromkeys(c for classes in stream.classes for c in classes))
+    name_of: dict[int, str] = {}
+    for task_classes, task_names in zip(stream.classes, names, strict=True):
+        name_of |= dict(reversed([*zip(task_classes, task_names, strict=True)]))
+    outputs = list(dict.fromkeys(chain.from_iterable(stream.classes)))
     return [name_of[c] for c in outputs], outputs
 
 

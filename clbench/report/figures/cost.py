@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,14 +26,15 @@ def draw_pareto(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     """Draw accuracy against each cost (log): every method, the Pareto front, each sweep as a line."""
     sides = panels(data.points)
     figure, axes = style.panels(data.subject, len(sides), 7.2 if len(sides) == 1 else 11.4)
-    ends = [end for side in sides for p in side.points for end in _span(p)]
+    points = list(chain.from_iterable(side.points for side in sides))
+    ends = list(chain.from_iterable(map(_span, points)))
     pad = max(0.06 * (max(ends) - min(ends)), 0.002)
     axes[0].set_ylim(min(ends) - pad, max(ends) + pad)
     axes[0].set_ylabel("accuracy (%)")
     for side, on in zip(sides, axes, strict=True):
         _draw_panel(on, side, styles)
     style.percentages(axes[0].yaxis)
-    _legend(figure, any(p.reference for side in sides for p in side.points), any(side.best for side in sides))
+    _legend(figure, any(p.reference for p in points), any(side.best for side in sides))
     return figure
 
 
@@ -93,10 +94,10 @@ def _label_points(axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[
     bars = [along([(float(a), float(b)) for a, b in to_page([(p[0], low), (p[0], high)])])
             for p, (low, high) in zip(at, spans, strict=True)]
     drawn = [along([(float(a), float(b)) for a, b in to_page(line)]) for line in lines]
-    marks = [np.asarray([(a + dx, b + dy) for dx in (-4, 0, 4) for dy in (-4, 0, 4)]) for a, b in page]
-    kinds = [(marks, 9.0), (bars, 1.5), (drawn, 1.5)]
-    obstacles = np.concatenate([part for parts, _ in kinds for part in parts])
-    weights = np.concatenate([np.full(len(part), weight) for parts, weight in kinds for part in parts])
+    offsets = list(product((-4, 0, 4), repeat=2))
+    marks = [np.asarray([(a + dx, b + dy) for dx, dy in offsets]) for a, b in page]
+    obstacles = np.concatenate([*marks, *bars, *drawn])
+    weights = np.repeat([9.0, 1.5, 1.5], [sum(map(len, parts)) for parts in (marks, bars, drawn)])
     area = axes.get_window_extent()
     boxes = place(page, sizes, obstacles, weights, Box(area.x0 + 2, area.y0 + 2, area.width - 4, area.height + 2))
     to_data = axes.transData.inverted().transform

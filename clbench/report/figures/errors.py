@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from clbench.report.analysis.errors import (
@@ -33,13 +34,14 @@ _KEYS_A_LINE = 4
 
 def errors_figure(subject: str, name: str, table: Table) -> FigureData | None:
     """Return the figure of a table of error parts, or None if the table has no values."""
-    if not any(c.mean is not None for column in table.columns if column.title in PARTS
-               for c in table.cells(column.title)):
+    titles = [column.title for column in table.columns]
+    part_cells = chain.from_iterable(table.cells(title) for title in titles if title in PARTS)
+    if not any(cell.mean is not None for cell in part_cells):
         return None
     totals = "; ".join(f"{row.label} {cell.text}" for row, cell in zip(table.rows, table.cells(LOST), strict=True))
-    values = {title: [cell.mean for cell in table.cells(title)] for title in (*PARTS, PROBE)
-              if title in (column.title for column in table.columns)}
-    negative = any(value and value < 0 for title in PARTS for value in values.get(title, ()))
+    values = {title: [cell.mean for cell in table.cells(title)] for title in (*PARTS, PROBE) if title in titles}
+    part_values = chain.from_iterable(values.get(title, ()) for title in PARTS)
+    negative = any(value and value < 0 for value in part_values)
     return FigureData(
         "errors", name, "Where the errors come from", subject, f"Points lost: {totals}.",
         "Points lost after the last task, mean over seeds, divided into parts that sum to the error."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from clbench.core.errors import SpecError, unknown
@@ -77,9 +78,9 @@ def _options(method: MethodRecords) -> dict[str, Any]:
 
 def _swept(methods: Sequence[MethodRecords]) -> list[str]:
     """Return the options that differ between methods of one strategy, in the order of the options."""
-    every = [_options(m) for m in methods]
-    return [name for name in dict.fromkeys(name for method_options in every for name in method_options)
-            if len({format_value(method_options.get(name)) for method_options in every}) > 1]
+    options_by_method = [_options(m) for m in methods]
+    names = dict.fromkeys(chain.from_iterable(options_by_method))
+    return [name for name in names if len({format_value(options.get(name)) for options in options_by_method}) > 1]
 
 
 def _axes(setting: Setting, x: str | None, y: str | None) -> tuple[str, str, str]:
@@ -87,7 +88,9 @@ def _axes(setting: Setting, x: str | None, y: str | None) -> tuple[str, str, str
     swept = {strategy: _swept([m for m in setting.methods if m.strategy == strategy])
              for strategy in dict.fromkeys(m.strategy for m in setting.methods)}
     wanted = [name for name in (x, y) if name is not None]
-    known = {f"{strategy}.{option}": (strategy, option) for strategy, options in swept.items() for option in options}
+    known: dict[str, tuple[str, str]] = {}
+    for strategy, options in swept.items():
+        known |= {f"{strategy}.{option}": (strategy, option) for option in options}
     for name in wanted:
         if name not in known and not any(name in options for options in swept.values()):
             raise SpecError(unknown("swept option", name, known, _HELP))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, f
         weights: (N,), the cost of covering each.
         bounds: labels stay within.
     """
-    taste = np.asarray([0.25 * gap + 0.4 * rank for gap in _GAPS for rank in range(len(_SIDES))])
+    taste = np.asarray([0.25 * gap + 0.4 * rank for gap, rank in product(_GAPS, range(len(_SIDES)))])
     options = [_around(anchor, size) for anchor, size in zip(anchors, sizes, strict=True)]
     page = np.asarray([bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height])
     fixed = [taste + _covered(boxes, obstacles, weights) + 5 * (_area(boxes) - _overlap(boxes, page))

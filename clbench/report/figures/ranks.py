@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
     means = [{label: fmean(values.values()) for label, values in setting.compared(ACC).items()} for setting in settings]
     ranks = rank_methods([[by_label[there[id_]] for id_ in ids]
                           for by_label, there in zip(means, by_id, strict=True)])
-    left_out = dict.fromkeys(m.label for s in settings for m in s.methods if not m.reference and m.id not in ids)
+    methods = chain.from_iterable(s.methods for s in settings)
+    left_out = dict.fromkeys(m.label for m in methods if not m.reference and m.id not in ids)
     verdicts = list(_verdicts(labels, ranks, len(settings)))
     if left_out:
         verdicts.append(f"Not ranked, because some setting lacks a result of some seed: {', '.join(left_out)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ class Course:
     @property
     def low(self) -> float:
         """Return the least accuracy."""
-        return min(value for points in self.tasks for _, value in points)
+        return min(accuracy for _, accuracy in chain.from_iterable(self.tasks))
 
 
 def courses(results: Sequence[Result]) -> list[Course]:
@@ -94,7 +95,7 @@ def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureDa
         return None
     falls = []
     for course in method_courses:
-        gaps = [gap for curve in results[course.row].curves for gap in metrics.gaps(curve)]
+        gaps = list(chain.from_iterable(map(metrics.gaps, results[course.row].curves)))
         falls.append(course.label + (f" falls by {100 * fmean(gap.depth for gap in gaps):.1f} points on average"
                                      if gaps else ""))
     return FigureData(

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
 from clbench.report.figures.labels import spread
@@ -162,12 +163,13 @@ def log_counts(axis: Any, low: float, high: float) -> None:
 
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
-        ticks = [s * 10.0 ** e for e in exponents for s in steps if low <= s * 10.0 ** e <= high]
+        multiples = [s * 10.0 ** e for e, s in product(exponents, steps)]
+        ticks = [tick for tick in multiples if low <= tick <= high]
         if len(ticks) >= 3:
             break
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-    between = [s * 10.0 ** e for e in exponents for s in range(2, 10)]
+    between = [s * 10.0 ** e for e, s in product(exponents, range(2, 10))]
     axis.set_minor_locator(FixedLocator([tick for tick in between if low <= tick <= high]))
     axis.set_minor_formatter(NullFormatter())
 
@@ -183,7 +185,8 @@ def text_width(text: str, size: float) -> float:
 
 def leave_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
     """Narrow the axes, so that the widest line of the texts fits to their right."""
-    widest = max(text_width(line, LABEL) for text in texts for line in text.split("\n"))
+    lines = chain.from_iterable(text.split("\n") for text in texts)
+    widest = max(text_width(line, LABEL) for line in lines)
     axes.set_position((0.1, 0.14, 0.87 - (widest + 14) / (figure.get_figwidth() * 72), 0.765))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from clbench.report.analysis.choosing import KINDS, Kind
@@ -32,8 +33,11 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
     choices = [(id_, section, section.choosable) for id_, section in sections if section.choosable]
     if not choices:
         return ""
-    amounts = {kind.name: sorted({value for *_, choice in choices for candidate in choice.candidates
-                                  if (value := candidate.counted[kind.name]) is not None}) for kind in SLIDERS}
+    candidates = list(chain.from_iterable(choice.candidates for *_, choice in choices))
+    amounts: dict[str, list[float]] = {}
+    for kind in SLIDERS:
+        counted = [candidate.counted[kind.name] for candidate in candidates]
+        amounts[kind.name] = sorted({amount for amount in counted if amount is not None})
     kinds = [[kind.name, kind.measure.column.name, kind.words, list(map(typed, amounts[kind.name])),
               [number(value, kind.measure.column.unit) for value in amounts[kind.name]]] for kind in SLIDERS]
     places = {name: {value: i for i, value in enumerate(values)} for name, values in amounts.items()}
@@ -46,7 +50,7 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
     for id_, section, choice in choices:
         methods = [[f"{c.label} {c.caution}".strip(), interval(c.accuracy, c.half_width, "percent"), _samples(c),
                     *(place(kind, c) for kind in SLIDERS)] for c in choice.candidates]
-        comparisons = [[part for pair in row for part in _pack_comparison(pair)] for row in choice.comparisons]
+        comparisons = [list(chain.from_iterable(map(_pack_comparison, row))) for row in choice.comparisons]
         settings.append([id_, section.title, int(choice.task_given), len(section.seeds), methods, comparisons,
                          choice.incomplete])
     return json.dumps({"kinds": kinds, "settings": settings}, ensure_ascii=False, separators=(",", ":"))
@@ -113,7 +117,7 @@ def _kinds(section: Section, entry: LegendEntry) -> Iterator[str]:
     result = section.results[entry.row]
     facts = section.facts
     named = {c.other for c in (facts.baseline, facts.joint) if c} if facts else set()
-    fronts = {label for labels in facts.fronts.values() for label in labels} if facts else set()
+    fronts = set(chain.from_iterable(facts.fronts.values())) if facts else set()
     if entry.row < BEST or result.label in named | fronts:
         yield LEADING
     if result.reference:

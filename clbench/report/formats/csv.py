@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from itertools import chain
 
 from clbench.report.formatting import Value, column_names
 from clbench.report.model import Report, Result, Section, Unit
@@ -21,8 +22,8 @@ def render(report: Report) -> str:
     """Return report.csv with the columns `HEADER` and one for each option. docs/reports.md describes the columns."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    named_options = column_names((dict(result.options) for section in report.sections for result in section.results),
-                                 HEADER)
+    results = chain.from_iterable(section.results for section in report.sections)
+    named_options = column_names((dict(result.options) for result in results), HEADER)
     writer.writerow([*HEADER, *map(inert, named_options.values())])
     for section in report.sections:
         shared = section.title, dict(section.settings)["scenario"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from clbench.report.analysis import errors
 from clbench.report.analysis.facts import front
@@ -112,11 +113,11 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
     by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
                for name, table in tables.items()]
     legend = chosen(section, _legend(results, styles))
+    kinds = dict.fromkeys((ALL, *chain.from_iterable(entry.kinds for entry in legend)))
     return SectionView(id_, section, f"{id_}-comparison", legend, by_task, matrices,
                        _figures(id_, slug, section, tables, matrices) if with_matrix else [],
                        len(results) > MANY, packed(matrices) if len(results) > MANY else "",
-                       tuple(dict.fromkeys((ALL, *(kind for e in legend for kind in e.kinds)))) if len(results) > FEW
-                       else ())
+                       tuple(kinds) if len(results) > FEW else ())
 
 
 def ranking_view(report: Report, styles: Mapping[str, StrategyStyle]) -> RankingView | None:

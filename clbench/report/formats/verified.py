@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import get_args
 
 from tabulate import tabulate
@@ -31,7 +32,7 @@ def summary(checked: Sequence[Checked]) -> str:
 
 def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     """Return verify.md: source, verdicts, the rule they follow, settings and provenance."""
-    rule, records = reference.tolerance, [record for one in checked for record in one.records]
+    rule, records = reference.tolerance, list(chain.from_iterable(result.records for result in checked))
     blocks = [f"# {escape(reference.title)}",
               f"{escape(reference.paper)}, {escape(reference.source)}: <{reference.url}>. "
               + (f"Mean of {reference.seeds} seeds, ± the standard error of the mean" if reference.seeds > 1
@@ -120,7 +121,10 @@ def _table(checked: Sequence[Checked], style: str, escaped: Callable[[str], str]
 
 
 def _remarks(checked: Sequence[Checked]) -> list[tuple[str, str]]:
-    return [(_name(one.cell), text) for one in checked for text in one.remarks]
+    remarks: list[tuple[str, str]] = []
+    for result in checked:
+        remarks += [(_name(result.cell), remark) for remark in result.remarks]
+    return remarks
 
 
 def _bullets(lines: Sequence[str]) -> str:
