@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 import torch
 from torch import Tensor
@@ -141,10 +141,10 @@ class Plan:
 
         Shared outputs have no name where a task has samples of several classes for one.
         """
-        every = [(c, name) for t in (task, *self.before.tasks)
-                 for c, name in zip_longest(t.classes, t.class_names) if c in there]
-        first = dict(reversed(every))
-        met = tuple(dict.fromkeys(c for c, _ in every))
+        pairs = chain.from_iterable(zip_longest(t.classes, t.class_names) for t in (task, *self.before.tasks))
+        pairs_there = [(c, name) for c, name in pairs if c in there]
+        first = dict(reversed(pairs_there))
+        met = tuple(dict.fromkeys(c for c, _ in pairs_there))
         named = bool(task.class_names) and not (self.shared and moved)
         return met, tuple(first[c] for c in met) if named else ()
 

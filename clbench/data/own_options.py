@@ -53,8 +53,8 @@ def check_arrays(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
 def require_arrays(names: Iterable[str], where: str) -> None:
     """Raise a `DataError` that names the first array that a file lacks, of inputs and labels."""
     names = [*names]
-    suffixes = ("_train", "_test") if "X_train" in names else ("",)
-    if missing := [key for suffix in suffixes for key in (f"X{suffix}", f"y{suffix}") if key not in names]:
+    required = ("X_train", "y_train", "X_test", "y_test") if "X_train" in names else ("X", "y")
+    if missing := [key for key in required if key not in names]:
         raise DataError(f"{where} has no array {missing[0]!r}, only {some(names)}; {EXPECTED}")
 
 

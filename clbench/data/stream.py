@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -120,7 +120,7 @@ class Stream:
 
     def arrived(self, learned: int) -> list[int]:
         """Return the outputs of the classes of which a sample has arrived in the first `learned` tasks."""
-        return sorted({c for task in self.tasks[:learned] for c in task.taught})
+        return sorted(set(chain.from_iterable(task.taught for task in self.tasks[:learned])))
 
     @cached_property
     def tests(self) -> Tests:
@@ -147,7 +147,8 @@ class Stream:
                 moved[id(tensor)] = tensor.to(device)
             return moved[id(tensor)]
 
-        size = sum({id(x): x.nbytes for task in self.tasks for x in (stored(task.train), task.test.x)}.values())
+        inputs = chain.from_iterable((stored(task.train), task.test.x) for task in self.tasks)
+        size = sum({id(x): x.nbytes for x in inputs}.values())
         streamed = room is not None and size > room
 
         def samples(part: Samples, streamed: bool = False) -> Samples:
@@ -212,7 +213,7 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
     maps = scenario_rules(scenario).outputs(raw.orders, name)
-    classes = len({output for table in maps for output in table.values()})
+    classes = len(set(chain.from_iterable(table.values() for table in maps)))
     cache = PermutedInputCache()
     total = hashlib.sha256(raw.digest.encode())
     tasks = []

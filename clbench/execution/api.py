@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import Parameter
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -143,7 +144,7 @@ def _by_content(benchmark: Any, registry: Registry) -> str:
 
 
 KEYS = [*(k for k in Spec.model_fields if k not in ("tune", "tuning", *TABLES)),
-        *(k for table in TABLES.values() for k in table.model_fields)]
+        *chain.from_iterable(table.model_fields for table in TABLES.values())]
 F = TypeVar("F", bound=Callable[..., Any])
 
 

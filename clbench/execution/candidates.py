@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
@@ -133,8 +134,8 @@ def mean_text(tried: Tried) -> str:
 
 def candidates_page(searches: Sequence[Search]) -> str:
     """Return a page in Markdown with a table of every candidate for each row and scenario of searches."""
-    return "\n\n".join(["# Candidates of the search", LEGEND, *(part for made in searches for part in _parts(made))]
-                       ) + "\n"
+    parts = chain.from_iterable(map(_parts, searches))
+    return "\n\n".join(["# Candidates of the search", LEGEND, *parts]) + "\n"
 
 
 def _parts(made: Search) -> Iterator[str]:

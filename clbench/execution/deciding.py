@@ -160,8 +160,10 @@ def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State],
     rows: dict[tuple[str, str], list[PlannedTrial]] = {}
     for planned_trial in planned:
         rows.setdefault((planned_trial.trial.scenario, planned_trial.label), []).append(planned_trial)
-    going = [key for key, row in rows.items() if len(row) < rule.most and key in {
-        (state.scenario, label) for state in setting_states for label in state.open}]
+    open_keys: set[tuple[str, str]] = set()
+    for state in setting_states:
+        open_keys.update((state.scenario, label) for label in state.open)
+    going = [key for key, row in rows.items() if len(row) < rule.most and key in open_keys]
     partners = {(s.scenario, s.partner) for s in setting_states if s.partner and (s.scenario, s.partner) in rows
                 and any(key[0] == s.scenario for key in going)}
     batch = max(1, places // max(1, len(going) + len(partners)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Study:
     @property
     def planned(self) -> list[PlannedTrial]:
         """Return every trial once, seeds outermost, so that early seeds are complete."""
-        by_key = {one.trial.key: one for column in zip(*self.trials.values(), strict=True) for one in column}
+        trials_by_seed = zip(*self.trials.values(), strict=True)
+        by_key = {planned_trial.trial.key: planned_trial for planned_trial in chain.from_iterable(trials_by_seed)}
         return list(by_key.values())
 
     @property

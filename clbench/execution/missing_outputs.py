@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from clbench.core.scenario import scenario_rules
@@ -48,7 +49,7 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path) -
     if every is not None and not (record.curve and record.curve.serves(every, samples, stream.test_samples)):
         flags.append(f"--evaluate-every {every} (on {samples:,} samples a task)")
     if record.status == "done":
-        rules, classes = scenario_rules(record.trial.scenario), [c for task in stream.classes for c in task]
+        rules, classes = scenario_rules(record.trial.scenario), list(chain.from_iterable(stream.classes))
         if settings.probe and not rules.task_given and record.probe is None:
             flags.append("--probe")
         divides = rules.seen_compete and len(classes) == len(set(classes))

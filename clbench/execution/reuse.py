@@ -84,7 +84,10 @@ def check_inputs(trials: Sequence[Trial], settings: ExecutionSettings, registry:
 
 def refuse_edited(trials: Sequence[Trial], registry: Registry) -> None:
     """Raise a `PluginError` if the code of trials was edited after this process had imported it."""
-    names = dict.fromkeys(name for t in trials for packages in packages_of(t, registry).values() for name in packages)
+    names: dict[str, None] = {}
+    for trial in trials:
+        for packages in packages_of(trial, registry).values():
+            names.update(dict.fromkeys(packages))
     if old := identity.edited(*names):
         raise PluginError(f"{' and '.join(old)} {'was' if len(old) == 1 else 'were'} edited after this Python process "
                           "imported it, so the old code would run: restart Python")

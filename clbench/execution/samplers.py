@@ -89,7 +89,7 @@ class Grid:
         self.scores: list[float] = []
         self.added: dict[str, list[float]] = {}
         self.refusals: list[str] = []
-        self.steps_left = {(option, above): widen for option in self.axes for above in (False, True)}
+        self.steps_left = dict.fromkeys(product(self.axes, (False, True)), widen)
 
     def ask(self) -> list[Candidate]:
         """Return all combinations on the first call, then those that widening adds; an empty list at the end."""

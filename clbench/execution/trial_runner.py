@@ -120,12 +120,15 @@ class TrialRunner:
         members = self._members(planned, checkpoints)
         if members is None:
             return self._halved(planned, on_progress)
-        if len(levels := sorted({member.learned for member in members})) > 1:
-            parts = [[one for one, member in zip(planned, members, strict=True) if member.learned == level]
-                     for level in levels]
+        tasks_learned = [member.learned for member in members]
+        if len(set(tasks_learned)) > 1:
             del members
-            by_key = {r.key: r for part in parts for r in self.run_stack(part, on_progress)}
-            return [by_key[one.trial.key] for one in planned]
+            by_key: dict[str, Record] = {}
+            for level in sorted(set(tasks_learned)):
+                part = [planned_trial for planned_trial, learned in zip(planned, tasks_learned, strict=True)
+                        if learned == level]
+                by_key |= {record.key: record for record in self.run_stack(part, on_progress)}
+            return [by_key[planned_trial.trial.key] for planned_trial in planned]
         memory = PeakMemory(self.device)
         try:
             self._train(members, on_progress, checkpoints, origin)

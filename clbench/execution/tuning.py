@@ -7,11 +7,11 @@ interrupted search continues where it stopped.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,7 @@ def _at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> b
     return is_numeric(values) and len(values) > 2 and value in (min(values), max(values))
 
 
-def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (),
-            widen: int = 0) -> list[Row]:
+def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (), widen: int = 0) -> list[Row]:
     """Return the rows to tune: all rows with a space, or those with labels or names in `only`.
 
     Without a [tune.METHOD] table in the experiment, each method has its default space (`default_spaces`).
@@ -184,16 +183,16 @@ def _unknown_names(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[S
 
     `spaces` and `names` are the spaces and names of `methods`.
     """
-    known = list(dict.fromkeys(itertools.chain(*names)))
-    tables = list(dict.fromkeys(name for m in methods for name in (m.label, m.name) if name))
+    known = list(dict.fromkeys(chain.from_iterable(names)))
+    labels_and_names = chain.from_iterable((m.label, m.name) for m in methods)
+    tables = list(dict.fromkeys(filter(None, labels_and_names)))
     without = {name for name in only
                if not any(name in method_names and space for space, method_names in zip(spaces, names, strict=True))}
     return [*(f"tune.{name}: the experiment has no method {name!r}; its methods are {', '.join(tables)}"
               for name in spec.tune if name not in tables),
             *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known else
               f"--methods {name}: the experiment has no method {name!r}; its methods are {', '.join(known)}"
-              for name in only
-              if name in without),
+              for name in only if name in without),
             *([] if any(spaces) or spec.tune or without else [
                 f"these methods declare nothing to search; add a table for each, such as {EXAMPLE}"])]
 
@@ -243,8 +242,10 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
     """
     all_records: list[Record] = []
     while any(proposals := [row.sampler.ask() for row in rows]):
-        methods = {(row.scenario, method.label): method for row, candidates in zip(rows, proposals, strict=True)
-                   for method in map(row.candidate, candidates)}
+        methods = {}
+        for row, candidates in zip(rows, proposals, strict=True):
+            for method in map(row.candidate, candidates):
+                methods[row.scenario, method.label] = method
         ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values()), "until": None}), registry, out,
                             on_stale=on_stale)
         with show(ready) as listener:
@@ -296,4 +297,4 @@ def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int]
     return Search(command=command, versions=versions, validation=spec.validation, budget=budget, seeds=spec.seeds,
                   trials=trials, sampler="; ".join(ways), space=spaces, widen=widen,
                   outcomes=tuple(outcome for outcome in outcomes if outcome.notes),
-                  tried=tuple(t for row in rows for t in row.tried))
+                  tried=tuple(chain.from_iterable(row.tried for row in rows)))

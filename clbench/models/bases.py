@@ -20,6 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def vit(content: bytes) -> dict[str, Tensor]:
              {**values, **linear_weights(graph.node, values)}.items() if name.startswith("backbone.")}
     depth = len({match[1] for name in given if (match := re.match(r"encoder\.layer\.(\d+)\.", name))})
     parts = parts_of_vit(depth)
-    if strange := sorted(set(given) ^ {name for names in parts.values() for name in names}):
+    if strange := sorted(set(given).symmetric_difference(chain.from_iterable(parts.values()))):
         raise ValueError(f"a transformer of {depth} blocks lacks or has no place for: {', '.join(strange[:3])}")
     return {"pos_embed": positions(values),
             **{name: torch.cat([given[part] for part in names]) for name, names in parts.items()}}

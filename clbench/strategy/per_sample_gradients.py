@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
     with evaluating(strategy), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         probe = _inputs(strategy, next(samples.chunks(4)), dtype)
         layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
-        covered = {name for layer in layers for name in (layer.weight, layer.bias)}
+        covered = set(chain.from_iterable(layer.names for layer in layers))
         rest = {name: p.detach() for name, p in parameters.items() if name not in covered}
         numbers = 2 * sum(p.numel() for p in rest.values()) + activation_numbers(strategy, layers, probe, task)
         chunk = max(1, min(LARGEST_CHUNK, BUDGET // max(1, numbers)))
@@ -119,6 +120,11 @@ class Layer:
     weight: str | None
     bias: str | None
 
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the trainable parameters, the weight first."""
+        return [name for name in (self.weight, self.bias) if name]
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -172,7 +178,7 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
     direction = torch.arange(logits.numel(), device=logits.device).cos().reshape(logits.shape).to(logits.dtype)
     first = direction.clone()
     first[1:] = 0
-    wanted = {name: parameters[name] for t in taps for name in (t.layer.weight, t.layer.bias) if name}
+    wanted = {name: parameters[name] for name in chain.from_iterable(t.layer.names for t in taps)}
     outputs = [t.output for t in taps]
     alone = torch.autograd.grad(logits, outputs, first, retain_graph=True, allow_unused=True)
     gradients = torch.autograd.grad(logits, [*outputs, *wanted.values()], direction, allow_unused=True)

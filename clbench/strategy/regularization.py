@@ -9,7 +9,7 @@ per parameter, however many tasks there were (one where F is the same for all, `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -54,10 +54,13 @@ class QuadraticPenalty(Strategy, ABC):
 
     def penalty(self) -> Tensor:
         """Return weight/2 (sum F (theta - m)^2 + c), a scalar."""
-        shifts = ((name, parameter) for name, parameter in self.named_parameters() if self.covers(name))
-        return quadratic(self.weight, self.offset, (
-            (importance, parameter - anchor) for name, parameter in shifts
-            for importance, anchor in (self.quadratic(name),)))
+        def importances_and_shifts() -> Iterator[tuple[Tensor, Tensor]]:
+            for name, parameter in self.named_parameters():
+                if self.covers(name):
+                    importance, anchor = self.quadratic(name)
+                    yield importance, parameter - anchor
+
+        return quadratic(self.weight, self.offset, importances_and_shifts())
 
     def no_importance(self, parameter: Tensor) -> Tensor:
         """Return F = 0 for a parameter, of a shape that broadcasts to it. Default: its own, a number per weight."""

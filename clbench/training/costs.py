@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def role(strategy: Strategy, name: str) -> str:
     resolution order. So a replay buffer stays "replay" in a subclass that gives roles to what it adds.
     """
     declared = [strategy.roles, *(vars(cls).get("roles", ()) for cls in type(strategy).__mro__[1:])]
-    return next((kind for roles in declared for pattern, kind in roles if fnmatchcase(name, pattern)), "base")
+    return next((kind for pattern, kind in chain.from_iterable(declared) if fnmatchcase(name, pattern)), "base")
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -22,9 +22,14 @@ from clbench.strategy.base import Strategy
 Group = dict[str, Any]  # parameters ("params") and their learning rate ("lr")
 
 
+def _parameters(groups: Iterable[Group]) -> Iterator[nn.Parameter]:
+    """Return the parameters of all groups, in their order."""
+    return chain.from_iterable(group["params"] for group in groups)
+
+
 def _adam(kind: type[torch.optim.Adam], recipe: Recipe, groups: list[Group]) -> Optimizer:
     # Fused: 10.3 -> 5.9 ms a step for mlp at batch 128 on one CPU thread. For SGD it gains nothing there.
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    fused = all(p.device.type in ("cpu", "cuda") for p in _parameters(groups))
     return kind(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
 
 
@@ -80,7 +85,7 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], members: 
         limit = recipe.max_grad_norm
 
         def clip(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-            clip_gradients([p.grad for group in optimizer.param_groups for p in group["params"]], limit, members)
+            clip_gradients([p.grad for p in _parameters(optimizer.param_groups)], limit, members)
 
         optimizer.register_step_pre_hook(clip)
     return optimizer

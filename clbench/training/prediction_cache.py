@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -116,7 +117,8 @@ class PredictionCache:
         if not declares(strategy, "inputs_only_through_model"):
             return None
         count = frozen_blocks(strategy)
-        if not any(True for block in list(strategy.model.blocks)[:count] for _ in block.parameters()):
+        blocks = list(strategy.model.blocks)[:count]
+        if next(chain.from_iterable(block.parameters() for block in blocks), None) is None:
             return None
         return Source({f"{count} blocks": lambda x: strategy.model.run(x, 0, count)},
                       lambda out: predict_from(strategy, out[0], count, given), False)
@@ -151,7 +153,7 @@ class PredictionCache:
         if number < len(known):
             return known[number]
         output = compute(x)
-        stored_bytes = sum(part.nbytes for parts in self.stored.values() for part in parts)
+        stored_bytes = sum(part.nbytes for part in chain.from_iterable(self.stored.values()))
         if number == len(known) and stored_bytes + output.nbytes <= BYTES:
             known.append(output)
         return output

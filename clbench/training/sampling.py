@@ -56,7 +56,8 @@ class BatchSampler:
         """Return the indices of the next batch, int64 [N]; `device` is where those of a new pass go."""
         if not self.left:
             order = send(torch.randperm(self.samples, generator=self.generator), device)
-            self.left = [batch for batch in reversed(torch.split(order, self.batch_size)) for _ in range(self.repeats)]
+            batches = reversed(torch.split(order, self.batch_size))
+            self.left = list(itertools.chain.from_iterable([batch] * self.repeats for batch in batches))
             self.passes += 1
         self.fresh = len(self.left) % self.repeats == 0
         return self.left.pop()

@@ -39,8 +39,10 @@ def agent_state(agent: Any) -> AgentState:
     storages = {storage(t) for t in (*agent.model.parameters(), *agent.model.buffers())}
     state, seen = AgentState(), {id(agent.model)}
     reached = [*_walk(agent, "", seen, state)]
-    reached += [pair for name, value in vars(agent.model).items() if name not in {*vars(nn.Module()), "features"}
-                for pair in _walk(value, f"_{name}", seen, state)]  # CWR* stores weights as attributes of the model
+    not_state = {*vars(nn.Module()), "features"}
+    for name, value in vars(agent.model).items():  # CWR* stores weights as attributes of the model
+        if name not in not_state:
+            reached += _walk(value, f"_{name}", seen, state)
     for name, tensor in reached:
         if tensor.numel() and storage(tensor) not in storages:
             storages.add(storage(tensor))

@@ -66,10 +66,12 @@ class GPM(Strategy):
 
     def projected(self) -> dict[str, nn.Linear | nn.Conv2d]:
         """Return the layers whose gradients are projected, by name in the model."""
-        inner = {id(part) for module in self.model.modules() if isinstance(module, nn.MultiheadAttention)
-                 for part in module.modules()}  # whose layers are not called
+        attention_ids: set[int] = set()  # of the modules inside attention, whose layers are not called
+        for module in self.model.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                attention_ids.update(map(id, module.modules()))
         layers = {name: layer for name, layer in self.model.named_modules()
-                  if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in inner
+                  if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in attention_ids
                   and getattr(layer, "groups", 1) == 1}
         if self.world.task_given:
             del layers["head"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class Independent(FrozenBase, PerTaskStrategy):
 def load_model(record: Record, folder: Path, task: int) -> Network:
     """Return a task's network; StoreError if its file is not there or does not fit."""
     assert record.stream is not None
-    outputs = len({c for classes in record.stream.classes for c in classes})
+    outputs = len(set(chain.from_iterable(record.stream.classes)))
     model, _ = build_model(record.trial.model, None, tuple(record.stream.input_shape), outputs, discover())
     try:
         load_weights(model, task_folder(folder, task) / MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             assert isinstance(total, Tensor)
             tensors[f"{PREFIX}{layer}.lora_B.bias"] = total.to(factors[0][1].dtype)
         ranks[layer] = len(tensors[f"{PREFIX}{layer}.lora_A.weight"])
-    classes = tuple(dict.fromkeys(c for a, _ in parts for c in a.info.classes))
+    classes = tuple(dict.fromkeys(chain.from_iterable(a.info.classes for a, _ in parts)))
     weight, bias = (t.clone() for t in first.head)
     for c in classes:
         shares = [(a, w) for a, w in parts if c in a.info.classes]

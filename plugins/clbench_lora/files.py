@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def read_adapter(folder: Path) -> Adapter:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StoreError(f"adapter {folder} cannot be read: {' '.join(str(error).split())[:200]}; "
                          f"{AGAIN}") from None
-    wanted = [f"{PREFIX}{layer}.{part}.weight" for layer in adapter.layers for part in ("lora_A", "lora_B")]
+    wanted = [f"{PREFIX}{layer}.{part}.weight" for layer, part in product(adapter.layers, ("lora_A", "lora_B"))]
     missing = [n for n in (*wanted, f"{PREFIX}{HEAD}.weight", f"{PREFIX}{HEAD}.bias") if n not in adapter.tensors]
     if missing:
         raise StoreError(f"adapter {folder} is not whole: it lacks {missing[0]}; {AGAIN}")

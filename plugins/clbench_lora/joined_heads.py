@@ -9,6 +9,7 @@ classes are trained further, which changes their answers for earlier tasks.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
 
     def before_task(self, task: Task) -> None:
         """Add a head for new classes, then adapters; the head comes first, so that all methods get the same head."""
-        known = {c for classes in self.classes for c in classes}
+        known = set(chain.from_iterable(self.classes))
         if new := tuple(c for c in task.classes if c not in known):
             head = self.model.head
             self.heads.append(TaskHead(head.in_features, new, self.world.classes, head.weight))

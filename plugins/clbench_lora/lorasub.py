@@ -86,8 +86,10 @@ class LoRASub(SummedLoRA):
         self.projecting = task.index > 0
         if not self.projecting:
             return
-        subtracted = {f"{name}.lora_B.{i}.weight": -b.get_parameter("weight") for name, layer in self.adapted.items()
-                      for i, b in enumerate(layer.lora_B)}
+        subtracted = {}
+        for name, layer in self.adapted.items():
+            for i, b in enumerate(layer.lora_B):
+                subtracted[f"{name}.lora_B.{i}.weight"] = -b.get_parameter("weight")
         moments = adapter_moments(self, task.train, lambda x: self.model.features(x, subtracted))
         for name, moment in moments.items():
             space = grown(moment, torch.zeros_like(moment), self.options.threshold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
@@ -39,7 +40,7 @@ class TrialAdapters:
     @property
     def outputs(self) -> int:
         """Return C, the number of the model's outputs."""
-        return len({c for classes in self.stream.classes for c in classes})
+        return len(set(chain.from_iterable(self.stream.classes)))
 
     @property
     def tasks(self) -> list[int]:

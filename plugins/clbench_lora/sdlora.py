@@ -94,9 +94,12 @@ class SDLoRA(SummedLoRA):
         """Return all B_i times what the magnitudes make of them, by name in the model."""
         if self.base_learns:
             return {}
-        return {f"{name}.lora_B.{i}.weight": magnitude[number % len(magnitude)] / self.lengths[i, number] * _weight(b)
-                for number, (name, layer) in enumerate(self.adapted.items())
-                for i, (magnitude, b) in enumerate(zip(self.magnitudes, layer.lora_B, strict=True))}
+        scaled_weights = {}
+        for number, (name, layer) in enumerate(self.adapted.items()):
+            for i, (magnitude, b) in enumerate(zip(self.magnitudes, layer.lora_B, strict=True)):
+                factor = magnitude[number % len(magnitude)] / self.lengths[i, number]
+                scaled_weights[f"{name}.lora_B.{i}.weight"] = factor * _weight(b)
+        return scaled_weights
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of W with all adapters, each with its magnitude."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -132,9 +133,14 @@ def energy_at(changes: Sequence[Change], rank: int) -> float:
 
     Of a layer with parts either it or its parts should be among them (`unparted`, `parted`).
     """
-    total = math.fsum(s * s for c in changes for s in c.singular)
-    energy = math.fsum(s * s for c in changes for s in c.singular[:rank])
+    total = _energy(c.singular for c in changes)
+    energy = _energy(c.singular[:rank] for c in changes)
     return energy / total if total else 1.0
+
+
+def _energy(singular: Iterable[Sequence[float]]) -> float:
+    """Return the sum of the squared singular values of several changes."""
+    return math.fsum(s * s for s in chain.from_iterable(singular))
 
 
 def unparted(changes: Iterable[Change]) -> list[Change]:

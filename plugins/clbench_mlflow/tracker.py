@@ -62,8 +62,10 @@ class MLflow:
                                      tags={RUN: run_id, **{f"clbench.{name}": text for name, text in origin.items()}})
         steps = list(tracking.steps(record))
         end = began + round(1000 * steps[-1].seconds) if steps else began
-        values = [Metric(name, value, began + round(1000 * step.seconds), step.tasks)
-                  for step in steps for name, value in step.values.items()]
+        values = []
+        for step in steps:
+            timestamp = began + round(1000 * step.seconds)
+            values += [Metric(name, value, timestamp, step.tasks) for name, value in step.values.items()]
         values += [Metric(name, value, end, steps[-1].tasks) for name, value in tracking.final(record).items()]
         for start in range(0, len(values), BATCH):
             self.client.log_batch(run.info.run_id, metrics=values[start:start + BATCH])

@@ -114,8 +114,11 @@ class PNN(PerTaskStrategy):
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
         """Return the outputs of all blocks in the columns before the newest."""
-        return {output_name(block, column): out for block, outputs in enumerate(self._blocks(x, len(self.heads) - 1))
-                for column, out in enumerate(outputs)}
+        outputs_by_name = {}
+        for block, outputs in enumerate(self._blocks(x, len(self.heads) - 1)):
+            for column, out in enumerate(outputs):
+                outputs_by_name[output_name(block, column)] = out
+        return outputs_by_name
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the newest column."""

@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
 
 def _named(orders: Sequence[Sequence[int]], names: Sequence[str], where: str) -> None:
     """Check that every class has a name, where classes have names."""
-    strange = [label for order in orders for label in order if not 0 <= label < len(names)]
+    strange = [label for label in chain.from_iterable(orders) if not 0 <= label < len(names)]
     if names and strange:
         raise DataError(f"{where} names {len(names)} classes, and there is a class {strange[0]}; name the labels 0, 1, "
                         "... in their order")

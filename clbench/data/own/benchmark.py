@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,10 +53,16 @@ def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -
 
 def copies(train: Sequence[Tensor], test: Sequence[Tensor]) -> int:
     """Return how many test samples have the same bytes as some training sample."""
-    known = {hash(row.tobytes()) for x in train for row in x.numpy()}
-    candidates = [row.tobytes() for x in test for row in x.numpy() if hash(row.tobytes()) in known]
+    train_hashes = set(map(hash, _contents(train)))
+    candidates = [content for content in _contents(test) if hash(content) in train_hashes]
     if not candidates:
         return 0
-    wanted = set(candidates)
-    real = {content for x in train for row in x.numpy() if (content := row.tobytes()) in wanted}
-    return sum(content in real for content in candidates)
+    copied_contents = set(candidates).intersection(_contents(train))
+    return sum(content in copied_contents for content in candidates)
+
+
+def _contents(inputs: Sequence[Tensor]) -> Iterator[bytes]:
+    """Yield the bytes of each sample."""
+    for x in inputs:
+        for sample in x.numpy():
+            yield sample.tobytes()

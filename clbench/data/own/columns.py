@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,10 @@ def _json_lines(path: Path, where: str) -> Table:
         raise DataError(f"{where}: cannot read {path} as a JSON object on each line: {error}") from error
     if not rows:
         raise DataError(f"{where}: {path.name} has no lines")
-    return Table({name: [row.get(name) for row in rows] for row in rows for name in row})
+    columns = {}
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        columns[name] = [row.get(name) for row in rows]
+    return Table(columns)
 
 
 def _parquet(path: Path, where: str) -> Table:

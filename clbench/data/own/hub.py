@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def hub_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Pat
         return [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
     loaded = load(name, HubOptions.stored(options), data_dir)
     parts = loaded.values() if isinstance(loaded, Mapping) else [loaded]
-    return [Path(file["filename"]) for part in parts for file in part.cache_files]
+    files = chain.from_iterable(part.cache_files for part in parts)
+    return [Path(file["filename"]) for file in files]
 
 
 def load(name: str, options: HubOptions, data_dir: Path) -> Any:
@@ -174,7 +176,7 @@ def _photos(parts: Sequence[Any], column: str, options: HubOptions, where: str) 
         content = source["bytes"]
         return Image.open(io.BytesIO(content) if content is not None else source["path"])
 
-    x, notes = read_photos([one for part in encoded for one in part], options.size, where, opened)
+    x, notes = read_photos(list(chain.from_iterable(encoded)), options.size, where, opened)
     return list(torch.split(x, [len(part) for part in encoded])), notes
 
 

@@ -124,12 +124,17 @@ def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
         raise DataError(f"{where}: {folder} has no file {', '.join('*' + s for s in SUFFIXES)}")
     if options.task_column is not None:
         raise DataError(f"{where}: each file of a folder is a task, so task_column does not apply")
-    every = [read(path, options, where) for path in paths]
-    groups = [group for part in every for group in part.known.groups or ()]
-    return Texts([text for part in every for text in part.texts], Labelled(
-        [label for part in every for label in part.known.labels],
-        [path.stem for path, part in zip(paths, every, strict=True) for _ in part.texts],
-        groups if options.group is not None else None))
+    texts: list[str] = []
+    labels: list[str] = []
+    tasks: list[str] = []
+    groups: list[str] = []
+    for path in paths:
+        part = read(path, options, where)
+        texts += part.texts
+        labels += part.known.labels
+        tasks += [path.stem] * len(part.texts)
+        groups += part.known.groups or ()
+    return Texts(texts, Labelled(labels, tasks, groups if options.group is not None else None))
 
 
 def read(path: Path, options: TextOptions, where: str) -> Texts:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -241,7 +242,8 @@ def answered(logits: Tensor, offered: Tensor) -> Tensor:
 @contextmanager
 def untouched(strategies: Sequence[Strategy]) -> Iterator[None]:
     """Set strategies to eval mode, without gradients, and put back afterwards what training goes on from."""
-    modes = [(module, module.training) for strategy in strategies for module in strategy.modules()]
+    modules = chain.from_iterable(strategy.modules() for strategy in strategies)
+    modes = [(module, module.training) for module in modules]
     starts = [(strategy.model, strategy.model.start) for strategy in strategies if getattr(strategy.model, "start", 0)]
     drawn = [(strategy.world.generator, strategy.world.generator.get_state()) for strategy in strategies]
     try:

@@ -179,8 +179,12 @@ class Tally:
         """Return which samples are right when the task is given, bool [N]."""
         tests = self.stream.tests
         size = batch_size(self.stream, tests.y.device)
-        return torch.cat([self._among_own(strategy.predict(x, task).logits, tasks) == y
-                          for task in range(self.learned) for x, y, tasks in tests.batches(size, task)]).cpu()
+        right = []
+        for task in range(self.learned):
+            for x, y, tasks in tests.batches(size, task):
+                logits = strategy.predict(x, task).logits
+                right.append(self._among_own(logits, tasks) == y)
+        return torch.cat(right).cpu()
 
 
 def halves(y: Tensor) -> Tensor:
