@@ -182,9 +182,11 @@ def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
 
     It leaves no trace: no running statistics, no draws.
     """
-    buffers = {".".join(filter(None, ("strategy", where, name))): buffer.clone()
-               for where, module in strategy.named_modules() if module.training
-               for name, buffer in module.named_buffers(recurse=False)}
+    buffers = {}
+    for where, module in strategy.named_modules():
+        if module.training:
+            prefix = f"strategy.{where}." if where else "strategy."
+            buffers |= {prefix + name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)}
     trained = [p for p in strategy.parameters() if p.requires_grad]
     with seeds.scope(0, "flops"), FlopCount() as count:
         with engine.forward:

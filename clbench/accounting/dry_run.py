@@ -172,8 +172,10 @@ def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenari
                        registry: Registry) -> Strategy:
     """Return a method's strategy around a model without values; its integers and masks have theirs."""
     strategy = build_strategy(method, model, world_of(stream, scenario, 0, pretrained), registry)
-    valued = [(module, name, buffer) for module in strategy.modules()
-              for name, buffer in module.named_buffers(recurse=False) if not buffer.is_floating_point()]
+    valued = []
+    for module in strategy.modules():
+        valued += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)
+                   if not buffer.is_floating_point()]
     strategy.to("meta")
     for module, name, buffer in valued:
         setattr(module, name, buffer)

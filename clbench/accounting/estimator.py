@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -203,7 +203,8 @@ def growth_limit(strategy: Strategy, size: int) -> int:
     if strategy.owns_loop or not (overrides(strategy, "before_task") or overrides(strategy, "after_task")):
         return 0
     world, features = strategy.world, strategy.model.head.in_features
-    widest = max((side for tensor in (*strategy.parameters(), *strategy.buffers()) for side in tensor.shape), default=0)
+    shapes = [tensor.shape for tensor in (*strategy.parameters(), *strategy.buffers())]
+    widest = max(chain.from_iterable(shapes), default=0)
     return world.tasks * (world.tasks + 1) // 2 * size + 8 * (widest**2 + world.classes * features**2)
 
 

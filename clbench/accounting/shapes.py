@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -69,7 +70,8 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
         x = torch.empty(samples, *input_shape, dtype=tokens.DTYPE if text else torch.uint8, device="meta")
         some = Samples(x, labels, torch.full_like(labels, index))
         parts.append(StreamTask(tuple(table.values()), some, some))
-    return Stream(tuple(parts), len({c for part in parts for c in part.classes}), input_shape, Prepare(), "", ())
+    outputs = set(chain.from_iterable(part.classes for part in parts))
+    return Stream(tuple(parts), len(outputs), input_shape, Prepare(), "", ())
 
 
 def stream_without_values(stream: Stream) -> Stream:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from tabulate import tabulate
 
-from clbench.cli.counts import scaled
+from clbench.cli.params import scaled
 from clbench.core.errors import ClbenchError, MissingDataError
 from clbench.execution.time_left import Kind, TimeLeft, alike, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial

@@ -16,8 +16,17 @@ from clbench.core.registry import Registry
 from clbench.core.user_code import format_error
 from clbench.execution import deciding, interrupts
 from clbench.execution.claims import TrialClaims
-from clbench.execution.missing_outputs import add_missing_outputs, merge_records
-from clbench.execution.reuse import Note, OnStale, StalenessReport, check_inputs, check_stale, refusal, silent
+from clbench.execution.reuse import (
+    Note,
+    OnStale,
+    StalenessReport,
+    add_missing_outputs,
+    check_inputs,
+    check_stale,
+    merge_records,
+    refusal,
+    silent,
+)
 from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor

@@ -9,7 +9,7 @@ from helpers import ROOT
 import clbench
 from clbench import cli
 from clbench.accounting.count import Count
-from clbench.cli.counts import ratio, scaled, size
+from clbench.cli.params import ratio, scaled, size
 from clbench.report.formatting import NONE
 
 

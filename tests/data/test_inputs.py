@@ -11,11 +11,11 @@ from clbench.core.errors import DataError, SpecError
 from clbench.core.pretrained import Preprocessing
 from clbench.core.registry import discover
 from clbench.data.builtin import CIFAROptions
-from clbench.data.inputs import as_inputs
 from clbench.data.prepare import AUGMENTATIONS, resize
 from clbench.data.samples import Samples
 from clbench.data.stream import Prepare, Stream, StreamTask, load_stream
 from clbench.experiment.trial import Resolved
+from clbench.training.building import as_inputs
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

@@ -7,7 +7,7 @@ import clbench
 from clbench import cli
 from clbench.core.registry import discover
 from clbench.execution import reuse
-from clbench.execution.missing_outputs import merge_records
+from clbench.execution.reuse import merge_records
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan

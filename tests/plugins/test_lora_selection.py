@@ -17,7 +17,7 @@ from torch import nn
 
 from clbench.accounting.count import count
 from clbench.accounting.shapes import stream_of_shapes
-from clbench.cli import counts
+from clbench.cli import params
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.execution.trial_runner import TrialRunner
@@ -313,5 +313,5 @@ def test_the_record_says_what_was_left_out():
     assert notes[1][0].endswith(f"stage4.3.branch2.3 is a convolution in 96 groups, {WHY}")
     counted = count(trials[0], stream, registry)
     assert counted.remarks == notes[0] and counted.note is None
-    shown = counts.show({"model": "x"}, [counted], "text").replace("\n", " ")
+    shown = params.show({"model": "x"}, [counted], "text").replace("\n", " ")
     assert f"- {counted.method}: layers = all leaves out what cannot be adapted: " in shown

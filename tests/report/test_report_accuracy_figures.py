@@ -25,6 +25,7 @@ def test_curves_are_means_over_seeds_of_the_mean_over_tasks_seen_with_their_inte
     assert line.get_xydata() == pytest.approx(np.array([[1, 0.8], [2, 0.8], [3, 4.3 / 6]]))
     band = axes.collections[1].get_paths()[0].vertices  # er is better
     assert band[:, 1].min() == pytest.approx(max(0, 0.8 - T_95 * 0.1)) and band[:, 1].max() == 1.0
+    assert axes.get_ylim()[1] > 1.0, "the widest band is shown whole"
     last = [y for x, y in band if x == 3]
     assert max(last) - min(last) == pytest.approx(min(1, 4.3 / 6 + T_95 / 60) - (4.3 / 6 - T_95 / 60))
     assert [t.get_text() for t in axes.texts] == ["er", "lora", "Fine-tuning"]

@@ -11,7 +11,6 @@ pytest.importorskip("torch", "2.9", reason="torch lacks the interface of a devic
 from helpers.simulated_accelerator import DEVICE, Simulated, waits
 
 from clbench.core.registry import discover
-from clbench.data.inputs import as_inputs
 from clbench.execution import trial_runner as runner
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -19,6 +18,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.persistence import callbacks
 from clbench.testing import tiny_stream
+from clbench.training.building import as_inputs
 
 REGISTRY = discover()
 TASKS = 3

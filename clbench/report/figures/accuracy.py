@@ -60,7 +60,8 @@ def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     curves = _numbers(accuracy_over_tasks(data.results))
     means = [[mean for mean, *_ in curve] for curve in curves]
     spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in curves]
-    low, high = min(chain.from_iterable(spans))[0], max(chain.from_iterable(spans))[1]
+    low = min(low for low, _ in chain.from_iterable(spans))
+    high = max(high for _, high in chain.from_iterable(spans))
     pad = max(0.05 * (high - low), 0.002)
     axes.set_ylim(low - pad, high + pad)
     style.tasks_seen(axes, max(map(len, means)))
