@@ -7,7 +7,6 @@ from packaging.requirements import Requirement
 
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-TORCH = {"torch", "torchvision"}  # go together, and their old releases with few Pythons and NumPys
 # What old releases call of newer ones may be deprecated there by now, which is no fault of ours.
 OLD = ["-W", "ignore::FutureWarning", "-W", "ignore::DeprecationWarning"]
 
@@ -23,7 +22,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """Run the tests with the lowest Python and the lowest versions that pyproject.toml allows, torch aside."""
+    """Run the tests with the lowest Python and the lowest versions that pyproject.toml allows."""
     constraints = Path(session.create_tmp()) / "lowest.txt"
     constraints.write_text("\n".join(lower_bounds()) + "\n", encoding="utf-8")
     session.install("-c", str(constraints), "-e", ".[test]")
@@ -40,5 +39,8 @@ def extras(session: nox.Session) -> None:
 def lower_bounds() -> list[str]:
     """Return constraints that pin what pyproject.toml names to the lowest version allowed."""
     lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
-    return [f"{r.name}=={bound.version}" for r in map(Requirement, lines) if r.name not in TORCH
-            for bound in r.specifier if bound.operator == ">="]
+    constraints = []
+    for requirement in map(Requirement, lines):
+        constraints += [f"{requirement.name}=={bound.version}" for bound in requirement.specifier
+                        if bound.operator == ">="]
+    return constraints
