@@ -15,12 +15,16 @@ THINGS = ["a method", "a replay method", "a regularization method", "a benchmark
           "an optimizer", "a metric column", "a figure", "a scenario", "an executor", "a command"]
 
 
-def rows():
-    """Return the cells of CONTRIBUTING's table of what to touch."""
+def table(first_header):
+    """Return the rows of a table of CONTRIBUTING as lists of cells."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    _, _, *found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
-                    if line.startswith("| ")]
-    return {cells[0]: cells[1:] for cells in found}
+    _, _, *lines = text[text.index(f"| {first_header} |"):].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def rows():
+    """Return the cells of the table of what to touch, by what is added."""
+    return {cells[0]: cells[1:] for cells in table("to add")}
 
 
 def matching(path):
@@ -41,6 +45,13 @@ def test_what_is_touched_is_three_files_at_most_and_all_of_them_exist(thing):
     assert len(PATH.findall(test)) == 1
     if there := re.fullmatch("`(.*)` there", imitate):
         assert any(there[1] in path.read_text() for name in files for path in matching(name))
+
+
+def test_the_parts_of_features_exist_and_each_has_a_command():
+    files = [PATH.findall(cells[2]) for cells in table("feature")]
+    assert all(files) and [path for paths in files for path in paths if not matching(path)] == []
+    assert [cells[0] for cells in table("feature") if cells[0]] == ["`clbench explain`", "`--until decided`",
+                                                                    "`clbench choose`"]
 
 
 def test_every_package_has_a_line_and_a_box():
