@@ -57,9 +57,9 @@ def reseed(seed: int, *axes: str | int) -> None:
     number = derive(seed, *axes)
     random.seed(number)
     np.random.seed(number % 2**32)
-    if torch.cuda.is_initialized() or torch.xpu.is_initialized() or torch.backends.mps.is_available():
+    if torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available():
         torch.manual_seed(number)
-    else:  # for accelerators that are not in use, `manual_seed` formats the call stack, which takes 0.3 ms or more
+    else:  # for accelerators that are absent, `manual_seed` formats the call stack, which takes 0.3 ms or more
         torch.default_generator.manual_seed(number)
 
 

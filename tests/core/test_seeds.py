@@ -35,12 +35,12 @@ def test_the_state_of_the_generators_is_that_of_each():
         seeds.restore(before)
 
 
-@pytest.mark.parametrize("initialized", [False, True])
-def test_accelerators_in_use_are_seeded_too(initialized, monkeypatch):
+@pytest.mark.parametrize("available", [False, True])
+def test_accelerators_are_seeded_too(available, monkeypatch):
     seeded = []
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     with torch.random.fork_rng(devices=[]):
         seeds.reseed(3, "init")
         assert torch.initial_seed() == seeds.derive(3, "init")
-        assert seeded == [seeds.derive(3, "init")] * initialized
+        assert seeded == [seeds.derive(3, "init")] * available
