@@ -182,7 +182,7 @@ def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
 
     It leaves no trace: no running statistics, no draws.
     """
-    buffers = {}
+    buffers: dict[str, Tensor] = {}
     for where, module in strategy.named_modules():
         if module.training:
             prefix = f"strategy.{where}." if where else "strategy."

@@ -51,7 +51,7 @@ def titles(records: Sequence[Record]) -> list[str]:
             for i, title in enumerate(distinct_titles, start=1)]
 
 
-def describe_other_settings(planned: Iterable[str], records: Sequence[Record]) -> list[str]:
+def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequence[Record]) -> list[str]:
     """Return a line on the settings of a folder's records that are not planned; no line for none."""
     others = {record.trial.setting: record for record in records}
     for setting in planned:
