@@ -240,6 +240,7 @@ class CustomOptions(Options):
 def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
     """Return the built-in benchmarks."""
     streams, user_data = "clbench.data.avalanche.benchmarks:", "clbench.data.own."
+    own_options = "clbench.data.own_options:"
     return (
         BenchmarkInfo("split-mnist-5k", streams + "split_mnist_5k",
                       "5 x 2 digits of 5,000 MNIST images (4,000 train, 1,000 test); no download",
@@ -264,18 +265,18 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
         BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
                       "MNIST rotated by another angle in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
-        BenchmarkInfo("images:*", user_data + "images:images", "photos in folders, a folder for each class, as in "
+        BenchmarkInfo("images:*", user_data + "photos:images", "photos in folders, a folder for each class, as in "
                       "images:photos", ImagesOptions, any_name=True,
-                      cached=True, files=user_data + "folders:image_files", check=user_data + "folders:image_files"),
+                      cached=True, files=user_data + "photos:image_files", check=user_data + "photos:image_files"),
         BenchmarkInfo("arrays:*", user_data + "arrays:arrays", "embeddings or images in a .npz, .safetensors, .npy or "
                       ".parquet file", ArraysOptions, any_name=True, cached=True,
-                      files=user_data + "locating:array_files", check=user_data + "locating:check_arrays"),
-        BenchmarkInfo("table:*", user_data + "tables:table", "columns of numbers and one of labels in a .csv, .tsv or "
+                      files=own_options + "array_files", check=own_options + "check_arrays"),
+        BenchmarkInfo("table:*", user_data + "columns:table", "columns of numbers and one of labels in a .csv, .tsv or "
                       ".parquet file", TableOptions, any_name=True, cached=True,
-                      files=user_data + "tables:table_files", check=user_data + "locating:check_path"),
+                      files=user_data + "columns:table_files", check=own_options + "check_path"),
         BenchmarkInfo("text:*", user_data + "texts:text", "texts and labels in a .csv or .jsonl file or a folder; for "
                       "models hf:NAME", TextOptions, any_name=True, cached=True,
-                      files=user_data + "texts:text_files", check=user_data + "locating:check_path"),
+                      files=user_data + "texts:text_files", check=own_options + "check_path"),
         BenchmarkInfo("split-newsgroups", user_data + "texts:newsgroups",
                       "10 x 2 groups of 20 Newsgroups (11,293 train, 7,528 test); for hf:NAME",
                       NewsgroupsOptions, cached=True, files=user_data + "texts:newsgroups_files"),
