@@ -267,7 +267,7 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("images:*", user_data + "photos:images", "photos in folders, a folder for each class, as in "
                       "images:photos", ImagesOptions, any_name=True,
-                      cached=True, files=user_data + "photos:image_files", check=user_data + "photos:image_files"),
+                      cached=True, files=user_data + "folders:image_files", check=user_data + "folders:image_files"),
         BenchmarkInfo("arrays:*", user_data + "arrays:arrays", "embeddings or images in a .npz, .safetensors, .npy or "
                       ".parquet file", ArraysOptions, any_name=True, cached=True,
                       files=own_options + "array_files", check=own_options + "check_arrays"),

@@ -9,7 +9,8 @@ from PIL import Image
 
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
-from clbench.data.own.photos import find_photos, image_files, read_photos
+from clbench.data.own.folders import find_photos, image_files
+from clbench.data.own.photos import read_photos
 from clbench.data.own_options import ImagesOptions
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
