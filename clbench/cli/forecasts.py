@@ -10,7 +10,7 @@ import click
 from tabulate import tabulate
 
 from clbench.cli.params import scaled
-from clbench.core.errors import ClbenchError, MissingDataError
+from clbench.core.errors import ClbenchError, DataError, MissingDataError
 from clbench.execution.time_left import Kind, TimeLeft, alike, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.workload import Foreseen, Speed
@@ -127,6 +127,13 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         first.setdefault(kind_of(planned.trial), planned)
     if not first:
         return {}
+    from clbench.execution.reuse import check_inputs
+
+    try:
+        check_inputs([planned.trial for planned in first.values()], ready.spec.execution, ready.registry)
+    except MissingDataError as error:  # said before torch is imported
+        click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
+        return {}
     from clbench.accounting.count import forecast
     from clbench.accounting.estimator import counted_work, data_bytes, storage_line
     from clbench.accounting.shapes import stream_without_values
@@ -138,9 +145,12 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     speed: Speed | None = None
     problems: dict[str, ClbenchError] = {}
     notes: dict[str, None] = {}
+    without_stream: set[tuple[str, ...]] = set()  # settings whose data are missing or wrong
     scenarios = {planned.trial.scenario for planned in ready.planned}
     for number, (kind, planned) in enumerate(first.items(), start=1):
         name = planned.label + (f" ({planned.trial.scenario})" if len(scenarios) > 1 else "")
+        if planned.trial.setting in without_stream:
+            continue
         if sys.stderr.isatty():  # a method on a large model takes seconds
             click.echo(f"counting {name} ({number} of {len(first)})", err=True)
         try:
@@ -151,8 +161,11 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             count = forecast(planned, stream_without_values(stream), ready.registry)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
+            without_stream.add(planned.trial.setting)
         except ClbenchError as error:
             problems[str(error)] = error
+            if isinstance(error, DataError):
+                without_stream.add(planned.trial.setting)
         except Exception as error:  # as in a run, where the trial's record has it
             notes[f"{name}: cannot be counted, {type(error).__name__}: {' '.join(str(error).split())}"] = None
         else:

@@ -20,6 +20,7 @@ from torch import Tensor
 from clbench.core.errors import DataError
 from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.own.benchmark import own_benchmark
+from clbench.data.own.folders import find_photos
 from clbench.data.own_options import ImagesOptions, PixelOptions
 
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation")  # names of the folders of parts
