@@ -22,7 +22,7 @@ from clbench_er.strategy import ER
 from torch import Tensor
 
 from clbench import Batch, Network, Options, World
-from clbench.strategy.cosine_head import CosineHead
+from clbench.models.network import CosineHead
 from clbench_er_ace import ERACEOptions
 
 SCALE = 10.0  # of cosines, the authors'

@@ -45,8 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench import Batch, Network, Options, Phase, Task, World
-from clbench.models.network import Block
-from clbench.strategy.cosine_head import CosineHead
+from clbench.models.network import Block, CosineHead
 from clbench.strategy.distillation import Distilled
 from clbench.strategy.gaussians import features_of
 from clbench.strategy.herding import HerdedMemory
