@@ -17,6 +17,7 @@ from clbench.results.audit import Audit, AuditedFile, DialPoint, unchanged_reach
 from clbench.results.audit import Cell as Comparison
 
 HEADING = "What fine-tuning made a language model forget"
+ARROWS = {"up": "\N{UPWARDS ARROW}", "down": "\N{DOWNWARDS ARROW}"}
 ROLES = {"new": "new task", "task": "task", "general": "general"}
 
 
@@ -46,23 +47,19 @@ def tables(audit: Audit) -> list[Table]:
 
 
 def model_table(audit: Audit, model: str) -> Table:
-    """Return the table of one model: a row for each file, and four columns for each metric."""
-    columns = [Column("items", "count")]
-    for metric in CAUSAL_LM.metrics:
-        arrow = {"up": "\N{UPWARDS ARROW}", "down": "\N{DOWNWARDS ARROW}"}[metric.direction]
-        columns += [Column(f"{metric.name} {arrow} base", "text"), Column("model", "text"),
-                    Column("difference", "text"), Column("verdict", "text")]
+    """Return the table of one model: a row for each metric of each file."""
+    columns = (Column("items", "count"), Column("metric", "text"), Column("base", "text"), Column("model", "text"),
+               Column("difference", "text"), Column("verdict", "text"))
     rows = []
     for file in audit.files:
-        cells = [Cell(f"{file.items:,}", file.items)]
         for metric in CAUSAL_LM.metrics:
-            one = find(audit.cells, model, file.name, metric)
-            cells += [Cell(NONE)] * 4 if one is None else [
-                Cell(value_text(one.base, metric), one.base), Cell(value_text(one.value, metric), one.value),
-                Cell(change_text(one), one.difference, n=one.items, low=one.low, high=one.high),
-                Cell(one.verdict, bold=one.verdict == "lost")]
-        rows.append(Row(file_label(file), tuple(cells)))
-    return Table(clean(model), tuple(columns), tuple(rows), corner="file")
+            if one := find(audit.cells, model, file.name, metric):
+                rows.append(Row(file_label(file), (
+                    Cell(f"{one.items:,}", one.items), Cell(f"{metric.name} {ARROWS[metric.direction]}"),
+                    Cell(value_text(one.base, metric), one.base), Cell(value_text(one.value, metric), one.value),
+                    Cell(change_text(one), one.difference, n=one.items, low=one.low, high=one.high),
+                    Cell(one.verdict, bold=one.verdict == "lost"))))
+    return Table(clean(model), columns, tuple(rows), corner="file")
 
 
 def _overview(audit: Audit) -> Table:
@@ -159,15 +156,13 @@ def _margin_line(audit: Audit, metric: Metric) -> str:
 
 
 def _too_few(audit: Audit) -> str:
-    """Say for which files an unchanged exact match cannot be shown to be kept; empty if for none."""
-    few = [one for one in audit.cells if one.metric == EXACT and one.model == audit.models[0]
-           and unchanged_reach(one.items) > one.margin]
+    """Say that an unchanged exact match cannot be shown to be kept; empty if it can for all files."""
+    few = [one.items for one in audit.cells if one.metric == EXACT and unchanged_reach(one.items) > one.margin]
     if not few:
         return ""
-    least = min(one.items for one in few)
-    return (f"exact can hardly be kept with few items: even if none of {least} items changes, the interval reaches "
-            f"{value_text(unchanged_reach(least), EXACT)} points down. About 380 items show a margin of 1 point; nll "
-            "needs far fewer.")
+    return (f"With {min(few)} items, the verdict on exact can be kept only if it rises: even if no item changes, the "
+            f"interval reaches {value_text(unchanged_reach(min(few)), EXACT)} points down. About 380 items suffice for "
+            "a margin of 1 point, and --margin-exact sets another one.")
 
 
 def as_json(audit: Audit) -> str:
