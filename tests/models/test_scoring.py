@@ -1,6 +1,7 @@
 """Scores of items under causal language models, against transformers' own loss and generation (extra `lm`)."""
 
 import random
+import warnings
 
 import pytest
 import torch
@@ -123,6 +124,21 @@ def test_models_that_change_logits_after_the_head_are_run_as_a_whole(kind):
     nll = Scorer(model, CPU).score(items, 4).nll
     assert sum(n * loss for n, loss in zip(counts, nll, strict=True)) / sum(counts) == pytest.approx(
         their_loss(model, items), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_adapters_with_virtual_tokens_give_the_loss_of_peft(kind):
+    _, peft = quiet()
+    config = getattr(peft, kind)(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = peft.get_peft_model(make_model(), config).eval()
+        items = random_items(5)
+        counts = [len(item.scored) for item in items]
+        nll = Scorer(model, CPU).score(items, 4).nll
+        assert sum(n * loss for n, loss in zip(counts, nll, strict=True)) / sum(counts) == pytest.approx(
+            their_loss(model, items), abs=1e-5)
 
 
 def test_lower_precision_changes_losses_a_little():
