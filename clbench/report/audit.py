@@ -58,7 +58,7 @@ def model_table(audit: Audit, model: str) -> Table:
                     Cell(f"{one.items:,}", one.items), Cell(f"{metric.name} {ARROWS[metric.direction]}"),
                     Cell(value_text(one.base, metric), one.base), Cell(value_text(one.value, metric), one.value),
                     Cell(change_text(one), one.difference, n=one.items, low=one.low, high=one.high),
-                    Cell(one.verdict, bold=one.verdict == "lost"))))
+                    Cell(one.verdict))))
     return Table(clean(model), columns, tuple(rows), corner="file")
 
 
@@ -70,7 +70,7 @@ def _overview(audit: Audit) -> Table:
         for model in audit.models:
             parts = [f"{metric.name} {one.verdict}" for metric in CAUSAL_LM.metrics
                      if (one := find(audit.cells, model, file.name, metric))]
-            cells.append(Cell(", ".join(parts), bold=any("lost" in part for part in parts)))
+            cells.append(Cell(", ".join(parts)))
         rows.append(Row(file_label(file), tuple(cells)))
     return Table("All models", tuple(Column(clean(model), "text") for model in audit.models), tuple(rows), "file")
 

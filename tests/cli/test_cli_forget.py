@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.language_models import codes, load, make_model, make_tokenizer, quiet, save, train, write_lines
+from helpers.language_models import codes, load, make_model, make_tokenizer, marked, quiet, save, train, write_lines
 from safetensors.torch import load_file, save_file
 
 from clbench import cli
@@ -137,8 +137,8 @@ def test_show_marks_the_scored_tokens(capsys, folder):
     code, out, _ = call(capsys, folder, "base", "--tasks", "talk.jsonl", "--show")
     assert code == 0
     assert "talk.jsonl: 3 items; the first has" in out
-    answer = "".join(f"‹{c}›" for c in OLD[0]["response"])
-    assert f"<|im_start|>user\nrome?<|im_end|>\n<|im_start|>assistant\n{answer}‹<|im_end|>›\n" in out
+    answer = marked(*OLD[0]["response"], "<|im_end|>")
+    assert f"<|im_start|>user\nrome?<|im_end|>\n<|im_start|>assistant\n{answer}\n" in out
 
 
 def edit(folder, target, name, change):
@@ -258,7 +258,7 @@ def test_the_dial_shows_each_scale_and_exports_one(capsys, folder, tmp_path):
         scaled = peft.PeftModel.from_pretrained(load(folder / "base"), str(tmp_path / "half"))
         full = peft.PeftModel.from_pretrained(load(folder / "base"), str(folder / "adapter"))
         for module in full.modules():
-            if hasattr(module, "scaling"):
+            if isinstance(getattr(module, "scaling", None), dict):
                 module.scaling["default"] *= 0.5
         assert torch.allclose(scaled(ids).logits, full(ids).logits, atol=1e-5)
     code, again, _ = call(capsys, folder, "base", tmp_path / "half", *FILES, "--json")

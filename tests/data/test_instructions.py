@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers.language_models import make_tokenizer, write_lines
+from helpers.language_models import make_tokenizer, marked, write_lines
 
 from clbench.core.errors import DataError
 from clbench.data.own.instruction_tokens import ItemTokenizer, show_scored, start_tokens
@@ -152,4 +152,4 @@ def test_a_text_that_is_too_long_loses_its_end():
 @lm
 def test_scored_tokens_are_marked():
     tokenizer, done = tokens(Prompted("x", "ask", "ab"))
-    assert show_scored(done.items[0], tokenizer) == "ask‹a›‹b›‹<|im_end|>›"
+    assert show_scored(done.items[0], tokenizer) == "ask" + marked("a", "b", "<|im_end|>")

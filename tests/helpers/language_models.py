@@ -71,6 +71,12 @@ def write_lines(path, rows):
     return path
 
 
+def marked(*tokens):
+    """Return tokens as `--show` marks them."""
+    left, right = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"
+    return "".join(left + token + right for token in tokens)
+
+
 def codes(seed, count=12):
     """Return prompts that ask for the code of a city; the codes depend on the seed."""
     draw = random.Random(seed)
