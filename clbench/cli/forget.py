@@ -12,7 +12,7 @@ from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.execution.audit import Auditor
-    from clbench.results.audit import Audit
+    from clbench.results.audit import Audit, Role
 
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -84,8 +84,8 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
     """
     if (export_scale is None) != (to is None):
         raise click.UsageError("--export-scale and --to go together")
-    files = [*(("new", path) for path in new), *(("task", path) for path in tasks),
-             *(("general", path) for path in general)]
+    files: list[tuple[Role, Path]] = [*(("new", path) for path in new), *(("task", path) for path in tasks),
+                                      *(("general", path) for path in general)]
     if not files and export_scale is None:
         raise click.UsageError("name at least one file by --tasks, --general or --new")
     if not models and not show:

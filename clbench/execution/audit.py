@@ -11,8 +11,9 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ from clbench.results.audit import (
 LENGTH = 1024  # tokens of an item, at most, if the user does not say it
 FORMAT = 1  # of stored scores; a new number scores everything again
 BASE = "base"
+SCORES = "scores"  # the folder of stored scores
 Note = Callable[[str], None]
 
 
@@ -121,6 +123,7 @@ class Auditor:
             self._check_dial()
         self.files = list(self._read())
         self.base_hash = fingerprint(folder)
+        self.stored: list[tuple[str, str, str]] = []  # model, file and path of scores
 
     def _check_dial(self) -> None:
         """Check that there is one plain LoRA and a file of the new task."""
@@ -146,8 +149,8 @@ class Auditor:
 
     def run(self) -> Audit:
         """Score the base and all models, and return the comparison."""
-        own = self._scores(BASE, [self.base_hash], lambda: self._plain(self.base.model))
-        again = self._scores(f"{BASE} in bfloat16", [self.base_hash], lambda: self._plain(self.base.model), "bf16")
+        own = self._scores(BASE, [self.base_hash], self._unchanged)
+        again = self._scores(f"{BASE} in bfloat16", [self.base_hash], self._unchanged, "bf16")
         floors = {(file.name, metric.name): noise_floor(own[file.name], again[file.name], metric)
                   for file in self.files for metric in CAUSAL_LM.metrics if own[file.name].values(metric)}
         scores: dict[str, dict[str, FileScores]] = {}
@@ -156,16 +159,15 @@ class Auditor:
             hashes = [self.base_hash, fingerprint(candidate.folder)]
             if candidate.kind == "model":
                 self.base.release()  # there may not be room for both
-                scores[candidate.label] = self._scores(candidate.label, hashes, lambda c=candidate: self._whole(c))
-            else:
-                scores[candidate.label] = self._scores(candidate.label, hashes, lambda c=candidate: self._adapted(c))
+            load = self._whole if candidate.kind == "model" else self._adapted
+            scores[candidate.label] = self._scores(candidate.label, hashes, partial(load, candidate))
             if self.request.scales:
                 dial = self._dial(candidate, hashes, own, scores[candidate.label], floors)
         cells = judge([one for candidate in self.candidates
                        for one in self._cells(candidate.label, own, scores[candidate.label], floors)])
         files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.notes) for f in self.files)
         return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(cells), tuple(dial),
-                     tuple(self._settings()))
+                     tuple(self._settings()), tuple(self.stored))
 
     def _settings(self) -> Iterator[tuple[str, str]]:
         yield "base", f"{self.request.base} ({self.base_hash[:12]})"
@@ -193,7 +195,7 @@ class Auditor:
         for scale in sorted(set(self.request.scales)):
             name = f"scale {scale:g}"
             scaled = own if scale == 0 else full if scale == 1 else self._scores(
-                name, [*hashes, f"{scale!r}"], lambda s=scale: self._adapted(candidate, s))
+                name, [*hashes, f"{scale!r}"], partial(self._adapted, candidate, scale))
             points[scale] = list(self._cells(name, own, scaled, floors))
         judged = iter(judge([one for cells in points.values() for one in cells]))
         others = {file.name for file in self.files if file.role != "new"}
@@ -204,8 +206,8 @@ class Auditor:
         return result
 
     @contextmanager
-    def _plain(self, model: Any) -> Iterator[Any]:
-        yield model
+    def _unchanged(self) -> Iterator[Any]:
+        yield self.base.model
 
     @contextmanager
     def _whole(self, candidate: Candidate) -> Iterator[Any]:
@@ -218,7 +220,7 @@ class Auditor:
                 LoraScale(model).set(scale)
             yield model
 
-    def _scores(self, name: str, hashes: Sequence[str], load: Callable[[], Any],
+    def _scores(self, name: str, hashes: Sequence[str], load: Callable[[], AbstractContextManager[Any]],
                 precision: Precision = "fp32") -> dict[str, FileScores]:
         """Return the scores of a model on all files. The model is loaded only if scores are missing."""
         found = {file.name: self._stored(self._key(hashes, file, precision)) for file in self.files}
@@ -229,6 +231,9 @@ class Auditor:
                 for file in missing:
                     found[file.name] = self._score(scorer, file, name)
                     self._store(self._key(hashes, file, precision), found[file.name])
+        if self.request.out is not None:
+            self.stored += [(name, file.name, f"{SCORES}/{self._key(hashes, file, precision)}.npz")
+                            for file in self.files]
         return {file: scores for file, scores in found.items() if scores is not None}
 
     def _score(self, scorer: Scorer, file: ReadFile, name: str) -> FileScores:
@@ -274,7 +279,7 @@ class Auditor:
 
     def _path(self, key: str) -> Path:
         assert self.request.out is not None
-        return self.request.out / "scores" / f"{key}.npz"
+        return self.request.out / SCORES / f"{key}.npz"
 
 
 def fitting_length(wanted: int | None, most: int | None, base: str) -> int:

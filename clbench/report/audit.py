@@ -82,11 +82,15 @@ def dial_tables(audit: Audit) -> list[Table]:
     made = []
     for metric in CAUSAL_LM.metrics:
         files = [file for file in audit.files if find(audit.cells, audit.models[0], file.name, metric)]
-        rows = [Row(f"{point.scale:g}", (*(Cell(_dial_text(point, file, metric)) for file in files),
-                                         Cell("yes" if point.within else "no"))) for point in audit.dial]
-        columns = (*(Column(file_label(file), "text") for file in files), Column("losses within margin", "text"))
-        made.append(Table(f"Difference to the base by scale of the adapter, {metric.name} "
-                          f"({'points' if metric == EXACT else metric.unit})", columns, tuple(rows), corner="scale"))
+        columns = [Column(file_label(file), "text") for file in files]
+        rows = [[Cell(_dial_text(point, file, metric)) for file in files] for point in audit.dial]
+        if not made:
+            columns.append(Column("losses within margin", "text"))
+            rows = [[*row, Cell("yes" if point.within else "no")] for row, point in zip(rows, audit.dial, strict=True)]
+        unit = "points" if metric == EXACT else metric.unit
+        made.append(Table(f"Difference to the base by scale of the adapter, {metric.name} ({unit})", tuple(columns),
+                          tuple(Row(f"{point.scale:g}", tuple(row)) for point, row in zip(audit.dial, rows,
+                                                                                           strict=True)), "scale"))
     return made
 
 
@@ -175,6 +179,7 @@ def as_json(audit: Audit) -> str:
         "base": audit.base, "files": [asdict(file) for file in audit.files], "models": list(audit.models),
         "metrics": [asdict(metric) for metric in CAUSAL_LM.metrics], "cells": plain(audit.cells), "dial": dial,
         "largest_scale": audit.largest_scale if audit.dial else None, "settings": dict(audit.settings),
+        "scores": [dict(zip(("model", "file", "path"), one, strict=True)) for one in audit.scores],
         "notes": list(audit.notes)}, indent=2) + "\n"
 
 

@@ -57,11 +57,12 @@ def write_audit(audit: Audit, directory: Path) -> list[Path]:
     """
     from clbench.report import audit as audited
 
-    files: dict[str, str | bytes] = {}
+    svg = b""
     if audit.dial:
         from clbench.report.figures import dial
 
-        files[DIAL] = dial.drawn(audit)
+        svg = dial.drawn(audit)
+    files: dict[str, str | bytes] = {DIAL: svg} if svg else {}
     picture = f"![{escape(audited.alt(audit))}]({DIAL})" if audit.dial else ""
     grids = audited.tables(audit)
     blocks = [f"# {audited.HEADING}", escape(audited.summary(audit)),
@@ -69,7 +70,7 @@ def write_audit(audit: Audit, directory: Path) -> list[Path]:
                   f"## {escape(grid.title)}", as_markdown(grid))), picture,
               "## How to read this", _bullets(audited.remarks(audit)), "## Settings", _pairs(audit.settings)]
     files["audit.md"] = "\n\n".join(filter(None, blocks)) + "\n"
-    source = "data:image/svg+xml;base64," + base64.b64encode(files[DIAL]).decode() if audit.dial else ""
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode() if audit.dial else ""
     files["audit.html"] = render_page(
         "audit.html", heading=audited.HEADING, base=audit.base, summary=audited.summary(audit),
         headline=audited.headline(audit), tables=grids, picture=source, figure="Gain and loss by scale",

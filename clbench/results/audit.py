@@ -155,6 +155,7 @@ class Audit:
     cells: tuple[Cell, ...]
     dial: tuple[DialPoint, ...] = ()  # in the order of scales
     settings: tuple[tuple[str, str], ...] = ()
+    scores: tuple[tuple[str, str, str], ...] = ()  # model, file, and where the scores of its items are
     notes: tuple[str, ...] = ()
 
     @property
