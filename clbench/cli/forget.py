@@ -97,9 +97,11 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
     from clbench.core.objective import EXACT, NLL
     from clbench.execution.audit import Auditor, AuditRequest
 
-    auditor = Auditor(AuditRequest(
-        base, models, tuple(files), length, allow_cut_responses, chat_template, any_base, batch, device, scales,
-        {NLL.name: margin_nll, EXACT.name: margin_exact / 100}, out), lambda line: click.echo(line, err=True))
+    request = AuditRequest(
+        base, models, tuple(files), length=length, cut_responses=allow_cut_responses, template=chat_template,
+        any_base=any_base, batch_size=batch, device=device, scales=scales, out=out,
+        margins={NLL.name: margin_nll, EXACT.name: margin_exact / 100})
+    auditor = Auditor(request, lambda line: click.echo(line, err=True))
     if show:
         show_items(auditor)
         return 0
@@ -110,7 +112,7 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
 
 def export(models: tuple[Path, ...], scale: float, target: Path) -> None:
     """Write a scaled adapter."""
-    from clbench.models.causal_lm import find_candidates
+    from clbench.models.lm_folders import find_candidates
     from clbench.models.lora_scale import export_scaled
 
     candidates = find_candidates(models)

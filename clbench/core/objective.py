@@ -30,7 +30,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class ObjectiveInfo:
-    """An objective and its metrics. The accuracy matrix R is that of the primary one."""
+    """An objective and its metrics. The matrix R is that of the primary one."""
 
     name: str
     primary: str

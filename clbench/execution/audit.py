@@ -21,22 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from clbench.core.device import pick_device
+from clbench.core.device import out_of_memory, pick_device
 from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.files import hash_file, write_atomically
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized
 from clbench.data.own.instructions import read_items
-from clbench.models.causal_lm import (
-    Base,
-    Candidate,
-    base_folder,
-    find_candidates,
-    fingerprint,
-    load_model,
-    load_tokenizer,
-    longest,
-)
+from clbench.models.causal_lm import Base, load_model, load_tokenizer, longest
+from clbench.models.lm_folders import Candidate, base_folder, find_candidates, fingerprint
 from clbench.models.lora_scale import LoraScale, check_plain
 from clbench.models.scoring import Precision, Scorer
 from clbench.results.audit import (
@@ -241,7 +233,13 @@ class Auditor:
         start = time.monotonic()
         # The noise floor needs another batch size, too.
         size = self.request.batch_size if scorer.precision == "fp32" else max(1, self.request.batch_size // 2)
-        scores = scorer.score(file.tokens.items, size)
+        try:
+            scores = scorer.score(file.tokens.items, size)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise DataError(f"{name}: out of memory on {file.path} with {size} items at once; try a smaller "
+                            "--batch-size or --length") from error
         if not np.isfinite(scores.nll).all():
             place = int(np.argmin(np.isfinite(scores.nll)))
             raise DataError(f"{name}: its loss on item {place + 1} of {file.path} is not finite; the model is broken")

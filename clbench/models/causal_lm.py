@@ -1,4 +1,4 @@
-"""Causal language models and PEFT's adapters from folders: find them, check that they fit a base, load them.
+"""Causal language models and PEFT's adapters: load them, and check that an adapter fits its base.
 
 The base is loaded once. Adapters are put onto it and taken off again; afterwards the base must give the same logits as
 before, or it is loaded again. No code that a folder brings is ever run.
@@ -8,37 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clbench.core.errors import DataError, SpecError
-from clbench.core.files import hash_file
-from clbench.models.hf_files import LANGUAGE_MODEL, folder_of
-
-Kind = Literal["adapter", "model"]
-ADAPTER, MODEL = "adapter_config.json", "config.json"
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-HASHED = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer*", "*.jinja", "*.model",
-          "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An adapter or a model that is compared with its base."""
-
-    label: str
-    folder: Path
-    kind: Kind
+from clbench.models.lm_folders import MODEL, Candidate, fingerprint, read_config
 
 
 def package(name: str) -> Any:
@@ -57,81 +37,6 @@ def package(name: str) -> Any:
         module.logging.set_verbosity_error()
         module.logging.disable_progress_bar()
     return module
-
-
-def base_folder(name: str) -> Path:
-    """Return the folder of a base: a folder, or a repository on Hugging Face's hub.
-
-    Raises:
-        DataError: there is none, or it is an adapter.
-    """
-    if (Path(name) / ADAPTER).is_file():
-        raise DataError(f"{name} is an adapter; name its base first, then the adapter: clbench forget BASE {name}")
-    return folder_of(name, LANGUAGE_MODEL)
-
-
-def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
-    """Return the adapters and models of folders. A folder with `checkpoint-N` is a series in the order of N.
-
-    If such a folder is a model itself, that one comes after its checkpoints.
-
-    Raises:
-        DataError: a folder is missing, or has neither.
-    """
-    found: list[tuple[Path, str]] = []
-    for path in paths:
-        if not path.is_dir():
-            raise DataError(f"{path}: there is no such folder")
-        numbered = [(int(match[1]), child) for child in path.iterdir()
-                    if (match := CHECKPOINT.fullmatch(child.name)) and child.is_dir()]
-        series = [child for _, child in sorted(numbered)]
-        itself = any((path / name).is_file() for name in (ADAPTER, MODEL))
-        if not series and not itself:
-            raise DataError(f"{path}: it has neither {ADAPTER} nor {MODEL} nor folders checkpoint-N; expected a PEFT "
-                            "adapter, a model, or a series of checkpoints")
-        name = path.resolve().name
-        found += [(child, f"{name}/{child.name}" if len(paths) > 1 else child.name) for child in series]
-        found += [(path, name)] if itself else []
-    labels = [label for _, label in found]
-    return [Candidate(label if labels.count(label) == 1 else str(path), path, _kind(path)) for path, label in found]
-
-
-def _kind(folder: Path) -> Kind:
-    """Return what a folder has, after a look at whether its files are there.
-
-    Raises:
-        DataError: a file is missing or cannot be read.
-    """
-    kind: Kind = "adapter" if (folder / ADAPTER).is_file() else "model"
-    read_config(folder, kind)
-    if kind == "adapter" and not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
-        raise DataError(f"{folder}: the adapter's weights are missing: no {' or '.join(ADAPTER_WEIGHTS)}")
-    if kind == "model" and not any(folder.glob("*.safetensors")):
-        raise DataError(f"{folder}: the model's weights are missing: no *.safetensors; save them by transformers' "
-                        "save_pretrained")
-    return kind
-
-
-def read_config(folder: Path, kind: Kind) -> dict[str, Any]:
-    """Return the configuration of an adapter or a model.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    path = folder / (ADAPTER if kind == "adapter" else MODEL)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: it cannot be read as JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise DataError(f"{path}: expected a JSON object")
-    return config
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a hash of the files that make a model: configuration, weights, tokenizer."""
-    files = sorted({path for pattern in HASHED for path in folder.glob(pattern)})
-    return sha256("\n".join(f"{path.name} {hash_file(path)}" for path in files).encode()).hexdigest()
 
 
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
@@ -181,8 +86,11 @@ def _explained(folder: Path, what: str) -> Iterator[None]:
             yield
     except (SpecError, DataError):
         raise
-    except torch.OutOfMemoryError as error:
-        raise DataError(f"{folder}: {what} does not fit into memory: {' '.join(str(error).split())[:200]}") from None
+    except RuntimeError as error:
+        if (first := re.search(r"size mismatch for (\S+):.*?Size\((.*?)\).*?Size\((.*?)\)", str(error), re.DOTALL)):
+            raise DataError(f"{folder}: {what} does not fit: {first[1]} has the shape {first[2]} in its file and "
+                            f"{first[3]} in the model") from None
+        raise DataError(f"{folder}: {what} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     except Exception as error:  # libraries raise many kinds about broken files, down to those of Rust
         raise DataError(f"{folder}: {what} cannot be loaded: {type(error).__name__}: "
                         f"{' '.join(str(error).split())[:300]}") from None

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from clbench.core.errors import DataError, SpecError, StoreError
-from clbench.models.causal_lm import ADAPTER_WEIGHTS, Candidate, read_config
+from clbench.models.lm_folders import ADAPTER_WEIGHTS, Candidate, read_config
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # others also change the base
 NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",

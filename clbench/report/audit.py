@@ -79,7 +79,7 @@ def dial_tables(audit: Audit) -> list[Table]:
     """Return a table for each metric: the difference to the base at each scale of the adapter; none without a dial."""
     if not audit.dial:
         return []
-    made = []
+    made: list[Table] = []
     for metric in CAUSAL_LM.metrics:
         files = [file for file in audit.files if find(audit.cells, audit.models[0], file.name, metric)]
         columns = [Column(file_label(file), "text") for file in files]

@@ -181,11 +181,13 @@ def test_folders_that_do_not_fit_are_one_clear_line(capsys, folder, tmp_path):
         (("base", empty), "empty: it has neither adapter_config.json nor config.json nor folders checkpoint-N"),
         (("base", no_weights), "no_weights: the adapter's weights are missing"),
         (("base", no_json), "adapter_config.json: it cannot be read as JSON"),
-        (("base", torn), "torn: the adapter, for the base"), (("base", torn_model), "torn_model: the model cannot be"),
+        (("base", torn), "torn/adapter_model.safetensors: it cannot be read"),
+        (("base", torn_model), "torn_model/model.safetensors: it cannot be read"),
         (("base", half), "half: 1 weights of the model are missing, such as model.layers.1.mlp.up_proj.weight"),
         (("base", renamed), "renamed: the adapter was trained on someone/else-7B, and the base is"),
         (("base", wide), "wide: its vocabulary is not that of the base"),
-        ((other, "adapter", "--any-base"), "adapter, for the base"),
+        ((other, "adapter", "--any-base"),
+         "lora_A.default.weight has the shape [4, 48] in its file and [4, 32] in the"),
         (("adapter", "adapter"), "is an adapter; name its base first"),
         ((tmp_path / "nobase", "adapter"), "no config.json"),
     ]
@@ -197,6 +199,22 @@ def test_folders_that_do_not_fit_are_one_clear_line(capsys, folder, tmp_path):
         assert message in errors[0]
     code, _, _ = call(capsys, folder, "base", renamed, "--any-base", "--tasks", "old.jsonl")
     assert code == 0
+
+
+def test_a_model_that_is_broken_inside_and_too_little_memory_are_one_line(capsys, folder, tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder / "merged", broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = call(capsys, folder, "base", broken, "--tasks", "old.jsonl")
+    assert code == 2
+    assert "broken: its loss on item 1 of" in err.splitlines()[-1]
+    monkeypatch.setattr(Scorer, "score", lambda *_: torch.empty(2**45))
+    code, _, err = call(capsys, folder, "base", "fresh", "--tasks", "old.jsonl")
+    assert code == 2
+    assert "base: out of memory on" in err
+    assert "--batch-size" in err
 
 
 def test_an_adapter_with_more_layers_than_the_base_does_not_fit(capsys, folder, tmp_path):
