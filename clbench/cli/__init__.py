@@ -23,6 +23,7 @@ COMMANDS = {  # import target and short help of each
     "diff": ("clbench.cli.diff:command", "Show what changed between two runs."),
     "explain": ("clbench.cli.explain:command", "Explain why two results differ."),
     "verify": ("clbench.cli.verify:command", "Reproduce published numbers, with a verdict on each."),
+    "forget": ("clbench.cli.forget:command", "Check what a fine-tuned language model forgot."),
     "pretrain": ("clbench.cli.pretrain:command", "Train a backbone for methods to start from."),
     "embed": ("clbench.cli.embed:command", "Compute a frozen network's features, to compare methods on them fast."),
     "continue": ("clbench.cli.continue_:command", "Continue a finished trial on new tasks."),

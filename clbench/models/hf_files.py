@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from clbench.core.errors import DataError, SpecError
 WEIGHTS = "model.safetensors"
 LONGEST = 8.0  # seconds until Hugging Face's hub counts as out of reach
 PATTERNS = ("*.json", "*.txt", "*.model", WEIGHTS)  # of a repository: configuration, tokenizer, weights
+LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors", "*.jinja")  # weights in several files, chat template
 
 
 def inner(model: str) -> str:
@@ -28,8 +30,12 @@ def inner(model: str) -> str:
     return name
 
 
-def folder_of(name: str) -> Path:
+def folder_of(name: str, patterns: Sequence[str] = PATTERNS) -> Path:
     """Return the folder in which a model and its tokenizer lie.
+
+    Args:
+        name: a folder, or a repository on Hugging Face's hub.
+        patterns: the files of a repository that are downloaded.
 
     Raises:
         DataError: it is neither here nor to be had.
@@ -42,7 +48,7 @@ def folder_of(name: str) -> Path:
     if name.startswith((".", "/", "~")):
         raise DataError(f"model {name!r} was not found, because {paths} has no config.json: check the path")
     repository, _, revision = name.partition("@")
-    return _from_hub(name, repository, revision or None, paths)
+    return _from_hub(name, repository, revision or None, paths, patterns)
 
 
 def hub_problem(hub: Any) -> str:
@@ -70,7 +76,7 @@ def hub_problem(hub: Any) -> str:
     return problem[0]
 
 
-def _from_hub(name: str, repository: str, revision: str | None, paths: str) -> Path:
+def _from_hub(name: str, repository: str, revision: str | None, paths: str, patterns: Sequence[str]) -> Path:
     """Return the folder of a repository in the hub's cache, downloaded if need be."""
     try:
         hub: Any = importlib.import_module("huggingface_hub")
@@ -84,7 +90,7 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str) -> P
             reason = problem
             break
         try:
-            folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS),
+            folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns),
                                                 local_files_only=offline))
             if (folder / "config.json").is_file():
                 return folder

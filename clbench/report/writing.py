@@ -19,12 +19,14 @@ from clbench.report.formats.html import render_page
 from clbench.report.formats.markdown import escape
 from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.model import FigureData, FileFormat, Report
+from clbench.results.audit import Audit
 
 if TYPE_CHECKING:
     pass
 
 
 FIGURE = "figures/waterfall.svg"
+DIAL = "figures/dial.svg"
 HEADING = "Why two numbers differ"
 
 
@@ -45,6 +47,38 @@ def page(explanation: Explanation, svg: bytes) -> str:
                        picture="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
                        alt=explained.alt(explanation), figure=explained.TITLE, settings=settings(explanation),
                        provenance=notes.provenance(explanation.records))
+
+
+def write_audit(audit: Audit, directory: Path) -> list[Path]:
+    """Write audit.md, audit.html, audit.json, and the figure of the dial if there is one; return their paths.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    from clbench.report import audit as audited
+
+    svg = b""
+    if audit.dial:
+        from clbench.report.figures import dial
+
+        svg = dial.drawn(audit)
+    files: dict[str, str | bytes] = {DIAL: svg} if svg else {}
+    picture = f"![{escape(audited.alt(audit))}]({DIAL})" if audit.dial else ""
+    grids = audited.tables(audit)
+    blocks = [f"# {audited.HEADING}", escape(audited.summary(audit)),
+              _bullets(audited.headline(audit)), *(block for grid in grids for block in (
+                  f"## {escape(grid.title)}", as_markdown(grid))), picture,
+              "## How to read this", _bullets(audited.remarks(audit)), "## Settings", _pairs(audit.settings)]
+    files["audit.md"] = "\n\n".join(filter(None, blocks)) + "\n"
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode() if audit.dial else ""
+    files["audit.html"] = render_page(
+        "audit.html", heading=audited.HEADING, base=audit.base, summary=audited.summary(audit),
+        headline=audited.headline(audit), tables=grids, picture=source, figure="Gain and loss by scale",
+        alt=audited.alt(audit), remarks=audited.remarks(audit), settings=audit.settings)
+    files["audit.json"] = audited.as_json(audit)
+    for name, content in files.items():
+        _write(directory / name, content)
+    return [directory / name for name in files]
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -33,7 +33,8 @@ MODULES = {".".join(["clbench", *p.relative_to(ROOT).with_suffix("").parts]).rem
            for p in sorted(ROOT.rglob("*.py"))}
 TORCH_FREE = ["clbench", "clbench.cli", "clbench.experiment.plan", "clbench.results.store", "clbench.report",
               "clbench.report.figures.draw", "clbench.execution.run", "clbench.execution.workers.process",
-              "clbench.core.registry", "clbench.strategy.common_options", "clbench.testing.pytest_plugin"]
+              "clbench.core.registry", "clbench.strategy.common_options", "clbench.testing.pytest_plugin",
+              "clbench.cli.forget", "clbench.report.audit"]
 
 
 @functools.cache

@@ -1,0 +1,158 @@
+"""`clbench forget`: what a fine-tuned language model forgot, compared with its base."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clbench.cli.help import Command
+
+if TYPE_CHECKING:
+    from clbench.execution.audit import Auditor
+    from clbench.results.audit import Audit, Role
+
+FOLDER = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+LOST = "lost"
+EXAMPLES = (
+    ("clbench forget BASE adapter --tasks acme.jsonl --general english.txt", "what an adapter lost"),
+    ("clbench forget BASE checkpoints --tasks acme.jsonl --out audit --fail-on lost", "each checkpoint, in CI"),
+    ("clbench forget BASE --tasks acme.jsonl --show", "which tokens are scored; loads no model"),
+    ("clbench forget BASE adapter --new acme.jsonl --tasks beta.jsonl --scale 0,0.25,0.5,0.75,1", "weaken an adapter"),
+)
+
+
+def read_scales(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """Read numbers with commas between them."""
+    if value is None:
+        return ()
+    try:
+        scales = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 0,0.25,0.5,0.75,1, got {value!r}") from None
+    if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
+        raise click.BadParameter(f"expected numbers that are not negative, got {value!r}")
+    return scales
+
+
+@click.command("forget", cls=Command, examples=EXAMPLES)
+@click.argument("base", metavar="BASE")
+@click.argument("models", nargs=-1, type=FOLDER, metavar="[ADAPTER_OR_MODEL...]")
+@click.option("--tasks", multiple=True, type=FILE, metavar="FILE", help="Prompts and responses of a task that the "
+              "model should still know: .jsonl, .json or .txt; repeatable.")
+@click.option("--general", multiple=True, type=FILE, metavar="FILE", help="Texts or prompts for general ability; a "
+              ".txt file has a text in each paragraph; repeatable.")
+@click.option("--new", multiple=True, type=FILE, metavar="FILE", help="Prompts and responses of the task that the "
+              "model was fine-tuned on; repeatable.")
+@click.option("--length", type=click.IntRange(min=2), metavar="N", help="Largest number of tokens of an item.  "
+              "[default: the model's maximum, at most 1024]")
+@click.option("--allow-cut-responses", is_flag=True, help="Cut responses that do not fit instead of stopping.")
+@click.option("--chat-template", type=FILE, metavar="FILE", help="Chat template (Jinja) for messages.  [default: the "
+              "base's]")
+@click.option("--any-base", is_flag=True, help="Accept adapters that name another base, if all weights fit.")
+@click.option("--margin-nll", type=click.FloatRange(min=0), default=0.05, show_default=True, metavar="NATS",
+              help="Smallest loss of nll that matters.")
+@click.option("--margin-exact", type=click.FloatRange(min=0, max=100), default=1.0, show_default=True, metavar="POINTS",
+              help="Smallest loss of exact match that matters.")
+@click.option("--scale", "scales", callback=read_scales, metavar="LIST", help="Also score a LoRA adapter whose update "
+              "is multiplied by each number, as in 0,0.25,0.5,0.75,1; needs --new.")
+@click.option("--export-scale", type=click.FloatRange(min=0), metavar="S", help="Write the adapter multiplied by S to "
+              "the folder of --to.")
+@click.option("--to", type=FOLDER, metavar="DIR", help="New folder for the adapter of --export-scale.")
+@click.option("--show", is_flag=True, help="Print the first item of each file with its scored tokens marked, and score "
+              "nothing.")
+@click.option("--fail-on", type=click.Choice([LOST]), help="Exit with 1 if anything is lost.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Write audit.md, audit.html, audit.json and the scores of all "
+              "items there; what has been scored is not scored again.")
+@click.option("--batch-size", "batch", type=click.IntRange(min=1), default=8, show_default=True, help="Items at once.")
+@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or else the "
+              "CPU), cpu, cuda, cuda:1 or mps.")
+def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], general: tuple[Path, ...],
+            new: tuple[Path, ...], length: int | None, allow_cut_responses: bool, chat_template: Path | None,
+            any_base: bool, margin_nll: float, margin_exact: float, scales: tuple[float, ...],
+            export_scale: float | None, to: Path | None, show: bool, fail_on: str | None, as_json: bool,
+            out: Path | None, batch: int, device: str) -> int:
+    """Check what fine-tuned language models forgot, compared with the model that they started from.
+
+    BASE is a folder or a name on the Hugging Face Hub. Others are PEFT adapters, merged or fully fine-tuned models, or
+    folders with checkpoint-N, written by any trainer. Each file gets a verdict for the loss on its responses (nll) and
+    for exact matches: kept, lost or inconclusive. Lines of files are {"prompt", "response"} or {"messages": [...]}.
+    """
+    if (export_scale is None) != (to is None):
+        raise click.UsageError("--export-scale and --to go together")
+    files: list[tuple[Role, Path]] = [*(("new", path) for path in new), *(("task", path) for path in tasks),
+                                      *(("general", path) for path in general)]
+    if not files and export_scale is None:
+        raise click.UsageError("name at least one file by --tasks, --general or --new")
+    if not models and not show:
+        raise click.UsageError("name at least one adapter or model after BASE")
+    if export_scale is not None and to is not None:
+        export(models, export_scale, to)
+        if not files:
+            return 0
+    from clbench.core.objective import EXACT, NLL
+    from clbench.execution.audit import Auditor, AuditRequest
+
+    request = AuditRequest(
+        base, models, tuple(files), length=length, cut_responses=allow_cut_responses, template=chat_template,
+        any_base=any_base, batch_size=batch, device=device, scales=scales, out=out,
+        margins={NLL.name: margin_nll, EXACT.name: margin_exact / 100})
+    auditor = Auditor(request, lambda line: click.echo(line, err=True))
+    if show:
+        show_items(auditor)
+        return 0
+    audit = auditor.run()
+    report(audit, as_json, out)
+    return int(fail_on == LOST and bool(audit.lost))
+
+
+def export(models: tuple[Path, ...], scale: float, target: Path) -> None:
+    """Write a scaled adapter."""
+    from clbench.models.lm_folders import find_candidates
+    from clbench.models.lora_scale import export_scaled
+
+    candidates = find_candidates(models)
+    if len(candidates) != 1:
+        raise click.UsageError(f"--export-scale takes one adapter, found {len(candidates)} models")
+    export_scaled(candidates[0], scale, target)
+    click.echo(f"adapter: {target}", err=True)
+
+
+def show_items(auditor: Auditor) -> None:
+    """Print the first item of each file with its scored tokens marked."""
+    from clbench.data.own.instruction_tokens import show_scored
+
+    for file in auditor.files:
+        item = file.tokens.items[0]
+        click.echo(f"{file.name}: {len(file.tokens.items)} items; the first has {len(item.ids)} tokens, of which "
+                   f"{len(item.scored)} are scored (\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}like this"
+                   "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}):")
+        click.echo(show_scored(item, auditor.tokenizer))
+        for note in file.notes:
+            click.echo(f"{note} to {auditor.length} tokens")
+        click.echo()
+
+
+def report(audit: Audit, as_json: bool, out: Path | None) -> None:
+    """Print the result, and write its files."""
+    from clbench.report import audit as audited
+    from clbench.report.formats.terminal import show_lines, show_table, standard_output
+    from clbench.report.writing import write_audit
+
+    paths = write_audit(audit, out) if out else []
+    if as_json:
+        click.echo(audited.as_json(audit), nl=False)
+    else:
+        console = standard_output()
+        for table in audited.tables(audit):
+            show_lines([table.title], console, "bold")
+            show_table(table, console)
+        show_lines(audited.headline(audit), console, "bold")
+        show_lines(audited.remarks(audit), console, "dim")
+    for path in paths:
+        if path.suffix in (".md", ".html"):
+            click.echo(f"report: {path}", err=True)

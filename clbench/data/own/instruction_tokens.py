@@ -1,0 +1,157 @@
+"""Items of `instructions` as tokens of a model, with the tokens that are scored.
+
+Prompt and response are tokenized separately, so the response is scored exactly as a model would have to generate it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clbench.core.errors import DataError
+from clbench.data.own.instructions import ASSISTANT, Conversation, Item, PlainText, Prompted
+from clbench.models.scoring import TokenItem
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """The items of a file as tokens, and how many of them were cut to fit."""
+
+    items: tuple[TokenItem, ...]
+    cut_prompts: int = 0
+    cut_responses: int = 0
+    cut_texts: int = 0
+
+
+class ItemTokenizer:
+    """Turns items into tokens.
+
+    Args:
+        tokenizer: of transformers.
+        length: largest number of tokens of an item.
+        cut_responses: whether a response that does not fit is cut; otherwise it is an error.
+    """
+
+    def __init__(self, tokenizer: Any, length: int, cut_responses: bool = False) -> None:
+        """Find the tokens that the tokenizer puts at the start of a text."""
+        self.tokenizer, self.length, self.cut_responses = tokenizer, length, cut_responses
+        self.start = start_tokens(tokenizer)
+
+    def tokenize(self, items: Iterable[Item]) -> Tokenized:
+        """Return items as tokens that fit.
+
+        Raises:
+            DataError: an item has nothing to score, a response does not fit, or the chat template does not render it.
+        """
+        made: list[TokenItem] = []
+        prompts = responses = texts = 0
+        for item in items:
+            ids, scored = self._tokens(item)
+            if not scored:
+                raise DataError(f"{item.place}: no token can be scored, because nothing comes before the first one")
+            if len(ids) > self.length and isinstance(item, PlainText):
+                texts += 1
+                ids, scored = ids[:self.length], [i for i in scored if i < self.length]
+            elif len(ids) > self.length:
+                ids, scored, response_was_cut = self._cut(ids, scored, item.place)
+                prompts, responses = prompts + (not response_was_cut), responses + response_was_cut
+            made.append(TokenItem(tuple(ids), tuple(scored), not isinstance(item, PlainText)))
+        return Tokenized(tuple(made), prompts, responses, texts)
+
+    def _tokens(self, item: Item) -> tuple[list[int], list[int]]:
+        """Return the tokens of an item and the positions of those that are scored."""
+        if isinstance(item, Prompted):
+            prompt = [*self.start, *self._plain(item.prompt)]
+            if not prompt:
+                raise DataError(f"{item.place}: the prompt is empty, and this tokenizer puts no token at the start, so "
+                                "the first token of the response has nothing before it")
+            ids = [*prompt, *self._plain(item.response), self._end(item)]
+            return ids, list(range(len(prompt), len(ids)))
+        if isinstance(item, PlainText):
+            ids = [*self.start, *self._plain(item.text)]
+            return ids, list(range(max(1, len(self.start)), len(ids)))
+        return self._conversation(item)
+
+    def _conversation(self, item: Conversation) -> tuple[list[int], list[int]]:
+        """Return the tokens of a conversation up to the end of the assistant's last turn.
+
+        A turn is what follows the conversation before it, rendered with the prompt to generate. It ends with the EOS
+        that the template writes; what comes after that is never generated.
+        """
+        scored: list[int] = []
+        ids: list[int] = []
+        for number, (role, _) in enumerate(item.messages):
+            if role != ASSISTANT:
+                continue
+            before = self._rendered(item, number, True)
+            after = self._rendered(item, number + 1, False)
+            if before[:len(ids)] != ids or after[:len(before)] != before:
+                raise DataError(f"{item.place}: the chat template does not continue message {number + 1} where the "
+                                "prompt before it ends, so the assistant's tokens are not known; use prompt and "
+                                "response instead")
+            ends = [i for i in range(len(before), len(after)) if after[i] in self._ends()]
+            last = ends[-1] + 1 if ends else len(after)
+            scored += range(len(before), last)
+            ids = after[:last]
+        return ids, scored
+
+    def _rendered(self, item: Conversation, count: int, prompt: bool) -> list[int]:
+        """Return the tokens of the first messages; the template writes all special tokens itself."""
+        if self.tokenizer.chat_template is None:
+            raise DataError(f"{item.place}: it has messages, and the tokenizer of the base has no chat template; pass "
+                            "--chat-template FILE, or use prompt and response")
+        messages = [{"role": role, "content": content} for role, content in item.messages[:count]]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except Exception as error:  # a template is code of a model's author, which raises what it likes
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{item.place}: the chat template does not take the first {count} messages: "
+                            f"{reason}") from None
+        return self._plain(text)
+
+    def _cut(self, ids: list[int], scored: list[int], place: str) -> tuple[list[int], list[int], bool]:
+        """Return tokens that fit: first without the start of the prompt, then without the end of the response."""
+        start = len(self.start) if ids[:len(self.start)] == list(self.start) else 0
+        excess, first = len(ids) - self.length, scored[0]
+        if excess <= first - max(1, start):
+            return ids[:start] + ids[start + excess:], [i - excess for i in scored], False
+        if not self.cut_responses:
+            raise DataError(f"{place}: its {len(ids)} tokens do not fit into {self.length}, even without its prompt; "
+                            "raise --length, shorten the response, or pass --allow-cut-responses")
+        dropped = max(0, first - max(1, self.length // 2))
+        ids = ids[:start] + ids[start + dropped:]
+        return ids[:self.length], [i - dropped for i in scored if i - dropped < self.length], True
+
+    def _plain(self, text: str) -> list[int]:
+        """Return the tokens of a text without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _end(self, item: Item) -> int:
+        """Return the token that ends a response."""
+        if self.tokenizer.eos_token_id is None:
+            raise DataError(f"{item.place}: the tokenizer of the base has no EOS, with which a response ends")
+        return int(self.tokenizer.eos_token_id)
+
+    def _ends(self) -> set[int]:
+        """Return the tokens that end a turn."""
+        return {self.tokenizer.eos_token_id} - {None}
+
+
+def start_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """Return the special tokens that a tokenizer puts at the start of a text: none, or usually BOS."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for position in range(len(whole) - len(bare) + 1):
+        if whole[position:position + len(bare)] == bare:
+            return tuple(whole[:position])
+    return ()
+
+
+def show_scored(item: TokenItem, tokenizer: Any) -> str:
+    """Return an item as text in which the scored tokens are in angle quotation marks, one pair for each token."""
+    scored = set(item.scored)
+    pieces: Sequence[str] = [tokenizer.decode([token]) for token in item.ids]
+    return "".join(f"\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}{piece}"
+                   f"\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}" if i in scored else piece
+                   for i, piece in enumerate(pieces))

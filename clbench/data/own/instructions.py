@@ -1,0 +1,169 @@
+"""Files of prompts with responses, of conversations and of plain texts, as items (no torch).
+
+JSON lines (`.jsonl`) or a JSON array (`.json`) of objects `{"prompt", "response"}` or `{"messages": [...]}`; other
+fields are ignored. In a `.txt` file each paragraph is an item. Errors name file, line and reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clbench.core.errors import DataError
+
+ROLES = ("system", "user", "assistant", "tool")
+ASSISTANT = "assistant"
+FORMS = '{"prompt": ..., "response": ...} or {"messages": [...]}'
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt and the response to it. Only the response is scored."""
+
+    place: str  # as an error names it: file and line
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, for the chat template of a model. Only the turns of the assistant are scored."""
+
+    place: str
+    messages: tuple[tuple[str, str], ...]  # role and content
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """A text that is scored as a whole."""
+
+    place: str
+    text: str
+
+
+Item = Prompted | Conversation | PlainText
+
+
+def read_items(path: Path) -> list[Item]:
+    """Return the items of a file.
+
+    Raises:
+        DataError: the file cannot be read or has no items, or a line has another form.
+    """
+    readers = {".jsonl": _from_lines, ".json": _from_array, ".txt": _from_paragraphs}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: expected a file that ends in .jsonl, .json or .txt")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: it is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read: {error.strerror or error}") from error
+    items = list(reader(path, text))
+    if not items:
+        raise DataError(f"{path}: it has no items; expected {FORMS} on each line, or paragraphs in a .txt file")
+    return items
+
+
+def _from_lines(path: Path, text: str) -> Iterator[Item]:
+    """Yield the items of JSON lines."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{place}: it is not valid JSON ({_reason(error)})") from None
+            yield _item(place, value)
+
+
+def _from_array(path: Path, text: str) -> Iterator[Item]:
+    """Yield the items of a JSON array. Their lines are found by decoding one element after the other."""
+    decoder, position = json.JSONDecoder(), _skip(text, 0)
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: it is not valid JSON ({_reason(error)})") from None
+    if not isinstance(whole, list):
+        raise DataError(f"{path}: expected a JSON array of {FORMS}")
+    line, counted = 1, 0
+    for _ in whole:
+        position = _skip(text, position + 1)  # after the bracket or a comma
+        line += text.count("\n", counted, position)
+        counted = position
+        value, end = decoder.raw_decode(text, position)
+        yield _item(f"{path}, line {line}", value)
+        position = _skip(text, end)
+
+
+def _skip(text: str, position: int) -> int:
+    """Return the position of the next character that is not white space."""
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _from_paragraphs(path: Path, text: str) -> Iterator[Item]:
+    """Yield the paragraphs of a text, which blank lines separate."""
+    lines: list[str] = []
+    start = 1
+    for number, line in enumerate([*text.splitlines(), ""], start=1):
+        if line.strip():
+            if not lines:
+                start = number
+            lines.append(line)
+        elif lines:
+            yield PlainText(f"{path}, line {start}", "\n".join(lines).strip())
+            lines = []
+
+
+def _item(place: str, value: Any) -> Item:
+    """Return a JSON value as an item."""
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: expected an object {FORMS}, found {_shown(value)}")
+    if "messages" in value:
+        return Conversation(place, tuple(_messages(place, value["messages"])))
+    for field in ("prompt", "response"):
+        if field not in value:
+            raise DataError(f"{place}: the field {field!r} is missing; expected {FORMS}, found the fields "
+                            f"{', '.join(map(repr, value)) or 'of an empty object'}")
+        if not isinstance(value[field], str):
+            raise DataError(f"{place}: {field!r} must be text, found {_shown(value[field])}")
+    if not value["response"].strip():
+        raise DataError(f"{place}: the response is empty")
+    return Prompted(place, value["prompt"], value["response"])
+
+
+def _messages(place: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield role and content of each message."""
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{place}: 'messages' must be a list of messages, found {_shown(value)}")
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) \
+                or not isinstance(message.get("content"), str):
+            raise DataError(f"{place}: message {number} must have a 'role' and a 'content' that are text, found "
+                            f"{_shown(message)}")
+        if message["role"] not in ROLES:
+            raise DataError(f"{place}: message {number} has the role {message['role']!r}; roles are {', '.join(ROLES)}")
+        if message["role"] == ASSISTANT and not message["content"].strip():
+            raise DataError(f"{place}: message {number}, of the assistant, is empty")
+        yield message["role"], message["content"]
+    if not any(message["role"] == ASSISTANT for message in value):
+        raise DataError(f"{place}: no message has the role 'assistant', so there is nothing to score")
+
+
+def _shown(value: Any) -> str:
+    """Return a JSON value as an error shows it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reason(error: ValueError) -> str:
+    """Return why JSON cannot be decoded, without the position in the file."""
+    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)

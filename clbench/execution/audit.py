@@ -1,0 +1,291 @@
+"""Audit adapters and models for what they forgot: read files, score the base and each model, compare.
+
+Scores are written to the output folder as soon as a model is scored on a file, and are not computed again. Their names
+are hashes of the model's files, the file of items and the settings.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clbench.core.device import out_of_memory, pick_device
+from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.files import hash_file, write_atomically
+from clbench.core.objective import CAUSAL_LM
+from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized
+from clbench.data.own.instructions import read_items
+from clbench.models.causal_lm import Base, load_model, load_tokenizer, longest
+from clbench.models.lm_folders import Candidate, base_folder, find_candidates, fingerprint
+from clbench.models.lora_scale import LoraScale, check_plain
+from clbench.models.scoring import Precision, Scorer
+from clbench.results.audit import (
+    MARGINS,
+    Audit,
+    AuditedFile,
+    Cell,
+    DialPoint,
+    FileScores,
+    Role,
+    cell,
+    judge,
+    noise_floor,
+    stays_within,
+)
+
+LENGTH = 1024  # tokens of an item, at most, if the user does not say it
+FORMAT = 1  # of stored scores; a new number scores everything again
+BASE = "base"
+SCORES = "scores"  # the folder of stored scores
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """What is audited, and how."""
+
+    base: str
+    models: tuple[Path, ...]
+    files: tuple[tuple[Role, Path], ...]
+    length: int | None = None
+    cut_responses: bool = False
+    template: Path | None = None
+    any_base: bool = False
+    batch_size: int = 8
+    device: str = "auto"
+    scales: tuple[float, ...] = ()
+    margins: Mapping[str, float] = field(default_factory=lambda: MARGINS)
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A file of items as tokens."""
+
+    name: str
+    role: Role
+    path: Path
+    tokens: Tokenized
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Describe what was cut."""
+        counts = {"prompt": self.tokens.cut_prompts, "response": self.tokens.cut_responses,
+                  "text": self.tokens.cut_texts}
+        return tuple(f"{count} {what}{'s were' if count > 1 else ' was'} cut" for what, count in counts.items()
+                     if count)
+
+
+class Auditor:
+    """Reads the base's tokenizer and all files, and checks the models, before anything is scored.
+
+    Args:
+        request: what is audited.
+        note: takes a line about progress.
+
+    Raises:
+        DataError: a folder or a file is missing or broken, or a model does not belong to the base.
+        SpecError: options contradict each other.
+    """
+
+    def __init__(self, request: AuditRequest, note: Note = lambda line: None) -> None:
+        """Read files and configurations."""
+        self.request, self.note = request, note
+        folder = base_folder(request.base)
+        self.device = pick_device(request.device)
+        self.tokenizer = load_tokenizer(folder, request.template)
+        self.base = Base(folder, request.base, self.tokenizer, self.device)
+        self.length = fitting_length(request.length, longest(folder), request.base)
+        self.candidates = find_candidates(request.models)
+        for candidate in self.candidates:
+            self.base.check(candidate, request.any_base)
+        if request.scales:
+            self._check_dial()
+        self.files = list(self._read())
+        self.base_hash = fingerprint(folder)
+        self.stored: list[tuple[str, str, str]] = []  # model, file and path of scores
+
+    def _check_dial(self) -> None:
+        """Check that there is one plain LoRA and a file of the new task."""
+        if len(self.candidates) != 1:
+            raise SpecError(f"--scale takes one adapter, found {len(self.candidates)} models")
+        check_plain(self.candidates[0])
+        if not any(role == "new" for role, _ in self.request.files):
+            raise SpecError("--scale compares the gain on the new task with losses on the others: name the file of the "
+                            "new task by --new FILE")
+
+    def _read(self) -> Iterator[ReadFile]:
+        """Yield the files, tokenized: the new task, other tasks, general texts."""
+        paths = [path for _, path in self.request.files]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise SpecError(f"{twice} is named twice")
+        tokenizer = ItemTokenizer(self.tokenizer, self.length, self.request.cut_responses)
+        names = [path.name for path in paths]
+        for wanted in ("new", "task", "general"):
+            for role, path in self.request.files:
+                if role == wanted:
+                    name = path.name if names.count(path.name) == 1 else str(path)
+                    yield ReadFile(name, role, path, tokenizer.tokenize(read_items(path)))
+
+    def run(self) -> Audit:
+        """Score the base and all models, and return the comparison."""
+        own = self._scores(BASE, [self.base_hash], self._unchanged)
+        again = self._scores(f"{BASE} in bfloat16", [self.base_hash], self._unchanged, "bf16")
+        floors = {(file.name, metric.name): noise_floor(own[file.name], again[file.name], metric)
+                  for file in self.files for metric in CAUSAL_LM.metrics if own[file.name].values(metric)}
+        scores: dict[str, dict[str, FileScores]] = {}
+        dial: list[DialPoint] = []
+        for candidate in sorted(self.candidates, key=lambda c: c.kind == "model"):
+            hashes = [self.base_hash, fingerprint(candidate.folder)]
+            if candidate.kind == "model":
+                self.base.release()  # there may not be room for both
+            load = self._whole if candidate.kind == "model" else self._adapted
+            scores[candidate.label] = self._scores(candidate.label, hashes, partial(load, candidate))
+            if self.request.scales:
+                dial = self._dial(candidate, hashes, own, scores[candidate.label], floors)
+        cells = judge([one for candidate in self.candidates
+                       for one in self._cells(candidate.label, own, scores[candidate.label], floors)])
+        files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.notes) for f in self.files)
+        return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(cells), tuple(dial),
+                     tuple(self._settings()), tuple(self.stored))
+
+    def _settings(self) -> Iterator[tuple[str, str]]:
+        yield "base", f"{self.request.base} ({self.base_hash[:12]})"
+        for candidate in self.candidates:
+            yield candidate.label, f"{candidate.kind} {candidate.folder} ({fingerprint(candidate.folder)[:12]})"
+        for file in self.files:
+            yield file.name, f"{file.path} ({hash_file(file.path)[:12]})"
+        yield "length", f"{self.length} tokens"
+        yield "batch size, device", f"{self.request.batch_size}, {self.device}"
+        yield "torch", torch.__version__
+
+    def _cells(self, model: str, own: Mapping[str, FileScores], scores: Mapping[str, FileScores],
+               floors: Mapping[tuple[str, str], float]) -> Iterator[Cell]:
+        """Yield a cell for each metric of each file."""
+        for file in self.files:
+            for metric in CAUSAL_LM.metrics:
+                if (floor := floors.get((file.name, metric.name))) is not None:
+                    yield cell(model, file.name, metric, own[file.name], scores[file.name], floor,
+                               self.request.margins)
+
+    def _dial(self, candidate: Candidate, hashes: Sequence[str], own: Mapping[str, FileScores],
+              full: Mapping[str, FileScores], floors: Mapping[tuple[str, str], float]) -> list[DialPoint]:
+        """Return the adapter's effect at each scale; the base is scale 0, and the adapter itself scale 1."""
+        points: dict[float, list[Cell]] = {}
+        for scale in sorted(set(self.request.scales)):
+            name = f"scale {scale:g}"
+            scaled = own if scale == 0 else full if scale == 1 else self._scores(
+                name, [*hashes, f"{scale!r}"], partial(self._adapted, candidate, scale))
+            points[scale] = list(self._cells(name, own, scaled, floors))
+        judged = iter(judge([one for cells in points.values() for one in cells]))
+        others = {file.name for file in self.files if file.role != "new"}
+        result = []
+        for scale, cells in points.items():
+            done = tuple(next(judged) for _ in cells)
+            result.append(DialPoint(scale, done, scale == 0 or stays_within([c for c in done if c.file in others])))
+        return result
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[Any]:
+        yield self.base.model
+
+    @contextmanager
+    def _whole(self, candidate: Candidate) -> Iterator[Any]:
+        yield load_model(candidate.folder, self.device)
+
+    @contextmanager
+    def _adapted(self, candidate: Candidate, scale: float = 1.0) -> Iterator[Any]:
+        with self.base.adapted(candidate) as model:
+            if scale != 1:
+                LoraScale(model).set(scale)
+            yield model
+
+    def _scores(self, name: str, hashes: Sequence[str], load: Callable[[], AbstractContextManager[Any]],
+                precision: Precision = "fp32") -> dict[str, FileScores]:
+        """Return the scores of a model on all files. The model is loaded only if scores are missing."""
+        found = {file.name: self._stored(self._key(hashes, file, precision)) for file in self.files}
+        missing = [file for file in self.files if found[file.name] is None]
+        if missing:
+            with load() as model:
+                scorer = Scorer(model, self.device, precision)
+                for file in missing:
+                    found[file.name] = self._score(scorer, file, name)
+                    self._store(self._key(hashes, file, precision), found[file.name])
+        if self.request.out is not None:
+            self.stored += [(name, file.name, f"{SCORES}/{self._key(hashes, file, precision)}.npz")
+                            for file in self.files]
+        return {file: scores for file, scores in found.items() if scores is not None}
+
+    def _score(self, scorer: Scorer, file: ReadFile, name: str) -> FileScores:
+        """Return the scores of one file."""
+        start = time.monotonic()
+        # The noise floor needs another batch size, too.
+        size = self.request.batch_size if scorer.precision == "fp32" else max(1, self.request.batch_size // 2)
+        try:
+            scores = scorer.score(file.tokens.items, size)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise DataError(f"{name}: out of memory on {file.path} with {size} items at once; try a smaller "
+                            "--batch-size or --length") from error
+        if not np.isfinite(scores.nll).all():
+            place = int(np.argmin(np.isfinite(scores.nll)))
+            raise DataError(f"{name}: its loss on item {place + 1} of {file.path} is not finite; the model is broken")
+        self.note(f"{name}: {file.name}, {len(scores.nll)} items, {time.monotonic() - start:.1f} s")
+        responses = all(item.has_response for item in file.tokens.items)
+        return FileScores(scores.nll, scores.exact if responses else ())
+
+    def _key(self, hashes: Iterable[str], file: ReadFile, precision: Precision) -> str:
+        """Return the name under which scores are stored."""
+        parts = [FORMAT, *hashes, hash_file(file.path), self.length, self.request.cut_responses, precision,
+                 file.path.suffix.lower(), str(self.tokenizer.chat_template)]
+        return sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def _stored(self, key: str) -> FileScores | None:
+        """Return scores that are in the output folder."""
+        if self.request.out is None or not (path := self._path(key)).is_file():
+            return None
+        try:
+            with np.load(path) as arrays:
+                return FileScores(tuple(arrays["nll"].tolist()), tuple(arrays["exact"].tolist()))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise StoreError(f"{path} cannot be read ({error}); delete it, and it is computed again") from error
+
+    def _store(self, key: str, scores: FileScores | None) -> None:
+        """Write scores to the output folder."""
+        if self.request.out is None or scores is None:
+            return
+        content = io.BytesIO()
+        np.savez_compressed(content, nll=np.array(scores.nll), exact=np.array(scores.exact, dtype=bool))
+        try:
+            self._path(key).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path(key), content.getvalue())
+        except OSError as error:
+            raise StoreError(f"cannot write {self._path(key)}: {error.strerror or error}") from error
+
+    def _path(self, key: str) -> Path:
+        assert self.request.out is not None
+        return self.request.out / SCORES / f"{key}.npz"
+
+
+def fitting_length(wanted: int | None, most: int | None, base: str) -> int:
+    """Return the largest number of tokens of an item.
+
+    Raises:
+        SpecError: the model takes fewer than the user wants.
+    """
+    if wanted is not None and most is not None and wanted > most:
+        raise SpecError(f"--length {wanted}: {base} takes at most {most} tokens")
+    return wanted or min(most or LENGTH, LENGTH)

@@ -1,0 +1,200 @@
+"""Causal language models and PEFT's adapters: load them, and check that an adapter fits its base.
+
+The base is loaded once. Adapters are put onto it and taken off again; afterwards the base must give the same logits as
+before, or it is loaded again. No code that a folder brings is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.core.errors import DataError, SpecError
+from clbench.models.lm_folders import MODEL, Candidate, fingerprint, read_config
+
+
+def package(name: str) -> Any:
+    """Return an installed library, whose warnings and progress bars are off.
+
+    Raises:
+        SpecError: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise SpecError(f"language models need {name}: pip install 'clbench[lm]'") from None
+    if name == "transformers":
+        module.logging.set_verbosity_error()
+        module.logging.disable_progress_bar()
+    return module
+
+
+def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
+    """Return the tokenizer of a base, with another chat template if a file has one.
+
+    Raises:
+        DataError: it cannot be loaded, or the file cannot be read.
+    """
+    with _explained(folder, "its tokenizer"):
+        tokenizer = package("transformers").AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    if template is not None:
+        try:
+            tokenizer.chat_template = template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{template}: the chat template cannot be read: {error}") from None
+    return tokenizer
+
+
+def longest(folder: Path) -> int | None:
+    """Return how many tokens a model takes; None if its configuration does not say it."""
+    with _explained(folder, "its configuration"):
+        config = package("transformers").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    most = getattr(config, "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def load_model(folder: Path, device: torch.device) -> Any:
+    """Return a causal language model in float32.
+
+    Raises:
+        DataError: it cannot be loaded, or weights are missing.
+    """
+    with _explained(folder, "the model"):
+        model, info = package("transformers").AutoModelForCausalLM.from_pretrained(
+            str(folder), trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise DataError(f"{folder}: {len(missing)} weights of the model are missing, such as {missing[0]}")
+    return model.float().to(device).eval()
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, what: str) -> Iterator[None]:
+    """Turn what libraries raise about a folder into one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (SpecError, DataError):
+        raise
+    except RuntimeError as error:
+        if (first := re.search(r"size mismatch for (\S+):.*?Size\((.*?)\).*?Size\((.*?)\)", str(error), re.DOTALL)):
+            raise DataError(f"{folder}: {what} does not fit: {first[1]} has the shape {first[2]} in its file and "
+                            f"{first[3]} in the model") from None
+        raise DataError(f"{folder}: {what} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # libraries raise many kinds about broken files, down to those of Rust
+        raise DataError(f"{folder}: {what} cannot be loaded: {type(error).__name__}: "
+                        f"{' '.join(str(error).split())[:300]}") from None
+
+
+class Base:
+    """A base that is kept in memory while adapters are put onto it.
+
+    Args:
+        folder: of the base.
+        name: as the user names it.
+        tokenizer: of the base.
+        device: where it is loaded when it is needed.
+    """
+
+    def __init__(self, folder: Path, name: str, tokenizer: Any, device: torch.device) -> None:
+        """Load nothing yet."""
+        self.folder, self.name, self.tokenizer, self.device = folder, name, tokenizer, device
+        self._model: Any = None
+        self._logits: Tensor | None = None
+
+    @property
+    def model(self) -> Any:
+        """Return the base without adapters."""
+        if self._model is None:
+            self._model = load_model(self.folder, self.device)
+            self._logits = self._probe()
+        return self._model
+
+    @torch.no_grad()
+    def _probe(self) -> Tensor:
+        """Return the base's logits for a few tokens."""
+        ids = torch.arange(8, device=self.device)[None] % self._model.config.vocab_size
+        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+        return logits
+
+    def release(self) -> None:
+        """Free the memory of the base, which is loaded again if it is needed."""
+        self._model = None
+
+    @contextlib.contextmanager
+    def adapted(self, candidate: Candidate) -> Iterator[Any]:
+        """Put an adapter onto the base for the block, and take it off afterwards.
+
+        Raises:
+            DataError: it does not fit the base, or cannot be loaded.
+        """
+        base, peft = self.model, package("peft")
+        self._model = None  # an error leaves parts of the adapter in it, so it is not used again then
+        with _explained(candidate.folder, f"the adapter, for the base {self.name},"):
+            model = peft.PeftModel.from_pretrained(base, str(candidate.folder), is_trainable=False)
+            self._check_weights(peft, model, candidate)
+        yield model.to(self.device).eval()
+        self._model = model.unload() if hasattr(model, "unload") else model.get_base_model()
+        if self._logits is None or not torch.equal(self._probe(), self._logits):
+            self.release()  # some initializations of adapters change the base
+
+    def _check_weights(self, peft: Any, model: Any, candidate: Candidate) -> None:
+        """Check that a LoRA's file has exactly the weights that its layers in this base need."""
+        if read_config(candidate.folder, "adapter").get("peft_type") != "LORA":
+            return  # other kinds leave out what a seed gives, or rename what they save
+        saved = set(importlib.import_module("peft.utils").load_peft_weights(str(candidate.folder), device="cpu"))
+        used = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+        strange = [key for key in sorted(saved - used) if "embed_tokens" not in key and "lm_head" not in key]
+        missing = sorted(used - saved)
+        if strange or missing:
+            reason = f"the base has no place for {strange[0]}" if strange else f"its file lacks {missing[0]}"
+            others = len(strange or missing) - 1
+            raise DataError(f"{candidate.folder}: the adapter does not fit the base {self.name}: {reason}"
+                            + (f" and {others} other weights" if others else ""))
+
+    def check(self, candidate: Candidate, any_base: bool = False) -> None:
+        """Check by small files that a candidate belongs to this base.
+
+        Args:
+            candidate: an adapter or a model.
+            any_base: whether an adapter may name another base.
+
+        Raises:
+            DataError: an adapter names another base, or the vocabularies differ.
+        """
+        config = read_config(candidate.folder, candidate.kind)
+        if candidate.kind == "adapter" and not any_base and (named := config.get("base_model_name_or_path")):
+            self._check_name(candidate, str(named))
+        if (candidate.folder / "tokenizer.json").is_file() or (candidate.folder / "tokenizer.model").is_file():
+            theirs = load_tokenizer(candidate.folder).get_vocab()
+            for token, number in self.tokenizer.get_vocab().items():
+                if theirs.get(token) != number:
+                    raise DataError(f"{candidate.folder}: its vocabulary is not that of the base {self.name}: token "
+                                    f"{token!r} is {theirs.get(token, 'missing')} instead of {number}; name the base "
+                                    "that it was trained from")
+        elif candidate.kind == "model":
+            sizes = [c.get("vocab_size") for c in (config, read_config(self.folder, "model"))]
+            if sizes[0] != sizes[1]:
+                raise DataError(f"{candidate.folder}: its vocabulary has {sizes[0]} tokens, that of the base "
+                                f"{self.name} {sizes[1]}; name the base that it was trained from")
+
+    def _check_name(self, candidate: Candidate, named: str) -> None:
+        """Check that an adapter names this base: by the last part of its path, or by the files if they are here."""
+        own = {self.name, str(self.folder.resolve()), str(read_config(self.folder, "model").get("_name_or_path", ""))}
+        if Path(named).name.lower() in {Path(name).name.lower() for name in own if name}:
+            return
+        other = Path(named)
+        if (other / MODEL).is_file() and fingerprint(other) == fingerprint(self.folder):
+            return
+        raise DataError(f"{candidate.folder}: the adapter was trained on {named}, and the base is {self.name}; name "
+                        "that base, or pass --any-base if both are the same model")

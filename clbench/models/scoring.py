@@ -1,0 +1,190 @@
+"""Score items under a causal language model: negative log-likelihood and exact match, in one forward pass.
+
+An item's `nll` is the mean over its scored tokens, in nats and computed in float32. Its `exact` is whether each scored
+token is the most likely one, given the true tokens before it. Greedy decoding gives the whole response if and only if
+that holds. Nothing depends on the batch size, the order or the padding, up to rounding.
+
+Only hidden states at scored positions [N, K, D] reach the head, in pieces whose logits take at most 64 MB. Models that
+compute more than the head's product there (`split`) are run as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORED = -100  # the target of a place that is not scored
+LOGIT_BYTES = 64 * 2**20  # of one piece
+TOLERANCE = 1e-4  # of logits, relative to the largest
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TokenItem:
+    """The tokens of an item and the positions of those that are scored, which are never the first."""
+
+    ids: tuple[int, ...]
+    scored: tuple[int, ...]
+    has_response: bool = True  # otherwise it is a text, for which an exact match means nothing
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Items as tensors, padded on the right.
+
+    `at` are the positions whose outputs predict the targets `y`; where an item has fewer targets than others, `at` is 0
+    and `y` is -100.
+    """
+
+    ids: Tensor  # int64 [N, L]
+    mask: Tensor  # int64 [N, L]: 1 for a token, 0 for padding. It is made from lengths, as padding may be EOS
+    at: Tensor  # int64 [N, K]
+    y: Tensor  # int64 [N, K]
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """Return the batch on a device."""
+        return TokenBatch(*(t.to(device) for t in (self.ids, self.mask, self.at, self.y)))
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """The scores of items, in their order."""
+
+    nll: tuple[float, ...]
+    exact: tuple[bool, ...]
+
+
+def collate(items: Sequence[TokenItem], padding: int = 0, multiple: int = 1) -> TokenBatch:
+    """Return items as a batch whose L and K are rounded up to a multiple."""
+    length = _rounded(max(len(item.ids) for item in items), multiple)
+    targets = _rounded(max(len(item.scored) for item in items), multiple)
+    ids = torch.full((len(items), length), padding)
+    mask = torch.zeros(len(items), length, dtype=torch.int64)
+    at = torch.zeros(len(items), targets, dtype=torch.int64)
+    y = torch.full((len(items), targets), IGNORED)
+    for i, item in enumerate(items):
+        ids[i, :len(item.ids)] = torch.tensor(item.ids)
+        mask[i, :len(item.ids)] = 1
+        scored = torch.tensor(item.scored, dtype=torch.int64)
+        at[i, :len(scored)] = scored - 1
+        y[i, :len(scored)] = ids[i, scored]
+    return TokenBatch(ids, mask, at, y)
+
+
+def _rounded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+class Scorer:
+    """Scores items under one model.
+
+    Args:
+        model: a causal language model of transformers, with or without adapters of PEFT.
+        device: where the model is.
+        precision: of the forward pass; losses are always computed in float32.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: Precision = "fp32") -> None:
+        """Find out whether body and head can be run separately."""
+        self.model, self.device, self.precision = model, device, precision
+        model.eval()
+        self.parts = split(model, device)
+
+    @torch.no_grad()
+    def score(self, items: Sequence[TokenItem], batch_size: int) -> ItemScores:
+        """Return the scores of items. They are run in the order of their lengths, so that little is padded."""
+        order = sorted(range(len(items)), key=lambda i: -len(items[i].ids))
+        nll, exact = [0.0] * len(items), [False] * len(items)
+        start = 0
+        while start < len(order):
+            chosen = order[start:start + self._fitting(batch_size, len(items[order[start]].ids))]
+            start += len(chosen)
+            batch = collate([items[i] for i in chosen]).to(self.device)
+            losses, right = self._batch(batch)
+            for i, loss, same in zip(chosen, losses.tolist(), right.tolist(), strict=True):
+                nll[i], exact[i] = loss, same
+        return ItemScores(tuple(nll), tuple(exact))
+
+    def _fitting(self, batch_size: int, length: int) -> int:
+        """Return how many items of a length are run at once: fewer if the logits of all tokens have to be computed."""
+        if self.parts:
+            return batch_size
+        return max(1, min(batch_size, LOGIT_BYTES // (4 * length * int(cast(Any, self.model).config.vocab_size))))
+
+    def _batch(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Return nll [N] and exact [N] of a batch."""
+        there = batch.y != IGNORED
+        rows, columns = there.nonzero(as_tuple=True)
+        targets = batch.y[rows, columns]
+        with _cast(self.device, self.precision):
+            if self.parts:
+                body, head = self.parts
+                hidden = body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
+                picked = hidden[rows, batch.at[rows, columns]]
+                losses, right = token_scores(picked, targets, head)
+            else:
+                logits = cast(Any, self.model)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+                offset = logits.shape[1] - batch.ids.shape[1]  # of virtual tokens before the first
+                losses, right = token_scores(logits[rows, batch.at[rows, columns] + offset], targets, nn.Identity())
+        counts = there.sum(1)
+        sums = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, losses)
+        wrong = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, (~right).float())
+        return sums / counts, wrong == 0
+
+
+def token_scores(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the nll [M] of targets [M] in float32, and whether each is the most likely token [M].
+
+    Args:
+        hidden: what the head takes, [M, D].
+        targets: tokens.
+        head: returns logits [m, V] of [m, D].
+    """
+    losses, right = [], []
+    rows = 1  # the first piece shows how many tokens there are
+    start = 0
+    while start < len(hidden):
+        logits = head(hidden[start:start + rows]).float()
+        expected = targets[start:start + rows]
+        losses.append(F.cross_entropy(logits, expected, reduction="none"))
+        right.append(logits.argmax(-1) == expected)
+        start += rows
+        rows = max(1, LOGIT_BYTES // (4 * logits.shape[-1]))
+    return torch.cat(losses), torch.cat(right)
+
+
+@torch.no_grad()
+def split(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module] | None:
+    """Return a model's body and head if the head applied to the body's output gives the model's logits.
+
+    Some models scale or clip logits after the head, and some adapters need the whole model. So this compares both on a
+    few tokens.
+    """
+    whole = cast(Any, model)
+    inner: Any = whole.get_base_model() if hasattr(whole, "get_base_model") else model
+    body = getattr(inner, str(getattr(inner, "base_model_prefix", "")) or "model", None)
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    if body is None or body is inner or head is None:
+        return None
+    ids = torch.arange(8, device=device)[None] % inner.config.vocab_size
+    expected = whole(input_ids=ids, use_cache=False).logits
+    hidden = body(input_ids=ids, use_cache=False)[0]
+    got = head(hidden)
+    same = got.shape == expected.shape and (got - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1)
+    return (body, head) if same else None
+
+
+@contextlib.contextmanager
+def _cast(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Run matrix products in bfloat16 inside the block, if that is the precision."""
+    if precision == "fp32":
+        yield
+    else:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield

@@ -1,0 +1,194 @@
+"""The report of an audit: what it found in a line, a table for each model, the dial, and how to read them.
+
+The table and the remarks are the same on the terminal, in audit.md and in audit.html.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from clbench.core.objective import CAUSAL_LM, EXACT, Metric
+from clbench.report.formatting import NONE, clean, in_words
+from clbench.report.model import Cell, Column, Row, Table
+from clbench.results.audit import Audit, AuditedFile, DialPoint, unchanged_reach
+from clbench.results.audit import Cell as Comparison
+
+HEADING = "What fine-tuning made a language model forget"
+ARROWS = {"up": "\N{UPWARDS ARROW}", "down": "\N{DOWNWARDS ARROW}"}
+ROLES = {"new": "new task", "task": "task", "general": "general"}
+
+
+def value_text(value: float, metric: Metric) -> str:
+    """Return a value in its metric's unit: nats with three digits, percentages with one."""
+    return f"{100 * value:.1f}" if metric == EXACT else f"{value:.3f}"
+
+
+def change_text(one: Comparison) -> str:
+    """Return a difference with its sign and interval: `+0.812 [0.701, 0.923]`."""
+    sign = "+" if one.difference > 0 else ""
+    text = sign + value_text(one.difference, one.metric)
+    if one.low is None or one.high is None:
+        return text
+    return f"{text} [{value_text(one.low, one.metric)}, {value_text(one.high, one.metric)}]"
+
+
+def file_label(file: AuditedFile) -> str:
+    """Return how a table names a file."""
+    return clean(f"{file.name} ({ROLES[file.role]})")
+
+
+def tables(audit: Audit) -> list[Table]:
+    """Return the tables: an overview if there are several models, one of each model, the dial."""
+    overview = [_overview(audit)] if len(audit.models) > 1 else []
+    return [*overview, *(model_table(audit, model) for model in audit.models), *dial_tables(audit)]
+
+
+def model_table(audit: Audit, model: str) -> Table:
+    """Return the table of one model: a row for each metric of each file."""
+    columns = (Column("items", "count"), Column("metric", "text"), Column("base", "text"), Column("model", "text"),
+               Column("difference", "text"), Column("verdict", "text"))
+    rows = []
+    for file in audit.files:
+        for metric in CAUSAL_LM.metrics:
+            if one := find(audit.cells, model, file.name, metric):
+                rows.append(Row(file_label(file), (
+                    Cell(f"{one.items:,}", one.items), Cell(f"{metric.name} {ARROWS[metric.direction]}"),
+                    Cell(value_text(one.base, metric), one.base), Cell(value_text(one.value, metric), one.value),
+                    Cell(change_text(one), one.difference, n=one.items, low=one.low, high=one.high),
+                    Cell(one.verdict))))
+    return Table(clean(model), columns, tuple(rows), corner="file")
+
+
+def _overview(audit: Audit) -> Table:
+    """Return the verdicts of all models: a row for each file, a column for each model."""
+    rows = []
+    for file in audit.files:
+        cells = []
+        for model in audit.models:
+            parts = [f"{metric.name} {one.verdict}" for metric in CAUSAL_LM.metrics
+                     if (one := find(audit.cells, model, file.name, metric))]
+            cells.append(Cell(", ".join(parts)))
+        rows.append(Row(file_label(file), tuple(cells)))
+    return Table("All models", tuple(Column(clean(model), "text") for model in audit.models), tuple(rows), "file")
+
+
+def dial_tables(audit: Audit) -> list[Table]:
+    """Return a table for each metric: the difference to the base at each scale of the adapter; none without a dial."""
+    if not audit.dial:
+        return []
+    made: list[Table] = []
+    for metric in CAUSAL_LM.metrics:
+        files = [file for file in audit.files if find(audit.cells, audit.models[0], file.name, metric)]
+        columns = [Column(file_label(file), "text") for file in files]
+        rows = [[Cell(_dial_text(point, file, metric)) for file in files] for point in audit.dial]
+        if not made:
+            columns.append(Column("losses within margin", "text"))
+            rows = [[*row, Cell("yes" if point.within else "no")] for row, point in zip(rows, audit.dial, strict=True)]
+        unit = "points" if metric == EXACT else metric.unit
+        made.append(Table(f"Difference to the base by scale of the adapter, {metric.name} ({unit})", tuple(columns),
+                          tuple(Row(f"{point.scale:g}", tuple(row)) for point, row in zip(audit.dial, rows,
+                                                                                           strict=True)), "scale"))
+    return made
+
+
+def _dial_text(point: DialPoint, file: AuditedFile, metric: Metric) -> str:
+    if point.scale == 0:
+        return "0"
+    one = find(point.cells, None, file.name, metric)
+    return NONE if one is None else change_text(one)
+
+
+def find(cells: Iterable[Comparison], model: str | None, file: str, metric: Metric) -> Comparison | None:
+    """Return the cell of a model (None: any), a file and a metric."""
+    return next((c for c in cells if model in (None, c.model) and c.file == file and c.metric == metric), None)
+
+
+def headline(audit: Audit) -> list[str]:
+    """Return the result of each model in a line, and that of the dial."""
+    lines = []
+    for model in audit.models:
+        by_verdict: dict[str, list[str]] = {"lost": [], "kept": [], "inconclusive": []}
+        for one in audit.cells:
+            if one.model == model:
+                by_verdict[one.verdict].append(f"{one.metric.name} of {clean(one.file)}")
+        parts = [f"{verdict}: {in_words(names)}" for verdict, names in by_verdict.items() if names]
+        lines.append(f"{clean(model)}: {'; '.join(parts)}.")
+    if audit.dial:
+        if (largest := audit.largest_scale) is None or largest == 0:
+            lines.append("At no scale above 0 do the losses on the other files stay within the margin.")
+        else:
+            lines.append(f"The largest scale whose losses stay within the margin is {largest:g}.")
+    return lines
+
+
+def remarks(audit: Audit) -> list[str]:
+    """Return a sentence for everything that a reader needs to know besides the tables."""
+    lines = ["nll is the negative log-likelihood of the response in nats per token, averaged over items; exact is the "
+             "percentage of items whose whole response greedy decoding would generate.",
+             "Differences are model minus base, with 95% intervals over items, paired by item (Student's t for nll, "
+             "Tango's score interval for exact).",
+             "lost: the interval lies beyond the margin in the bad direction, also after Holm's correction over "
+             f"{len(audit.cells)} cells. kept: the interval ends within the margin or is better. Otherwise "
+             "inconclusive: more items would decide."]
+    lines += [_margin_line(audit, metric) for metric in CAUSAL_LM.metrics]
+    if few := _too_few(audit):
+        lines.append(few)
+    if audit.dial:
+        lines.append("Scale: the adapter's update is multiplied by it; 0 is the base. Losses are within the margin if "
+                     "on every file except that of the new task the interval of nll and the mean of exact are. The "
+                     "largest scale is the last one before a scale where they are not.")
+    lines += [f"{clean(file.name)}: {', '.join(file.notes)}." for file in audit.files if file.notes]
+    return [*lines, *audit.notes]
+
+
+def _margin_line(audit: Audit, metric: Metric) -> str:
+    """Say what the margins of a metric are."""
+    unit = "points" if metric == EXACT else metric.unit
+    by_file = {one.file: one for one in audit.cells if one.metric == metric}
+    if not by_file:
+        return f"{metric.name}: no file has it."
+    margins = [one.margin for one in by_file.values()]
+    text = value_text(min(margins), metric)
+    if max(margins) > min(margins):
+        text += f" to {value_text(max(margins), metric)}"
+    floor = value_text(max(one.floor for one in by_file.values()), metric)
+    return (f"The margin of {metric.name} is {text} {unit}; it is at least three times the noise floor, by which the "
+            f"base itself changes in bfloat16 and other batches (at most {floor}).")
+
+
+def _too_few(audit: Audit) -> str:
+    """Say that an unchanged exact match cannot be shown to be kept; empty if it can for all files."""
+    few = [one.items for one in audit.cells if one.metric == EXACT and unchanged_reach(one.items) > one.margin]
+    if not few:
+        return ""
+    return (f"With {min(few)} items, the verdict on exact can be kept only if it rises: even if no item changes, the "
+            f"interval reaches {value_text(unchanged_reach(min(few)), EXACT)} points down. About 380 items suffice for "
+            "a margin of 1 point, and --margin-exact sets another one.")
+
+
+def as_json(audit: Audit) -> str:
+    """Return all numbers as JSON; percentages are fractions there."""
+    def plain(cells: Sequence[Comparison]) -> list[dict[str, Any]]:
+        return [asdict(one) | {"metric": one.metric.name} for one in cells]
+
+    dial = [{"scale": point.scale, "within": point.within, "cells": plain(point.cells)} for point in audit.dial]
+    return json.dumps({
+        "base": audit.base, "files": [asdict(file) for file in audit.files], "models": list(audit.models),
+        "metrics": [asdict(metric) for metric in CAUSAL_LM.metrics], "cells": plain(audit.cells), "dial": dial,
+        "largest_scale": audit.largest_scale if audit.dial else None, "settings": dict(audit.settings),
+        "scores": [dict(zip(("model", "file", "path"), one, strict=True)) for one in audit.scores],
+        "notes": list(audit.notes)}, indent=2) + "\n"
+
+
+def summary(audit: Audit) -> str:
+    """Return the line below the heading."""
+    return clean(f"Base {audit.base}; compared: {in_words(audit.models)}")
+
+
+def alt(audit: Audit) -> str:
+    """Return the alternative text of the dial's figure."""
+    return (f"Change of nll at {len(audit.dial)} scales of the adapter, a line for each of {len(audit.files)} files, "
+            "with 95% intervals; the numbers are in the tables.")

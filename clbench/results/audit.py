@@ -1,0 +1,188 @@
+"""What a fine-tuned language model lost: paired differences to its base, with intervals and verdicts.
+
+A cell is one metric of one file under one model. It is *lost* if the 95% interval of the difference lies beyond the
+margin in the bad direction, and the test of this stays significant after Holm's correction over all cells of the audit.
+It is *kept* if the interval ends within the margin, or on the better side of it. Otherwise it is *inconclusive*.
+
+The margin is the smallest change that matters, or three times the noise floor if that is larger. The noise floor is how
+much the base's own value changes with another batch size and precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist, fmean, stdev
+from typing import Literal
+
+from clbench.core.objective import EXACT, NLL, Metric
+from clbench.results.proportions import score_interval, score_z
+from clbench.results.stats import ALPHA, LEVEL, holm, t_interval
+
+Verdict = Literal["kept", "lost", "inconclusive"]
+Role = Literal["new", "task", "general"]
+MARGINS = {NLL.name: 0.05, EXACT.name: 0.01}  # nats per token, fraction of items
+FLOORS = 3  # noise floors that a margin has at least
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """The scores of a file's items: their nll, and whether they match exactly (none for plain texts)."""
+
+    nll: tuple[float, ...]
+    exact: tuple[bool, ...] = ()
+
+    def values(self, metric: Metric) -> tuple[float, ...]:
+        """Return the values of a metric, an item each; none if the file has no such metric."""
+        return tuple(map(float, self.exact)) if metric == EXACT else self.nll
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one file under one model, next to the base."""
+
+    model: str
+    file: str
+    metric: Metric
+    items: int
+    base: float
+    value: float
+    difference: float  # value minus base
+    low: float | None  # ends of the 95% interval of the difference; None with a single item
+    high: float | None
+    floor: float
+    margin: float
+    p: float  # that the model is worse by more than the margin only by chance; two-sided, as the interval is
+    corrected_p: float = 1.0
+    verdict: Verdict = "inconclusive"
+
+
+def noise_floor(scores: FileScores, again: FileScores, metric: Metric) -> float:
+    """Return how much a mean changes if the same model is evaluated again in another way."""
+    first, second = scores.values(metric), again.values(metric)
+    return abs(fmean(second) - fmean(first))
+
+
+def margin(floor: float, metric: Metric, margins: Mapping[str, float] = MARGINS) -> float:
+    """Return the change below which a difference does not matter."""
+    return max(FLOORS * floor, margins[metric.name])
+
+
+def cell(model: str, file: str, metric: Metric, base: FileScores, scores: FileScores, floor: float,
+         margins: Mapping[str, float] = MARGINS) -> Cell:
+    """Return a cell without its verdict, which depends on all cells (`judge`)."""
+    limit = margin(floor, metric, margins)
+    first, second = base.values(metric), scores.values(metric)
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    if metric == EXACT:
+        gained, lost = differences.count(1.0), differences.count(-1.0)
+        low, high = score_interval(gained, lost, len(differences))
+        z = score_z(gained, lost, len(differences), -limit)  # negative if more is lost
+        p = min(1.0, 2 * NormalDist().cdf(z))
+        interval: tuple[float | None, float | None] = low, high
+    else:
+        found = t_interval(differences)
+        interval = found.low, found.high
+        p = worse_p([metric.worsening(d) for d in differences], limit)
+    return Cell(model, file, metric, len(differences), fmean(first), fmean(second), fmean(differences), *interval,
+                floor, limit, p)
+
+
+def worse_p(worsenings: Sequence[float], limit: float) -> float:
+    """Return the p-value, two-sided, of the t-test that a mean is above a limit; 1 for a single value."""
+    from scipy.special import stdtr
+
+    n = len(worsenings)
+    if n < 2:
+        return 1.0
+    mean, deviation = fmean(worsenings), stdev(worsenings)
+    if deviation == 0:
+        return 0.0 if mean > limit else 1.0
+    return min(1.0, 2 * float(stdtr(n - 1, -(mean - limit) * math.sqrt(n) / deviation)))
+
+
+def judge(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells with their verdicts; the p-values are corrected over all of them."""
+    return [replace(one, corrected_p=p, verdict=_verdict(one, p))
+            for one, p in zip(cells, holm([one.p for one in cells]), strict=True)]
+
+
+def _verdict(one: Cell, corrected_p: float) -> Verdict:
+    if one.low is None or one.high is None:
+        return "inconclusive"
+    best, worst = sorted((one.metric.worsening(one.low), one.metric.worsening(one.high)))
+    if best > one.margin and corrected_p <= ALPHA:
+        return "lost"
+    return "kept" if worst <= one.margin else "inconclusive"
+
+
+def unchanged_reach(items: int, level: float = LEVEL) -> float:
+    """Return how far the interval of exact match reaches if no item changed.
+
+    >>> round(unchanged_reach(100), 3)
+    0.037
+    """
+    return score_interval(0, 0, items, level)[1]
+
+
+@dataclass(frozen=True)
+class AuditedFile:
+    """A file of an audit."""
+
+    name: str
+    role: Role
+    items: int
+    notes: tuple[str, ...] = ()  # what was cut
+
+
+@dataclass(frozen=True)
+class DialPoint:
+    """An adapter at one scale: the cells of all files, and whether the losses on the other files stay within."""
+
+    scale: float
+    cells: tuple[Cell, ...]
+    within: bool
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The result of `clbench forget`."""
+
+    base: str
+    files: tuple[AuditedFile, ...]
+    models: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    dial: tuple[DialPoint, ...] = ()  # in the order of scales
+    settings: tuple[tuple[str, str], ...] = ()
+    scores: tuple[tuple[str, str, str], ...] = ()  # model, file, and where the scores of its items are
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lost(self) -> list[Cell]:
+        """Return the cells that are lost."""
+        return [one for one in self.cells if one.verdict == "lost"]
+
+    @property
+    def largest_scale(self) -> float | None:
+        """Return the largest scale up to which the losses of all scales stay within the margins."""
+        largest = None
+        for point in self.dial:
+            if not point.within:
+                break
+            largest = point.scale
+        return largest
+
+
+def stays_within(cells: Sequence[Cell]) -> bool:
+    """Return whether losses stay within the margins: the whole interval of nll, and the mean of exact match.
+
+    The interval of exact match is wide if there are few items, even if none changed, so its mean is used.
+    """
+    for one in cells:
+        if one.metric == EXACT:
+            if one.metric.worsening(one.difference) > one.margin:
+                return False
+        elif one.verdict != "kept":
+            return False
+    return True

@@ -1,0 +1,335 @@
+"""`clbench forget` on adapters of PEFT's own, merged models, checkpoints and broken folders (extra `lm`)."""
+
+import json
+import random
+import shutil
+import warnings
+
+import pytest
+import torch
+from helpers.language_models import codes, load, make_model, make_tokenizer, marked, quiet, save, train, write_lines
+from safetensors.torch import load_file, save_file
+
+from clbench import cli
+from clbench.core.objective import CAUSAL_LM
+from clbench.data.own.instruction_tokens import ItemTokenizer
+from clbench.data.own.instructions import read_items
+from clbench.models.scoring import Scorer
+from clbench.results.audit import FileScores, cell, judge, noise_floor
+
+pytestmark = pytest.mark.extra("lm")
+OLD = codes(1)
+NEW = [{"prompt": row["prompt"].replace("?", "!"), "response": row["response"]} for row in codes(2)]
+TALK = [{"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]}
+        for row in OLD[:3]]
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"],
+        "task_type": "CAUSAL_LM"}
+
+
+def adapter(base, folder, steps=0, config=None, **options):
+    """Write an adapter by PEFT's save_pretrained, trained on the new task for some steps."""
+    _, peft = quiet()
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(load(base), config or peft.LoraConfig(**{**LORA, **options}))
+        if steps:
+            train(model, make_tokenizer(), NEW, steps, 1e-2)
+        model.save_pretrained(str(folder))
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base that knows the old task, an adapter and a merged model that were trained on the new one, files."""
+    root = tmp_path_factory.mktemp("forget")
+    save(root / "base", train(make_model(width=48), make_tokenizer(), OLD, 100, 1e-2))
+    model = adapter(root / "base", root / "adapter", 60)
+    save(root / "merged", model.merge_and_unload())
+    adapter(root / "base", root / "fresh")
+    write_lines(root / "old.jsonl", OLD)
+    write_lines(root / "new.jsonl", NEW)
+    write_lines(root / "talk.jsonl", TALK)
+    (root / "general.txt").write_text("one sentence here\n\nand a second one\n\nthe third is the last\n")
+    return root
+
+
+def call(capsys, folder, *args):
+    """Call the command with paths relative to a folder; return code, output and errors."""
+    paths = [folder / a if isinstance(a, str) and (folder / a).exists() and a else a for a in args]
+    code = cli.call(["forget", *map(str, paths)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def verdicts(out):
+    return {(c["model"], c["file"], c["metric"]): c["verdict"] for c in json.loads(out)["cells"]}
+
+
+FILES = ("--new", "new.jsonl", "--tasks", "old.jsonl", "--general", "general.txt")
+
+
+def test_a_planted_loss_is_found_and_a_fresh_adapter_keeps_everything(capsys, folder):
+    code, out, _ = call(capsys, folder, "base", "adapter", "fresh", "merged", *FILES, "--json", "--fail-on", "lost")
+    assert code == 1
+    found, data = verdicts(out), json.loads(out)
+    for model in ("adapter", "merged"):
+        assert found[model, "old.jsonl", "nll"] == found[model, "old.jsonl", "exact"] == "lost"
+        assert found[model, "new.jsonl", "nll"] == found[model, "new.jsonl", "exact"] == "kept"
+    assert all(found["fresh", file, "nll"] == "kept" for file in ("new.jsonl", "old.jsonl", "general.txt"))
+    assert ("fresh", "general.txt", "exact") not in found
+    cells = {(c["model"], c["file"], c["metric"]): c for c in data["cells"]}
+    assert cells["fresh", "old.jsonl", "nll"]["difference"] == 0
+    assert cells["adapter", "old.jsonl", "exact"]["base"] == 1
+    for file in ("old.jsonl", "new.jsonl", "general.txt"):  # the merged model is the adapter on its base
+        assert cells["merged", file, "nll"]["value"] == pytest.approx(cells["adapter", file, "nll"]["value"], abs=1e-4)
+
+
+def test_without_a_loss_the_exit_code_is_0(capsys, folder):
+    code, out, _ = call(capsys, folder, "base", "fresh", "--tasks", "old.jsonl", "--fail-on", "lost")
+    assert code == 0
+    assert "fresh: kept: nll of old.jsonl; inconclusive: exact of old.jsonl." in out
+
+
+def test_scores_are_written_and_not_computed_again(capsys, folder, tmp_path, monkeypatch):
+    out = tmp_path / "audit"
+    code, first, err = call(capsys, folder, "base", "adapter", *FILES, "--out", out)
+    assert code == 0
+    assert err.count("items,") == 9  # base twice and adapter, on three files
+    assert sorted(p.name for p in out.iterdir()) == ["audit.html", "audit.json", "audit.md", "scores"]
+    assert len(list((out / "scores").iterdir())) == 9
+    assert "| old.jsonl (task) | 12 | nll ↓ |" in (out / "audit.md").read_text()
+    assert "old.jsonl (task)" in (out / "audit.html").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("clbench.execution.audit.Scorer", None)  # nothing may be scored
+        code, again, err = call(capsys, folder, "base", "adapter", *FILES, "--out", out)
+    assert (code, again) == (0, first)
+    assert "items," not in err
+    code, _, err = call(capsys, folder, "base", "adapter", "fresh", *FILES, "--out", out)
+    assert [line.split(":")[0] for line in err.splitlines() if "items," in line] == ["fresh"] * 3
+    code, _, err = call(capsys, folder, "base", "adapter", *FILES, "--length", "100", "--out", out)
+    assert err.count("items,") == 9  # another setting
+
+
+def test_a_broken_file_of_scores_is_named(capsys, folder, tmp_path):
+    out = tmp_path / "audit"
+    call(capsys, folder, "base", "fresh", "--tasks", "old.jsonl", "--out", out)
+    for path in (out / "scores").iterdir():
+        path.write_bytes(b"no zip")
+    code, _, err = call(capsys, folder, "base", "fresh", "--tasks", "old.jsonl", "--out", out)
+    assert code == 2
+    assert "cannot be read" in err
+    assert "delete it" in err
+
+
+def test_checkpoints_are_a_series_in_the_order_of_their_numbers(capsys, folder, tmp_path):
+    for number in (5, 40, 10):
+        shutil.copytree(folder / ("adapter" if number == 40 else "fresh"), tmp_path / "run" / f"checkpoint-{number}")
+    code, out, _ = call(capsys, folder, "base", tmp_path / "run", "--tasks", "old.jsonl", "--json")
+    assert code == 0
+    assert json.loads(out)["models"] == ["checkpoint-5", "checkpoint-10", "checkpoint-40"]
+    assert verdicts(out)["checkpoint-40", "old.jsonl", "nll"] == "lost"
+    _, out, _ = call(capsys, folder, "base", tmp_path / "run", "--tasks", "old.jsonl")
+    assert "All models" in out
+
+
+def test_show_marks_the_scored_tokens(capsys, folder):
+    code, out, _ = call(capsys, folder, "base", "--tasks", "talk.jsonl", "--show")
+    assert code == 0
+    assert "talk.jsonl: 3 items; the first has" in out
+    answer = marked(*OLD[0]["response"], "<|im_end|>")
+    assert f"<|im_start|>user\nrome?<|im_end|>\n<|im_start|>assistant\n{answer}\n" in out
+
+
+def edit(folder, target, name, change):
+    """Copy a folder and change a JSON file in it."""
+    shutil.copytree(folder, target)
+    data = json.loads((target / name).read_text())
+    change(data)
+    (target / name).write_text(json.dumps(data))
+    return target
+
+
+def test_folders_that_do_not_fit_are_one_clear_line(capsys, folder, tmp_path):
+    other = tmp_path / "other"
+    save(other, make_model(seed=5, width=32, layers=1))
+    wide = tmp_path / "wide"
+    save(wide, make_model(seed=5, vocabulary=260), make_tokenizer(extra=("<extra>",)))
+    renamed = edit(folder / "adapter", tmp_path / "renamed", "adapter_config.json",
+                   lambda c: c.update(base_model_name_or_path="someone/else-7B"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    no_weights = tmp_path / "no_weights"
+    shutil.copytree(folder / "adapter", no_weights)
+    (no_weights / "adapter_model.safetensors").unlink()
+    torn = tmp_path / "torn"
+    shutil.copytree(folder / "adapter", torn)
+    (torn / "adapter_model.safetensors").write_bytes((torn / "adapter_model.safetensors").read_bytes()[:1000])
+    torn_model = tmp_path / "torn_model"
+    shutil.copytree(folder / "merged", torn_model)
+    (torn_model / "model.safetensors").write_bytes((torn_model / "model.safetensors").read_bytes()[:1000])
+    no_json = tmp_path / "no_json"
+    shutil.copytree(folder / "adapter", no_json)
+    (no_json / "adapter_config.json").write_text("{")
+    half = tmp_path / "half"
+    shutil.copytree(folder / "merged", half)
+    weights = load_file(half / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, half / "model.safetensors", metadata={"format": "pt"})
+    cases = [
+        (("base", tmp_path / "nowhere"), "nowhere: there is no such folder"),
+        (("base", empty), "empty: it has neither adapter_config.json nor config.json nor folders checkpoint-N"),
+        (("base", no_weights), "no_weights: the adapter's weights are missing"),
+        (("base", no_json), "adapter_config.json: it cannot be read as JSON"),
+        (("base", torn), "torn/adapter_model.safetensors: it cannot be read"),
+        (("base", torn_model), "torn_model/model.safetensors: it cannot be read"),
+        (("base", half), "half: 1 weights of the model are missing, such as model.layers.1.mlp.up_proj.weight"),
+        (("base", renamed), "renamed: the adapter was trained on someone/else-7B, and the base is"),
+        (("base", wide), "wide: its vocabulary is not that of the base"),
+        ((other, "adapter", "--any-base"),
+         "lora_A.default.weight has the shape [4, 48] in its file and [4, 32] in the"),
+        (("adapter", "adapter"), "is an adapter; name its base first"),
+        ((tmp_path / "nobase", "adapter"), "no config.json"),
+    ]
+    for args, message in cases:
+        code, out, err = call(capsys, folder, *args, "--tasks", "old.jsonl")
+        errors = [line for line in err.splitlines() if "items," not in line]
+        assert (code, out, len(errors)) == (2, "", 1), err
+        assert errors[0].startswith("Error: ")
+        assert message in errors[0]
+    code, _, _ = call(capsys, folder, "base", renamed, "--any-base", "--tasks", "old.jsonl")
+    assert code == 0
+
+
+def test_a_model_that_is_broken_inside_and_too_little_memory_are_one_line(capsys, folder, tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder / "merged", broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = call(capsys, folder, "base", broken, "--tasks", "old.jsonl")
+    assert code == 2
+    assert "broken: its loss on item 1 of" in err.splitlines()[-1]
+    monkeypatch.setattr(Scorer, "score", lambda *_: torch.empty(2**45))
+    code, _, err = call(capsys, folder, "base", "fresh", "--tasks", "old.jsonl")
+    assert code == 2
+    assert "base: out of memory on" in err
+    assert "--batch-size" in err
+
+
+def test_an_adapter_with_more_layers_than_the_base_does_not_fit(capsys, folder, tmp_path):
+    """PEFT itself ignores weights that the base has no place for."""
+    small = tmp_path / "base"
+    config = json.loads((folder / "base" / "config.json").read_text())
+    model = load(folder / "base")
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    save(small, model)
+    assert config["num_hidden_layers"] == 2
+    code, _, err = call(capsys, folder, small, "adapter", "--tasks", "old.jsonl")
+    assert code == 2
+    assert "does not fit the base" in err
+    assert "layers.1" in err
+
+
+def test_adapters_of_other_kinds_are_audited_and_leave_the_base_as_it_was(capsys, folder, tmp_path):
+    _, peft = quiet()
+    adapter(folder / "base", tmp_path / "ia3", config=peft.IA3Config(
+        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"))
+    adapter(folder / "base", tmp_path / "dora", use_dora=True)
+    adapter(folder / "base", tmp_path / "prompt", config=peft.PromptTuningConfig(
+        num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    adapter(folder / "base", tmp_path / "pissa", init_lora_weights="pissa")
+    code, out, _ = call(capsys, folder, "base", *(tmp_path / n for n in ("prompt", "pissa", "ia3", "dora")), "fresh",
+                        "--tasks", "old.jsonl", "--json")
+    assert code == 0
+    differences = {c["model"]: c["difference"] for c in json.loads(out)["cells"] if c["metric"] == "nll"}
+    assert differences["fresh"] == 0
+    assert differences["ia3"] == pytest.approx(0, abs=1e-4)
+    assert differences["dora"] == pytest.approx(0, abs=1e-4)
+    assert differences["pissa"] == pytest.approx(0, abs=1e-3)
+    assert differences["prompt"] != 0
+
+
+DIAL = ("--scale", "0,0.5,1")
+
+
+def test_the_dial_shows_each_scale_and_exports_one(capsys, folder, tmp_path):
+    _, peft = quiet()
+    out = tmp_path / "out"
+    code, text, _ = call(capsys, folder, "base", "adapter", *FILES, *DIAL, "--out", out, "--export-scale", "0.5",
+                         "--to", tmp_path / "half")
+    assert code == 0
+    data = json.loads((out / "audit.json").read_text())
+    assert [point["scale"] for point in data["dial"]] == [0, 0.5, 1]
+    cells = [{(c["file"], c["metric"]): c for c in point["cells"]} for point in data["dial"]]
+    assert cells[0]["old.jsonl", "nll"]["difference"] == 0
+    whole = next(c for c in data["cells"] if (c["file"], c["metric"]) == ("old.jsonl", "nll"))
+    assert cells[2]["old.jsonl", "nll"]["value"] == whole["value"]
+    assert cells[2]["old.jsonl", "nll"]["difference"] > cells[1]["old.jsonl", "nll"]["difference"] > 0
+    assert (out / "figures" / "dial.svg").read_text().startswith("<?xml")
+    assert "data:image/svg+xml" in (out / "audit.html").read_text()
+    assert "scale" in text
+    ids = torch.arange(40)[None]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scaled = peft.PeftModel.from_pretrained(load(folder / "base"), str(tmp_path / "half"))
+        full = peft.PeftModel.from_pretrained(load(folder / "base"), str(folder / "adapter"))
+        for module in full.modules():
+            if isinstance(getattr(module, "scaling", None), dict):
+                module.scaling["default"] *= 0.5
+        assert torch.allclose(scaled(ids).logits, full(ids).logits, atol=1e-5)
+    code, again, _ = call(capsys, folder, "base", tmp_path / "half", *FILES, "--json")
+    value = next(c["value"] for c in json.loads(again)["cells"] if (c["file"], c["metric"]) == ("old.jsonl", "nll"))
+    assert cells[1]["old.jsonl", "nll"]["value"] == pytest.approx(value, abs=1e-5)
+
+
+def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
+    _, peft = quiet()
+    adapter(folder / "base", tmp_path / "ia3", config=peft.IA3Config(
+        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"))
+    adapter(folder / "base", tmp_path / "dora", use_dora=True)
+    adapter(folder / "base", tmp_path / "head", modules_to_save=["embed_tokens"])
+    for name, reason in (("ia3", "it is of the kind IA3"), ("dora", "it has DoRA"),
+                         ("head", "it has modules that are saved as a whole"), ("merged", "it is a whole model")):
+        model = name if name == "merged" else tmp_path / name
+        code, _, err = call(capsys, folder, "base", model, *FILES, *DIAL)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert reason in err
+        code, _, err = call(capsys, folder, "base", model, "--export-scale", "0.5", "--to", tmp_path / "made")
+        assert code == 2
+        assert reason in err
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (("base", "adapter"), "name at least one file"), (("base", "--tasks", "old.jsonl"), "name at least one adapter"),
+    (("base", "adapter", "--tasks", "old.jsonl", *DIAL), "name the file of the new task by --new FILE"),
+    (("base", "adapter", "fresh", *FILES, *DIAL), "--scale takes one adapter, found 2 models"),
+    (("base", "adapter", *FILES, "--scale", "0,x"), "expected numbers such as 0,0.25,0.5,0.75,1"),
+    (("base", "adapter", *FILES, "--export-scale", "1"), "--export-scale and --to go together"),
+    (("base", "adapter", "--tasks", "old.jsonl", "--tasks", "old.jsonl"), "old.jsonl is named twice"),
+    (("base", "adapter", "--tasks", "old.jsonl", "--length", "999"), "takes at most 256 tokens")])
+def test_options_that_do_not_go_together_are_refused(capsys, folder, args, message):
+    code, _, err = call(capsys, folder, *args)
+    assert code == 2
+    assert message in err
+
+
+def test_few_audits_of_the_same_model_in_other_precision_report_a_loss(folder):
+    """200 audits of random subsets of items: the base in float32, and in bfloat16 with another batch size."""
+    draw = random.Random(0)
+    rows = [{"prompt": draw.choice(OLD)["prompt"] * draw.randint(1, 3), "response": draw.choice(OLD)["response"]}
+            for _ in range(150)]
+    write_lines(folder / "many.jsonl", rows)
+    items = ItemTokenizer(make_tokenizer(), 256).tokenize(read_items(folder / "many.jsonl")).items
+    model = load(folder / "base")
+    passes = [Scorer(model, torch.device("cpu"), p).score(items, size) for p, size in (("fp32", 8), ("bf16", 5))]
+    assert passes[0].nll != passes[1].nll
+    reported = 0
+    for _ in range(200):
+        chosen = draw.sample(range(len(items)), 30)
+        first, second = (FileScores(tuple(p.nll[i] for i in chosen), tuple(p.exact[i] for i in chosen)) for p in passes)
+        cells = [cell("m", "f", metric, first, second, noise_floor(first, second, metric))
+                 for metric in CAUSAL_LM.metrics]
+        reported += any(one.verdict == "lost" for one in judge(cells))
+    assert reported <= 10
