@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 LOST = "lost"
+PROBES = {"english": Path(__file__).parents[1] / "data" / "probe" / "english.txt"}  # texts that come with clbench
 EXAMPLES = (
-    ("clbench forget BASE adapter --tasks acme.jsonl --general english.txt", "what an adapter lost"),
+    ("clbench forget BASE adapter --tasks acme.jsonl --general english", "what an adapter lost"),
     ("clbench forget BASE checkpoints --tasks acme.jsonl --out audit --fail-on lost", "each checkpoint, in CI"),
     ("clbench forget BASE --tasks acme.jsonl --show", "which tokens are scored; loads no model"),
     ("clbench forget BASE adapter --new acme.jsonl --tasks beta.jsonl --scale 0,0.25,0.5,0.75,1", "weaken an adapter"),
@@ -44,7 +45,7 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 @click.option("--tasks", multiple=True, type=FILE, metavar="FILE", help="Prompts and responses of a task that the "
               "model should still know: .jsonl, .json or .txt; repeatable.")
 @click.option("--general", multiple=True, type=FILE, metavar="FILE", help="Texts or prompts for general ability; a "
-              ".txt file has a text in each paragraph; repeatable.")
+              ".txt file has a text in each paragraph; `english` is a text that comes with clbench; repeatable.")
 @click.option("--new", multiple=True, type=FILE, metavar="FILE", help="Prompts and responses of the task that the "
               "model was fine-tuned on; repeatable.")
 @click.option("--length", type=click.IntRange(min=2), metavar="N", help="Largest number of tokens of an item.  "
@@ -85,7 +86,8 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
     if (export_scale is None) != (to is None):
         raise click.UsageError("--export-scale and --to go together")
     files: list[tuple[Role, Path]] = [*(("new", path) for path in new), *(("task", path) for path in tasks),
-                                      *(("general", path) for path in general)]
+                                      *(("general", path if path.exists() else PROBES.get(str(path), path))
+                                        for path in general)]
     if not files and export_scale is None:
         raise click.UsageError("name at least one file by --tasks, --general or --new")
     if not models and not show:

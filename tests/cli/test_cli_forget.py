@@ -91,6 +91,15 @@ def test_without_a_loss_the_exit_code_is_0(capsys, folder):
     assert "fresh: kept: nll of old.jsonl; inconclusive: exact of old.jsonl." in out
 
 
+def test_english_is_a_text_that_comes_with_clbench_unless_a_file_has_that_name(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, errors = call(capsys, folder, "base", "--general", "english", "--show")
+    assert code == 0 and "english.txt: 36 items" in out, errors
+    (tmp_path / "english").write_text("no text")
+    code, _, errors = call(capsys, folder, "base", "--general", "english", "--show")
+    assert code == 2 and "expected a file that ends in" in errors
+
+
 def test_scores_are_written_and_not_computed_again(capsys, folder, tmp_path, monkeypatch):
     out = tmp_path / "audit"
     code, first, err = call(capsys, folder, "base", "adapter", *FILES, "--out", out)
