@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import PluginError, StoreError
@@ -20,10 +19,6 @@ from clbench.report.formats.markdown import escape
 from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.model import FigureData, FileFormat, Report
 from clbench.results.audit import Audit
-
-if TYPE_CHECKING:
-    pass
-
 
 FIGURE = "figures/waterfall.svg"
 DIAL = "figures/dial.svg"
