@@ -239,6 +239,7 @@ def ends(pid, seconds=10):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_killed_and_interrupted_runs_are_taken_up_again(tmp_path, monkeypatch, capsys):
     shell = Shell(tmp_path)

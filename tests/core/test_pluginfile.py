@@ -155,6 +155,7 @@ def test_a_disabled_plugin_may_be_replaced_by_a_file(written, monkeypatch):
     sys.modules.pop("my_ewc")
 
 
+@pytest.mark.slow
 def test_a_files_benchmark_is_built_in_workers(written, tmp_path, monkeypatch):
     path = written("flat_stream.py", """
 from clbench import BenchmarkInfo, hookimpl

@@ -96,6 +96,7 @@ def test_random_samples_and_other_things_are_refused():
         name(lambda: 1 / 0)
 
 
+@pytest.mark.slow
 def test_a_strategy_class_is_named_as_it_is_found(tmp_path, monkeypatch):
     (tmp_path / "halved_method.py").write_text(METHOD)
     monkeypatch.chdir(tmp_path)

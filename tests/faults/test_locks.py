@@ -94,6 +94,7 @@ def test_without_file_locks_that_is_said_once(tmp_path, monkeypatch):
     assert folder.notes == [f"there are no file locks for {tmp_path}: let one clbench run there at a time"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder_and_run_no_trial_twice(tmp_path):
     install_hostile(tmp_path / "site")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}

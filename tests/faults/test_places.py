@@ -50,6 +50,7 @@ def finished(store):
     return any(not (store.locks / f"{record.key}.lock").exists() for record in store.read()[0])
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_lost_ends_the_run_in_a_line_and_the_same_command_goes_on(tmp_path, start, monkeypatch):
     out, away = tmp_path / "share" / "run", tmp_path / "away"
     run, end = start(out, "noted"), time.monotonic() + 100

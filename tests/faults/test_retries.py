@@ -34,6 +34,7 @@ def run(tmp_path, monkeypatch):
     return execute
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_worker_that_died_is_tried_again(run):
     records, notes = run("once")
     assert [r.status for r in records] == ["done"]

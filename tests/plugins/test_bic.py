@@ -173,6 +173,7 @@ def test_samples_that_are_drawn_anew_still_are_without_those_held_out():
     assert isinstance(train, Samples) and torch.equal(train.y, plain.y[left])
 
 
+@pytest.mark.slow
 def test_all_three_corrections_remember_more_than_naive(tmp_path):
     records = clbench.run(methods="naive,bic,wa,lucir", scenario="class", model="mlp:width=64:depth=2",
                           benchmark="split-mnist-5k", iterations=40, lr=3e-3, seeds=1, workers=0, out=tmp_path / "run")

@@ -22,7 +22,11 @@ REFUSE = {"hat": "hat masks the units", "ease": "model has no such block", "dual
           "acl": "a text has none"}
 
 
-@pytest.mark.parametrize(("method", "options"), METHODS)
+FIRST = ("naive", "ewc", "er", "lora", "pnn", "shared-private", "ncm", "l2p", *REFUSE)  # others: a second look
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    pytest.param(*case, marks=() if case[0] in FIRST else pytest.mark.slow) for case in METHODS])
 def test_a_method_learns_texts(method, options, monkeypatch):
     monkeypatch.setattr(tiny, "RECIPE", Recipe(lr=0.02, batch_size=8, epochs=60 if method == "lora-mean" else 25))
     info = discover().strategy(method)

@@ -127,6 +127,7 @@ def colourful(index):
     return task
 
 
+@pytest.mark.slow
 @pytest.mark.extra("timm")
 @pytest.mark.parametrize("options", FUSED, ids=str)
 def test_timms_own_model_takes_an_adapter_with_plain_peft(tmp_path, options):

@@ -31,7 +31,13 @@ def folder(tmp_path, monkeypatch):
     cli.group.__dict__.pop("of_plugins", None)
 
 
-@pytest.mark.parametrize("page", PAGES)
+# Pages whose blocks train for seconds.
+LONG = {f"docs/{name}.md" for name in ("adapters", "api", "avalanche", "error-analysis", "fair-comparison", "metrics",
+                                       "plugins", "save-models", "study-files", "tutorial", "tutorial-method",
+                                       "writing-a-strategy")}
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in LONG else ()) for page in PAGES])
 def test_the_blocks_of_a_page(page, folder):
     for block in blocks((ROOT / page).read_text()):
         try:

@@ -38,6 +38,7 @@ def installed(tmp_path_factory):
     return commands
 
 
+@pytest.mark.slow
 @pytest.mark.extra("test")
 def test_the_wheel_does_the_main_job_outside_of_a_checkout(installed, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

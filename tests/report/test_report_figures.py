@@ -157,6 +157,7 @@ def test_looks_are_distinct_and_references_grey():
     assert found["m0"].colour == "#0072B2"
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_file_in_any_process(tmp_path):
     code = ("import matplotlib; matplotlib.rcParams['font.size'] = 30; matplotlib.rcParams['svg.fonttype'] = 'none'\n"
             "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"

@@ -246,6 +246,7 @@ def test_a_head_of_one_layer_is_a_head_of_several_joined():
             torch.testing.assert_close(strategy(inputs)[:, strategy.met], features @ weight.T + bias)
 
 
+@pytest.mark.slow
 def test_a_realigned_head_is_better_where_features_hardly_move(tmp_path):
     # The paper's optimiser. Adam moves features by more than the spread of a class; see docs/decisions/strategy.md.
     records = clbench.run(methods=["seq-lora:outputs=own", "seq-lora:outputs=own:align=true"], scenario="class",

@@ -140,8 +140,9 @@ class Whole(LoopFlops):
 
 SLOW = pytest.mark.slow
 METHODS = [
-    *((method, "mlp:width=16", "class") for method in (
-        "naive", "ewc", "er:capacity=150", "der:capacity=60", "a-gem", "lora", "pnn", "icarl:capacity=60", "joint")),
+    *((method, "mlp:width=16", "class") for method in ("naive", "ewc", "er:capacity=150", "lora", "icarl:capacity=60")),
+    *(pytest.param(method, "mlp:width=16", "class", marks=SLOW) for method in (
+        "der:capacity=60", "a-gem", "pnn", "joint")),
     ("pnn", "cnn:channels=4:depth=1", "task"), ("lora:layers=attention", "vit-tiny:width=12:depth=2:patch=7", "task"),
     *(pytest.param(method, "mlp:width=16", "class", marks=SLOW) for method in (
         "er:update=task", "lwf", "si", "acl", "packnet", "frozen", "o-lora:dropout=0")),
@@ -168,8 +169,9 @@ def test_the_record_has_what_counting_every_step_gives(runner, monkeypatch, meth
 
 
 @pytest.mark.parametrize(("method", "model", "scenario"), [
-    *((method, "mlp:width=16", "class") for method in ("ewc", "der:capacity=60", "lora", "pnn")),
-    ("l2p", "vit-tiny:width=12:depth=2:patch=7", "task"),
+    *((method, "mlp:width=16", "class") for method in ("ewc", "lora")),
+    *(pytest.param(method, "mlp:width=16", "class", marks=SLOW) for method in ("der:capacity=60", "pnn")),
+    pytest.param("l2p", "vit-tiny:width=12:depth=2:patch=7", "task", marks=SLOW),
     *(pytest.param(method, "mlp:width=16", "class", marks=SLOW) for method in ("a-gem", "lwf")),
     pytest.param("pnn", "cnn:channels=4:depth=1", "task", marks=SLOW),
     pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=SLOW),
@@ -201,6 +203,7 @@ def test_an_mlp_costs_what_its_layers_do(runner):
     assert record.costs.inference_flops == [forward] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 @pytest.mark.parametrize("method", ["lora", pytest.param("a-gem", marks=SLOW)])
 def test_a_compiled_loss_counts_as_the_uncompiled_one(runner, data, monkeypatch, method):

@@ -63,7 +63,7 @@ METHODS = ["naive", "ewc", "er:capacity=30", "lora", "pnn"]
 
 @pytest.mark.parametrize(("method", "model", "recipe", "scenario"), [
     *((method, "mlp:width=16", recipe, "task") for method in METHODS for recipe in (EPOCHS, ITERATIONS)),
-    *((method, "mlp:width=16", EPOCHS, "class") for method in (
+    *(pytest.param(method, "mlp:width=16", EPOCHS, "class", marks=pytest.mark.slow) for method in (
         "joint", "lwf", "a-gem:capacity=12", "seq-lora", "ewc-lora", "lora-mean", "frozen", "ncm", "independent",
         "shared-private", "packnet", "lora:dora=true")),
     *((method, "cnn:channels=4", EPOCHS, "task") for method in ("naive", "er:capacity=30", "lora", "pnn")),

@@ -73,7 +73,12 @@ def run(monkeypatch, tmp_path):
     return go
 
 
-@pytest.mark.parametrize("method", METHODS)
+FIRST = ("naive", "ewc", "er", "lora", "pnn", "shared-private", "lwf", "icarl", "ncm", "l2p")  # others: a second look
+
+
+@pytest.mark.parametrize("method", [
+    method if not isinstance(method, str) or method in FIRST else pytest.param(method, marks=pytest.mark.slow)
+    for method in METHODS])
 def test_a_method_gives_on_the_device_what_it_gives_on_the_cpu_and_rarely_waits(run, method):
     planned = trials(method, iterations=3)  # the fewest that phases can share
     cpu, = run(planned, torch.device("cpu"))
