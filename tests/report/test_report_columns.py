@@ -64,7 +64,8 @@ def test_every_measure_has_a_title_of_its_own_and_one_of_the_tables():
     assert set(by_title(studied())) > {m.column.title for m in MEASURES}
 
 
-@pytest.mark.parametrize("place", range(len(MEASURES) + 1))
+@pytest.mark.parametrize("place", [pytest.param(place, marks=pytest.mark.slow if place % 10 else ())
+                                   for place in range(len(MEASURES) + 1)])
 @pytest.mark.parametrize("direction", ["up", None])
 def test_a_new_column_anywhere_changes_nothing_else(place, direction, monkeypatch):
     before = studied()
