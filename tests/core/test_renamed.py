@@ -12,6 +12,7 @@ from helpers.methods import make, task
 import clbench
 from clbench import Strategy, StrategyInfo
 from clbench.data.samples import StochasticSamples
+from clbench.strategy import common_options
 
 PLUGIN = '''
 import torch
@@ -185,3 +186,11 @@ def test_a_plugin_that_calls_an_old_name_gets_what_overrides_the_new_one():
         assert StochasticSamples(samples.x, samples.y, samples.tasks, lambda i: samples.x[i]).redrawn
     with pytest.warns(DeprecationWarning, match="unusable"):
         assert StrategyInfo("a", "b:c", "d", unavailable="no GPU").unusable == "no GPU"
+
+
+def test_options_of_outputs_are_importable_from_their_old_module():
+    sys.modules.pop("clbench.strategy.outputs", None)
+    with pytest.warns(DeprecationWarning, match="clbench.strategy.outputs is .*common_options now"):
+        outputs = importlib.import_module("clbench.strategy.outputs")
+    assert outputs.OutputsOptions is common_options.OutputsOptions
+    assert outputs.FixedOutputsOptions is common_options.FixedOutputsOptions
