@@ -14,19 +14,9 @@ from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.files import run_folder_name
 from clbench.core.registry import Registry
 from clbench.core.user_code import format_error
-from clbench.execution import deciding, interrupts
+from clbench.execution import deciding, interrupts, reuse
 from clbench.execution.claims import TrialClaims
-from clbench.execution.reuse import (
-    Note,
-    OnStale,
-    StalenessReport,
-    add_missing_outputs,
-    check_inputs,
-    check_stale,
-    merge_records,
-    refusal,
-    silent,
-)
+from clbench.execution.reuse import Note, OnStale, StalenessReport, check_inputs, check_stale, refusal, silent
 from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
@@ -126,7 +116,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
                                    "again" for p in in_the_way))
     known = {r.key: r for r in records}
     staleness = check_stale(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data, note)
-    add_missing_outputs(staleness, planned, known, spec.execution, store.artifacts)
+    reuse.add_missing_outputs(staleness, planned, known, spec.execution, store.artifacts)
     staleness.notes += describe_other_settings({one.trial.setting for one in planned}, records)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, staleness=staleness)
 
@@ -225,7 +215,8 @@ class RecordKeeper(Relay):
         """Store the record before forwarding the event."""
         if problem := other_weights(record, self.contents):
             raise StoreError(f"{record.label} seed {record.trial.seed} is not kept: {problem}; choose another --out")
-        record = merge_records(self.experiment.staleness, self.experiment.records.get(record.key), record, self.note)
+        before = self.experiment.records.get(record.key)
+        record = reuse.merge_records(self.experiment.staleness, before, record, self.note)
         with interrupts.defer_signals():
             self.experiment.store.write(record)
             if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:
