@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
 from clbench.cli.completion import named
 from clbench.experiment.execution_settings import ExecutionSettings, flag, meaning
 
+if TYPE_CHECKING:
+    IntType = click.ParamType[int]
+    IntListType = click.ParamType[list[int]]
+else:  # not generic in click 8.2
+    IntType = IntListType = click.ParamType
 
-class TaskNumber(click.ParamType[int]):
+
+class TaskNumber(IntType):
     """A task number as a user types it, from 1. The command gets its index, from 0."""
 
     name = "task"
@@ -28,7 +34,7 @@ class TaskNumber(click.ParamType[int]):
         return int(value) - 1
 
 
-class TaskNumbers(click.ParamType[list[int]]):
+class TaskNumbers(IntListType):
     """A list of tasks with commas, as in 1,3."""
 
     name = "tasks"

@@ -26,7 +26,7 @@ EXAMPLES = (
 )
 BREAKS = ":="  # at which bash ends a word, so that it replaces only what is behind the last of them
 
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
+Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem[str]]"]
 
 
 @add_completion_class
