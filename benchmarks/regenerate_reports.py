@@ -16,7 +16,7 @@ from clbench.core.files import write_atomically
 from clbench.core.registry import discover
 from clbench.execution import explaining
 from clbench.experiment import references
-from clbench.report import build, explained, writing
+from clbench.report import build, explained
 from clbench.report.columns import ACC
 from clbench.report.figures.draw import draw_report
 from clbench.report.formats import verified
@@ -57,7 +57,7 @@ def explain(folder: Path, records: Sequence[Record]) -> dict[str, bytes]:
     seeds = sorted({r.trial.seed for r in records})
     study = explaining.prepare(a, b, ACC.column.title, {"seeds": seeds}, discover(), 400, folder)
     told = explaining.conclude(study, {r.key: r for r in records})
-    return {"explain.md": writing.markdown(told).encode(), writing.FIGURE: explained.drawn(told, "svg")}
+    return {"explain.md": explained.markdown(told).encode(), explained.FIGURE: explained.drawn(told, "svg")}
 
 
 MADE = {"report.md": report, "verify.md": verify, "explain.md": explain}

@@ -11,11 +11,15 @@ from dataclasses import asdict
 from typing import Any
 
 from clbench.core.objective import CAUSAL_LM, EXACT, Metric
+from clbench.report.formats.html import image_source, render_page
+from clbench.report.formats.markdown import bullets, escape, pairs
+from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.formatting import NONE, clean, in_words
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.audit import Audit, AuditedFile, DialPoint, unchanged_reach
 from clbench.results.audit import Cell as Comparison
 
+DIAL = "figures/dial.svg"
 HEADING = "What fine-tuning made a language model forget"
 ARROWS = {"up": "\N{UPWARDS ARROW}", "down": "\N{DOWNWARDS ARROW}"}
 ROLES = {"new": "new task", "task": "task", "general": "general"}
@@ -160,7 +164,7 @@ def _margin_line(audit: Audit, metric: Metric) -> str:
 
 
 def _too_few(audit: Audit) -> str:
-    """Say that an unchanged exact match cannot be shown to be kept; empty if it can for all files."""
+    """Say that the verdict on an unchanged exact match cannot be kept; empty if all files have enough items."""
     few = [one.items for one in audit.cells if one.metric == EXACT and unchanged_reach(one.items) > one.margin]
     if not few:
         return ""
@@ -192,3 +196,34 @@ def alt(audit: Audit) -> str:
     """Return the alternative text of the dial's figure."""
     return (f"Change of nll at {len(audit.dial)} scales of the adapter, a line for each of {len(audit.files)} files, "
             "with 95% intervals; the numbers are in the tables.")
+
+
+def files(audit: Audit) -> dict[str, str | bytes]:
+    """Return the contents of audit.md, audit.html, audit.json and of the dial's figure, if any, by their paths."""
+    svg = b""
+    if audit.dial:
+        from clbench.report.figures import dial
+
+        svg = dial.drawn(audit)
+    contents: dict[str, str | bytes] = {"audit.md": markdown(audit), "audit.html": page(audit, svg),
+                                        "audit.json": as_json(audit)}
+    return contents | ({DIAL: svg} if svg else {})
+
+
+def markdown(audit: Audit) -> str:
+    """Return audit.md: the result of each model in a line, the tables, the dial, how to read them, settings."""
+    blocks = [f"# {HEADING}", escape(summary(audit)), bullets(headline(audit))]
+    for table in tables(audit):
+        blocks += [f"## {escape(table.title)}", as_markdown(table)]
+    if audit.dial:
+        blocks.append(f"![{escape(alt(audit))}]({DIAL})")
+    blocks += ["## How to read this", bullets(remarks(audit)), "## Settings", pairs(audit.settings)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def page(audit: Audit, svg: bytes) -> str:
+    """Return audit.html, with the dial in it if there is one."""
+    return render_page("audit.html", heading=HEADING, base=audit.base, summary=summary(audit),
+                       headline=headline(audit), tables=tables(audit), picture=image_source(svg) if svg else "",
+                       figure="Gain and loss by scale", alt=alt(audit), remarks=remarks(audit),
+                       settings=audit.settings)

@@ -16,6 +16,9 @@ from clbench.report.analysis import notes
 from clbench.report.columns import Measure
 from clbench.report.figures import style
 from clbench.report.figures.style import FAINT, INK, LABEL, PALE, PALETTE
+from clbench.report.formats.html import image_source, render_page
+from clbench.report.formats.markdown import bullets, escape, pairs
+from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.formatting import clean, interval, number
 from clbench.report.model import Cell, Column, FileFormat, Row, Table, Unit
 from clbench.results.attribution import Attribution, Estimate, over_seeds
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _ROW, _HEAD, _FOOT = 30.0, 30.0, 62.0  # points: a row, above the first, below the last
 UP, DOWN = PALETTE[2], PALETTE[1]
+FIGURE = "figures/waterfall.svg"
+HEADING = "Why two numbers differ"
 TITLE = "From A to B"
 CAPTION = ("Bars: parts (Shapley), the largest first; whiskers: their 95% intervals. What the factor changes alone: "
            "\N{WHITE UP-POINTING TRIANGLE} in A, \N{WHITE DOWN-POINTING TRIANGLE} in B.")
@@ -246,3 +251,27 @@ def remarks(explanation: Explanation) -> list[str]:
     if stale:
         lines.append(f"{stale} results came from other code or data than there are now, and were kept.")
     return [clean(line) for line in (*lines, *explanation.left_out)]
+
+
+def files(explanation: Explanation) -> dict[str, str | bytes]:
+    """Return the contents of explain.md, explain.html and the waterfall, by their paths."""
+    svg = drawn(explanation, "svg")
+    return {"explain.md": markdown(explanation), "explain.html": page(explanation, svg), FIGURE: svg}
+
+
+def markdown(explanation: Explanation) -> str:
+    """Return explain.md: the result in a line, the table, the waterfall, remarks, each seed, settings and origin."""
+    seeds = by_seed(explanation)
+    blocks = [f"# {HEADING}", escape(between(explanation)), f"**{escape(headline(explanation))}**",
+              as_markdown(table(explanation)), f"![{escape(alt(explanation))}]({FIGURE})",
+              bullets(remarks(explanation)), f"## {escape(seeds.title)}", as_markdown(seeds), "## Settings",
+              pairs(settings(explanation)), "## Provenance", pairs(notes.provenance(explanation.records))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def page(explanation: Explanation, svg: bytes) -> str:
+    """Return explain.html with the waterfall in it."""
+    return render_page("explain.html", heading=HEADING, between=between(explanation), headline=headline(explanation),
+                       tables=[table(explanation), by_seed(explanation)], remarks=remarks(explanation),
+                       picture=image_source(svg), alt=alt(explanation), figure=TITLE, settings=settings(explanation),
+                       provenance=notes.provenance(explanation.records))

@@ -2,86 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import PluginError, StoreError
 from clbench.core.files import write_atomically
 from clbench.core.hookspecs import ReportFormat
 from clbench.core.user_code import format_error
-from clbench.report import explained
-from clbench.report.analysis import notes
-from clbench.report.explained import Explanation, between, by_seed, headline, remarks, settings, table
-from clbench.report.formats.html import render_page
-from clbench.report.formats.markdown import escape
-from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.model import FigureData, FileFormat, Report
-from clbench.results.audit import Audit
 
-FIGURE = "figures/waterfall.svg"
-DIAL = "figures/dial.svg"
-HEADING = "Why two numbers differ"
-
-
-def markdown(explanation: Explanation) -> str:
-    """Return explain.md: the result in a line, the table, the waterfall, remarks, each seed, settings and origin."""
-    seeds = by_seed(explanation)
-    blocks = [f"# {HEADING}", escape(between(explanation)), f"**{escape(headline(explanation))}**",
-              as_markdown(table(explanation)), f"![{escape(explained.alt(explanation))}]({FIGURE})",
-              _bullets(remarks(explanation)), f"## {escape(seeds.title)}", as_markdown(seeds), "## Settings",
-              _pairs(settings(explanation)), "## Provenance", _pairs(notes.provenance(explanation.records))]
-    return "\n\n".join(blocks) + "\n"
-
-
-def page(explanation: Explanation, svg: bytes) -> str:
-    """Return explain.html with the waterfall in it."""
-    return render_page("explain.html", heading=HEADING, between=between(explanation), headline=headline(explanation),
-                       tables=[table(explanation), by_seed(explanation)], remarks=remarks(explanation),
-                       picture="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
-                       alt=explained.alt(explanation), figure=explained.TITLE, settings=settings(explanation),
-                       provenance=notes.provenance(explanation.records))
-
-
-def write_audit(audit: Audit, directory: Path) -> list[Path]:
-    """Write audit.md, audit.html, audit.json, and the figure of the dial if there is one; return their paths.
-
-    Raises:
-        StoreError: a file cannot be written.
-    """
-    from clbench.report import audit as audited
-
-    svg = b""
-    if audit.dial:
-        from clbench.report.figures import dial
-
-        svg = dial.drawn(audit)
-    files: dict[str, str | bytes] = {DIAL: svg} if svg else {}
-    picture = f"![{escape(audited.alt(audit))}]({DIAL})" if audit.dial else ""
-    grids = audited.tables(audit)
-    blocks = [f"# {audited.HEADING}", escape(audited.summary(audit)),
-              _bullets(audited.headline(audit)), *(block for grid in grids for block in (
-                  f"## {escape(grid.title)}", as_markdown(grid))), picture,
-              "## How to read this", _bullets(audited.remarks(audit)), "## Settings", _pairs(audit.settings)]
-    files["audit.md"] = "\n\n".join(filter(None, blocks)) + "\n"
-    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode() if audit.dial else ""
-    files["audit.html"] = render_page(
-        "audit.html", heading=audited.HEADING, base=audit.base, summary=audited.summary(audit),
-        headline=audited.headline(audit), tables=grids, picture=source, figure="Gain and loss by scale",
-        alt=audited.alt(audit), remarks=audited.remarks(audit), settings=audit.settings)
-    files["audit.json"] = audited.as_json(audit)
-    for name, content in files.items():
-        _write(directory / name, content)
-    return [directory / name for name in files]
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {escape(line)}" for line in lines)
-
-
-def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in pairs)
+if TYPE_CHECKING:
+    from clbench.report.explained import Explanation
+    from clbench.results.audit import Audit
 
 
 def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
@@ -147,13 +81,25 @@ def write_explained(explanation: Explanation, directory: Path) -> list[Path]:
     """
     from clbench.report import explained
 
-    svg = explained.drawn(explanation, "svg")
-    files: dict[str, str | bytes] = {
-        "explain.md": markdown(explanation), "explain.html": page(explanation, svg),
-        FIGURE: svg}
-    for name, content in files.items():
+    return _write_files(explained.files(explanation), directory)
+
+
+def write_audit(audit: Audit, directory: Path) -> list[Path]:
+    """Write audit.md, audit.html, audit.json, and the figure of the dial if there is one; return their paths.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    from clbench.report import audit as audited
+
+    return _write_files(audited.files(audit), directory)
+
+
+def _write_files(contents: Mapping[str, str | bytes], directory: Path) -> list[Path]:
+    """Write files by their names below a folder, and return their paths."""
+    for name, content in contents.items():
         _write(directory / name, content)
-    return [directory / name for name in files]
+    return [directory / name for name in contents]
 
 
 def _write(path: Path, content: str | bytes, make_folder: bool = True) -> None:

@@ -17,7 +17,7 @@ from clbench.core.registry import discover
 from clbench.execution import explaining
 from clbench.experiment import references, spec
 from clbench.experiment.plan import plan
-from clbench.report import writing
+from clbench.report import explained
 from clbench.report.formats import verified
 from clbench.results import verification
 from clbench.results.store import Store
@@ -250,7 +250,7 @@ def test_the_committed_explanations_are_what_their_records_give(path, monkeypatc
     a, b = map(Path, re.findall(r"benchmarks/\S+\.toml", path.read_text().replace("\\", ""))[:2])
     study = explaining.prepare(a, b, "ACC", {"seeds": sorted({r.trial.seed for r in records})}, discover(), 400,
                                path.parent)
-    assert writing.markdown(explaining.conclude(study, {r.key: r for r in records})) == path.read_text()
+    assert explained.markdown(explaining.conclude(study, {r.key: r for r in records})) == path.read_text()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ from helpers.records import make_record
 
 from clbench.core.errors import SpecError
 from clbench.experiment.factors import Factor, Part
-from clbench.report import explained, writing
+from clbench.report import explained
 from clbench.report.columns import find_tested
 from clbench.report.explained import Explanation, check_units, headline, remarks, table
 from clbench.results.attribution import attribute
@@ -65,7 +65,7 @@ def test_bars_of_the_waterfall_go_from_a_to_b():
 
 def test_both_formats_escape_and_say_the_same():
     found = told()
-    page, text = writing.page(found, b"<svg/>"), writing.markdown(found)
+    page, text = explained.page(found, b"<svg/>"), explained.markdown(found)
     assert "&lt;depth&gt;" in page and "<depth>" not in page and "&lt;depth&gt;" in text
     for part in ("-4.60 ± 0.25", "sgd, 0.9 -&gt; adam, 0"):
         assert part in page and part in text

@@ -52,6 +52,11 @@ def render_page(template: str, **values: object) -> str:
     return _environment().get_template(template).render(style=_asset("report.css") + css(), **values) + "\n"
 
 
+def image_source(svg: bytes) -> str:
+    """Return the source of an image that is part of the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
 @cache
 def _environment() -> Environment:
     import jinja2

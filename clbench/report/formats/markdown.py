@@ -19,7 +19,7 @@ def render(report: Report) -> str:
     for section in report.sections:
         blocks += _section(section)
     blocks += _rankings(report)
-    blocks += ["## How to read the tables", _bullets(report.notes)]
+    blocks += ["## How to read the tables", bullets(report.notes)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -36,23 +36,23 @@ def _section(section: Section) -> Iterator[str]:
     yield "\n".join(_headline(section))
     if section.problems:
         yield "**Trials without a result**"
-        yield _bullets(section.problems)
+        yield bullets(section.problems)
     yield table(section.comparison)
     yield " ".join(map(escape, section.footnote))
     yield "\n".join(["| setting | |", "| :-- | :-- |", *(f"| {escape(name)} | {escape(value)} |"
                                                            for name, value in section.setting)])
     if section.notes:
         yield "**Notes**"
-        yield _bullets(section.notes[:MOST_NOTES])
+        yield bullets(section.notes[:MOST_NOTES])
         if rest := section.notes[MOST_NOTES:]:
-            yield from _folded(f"{len(rest)} more note{'s' * (len(rest) > 1)}", [_bullets(rest)])
+            yield from _folded(f"{len(rest)} more note{'s' * (len(rest) > 1)}", [bullets(rest)])
     if section.anatomy:
         yield "### Where the errors come from"
-        yield _bullets(section.anatomy)
+        yield bullets(section.anatomy)
     for figure in (f for f in section.figures if f.brief):
         yield from _figure(figure)
     if section.verdicts and not many:
-        yield from _folded("Differences, paired by seed", [_bullets(section.verdicts), *_titled(section.comparisons)])
+        yield from _folded("Differences, paired by seed", [bullets(section.verdicts), *_titled(section.comparisons)])
     if many:
         yield ("Each difference with its p-value, more metrics and costs, accuracy matrices, and the options of each "
                "method are in report.html and report.json. Every number is in report.csv (`clbench report RUN --format "
@@ -62,7 +62,7 @@ def _section(section: Section) -> Iterator[str]:
         yield from _folded("Accuracy on every task after each task (accuracy matrix R)", _titled(section.matrices))
     settings = [pair for pair in section.settings if not (many and pair[0].startswith("method "))]
     yield from _folded("Settings, provenance, commands", [
-        "**Settings**", _pairs(settings), "**Provenance**", _pairs(section.provenance), "**Command**",
+        "**Settings**", pairs(settings), "**Provenance**", pairs(section.provenance), "**Command**",
         *map(_code, section.commands)])
 
 
@@ -102,7 +102,7 @@ def _figure(figure: FigureData) -> Iterator[str]:
 
 def tables(heading: str, comparisons: Iterable[Table], verdicts: Iterable[str]) -> str:
     """Return a heading, verdicts as a list, and the tables with their titles."""
-    return "\n\n".join([heading, _bullets(verdicts), *_titled(comparisons)])
+    return "\n\n".join([heading, bullets(verdicts), *_titled(comparisons)])
 
 
 def table(data: Table) -> str:
@@ -122,12 +122,14 @@ def _cell(cell: Cell) -> str:
     return f"**{escape(cell.text)}**" if cell.bold else escape(cell.text)
 
 
-def _bullets(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str]) -> str:
+    """Return a list with an item for each line."""
     return "\n".join(f"- {escape(line)}" for line in lines)
 
 
-def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in pairs)
+def pairs(items: Iterable[tuple[str, str]]) -> str:
+    """Return a list with an item for each name and its value."""
+    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in items)
 
 
 def _code(text: str) -> str:

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.references import Cell, Reference
 from clbench.report.analysis import notes
-from clbench.report.formats.markdown import escape
+from clbench.report.formats.markdown import bullets, escape
 from clbench.report.formatting import NONE, clean
 from clbench.results.verification import Checked, Verdict
 
@@ -42,7 +42,7 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
               f"{_metrics(reference)}: {summary(checked)}. Ours is mean ± standard error; differences and tolerances "
               "are in points."]
     if remarks := [f"{where}: {text}" for where, text in _remarks(checked)]:
-        blocks.append(_bullets(remarks))
+        blocks.append(bullets(remarks))
     blocks += ["## Rule", f"A cell is reproduced if the two means differ by no more than its tolerance: the half "
                f"width of Welch's {100 * rule.level:g} % interval of their difference, from both spreads and both "
                f"numbers of seeds, plus {rule.rounding:g} for the rounding of the published figure and what is granted "
@@ -51,19 +51,19 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     granted = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
     granted += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
     if granted:
-        blocks.append(_bullets(granted))
+        blocks.append(bullets(granted))
     if reference.notes:
-        blocks += ["## Known differences", _bullets(reference.notes)]
+        blocks += ["## Known differences", bullets(reference.notes)]
     if records:
         benchmarks = dict.fromkeys(clean(r.trial.benchmark) for r in records)
         models = dict.fromkeys(clean(r.trial.model) for r in records)
         recipes = dict.fromkeys(notes.recipe(r.trial.trained_by) for r in records)
         methods = dict.fromkeys(f"{r.label}, {scenario_rules(r.trial.scenario).title}: {clean(r.trial.method)}"
                                 for r in records)
-        blocks += ["## Setting", _bullets([*(f"benchmark: {text}" for text in benchmarks),
+        blocks += ["## Setting", bullets([*(f"benchmark: {text}" for text in benchmarks),
                                            *(f"model: {text}" for text in models),
                                            *(f"recipe: {text}" for text in recipes), *methods]),
-                   "## Provenance", _bullets([f"{key}: {value}" for key, value in notes.provenance(records)])]
+                   "## Provenance", bullets([f"{key}: {value}" for key, value in notes.provenance(records)])]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -125,7 +125,3 @@ def _remarks(checked: Sequence[Checked]) -> list[tuple[str, str]]:
     for result in checked:
         remarks += [(_name(result.cell), remark) for remark in result.remarks]
     return remarks
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {escape(line)}" for line in lines)
