@@ -141,10 +141,10 @@ class Auditor:
 
     def run(self) -> Audit:
         """Score the base and all models, and return the comparison."""
-        own = self._scores(BASE, [self.base_hash], self._unchanged)
+        base_scores = self._scores(BASE, [self.base_hash], self._unchanged)
         again = self._scores(f"{BASE} in bfloat16", [self.base_hash], self._unchanged, "bf16")
-        floors = {(file.name, metric.name): noise_floor(own[file.name], again[file.name], metric)
-                  for file in self.files for metric in CAUSAL_LM.metrics if own[file.name].values(metric)}
+        floors = {(file.name, metric.name): noise_floor(base_scores[file.name], again[file.name], metric)
+                  for file in self.files for metric in CAUSAL_LM.metrics if base_scores[file.name].values(metric)}
         scores: dict[str, dict[str, FileScores]] = {}
         dial: list[DialPoint] = []
         for candidate in sorted(self.candidates, key=lambda c: c.kind == "model"):
@@ -154,9 +154,9 @@ class Auditor:
             load = self._whole if candidate.kind == "model" else self._adapted
             scores[candidate.label] = self._scores(candidate.label, hashes, partial(load, candidate))
             if self.request.scales:
-                dial = self._dial(candidate, hashes, own, scores[candidate.label], floors)
+                dial = self._dial(candidate, hashes, base_scores, scores[candidate.label], floors)
         cells = judge([one for candidate in self.candidates
-                       for one in self._cells(candidate.label, own, scores[candidate.label], floors)])
+                       for one in self._cells(candidate.label, base_scores, scores[candidate.label], floors)])
         files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.notes) for f in self.files)
         return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(cells), tuple(dial),
                      tuple(self._settings()), tuple(self.stored))
@@ -171,24 +171,24 @@ class Auditor:
         yield "batch size, device", f"{self.request.batch_size}, {self.device}"
         yield "torch", torch.__version__
 
-    def _cells(self, model: str, own: Mapping[str, FileScores], scores: Mapping[str, FileScores],
+    def _cells(self, model: str, base_scores: Mapping[str, FileScores], scores: Mapping[str, FileScores],
                floors: Mapping[tuple[str, str], float]) -> Iterator[Cell]:
         """Yield a cell for each metric of each file."""
         for file in self.files:
             for metric in CAUSAL_LM.metrics:
                 if (floor := floors.get((file.name, metric.name))) is not None:
-                    yield cell(model, file.name, metric, own[file.name], scores[file.name], floor,
+                    yield cell(model, file.name, metric, base_scores[file.name], scores[file.name], floor,
                                self.request.margins)
 
-    def _dial(self, candidate: Candidate, hashes: Sequence[str], own: Mapping[str, FileScores],
+    def _dial(self, candidate: Candidate, hashes: Sequence[str], base_scores: Mapping[str, FileScores],
               full: Mapping[str, FileScores], floors: Mapping[tuple[str, str], float]) -> list[DialPoint]:
         """Return the adapter's effect at each scale; the base is scale 0, and the adapter itself scale 1."""
         points: dict[float, list[Cell]] = {}
         for scale in sorted(set(self.request.scales)):
             name = f"scale {scale:g}"
-            scaled = own if scale == 0 else full if scale == 1 else self._scores(
+            scaled = base_scores if scale == 0 else full if scale == 1 else self._scores(
                 name, [*hashes, f"{scale!r}"], partial(self._adapted, candidate, scale))
-            points[scale] = list(self._cells(name, own, scaled, floors))
+            points[scale] = list(self._cells(name, base_scores, scaled, floors))
         judged = iter(judge([one for cells in points.values() for one in cells]))
         others = {file.name for file in self.files if file.role != "new"}
         result = []
@@ -215,18 +215,18 @@ class Auditor:
     def _scores(self, name: str, hashes: Sequence[str], load: Callable[[], AbstractContextManager[Any]],
                 precision: Precision = "fp32") -> dict[str, FileScores]:
         """Return the scores of a model on all files. The model is loaded only if scores are missing."""
-        found = {file.name: self._stored(self._key(hashes, file, precision)) for file in self.files}
-        missing = [file for file in self.files if found[file.name] is None]
+        scores_by_file = {file.name: self._stored(self._key(hashes, file, precision)) for file in self.files}
+        missing = [file for file in self.files if scores_by_file[file.name] is None]
         if missing:
             with load() as model:
                 scorer = Scorer(model, self.device, precision)
                 for file in missing:
-                    found[file.name] = self._score(scorer, file, name)
-                    self._store(self._key(hashes, file, precision), found[file.name])
+                    scores_by_file[file.name] = self._score(scorer, file, name)
+                    self._store(self._key(hashes, file, precision), scores_by_file[file.name])
         if self.request.out is not None:
             self.stored += [(name, file.name, f"{SCORES}/{self._key(hashes, file, precision)}.npz")
                             for file in self.files]
-        return {file: scores for file, scores in found.items() if scores is not None}
+        return {file: scores for file, scores in scores_by_file.items() if scores is not None}
 
     def _score(self, scorer: Scorer, file: ReadFile, name: str) -> FileScores:
         """Return the scores of one file."""

@@ -176,12 +176,12 @@ class Base:
         if candidate.kind == "adapter" and not any_base and (named := config.get("base_model_name_or_path")):
             self._check_name(candidate, str(named))
         if (candidate.folder / "tokenizer.json").is_file() or (candidate.folder / "tokenizer.model").is_file():
-            theirs = load_tokenizer(candidate.folder).get_vocab()
+            other_numbers = load_tokenizer(candidate.folder).get_vocab()
             for token, number in self.tokenizer.get_vocab().items():
-                if theirs.get(token) != number:
+                if other_numbers.get(token) != number:
                     raise DataError(f"{candidate.folder}: its vocabulary is not that of the base {self.name}: token "
-                                    f"{token!r} is {theirs.get(token, 'missing')} instead of {number}; name the base "
-                                    "that it was trained from")
+                                    f"{token!r} is {other_numbers.get(token, 'missing')} instead of {number}; name the "
+                                    "base that it was trained from")
         elif candidate.kind == "model":
             sizes = [c.get("vocab_size") for c in (config, read_config(self.folder, "model"))]
             if sizes[0] != sizes[1]:
@@ -190,8 +190,9 @@ class Base:
 
     def _check_name(self, candidate: Candidate, named: str) -> None:
         """Check that an adapter names this base: by the last part of its path, or by the files if they are here."""
-        own = {self.name, str(self.folder.resolve()), str(read_config(self.folder, "model").get("_name_or_path", ""))}
-        if Path(named).name.lower() in {Path(name).name.lower() for name in own if name}:
+        published = str(read_config(self.folder, "model").get("_name_or_path", ""))
+        base_names = {self.name, str(self.folder.resolve()), published}
+        if Path(named).name.lower() in {Path(name).name.lower() for name in base_names if name}:
             return
         other = Path(named)
         if (other / MODEL).is_file() and fingerprint(other) == fingerprint(self.folder):

@@ -52,7 +52,7 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
     Raises:
         DataError: a folder is missing, or has neither.
     """
-    found: list[tuple[Path, str]] = []
+    labeled: list[tuple[Path, str]] = []
     for path in paths:
         if not path.is_dir():
             raise DataError(f"{path}: there is no such folder")
@@ -64,10 +64,10 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
             raise DataError(f"{path}: it has neither {ADAPTER} nor {MODEL} nor folders checkpoint-N; expected a PEFT "
                             "adapter, a model, or a series of checkpoints")
         name = path.resolve().name
-        found += [(child, f"{name}/{child.name}" if len(paths) > 1 else child.name) for child in series]
-        found += [(path, name)] if itself else []
-    labels = [label for _, label in found]
-    return [Candidate(label if labels.count(label) == 1 else str(path), path, _kind(path)) for path, label in found]
+        labeled += [(child, f"{name}/{child.name}" if len(paths) > 1 else child.name) for child in series]
+        labeled += [(path, name)] if itself else []
+    labels = [label for _, label in labeled]
+    return [Candidate(label if labels.count(label) == 1 else str(path), path, _kind(path)) for path, label in labeled]
 
 
 def _kind(folder: Path) -> Kind:

@@ -82,8 +82,8 @@ def cell(model: str, file: str, metric: Metric, base: FileScores, scores: FileSc
         p = min(1.0, 2 * NormalDist().cdf(z))
         interval: tuple[float | None, float | None] = low, high
     else:
-        found = t_interval(differences)
-        interval = found.low, found.high
+        mean_interval = t_interval(differences)
+        interval = mean_interval.low, mean_interval.high
         p = worse_p([metric.worsening(d) for d in differences], limit)
     return Cell(model, file, metric, len(differences), fmean(first), fmean(second), fmean(differences), *interval,
                 floor, limit, p)
