@@ -25,6 +25,7 @@ from torch.func import functional_call
 
 from clbench.accounting.flops import FlopCount, counted_modules
 from clbench.core import seeds
+from clbench.core.objective import CAUSAL_LM
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
 from clbench.training.cache import PhaseInputs
@@ -95,8 +96,8 @@ class FlopsCallback(Callback):
             with precision.forward(training.recipe, strategy.active.device, strategy):
                 for given in given_tasks(strategy.world.scenario, task + 1):
                     samples = len(tests.y) if given is None else tests.sizes[given]
-                    x = next(tests.batches(2, given))[0]
-                    flops.append(prediction_flops(strategy, x, given, min(size, samples)))
+                    x, y, _ = next(tests.batches(2, given))
+                    flops.append(prediction_flops(strategy, x, y, given, min(size, samples)))
             replica.costs.inference_flops.append(round(mean(flops)))
 
 
@@ -137,7 +138,8 @@ class PhaseFlops:
 
     def kind_of(self, batches: Sequence[Batch]) -> Hashable:
         """Return what steps on batches that cost the same have in common."""
-        return batches[0].x.shape, batches[0].replayed, sizes_of(self.strategies[0]) if self.edits else ()
+        batch = batches[0]
+        return batch.x.shape, batch.y.shape, batch.replayed, sizes_of(self.strategies[0]) if self.edits else ()
 
     @contextmanager
     def counted_draw(self, strategy: Strategy, batch: Batch) -> Iterator[FlopCount]:
@@ -191,19 +193,22 @@ def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
     with seeds.scope(0, "flops"), FlopCount() as count:
         with engine.forward:
             loss: Tensor = functional_call(Loss(strategy), buffers,
-                                           (batch, batch.x, batch.y, batch.tasks, batch.frozen))
+                                           (batch, batch.x, batch.y, batch.tasks, batch.frozen, None, batch.at))
         torch.autograd.grad(loss, trained, allow_unused=True)
     return int(count.total)
 
 
-def prediction_flops(strategy: Strategy, x: Tensor, given: int | None, size: int) -> Fraction:
+def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None, size: int) -> Fraction:
     """Return the FLOPs of predicting one sample in batches of `size`, whatever of it is cached.
+
+    Of a language model they include the head, at the scored positions.
 
     Part of a batch's cost does not depend on its size (dora's weights), so batches of one and of two are counted.
 
     Args:
         strategy: after some tasks.
         x: two samples, as inputs of the model; or one, if there are no more.
+        y: their labels.
         given: their task, None if the scenario does not give it.
         size: of the batches.
     """
@@ -212,7 +217,9 @@ def prediction_flops(strategy: Strategy, x: Tensor, given: int | None, size: int
     totals = []
     for part in (x[:1], x):
         with torch.no_grad(), FlopCount() as count:
-            strategy.predict(part, given)
+            prediction = strategy.predict(part, given)
+            if strategy.world.objective == CAUSAL_LM.name:
+                strategy.objective.scores(strategy, prediction.logits, y[:len(part)])
         totals.append(count.total)
     strategy.train(training)
     each = (totals[1] - totals[0]) or totals[0]  # there may be one sample only

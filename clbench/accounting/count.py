@@ -131,7 +131,8 @@ def row_flops(strategy: Strategy, stream: Stream, given: int | None, batch: int)
     tested = stream.tasks if given is None else stream.tasks[given:given + 1]
     kind = tokens.DTYPE if stream.is_text else torch.float32
     x = torch.empty(2, *stream.input_shape, dtype=kind, device="meta")
-    return prediction_flops(strategy, x, given, min(batch, sum(len(task.test) for task in tested)))
+    y = tested[0].test.y[:len(x)]
+    return prediction_flops(strategy, x, y, given, min(batch, sum(len(task.test) for task in tested)))
 
 
 def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:

@@ -137,7 +137,8 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
 
         def first_batch(size: int) -> Batch:
             part = samples.take(torch.arange(size, device=samples.index_device))
-            return Batch(world.prepare(part.x), part.y, part.tasks, 0)
+            batch = Batch(world.prepare(part.x), part.y, part.tasks, 0)
+            return strategy.objective.collate([batch])[0] if world.is_text else batch
 
         def timed(size: int) -> tuple[int, int, float]:
             batch = first_batch(size)

@@ -15,6 +15,7 @@ from typing import Any
 import pluggy
 
 from clbench.core.errors import PluginError, unknown
+from clbench.core.objective import CLASSIFICATION
 from clbench.core.options import NoOptions, Options
 from clbench.core.pretrained import WeightsSource
 from clbench.core.renamed import Renamed, old_keywords
@@ -49,6 +50,8 @@ class StrategyInfo:
 
     `family` is one of `FAMILIES`: the group in which lists show the method, with the first year in `paper`.
 
+    `objectives` are those that the method can train, of `clbench.core.objective.OBJECTIVES`.
+
     `load_model(record, folder, task)` returns the network that predicts for a task, from the files that the strategy
     has exported to the trial's folder (`clbench.load_model`).
     """
@@ -70,6 +73,7 @@ class StrategyInfo:
     display_name: str = ""
     names_code: bool = False  # whether the name says where the code is: `package.module:Class`
     family: str = "other"
+    objectives: Sequence[str] = (CLASSIFICATION.name,)
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
     def __post_init__(self) -> None:
@@ -90,7 +94,10 @@ class StrategyInfo:
 
 @dataclass(frozen=True)
 class BenchmarkInfo:
-    """A benchmark: `build(options, data_dir, seed)` returns an Avalanche benchmark (`train_stream`, `test_stream`)."""
+    """A benchmark: `build(options, data_dir, seed)` returns an Avalanche benchmark (`train_stream`, `test_stream`).
+
+    One whose `objective` is not classification returns a `clbench.data.raw.RawStream`.
+    """
 
     name: str
     build: str | Callable[..., Any]
@@ -108,11 +115,14 @@ class BenchmarkInfo:
     # benchmark reads is not there or cannot be right. It is called before anything is trained, so it must be quick and
     # must not import torch.
     check: str | Callable[[str, Mapping[str, Any], Path], object] = ""
+    objective: str = CLASSIFICATION.name  # what models are trained for on it
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """A model: `build(options, input_shape, classes)` returns a `clbench.models.Network`.
+
+    With 0 classes, a model of text is a causal language model, whose outputs are its vocabulary.
 
     If the model has an option named `size`, clbench resizes images to this number of pixels, and `input_shape` has it.
     A model of text (`text`) takes tokens, int32 [N, L]. Its name ends in `:NAME`, where NAME is the folder or

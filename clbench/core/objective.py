@@ -1,4 +1,4 @@
-"""What models are trained for, and the metrics by which they are judged (no torch).
+"""Objectives, which are what models are trained for, and the metrics by which they are judged (no torch).
 
 Values are raw, as everywhere: a percentage is a fraction between 0 and 1.
 """
@@ -6,7 +6,7 @@ Values are raw, as everywhere: a percentage is a fraction between 0 and 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from clbench.core.errors import SpecError, unknown
 
@@ -22,6 +22,10 @@ class Metric:
     direction: Direction
     low: float | None = None
     high: float | None = None
+
+    def contains(self, value: float) -> bool:
+        """Return whether a value is within the bounds."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
     def worsening(self, difference: float) -> float:
         """Return by how much a value became worse if it changed by `difference`; negative if it became better."""
@@ -48,6 +52,10 @@ class ObjectiveInfo:
         raise SpecError(unknown("metric", name, [m.name for m in self.metrics], f"objective {self.name}"))
 
 
+ACCURACY = Metric("accuracy", "percent", "up", 0.0, 1.0)
 NLL = Metric("nll", "nats per token", "down", 0.0)
 EXACT = Metric("exact", "percent", "up", 0.0, 1.0)
+CLASSIFICATION = ObjectiveInfo("classification", ACCURACY.name, (ACCURACY,))
 CAUSAL_LM = ObjectiveInfo("causal-lm", NLL.name, (NLL, EXACT))
+OBJECTIVES: Final = {info.name: info for info in (CLASSIFICATION, CAUSAL_LM)}
+METRICS: Final = {metric.name: metric for info in OBJECTIVES.values() for metric in info.metrics}

@@ -8,9 +8,18 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
+from clbench.core.objective import CAUSAL_LM
 from clbench.core.options import Options
 from clbench.core.seeds import DEVELOPMENT_BLOCKS, FIRST_DEVELOPMENT_SEED
-from clbench.data.own_options import ArraysOptions, HubOptions, ImagesOptions, TableOptions, TextOptions, TokenOptions
+from clbench.data.own_options import (
+    ArraysOptions,
+    HubOptions,
+    ImagesOptions,
+    InstructionOptions,
+    TableOptions,
+    TextOptions,
+    TokenOptions,
+)
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
@@ -277,6 +286,11 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
         BenchmarkInfo("text:*", user_data + "texts:text", "texts and labels in a .csv or .jsonl file or a folder; for "
                       "models hf:NAME", TextOptions, any_name=True, cached=True,
                       files=user_data + "texts:text_files", check=own_options + "check_path"),
+        BenchmarkInfo("instructions:*", user_data + "instruction_streams:instructions",
+                      "prompts and responses in .jsonl files, a file or folder for each task; for language models "
+                      "hf:NAME", InstructionOptions, scenarios=("task", "domain"), any_name=True, cached=True,
+                      files=user_data + "instruction_streams:instruction_files", check=own_options + "check_path",
+                      objective=CAUSAL_LM.name),
         BenchmarkInfo("split-newsgroups", user_data + "texts:newsgroups",
                       "10 x 2 groups of 20 Newsgroups (11,293 train, 7,528 test); for hf:NAME",
                       NewsgroupsOptions, cached=True, files=user_data + "texts:newsgroups_files"),

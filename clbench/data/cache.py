@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from clbench.core import identity
 from clbench.core.entry_points import package_of
 from clbench.core.files import locked, sweep
+from clbench.core.objective import CLASSIFICATION
 from clbench.core.registry import Registry
 from clbench.data.contents import Contents, contents_of, data_files, index_of
 from clbench.experiment.trial import Resolved
@@ -168,6 +169,8 @@ def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
              "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "rows": raw.rows_digest,
              "files": dict(hashes)}
+    if raw.objective != CLASSIFICATION.name:
+        facts |= {"objective": raw.objective, "task_names": raw.task_names}
     save_tensors(path, {**raw.tensors(), **raw.test_rows()}, {"clbench": json.dumps(facts)})
 
 
@@ -186,7 +189,8 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
         raw = RawStream.from_tensors(tensors, tuple(map(tuple, facts["orders"])), tuple(facts["mean"]),
                                      tuple(facts["std"]), tuple(facts["notes"]), facts["augment"],
-                                     tuple(facts["class_names"]))
+                                     tuple(facts["class_names"]), facts.get("objective", CLASSIFICATION.name),
+                                     tuple(facts.get("task_names", ())))
         digest, rows, made_from = facts["digest"], facts["rows"], facts["files"]
     except FileNotFoundError:
         raise

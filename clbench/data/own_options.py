@@ -218,3 +218,15 @@ class TextOptions(TokenOptions, ColumnOptions):
 
     text_column: str = Field("text", description="column of the texts")
     label_column: str | None = Field(None, description="column of the labels; none: label")
+
+
+class InstructionOptions(TokenOptions):
+    """Options of `instructions:PATH`."""
+
+    length: int = Field(512, ge=2, description="tokens of an item at most; the start of a longer prompt is cut off")
+    task_column: str | None = Field(None, description="of one file: the field that names each item's task")
+    tasks_in_order: list[str] = Field([], description="tasks by name in the order in which they come; none: by name, "
+                                      "numbers by size")
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of a task's items that is the test, the same for every "
+                            "seed; not used where a task has a test file")
+    cut_responses: bool = Field(False, description="cut responses that do not fit, which is an error otherwise")

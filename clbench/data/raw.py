@@ -12,11 +12,12 @@ from torch import Tensor
 
 from clbench.core import seeds
 from clbench.core.errors import DataError
+from clbench.core.objective import CLASSIFICATION
 
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y [N] int64.
+    """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y [N] int64, or of tokens [N, L].
 
     `rows` [N] int64 are a test split's rows in the test part of the data set, before it was cut down and divided; None
     where they are not known, and for training samples. With a permutation, x are the first task's inputs, before their
@@ -44,6 +45,8 @@ class RawStream:
         augment: name of the augmentation of training images (`augmentation.AUGMENTATIONS`), empty for none.
         class_names: of labels 0, 1, ...; empty where classes have none. They change no result, so `digest` leaves them
             out.
+        objective: what models are trained for on it.
+        task_names: of the tasks, where the data name them and tasks have no classes.
     """
 
     train: tuple[Split, ...]
@@ -54,6 +57,8 @@ class RawStream:
     notes: tuple[str, ...] = ()
     augment: str = ""
     class_names: tuple[str, ...] = ()
+    objective: str = CLASSIFICATION.name
+    task_names: tuple[str, ...] = ()
 
     @property
     def is_stochastic(self) -> bool:
@@ -89,7 +94,8 @@ class RawStream:
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
                      std: tuple[float, ...], notes: tuple[str, ...], augment: str = "",
-                     class_names: tuple[str, ...] = ()) -> RawStream:
+                     class_names: tuple[str, ...] = (), objective: str = CLASSIFICATION.name,
+                     task_names: tuple[str, ...] = ()) -> RawStream:
         """Return the stream whose `tensors()` and `test_rows()` these are; KeyError if one is missing."""
         def splits(part: str) -> tuple[Split, ...]:
             out = []
@@ -100,7 +106,8 @@ class RawStream:
                 out.append(Split(x, tensors[f"{part}/{task}/y"], permutation, rows=rows))
             return tuple(out)
 
-        return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment, class_names)
+        return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment, class_names,
+                         objective, task_names)
 
 
 def _hashed(head: str, tensors: Mapping[str, Tensor]) -> str:
@@ -143,7 +150,8 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     test: list[Split] = []
     for task, split in enumerate(raw.train):
         if split.permutation is None:
-            train_rows, test_rows = choose(split.y, share, seed,
+            labels = split.y if split.y.dim() == 1 else torch.zeros(len(split.y), dtype=torch.int64)
+            train_rows, test_rows = choose(labels, share, seed,
                                            f"benchmark {name!r}: task {task + 1}'s training experience")
             xs = split.x[train_rows], split.x[test_rows]  # shared with the permuted tasks that follow
         train.append(Split(xs[0], split.y[train_rows], split.permutation, _draw(split, train_rows)))

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
+from clbench.core.entry_points import builder
 from clbench.core.errors import DataError, SpecError
+from clbench.core.objective import CLASSIFICATION
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
@@ -95,6 +97,9 @@ class Stream:
         arrivals: training samples that arrive during each task, by class, or where tasks share outputs by the task that
             they are of; empty where they arrive as the benchmark has them.
         hidden: whether a method gets it as one task (`clbench.training.stream_loop`).
+        objective: what models are trained for. Of `causal-lm`, labels are int32 [N, L]: the token at a position whose
+            prediction counts, else -100; there are no classes.
+        task_names: of tasks without classes, where the data name them.
     """
 
     tasks: tuple[StreamTask, ...]
@@ -107,6 +112,8 @@ class Stream:
     data: str = ""
     arrivals: tuple[tuple[int, ...], ...] = ()
     hidden: bool = False
+    objective: str = CLASSIFICATION.name
+    task_names: tuple[str, ...] = ()
 
     @property
     def is_text(self) -> bool:
@@ -130,7 +137,8 @@ class Stream:
         prepared = self.prepare if size <= TEST_BYTES else None
         return Tests(torch.cat([part.x if prepared is None else prepared(part.x) for part in parts]),
                      torch.cat([part.y for part in parts]),
-                     torch.cat([torch.full_like(part.y, index) for index, part in enumerate(parts)]),
+                     torch.cat([torch.full((len(part),), index, device=part.y.device)
+                                for index, part in enumerate(parts)]),
                      tuple(map(len, parts)), self.prepare if prepared is None else None)
 
     def to(self, device: torch.device | str, room: int | None = None) -> Stream:
@@ -202,6 +210,10 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
                    verify: bool = False) -> RawStream:
     """Return a benchmark with its own labels, from the cache or built; `load_stream` says how and raises what."""
     def build() -> RawStream:
+        info = registry.benchmark(benchmark.name)
+        if info.objective != CLASSIFICATION.name:
+            raw: RawStream = builder(info, "benchmark")(info.options.stored(benchmark.options), data_dir, seed)
+            return raw
         from clbench.data.avalanche.build import build_raw  # imports Avalanche
 
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
@@ -212,6 +224,8 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
+    if raw.objective != CLASSIFICATION.name:
+        return _unlabeled(raw)
     maps = scenario_rules(scenario).outputs(raw.orders, name)
     classes = len(set(chain.from_iterable(table.values() for table in maps)))
     cache = PermutedInputCache()
@@ -229,6 +243,16 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     shape = tuple(raw.train[0].x.shape[1:])
     return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes,
                   AUGMENTATIONS[raw.augment] if raw.augment else None)
+
+
+def _unlabeled(raw: RawStream) -> Stream:
+    """Return a stream without classes, whose labels stay as they are."""
+    tasks = []
+    for index, (train, test) in enumerate(zip(raw.train, raw.test, strict=True)):
+        samples = [Samples(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
+        tasks.append(StreamTask((), samples[0], samples[1], test_rows=test.rows))
+    return Stream(tuple(tasks), 0, tuple(raw.train[0].x.shape[1:]), Prepare(raw.mean, raw.std), raw.digest[:16],
+                  raw.notes, objective=raw.objective, task_names=raw.task_names)
 
 
 def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:

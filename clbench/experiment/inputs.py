@@ -120,7 +120,8 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
     return Inputs(benchmark, model, preprocessing)
 
 
-def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None) -> Callable[[], Any] | None:
+def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None, classes: int = 1
+               ) -> Callable[[], Any] | None:
     """Return a function that builds the model once on the meta device; None if the size of its images is not known.
 
     The function returns None for a model that cannot be built. The run, which knows the inputs, reports the error.
@@ -137,7 +138,7 @@ def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None) -> Cal
         build = builder(info, "model")
         try:
             with torch.device("meta"):
-                return build(inputs.model, shape, 1)
+                return build(inputs.model, shape, classes)
         except Exception:  # of anybody's model
             return None
 

@@ -11,6 +11,7 @@ from typing import Any
 from clbench.core import options as opt
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
+from clbench.core.objective import CLASSIFICATION
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
@@ -57,6 +58,9 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
+    if benchmark and benchmark[0].objective != CLASSIFICATION.name:
+        declared = [resolved[0] for *_, resolved in methods if resolved]
+        problems += _objective_problems(benchmark[0].objective, spec, declared, registry)
     for m, _, resolved in methods:
         outputs = _chosen_outputs(resolved[1]) if resolved else ""
         if outputs:
@@ -66,7 +70,9 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     known_weights = weights is not None if pretrained is None else pretrained
-    network = network_of(model[0], inputs, side) if model and known_weights else None
+    network = None
+    if benchmark and model and known_weights:
+        network = network_of(model[0], inputs, side, int(benchmark[0].objective == CLASSIFICATION.name))
     completed = [(method, label, resolved[0], resolved[1], resolved[1].settled(known_weights, network), recipe)
                  for (method, label), (_, _, resolved), recipe in zip(rows, methods, recipes, strict=True) if resolved]
     refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe)
@@ -87,6 +93,20 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
                 planned.append(PlannedTrial(trial, label, reference, _family(strategy, with_options, recipe),
                                             searched[scenario]))
     return planned
+
+
+def _objective_problems(objective: str, spec: Spec, methods: Sequence[StrategyInfo], registry: Registry) -> list[str]:
+    """Return why an experiment cannot train models for an objective other than classification."""
+    problems = []
+    able = sorted(info.name for info in registry.strategies.values() if objective in info.objectives)
+    for info in methods:
+        if objective not in info.objectives:
+            problems.append(f"method {info.name!r} trains classifiers, and benchmark {spec.benchmark.name!r} is for "
+                            f"language models; methods for them are {', '.join(able)}")
+    if spec.arrival != Arrival():
+        problems.append(f"benchmark {spec.benchmark.name!r} has no classes, so its samples arrive task by task; leave "
+                        "blur, repeat and boundaries out")
+    return problems
 
 
 def _default_scenario(info: BenchmarkInfo, options: opt.Options) -> tuple[Scenario, ...]:

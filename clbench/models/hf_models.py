@@ -43,10 +43,16 @@ def home() -> Any:
 def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...], classes: int) -> Network:
     """Return the network of a text model, untrained; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
 
+    With 0 classes it is that of a causal language model.
+
     Raises:
         SpecError: the model cannot take texts of that length, or is none of text.
         DataError: there is no such folder or repository.
     """
+    if not classes:
+        from clbench.models.language_model import language_model
+
+        return language_model(name, options, input_shape)
     folder = folder_of(inner(name))
     package = home()
     config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)

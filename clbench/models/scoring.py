@@ -62,8 +62,8 @@ class ItemScores:
 
 def collate(items: Sequence[TokenItem], padding: int = 0, multiple: int = 1) -> TokenBatch:
     """Return items as a batch whose L and K are rounded up to a multiple."""
-    length = _rounded(max(len(item.ids) for item in items), multiple)
-    targets = _rounded(max(len(item.scored) for item in items), multiple)
+    length = rounded(max(len(item.ids) for item in items), multiple)
+    targets = rounded(max(len(item.scored) for item in items), multiple)
     ids = torch.full((len(items), length), padding)
     mask = torch.zeros(len(items), length, dtype=torch.int64)
     at = torch.zeros(len(items), targets, dtype=torch.int64)
@@ -77,7 +77,8 @@ def collate(items: Sequence[TokenItem], padding: int = 0, multiple: int = 1) -> 
     return TokenBatch(ids, mask, at, y)
 
 
-def _rounded(count: int, multiple: int) -> int:
+def rounded(count: int, multiple: int) -> int:
+    """Return a number rounded up to a multiple of another."""
     return -(-count // multiple) * multiple
 
 

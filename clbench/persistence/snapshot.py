@@ -54,6 +54,7 @@ class Progress(BaseModel):
     last_losses: list[list[float]]
     curve: Curve | None
     started: datetime.datetime | None
+    scores: dict[str, list[list[float]]] = {}
 
 
 class StreamOutline(BaseModel):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from clbench.core.objective import ACCURACY, METRICS
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
@@ -41,7 +42,7 @@ class RecordPart(BaseModel):
 class StreamFacts(RecordPart):
     """The stream a trial ran on."""
 
-    LATER = ("data", "class_names", "mean", "std", "arrivals")
+    LATER = ("data", "class_names", "mean", "std", "arrivals", "task_names")
 
     classes: list[list[int]] = Field(description="Classes of each task, as outputs of the model.")
     train_samples: list[int] = Field(description="Training samples of each task.")
@@ -62,6 +63,8 @@ class StreamFacts(RecordPart):
     arrivals: list[list[int]] = Field(
         [], description="Training samples by [task in which they arrive][class]; in scenario domain by original task "
         "instead of class. Empty if they arrive as the benchmark has them.")
+
+    task_names: list[str] = Field([], description="Names of tasks without classes; empty if they have no names.")
 
     @model_validator(mode="after")
     def _named(self) -> StreamFacts:
@@ -202,7 +205,8 @@ class Provenance(RecordPart):
 class Record(RecordPart):
     """One finished trial."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen", "items")
+    LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen", "items",
+                                        "metric", "scores")
 
     schema_version: int = Field(SCHEMA, alias="schema", description="Version of this schema.")
     key: str = Field(description="Hash of `trial`, and the record's file name.")
@@ -215,8 +219,11 @@ class Record(RecordPart):
     stream: StreamFacts | None = Field(
         None, description="Stream that the trial ran on; null if the trial failed before.")
     R: list[list[float]] = Field(
-        [], description="R[i][j]: accuracy in [0, 1] on task j in row i. Row 0 is measured before training, row i "
-        "after task i.")
+        [], description="R[i][j]: accuracy in [0, 1] on task j in row i, or the value of `metric`. Row 0 is measured "
+        "before training, row i after task i.")
+    metric: str = Field("", description="Metric of R; empty for accuracy.")
+    scores: dict[str, list[list[float]]] = Field(
+        {}, description="Values of further metrics by name, in the shape of R.")
     outputs: Outputs | None = Field(
         None, description="Outputs that competed with a new sample's label in training; null except in scenario class.")
     task_inference: list[list[float]] | None = Field(
@@ -250,11 +257,15 @@ class Record(RecordPart):
             raise ValueError(f"schema {self.schema_version}, this clbench reads {SCHEMA}")
         if self.key != self.trial.key:
             raise ValueError(f"key {self.key} is not that of its trial, {self.trial.key}")
-        for matrix in (self.R, self.task_inference or []):
+        named = [(self.metric or ACCURACY.name, self.R), *self.scores.items()]
+        for name, matrix in (*named, (ACCURACY.name, self.task_inference or [])):
+            metric = METRICS.get(name)
+            if metric is None:
+                raise ValueError(f"{name!r} is no metric; known are {', '.join(METRICS)}")
             if any(len(row) != len(self.stream.classes if self.stream else ()) for row in matrix):
-                raise ValueError("a row of R has not one accuracy per task")
-            if not all(math.isfinite(a) and 0 <= a <= 1 for a in chain.from_iterable(matrix)):
-                raise ValueError("an accuracy is not within [0, 1]")
+                raise ValueError("a row of R has not one value per task")
+            if not all(math.isfinite(value) and metric.contains(value) for value in chain.from_iterable(matrix)):
+                raise ValueError(f"{metric.name} is not within its bounds")
         if self.status == "done" and (self.stream is None or len(self.R) != len(self.stream.classes) + 1):
             raise ValueError("status is done but R is not whole")
         return self

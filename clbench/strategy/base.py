@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.core.options import NoOptions, Options
@@ -33,6 +32,7 @@ from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.common_options import FixedOutputsOptions, OutputsOptions
 from clbench.strategy.granted import Batch, Budget, Phase, Prediction, Task, World
+from clbench.strategy.objectives import Objective, objective_of
 
 __all__ = ["Batch", "Prediction", "Strategy", "Task", "World", "declares", "overrides"]
 
@@ -165,13 +165,18 @@ class Strategy(OldNames, nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of a prepared batch, a scalar; pure in parameters, buffers and the batch.
 
-        Default: mean cross-entropy over the active outputs of each sample.
+        Default: mean cross-entropy, over the active outputs of each sample or the targets of a language model.
         """
         return self.cross_entropy(self(batch.x, batch.task), batch)
 
-    def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of logits [N, C] over each sample's active outputs."""
-        return F.cross_entropy(self.mask(logits, batch.tasks, batch.replayed), batch.y)
+    def cross_entropy(self, out: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of what `forward` returned for a batch, by the objective."""
+        return self.objective.loss(self, out, batch)
+
+    @property
+    def objective(self) -> Objective:
+        """Return what the model is trained for."""
+        return objective_of(self.world.objective)
 
     def mask(self, logits: Tensor, tasks: Tensor, replayed: int = 0) -> Tensor:
         """Return logits [N, C] with the outputs that are not active for tasks [N] set to -inf.
@@ -240,7 +245,7 @@ class Strategy(OldNames, nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return logits [N, C] over all classes for inputs x [N, *input_shape].
+        """Return logits [N, C] over all classes for inputs x [N, *input_shape]; of language models hidden states.
 
         `task` is the index of the task that all of x comes from; None where the scenario does not give it.
         """

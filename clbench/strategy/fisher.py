@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.core.errors import DivergedError
+from clbench.core.errors import DivergedError, SpecError
+from clbench.core.objective import CAUSAL_LM
 from clbench.data.samples import Samples
-from clbench.strategy.base import Strategy
-from clbench.strategy.per_sample_gradients import mean_gradients
+from clbench.models.scoring import IGNORED
+from clbench.strategy.base import Batch, Strategy
+from clbench.strategy.per_sample_gradients import evaluating, mean_gradients
 
 Kind = Literal["exact", "sampled", "empirical", "predicted"]
 
@@ -46,8 +48,11 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
     Raises:
         ValueError: no samples, or nothing to train.
         DivergedError: the model gives NaN.
+        SpecError: labels of a language model cannot be of this kind.
     """
     samples = samples.subset(limit, generator)
+    if strategy.world.objective == CAUSAL_LM.name:
+        return _of_sequences(strategy, samples, task, kind, generator)
     draws = torch.rand(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
 
     def log_p(logits: Tensor, tasks: Tensor) -> Tensor:
@@ -59,6 +64,41 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
         return list(_seeds(log_p, kind, samples.y[part], None if draws is None else draws[part]))
 
     return mean_gradients(strategy, samples, task, read=log_p, seeds=seeds, measure=torch.square, layerwise=layerwise)
+
+
+def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, generator: torch.Generator
+                  ) -> dict[str, Tensor]:
+    """Return the Fisher of a language model: log p of an item is the sum over its targets, each after the true tokens.
+
+    `sampled` draws one token for each target.
+    """
+    if kind not in ("sampled", "empirical"):
+        raise SpecError(f"fisher = {kind} needs the distribution over all labels of an item, which a language model "
+                        "does not give; choose fisher = sampled or fisher = empirical")
+    parameters = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
+    if not len(samples) or not parameters:
+        raise ValueError(f"Fisher: needs samples and trainable parameters, got {len(samples)} and {len(parameters)}")
+    sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+    if any(p.is_meta for p in parameters.values()):
+        return sums
+    with evaluating(strategy), torch.enable_grad():
+        for item in samples.chunks(1):
+            batch, = strategy.objective.collate([Batch(strategy.world.prepare(item.x), item.y, item.tasks, task)])
+            assert batch.at is not None
+            there = batch.y[0] != IGNORED
+            log_p = strategy.model.head(strategy(batch.x, task)[0, batch.at[0][there]]).float().log_softmax(1)
+            if log_p.isnan().any():
+                raise DivergedError(f"the model's probabilities are NaN after task {task + 1}; there is no Fisher of "
+                                    "them")
+            labels = batch.y[0][there]
+            if kind == "sampled":
+                labels = draw_labels(log_p.detach(), torch.rand(len(labels), generator=generator))
+            gradients = torch.autograd.grad(log_p.gather(1, labels[:, None]).sum(), list(parameters.values()),
+                                            allow_unused=True)
+            for name, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.square()
+    return {name: total / len(samples) for name, total in sums.items()}
 
 
 def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[Tensor]:

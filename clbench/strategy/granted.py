@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clbench.core.objective import CLASSIFICATION
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
@@ -18,7 +19,7 @@ from clbench.experiment.spec import Recipe
 class World:
     """What a strategy knows about its surroundings: the stream, the scenario, the inputs, the random generator."""
 
-    classes: int  # C, the number of outputs
+    classes: int  # C, the number of outputs; 0 for a language model, whose outputs are its vocabulary
     tasks: int  # T, the length of the stream
     scenario: Scenario
     input_shape: tuple[int, ...]  # of one prepared sample, (channels, height, width) for images
@@ -26,6 +27,7 @@ class World:
     pretrained: bool = False  # whether the model came with weights
     prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> inputs [N, *input_shape]
     is_text: bool = False  # whether inputs are tokens, int32 [N, L], -1 behind the last of a sample; else floats
+    objective: str = CLASSIFICATION.name  # what the model is trained for, one of `clbench.core.objective.OBJECTIVES`
     boundaries: bool = True  # whether it is told where tasks end; if not, the stream is one task without `Task.train`
 
     @property
@@ -66,6 +68,10 @@ class Batch:
     text. `task` is the task being trained. `first_pass` is True if these samples of the task are seen for the first
     time. The last `replayed` samples were added by `extended`. `frozen` are the batch's rows of
     `Strategy.frozen_outputs` if these are stored; `Strategy.frozen_outputs_of` returns them in any case.
+
+    Of a language model, y are raw labels, int32 [N, L]: the token at a position whose prediction counts, else -100. In
+    `loss`, y are targets, int64 [N, K], and `at` the positions whose outputs predict them, int64 [N, K]; where a sample
+    has fewer targets than others, y is -100 and `at` is 0.
     """
 
     x: Tensor
@@ -75,6 +81,7 @@ class Batch:
     first_pass: bool = True
     replayed: int = 0
     frozen: Mapping[str, Tensor] | None = None
+    at: Tensor | None = None
 
     def extended(self, extra: Samples) -> Batch:
         """Return this batch with more samples (replay) appended to its own."""
@@ -83,7 +90,10 @@ class Batch:
 
 
 class Prediction(NamedTuple):
-    """Logits [N, C] and, from strategies that infer the task, the inferred task of each sample [N]."""
+    """Logits [N, C] and, from strategies that infer the task, the inferred task of each sample [N].
+
+    Of a language model, the hidden states [N, L, D] take the place of the logits.
+    """
 
     logits: Tensor
     task: Tensor | None = None

@@ -93,6 +93,8 @@ class PerTaskStrategy(Strategy, ABC):
     A given task that has not been learned yet is answered by the starting model (the shared, frozen part and the
     original head), so that all logits are finite. Without a task id only learned tasks compete: each sample gets the
     logits of the task inferred for it. If no task has been learned, these are the starting model's, and the task is -1.
+
+    Parts of a language model have the model's own head, so a task's head changes nothing: it is `nn.Identity`.
     """
 
     roles: tuple[tuple[str, str], ...] = (("heads.*", "heads"), ("prototype_*", "prototypes"),
@@ -100,7 +102,14 @@ class PerTaskStrategy(Strategy, ABC):
     options: InferOptions
 
     def __init__(self, model: Network, world: World, options: InferOptions | None = None) -> None:
-        """Freeze the starting model; subclasses unfreeze what they train in `before_task`."""
+        """Freeze the starting model; subclasses unfreeze what they train in `before_task`.
+
+        Raises:
+            SpecError: the task of a language model's items must be inferred.
+        """
+        if not world.classes and not world.task_given:
+            raise SpecError("a part for each task cannot be chosen for the items of a language model without task IDs; "
+                            "choose --scenario task")
         super().__init__(model, world, options if options is not None else InferOptions())
         self.heads = nn.ModuleList()
         self.learned = 0  # number of tasks learned; while a task is being trained there is one head more
@@ -135,7 +144,8 @@ class PerTaskStrategy(Strategy, ABC):
             raise SpecError(f"infer = entropy cannot weigh task {task.index + 1}, which has a single class (its "
                             "entropy is always 0); choose infer = max-logit, prototype or gaussian")
         self.requires_grad_(False)
-        self.heads.append(TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight))
+        self.heads.append(TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight)
+                          if self.world.classes else nn.Identity())
 
     def after_task(self, task: Task) -> None:
         """Count the task as learned, so that it can be inferred; keep what inference needs of its shared features."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.device import send
+from clbench.core.errors import SpecError
 from clbench.core.options import Options
 from clbench.core.renamed import Renamed
 from clbench.data.samples import Samples
@@ -77,7 +78,8 @@ class ReplayMemory(SampleMemory):
     """Base of strategies with a memory of the stream so far, to which `offer` offers samples.
 
     It grows up to its capacity. memory_seen [C] counts the samples offered so far, by class; memory_full [C] marks the
-    classes that have been the largest one in the memory (for `class` only).
+    classes that have been the largest one in the memory (for `class` only). Without classes, tasks take their place in
+    memory_seen.
     """
 
     # "counters": one number per class, not per sample; with the role "replay" they would count as stored inputs
@@ -88,12 +90,19 @@ class ReplayMemory(SampleMemory):
 
     def __init__(self, model: Network, world: World, options: Options | None = None, *, capacity: int,
                  balance: Balance = "reservoir") -> None:
-        """Start with an empty memory."""
+        """Start with an empty memory.
+
+        Raises:
+            SpecError: the memory is to be balanced, and there are no classes.
+        """
         super().__init__(model, world, options)
+        if balance == "class" and not world.classes:
+            raise SpecError("balance = class divides the memory among classes, which this benchmark does not have; "
+                            "choose balance = reservoir")
         self.capacity, self.balance = capacity, balance
         self._offered: int | None = None  # the sum of memory_seen, once it is known on the host
         device = self.active.device
-        self.register_buffer("memory_seen", torch.zeros(world.classes, dtype=torch.int64, device=device))
+        self.register_buffer("memory_seen", torch.zeros(world.classes or world.tasks, dtype=torch.int64, device=device))
         self.register_buffer("memory_full", torch.zeros(world.classes, dtype=torch.bool, device=device))
 
     def offer(self, samples: Samples) -> None:
@@ -109,7 +118,8 @@ class ReplayMemory(SampleMemory):
                 self._offered = int(self.memory_seen.sum())
             source = reservoir_slots(len(self.memory_y), self._offered, self.capacity, draws[:, 0])
             self._offered += len(samples)
-        self.memory_seen.index_add_(0, samples.y, torch.ones_like(samples.y))
+        kinds = samples.y if self.world.classes else samples.tasks
+        self.memory_seen.index_add_(0, kinds, torch.ones_like(kinds))
         slots = (source >= 0).nonzero()[:, 0]
         if len(slots):  # only these are taken: all inputs of a task may not fit on the device
             self._write(samples.materialized().take(send(source[slots], samples.index_device)), slots)

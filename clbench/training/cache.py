@@ -32,6 +32,7 @@ from torch.func import functional_call
 
 from clbench.core import seeds, tokens
 from clbench.core.errors import PluginError
+from clbench.core.objective import CAUSAL_LM
 from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.samples import Samples, pick
 from clbench.models.network import Network
@@ -268,6 +269,9 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
              for n, p in strategy.named_parameters() if p.requires_grad}
     buffers = dict(strategy.named_buffers())
     losses = []
+    if strategy.world.objective == CAUSAL_LM.name:  # cut first: rounding depends on the number of tokens
+        batch, = strategy.objective.collate([Batch(raw.x, raw.y, raw.tasks, task)])
+        raw = Samples(batch.x, raw.y[:, :batch.x.shape[1]], raw.tasks)
     with torch.no_grad(), forward:
         frozen = compute(strategy, raw, blocks)
         later = frozen.pop(INPUTS)
@@ -275,8 +279,11 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
             with torch.random.fork_rng(), starting_at([strategy], start):
                 some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
+                if strategy.world.objective == CAUSAL_LM.name:
+                    some, = strategy.objective.collate([some])
+                arguments = some, some.x, some.y, some.tasks, some.frozen, None, some.at
                 try:
-                    losses.append(functional_call(Loss(strategy), state, (some, x, raw.y, raw.tasks, frozen)))
+                    losses.append(functional_call(Loss(strategy), state, arguments))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     if start == 0:
                         raise

@@ -1,4 +1,4 @@
-"""One row of R: the accuracy on every task of the stream, and how often an unknown task was inferred right.
+"""One row of R: the metrics of every task of the stream, and how often an unknown task was inferred right.
 
 The outputs that take part are those that the scenario offers at test time, and the strategy gets a sample's task
 where the scenario gives it (`clbench.core.scenario`).
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
+from clbench.core.objective import ACCURACY
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.stream import Stream
 from clbench.strategy.base import Prediction, Strategy
@@ -31,10 +32,15 @@ OnBatch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracy on each task, and the share of its samples whose task was inferred right (None: nothing to infer)."""
+    """Means over each task's samples by metric, and the share whose task was inferred right; None if none is."""
 
-    accuracy: list[float]
+    scores: dict[str, list[float]]
     task_inference: list[float] | None
+
+    @property
+    def accuracy(self) -> list[float]:
+        """Return the accuracy on each task, of classification."""
+        return self.scores[ACCURACY.name]
 
 
 def batch_size(stream: Stream, device: torch.device) -> int:
@@ -72,21 +78,34 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     device = tests.y.device
     size = batch_size(stream, device)
     offered = offered_outputs(stream, scenario, learned)
-    right, inferred = torch.zeros(2, len(stream.tasks), device=device)
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    sums = {metric.name: torch.zeros(len(stream.tasks), dtype=exact, device=device)
+            for metric in strategy.objective.info.metrics}
+    inferred = torch.zeros(len(stream.tasks), dtype=exact, device=device)
     infers = False
-    predict = predictions if cache is None else cache.predictions
+    predict = predictions if cache is None or not stream.classes else cache.predictions
     with torch.no_grad():
         for given in given_tasks(scenario, len(stream.tasks)):
+            if cache is not None and not stream.classes and given is not None:
+                final = cache.final_scores(strategy, tests, size, given)
+                if final is not None:
+                    for name, values in final.items():
+                        sums[name][given] = values.to(exact).sum()
+                    continue
             for prediction, y, tasks in predict(strategy, tests, size, given):
-                logits = prediction.logits.masked_fill(~offered[tasks], float("-inf"))
-                right.index_add_(0, tasks, (logits.argmax(1) == y).to(right.dtype))
+                out = prediction.logits
+                if stream.classes:
+                    out = out.masked_fill(~offered[tasks], float("-inf"))
+                for name, values in strategy.objective.scores(strategy, out, y).items():
+                    sums[name].index_add_(0, tasks, values.to(exact))
                 if on_batch is not None:
-                    on_batch(prediction, logits, y, tasks)
+                    on_batch(prediction, out, y, tasks)
                 if prediction.task is not None:
                     infers = True
-                    inferred.index_add_(0, tasks, (prediction.task == tasks).to(inferred.dtype))
+                    inferred.index_add_(0, tasks, (prediction.task == tasks).to(exact))
     if cache is not None:
         cache.evaluations += 1
     strategy.train(training)
-    shares = (torch.stack([right, inferred]).cpu().double() / torch.tensor(tests.sizes)).tolist()
-    return Row(shares[0], shares[1] if infers else None)
+    sizes = torch.tensor(tests.sizes)
+    scores = {name: (total.cpu().double() / sizes).tolist() for name, total in sums.items()}
+    return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None)

@@ -27,7 +27,7 @@ def describe(stream: Stream) -> StreamFacts:
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
                        fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
                        class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std,
-                       arrivals=list(map(list, stream.arrivals)))
+                       arrivals=list(map(list, stream.arrivals)), task_names=list(stream.task_names))
 
 
 def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
@@ -64,7 +64,8 @@ def record_of(replica: Replica, origin: Provenance, memory: PeakMemory, weights:
     return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
                   searched=planned.searched, until=planned.until, seen=list(planned.seen), status=status,
                   trial=planned.trial, stream=describe(stream),
-                  R=replica.R, task_inference=replica.task_inference or None,
+                  R=replica.R, metric="" if stream.classes else replica.strategy.objective.info.primary,
+                  scores=replica.scores, task_inference=replica.task_inference or None,
                   outputs=replica.strategy.outputs if planned.trial.scenario == "class" else None,
                   curve=replica.curve,
                   last_losses=replica.last_losses if any(replica.last_losses) else [],

@@ -5,7 +5,7 @@
         for each phase (a part of the task's steps):
             strategy.before_phase; new optimizer
             for each step:
-                batch: drawn, replay added (augment_batch), images augmented, prepared
+                batch: drawn, replay added (augment_batch), images augmented, prepared, texts collated
                 loss, gradients, edit_gradients, optimizer step
         strategy.after_task
 
@@ -41,7 +41,7 @@ from clbench.training.costs import Clock
 from clbench.training.optimizers import make_schedule
 from clbench.training.own_loop import fit_by_itself
 from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
-from clbench.training.sampling import BatchSampler, divided, require_divisible, shortened, stackable
+from clbench.training.sampling import BatchSampler, divided, require_divisible, stackable
 from clbench.training.steps import Engine, Unstackable, make_engine
 
 CHECK_EVERY = 256  # steps, after which is seen whether all replicas have diverged: to look waits for the device
@@ -205,7 +205,7 @@ class TrainingLoop:
                        sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
                        for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)]
             if self.replicas[0].strategy.world.is_text:
-                batches = shortened(batches)
+                batches = self.replicas[0].strategy.objective.collate(batches)
             with self.callbacks.around_step(self, batches):
                 losses.append(take_step(self.engine, batches, self.recipe.accumulate))
             if schedule is not None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -58,6 +58,33 @@ class PredictionCache:
     everything: bool = False
     evaluations: int = 0
     stored: dict[tuple[int | None, str], list[Tensor]] = field(default_factory=dict)  # by given task and part
+    scores: dict[tuple[int, bool], list[dict[str, Tensor]]] = field(default_factory=dict)  # by given task, of its part
+
+    def final_scores(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> dict[str, Tensor] | None:
+        """Return the scores [N] by metric of a task's samples, which are computed once; None if they may change.
+
+        They are of a learned task's final part, or of the starting model. One batch, chosen by the seed, is computed
+        again.
+
+        Raises:
+            PluginError: it has other scores than before.
+        """
+        if (given is None or not isinstance(strategy, PerTaskStrategy) or not declares(strategy, "parts_final")
+                or overrides(strategy, "predict", PerTaskStrategy) or not enabled()):
+            return None
+        key = given, given < strategy.learned
+        known, batches = self.scores.get(key), math.ceil(tests.sizes[given] / size)
+        first = 0 if self.everything or known is None else seeds.derive(self.seed, "cache", self.evaluations) % batches
+        again = [strategy.objective.scores(strategy, prediction.logits, y)
+                 for prediction, y, _ in islice(predictions(strategy, tests, size, given, first),
+                                                1 if known is not None and not self.everything else None)]
+        if known is None:
+            known = self.scores[key] = again
+        for before, now in zip(known[first:], again, strict=False):
+            if any(not identical(before[name], now[name]) for name in now):
+                raise PluginError(f"{type(strategy).__name__} declares parts_final, but task {given + 1} has other "
+                                  f"scores than before; set parts_final = False in {type(strategy).__name__}")
+        return {name: torch.cat([scores[name] for scores in known]) for name in known[0]}
 
     def predictions(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
         """Yield what `predictions` does.
@@ -159,12 +186,12 @@ class PredictionCache:
         return output
 
 
-def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
+def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None, first: int = 0) -> Batches:
     """Yield predictions, labels and task indices of a task's test samples, or of all (None), in batches of a size.
 
-    The strategy is in eval mode, without gradients.
+    The strategy is in eval mode, without gradients. `first` is the number of the batch to begin with.
     """
-    for x, y, tasks in tests.batches(size, given):
+    for x, y, tasks in tests.batches(size, given, first):
         yield strategy.predict(x, given), y, tasks
 
 

@@ -81,6 +81,7 @@ class Replica:
     planned: PlannedTrial | None = None
     notes: list[str] = field(default_factory=list)
     R: list[list[float]] = field(default_factory=list)
+    scores: dict[str, list[list[float]]] = field(default_factory=dict)  # of further metrics, in the shape of R
     task_inference: list[list[float]] = field(default_factory=list)
     last_losses: list[list[float]] = field(default_factory=list)
     costs: Costs = field(default_factory=Costs)

@@ -11,12 +11,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clbench.core import seeds, tokens
+from clbench.core import seeds
 from clbench.core.device import send
 from clbench.core.errors import SpecError
 from clbench.data.prepare import Augmentation
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
+from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, declares, overrides
 from clbench.training.steps import Unstackable
 
@@ -158,17 +159,6 @@ def stackable(samples: list[Samples]) -> list[Samples]:
     return samples
 
 
-def shortened(batches: Sequence[Batch]) -> list[Batch]:
-    """Return batches of text, all cut off behind the longest sample of any, with what is stored for their tokens."""
-    parts = []
-    for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True):
-        frozen = None if batch.frozen is None else {
-            name: rows[:, :x.shape[1]] if rows.dim() == tokens.VECTORS and rows.shape[1] == batch.x.shape[1] else rows
-            for name, rows in batch.frozen.items()}
-        parts.append(replace(batch, x=x, frozen=frozen))
-    return parts
-
-
 def require_divisible(strategy: Strategy, recipe: Recipe) -> None:
     """Check that batches may be divided, if the recipe asks for it.
 
@@ -180,8 +170,11 @@ def require_divisible(strategy: Strategy, recipe: Recipe) -> None:
                         "loss is a mean over samples (loss_is_mean); leave accumulate out, or use a smaller batch_size")
 
 
-def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float, Sequence[Batch]]]:
-    """Yield parts of batches, one of each replica, and the share of the samples that they have."""
+def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float | Tensor, Sequence[Batch]]]:
+    """Yield parts of batches, one of each replica, and their shares of the loss.
+
+    A share is that of the samples, or [S] that of each replica's targets where samples have several.
+    """
     samples = len(batches[0].y)
     size = math.ceil(samples / parts)
     if size == samples:
@@ -189,7 +182,12 @@ def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float, Seque
         return
     for begin in range(0, samples, size):
         end = min(begin + size, samples)
-        yield (end - begin) / samples, [rows_of(batch, begin, end) for batch in batches]
+        of_batches = [rows_of(batch, begin, end) for batch in batches]
+        share: float | Tensor = (end - begin) / samples
+        if batches[0].at is not None:
+            counts = [[(batch.y != IGNORED).sum() for batch in pair] for pair in zip(of_batches, batches, strict=True)]
+            share = torch.stack([part / whole for part, whole in counts])
+        yield share, of_batches
 
 
 def rows_of(batch: Batch, begin: int, end: int) -> Batch:
@@ -197,4 +195,5 @@ def rows_of(batch: Batch, begin: int, end: int) -> Batch:
     new = len(batch.y) - batch.replayed
     frozen = None if batch.frozen is None else {name: rows[begin:end] for name, rows in batch.frozen.items()}
     return replace(batch, x=batch.x[begin:end], y=batch.y[begin:end], tasks=batch.tasks[begin:end],
-                   replayed=max(0, end - max(begin, new)), frozen=frozen)
+                   replayed=max(0, end - max(begin, new)), frozen=frozen,
+                   at=None if batch.at is None else batch.at[begin:end])

@@ -136,9 +136,9 @@ class Loss(nn.Module):
         self.strategy = strategy
 
     def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor, frozen: Mapping[str, Tensor] | None = None,
-                scalars: Mapping[str, Tensor] | None = None) -> Tensor:
+                scalars: Mapping[str, Tensor] | None = None, at: Tensor | None = None) -> Tensor:
         """Return the strategy's loss, with these values of its `Scalar` options instead of its own."""
-        batch = replace(batch, x=x, y=y, tasks=tasks, frozen=frozen)
+        batch = replace(batch, x=x, y=y, tasks=tasks, frozen=frozen, at=at)
         if not scalars:
             return self.strategy.loss(batch)
         options: Any = self.strategy.options
@@ -182,9 +182,11 @@ class StackedStep:
         x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
         frozen = None if batches[0].frozen is None else {
             name: torch.stack([b.frozen[name] for b in batches if b.frozen is not None]) for name in batches[0].frozen}
+        places = [b.at for b in batches if b.at is not None]
         drawn = seeds.state() if self.untried else None
         with self.forward:
-            losses = self.loss(state, batches[0], x, y, tasks, frozen, self.scalars)
+            losses = self.loss(state, batches[0], x, y, tasks, frozen, self.scalars,
+                               torch.stack(places) if places else None)
         if drawn is not None and drawn != seeds.state():
             raise Unstackable(DRAWS)
         if self.untried and self.folding and not self.folding.calls:
@@ -198,17 +200,17 @@ class StackedStep:
         return {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
 
     def vectorized(self, state: dict[str, Tensor], batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
-                   frozen: dict[str, Tensor] | None, scalars: dict[str, Tensor]) -> Tensor:
+                   frozen: dict[str, Tensor] | None, scalars: dict[str, Tensor], at: Tensor | None = None) -> Tensor:
         """Return the losses [S] of members whose parameters and buffers are `state`, on x [S, N, ...] and so on."""
         def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor, frozen: dict[str, Tensor] | None,
-                 scalars: dict[str, Tensor]) -> Tensor:
-            value: Tensor = functional_call(self.call, state, (batch, x, y, tasks, frozen, scalars))
+                 scalars: dict[str, Tensor], at: Tensor | None) -> Tensor:
+            value: Tensor = functional_call(self.call, state, (batch, x, y, tasks, frozen, scalars, at))
             return value
 
         try:
             with self.folding or nullcontext():
-                losses: Tensor = vmap(loss, (0, 0, 0, 0, None if frozen is None else 0, 0), randomness="error")(
-                    state, x, y, tasks, frozen, scalars)
+                losses: Tensor = vmap(loss, (0, 0, 0, 0, None if frozen is None else 0, 0, None if at is None else 0),
+                                      randomness="error")(state, x, y, tasks, frozen, scalars, at)
         except RuntimeError as error:
             if "randomness" in str(error):  # no other way to be told of it
                 raise Unstackable(DRAWS) from error

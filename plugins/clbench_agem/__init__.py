@@ -26,4 +26,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("a-gem", "clbench_agem.strategy:AGEM",
                          "projects gradients so that the mean loss on stored samples does not rise", AGEMOptions,
                          "Chaudhry et al. 2019, arXiv 1812.00420", task_free=True, display_name="A-GEM ({capacity})",
-                         family="replay"),)
+                         family="replay",
+                         objectives=("classification", "causal-lm")),)

@@ -14,7 +14,6 @@ been drawn: that is then of the whole stream up to the batch, the task at hand i
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Batch, Network, Options, Samples, Task, World
@@ -51,8 +50,10 @@ class AGEM(ReplayMemory):
         if not len(drawn):
             return gradients
         with torch.enable_grad():
-            logits = self(self.world.prepare(drawn.x))
-            loss = F.cross_entropy(self.mask(logits, drawn.tasks, len(drawn)), drawn.y)
+            batch = Batch(self.world.prepare(drawn.x), drawn.y, drawn.tasks, 0, replayed=len(drawn))
+            if self.world.is_text:
+                batch, = self.objective.collate([batch])
+            loss = self.cross_entropy(self(batch.x), batch)
             parameters = dict(self.named_parameters())
             memory_gradients = torch.autograd.grad(loss, [parameters[name] for name in gradients], allow_unused=True)
         reference = {name: r for name, r in zip(gradients, memory_gradients, strict=True) if r is not None}

@@ -18,4 +18,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("independent", "clbench_independent.strategy:Independent",
                          "fine-tunes a full copy of the starting network for each task",
                          IndependentOptions, reference=True, load_model="clbench_independent.strategy:load_model",
-                         parts_per_task=True, display_name="One model per task", family="references"),)
+                         parts_per_task=True, display_name="One model per task", family="references",
+                         objectives=("classification", "causal-lm")),)

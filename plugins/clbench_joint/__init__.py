@@ -17,4 +17,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("joint", "clbench_joint.strategy:Joint",
                          "trains on the data of all tasks so far, which it stores (upper bound)", JointOptions,
-                         reference=True, display_name="Joint training", family="references"),)
+                         reference=True, display_name="Joint training", family="references",
+                         objectives=("classification", "causal-lm")),)

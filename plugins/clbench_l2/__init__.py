@@ -24,4 +24,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("l2", "clbench_l2.strategy:L2",
                          "penalizes changes of all parameters equally since the last task", L2Options,
                          "Kirkpatrick et al. 2017, arXiv 1612.00796 (their L2 baseline); Hsu et al. 2018, "
-                         "arXiv 1810.12488", display_name="L2", family="regularization"),)
+                         "arXiv 1810.12488", display_name="L2", family="regularization",
+                         objectives=("classification", "causal-lm")),)

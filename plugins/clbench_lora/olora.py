@@ -51,7 +51,7 @@ class OLoRA(Aligned, SummedLoRA):
 
     def overlap(self) -> Tensor:
         """Return the sum of |A_i A_t^T| over entries, earlier tasks i and layers; a scalar, 0 in the first task."""
-        total = torch.zeros_like(self.model.head.bias[0])
+        total = torch.zeros_like(self.model.head.weight[0, 0])
         for layer in self.adapted.values():
             *earlier, newest = (cast(Tensor, a.weight).flatten(1) for a in layer.lora_A)
             if earlier:

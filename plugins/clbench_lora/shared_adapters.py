@@ -55,8 +55,11 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
         return layer.parameters_of(-1).values()
 
     def heads_for(self, task: Task) -> Iterable[nn.Module]:
-        """Return the heads that a task trains. Default: the model's head, which has all outputs."""
-        return (self.model.head,)
+        """Return the heads that a task trains. Default: the model's head, which has all outputs.
+
+        A language model keeps the head that it has.
+        """
+        return (self.model.head,) if self.world.classes else ()
 
     def learning_rates(self) -> Mapping[str, float]:
         """Return `head_rate` for the heads."""

@@ -18,4 +18,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("naive", "clbench.strategy:Strategy",
                          "fine-tunes on one task after another, with nothing against forgetting",
                          NaiveOptions, reference=True, baseline=True, task_free=True, display_name="Fine-tuning",
-                         family="references"),)
+                         family="references",
+                         objectives=("classification", "causal-lm")),)

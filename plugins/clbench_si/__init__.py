@@ -24,4 +24,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("si", "clbench_si.strategy:SI",
                          "penalizes changes of parameters, weighted by how much each lowered the loss", SIOptions,
-                         "Zenke et al. 2017, arXiv 1703.04200", display_name="SI", family="regularization"),)
+                         "Zenke et al. 2017, arXiv 1703.04200", display_name="SI", family="regularization",
+                         objectives=("classification", "causal-lm")),)

@@ -26,6 +26,7 @@ class Prompted:
     place: str  # as an error names it: file and line
     prompt: str
     response: str
+    task: str = ""  # where a field names it
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Conversation:
 
     place: str
     messages: tuple[tuple[str, str], ...]  # role and content
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class PlainText:
 Item = Prompted | Conversation | PlainText
 
 
-def read_items(path: Path) -> list[Item]:
-    """Return the items of a file.
+def read_items(path: Path, task_field: str | None = None) -> list[Item]:
+    """Return the items of a file; in JSON, a field may name each item's task.
 
     Raises:
         DataError: the file cannot be read or has no items, or a line has another form.
@@ -65,13 +67,13 @@ def read_items(path: Path) -> list[Item]:
         raise DataError(f"{path}: it is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise DataError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    items = list(reader(path, text))
+    items = list(reader(path, text, task_field))
     if not items:
         raise DataError(f"{path}: it has no items; expected {FORMS} on each line, or paragraphs in a .txt file")
     return items
 
 
-def _from_lines(path: Path, text: str) -> Iterator[Item]:
+def _from_lines(path: Path, text: str, task_field: str | None) -> Iterator[Item]:
     """Yield the items of JSON lines."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -80,10 +82,10 @@ def _from_lines(path: Path, text: str) -> Iterator[Item]:
                 value = json.loads(line)
             except ValueError as error:
                 raise DataError(f"{place}: it is not valid JSON ({_reason(error)})") from None
-            yield _item(place, value)
+            yield _item(place, value, task_field)
 
 
-def _from_array(path: Path, text: str) -> Iterator[Item]:
+def _from_array(path: Path, text: str, task_field: str | None) -> Iterator[Item]:
     """Yield the items of a JSON array. Their lines are found by decoding one element after the other."""
     decoder, position = json.JSONDecoder(), _skip(text, 0)
     try:
@@ -98,7 +100,7 @@ def _from_array(path: Path, text: str) -> Iterator[Item]:
         line += text.count("\n", counted, position)
         counted = position
         value, end = decoder.raw_decode(text, position)
-        yield _item(f"{path}, line {line}", value)
+        yield _item(f"{path}, line {line}", value, task_field)
         position = _skip(text, end)
 
 
@@ -109,8 +111,14 @@ def _skip(text: str, position: int) -> int:
     return position
 
 
-def _from_paragraphs(path: Path, text: str) -> Iterator[Item]:
-    """Yield the paragraphs of a text, which blank lines separate."""
+def _from_paragraphs(path: Path, text: str, task_field: str | None) -> Iterator[Item]:
+    """Yield the paragraphs of a text, which blank lines separate.
+
+    Raises:
+        DataError: a field is to name their tasks.
+    """
+    if task_field is not None:
+        raise DataError(f"{path}: texts have no field {task_field!r}; expected a file that ends in .jsonl or .json")
     lines: list[str] = []
     start = 1
     for number, line in enumerate([*text.splitlines(), ""], start=1):
@@ -123,12 +131,18 @@ def _from_paragraphs(path: Path, text: str) -> Iterator[Item]:
             lines = []
 
 
-def _item(place: str, value: Any) -> Item:
+def _item(place: str, value: Any, task_field: str | None) -> Item:
     """Return a JSON value as an item."""
     if not isinstance(value, dict):
         raise DataError(f"{place}: expected an object {FORMS}, found {_shown(value)}")
+    task = ""
+    if task_field is not None:
+        if not isinstance(value.get(task_field), str | int):
+            raise DataError(f"{place}: expected the name of a task in the field {task_field!r} (task_column), found "
+                            f"{_shown(value.get(task_field))}")
+        task = str(value[task_field])
     if "messages" in value:
-        return Conversation(place, tuple(_messages(place, value["messages"])))
+        return Conversation(place, tuple(_messages(place, value["messages"])), task)
     for field in ("prompt", "response"):
         if field not in value:
             raise DataError(f"{place}: the field {field!r} is missing; expected {FORMS}, found the fields "
@@ -137,7 +151,7 @@ def _item(place: str, value: Any) -> Item:
             raise DataError(f"{place}: {field!r} must be text, found {_shown(value[field])}")
     if not value["response"].strip():
         raise DataError(f"{place}: the response is empty")
-    return Prompted(place, value["prompt"], value["response"])
+    return Prompted(place, value["prompt"], value["response"], task)
 
 
 def _messages(place: str, value: Any) -> Iterator[tuple[str, str]]:

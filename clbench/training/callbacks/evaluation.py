@@ -56,17 +56,21 @@ class EvaluationCallback(Callback):
             def watch(prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
                 if tally is not None:
                     tally.add(prediction, logits, y, tasks)
-                if last:
+                if last and replica.stream.classes:
                     right.append(logits.argmax(1) == y)
 
             row = evaluate(replica.strategy, replica.stream, scenario, learned, cache, watch)
             spent = Clock.now().since(began)
             self.decomposition.add(replica, tally, learned)
-        if last and replica.planned is not None:
+        if right and replica.planned is not None:
             replica.items = item_results(replica.stream, torch.cat(right), replica.trial.benchmark.name)
         replica.timings.evaluate.append(spent.wall)
         replica.timings.evaluate_cpu.append(spent.cpu)
-        replica.R.append(row.accuracy)
+        objective = replica.strategy.objective.info
+        replica.R.append(row.scores[objective.primary])
+        for name, values in row.scores.items():
+            if name != objective.primary:
+                replica.scores.setdefault(name, []).append(values)
         if row.task_inference is not None:
             replica.task_inference.append(row.task_inference)
 

@@ -1,0 +1,155 @@
+"""The benchmark `instructions:PATH`: prompts and responses, a file or a folder for each task, as tokens.
+
+A folder has for each task NAME.jsonl, of which a share is held out as the test, or a folder NAME with train.jsonl and
+test.jsonl; .json files may take their places. Other files are not tasks. A single file names its tasks in a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.core import seeds, tokens
+from clbench.core.errors import DataError
+from clbench.core.objective import CAUSAL_LM
+from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized
+from clbench.data.own.instructions import Item, read_items
+from clbench.data.own.samples import in_order, locate, some
+from clbench.data.own.texts import length_note, tokenizer_files
+from clbench.data.own_options import InstructionOptions
+from clbench.data.raw import RawStream, Split
+from clbench.models.causal_lm import load_tokenizer
+from clbench.models.hf_files import folder_of
+from clbench.models.scoring import IGNORED, TokenItem, rounded
+
+SUFFIXES = (".jsonl", ".json")
+MULTIPLE = 16  # to which the number of tokens is rounded up, as in batches
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """The items of a task."""
+
+    name: str
+    train: list[Item]
+    test: list[Item]
+
+
+def instructions(name: str, options: InstructionOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of the tasks of a folder or a file; the seed does not matter.
+
+    Raises:
+        DataError: a file cannot be read, a task lacks items, or an item does not fit into `length` tokens.
+    """
+    where = f"benchmark {name!r}"
+    tasks = _ordered(_read_tasks(locate(name, data_dir), options, where), options, where)
+    if not options.tokenizer:
+        raise DataError(f"{where}: no tokenizer is chosen; a model hf:NAME brings its own, else give tokenizer=NAME")
+    tokenizer = ItemTokenizer(load_tokenizer(folder_of(options.tokenizer)), options.length, options.cut_responses)
+    parts = [[tokenizer.tokenize(items) for items in (task.train, task.test)] for task in tasks]
+    items = [item for pair in parts for part in pair for item in part.items]
+    length = min(options.length, rounded(max(len(item.ids) for item in items), MULTIPLE))
+    train, test = ([Split(*as_tensors(pair[i].items, length)) for pair in parts] for i in (0, 1))
+    return RawStream(tuple(train), tuple(test), ((),) * len(tasks), objective=CAUSAL_LM.name,
+                     task_names=tuple(task.name for task in tasks),
+                     notes=tuple([length_note(options), *_notes(tasks, parts)]))
+
+
+def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]:
+    """Return tokens [N, L] and labels [N, L], int32: the token itself where it is scored, else -100."""
+    x = torch.full((len(items), length), tokens.NO_TOKEN, dtype=tokens.DTYPE)
+    y = torch.full((len(items), length), IGNORED, dtype=tokens.DTYPE)
+    for row, item in enumerate(items):
+        x[row, :len(item.ids)] = torch.tensor(item.ids, dtype=tokens.DTYPE)
+        scored = torch.tensor(item.scored)
+        y[row, scored] = x[row, scored]
+    return x, y
+
+
+def instruction_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
+    """Return the files of a benchmark `instructions:...`, including those of its tokenizer."""
+    place = locate(name, data_dir)
+    own = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
+    template = sorted(folder_of(options["tokenizer"]).glob("*.jinja"))
+    return [*own, *tokenizer_files(options), *template]
+
+
+def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[TaskItems]:
+    """Return the tasks of a file or a folder."""
+    if place.is_file():
+        return list(_tasks_of_file(place, options, where))
+    if options.task_column is not None:
+        raise DataError(f"{where}: task_column is of one file, and {place} is a folder with a file or folder for each "
+                        "task; leave it out")
+    tasks = []
+    for path in sorted(place.iterdir()):
+        if path.is_file() and path.suffix in SUFFIXES:
+            tasks.append(_held_out(path.stem, read_items(path), options, where))
+        elif path.is_dir():
+            train, test = (next((path / f"{part}{suffix}" for suffix in SUFFIXES
+                                 if (path / f"{part}{suffix}").is_file()), None) for part in ("train", "test"))
+            if train is not None and test is not None:
+                tasks.append(TaskItems(path.name, read_items(train), read_items(test)))
+            elif train is not None or test is not None:
+                raise DataError(f"{where}: {path} has no {'test' if test is None else 'train'}.jsonl beside its "
+                                f"{'train' if test is None else 'test'} file")
+    names = [task.name for task in tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{where}: {place} has the task {twice[0]!r} twice")
+    if not tasks:
+        raise DataError(f"{where}: {place} has no tasks; expected for each task NAME.jsonl, or NAME/train.jsonl and "
+                        "NAME/test.jsonl")
+    return tasks
+
+
+def _tasks_of_file(path: Path, options: InstructionOptions, where: str) -> Iterator[TaskItems]:
+    """Yield the tasks that a field of a file names."""
+    if options.task_column is None:
+        raise DataError(f"{where}: one file needs task_column=FIELD, which names each item's task; or name a folder "
+                        "with a file for each task")
+    by_task: dict[str, list[Item]] = {}
+    for item in read_items(path, options.task_column):
+        by_task.setdefault(getattr(item, "task", ""), []).append(item)
+    for name, items in by_task.items():
+        yield _held_out(name, items, options, where)
+
+
+def _held_out(name: str, items: list[Item], options: InstructionOptions, where: str) -> TaskItems:
+    """Return a task of which a share of the items is the test, the same for every seed."""
+    count = min(max(round(options.held_out * len(items)), 1), len(items) - 1)
+    if count < 1:
+        raise DataError(f"{where}: task {name!r} has one item only; it needs one to train on and one to test")
+    order = torch.randperm(len(items), generator=seeds.generator(0, "held out", len(items))).tolist()
+    test = set(order[:count])
+    return TaskItems(name, [item for i, item in enumerate(items) if i not in test],
+                     [item for i, item in enumerate(items) if i in test])
+
+
+def _ordered(tasks: list[TaskItems], options: InstructionOptions, where: str) -> list[TaskItems]:
+    """Return tasks in the order of the options, or by name."""
+    by_name = {task.name: task for task in tasks}
+    if not options.tasks_in_order:
+        return [by_name[name] for name in in_order(by_name)]
+    if sorted(options.tasks_in_order) != sorted(by_name):
+        raise DataError(f"{where}: tasks_in_order names {some(options.tasks_in_order)}, and the tasks are "
+                        f"{some(in_order(by_name))}; name each once")
+    return [by_name[name] for name in options.tasks_in_order]
+
+
+def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> Iterator[str]:
+    """Yield what a user should know: what was cut, and test items that are training items too."""
+    for what, field in (("prompts", "cut_prompts"), ("responses", "cut_responses")):
+        if count := sum(getattr(part, field) for pair in parts for part in pair):
+            yield f"{count} {what} were cut to fit"
+    twice = tested = 0
+    for pair in parts:
+        known = {item.ids for item in pair[0].items}
+        twice += sum(item.ids in known for item in pair[1].items)
+        tested += len(pair[1].items)
+    if twice:
+        yield f"{twice} of {tested} test items are exact copies of training items"

@@ -1,0 +1,173 @@
+"""Causal language models of transformers as networks: an embedding, a block for each layer, the model's own head.
+
+Decoders like Llama (Llama, Mistral, Qwen, SmolLM) are divided into blocks; other models (GPT-2) are one block. A
+network returns hidden states [N, L, D] after the final norm. Its head, which may share its weights with the embedding,
+is applied by the objective where tokens are scored (`clbench.strategy.objectives`).
+
+Inputs are tokens, int32 [N, L] with -1 after the last token of a sample. Attention is causal, so padding at the end
+changes nothing before it, and blocks need no mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from clbench.core.errors import SpecError
+from clbench.core.tokens import DTYPE, NO_TOKEN
+from clbench.models.builtin import TextModelOptions
+from clbench.models.hf_files import folder_of, inner
+from clbench.models.hf_models import TOLERANCE, attention_of, home, is_decoder
+from clbench.models.hf_parts import Tokens
+from clbench.models.network import Block, Network, Ports
+
+EMBEDDING = "embed_tokens.weight"
+
+
+class LanguageModel(Network):
+    """A network whose outputs are hidden states [N, L, D] of all positions; `head` makes logits [..., V] of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return hidden states [N, L, D] of tokens x [N, L]."""
+        return self.features(x)
+
+    @property
+    def tied(self) -> bool:
+        """Return whether the head has the weights of the embedding."""
+        return any(parameter is self.head.weight for parameter in self.blocks.parameters())
+
+
+class CausalLayer(nn.Module):
+    """A layer of a decoder of Llama's kind: each token looks at those before it, turned by their places."""
+
+    def __init__(self, unit: nn.Module, rotary: nn.Module, width: int) -> None:
+        """Keep the library's layer, and what turns queries and keys, which has no weights."""
+        super().__init__()
+        self.unit = unit
+        self.rotary = rotary
+        self.ports = Ports(width, width, tokens=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        out = self.unit(tokens, attention_mask=None, position_ids=places,
+                        position_embeddings=self.rotary(tokens, places))
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
+
+class WholeDecoder(nn.Module):
+    """A whole body as one block: tokens in, a vector of each token out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return hidden states [N, L, D] of tokens x [N, L]."""
+        return cast(Tensor, self.model(input_ids=x.clamp(min=0).long(), use_cache=False)[0])
+
+
+def language_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...]) -> Network:
+    """Return the network of a causal language model, untrained; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
+
+    Raises:
+        SpecError: the model cannot take items of that length, or is no causal language model.
+        DataError: there is no such folder or repository.
+    """
+    if options.pool is not None:
+        raise SpecError(f"model {name!r}: pool makes one vector of a text, and a language model has an output for each "
+                        "token; leave pool out")
+    folder = folder_of(inner(name))
+    package = home()
+    config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    most = getattr(config, "max_position_embeddings", None)
+    if isinstance(most, int) and input_shape[0] > most:
+        raise SpecError(f"model {name!r} takes at most {most} tokens, the benchmark has {input_shape[0]}; choose "
+                        f"length={most} or less")
+    if type(config) not in package.AutoModelForCausalLM._model_mapping:
+        raise SpecError(f"model {name!r} ({config.model_type}) is no causal language model; choose one such as "
+                        "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
+    model: Any = package.AutoModelForCausalLM.from_config(config, attn_implementation=attention_of(package, config))
+    if options.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = options.dropout
+    network = _network(model, config, input_shape[0])
+    _compare(name, network, model, config)
+    return network
+
+
+def _network(model: Any, config: Any, length: int) -> LanguageModel:
+    """Return the network of a library's model: in blocks if it is a decoder of Llama's kind, else in one."""
+    prefix = model.base_model_prefix
+    body, head = getattr(model, prefix), model.get_output_embeddings()
+    conform = Conform(model, prefix)
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if not is_decoder(body) or (window or math.inf) < length:
+        aliases = {prefix: "blocks.0.body.model", "lm_head": "head"}
+        return LanguageModel([Block(WholeDecoder(body), nn.Identity())], head, aliases, published=True, conform=conform)
+    layers, width = list(body.layers), config.hidden_size
+    blocks = [Block(Tokens(body.embed_tokens), nn.Identity()),
+              *(Block(CausalLayer(unit, body.rotary_emb, width), nn.Identity()) for unit in layers)]
+    blocks[-1].activation = body.norm
+    aliases = {f"{prefix}.embed_tokens": "blocks.0.body.embed_tokens",
+               f"{prefix}.norm": f"blocks.{len(layers)}.activation", "lm_head": "head"}
+    aliases |= {f"{prefix}.layers.{i}": f"blocks.{i + 1}.body.unit" for i in range(len(layers))}
+    return LanguageModel(blocks, head, aliases, published=True, conform=conform)
+
+
+class Conform:
+    """Weights as they are published, under the names that the library's model has; a tied head is added.
+
+    Args:
+        model: of the library; its names are kept, not its weights.
+        prefix: of the names of its body.
+    """
+
+    def __init__(self, model: Any, prefix: str) -> None:
+        """Note what the model has."""
+        self.names = set(model.state_dict())
+        self.prefix = prefix
+        self.tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        self.embedding = next(name for name, parameter in model.named_parameters()
+                              if parameter is model.get_input_embeddings().weight)
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights that the model has, by its names."""
+        out = {}
+        for name, tensor in weights.items():
+            full = name if name in self.names else f"{self.prefix}.{name}"
+            if full in self.names:
+                out[full] = tensor
+        if self.tied and self.embedding in out:
+            out["lm_head.weight"] = out[self.embedding]
+        return out
+
+
+@torch.no_grad()
+def _compare(name: str, network: LanguageModel, model: Any, config: Any) -> None:
+    """Check that a network gives the logits of the library's model, on two short texts.
+
+    Raises:
+        SpecError: they differ, so clbench does not know this kind of model.
+    """
+    if next(network.parameters()).is_meta:
+        return
+    x = torch.arange(3, 19, dtype=DTYPE).view(2, 8) % config.vocab_size
+    x[1, 5:] = NO_TOKEN
+    there = x >= 0
+    training = network.training
+    network.eval()
+    model.eval()
+    expected = model(input_ids=x.clamp(min=0).long(), attention_mask=there.long(), use_cache=False).logits[there]
+    got = network.head(network(x)[there])
+    network.train(training)
+    model.train(training)
+    if got.shape != expected.shape or (got - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
+        raise SpecError(f"model {name!r} ({config.model_type}) is of a kind that is not known here: its head applied "
+                        "to its hidden states gives other logits than the model; choose another model")

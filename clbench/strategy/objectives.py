@@ -1,0 +1,131 @@
+"""What an objective does with a strategy's outputs: batches, loss and scores of items.
+
+`classification` takes logits [N, C]. `causal-lm` takes hidden states [N, L, D] and applies the model's head to the
+scored positions only, because the logits of all positions would take most of the memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench.core import tokens
+from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, ObjectiveInfo
+from clbench.models.scoring import IGNORED, rounded, token_scores
+from clbench.strategy.granted import Batch
+
+if TYPE_CHECKING:
+    from clbench.strategy.base import Strategy
+
+MULTIPLE = 16  # to which numbers of tokens are rounded up, so that few shapes occur
+
+
+class Objective(ABC):
+    """What a model is trained for."""
+
+    info: ClassVar[ObjectiveInfo]
+
+    @abstractmethod
+    def collate(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches of a stack of trials, whose inputs are prepared, as `Strategy.loss` takes them."""
+
+    @abstractmethod
+    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of what `Strategy.forward` returned for a batch, a scalar."""
+
+    @abstractmethod
+    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the values [N] of each metric for the outputs of N items.
+
+        Args:
+            strategy: whose outputs they are.
+            out: what `Strategy.predict` returned; logits are -inf where an output takes no part.
+            y: labels as the stream stores them.
+        """
+
+
+class Classification(Objective):
+    """Find the class of an input: cross-entropy, accuracy."""
+
+    info = CLASSIFICATION
+
+    def collate(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return batches of text, all cut off behind the longest sample of any."""
+        return [_cut(batch, x) for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
+
+    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of logits [N, C] over each sample's active outputs."""
+        return F.cross_entropy(strategy.mask(out, batch.tasks, batch.replayed), batch.y)
+
+    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return whether each sample's highest logit is that of its label."""
+        return {"accuracy": (out.argmax(1) == y).float()}
+
+
+class CausalLM(Objective):
+    """Predict the next token: cross-entropy over the scored tokens; `nll` and `exact` of each item.
+
+    The training loss is the mean over the scored tokens of the batch, as in transformers. An item's `nll` is the mean
+    over its own, so that long responses do not count more than short ones.
+    """
+
+    info = CAUSAL_LM
+
+    def collate(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return batches cut off behind the last target of any, with targets and their positions.
+
+        The numbers of tokens L and of targets K are rounded up to multiples of 16.
+        """
+        whole = batches[0].x.shape[1]
+        last = max(int((b.y != IGNORED).any(0).nonzero().max()) for b in batches)
+        length = min(whole, rounded(last + 1, MULTIPLE))
+        scored = [b.y[:, 1:length] != IGNORED for b in batches]
+        count = min(length - 1, rounded(max(int(s.sum(1).max()) for s in scored), MULTIPLE))
+        made = []
+        for batch, there in zip(batches, scored, strict=True):
+            at = torch.argsort((~there).to(torch.uint8), dim=1, stable=True)[:, :count]
+            is_target = there.gather(1, at)
+            y = batch.y[:, 1:length].gather(1, at).long().masked_fill(~is_target, IGNORED)
+            made.append(replace(_cut(batch, batch.x[:, :length]), y=y, at=at.masked_fill(~is_target, 0)))
+        return made
+
+    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of the targets, in float32, of hidden states [N, L, D]."""
+        assert batch.at is not None
+        places = batch.at.to(out.device).unsqueeze(2).expand(-1, -1, out.shape[2])
+        logits = strategy.model.head(out.gather(1, places)).float()
+        return F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORED)
+
+    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return nll [N] in nats per token and exact [N], 0 or 1, of hidden states [N, L, D] and labels [N, L]."""
+        scored = y[:, 1:out.shape[1]] != IGNORED
+        rows, columns = scored.nonzero(as_tuple=True)
+        losses, right = token_scores(out[rows, columns], y[rows, columns + 1].long(), strategy.model.head)
+        sums, wrong = torch.zeros(2, len(y), device=losses.device)
+        sums.index_add_(0, rows, losses)
+        wrong.index_add_(0, rows, (~right).float())
+        return {"nll": sums / scored.sum(1), "exact": (wrong == 0).float()}
+
+
+def _cut(batch: Batch, x: Tensor) -> Batch:
+    """Return a batch with inputs x, which may have fewer tokens, and with stored outputs cut off likewise."""
+    if batch.frozen is None or x.shape[1] == batch.x.shape[1]:
+        return replace(batch, x=x)
+    frozen: Mapping[str, Tensor] = {
+        name: rows[:, :x.shape[1]] if rows.dim() == tokens.VECTORS and rows.shape[1] == batch.x.shape[1] else rows
+        for name, rows in batch.frozen.items()}
+    return replace(batch, x=x, frozen=frozen)
+
+
+_OBJECTIVES: dict[str, Objective] = {objective.info.name: objective for objective in (Classification(), CausalLM())}
+
+
+def objective_of(name: str) -> Objective:
+    """Return the objective of a name."""
+    return _OBJECTIVES[name]
