@@ -20,7 +20,7 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized
 from clbench.data.own.instructions import Item, read_items
 from clbench.data.own.samples import in_order, locate, some
-from clbench.data.own.texts import length_note, tokenizer_files
+from clbench.data.own.texts import tokenizer_files
 from clbench.data.own_options import InstructionOptions
 from clbench.data.raw import RawStream, Split
 from clbench.models.causal_lm import load_tokenizer
@@ -57,7 +57,8 @@ def instructions(name: str, options: InstructionOptions, data_dir: Path, seed: i
     train, test = ([Split(*as_tensors(pair[i].items, length)) for pair in parts] for i in (0, 1))
     return RawStream(tuple(train), tuple(test), ((),) * len(tasks), objective=CAUSAL_LM.name,
                      task_names=tuple(task.name for task in tasks),
-                     notes=tuple([length_note(options), *_notes(tasks, parts)]))
+                     notes=tuple([f"items: at most {length} tokens of the tokenizer {options.tokenizer}",
+                                  *_notes(tasks, parts)]))
 
 
 def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]:
