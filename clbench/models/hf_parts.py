@@ -5,6 +5,7 @@ Between them go tokens [N, L, D], and a token that is none is zero in all parts 
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -121,7 +122,7 @@ class DecoderLayer(nn.Module):
         """Keep the library's layer, and what turns queries and keys, which has no weights."""
         super().__init__()
         self.unit = unit
-        self.rotary = rotary
+        self.rotary = copy.deepcopy(rotary)  # functional_call does not restore the buffers of a module in two places
         self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:

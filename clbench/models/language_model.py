@@ -10,6 +10,7 @@ changes nothing before it, and blocks need no mask.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -48,7 +49,7 @@ class CausalLayer(nn.Module):
         """Keep the library's layer, and what turns queries and keys, which has no weights."""
         super().__init__()
         self.unit = unit
-        self.rotary = rotary
+        self.rotary = copy.deepcopy(rotary)  # functional_call does not restore the buffers of a module in two places
         self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
