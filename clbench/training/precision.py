@@ -22,7 +22,7 @@ from clbench.core.torch_private import inside_vmap, storage_id, write_count
 from clbench.experiment.spec import Recipe
 
 SHORT = 128  # tokens; up to here bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
-KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale"}  # what else a call may say is left to the original
+KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # what else a call may say is left to the original
 
 
 class FoldedAttention(TorchFunctionMode):
@@ -41,7 +41,8 @@ class FoldedAttention(TorchFunctionMode):
                 and not kwargs.get("dropout_p") and any(map(inside_vmap, args))):
             self.calls += 1
             return _Folded.apply(  # type: ignore[no-untyped-call]
-                *args, kwargs.get("attn_mask"), kwargs.get("is_causal", False), kwargs.get("scale"))
+                *args, kwargs.get("attn_mask"), kwargs.get("is_causal", False), kwargs.get("scale"),
+                kwargs.get("enable_gqa", False))
         return func(*args, **kwargs)
 
 
@@ -49,9 +50,11 @@ class _Folded(torch.autograd.Function):
     """Attention with a rule for vmap; gradients are those of the function that the rule calls."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None,
+                grouped: bool) -> Tensor:
         """Return the attention of tensors that are not stacked (any more)."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale,
+                                              **_grouped(grouped))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -59,7 +62,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-             is_causal: bool, scale: float | None) -> tuple[Tensor, int]:
+             is_causal: bool, scale: float | None, grouped: bool) -> tuple[Tensor, int]:
         """Fold the members into the batch, and unfold what comes out."""
         size = info.batch_size
 
@@ -72,8 +75,13 @@ class _Folded(torch.autograd.Function):
             mask = mask.expand(size, *mask.shape) if in_dims[3] is None else mask.movedim(in_dims[3], 0)
             mask = mask.reshape(size, *[1] * (q.dim() - mask.dim() + 1), *mask.shape[1:])
             mask = mask.expand(size, len(q) // size, *mask.shape[2:]).flatten(0, 1)
-        out: Any = attend(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+        out: Any = attend(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, **_grouped(grouped))
         return out.unflatten(0, (size, -1)), 0
+
+
+def _grouped(grouped: bool) -> dict[str, bool]:
+    """Return the argument by which several heads share keys and values, which releases of torch before 2.5 lack."""
+    return {"enable_gqa": True} if grouped else {}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
