@@ -22,7 +22,7 @@ from clbench.core.torch_private import inside_vmap, storage_id, write_count
 from clbench.experiment.spec import Recipe
 
 SHORT = 128  # tokens; up to here bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
-KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # what else a call may say is left to the original
+KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # a call with other arguments is not folded
 
 
 class FoldedAttention(TorchFunctionMode):

@@ -127,6 +127,27 @@ class SummedOptions(LowRankOptions, StartOptions):
 class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, SummedOptions):
     """Options of `seq-lora`."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("merge", "replay", "capacity")
+
+    merge: bool = Field(False, description="add the adapter to W after each task, and start a new one")
+    replay: float = Field(0.0, ge=0, description="samples of earlier tasks that are replayed for each new one: with "
+                          "batches of B new samples, step i (from 0) replays floor((i + 1) B replay) - floor(i B "
+                          "replay), in addition to them")
+    capacity: int = Field(200, ge=1, description="samples in the memory that are replayed, for all tasks together")
+
+    @model_validator(mode="after")
+    def _is_used(self) -> SeqLoRAOptions:
+        """Refuse the capacity of a memory that nothing reads."""
+        if self.capacity != type(self).model_fields["capacity"].default and not self.replay:
+            raise ValueError(f"capacity = {self.capacity} is of the memory for replay, and replay = 0; leave it out, "
+                             "or choose a replay above 0")
+        return self
+
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that the adapter is merged after each task."""
+        return "merge = true merges the adapter after each task" if self.merge else super().needs_boundaries
+
 
 class OLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
     """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code.

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from helpers.language_models import CITIES, make_model, quiet, save, write_lines
 
 from clbench.core import seeds
 from clbench.execution.trial_runner import TrialRunner
@@ -14,6 +13,7 @@ from clbench.experiment.spec import build
 from clbench.strategy.base import Batch
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
+from helpers.language_models import CITIES, make_model, quiet, save, write_lines
 
 BATCH = 4
 ANSWERS = {"backwards": lambda city: city[::-1], "capital": lambda city: city[:1].upper(), "length": len}

@@ -17,8 +17,9 @@ from clbench.core.registry import discover
 from clbench.strategy.regularization import slot
 
 pytestmark = pytest.mark.extra("lm")
-METHODS = {"naive": "", "joint": "", "independent": "", "l2": "", "si": "", "ewc": ":fisher=empirical:strength=1",
-           "er": "", "a-gem": ":balance=reservoir", "lora": "", "seq-lora": "", "o-lora": ":dropout=0"}
+METHODS = ["naive", "joint", "independent", "l2", "si", "ewc:fisher=empirical:strength=1", "er", "er:share=0.3",
+           "a-gem:balance=reservoir", "lora", "seq-lora", "seq-lora:merge=true", "seq-lora:replay=0.3", "o-lora:dropout=0"]
+RATES = {"lora": 1.0, "seq-lora": 1.0, "o-lora": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def give(model, strategy):
 
 
 def test_all_that_declare_it_are_tested_here():
-    assert {i.name for i in discover().strategies.values() if "causal-lm" in i.objectives} == set(METHODS)
+    assert {i.name for i in discover().strategies.values() if "causal-lm" in i.objectives} == {
+        method.partition(":")[0] for method in METHODS}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -54,8 +56,7 @@ def test_a_stack_learns_as_each_seed_alone(runs, method, scenario):
         with pytest.raises(SpecError, match="without task IDs; choose --scenario task"):
             runs.replica(method, scenario=scenario)
         return
-    planned = runs.planned(method + METHODS[method], seeds=2, scenario=scenario, epochs=2,
-                           lr={"lora": 1.0, "seq-lora": 1.0, "o-lora": 0.1}.get(method, 0.05))
+    planned = runs.planned(method, seeds=2, scenario=scenario, epochs=2, lr=RATES.get(method.partition(":")[0], 0.05))
     records = runs.runner.run_stack(planned)
     for one, stacked in zip(planned, records, strict=True):
         assert not [note for note in stacked.notes if "alone" in note]
