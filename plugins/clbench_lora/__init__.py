@@ -21,7 +21,8 @@ from clbench.strategy.common_options import (
 
 Init = Literal["kaiming", "gaussian", "pissa"]
 Criterion = Literal["moment", "inputs"]
-Target = Literal["q", "k", "v", "proj", "mlp"]
+Target = Literal["q", "k", "v", "proj", "mlp", "all-linear"]
+ALL_LINEAR: Target = "all-linear"
 Magnitudes = Literal["shared", "layer"]
 Norm = Literal["factors", "product"]
 
@@ -46,8 +47,9 @@ class LowRankOptions(Options):
                         "'blocks\\.1\\..*'")
     targets: list[Target] = Field([], description="of these layers only the named parts of transformer blocks: any of "
                                   "q, k, v, proj and mlp, as in q+v (a list in TOML); one layer for q, k and v (qkv) "
-                                  "gets adapters for each part apart. Without it and layers, a pretrained transformer "
-                                  "has adapters where the method's paper has them (docs/adapters.md)")
+                                  "gets adapters for each part apart; all-linear means all Linear layers. Without it "
+                                  "and layers, a pretrained transformer has adapters where the method's paper has them "
+                                  "(docs/adapters.md)")
 
     deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # all: on all layers, wherever the paper has adapters
 
@@ -74,6 +76,8 @@ class LowRankOptions(Options):
     @classmethod
     def _in_order(cls, targets: list[Target]) -> list[Target]:
         """Name each target once, in one order, so that q+v and v+q are the same trial."""
+        if ALL_LINEAR in targets and {*targets} != {ALL_LINEAR}:
+            raise ValueError("all-linear has the other targets in it; name it alone")
         return [target for target in get_args(Target) if target in targets]
 
     @model_validator(mode="after")

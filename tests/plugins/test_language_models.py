@@ -18,7 +18,8 @@ from clbench.strategy.regularization import slot
 
 pytestmark = pytest.mark.extra("lm")
 METHODS = ["naive", "joint", "independent", "l2", "si", "ewc:fisher=empirical:strength=1", "er", "er:share=0.3",
-           "a-gem:balance=reservoir", "lora", "seq-lora", "seq-lora:merge=true", "seq-lora:replay=0.3", "o-lora:dropout=0"]
+           "a-gem:balance=reservoir", "lora", "seq-lora", "seq-lora:merge=true", "seq-lora:replay=0.3",
+           "o-lora:dropout=0"]
 RATES = {"lora": 1.0, "seq-lora": 1.0, "o-lora": 0.1}
 
 
