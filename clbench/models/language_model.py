@@ -46,10 +46,10 @@ class CausalLayer(nn.Module):
     """A layer of a decoder of Llama's kind: each token looks at those before it, turned by their places."""
 
     def __init__(self, unit: nn.Module, rotary: nn.Module, width: int) -> None:
-        """Keep the library's layer, and what turns queries and keys, which has no weights."""
+        """Keep the library's layer, and a copy of what turns queries and keys, which has no weights."""
         super().__init__()
         self.unit = unit
-        self.rotary = copy.deepcopy(rotary)  # functional_call does not restore the buffers of a module in two places
+        self.rotary = copy.deepcopy(rotary)  # `functional_call` does not restore buffers of a module with two names
         self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:

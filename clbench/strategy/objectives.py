@@ -45,13 +45,14 @@ class Objective(ABC):
         """Return the mean loss of what `Strategy.forward` returned for a batch, a scalar."""
 
     @abstractmethod
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def scores(self, strategy: Strategy, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return the values [N] of each metric for the outputs of N items.
 
         Args:
             strategy: whose outputs they are.
             out: what `Strategy.predict` returned; logits are -inf where an output takes no part.
             y: labels as the stream stores them.
+            task: what `Strategy.predict` was given.
         """
 
 
@@ -68,7 +69,7 @@ class Classification(Objective):
         """Return the mean cross-entropy of logits [N, C] over each sample's active outputs."""
         return F.cross_entropy(strategy.mask(out, batch.tasks, batch.replayed), batch.y)
 
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def scores(self, strategy: Strategy, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return whether each sample's highest logit is that of its label."""
         return {"accuracy": (out.argmax(1) == y).float()}
 
@@ -107,14 +108,14 @@ class CausalLM(Objective):
         """Return the mean cross-entropy of the targets, in float32, of hidden states [N, L, D]."""
         assert batch.at is not None
         places = batch.at.to(out.device).unsqueeze(2).expand(-1, -1, out.shape[2])
-        logits = strategy.model.head(out.gather(1, places)).float()
+        logits = strategy.head_of_task(batch.task)(out.gather(1, places)).float()
         return F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORED)
 
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def scores(self, strategy: Strategy, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return nll [N] in nats per token and exact [N], 0 or 1, of hidden states [N, L, D] and labels [N, L]."""
         scored = y[:, 1:out.shape[1]] != IGNORED
         rows, columns = scored.nonzero(as_tuple=True)
-        losses, right = token_scores(out[rows, columns], y[rows, columns + 1].long(), strategy.model.head)
+        losses, right = token_scores(out[rows, columns], y[rows, columns + 1].long(), strategy.head_of_task(task))
         sums, wrong = torch.zeros(2, len(y), device=losses.device)
         sums.index_add_(0, rows, losses)
         wrong.index_add_(0, rows, (~right).float())

@@ -100,7 +100,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                 out = prediction.logits
                 if stream.classes:
                     out = out.masked_fill(~offered[tasks], float("-inf"))
-                for name, values in strategy.objective.scores(strategy, out, y).items():
+                for name, values in strategy.objective.scores(strategy, out, y, given).items():
                     sums[name].index_add_(0, tasks, values.to(exact))
                 if on_batch is not None:
                     on_batch(prediction, out, y, tasks)

@@ -31,9 +31,12 @@ MODEL = "model.safetensors"  # in a task's folder: all weights, by the plain mod
 
 
 class Independent(FrozenBase, PerTaskStrategy):
-    """The starting network W, frozen, and for each task a fine-tuned copy of its blocks and a head."""
+    """The starting network W, frozen, and for each task a fine-tuned copy of its blocks and a head.
 
-    roles = (("copies.*", "copies"), *PerTaskStrategy.roles)
+    A copy of a language model has a copy of W's head, tied to its embedding if W's is.
+    """
+
+    roles = (("copies.*", "copies"), ("copied_heads.*", "copies"), *PerTaskStrategy.roles)
     parts_final = True
     options: IndependentOptions
 
@@ -43,18 +46,24 @@ class Independent(FrozenBase, PerTaskStrategy):
         super().__init__(model, world, options)
         self.notes += check_base("independent", self.options, world, model)
         self.copies = nn.ModuleList()
+        self.copied_heads = nn.ModuleList()  # of a language model
         self.base_learns = False
         self.train(self.training)
 
     def before_task(self, task: Task) -> None:
         """Add the task's head and copy; train it, or W where the first task is to make it."""
         super().before_task(task)
-        self.copies.append(copy.deepcopy(self.model.blocks))
+        copied: dict[int, object] = {}  # so that what is tied stays tied
+        self.copies.append(copy.deepcopy(self.model.blocks, copied))
+        if not self.world.classes:
+            self.copied_heads.append(copy.deepcopy(self.model.head, copied))
         self._learn(base=self.phases(task) == 2)
 
     def base_learned(self, task: Task) -> None:
         """Freeze W and go on with the copy, which starts from it."""
         self.copies[-1].load_state_dict(self.model.blocks.state_dict())
+        for head in self.copied_heads[-1:]:
+            head.load_state_dict(self.model.head.state_dict())
         self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
@@ -62,6 +71,7 @@ class Independent(FrozenBase, PerTaskStrategy):
         self.base_learns = base
         self.model.blocks.requires_grad_(base)
         self.copies[-1].requires_grad_(not base)
+        self.copied_heads[-1:].requires_grad_(not base)
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
@@ -80,6 +90,12 @@ class Independent(FrozenBase, PerTaskStrategy):
                 features = block(features)
         logits: Tensor = self.heads[task](features)
         return logits
+
+    def head_of_task(self, task: int | None) -> nn.Module:
+        """Return the head of the copy that answers for a task of a language model."""
+        if self.base_learns or task is None or task >= len(self.copied_heads):
+            return self.model.head
+        return self.copied_heads[task]
 
     def shared_features(self, x: Tensor) -> Tensor:
         """Return the features [N, D] of W."""

@@ -237,7 +237,7 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
         rank = {"frozen": 0, "independent": None}.get(method.name, method.options.get("rank"))
         if method.options.get("rank_pattern"):
             rank = None
-        changes = parted(spectrum.changes) if method.options.get("targets") else unparted(spectrum.changes)
+        changes = (parted if {*FUSED} & {*method.options.get("targets", ())} else unparted)(spectrum.changes)
         energy = 1.0 if method.name == "independent" else None if rank is None else energy_at(changes, rank)
         spectrum.reached.append(Reached(label, method.name, rank, mean_interval([metrics.acc(r.R) for r in group]),
                                         energy))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clbench.core import tokens
 from clbench.data.own.instruction_streams import as_tensors
@@ -91,12 +91,13 @@ class LanguageCallback(Callback):
         strategy = replica.strategy
         device = strategy.active.device
         size = batch_size(replica.stream, device)
+        given = task if strategy.world.task_given else None
         with untouched([strategy]), self._forward(replica, training):
             for texts in self.general:
                 sums: dict[str, float] = {}
                 for x, y, _ in texts.tests.batches(size):
-                    out = strategy.predict(x.to(device), task if strategy.world.task_given else None).logits
-                    for name, values in strategy.objective.scores(strategy, out, y.to(device)).items():
+                    out = strategy.predict(x.to(device), given).logits
+                    for name, values in strategy.objective.scores(strategy, out, y.to(device), given).items():
                         sums[name] = sums.get(name, 0.0) + float(values.cpu().double().sum())
                 for name, total in sums.items():
                     if name != "exact" or texts.has_responses:
@@ -156,8 +157,7 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
         most: largest number of tokens of a continuation.
         ends: tokens that end a continuation.
     """
-    device, head = strategy.active.device, strategy.model.head
-    assert isinstance(head, nn.Module)
+    device, head = strategy.active.device, strategy.head_of_task(task)
     texts = [list(prompt) for prompt in prompts]
     open_rows = list(range(len(texts)))
     for _ in range(most):
