@@ -286,9 +286,9 @@ def objective_problem(stream: Stream, settings: ExecutionSettings) -> str:
     """Return which setting does not go with what models are trained for on a stream; empty if all do."""
     if stream.classes:
         return "--general scores texts under language models, and this one trains classifiers" * bool(settings.general)
-    asked = {"--probe": settings.probe, "--anatomy": settings.anatomy == "each",
-             "--evaluate-every": settings.evaluate_every is not None}
-    flag = next((name for name, is_asked in asked.items() if is_asked), "")
+    requested = {"--probe": settings.probe, "--anatomy": settings.anatomy == "each",
+                 "--evaluate-every": settings.evaluate_every is not None}
+    flag = next((name for name, is_requested in requested.items() if is_requested), "")
     return f"{flag} is about classes, which language models do not have; leave it out" if flag else ""
 
 

@@ -86,7 +86,7 @@ def test_a_field_names_the_tasks_of_one_file(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(("files", "message"), [
     ({}, "has no tasks; expected for each task NAME.jsonl"),
-    ({"a/train.jsonl": rows("a")}, r"has no test.jsonl beside its train file"),
+    ({"a/train.jsonl": rows("a")}, r"has no test.jsonl next to its train file"),
     ({"a.jsonl": rows("a"), "a/train.jsonl": rows("a"), "a/test.jsonl": rows("a")}, "has the task 'a' twice"),
     ({"a.jsonl": rows("a", 1)}, "task 'a' has one item only"),
     ({"a.jsonl": rows("a", length=80)}, r"a.jsonl, line 1: its \d+ tokens do not fit into 64"),

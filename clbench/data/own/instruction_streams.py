@@ -76,9 +76,9 @@ def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]
 def instruction_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files of a benchmark `instructions:...`, including those of its tokenizer."""
     place = locate(name, data_dir)
-    own = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
     template = sorted(folder_of(options["tokenizer"]).glob("*.jinja"))
-    return [*own, *tokenizer_files(options), *template]
+    return [*files, *tokenizer_files(options), *template]
 
 
 def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[TaskItems]:
@@ -98,7 +98,7 @@ def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[Ta
             if train is not None and test is not None:
                 tasks.append(TaskItems(path.name, read_items(train), read_items(test)))
             elif train is not None or test is not None:
-                raise DataError(f"{where}: {path} has no {'test' if test is None else 'train'}.jsonl beside its "
+                raise DataError(f"{where}: {path} has no {'test' if test is None else 'train'}.jsonl next to its "
                                 f"{'train' if test is None else 'test'} file")
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
