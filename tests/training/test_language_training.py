@@ -4,15 +4,18 @@ import re
 
 import pytest
 import torch
-from helpers.language_models import CITIES, make_model, save, write_lines
+from helpers.language_models import CITIES, make_model, quiet, save, write_lines
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.execution.continuing import continue_trial
+from clbench.execution.exporting import export
 from clbench.execution.reuse import missing_outputs
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.experiment.trial import Resolved
 from clbench.results.records import Record
 from clbench.strategy.objectives import prompts_of
 
@@ -122,3 +125,26 @@ def test_adapters_are_chosen_by_the_prompt_alone(folder):
 def test_prompts_end_before_the_first_target():
     x, y = torch.tensor([[5, 6, 7, 8], [5, 6, 7, -1]]), torch.tensor([[-100, -100, 7, -100], [-100, 6, 7, -100]])
     assert prompts_of(x, y).tolist() == [[5, 6, -1, -1], [5, -1, -1, -1]]
+
+
+def test_a_kept_model_is_exported_for_transformers(folder, tmp_path):
+    import clbench
+
+    transformers, _ = quiet()
+    spec = {"benchmark": f"instructions:{folder / 'tasks'}", "model": f"hf:{folder / 'model'}", "methods": ["naive"],
+            "seeds": 1, "recipe": {"iterations": 3, "batch_size": 4, "lr": 1e-3}, "execution": {"keep": "state"}}
+    clbench.run(spec, workers=0, out=tmp_path / "run", data=folder, progress=False)
+    assert {path.name for path in export(tmp_path / "run", None, tmp_path / "model")} == {"model.safetensors",
+                                                                                         "model.json"}
+    exported = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "model")).eval()
+    kept = clbench.load_model(tmp_path / "run", "naive/0")
+    x = torch.arange(5, 21, dtype=torch.int32)[None]
+    with torch.no_grad():
+        ours = kept.network.head(kept.network(x))
+        torch.testing.assert_close(ours, exported(input_ids=x.long()).logits, rtol=1e-5, atol=1e-5)
+    record, = clbench.load_results(tmp_path / "run").records
+    assert kept.evaluate(folder) == pytest.approx(record.R[-1], abs=1e-6)
+    with pytest.raises(SpecError, match="is a language model, which answers token by token"):
+        kept(x, task=0)
+    with pytest.raises(SpecError, match="is a language model, which cannot continue training"):
+        continue_trial(tmp_path / "run", None, Resolved(name="x"), ExecutionSettings(), "cpu")
