@@ -86,8 +86,8 @@ class KeptModel(nn.Module):
             SpecError: the scenario gives the task and it is not said, or there is none such; or it is a language model.
         """
         if not self.outline.outputs:
-            raise SpecError(f"{self.record.name} is a language model, which answers token by token: write it by clbench "
-                            "export, and load the folder with transformers")
+            raise SpecError(f"{self.record.name} is a language model, which answers token by token: write it by "
+                            "clbench export, and load the folder with transformers")
         if self.task_given and task is None:
             raise SpecError(f"{self.record.name} was trained in scenario task, which gives the task: say task=0 to "
                             f"task={len(self.offered) - 1}")

@@ -133,7 +133,7 @@ def test_a_kept_model_is_exported_for_transformers(folder, tmp_path):
     transformers, _ = quiet()
     spec = {"benchmark": f"instructions:{folder / 'tasks'}", "model": f"hf:{folder / 'model'}", "methods": ["naive"],
             "seeds": 1, "recipe": {"iterations": 3, "batch_size": 4, "lr": 1e-3}, "execution": {"keep": "state"}}
-    clbench.run(spec, workers=0, out=tmp_path / "run", data=folder, progress=False)
+    record, = clbench.run(spec, workers=0, out=tmp_path / "run", data=folder, progress=False)
     assert {path.name for path in export(tmp_path / "run", None, tmp_path / "model")} == {"model.safetensors",
                                                                                          "model.json"}
     exported = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "model")).eval()
@@ -142,7 +142,6 @@ def test_a_kept_model_is_exported_for_transformers(folder, tmp_path):
     with torch.no_grad():
         ours = kept.network.head(kept.network(x))
         torch.testing.assert_close(ours, exported(input_ids=x.long()).logits, rtol=1e-5, atol=1e-5)
-    record, = clbench.load_results(tmp_path / "run").records
     assert kept.evaluate(folder) == pytest.approx(record.R[-1], abs=1e-6)
     with pytest.raises(SpecError, match="is a language model, which answers token by token"):
         kept(x, task=0)
