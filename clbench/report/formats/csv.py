@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from itertools import chain
 
-from clbench.report.formatting import Value, column_names
+from clbench.report.formatting import Value, column_names, unit_of
 from clbench.report.model import Report, Result, Section, Unit
 
 HEADER = ("setting", "scenario", "method", "strategy", "reference", "seed", "status", "metric", "unit", "after_task",
@@ -59,9 +59,10 @@ def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]
             value = cell.values[k] if cell.values else None
             if value is not None:
                 yield column.title, _UNITS.get(column.unit, column.unit), "", "", value
-    for row, accuracies in enumerate(result.R[k]):
-        for task, accuracy in enumerate(accuracies, start=1):
-            yield "accuracy", "fraction", row, task, accuracy
+    unit = unit_of(section.metric)
+    for row, values in enumerate(result.R[k]):
+        for task, value in enumerate(values, start=1):
+            yield section.metric.name, _UNITS.get(unit, unit), row, task, value
     for metric, unit, costs in (("trainable params", "count", result.trainable), ("params kept", "count",
                                 result.parameters), ("bytes kept", "bytes", result.bytes)):
         for task, cost in enumerate(costs[k], start=1):

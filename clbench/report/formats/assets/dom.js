@@ -1,7 +1,7 @@
 // Elements, the tables as numbers, and what all figures share. Text from a report is only ever set as text.
 
 const SVG = "http://www.w3.org/2000/svg";
-const UNITS = { percent: " %", points: " points", seconds: " s" };
+const UNITS = { percent: " %", points: " points", nats: " nats", seconds: " s" };
 
 function make(name, attributes = {}, text = "") {
   const made = document.createElement(name);
