@@ -170,9 +170,9 @@ def task_label(index: int, names: Sequence[str] = ()) -> str:
     """Return what tables call a task, counted from 0.
 
     >>> task_label(0), task_label(1, ("dates", "codes"))
-    ('task 1', 'task 2 (codes)')
+    ('task 1', 'task 2: codes')
     """
-    return f"task {index + 1}" + (f" ({names[index]})" if names else "")
+    return f"task {index + 1}" + (f": {names[index]}" if names else "")
 
 
 def listed(values: list[int]) -> str:

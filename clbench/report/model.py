@@ -6,7 +6,8 @@ Text is one line of printable characters, not escaped: each format escapes for i
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Unit = Literal["percent", "points", "nats", "count", "bytes", "flops", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
+Matrices = tuple[tuple[tuple[float, ...], ...], ...]  # [seed][row][task]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "nats": " (nats)", "seconds": " (s)"}
 
@@ -121,7 +123,7 @@ class Result:
     reference: bool
     complete: bool  # every seed of the section gave a result
     seeds: tuple[int, ...]
-    R: tuple[tuple[tuple[float, ...], ...], ...]  # [seed][row][task]; row 0 is before any training
+    R: Matrices  # row 0 is before any training
     trainable: tuple[tuple[int, ...], ...]  # [seed][task]: parameters trained
     parameters: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
     bytes: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
@@ -129,6 +131,7 @@ class Result:
     curves: tuple[Curve, ...] = ()  # of the seeds that have one: accuracy while tasks were learned
     options: tuple[tuple[str, bool | int | float | str | None], ...] = ()  # of the method, by name; see option_columns
     task_names: tuple[str, ...] = ()  # empty if tasks have no names, or other ones by seed
+    scores: Mapping[str, Matrices] = field(default_factory=dict)  # matrices of further metrics, like R
 
 
 @dataclass(frozen=True)

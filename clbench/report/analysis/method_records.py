@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 
+from clbench.core.objective import METRICS
 from clbench.experiment.search import Searched
 from clbench.report.analysis.levels import CHANCE, INFERS, OUTPUTS, RECIPE, STALE, UNDERFIT, at_chance, underfit
 from clbench.report.formatting import clean, options_of, plain
@@ -138,7 +139,9 @@ class MethodRecords:
             curves=tuple(r.curve for r in done if r.curve),
             options=tuple((name, plain(value)) for name, value in options_of(self.records[0].trial).items()),
             seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done),
-            task_names=names_of_tasks(done))
+            task_names=names_of_tasks(done),
+            scores={name: tuple(tuple(map(tuple, r.scores[name])) for r in done)
+                    for name in METRICS if done and all(name in r.scores for r in done)})
 
 
 def names_of_tasks(records: Iterable[Record]) -> tuple[str, ...]:

@@ -180,8 +180,8 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
         pairs.append((f"{metrics_of(records)[0].plural} on", held_out(trial)))
     stream = next((r.stream for r in records if r.stream), None)
     if stream:
-        each = " each" * any(stream.classes)
-        pairs += [("tasks", f"{len(stream.classes)}, {_kinds(stream)}{each}"),
+        kinds = f", {_kinds(stream)} each" if any(stream.classes) else f": {', '.join(stream.task_names)}"
+        pairs += [("tasks", f"{len(stream.classes)}{kinds}".removesuffix(": ")),
                   ("training samples per task", _spread(stream.train_samples)),
                   (f"{'validation' if trial.validation else 'test'} samples per task", _spread(stream.test_samples)),
                   ("input shape", " x ".join(map(str, stream.input_shape)))]

@@ -201,5 +201,5 @@ def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float, me
     for i, row in enumerate(R):
         for j, value in enumerate(row):
             shade = scale.norm(value) if metric.direction == "up" else 1 - scale.norm(value)
-            axes.text(j, i, f"{100 * value:.0f}" if metric.is_share else f"{value:.2g}", ha="center", va="center",
+            axes.text(j, i, f"{100 * value:.0f}" if metric.is_share else f"{value:.1f}", ha="center", va="center",
                       fontsize=size, color="white" if shade > 0.6 else INK)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from clbench.core.objective import Metric
+from clbench.core.objective import Metric, objective_of
 from clbench.report.analysis.choosing import KINDS, Kind
 from clbench.report.columns import MORE_COSTS
 from clbench.report.decided import Candidate, CandidateComparison
@@ -76,9 +76,10 @@ def _decimals(metric: Metric) -> int:
 
 
 def _words(metric: Metric) -> list[str | int]:
-    """Return what the page says of a metric: label, unit of differences, title of its column, decimals."""
+    """Return what the page says of a metric: label, unit of differences, title of its column, decimals, option."""
     unit = unit_of(metric)
-    return [metric.label, difference_unit(unit), metric.label + UNIT_SUFFIX.get(unit, ""), _decimals(metric)]
+    option = "" if objective_of(metric).primary == metric.name else f" --metric {metric.name}"
+    return [metric.label, difference_unit(unit), metric.label + UNIT_SUFFIX.get(unit, ""), _decimals(metric), option]
 
 
 def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | None]:

@@ -54,8 +54,8 @@ def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_curves(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's results, without curves and names of tasks if there are none."""
-    return {name: value for name, value in result.items() if value or name not in ("curves", "task_names")}
+    """Return a method's results, without curves, names of tasks and further metrics if there are none."""
+    return {name: value for name, value in result.items() if value or name not in ("curves", "task_names", "scores")}
 
 
 def _in_words(figure: dict[str, Any]) -> dict[str, Any]:

@@ -211,8 +211,9 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
         unit = tables[forgetting].columns[0].unit
         figures.append(FigureView(
             "bars", "Forgetting of each task",
-            f"{unit.capitalize()} that a task has lost since its best {label}; whiskers are 95% confidence intervals "
-            "over seeds.",
+            (f"{unit.capitalize()} that a task has lost since its best {label}" if metric.direction == "up" else
+             f"{unit.capitalize()} by which a task's final {label} is above its best one")
+            + "; whiskers are 95% confidence intervals over seeds.",
             f"Forgetting ({unit}): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
     figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]

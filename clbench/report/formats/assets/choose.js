@@ -33,7 +33,7 @@ function choosing(section) {
   const apply = () => {
     for (const slider of sliders) slider.tell();
     const active = limits();
-    command.textContent = ["clbench choose RUN", ...active.map(({ flag }) => flag), ...unknown.checked ? ["--task-id unknown"] : []].join(" ");
+    command.textContent = [`clbench choose RUN${settings[0][4][4]}`, ...active.map(({ flag }) => flag), ...unknown.checked ? ["--task-id unknown"] : []].join(" ");
     const asked = settings.filter(([, , given]) => !(unknown.checked && given));
     brief.textContent = asked.map((setting) => `${setting[1]}: ${setting[5][bestOf(setting[5], active)]?.[0] ?? "none"}`).join("; ");
     told.replaceChildren(...asked.map((setting) => chosenOf(setting, kinds, active)),
@@ -55,7 +55,7 @@ function bestOf(methods, limits) {
 }
 
 // What a setting's methods come to under some constraints.
-function chosenOf([id, title, , seeds, [metric, unit, heading, decimals], methods, beside, incomplete], kinds, limits) {
+function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods, beside, incomplete], kinds, limits) {
   const told = (number) => (number / 10 ** decimals).toFixed(decimals);
   const pair = (a, b) => {
     const [difference, half, evidence] = beside[a].slice(3 * (b - a - 1), 3 * (b - a));
@@ -72,7 +72,7 @@ function chosenOf([id, title, , seeds, [metric, unit, heading, decimals], method
   else {
     const text = make("p", { class: "chosen" }, "Choose ");
     text.append(make("strong", {}, methods[first][0]), `: ${metric} ${methods[first][1]} over ${seeds} seed${seeds === 1 ? "" : "s"}.`);
-    made.append(text, remaining(methods, left, pair, kinds, title, [heading, `lead of the choice (${unit})`]));
+    made.append(text, remaining(methods, left, pair, kinds, title, [column, `lead of the choice (${unit})`]));
     if (left.length > ROWS) made.append(make("p", { class: "key" }, `And ${left.slice(ROWS).map((i) => methods[i][0]).join(", ")}.`));
   }
   const list = make("ul");

@@ -53,6 +53,12 @@ function classesOf(column) {
   return column.hint && `classes: ${column.hint}`;
 }
 
+// What an axis calls the task of a column: its name if that fits, else its number.
+function taskText(column, index, width, font) {
+  const [, name] = column.title.split(": ");
+  return name && textWidth(name, font) <= width ? name : String(index + 1);
+}
+
 function withUnit(cell, unit) {
   return cell.text + (UNITS[unit] ?? "");
 }

@@ -36,14 +36,14 @@ function drawHeat(svg, width, figure, methods) {
   return { height: rows * height + 30, marks };
 }
 
-// How dark a value is, from 0 to 1, and the texts of both ends: percentages from 0 to 100, other values from the worst.
+// How dark a value is, from 0 to 1, and the texts of both ends: from 0 to 100 %, or from 0 to the largest value.
 function shades(tables, better = "up") {
   const unit = tables[0]?.columns[0].unit ?? "percent";
   const all = tables.flatMap(({ rows }) => [...rows.values()].flat().map(({ value }) => value));
-  const [least, most] = unit === "percent" ? [0, 1] : [Math.min(...all), Math.max(...all)];
+  const [least, most] = [0, unit === "percent" ? 1 : Math.max(...all)];
   const [worst, best] = better === "up" ? [least, most] : [most, least];
   const text = (v) => `${tickText(v, unit)}${UNITS[unit] ?? ""}`;
-  return { of: (v) => (best === worst ? 1 : (v - worst) / (best - worst)), worst: text(worst), best: text(best), unit };
+  return { of: (v) => (v - worst) / (best - worst || 1), worst: text(worst), best: text(best), unit };
 }
 
 function scaleBar(svg, shade) {
@@ -88,7 +88,7 @@ function heatPanel(svg, method, table, shade, { left, top, each, cell, tall }) {
   for (let j = 0; j < tasks; j += 1) {
     if (tasks > 10 && (j + 1) % 5) continue;
     shape(within, "text", { x: x + (j + 0.5) * cell, y: y(tasks + 1) + 13, "text-anchor": "middle", class: "small" },
-      String(j + 1));
+      taskText(table.columns[j], j, cell - 4, "11px"));
   }
   let stairs = `M${x} ${y(1)}`; // what has been trained on lies below
   for (let j = 0; j < tasks; j += 1) stairs += `H${(x + (j + 1) * cell).toFixed(2)}V${y(Math.min(j + 2, tasks + 1)).toFixed(2)}`;
@@ -112,7 +112,7 @@ function drawBars(svg, width, figure, methods) {
     const y = linear(low, high, box.bottom, box.top);
     const slot = (box.right - box.left) / cells.length;
     const x = (j) => box.left + (j - 0.5) * slot;
-    frame(svg, box, { x, y, xTicks: columns.map((_, j) => j + 1), xText: String, yTicks: y.ticks(5),
+    frame(svg, box, { x, y, xTicks: columns.map((_, j) => j + 1), xText: (j) => taskText(columns[j - 1], j - 1, slot), yTicks: y.ticks(5),
       yText: (v) => tickText(v, columns[0].unit) });
     const within = group(svg, method);
     cells.forEach((cell, j) => {
