@@ -17,7 +17,7 @@ from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.report.columns import Measure, find_tested
 from clbench.report.explained import Explanation, check_units
-from clbench.report.metric_columns import measures_of
+from clbench.report.metric_columns import final_of, measures_of
 from clbench.results import attribution
 from clbench.results.attribution import Order
 from clbench.results.records import Record
@@ -87,7 +87,8 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
 def _measure(spec: Spec, title: Sequence[str], registry: Registry) -> Measure:
     """Return the column of an experiment with this title; without a title, that by which its methods are ranked."""
     objective = OBJECTIVES[registry.benchmark(spec.benchmark.name).objective]
-    return find_tested(title, measures_of(objective.metric(objective.primary)))[0]
+    metric = objective.metric(objective.primary)
+    return find_tested(title, measures_of(metric))[0] if title else final_of(metric)
 
 
 def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path | None = None) -> Study:

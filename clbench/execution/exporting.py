@@ -20,6 +20,7 @@ from clbench.core.files import write_atomically
 from clbench.execution.loading import KeptModel, find_record, load_model
 from clbench.models.network import Network
 from clbench.persistence.snapshot import stand_in
+from clbench.results.matrices import matrices
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store
 
@@ -101,7 +102,8 @@ def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) 
     about: dict[str, Any] = {
         "method": record.label, "model": str(record.trial.model), "benchmark": str(record.trial.benchmark),
         "scenario": record.trial.scenario, "seed": record.trial.seed, "record": record.key,
-        "tasks": stream.classes, "class_names": stream.class_names, "accuracy": record.R[-1],
+        "tasks": stream.classes, "class_names": stream.class_names,
+        **{metric: matrix[-1] for metric, matrix in matrices(record).items()},
         "input_shape": stream.input_shape}
     if task is not None:
         about["task"] = task

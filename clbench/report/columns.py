@@ -162,7 +162,7 @@ def bytes_in_role(role: str) -> Measure:
                    lambda r, _: r.costs.bytes[-1].get(role, 0) if r.costs.bytes else None, BYTES_BY_ROLE)
 
 
-def find_tested(titles: Sequence[str], measures: Sequence[Measure] = MEASURES) -> list[Measure]:
+def find_tested(titles: Sequence[str], measures: Sequence[Measure] | None = None) -> list[Measure]:
     """Return the measures with these titles (in upper or lower case) whose differences can be tested.
 
     Args:
@@ -172,6 +172,7 @@ def find_tested(titles: Sequence[str], measures: Sequence[Measure] = MEASURES) -
     Raises:
         SpecError: no such measure has one of the titles.
     """
+    measures = MEASURES if measures is None else measures
     if not titles:
         return [m for m in measures if m.in_report]
     tested = {m.column.title: m for m in measures if m.tested}

@@ -12,6 +12,7 @@ from itertools import chain
 
 from clbench.core.objective import ACCURACY, Metric, objective_of
 from clbench.report.columns import (
+    ACC,
     BYTES,
     COMPARISON,
     COMPUTE,
@@ -33,14 +34,18 @@ from clbench.results.records import Record
 Value = Callable[[Record, Record | None], float | None]
 
 
-@cache
 def measures_of(metric: Metric) -> tuple[Measure, ...]:
-    """Return the columns of records whose R is of a metric, in the order of the tables' columns.
+    """Return the columns of records whose R is of a metric, in the order of the tables' columns."""
+    return MEASURES if metric == ACCURACY else _measures_of(metric)
 
-    The first one is the mean over tasks after the last task, by which methods are ranked.
-    """
-    if metric == ACCURACY:
-        return MEASURES
+
+def final_of(metric: Metric) -> Measure:
+    """Return the column of the mean over tasks after the last task, by which methods are ranked."""
+    return ACC if metric == ACCURACY else _measures_of(metric)[0]
+
+
+@cache
+def _measures_of(metric: Metric) -> tuple[Measure, ...]:
     others = [other for other in objective_of(metric).metrics if other != metric]
     return (*_final_and_learned(metric), _forgetting(metric, "forgetting", COMPARISON),
             *chain.from_iterable(map(_final_and_learned, others)), TASK_INFERENCE, TRAINABLE, BYTES, COMPUTE, TIME,

@@ -17,7 +17,7 @@ from clbench.report.analysis.method_records import MethodRecords, done_records
 from clbench.report.analysis.titles import titles
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
-from clbench.report.metric_columns import measures_of
+from clbench.report.metric_columns import final_of, measures_of
 from clbench.results.items import cross, stacked
 from clbench.results.matrices import metrics_of
 from clbench.results.metrics import acc
@@ -49,7 +49,7 @@ class Setting:
     @property
     def final(self) -> Measure:
         """Return the column of the metric's mean over tasks after the last task: ACC, or that of another metric."""
-        return self.measures[0]
+        return final_of(self.metric)
 
     def values(self, measure: Measure) -> dict[str, dict[int, float | None]]:
         """Return a measure of each method, by label and by seed, for the seeds that gave a result."""

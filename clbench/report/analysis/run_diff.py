@@ -9,7 +9,7 @@ from statistics import fmean
 from clbench.report.analysis import notes
 from clbench.report.columns import BYTES, TIME, TRAINABLE, Measure, cells, find_tested
 from clbench.report.formatting import NONE, clean, difference_unit
-from clbench.report.metric_columns import measures_of
+from clbench.report.metric_columns import final_of, measures_of
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.matrices import metrics_of
 from clbench.results.records import Record
@@ -88,13 +88,14 @@ def _by_name(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tupl
 def _cells(pair: Pair) -> dict[Column, Cell]:
     """Return a method's row, by column."""
     both = pair.both
-    measures = measures_of(metrics_of(pair.before)[0])
-    final = measures[0].column
-    before, after = cells([[measures[0].value(records[k], None) for records in both] for k in (0, 1)], final.unit)
+    metric = metrics_of(pair.before)[0]
+    measure = final_of(metric)
+    final = measure.column
+    before, after = cells([[measure.value(records[k], None) for records in both] for k in (0, 1)], final.unit)
     return {Column("seeds", "text"): Cell(str(len(both))),
             Column(f"{final.title} in A", final.unit): before, Column(f"{final.title} in B", final.unit): after,
             **{Column(f"change of {m.column.title}", difference_unit(m.column.unit)): _change(m, both)
-               for m in (*find_tested((), measures), TRAINABLE, BYTES)},
+               for m in (*find_tested((), measures_of(metric)), TRAINABLE, BYTES)},
             Column(f"{TIME.column.title} B / A", "text"): _ratio(TIME, both)}
 
 

@@ -25,7 +25,7 @@ from clbench.report.formats.choosable import ALL, FEW, LegendEntry, chosen
 from clbench.report.formats.markdown import MANY
 from clbench.report.formats.palette import colour_class
 from clbench.report.formatting import in_words, number, unit_of
-from clbench.report.metric_columns import measures_of
+from clbench.report.metric_columns import final_of, measures_of
 from clbench.report.model import Cell, FigureData, FigurePoint, Report, Result, Section, Table
 from clbench.results.stats import ALPHA
 
@@ -65,6 +65,7 @@ class FigureView:
     better: str = "up"  # whether higher values are better
     wide: bool = False
     costs: tuple[CostAxis, ...] = ()  # of which a reader chooses one
+    final: int = 0  # the column of the comparison that is shown against a cost
     critical: float | None = None  # the critical difference of ranks
     courses: str = ""  # JSON: the lines of accuracy over steps, which are too many for a table
     zooms: tuple[str, ...] = ()  # of which a reader chooses one: all steps, or those about a boundary
@@ -186,7 +187,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
              matrices: Sequence[MatrixView]) -> list[FigureView]:
     accuracy, forgetting, parameters, seeds, *arrival = tables
     comparison, metric = section.comparison, section.metric
-    label, heading, finals = metric.label, metric.heading, comparison.cells(measures_of(metric)[0].column.title)
+    label, heading, final = metric.label, metric.heading, final_of(metric).column.title
     figures = [*_errors(id_, slug, section),
         FigureView("lines", f"{heading} after each task",
                    f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals over seeds.",
@@ -195,8 +196,9 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
         FigureView("pareto", f"{heading} against cost",
                    f"The stepped line is the Pareto front: the best {label} at each cost. References are hollow and "
                    "not part of it.",
-                   f"{heading} against a cost. {heading}: {_in_words(comparison, finals)}.",
-                   (f"{id_}-comparison",), f"{slug}-pareto", axis=axis_title(metric), costs=_costs(section)),
+                   f"{heading} against a cost. {heading}: {_in_words(comparison, comparison.cells(final))}.",
+                   (f"{id_}-comparison",), f"{slug}-pareto", axis=axis_title(metric), costs=_costs(section),
+                   final=comparison.index(final)),
         FigureView("seeds", f"{heading} of each seed",
                    "A marker for each seed; bar and band are the mean and its 95% confidence interval.",
                    f"{heading} of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
@@ -263,12 +265,11 @@ def _in_words(table: Table, cells: Sequence[Cell]) -> str:
 def _costs(section: Section) -> tuple[CostAxis, ...]:
     """Return the costs on the axes of the Pareto figure, each with the rows of the methods on its Pareto front."""
     comparison = section.comparison
-    measures = measures_of(section.metric)
-    finals = [cell.mean for cell in comparison.cells(measures[0].column.title)]
+    finals = [cell.mean for cell in comparison.cells(final_of(section.metric).column.title)]
     ranked = [i for i, r in enumerate(section.results) if r.complete and not r.reference]
     axes = []
     there = {column.title for column in comparison.columns}
-    for title in (m.column.title for m in measures if m.cost and m.column.title in there):
+    for title in (m.column.title for m in measures_of(section.metric) if m.cost and m.column.title in there):
         costs = [cell.mean for cell in comparison.cells(title)]
         points = {i: (cost, -section.metric.rank(final)) for i in ranked
                   if (cost := costs[i]) and (final := finals[i]) is not None}  # a log axis has no place for 0

@@ -3,7 +3,7 @@
 function drawPareto(svg, width, figure, methods) {
   const { columns, rows } = readTable(figure.dataset.tables);
   const choice = figure.querySelector("input:checked");
-  const [column, final] = [Number(choice.value), 1]; // the metric follows the number of seeds
+  const [column, final] = [choice.value, figure.dataset.final].map(Number);
   const { unit: measure, name } = columns[final];
   const points = methods.map((method) => ({ method, cost: rows.get(method.row)[column], gain: rows.get(method.row)[final] }))
     .filter(({ cost, gain }) => cost.value > 0 && gain.value !== null);
