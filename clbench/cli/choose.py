@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.common_options import metric_option
 from clbench.cli.help import Command
+from clbench.core.objective import ACCURACY
 
 if TYPE_CHECKING:
     from clbench.report.analysis.choosing import Choice
@@ -33,15 +35,16 @@ _OPEN = "no significant difference"
 @click.option("--max-trainable", metavar="AMOUNT", help="Maximum number of parameters trained for the last task.")
 @click.option("--max-compute", metavar="AMOUNT", help="Maximum FLOPs of training on all tasks.")
 @click.option("--max-inference", metavar="AMOUNT", help="Maximum FLOPs of predicting a sample after the last task.")
+@metric_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
               help="Format of the output.")
-def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept: bool, form: str,
+def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept: bool, metric: str | None, form: str,
             **limits: str | None) -> int:
     """Choose a method of a run folder under constraints.
 
-    clbench leaves out the methods above a limit, ranks the others by accuracy, and tests which are significantly worse
-    than the best. For each constraint, it says how much accuracy it costs. References are not ranked. The exit code is
-    1 if no method meets all constraints.
+    clbench leaves out the methods above a limit, ranks the others by accuracy (or --metric), and tests which are
+    significantly worse than the best. For each constraint, it says how much accuracy it costs. References are not
+    ranked. The exit code is 1 if no method meets all constraints.
     """
     from clbench.cli.report import read_records
     from clbench.core.errors import SpecError
@@ -49,8 +52,9 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     from clbench.report.analysis.choosing import choose, limit
     from clbench.report.analysis.grouping import by_setting
     from clbench.report.analysis.readable import readable
+    from clbench.results.matrices import by_metric
 
-    records = read_records(directories)
+    records = by_metric(read_records(directories), metric)
     settings = [s for s in by_setting(records) if task_id is None
                 or scenario_rules(s.records[0].trial.scenario).task_given == (task_id == "known")]
     if not settings:
@@ -76,15 +80,19 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
 def written(choice: Choice) -> dict[str, Any]:
     """Return a choice as plain values. Constraints are as the user passed them, with the resulting numbers."""
     limits = [{"flag": one.flag, "counted": one.kind.measure.column.title, "most": one.most} for one in choice.limits]
-    return {**asdict(choice), "limits": limits}
+    plain = {name: value for name, value in asdict(choice).items() if name != "metric"}
+    return {**plain, "limits": limits, **({} if choice.metric == ACCURACY else {"metric": choice.metric.name})}
 
 
 def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
     """Yield the lines that describe a choice. `names` are the display names of its methods."""
     from clbench.report.analysis.choosing import KINDS
-    from clbench.report.formatting import interval, named, number
+    from clbench.report.formatting import difference_unit, interval, named, number, unit_of
     from clbench.results.paired import MOST_SEEDS
 
+    label, unit = choice.metric.label, unit_of(choice.metric)
+    difference = difference_unit(unit)
+    less = "less" if choice.metric.direction == "up" else "more"
     total = len(choice.rivals) + len(choice.refused) + (choice.best is not None)
     within = " ".join(one.flag for one in choice.limits)
     yield (f"{choice.title}: {total - len(choice.refused)} of {total} methods "
@@ -94,7 +102,7 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
     else:
         counts = [f"{kind.words} {number(value, kind.measure.column.unit)}" for kind in KINDS
                   if (value := choice.costs[kind.name]) is not None]
-        yield (f"  choose {names[choice.best]}: accuracy {interval(choice.accuracy, choice.half_width, 'percent')}; "
+        yield (f"  choose {names[choice.best]}: {label} {interval(choice.accuracy, choice.half_width, unit)}; "
                + ", ".join(counts))
         for rival in choice.open[:SHOWN]:
             why = (rival.untested if rival.untested
@@ -103,8 +111,8 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
                    else f"more than {MOST_SEEDS} seeds would be needed" if choice.seeds > 1 and rival.difference
                    else "")
             verdict = "not tested" if rival.untested else _OPEN
-            yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, 'percent')}, "
-                   f"{interval(rival.difference, rival.half_width, 'points')} points less"
+            yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "
+                   f"{interval(rival.difference, rival.half_width, difference)} {difference} {less}"
                    + (f" ({why})" if why else ""))
         if len(choice.open) > SHOWN:
             yield f"  {_OPEN}: {len(choice.open) - SHOWN} more"
@@ -114,10 +122,11 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
         if price.method == choice.best:
             yield f"  {price.flag} costs nothing: {names[price.method]} is the best method without it too"
         elif price.difference is None:
-            yield (f"  without {price.flag}, the best method is {names[price.method]}, accuracy "
-                   f"{number(price.accuracy, 'percent')}")
+            yield (f"  without {price.flag}, the best method is {names[price.method]}, {label} "
+                   f"{number(price.accuracy, unit)}")
         else:
-            yield (f"  {price.flag} costs {interval(price.difference, price.half_width, 'points')} points: without it, "
+            cost = interval(price.difference, price.half_width, difference)
+            yield (f"  {price.flag} costs {cost} {difference}: without it, "
                    f"the best method is {names[price.method]}")
     if choice.refused:
         yield "  left out: " + named([f"{names[label]} ({why})" for label, why in choice.refused.items()], SHOWN)

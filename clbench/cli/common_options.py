@@ -121,6 +121,10 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
                              "use without installing it; repeatable.", type=click.Path(path_type=Path))
 
 
+metric_option = click.option("--metric", metavar="NAME", help="Rank and test methods by this metric of language "
+                             "models: nll or exact.  [default: nll]")
+
+
 def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--rerun` and `--keep-stale`, as one argument `stale`: refuse, rerun or keep."""
     for name, value, text in (

@@ -18,9 +18,10 @@ EXAMPLES = (
 @click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--baseline", metavar="METHOD", help="Compare each method with this one (its label in the tables), not "
               "all pairs; fewer tests need fewer seeds.")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", default=("ACC", "forgetting"), show_default=True,
-              help="Metrics to compare; repeatable. ACC, forgetting, BWT, FWT, AIA, 'learning accuracy', "
-              "'intransigence', 'task inference', 'training time'.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Columns to compare; repeatable. ACC, "
+              "forgetting, BWT, FWT, AIA, 'learning accuracy', 'intransigence', 'task inference', 'training time'; of "
+              "language models NLL, 'learned NLL', exact, 'learned exact' and so on.  [default: ACC, forgetting; or "
+              "NLL, forgetting, exact]")
 @click.option("--format", "form", type=click.Choice(["text", "md"]), default="text", show_default=True,
               help="Format of the output.")
 def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:
@@ -38,8 +39,8 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
     from clbench.report.formats.markdown import escape, tables
     from clbench.report.formats.terminal import show_tables, standard_output
 
-    measures = find_tested(metrics)
     for setting in readable(read_records([directory]), baseline, f"clbench report {directory}"):
+        measures = find_tested(metrics, setting.measures)
         verdicts, comparisons = compare(setting, measures, setting.named_baseline)
         if form == "md":
             click.echo(tables(f"## {escape(setting.title)}", comparisons, verdicts) + "\n")

@@ -30,8 +30,8 @@ COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "dat
 @click.command("explain", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("a", type=FOLDER, metavar="A.toml")
 @click.argument("b", type=FOLDER, metavar="B.toml")
-@click.option("--metric", default="ACC", show_default=True, metavar="NAME|A,B", help="Metric to explain, as in "
-              "clbench compare. Two names are A's and B's metric, and the difference of metrics is then a factor.")
+@click.option("--metric", metavar="NAME|A,B", help="Column to explain, as in clbench compare. Two names are A's and "
+              "B's, and the difference of columns is then a factor.  [default: ACC; NLL of language models]")
 @click.option("--method", "methods", metavar="NAME", help="Method to explain, if a file has several; a file that lacks "
               "it gets it with its defaults.")
 @click.option("--scenario", metavar="NAME", help="Scenario to explain, if a file has several.")
@@ -45,7 +45,7 @@ COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "dat
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the factors and the combinations, and what each will train and "
               "compute; train nothing and write no records.")
-def command(a: Path, b: Path, metric: str, max_trials: int, out: Path | None, plugins: tuple[Path, ...],
+def command(a: Path, b: Path, metric: str | None, max_trials: int, out: Path | None, plugins: tuple[Path, ...],
             stale: OnStale, dry_run: bool, **flags: Any) -> int:
     """Explain why the results of experiments A and B differ.
 

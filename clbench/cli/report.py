@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.common_options import plugin_option
+from clbench.cli.common_options import metric_option, plugin_option
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ EXAMPLES = (
     ("clbench report runs/mine", "writes report.md again and shows its table"),
     ("clbench report runs/mine --format html,latex,csv", "a page, a table for a paper, a table for a spreadsheet"),
     ("clbench report runs/mine --baseline er", "how much better or worse than er each method is"),
+    ("clbench report runs/mine --metric exact", "methods of language models ranked by exact match"),
     ("clbench report runs/a runs/b --out both", "methods of several run folders in one table"),
 )
 
@@ -36,9 +37,10 @@ EXAMPLES = (
               help="Folder of the report; required with several folders, none of which is changed.  [default: DIR]")
 @click.option("--baseline", metavar="METHOD", help="Compare all methods with this one (its name in the tables, or its "
               "id) in the column of differences, the tests and the first lines.  [default: fine-tuning (naive)]")
+@metric_option
 @plugin_option
 def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
-            baseline: str | None, plugins: Sequence[Path]) -> None:
+            baseline: str | None, metric: str | None, plugins: Sequence[Path]) -> None:
     """Write the report of a run folder again, from its records.
 
     Several folders make one report. If their records of a trial differ, clbench names them and writes nothing.
@@ -62,8 +64,9 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
         raise SpecError("a report of several run folders is not written into any of them: name its folder with --out "
                         "DIR")
     records = read_records(folders)
-    whole, folder = report.build(records, baseline, registry=registry), out or folders[0]
-    for_programs = report.build(records, baseline, ids=True) if any(info.ids for info in wanted) else whole
+    whole, folder = report.build(records, baseline, registry=registry, metric=metric), out or folders[0]
+    by_id = any(info.ids for info in wanted)
+    for_programs = report.build(records, baseline, ids=True, metric=metric) if by_id else whole
     if out is None:
         looks.note(folder, records, new=False)
     drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])

@@ -71,10 +71,10 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
 
     The file names what to tune, in a table [tune.METHOD] per method (docs/tuning.md). Without such tables, every
     method is tuned by the values that its options declare (clbench methods NAME) and by its learning rate.
-    Candidates are compared by mean ACC on held-out training samples; the test set is not used. A list of numbers is
-    widened while its best value is at an edge. Among candidates within one standard error of the best, the lowest
-    learning rate wins. DIR/tuned.toml is the experiment with the chosen options, for clbench run. DIR/candidates.md
-    lists all candidates. After an interruption, run the same command again.
+    Candidates are compared by mean ACC (or NLL of language models) on held-out training samples; the test set is not
+    used. A list of numbers is widened while its best value is at an edge. Among candidates within one standard error
+    of the best, the lowest learning rate wins. DIR/tuned.toml is the experiment with the chosen options, for clbench
+    run. DIR/candidates.md lists all candidates. After an interruption, run the same command again.
     """
     from importlib.metadata import version
 
@@ -146,18 +146,22 @@ def table(rows: Sequence[Row]) -> str:
     """Return a table with each row's chosen options, their scores and the scores of the other candidates."""
     from tabulate import tabulate
 
-    from clbench.execution.candidates import score, standard_error
+    from clbench.execution.candidates import mean_value, metric_of, standard_error, value_text
     from clbench.execution.samplers import describe
+    from clbench.report.formatting import unit_of
+    from clbench.report.model import UNIT_SUFFIX
 
     lines = []
     for row in rows:
         chosen, error = row.chosen, standard_error(row.chosen.acc)
         others = [tried for tried in row.ranking if tried is not chosen]
         without = sum(not t.acc for t in row.tried)
-        lines.append([row.label, row.scenario, describe(chosen.options), f"{100 * score(chosen):.2f}",
-                      "one seed" if error is None else f"{100 * error:.2f}",
-                      f"{100 * score(others[0]):.2f}" if others else "", f"{100 * score(row.ranking[-1]):.2f}",
+        lines.append([row.label, row.scenario, describe(chosen.options), mean_value(chosen),
+                      "one seed" if error is None else value_text(chosen, error),
+                      mean_value(others[0]) if others else "", mean_value(row.ranking[-1]),
                       f"{len(row.tried)}" + (f", {without} without result" if without else "")])
-    headers = ["method", "scenario", "chosen options", "validation\nACC (%)", "standard\nerror", "best of\nothers",
-               "worst", "candidates"]
+    metric = metric_of(rows[0].chosen)
+    unit = UNIT_SUFFIX.get(unit_of(metric), "")
+    headers = ["method", "scenario", "chosen options", f"validation\n{metric.short}{unit}", "standard\nerror",
+               "best of\nothers", "worst", "candidates"]
     return tabulate(lines, headers, disable_numparse=True, colalign=("left",) * 3 + ("right",) * 4 + ("left",))

@@ -5,6 +5,7 @@ Values are raw, as everywhere: a percentage is a fraction between 0 and 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,19 +14,92 @@ from clbench.core.errors import SpecError, unknown
 Direction = Literal["up", "down"]
 
 
+def significant(value: float, size: float | None = None) -> str:
+    """Return a number with the decimals that give `size` (by default the number) three significant digits, at most 4.
+
+    >>> significant(6.5812), significant(123.4), significant(0.00123), significant(0.0123, 6.58), significant(0)
+    ('6.58', '123', '0.0012', '0.01', '0.00')
+    """
+    exponent = int(f"{abs(value if size is None else size) or 1.0:.2e}".partition("e")[2])
+    text = f"{value:,.{min(max(2 - exponent, 0), 4)}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one item: its name, its unit for readers, which direction is better, and its bounds."""
+    """A metric of one item.
+
+    Args:
+        name: what records and `--metric` call it.
+        unit: for readers; a `percent` is stored as a fraction.
+        direction: whether higher ("up") or lower ("down") values are better.
+        low: the lowest possible value, if there is one.
+        high: the highest possible value, if there is one.
+        label: what sentences call it; the name if empty.
+        plural: its values in a sentence; the label if empty.
+        short: what column titles call it; the label if empty.
+        meaning: its definition, which reports quote.
+    """
 
     name: str
     unit: str
     direction: Direction
     low: float | None = None
     high: float | None = None
+    label: str = ""
+    plural: str = ""
+    short: str = ""
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        """Fill in the words that are not given."""
+        object.__setattr__(self, "label", self.label or self.name)
+        for word in ("plural", "short"):
+            object.__setattr__(self, word, getattr(self, word) or self.label)
+
+    @property
+    def is_share(self) -> bool:
+        """Return whether values are shares of items: fractions that are shown as percentages."""
+        return self.unit == "percent"
+
+    @property
+    def shares(self) -> str:
+        """Return what sentences call the percentages of a table about this metric."""
+        return self.plural if self.is_share else "percentages"
+
+    @property
+    def heading(self) -> str:
+        """Return the label with a capital letter at its beginning."""
+        return self.label[:1].upper() + self.label[1:]
 
     def contains(self, value: float) -> bool:
         """Return whether a value is within the bounds."""
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def clip(self, value: float) -> float:
+        """Return the possible value that is nearest to a value, such as the end of an interval."""
+        value = value if self.low is None else max(value, self.low)
+        return value if self.high is None else min(value, self.high)
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best of several values."""
+        return max(values) if self.direction == "up" else min(values)
+
+    def gain(self, before: float, after: float) -> float:
+        """Return by how much a value became better from `before` to `after`; negative if it became worse."""
+        return after - before if self.direction == "up" else before - after
+
+    def rank(self, value: float) -> float:
+        """Return a sort key by which better values come first."""
+        return -value if self.direction == "up" else value
+
+    def text(self, value: float) -> str:
+        """Return a value for a line of progress: a percentage with one decimal, or three significant digits.
+
+        >>> ACCURACY.text(0.9124), NLL.text(6.5812), NLL.text(0.04229)
+        ('91.2', '6.58', '0.0423')
+        """
+        return f"{100 * value:.1f}" if self.is_share else significant(value)
 
     def worsening(self, difference: float) -> float:
         """Return by how much a value became worse if it changed by `difference`; negative if it became better."""
@@ -52,10 +126,17 @@ class ObjectiveInfo:
         raise SpecError(unknown("metric", name, [m.name for m in self.metrics], f"objective {self.name}"))
 
 
-ACCURACY = Metric("accuracy", "percent", "up", 0.0, 1.0)
-NLL = Metric("nll", "nats per token", "down", 0.0)
-EXACT = Metric("exact", "percent", "up", 0.0, 1.0)
+ACCURACY = Metric("accuracy", "percent", "up", 0.0, 1.0, plural="accuracies", short="ACC")
+NLL = Metric("nll", "nats per token", "down", 0.0, label="NLL", plural="NLLs",
+             meaning="the negative log-likelihood of a response, mean over its tokens")
+EXACT = Metric("exact", "percent", "up", 0.0, 1.0, label="exact match", plural="exact-match rates", short="exact",
+               meaning="the share of responses that greedy decoding would generate token for token")
 CLASSIFICATION = ObjectiveInfo("classification", ACCURACY.name, (ACCURACY,))
 CAUSAL_LM = ObjectiveInfo("causal-lm", NLL.name, (NLL, EXACT))
 OBJECTIVES: Final = {info.name: info for info in (CLASSIFICATION, CAUSAL_LM)}
 METRICS: Final = {metric.name: metric for info in OBJECTIVES.values() for metric in info.metrics}
+
+
+def objective_of(metric: Metric) -> ObjectiveInfo:
+    """Return the objective that has a metric."""
+    return next(info for info in OBJECTIVES.values() if metric in info.metrics)

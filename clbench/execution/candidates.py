@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
 from clbench.core import options as opt
+from clbench.core.objective import ACCURACY, METRICS, Metric, significant
 from clbench.core.registry import Registry
 from clbench.core.search_values import search_values
 from clbench.execution.samplers import describe
 from clbench.experiment.search import Choices, Outcome, Search, Space, Tried
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Spec
 from clbench.report.formats.markdown import escape
-from clbench.report.formatting import listed
+from clbench.report.formatting import in_words, listed, unit_of
+from clbench.report.model import UNIT_SUFFIX
 
 RATE = "lr"
 RATE_FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the recipe's learning rate
@@ -62,15 +64,27 @@ def default_space(method: MethodSpec, spec: Spec, registry: Registry, pretrained
 
 RATES = ("recipe.lr", "recipe.head_lr")  # the lowest of these is chosen in a tie, in this order
 LEGEND = """\
-A mean is that of the average accuracy (ACC) on the validation samples over the seeds. Its standard error is the sample
+A mean is that of {final} on the validation samples over the seeds. Its standard error is the sample
 standard deviation over the seeds, divided by the square root of their number. A candidate ties with the best mean if
 its paired difference from it is at most one standard error of this difference. Of these, the one with the lowest
 learning rate is chosen, if one was searched. One seed has no standard error, and so no ties."""
 
 
+def metric_of(tried: Tried) -> Metric:
+    """Return the metric by which candidates are compared."""
+    return METRICS[tried.metric or ACCURACY.name]
+
+
 def score(tried: Tried) -> float:
-    """Return the mean ACC over seeds; 0, the lowest value, if a seed has no result."""
-    return fmean(tried.acc) if tried.acc else 0.0
+    """Return a number that is higher for better candidates: the mean over seeds, or minus it if lower is better.
+
+    If a seed has no result, it is that of the worst possible value: 0 for accuracy.
+    """
+    metric = metric_of(tried)
+    worst = metric.low if metric.direction == "up" else metric.high
+    if tried.acc:
+        return -metric.rank(fmean(tried.acc))
+    return -inf if worst is None else -metric.rank(worst)
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -111,7 +125,8 @@ def _ties(tried: Tried, best: Tried) -> bool:
 
 def _difference(tried: Tried, best: Tried) -> tuple[float, float]:
     """Return the mean of the paired differences over at least two seeds, and its standard error."""
-    differences = [round(high - low, 9) for high, low in zip(best.acc, tried.acc, strict=True)]
+    metric = metric_of(best)
+    differences = [round(metric.gain(a, b), 9) for a, b in zip(tried.acc, best.acc, strict=True)]
     return fmean(differences), standard_error(differences) or 0.0
 
 
@@ -122,20 +137,35 @@ def tie_note(tried: Sequence[Tried]) -> str:
         return ""
     difference, error = _difference(chosen, best)
     return (f"{describe(chosen.options)} ({mean_text(chosen)}) was chosen: it is within one standard error of "
-            f"{describe(best.options)} ({mean_text(best)}; the paired difference is {100 * difference:.2f} ± "
-            f"{100 * error:.2f}) and has the lower rate")
+            f"{describe(best.options)} ({mean_text(best)}; the paired difference is {value_text(best, difference)} ± "
+            f"{value_text(best, error)}) and has the lower rate")
+
+
+def value_text(tried: Tried, value: float | None) -> str:
+    """Return a value of a candidate's metric: in percent with two decimals, or in its unit; empty for None."""
+    if value is None:
+        return ""
+    return f"{100 * value:.2f}" if metric_of(tried).is_share else significant(value)
+
+
+def mean_value(tried: Tried) -> str:
+    """Return the mean over seeds as text; empty without a result."""
+    return value_text(tried, fmean(tried.acc) if tried.acc else None)
 
 
 def mean_text(tried: Tried) -> str:
     """Return a mean in percent and its standard error, as `57.00 ± 0.80`; the mean alone for one seed."""
     error = standard_error(tried.acc)
-    return f"{100 * score(tried):.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+    return mean_value(tried) + ("" if error is None else f" ± {value_text(tried, error)}")
 
 
 def candidates_page(searches: Sequence[Search]) -> str:
     """Return a page in Markdown with a table of every candidate for each row and scenario of searches."""
     parts = chain.from_iterable(map(_parts, searches))
-    return "\n\n".join(["# Candidates of the search", LEGEND, *parts]) + "\n"
+    metrics = dict.fromkeys(metric_of(tried) for made in searches for tried in made.tried) or (ACCURACY,)
+    final = in_words(["the average accuracy (ACC)" if metric == ACCURACY else f"the average {metric.label}"
+                      for metric in metrics])
+    return "\n\n".join(["# Candidates of the search", LEGEND.format(final=final), *parts]) + "\n"
 
 
 def _parts(made: Search) -> Iterator[str]:
@@ -157,12 +187,14 @@ def _parts(made: Search) -> Iterator[str]:
 def _table(tried: Sequence[Tried]) -> str:
     """Return the table of a row's candidates, in the order in which they were tried."""
     best, chosen = ranking(tried)[0], choose(tried)
-    lines = ["| options | mean (%) | standard error | seeds | remark |", "| :-- | --: | --: | --: | :-- |"]
+    unit = UNIT_SUFFIX.get(unit_of(metric_of(best)), "")
+    lines = [f"| options | mean{unit} | standard error | seeds | remark |",
+             "| :-- | --: | --: | --: | :-- |"]
     for candidate in tried:
         error = standard_error(candidate.acc)
         remark = "chosen" if candidate is chosen else "best mean" if candidate is best else candidate.failure
-        cells = [describe(candidate.options), f"{100 * score(candidate):.2f}" if candidate.acc else "",
-                 "" if error is None else f"{100 * error:.2f}", str(len(candidate.acc) or ""), remark]
+        cells = [describe(candidate.options), mean_value(candidate), value_text(candidate, error),
+                 str(len(candidate.acc) or ""), remark]
         lines.append(f"| {' | '.join(map(escape, cells))} |")
     return "\n".join(lines)
 

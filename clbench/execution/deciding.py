@@ -12,7 +12,6 @@ from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.until import BEST, FIRST, UntilDecided, sequence
 from clbench.report.analysis.families import SAME, Pair, family
 from clbench.report.analysis.grouping import Setting, by_setting
-from clbench.report.columns import ACC
 from clbench.report.formatting import listed
 from clbench.results.records import Record
 from clbench.results.store import Store
@@ -107,7 +106,7 @@ def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
     """
     settings = by_setting(records)
     for setting in settings:
-        if not setting.own_tests and not setting.answers(ACC):
+        if not setting.own_tests and not setting.answers(setting.final):
             raise SpecError(f"--until decided cannot be used for {setting.title}: all seeds share the test samples, "
                             "and the records do not say which of them were answered correctly. Run a fixed number of "
                             "seeds without --until, or rerun older records with --rerun")
@@ -117,19 +116,20 @@ def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
 def _state(setting: Setting, rule: UntilDecided) -> State:
     scenario, baseline = setting.records[0].trial.scenario, None if rule.baseline == BEST else setting.baseline
     if baseline is None:
-        tests = family(ACC.column, setting.compared(ACC), until=rule, answers=setting.answers(ACC))
-        running = [label for label in setting.compared(ACC) if label not in tests.beaten]
+        values = setting.compared(setting.final)
+        tests = family(setting.final.column, values, until=rule, answers=setting.answers(setting.final))
+        running = [label for label in values if label not in tests.beaten]
         apart = {frozenset((p.first, p.second)) for p in tests.pairs if not _closed(p)}
         left = [label for label in running if any(frozenset((label, other)) in apart for other in running)]
-        decided = {label: "worse than another" for label in setting.compared(ACC) if label in tests.beaten}
+        decided = {label: "worse than another" for label in values if label in tests.beaten}
         if not left:
             untested = next((p.untested for p in tests.pairs if p.untested and {p.first, p.second} <= set(running)), "")
             decided |= dict.fromkeys(running, "the best" if len(running) == 1 else f"not tested: {untested}" if untested
                                      else "the best, equal on every seed")
         return State(scenario, "which is best", decided, tuple(left), None)
-    tests = family(ACC.column, setting.compared(ACC, [baseline]), baseline, until=rule,
-                   answers=setting.answers(ACC))
-    return State(scenario, f"against {baseline}", {p.first: _verdict(p) for p in tests.pairs if _closed(p)},
+    tests = family(setting.final.column, setting.compared(setting.final, [baseline]), baseline, until=rule,
+                   answers=setting.answers(setting.final))
+    return State(scenario, f"against {baseline}", {p.first: _verdict(p, setting) for p in tests.pairs if _closed(p)},
                  tuple(p.first for p in tests.pairs if not _closed(p)), baseline)
 
 
@@ -137,10 +137,12 @@ def _closed(pair: Pair) -> bool:
     return pair.significant or ((pair.equal or pair.untested == SAME) and len(pair.differences) >= EQUAL)
 
 
-def _verdict(pair: Pair) -> str:
+def _verdict(pair: Pair, setting: Setting) -> str:
     if pair.untested:
         return f"not tested: {pair.untested}"
-    return "equal" if not pair.significant else "better" if pair.better("up") == pair.first else "worse"
+    if not pair.significant:
+        return "equal"
+    return "better" if pair.better(setting.metric.direction) == pair.first else "worse"
 
 
 def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State], rule: UntilDecided,

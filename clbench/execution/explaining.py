@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import ClbenchError, MissingDataError, SpecError
+from clbench.core.objective import OBJECTIVES
 from clbench.core.registry import Registry
 from clbench.experiment.factors import METRIC, Factor, Pair, Place, compare, factors
 from clbench.experiment.overrides import read_spec
+from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.report.columns import Measure, find_tested
 from clbench.report.explained import Explanation, check_units
+from clbench.report.metric_columns import final_of, measures_of
 from clbench.results import attribution
 from clbench.results.attribution import Order
 from clbench.results.records import Record
@@ -54,14 +57,14 @@ class Study:
         return self.measures[at is not None and chosen >> at & 1]
 
 
-def prepare(a: Path, b: Path, metric: str, given: Mapping[str, Any], registry: Registry, most: int,
+def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], registry: Registry, most: int,
             done: Path | None = None) -> Study:
     """Read two experiments and plan the trials that explain their difference.
 
     Args:
         a: the file of the first experiment.
         b: the file of the second experiment.
-        metric: the metric, or A's and B's metrics, separated by a comma.
+        metric: the metric, or A's and B's metrics, separated by a comma; by default those that rank methods.
         given: settings that override those of both files.
         registry: the installed plugins.
         most: largest number of trials.
@@ -70,15 +73,22 @@ def prepare(a: Path, b: Path, metric: str, given: Mapping[str, Any], registry: R
     Raises:
         SpecError: a file is not valid, metrics are unknown, too many or of different units; or as `compare`, `design`.
     """
-    tested = find_tested([name.strip() for name in metric.split(",")])
-    if len(tested) > 2:
-        raise SpecError(f"--metric: one metric, or A's and B's, got {len(tested)}")
-    measures = tested[0], tested[-1]
-    check_units(measures)
+    titles = [name.strip() for name in metric.split(",")] if metric else []
+    if len(titles) > 2:
+        raise SpecError(f"--metric: one metric, or A's and B's, got {len(titles)}")
     first, second = (read_spec(path, {}, given, ()) for path in (a, b))
+    measures = _measure(first, titles[:1], registry), _measure(second, titles[-1:], registry)
+    check_units(measures)
     pair = compare(first, second, registry, (str(a), str(b)),
                    (measures[0].column.title, measures[1].column.title))
     return design(pair, measures, most, done)
+
+
+def _measure(spec: Spec, title: Sequence[str], registry: Registry) -> Measure:
+    """Return the column of an experiment with this title; without a title, that by which its methods are ranked."""
+    objective = OBJECTIVES[registry.benchmark(spec.benchmark.name).objective]
+    metric = objective.metric(objective.primary)
+    return find_tested(title, measures_of(metric))[0] if title else final_of(metric)
 
 
 def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path | None = None) -> Study:

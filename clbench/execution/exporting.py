@@ -22,6 +22,7 @@ from clbench.models.hf_files import folder_of, inner
 from clbench.models.language_model import LanguageModel
 from clbench.models.network import Network
 from clbench.persistence.snapshot import stand_in
+from clbench.results.matrices import matrices
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store
 
@@ -116,7 +117,8 @@ def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) 
     about: dict[str, Any] = {
         "method": record.label, "model": str(record.trial.model), "benchmark": str(record.trial.benchmark),
         "scenario": record.trial.scenario, "seed": record.trial.seed, "record": record.key,
-        "tasks": stream.classes, "class_names": stream.class_names, record.metric or "accuracy": record.R[-1],
+        "tasks": stream.classes, "class_names": stream.class_names,
+        **{metric: matrix[-1] for metric, matrix in matrices(record).items()},
         "input_shape": stream.input_shape}
     if task is not None:
         about["task"] = task

@@ -12,11 +12,12 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from clbench.core.objective import ACCURACY, METRICS, Metric
 from clbench.execution.time_left import TimeLeft, alike, kind_of
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import Foreseen
-from clbench.results import metrics
+from clbench.results.matrices import result_text
 from clbench.results.records import Record
 
 EVERY = 30.0  # seconds without output after which a plain display prints the state of the run
@@ -79,6 +80,7 @@ class Display(Listener):
         several = len({p.trial.scenario for p in todo}) > 1
         self.names = {p.trial.key: f"{p.label} {f'{p.trial.scenario} ' if several else ''}seed {p.trial.seed}"
                       for p in todo}
+        self.metrics = {p.trial.key: METRICS[p.metric] for p in todo}
         self.explained: set[tuple[str, str, str]] = set()
         self.records: Sequence[Record] = ()  # of the folder
 
@@ -184,7 +186,7 @@ class PlainDisplay(Display):
     def where(self) -> str:
         """Return the progress of the run and of its running trials."""
         running = list(self.running.items())
-        words = [f"{self.names[key]} {describe_progress(event) if event else 'starting'}"
+        words = [f"{self.names[key]} {describe_progress(event, self.metrics[key]) if event else 'starting'}"
                  for key, event in running[:SHOWN_TRIALS]]
         words += [f"{len(running) - SHOWN_TRIALS} more running"] if len(running) > SHOWN_TRIALS else []
         return f"[{self.tally.done}/{self.tally.total}] {'; '.join([*words, self.tally.times()])}"
@@ -203,7 +205,7 @@ class PlainDisplay(Display):
         """Print the outcome of the trial and the progress of the run."""
         super().finished(record)
         self.running.pop(record.key, None)
-        result = f"ACC {100 * metrics.acc(record.R):.1f}" if record.status == "done" else record.status
+        result = result_text(record) if record.status == "done" else record.status
         self.say(f"[{self.tally.done}/{self.tally.total}] {self.names[record.key]}: {result}, {self.tally.times()}")
 
 
@@ -253,7 +255,8 @@ class LiveDisplay(Display):
     def progress(self, event: Progress) -> None:
         """Update the bars."""
         super().progress(event)
-        self.bars.update(self.rows[event.key], completed=event.task / event.tasks, state=describe_progress(event))
+        self.bars.update(self.rows[event.key], completed=event.task / event.tasks,
+                         state=describe_progress(event, self.metrics[event.key]))
         self.bars.update(self.whole, completed=self.tally.share)
 
     def finished(self, record: Record) -> None:
@@ -269,13 +272,13 @@ def display(console: Console, todo: Sequence[PlannedTrial]) -> Display:
     return LiveDisplay(console, todo) if todo and console.is_terminal else PlainDisplay(console, todo)
 
 
-def describe_progress(event: Progress) -> str:
+def describe_progress(event: Progress, metric: Metric = ACCURACY) -> str:
     """Return the progress of a trial as text.
 
     >>> describe_progress(Progress("key", 1, 5, 0.912))
     'task 2/5, accuracy 91.2'
     """
-    seen = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f}"
+    seen = "" if event.accuracy is None else f", {metric.label} {metric.text(event.accuracy)}"
     return f"task {min(event.task + 1, event.tasks)}/{event.tasks}{seen}"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from clbench.core import options as opt
 from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.objective import ACCURACY
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.execution import run
@@ -45,6 +46,7 @@ class Row:
     scenario: Scenario
     space: Space
     sampler: Sampler
+    metric: str = ACCURACY.name
     tried: list[Tried] = field(default_factory=list)
 
     def candidate(self, chosen: Candidate) -> MethodSpec:
@@ -54,13 +56,14 @@ class Row:
             "label": ":".join([self.label, *written]), "scenario": (self.scenario,)})
 
     def record_results(self, candidates: Sequence[Candidate], records: Sequence[Record]) -> None:
-        """Record the results of candidates and pass their scores to the sampler; 0 if a seed has no result."""
+        """Record the results of candidates and pass their scores to the sampler; the lowest if a seed has no result."""
         fresh = []
         for chosen in candidates:
             label = self.candidate(chosen).label
             results = [r for r in records if r.label == label and r.trial.scenario == self.scenario]
             bad = [f"seed {r.trial.seed} {r.status}" for r in results if r.status != "done"]
             fresh.append(Tried(method=self.label, scenario=self.scenario, options=chosen, failure=", ".join(bad),
+                               metric="" if self.metric == ACCURACY.name else self.metric,
                                acc=() if bad else tuple(round(metrics.acc(r.R), 6) for r in results)))
         self.tried += fresh
         self.sampler.tell([score(t) for t in fresh])
@@ -152,7 +155,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
             if space_here:
                 refuse = partial(_refusal, method, spec.recipe, registry)
                 sampler = sampler_for(space_here, whole, trials, widen, refuse)
-                rows.append(Row(entry, method, label, scenario, space_here, sampler))
+                rows.append(Row(entry, method, label, scenario, space_here, sampler, planned[0].metric))
     if not rows and not problems:
         problems.append(f"nothing is left to search in scenario {' and '.join(scenarios)}: every option in the "
                         "[tune.*] tables is for another one")

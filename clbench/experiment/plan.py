@@ -11,7 +11,7 @@ from typing import Any
 from clbench.core import options as opt
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, OBJECTIVES
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
@@ -80,6 +80,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     planned_rows = [(method, label, strategy, recipe, Resolved(name=method.name, options=options.model_dump()),
                      {scenario: _searched(spec, method, scenario, given) for scenario in scenarios})
                     for method, label, strategy, given, options, recipe in completed]
+    metric = OBJECTIVES[benchmark[0].objective if benchmark else CLASSIFICATION.name].primary
     planned: list[PlannedTrial] = []
     for scenario, seed in product(scenarios, spec.seeds):
         for row, label, strategy, recipe, with_options, searched in planned_rows:
@@ -91,7 +92,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
                     method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
                 reference = isinstance(strategy, StrategyInfo) and strategy.reference
                 planned.append(PlannedTrial(trial, label, reference, _family(strategy, with_options, recipe),
-                                            searched[scenario]))
+                                            searched[scenario], metric=metric))
     return planned
 
 

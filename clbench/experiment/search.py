@@ -79,7 +79,9 @@ class Tried(Strict):
     method: str = Field(description="Label of the row.")
     scenario: Scenario = Field(description="Scenario.")
     options: dict[str, Any] = Field(description="Options that were tuned.")
-    acc: tuple[float, ...] = Field((), description="ACC in [0, 1] on the validation samples, for each seed.")
+    acc: tuple[float, ...] = Field((), description="ACC in [0, 1] on the validation samples, for each seed; or the "
+                                   "final mean of `metric`.")
+    metric: str = Field("", description="Metric of `acc`; empty for accuracy.")
     failure: str = Field("", description="How a seed diverged or failed, instead of `acc`.")
 
 

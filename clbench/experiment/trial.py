@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from clbench.core import options as opt
+from clbench.core.objective import ACCURACY
 from clbench.core.options import Strict
 from clbench.core.pretrained import Preprocessing
 from clbench.core.scenario import Scenario
@@ -144,13 +145,14 @@ class PlannedTrial:
     searched: Searched | None = None  # the search that its method's options come from
     until: UntilDecided | None = None  # the rule by which its seed was added
     seen: tuple[int, ...] = ()  # seeds that a report had shown before this one was asked for
+    metric: str = ACCURACY.name  # of R
 
 
 @dataclass(frozen=True)
 class Progress:
-    """An event of a running trial: the task it trains on and its mean accuracy over the earlier tasks."""
+    """An event of a running trial: the task it trains on and the mean of R's metric over the earlier tasks."""
 
     key: str
     task: int  # 0-based; equal to `tasks` when the trial is over
     tasks: int
-    accuracy: float | None  # in [0, 1]; None before the first task is learned
+    accuracy: float | None  # a fraction, or a value of another metric; None before the first task is learned

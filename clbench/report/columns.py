@@ -1,16 +1,17 @@
 """The columns of the tables: how each computes its value from a record, and how the values of seeds become a cell.
 
-`MEASURES` lists every column once. The fields of a `Measure` say how reports use its column, for instance whether they
-test its differences. To add a column, add one entry.
+`MEASURES` lists every column of classification once; `clbench.report.metric_columns` has those of other metrics. The
+fields of a `Measure` say how reports use its column, for instance whether they test its differences. To add a column,
+add one entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from clbench.core.errors import SpecError, unknown
+from clbench.core.errors import SpecError, guess
 from clbench.experiment.until import UntilDecided
 from clbench.report.formatting import NONE, clean, interval, number
 from clbench.report.model import Cell, Column, Unit
@@ -18,7 +19,7 @@ from clbench.results import curve, metrics
 from clbench.results.curve import Curve
 from clbench.results.records import Record
 from clbench.results.sequential import interval_of
-from clbench.results.stats import ALPHA, FEW, Interval
+from clbench.results.stats import Interval
 
 COUNTED: tuple[Unit, ...] = ("count", "bytes", "flops")
 COMPARISON, MORE_METRICS, MORE_COSTS = "Comparison", "More metrics", "More costs"  # titles of the tables
@@ -104,18 +105,19 @@ TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _trainin
 REPLAY = Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS)
 INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last(r.costs.inference_flops), MORE_COSTS,
                     optional=True)
+TOTAL = Measure(Column("total params", "count", "down", "total parameters"),
+                lambda r, _: _last_sum(r.costs.parameters), COMPARISON)
+TASK_INFERENCE = Measure(Column("task inference", "percent", "up", "task-ID accuracy"), lambda r, _: _task_inference(r),
+                         COMPARISON, tested=True, optional=True)
 MEASURES = (  # in the order of the tables' columns
     ACC,
     Measure(Column("ACC with task IDs", "percent", "up", "accuracy with task IDs"), lambda r, _: with_task_ids(r),
             COMPARISON, tested=True, optional=True),
     FORGETTING,
     Measure(Column("BWT", "points", "up", "backward transfer"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
-    Measure(Column("task inference", "percent", "up", "task-ID accuracy"),
-            lambda r, _: _task_inference(r), COMPARISON, tested=True,
-            optional=True),
+    TASK_INFERENCE,
     TRAINABLE,
-    Measure(Column("total params", "count", "down", "total parameters"),
-            lambda r, _: _last_sum(r.costs.parameters), COMPARISON),
+    TOTAL,
     BYTES,
     COMPUTE,
     TIME,
@@ -152,57 +154,6 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("peak memory", "bytes"), lambda r, _: r.costs.peak_host_bytes, MORE_COSTS),
     Measure(Column("peak device memory", "bytes"), lambda r, _: r.costs.peak_device_bytes, MORE_COSTS, optional=True),
 )
-DEFINITIONS = (
-    "Accuracy (ACC) is the mean accuracy over all tasks after the last one. Forgetting is the best accuracy on a task "
-    "between its training and the last task, minus the final one, averaged over tasks (Chaudhry 2018). Backward "
-    "transfer (BWT) is the final accuracy minus that just after training, averaged over tasks (Lopez-Paz & Ranzato "
-    "2017). Points are percentage points. docs/metrics.md has the formulas.",
-    "± is half the width of a 95% confidence interval of the mean over seeds: Student's t with fewer than "
-    f"{FEW} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015).",
-    "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
-    "that are equal for every seed are compared without a test.",
-    "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
-    "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their "
-    f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer than {FEW} "
-    "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the exact "
-    "sign-flip test, if it can reach this level. If all seeds share their test samples and records say which were "
-    "right, accuracies are tested over seeds and samples. Accuracies within 3 standard deviations of 100% are not "
-    "tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
-    "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "
-    "method holds after the last task, including replay buffers. Training time includes consolidation, but no "
-    "evaluation.",
-)
-COMPUTE_DEFINITION = (
-    "Training compute counts the FLOPs of matrix products, convolutions and attention over all tasks, including "
-    "consolidation; a multiplication and its addition are two. Inference compute is the same for one test sample after "
-    "the last task. Training CPU is processor time over all threads, where training time is wall-clock time.")
-
-
-UNTIL_DEFINITION = (
-    "If seeds were added until the question was decided, p-values are sequential: the paired t-test after each number "
-    "of seeds of the rule, with boundaries that equal methods cross at any of them with probability p (Jennison & "
-    "Turnbull 1991; Liu & Anderson 2008), Holm-corrected at each interim analysis (Maurer & Bretz 2013). ± is half of "
-    "a repeated confidence interval (Jennison & Turnbull 1989). Both assume normally distributed differences, and both "
-    "hold whenever one stops. Figures still show the usual intervals, which do not hold here.")
-ERRORS_DEFINITION = (
-    "The error decomposition divides the points that are lost after the last task into parts that sum to them. "
-    "Within-task error remains if the task is given. Task-recency bias is what the best constant for each task's "
-    "outputs would correct; these constants are fitted to half of the test samples and evaluated on the others, so "
-    "this part can be negative. Inter-task confusion is the rest. For methods that infer the task, the parts are wrong "
-    "tasks and samples that are right only without the task ID. The probe is the accuracy of ridge regression on the "
-    "final features with all training samples; it is neither a method nor a strict bound. Representation drift is the "
-    "probe's accuracy just after a task was learned, minus the final one.")
-
-
-def definitions(records: Iterable[Record]) -> tuple[str, ...]:
-    """Return the definitions of the columns that the tables of some records show.
-
-    Older records have no FLOPs and no error decomposition.
-    """
-    records = list(records)
-    return (*DEFINITIONS, *([COMPUTE_DEFINITION] if any(r.costs.train_flops for r in records) else []),
-            *([UNTIL_DEFINITION] if any(r.until for r in records) else []),
-            *([ERRORS_DEFINITION] if any(r.errors or r.probe for r in records) else []))
 
 
 def bytes_in_role(role: str) -> Measure:
@@ -211,17 +162,25 @@ def bytes_in_role(role: str) -> Measure:
                    lambda r, _: r.costs.bytes[-1].get(role, 0) if r.costs.bytes else None, BYTES_BY_ROLE)
 
 
-def find_tested(titles: Sequence[str]) -> list[Measure]:
+def find_tested(titles: Sequence[str], measures: Sequence[Measure] | None = None) -> list[Measure]:
     """Return the measures with these titles (in upper or lower case) whose differences can be tested.
+
+    Args:
+        titles: the titles; if there are none, the measures that reports test are returned.
+        measures: the measures to search; by default those of classification.
 
     Raises:
         SpecError: no such measure has one of the titles.
     """
-    tested = {m.column.title: m for m in MEASURES if m.tested}
+    measures = MEASURES if measures is None else measures
+    if not titles:
+        return [m for m in measures if m.in_report]
+    tested = {m.column.title: m for m in measures if m.tested}
     by_name = {title.lower(): m for title, m in tested.items()}
     for title in titles:
         if title.lower() not in by_name:
-            raise SpecError(unknown("metric", title, tested, "clbench compare --help"))
+            raise SpecError(f"no metric {title!r}{guess(title, tested)} (those that can be compared here: "
+                            f"{', '.join(tested)})")
     return [by_name[title.lower()] for title in titles]
 
 

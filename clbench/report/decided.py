@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clbench.core.objective import ACCURACY, Metric
 from clbench.experiment.until import UntilDecided
 from clbench.results.paired import Test
 
@@ -15,7 +16,7 @@ Verdict = Literal["better", "worse", "equal", "not tested", "open"]
 
 @dataclass(frozen=True)
 class Against:
-    """A method's ACC minus that of another one, on the seeds that both have (fractions)."""
+    """A method's final mean minus that of another one, on the seeds that both have, in the metric's unit."""
 
     method: str
     other: str
@@ -38,7 +39,7 @@ class Compared:
     """The comparisons of each method to one of the setting's methods, a family of tests planned in advance."""
 
     other: str
-    mean: float  # ACC of the other one
+    mean: float  # final mean of the other one
     tests: int
     pairs: tuple[Against, ...]  # in the order of the methods
 
@@ -54,7 +55,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Best:
-    """The method with the best mean ACC. It is chosen by the same data, so the family of tests has all pairs."""
+    """The method with the best final mean. It is chosen by the same data, so the family of tests has all pairs."""
 
     method: str
     tests: int
@@ -75,9 +76,9 @@ class Best:
 
 @dataclass(frozen=True)
 class Facts:
-    """The verdicts on a setting. ACC is a fraction."""
+    """The verdicts on a setting."""
 
-    accuracy: Mapping[str, float]  # mean ACC by label, references too, the best first
+    accuracy: Mapping[str, float]  # final mean of the section's metric by label, references too, the best first
     references: tuple[str, ...]
     best: Best | None  # None with fewer than two methods
     baseline: Compared | None  # None where no record is of plain fine-tuning
@@ -104,7 +105,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method that can be chosen, with its ACC and its amount of each kind in `choosing` (None: not known)."""
+    """A method that can be chosen, with its final mean and its amount of each kind in `choosing` (None: not known)."""
 
     label: str
     accuracy: float
@@ -115,9 +116,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateComparison:
-    """A method compared to one with a higher mean, with the verdict of the family of all pairs."""
+    """A method compared to one with a better mean, with the verdict of the family of all pairs."""
 
-    difference: float  # of the better less the other; at least 0
+    difference: float  # by which the better one is better; at least 0
     half_width: float | None
     shown: bool
     needed: int | None  # about how many seeds would show it, where it is not shown
@@ -132,3 +133,4 @@ class Choosable:
     candidates: tuple[Candidate, ...]  # best first
     comparisons: tuple[tuple[CandidateComparison, ...], ...]  # [i][k]: candidate i and candidate i + 1 + k
     incomplete: tuple[str, ...]  # which have not all seeds, so that they are no choice
+    metric: Metric = ACCURACY

@@ -79,7 +79,8 @@ def draw(explanation: Explanation) -> Figure:
     _rows(axes, explanation)
     if first.unit in POINTS:
         style.percentages(axes.xaxis)
-    axes.set_xlabel(first.title + (" (%)" if first.unit in POINTS else ""))
+    suffix = {"percent": " (%)", "points": " (%)", "nats": " (nats), lower is better"}
+    axes.set_xlabel(first.title + suffix.get(first.unit, ""))
     for row, (label, change, text) in enumerate(zip(labels, below, texts, strict=True)):
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points",
                                  "annotation_clip": False}
@@ -166,7 +167,7 @@ def headline(explanation: Explanation) -> str:
     a, b = number(attribution.a.mean, first.unit), number(attribution.b.mean, second.unit)
     other = f"{second.title} " if second.title != first.title else ""
     parts = ", ".join(f"{clean(factor.name)} {signed(attribution.parts[i], unit)}" for factor, i in explanation.ranked)
-    shown_unit = f" {unit}" if unit in ("points", "seconds") else ""
+    shown_unit = f" {unit}" if unit in ("points", "nats", "seconds") else ""
     return f"{first.title} {a} -> {other}{b} ({signed(attribution.difference, unit)}{shown_unit}): {parts}"
 
 

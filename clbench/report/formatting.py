@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from clbench.core.objective import Metric, significant
 from clbench.core.options import format_value, recipe_options
 from clbench.experiment.trial import Trial
 from clbench.report.model import Unit
@@ -57,13 +58,19 @@ def clean(text: object) -> str:
 def number(value: float, unit: Unit) -> str:
     """Return a value in its unit: accuracies in %, counts as 1,234,567, times in s, bytes and FLOPs as 1.20 MB.
 
+    Nats have three significant digits, but at most four decimals.
+
     >>> number(0.98314, "percent"), number(1234567, "count"), number(2_500_000, "bytes"), number(3.14159, "seconds")
     ('98.31', '1,234,567', '2.50 MB', '3.14')
     >>> number(0, "flops"), number(999.6e9, "flops")
     ('0 FLOP', '1.00 TFLOP')
+    >>> number(6.5812, "nats"), number(0.04229, "nats")
+    ('6.58', '0.0423')
     """
     if unit in ("percent", "points"):
         return _fixed(100 * value, 2)
+    if unit == "nats":
+        return significant(value)
     if unit == "count":
         return f"{value:,.0f}"
     if unit in _SYMBOLS:
@@ -77,13 +84,38 @@ def interval(mean: float, half_width: float | None, unit: Unit) -> str:
 
     >>> interval(0.98314, 0.0042, "percent"), interval(0.98314, None, "percent")
     ('98.31 ± 0.42', '98.31 ± n/a')
+    >>> interval(6.5812, 0.0423, "nats"), interval(0.0012, 0.1234, "nats")
+    ('6.58 ± 0.04', '0.001 ± 0.123')
     """
     if half_width is None:
         return f"{number(mean, unit)} ± n/a"
+    if unit == "nats":
+        size = max(abs(mean), abs(half_width))
+        return f"{significant(mean, size)} ± {significant(half_width, size)}"
     if unit in _SYMBOLS:
         factor, name = _prefix(mean, unit)
         return f"{_short(mean / factor)} ± {_short(half_width / factor)} {name}"
     return f"{number(mean, unit)} ± {number(half_width, unit)}"
+
+
+def unit_of(metric: Metric) -> Unit:
+    """Return the unit in which tables show a metric."""
+    units: dict[str, Unit] = {"percent": "percent", "nats per token": "nats"}
+    return units.get(metric.unit, "number")
+
+
+def difference_unit(unit: Unit) -> Unit:
+    """Return the unit of differences of values: percentages differ by points."""
+    return "points" if unit == "percent" else unit
+
+
+def signed(value: float, unit: Unit) -> str:
+    """Return a difference with its sign: points with one decimal, other units as `number` has them.
+
+    >>> signed(0.0123, "points"), signed(-0.5, "nats")
+    ('+1.2', '-0.500')
+    """
+    return f"{100 * value:+.1f}" if unit == "points" else f"{'+' * (value > 0)}{number(value, unit)}"
 
 
 MANY = 12  # names in a sentence; of more the first are told, and how many are left
@@ -132,6 +164,15 @@ def by_task(values: list[int]) -> str:
         most = f", {max(values):,} at most" if max(values) not in (values[0], values[-1]) else ""
         return f"{values[0]:,} in task 1, {values[-1]:,} in task {len(values)}{most}"
     return ", ".join(f"{value:,} in " + (f"task {a}" if a == b else f"tasks {a}-{b}") for value, a, b in parts)
+
+
+def task_label(index: int, names: Sequence[str] = ()) -> str:
+    """Return what tables call a task, counted from 0.
+
+    >>> task_label(0), task_label(1, ("dates", "codes"))
+    ('task 1', 'task 2: codes')
+    """
+    return f"task {index + 1}" + (f": {names[index]}" if names else "")
 
 
 def listed(values: list[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
 from clbench.core.errors import ClbenchError
@@ -14,14 +14,15 @@ from clbench.report.columns import find_tested
 from clbench.report.formatting import column_names, options_of, plain
 from clbench.report.model import Table, Unit
 from clbench.report.tables import build
+from clbench.results.matrices import matrices
 from clbench.results.records import Record
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 BEFORE = ("trial", "setting", "scenario", "method", "strategy", "reference", "status")  # the options' columns
-BEHIND = ("seed", "learned", "task", "accuracy")
-MEASURED: tuple[Unit, ...] = ("percent", "points", "seconds")  # units of what has an interval
+BEHIND = ("seed", "learned", "task")
+MEASURED: tuple[Unit, ...] = ("percent", "points", "nats", "seconds")  # units of what has an interval
 SEEDS = "seeds"
 LAST = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # behind the figures, the short ones at
 # the end: of a wide frame a terminal shows the first columns and the last
@@ -29,25 +30,28 @@ VERDICTS = "verdicts"  # key of a comparison's `attrs`
 
 
 def tidy(records: Sequence[Record]) -> DataFrame:
-    """Return every accuracy of R in a row of its own; see `Results.frame`."""
+    """Return every value of R and of further metrics, a row for each task and row of R; see `Results.frame`."""
     pandas = _pandas()
     rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
+    measured: dict[str, None] = {}
     for setting in readable(records, ids=True):
         for method in setting.methods:
             for record in method.records:
                 facts = dict(zip(BEFORE, (record.key, setting.title, record.trial.scenario, method.label,
                                           method.strategy, method.reference, record.status), strict=True))
                 options = {name: plain(value) for name, value in options_of(record.trial).items()}
-                for learned, accuracies in enumerate(record.R):
-                    for task, accuracy in enumerate(accuracies, start=1):
-                        rows.append({**facts, "seed": record.trial.seed, "learned": learned, "task": task,
-                                     "accuracy": accuracy})
-                        every.append(options)
-    names = column_names(every, (*BEFORE, *BEHIND))
+                by_metric = matrices(record)
+                measured |= dict.fromkeys(by_metric)
+                for learned, task in product(range(len(record.R)), range(len(record.R[0]) if record.R else 0)):
+                    rows.append({**facts, "seed": record.trial.seed, "learned": learned, "task": task + 1,
+                                 **{name: matrix[learned][task] for name, matrix in by_metric.items()}})
+                    every.append(options)
+    behind = (*BEHIND, *measured)
+    names = column_names(every, (*BEFORE, *behind))
     table = {name: pandas.Series([row[name] for row in rows]) for name in BEFORE}
     table |= {column: _typed([options.get(name) for options in every]) for name, column in names.items()}
-    table |= {name: pandas.Series([row[name] for row in rows]) for name in BEHIND}
+    table |= {name: pandas.Series([row.get(name) for row in rows]) for name in behind}
     return pandas.DataFrame(table)
 
 
@@ -73,13 +77,13 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
     Raises:
         SpecError: no method has the baseline's label, or no tested metric has one of the names.
     """
-    measures = find_tested([metrics] if isinstance(metrics, str) else list(metrics))
+    titles = [metrics] if isinstance(metrics, str) else list(metrics)
     settings = readable(records, baseline, "results.summary()['method']", ids=True)
     rows: list[dict[str, Any]] = []
     verdicts = []
     for setting in settings:
         named = setting.named_baseline
-        for measure in measures:
+        for measure in find_tested(titles, setting.measures):
             sentences, tables = compare(setting, [measure], named)
             verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in sentences]
             for table in tables:

@@ -6,19 +6,22 @@ Text is one line of printable characters, not escaped: each format escapes for i
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
+from clbench.core.objective import ACCURACY, Metric
 from clbench.results.curve import Curve
 
 if TYPE_CHECKING:
     from clbench.report.decided import Choosable, Facts
 
-Unit = Literal["percent", "points", "count", "bytes", "flops", "seconds", "number", "text"]
+Unit = Literal["percent", "points", "nats", "count", "bytes", "flops", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
+Matrices = tuple[tuple[tuple[float, ...], ...], ...]  # [seed][row][task]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
-_UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "seconds": " (s)"}
+UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "nats": " (nats)", "seconds": " (s)"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Column:
     def header(self) -> str:
         """Return the name with its unit and an arrow for the better direction."""
         arrow = {"up": " ↑", "down": " ↓", None: ""}[self.direction]
-        return self.name + _UNIT_SUFFIX.get(self.unit, "") + arrow
+        return self.name + UNIT_SUFFIX.get(self.unit, "") + arrow
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -110,7 +113,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Result:
-    """A method's raw numbers, seed by seed: fractions, parameters, bytes, seconds.
+    """A method's raw numbers, seed by seed: fractions (or the section's metric), parameters, bytes, seconds.
 
     Only trials with status `done` count. Each tuple after `seeds` has one entry for each seed.
     """
@@ -120,13 +123,15 @@ class Result:
     reference: bool
     complete: bool  # every seed of the section gave a result
     seeds: tuple[int, ...]
-    R: tuple[tuple[tuple[float, ...], ...], ...]  # [seed][row][task]; row 0 is before any training
+    R: Matrices  # row 0 is before any training
     trainable: tuple[tuple[int, ...], ...]  # [seed][task]: parameters trained
     parameters: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
     bytes: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
     seconds: tuple[float, ...]  # [seed]: training and consolidation
     curves: tuple[Curve, ...] = ()  # of the seeds that have one: accuracy while tasks were learned
     options: tuple[tuple[str, bool | int | float | str | None], ...] = ()  # of the method, by name; see option_columns
+    task_names: tuple[str, ...] = ()  # empty if tasks have no names, or other ones by seed
+    scores: Mapping[str, Matrices] = field(default_factory=dict)  # matrices of further metrics, like R
 
 
 @dataclass(frozen=True)
@@ -137,12 +142,12 @@ class FigurePoint:
     strategy: str  # methods of one strategy share a colour
     reference: bool
     ranked: bool  # has a result for every seed and is no reference, so it may be on the Pareto front
-    accuracy: float | None  # ACC, mean over seeds
-    half_width: float | None  # of ACC's interval
+    accuracy: float | None  # ACC, or the final mean of the figure's metric; mean over seeds
+    half_width: float | None  # of its interval
     trainable: float | None  # parameters trained in the last task
     sizes: tuple[float, ...]  # parameters (or what the figure's `axis` names) stored after each task
     rank: float | None = None  # mean over settings; 1 is the best
-    low: float | None = None  # ends of ACC's interval; None with a single seed
+    low: float | None = None  # ends of that interval; None with a single seed
     high: float | None = None
     compute: float | None = None  # FLOPs of all training
     sweep: str = ""  # methods of one strategy that are joined by a line
@@ -163,6 +168,7 @@ class FigureData:
     critical: float | None = None  # the critical difference: ranks that are closer cannot be told apart
     axis: str = ""  # title of the vertical axis of growth
     table: Table | None = None  # what arrival and errors draw
+    metric: Metric = ACCURACY  # of what results and points have
 
     @property
     def brief(self) -> bool:
@@ -198,6 +204,12 @@ class Section:
     facts: Facts | None = None  # what the headline says, as data
     choosable: Choosable | None = None  # what a reader can choose a method by; None where there is no choice
     task_classes: tuple[str, ...] = ()  # names of each task's classes; empty if they have none, or other ones by seed
+    metric: Metric = ACCURACY  # of R; methods are ranked and tested by it
+
+    @property
+    def matrix_title(self) -> str:
+        """Return the title of the matrices."""
+        return f"{self.metric.heading} on every task after each task ({self.metric.label} matrix R)"
 
     @property
     def pictures(self) -> tuple[FigureData, ...]:

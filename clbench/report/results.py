@@ -10,6 +10,7 @@ from clbench.report.analysis.headline import LEADS
 from clbench.report.formatting import clean
 from clbench.report.model import Cell, Column, Row, Section, Table
 from clbench.report.tables import build
+from clbench.results.matrices import by_metric
 from clbench.results.records import Record
 
 if TYPE_CHECKING:
@@ -98,13 +99,25 @@ class Results(list[Record]):
     >>> results.compare(baseline="naive")  # doctest: +SKIP
     """
 
+    def by_metric(self, name: str) -> Results:
+        """Return the results with another metric of language models in `Record.R`, as `clbench report --metric` does.
+
+        Args:
+            name: name of the metric, such as "exact"; the former one is then among `Record.scores`.
+
+        Raises:
+            SpecError: a record lacks the metric.
+        """
+        return Results(by_metric(self, name))
+
     def frame(self) -> DataFrame:
         """Return every accuracy in a row of its own: tidy data, a pandas `DataFrame`.
 
         Columns: `trial` (its key), `setting` (benchmark, scenario, model), `scenario`, `method` (its name in reports),
         `strategy`, `reference`, `status`; a column for each option of the methods, missing for those that have no such
         option (`option.NAME` where another column is called NAME); `seed`, `learned` (tasks learned so far; 0 is
-        before any), `task` (from 1), `accuracy` in [0, 1]. Trials that failed have the rows that they reached.
+        before any), `task` (from 1), `accuracy` in [0, 1]. Trials that failed have the rows that they reached. Results
+        of language models have a column for each metric instead of `accuracy`, such as `nll` and `exact`.
 
         Raises:
             ClbenchError: pandas is not installed.
@@ -129,7 +142,7 @@ class Results(list[Record]):
 
         return summary(self)
 
-    def compare(self, baseline: str | None = None, metrics: str | Iterable[str] = ("ACC", "forgetting")) -> DataFrame:
+    def compare(self, baseline: str | None = None, metrics: str | Iterable[str] = ()) -> DataFrame:
         """Return the paired differences of methods, tested as `clbench compare` does: a pandas `DataFrame`.
 
         A row for each method and metric, or for each pair where there is no baseline, with the mean difference over
@@ -138,7 +151,8 @@ class Results(list[Record]):
 
         Args:
             baseline: label of the method that all others are compared with; None compares all pairs.
-            metrics: names of columns that can be tested, such as "ACC", "forgetting", "BWT", "training time".
+            metrics: names of columns that can be tested, such as "ACC", "forgetting", "BWT", "training time"; by
+                default those that reports test: ACC and forgetting, or NLL, forgetting and exact match.
 
         Raises:
             ClbenchError: pandas is not installed.
@@ -150,7 +164,7 @@ class Results(list[Record]):
         return comparison(self, baseline, metrics)
 
     def plot(self, kind: str = "curves", *, setting: str | None = None, x: str | None = None, y: str | None = None,
-             metric: str = "ACC") -> Figure:
+             metric: str | None = None) -> Figure:
         """Return a figure of one setting: a matplotlib `Figure`, which notebooks show and `.savefig` writes.
 
         Args:
@@ -161,7 +175,8 @@ class Results(list[Record]):
             x: for "grid", the option along the horizontal axis, such as "rank" or "lora.rank"; None takes the swept
                 ones in their order.
             y: for "grid", the option along the vertical axis; None as for `x`.
-            metric: for "grid", what the cells show: the title of a column of the report's tables.
+            metric: for "grid", what the cells show: the title of a column of the report's tables, by default ACC (or
+                the final mean of another metric).
 
         Raises:
             SpecError: no such kind, setting, option or metric; or there is nothing to draw, and why.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain, repeat
 from statistics import fmean
 
+from clbench.core.objective import ACCURACY
 from clbench.core.registry import Registry
 from clbench.report.analysis import errors, notes
 from clbench.report.analysis.choosing import choosable
@@ -22,12 +23,10 @@ from clbench.report.analysis.method_records import MethodRecords, done_records
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.readable import readable
 from clbench.report.columns import (
-    ACC,
     BYTES_BY_ROLE,
     COMPARISON,
     COMPUTE,
     COUNTED,
-    MEASURES,
     MORE_COSTS,
     MORE_METRICS,
     TRAINABLE,
@@ -36,17 +35,18 @@ from clbench.report.columns import (
     bytes_in_role,
     cell_of,
     cells,
-    definitions,
     fewest,
     mark,
 )
 from clbench.report.decided import Facts
+from clbench.report.definitions import definitions
 from clbench.report.figures.arrival import arrival_figure, arrivals
 from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
 from clbench.report.figures.ranks import ranking
-from clbench.report.formatting import by_task, clean, in_words, listed, listed_seeds, number
+from clbench.report.formatting import by_task, clean, in_words, listed, listed_seeds, number, task_label, unit_of
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
+from clbench.results.matrices import metrics_of
 from clbench.results.records import Record
 
 CLEAR, LEADING = 20, 10  # methods that a figure can show; of more, how many are shown for their accuracy alone
@@ -54,7 +54,7 @@ Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for w
 
 
 def build(records: Sequence[Record], baseline: str | None = None, *, ids: bool = False,
-          registry: Registry | None = None) -> Report:
+          registry: Registry | None = None, metric: str | None = None) -> Report:
     """Return the report on records: a section per setting, in the order in which settings and methods appear.
 
     Args:
@@ -63,12 +63,15 @@ def build(records: Sequence[Record], baseline: str | None = None, *, ids: bool =
             has it; by default fine-tuning (naive).
         ids: whether methods are called by their ids (`lora:rank=8`) instead of their display names (`LoRA r=8`).
         registry: of the methods, for their display names; None for those that are installed.
+        metric: the metric by which methods are ranked and tested; None for the objective's primary one.
 
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
-        SpecError: no setting has the baseline.
+        SpecError: no setting has the baseline, or records lack the metric.
     """
-    settings = readable(records, baseline, "clbench report without --baseline", ids=ids, registry=registry)
+    settings = readable(records, baseline, "clbench report without --baseline", ids=ids, registry=registry,
+                        metric=metric)
+    records = [record for setting in settings for record in setting.records]
     tables, verdicts, figures = ranking(settings) or ((), (), ())
     return Report("Continual-learning comparison",
                   tuple(map(_section, settings, slugs([setting.title for setting in settings]))), definitions(records),
@@ -76,20 +79,20 @@ def build(records: Sequence[Record], baseline: str | None = None, *, ids: bool =
 
 
 def _section(setting: Setting, slug: str) -> Section:
-    setting = setting.by_accuracy()
+    setting = setting.best_first()
     records, seeds, methods = setting.records, setting.seeds, setting.methods
     results = tuple(m.result for m in methods)
     pairs = notes.summary(records, seeds)
     named, arriving = named_tasks(records), arrivals(records)
     families = all_pairs(setting)
     verdicts, comparisons = compare_with_best(setting, families)
-    comparison, metrics, costs = (_table(title, [m for m in MEASURES if m.table == title], setting, families)
+    comparison, metrics, costs = (_table(title, [m for m in setting.measures if m.table == title], setting, families)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
     costs = _with_growth(costs, methods)
-    section_facts = facts(setting, everything=families.get(ACC))
+    section_facts = facts(setting, everything=families.get(setting.final))
     if section_facts.baseline:
-        comparison = _insert_after_accuracy(comparison, *difference_column(setting, section_facts.baseline))
-    learned = ([_table(WHILE_LEARNED, [m for m in MEASURES if m.table == WHILE_LEARNED], setting, families)]
+        comparison = _insert_after(setting.final, comparison, *difference_column(setting, section_facts.baseline))
+    learned = ([_table(WHILE_LEARNED, [m for m in setting.measures if m.table == WHILE_LEARNED], setting, families)]
                if any(r.curve for r in records) else [])
     last_bytes = [r.costs.bytes[-1] for r in done_records(methods) if r.costs.bytes]
     roles = dict.fromkeys(chain.from_iterable(last_bytes))
@@ -99,7 +102,7 @@ def _section(setting: Setting, slug: str) -> Section:
     shown = [anatomy] if len(anatomy.columns) > 1 else []
     where = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
     compute = comparison.cells(COMPUTE.column.title) if COMPUTE.column in comparison.columns else repeat(None)
-    points = list(map(figure_point, results, comparison.cells(ACC.column.title),
+    points = list(map(figure_point, results, comparison.cells(setting.final.column.title),
                       comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
     return Section(
         title=setting.title,
@@ -112,13 +115,13 @@ def _section(setting: Setting, slug: str) -> Section:
         problems=tuple(_problems(methods)),
         notes=tuple(note if note.endswith((".", "?", "!")) else f"{note}." for note in (
             *notes.describe_added_seeds(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
-            *(() if setting.answers(ACC) else notes.same_results({m.label: m.done for m in methods})),
+            *(() if setting.answers(setting.final) else notes.same_results({m.label: m.done for m in methods})),
             *_notes(methods), *notes.differences(records),
             *notes.remarks(records), *([named.note] if named else []))),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        figures=(*where, *_some(section_figures, setting.title, slug, points, results, section_facts),
+        figures=(*where, *_some(section_figures, setting, slug, points, results, section_facts),
                  *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
@@ -128,9 +131,10 @@ def _section(setting: Setting, slug: str) -> Section:
         headline=headline(setting, section_facts),
         footnote=footnote(setting, section_facts),
         facts=section_facts,
-        choosable=choosable(setting, families.get(ACC)),
+        choosable=choosable(setting, families.get(setting.final)),
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
         task_classes=named.hints if named else (),
+        metric=setting.metric,
     )
 
 
@@ -143,18 +147,20 @@ def _table(title: str, measures: Sequence[Measure], setting: Setting, families: 
     return Table(title, (Column("seeds", "text"), *(m.column for m in shown)), rows)
 
 
-def _some(figures: Callable[..., tuple[FigureData, ...]], subject: str, slug: str, points: Sequence[FigurePoint],
+def _some(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug: str, points: Sequence[FigurePoint],
           results: Sequence[Result], section_facts: Facts) -> tuple[FigureData, ...]:
     """Return a section's figures. If there are too many methods to fit, the figures show only the leading ones."""
     if len(results) <= CLEAR:
-        return figures(subject, slug, points, results)
+        return figures(setting.title, slug, points, results, setting.metric)
     leading = [label for label in section_facts.accuracy if label not in section_facts.references][:LEADING]
     shown = {*leading, *(compared.other for compared in (section_facts.baseline, section_facts.joint) if compared)}
     for cost in (TRAINABLE, COMPUTE):
         shown.update(section_facts.fronts.get(cost.column.title, ()))
-    remark = (f" It shows {len(shown)} of {len(results)} methods: the {LEADING} most accurate, the Pareto fronts of "
+    words = "most accurate" if setting.metric == ACCURACY else f"best by {setting.metric.label}"
+    remark = (f" It shows {len(shown)} of {len(results)} methods: the {LEADING} {words}, the Pareto fronts of "
               "trainable parameters and training compute, and the references. report.html has all methods.")
-    drawn = figures(subject, slug, [p for p in points if p.label in shown], [r for r in results if r.label in shown])
+    drawn = figures(setting.title, slug, [p for p in points if p.label in shown],
+                    [r for r in results if r.label in shown], setting.metric)
     return tuple(replace(figure, caption=figure.caption + remark) for figure in drawn)
 
 
@@ -168,9 +174,9 @@ def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
                               for row, counts in zip(costs.rows, growth, strict=True)))
 
 
-def _insert_after_accuracy(table: Table, column: Column, cells: Sequence[Cell]) -> Table:
-    """Return the comparison table with a new column after ACC."""
-    at = table.index(ACC.column.title) + 1
+def _insert_after(measure: Measure, table: Table, column: Column, cells: Sequence[Cell]) -> Table:
+    """Return the comparison table with a new column after that of a measure."""
+    at = table.index(measure.column.title) + 1
     return replace(table, columns=(*table.columns[:at], column, *table.columns[at:]),
                    rows=tuple(replace(row, cells=(*row.cells[:at], cell, *row.cells[at:]))
                               for row, cell in zip(table.rows, cells, strict=True)))
@@ -200,14 +206,14 @@ def _matrix(method: MethodRecords) -> Table | None:
     matrices = [r.R for r in method.done]
     if len({len(R) for R in matrices}) != 1:
         return None
-    tasks = len(matrices[0]) - 1
+    tasks, unit = len(matrices[0]) - 1, unit_of(metrics_of(method.done)[0])
     rows = []
     for i in range(tasks + 1):
         means = [fmean(R[i][j] for R in matrices) for j in range(tasks)]
         rows.append(Row(f"after task {i}" if i else "before training",
-                        tuple(Cell(number(mean, "percent"), mean, n=len(matrices)) for mean in means)))
+                        tuple(Cell(number(mean, unit), mean, n=len(matrices)) for mean in means)))
     seeds = "1 seed" if len(matrices) == 1 else f"mean over {len(matrices)} seeds"
-    columns = tuple(Column(f"task {j + 1}", "percent") for j in range(tasks))
+    columns = tuple(Column(task_label(j, method.result.task_names), unit) for j in range(tasks))
     return Table(f"{method.label}: R, {seeds}", columns, tuple(rows), corner="row")
 
 
@@ -271,5 +277,6 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
         yield (f"{in_words(fitted)} trained nothing by gradients in the last task, so "
                f"{'they' if len(fitted) > 1 else 'it'} cannot have the fewest trainable parameters. Storage includes "
                "what was fitted instead")
-    yield from (f"{m.label}: the accuracy matrix R is not shown, because its seeds have streams of different lengths"
+    yield from (f"{m.label}: the {metrics_of(m.done)[0].label} matrix R is not shown, because its seeds have streams "
+                "of different lengths"
                 for m in methods if len({len(r.R) for r in m.done}) > 1)

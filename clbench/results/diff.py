@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import StoreError
+from clbench.core.objective import ACCURACY, METRICS, Metric
 from clbench.results import metrics
 from clbench.results.curve import Curve
+from clbench.results.matrices import metric_of
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store, run_folders
 
@@ -140,18 +142,21 @@ def differences(before: Record, after: Record) -> Iterator[str]:
     for name in ("label", "reference"):
         yield from _plain(name, getattr(before, name), getattr(after, name))
     old, new = before.outcome(), after.outcome()
-    for name in old:
-        a, b = old[name], new[name]
+    for name in dict.fromkeys([*old, *new]):
+        a: Any = old.get(name)
+        b: Any = new.get(name)
         if a == b:
             continue
         if name in ("R", "task_inference") and a and b and _shape(a) == _shape(b):
-            yield _matrix(name, a, b)
+            yield _matrix(name, a, b, metric_of(before) if name == "R" else ACCURACY)
+        elif name == "scores" and a and b and [*map(_shape, a.values())] == [*map(_shape, b.values())]:
+            yield from (_matrix(part, a[part], b[part], METRICS[part]) for part in a if a[part] != b[part])
         elif name == "notes":
             yield from (f"note gone: {_short(n)}" for n in a if n not in b)
             yield from (f"new note: {_short(n)}" for n in b if n not in a)
         elif isinstance(a, dict) and isinstance(b, dict):
-            for part in a:
-                yield from _plain(f"{name}.{part}", a[part], b[part])
+            for part in dict.fromkeys([*a, *b]):
+                yield from _plain(f"{name}.{part}", a.get(part), b.get(part))
         else:
             yield from _plain(name, a, b)
     if line := curve_difference(before, after):
@@ -200,8 +205,8 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return parts
 
 
-def _matrix(name: str, a: Matrix, b: Matrix) -> str:
-    """Describe the largest difference between two accuracy matrices, where it is, and how it changes ACC."""
+def _matrix(name: str, a: Matrix, b: Matrix, metric: Metric) -> str:
+    """Describe the largest difference between two matrices, where it is, and how it changes the final mean."""
     apart: dict[tuple[int, int], float] = {}
     for i, (row_a, row_b) in enumerate(zip(a, b, strict=True)):
         for j, (x, y) in enumerate(zip(row_a, row_b, strict=True)):
@@ -209,10 +214,12 @@ def _matrix(name: str, a: Matrix, b: Matrix) -> str:
     most = max(apart, key=apart.__getitem__)
     cells = sum(distance > 0 for distance in apart.values())
     where = f"after task {most[0]}" if most[0] else "before training"
-    line = (f"{name}: {cells} of {len(apart)} cells, by up to {_points(apart[most])} points "
+    by = f"{_points(apart[most])} points" if metric.is_share else f"{apart[most]:.3g} {metric.unit}"
+    line = (f"{name}: {cells} of {len(apart)} cells, by up to {by} "
             f"({where}, on task {most[1] + 1})")
     if name == "R" and len(a) == len(a[0]) + 1:
-        line += f", ACC {100 * metrics.acc(a):.2f} -> {100 * metrics.acc(b):.2f} %"
+        old, new = (f"{100 * mean:.2f}" if metric.is_share else f"{mean:.4g}" for mean in map(metrics.acc, (a, b)))
+        line += f", {metric.short} {old} -> {new}{' %' * metric.is_share}"
     return line
 
 

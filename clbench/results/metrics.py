@@ -1,8 +1,11 @@
-"""Metrics of continual learning, as pure functions of the accuracy matrix R.
+"""Metrics of continual learning, as pure functions of the matrix R of accuracies, or of another metric of tasks.
 
 R is a list of T + 1 rows of T accuracies: row 0 stands before any training, row i after training on the i-th task;
 column j belongs to task j (0-based), so task j was just learned in row j + 1. In the formulas a(i, j) is the accuracy
 on the j-th task after training on the i-th, both counted from 1 as the papers do: a(i, j) = R[i][j - 1].
+
+Functions whose formula has a difference take the metric of R. If lower values are better, max becomes min and
+differences change their sign, so forgetting is positive if a task got worse, and BWT and FWT if tasks got better.
 
 Results have the unit of R (fractions in a record). What is not defined for a single task is None.
 docs/metrics.md compares these definitions with those of other toolkits.
@@ -15,6 +18,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from clbench.core.errors import ClbenchError
+from clbench.core.objective import ACCURACY, Metric
 
 Matrix = Sequence[Sequence[float]]
 
@@ -41,34 +45,34 @@ def aia(R: Matrix) -> float:
     return fmean(seen(R))
 
 
-def forgetting_per_task(R: Matrix) -> list[float]:
+def forgetting_per_task(R: Matrix, metric: Metric = ACCURACY) -> list[float]:
     """Return f(j) = max_{j <= l < T} a(l, j) - a(T, j) for the first T - 1 tasks; negative where a task got better.
 
     Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), equation 3, from the row after the task was trained on.
     """
     rows = _checked(R)
     last = len(rows) - 1
-    return [max(row[j] for row in rows[j + 1:last]) - rows[last][j] for j in range(last - 1)]
+    return [metric.gain(rows[last][j], metric.best(row[j] for row in rows[j + 1:last])) for j in range(last - 1)]
 
 
-def forgetting(R: Matrix) -> float | None:
+def forgetting(R: Matrix, metric: Metric = ACCURACY) -> float | None:
     """Return the mean forgetting F = 1/(T - 1) sum_{j < T} f(j), see `forgetting_per_task`; None for one task.
 
     Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112).
     """
-    return _mean(forgetting_per_task(R))
+    return _mean(forgetting_per_task(R, metric))
 
 
-def bwt(R: Matrix) -> float | None:
+def bwt(R: Matrix, metric: Metric = ACCURACY) -> float | None:
     """Return the backward transfer, BWT = 1/(T - 1) sum_{j < T} (a(T, j) - a(j, j)); None for one task.
 
     Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
     rows = _checked(R)
-    return _mean([rows[-1][j] - rows[j + 1][j] for j in range(len(rows) - 2)])
+    return _mean([metric.gain(rows[j + 1][j], rows[-1][j]) for j in range(len(rows) - 2)])
 
 
-def fwt(R: Matrix) -> float | None:
+def fwt(R: Matrix, metric: Metric = ACCURACY) -> float | None:
     """Return the forward transfer, FWT = 1/(T - 1) sum_{j > 1} (a(j - 1, j) - b(j)); None for one task.
 
     b(j) is the accuracy on task j of the untrained model, row 0 of R.
@@ -76,7 +80,7 @@ def fwt(R: Matrix) -> float | None:
     Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
     rows = _checked(R)
-    return _mean([rows[j][j] - rows[0][j] for j in range(1, len(rows) - 1)])
+    return _mean([metric.gain(rows[0][j], rows[j][j]) for j in range(1, len(rows) - 1)])
 
 
 def learning_accuracy(R: Matrix) -> float:
@@ -87,28 +91,29 @@ def learning_accuracy(R: Matrix) -> float:
     return fmean(_diagonal(R))
 
 
-def intransigence_per_task(R: Matrix, joint: Matrix) -> list[float]:
+def intransigence_per_task(R: Matrix, joint: Matrix, metric: Metric = ACCURACY) -> list[float]:
     """Return I(k) = a*(k, k) - a(k, k): joint training's accuracy on task k just after learning it, minus R's.
 
     Args:
         R: the method's matrix.
         joint: the matrix a* of joint training with the same seed in the same setting.
+        metric: the metric of both matrices.
 
     Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112).
     """
-    accuracies, reference = _diagonal(R), _diagonal(joint)
-    if len(accuracies) != len(reference):
-        raise ClbenchError(f"intransigence compares R of {len(accuracies)} tasks with joint's of {len(reference)}; "
+    learned, reference = _diagonal(R), _diagonal(joint)
+    if len(learned) != len(reference):
+        raise ClbenchError(f"intransigence compares R of {len(learned)} tasks with joint's of {len(reference)}; "
                            "give both for the same stream")
-    return [b - a for a, b in zip(accuracies, reference, strict=True)]
+    return [metric.gain(a, b) for a, b in zip(learned, reference, strict=True)]
 
 
-def intransigence(R: Matrix, joint: Matrix) -> float:
+def intransigence(R: Matrix, joint: Matrix, metric: Metric = ACCURACY) -> float:
     """Return the mean of `intransigence_per_task` over all tasks; lower is better, negative beats joint training.
 
     Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), who give it for one task.
     """
-    return fmean(intransigence_per_task(R, joint))
+    return fmean(intransigence_per_task(R, joint, metric))
 
 
 def _diagonal(R: Matrix) -> list[float]:

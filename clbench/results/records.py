@@ -18,7 +18,7 @@ from clbench.experiment.trial import Trial
 from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
 from clbench.results.items import ItemResults
-from clbench.results.metrics import acc
+from clbench.results.matrices import result_text
 from clbench.results.record_parts import (
     Answer,
     Code,
@@ -137,7 +137,7 @@ class Record(RecordPart):
 
     def __repr__(self) -> str:
         """Return the trial and how it ended in a line; `model_dump` gives everything."""
-        ended = f"ACC {100 * acc(self.R):.1f}" if self.status == "done" else self.status
+        ended = result_text(self) if self.status == "done" else self.status
         return f"Record({self.name}, {self.trial.benchmark.name}, scenario {self.trial.scenario}: {ended})"
 
     __str__ = __repr__

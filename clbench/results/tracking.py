@@ -19,10 +19,12 @@ from typing import Any, Protocol
 from clbench.core import options as opt
 from clbench.core.entry_points import package_of, resolve
 from clbench.core.errors import ClbenchError, PluginError, SpecError
+from clbench.core.objective import METRICS
 from clbench.core.registry import Registry
 from clbench.core.user_code import format_error
 from clbench.experiment.trial import Resolved
 from clbench.results import metrics
+from clbench.results.matrices import matrices, metric_of
 from clbench.results.records import Record
 
 Value = str | int | float | bool
@@ -129,16 +131,18 @@ def steps(record: Record) -> Iterator[Step]:
     """Yield the values of a trial after each task: accuracies (fractions), parameters, bytes, FLOPs and seconds.
 
     accuracy/task<j>: a row of R, tasks counted from 1 · accuracy/seen: its mean over the tasks learned ·
+    nll/task<j>, exact/task<j> and so on: the same of the metrics of a language model, instead of accuracy ·
     cost/trainable: parameters trained on the last task · cost/parameters, cost/bytes: stored after the last task ·
     cost/train_flops: of training on the last task · cost/inference_flops: of predicting a test sample after it ·
     time/train, time/consolidate, time/evaluate: of the last task · cpu/train and so on: its processor time.
     """
     costs, times = record.costs, record.timings
     values_by_task: defaultdict[int, dict[str, float]] = defaultdict(dict)
-    for i, row in enumerate(record.R):
-        values_by_task[i] |= {f"accuracy/task{j + 1}": accuracy for j, accuracy in enumerate(row)}
-        if i:
-            values_by_task[i]["accuracy/seen"] = fmean(row[:i])
+    for metric, matrix in matrices(record).items():
+        for i, row in enumerate(matrix):
+            values_by_task[i] |= {f"{metric}/task{j + 1}": value for j, value in enumerate(row)}
+            if i:
+                values_by_task[i][f"{metric}/seen"] = fmean(row[:i])
     for name, first, values in (
         ("cost/trainable", 1, costs.trainable), ("cost/parameters", 1, [sum(c.values()) for c in costs.parameters]),
         ("cost/bytes", 1, [sum(c.values()) for c in costs.bytes]), ("time/train", 1, times.train),
@@ -156,8 +160,14 @@ def steps(record: Record) -> Iterator[Step]:
 
 
 def final(record: Record) -> dict[str, float]:
-    """Return ACC, forgetting and BWT as fractions; an empty mapping unless the trial is done."""
+    """Return ACC, forgetting and BWT as fractions; an empty mapping unless the trial is done.
+
+    With another metric of R, its final mean is returned instead of ACC, and those of further metrics, too.
+    """
     if record.status != "done":
         return {}
-    values = {"ACC": metrics.acc(record.R), "forgetting": metrics.forgetting(record.R), "BWT": metrics.bwt(record.R)}
+    metric = metric_of(record)
+    values = {metric.short: metrics.acc(record.R), "forgetting": metrics.forgetting(record.R, metric),
+              "BWT": metrics.bwt(record.R, metric),
+              **{METRICS[name].short: metrics.acc(matrix) for name, matrix in record.scores.items()}}
     return {name: value for name, value in values.items() if value is not None}

@@ -48,7 +48,7 @@ def test_forgetting_stands_side_by_side_for_each_task():
 def test_an_interval_need_not_have_the_mean_in_its_middle():
     accuracies = (0.5, 0.52, 0.53, 0.54, 0.55, 0.56, 0.6, 0.95)
     report = build([make_record("lora", s, [[0.1, 0.1], [a, 0.1], [a - 0.3, 0.8]]) for s, a in enumerate(accuracies)])
-    (row,) = data.accuracy_over_tasks(report.sections[0].results).rows
+    (row,) = data.values_over_tasks(report.sections[0].results).rows
     first = row.cells[0]
     assert first.high - first.mean > 1.2 * (first.mean - first.low), "eight skewed seeds: BCa"
     axes, = figure(report, "curves")[0].axes

@@ -69,7 +69,7 @@ def test_the_page_is_well_formed_and_holds_every_method_and_number():
     assert [row[0] for row in shown] == ["method", "lora", "EWC", "for reference", "Fine-tuning"]
     for row, ours in zip((shown[1], shown[2], shown[4]), section.comparison.rows, strict=True):
         assert row[1:] == [cell.text for cell in ours.cells]
-    curves = data.accuracy_over_tasks(section.results)
+    curves = data.values_over_tasks(section.results)
     assert page.tables["s1-accuracy"][1][1:] == [cell.text for cell in curves.rows[0].cells]
     for table in (*section.details, *section.matrices):
         assert any([r[1:] for r in found if len(r) > 1][1:] == [[c.text for c in r.cells] for r in table.rows]
@@ -86,7 +86,7 @@ def test_tables_say_what_their_headers_head():
 
 def test_the_curves_are_means_over_the_tasks_seen_with_the_tables_interval():
     records = study(methods=("lora",))
-    table = data.accuracy_over_tasks(build(records).sections[0].results)
+    table = data.values_over_tasks(build(records).sections[0].results)
     for i, cell in enumerate(table.rows[0].cells, start=1):
         expected = mean_interval([fmean(r.R[i][:i]) for r in records])
         assert (cell.mean, cell.half_width) == (pytest.approx(expected.mean), pytest.approx(expected.half_width))
@@ -96,7 +96,7 @@ def test_seeds_without_a_result_have_a_dash_and_others_no_interval():
     records = [make_record("lora", 0), make_record("lora", 2), make_record("ewc", 1)]
     records.append(make_record("er", 0, status="failed"))
     section, = build(records).sections
-    rows = data.accuracy_by_seed(section.results, section.seeds).rows
+    rows = data.values_by_seed(section.results, section.seeds).rows
     assert [[c.text for c in row.cells] for row in rows] == [
         ["80.00", NONE, "80.00", "80.00 ± 0.00"], [NONE, "80.00", NONE, "80.00 ± n/a"], [NONE] * 4]
     assert [c.text for c in data.forgetting_per_task(section.results).rows[2].cells] == [NONE] * 2

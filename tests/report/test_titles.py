@@ -2,7 +2,7 @@
 
 from helpers.records import make_record
 
-from clbench.report.analysis.grouping import titles
+from clbench.report.analysis.titles import titles
 
 
 def changed(record, **recipe):

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clbench.core.errors import SpecError
+from clbench.core.objective import ACCURACY, Metric
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis.facts import limiting_test_samples
 from clbench.report.analysis.families import Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
-from clbench.report.columns import ACC, BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
+from clbench.report.columns import BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
 from clbench.report.decided import Candidate, CandidateComparison, Choosable
 from clbench.report.formatting import number
 
@@ -28,22 +29,22 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
 
     Args:
         setting: the setting of the methods.
-        everything: the tests of ACC of all pairs, if they are already known.
+        everything: the tests of the final means of all pairs, if they are already known.
     """
-    accuracies = {label: by_seed for label, by_seed in setting.compared(ACC).items() if label in setting.eligible}
-    if len(accuracies) < 2:
+    finals = _finals(setting)
+    if len(finals) < 2:
         return None
-    over = {label: setting.interval(ACC, label) for label in accuracies}
+    over = {label: setting.interval(setting.final, label) for label in finals}
     counted = {kind.name: values_of(setting, kind) for kind in KINDS}
-    known = everything if _same(everything, [*accuracies]) else None
-    tests = known or setting.tests(ACC, accuracies)
+    known = everything if _same(everything, [*finals]) else None
+    tests = known or setting.tests(setting.final, finals)
     # Of equal ones the first leads, as in `leader`; what a rule has dropped leads none that it has not.
-    order = sorted(accuracies, key=lambda label: (label in tests.dropped, -over[label].mean))
+    order = sorted(finals, key=lambda label: (label in tests.dropped, setting.metric.rank(over[label].mean)))
     pairs = {}
     for pair in tests.pairs:
         ahead = min(pair.first, pair.second, key=order.index)
         behind = pair.swapped if pair.first == ahead else pair
-        rival = rival_of(behind, accuracies, setting)
+        rival = rival_of(behind, finals, setting)
         pairs[ahead, behind.first] = CandidateComparison(
             rival.difference, rival.half_width, rival.shown, rival.needed, rival.untested)
     return Choosable(
@@ -52,7 +53,12 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
                         {name: values.get(label) for name, values in counted.items()},
                         setting.cautions.get(label, "")) for label in order),
         tuple(tuple(pairs[a, b] for b in order[i + 1:]) for i, a in enumerate(order)),
-        tuple(m.label for m in setting.methods if not m.reference and m.label not in accuracies))
+        tuple(m.label for m in setting.methods if not m.reference and m.label not in finals), setting.metric)
+
+
+def _finals(setting: Setting) -> dict[str, dict[int, float]]:
+    """Return the final means of the methods that can be chosen, by seed."""
+    return {label: by_seed for label, by_seed in setting.compared(setting.final).items() if label in setting.eligible}
 
 
 def _same(tests: Family | None, labels: Sequence[str]) -> bool:
@@ -95,10 +101,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Rival:
-    """An allowed method that was not chosen. Differences are the chosen method minus this one."""
+    """An allowed method that was not chosen. The difference says by how much the chosen one is better."""
 
     method: str
-    accuracy: float
+    accuracy: float  # or the final mean of another metric
     difference: float
     half_width: float | None  # of its own 95 % interval
     shown: bool  # to be worse than the chosen one, among all pairs of the setting
@@ -110,7 +116,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a constraint: the best ACC without it minus the best ACC with it (None if no method is allowed)."""
+    """The price of a constraint: by how much the best method without it is better (None if no method is allowed)."""
 
     flag: str
     method: str  # the best without it
@@ -121,7 +127,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Choice:
-    """The methods of a setting that meet the constraints, the best by accuracy first."""
+    """The methods of a setting that meet the constraints, the best first."""
 
     title: str
     scenario: str
@@ -134,6 +140,7 @@ class Choice:
     rivals: tuple[Rival, ...]
     prices: tuple[Price, ...]
     refused: Mapping[str, str]  # why, by method
+    metric: Metric = ACCURACY  # by which methods are ranked
 
     @property
     def open(self) -> list[Rival]:
@@ -186,52 +193,58 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
     The same data decide which method is best, so the family of tests has all pairs of the setting's methods.
     """
     counted = {kind: values_of(setting, kind) for kind in KINDS}
-    accuracies = {label: by_seed for label, by_seed in setting.compared(ACC).items() if label in setting.eligible}
+    finals = _finals(setting)
     refused = {m.label: "not every seed gave a result" for m in setting.methods
-               if not m.reference and m.label not in accuracies}
-    for label in accuracies:
+               if not m.reference and m.label not in finals}
+    for label in finals:
         reasons = [why for constraint in limits if (why := constraint.refusal(counted[constraint.kind].get(label)))]
         if reasons:
             refused[label] = ", ".join(reasons)
-    allowed = [label for label in accuracies if label not in refused]
-    tests = setting.tests(ACC, accuracies)
-    best = leader(ACC.column, {label: accuracies[label] for label in allowed}, tests) if allowed else None
+    allowed = [label for label in finals if label not in refused]
+    tests = setting.tests(setting.final, finals)
+    best = leader(setting.final.column, {label: finals[label] for label in allowed}, tests) if allowed else None
     if best is None:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
-                      None, {}, (), tuple(_prices(limits, counted, accuracies, None, setting)), refused)
+                      None, {}, (), tuple(_prices(limits, counted, finals, None, setting)), refused,
+                      setting.metric)
     pairs = {pair.first: pair for pair in tests.against(best)}
-    rivals = sorted((rival_of(pairs[label], accuracies, setting) for label in allowed if label != best),
-                    key=lambda rival: -rival.accuracy)
-    over = setting.interval(ACC, best)
+    rivals = sorted((rival_of(pairs[label], finals, setting) for label in allowed if label != best),
+                    key=lambda rival: setting.metric.rank(rival.accuracy))
+    over = setting.interval(setting.final, best)
     return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best, over.mean,
                   over.half_width, {kind.name: counted[kind].get(best) for kind in KINDS}, tuple(rivals),
-                  tuple(_prices(limits, counted, accuracies, best, setting)), refused)
+                  tuple(_prices(limits, counted, finals, best, setting)), refused, setting.metric)
 
 
-def rival_of(pair: Pair, accuracies: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
+def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
     """Compare a method, the first of the pair, to the chosen one, the second of the pair."""
-    from_best = pair.swapped  # the best less the rival
-    interval = from_best.interval
-    is_worse = from_best.significant and interval.mean > 0
+    lead = _lead(pair.swapped, setting)
+    interval = lead.interval
+    is_worse = lead.significant and interval.mean > 0
     is_open = not (is_worse or pair.equal or pair.untested)
     limited = limiting_test_samples(setting, pair) if is_open else None
-    return Rival(pair.first, fmean(accuracies[pair.first].values()), interval.mean, interval.half_width, is_worse,
+    return Rival(pair.first, fmean(finals[pair.first].values()), interval.mean, interval.half_width, is_worse,
                  pair.needed if is_open and not limited else None, setting.cautions.get(pair.first, ""),
                  pair.untested, limited)
 
 
+def _lead(pair: Pair, setting: Setting) -> Pair:
+    """Return a pair such that positive differences mean that its first method is better."""
+    return pair if setting.metric.direction == "up" else pair.swapped
+
+
 def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float | None]],
-            accuracies: Mapping[str, Mapping[int, float]], best: str | None,
+            finals: Mapping[str, Mapping[int, float]], best: str | None,
             setting: Setting) -> list[Price]:
     """Return the price of each constraint if the other constraints stay."""
     prices = []
     for constraint in limits:
         rest = [other for other in limits if other is not constraint]
-        candidates = {label: by_seed for label, by_seed in accuracies.items()
+        candidates = {label: by_seed for label, by_seed in finals.items()
                       if not any(other.refusal(counted[other.kind].get(label)) for other in rest)}
         if not candidates:
             continue
-        without = leader(ACC.column, candidates)
+        without = leader(setting.final.column, candidates)
         accuracy = fmean(candidates[without].values())
         if best is None:
             prices.append(Price(constraint.flag, without, accuracy, None, None))
@@ -239,6 +252,7 @@ def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float |
         if without == best:
             prices.append(Price(constraint.flag, without, accuracy, 0.0, 0.0))
             continue
-        pair, = setting.tests(ACC, {label: accuracies[label] for label in (without, best)}, best).pairs
-        prices.append(Price(constraint.flag, without, accuracy, pair.interval.mean, pair.interval.half_width))
+        pair, = setting.tests(setting.final, {label: finals[label] for label in (without, best)}, best).pairs
+        over = _lead(pair, setting).interval
+        prices.append(Price(constraint.flag, without, accuracy, over.mean, over.half_width))
     return prices

@@ -9,7 +9,6 @@ from clbench.report.analysis.families import Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.levels import test_samples
 from clbench.report.analysis.method_records import done_records
-from clbench.report.columns import ACC, MEASURES
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
 from clbench.results.items import difference_error
 
@@ -20,14 +19,14 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
     Args:
         setting: the setting whose methods are compared.
         baseline: label of the method to which each is compared, by default sequential fine-tuning.
-        everything: the tests of ACC of all pairs, if they are already known.
+        everything: the tests of the final means of all pairs, if they are already known.
     """
-    values = setting.values(ACC)
+    values = setting.values(setting.final)
     means = {label: fmean(known) for label, by_seed in values.items()
              if (known := [v for v in by_seed.values() if v is not None])}
-    ordered = dict(sorted(means.items(), key=lambda item: -item[1]))
+    ordered = dict(sorted(means.items(), key=lambda item: setting.metric.rank(item[1])))
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
-                 _best(setting, everything or setting.tests(ACC, setting.compared(ACC))),
+                 _best(setting, everything or setting.tests(setting.final, setting.compared(setting.final))),
                  _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting),
                  setting.until, setting.cautions)
 
@@ -35,10 +34,10 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
 def _against(setting: Setting, other: str | None) -> Compared | None:
     if other is None:
         return None
-    values = setting.compared(ACC, [other])
+    values = setting.compared(setting.final, [other])
     if other not in values:
         return None
-    tests = setting.tests(ACC, values, other)
+    tests = setting.tests(setting.final, values, other)
     return Compared(other, fmean(values[other].values()), len(tests.pairs),
                     tuple(_describe_pair(pair, setting) for pair in tests.pairs))
 
@@ -46,7 +45,7 @@ def _against(setting: Setting, other: str | None) -> Compared | None:
 def _describe_pair(pair: Pair, setting: Setting) -> Against:
     over = pair.interval
     verdict: Verdict = ("equal" if pair.equal else "not tested" if pair.untested else "open" if not pair.significant
-                        else "better" if pair.better("up") == pair.first else "worse")
+                        else "better" if pair.better(setting.metric.direction) == pair.first else "worse")
     same = {d > 0 for d in pair.differences} if 0 not in pair.differences else set()
     limited = limiting_test_samples(setting, pair) if verdict == "open" else None
     return Against(pair.first, pair.second, over.n, over.mean, over.half_width, over.low, over.high, pair.corrected,
@@ -55,16 +54,16 @@ def _describe_pair(pair: Pair, setting: Setting) -> Against:
 
 
 def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
-    """Return the number of test samples if more seeds cannot make the difference in ACC significant, else None.
+    """Return the number of test samples if more seeds cannot make a difference of shares significant, else None.
 
     If it is known which samples are right, see `Pair.limited`. Otherwise, test samples are too few if the standard
     error that they alone cause is at least as large as the difference. This standard error assumes independent test
     sets, so it is about twice that of two methods on one test set. A smaller difference is therefore within two
     standard errors of 0 with any number of seeds.
     """
-    if pair.crossed or setting.own_tests:
+    if pair.crossed or setting.own_tests or not setting.metric.is_share:
         return pair.limited
-    values = setting.values(ACC)
+    values = setting.values(setting.final)
     a, b = (fmean(v for v in values[label].values() if v is not None) for label in (pair.first, pair.second))
     compared = [m for m in setting.methods if m.label in (pair.first, pair.second)]
     samples = test_samples(done_records(compared))
@@ -72,14 +71,16 @@ def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
 
 
 def _best(setting: Setting, tests: Family) -> Best | None:
-    values = {label: by_seed for label, by_seed in setting.compared(ACC).items() if label in setting.eligible}
+    values = {label: by_seed for label, by_seed in setting.compared(setting.final).items() if label in setting.eligible}
     if len(values) < 2:
         return None
-    best = leader(ACC.column, values, tests)
+    best = leader(setting.final.column, values, tests)
     pairs = tests.against(best)
-    worse = {p.first for p in pairs if not p.equal and p.significant and p.better("up") == best} | tests.dropped
+    metric = setting.metric
+    worse = {p.first for p in pairs
+             if not p.equal and p.significant and p.better(metric.direction) == best} | tests.dropped
     still = sorted((p for p in pairs if not p.equal and not p.untested and p.first not in worse),
-                   key=lambda p: -fmean(p.differences))
+                   key=lambda p: metric.rank(fmean(p.differences)))
     limited = limiting_test_samples(setting, still[0]) if still else None
     return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
                 next((p.test for p in pairs if p.test), None),
@@ -90,17 +91,17 @@ def _best(setting: Setting, tests: Family) -> Best | None:
 
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
-    """Return the Pareto front of each counted cost and accuracy, for the methods with a result for every seed."""
-    accuracies = setting.compared(ACC)
+    """Return the Pareto front of each counted cost and the final mean, for the methods with a result for every seed."""
+    finals = setting.compared(setting.final)
     fronts = {}
-    for measure in (m for m in MEASURES if m.cost and not m.tested and setting.has(m)):
+    for measure in (m for m in setting.measures if m.cost and not m.tested and setting.has(m)):
         costs = {label: fmean(v for v in by_seed.values() if v is not None)
                  for label, by_seed in setting.values(measure).items()
-                 if label in setting.eligible and label in accuracies and None not in by_seed.values()}
+                 if label in setting.eligible and label in finals and None not in by_seed.values()}
         costs = {label: cost for label, cost in costs.items() if cost or measure.zero_competes}
         labels = list(costs)
         fronts[measure.column.title] = tuple(labels[i] for i in front(
-            [(costs[label], fmean(accuracies[label].values())) for label in labels]))
+            [(costs[label], -setting.metric.rank(fmean(finals[label].values()))) for label in labels]))
     return fronts
 
 

@@ -1,4 +1,4 @@
-"""Records grouped by setting and by method, the value of a measure for each seed, and the titles of settings."""
+"""Records grouped by setting and by method, and the value of a measure for each seed."""
 
 from __future__ import annotations
 
@@ -8,77 +8,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from statistics import fmean
-from typing import Any
 
 from clbench.core.errors import StoreError
-from clbench.core.options import format_value
+from clbench.core.objective import Metric
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis import notes
 from clbench.report.analysis.families import Answers, Family, Values, family
 from clbench.report.analysis.method_records import MethodRecords, done_records
+from clbench.report.analysis.titles import titles
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
-from clbench.results.diff import flat
+from clbench.report.metric_columns import final_of, measures_of
 from clbench.results.items import cross, stacked
+from clbench.results.matrices import metrics_of
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 from clbench.results.sequential import interval_of
 from clbench.results.stats import Interval
-
-MOST = 3  # differences that a title names, and settings that a line names
-PARTS = ("benchmark", "model", "weights", "recipe", "preprocessing", "validation", "arrival")  # of a trial's setting
-
-
-def titles(records: Sequence[Record]) -> list[str]:
-    """Return a distinct title for each setting: `..., lr 0.01` if the learning rate differs.
-
-    If the difference cannot be written in a few words, the titles are numbered.
-
-    Args:
-        records: one record of each setting.
-    """
-    plain = [notes.title(record) for record in records]
-    distinct_titles = []
-    for record, name in zip(records, plain, strict=True):
-        same = [facts(other) for other, known in zip(records, plain, strict=True) if known == name]
-        record_facts = facts(record)
-        apart = [part for part in dict.fromkeys(chain.from_iterable(same))
-                 if any(other_facts.get(part) != record_facts.get(part) for other_facts in same)]
-        words = [f"{part.rpartition('.')[2].replace('_', ' ')} {written(record_facts.get(part))}"
-                 for part in apart[:MOST]]
-        distinct_titles.append(clean(", ".join([name, *words])) if len(same) > 1 else name)
-    return [f"{title} ({i} of {len(distinct_titles)})" if distinct_titles.count(title) > 1 else title
-            for i, title in enumerate(distinct_titles, start=1)]
-
-
-def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequence[Record]) -> list[str]:
-    """Return a line on the settings of a folder's records that are not planned; no line for none."""
-    others = {record.trial.setting: record for record in records}
-    for setting in planned:
-        others.pop(setting, None)
-    if not others:
-        return []
-    known = {record.trial.setting: record for record in records}
-    names = dict(zip(known, titles([*known.values()]), strict=True))
-    other_titles = [names[setting] for setting in others]
-    more = f"; {len(other_titles) - MOST} more" if len(other_titles) > MOST else ""
-    shown = "; ".join(other_titles[:MOST]) + more
-    count = "another setting" if len(other_titles) == 1 else f"{len(other_titles)} other settings"
-    return [f"the folder also has results of {count} ({shown}). clbench keeps them, and the report has a "
-            "section for each"]
-
-
-def facts(record: Record) -> dict[str, Any]:
-    """Return the parts of a record's setting by their dotted names; weights by their file."""
-    trial = record.trial.model_dump(mode="json", include={*PARTS})
-    if trial.get("weights"):
-        trial["weights"] = trial["weights"]["path"]
-    return flat(trial)
-
-
-def written(value: Any) -> str:
-    """Format a value for a title. It is `none` if the setting has no such part."""
-    return "none" if value is None else format_value(value)
 
 
 @dataclass(frozen=True)
@@ -90,6 +35,21 @@ class Setting:
     methods: tuple[MethodRecords, ...]
     records: tuple[Record, ...]
     named_baseline: str | None = None  # the label of what somebody wants methods to be held against
+
+    @cached_property
+    def metric(self) -> Metric:
+        """Return the metric of R, by which methods are ranked."""
+        return metrics_of(self.records)[0]
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Return the columns of the setting's tables."""
+        return measures_of(self.metric)
+
+    @property
+    def final(self) -> Measure:
+        """Return the column of the metric's mean over tasks after the last task: ACC, or that of another metric."""
+        return final_of(self.metric)
 
     def values(self, measure: Measure) -> dict[str, dict[int, float | None]]:
         """Return a measure of each method, by label and by seed, for the seeds that gave a result."""
@@ -201,7 +161,7 @@ class Setting:
         """
         if any(m.label == self.named_baseline and m.done for m in self.methods):
             return self.named_baseline
-        if self.until and self.values(ACC).get(named := self.label_of(self.until.baseline or "") or ""):
+        if self.until and self.values(self.final).get(named := self.label_of(self.until.baseline or "") or ""):
             return named
         references = [m for m in self._as_given if m.reference and m.done and not m.joint]
         fine_tuning = [m for m in references if m.fine_tuning]
@@ -218,10 +178,11 @@ class Setting:
         rows = {row: i for i, row in enumerate(dict.fromkeys(r.trial.row for r in self.records))}
         return sorted(self.methods, key=lambda m: rows[m.records[0].trial.row])
 
-    def by_accuracy(self) -> Setting:
-        """Return the setting with its methods sorted by mean ACC, the best first and references last."""
+    def best_first(self) -> Setting:
+        """Return the setting with its methods sorted by their final mean, the best first and references last."""
         def key(method: MethodRecords) -> tuple[bool, float]:
-            return method.reference, -fmean(acc(r.R) for r in method.done) if method.done else math.inf
+            return method.reference, (self.metric.rank(fmean(acc(r.R) for r in method.done)) if method.done
+                                      else math.inf)
         return replace(self, methods=tuple(sorted(self.methods, key=key)))
 
     @property

@@ -8,10 +8,10 @@ from statistics import fmean
 from clbench.report.analysis.advice import cautions, next_step
 from clbench.report.analysis.families import NEAR, SAME
 from clbench.report.analysis.grouping import Setting
-from clbench.report.columns import BYTES, COMPUTE, MEASURES, REPLAY, TRAINABLE, Measure
+from clbench.report.columns import BYTES, COMPUTE, REPLAY, TRAINABLE, Measure
 from clbench.report.decided import Against, Compared, Facts
-from clbench.report.formatting import in_words, named, number
-from clbench.report.model import Cell, Column
+from clbench.report.formatting import difference_unit, in_words, named, number, signed
+from clbench.report.model import Cell, Column, Unit
 from clbench.results.paired import MOST_SEEDS
 
 Line = tuple[str, str]  # what it is about, and what it says
@@ -20,15 +20,14 @@ LEADS = {ANSWER: "", COST: "", TRADE_OFFS: "Best trade-offs by", CAUTION: "Cauti
 NAMES = 3  # that a line names; of more it says how many
 REFERENCES = 4  # likewise, for the line of references
 FRONTS = 4  # lines of trade-offs
-HEADINGS = {measure.column.title: measure.column.name for measure in MEASURES}
 WHY = {SAME: "because every seed gave the same results.",
-       NEAR: "because accuracies within three standard deviations of 100% are too skewed for a test."}
+       NEAR: "because {values} within three standard deviations of 100% are too skewed for a test."}
 SIMILARITY_MARGIN = 0.1  # two costs that differ by less are called the same
 
 
 def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
     """Return the first lines of a section, at most 13. Lines without content are left out."""
-    lines = [(ANSWER, _answer(setting, facts)), (ANSWER, _references(facts)), (COST, _cost(setting, facts)),
+    lines = [(ANSWER, _answer(setting, facts)), (ANSWER, _references(setting, facts)), (COST, _cost(setting, facts)),
              *((TRADE_OFFS, text) for text in _trade_offs(setting, facts)),
              *((CAUTION, text) for text in cautions(setting)),
              (NEXT, next_step(setting, facts))]
@@ -38,8 +37,12 @@ def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
 def difference_column(setting: Setting, compared: Compared) -> tuple[Column, list[Cell]]:
     """Return the column of each method's difference to the baseline, with its verdict in a word."""
     pairs = {pair.method: pair for pair in compared.pairs}
-    return (Column(f"difference to {baseline_name(setting, compared)}", "points"),
+    return (Column(f"difference to {baseline_name(setting, compared)}", _unit(setting)),
             [_cell(pairs.get(m.label), setting) for m in setting.methods])
+
+
+def _unit(setting: Setting) -> Unit:
+    return difference_unit(setting.final.column.unit)
 
 
 def baseline_name(setting: Setting, compared: Compared) -> str:
@@ -54,17 +57,21 @@ def _cell(pair: Against | None, setting: Setting) -> Cell:
         return Cell("")
     loser = {"better": pair.other, "worse": pair.method}.get(pair.verdict, "")
     verdict = pair.verdict if pair.verdict != "open" else "not significant" if pair.seeds > 1 else "inconclusive"
-    return Cell(f"{100 * pair.difference:+.1f} ({f'{verdict} {setting.cautions.get(loser, str())}'.strip()})",
+    words = f"{verdict} {setting.cautions.get(loser, '')}".strip()
+    return Cell(f"{signed(pair.difference, _unit(setting))} ({words})",
                 pair.difference, pair.half_width, pair.seeds, low=pair.low, high=pair.high)
 
 
-def _percent(facts: Facts, label: str) -> str:
-    return f"{100 * facts.accuracy[label]:.1f}%"
+def _value(setting: Setting, facts: Facts, label: str) -> str:
+    """Return the final mean of a method: `91.2%`, or with the name of a metric that is no percentage."""
+    metric = setting.metric
+    text = metric.text(facts.accuracy[label])
+    return f"{text}%" if metric.is_share else f"{metric.label} {text}"
 
 
-def _with_accuracy(facts: Facts, label: str) -> str:
-    """Return a label with the accuracy and the caution marks, never in two pairs of parentheses."""
-    value = ", ".join(filter(None, [_percent(facts, label), facts.cautions.get(label, "")]))
+def _with_value(setting: Setting, facts: Facts, label: str) -> str:
+    """Return a label with the final mean and the caution marks, never in two pairs of parentheses."""
+    value = ", ".join(filter(None, [_value(setting, facts, label), facts.cautions.get(label, "")]))
     return f"{label} {value}" if label.endswith(")") else f"{label} ({value})"
 
 
@@ -73,22 +80,24 @@ def _answer(setting: Setting, facts: Facts) -> str:
     methods = [label for label in facts.accuracy if label not in facts.references]
     best = facts.best
     if best is None:
-        return f"{methods[0]} {_percent(facts, methods[0])}." if methods else ""
+        return f"{methods[0]} {_value(setting, facts, methods[0])}." if methods else ""
     others = [*best.beaten, *best.equal, *best.untested, *best.open]
-    leader = _with_accuracy(facts, best.method)
+    leader = _with_value(setting, facts, best.method)
     untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
     same = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
         (best.equal, "It equals", "on every seed."),
-        *((untested[why], "It is not tested against", words) for why, words in WHY.items())) if labels]
+        *((untested[why], "It is not tested against", words.format(values=setting.metric.shares))
+          for why, words in WHY.items())) if labels]
     if not best.open:
         if not best.beaten:
             return " ".join([f"{leader} leads.", *same])
-        beaten = (_with_accuracy(facts, best.beaten[0]) if len(others) == 1
+        beaten = (_with_value(setting, facts, best.beaten[0]) if len(others) == 1
                   else _of_others(len(best.beaten), len(others), facts, best.beaten))
         return " ".join([f"{leader} is significantly better than {beaten}.", *same])
     needed = _needed(setting, facts, several=len(others) > 1)
     if len(others) == 1:
-        return (f"{best.method} {_percent(facts, best.method)}, {best.open[0]} {_percent(facts, best.open[0])}: "
+        return (f"{best.method} {_value(setting, facts, best.method)}, {best.open[0]} "
+                f"{_value(setting, facts, best.open[0])}: "
                 f"{'inconclusive' if len(setting.seeds) == 1 else 'no significant difference'}{needed}.")
     if not best.beaten:
         verb = "leads, but one seed cannot show a difference" if len(setting.seeds) == 1 else (
@@ -131,13 +140,14 @@ def _needed(setting: Setting, facts: Facts, several: bool) -> str:
     return f" (about {best.needed:,} seeds would be needed)"
 
 
-def _references(facts: Facts) -> str:
-    """Name the references with their accuracies, and how many methods are better or worse than the baseline."""
+def _references(setting: Setting, facts: Facts) -> str:
+    """Name the references with their final means, and how many methods are better or worse than the baseline."""
     if not facts.references:
         return ""
     compared = [c.other for c in (facts.joint, facts.baseline) if c and c.other in facts.references]
     rest = [label for label in facts.accuracy if label in facts.references and label not in compared]
-    text = f"References: {in_words([f'{label} {_percent(facts, label)}' for label in [*compared, *rest]], REFERENCES)}."
+    values = [f"{label} {_value(setting, facts, label)}" for label in [*compared, *rest]]
+    text = f"References: {in_words(values, REFERENCES)}."
     baseline = facts.baseline
     if baseline and len(baseline.pairs) > 1:
         better, worse, of = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
@@ -151,7 +161,7 @@ def _count(labels: Sequence[str]) -> str:
 
 
 def _cost(setting: Setting, facts: Facts) -> str:
-    """Compare the costs of the best method that stores no samples with those of the most accurate one.
+    """Compare the costs of the best method that stores no samples with those of the best one.
 
     If that is the same method, it is compared to the best other method that stores no samples and is cheaper in any
     cost.
@@ -169,7 +179,7 @@ def _cost(setting: Setting, facts: Facts) -> str:
         if better or (leader_stores and worse):
             first = [*(["stores no samples"] if leader_stores else []), *better]
             but = f", but {in_words(worse, NAMES)}" if worse else ""
-            return f"Compared with {leader}, {_with_accuracy(facts, label)} {in_words(first, NAMES + 1)}{but}."
+            return f"Compared with {leader}, {_with_value(setting, facts, label)} {in_words(first, NAMES + 1)}{but}."
     return ""
 
 
@@ -220,19 +230,19 @@ def _times(ratio: float) -> str:
 
 
 def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
-    """Yield the Pareto front of each cost and accuracy, cheapest first. Costs with the same front share a line."""
+    """Yield the Pareto front of each cost and the metric, cheapest first. Costs with the same front share a line."""
+    measures = {m.column.title: m for m in setting.measures}
     costs: dict[tuple[str, ...], list[str]] = {}
     for title, labels in facts.fronts.items():
         if labels:
-            costs.setdefault(labels, []).append(HEADINGS[title] + _without_zeros(setting, title))
+            costs.setdefault(labels, []).append(measures[title].column.name + _without_zeros(setting, measures[title]))
     for labels, titles in list(costs.items())[:FRONTS]:
-        shown = [_with_accuracy(facts, label) for label in labels]
+        shown = [_with_value(setting, facts, label) for label in labels]
         yield f"{in_words(titles, len(titles))}: {named(shown, NAMES)}."
 
 
-def _without_zeros(setting: Setting, title: str) -> str:
+def _without_zeros(setting: Setting, measure: Measure) -> str:
     """Return a remark if methods are not on the Pareto front of a cost because they have none of it."""
-    measure = next(m for m in MEASURES if m.column.title == title)
     if measure.zero_competes or all(_mean(setting, measure, label) for label in setting.eligible):
         return ""
     return " (of methods that train any)"

@@ -10,6 +10,7 @@ from clbench.report.analysis.levels import UNDERFIT_LOSS, underfit
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import in_words
 from clbench.results.curve import gaps
+from clbench.results.matrices import metric_of, metrics_of
 from clbench.results.metrics import learning_accuracy
 from clbench.results.records import Record
 
@@ -61,9 +62,10 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
     behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := far_below(m, joint)) is not None]
     if behind:
         best = 100 * fmean(learning_accuracy(r.R) for r in joint.values())
-        yield (f"Underfit: just after a task was learned, its accuracy is {FAR:.0f} or more points below that of joint "
+        label = metric_of(next(iter(joint.values()))).label
+        yield (f"Underfit: just after a task was learned, its {label} is {FAR:.0f} or more points below that of joint "
                f"training at the same time ({best:.1f}%, mean over tasks), on every seed: {in_words(behind)}. A method "
-               "cannot forget what it has not learned, so read forgetting together with accuracy")
+               f"cannot forget what it has not learned, so read forgetting together with {label}")
 
 
 def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
@@ -85,11 +87,14 @@ def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
 def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
     """Return a method's learning accuracy (%) if it is `FAR` below joint training's on every seed, else None.
 
-    Return None for references and for methods whose learning accuracy has other causes than training: analytic
-    classifiers, which take no steps on later tasks, methods that infer the task, and methods that train without the
-    old classes that compete at test time (older records do not say whether they did).
+    Return None for a metric that is no percentage and for references. Return None also for methods whose learning
+    accuracy has other causes than training: analytic classifiers, which take no steps on later tasks, methods that
+    infer the task, and methods that train without the old classes that compete at test time (older records do not say
+    whether they did).
     """
     done = method.done
+    if not all(metric.is_share for metric in metrics_of(done)):
+        return None
     accuracies = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
     if not accuracies or method.reference or method.infers or not accuracies.keys() <= joint.keys():
         return None

@@ -11,6 +11,7 @@ from statistics import fmean, median
 
 from clbench.core.scenario import Outputs, scenario_rules
 from clbench.results.items import wilson_interval
+from clbench.results.matrices import metrics_of
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 from clbench.results.stats import ROUNDING
@@ -91,17 +92,20 @@ def test_samples(records: Sequence[Record]) -> int | None:
 
 
 def test_set_interval(records: Sequence[Record]) -> tuple[float, float] | None:
-    """Return the 95 % interval (Wilson) of a method's mean ACC that the number of test samples gives."""
-    samples = test_samples(records)
+    """Return the 95 % interval (Wilson) of a method's mean ACC that the number of test samples gives.
+
+    Return None for a metric that is no share of test samples.
+    """
+    samples = test_samples(records) if all(metric.is_share for metric in metrics_of(records)) else None
     return wilson_interval(fmean(acc(r.R) for r in records), samples) if samples else None
 
 
 def chance(record: Record) -> float | None:
     """Return the ACC of guessing: the mean over tasks of 1 / n, for the n classes among which a prediction is chosen.
 
-    None for a trial that continues another, whose own tasks are not all that compete.
+    None for a trial that continues another, whose own tasks are not all that compete, and for tasks without classes.
     """
-    if record.stream is None or record.trial.continues:
+    if record.stream is None or record.trial.continues or not any(record.stream.classes):
         return None
     rules, tasks = scenario_rules(record.trial.scenario), record.stream.classes
     return fmean(1 / len(set(rules.at_test(tasks, index, len(tasks)))) for index in range(len(tasks)))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 
+from clbench.core.objective import METRICS
 from clbench.experiment.search import Searched
 from clbench.report.analysis.levels import CHANCE, INFERS, OUTPUTS, RECIPE, STALE, UNDERFIT, at_chance, underfit
-from clbench.report.formatting import options_of, plain
+from clbench.report.formatting import clean, options_of, plain
 from clbench.report.model import Result
 from clbench.results.records import Record
 
@@ -137,7 +138,16 @@ class MethodRecords:
             bytes=tuple(tuple(sum(roles.values()) for roles in r.costs.bytes) for r in done),
             curves=tuple(r.curve for r in done if r.curve),
             options=tuple((name, plain(value)) for name, value in options_of(self.records[0].trial).items()),
-            seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done))
+            seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done),
+            task_names=names_of_tasks(done),
+            scores={name: tuple(tuple(map(tuple, r.scores[name])) for r in done)
+                    for name in METRICS if done and all(name in r.scores for r in done)})
+
+
+def names_of_tasks(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return the names of tasks without classes; nothing if tasks have no names, or if records differ in them."""
+    names = {tuple(map(clean, r.stream.task_names)) for r in records if r.stream}
+    return next(iter(names)) if len(names) == 1 else ()
 
 
 def done_records(methods: Iterable[MethodRecords]) -> list[Record]:

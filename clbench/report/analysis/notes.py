@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
+from clbench.core.objective import Metric, objective_of
 from clbench.core.options import format_value, recipe_options
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
@@ -12,9 +13,10 @@ from clbench.experiment.spec import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.levels import same_on_every_seed, test_samples, test_set_interval
-from clbench.report.formatting import clean, in_words, listed, number
+from clbench.report.formatting import clean, in_words, listed, named, number, unit_of
+from clbench.results.matrices import metrics_of
 from clbench.results.metrics import acc
-from clbench.results.records import Record
+from clbench.results.records import Record, StreamFacts
 
 
 def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
@@ -124,15 +126,31 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
              ("budget", _budget(chosen, trial.arrival)),
              ("seeds", listed(list(seeds)))]
     stream = next((r.stream for r in records if r.stream), None)
+    metric = metrics_of(records)[0]
     if stream:
-        pairs.insert(1, ("tasks", f"{len(stream.classes)} tasks with {_spread(map(len, stream.classes))} classes, "
+        pairs.insert(1, ("tasks", f"{len(stream.classes)} tasks {_kinds(stream)}, "
                          f"{_spread(stream.train_samples)} training and {_spread(stream.test_samples)} "
                          f"{'validation' if trial.validation else 'test'} samples each"))
     if str(trial.arrival):
         pairs.append(("arrival of samples", str(trial.arrival)))
     if trial.validation:
-        pairs.append(("accuracy on", held_out(trial)))
+        pairs.append((f"{metric.label} on", held_out(trial)))
+    if stream and not any(stream.classes):
+        pairs.append(("metrics", "; ".join(describe_metric(one) for one in objective_of(metric).metrics)))
     return tuple((name, clean(value)) for name, value in pairs)
+
+
+def describe_metric(metric: Metric) -> str:
+    """Define a metric in a few words, with its unit and which direction is better."""
+    better = "higher" if metric.direction == "up" else "lower"
+    return f"{metric.label} is {metric.meaning}{'' if metric.is_share else f', in {metric.unit}'} ({better} is better)"
+
+
+def _kinds(stream: StreamFacts) -> str:
+    """Return the number of classes of each task, or the names of tasks without classes."""
+    if any(stream.classes):
+        return f"with {_spread(map(len, stream.classes))} classes"
+    return f"({named(stream.task_names)})" if stream.task_names else "without classes"
 
 
 def _size(trial: Trial) -> str:
@@ -159,10 +177,11 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     if str(trial.arrival):
         pairs.append(("arrival of training samples", f"{trial.arrival} (docs/task-free-streams.md)"))
     if trial.validation:
-        pairs.append(("accuracies on", held_out(trial)))
+        pairs.append((f"{metrics_of(records)[0].plural} on", held_out(trial)))
     stream = next((r.stream for r in records if r.stream), None)
     if stream:
-        pairs += [("tasks", f"{len(stream.classes)}, with {_spread(map(len, stream.classes))} classes each"),
+        kinds = f", {_kinds(stream)} each" if any(stream.classes) else f": {', '.join(stream.task_names)}"
+        pairs += [("tasks", f"{len(stream.classes)}{kinds}".removesuffix(": ")),
                   ("training samples per task", _spread(stream.train_samples)),
                   (f"{'validation' if trial.validation else 'test'} samples per task", _spread(stream.test_samples)),
                   ("input shape", " x ".join(map(str, stream.input_shape)))]
@@ -218,7 +237,7 @@ def differences(records: Sequence[Record]) -> list[str]:
                          "differ), so their results cannot be compared")
     times = "times cannot be compared"
     kinds = [("devices", _values(records, lambda r: r.provenance.device),
-              f"{times}, and accuracies may differ slightly"),
+              f"{times}, and {metrics_of(records)[0].plural} may differ slightly"),
              ("machines", _values(records, lambda r: r.provenance.machine), times),
              ("numbers of threads", _values(records, lambda r: str(r.provenance.threads)), times),
              ("commits of clbench", _values(records, _commit), "the code may differ")]
@@ -243,14 +262,15 @@ def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
     """
     by_sample_count: dict[int, list[str]] = {}
     for label, of_method in records.items():
-        if same_on_every_seed(of_method) and (samples := test_samples(of_method)) and (
-                interval := test_set_interval(of_method)):
-            low, high = (number(end, "percent") for end in interval)
-            accuracy = number(acc(of_method[0].R), "percent")
-            by_sample_count.setdefault(samples, []).append(f"{label} {accuracy} ({low} to {high})")
+        if same_on_every_seed(of_method) and (samples := test_samples(of_method)):
+            unit, interval = unit_of(metrics_of(of_method)[0]), test_set_interval(of_method)
+            ends = " to ".join(number(end, unit) for end in interval or ())
+            by_sample_count.setdefault(samples if interval else 0, []).append(
+                f"{label} {number(acc(of_method[0].R), unit)}" + (f" ({ends})" if ends else ""))
     return [f"Every seed gave the same result: {in_words(rows)}. Such seeds are no evidence, ± 0.00 does not mean "
-            "precision, and these methods are not tested against each other. In parentheses is the 95% interval "
-            f"(Wilson) that {samples:,} test samples allow" for samples, rows in by_sample_count.items()]
+            "precision, and these methods are not tested against each other"
+            + (f". In parentheses is the 95% interval (Wilson) that {samples:,} test samples allow" if samples else "")
+            for samples, rows in by_sample_count.items()]
 
 
 def remarks(records: Sequence[Record]) -> list[str]:

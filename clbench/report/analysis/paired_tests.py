@@ -10,8 +10,8 @@ from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import NEAR, SAME, Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.levels import CHANCE, MARKS, UNDERFIT
-from clbench.report.columns import MEASURES, Measure
-from clbench.report.formatting import NONE, in_words, interval, number
+from clbench.report.columns import Measure
+from clbench.report.formatting import NONE, difference_unit, in_words, interval, number
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.paired import Test
 from clbench.results.stats import ALPHA, effect_size
@@ -67,7 +67,7 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, ba
         setting: whose methods they are; pairs with fewer seeds than it has say so.
         baseline: the second of all pairs, so that the first names a row; else both do.
     """
-    unit = "points" if tests.column.unit == "percent" else tests.column.unit
+    unit = difference_unit(tests.column.unit)
     columns = (Column("seeds", "text"), Column("difference", unit), Column("test", "text"), Column("p", "number"),
                Column(f"p, corrected for {len(tests.pairs)}", "number"), Column("effect size", "number"),
                Column("verdict", "text"))
@@ -117,11 +117,12 @@ def undecided(tests: Family) -> str | None:
     return "is inconclusive with 1 seed; use several seeds"
 
 
-def basis(tests: Family, against: str = "") -> str:
+def basis(tests: Family, shares: str, against: str = "") -> str:
     """Describe which test a family uses and what it assumes.
 
     Args:
         tests: the family.
+        shares: what percentages are called, such as accuracies.
         against: the method to which all others are compared, if not all pairs are compared.
     """
     size, pairs = len(tests.pairs), tests.pairs
@@ -142,7 +143,7 @@ def basis(tests: Family, against: str = "") -> str:
         sentences.append(f"t-tests over {_range(crossed)} and the test samples that they share, Holm-corrected over "
                          f"{what}. They assume normally distributed effects")
     if any(pair.untested == NEAR for pair in pairs):
-        sentences.append("Accuracies near 100% are not tested")
+        sentences.append(f"{shares.capitalize()} near 100% are not tested")
     return ". ".join(sentences)
 
 
@@ -183,7 +184,7 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
                [p.first for p in pairs if p.decidable and not p.significant and not p.equal]),
               ("It is not tested against methods with the same results on every seed:",
                [p.first for p in pairs if p.untested == SAME]),
-              ("Because of accuracies near 100%, it is not tested against",
+              (f"Because of {setting.metric.shares} near 100%, it is not tested against",
                [p.first for p in pairs if p.untested == NEAR]),
               ("There are too few seeds to compare it with",
                [p.first for p in pairs if not (p.decidable or p.equal or p.untested)]),
@@ -196,7 +197,7 @@ Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per me
 
 def all_pairs(setting: Setting) -> dict[Measure, Family]:
     """Return the tests of all pairs of methods for each measure that reports test."""
-    return {m: setting.tests(m, setting.compared(m)) for m in MEASURES if m.in_report}
+    return {m: setting.tests(m, setting.compared(m)) for m in setting.measures if m.in_report}
 
 
 def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> Compared:
@@ -227,7 +228,7 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
 def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
     """Return the differences of methods to the setting's baseline, a table for each measure that reports test."""
     baseline = setting.baseline
-    return compare(setting, [m for m in MEASURES if m.in_report], baseline)[1] if baseline else ()
+    return compare(setting, [m for m in setting.measures if m.in_report], baseline)[1] if baseline else ()
 
 
 def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None) -> Compared:
@@ -254,7 +255,8 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         if not tests.pairs:
             verdicts.append((title, "There is nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
-        why = f"The comparison {reason}" if (reason := undecided(tests)) else basis(tests, opponents)
+        reason = undecided(tests)
+        why = f"The comparison {reason}" if reason else basis(tests, setting.metric.shares, opponents)
         verdicts.append((title, ". ".join(filter(None, [why, searches(setting, values)]))))
         tables.append(table(f"{_sentence(title)}: {title_end}", tests, tests.pairs, setting, baseline))
     return (*_by_verdict(verdicts), *_legend(setting, tables)), tuple(tables)

@@ -19,13 +19,14 @@ from clbench.experiment.display_names import filled, names_of, option_names, wit
 from clbench.report.analysis.grouping import Setting, by_setting
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import clean
+from clbench.results.matrices import by_metric
 from clbench.results.records import Record
 
 _RECIPE = re.compile(rf":{re.escape(OWN_RECIPE)}[^:]*")
 
 
 def readable(records: Sequence[Record], baseline: str | None = None, hint: str = "", *, ids: bool = False,
-             registry: Registry | None = None) -> list[Setting]:
+             registry: Registry | None = None, metric: str | None = None) -> list[Setting]:
     """Return the settings of records as `by_setting` does, with the names of methods that reports show.
 
     Args:
@@ -34,13 +35,15 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
         hint: where its reader finds the names, for an error.
         ids: whether methods are called by their ids instead of their display names.
         registry: of the methods, for their display names; None for those that are installed.
+        metric: the metric by which methods are ranked and tested; None for the objective's primary one.
 
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
-        SpecError: no setting has the baseline.
+        SpecError: no setting has the baseline, or records lack the metric.
     """
     called = row_ids(records)
-    settings = by_setting([record.model_copy(update={"label": called[record.label]}) for record in records])
+    settings = by_setting([record.model_copy(update={"label": called[record.label]})
+                           for record in by_metric(records, metric)])
     if not ids:
         templates = installed_names() if registry is None else names_of(registry)
         settings = [_with_display_names(setting, templates) for setting in settings]

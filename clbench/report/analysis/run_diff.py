@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clbench.report.analysis import notes
-from clbench.report.columns import ACC, BYTES, FORGETTING, TIME, TRAINABLE, Measure, cells
-from clbench.report.formatting import NONE, clean
+from clbench.report.columns import BYTES, TIME, TRAINABLE, Measure, cells, find_tested
+from clbench.report.formatting import NONE, clean, difference_unit
+from clbench.report.metric_columns import final_of, measures_of
 from clbench.report.model import Cell, Column, Row, Table
+from clbench.results.matrices import metrics_of
 from clbench.results.records import Record
 
-_CHANGES = (ACC, FORGETTING, TRAINABLE, BYTES)  # of which the table shows the change
 Group = list[Record]
 
 
@@ -87,11 +88,14 @@ def _by_name(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tupl
 def _cells(pair: Pair) -> dict[Column, Cell]:
     """Return a method's row, by column."""
     both = pair.both
-    before, after = cells([[ACC.value(records[k], None) for records in both] for k in (0, 1)], ACC.column.unit)
+    metric = metrics_of(pair.before)[0]
+    measure = final_of(metric)
+    final = measure.column
+    before, after = cells([[measure.value(records[k], None) for records in both] for k in (0, 1)], final.unit)
     return {Column("seeds", "text"): Cell(str(len(both))),
-            Column("ACC in A", "percent"): before, Column("ACC in B", "percent"): after,
-            **{Column(f"change of {m.column.title}", "points" if m.column.unit == "percent" else m.column.unit):
-               _change(m, both) for m in _CHANGES},
+            Column(f"{final.title} in A", final.unit): before, Column(f"{final.title} in B", final.unit): after,
+            **{Column(f"change of {m.column.title}", difference_unit(m.column.unit)): _change(m, both)
+               for m in (*find_tested((), measures_of(metric)), TRAINABLE, BYTES)},
             Column(f"{TIME.column.title} B / A", "text"): _ratio(TIME, both)}
 
 

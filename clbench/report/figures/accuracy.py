@@ -1,4 +1,4 @@
-"""The figures of accuracy: over tasks, as heat maps of R, and forgetting per task."""
+"""The figures of accuracy or another metric: over tasks, as heat maps of R, and forgetting per task."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from clbench.core.objective import Metric
 from clbench.report.figures import style
-from clbench.report.figures.data import accuracy_over_tasks, forgetting_per_task
+from clbench.report.figures.data import axis_title, forgetting_per_task, values_over_tasks
 from clbench.report.figures.style import INK, LABEL, PALE, StrategyStyle
-from clbench.report.model import FigureData, Result, Table
+from clbench.report.formatting import difference_unit, unit_of
+from clbench.report.model import UNIT_SUFFIX, FigureData, Result, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,20 +55,20 @@ def wrapped_label(result: Result, most: int = 22, count: int = 3) -> str:
 
 
 def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
-    """Draw the mean accuracy over the tasks seen so far after each task, with its interval as a band."""
+    """Draw the mean of the metric over the tasks seen so far after each task, with its interval as a band."""
     figure, axes = style.canvas(data.subject, height=4.3)
     texts = list(map(wrapped_label, data.results))
     style.leave_room(figure, axes, texts)
-    curves = _numbers(accuracy_over_tasks(data.results))
+    curves = _numbers(values_over_tasks(data.results, data.metric))
     means = [[mean for mean, *_ in curve] for curve in curves]
-    spans = [[(max(low, 0.0), min(high, 1.0)) for _, low, high in curve] for curve in curves]
+    spans = [[(data.metric.clip(low), data.metric.clip(high)) for _, low, high in curve] for curve in curves]
     low = min(low for low, _ in chain.from_iterable(spans))
     high = max(high for _, high in chain.from_iterable(spans))
     pad = max(0.05 * (high - low), 0.002)
     axes.set_ylim(low - pad, high + pad)
     style.tasks_seen(axes, max(map(len, means)))
-    style.percentages(axes.yaxis)
-    axes.set_ylabel("mean accuracy over tasks seen (%)")
+    style.value_ticks(axes.yaxis, data.metric)
+    axes.set_ylabel(f"mean {axis_title(data.metric, ' over tasks seen')}")
     for result, mean, span, colour in zip(data.results, means, spans, shades(data.results, styles), strict=True):
         steps = range(1, len(mean) + 1)
         axes.fill_between(steps, [a for a, _ in span], [b for _, b in span], color=colour, alpha=0.13, linewidth=0,
@@ -87,7 +89,7 @@ def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
 
 def draw_forgetting(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw each task's forgetting with its interval, methods side by side."""
-    method_values = _numbers(forgetting_per_task(data.results))
+    method_values = _numbers(forgetting_per_task(data.results, data.metric))
     tasks, count = max(map(len, method_values)), len(method_values)
     labels = list(map(wrapped_label, data.results))
     lines = max(2, 1 + max(label.count("\n") for label in labels))
@@ -96,10 +98,13 @@ def draw_forgetting(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Fi
     axes.set_position((0.095, below / (3.3 + below), 0.88, 2.95 / (3.3 + below)))
     axes.set_xlim(0.5, tasks + 0.5)
     axes.set_xticks(range(1, tasks + 1) if tasks <= 20 else range(5, tasks + 1, 5))
+    if names := _fitting(data.results, tasks, 0.88 * figure.get_figwidth() * 72 / tasks, LABEL):
+        axes.set_xticks(range(1, tasks + 1), names, fontsize=LABEL)
     axes.grid(False, axis="x")
     axes.set_xlabel("task")
-    axes.set_ylabel("forgetting (points)")
-    style.percentages(axes.yaxis)
+    unit = difference_unit(unit_of(data.metric))
+    axes.set_ylabel(f"forgetting{UNIT_SUFFIX.get(unit, '')}")
+    style.value_ticks(axes.yaxis, data.metric)
     axes.axhline(0, color=PALE, linewidth=0.8, zorder=1.5)
     for edge in range(1, tasks):
         axes.axvline(edge + 0.5, color=style.FAINT, linewidth=0.7, zorder=1)
@@ -127,7 +132,7 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
     rows = chain.from_iterable(matrices)
     values = list(chain.from_iterable(rows))
     scale = ScalarMappable(Normalize(math.floor(10 * min(values)) / 10, max(math.ceil(10 * max(values)) / 10, 0.1)),
-                           "Blues")
+                           "Blues" if data.metric.direction == "up" else "Blues_r")
     across, side = _grid(len(matrices), max(map(len, matrices)))
     down = math.ceil(len(matrices) / across)
     width, height = 0.6 + across * side + (across - 1) * _GAP, 1.02 + down * (side + _HEAD)
@@ -138,7 +143,8 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
         row, column = divmod(k, across)
         left, bottom = 0.5 + column * (side + _GAP), height - 0.2 - (row + 1) * (side + _HEAD)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-        _panel(axes, R, scale, side * 72 / len(R))
+        cell = side * 72 / len(R)
+        _panel(axes, R, scale, cell, data.metric, _fitting(data.results, len(R), cell, _SMALL))
         text = wrapped_label(result, int(side * 12.5), 2)
         first = 1 + (0.1 + 0.13 * text.count("\n")) / side
         axes.plot([0.08 / side], [first], marker=styles[result.strategy].marker, color=colour, markersize=5,
@@ -148,12 +154,12 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
         if column == 0:
             axes.set_ylabel("after task", fontsize=_SMALL, labelpad=2)
         if k + across >= len(matrices):
-            axes.set_xlabel("accuracy on task", fontsize=_SMALL, labelpad=2)
+            axes.set_xlabel(f"{data.metric.label} on task", fontsize=_SMALL, labelpad=2)
     bar = figure.add_axes((0.5 / width, 0.3 / height, min(2.4, width - 0.7) / width, 0.09 / height))
     figure.colorbar(scale, cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=_SMALL, length=2)
-    style.percentages(bar.xaxis)
-    bar.set_title("accuracy (%), mean over seeds", fontsize=_SMALL, loc="left", pad=3)
+    style.value_ticks(bar.xaxis, data.metric)
+    bar.set_title(axis_title(data.metric) + ", mean over seeds", fontsize=_SMALL, loc="left", pad=3)
     return figure
 
 
@@ -167,12 +173,20 @@ def _grid(panels: int, tasks: int) -> tuple[int, float]:
     return across, side
 
 
-def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float) -> None:
+def _fitting(results: Sequence[Result], tasks: int, width: float, size: float) -> list[str]:
+    """Return the names of the tasks if the results share them and each fits into a width in points, else nothing."""
+    names = list(results[0].task_names[:tasks])
+    shared = names and all(result.task_names == results[0].task_names for result in results)
+    return names if shared and max(style.text_width(name, size) for name in names) < width - 4 else []
+
+
+def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float, metric: Metric,
+           names: Sequence[str]) -> None:
     """Draw one matrix of square cells `cell` points wide; a line separates tasks seen from tasks to come."""
     tasks = len(R)
     axes.imshow(R, cmap=scale.cmap, norm=scale.norm, interpolation="nearest", aspect="equal")
     ticks = range(0, tasks, math.ceil(tasks / 10))
-    axes.set_xticks(ticks, [str(t + 1) for t in ticks])
+    axes.set_xticks(ticks, [names[t] if names else str(t + 1) for t in ticks])
     axes.set_yticks(ticks, [str(t + 1) for t in ticks])
     axes.tick_params(length=0, labelsize=min(_SMALL, 0.9 * cell * math.ceil(tasks / 10)), pad=2)
     axes.spines[:].set_visible(False)
@@ -185,6 +199,7 @@ def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float) ->
     if size < _LEAST:
         return
     for i, row in enumerate(R):
-        for j, accuracy in enumerate(row):
-            axes.text(j, i, f"{100 * accuracy:.0f}", ha="center", va="center", fontsize=size,
-                      color="white" if scale.norm(accuracy) > 0.6 else INK)
+        for j, value in enumerate(row):
+            shade = scale.norm(value) if metric.direction == "up" else 1 - scale.norm(value)
+            axes.text(j, i, f"{100 * value:.0f}" if metric.is_share else f"{value:.1f}", ha="center", va="center",
+                      fontsize=size, color="white" if shade > 0.6 else INK)

@@ -1,4 +1,4 @@
-"""The figures of cost: accuracy against trainable parameters and compute, and growth over tasks."""
+"""The figures of cost: accuracy (or another metric) against trainable parameters and compute, and growth over tasks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clbench.core.objective import Metric
 from clbench.report.figures import style
-from clbench.report.figures.data import Panel, panels
+from clbench.report.figures.data import Panel, axis_title, panels
 from clbench.report.figures.labels import Box, along, place
 from clbench.report.figures.style import INK, LABEL, PALE, StrategyStyle
 from clbench.report.model import FigureData, FigurePoint
@@ -23,31 +24,31 @@ _MARGIN = 1.5  # beside a label
 
 
 def draw_pareto(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
-    """Draw accuracy against each cost (log): every method, the Pareto front, each sweep as a line."""
-    sides = panels(data.points)
+    """Draw the metric against each cost (log): every method, the Pareto front, each sweep as a line."""
+    sides = panels(data.points, data.metric)
     figure, axes = style.panels(data.subject, len(sides), 7.2 if len(sides) == 1 else 11.4)
     points = list(chain.from_iterable(side.points for side in sides))
-    ends = list(chain.from_iterable(map(_span, points)))
+    ends = list(chain.from_iterable(_span(p, data.metric) for p in points))
     pad = max(0.06 * (max(ends) - min(ends)), 0.002)
     axes[0].set_ylim(min(ends) - pad, max(ends) + pad)
-    axes[0].set_ylabel("accuracy (%)")
+    axes[0].set_ylabel(axis_title(data.metric))
     for side, on in zip(sides, axes, strict=True):
         _draw_panel(on, side, styles)
-    style.percentages(axes[0].yaxis)
+    style.value_ticks(axes[0].yaxis, data.metric)
     _legend(figure, any(p.reference for p in points), any(side.best for side in sides))
     return figure
 
 
-def _span(p: FigurePoint) -> tuple[float, float]:
-    """Return the ends of the interval of a method's accuracy, clipped to possible accuracies."""
-    accuracy = p.accuracy or 0.0
-    return max(accuracy if p.low is None else p.low, 0.0), min(accuracy if p.high is None else p.high, 1.0)
+def _span(p: FigurePoint, metric: Metric) -> tuple[float, float]:
+    """Return the ends of the interval of a method's final mean, clipped to possible values."""
+    mean = p.accuracy or 0.0
+    return metric.clip(mean if p.low is None else p.low), metric.clip(mean if p.high is None else p.high)
 
 
 def _draw_panel(axes: Axes, side: Panel, styles: Mapping[str, StrategyStyle]) -> None:
     points, best = side.points, side.best
     x, y = list(side.costs), [p.accuracy or 0.0 for p in points]
-    spans = list(map(_span, points))
+    spans = [_span(p, side.metric) for p in points]
     ratio = max((max(x) / min(x)) ** 0.08, 1.25)
     bounds = min(x) / ratio, max(x) * ratio
     axes.set_xscale("log")
@@ -68,7 +69,7 @@ def _draw_panel(axes: Axes, side: Panel, styles: Mapping[str, StrategyStyle]) ->
 
 
 def _steps(axes: Axes, best: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
-    """Draw the best accuracy at each number of parameters, and return its corners."""
+    """Draw the best value at each number of parameters, and return its corners."""
     corners = [best[0]]
     for before, after in pairwise(best):
         corners += [(after[0], before[1]), after]

@@ -8,22 +8,23 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from clbench.core.objective import ACCURACY, Metric
 from clbench.core.options import OWN_RECIPE
 from clbench.report.analysis.facts import front
-from clbench.report.columns import ACC, cells
+from clbench.report.columns import cells
 from clbench.report.figures.steps import steps_figure
-from clbench.report.formatting import NONE, interval, number
-from clbench.report.model import Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
+from clbench.report.formatting import NONE, difference_unit, interval, number, task_label, unit_of
+from clbench.report.model import UNIT_SUFFIX, Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
 from clbench.results import metrics
 
 COSTS: tuple[tuple[str, str, Unit, Callable[[FigurePoint], float | None]], ...] = (
     ("trainable parameters per task", "the trainable parameters of the last task", "count", lambda p: p.trainable),
     ("training compute", "the FLOPs of all training", "flops", lambda p: p.compute))
-SEEDS_MEAN = "mean"  # title of the column of means in the table of ACC of each seed
+SEEDS_MEAN = "mean"  # title of the column of means in the table of each seed
 
 
 class Panel(NamedTuple):
-    """Accuracy against one cost, for the methods that have a value of both."""
+    """Accuracy, or the final mean of another metric, against one cost, for the methods that have a value of both."""
 
     title: str  # of the cost
     meaning: str
@@ -31,28 +32,43 @@ class Panel(NamedTuple):
     points: tuple[FigurePoint, ...]
     costs: tuple[float, ...]  # of each point
     best: tuple[int, ...]  # the points on the Pareto front, by rising cost
+    metric: Metric
 
     def describe(self) -> str:
         """Describe in words what the panel shows."""
         others = [i for i in range(len(self.points)) if i not in self.best]
-        return f"Accuracy against {self.title}. Pareto front: {self._words(self.best)}. Others: {self._words(others)}."
+        return (f"{self.metric.heading} against {self.title}. Pareto front: {self._words(self.best)}. "
+                f"Others: {self._words(others)}.")
 
     def _words(self, which: Sequence[int]) -> str:
         chosen = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
-        return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, 'percent')} %)"
+        unit = unit_of(self.metric)
+        return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, unit)}{in_unit(unit)})"
                          for p, cost in chosen) or "none"
 
 
-def panels(points: Sequence[FigurePoint]) -> list[Panel]:
+def in_unit(unit: Unit) -> str:
+    """Return what follows a value in a sentence: ` %` or ` nats`."""
+    return {"percent": " %", "nats": " nats"}.get(unit, "")
+
+
+def axis_title(metric: Metric, what: str = "") -> str:
+    """Return the title of a metric's axis: `accuracy (%)`; it says so if lower values are better."""
+    lower = ", lower is better" if metric.direction == "down" else ""
+    return f"{metric.label}{what}{UNIT_SUFFIX.get(unit_of(metric), '')}{lower}"
+
+
+def panels(points: Sequence[FigurePoint], metric: Metric = ACCURACY) -> list[Panel]:
     """Return a panel for each cost in which methods differ: trainable parameters and training compute."""
     cost_panels = []
     for title, meaning, unit, cost in COSTS:
         drawn = [(p, value) for p in points if p.accuracy is not None and (value := cost(p))]  # a log axis has no 0
         if len({value for _, value in drawn}) > 1:
             ranked = [i for i, (p, _) in enumerate(drawn) if p.ranked]
-            best = front([(drawn[i][1], drawn[i][0].accuracy or 0.0) for i in ranked])
+            best = front([(drawn[i][1], -metric.rank(drawn[i][0].accuracy or 0.0)) for i in ranked])
             method_points, values = zip(*drawn, strict=True)
-            cost_panels.append(Panel(title, meaning, unit, method_points, values, tuple(ranked[k] for k in best)))
+            cost_panels.append(Panel(title, meaning, unit, method_points, values, tuple(ranked[k] for k in best),
+                                     metric))
     return cost_panels
 
 
@@ -90,44 +106,46 @@ def slugs(titles: Sequence[str]) -> list[str]:
             for i, name in enumerate(names, start=1)]
 
 
-def section_figures(subject: str, slug: str, points: Sequence[FigurePoint],
-                    results: Sequence[Result]) -> tuple[FigureData, ...]:
+def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], results: Sequence[Result],
+                    metric: Metric) -> tuple[FigureData, ...]:
     """Return the figures of a section, without those that would show nothing.
 
-    Accuracy against cost needs methods that differ in cost, growth a method that grows, and what is shown task by task
-    more than one task.
+    Accuracy (or another metric) against cost needs methods that differ in cost, growth a method that grows, and what is
+    shown task by task more than one task.
 
     Args:
         subject: the section's title.
         slug: with which the names of the figures begin.
         points: what pareto and growth show of each method.
         results: what the other figures show of each method.
+        metric: the metric of R.
     """
-    figures = [_pareto(subject, f"{slug}-pareto", points), _growth(subject, f"{slug}-growth", points)]
+    figures = [_pareto(subject, f"{slug}-pareto", points, metric), _growth(subject, f"{slug}-growth", points)]
     lengths = [{len(R) - 1 for R in result.R} for result in results]
     drawn = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
     if drawn:
-        figures += [_curves(subject, f"{slug}-curves", drawn), _forgetting(subject, f"{slug}-forgetting", drawn),
-                    _heatmaps(subject, f"{slug}-heatmaps", drawn)]
+        figures += [make(subject, f"{slug}-{kind}", drawn, metric)
+                    for kind, make in (("curves", _curves), ("forgetting", _forgetting), ("heatmaps", _heatmaps))]
     figures.append(steps_figure(subject, f"{slug}-steps", results))
     return tuple(figure for figure in figures if figure)
 
 
-def _pareto(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:
-    sides = panels(points)
+def _pareto(subject: str, name: str, points: Sequence[FigurePoint], metric: Metric) -> FigureData | None:
+    sides = panels(points, metric)
     if not sides:
         return None
     lacking = [(side.title.removesuffix(" per task"),
                 [p.label for p in points if p.accuracy is not None and p not in side.points]) for side in sides]
     return FigureData(
-        "pareto", name, f"Accuracy against {' and '.join(side.title for side in sides)}", subject,
+        "pareto", name, f"{metric.heading} against {' and '.join(side.title for side in sides)}", subject,
         " ".join(side.describe() for side in sides),
-        f"Accuracy against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval over "
-        "seeds. The stepped line and the large markers show the Pareto front: the best accuracy at each cost. "
+        f"{metric.heading} against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval "
+        f"over seeds. The stepped line and the large markers show the Pareto front: the best {metric.label} at each "
+        "cost. "
         "References have hollow markers and are not part of it. A thin line joins methods that differ in an option."
         + "".join(f" Not on the axis of {cost}, because they have none: {', '.join(labels)}."
                   for cost, labels in lacking if labels),
-        tuple(p for p in points if any(p in side.points for side in sides)))
+        tuple(p for p in points if any(p in side.points for side in sides)), metric=metric)
 
 
 def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureData | None:
@@ -142,73 +160,82 @@ def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
         tuple(drawn), axis="total parameters")
 
 
-def _curves(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
-    accuracies = "; ".join(
-        f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R])} to {_mean(list(map(metrics.acc, r.R)))} %"
-        for r in results)
+def _curves(subject: str, name: str, results: tuple[Result, ...], metric: Metric) -> FigureData:
+    unit = unit_of(metric)
+    means = "; ".join(
+        f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R], unit)} to {_mean(list(map(metrics.acc, r.R)), unit)}"
+        f"{in_unit(unit)}" for r in results)
     return FigureData(
-        "curves", name, "Accuracy after each task", subject,
-        f"Mean accuracy over the tasks seen so far, after the first and after the last task: {accuracies}.",
-        "Mean accuracy over the tasks seen so far, after each task. Lines are means over seeds, bands are 95% "
-        "confidence intervals, and dashed lines are references.", results=results)
+        "curves", name, f"{metric.heading} after each task", subject,
+        f"Mean {metric.label} over the tasks seen so far, after the first and after the last task: {means}.",
+        f"Mean {metric.label} over the tasks seen so far, after each task. Lines are means over seeds, bands are 95% "
+        "confidence intervals, and dashed lines are references.", results=results, metric=metric)
 
 
-def _forgetting(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
-    means = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R)) for R in r.R], 'points')}"
+def _forgetting(subject: str, name: str, results: tuple[Result, ...], metric: Metric) -> FigureData:
+    unit = difference_unit(unit_of(metric))
+    means = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R, metric)) for R in r.R], unit)}"
                       for r in results)
+    best = (f"Best {metric.label} on a task between its training and the last task, minus the final {metric.label}"
+            if metric.direction == "up" else
+            f"Final {metric.label} on a task, minus the best one between its training and the last task")
     return FigureData(
         "forgetting", name, "Forgetting of each task", subject,
-        f"Forgetting of each task but the last, in percentage points; its mean over tasks: {means}.",
-        "Best accuracy on a task between its training and the last task, minus the final accuracy: mean and 95% "
-        "confidence interval over seeds. Below 0, a task improved. References have hollow markers.", results=results)
+        f"Forgetting of each task but the last, in {metric.unit if unit != 'points' else 'percentage points'}; its "
+        f"mean over tasks: {means}.",
+        f"{best}: mean and 95% confidence interval over seeds. Below 0, a task improved. References have hollow "
+        "markers.", results=results, metric=metric)
 
 
-def _heatmaps(subject: str, name: str, results: tuple[Result, ...]) -> FigureData:
+def _heatmaps(subject: str, name: str, results: tuple[Result, ...], metric: Metric) -> FigureData:
     labels = ", ".join(r.label for r in results)
+    darker = "" if metric.direction == "up" else " Darker is better (lower)."
     return FigureData(
-        "heatmaps", name, "Accuracy on each task after each task", subject,
+        "heatmaps", name, f"{metric.heading} on each task after each task", subject,
         f"A heat map of R for each of {labels}; the tables of R hold its numbers.",
-        "Accuracy matrix R, mean over seeds, on one scale for all methods. Rows: after training on a task. Columns: "
-        "the task tested. Left of the line are the tasks seen so far.", results=results)
+        f"{metric.heading} matrix R, mean over seeds, on one scale for all methods. Rows: after training on a task. "
+        f"Columns: the task tested. Left of the line are the tasks seen so far.{darker}", results=results,
+        metric=metric)
 
 
-def _mean(values: Sequence[float], unit: Unit = "percent") -> str:
+def _mean(values: Sequence[float], unit: Unit) -> str:
     return number(fmean(values), unit)
 
 
-def accuracy_over_tasks(results: Sequence[Result]) -> Table:
-    """Return the mean accuracy over the tasks seen so far, after each task."""
-    return _table("Accuracy after each task", "after task {}", "percent", results,
+def values_over_tasks(results: Sequence[Result], metric: Metric = ACCURACY) -> Table:
+    """Return the mean of a metric over the tasks seen so far, after each task."""
+    return _table(f"{metric.heading} after each task", lambda j, _: f"after {task_label(j)}", unit_of(metric), results,
                   lambda r: list(map(metrics.seen, r.R)))
 
 
-def forgetting_per_task(results: Sequence[Result]) -> Table:
+def forgetting_per_task(results: Sequence[Result], metric: Metric = ACCURACY) -> Table:
     """Return what was forgotten of each task but the last, see `metrics.forgetting_per_task`."""
-    return _table("Forgetting of each task", "task {}", "points", results,
-                  lambda r: [metrics.forgetting_per_task(R) for R in r.R])
+    return _table("Forgetting of each task", task_label, difference_unit(unit_of(metric)), results,
+                  lambda r: [metrics.forgetting_per_task(R, metric) for R in r.R])
 
 
 def parameters_over_tasks(results: Sequence[Result]) -> Table:
     """Return the parameters kept after each task."""
-    return _table("Total parameters after each task", "after task {}", "count", results, lambda r: r.parameters)
+    return _table("Total parameters after each task", lambda j, _: f"after {task_label(j)}", "count", results,
+                  lambda r: r.parameters)
 
 
-def accuracy_by_seed(results: Sequence[Result], seeds: Sequence[int]) -> Table:
-    """Return ACC of each seed and, in the last column, its mean. A seed without a result has a dash."""
-    unit = ACC.column.unit
-    accuracies = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
-    means = cells([list(of_seeds.values()) for of_seeds in accuracies], unit)
+def values_by_seed(results: Sequence[Result], seeds: Sequence[int], metric: Metric = ACCURACY) -> Table:
+    """Return the final mean of each seed and, in the last column, its mean. A seed without a result has a dash."""
+    unit = unit_of(metric)
+    finals = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
+    means = cells([list(of_seeds.values()) for of_seeds in finals], unit)
     rows = [Row(r.label, (*(_single(of_seeds.get(seed), unit) for seed in seeds), mean), reference=r.reference)
-            for r, of_seeds, mean in zip(results, accuracies, means, strict=True)]
+            for r, of_seeds, mean in zip(results, finals, means, strict=True)]
     titles = (*(f"seed {seed}" for seed in seeds), SEEDS_MEAN)
-    return Table("Accuracy of each seed", tuple(Column(title, unit) for title in titles), tuple(rows))
+    return Table(f"{metric.heading} of each seed", tuple(Column(title, unit) for title in titles), tuple(rows))
 
 
 def _single(value: float | None, unit: Unit) -> Cell:
     return Cell(NONE) if value is None else Cell(number(value, unit), value, n=1)
 
 
-def _table(title: str, column: str, unit: Unit, results: Sequence[Result],
+def _table(title: str, name: Callable[[int, Sequence[str]], str], unit: Unit, results: Sequence[Result],
            values: Callable[[Result], Sequence[Sequence[float]]]) -> Table:
     """Return a table with a column per task. Methods whose seeds differ in their number of tasks have dashes."""
     method_values = [values(r) for r in results]
@@ -218,4 +245,5 @@ def _table(title: str, column: str, unit: Unit, results: Sequence[Result],
                       for of_seeds, length in zip(method_values, lengths, strict=True)], unit) for j in range(tasks)]
     rows = tuple(Row(r.label, tuple(column[i] for column in columns), reference=r.reference)
                  for i, r in enumerate(results))
-    return Table(title, tuple(Column(column.format(j + 1), unit) for j in range(tasks)), rows)
+    task_names = results[0].task_names if results and len({r.task_names for r in results}) == 1 else ()
+    return Table(title, tuple(Column(name(j, task_names), unit) for j in range(tasks)), rows)

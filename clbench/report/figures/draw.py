@@ -44,7 +44,7 @@ WHY = {  # a setting may have no such figure
 
 
 def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | None, y: str | None,
-         metric: str) -> Figure:
+         metric: str | None) -> Figure:
     """Return a figure; arguments and errors are those of `Results.plot`."""
     if kind != GRID and kind not in DRAWN:
         raise SpecError(unknown("plot", kind, [*DRAWN, GRID], "help(clbench.Results.plot)"))

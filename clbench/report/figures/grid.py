@@ -11,7 +11,7 @@ from clbench.core.errors import SpecError, unknown
 from clbench.core.options import format_value
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import MethodRecords
-from clbench.report.columns import MEASURES, Measure, cells
+from clbench.report.columns import Measure, cells
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, LABEL, PALE
 from clbench.report.formatting import NONE, clean, number, options_of
@@ -40,13 +40,13 @@ class Grid:
     cells: Mapping[tuple[int, int], Cell]  # by position among the values of x and of y
 
 
-def grid(setting: Setting, x: str | None, y: str | None, metric: str) -> Grid:
+def grid(setting: Setting, x: str | None, y: str | None, metric: str | None) -> Grid:
     """Return what the heat map of a setting shows; arguments as in `Results.plot`.
 
     Raises:
         SpecError: no such metric or option; not two swept options; or a third one differs, too.
     """
-    measure = _measure(metric)
+    measure = setting.final if metric is None else _measure(setting, metric)
     strategy, across, up = _axes(setting, x, y)
     rows = [m for m in setting.methods if m.strategy == strategy and {across, up} <= _options(m).keys()]
     xs, ys = (_values([_options(m)[name] for m in rows]) for name in (across, up))
@@ -65,10 +65,10 @@ def grid(setting: Setting, x: str | None, y: str | None, metric: str) -> Grid:
                 {at: cell for at, (_, cell) in cell_of.items() if cell.mean is not None})
 
 
-def _measure(title: str) -> Measure:
-    by_name = {m.column.title.lower(): m for m in MEASURES}
+def _measure(setting: Setting, title: str) -> Measure:
+    by_name = {m.column.title.lower(): m for m in setting.measures}
     if title.lower() not in by_name:
-        raise SpecError(unknown("metric", title, [m.column.title for m in MEASURES], _HELP))
+        raise SpecError(unknown("metric", title, [m.column.title for m in setting.measures], _HELP))
     return by_name[title.lower()]
 
 

@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from clbench.report.analysis.grouping import Setting
-from clbench.report.columns import ACC
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, PALE, StrategyStyle
 from clbench.report.formatting import in_words, number
@@ -29,7 +28,7 @@ _TITLE = "Average ranks"
 
 
 def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[FigureData, ...]] | None:
-    """Rank the methods with a result for every seed of every setting by mean ACC; return table, verdicts and figure.
+    """Rank the methods with a result for every seed of every setting by final means; return table, verdicts, figure.
 
     Return None if ranks would be meaningless: with fewer than three such methods, with settings that share a benchmark
     and so are not independent, or with fewer settings than the test needs. Methods are matched by their ids.
@@ -41,9 +40,10 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
     labels = [by_id[0][id_] for id_ in ids]
     if len(labels) < LEAST_METHODS or len(settings) < settings_needed(len(labels)):
         return None
-    means = [{label: fmean(values.values()) for label, values in setting.compared(ACC).items()} for setting in settings]
+    scores = [{label: -setting.metric.rank(fmean(values.values()))
+               for label, values in setting.compared(setting.final).items()} for setting in settings]
     ranks = rank_methods([[by_label[there[id_]] for id_ in ids]
-                          for by_label, there in zip(means, by_id, strict=True)])
+                          for by_label, there in zip(scores, by_id, strict=True)])
     methods = chain.from_iterable(s.methods for s in settings)
     left_out = dict.fromkeys(m.label for m in methods if not m.reference and m.id not in ids)
     verdicts = list(_verdicts(labels, ranks, len(settings)))
@@ -64,8 +64,14 @@ def _table(settings: Sequence[Setting], labels: Sequence[str], ranks: Ranks) -> 
     winners = {i for i in k if all(better(ranks, i, j) for j in k if j != i)}
     rows.append(Row("average rank", tuple(Cell(number(rank, "number"), rank, n=len(settings), bold=i in winners)
                                           for i, rank in enumerate(ranks.average))))
-    return Table("Ranks by accuracy (1 is the best)", tuple(Column(label, "number") for label in labels), tuple(rows),
-                 corner="setting")
+    return Table(f"Ranks by {_label(settings)} (1 is the best)",
+                 tuple(Column(label, "number") for label in labels), tuple(rows), corner="setting")
+
+
+def _label(settings: Sequence[Setting]) -> str:
+    """Return what methods are ranked by."""
+    labels = dict.fromkeys(setting.metric.label for setting in settings)
+    return in_words(list(labels))
 
 
 def _verdicts(labels: Sequence[str], ranks: Ranks, settings: int) -> Sequence[str]:
@@ -79,15 +85,15 @@ def _verdicts(labels: Sequence[str], ranks: Ranks, settings: int) -> Sequence[st
 
 
 def _figure(settings: Sequence[Setting], labels: Sequence[str], ranks: Ranks) -> FigureData:
-    strategies = {m.label: m.strategy for m in settings[0].methods}
+    strategies, label = {m.label: m.strategy for m in settings[0].methods}, _label(settings)
     points = sorted((FigurePoint(label, strategies[label], False, True, None, None, None, (), rank)
                      for label, rank in zip(labels, ranks.average, strict=True)), key=lambda p: p.rank or 0)
     average_ranks = "; ".join(f"{p.label} {number(p.rank or 0, 'number')}" for p in points)
     return FigureData(
         "critical-difference", "critical-difference", _TITLE,
-        f"Accuracy in {len(settings)} settings; Friedman p = {ranks.p:.2g}",
+        f"{label[0].upper() + label[1:]} in {len(settings)} settings; Friedman p = {ranks.p:.2g}",
         f"Average ranks over {len(settings)} settings: {average_ranks}. Critical difference {ranks.critical:.2f}.",
-        "Average rank by accuracy over the settings; 1 is the best. A bar joins methods whose ranks are not "
+        f"Average rank by {label} over the settings; 1 is the best. A bar joins methods whose ranks are not "
         f"significantly different (Nemenyi, {100 * ALPHA:g}%). The line at the top is as long as the critical "
         "difference.", tuple(points), critical=ranks.critical)
 

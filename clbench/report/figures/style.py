@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
+from clbench.core.objective import Metric
 from clbench.report.figures.labels import spread
 from clbench.report.model import FileFormat
 
@@ -151,10 +152,19 @@ def short_count(value: float) -> str:
 
 def percentages(axis: Any) -> None:
     """Label an axis of fractions with a few round percentages."""
+    _round_ticks(axis, 100)
+
+
+def value_ticks(axis: Any, metric: Metric) -> None:
+    """Label an axis of a metric, or of its differences, with a few round values."""
+    _round_ticks(axis, 100 if metric.is_share else 1)
+
+
+def _round_ticks(axis: Any, factor: int) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}"))
 
 
 def log_counts(axis: Any, low: float, high: float) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from clbench.core.objective import Metric, objective_of
 from clbench.report.analysis.choosing import KINDS, Kind
 from clbench.report.columns import MORE_COSTS
 from clbench.report.decided import Candidate, CandidateComparison
-from clbench.report.formatting import interval, number
-from clbench.report.model import FigurePoint, Result, Section
+from clbench.report.formatting import difference_unit, interval, number, unit_of
+from clbench.report.model import UNIT_SUFFIX, FigurePoint, Result, Section
 
 SLIDERS = tuple(kind for kind in KINDS if kind.name != "samples")
 SHOWN, UNTESTED = -1, -2  # in place of a number of seeds: the difference is significant, or it is not tested
@@ -22,10 +23,10 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
     """Return the choice as JSON for a script. The text is empty if no section has a choice.
 
     `kinds` has the name, heading and words of each kind, then all its amounts in ascending order, as the user types
-    them and as the page shows them. `settings` has id, title, whether the task is given, and the number of seeds. Then
-    come the methods: label, ACC, whether samples are stored, and the position of the amount of each kind (-1: not
-    counted). For each method, three numbers compare it with each method after it (`_pack_comparison`). The last entry
-    has the labels of methods that cannot be chosen.
+    them and as the page shows them. `settings` has id, title, whether the task is given, the number of seeds, and the
+    words for its metric (`_words`). Then come the methods: label, final mean, whether samples are stored, and the
+    position of the amount of each kind (-1: not counted). For each method, three numbers compare it with each method
+    after it (`_pack_comparison`). The last entry has the labels of methods that cannot be chosen.
 
     Args:
         sections: the id of each section and the section.
@@ -48,11 +49,13 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
 
     settings: list[list[Any]] = []
     for id_, section, choice in choices:
-        methods = [[f"{c.label} {c.caution}".strip(), interval(c.accuracy, c.half_width, "percent"), _samples(c),
+        unit = unit_of(choice.metric)
+        methods = [[f"{c.label} {c.caution}".strip(), interval(c.accuracy, c.half_width, unit), _samples(c),
                     *(place(kind, c) for kind in SLIDERS)] for c in choice.candidates]
-        comparisons = [list(chain.from_iterable(map(_pack_comparison, row))) for row in choice.comparisons]
-        settings.append([id_, section.title, int(choice.task_given), len(section.seeds), methods, comparisons,
-                         choice.incomplete])
+        comparisons = [[part for pair in row for part in _pack_comparison(pair, choice.metric)]
+                       for row in choice.comparisons]
+        settings.append([id_, section.title, int(choice.task_given), len(section.seeds), _words(choice.metric),
+                         methods, comparisons, choice.incomplete])
     return json.dumps({"kinds": kinds, "settings": settings}, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -67,20 +70,32 @@ def _samples(candidate: Candidate) -> int:
     return -1 if value is None else int(value > 0)
 
 
-def _pack_comparison(pair: CandidateComparison) -> list[int | None]:
-    """Return the difference and its half width in hundredths of a point, and the evidence for the difference.
+def _decimals(metric: Metric) -> int:
+    """Return the number of decimals with which the page shows differences."""
+    return 2 if metric.is_share else 3
+
+
+def _words(metric: Metric) -> list[str | int]:
+    """Return what the page says of a metric: label, unit of differences, title of its column, decimals, option."""
+    unit = unit_of(metric)
+    option = "" if objective_of(metric).primary == metric.name else f" --metric {metric.name}"
+    return [metric.label, difference_unit(unit), metric.label + UNIT_SUFFIX.get(unit, ""), _decimals(metric), option]
+
+
+def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | None]:
+    """Return the difference and its half width without the decimal point, and the evidence for the difference.
 
     The half width is None if there is no interval. The evidence is `SHOWN`, `UNTESTED`, or about how many seeds would
     make the difference significant (0: not known).
     """
     half = pair.half_width
-    return [_hundredths(pair.difference), None if half is None else _hundredths(half),
+    return [_shown(pair.difference, metric), None if half is None else _shown(half, metric),
             SHOWN if pair.shown else UNTESTED if pair.untested else pair.needed or 0]
 
 
-def _hundredths(value: float) -> int:
-    """Return points as they are written, without the dot."""
-    return int(number(value, "points").replace(",", "").replace(".", ""))
+def _shown(value: float, metric: Metric) -> int:
+    """Return a difference as it is shown (points or the metric's unit), without the decimal point."""
+    return int(f"{100 * value if metric.is_share else value:.{_decimals(metric)}f}".replace(".", ""))
 
 
 FEW = 6  # methods: with more a reader can choose which are shown

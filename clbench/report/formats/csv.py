@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterator
 from itertools import chain
 
-from clbench.report.formatting import Value, column_names
+from clbench.core.objective import METRICS
+from clbench.report.formatting import Value, column_names, unit_of
 from clbench.report.model import Report, Result, Section, Unit
 
 HEADER = ("setting", "scenario", "method", "strategy", "reference", "seed", "status", "metric", "unit", "after_task",
@@ -53,15 +54,18 @@ def _shown(value: Value) -> int | float | str:
 
 
 def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]:
-    """Yield the numbers of a method's k-th seed: the tables' columns, then R and the costs by task."""
+    """Yield the numbers of a method's k-th seed: the tables' columns, then R, other metrics and costs by task."""
     for table in (section.comparison, *section.details):
         for column, cell in zip(table.columns, table.rows[i].cells, strict=True):
             value = cell.values[k] if cell.values else None
             if value is not None:
                 yield column.title, _UNITS.get(column.unit, column.unit), "", "", value
-    for row, accuracies in enumerate(result.R[k]):
-        for task, accuracy in enumerate(accuracies, start=1):
-            yield "accuracy", "fraction", row, task, accuracy
+    matrices = {section.metric.name: result.R[k], **{name: of_seeds[k] for name, of_seeds in result.scores.items()}}
+    for name, matrix in matrices.items():
+        unit = unit_of(METRICS[name])
+        for row, values in enumerate(matrix):
+            for task, value in enumerate(values, start=1):
+                yield name, _UNITS.get(unit, unit), row, task, value
     for metric, unit, costs in (("trainable params", "count", result.trainable), ("params kept", "count",
                                 result.parameters), ("bytes kept", "bytes", result.bytes)):
         for task, cost in enumerate(costs[k], start=1):

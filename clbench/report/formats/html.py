@@ -26,7 +26,8 @@ _SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "steps.js", "arrival.j
             "tables.js", "filter.js", "choose.js", "page.js")
 
 
-PLAIN = ("percent", "points", "count", "number", "seconds")  # units whose texts a script can read; others have prefixes
+# units whose texts a script can read; others have prefixes
+PLAIN = ("percent", "points", "nats", "count", "number", "seconds")
 
 
 def render(report: Report, back: tuple[str, str] | None = None) -> str:

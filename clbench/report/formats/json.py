@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from clbench.core.objective import ACCURACY, Metric
 from clbench.report.model import Report
 
 SCHEMA = 1  # raised when a key changes its meaning or is removed, not for new keys
@@ -34,6 +35,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain, value))
+    if isinstance(value, Metric):  # as records name it, which leave out accuracy
+        return "" if value == ACCURACY else value.name
     if isinstance(value, BaseModel):  # as a record writes it
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -44,16 +47,17 @@ def _plain(value: Any) -> Any:
 def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a report or section with its figures in words, as `pictures`: their key in schema 1.
 
-    Names of classes and texts about errors are left out if there are none.
+    Names of classes, texts about errors and the metric are left out if there are none.
     """
     return {"pictures" if name == "figures" else name: list(map(_in_words, value)) if name == "figures" else value
-            for name, value in part.items() if value or name not in ("task_classes", "anatomy", "confusions")}
+            for name, value in part.items() if value or name not in ("task_classes", "anatomy", "confusions", "metric")}
 
 
 def _with_curves(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's results, without the key `curves` if there are no curves."""
-    return {name: value for name, value in result.items() if value or name != "curves"}
+    """Return a method's results, without curves, names of tasks and further metrics if there are none."""
+    return {name: value for name, value in result.items() if value or name not in ("curves", "task_names", "scores")}
 
 
 def _in_words(figure: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in figure.items() if name not in ("points", "results", "axis", "table")}
+    numbers = ("points", "results", "axis", "table", "metric")
+    return {name: value for name, value in figure.items() if name not in numbers}

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
 
+from clbench.core.objective import ACCURACY, Metric, objective_of
 from clbench.report.analysis.headline import LEADS
 from clbench.report.figures.data import slugs
 from clbench.report.model import Cell, Column, Report, Row, Section, Table
@@ -29,8 +30,6 @@ _HEAD = r"""
 \emergencystretch=3em
 \begin{document}
 """.strip()
-_ABBREVIATIONS = ("ACC is the mean accuracy over tasks after the last one, BWT backward transfer. The second best mean "
-                  "is underlined. References are below the line.")
 
 
 def render(report: Report) -> str:
@@ -51,8 +50,8 @@ def _section(section: Section, name: str) -> Iterator[str]:
     yield _items((rf"\textbf{{{escape(LEADS[about])}}} " if LEADS[about] else "") + _prose(text)
                  for about, text in section.headline)
     yield _items(_prose(f"{name}: {value}") for name, value in section.setting)
-    notes = [*section.footnote, _ABBREVIATIONS, *(f"No result: {problem}" for problem in section.problems),
-             *section.notes, *section.verdicts]
+    notes = [*section.footnote, _abbreviations(section.metric),
+             *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
     for data, title in zip(tables, slugs([data.title for data in tables]), strict=True):
         yield table(data, section.title, f"{name}-{title}", notes if data is section.comparison else ())
@@ -62,6 +61,17 @@ def _section(section: Section, name: str) -> Iterator[str]:
     yield _items(_prose(f"{key}: {value}") for key, value in section.provenance)
     yield r"\subsection*{Command}"
     yield _items(rf"\texttt{{{_prose(command)}}}" for command in section.commands)
+
+
+def _abbreviations(metric: Metric) -> str:
+    """Explain the short titles of columns and the line under a number."""
+    names = [f"{metric.short} is the mean {metric.label} over tasks after the last one"]
+    if metric != ACCURACY:
+        names += [f"{one.short} is the {one.label}" for one in objective_of(metric).metrics
+                  if one != metric and one.short != one.label]
+        names.append("learned values are those just after each task was trained")
+    return (f"{', '.join([*names, 'BWT backward transfer'])}. The second best mean is underlined. References are below "
+            "the line.")
 
 
 def table(data: Table, subject: str, label: str, notes: Iterable[str] = ()) -> str:
@@ -97,7 +107,7 @@ def _rows(rows: Iterable[Row]) -> Iterator[str]:
 
 def _header(column: Column) -> str:
     """Return a header on its lines."""
-    lines = replace(column, heading="").lines  # the short title, which _ABBREVIATIONS explains
+    lines = replace(column, heading="").lines  # the short title, which `_abbreviations` explains
     if len(lines) == 1:
         return escape(lines[0])
     side = "l" if column.unit == "text" else "r"

@@ -59,7 +59,7 @@ def _section(section: Section) -> Iterator[str]:
                "html,json,csv`).")
     else:
         yield from _folded("More metrics and costs", _titled(section.details))
-        yield from _folded("Accuracy on every task after each task (accuracy matrix R)", _titled(section.matrices))
+        yield from _folded(section.matrix_title, _titled(section.matrices))
     settings = [pair for pair in section.settings if not (many and pair[0].startswith("method "))]
     yield from _folded("Settings, provenance, commands", [
         "**Settings**", pairs(settings), "**Provenance**", pairs(section.provenance), "**Command**",

@@ -7,22 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from clbench.core.objective import Metric
 from clbench.report.analysis import errors
 from clbench.report.analysis.facts import front
-from clbench.report.columns import ACC, FORGETTING, MEASURES
+from clbench.report.columns import FORGETTING
 from clbench.report.figures.data import (
     SEEDS_MEAN,
-    accuracy_by_seed,
-    accuracy_over_tasks,
+    axis_title,
     forgetting_per_task,
     parameters_over_tasks,
+    values_by_seed,
+    values_over_tasks,
 )
 from clbench.report.figures.steps import Point, courses
 from clbench.report.figures.style import PALETTE, StrategyStyle
 from clbench.report.formats.choosable import ALL, FEW, LegendEntry, chosen
 from clbench.report.formats.markdown import MANY
 from clbench.report.formats.palette import colour_class
-from clbench.report.formatting import number
+from clbench.report.formatting import in_words, number, unit_of
+from clbench.report.metric_columns import final_of, measures_of
 from clbench.report.model import Cell, FigureData, FigurePoint, Report, Result, Section, Table
 from clbench.results.stats import ALPHA
 
@@ -41,7 +44,7 @@ class MatrixView:
 
 @dataclass(frozen=True)
 class CostAxis:
-    """A cost against which the Pareto figure shows accuracy: a column of the comparison, and the rows on the front."""
+    """A cost on an axis of the Pareto figure: a column of the comparison, and the rows on the front."""
 
     title: str
     column: int
@@ -58,9 +61,11 @@ class FigureView:
     alt: str  # what it shows, in words
     tables: tuple[str, ...]  # ids
     file: str  # its name when it is saved
-    axis: str = ""  # title of the vertical axis
+    axis: str = ""  # title of the vertical axis, or of the horizontal one of seeds
+    better: str = "up"  # whether higher values are better
     wide: bool = False
     costs: tuple[CostAxis, ...] = ()  # of which a reader chooses one
+    final: int = 0  # the column of the comparison that is shown against a cost
     critical: float | None = None  # the critical difference of ranks
     courses: str = ""  # JSON: the lines of accuracy over steps, which are too many for a table
     zooms: tuple[str, ...] = ()  # of which a reader chooses one: all steps, or those about a boundary
@@ -101,14 +106,14 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
     """
     results = section.results
     tables = {
-        f"{id_}-accuracy": accuracy_over_tasks(results),
-        f"{id_}-forgetting": forgetting_per_task(results),
+        f"{id_}-accuracy": values_over_tasks(results, section.metric),
+        f"{id_}-forgetting": forgetting_per_task(results, section.metric),
         f"{id_}-parameters": parameters_over_tasks(results),
-        f"{id_}-seeds": accuracy_by_seed(results, section.seeds)}
+        f"{id_}-seeds": values_by_seed(results, section.seeds, section.metric)}
     if section.arrivals:
         tables[f"{id_}-arrival"] = section.arrivals
     with_matrix = [r for r in results if _has_matrix(r)]
-    matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result))
+    matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result, section.metric))
                 for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
     by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
                for name, table in tables.items()]
@@ -128,7 +133,8 @@ def ranking_view(report: Report, styles: Mapping[str, StrategyStyle]) -> Ranking
     legend: list[LegendEntry] = []
     for point in data.points:
         legend.append(_entry(point, report.rankings[0].index(point.label), legend, styles))
-    caption = ("Average rank by accuracy over the settings; 1 is the best. Bars reach half the critical difference "
+    label = in_words(list(dict.fromkeys(section.metric.label for section in report.sections)))
+    caption = (f"Average rank by {label} over the settings; 1 is the best. Bars reach half the critical difference "
                f"(Nemenyi, {100 * ALPHA:g}%) to each side. Methods whose bars overlap are not significantly different.")
     return RankingView(legend, FigureView("ranks", data.title, caption, data.alt, ("ranks-1",), data.name, wide=True,
                                           critical=data.critical))
@@ -159,39 +165,44 @@ def _has_matrix(result: Result) -> bool:
 
 
 def packed(matrices: Sequence[MatrixView]) -> str:
-    """Return R of many methods as JSON for a script: id, title, and the numbers in hundredths of a per cent.
+    """Return R of many methods as JSON for a script: id, title, unit, labels of rows, titles of columns, numbers.
 
-    Without the values of each seed: 60 methods' tables of R would be a third of the page.
+    Numbers are in units of 1/10,000. The values of each seed are left out: 60 methods' tables of R would be a third of
+    the page.
     """
-    return json.dumps([[m.id, m.table.title, [row.label for row in m.table.rows],
+    return json.dumps([[m.id, m.table.title, m.table.columns[0].unit, [row.label for row in m.table.rows],
+                        [column.title for column in m.table.columns],
                         [[round(10_000 * (cell.mean or 0)) for cell in row.cells] for row in m.table.rows]]
                        for m in matrices], separators=(",", ":"))
 
 
-def _by_seed(result: Result) -> list[list[str]]:
-    """Return the accuracies of the seeds behind each cell of the mean of R: `98.50 97.00`."""
-    return [[" ".join(number(a, "percent") for a in values) for values in zip(*rows, strict=True)]
+def _by_seed(result: Result, metric: Metric) -> list[list[str]]:
+    """Return the values of the seeds behind each cell of the mean of R: `98.50 97.00`."""
+    unit = unit_of(metric)
+    return [[" ".join(number(a, unit) for a in values) for values in zip(*rows, strict=True)]
             for rows in zip(*result.R, strict=True)]
 
 
 def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
              matrices: Sequence[MatrixView]) -> list[FigureView]:
     accuracy, forgetting, parameters, seeds, *arrival = tables
-    comparison = section.comparison
+    comparison, metric = section.comparison, section.metric
+    label, heading, final = metric.label, metric.heading, final_of(metric).column.title
     figures = [*_errors(id_, slug, section),
-        FigureView("lines", "Accuracy after each task",
-                   "Mean accuracy over the tasks seen so far; bands are 95% confidence intervals over seeds.",
-                   f"Mean accuracy over all tasks after the last one: {_after_last_task(tables[accuracy])}.",
-                   (accuracy,), f"{slug}-accuracy", axis="accuracy (%)"),
-        FigureView("pareto", "Accuracy against cost",
-                   "The stepped line is the Pareto front: the best accuracy at each cost. References are hollow and "
+        FigureView("lines", f"{heading} after each task",
+                   f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals over seeds.",
+                   f"Mean {label} over all tasks after the last one: {_after_last_task(tables[accuracy])}.",
+                   (accuracy,), f"{slug}-{metric.name}", axis=axis_title(metric)),
+        FigureView("pareto", f"{heading} against cost",
+                   f"The stepped line is the Pareto front: the best {label} at each cost. References are hollow and "
                    "not part of it.",
-                   f"Accuracy against a cost. Accuracy: {_in_words(comparison, comparison.cells(ACC.column.title))}.",
-                   (f"{id_}-comparison",), f"{slug}-pareto", costs=_costs(section)),
-        FigureView("seeds", "Accuracy of each seed",
+                   f"{heading} against a cost. {heading}: {_in_words(comparison, comparison.cells(final))}.",
+                   (f"{id_}-comparison",), f"{slug}-pareto", axis=axis_title(metric), costs=_costs(section),
+                   final=comparison.index(final)),
+        FigureView("seeds", f"{heading} of each seed",
                    "A marker for each seed; bar and band are the mean and its 95% confidence interval.",
-                   f"Accuracy of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
-                   (seeds,), f"{slug}-seeds"),
+                   f"{heading} of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
+                   (seeds,), f"{slug}-seeds", axis=axis_title(metric)),
         FigureView("lines", "Total parameters after each task",
                    "All parameters that a method holds after each task. Methods with the same number share a line of "
                    "alternating dashes.",
@@ -199,18 +210,21 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
                    (parameters,), f"{slug}-growth", axis="parameters"),
     ]
     if tables[forgetting].columns:  # there are none with a single task
+        unit = tables[forgetting].columns[0].unit
         figures.append(FigureView(
             "bars", "Forgetting of each task",
-            "Points that a task has lost since its best accuracy; whiskers are 95% confidence intervals over seeds.",
-            f"Forgetting (points): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
+            (f"{unit.capitalize()} that a task has lost since its best {label}" if metric.direction == "up" else
+             f"{unit.capitalize()} by which a task's final {label} is above its best one")
+            + "; whiskers are 95% confidence intervals over seeds.",
+            f"Forgetting ({unit}): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
     figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
     figures.append(FigureView(
-        "heat", "Accuracy on every task after each task (accuracy matrix R)",
+        "heat", section.matrix_title,
         "Columns: the task tested. Rows: the number of tasks learned; 0 is before training. Below the line are the "
-        "tasks that have been learned.",
-        f"Accuracy matrices of {len(matrices)} methods, mean over seeds.",
-        tuple(m.id for m in matrices), f"{slug}-R", wide=True))
+        "tasks that have been learned." + (" Darker is better (lower)." if metric.direction == "down" else ""),
+        f"{heading} matrices of {len(matrices)} methods, mean over seeds.",
+        tuple(m.id for m in matrices), f"{slug}-R", wide=True, better=metric.direction))
     data = next((figure for figure in section.figures if figure.kind == "arrival"), None)
     if data and arrival:
         figures.append(FigureView("arrival", data.title, data.caption, data.alt, tuple(arrival), data.name, wide=True))
@@ -251,14 +265,14 @@ def _in_words(table: Table, cells: Sequence[Cell]) -> str:
 def _costs(section: Section) -> tuple[CostAxis, ...]:
     """Return the costs on the axes of the Pareto figure, each with the rows of the methods on its Pareto front."""
     comparison = section.comparison
-    accuracies = [cell.mean for cell in comparison.cells(ACC.column.title)]
+    finals = [cell.mean for cell in comparison.cells(final_of(section.metric).column.title)]
     ranked = [i for i, r in enumerate(section.results) if r.complete and not r.reference]
     axes = []
     there = {column.title for column in comparison.columns}
-    for title in (m.column.title for m in MEASURES if m.cost and m.column.title in there):
+    for title in (m.column.title for m in measures_of(section.metric) if m.cost and m.column.title in there):
         costs = [cell.mean for cell in comparison.cells(title)]
-        points = {i: (cost, accuracy) for i in ranked
-                  if (cost := costs[i]) and (accuracy := accuracies[i]) is not None}  # a log axis has no place for 0
+        points = {i: (cost, -section.metric.rank(final)) for i in ranked
+                  if (cost := costs[i]) and (final := finals[i]) is not None}  # a log axis has no place for 0
         rows = list(points)
         column = comparison.index(title)
         axes.append(CostAxis(comparison.columns[column].name, column, [rows[k] for k in front(list(points.values()))]))

@@ -33,9 +33,9 @@ function choosing(section) {
   const apply = () => {
     for (const slider of sliders) slider.tell();
     const active = limits();
-    command.textContent = ["clbench choose RUN", ...active.map(({ flag }) => flag), ...unknown.checked ? ["--task-id unknown"] : []].join(" ");
+    command.textContent = [`clbench choose RUN${settings[0][4][4]}`, ...active.map(({ flag }) => flag), ...unknown.checked ? ["--task-id unknown"] : []].join(" ");
     const asked = settings.filter(([, , given]) => !(unknown.checked && given));
-    brief.textContent = asked.map((setting) => `${setting[1]}: ${setting[4][bestOf(setting[4], active)]?.[0] ?? "none"}`).join("; ");
+    brief.textContent = asked.map((setting) => `${setting[1]}: ${setting[5][bestOf(setting[5], active)]?.[0] ?? "none"}`).join("; ");
     told.replaceChildren(...asked.map((setting) => chosenOf(setting, kinds, active)),
       ...asked.length ? [] : [make("p", {}, "Every setting here gives the task ID at test time. Run with --scenario class or domain.")]);
   };
@@ -55,10 +55,11 @@ function bestOf(methods, limits) {
 }
 
 // What a setting's methods come to under some constraints.
-function chosenOf([id, title, , seeds, methods, beside, incomplete], kinds, limits) {
+function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods, beside, incomplete], kinds, limits) {
+  const told = (number) => (number / 10 ** decimals).toFixed(decimals);
   const pair = (a, b) => {
     const [difference, half, evidence] = beside[a].slice(3 * (b - a - 1), 3 * (b - a));
-    return [`${(difference / 100).toFixed(2)} ± ${half === null ? "n/a" : (half / 100).toFixed(2)}`, evidence];
+    return [`${told(difference)} ± ${half === null ? "n/a" : told(half)}`, evidence];
   };
   const first = bestOf(methods, limits);
   const left = methods.flatMap((method, i) => limits.some(({ refuses }) => refuses(method)) ? [] : [i]);
@@ -70,17 +71,17 @@ function chosenOf([id, title, , seeds, methods, beside, incomplete], kinds, limi
   if (first < 0) made.append(make("p", { class: "chosen" }, "No method meets all constraints."));
   else {
     const text = make("p", { class: "chosen" }, "Choose ");
-    text.append(make("strong", {}, methods[first][0]), `: accuracy ${methods[first][1]} over ${seeds} seed${seeds === 1 ? "" : "s"}.`);
-    made.append(text, remaining(methods, left, pair, kinds, title));
+    text.append(make("strong", {}, methods[first][0]), `: ${metric} ${methods[first][1]} over ${seeds} seed${seeds === 1 ? "" : "s"}.`);
+    made.append(text, remaining(methods, left, pair, kinds, title, [column, `lead of the choice (${unit})`]));
     if (left.length > ROWS) made.append(make("p", { class: "key" }, `And ${left.slice(ROWS).map((i) => methods[i][0]).join(", ")}.`));
   }
   const list = make("ul");
   for (const limit of limits) {
     const without = bestOf(methods, limits.filter((other) => other !== limit));
     if (without < 0) continue;
-    const best = `without it, the best method is ${methods[without][0]}, accuracy ${methods[without][1]}`;
+    const best = `without it, the best method is ${methods[without][0]}, ${metric} ${methods[without][1]}`;
     const cost = first < 0 ? best : without === first ? `costs nothing: ${methods[first][0]} is the best method without it too`
-      : `costs ${pair(without, first)[0]} points of accuracy: ${best}`;
+      : `costs ${pair(without, first)[0]} ${unit} of ${metric}: ${best}`;
     list.append(make("li", {}, `${limit.name}${first < 0 ? ":" : ""} ${cost}`));
   }
   const out = [...incomplete.map((label) => `${label} (not every seed gave a result)`), ...methods.flatMap((method) => {
@@ -93,11 +94,11 @@ function chosenOf([id, title, , seeds, methods, beside, incomplete], kinds, limi
 }
 
 // The methods that are left, the best first, and what tells the best from each.
-function remaining(methods, left, pair, kinds, title) {
+function remaining(methods, left, pair, kinds, title, headings) {
   const table = make("table");
   const head = table.createTHead().insertRow();
   const counted = kinds.filter(([, , , amounts]) => amounts.length);
-  for (const text of ["method", "accuracy (%)", "lead of the choice (points)", "evidence", ...counted.map(([, name]) => name)]) {
+  for (const text of ["method", ...headings, "evidence", ...counted.map(([, name]) => name)]) {
     head.append(make("th", { scope: "col", ...text === "evidence" && { class: "text" } }, text));
   }
   const body = table.createTBody();

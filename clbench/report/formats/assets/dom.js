@@ -1,7 +1,7 @@
 // Elements, the tables as numbers, and what all figures share. Text from a report is only ever set as text.
 
 const SVG = "http://www.w3.org/2000/svg";
-const UNITS = { percent: " %", points: " points", seconds: " s" };
+const UNITS = { percent: " %", points: " points", nats: " nats", seconds: " s" };
 
 function make(name, attributes = {}, text = "") {
   const made = document.createElement(name);
@@ -51,6 +51,12 @@ function readTable(id) {
 // Which classes the task of a column has, where they have names.
 function classesOf(column) {
   return column.hint && `classes: ${column.hint}`;
+}
+
+// What an axis calls the task of a column: its name if that fits, else its number.
+function taskText(column, index, width, font) {
+  const [, name] = column.title.split(": ");
+  return name && textWidth(name, font) <= width ? name : String(index + 1);
 }
 
 function withUnit(cell, unit) {

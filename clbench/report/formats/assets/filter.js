@@ -33,18 +33,19 @@ function filterable(bar, methods, redraw) {
 // Tables of R that came as numbers, since there are many of them.
 function unpack(place) {
   const hints = place.dataset.hints.split("\n");
-  for (const [id, title, labels, values] of JSON.parse(place.dataset.matrices)) {
+  for (const [id, title, unit, labels, columns, values] of JSON.parse(place.dataset.matrices)) {
+    const shown = unit === "percent" ? (v) => (v / 100).toFixed(2) : (v) => (v / 10000).toFixed(3);
     const table = make("table", { id });
     table.append(make("caption", {}, title));
     const head = table.createTHead().insertRow();
     head.append(make("th", { scope: "col" }, "row"));
-    values[0].forEach((_, j) => head.append(make("th", { scope: "col", class: "percent", "data-unit": "percent",
-      "data-title": `task ${j + 1}`, ...hints[j] && { title: hints[j] } }, `task ${j + 1} (%)`)));
+    columns.forEach((column, j) => head.append(make("th", { scope: "col", class: unit, "data-unit": unit,
+      "data-title": column, ...hints[j] && { title: hints[j] } }, `${column} (${UNITS[unit]?.trim() ?? unit})`)));
     const body = table.createTBody();
     values.forEach((cells, i) => {
       const row = body.insertRow();
       row.dataset.row = i;
-      row.append(make("th", { scope: "row" }, labels[i]), ...cells.map((v) => make("td", { "data-v": v / 10000 }, (v / 100).toFixed(2))));
+      row.append(make("th", { scope: "row" }, labels[i]), ...cells.map((v) => make("td", { "data-v": v / 10000 }, shown(v))));
     });
     const scroll = make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": title });
     scroll.append(table);

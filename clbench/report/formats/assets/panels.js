@@ -27,19 +27,31 @@ function drawHeat(svg, width, figure, methods) {
   const tall = Math.min(cell, 26);
   const height = tall * (tasks + 1) + 66;
   const marks = [];
-  scaleBar(svg, width);
+  const shade = shades(found.map(({ table }) => table), figure.dataset.better);
+  scaleBar(svg, shade);
   found.forEach(({ method, table }, i) => {
     const [left, top] = place(i, height);
-    marks.push(...heatPanel(svg, method, table, { left, top: top + 44, each, cell, tall }));
+    marks.push(...heatPanel(svg, method, table, shade, { left, top: top + 44, each, cell, tall }));
   });
   return { height: rows * height + 30, marks };
 }
 
-function scaleBar(svg) {
+// How dark a value is, from 0 to 1, and the texts of both ends: from 0 to 100 %, or from 0 to the largest value.
+function shades(tables, better = "up") {
+  const unit = tables[0]?.columns[0].unit ?? "percent";
+  const all = tables.flatMap(({ rows }) => [...rows.values()].flat().map(({ value }) => value));
+  const [least, most] = [0, unit === "percent" ? 1 : Math.max(...all)];
+  const [worst, best] = better === "up" ? [least, most] : [most, least];
+  const text = (v) => `${tickText(v, unit)}${UNITS[unit] ?? ""}`;
+  return { of: (v) => (v - worst) / (best - worst || 1), worst: text(worst), best: text(best), unit };
+}
+
+function scaleBar(svg, shade) {
   const back = shape(svg, "g", { class: "frame" });
-  shape(back, "text", { x: 0, y: 12 }, "0 %");
-  for (let i = 0; i < 20; i += 1) heatCell(back, 28 + 6 * i, 2, 6.2, 12, i / 19);
-  shape(back, "text", { x: 156, y: 12 }, "100 %");
+  const left = shade.unit === "percent" ? 28 : textWidth(shade.worst) + 8;
+  shape(back, "text", { x: 0, y: 12 }, shade.worst);
+  for (let i = 0; i < 20; i += 1) heatCell(back, left + 6 * i, 2, 6.2, 12, i / 19);
+  shape(back, "text", { x: left + 128, y: 12 }, shade.best);
 }
 
 function heatCell(parent, x, y, width, height, value) {
@@ -47,7 +59,7 @@ function heatCell(parent, x, y, width, height, value) {
   return shape(parent, "rect", { x, y, width, height, class: "hot", "fill-opacity": value });
 }
 
-function heatPanel(svg, method, table, { left, top, each, cell, tall }) {
+function heatPanel(svg, method, table, shade, { left, top, each, cell, tall }) {
   const within = group(svg, method);
   const marks = [];
   const tasks = table.columns.length;
@@ -60,15 +72,15 @@ function heatPanel(svg, method, table, { left, top, each, cell, tall }) {
     }
     cells.forEach(({ value, text, seeds }, j) => {
       const at = x + j * cell;
-      heatCell(within, at + 0.5, y(row) + 0.5, cell - 1, tall - 1, value);
+      heatCell(within, at + 0.5, y(row) + 0.5, cell - 1, tall - 1, shade.of(value));
       if (cell >= 24) {
-        const shown = cell >= 38 ? Number(text).toFixed(1) : Number(text).toFixed(0);
+        const shown = Number(text.replaceAll(",", "")).toFixed((cell >= 38) + (shade.unit !== "percent"));
         shape(within, "text", { x: at + cell / 2, y: y(row) + tall / 2 + 4, "text-anchor": "middle",
-          class: `small ${value > DEEP ? "on-hot" : "on-cold"}` }, shown);
+          class: `small ${shade.of(value) > DEEP ? "on-hot" : "on-cold"}` }, shown);
       }
       marks.push({
         x0: at, y0: y(row), x1: at + cell, y1: y(row) + tall, row: method.row, step: marks.length, title: method.label,
-        lines: [`${table.columns[j].title}, ${row ? `after task ${row}` : "before training"}: ${text} %`, seeds,
+        lines: [`${table.columns[j].title}, ${row ? `after task ${row}` : "before training"}: ${text}${UNITS[shade.unit] ?? ""}`, seeds,
           classesOf(table.columns[j])],
       });
     });
@@ -76,7 +88,7 @@ function heatPanel(svg, method, table, { left, top, each, cell, tall }) {
   for (let j = 0; j < tasks; j += 1) {
     if (tasks > 10 && (j + 1) % 5) continue;
     shape(within, "text", { x: x + (j + 0.5) * cell, y: y(tasks + 1) + 13, "text-anchor": "middle", class: "small" },
-      String(j + 1));
+      taskText(table.columns[j], j, cell - 4, "11px"));
   }
   let stairs = `M${x} ${y(1)}`; // what has been trained on lies below
   for (let j = 0; j < tasks; j += 1) stairs += `H${(x + (j + 1) * cell).toFixed(2)}V${y(Math.min(j + 2, tasks + 1)).toFixed(2)}`;
@@ -100,8 +112,8 @@ function drawBars(svg, width, figure, methods) {
     const y = linear(low, high, box.bottom, box.top);
     const slot = (box.right - box.left) / cells.length;
     const x = (j) => box.left + (j - 0.5) * slot;
-    frame(svg, box, { x, y, xTicks: columns.map((_, j) => j + 1), xText: String, yTicks: y.ticks(5),
-      yText: (v) => tickText(v, "points") });
+    frame(svg, box, { x, y, xTicks: columns.map((_, j) => j + 1), xText: (j) => taskText(columns[j - 1], j - 1, slot), yTicks: y.ticks(5),
+      yText: (v) => tickText(v, columns[0].unit) });
     const within = group(svg, method);
     cells.forEach((cell, j) => {
       const [above, below] = [y(Math.max(cell.value, 0)), y(Math.min(cell.value, 0))];
@@ -112,7 +124,7 @@ function drawBars(svg, width, figure, methods) {
       shape(within, "line", { x1: x(j + 1), x2: x(j + 1), y1: whisker[0], y2: whisker[1], class: "whisker" });
       marks.push({
         x0: x(j + 1) - slot / 2, x1: x(j + 1) + slot / 2, y0: Math.min(above, whisker[0]) - 2, y1: Math.max(below, whisker[1]) + 2,
-        row: method.row, step: j, title: method.label, lines: [`${columns[j].title}: ${withUnit(cell, "points")}`,
+        row: method.row, step: j, title: method.label, lines: [`${columns[j].title}: ${withUnit(cell, columns[j].unit)}`,
           classesOf(columns[j])],
       });
     });

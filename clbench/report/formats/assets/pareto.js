@@ -1,21 +1,22 @@
-// Accuracy against a cost that the reader chooses, with the front of those that no other method beats in both.
+// Accuracy, or another metric, against a cost that the reader chooses, with the front of those that no other method beats in both.
 
 function drawPareto(svg, width, figure, methods) {
   const { columns, rows } = readTable(figure.dataset.tables);
   const choice = figure.querySelector("input:checked");
-  const [column, accuracy] = [Number(choice.value), columns.findIndex(({ title }) => title === "ACC")];
-  const points = methods.map((method) => ({ method, cost: rows.get(method.row)[column], gain: rows.get(method.row)[accuracy] }))
+  const [column, final] = [choice.value, figure.dataset.final].map(Number);
+  const { unit: measure, name } = columns[final];
+  const points = methods.map((method) => ({ method, cost: rows.get(method.row)[column], gain: rows.get(method.row)[final] }))
     .filter(({ cost, gain }) => cost.value > 0 && gain.value !== null);
   const height = width >= 520 ? 360 : 320;
   const box = { left: 36, right: width - 14, top: 30, bottom: height - 46 };
   const costs = points.map(({ cost }) => cost.value);
   const ratio = Math.max((Math.max(...costs) / Math.min(...costs)) ** 0.1, 1.3);
   const x = logarithmic(Math.min(...costs) / ratio, Math.max(...costs) * ratio, box.left, box.right);
-  const limits = (end) => points.map(({ gain }) => Math.max(0, Math.min(1, gain[end])));
+  const limits = (end) => points.map(({ gain }) => Math.max(0, Math.min(measure === "percent" ? 1 : Infinity, gain[end])));
   const y = linear(...padded(Math.min(...limits("low")), Math.max(...limits("high"))), box.bottom, box.top);
   const unit = columns[column].unit;
   frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].name}${unit === "seconds" ? " (s)" : ""}, log`,
-    yTicks: y.ticks(6), yText: (v) => tickText(v, "percent"), yTitle: "accuracy (%)" });
+    yTicks: y.ticks(6), yText: (v) => tickText(v, measure), yTitle: figure.dataset.axis });
   const best = choice.dataset.front.split(" ").filter(Boolean).map(Number);
   const at = points.map(({ cost, gain }) => [x(cost.value), y(gain.value)]);
   steps(svg, best.map((row) => points.findIndex(({ method }) => method.row === row)).filter((i) => i >= 0).map((i) => at[i]), box);
@@ -26,7 +27,7 @@ function drawPareto(svg, width, figure, methods) {
     shape(within, "line", { x1: px, x2: px, y1: span[0], y2: span[1], class: "whisker" });
     marker(within, method, px, py, best.includes(method.row) ? 6 : 4.5);
     return { ...around(px, py, 7), row: method.row, step: i, title: method.label,
-      lines: [`accuracy: ${withUnit(gain, "percent")}`, `${columns[column].name}: ${withUnit(cost, unit)}`] };
+      lines: [`${name}: ${withUnit(gain, measure)}`, `${columns[column].name}: ${withUnit(cost, unit)}`] };
   });
   nameAll(svg, points, at, best, box, width >= 520);
   return { height, marks };

@@ -7,21 +7,23 @@ function drawSeeds(svg, width, figure, methods) {
     .filter(({ mean }) => mean.value !== null);
   const ends = found.flatMap(({ seeds, mean }) => [mean.low, mean.high,
     ...seeds.flatMap(({ value }) => (value === null ? [] : [value]))]);
-  const [low, high] = padded(Math.max(0, Math.min(...ends)), Math.min(1, Math.max(...ends)), 0.04);
-  const { x, lanes, height } = laneFrame(svg, width, found.map(({ method }) => method), Math.max(low, 0), Math.min(high, 1.002),
-    { xText: (v) => tickText(v, "percent"), xTitle: "accuracy (%)" });
+  const { unit } = columns[0];
+  const most = unit === "percent" ? 1 : Infinity;
+  const [low, high] = padded(Math.max(0, Math.min(...ends)), Math.min(most, Math.max(...ends)), 0.04);
+  const { x, lanes, height } = laneFrame(svg, width, found.map(({ method }) => method), Math.max(low, 0), Math.min(high, 1.002 * most),
+    { xText: (v) => tickText(v, unit), xTitle: figure.dataset.axis });
   const marks = [];
   found.forEach(({ method, seeds, mean }, i) => {
     const { within, y } = lanes[i];
-    const [a, b] = [mean.low, mean.high].map((end) => x(Math.max(x.low, Math.min(1, end))));
-    marks.push(bar(within, method, y, a, x(mean.value), b, columns.length, `mean: ${withUnit(mean, "percent")}`));
+    const [a, b] = [mean.low, mean.high].map((end) => x(Math.max(x.low, Math.min(most, end))));
+    marks.push(bar(within, method, y, a, x(mean.value), b, columns.length, `mean: ${withUnit(mean, unit)}`));
     const taken = [];
     seeds.forEach((cell, j) => {
       if (cell.value === null) return;
       const [at, high] = beeswarm(x(cell.value), y, taken);
       marker(within, method, at, high, 3.5);
       marks.push({ ...around(at, high, 4), row: method.row, step: j, title: method.label,
-        lines: [`${columns[j].title}: ${withUnit(cell, "percent")}`] });
+        lines: [`${columns[j].title}: ${withUnit(cell, unit)}`] });
     });
   });
   return { height, marks };

@@ -1,0 +1,83 @@
+"""How to read the tables of a report: what its columns, intervals and tests mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from clbench.core.objective import ACCURACY, Metric, objective_of
+from clbench.report.formatting import in_words
+from clbench.results.matrices import metrics_of
+from clbench.results.records import Record
+from clbench.results.stats import ALPHA, FEW
+
+ACCURACY_DEFINITION = (
+    "Accuracy (ACC) is the mean accuracy over all tasks after the last one. Forgetting is the best accuracy on a task "
+    "between its training and the last task, minus the final one, averaged over tasks (Chaudhry 2018). Backward "
+    "transfer (BWT) is the final accuracy minus that just after training, averaged over tasks (Lopez-Paz & Ranzato "
+    "2017). Points are percentage points. docs/metrics.md has the formulas.")
+READING = (  # of the tables of any metric; {shares} are its values, if they are shares of test samples
+    "± is half the width of a 95% confidence interval of the mean over seeds: Student's t with fewer than "
+    f"{FEW} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015).",
+    "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
+    "that are equal for every seed are compared without a test.",
+    "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
+    "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their "
+    f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer than {FEW} "
+    "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the exact "
+    "sign-flip test, if it can reach this level. If all seeds share their test samples and records say which were "
+    "right, {shares} are tested over seeds and samples. {Shares} within 3 standard deviations of 100% are not "
+    "tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
+    "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "
+    "method holds after the last task, including replay buffers. Training time includes consolidation, but no "
+    "evaluation.",
+)
+COMPUTE_DEFINITION = (
+    "Training compute counts the FLOPs of matrix products, convolutions and attention over all tasks, including "
+    "consolidation; a multiplication and its addition are two. Inference compute is the same for one test sample after "
+    "the last task. Training CPU is processor time over all threads, where training time is wall-clock time.")
+
+
+UNTIL_DEFINITION = (
+    "If seeds were added until the question was decided, p-values are sequential: the paired t-test after each number "
+    "of seeds of the rule, with boundaries that equal methods cross at any of them with probability p (Jennison & "
+    "Turnbull 1991; Liu & Anderson 2008), Holm-corrected at each interim analysis (Maurer & Bretz 2013). ± is half of "
+    "a repeated confidence interval (Jennison & Turnbull 1989). Both assume normally distributed differences, and both "
+    "hold whenever one stops. Figures still show the usual intervals, which do not hold here.")
+ERRORS_DEFINITION = (
+    "The error decomposition divides the points that are lost after the last task into parts that sum to them. "
+    "Within-task error remains if the task is given. Task-recency bias is what the best constant for each task's "
+    "outputs would correct; these constants are fitted to half of the test samples and evaluated on the others, so "
+    "this part can be negative. Inter-task confusion is the rest. For methods that infer the task, the parts are wrong "
+    "tasks and samples that are right only without the task ID. The probe is the accuracy of ridge regression on the "
+    "final features with all training samples; it is neither a method nor a strict bound. Representation drift is the "
+    "probe's accuracy just after a task was learned, minus the final one.")
+
+
+def definitions(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return the definitions of the columns that the tables of some records show.
+
+    Older records have no FLOPs and no error decomposition.
+    """
+    records = list(records)
+    metrics = metrics_of(records)
+    shares = in_words(list(dict.fromkeys(metric.shares for metric in metrics)))
+    return (*map(_metric_definition, metrics),
+            *(text.replace("{shares}", shares).replace("{Shares}", shares.capitalize()) for text in READING),
+            *([COMPUTE_DEFINITION] if any(r.costs.train_flops for r in records) else []),
+            *([UNTIL_DEFINITION] if any(r.until for r in records) else []),
+            *([ERRORS_DEFINITION] if any(r.errors or r.probe for r in records) else []))
+
+
+def _metric_definition(metric: Metric) -> str:
+    """Return the definitions of a metric and of the columns that are computed from it."""
+    if metric == ACCURACY:
+        return ACCURACY_DEFINITION
+    metrics = objective_of(metric).metrics
+    meanings = [f"{one.heading} is {one.meaning}{'' if one.is_share else f', in {one.unit}'}." for one in metrics]
+    return " ".join([
+        *meanings, "Tables show means over the items of a task, then over tasks. Final values are measured after the "
+        "last task. Learned values are measured just after each task was trained, so that a method that learned little "
+        "does not look like one that forgets little. Forgetting says how much worse the final value of a task is than "
+        "its best one between its training and the last task; backward transfer (BWT) says how much better the final "
+        "value is than the learned one. Both are averaged over all tasks but the last (Chaudhry 2018; Lopez-Paz & "
+        "Ranzato 2017). Points are percentage points. docs/metrics.md has the formulas."])

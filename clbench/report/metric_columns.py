@@ -1,0 +1,90 @@
+"""The columns of a metric: those of accuracy, or for another metric what was learned, what is kept, what was forgotten.
+
+The columns of costs are the same for all metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import chain
+
+from clbench.core.objective import ACCURACY, Metric, objective_of
+from clbench.report.columns import (
+    ACC,
+    BYTES,
+    COMPARISON,
+    COMPUTE,
+    MEASURES,
+    MORE_COSTS,
+    MORE_METRICS,
+    TASK_INFERENCE,
+    TIME,
+    TOTAL,
+    TRAINABLE,
+    Measure,
+)
+from clbench.report.formatting import difference_unit, unit_of
+from clbench.report.model import Column
+from clbench.results import metrics
+from clbench.results.matrices import matrices
+from clbench.results.records import Record
+
+Value = Callable[[Record, Record | None], float | None]
+
+
+def measures_of(metric: Metric) -> tuple[Measure, ...]:
+    """Return the columns of records whose R is of a metric, in the order of the tables' columns."""
+    return MEASURES if metric == ACCURACY else _measures_of(metric)
+
+
+def final_of(metric: Metric) -> Measure:
+    """Return the column of the mean over tasks after the last task, by which methods are ranked."""
+    return ACC if metric == ACCURACY else _measures_of(metric)[0]
+
+
+@cache
+def _measures_of(metric: Metric) -> tuple[Measure, ...]:
+    others = [other for other in objective_of(metric).metrics if other != metric]
+    return (*_final_and_learned(metric), _forgetting(metric, "forgetting", COMPARISON),
+            *chain.from_iterable(map(_final_and_learned, others)), TASK_INFERENCE, TRAINABLE, BYTES, COMPUTE, TIME,
+            *_more(metric),
+            *(_forgetting(other, f"forgetting of {other.label}", MORE_METRICS) for other in others),
+            replace(TOTAL, table=MORE_COSTS), *(m for m in MEASURES if m.table == MORE_COSTS))
+
+
+def _final_and_learned(metric: Metric) -> Sequence[Measure]:
+    unit = unit_of(metric)
+    return (Measure(Column(metric.short, unit, metric.direction, f"final {metric.label}"), _of(metric, metrics.acc),
+                    COMPARISON, tested=True, in_report=True),
+            Measure(Column(f"learned {metric.short}", unit, metric.direction, f"learned {metric.label}"),
+                    _of(metric, metrics.learning_accuracy), COMPARISON, tested=True))
+
+
+def _forgetting(metric: Metric, title: str, table: str) -> Measure:
+    return Measure(Column(title, difference_unit(unit_of(metric)), "down"),
+                   _of(metric, lambda R: metrics.forgetting(R, metric)), table, tested=True,
+                   in_report=table == COMPARISON)
+
+
+def _more(metric: Metric) -> Sequence[Measure]:
+    difference = difference_unit(unit_of(metric))
+
+    def intransigence(record: Record, joint: Record | None) -> float | None:
+        R, other = (matrices(one).get(metric.name) if one else None for one in (record, joint))
+        return metrics.intransigence(R, other, metric) if R and other and len(R) == len(other) else None
+
+    return (Measure(Column("BWT", difference, "up", "backward transfer"), _of(metric, lambda R: metrics.bwt(R, metric)),
+                    MORE_METRICS, tested=True),
+            Measure(Column(f"average incremental {metric.label}", unit_of(metric), metric.direction),
+                    _of(metric, metrics.aia), MORE_METRICS, tested=True),
+            Measure(Column("FWT", difference, "up", "forward transfer"), _of(metric, lambda R: metrics.fwt(R, metric)),
+                    MORE_METRICS, tested=True),
+            Measure(Column("intransigence", difference, "down"), intransigence, MORE_METRICS, tested=True,
+                    optional=True))
+
+
+def _of(metric: Metric, value: Callable[[metrics.Matrix], float | None]) -> Value:
+    """Return the function that computes a value from a record's matrix of a metric; None if the record lacks it."""
+    return lambda record, _: value(R) if (R := matrices(record).get(metric.name)) else None
