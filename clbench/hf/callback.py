@@ -143,7 +143,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         logged: dict[str, float] = {}
         for entry in reversed(state.log_history):
             logged |= {key: entry[key] for key in values if key in entry}
-        if state.global_step and (missing := sorted(values.keys() - logged.keys())):
+        if state.global_step and (missing := [key for key in values if key not in logged]):
             warnings.warn(f"the log of the checkpoint has no {missing[0]}; its difference is to step "
                           f"{state.global_step}, at which training resumes", stacklevel=2)
         return {**values, **logged}

@@ -86,8 +86,8 @@ def _check(name: str, task: Any, new: Any) -> None:
     if not (isinstance(task, list) or _is_dataset(task)):
         raise SpecError(f"{name}: expected a datasets.Dataset or a list, found {type(task).__name__}")
     if _is_dataset(task) != _is_dataset(new):
-        raise SpecError(f"{name}: it is a {type(task).__name__}, and the new task a {type(new).__name__}; make both the "
-                        "same")
+        raise SpecError(f"{name}: it is a {type(task).__name__}, and the new task a {type(new).__name__}; make "
+                        "both the same")
     if not len(task):
         raise SpecError(f"{name} is empty")
     columns, expected = _columns(task), _columns(new)
