@@ -169,14 +169,14 @@ def _by_name(files: Sequence[str | Path] | Mapping[str, str | Path | Rows]) -> d
 
 @contextmanager
 def leave_no_trace(model: nn.Module) -> Iterator[None]:
-    """Restore modes of modules and global random generators after the block, in which no gradients are computed.
+    """Restore modes of modules and global random generators after the block.
 
     The generators are those of Python, of NumPy and of torch on the CPU and on the model's CUDA devices.
     """
     modes = [(module, module.training) for module in model.modules()]
     devices = list({parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"})
     before = seeds.state()
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:

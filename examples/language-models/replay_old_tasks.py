@@ -1,6 +1,6 @@
 """Fine-tune a language model on one task after another. A fifth of the samples are replayed from earlier tasks.
 
-    python replay_old_tasks.py BASE OUT first.jsonl second.jsonl third.jsonl
+Run `python replay_old_tasks.py BASE OUT first.jsonl second.jsonl third.jsonl`.
 """
 import json
 import sys

@@ -1,6 +1,6 @@
 """Fine-tune a language model with LoRA, and watch what it forgets.
 
-    python watch_forgetting.py BASE OUT new.jsonl old.jsonl english
+Run `python watch_forgetting.py BASE OUT new.jsonl old.jsonl english`.
 """
 import json
 import sys

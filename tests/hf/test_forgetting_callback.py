@@ -371,6 +371,7 @@ def test_replayed_samples_are_trained_on(tmp_path):
 def test_without_transformers_the_error_names_the_extra():
     code = ("import sys\nsys.modules['transformers'] = None\nimport clbench.hf\n"
             "assert clbench.hf.replay_mix(['a'], ['b'], 0.5, 0)\n"
-            "try:\n    clbench.hf.ForgettingCallback\nexcept Exception as error:\n    print(type(error).__name__, error)")
+            "try:\n    clbench.hf.ForgettingCallback\n"
+            "except Exception as error:\n    print(type(error).__name__, error)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert out == "SpecError ForgettingCallback needs transformers: pip install 'clbench[lm]'\n"

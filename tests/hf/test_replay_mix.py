@@ -122,7 +122,8 @@ def test_data_sets_that_differ_are_an_error():
     new = Dataset.from_list(task("new", 4))
     for old, words in [
             (new.rename_column("response", "completion"),
-             "old task 1: it has column 'completion', column 'prompt', and the new task column 'prompt', column 'response'"),
+             "old task 1: it has column 'completion', column 'prompt', and the new task column 'prompt', "
+             "column 'response'; make both the same"),
             (Dataset.from_list([{"prompt": "a", "response": 1}]),
              r"old task 1: its column 'response' is Value\('int64'\), and that of the new task Value\('string'\)"),
             ([new, new.select([])], "old task 2 is empty"),

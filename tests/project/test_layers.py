@@ -28,7 +28,8 @@ LINES = [
     ["__main__"],
 ]
 LINE = {package: number for number, packages in enumerate(LINES) for package in packages}
-LAZY = {"clbench", "clbench.hf", "clbench.report", "clbench.strategy", "clbench.testing"}  # names for users, imported when first used
+# Names for users, imported when first used:
+LAZY = {"clbench", "clbench.hf", "clbench.report", "clbench.strategy", "clbench.testing"}
 MODULES = {".".join(["clbench", *p.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): p
            for p in sorted(ROOT.rglob("*.py"))}
 TORCH_FREE = ["clbench", "clbench.cli", "clbench.experiment.plan", "clbench.results.store", "clbench.report",
