@@ -19,7 +19,7 @@ from clbench.data.own.instructions import find_file, make_items, read_items
 from clbench.models.scoring import Scorer
 
 try:
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
 except ModuleNotFoundError as error:
     raise SpecError("ForgettingCallback needs transformers: pip install 'clbench[lm]'") from error
 
@@ -135,7 +135,8 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         self.before = self.before or self._before(state, values)
         differences = {f"{key}_difference": value - self.before[key] for key, value in values.items()}
         should_log = control.should_log  # of the training loss, which logging sets to False
-        self.trainer.log({**values, **differences})
+        # Derived trainers add their running averages to what they log, and start these again: not for this entry.
+        Trainer.log(self.trainer, {**values, **differences})
         control.should_log = should_log
 
     def _before(self, state: Any, values: Mapping[str, float]) -> dict[str, float]:

@@ -193,6 +193,28 @@ def test_modes_gradients_and_the_pending_log_are_left_alone(tmp_path):
     assert broken.training and not broken.model.layers[0].training
 
 
+def test_running_averages_of_derived_trainers_are_left_alone(tmp_path):
+    """SFTTrainer of TRL, for example, logs averages of what it computed since the last entry."""
+    trainer = make_trainer(tmp_path)
+    steps = []
+
+    class Averaging(type(trainer)):
+        def training_step(self, *args, **kwargs):
+            steps.append(self.state.global_step)
+            return super().training_step(*args, **kwargs)
+
+        def log(self, logs, start_time=None):
+            super().log({**logs, "average": sum(steps) / max(1, len(steps))}, start_time)
+            steps.clear()
+
+    trainer.__class__ = Averaging
+    add_callback(trainer, every=1)
+    train(trainer)
+    assert [entry["average"] for entry in trainer.state.log_history if "loss" in entry] == [0.5, 2.5, 4.5]
+    assert [step for step, _ in forget_log(trainer)] == [0, 1, 2, 3, 4, 5, 6]
+    assert not any("average" in entry for entry in trainer.state.log_history if "forget/old/nll" in entry)
+
+
 @pytest.mark.parametrize(("settings", "every", "steps"), [
     ({}, None, [0, 6]),
     ({"eval_strategy": "steps", "eval_steps": 2}, None, [0, 2, 4, 6]),
