@@ -36,7 +36,7 @@ def replay_mix(new: Data, old: Data | Sequence[Data], share: float, seed: int) -
     """
     if not 0 <= share < 1:
         raise SpecError(f"share {share}: expected at least 0 and less than 1")
-    tasks = list(cast("Sequence[Any]", old)) if _are_tasks(old) else [old]
+    tasks: list[Any] = list(cast("Sequence[Any]", old)) if _are_tasks(old) else [old]
     _check("the new task", new, new)
     for number, task in enumerate(tasks, start=1):
         _check(f"old task {number}", task, new)
