@@ -19,7 +19,7 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.data.own.instruction_streams import as_tensors
 from clbench.data.own.instruction_tokens import ItemTokenizer
-from clbench.data.own.instructions import find_texts, read_items
+from clbench.data.own.instructions import find_file, read_items
 from clbench.data.stream import Stream, Tests
 from clbench.models.causal_lm import load_tokenizer
 from clbench.models.hf_files import folder_of
@@ -64,7 +64,7 @@ class LanguageCallback(Callback):
 
     def _read(self, name: str, length: int) -> GeneralTexts:
         """Return the texts of a file."""
-        path = find_texts(name)
+        path = find_file(Path(name).expanduser())
         items = ItemTokenizer(self.tokenizer, length).tokenize(read_items(path)).items
         x, y = as_tensors(items, max(len(item.ids) for item in items))
         return GeneralTexts(Path(name).name, Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None),
