@@ -64,6 +64,9 @@ def execution_option(name: str) -> Decorator:
     dashed = name.replace("_", "-")
     if ExecutionSettings.model_fields[name].annotation is bool:
         return click.option(f"--{dashed}/--no-{dashed}", default=None, help=meaning(name))
+    if get_origin(ExecutionSettings.model_fields[name].annotation) is list:
+        return click.option(f"--{dashed}", multiple=True, callback=joined, metavar=flag(name).metavar,
+                            help=meaning(name))
     return click.option(f"--{dashed}", type=_parameter_type(name), metavar=flag(name).metavar, help=meaning(name))
 
 

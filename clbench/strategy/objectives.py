@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, ObjectiveInfo
+from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED, rounded, token_scores
 from clbench.strategy.granted import Batch
 
@@ -34,6 +35,10 @@ class Objective(ABC):
     @abstractmethod
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
         """Return the batches of a stack of trials, whose inputs are prepared, as `Strategy.loss` takes them."""
+
+    def cut(self, samples: Samples) -> Samples:
+        """Return raw samples without tokens that no batch of them needs. Default: unchanged."""
+        return samples
 
     @abstractmethod
     def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
@@ -83,9 +88,7 @@ class CausalLM(Objective):
 
         The numbers of tokens L and of targets K are rounded up to multiples of 16.
         """
-        whole = batches[0].x.shape[1]
-        last = max(int((b.y != IGNORED).any(0).nonzero().max()) for b in batches)
-        length = min(whole, rounded(last + 1, MULTIPLE))
+        length = max(_needed(batch.y) for batch in batches)
         scored = [b.y[:, 1:length] != IGNORED for b in batches]
         count = min(length - 1, rounded(max(int(s.sum(1).max()) for s in scored), MULTIPLE))
         made = []
@@ -95,6 +98,11 @@ class CausalLM(Objective):
             y = batch.y[:, 1:length].gather(1, at).long().masked_fill(~is_target, IGNORED)
             made.append(replace(_cut(batch, batch.x[:, :length]), y=y, at=at.masked_fill(~is_target, 0)))
         return made
+
+    def cut(self, samples: Samples) -> Samples:
+        """Return samples cut off behind the last target of any."""
+        length = _needed(samples.y)
+        return Samples(samples.x[:, :length], samples.y[:, :length], samples.tasks)
 
     def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the targets, in float32, of hidden states [N, L, D]."""
@@ -112,6 +120,16 @@ class CausalLM(Objective):
         sums.index_add_(0, rows, losses)
         wrong.index_add_(0, rows, (~right).float())
         return {"nll": sums / scored.sum(1), "exact": (wrong == 0).float()}
+
+
+def prompts_of(x: Tensor, y: Tensor) -> Tensor:
+    """Return tokens x [N, L] up to the first target of each item; what comes after is padding."""
+    return x.masked_fill((y != IGNORED).cumsum(1) > 0, tokens.NO_TOKEN)
+
+
+def _needed(y: Tensor) -> int:
+    """Return how many tokens samples with labels y [N, L] need, rounded up to a multiple of 16."""
+    return min(y.shape[1], rounded(int((y != IGNORED).any(0).nonzero().max()) + 1, MULTIPLE))
 
 
 def _cut(batch: Batch, x: Tensor) -> Batch:

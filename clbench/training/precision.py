@@ -22,7 +22,7 @@ from clbench.core.torch_private import inside_vmap, storage_id, write_count
 from clbench.experiment.spec import Recipe
 
 SHORT = 128  # tokens; up to here bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
-KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # a call with other arguments is not folded
+KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # other arguments: as torch does it
 
 
 class FoldedAttention(TorchFunctionMode):
@@ -41,20 +41,26 @@ class FoldedAttention(TorchFunctionMode):
                 and not kwargs.get("dropout_p") and any(map(inside_vmap, args))):
             self.calls += 1
             return _Folded.apply(  # type: ignore[no-untyped-call]
-                *args, kwargs.get("attn_mask"), kwargs.get("is_causal", False), kwargs.get("scale"),
-                kwargs.get("enable_gqa", False))
+                *with_all_heads(args, kwargs), kwargs.get("attn_mask"), kwargs.get("is_causal", False),
+                kwargs.get("scale"))
         return func(*args, **kwargs)
+
+
+def with_all_heads(qkv: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values with keys and values of each head, if groups of heads share them (enable_gqa)."""
+    q, k, v = qkv
+    if kwargs.get("enable_gqa"):
+        k, v = (part.repeat_interleave(q.shape[-3] // part.shape[-3], -3) for part in (k, v))
+    return q, k, v
 
 
 class _Folded(torch.autograd.Function):
     """Attention with a rule for vmap; gradients are those of the function that the rule calls."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None,
-                grouped: bool) -> Tensor:
+    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
         """Return the attention of tensors that are not stacked (any more)."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale,
-                                              **_grouped(grouped))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -62,7 +68,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-             is_causal: bool, scale: float | None, grouped: bool) -> tuple[Tensor, int]:
+             is_causal: bool, scale: float | None) -> tuple[Tensor, int]:
         """Fold the members into the batch, and unfold what comes out."""
         size = info.batch_size
 
@@ -75,13 +81,8 @@ class _Folded(torch.autograd.Function):
             mask = mask.expand(size, *mask.shape) if in_dims[3] is None else mask.movedim(in_dims[3], 0)
             mask = mask.reshape(size, *[1] * (q.dim() - mask.dim() + 1), *mask.shape[1:])
             mask = mask.expand(size, len(q) // size, *mask.shape[2:]).flatten(0, 1)
-        out: Any = attend(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, **_grouped(grouped))
+        out: Any = attend(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
         return out.unflatten(0, (size, -1)), 0
-
-
-def _grouped(grouped: bool) -> dict[str, bool]:
-    """Return the argument by which several heads share keys and values, which releases of torch before 2.5 lack."""
-    return {"enable_gqa": True} if grouped else {}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:

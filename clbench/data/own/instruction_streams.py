@@ -17,12 +17,13 @@ from torch import Tensor
 from clbench.core import seeds, tokens
 from clbench.core.errors import DataError
 from clbench.core.objective import CAUSAL_LM
-from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized
+from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, show_scored
 from clbench.data.own.instructions import Item, read_items
 from clbench.data.own.samples import in_order, locate, some
-from clbench.data.own.texts import length_note, tokenizer_files
+from clbench.data.own.texts import tokenizer_files
 from clbench.data.own_options import InstructionOptions
 from clbench.data.raw import RawStream, Split
+from clbench.data.stream import Stream
 from clbench.models.causal_lm import load_tokenizer
 from clbench.models.hf_files import folder_of
 from clbench.models.scoring import IGNORED, TokenItem, rounded
@@ -57,7 +58,8 @@ def instructions(name: str, options: InstructionOptions, data_dir: Path, seed: i
     train, test = ([Split(*as_tensors(pair[i].items, length)) for pair in parts] for i in (0, 1))
     return RawStream(tuple(train), tuple(test), ((),) * len(tasks), objective=CAUSAL_LM.name,
                      task_names=tuple(task.name for task in tasks),
-                     notes=tuple([length_note(options), *_notes(tasks, parts)]))
+                     notes=tuple([f"items: at most {length} tokens of the tokenizer {options.tokenizer}",
+                                  *_notes(tasks, parts)]))
 
 
 def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]:
@@ -153,3 +155,12 @@ def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> 
         tested += len(pair[1].items)
     if twice:
         yield f"{twice} of {tested} test items are exact copies of training items"
+
+
+def examples(stream: Stream, tokenizer: str) -> Iterator[str]:
+    """Yield the first training item of each task as text, with its scored tokens marked."""
+    loaded = load_tokenizer(folder_of(tokenizer))
+    for name, task in zip(stream.task_names, stream.tasks, strict=True):
+        x, y = task.train.x[0], task.train.y[0]
+        item = TokenItem(tuple(x[x >= 0].tolist()), tuple((y != IGNORED).nonzero().flatten().tolist()))
+        yield f"task {name}, the first of {len(task.train)} items, scored tokens marked:\n{show_scored(item, loaded)}"

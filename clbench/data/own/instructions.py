@@ -14,6 +14,7 @@ from typing import Any
 
 from clbench.core.errors import DataError
 
+PROBES = {"english": Path(__file__).parents[1] / "probe" / "english.txt"}  # texts that come with clbench
 ROLES = ("system", "user", "assistant", "tool")
 ASSISTANT = "assistant"
 FORMS = '{"prompt": ..., "response": ...} or {"messages": [...]}'
@@ -47,6 +48,12 @@ class PlainText:
 
 
 Item = Prompted | Conversation | PlainText
+
+
+def find_texts(name: str) -> Path:
+    """Return the file of a name: a path, or a text that comes with clbench."""
+    path = Path(name).expanduser()
+    return path if path.exists() else PROBES.get(name, path)
 
 
 def read_items(path: Path, task_field: str | None = None) -> list[Item]:
