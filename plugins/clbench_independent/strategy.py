@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Record, Task, World
 from clbench.core.artifacts import BASE, save_tensors, task_folder
-from clbench.core.errors import DataError, StoreError
+from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.registry import discover
 from clbench.models.weights import load_weights
 from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
@@ -41,8 +41,11 @@ class Independent(FrozenBase, PerTaskStrategy):
     options: IndependentOptions
 
     def __init__(self, model: Network, world: World, options: IndependentOptions | None = None) -> None:
-        """Start with no copies."""
+        """Start with no copies; SpecError without the tasks of a language model's items."""
         options = options if options is not None else IndependentOptions()
+        if not world.classes and not world.task_given:
+            raise SpecError("independent: each copy of a language model has its own head, and no head is chosen by the "
+                            "prompt; choose --scenario task, or lora:infer=gaussian")
         super().__init__(model, world, options)
         self.notes += check_base("independent", self.options, world, model)
         if not world.classes:
