@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Record, Task, World
 from clbench.core.artifacts import BASE, save_tensors, task_folder
-from clbench.core.errors import DataError, StoreError
+from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.registry import discover
 from clbench.models.weights import load_weights
 from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
@@ -41,10 +41,15 @@ class Independent(FrozenBase, PerTaskStrategy):
     options: IndependentOptions
 
     def __init__(self, model: Network, world: World, options: IndependentOptions | None = None) -> None:
-        """Start with no copies."""
+        """Start with no copies; SpecError without the tasks of a language model's items."""
         options = options if options is not None else IndependentOptions()
+        if not world.classes and not world.task_given:
+            raise SpecError("independent: each copy of a language model has its own head, and no head is chosen by the "
+                            "prompt; choose --scenario task, or lora:infer=gaussian")
         super().__init__(model, world, options)
         self.notes += check_base("independent", self.options, world, model)
+        if not world.classes:
+            self.notes.append("the copies of a language model are not exported, because each has all of its weights")
         self.copies = nn.ModuleList()
         self.copied_heads = nn.ModuleList()  # of a language model
         self.base_learns = False
@@ -105,8 +110,10 @@ class Independent(FrozenBase, PerTaskStrategy):
         """Write the task's network by the plain model's names; with the first, W.
 
         The head is the task's own: its rows in their places, bias -inf elsewhere, so that the plain model answers what
-        this strategy answers for the task.
+        this strategy answers for the task. Nothing is written of a language model.
         """
+        if not self.world.classes:
+            return
         if task.index == 0:
             save_tensors(folder / BASE, self.model.state_dict(), {"format": "pt"})
         tensors = {f"blocks.{name}": tensor for name, tensor in self.copies[task.index].state_dict().items()}
@@ -121,6 +128,9 @@ class Independent(FrozenBase, PerTaskStrategy):
 def load_model(record: Record, folder: Path, task: int) -> Network:
     """Return a task's network; StoreError if its file is not there or does not fit."""
     assert record.stream is not None
+    if not any(record.stream.classes):
+        raise StoreError("independent does not save the copies of a language model; use lora, or save the strategy "
+                         "with --keep")
     outputs = len(set(chain.from_iterable(record.stream.classes)))
     model, _ = build_model(record.trial.model, None, tuple(record.stream.input_shape), outputs, discover())
     try:

@@ -11,10 +11,13 @@ With `replay = s` samples of earlier tasks are mixed into the batches, s for eac
 a share of old samples is added. They come in addition to the new ones, so a batch has 1 + s times its size. The memory
 is the reservoir of `er` with `update = task`: it is offered a task's samples after the task, so that nothing is
 replayed in the first. Where boundaries are hidden, it is offered samples as they pass.
+
+After each task the adapter of a language model is written for PEFT, as far as it has come.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from clbench import Batch, Network, Samples, Task, World
@@ -22,10 +25,11 @@ from clbench.core.errors import SpecError
 from clbench.strategy.alignment import Aligned
 from clbench.strategy.replay import ReplayMemory
 from clbench_lora import SeqLoRAOptions
+from clbench_lora.exported import ExportedAdapters
 from clbench_lora.shared_adapters import SummedLoRA
 
 
-class SeqLoRA(Aligned, SummedLoRA):
+class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
     """A frozen base W, one adapter on each selected layer, and the model's head over all classes, as in `naive`.
 
     With options that replay it is a `ReplayedSeqLoRA`.
@@ -43,6 +47,8 @@ class SeqLoRA(Aligned, SummedLoRA):
     def __init__(self, model: Network, world: World, options: SeqLoRAOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model, or cannot be merged into it."""
         super().__init__(model, world, options if options is not None else SeqLoRAOptions())
+        if self.options.merge and not world.classes:
+            self.notes.append("merge = true: adapters are not exported, because they are merged into W")
         if self.options.merge and self.options.bias:
             for name, layer in self.adapted.items():
                 if layer.base_layer.bias is None:
@@ -58,6 +64,12 @@ class SeqLoRA(Aligned, SummedLoRA):
         super().after_task(task)
         for layer in self.adapted.values() if self.options.merge else ():
             layer.merge()
+
+
+    def export(self, folder: Path, task: Task) -> None:
+        """Write the adapter of a language model as it is after the task, in PEFT's format."""
+        if not self.world.classes and not self.options.merge:
+            self.write_task(folder, task, -1, None)
 
 
 class ReplayedSeqLoRA(ReplayMemory, SeqLoRA):

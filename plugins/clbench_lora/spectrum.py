@@ -216,6 +216,9 @@ def spectra(run: Path) -> list[Spectrum]:
         spectrum = by_setting.setdefault(key, Spectrum(_setting(record), record.label))
         spectrum.changes += changes_of(record, store.artifacts / record.key)
         members.setdefault(key, []).append(record)
+    if not by_setting and any(r.trial.method.name == "independent" and r.metric for r in records):
+        raise StoreError(f"the spectrum needs the weights of each task's model, and independent does not save those of "
+                         f"the language models in {run}")
     if not by_setting:
         raise StoreError(f"no trial of independent with its weights in {run}; clbench run --methods independent,lora "
                          f"--set lora.rank=1,4,16 --out {run} makes some")
