@@ -68,6 +68,30 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
                                  "command": "clbench run --methods lora,ewc", **provenance}))
 
 
+def make_nll_matrix(learned: float, final: float, tasks: int = 3) -> list[list[float]]:
+    """An R of nll: 5 before a task, `learned` just after it, `final` at the end and halfway between in between."""
+    rows = [[5.0 if j >= i else learned if j == i - 1 else (learned + final) / 2 for j in range(tasks)]
+            for i in range(tasks + 1)]
+    rows[-1] = [final] * (tasks - 1) + [learned]
+    return rows
+
+
+def make_lm_record(method: str = "lora", seed: int = 0, nll: Sequence[Sequence[float]] | None = None,
+                   exact: Sequence[Sequence[float]] | None = None, *, names: Sequence[str] = ("dates", "codes", "sums"),
+                   benchmark: str = "instructions:acme", **made: Any) -> Record:
+    """A record of a language model with nll as R and exact match among its scores; other arguments as `make_record`.
+
+    By default exact match is the share that is left of 5 nats, so that better nll is better exact match.
+    """
+    R = [list(row) for row in nll or make_nll_matrix(0.5, 2.0)]
+    shares = exact or [[max(0.0, round(1 - value / 5, 6)) for value in row] for row in R]
+    record = make_record(method, seed, [[0.5] * len(row) for row in R], benchmark=benchmark, model="hf:base", **made)
+    stream = record.stream.model_dump() | {"classes": [[] for _ in R[0]], "task_names": list(names[:len(R[0])])}
+    rows = len(record.R)
+    return Record(**record.model_dump() | {"stream": stream, "R": R[:rows], "metric": "nll",
+                                           "scores": {"exact": [list(row) for row in shares][:rows]}})
+
+
 NAMES = [["cat", "dog"], ["hen", "cow"], ["<b>ox</b>", "pig"]]
 
 

@@ -103,12 +103,12 @@ function remaining(methods, left, pair, kinds, title, headings) {
   }
   const body = table.createTBody();
   for (const i of left.slice(0, ROWS)) {
-    const [label, accuracy, , ...places] = methods[i];
+    const [label, final, , ...places] = methods[i];
     const [difference, evidence] = i === left[0] ? ["", ""] : pair(left[0], i);
     const words = evidence === "" ? "the choice" : evidence === SHOWN ? "significantly worse" : evidence === UNTESTED ? "not tested"
       : `no significant difference${evidence ? `; about ${evidence.toLocaleString("en")} seeds would be needed` : ""}`;
     const row = body.insertRow();
-    row.append(make("th", { scope: "row" }, label), make("td", {}, accuracy), make("td", {}, difference), make("td", { class: "t" }, words),
+    row.append(make("th", { scope: "row" }, label), make("td", {}, final), make("td", {}, difference), make("td", { class: "t" }, words),
       ...counted.map((kind) => make("td", {}, kind[4][places[kinds.indexOf(kind)]] ?? "–")));
   }
   const scroll = make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": `Methods that are left: ${title}` });
