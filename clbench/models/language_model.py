@@ -22,8 +22,7 @@ from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN
 from clbench.models.builtin import TextModelOptions
 from clbench.models.hf_files import folder_of, inner
-from clbench.models.hf_models import TOLERANCE, attention_of, home, is_decoder
-from clbench.models.hf_parts import Tokens
+from clbench.models.hf_parts import TOLERANCE, Tokens, attention_of, home, is_decoder
 from clbench.models.network import Block, Network, Ports
 
 EMBEDDING = "embed_tokens.weight"
