@@ -18,7 +18,7 @@ from clbench.experiment.trial import Trial
 from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
 from clbench.results.items import ItemResults
-from clbench.results.matrices import result_text
+from clbench.results.metrics import acc
 from clbench.results.record_parts import (
     Answer,
     Code,
@@ -135,9 +135,15 @@ class Record(RecordPart):
         """Return how many tasks a finished trial has learned, with those of the trials that it continues."""
         return len(self.R) - 1 + (self.trial.continues.tasks if self.trial.continues else 0)
 
+    @property
+    def result(self) -> str:
+        """Return the mean over tasks in the last row of R in words: `ACC 91.2`."""
+        metric = METRICS[self.metric or ACCURACY.name]
+        return f"{metric.short} {metric.text(acc(self.R))}"
+
     def __repr__(self) -> str:
         """Return the trial and how it ended in a line; `model_dump` gives everything."""
-        ended = result_text(self) if self.status == "done" else self.status
+        ended = self.result if self.status == "done" else self.status
         return f"Record({self.name}, {self.trial.benchmark.name}, scenario {self.trial.scenario}: {ended})"
 
     __str__ = __repr__

@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.core import tokens
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, ObjectiveInfo
@@ -21,10 +21,17 @@ from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED, rounded, token_scores
 from clbench.strategy.granted import Batch
 
-if TYPE_CHECKING:
-    from clbench.strategy.base import Strategy
-
 MULTIPLE = 16  # to which numbers of tokens are rounded up, so that few shapes occur
+
+
+class Trained(Protocol):
+    """What an objective needs of a strategy (`clbench.strategy.base.Strategy`)."""
+
+    def mask(self, logits: Tensor, tasks: Tensor, replayed: int = 0) -> Tensor:
+        """Return logits [N, C] without the outputs that take no part."""
+
+    def head_of_task(self, task: int | None) -> nn.Module:
+        """Return the head of a language model."""
 
 
 class Objective(ABC):
@@ -41,11 +48,11 @@ class Objective(ABC):
         return samples
 
     @abstractmethod
-    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+    def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss of what `Strategy.forward` returned for a batch, a scalar."""
 
     @abstractmethod
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
+    def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return the values [N] of each metric for the outputs of N items.
 
         Args:
@@ -65,11 +72,11 @@ class Classification(Objective):
         """Return batches of text, all cut off behind the longest sample of any."""
         return [_cut(batch, x) for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
 
-    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+    def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of logits [N, C] over each sample's active outputs."""
         return F.cross_entropy(strategy.mask(out, batch.tasks, batch.replayed), batch.y)
 
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
+    def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return whether each sample's highest logit is that of its label."""
         return {"accuracy": (out.argmax(1) == y).float()}
 
@@ -104,14 +111,14 @@ class CausalLM(Objective):
         length = _needed(samples.y)
         return Samples(samples.x[:, :length], samples.y[:, :length], samples.tasks)
 
-    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+    def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the targets, in float32, of hidden states [N, L, D]."""
         assert batch.at is not None
         places = batch.at.to(out.device).unsqueeze(2).expand(-1, -1, out.shape[2])
         logits = strategy.head_of_task(batch.task)(out.gather(1, places)).float()
         return F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORED)
 
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
+    def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return nll [N] in nats per token and exact [N], 0 or 1, of hidden states [N, L, D] and labels [N, L]."""
         scored = y[:, 1:out.shape[1]] != IGNORED
         rows, columns = scored.nonzero(as_tuple=True)
