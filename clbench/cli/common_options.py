@@ -118,7 +118,7 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
                              "use without installing it; repeatable.", type=click.Path(path_type=Path))
 
 
-metric_option = click.option("--metric", metavar="NAME", help="Rank and test methods by this metric of language models: "
+metric_option = click.option("--metric", metavar="NAME", help="Metric of language models that ranks and tests methods: "
                              "nll or exact.  [default: nll]")
 
 
