@@ -2,7 +2,7 @@
 
 import pytest
 
-from clbench.execution.candidates import candidates_page, choose, mean_text, ranking, standard_error, tie_note
+from clbench.execution.candidates import candidates_page, choose, mean_text, ranking, score, standard_error, tie_note
 from clbench.experiment.search import Choices, Outcome, Search, Tried
 
 
@@ -93,3 +93,34 @@ def test_the_page_has_every_candidate_and_marks_the_chosen_one_and_the_best_mean
     head = "\n".join(lines[:start])
     assert "\n    clbench tune my_file.toml\n" in head and "- Seeds: 1000, 1001\n" in head
     assert "validation: 0.2\n- Budget: 5 iterations\n- Sampler: every value of a grid" in head
+
+
+def of_nll(nll, failure="", **options):
+    return tried(nll, failure, **options).model_copy(update={"metric": "nll"})
+
+
+def test_of_language_models_the_candidate_with_the_lowest_nll_is_chosen():
+    candidates = [of_nll((3.0, 3.2), lr=1), of_nll((1.0, 1.1), lr=2), of_nll((), "seed 5 diverged", lr=3)]
+    assert ranking(candidates) == candidates[1::-1] and choose(candidates) is candidates[1]
+    assert sorted(candidates, key=score) == [candidates[2], candidates[0], candidates[1]], "no result is the worst"
+    assert mean_text(candidates[1]) == "1.05 ± 0.0500"
+
+
+def test_a_tie_of_nll_is_within_one_standard_error_above_the_lowest():
+    # Differences -0.1 and 0.3: mean 0.1, deviation 0.2828, standard error 0.2: a tie, which the lower rate wins.
+    low, high = of_nll((0.9, 1.3), lr=0.1), of_nll((1.0, 1.0), lr=1)
+    assert choose([low, high]) is low
+    assert tie_note([low, high]) == (
+        "recipe.lr=0.1 (1.10 ± 0.200) was chosen: it is within one standard error of recipe.lr=1 (1.00 ± 0.00; the "
+        "paired difference is 0.100 ± 0.200) and has the lower rate")
+    assert choose([of_nll((1.3, 1.4), lr=0.1), high]) is high
+
+
+def test_the_page_of_a_search_by_nll_names_the_metric_and_its_unit():
+    made = Search(command="clbench tune x.toml", versions={}, validation=0.1, seeds=(5, 6), trials=2, sampler="grid",
+                  space={"m": {"recipe.lr": Choices(values=(1, 2))}},
+                  tried=(of_nll((3.0, 3.2), lr=1), of_nll((1.0, 1.1), lr=2)))
+    page = candidates_page([made])
+    assert "A mean is that of the average NLL on the validation samples" in page and "ACC" not in page
+    assert "| options | mean (nats) | standard error | seeds | remark |" in page
+    assert "| recipe.lr=2 | 1.05 | 0.0500 | 2 | chosen |" in page

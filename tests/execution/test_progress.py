@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from helpers.records import make_record
+from helpers.records import make_lm_record, make_record
 from rich.console import Console
 
 from clbench.execution import progress
@@ -119,3 +119,14 @@ def test_scenarios_are_named_where_there_are_several():
     records = [make_record(scenario="task"), make_record(scenario="class")]
     shown = progress.display(console(), [planned(r) for r in records])
     assert list(shown.names.values()) == ["lora task seed 0", "lora class seed 0"]
+
+
+def test_progress_of_a_language_model_is_in_nll(now):
+    record = make_lm_record()
+    trial = PlannedTrial(record.trial, record.label, record.reference, metric="nll")
+    shown = progress.PlainDisplay(console(), [trial])
+    shown.started(trial)
+    shown.progress(Progress(record.key, 1, 3, 6.5812))
+    assert "lora seed 0 task 2/3, NLL 6.58;" in shown.where()
+    shown.finished(record)
+    assert "lora seed 0: NLL 1.50," in shown.console.file.getvalue()
