@@ -17,8 +17,9 @@ DARK = {"paper": "#15181c", "wash": "#1e2227", "box": "#2a3037", "line": "#8d96a
 TITLE = ("The way of the data. A command makes a Spec; experiment plans it as trials; execution hands those that are "
          "missing to workers. In a worker, data makes a Stream of a benchmark, models a Network, on which a strategy "
          "is built; training leads it task by task, watched by callbacks of accounting and persistence, and execution "
-         "makes a Record of it. results stores it, report makes tables and figures of all records. Everything stands "
-         "on core. Plugins bring commands, benchmarks, models, strategies, trackers and report formats.")
+         "makes a Record of it. results stores it, report makes tables and figures of all records. hf scores "
+         "language models that Hugging Face's Trainer trains. Everything stands on core. "
+         "Plugins bring commands, benchmarks, models, strategies, trackers and report formats.")
 BOXES = (  # package, what it does, left, top, width, height
     ("cli", ("a file for each", "command"), 32, 84, 138, 62),
     ("experiment", ("Spec, plan,", "Trial and its key"), 222, 84, 158, 62),
@@ -32,6 +33,7 @@ BOXES = (  # package, what it does, left, top, width, height
                   "a row of R"), 722, 230, 232, 100),
     ("accounting", ("callbacks that", "count FLOPs"), 722, 344, 111, 64),
     ("persistence", ("callbacks that", "save"), 843, 344, 111, 64),
+    ("hf", ("a callback and replay for", "Hugging Face's Trainer"), 192, 440, 188, 62),
     ("testing", ("the rules, checked on", "a tiny stream"), 722, 440, 232, 62),
 )
 ARROWS = (  # from, over, to; what goes there and where it is written
@@ -44,6 +46,7 @@ ARROWS = (  # from, over, to; what goes there and where it is written
     (((380, 377), (456, 377)), "Network", 418, 367),
     (((654, 377), (690, 377), (690, 310), (716, 310)), "", 0, 0),
     (((845, 440), (845, 414)), "", 0, 0),
+    (((286, 408), (286, 434)), "", 0, 0),
 )
 PLUGINS = (  # what plugins bring, left, top, and the way to the package that uses it
     ("commands", 46, 22, ((101, 46), (101, 78))),

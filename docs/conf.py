@@ -24,6 +24,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["transformers"]  # of which one class is a base
 autodoc_typehints = "none"  # docstrings give shapes and units, which types do not
 default_role = "code"  # in docstrings `x` is code
 

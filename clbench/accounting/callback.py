@@ -219,7 +219,7 @@ def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None
         with torch.no_grad(), FlopCount() as count:
             prediction = strategy.predict(part, given)
             if strategy.world.objective == CAUSAL_LM.name:
-                strategy.objective.scores(strategy, prediction.logits, y[:len(part)])
+                strategy.objective.scores(strategy, prediction.logits, y[:len(part)], given)
         totals.append(count.total)
     strategy.train(training)
     each = (totals[1] - totals[0]) or totals[0]  # there may be one sample only

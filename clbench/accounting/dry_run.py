@@ -135,9 +135,10 @@ class DryRun(TrainingLoop):
                 batch = sampler.batch(inputs.samples[0])
             else:
                 batch = sampler.ready(self.strategy, inputs.samples[0], partial(self.callbacks.around_prepare, replica))
-            with self.callbacks.around_step(self, [batch]):
-                if self.flops.phase.kind_of([batch]) not in self.flops.phase.steps:
-                    take_step(self.engine, [batch], self.recipe.accumulate)
+            batches = self._collated([batch])
+            with self.callbacks.around_step(self, batches):
+                if self.flops.phase.kind_of(batches) not in self.flops.phase.steps:
+                    take_step(self.engine, batches, self.recipe.accumulate)
             if taken and not batch.first_pass:
                 pass_flops[len(sampler.left)] = totals[id(replica)] - before
             taken += 1

@@ -26,7 +26,7 @@ from clbench.core.torch_private import (
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples, StochasticSamples
 from clbench.data.stream import Stream, StreamTask, stored
-from clbench.training.precision import KNOWN
+from clbench.training.precision import KNOWN, with_all_heads
 
 aten: Any = torch.ops.aten
 # How many rows a mask picks is in its values.
@@ -181,7 +181,7 @@ class FusedAttention(TorchFunctionMode):
                 and all(type(arg) in PLAIN and arg.is_meta and arg.dim() == 4 for arg in args)
                 and args[0].shape[3] == args[2].shape[3]):
             return aten._scaled_dot_product_flash_attention_for_cpu(
-                *args, 0.0, kwargs.get("is_causal", False), attn_mask=kwargs.get("attn_mask"),
+                *with_all_heads(args, kwargs), 0.0, kwargs.get("is_causal", False), attn_mask=kwargs.get("attn_mask"),
                 scale=kwargs.get("scale"))[0]
         return func(*args, **kwargs)
 

@@ -138,6 +138,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     from clbench.accounting.estimator import counted_work, data_bytes, storage_line
     from clbench.accounting.shapes import stream_without_values
     from clbench.data.datasets import without_downloads
+    from clbench.data.own.instruction_streams import examples
     from clbench.execution.trial_runner import TrialRunner, describe_steps
 
     runner = TrialRunner(ready.spec.execution.model_copy(update={"compile": False}), "cpu", "", ready.registry)
@@ -158,6 +159,8 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
                 stream = runner.stream(planned.trial)
             steps = describe_steps(planned.trial, planned.label, stream, runner.settings)
             notes |= dict.fromkeys([*steps, *stream.notes])
+            if not stream.classes:
+                notes |= dict.fromkeys(examples(stream, planned.trial.benchmark.options["tokenizer"]))
             count = forecast(planned, stream_without_values(stream), ready.registry)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clbench.cli.help import Command
+from clbench.data.own.instructions import find_file
 
 if TYPE_CHECKING:
     from clbench.execution.audit import Auditor
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 LOST = "lost"
-PROBES = {"english": Path(__file__).parents[1] / "data" / "probe" / "english.txt"}  # texts that come with clbench
 EXAMPLES = (
     ("clbench forget BASE adapter --tasks acme.jsonl --general english", "what an adapter lost"),
     ("clbench forget BASE checkpoints --tasks acme.jsonl --out audit --fail-on lost", "each checkpoint, in CI"),
@@ -86,8 +86,7 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
     if (export_scale is None) != (to is None):
         raise click.UsageError("--export-scale and --to go together")
     files: list[tuple[Role, Path]] = [*(("new", path) for path in new), *(("task", path) for path in tasks),
-                                      *(("general", path if path.exists() else PROBES.get(str(path), path))
-                                        for path in general)]
+                                      *(("general", find_file(path)) for path in general)]
     if not files and export_scale is None:
         raise click.UsageError("name at least one file by --tasks, --general or --new")
     if not models and not show:
@@ -134,7 +133,7 @@ def show_items(auditor: Auditor) -> None:
                    f"{len(item.scored)} are scored (\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}like this"
                    "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}):")
         click.echo(show_scored(item, auditor.tokenizer))
-        for note in file.notes:
+        for note in file.tokens.notes:
             click.echo(f"{note} to {auditor.length} tokens")
         click.echo()
 

@@ -62,7 +62,7 @@ COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterat
 @click.option("--device", metavar="DEVICE", help="Device, as for clbench run.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Run folder of the search; DIR/tuned.toml is its result.  "
               "[default: runs/<name of the file>-tuning]")
-@execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "anatomy", "probe"))
+@execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "anatomy", "probe", "general"))
 @plugin_option
 @stale_options
 def command(source: Path, methods: str | None, trials: int, widen: int, out: Path | None,

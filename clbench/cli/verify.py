@@ -37,7 +37,7 @@ COMMON = ("scenario", "methods", "seeds", "weights", "device", "data", "workers"
 @click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
               "[default: the reference's, auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Run folder.  [default: runs/verify-NAME]")
-@execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples"))
+@execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "general"))
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
               "train and compute; train nothing and write no records.")

@@ -79,6 +79,7 @@ class PerMember:
 OWN_RECIPE = "recipe."  # what the names of the parts of a method's own recipe begin with, among its options
 # What may stand before a "=": a regular expression with one is a value.
 _OPTION = re.compile(rf"\s*({re.escape(OWN_RECIPE)})?[\w-]+\s*")
+_WORD = r"\w+|[A-Za-z]\w*(-\w+)*"  # of a list that is written with plus signs
 
 # A number that can be a zero-dimensional tensor in `loss`: trials that differ only in such options train as one stack.
 # `loss` may compute with it, as a factor, say, but not branch on it or use it as a size. Elsewhere it is a plain float.
@@ -240,7 +241,7 @@ def format_value(value: Any) -> str:
         return min((text for text in short if float(text) == value), key=len, default=repr(value))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {format_value(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list) and value and all(isinstance(v, str) and re.fullmatch(r"\w+", v) for v in value):
+    if isinstance(value, list) and value and all(isinstance(v, str) and re.fullmatch(_WORD, v) for v in value):
         return "+".join(value)
     return str(value)
 

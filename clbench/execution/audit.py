@@ -25,7 +25,7 @@ from clbench.core.device import out_of_memory, pick_device
 from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.files import hash_file, write_atomically
 from clbench.core.objective import CAUSAL_LM
-from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized
+from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
 from clbench.data.own.instructions import read_items
 from clbench.models.causal_lm import Base, load_model, load_tokenizer, longest
 from clbench.models.lm_folders import Candidate, base_folder, find_candidates, fingerprint
@@ -45,7 +45,6 @@ from clbench.results.audit import (
     stays_within,
 )
 
-LENGTH = 1024  # tokens of an item, at most, if the user does not say it
 FORMAT = 1  # of stored scores; a new number scores everything again
 BASE = "base"
 SCORES = "scores"  # the folder of stored scores
@@ -78,14 +77,6 @@ class ReadFile:
     role: Role
     path: Path
     tokens: Tokenized
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Describe what was cut."""
-        counts = {"prompt": self.tokens.cut_prompts, "response": self.tokens.cut_responses,
-                  "text": self.tokens.cut_texts}
-        return tuple(f"{count} {what}{'s were' if count > 1 else ' was'} cut" for what, count in counts.items()
-                     if count)
 
 
 class Auditor:
@@ -157,7 +148,7 @@ class Auditor:
                 dial = self._dial(candidate, hashes, base_scores, scores[candidate.label], floors)
         cells = judge([one for candidate in self.candidates
                        for one in self._cells(candidate.label, base_scores, scores[candidate.label], floors)])
-        files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.notes) for f in self.files)
+        files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.tokens.notes) for f in self.files)
         return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(cells), tuple(dial),
                      tuple(self._settings()), tuple(self.stored))
 
@@ -244,8 +235,7 @@ class Auditor:
             place = int(np.argmin(np.isfinite(scores.nll)))
             raise DataError(f"{name}: its loss on item {place + 1} of {file.path} is not finite; the model is broken")
         self.note(f"{name}: {file.name}, {len(scores.nll)} items, {time.monotonic() - start:.1f} s")
-        responses = all(item.has_response for item in file.tokens.items)
-        return FileScores(scores.nll, scores.exact if responses else ())
+        return FileScores(scores.nll, scores.exact if file.tokens.have_responses else ())
 
     def _key(self, hashes: Iterable[str], file: ReadFile, precision: Precision) -> str:
         """Return the name under which scores are stored."""
@@ -279,13 +269,3 @@ class Auditor:
         assert self.request.out is not None
         return self.request.out / SCORES / f"{key}.npz"
 
-
-def fitting_length(wanted: int | None, most: int | None, base: str) -> int:
-    """Return the largest number of tokens of an item.
-
-    Raises:
-        SpecError: the model takes fewer than the user wants.
-    """
-    if wanted is not None and most is not None and wanted > most:
-        raise SpecError(f"--length {wanted}: {base} takes at most {most} tokens")
-    return wanted or min(most or LENGTH, LENGTH)

@@ -70,6 +70,9 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     record = find_record(store, trial)
     snapshot = read_saved(store.artifacts / record.key / STATE, "state")
     outline, learned = snapshot.header.outline, snapshot.header.learned
+    if record.metric:
+        raise SpecError(f"{record.name} is a language model, which cannot continue training here: add the new tasks "
+                        "to its folder and run them all, or go on from what clbench export writes (--model hf:FOLDER)")
     if record.trial.arrival != Arrival():
         raise SpecError(f"{record.name} learned a stream without clear tasks ({record.trial.arrival}); only one whose "
                         "classes arrive task by task can continue training")

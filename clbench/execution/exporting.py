@@ -18,6 +18,8 @@ from clbench.core.artifacts import save_tensors
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.files import write_atomically
 from clbench.execution.loading import KeptModel, find_record, load_model
+from clbench.models.hf_files import folder_of, inner
+from clbench.models.language_model import LanguageModel
 from clbench.models.network import Network
 from clbench.persistence.snapshot import stand_in
 from clbench.results.matrices import matrices
@@ -86,13 +88,26 @@ def _weights(store: Store, record: Record, run: Path, to: Path, task: int | None
     else:
         model, network = None, load_model(run, record.key, task=task)
     if network is not None:
-        weights = {network.published_name(name): tensor for name, tensor in network.state_dict().items()}
+        tied = isinstance(network, LanguageModel) and network.tied
+        weights = {network.published_name(name): tensor for name, tensor in network.state_dict().items()
+                   if not (tied and name == "head.weight")}
+        if isinstance(network, LanguageModel):
+            _copy_configuration(folder_of(inner(record.trial.model.name)), to)
         save_tensors(path, weights, {"format": "pt", "method": record.label, "model": str(record.trial.model),
                                      "key": record.key})
     else:
         to.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
     return [path, _about(record, model, to, task)]
+
+
+def _copy_configuration(base: Path, to: Path) -> None:
+    """Copy the configuration and tokenizer of a language model, so that transformers loads the exported folder."""
+    to.mkdir(parents=True, exist_ok=True)
+    for pattern in ("*.json", "*.jinja", "*.model", "*.txt"):
+        for path in base.glob(pattern):
+            if not path.name.endswith(".index.json"):
+                write_atomically(to / path.name, path.read_bytes())
 
 
 def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) -> Path:

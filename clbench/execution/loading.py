@@ -83,8 +83,11 @@ class KeptModel(nn.Module):
         A plain network also takes a task for each sample, int64 [N].
 
         Raises:
-            SpecError: the scenario gives the task and it is not said, or there is none such.
+            SpecError: the scenario gives the task and it is not said, or there is none such; or it is a language model.
         """
+        if not self.outline.outputs:
+            raise SpecError(f"{self.record.name} is a language model, which answers token by token: write it by "
+                            "clbench export, and load the folder with transformers")
         if self.task_given and task is None:
             raise SpecError(f"{self.record.name} was trained in scenario task, which gives the task: say task=0 to "
                             f"task={len(self.offered) - 1}")
@@ -137,12 +140,13 @@ class KeptModel(nn.Module):
         return raw
 
     def evaluate(self, data_dir: Path) -> list[float]:
-        """Return the accuracy in [0, 1] on the test samples of each task: the last row of the trial's R once more."""
+        """Return the last row of the trial's R once more: the accuracy in [0, 1], or the metric, on each task."""
         recipe, device = self.record.trial.trained_by, self.offered.device
         runner = TrialRunner(ExecutionSettings(data=data_dir), "cpu", "", self.registry)
         stream = learned_stream(self.record, runner).to(device)
         with precision.products(recipe), precision.forward(recipe, device, self.strategy):
-            return evaluate(self.strategy, stream, self.record.trial.scenario, len(stream.tasks)).accuracy
+            row = evaluate(self.strategy, stream, self.record.trial.scenario, len(stream.tasks))
+        return row.scores[self.strategy.objective.info.primary]
 
 
 def rebuild(snapshot: Snapshot, trial: Trial, registry: Registry) -> Strategy:

@@ -17,7 +17,6 @@ from clbench.execution.time_left import TimeLeft, alike, kind_of
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import Foreseen
-from clbench.results.matrices import result_text
 from clbench.results.records import Record
 
 EVERY = 30.0  # seconds without output after which a plain display prints the state of the run
@@ -205,7 +204,7 @@ class PlainDisplay(Display):
         """Print the outcome of the trial and the progress of the run."""
         super().finished(record)
         self.running.pop(record.key, None)
-        result = result_text(record) if record.status == "done" else record.status
+        result = record.result if record.status == "done" else record.status
         self.say(f"[{self.tally.done}/{self.tally.total}] {self.names[record.key]}: {result}, {self.tally.times()}")
 
 

@@ -66,6 +66,9 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path) -
         divides = rules.seen_compete and len(classes) == len(set(classes))
         if settings.anatomy == "each" and divides and len(record.errors) < len(stream.classes):
             flags.append("--anatomy each")
+        lacking = [name for name in settings.general if Path(name).name not in record.general]
+        if lacking:
+            flags.append(" and ".join(f"--general {name}" for name in lacking))
         if not all((folder / name).is_file() for name in SAVED_FILES[settings.keep]):
             flags.append(f"--keep {settings.keep}")
     return " and ".join(flags)
@@ -84,6 +87,7 @@ def merge_records(report: StalenessReport, before: Record | None, after: Record,
         return before
     if (before.status, before.R, before.task_inference) == (after.status, after.R, after.task_inference):
         return after.model_copy(update={"curve": after.curve or before.curve, "probe": after.probe or before.probe,
+                                        "general": before.general | after.general,
                                         "errors": max(after.errors, before.errors, key=len)})
     problem = (f"{after.name}, TRAINED ONCE MORE for {report.lacking[after.key]}, GAVE ANOTHER RESULT "
                f"({'; '.join(differences(before, after))}): code, libraries or machine are not what they were; the new "

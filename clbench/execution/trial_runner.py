@@ -10,6 +10,7 @@ from clbench.accounting.callback import FlopsCallback
 from clbench.accounting.estimator import CostEstimator
 from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples
+from clbench.core.errors import SpecError
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
 from clbench.data.arrival import arrive
@@ -38,6 +39,7 @@ from clbench.training.callbacks.curve import CurveCallback, cost_in_words
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.callbacks.interface import Callback, Training
+from clbench.training.callbacks.language import language_callback
 from clbench.training.costs import PeakMemory
 from clbench.training.facts import failure_of, record_of, steps_in_words
 from clbench.training.precision import Compiler
@@ -81,6 +83,8 @@ class TrialRunner:
         """
         self.note_code(trial)
         stream = self.stream(trial)
+        if problem := objective_problem(stream, self.settings):
+            raise SpecError(f"benchmark {trial.benchmark.name!r}: {problem}")
         strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name
         warning = self.estimator.storage_warning(trial, name, strategy, stream)
@@ -171,6 +175,7 @@ class TrialRunner:
         """Return what watches the training of a trial and those stacked with it."""
         decomposition = ErrorDecomposition.wanted(self.settings, trial.scenario)
         callbacks = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
+                     language_callback(self.stream(trial), trial.benchmark.options, self.settings.general),
                      ProgressCallback(on_progress, self.artifacts), checkpoints,
                      SaveCallback.wanted(self.settings.keep, self.artifacts, origin, self.registry)]
         return [callback for callback in callbacks if callback is not None]
@@ -275,6 +280,16 @@ def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], com
         loop.engine = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
                                               [replica.optimizer_state for replica in replicas])
     loop.run(first.learned)
+
+
+def objective_problem(stream: Stream, settings: ExecutionSettings) -> str:
+    """Return which setting does not go with what models are trained for on a stream; empty if all do."""
+    if stream.classes:
+        return "--general scores texts under language models, and this one trains classifiers" * bool(settings.general)
+    requested = {"--probe": settings.probe, "--anatomy": settings.anatomy == "each",
+                 "--evaluate-every": settings.evaluate_every is not None}
+    flag = next((name for name, is_requested in requested.items() if is_requested), "")
+    return f"{flag} is about classes, which language models do not have; leave it out" if flag else ""
 
 
 def describe_steps(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:

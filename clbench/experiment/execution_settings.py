@@ -76,6 +76,9 @@ class ExecutionSettings(Strict):
     probe: bool = Field(
         False, description="Measure what a linear classifier reads from the features, in scenarios class and domain: "
         "two more passes over all samples, without gradients (docs/error-analysis.md).")
+    general: Annotated[list[str], Flag("FILE")] = Field(
+        [], description="Texts of no task, scored before training and after each task of a language model: .jsonl, "
+        ".json or .txt, or english, which comes with clbench; repeatable.")
     keep: Keep = Field(
         "nothing", description="Parts of each trained network to save: models (to predict in Python and for "
         "clbench export) or state (these, and what clbench continue needs to continue training; "
@@ -97,6 +100,12 @@ class ExecutionSettings(Strict):
     def _at_home(cls, value: Path | None) -> Path | None:
         """Expand `~`, because no shell expands it in a file."""
         return value and Path(os.path.expanduser(value))
+
+    @field_validator("general", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Read a list with commas."""
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("executor", mode="before")
     @classmethod

@@ -127,7 +127,9 @@ def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None, classe
     The function returns None for a model that cannot be built. The run, which knows the inputs, reports the error.
     """
     side = getattr(inputs.model, "size", None) or known
-    shape = (getattr(inputs.benchmark, "length", 1),) if info.text else (info.channels or RGB, side, side)
+    # Items of language models may be shorter than the benchmark allows, and than the model takes.
+    length = getattr(inputs.benchmark, "length", 1) if classes else 1
+    shape = (length,) if info.text else (info.channels or RGB, side, side)
     if side is None and not info.text:
         return None
 

@@ -16,6 +16,7 @@ from clbench.core import files
 from clbench.core.errors import DataError, SpecError
 
 WEIGHTS = "model.safetensors"
+CACHED = "models--"  # what the folders of repositories begin with in the hub's cache
 LONGEST = 8.0  # seconds until Hugging Face's hub counts as out of reach
 PATTERNS = ("*.json", "*.txt", "*.model", WEIGHTS)  # of a repository: configuration, tokenizer, weights
 LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors", "*.jinja")  # weights in several files, chat template
@@ -99,6 +100,21 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
     raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and it could not be downloaded "
                     f"from the Hugging Face Hub ({reason}). On a machine with a connection run `hf download "
                     f"{repository}` and copy its folder")
+
+
+def published_as(weights: str) -> str:
+    """Return the folder or repository of the model whose weights are in a file; empty if the file is not such a one.
+
+    Args:
+        weights: path of the file.
+    """
+    path = Path(weights)
+    if path.name != WEIGHTS or not (path.parent / "config.json").is_file():
+        return ""
+    repositories = [part for part in path.parts if part.startswith(CACHED)]  # in the hub's cache
+    if repositories:
+        return repositories[-1].removeprefix(CACHED).replace("--", "/")
+    return str(path.parent.resolve())
 
 
 def weights_of(model: str) -> Path:

@@ -10,7 +10,6 @@ padding is a vector of zeros, so blocks need no mask as a second input.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,20 +23,24 @@ from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN, present
 from clbench.models.builtin import Pooling, TextModelOptions
 from clbench.models.hf_files import folder_of, inner
-from clbench.models.hf_parts import DecoderLayer, Embedding, EncoderLayer, Pool, Tokens, Whole, additive
+from clbench.models.hf_parts import (
+    TOLERANCE,
+    DecoderLayer,
+    Embedding,
+    EncoderLayer,
+    Pool,
+    Tokens,
+    Whole,
+    additive,
+    attention_of,
+    home,
+    is_decoder,
+)
+from clbench.models.language_model import language_model
 from clbench.models.network import Block, Network, Prefix, TokenNetwork
 
 SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # places that are lost before the first token's
 ENCODERS = {"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel"}
-TOLERANCE = 1e-4  # of features that are of the order of 1
-
-
-def home() -> Any:
-    """Return the package transformers; SpecError where it is not installed."""
-    try:
-        return importlib.import_module("transformers")
-    except ModuleNotFoundError:
-        raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
 
 
 def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...], classes: int) -> Network:
@@ -50,8 +53,6 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
         DataError: there is no such folder or repository.
     """
     if not classes:
-        from clbench.models.language_model import language_model
-
         return language_model(name, options, input_shape)
     folder = folder_of(inner(name))
     package = home()
@@ -76,17 +77,6 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
         network = whole(model, pool, head)
     compare(name, network, model, config, pool)
     return network
-
-
-def attention_of(package: Any, config: Any) -> str:
-    """Return the implementation of attention to ask for: torch's fused one where the model has it."""
-    kind = package.AutoModel._model_mapping.get(type(config), None)
-    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
-
-
-def is_decoder(model: Any) -> bool:
-    """Tell whether a model is a decoder of Llama's kind."""
-    return all(hasattr(model, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
 
 
 def pooling_of(folder: Path) -> Pooling | None:

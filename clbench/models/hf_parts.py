@@ -5,14 +5,38 @@ Between them go tokens [N, L, D], and a token that is none is zero in all parts 
 
 from __future__ import annotations
 
+import copy
+import importlib
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from clbench.core.errors import SpecError
 from clbench.core.tokens import present
 from clbench.models.builtin import Pooling
 from clbench.models.network import Ports
+
+TOLERANCE = 1e-4  # of features that are of the order of 1
+
+
+def home() -> Any:
+    """Return the package transformers; SpecError where it is not installed."""
+    try:
+        return importlib.import_module("transformers")
+    except ModuleNotFoundError:
+        raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
+
+
+def attention_of(package: Any, config: Any) -> str:
+    """Return the implementation of attention to ask for: torch's fused one where the model has it."""
+    kind = package.AutoModel._model_mapping.get(type(config), None)
+    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+
+
+def is_decoder(model: Any) -> bool:
+    """Tell whether a model is a decoder of Llama's kind."""
+    return all(hasattr(model, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
 
 
 class Pool(nn.Module):
@@ -118,10 +142,10 @@ class DecoderLayer(nn.Module):
     """A layer of a decoder of Llama's kind: each token looks at those before it, turned by their places."""
 
     def __init__(self, unit: nn.Module, rotary: nn.Module, width: int) -> None:
-        """Keep the library's layer, and what turns queries and keys, which has no weights."""
+        """Keep the library's layer, and a copy of what turns queries and keys, which has no weights."""
         super().__init__()
         self.unit = unit
-        self.rotary = rotary
+        self.rotary = copy.deepcopy(rotary)  # `functional_call` does not restore buffers of a module with two names
         self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:

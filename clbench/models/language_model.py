@@ -10,6 +10,7 @@ changes nothing before it, and blocks need no mask.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -21,8 +22,7 @@ from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN
 from clbench.models.builtin import TextModelOptions
 from clbench.models.hf_files import folder_of, inner
-from clbench.models.hf_models import TOLERANCE, attention_of, home, is_decoder
-from clbench.models.hf_parts import Tokens
+from clbench.models.hf_parts import TOLERANCE, Tokens, attention_of, home, is_decoder
 from clbench.models.network import Block, Network, Ports
 
 EMBEDDING = "embed_tokens.weight"
@@ -45,10 +45,10 @@ class CausalLayer(nn.Module):
     """A layer of a decoder of Llama's kind: each token looks at those before it, turned by their places."""
 
     def __init__(self, unit: nn.Module, rotary: nn.Module, width: int) -> None:
-        """Keep the library's layer, and what turns queries and keys, which has no weights."""
+        """Keep the library's layer, and a copy of what turns queries and keys, which has no weights."""
         super().__init__()
         self.unit = unit
-        self.rotary = rotary
+        self.rotary = copy.deepcopy(rotary)  # `functional_call` does not restore buffers of a module with two names
         self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:

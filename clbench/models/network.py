@@ -112,6 +112,7 @@ class Network(nn.Module):
         self.published = published
         self.conform = conform
         self.weights_hash = ""  # of the content of weights that were loaded by a name
+        self.weights_file = ""  # from which weights were loaded, its path
         self.start = 0  # the first block to run: the harness computes the outputs of frozen first blocks once
 
     @property

@@ -33,7 +33,9 @@ def load_weights(model: Network, path: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read, or a tensor other than the head's is missing, unknown or of another shape.
     """
-    return fill(model, read_weights(path), str(path))
+    notes = fill(model, read_weights(path), str(path))
+    model.weights_file = str(path)
+    return notes
 
 
 def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:

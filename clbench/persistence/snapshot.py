@@ -27,7 +27,7 @@ from clbench.data.stream import Stream, StreamTask, stored
 from clbench.experiment.spec import Recipe
 from clbench.persistence.strategy_state import SnapshotError, StrategyState, capture, grow, load
 from clbench.results.curve import Curve
-from clbench.results.records import Costs, ErrorCounts, Probe, Timings
+from clbench.results.records import Answer, Costs, ErrorCounts, Probe, Timings
 from clbench.strategy.base import Strategy
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.training.costs import role
@@ -55,6 +55,8 @@ class Progress(BaseModel):
     curve: Curve | None
     started: datetime.datetime | None
     scores: dict[str, list[list[float]]] = {}
+    general: dict[str, dict[str, list[float]]] = {}
+    answers: list[Answer] = []
 
 
 class StreamOutline(BaseModel):

@@ -5,12 +5,12 @@ The columns of costs are the same for all metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain
 
-from clbench.core.objective import ACCURACY, Metric, objective_of
+from clbench.core.objective import ACCURACY, NLL, Metric, objective_of
 from clbench.report.columns import (
     ACC,
     BYTES,
@@ -37,6 +37,25 @@ Value = Callable[[Record, Record | None], float | None]
 def measures_of(metric: Metric) -> tuple[Measure, ...]:
     """Return the columns of records whose R is of a metric, in the order of the tables' columns."""
     return MEASURES if metric == ACCURACY else _measures_of(metric)
+
+
+def with_general(measures: Sequence[Measure], records: Iterable[Record]) -> tuple[Measure, ...]:
+    """Return columns with those of general texts that records have scores of: how much the NLL changed by training."""
+    names = dict.fromkeys(chain.from_iterable(record.general for record in records))
+    if not names:
+        return tuple(measures)
+    at = measures.index(TASK_INFERENCE)
+    return (*measures[:at], *map(_general, names), *measures[at:])
+
+
+def _general(name: str) -> Measure:
+    unit = difference_unit(unit_of(NLL))
+
+    def change(record: Record, _: Record | None) -> float | None:
+        values = record.general.get(name, {}).get(NLL.name)
+        return values[-1] - values[0] if values else None
+
+    return Measure(Column(f"change of NLL on {name}", unit, "down"), change, COMPARISON, tested=True, optional=True)
 
 
 def final_of(metric: Metric) -> Measure:

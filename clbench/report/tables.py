@@ -10,6 +10,7 @@ from statistics import fmean
 from clbench.core.objective import ACCURACY
 from clbench.core.registry import Registry
 from clbench.report.analysis import errors, notes
+from clbench.report.analysis.answers import answers
 from clbench.report.analysis.choosing import choosable
 from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.facts import facts
@@ -109,7 +110,7 @@ def _section(setting: Setting, slug: str) -> Section:
         summary="; ".join(f"{name}: {value}" for name, value in pairs),
         setting=pairs,
         comparison=comparison,
-        details=(*shown, metrics, *learned, costs, *by_role, *([arriving] if arriving else [])),
+        details=(*shown, metrics, *learned, costs, *by_role, *([arriving] if arriving else []), *answers(methods)),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),

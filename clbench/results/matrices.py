@@ -6,14 +6,10 @@ Everything that is computed from R, such as forgetting, follows a chosen metric 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from clbench.core.errors import SpecError, guess
 from clbench.core.objective import ACCURACY, METRICS, Metric
-from clbench.results.metrics import acc
-
-if TYPE_CHECKING:
-    from clbench.results.records import Record
+from clbench.results.records import Record
 
 
 def metric_of(record: Record) -> Metric:
@@ -52,9 +48,3 @@ def _by_metric(record: Record, name: str) -> Record:
 def metrics_of(records: Iterable[Record]) -> list[Metric]:
     """Return the metrics of the R of records, each once; accuracy if no record has an R."""
     return list(dict.fromkeys(metric_of(record) for record in records if record.R)) or [ACCURACY]
-
-
-def result_text(record: Record) -> str:
-    """Return the mean over tasks in the last row of R in words: `ACC 91.2`."""
-    metric = metric_of(record)
-    return f"{metric.short} {metric.text(acc(record.R))}"

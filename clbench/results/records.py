@@ -5,12 +5,11 @@ Indices: T tasks; row 0 of R stands before any training, row i after training on
 
 from __future__ import annotations
 
-import datetime
 import math
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from clbench.core.objective import ACCURACY, METRICS
 from clbench.core.scenario import Outputs
@@ -19,194 +18,47 @@ from clbench.experiment.trial import Trial
 from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
 from clbench.results.items import ItemResults
-from clbench.results.matrices import result_text
+from clbench.results.metrics import acc
+from clbench.results.record_parts import (
+    Answer,
+    Code,
+    Costs,
+    Earlier,
+    ErrorCounts,
+    Failure,
+    Probe,
+    Provenance,
+    RecordPart,
+    StreamFacts,
+    Timings,
+)
+
+__all__ = [
+    "DIGITS",
+    "SCHEMA",
+    "Answer",
+    "Code",
+    "Costs",
+    "Earlier",
+    "ErrorCounts",
+    "Failure",
+    "Probe",
+    "Provenance",
+    "Record",
+    "RecordPart",
+    "StreamFacts",
+    "Timings",
+]
 
 SCHEMA = 1
 DIGITS = 16  # of the hash of a stream
-
-
-class RecordPart(BaseModel):
-    """Base of the parts of a record. What is in `LATER` came after the first records and is not written while empty."""
-
-    LATER: ClassVar[tuple[str, ...]] = ()
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_serializer(mode="wrap")
-    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what came later and is not there, so that an older record is written as it was."""
-        written: dict[str, Any] = write(self)
-        return {name: value for name, value in written.items() if value or name not in self.LATER}
-
-
-class StreamFacts(RecordPart):
-    """The stream a trial ran on."""
-
-    LATER = ("data", "class_names", "mean", "std", "arrivals", "task_names")
-
-    classes: list[list[int]] = Field(description="Classes of each task, as outputs of the model.")
-    train_samples: list[int] = Field(description="Training samples of each task.")
-    test_samples: list[int] = Field(description="Test samples of each task.")
-    input_shape: list[int] = Field(description="Shape of one prepared sample.")
-    fingerprint: str = Field(description="Hash of all tensors of the stream.")
-    data: str = Field(
-        "", description="Hash of the benchmark's data, before the scenario and a validation split; empty in older "
-        "records.")
-    notes: list[str] = Field([], description="Remarks about the stream that reports repeat.")
-    class_names: list[list[str]] = Field(
-        [], description="Names of `classes`, in their order; empty if the classes have no names.")
-    mean: list[float] = Field(
-        [], description="Mean that was subtracted from each column of a table; empty if nothing was standardized.")
-    std: list[float] = Field(
-        [], description="Standard deviation by which each column of a table was divided; empty if nothing was "
-        "standardized.")
-    arrivals: list[list[int]] = Field(
-        [], description="Training samples by [task in which they arrive][class]; in scenario domain by original task "
-        "instead of class. Empty if they arrive as the benchmark has them.")
-
-    task_names: list[str] = Field([], description="Names of tasks without classes; empty if they have no names.")
-
-    @model_validator(mode="after")
-    def _named(self) -> StreamFacts:
-        """Check that every class of every task has a name, or none has."""
-        if self.class_names and [*map(len, self.class_names)] != [*map(len, self.classes)]:
-            raise ValueError("class_names has not one name for each class of each task")
-        return self
-
-
-class Costs(RecordPart):
-    """What a method cost, per task: a list has one entry for each task that was trained."""
-
-    trainable: list[int] = Field(
-        [], description="Parameters with `requires_grad` while the task was trained, in its largest phase.")
-    steps: list[int] = Field([], description="Optimizer steps.")
-    parameters: list[dict[str, int]] = Field(
-        [], description="Numbers stored as parameters and buffers after the task, by role.")
-    bytes: list[dict[str, int]] = Field(
-        [], description="Bytes of parameters and buffers stored after the task, by role.")
-    replay_samples: list[int] = Field([], description="Samples in the buffer after the task.")
-    train_flops: list[int] = Field(
-        [], description="FLOPs of training on the task, including the work before its first and after its last step.")
-    inference_flops: list[int] = Field(
-        [], description="FLOPs of predicting one test sample after the task; the mean over the tasks learned so far.")
-    peak_host_bytes: int | None = Field(None, description="Peak memory of the process, in bytes.")
-    peak_device_bytes: int | None = Field(
-        None, description="Peak memory that torch allocated on the accelerator, in bytes.")
-
-
-class Timings(RecordPart):
-    """Wall time and processor time in seconds, with an entry for each task that was trained.
-
-    Processor time sums over all threads of the trial's process, so it stays comparable if several processes share a
-    machine. The processor time of a stack is divided equally among its trials, like its wall time.
-    """
-
-    LATER: ClassVar[tuple[str, ...]] = ("curve", "curve_cpu")
-
-    train: list[float] = Field([], description="Seconds of training steps.")
-    consolidate: list[float] = Field(
-        [], description="Seconds of the work before the first and after the last step of a task.")
-    evaluate: list[float] = Field([], description="Seconds of evaluation; one more entry for the row before training.")
-    train_cpu: list[float] = Field([], description="Processor seconds of training steps.")
-    consolidate_cpu: list[float] = Field(
-        [], description="Processor seconds of the work before the first and after the last step.")
-    evaluate_cpu: list[float] = Field([], description="Processor seconds of evaluation.")
-    curve: list[float] = Field(
-        [], description="Seconds of evaluations during training (`curve`), which no other time includes.")
-    curve_cpu: list[float] = Field([], description="Processor seconds of evaluations during training.")
-
-
-class ErrorCounts(RecordPart):
-    """Where the errors of one row of R come from, in test samples: lists have an entry for each of its learned tasks.
-
-    `clbench.training.callbacks.error_decomposition` counts them, docs/error-analysis.md defines what reports show.
-    `corrected` is empty for a method that infers the task; `misguided`, `outdone` and `only_unguided` are empty for the
-    others.
-    """
-
-    LATER: ClassVar[tuple[str, ...]] = ("corrected", "misguided", "outdone", "only_unguided")
-
-    learned: int = Field(description="Number of tasks learned, which is the row of R.")
-    samples: list[int] = Field(description="Test samples.")
-    right: list[int] = Field(description="Right answers, as in R.")
-    given: list[int] = Field(description="Right answers if the task is given.")
-    tasks: list[list[int]] = Field(
-        description="[i][j]: samples of task i whose highest output, or whose inferred task, belongs to task j.")
-    corrected: list[int] = Field(
-        [], description="Right answers with the best constant added to each task's outputs, fitted on the other half.")
-    misguided: list[int] = Field(
-        [], description="Wrong answers that are right if the task is given, with a wrong inferred task.")
-    outdone: list[int] = Field(
-        [], description="Wrong answers that are right if the task is given, although the inferred task was right.")
-    only_unguided: list[int] = Field([], description="Right answers that are wrong if the task is given.")
-
-
-class Probe(RecordPart):
-    """Results of a linear probe: the number of test samples of each task that a ridge classifier gets right.
-
-    The classifier is fitted on the features. `clbench.training.callbacks.probe` counts the samples, and
-    docs/error-analysis.md explains how.
-    """
-
-    LATER: ClassVar[tuple[str, ...]] = ("missing",)
-
-    own: bool = Field(
-        False, description="Whether features come from the true task's part (adapter, column); `together` is then "
-        "missing.")
-    learned: list[int] = Field([], description="Right answers within the task, just after it was learned.")
-    end: list[int] = Field([], description="Right answers within the task, after the last task.")
-    together: list[int] = Field([], description="Right answers among the classes of all tasks, after the last task.")
-    missing: str = Field("", description="Why there is no result.")
-
-
-class Earlier(RecordPart):
-    """Accuracy in [0, 1] on the tasks that a continued trial had learned as another, its parent."""
-
-    before: list[float] = Field(description="Accuracy on each earlier task, before training continued.")
-    after: list[list[float]] = Field(description="Accuracy on each earlier task, after each new task.")
-
-
-class Failure(RecordPart):
-    """Why a trial has no full R."""
-
-    LATER: ClassVar[tuple[str, ...]] = ("place",)
-
-    type: str = Field(description="Class of the exception.")
-    message: str = Field(description="Message of the exception.")
-    traceback: str = Field("", description="Traceback.")
-    place: str = Field("", description="Place in the plugin's own code: `file:line in function`.")
-
-
-class Code(RecordPart):
-    """The code of a trial's method, benchmark or model, as far as it is not clbench's own."""
-
-    packages: list[str] = Field(description="Packages, modules or a file.")
-    hash: str = Field(description="Hash of their code without comments, docstrings and layout.")
-    release: str = Field("", description="Installed distribution with its version; for a file, its path and hash.")
-
-
-class Provenance(RecordPart):
-    """Where and with what a record was made."""
-
-    versions: dict[str, str] = Field(description="Versions of Python and of the libraries that a result depends on.")
-    plugin: str = Field(description="Distribution that brought the method, with its version.")
-    git: str | None = Field(
-        None, description="Commit of clbench's checkout, followed by `+dirty` if its code had changed.")
-    device: str = Field(description="Device that the trial ran on.")
-    machine: str = Field(description="Processor, usable cores, system and preloaded libraries.")
-    threads: int = Field(description="Number of torch threads.")
-    started: datetime.datetime = Field(description="Time at which the trial started.")
-    command: str = Field(description="Command that ran the trial.")
-    code: dict[str, Code] = Field(
-        {}, description="Code of method, benchmark and model; empty if unknown, as in older records.")
-    weights: str = Field("", description="SHA-256 of the content of published weights that the trial names.")
 
 
 class Record(RecordPart):
     """One finished trial."""
 
     LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen", "items",
-                                        "metric", "scores")
+                                        "metric", "scores", "general", "answers")
 
     schema_version: int = Field(SCHEMA, alias="schema", description="Version of this schema.")
     key: str = Field(description="Hash of `trial`, and the record's file name.")
@@ -224,6 +76,9 @@ class Record(RecordPart):
     metric: str = Field("", description="Metric of R; empty for accuracy.")
     scores: dict[str, list[list[float]]] = Field(
         {}, description="Values of further metrics by name, in the shape of R.")
+    general: dict[str, dict[str, list[float]]] = Field(
+        {}, description="Scores of general texts by file and metric: before training and after each task.")
+    answers: list[Answer] = Field([], description="Answers of a language model to some test prompts of each task.")
     outputs: Outputs | None = Field(
         None, description="Outputs that competed with a new sample's label in training; null except in scenario class.")
     task_inference: list[list[float]] | None = Field(
@@ -280,9 +135,15 @@ class Record(RecordPart):
         """Return how many tasks a finished trial has learned, with those of the trials that it continues."""
         return len(self.R) - 1 + (self.trial.continues.tasks if self.trial.continues else 0)
 
+    @property
+    def result(self) -> str:
+        """Return the mean over tasks in the last row of R in words: `ACC 91.2`."""
+        metric = METRICS[self.metric or ACCURACY.name]
+        return f"{metric.short} {metric.text(acc(self.R))}"
+
     def __repr__(self) -> str:
         """Return the trial and how it ended in a line; `model_dump` gives everything."""
-        ended = result_text(self) if self.status == "done" else self.status
+        ended = self.result if self.status == "done" else self.status
         return f"Record({self.name}, {self.trial.benchmark.name}, scenario {self.trial.scenario}: {ended})"
 
     __str__ = __repr__
@@ -296,7 +157,8 @@ class Record(RecordPart):
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
             "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True, "errors": True,
-            "probe": True, "items": True, "until": True, "seen": True, "stream": {"class_names", "data"},
+            "probe": True, "items": True, "general": True, "answers": True, "until": True, "seen": True,
+            "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

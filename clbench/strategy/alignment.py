@@ -110,7 +110,7 @@ class Aligned(Strategy):
     def before_task(self, task: Task) -> None:
         """Train on from the head as it was before it was aligned."""
         if self.met:
-            self._write(self.unaligned_weight, self.unaligned_bias)
+            self._write_head(self.unaligned_weight, self.unaligned_bias)
         super().before_task(task)
 
     def after_task(self, task: Task) -> None:
@@ -128,13 +128,13 @@ class Aligned(Strategy):
         if len(set(self.met_in)) > 1:
             options = self.options
             if not weight.is_meta:  # where only shapes are counted, thousands of small steps would take minutes
-                self._write(*realigned(weight, bias, self.met_in, self._draw, options.align_epochs,
+                self._write_head(*realigned(weight, bias, self.met_in, self._draw, options.align_epochs,
                                        options.align_samples, options.align_lr, options.align_temperature,
                                        self.world.generator))
             self.count_steps(options.align_epochs * len(self.met))
 
     @torch.no_grad()
-    def _write(self, weight: Tensor, bias: Tensor) -> None:
+    def _write_head(self, weight: Tensor, bias: Tensor) -> None:
         """Give the head the weights [K, D] and biases [K] of the classes so far."""
         for output, row, number in zip(self.met, weight, bias, strict=True):
             layer, unit = self.head_of(output)

@@ -178,6 +178,10 @@ class Strategy(OldNames, nn.Module):
         """Return what the model is trained for."""
         return objective_of(self.world.objective)
 
+    def head_of_task(self, task: int | None) -> nn.Module:
+        """Return the head that makes a language model's logits of what `forward` returned. Default: the model's."""
+        return self.model.head
+
     def mask(self, logits: Tensor, tasks: Tensor, replayed: int = 0) -> Tensor:
         """Return logits [N, C] with the outputs that are not active for tasks [N] set to -inf.
 

@@ -22,7 +22,7 @@ from clbench.core.errors import DivergedError, SpecError
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED
-from clbench.strategy.base import Batch, Strategy
+from clbench.strategy.base import Batch, Strategy, World
 from clbench.strategy.per_sample_gradients import evaluating, mean_gradients
 
 Kind = Literal["exact", "sampled", "empirical", "predicted"]
@@ -66,15 +66,24 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
     return mean_gradients(strategy, samples, task, read=log_p, seeds=seeds, measure=torch.square, layerwise=layerwise)
 
 
+def check_kind(world: World, kind: Kind) -> None:
+    """Refuse a kind of labels that a language model does not have.
+
+    Raises:
+        SpecError: all labels of an item would have to be known.
+    """
+    if world.objective == CAUSAL_LM.name and kind not in ("sampled", "empirical"):
+        raise SpecError(f"fisher = {kind} needs the distribution over all labels of an item, which a language model "
+                        "does not give; choose fisher = sampled or fisher = empirical")
+
+
 def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, generator: torch.Generator
                   ) -> dict[str, Tensor]:
     """Return the Fisher of a language model: log p of an item is the sum over its targets, each after the true tokens.
 
     `sampled` draws one token for each target.
     """
-    if kind not in ("sampled", "empirical"):
-        raise SpecError(f"fisher = {kind} needs the distribution over all labels of an item, which a language model "
-                        "does not give; choose fisher = sampled or fisher = empirical")
+    check_kind(strategy.world, kind)
     parameters = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
     if not len(samples) or not parameters:
         raise ValueError(f"Fisher: needs samples and trainable parameters, got {len(samples)} and {len(parameters)}")
@@ -86,7 +95,7 @@ def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, g
             batch, = strategy.objective.collate([Batch(strategy.world.prepare(item.x), item.y, item.tasks, task)])
             assert batch.at is not None
             there = batch.y[0] != IGNORED
-            log_p = strategy.model.head(strategy(batch.x, task)[0, batch.at[0][there]]).float().log_softmax(1)
+            log_p = strategy.head_of_task(task)(strategy(batch.x, task)[0, batch.at[0][there]]).float().log_softmax(1)
             if log_p.isnan().any():
                 raise DivergedError(f"the model's probabilities are NaN after task {task + 1}; there is no Fisher of "
                                     "them")

@@ -19,6 +19,7 @@ from clbench.strategy.base import Strategy
 from clbench.strategy.per_sample_gradients import evaluating
 
 CHUNK = 1024  # samples at a time
+ITEMS = 32  # of a language model, whose features of all tokens are in memory
 
 Features = Callable[[Tensor], Tensor]
 
@@ -32,7 +33,7 @@ def features_of(strategy: Strategy, samples: Samples, features: Features) -> Ite
         features: computes features of prepared inputs [n, *input_shape].
     """
     with evaluating(strategy):
-        for part in samples.chunks(CHUNK):
+        for part in samples.chunks(CHUNK if strategy.world.classes else ITEMS):
             with torch.no_grad():
                 part_features = features(strategy.world.prepare(part.x))
             yield part, part_features

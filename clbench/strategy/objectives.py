@@ -9,21 +9,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.core import tokens
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, ObjectiveInfo
+from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED, rounded, token_scores
 from clbench.strategy.granted import Batch
 
-if TYPE_CHECKING:
-    from clbench.strategy.base import Strategy
-
 MULTIPLE = 16  # to which numbers of tokens are rounded up, so that few shapes occur
+
+
+class Trained(Protocol):
+    """What an objective needs of a strategy (`clbench.strategy.base.Strategy`)."""
+
+    def mask(self, logits: Tensor, tasks: Tensor, replayed: int = 0) -> Tensor:
+        """Return logits [N, C] without the outputs that take no part."""
+
+    def head_of_task(self, task: int | None) -> nn.Module:
+        """Return the head of a language model."""
 
 
 class Objective(ABC):
@@ -35,18 +43,23 @@ class Objective(ABC):
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
         """Return the batches of a stack of trials, whose inputs are prepared, as `Strategy.loss` takes them."""
 
+    def cut(self, samples: Samples) -> Samples:
+        """Return raw samples without tokens that no batch of them needs. Default: unchanged."""
+        return samples
+
     @abstractmethod
-    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+    def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss of what `Strategy.forward` returned for a batch, a scalar."""
 
     @abstractmethod
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return the values [N] of each metric for the outputs of N items.
 
         Args:
             strategy: whose outputs they are.
             out: what `Strategy.predict` returned; logits are -inf where an output takes no part.
             y: labels as the stream stores them.
+            task: what `Strategy.predict` was given.
         """
 
 
@@ -59,11 +72,11 @@ class Classification(Objective):
         """Return batches of text, all cut off behind the longest sample of any."""
         return [_cut(batch, x) for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
 
-    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+    def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of logits [N, C] over each sample's active outputs."""
         return F.cross_entropy(strategy.mask(out, batch.tasks, batch.replayed), batch.y)
 
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return whether each sample's highest logit is that of its label."""
         return {"accuracy": (out.argmax(1) == y).float()}
 
@@ -82,9 +95,7 @@ class CausalLM(Objective):
 
         The numbers of tokens L and of targets K are rounded up to multiples of 16.
         """
-        whole = batches[0].x.shape[1]
-        last = max(int((b.y != IGNORED).any(0).nonzero().max()) for b in batches)
-        length = min(whole, rounded(last + 1, MULTIPLE))
+        length = max(_needed(batch.y) for batch in batches)
         scored = [b.y[:, 1:length] != IGNORED for b in batches]
         count = min(length - 1, rounded(max(int(s.sum(1).max()) for s in scored), MULTIPLE))
         made = []
@@ -95,22 +106,37 @@ class CausalLM(Objective):
             made.append(replace(_cut(batch, batch.x[:, :length]), y=y, at=at.masked_fill(~is_target, 0)))
         return made
 
-    def loss(self, strategy: Strategy, out: Tensor, batch: Batch) -> Tensor:
+    def cut(self, samples: Samples) -> Samples:
+        """Return samples cut off behind the last target of any."""
+        length = _needed(samples.y)
+        return Samples(samples.x[:, :length], samples.y[:, :length], samples.tasks)
+
+    def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the targets, in float32, of hidden states [N, L, D]."""
         assert batch.at is not None
         places = batch.at.to(out.device).unsqueeze(2).expand(-1, -1, out.shape[2])
-        logits = strategy.model.head(out.gather(1, places)).float()
+        logits = strategy.head_of_task(batch.task)(out.gather(1, places)).float()
         return F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORED)
 
-    def scores(self, strategy: Strategy, out: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return nll [N] in nats per token and exact [N], 0 or 1, of hidden states [N, L, D] and labels [N, L]."""
         scored = y[:, 1:out.shape[1]] != IGNORED
         rows, columns = scored.nonzero(as_tuple=True)
-        losses, right = token_scores(out[rows, columns], y[rows, columns + 1].long(), strategy.model.head)
+        losses, right = token_scores(out[rows, columns], y[rows, columns + 1].long(), strategy.head_of_task(task))
         sums, wrong = torch.zeros(2, len(y), device=losses.device)
         sums.index_add_(0, rows, losses)
         wrong.index_add_(0, rows, (~right).float())
         return {"nll": sums / scored.sum(1), "exact": (wrong == 0).float()}
+
+
+def prompts_of(x: Tensor, y: Tensor) -> Tensor:
+    """Return tokens x [N, L] up to the first target of each item; what comes after is padding."""
+    return x.masked_fill((y != IGNORED).cumsum(1) > 0, tokens.NO_TOKEN)
+
+
+def _needed(y: Tensor) -> int:
+    """Return how many tokens samples with labels y [N, L] need, rounded up to a multiple of 16."""
+    return min(y.shape[1], rounded(int((y != IGNORED).any(0).nonzero().max()) + 1, MULTIPLE))
 
 
 def _cut(batch: Batch, x: Tensor) -> Batch:

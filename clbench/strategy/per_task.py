@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.core import tokens
 from clbench.core.errors import SpecError
 from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
@@ -18,6 +19,7 @@ from clbench.strategy.base import Prediction, Strategy, Task, World
 from clbench.strategy.common_options import Infer, InferOptions, StartOptions
 from clbench.strategy.gaussians import TaskGaussians, class_means, features_of
 from clbench.strategy.granted import Phase
+from clbench.strategy.objectives import prompts_of
 
 
 class FrozenBase(Strategy, ABC):
@@ -105,12 +107,12 @@ class PerTaskStrategy(Strategy, ABC):
         """Freeze the starting model; subclasses unfreeze what they train in `before_task`.
 
         Raises:
-            SpecError: the task of a language model's items must be inferred.
+            SpecError: the task of a language model's items is to be inferred from outputs.
         """
-        if not world.classes and not world.task_given:
-            raise SpecError("a part for each task cannot be chosen for the items of a language model without task IDs; "
-                            "choose --scenario task")
         super().__init__(model, world, options if options is not None else InferOptions())
+        if not world.classes and not world.task_given and self.options.infer != "gaussian":
+            raise SpecError("without task IDs, the task of a language model's items is inferred from their prompts; "
+                            "choose infer = gaussian, or --scenario task")
         self.heads = nn.ModuleList()
         self.learned = 0  # number of tasks learned; while a task is being trained there is one head more
         weight = self.model.head.weight
@@ -149,15 +151,25 @@ class PerTaskStrategy(Strategy, ABC):
 
     def after_task(self, task: Task) -> None:
         """Count the task as learned, so that it can be inferred; keep what inference needs of its shared features."""
-        if self.options.infer == "prototype":
+        if not self.world.classes and self.gaussians is not None:
+            prompts = prompts_of(task.train.x, task.train.y)
+            samples = Samples(prompts, torch.zeros(len(prompts), dtype=torch.int64), task.train.tasks)
+            self.gaussians.learn(task.index, (0,), features_of(self, samples, self.inference_features))
+        elif self.options.infer == "prototype":
             self.register_buffer(f"prototype_{task.index}", self.class_means(task.train))
         elif self.gaussians is not None:
             self.gaussians.learn(task.index, task.classes, features_of(self, task.train, self.inference_features))
         self.learned = task.index + 1
 
     def inference_features(self, x: Tensor) -> Tensor:
-        """Return the features [N, D] that a task is inferred from: the shared ones, scaled if the options say so."""
+        """Return the features [N, D] that a task is inferred from: the shared ones, scaled if the options say so.
+
+        Of a language model they are the mean over the tokens.
+        """
         features = self.shared_features(x)
+        if not self.world.classes:
+            there = tokens.present(x)[:, :features.shape[1]].unsqueeze(2)
+            features = (features * there).sum(1) / there.sum(1).clamp(min=1)
         return F.normalize(features, dim=1) if self.options.infer_normalize else features
 
     def class_means(self, samples: Samples) -> Tensor:
@@ -171,13 +183,37 @@ class PerTaskStrategy(Strategy, ABC):
         return self.predict(x, task).logits
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return logits [N, C] and, if the task was not given, the one inferred for each sample [N] (-1: none)."""
+        """Return logits [N, C] and, if the task was not given, the one inferred for each sample [N] (-1: none).
+
+        Of a language model the task is inferred from all tokens of x. Where these have a response too, it is inferred
+        from the prompts first (`infer_tasks`), and `predict_by` takes it.
+        """
         if task is not None:
             return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
+        if not self.world.classes:
+            return self.predict_by(x, self.infer_tasks(x))
         if not self.learned:
             return Prediction(self.model(x), torch.full((len(x),), -1, device=x.device))
         features = self.inference_features(x) if self.options.from_features else None
         return self.chosen(self.learned_logits(x), features)
+
+    def infer_tasks(self, prompts: Tensor) -> Tensor:
+        """Return the task [N] inferred from prompts, tokens [N, L]; -1 if no task has been learned."""
+        if not self.learned:
+            return torch.full((len(prompts),), -1, device=prompts.device)
+        assert self.gaussians is not None
+        return self.gaussians.infer(self.inference_features(prompts))
+
+    def predict_by(self, x: Tensor, tasks: Tensor) -> Prediction:
+        """Return the outputs for each item under the part of its task [N], with these tasks; -1: the starting model."""
+        out: Tensor | None = None
+        for task in torch.unique(tasks).tolist():
+            rows = (tasks == task).nonzero().flatten()
+            part = self.forward_task(x[rows], task) if task >= 0 else self.model(x[rows])
+            out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
+            out[rows] = part
+        assert out is not None
+        return Prediction(out, tasks)
 
     def chosen(self, logits: Tensor, features: Tensor | None) -> Prediction:
         """Return for each sample the logits [N, C] of the task inferred for it, and that task [N].

@@ -16,8 +16,10 @@ nothing back from the device. `class` needs the labels and waits for them.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -100,6 +102,7 @@ class ReplayMemory(SampleMemory):
             raise SpecError("balance = class divides the memory among classes, which this benchmark does not have; "
                             "choose balance = reservoir")
         self.capacity, self.balance = capacity, balance
+        self.joined = 0  # new samples with which `sample_share` has drawn others
         self._offered: int | None = None  # the sum of memory_seen, once it is known on the host
         device = self.active.device
         self.register_buffer("memory_seen", torch.zeros(world.classes or world.tasks, dtype=torch.int64, device=device))
@@ -123,6 +126,16 @@ class ReplayMemory(SampleMemory):
         slots = (source >= 0).nonzero()[:, 0]
         if len(slots):  # only these are taken: all inputs of a task may not fit on the device
             self._write(samples.materialized().take(send(source[slots], samples.index_device)), slots)
+
+    def sample_share(self, new: int, share: float) -> Samples:
+        """Return samples to replay in a step with so many new ones, a share of their number, in random order.
+
+        After n new samples, floor(n share) samples were asked for in all steps together. With B new samples in each
+        step, step i (from 0) asks for floor((i + 1) B share) - floor(i B share). It gets as many as the memory has.
+        """
+        before, self.joined = self.joined, self.joined + new
+        exact = Fraction(str(share))  # 0.29 of 100 samples is 29, which it is not in binary numbers
+        return self.sample(math.floor(self.joined * exact) - math.floor(before * exact))
 
     def _write(self, new: Samples, slots: Tensor) -> None:
         """Put raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the end are appended."""

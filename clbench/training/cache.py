@@ -32,7 +32,6 @@ from torch.func import functional_call
 
 from clbench.core import seeds, tokens
 from clbench.core.errors import PluginError
-from clbench.core.objective import CAUSAL_LM
 from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.samples import Samples, pick
 from clbench.models.network import Network
@@ -269,9 +268,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
              for n, p in strategy.named_parameters() if p.requires_grad}
     buffers = dict(strategy.named_buffers())
     losses = []
-    if strategy.world.objective == CAUSAL_LM.name:  # cut first: rounding depends on the number of tokens
-        batch, = strategy.objective.collate([Batch(raw.x, raw.y, raw.tasks, task)])
-        raw = Samples(batch.x, raw.y[:, :batch.x.shape[1]], raw.tasks)
+    raw = strategy.objective.cut(raw)
     with torch.no_grad(), forward:
         frozen = compute(strategy, raw, blocks)
         later = frozen.pop(INPUTS)
@@ -279,7 +276,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
             with torch.random.fork_rng(), starting_at([strategy], start):
                 some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
-                if strategy.world.objective == CAUSAL_LM.name:
+                if raw.y.dim() > 1:
                     some, = strategy.objective.collate([some])
                 arguments = some, some.x, some.y, some.tasks, some.frozen, None, some.at
                 try:

@@ -16,9 +16,11 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.core.objective import ACCURACY
 from clbench.core.scenario import Scenario, scenario_rules
-from clbench.data.stream import Stream
+from clbench.data.stream import Stream, Tests
 from clbench.strategy.base import Prediction, Strategy
-from clbench.training.prediction_cache import PredictionCache, predictions
+from clbench.strategy.objectives import prompts_of
+from clbench.strategy.per_task import PerTaskStrategy
+from clbench.training.prediction_cache import Batches, PredictionCache, predictions
 
 # Bytes of inputs in a batch. On a CPU the activations of a convolutional network should stay in its caches: ResNet-20
 # is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
@@ -83,7 +85,9 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
             for metric in strategy.objective.info.metrics}
     inferred = torch.zeros(len(stream.tasks), dtype=exact, device=device)
     infers = False
-    predict = predictions if cache is None or not stream.classes else cache.predictions
+    predict = predictions if cache is None else cache.predictions
+    if not stream.classes:
+        predict = routed if not scenario_rules(scenario).task_given else predictions
     with torch.no_grad():
         for given in given_tasks(scenario, len(stream.tasks)):
             if cache is not None and not stream.classes and given is not None:
@@ -96,7 +100,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                 out = prediction.logits
                 if stream.classes:
                     out = out.masked_fill(~offered[tasks], float("-inf"))
-                for name, values in strategy.objective.scores(strategy, out, y).items():
+                for name, values in strategy.objective.scores(strategy, out, y, given).items():
                     sums[name].index_add_(0, tasks, values.to(exact))
                 if on_batch is not None:
                     on_batch(prediction, out, y, tasks)
@@ -109,3 +113,15 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     sizes = torch.tensor(tests.sizes)
     scores = {name: (total.cpu().double() / sizes).tolist() for name, total in sums.items()}
     return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None)
+
+
+def routed(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
+    """Yield what `predictions` does for items of a language model, each under the part inferred from its prompt alone.
+
+    A strategy without parts gives its own predictions.
+    """
+    if not isinstance(strategy, PerTaskStrategy):
+        yield from predictions(strategy, tests, size, given)
+        return
+    for x, y, tasks in tests.batches(size, given):
+        yield strategy.predict_by(x, strategy.infer_tasks(prompts_of(x, y[:, :x.shape[1]]))), y, tasks

@@ -22,7 +22,7 @@ from clbench.core.torch_private import inside_vmap, storage_id, write_count
 from clbench.experiment.spec import Recipe
 
 SHORT = 128  # tokens; up to here bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
-KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale"}  # what else a call may say is left to the original
+KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # other arguments: as torch does it
 
 
 class FoldedAttention(TorchFunctionMode):
@@ -41,8 +41,17 @@ class FoldedAttention(TorchFunctionMode):
                 and not kwargs.get("dropout_p") and any(map(inside_vmap, args))):
             self.calls += 1
             return _Folded.apply(  # type: ignore[no-untyped-call]
-                *args, kwargs.get("attn_mask"), kwargs.get("is_causal", False), kwargs.get("scale"))
+                *with_all_heads(args, kwargs), kwargs.get("attn_mask"), kwargs.get("is_causal", False),
+                kwargs.get("scale"))
         return func(*args, **kwargs)
+
+
+def with_all_heads(qkv: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values with keys and values of each head, if groups of heads share them (enable_gqa)."""
+    q, k, v = qkv
+    if kwargs.get("enable_gqa"):
+        k, v = (part.repeat_interleave(q.shape[-3] // part.shape[-3], -3) for part in (k, v))
+    return q, k, v
 
 
 class _Folded(torch.autograd.Function):

@@ -75,7 +75,7 @@ class PredictionCache:
         key = given, given < strategy.learned
         known, batches = self.scores.get(key), math.ceil(tests.sizes[given] / size)
         first = 0 if self.everything or known is None else seeds.derive(self.seed, "cache", self.evaluations) % batches
-        again = [strategy.objective.scores(strategy, prediction.logits, y)
+        again = [strategy.objective.scores(strategy, prediction.logits, y, given)
                  for prediction, y, _ in islice(predictions(strategy, tests, size, given, first),
                                                 1 if known is not None and not self.everything else None)]
         if known is None:

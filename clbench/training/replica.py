@@ -20,7 +20,7 @@ from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.curve import Curve
 from clbench.results.items import ItemResults
-from clbench.results.records import Costs, ErrorCounts, Failure, Probe, Timings
+from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Phase
 from clbench.training.budget import phases_of, steps_of, whole_phase
@@ -90,6 +90,8 @@ class Replica:
     errors: list[ErrorCounts] = field(default_factory=list)
     probe: Probe | None = None
     items: ItemResults | None = None  # of the last row
+    general: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    answers: list[Answer] = field(default_factory=list)
     failure: Failure | None = None
     started: datetime.datetime | None = None  # by an earlier process, if the trial resumes from a checkpoint
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # from a checkpoint

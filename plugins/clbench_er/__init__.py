@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,11 @@ class ReplayOptions(Options):
 
 class EROptions(OutputsOptions, ReplayOptions):
     """Options of `er`."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("share",)
+
+    share: float = Field(1.0, gt=0, description="replayed samples for each new one: with batches of B new samples, "
+                         "step i (from 0) replays floor((i + 1) B share) - floor(i B share), in addition to them")
 
 
 @hookimpl

@@ -4,6 +4,9 @@ As in Chaudhry et al. 2019 (arXiv 1902.10486): draw the replay batch, take one s
 offer the new samples to the memory. Each sample is offered once however many epochs there are, as in the single pass
 they study, so that the memory stays a uniform sample of the stream. The memory is that of clbench.strategy.replay.
 
+With `share = s` a step replays fewer samples, or more, than are new: s for each new one, as in training sets that mix a
+share of old samples into the new ones. The replayed samples come in addition, so the batch has 1 + s times its size.
+
 With `update = task` the memory is offered a task's samples after the task, as in Avalanche's Replay: nothing is
 replayed in the first task, and none of the task at hand in any. Where boundaries are hidden, it is offered them in
 every step all the same: else it would be `naive`.
@@ -17,7 +20,7 @@ from clbench_er import EROptions, ReplayOptions
 
 
 class ER(ReplayMemory):
-    """Fine-tuning on batches with an equally large replay batch (what the memory has, where it has fewer) behind."""
+    """Fine-tuning on batches with a replay batch behind: equally large, or what the options and the memory allow."""
 
     options: ReplayOptions
 
@@ -31,14 +34,15 @@ class ER(ReplayMemory):
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
-        extended = batch.extended(self.replay(batch)) if len(self.memory_y) else batch
+        replayed = self.replay(batch)
+        extended = batch.extended(replayed) if len(replayed) else batch
         if batch.first_pass and self.as_they_pass:
             self.offer(Samples(batch.x, batch.y, batch.tasks))
         return extended
 
     def replay(self, batch: Batch) -> Samples:
-        """Return the samples to replay with a raw batch. Default: as many as are new, at random."""
-        return self.sample(len(batch.y))
+        """Return the samples to replay with a raw batch, at random. Default: as many as are new, or a share of them."""
+        return self.sample_share(len(batch.y), self.options.share if isinstance(self.options, EROptions) else 1)
 
     @property
     def as_they_pass(self) -> bool:

@@ -21,7 +21,7 @@ there means something else here.
 from __future__ import annotations
 
 from clbench import Network, Options, Task, World
-from clbench.strategy.fisher import diagonal_fisher
+from clbench.strategy.fisher import check_kind, diagonal_fisher
 from clbench.strategy.regularization import QuadraticPenalty
 from clbench_ewc import EWCOptions
 
@@ -32,8 +32,9 @@ class EWC(QuadraticPenalty):
     options: EWCOptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
-        """Start with F = 0, which is no penalty."""
+        """Start with F = 0, which is no penalty; SpecError if the model has no such Fisher."""
         super().__init__(model, world, options or EWCOptions())
+        check_kind(world, self.options.fisher)
 
     @property
     def weight(self) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Record, Task, World
 from clbench.core.artifacts import BASE, save_tensors, task_folder
-from clbench.core.errors import DataError, StoreError
+from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.registry import discover
 from clbench.models.weights import load_weights
 from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
@@ -31,30 +31,44 @@ MODEL = "model.safetensors"  # in a task's folder: all weights, by the plain mod
 
 
 class Independent(FrozenBase, PerTaskStrategy):
-    """The starting network W, frozen, and for each task a fine-tuned copy of its blocks and a head."""
+    """The starting network W, frozen, and for each task a fine-tuned copy of its blocks and a head.
 
-    roles = (("copies.*", "copies"), *PerTaskStrategy.roles)
+    A copy of a language model has a copy of W's head, tied to its embedding if W's is.
+    """
+
+    roles = (("copies.*", "copies"), ("copied_heads.*", "copies"), *PerTaskStrategy.roles)
     parts_final = True
     options: IndependentOptions
 
     def __init__(self, model: Network, world: World, options: IndependentOptions | None = None) -> None:
-        """Start with no copies."""
+        """Start with no copies; SpecError without the tasks of a language model's items."""
         options = options if options is not None else IndependentOptions()
+        if not world.classes and not world.task_given:
+            raise SpecError("independent: each copy of a language model has its own head, and no head is chosen by the "
+                            "prompt; choose --scenario task, or lora:infer=gaussian")
         super().__init__(model, world, options)
         self.notes += check_base("independent", self.options, world, model)
+        if not world.classes:
+            self.notes.append("the copies of a language model are not exported, because each has all of its weights")
         self.copies = nn.ModuleList()
+        self.copied_heads = nn.ModuleList()  # of a language model
         self.base_learns = False
         self.train(self.training)
 
     def before_task(self, task: Task) -> None:
         """Add the task's head and copy; train it, or W where the first task is to make it."""
         super().before_task(task)
-        self.copies.append(copy.deepcopy(self.model.blocks))
+        copied: dict[int, object] = {}  # so that what is tied stays tied
+        self.copies.append(copy.deepcopy(self.model.blocks, copied))
+        if not self.world.classes:
+            self.copied_heads.append(copy.deepcopy(self.model.head, copied))
         self._learn(base=self.phases(task) == 2)
 
     def base_learned(self, task: Task) -> None:
         """Freeze W and go on with the copy, which starts from it."""
         self.copies[-1].load_state_dict(self.model.blocks.state_dict())
+        for head in self.copied_heads[-1:]:
+            head.load_state_dict(self.model.head.state_dict())
         self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
@@ -62,6 +76,7 @@ class Independent(FrozenBase, PerTaskStrategy):
         self.base_learns = base
         self.model.blocks.requires_grad_(base)
         self.copies[-1].requires_grad_(not base)
+        self.copied_heads[-1:].requires_grad_(not base)
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
@@ -81,6 +96,12 @@ class Independent(FrozenBase, PerTaskStrategy):
         logits: Tensor = self.heads[task](features)
         return logits
 
+    def head_of_task(self, task: int | None) -> nn.Module:
+        """Return the head of the copy that answers for a task of a language model."""
+        if self.base_learns or task is None or task >= len(self.copied_heads):
+            return self.model.head
+        return self.copied_heads[task]
+
     def shared_features(self, x: Tensor) -> Tensor:
         """Return the features [N, D] of W."""
         return self.model.features(x)
@@ -89,8 +110,10 @@ class Independent(FrozenBase, PerTaskStrategy):
         """Write the task's network by the plain model's names; with the first, W.
 
         The head is the task's own: its rows in their places, bias -inf elsewhere, so that the plain model answers what
-        this strategy answers for the task.
+        this strategy answers for the task. Nothing is written of a language model.
         """
+        if not self.world.classes:
+            return
         if task.index == 0:
             save_tensors(folder / BASE, self.model.state_dict(), {"format": "pt"})
         tensors = {f"blocks.{name}": tensor for name, tensor in self.copies[task.index].state_dict().items()}
@@ -105,6 +128,9 @@ class Independent(FrozenBase, PerTaskStrategy):
 def load_model(record: Record, folder: Path, task: int) -> Network:
     """Return a task's network; StoreError if its file is not there or does not fit."""
     assert record.stream is not None
+    if not any(record.stream.classes):
+        raise StoreError("independent does not save the copies of a language model; use lora, or save the strategy "
+                         "with --keep")
     outputs = len(set(chain.from_iterable(record.stream.classes)))
     model, _ = build_model(record.trial.model, None, tuple(record.stream.input_shape), outputs, discover())
     try:

@@ -21,7 +21,8 @@ from clbench.strategy.common_options import (
 
 Init = Literal["kaiming", "gaussian", "pissa"]
 Criterion = Literal["moment", "inputs"]
-Target = Literal["q", "k", "v", "proj", "mlp"]
+Target = Literal["q", "k", "v", "proj", "mlp", "all-linear"]
+ALL_LINEAR: Target = "all-linear"
 Magnitudes = Literal["shared", "layer"]
 Norm = Literal["factors", "product"]
 
@@ -46,8 +47,9 @@ class LowRankOptions(Options):
                         "'blocks\\.1\\..*'")
     targets: list[Target] = Field([], description="of these layers only the named parts of transformer blocks: any of "
                                   "q, k, v, proj and mlp, as in q+v (a list in TOML); one layer for q, k and v (qkv) "
-                                  "gets adapters for each part apart. Without it and layers, a pretrained transformer "
-                                  "has adapters where the method's paper has them (docs/adapters.md)")
+                                  "gets adapters for each part apart; all-linear means all Linear layers. Without it "
+                                  "and layers, a pretrained transformer has adapters where the method's paper has them "
+                                  "(docs/adapters.md)")
 
     deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # all: on all layers, wherever the paper has adapters
 
@@ -74,6 +76,8 @@ class LowRankOptions(Options):
     @classmethod
     def _in_order(cls, targets: list[Target]) -> list[Target]:
         """Name each target once, in one order, so that q+v and v+q are the same trial."""
+        if ALL_LINEAR in targets and {*targets} != {ALL_LINEAR}:
+            raise ValueError("all-linear has the other targets in it; name it alone")
         return [target for target in get_args(Target) if target in targets]
 
     @model_validator(mode="after")
@@ -126,6 +130,27 @@ class SummedOptions(LowRankOptions, StartOptions):
 
 class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, SummedOptions):
     """Options of `seq-lora`."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("merge", "replay", "capacity")
+
+    merge: bool = Field(False, description="add the adapter to W after each task, and start a new one")
+    replay: float = Field(0.0, ge=0, description="samples of earlier tasks that are replayed for each new one: with "
+                          "batches of B new samples, step i (from 0) replays floor((i + 1) B replay) - floor(i B "
+                          "replay), in addition to them")
+    capacity: int = Field(200, ge=1, description="samples in the memory that are replayed, for all tasks together")
+
+    @model_validator(mode="after")
+    def _is_used(self) -> SeqLoRAOptions:
+        """Refuse the capacity of a memory that nothing reads."""
+        if self.capacity != type(self).model_fields["capacity"].default and not self.replay:
+            raise ValueError(f"capacity = {self.capacity} is of the memory for replay, and replay = 0; leave it out, "
+                             "or choose a replay above 0")
+        return self
+
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that the adapter is merged after each task."""
+        return "merge = true merges the adapter after each task" if self.merge else super().needs_boundaries
 
 
 class OLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):

@@ -88,6 +88,8 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
         SpecError: `arithmetic.merged`; the name does not end in .safetensors.
         StoreError: the file cannot be written.
     """
+    source.refuse_language_model("merge", "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() merges it, "
+                                 "with a configuration and a tokenizer to save next to it")
     if to.suffix != ".safetensors":
         raise SpecError(f"{to} should end in .safetensors, which is how weights are written")
     adapter = source.adapter(task)
@@ -117,11 +119,15 @@ def remove(source: TrialAdapters, task: int) -> None:
 
 
 def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
-    """Write an adapter, its base and its card to an empty folder, if PEFT can read them."""
+    """Write an adapter, its base and its card to an empty folder, if PEFT can read them.
+
+    The base of a language model is written only if it is nowhere else.
+    """
     refuse_foreign(source, adapter)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is not an empty folder; choose another")
-    write_base(to / BASE, source.base(), source.names)
+    if source.has_base:
+        write_base(to / BASE, source.base(), source.names)
     write_adapter(to, adapter)
     try:
         write_atomically(to / CARD, card(source, adapter))

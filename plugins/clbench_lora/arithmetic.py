@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.errors import SpecError
-from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, configure
+from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, configure, of_language_model
 
 
 def delta(adapter: Adapter, layer: str, weight: Tensor) -> Tensor:
@@ -36,7 +36,8 @@ def delta(adapter: Adapter, layer: str, weight: Tensor) -> Tensor:
 def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a plain model that is the same function as the base with the adapter.
 
-    Sums are computed in float64 and rounded once. The head is the adapter's: -inf outside its own classes.
+    Sums are computed in float64 and rounded once. The head is the adapter's, if it has one: -inf outside its own
+    classes.
 
     Raises:
         SpecError: the adapter has a bias on a layer without one, so the plain model has no place for it.
@@ -53,7 +54,8 @@ def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise SpecError(f"cannot merge: the adapter has a bias on {layer}, which has none in the model; train with "
                             "lora.bias = false")
         out[f"{layer}.bias"] = (bias.double() + adapter.scaling(layer) * bias_change.double()).to(bias.dtype)
-    out[f"{HEAD}.weight"], out[f"{HEAD}.bias"] = adapter.head
+    if adapter.has_head:
+        out[f"{HEAD}.weight"], out[f"{HEAD}.bias"] = adapter.head
     return out
 
 
@@ -93,7 +95,20 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             tensors[f"{PREFIX}{layer}.lora_B.bias"] = total.to(factors[0][1].dtype)
         ranks[layer] = len(tensors[f"{PREFIX}{layer}.lora_A.weight"])
     classes = tuple(dict.fromkeys(chain.from_iterable(a.info.classes for a, _ in parts)))
-    weight, bias = (t.clone() for t in first.head)
+    if first.has_head:
+        tensors |= _combined_head(parts, classes)
+    info = AdapterInfo(trial=first.info.trial, task=None, classes=classes, base=first.info.base,
+                       mixture=dict(zip(adapters, weights, strict=True)), names=first.info.names,
+                       class_names=_class_names(list(adapters.values()), classes))
+    config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
+    if not first.has_head:
+        config = of_language_model(config, first.config.base_model_name_or_path)
+    return Adapter(config, tensors, info)
+
+
+def _combined_head(parts: Sequence[tuple[Adapter, float]], classes: Sequence[int]) -> dict[str, Tensor]:
+    """Return the head of weighted adapters, by PEFT's names: each class has its task's row, or the mean of several."""
+    weight, bias = (t.clone() for t in parts[0][0].head)
     for c in classes:
         shares = [(a, w) for a, w in parts if c in a.info.classes]
         if len(shares) == 1:
@@ -105,12 +120,7 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
             mean = sum(w / total_weight * a.head[place][c].double() for a, w in shares)
             assert isinstance(mean, Tensor)
             tensor[c] = mean.to(tensor.dtype)
-    tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
-    info = AdapterInfo(trial=first.info.trial, task=None, classes=classes, base=first.info.base,
-                       mixture=dict(zip(adapters, weights, strict=True)), names=first.info.names,
-                       class_names=_class_names(list(adapters.values()), classes))
-    config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
-    return Adapter(config, tensors, info)
+    return {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
 
 
 def _class_names(adapters: Sequence[Adapter], classes: Sequence[int]) -> tuple[str, ...]:

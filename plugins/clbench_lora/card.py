@@ -24,16 +24,24 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
     facts = {"adapter of": f"{what} of {benchmark}", "scenario": trial.scenario, "model": str(trial.model),
              "pretrained weights": trial.weights.path if trial.weights else "none", "method": str(trial.method),
              "seed": str(trial.seed), "trial": info.trial, "sha256 of the base": info.base}
-    rows = [f"| {output} | {escape(name)} |" for output, name in zip(info.classes, named(adapter), strict=True)]
+    base = adapter.config.base_model_name_or_path
+    load = (f"Load `{base}` by `transformers.AutoModelForCausalLM.from_pretrained`, then" if base else
+            "`base.safetensors` next to this file has the weights that the adapter was trained on; load them into the "
+            "model first, then")
     return "\n".join([
         "---", "library_name: peft", "tags:", "- lora", "- continual-learning", "---", "",
         f"# LoRA adapter: {escape(str(benchmark))}, {escape(what)}", "",
         *(f"- {name}: {escape(value)}" for name, value in facts.items()), "",
-        "## Classes", "", "| output | class |", "| ---: | :--- |", *rows, "",
-        "All other outputs of the head are -inf.", "",
-        "## How to load it", "",
-        "`base.safetensors` next to this file has the weights that the adapter was trained on; load them into the "
-        "model first, then `peft.PeftModel.from_pretrained(model, folder)`.", ""])
+        *(classes(adapter) if adapter.has_head else ()),
+        "## How to load it", "", f"{load} `peft.PeftModel.from_pretrained(model, folder)`.", ""])
+
+
+def classes(adapter: Adapter) -> list[str]:
+    """Return the section on an adapter's classes, by output."""
+    rows = [f"| {output} | {escape(name)} |"
+            for output, name in zip(adapter.info.classes, named(adapter), strict=True)]
+    return ["## Classes", "", "| output | class |", "| ---: | :--- |", *rows, "",
+            "All other outputs of the head are -inf.", ""]
 
 
 def named(adapter: Adapter) -> list[str]:

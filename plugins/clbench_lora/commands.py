@@ -51,7 +51,7 @@ def floats(text: str) -> list[float]:
 @click.group("adapters", cls=Group, examples=EXAMPLES,
              short_help="Show, export, merge, combine, remove and add the adapters of a run.")
 def adapters_group() -> None:
-    """Manage the adapters that trials of lora save in a run folder.
+    """Manage the adapters that trials of lora save in a run folder, and those of seq-lora on language models.
 
     TRIAL is label/seed, as in lora:rank=4/0, or the beginning of a key. You can omit it if only one trial saved
     adapters.
@@ -91,7 +91,9 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
         rows = [[f.name, f.rank, f"{f.alpha:g}", f.parameters, f.bytes, f"{f.change:.4f}"] for f in layers]
         rows.append(["all", "", "", sum(f.parameters for f in layers), sum(f.bytes for f in layers), ""])
         where = f", task {origin.task + 1} of {origin.benchmark}" if (origin := adapter.info.origin) else ""
-        click.echo(f"task {number + 1}{where}: classes {outputs(adapter)}")
+        names = source.stream.task_names
+        what = f"classes {outputs(adapter)}" if adapter.has_head else names[number] if names else "a language model"
+        click.echo(f"task {number + 1}{where}: {what}")
         click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "bytes", "|change| / |W|"],
                             disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
 
@@ -184,7 +186,7 @@ def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float]
     from clbench_lora import adapters
 
     mixture = adapters.combine(adapters.find(run, trial), tasks, weights, to)
-    click.echo(f"adapter: {to} (rank {mixture.config.r}, classes {outputs(mixture)})")
+    click.echo(f"adapter: {to} (rank {mixture.config.r}{f', classes {outputs(mixture)}' if mixture.has_head else ''})")
 
 
 @click.group("lora", cls=Group, short_help="Measure how low the rank of fine-tuning is.")

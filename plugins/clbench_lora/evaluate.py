@@ -41,6 +41,7 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
         DataError: the data are missing, or differ from those of the trial.
         StoreError: as `reload.load`.
     """
+    source.refuse_language_model("eval", "clbench forget BASE ADAPTER --tasks FILE scores them")
     numbers = source.tasks if tasks is None else list(tasks)
     trial = source.record.trial
     homes = {n: home(source, n) for n in numbers}
@@ -97,6 +98,7 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
         StoreError: the task already has an adapter, or files cannot be read or written.
         DataError: the data are missing, or differ from those of the trial.
     """
+    source.refuse_language_model("add", "clbench run with more tasks trains them")
     trial = source.record.trial
     is_trial_benchmark = benchmark is None or benchmark == trial.benchmark
     if is_trial_benchmark and task in source.tasks:

@@ -7,10 +7,11 @@ A task's folder holds
     clbench.json                `AdapterInfo`: what PEFT's files have no place for
     prototype.safetensors       the task's class means, with infer = prototype only
 
-and the trial's folder above it `base.safetensors`: W, by the names of the model without adapters. Of a model of timm or
-torchvision all names are those that the library gives, so that its model takes both files; `clbench.json` and the
-metadata of the base say which names these are here. All are safetensors or JSON; nothing in them is ever executed, and
-no path in them is followed.
+and the trial's folder above it `base.safetensors`: W, by the names of the model without adapters. A pretrained
+language model's W is not written, as its own folder or repository has it; its adapters have no head. Of a model of
+timm, torchvision or transformers all names are those that the library gives, so that its model takes both files;
+`clbench.json` and the metadata of the base say which names these are here. All are safetensors or JSON; nothing in them
+is ever executed, and no path in them is followed.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def read_adapter(folder: Path) -> Adapter:
         raise StoreError(f"adapter {folder} cannot be read: {' '.join(str(error).split())[:200]}; "
                          f"{AGAIN}") from None
     wanted = [f"{PREFIX}{layer}.{part}.weight" for layer, part in product(adapter.layers, ("lora_A", "lora_B"))]
-    missing = [n for n in (*wanted, f"{PREFIX}{HEAD}.weight", f"{PREFIX}{HEAD}.bias") if n not in adapter.tensors]
+    wanted += [f"{PREFIX}{HEAD}.{part}" for part in ("weight", "bias") if adapter.has_head]
+    missing = [name for name in wanted if name not in adapter.tensors]
     if missing:
         raise StoreError(f"adapter {folder} is not whole: it lacks {missing[0]}; {AGAIN}")
     return adapter
@@ -89,7 +91,7 @@ def renamed_config(config: PeftConfig, names: Mapping[str, str]) -> PeftConfig:
 
     return config.model_copy(update={
         "target_modules": [names.get(name, name) for name in config.target_modules],
-        "modules_to_save": [names.get(name, name) for name in config.modules_to_save],
+        "modules_to_save": config.modules_to_save and [names.get(name, name) for name in config.modules_to_save],
         "rank_pattern": patterns(config.rank_pattern), "alpha_pattern": patterns(config.alpha_pattern)})
 
 

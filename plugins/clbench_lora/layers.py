@@ -244,6 +244,16 @@ class LoRALayer(nn.Module):
         adapter_bias = self._bias_of(adapter)
         return adapter_bias if bias is None else bias + adapter_bias
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the newest adapter to W and its bias, and start it again; the layer gives what it gave before."""
+        weight, bias = self.merged_weight(-1), self.merged_bias(-1)
+        self.base_layer.weight.copy_(weight)
+        if bias is not None:
+            assert self.base_layer.bias is not None
+            self.base_layer.bias.copy_(bias)
+        self.restart()
+
     def _bias_of(self, adapter: int) -> Tensor:
         """Return the scaled bias of an adapter's B."""
         return self.scaling * cast(Tensor, self.lora_B[adapter].bias)  # not `get_parameter`, as in `_product`

@@ -59,7 +59,7 @@ class PeftConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     peft_type: Literal["LORA"] = "LORA"
-    task_type: None = None
+    task_type: Literal["CAUSAL_LM"] | None = None
     base_model_name_or_path: str | None = None
     inference_mode: bool = True
     r: int
@@ -67,7 +67,7 @@ class PeftConfig(BaseModel):
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     target_modules: list[str]
-    modules_to_save: list[str] = [HEAD]
+    modules_to_save: list[str] | None = [HEAD]
     lora_dropout: float = 0.0
     use_rslora: bool = False
     use_dora: bool = False
@@ -118,6 +118,11 @@ class Adapter:
         return self.tensors[f"{PREFIX}{layer}.lora_A.weight"], self.tensors[f"{PREFIX}{layer}.lora_B.weight"]
 
     @property
+    def has_head(self) -> bool:
+        """Tell whether it has a head; that of a language model does not, as the model keeps its own."""
+        return self.config.modules_to_save is not None
+
+    @property
     def head(self) -> tuple[Tensor, Tensor]:
         """Return the head's weight [C, D] and bias [C], -inf outside the adapter's own classes."""
         return self.tensors[f"{PREFIX}{HEAD}.weight"], self.tensors[f"{PREFIX}{HEAD}.bias"]
@@ -137,9 +142,15 @@ def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: 
         alpha_pattern={n: a for n, a in alphas.items() if a != alphas[first]})
 
 
+def of_language_model(config: PeftConfig, base: str | None) -> PeftConfig:
+    """Return a configuration for a language model, whose head is its own; `base` is its folder or repository."""
+    return config.model_copy(update={"task_type": "CAUSAL_LM", "modules_to_save": None,
+                                     "base_model_name_or_path": base or None})
+
+
 @torch.no_grad()
-def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, outputs: int, options: AdapterOptions,
-               info: AdapterInfo, prototype: Tensor | None = None) -> Adapter:
+def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead | None, outputs: int,
+               options: AdapterOptions, info: AdapterInfo, prototype: Tensor | None = None, base: str = "") -> Adapter:
     """Return one adapter of a strategy's layers in PEFT's form.
 
     A pissa adapter is a difference from its start, h = Wx + s (BA - B0 A0) x. It becomes an ordinary adapter of rank
@@ -149,11 +160,12 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
     Args:
         layers: the adapted layers, or parts of such, by name.
         position: the index of the adapter in them.
-        head: the task's, for the outputs `info.classes`.
+        head: the task's, for the outputs `info.classes`; None for a language model.
         outputs: number of all outputs, C.
         options: of the layers.
         info: stored with it.
         prototype: class means [K, D], stored with it.
+        base: the folder or repository of W, where it is published.
     """
     tensors, ranks, alphas = {}, {}, {}
     rslora = options.scaling == "rslora"
@@ -162,12 +174,15 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead, o
         tensors.update({f"{PREFIX}{name}.{part}": tensor for part, tensor in parts.items()})
         rank = ranks[name] = len(parts["lora_A.weight"])
         alphas[name] = float(f"{members[0].scaling * (math.sqrt(rank) if rslora else rank):.12g}")
-    weight = torch.zeros(outputs, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
-    bias = torch.full_like(weight[:, 0], -math.inf)
-    weight[list(info.classes)] = head.weight
-    bias[list(info.classes)] = head.bias
-    tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
     config = configure(ranks, alphas, rslora=rslora, dora=options.dora, bias=options.bias, dropout=options.dropout)
+    if head is None:
+        config = of_language_model(config, base)
+    else:
+        weight = torch.zeros(outputs, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
+        bias = torch.full_like(weight[:, 0], -math.inf)
+        weight[list(info.classes)] = head.weight
+        bias[list(info.classes)] = head.bias
+        tensors |= {f"{PREFIX}{HEAD}.weight": weight, f"{PREFIX}{HEAD}.bias": bias}
     return Adapter(config, {n: t.detach() for n, t in tensors.items()}, info, prototype)
 
 

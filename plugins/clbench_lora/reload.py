@@ -42,6 +42,7 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
         SpecError: adapters of the trial's method cannot be loaded, or their files lack what infers their task.
         StoreError: the base does not fit the trial's model.
     """
+    source.refuse_language_model("reload", "peft.PeftModel.from_pretrained(base, adapter) loads one")
     trial, known = source.record.trial, registry or discover()
     shape = tuple(source.stream.input_shape)
     with seeds.scope(trial.seed, "init"):
@@ -85,11 +86,12 @@ def load_model(record: Record, folder: Path, task: int) -> Network:
         SpecError: adapters of the trial's options cannot be merged into W (`arithmetic.merged`).
         StoreError: the adapter is missing, has another base, or does not fit.
     """
-    if not (folder / BASE).is_file():
-        raise StoreError(f"{folder} has no {BASE}: the run's artifacts are not there; run the trial again")
     source = TrialAdapters(record, folder)
+    if not source.has_base and not source.of_language_model:
+        raise StoreError(f"{folder} has no {BASE}: the run's artifacts are not there; run the trial again")
+    adapter, base = source.adapter(task), source.base()
     model, _ = build_model(record.trial.model, None, tuple(source.stream.input_shape), source.outputs, discover())
-    model.load_state_dict(merged(source.adapter(task), source.base()))
+    model.load_state_dict(merged(adapter, base))
     return model
 
 

@@ -11,11 +11,16 @@ from pathlib import Path
 from torch import Tensor
 
 from clbench.core.artifacts import BASE, task_folder
-from clbench.core.errors import StoreError
+from clbench.core.errors import SpecError, StoreError
+from clbench.core.registry import discover
+from clbench.models.network import Network
 from clbench.results.records import Record, StreamFacts
 from clbench.results.store import Store, matching
-from clbench_lora.files import check_base, published_names, read_adapter, read_base
+from clbench.training.building import build_model
+from clbench_lora.files import INFO, check_base, published_names, read_adapter, read_base
 from clbench_lora.peft_format import Adapter, fingerprint
+
+METHODS = ("lora", "seq-lora")  # that write adapters
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,20 @@ class TrialAdapters:
         return len(set(chain.from_iterable(self.stream.classes)))
 
     @property
+    def of_language_model(self) -> bool:
+        """Tell whether the trial's model is a language model, which has no classes."""
+        return not self.outputs
+
+    def refuse_language_model(self, what: str, instead: str) -> None:
+        """Refuse a command on adapters of a language model, and say what does the same.
+
+        Raises:
+            SpecError: they are of one.
+        """
+        if self.of_language_model:
+            raise SpecError(f"{what} is for classifiers, and {self.name} is of a language model; {instead}")
+
+    @property
     def tasks(self) -> list[int]:
         """Return the tasks that have an adapter."""
         matches = (re.fullmatch(r"task(0|[1-9]\d*)", p.name) for p in self.folder.iterdir() if p.is_dir())
@@ -50,7 +69,17 @@ class TrialAdapters:
 
     def base(self) -> dict[str, Tensor]:
         """Return W and the original head, by their names in the model without adapters."""
-        return read_base(self.folder / BASE)
+        return read_base(self.folder / BASE) if self.has_base else self.model().state_dict()
+
+    @property
+    def has_base(self) -> bool:
+        """Tell whether W is in the folder, and not in that of a pretrained language model."""
+        return (self.folder / BASE).is_file()
+
+    def model(self) -> Network:
+        """Return the trial's model with the weights that the trial started from."""
+        trial = self.record.trial
+        return build_model(trial.model, trial.weights, tuple(self.stream.input_shape), self.outputs, discover())[0]
 
     @property
     def names(self) -> dict[str, str]:
@@ -89,8 +118,9 @@ def trials_with_adapters(run: Path) -> list[TrialAdapters]:
     """
     store = Store(run)
     records, _ = store.read()
-    return [TrialAdapters(r, store.artifacts / r.key) for r in records
-            if r.trial.method.name == "lora" and (store.artifacts / r.key / BASE).is_file()]  # others keep a base too
+    found = [TrialAdapters(r, store.artifacts / r.key) for r in records if r.trial.method.name in METHODS]
+    # Other methods keep a base, too.
+    return [kept for kept in found if kept.has_base or any(kept.folder.glob(f"task*/{INFO}"))]
 
 
 def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
@@ -105,8 +135,8 @@ def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
     """
     everything = trials_with_adapters(Path(run))
     if not everything:
-        raise StoreError(f"no adapters in {run}: only trials of lora leave some; clbench run --methods lora --out "
-                         f"{run} makes some")
+        raise StoreError(f"no adapters in {run}: only trials of lora, and of seq-lora on language models, leave some; "
+                         f"clbench run --methods lora --out {run} makes some")
     keys = {record.key for record in matching((source.record for source in everything), trial)}
     fitting = [source for source in everything if source.record.key in keys]
     if len(fitting) == 1:

@@ -13,7 +13,7 @@ from torch import nn
 from clbench import Network
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import SAME
-from clbench_lora import AdapterOptions, LowRankOptions, Target
+from clbench_lora import ALL_LINEAR, AdapterOptions, LowRankOptions, Target
 from clbench_lora.layers import FUSED, FusedLoRA, LoRALayer, Rows, width
 
 # q, k, v and output projection within a module named attention, in the spellings that models use.
@@ -50,7 +50,7 @@ def choose(model: Network, layers: str, method: str = "lora", targets: Sequence[
             attention | a regular expression that must fit a whole name (as PEFT's `target_modules`). The first four
             pass over layers that cannot be adapted (`obstacle`), and N counts without them.
         method: whose option it is, for errors.
-        targets: if there are any, of these layers only those that are, or contain, one of them (`parts_of`).
+        targets: if there are any, of these layers only those that are, or contain, one of them (`is_one_of`).
 
     Raises:
         SpecError: no layer matches, or none is one of the targets; there are fewer than N; or one that an expression
@@ -77,7 +77,7 @@ def choose(model: Network, layers: str, method: str = "lora", targets: Sequence[
             f" that can be adapted: {_described(left_out, candidates, obstacles)}" if left_out else
             f"; its Linear and Conv2d layers are {', '.join(candidates) or '(none)'}"))
     if targets:
-        blocked = [name for name in left_out if {*parts_of(name)} & {*targets}]
+        blocked = [name for name in left_out if is_one_of(targets, name, candidates[name])]
         chosen = _narrowed(model, chosen, targets, method, _described(blocked, candidates, obstacles))
         left_out = blocked
     for name in chosen:
@@ -161,6 +161,11 @@ def _described(left_out: Sequence[str], candidates: Iterable[str], obstacles: Ma
                      f"{members[0]} is {obstacles[members[0]]}" for (common, what), members in groups.items())
 
 
+def is_one_of(targets: Sequence[Target], name: str, layer: nn.Module) -> bool:
+    """Tell whether a layer is, or contains, one of the targets."""
+    return bool({*parts_of(name)} & {*targets}) or (ALL_LINEAR in targets and isinstance(layer, nn.Linear))
+
+
 def parts_of(name: str) -> tuple[Target, ...]:
     """Return what a layer is by its name: q, k, v, proj or mlp; all of q, k and v if it is named qkv; else nothing."""
     if re.fullmatch(MLP, name):
@@ -171,6 +176,11 @@ def parts_of(name: str) -> tuple[Target, ...]:
     return FUSED if end == "qkv" else (ENDS.get(end, "proj"),)
 
 
+def divided(name: str, targets: Sequence[Target]) -> bool:
+    """Tell whether a layer is one for q, k and v, of which the targets are parts."""
+    return parts_of(name) == FUSED and bool({*FUSED} & {*targets})
+
+
 def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targets: Sequence[Target], method: str,
               blocked: str) -> dict[str, nn.Linear | nn.Conv2d]:
     """Return the layers that are, or contain, one of the targets; each target must match at least one layer.
@@ -178,19 +188,21 @@ def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targe
     `blocked` describes the layers that were left out.
     """
     wanted = f"{method}: targets = {'+'.join(targets)}"
-    layers = {name: layer for name, layer in chosen.items() if {*parts_of(name)} & {*targets}}
-    missing = [target for target in targets if not any(target in parts_of(name) for name in layers)]
+    layers = {name: layer for name, layer in chosen.items() if is_one_of(targets, name, layer)}
+    missing = [target for target in targets if not any(is_one_of((target,), *named) for named in layers.items())]
     if {*missing} & {*FUSED} and any(isinstance(m, nn.MultiheadAttention) for m in model.blocks.modules()):
         raise SpecError(f"{wanted}: this model's attention is torch's nn.MultiheadAttention, which keeps q, k and v "
                         "outside of layers, where no adapter can be; only mlp can be adapted")
     if missing and blocked:
         raise SpecError(f"{wanted}: no layer that is {missing[0]} can be adapted: {blocked}")
+    if missing == [ALL_LINEAR]:
+        raise SpecError(f"{wanted}: none of the selected layers is a Linear one; they are {', '.join(chosen)}")
     if missing:
         raise SpecError(f"{wanted}: no selected layer of this model is {missing[0]} by its name (layers in attention "
                         f"end in q, k, v, qkv or proj, others are in mlp); the selected are {', '.join(chosen)}")
     for name, layer in layers.items():
         thirds = isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features
-        if parts_of(name) == FUSED and not thirds:
+        if divided(name, targets) and not thirds:
             raise SpecError(f"{wanted}: {name} (weight {'x'.join(map(str, layer.weight.shape))}) is not q, k and v of "
                             "one width as a Linear layer, so its parts are not known; leave targets out")
     return layers
@@ -210,8 +222,8 @@ def scaling_of(rank: int, options: AdapterOptions) -> float:
 def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict[str, LoRALayer]:
     """Put adapters on each layer that `options` selects, and return these by module name.
 
-    A layer becomes a `LoRALayer`. With targets, a layer named qkv becomes a `FusedLoRA`, and what is returned are its
-    adapted parts, as `qkv.q` and so on.
+    A layer becomes a `LoRALayer`. With targets in it, a layer named qkv becomes a `FusedLoRA`, and what is returned are
+    its adapted parts, as `qkv.q` and so on.
 
     Raises:
         SpecError: as `choose`; a rank exceeds its layer's width; a pattern matches no layer; pissa on a convolution.
@@ -233,7 +245,7 @@ def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict
                             "choose init = kaiming or gaussian, or other layers")
         make = functools.partial(LoRALayer, rank=rank, scaling=scaling_of(rank, options), init=options.init,
                                  dropout=options.dropout, bias=options.bias, dora=options.dora)
-        if options.targets and parts_of(name) == FUSED and isinstance(layer, nn.Linear):
+        if divided(name, options.targets) and isinstance(layer, nn.Linear):
             wrapped[name] = FusedLoRA(layer, {part: make(Rows(layer, i, len(FUSED))) for i, part in enumerate(FUSED)
                                               if part in options.targets})
         else:

@@ -3,27 +3,91 @@
 This is LoRA (Hu et al. 2021, arXiv 2106.09685) without any provision for several tasks, fine-tuning confined to rank r:
 the baseline SeqLoRA of Wang et al. 2023 (arXiv 2310.14152). Nothing is done against forgetting; if it forgets less than
 `naive`, that is due to the rank.
+
+With `merge = true` the adapter is added to W after each task, and the next task trains a new one from there: what all
+tasks change together is no longer confined to rank r.
+
+With `replay = s` samples of earlier tasks are mixed into the batches, s for each new one, as in training sets to which
+a share of old samples is added. They come in addition to the new ones, so a batch has 1 + s times its size. The memory
+is the reservoir of `er` with `update = task`: it is offered a task's samples after the task, so that nothing is
+replayed in the first. Where boundaries are hidden, it is offered samples as they pass.
+
+After each task the adapter of a language model is written for PEFT, as far as it has come.
 """
 
 from __future__ import annotations
 
-from clbench import Network, Task, World
+from pathlib import Path
+from typing import Any
+
+from clbench import Batch, Network, Samples, Task, World
+from clbench.core.errors import SpecError
 from clbench.strategy.alignment import Aligned
+from clbench.strategy.replay import ReplayMemory
 from clbench_lora import SeqLoRAOptions
+from clbench_lora.exported import ExportedAdapters
 from clbench_lora.shared_adapters import SummedLoRA
 
 
-class SeqLoRA(Aligned, SummedLoRA):
-    """A frozen base W, one adapter on each selected layer, and the model's head over all classes, as in `naive`."""
+class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
+    """A frozen base W, one adapter on each selected layer, and the model's head over all classes, as in `naive`.
+
+    With options that replay it is a `ReplayedSeqLoRA`.
+    """
 
     method = "seq-lora"
     roles = (*Aligned.roles, *SummedLoRA.roles)
     options: SeqLoRAOptions
 
+    def __new__(cls, model: Any = None, world: Any = None, options: SeqLoRAOptions | None = None) -> SeqLoRA:
+        """Return an instance of the class that the options need: only one that replays has a memory to store."""
+        replays = cls is SeqLoRA and options is not None and options.replay > 0
+        return super().__new__(ReplayedSeqLoRA if replays else cls)
+
     def __init__(self, model: Network, world: World, options: SeqLoRAOptions | None = None) -> None:
-        """Install the adapted layers; SpecError if they do not fit the model."""
+        """Install the adapted layers; SpecError if they do not fit the model, or cannot be merged into it."""
         super().__init__(model, world, options if options is not None else SeqLoRAOptions())
+        if self.options.merge and not world.classes:
+            self.notes.append("merge = true: adapters are not exported, because they are merged into W")
+        if self.options.merge and self.options.bias:
+            for name, layer in self.adapted.items():
+                if layer.base_layer.bias is None:
+                    raise SpecError(f"seq-lora: merge = true adds the adapter's bias to that of {name}, which has "
+                                    "none; leave bias out")
 
     def grows(self, task: Task) -> bool:
         """Return whether it is the first task."""
         return task.index == 0
+
+    def after_task(self, task: Task) -> None:
+        """Realign the head and merge the adapters, where the options say so; merging changes no answer."""
+        super().after_task(task)
+        for layer in self.adapted.values() if self.options.merge else ():
+            layer.merge()
+
+
+    def export(self, folder: Path, task: Task) -> None:
+        """Write the adapter of a language model as it is after the task, in PEFT's format."""
+        if not self.world.classes and not self.options.merge:
+            self.write_task(folder, task, -1, None)
+
+
+class ReplayedSeqLoRA(ReplayMemory, SeqLoRA):
+    """Sequential LoRA on batches with samples of earlier tasks behind."""
+
+    def __init__(self, model: Network, world: World, options: SeqLoRAOptions) -> None:
+        """Start with an empty memory."""
+        super().__init__(model, world, options, capacity=options.capacity)
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Return the batch with its replay samples behind; then the memory may be offered the new ones."""
+        replayed = self.sample_share(len(batch.y), self.options.replay)
+        if not self.world.boundaries:
+            self.offer(Samples(batch.x, batch.y, batch.tasks))
+        return batch.extended(replayed) if len(replayed) else batch
+
+    def after_task(self, task: Task) -> None:
+        """Offer the task's samples to the memory, if it has not been offered them as they passed."""
+        super().after_task(task)
+        if self.world.boundaries:
+            self.offer(task.train)

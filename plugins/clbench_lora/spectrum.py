@@ -216,6 +216,9 @@ def spectra(run: Path) -> list[Spectrum]:
         spectrum = by_setting.setdefault(key, Spectrum(_setting(record), record.label))
         spectrum.changes += changes_of(record, store.artifacts / record.key)
         members.setdefault(key, []).append(record)
+    if not by_setting and any(r.trial.method.name == "independent" and r.metric for r in records):
+        raise StoreError(f"the spectrum needs the weights of each task's model, and independent does not save those of "
+                         f"the language models in {run}")
     if not by_setting:
         raise StoreError(f"no trial of independent with its weights in {run}; clbench run --methods independent,lora "
                          f"--set lora.rank=1,4,16 --out {run} makes some")
@@ -237,7 +240,7 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
         rank = {"frozen": 0, "independent": None}.get(method.name, method.options.get("rank"))
         if method.options.get("rank_pattern"):
             rank = None
-        changes = parted(spectrum.changes) if method.options.get("targets") else unparted(spectrum.changes)
+        changes = (parted if {*FUSED} & {*method.options.get("targets", ())} else unparted)(spectrum.changes)
         energy = 1.0 if method.name == "independent" else None if rank is None else energy_at(changes, rank)
         spectrum.reached.append(Reached(label, method.name, rank, mean_interval([metrics.acc(r.R) for r in group]),
                                         energy))

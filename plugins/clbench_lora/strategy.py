@@ -17,18 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, Task, World
-from clbench.core.artifacts import BASE, task_folder
 from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.activation import activated
-from clbench_lora.files import noted_fingerprint, write_adapter, write_base
+from clbench_lora.exported import ExportedAdapters
 from clbench_lora.first_layer import FirstLayerOnce
 from clbench_lora.layers import LoRALayer
-from clbench_lora.peft_format import HEAD, Adapter, AdapterInfo, Origin, adapter_of, base_tensors, by_module
+from clbench_lora.peft_format import Adapter, Origin
 from clbench_lora.selection import adapt, remarks
 
 
-class LoRA(FirstLayerOnce, FrozenBase, PerTaskStrategy):
+class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
     """A frozen base W; per task one adapter on each selected layer of the blocks, and a head.
 
     `adapted` maps the name of each adapted layer (as in the model given) to its `LoRALayer`.
@@ -103,35 +102,21 @@ class LoRA(FirstLayerOnce, FrozenBase, PerTaskStrategy):
         return self.model.features(x)
 
     def export(self, folder: Path, task: Task) -> None:
-        """Write the task's adapter and head in PEFT's format; with the first task also W, which stays the same."""
-        base = folder / BASE
-        if task.index == 0:
-            tensors = base_tensors(self.model, self.adapted)
-            write_base(base, tensors, self._published(tensors))
-        write_adapter(task_folder(folder, task.index), self.adapter(task, folder.name, noted_fingerprint(base)))
+        """Write the task's adapter and head in PEFT's format; with the first task also W, which stays the same.
+
+        A pretrained language model has W, and its head.
+        """
+        self.write_task(folder, task, task.index, self.exported_head(task))
 
     def adapter(self, task: Task, trial: str, base: str, number: int | None = None,
                 origin: Origin | None = None) -> Adapter:
-        """Return a learned task's adapter and head as PEFT sees them.
+        """Return a learned task's adapter and head as PEFT sees them (`described`)."""
+        return self.described(task, trial, base, task.index, self.exported_head(task), number, origin)
 
-        Args:
-            task: the task, with its index in this strategy.
-            trial: the key of the trial it belongs to.
-            base: the fingerprint of W.
-            number: its number in that trial; by default the task's index.
-            origin: where the task comes from, if not from the trial's benchmark.
-        """
+    def exported_head(self, task: Task) -> TaskHead | None:
+        """Return a task's head; None for a language model."""
         head = self.heads[task.index]
-        assert isinstance(head, TaskHead)
-        info = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
-                           origin=origin, names=self._published([*by_module(self.adapted), HEAD]),
-                           class_names=task.class_names)
-        prototype = self.get_buffer(f"prototype_{task.index}") if self.options.infer == "prototype" else None
-        return adapter_of(self.adapted, task.index, head, self.world.classes, self.options, info, prototype)
-
-    def _published(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the names that files have for modules or tensors of the model; none where they are the same."""
-        return {name: self.model.published_name(name) for name in names} if self.model.published else {}
+        return head if isinstance(head, TaskHead) else None
 
     def active_adapter(self, task: int | None) -> AbstractContextManager[None]:
         """Return a context with the adapters of a task (None: no adapters); outside none is active."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from clbench_er import EROptions
+from clbench_er import ReplayOptions
 from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
+from clbench.strategy.common_options import OutputsOptions
 
 
-class MIROptions(EROptions):
+class MIROptions(OutputsOptions, ReplayOptions):
     """Options of `mir`."""
 
     update: Literal["step", "task"] = Field(

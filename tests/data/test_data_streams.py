@@ -190,8 +190,10 @@ def test_no_data_and_no_network_is_one_line_with_the_way_out(registry, tmp_path,
         load(registry, tmp_path, benchmark, "task")
     line = str(caught.value)
     assert "\n" not in line and str(tmp_path / dataset / "raw") in line and "--benchmark split-mnist-5k" in line
-    assert all(file in line for file in MNIST_FILES) and "no network in tests" in line
-    assert capsys.readouterr().out == ""
+    shown = capsys.readouterr()
+    assert all(file in line for file in MNIST_FILES)
+    assert "no network in tests" in line + shown.err  # older torchvision prints the reason
+    assert shown.out == ""
     assert not any(p.is_file() for p in tmp_path.rglob("*"))
 
 

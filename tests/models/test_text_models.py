@@ -14,6 +14,7 @@ from clbench.experiment.trial import Resolved, Weights
 from clbench.models.hf_files import weights_of
 from clbench.models.network import Prefix, TokenNetwork
 from clbench.training.building import build_model
+from clbench.training.precision import FoldedAttention
 
 pytestmark = pytest.mark.extra("text")
 KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2"]
@@ -73,6 +74,20 @@ def test_places_behind_the_last_token_change_nothing(tmp_path, kind):
     x = batch()[1:]
     with torch.no_grad():
         torch.testing.assert_close(network.features(x[:, :7]), network.features(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+def test_decoders_run_in_stacks_and_stay_as_they_were(tmp_path, kind):
+    save_model(tmp_path, kind)
+    network, x = built(tmp_path), batch()
+    before = {name: tensor.clone() for name, tensor in network.named_buffers()}
+    weights = {name: torch.stack([t, 1.1 * t]) for name, t in (*network.named_parameters(), *network.named_buffers())}
+    with torch.no_grad(), FoldedAttention():
+        stacked = torch.func.vmap(lambda part: torch.func.functional_call(network, part, (x,)))(weights)
+    assert before and all(torch.equal(tensor, before[name]) for name, tensor in network.named_buffers())
+    for member in range(2):
+        alone = torch.func.functional_call(network, {name: part[member] for name, part in weights.items()}, (x,))
+        torch.testing.assert_close(stacked[member], alone)
 
 
 def test_a_text_in_two_parts_and_prefixes_of_nothing_give_the_same(tmp_path):

@@ -282,7 +282,7 @@ def test_layer_summaries_by_hand(tmp_path):
 
 
 def test_trials_are_found_by_name_and_key(tmp_path):
-    with pytest.raises(StoreError, match=r"no adapters in .*only trials of lora leave some"):
+    with pytest.raises(StoreError, match=r"no adapters in .*only trials of lora, and of seq-lora on language models"):
         find(tmp_path)
     _, first = keep(tmp_path)
     assert find(tmp_path).record.key == first.record.key

@@ -130,3 +130,31 @@ def test_options():
     for wrong, message in (({"capacity": 0}, "er.capacity"), ({"balance": "task"}, "er.balance")):
         with pytest.raises(SpecError, match=message):
             validate(EROptions, wrong, "er", "clbench methods")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.29, 0.5, 1.0, 1.7])
+def test_a_share_is_replayed_in_addition_to_the_new_samples(share):
+    strategy, hundredths = make(capacity=40, share=share), round(100 * share)
+    for step in range(60):
+        held = len(strategy.memory_y)
+        out = strategy.augment_batch(batch(8, seed=step))
+        wanted = (hundredths * 8 * (step + 1)) // 100 - (hundredths * 8 * step) // 100
+        assert out.replayed == len(out.y) - 8 == min(wanted, held)
+    assert strategy.joined == 480
+
+
+def test_a_share_counts_new_samples_where_batches_differ_in_size():
+    strategy = make(capacity=40, share=0.25, update="task")
+    strategy.after_task(Task(0, (0, 1), Samples(*(getattr(batch(20), part) for part in ("x", "y", "tasks")))))
+    sizes = [3, 3, 3, 1, 7, 2, 5]
+    counts = [strategy.augment_batch(batch(n, 1)).replayed for n in sizes]
+    assert counts == [0, 1, 1, 0, 2, 0, 2]  # floor of 0.75, 1.5, 2.25, 2.5, 4.25, 4.75, 6, one less the other
+
+
+def test_without_a_share_nothing_changes_and_keys_stay():
+    plain, whole = make(capacity=10), make(capacity=10, share=1.0)
+    for step in range(6):
+        outs = [s.augment_batch(batch(6, seed=step)) for s in (plain, whole)]
+        assert torch.equal(outs[0].x, outs[1].x)
+    assert "share" not in EROptions().model_dump() and EROptions(share=0.5).model_dump()["share"] == 0.5
+    assert label("er", EROptions(share=0.05)) == "er:share=0.05"

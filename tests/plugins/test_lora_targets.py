@@ -385,7 +385,7 @@ def test_targets_as_written():
     assert read({"targets": "v+q"}) == read({"targets": ["q", "v", "q"]}) == LoRAOptions(targets=["q", "v"])
     assert read({"targets": "mlp"}).targets == ["mlp"]
     assert label("lora", read({"targets": "v+q"})) == "lora:targets=q+v"
-    with pytest.raises(SpecError, match=r"lora\.targets: should be 'q', 'k', 'v', 'proj' or 'mlp', got 'qkv'"):
+    with pytest.raises(SpecError, match=r"lora\.targets: should be 'q', .*, 'mlp' or 'all-linear', got 'qkv'"):
         read({"targets": "q+qkv"})
     with pytest.raises(SpecError, match="layers = attention has q, k, v and proj, not mlp"):
         read({"targets": "q+mlp", "layers": "attention"})
@@ -401,3 +401,25 @@ def test_keys_of_trials_without_targets_stay_as_they_were():
     assert old.trial.key == written.trial.key != new.trial.key
     assert new.label == "lora:targets=q+v"
     assert new.trial.key == trials("lora:targets=q+v")[0].trial.key
+
+
+def test_all_linear_layers_are_peft_s_with_one_adapter_each():
+    model = transformer()
+    chosen = select(model, "all", targets=["all-linear"])
+    assert [*chosen] == ["blocks.0.body.proj", *(f"blocks.{b}.body.{part}" for b in (1, 2) for part in (
+        "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))]
+    layers = adapt(model, AdapterOptions(targets=["all-linear"], rank=2))
+    assert [*layers] == [*chosen]  # one for q, k and v together
+    assert [*select(transformer(), "attention", targets=["all-linear"])] == [n for n in chosen if "attn" in n]
+    convolutions = Network([Block(nn.Conv2d(1, 2, 3), nn.Flatten()), Block(nn.Linear(72, 4), nn.ReLU())],
+                           nn.Linear(4, 2))
+    assert [*select(convolutions, "all", targets=["all-linear"])] == ["blocks.1.body"]
+    with pytest.raises(SpecError, match="targets = all-linear: none of the selected layers is a Linear one; they are"):
+        select(convolutions, r"blocks\.0\..*", targets=["all-linear"])
+
+
+def test_all_linear_is_written_as_it_is_read_and_stands_alone():
+    options = validate(LoRAOptions, {"targets": "all-linear"}, "lora", "clbench methods")
+    assert options.targets == ["all-linear"] and label("lora", options) == "lora:targets=all-linear"
+    with pytest.raises(SpecError, match="all-linear has the other targets in it; name it alone"):
+        validate(LoRAOptions, {"targets": "q+all-linear"}, "lora", "clbench methods")

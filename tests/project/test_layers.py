@@ -24,17 +24,18 @@ LINES = [
     ["training"],
     ["accounting", "persistence"],
     ["execution", "testing"],
-    ["cli"],
+    ["cli", "hf"],
     ["__main__"],
 ]
 LINE = {package: number for number, packages in enumerate(LINES) for package in packages}
-LAZY = {"clbench", "clbench.report", "clbench.strategy", "clbench.testing"}  # names for users, imported when first used
+# Names for users, imported when first used:
+LAZY = {"clbench", "clbench.hf", "clbench.report", "clbench.strategy", "clbench.testing"}
 MODULES = {".".join(["clbench", *p.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): p
            for p in sorted(ROOT.rglob("*.py"))}
 TORCH_FREE = ["clbench", "clbench.cli", "clbench.experiment.plan", "clbench.results.store", "clbench.report",
               "clbench.report.figures.draw", "clbench.execution.run", "clbench.execution.workers.process",
               "clbench.core.registry", "clbench.strategy.common_options", "clbench.testing.pytest_plugin",
-              "clbench.cli.forget", "clbench.report.audit"]
+              "clbench.cli.forget", "clbench.report.audit", "clbench.hf", "clbench.hf.replay"]
 
 
 @functools.cache

@@ -8,6 +8,8 @@ CHOSEN = [
     ("er", {"capacity": 10}), ("er", {"capacity": 10, "balance": "class"}),
     ("lora", {"rank": 2}), ("lora", {"rank": 2, "base": "random", "infer": "prototype"}),
     ("seq-lora", {"rank": 2}), ("seq-lora", {"rank": 2, "base": "random", "dora": True}), ("o-lora", {"rank": 2}),
+    ("er", {"capacity": 10, "share": 0.3}), ("seq-lora", {"rank": 2, "replay": 0.3, "capacity": 10}),
+    ("seq-lora", {"rank": 2, "base": "random", "merge": True}),
     ("inflora", {"rank": 2}), ("inflora", {"rank": 2, "base": "random", "threshold": 0.6, "final_threshold": 0.8}),
     ("sd-lora", {"rank": 2}),
     ("sd-lora", {"rank": 3, "base": "random", "later_ranks": {"2": 2}, "magnitudes": "layer", "norm": "product"}),

@@ -154,3 +154,23 @@ def test_attention_of_a_stack_is_that_of_its_members(kind, dtype):
     for ours, theirs in zip(torch.autograd.grad(stacked.sum(), (q, k, v)),
                             torch.autograd.grad(alone.sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_heads_of_a_stack_may_share_keys_and_values():
+    pytest.importorskip("torch", "2.5", reason="heads cannot share keys and values before torch 2.5")
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, heads, 5, 8, generator=generator).requires_grad_() for heads in (4, 2, 2))
+
+    def use(q, k, v, grouped=True):
+        if not grouped:
+            k, v = (part.repeat_interleave(2, 1) for part in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, **{"enable_gqa": True} if grouped else {})
+
+    with FoldedAttention() as folding:
+        stacked = vmap(use)(q, k, v)
+    assert folding.calls == 1
+    alone = torch.stack([use(q[i], k[i], v[i], grouped=False) for i in range(3)])
+    torch.testing.assert_close(stacked, alone)
+    for ours, theirs in zip(torch.autograd.grad(stacked.square().sum(), (q, k, v)),
+                            torch.autograd.grad(alone.square().sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -18,6 +18,7 @@ SEEDS = [0, 1, 2]
 @pytest.mark.parametrize(("method", "options"), [
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
     ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
+    ("er", {"capacity": 20, "share": 0.3}), ("seq-lora", {"rank": 2, "replay": 0.3, "capacity": 20, "merge": True}),
     ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2, "dropout": 0.0}), ("inflora", {"rank": 2}), ("frozen", {}),
     ("sd-lora", {"rank": 2}), ("sd-lora", {"rank": 2, "magnitudes": "layer"}), ("lora-sub", {"rank": 2}),
     ("independent", {}), ("ewc-lora", {"rank": 2, "strength": 10.0}), ("lora-mean", {"rank": 2}),

@@ -17,12 +17,13 @@ from torch import Tensor
 from clbench.core import seeds, tokens
 from clbench.core.errors import DataError
 from clbench.core.objective import CAUSAL_LM
-from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized
+from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, show_scored
 from clbench.data.own.instructions import Item, read_items
 from clbench.data.own.samples import in_order, locate, some
-from clbench.data.own.texts import length_note, tokenizer_files
+from clbench.data.own.texts import tokenizer_files
 from clbench.data.own_options import InstructionOptions
 from clbench.data.raw import RawStream, Split
+from clbench.data.stream import Stream
 from clbench.models.causal_lm import load_tokenizer
 from clbench.models.hf_files import folder_of
 from clbench.models.scoring import IGNORED, TokenItem, rounded
@@ -57,7 +58,8 @@ def instructions(name: str, options: InstructionOptions, data_dir: Path, seed: i
     train, test = ([Split(*as_tensors(pair[i].items, length)) for pair in parts] for i in (0, 1))
     return RawStream(tuple(train), tuple(test), ((),) * len(tasks), objective=CAUSAL_LM.name,
                      task_names=tuple(task.name for task in tasks),
-                     notes=tuple([length_note(options), *_notes(tasks, parts)]))
+                     notes=tuple([f"items: at most {length} tokens of the tokenizer {options.tokenizer}",
+                                  *_notes(tasks, parts)]))
 
 
 def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]:
@@ -74,9 +76,9 @@ def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]
 def instruction_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files of a benchmark `instructions:...`, including those of its tokenizer."""
     place = locate(name, data_dir)
-    own = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
     template = sorted(folder_of(options["tokenizer"]).glob("*.jinja"))
-    return [*own, *tokenizer_files(options), *template]
+    return [*files, *tokenizer_files(options), *template]
 
 
 def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[TaskItems]:
@@ -96,7 +98,7 @@ def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[Ta
             if train is not None and test is not None:
                 tasks.append(TaskItems(path.name, read_items(train), read_items(test)))
             elif train is not None or test is not None:
-                raise DataError(f"{where}: {path} has no {'test' if test is None else 'train'}.jsonl beside its "
+                raise DataError(f"{where}: {path} has no {'test' if test is None else 'train'}.jsonl next to its "
                                 f"{'train' if test is None else 'test'} file")
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -153,3 +155,12 @@ def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> 
         tested += len(pair[1].items)
     if twice:
         yield f"{twice} of {tested} test items are exact copies of training items"
+
+
+def examples(stream: Stream, tokenizer: str) -> Iterator[str]:
+    """Yield the first training item of each task as text, with its scored tokens marked."""
+    loaded = load_tokenizer(folder_of(tokenizer))
+    for name, task in zip(stream.task_names, stream.tasks, strict=True):
+        x, y = task.train.x[0], task.train.y[0]
+        item = TokenItem(tuple(x[x >= 0].tolist()), tuple((y != IGNORED).nonzero().flatten().tolist()))
+        yield f"task {name}, the first of {len(task.train)} items, scored tokens marked:\n{show_scored(item, loaded)}"

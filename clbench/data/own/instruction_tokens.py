@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, SpecError
 from clbench.data.own.instructions import ASSISTANT, Conversation, Item, PlainText, Prompted
 from clbench.models.scoring import TokenItem
+
+LENGTH = 1024  # tokens of an item, at most, if the user does not say it
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,18 @@ class Tokenized:
     cut_prompts: int = 0
     cut_responses: int = 0
     cut_texts: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Describe what was cut."""
+        counts = {"prompt": self.cut_prompts, "response": self.cut_responses, "text": self.cut_texts}
+        return tuple(f"{count} {what}{'s were' if count > 1 else ' was'} cut" for what, count in counts.items()
+                     if count)
+
+    @property
+    def have_responses(self) -> bool:
+        """Whether an exact match means something for all items."""
+        return all(item.has_response for item in self.items)
 
 
 class ItemTokenizer:
@@ -99,8 +113,8 @@ class ItemTokenizer:
     def _rendered(self, item: Conversation, count: int, prompt: bool) -> list[int]:
         """Return the tokens of the first messages; the template writes all special tokens itself."""
         if self.tokenizer.chat_template is None:
-            raise DataError(f"{item.place}: it has messages, and the tokenizer of the base has no chat template; pass "
-                            "--chat-template FILE, or use prompt and response")
+            raise DataError(f"{item.place}: it has messages, and the tokenizer has no chat template; give it one "
+                            "(--chat-template FILE), or use prompt and response")
         messages = [{"role": role, "content": content} for role, content in item.messages[:count]]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
@@ -118,7 +132,8 @@ class ItemTokenizer:
             return ids[:start] + ids[start + excess:], [i - excess for i in scored], False
         if not self.cut_responses:
             raise DataError(f"{place}: its {len(ids)} tokens do not fit into {self.length}, even without its prompt; "
-                            "raise --length, shorten the response, or pass --allow-cut-responses")
+                            "raise the length (--length), shorten the response, or allow cut responses "
+                            "(--allow-cut-responses)")
         dropped = max(0, first - max(1, self.length // 2))
         ids = ids[:start] + ids[start + dropped:]
         return ids[:self.length], [i - dropped for i in scored if i - dropped < self.length], True
@@ -130,12 +145,28 @@ class ItemTokenizer:
     def _end(self, item: Item) -> int:
         """Return the token that ends a response."""
         if self.tokenizer.eos_token_id is None:
-            raise DataError(f"{item.place}: the tokenizer of the base has no EOS, with which a response ends")
+            raise DataError(f"{item.place}: the tokenizer has no EOS, with which a response ends")
         return int(self.tokenizer.eos_token_id)
 
     def _ends(self) -> set[int]:
         """Return the tokens that end a turn."""
         return {self.tokenizer.eos_token_id} - {None}
+
+
+def fitting_length(wanted: int | None, most: int | None, model: str) -> int:
+    """Return the largest number of tokens of an item.
+
+    Args:
+        wanted: by the user; None if the user does not say it.
+        most: that the model takes; None if that is not known.
+        model: its name, for the error.
+
+    Raises:
+        SpecError: the model takes fewer than the user wants.
+    """
+    if wanted is not None and most is not None and wanted > most:
+        raise SpecError(f"length {wanted}: {model} takes at most {most} tokens")
+    return wanted or min(most or LENGTH, LENGTH)
 
 
 def start_tokens(tokenizer: Any) -> tuple[int, ...]:

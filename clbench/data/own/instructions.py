@@ -7,13 +7,14 @@ fields are ignored. In a `.txt` file each paragraph is an item. Errors name file
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError
 
+PROBES = {"english": Path(__file__).parents[1] / "probe" / "english.txt"}  # texts that come with clbench
 ROLES = ("system", "user", "assistant", "tool")
 ASSISTANT = "assistant"
 FORMS = '{"prompt": ..., "response": ...} or {"messages": [...]}'
@@ -70,6 +71,28 @@ def read_items(path: Path, task_field: str | None = None) -> list[Item]:
     items = list(reader(path, text, task_field))
     if not items:
         raise DataError(f"{path}: it has no items; expected {FORMS} on each line, or paragraphs in a .txt file")
+    return items
+
+
+def find_file(path: Path) -> Path:
+    """Return a path, or that of the text that comes with clbench if there is no such file and a text has this name."""
+    return path if path.exists() else PROBES.get(str(path), path)
+
+
+def make_items(name: str, rows: Iterable[Any]) -> list[Item]:
+    """Return rows as items: objects as in a file, or texts.
+
+    Args:
+        name: of the rows, for errors.
+        rows: of dictionaries `{"prompt", "response"}` or `{"messages": [...]}`, and of strings.
+
+    Raises:
+        DataError: there are none, or one has another form.
+    """
+    items = [PlainText(place, row) if isinstance(row, str) else _item(place, row, None)
+             for place, row in ((f"{name}, item {number}", row) for number, row in enumerate(rows, start=1))]
+    if not items:
+        raise DataError(f"{name}: it has no items; expected {FORMS}, or texts")
     return items
 
 
@@ -174,7 +197,7 @@ def _messages(place: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _shown(value: Any) -> str:
     """Return a JSON value as an error shows it."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -172,7 +172,7 @@ def tokenised(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor
         SpecError: transformers is not installed.
         DataError: a text has no tokens.
     """
-    from clbench.models.hf_models import home
+    from clbench.models.hf_parts import home
 
     if not options.tokenizer:
         raise DataError(f"{where} has texts, and no tokenizer is chosen; a model hf:NAME brings its own, else give "

@@ -17,7 +17,7 @@ from clbench.report.analysis.method_records import MethodRecords, done_records
 from clbench.report.analysis.titles import titles
 from clbench.report.columns import ACC, Measure
 from clbench.report.formatting import clean
-from clbench.report.metric_columns import final_of, measures_of
+from clbench.report.metric_columns import final_of, measures_of, with_general
 from clbench.results.items import cross, stacked
 from clbench.results.matrices import metrics_of
 from clbench.results.metrics import acc
@@ -41,10 +41,10 @@ class Setting:
         """Return the metric of R, by which methods are ranked."""
         return metrics_of(self.records)[0]
 
-    @property
+    @cached_property
     def measures(self) -> tuple[Measure, ...]:
         """Return the columns of the setting's tables."""
-        return measures_of(self.metric)
+        return with_general(measures_of(self.metric), self.records)
 
     @property
     def final(self) -> Measure:

@@ -1,0 +1,20 @@
+"""For those who train with Hugging Face's `Trainer`: watch what a language model forgets, and replay old tasks.
+
+The names are imported when first used, so that replay needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clbench.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from clbench.hf.callback import ForgettingCallback
+    from clbench.hf.replay import replay_mix
+
+__all__ = ["ForgettingCallback", "replay_mix"]
+__getattr__, __dir__ = lazy(__name__, {
+    "clbench.hf.callback": ("ForgettingCallback",),
+    "clbench.hf.replay": ("replay_mix",),
+})

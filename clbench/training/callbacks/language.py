@@ -1,0 +1,185 @@
+"""Language models: scores of general texts before and after each task, and what the model answers to test prompts.
+
+General texts are of no task. Where the scenario gives the task, they are scored under the part of the task that was
+learned last, which is what a user runs after fine-tuning on it. Answers are generated greedily for a few test items of
+each task, just after the task was learned and after the last one, so that a reader sees what a forgotten task answers.
+Both leave training as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.core import tokens
+from clbench.data.own.instruction_streams import as_tensors
+from clbench.data.own.instruction_tokens import ItemTokenizer
+from clbench.data.own.instructions import find_file, read_items
+from clbench.data.stream import Stream, Tests
+from clbench.models.causal_lm import load_tokenizer
+from clbench.models.hf_files import folder_of
+from clbench.models.scoring import IGNORED
+from clbench.results.records import Answer
+from clbench.strategy.base import Strategy
+from clbench.training import precision
+from clbench.training.callbacks.curve import untouched
+from clbench.training.callbacks.interface import Callback, Training
+from clbench.training.evaluation import batch_size
+from clbench.training.replica import Replica
+
+ANSWERS = 3  # test items of each task that are answered
+LONGER = 8  # tokens that an answer may be longer than the response
+
+
+@dataclass(frozen=True)
+class GeneralTexts:
+    """Items of no task, as tokens."""
+
+    name: str
+    tests: Tests
+    has_responses: bool  # whether an exact match means something
+
+
+class LanguageCallback(Callback):
+    """Scores general texts and generates answers.
+
+    Args:
+        tokenizer: folder or repository of the tokenizer.
+        general: files of texts, or names of those that come with clbench.
+        length: largest number of tokens of an item.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+
+    def __init__(self, tokenizer: str, general: Sequence[str], length: int) -> None:
+        """Read the texts."""
+        self.tokenizer: Any = load_tokenizer(folder_of(tokenizer))
+        self.general = [self._read(name, length) for name in general]
+
+    def _read(self, name: str, length: int) -> GeneralTexts:
+        """Return the texts of a file."""
+        path = find_file(Path(name).expanduser())
+        items = ItemTokenizer(self.tokenizer, length).tokenize(read_items(path)).items
+        x, y = as_tensors(items, max(len(item.ids) for item in items))
+        return GeneralTexts(Path(name).name, Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None),
+                            all(item.has_response for item in items))
+
+    def on_start(self, training: Training) -> None:
+        """Score general texts before the first task, unless the replica has that from a checkpoint."""
+        for replica in training.replicas:
+            if not replica.general:
+                self._score(replica, training, 0)
+
+    def on_task(self, training: Training, task: int) -> None:
+        """Score general texts, and answer prompts of the task that was learned; after the last one, of all."""
+        for replica in training.replicas:
+            self._score(replica, training, task)
+            with untouched([replica.strategy]), self._forward(replica, training):
+                self._answer(replica, task)
+
+    def _forward(self, replica: Replica, training: Training) -> Any:
+        return precision.forward(training.recipe, replica.strategy.active.device, replica.strategy)
+
+    def _score(self, replica: Replica, training: Training, task: int) -> None:
+        """Add the scores of all general texts, under the part of `task` where the scenario gives the task."""
+        strategy = replica.strategy
+        device = strategy.active.device
+        size = batch_size(replica.stream, device)
+        given = task if strategy.world.task_given else None
+        with untouched([strategy]), self._forward(replica, training):
+            for texts in self.general:
+                sums: dict[str, float] = {}
+                for x, y, _ in texts.tests.batches(size):
+                    out = strategy.predict(x.to(device), given).logits
+                    for name, values in strategy.objective.scores(strategy, out, y.to(device), given).items():
+                        sums[name] = sums.get(name, 0.0) + float(values.cpu().double().sum())
+                for name, total in sums.items():
+                    if name != "exact" or texts.has_responses:
+                        scores = replica.general.setdefault(texts.name, {})
+                        scores.setdefault(name, []).append(total / len(texts.tests.y))
+
+    def _answer(self, replica: Replica, learned: int) -> None:
+        """Add answers to prompts of task `learned`, and after the last task to those of all tasks."""
+        strategy, stream = replica.strategy, replica.stream
+        last = learned + 1 == len(stream.tasks)
+        for task in range(len(stream.tasks)) if last else (learned,):
+            given = task if strategy.world.task_given else None
+            x, y = stream.tasks[task].test.x[:ANSWERS], stream.tasks[task].test.y[:ANSWERS]
+            prompts, responses = divide_items(x, y)
+            generated = generate(strategy, prompts, given, max(map(len, responses)) + LONGER, self._ends())
+            for number, (prompt, response, made) in enumerate(zip(prompts, responses, generated, strict=True)):
+                text = self._text(made)
+                if task == learned:
+                    replica.answers.append(Answer(task=task, prompt=self._text(prompt), response=self._text(response),
+                                                  learned=text, end=text if last else ""))
+                else:
+                    index = next(i for i, answer in enumerate(replica.answers) if answer.task == task) + number
+                    replica.answers[index] = replica.answers[index].model_copy(update={"end": text})
+
+    def _ends(self) -> set[int]:
+        return {self.tokenizer.eos_token_id} - {None}
+
+    def _text(self, numbers: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(numbers, skip_special_tokens=True))
+
+
+def divide_items(x: Tensor, y: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the tokens before the first scored one of each item, and those from there to the end of its first run.
+
+    Args:
+        x: tokens [N, L].
+        y: labels [N, L].
+    """
+    prompts, responses = [], []
+    for row, labels in zip(x.tolist(), (y != IGNORED).tolist(), strict=True):
+        first = labels.index(True)
+        end = next((i for i in range(first, len(labels)) if not labels[i]), len(labels))
+        prompts.append(row[:first])
+        responses.append(row[first:end])
+    return prompts, responses
+
+
+@torch.no_grad()
+def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | None, most: int, ends: set[int]
+             ) -> list[list[int]]:
+    """Return the most likely continuation of each prompt, token by token, without the end token.
+
+    Args:
+        strategy: in eval mode.
+        prompts: tokens of each prompt.
+        task: which all prompts are of; None where it is not given.
+        most: largest number of tokens of a continuation.
+        ends: tokens that end a continuation.
+    """
+    device, head = strategy.active.device, strategy.head_of_task(task)
+    texts = [list(prompt) for prompt in prompts]
+    open_rows = list(range(len(texts)))
+    for _ in range(most):
+        length = max(len(texts[row]) for row in open_rows)
+        x = torch.full((len(open_rows), length), tokens.NO_TOKEN, dtype=tokens.DTYPE)
+        for i, row in enumerate(open_rows):
+            x[i, :len(texts[row])] = torch.tensor(texts[row], dtype=tokens.DTYPE)
+        hidden = strategy.predict(x.to(device), task).logits
+        last = torch.tensor([len(texts[row]) - 1 for row in open_rows], device=device)
+        chosen = head(hidden[torch.arange(len(open_rows), device=device), last]).argmax(-1).tolist()
+        for row, token in zip(list(open_rows), chosen, strict=True):
+            if token in ends:
+                open_rows.remove(row)
+            else:
+                texts[row].append(token)
+        if not open_rows:
+            break
+    return [text[len(prompt):] for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def language_callback(stream: Stream, options: dict[str, Any], general: Sequence[str]) -> LanguageCallback | None:
+    """Return what watches the language models of a stream, None for classifiers; `options` are the benchmark's."""
+    if stream.classes:
+        return None
+    return LanguageCallback(options["tokenizer"], general, options["length"])

@@ -1,0 +1,81 @@
+"""Base of strategies whose adapters are written in PEFT's format, and what is written of W."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clbench import Strategy, Task
+from clbench.core.artifacts import BASE, task_folder
+from clbench.models.hf_files import published_as
+from clbench.strategy.per_task import TaskHead
+from clbench_lora.files import noted_fingerprint, write_adapter, write_base
+from clbench_lora.layers import LoRALayer
+from clbench_lora.peft_format import (
+    HEAD,
+    Adapter,
+    AdapterInfo,
+    Origin,
+    adapter_of,
+    base_tensors,
+    by_module,
+    fingerprint,
+)
+
+
+class ExportedAdapters(Strategy):
+    """A strategy with adapters on a frozen W; `adapted` are its layers by name."""
+
+    adapted: dict[str, LoRALayer]
+    options: Any  # has the fields of AdapterOptions and StartOptions, among others
+    base_hash = ""  # of a published W, once it is computed
+
+    @property
+    def base_name(self) -> str:
+        """Return the folder or repository that has W of a language model; empty if W is nowhere else."""
+        if self.world.classes or self.options.base != "pretrained":
+            return ""
+        return published_as(self.model.weights_file)
+
+    def write_task(self, folder: Path, task: Task, position: int, head: TaskHead | None) -> None:
+        """Write an adapter to the task's folder, and with the first task W, if it is nowhere else.
+
+        Args:
+            folder: the trial's.
+            task: which one.
+            position: the index of the adapter in its layers.
+            head: the task's; None for a language model.
+        """
+        base = folder / BASE
+        if self.base_name:
+            self.base_hash = self.base_hash or fingerprint(base_tensors(self.model, self.adapted))
+        elif task.index == 0:
+            tensors = base_tensors(self.model, self.adapted)
+            write_base(base, tensors, self.published_names(tensors))
+        digest = self.base_hash or noted_fingerprint(base)
+        write_adapter(task_folder(folder, task.index), self.described(task, folder.name, digest, position, head))
+
+    def described(self, task: Task, trial: str, base: str, position: int, head: TaskHead | None,
+                  number: int | None = None, origin: Origin | None = None) -> Adapter:
+        """Return a learned task's adapter and head as PEFT sees them.
+
+        Args:
+            task: the task, with its index in this strategy.
+            trial: the key of the trial it belongs to.
+            base: the fingerprint of W.
+            position: the index of the adapter in its layers.
+            head: the task's; None for a language model.
+            number: the task's number in that trial; by default its index.
+            origin: where the task comes from, if not from the trial's benchmark.
+        """
+        modules = [*by_module(self.adapted), *(() if head is None else (HEAD,))]
+        info = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
+                           origin=origin, names=self.published_names(modules), class_names=task.class_names)
+        prototype = self._buffers.get(f"prototype_{task.index}")
+        return adapter_of(self.adapted, position, head, self.world.classes, self.options, info, prototype,
+                          self.base_name)
+
+    def published_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the names that files have for modules or tensors of the model; none where they are the same."""
+        return {name: self.model.published_name(name) for name in names} if self.model.published else {}

@@ -1,0 +1,101 @@
+"""Language models as networks: logits as of transformers, blocks, tied weights, weights from files (extra `lm`)."""
+
+import pytest
+import torch
+from helpers.language_models import make_model, quiet, save
+
+from clbench.core.errors import SpecError
+from clbench.models.builtin import TextModelOptions
+from clbench.models.language_model import LanguageModel, language_model
+from clbench.models.weights import load_weights
+
+pytestmark = pytest.mark.extra("lm")
+
+
+def network_of(folder, **options):
+    """Return the network of a folder with its weights."""
+    network = language_model(f"hf:{folder}", TextModelOptions(**options), (64,))
+    notes = load_weights(network, folder / "model.safetensors")
+    assert notes == []
+    return network.eval()
+
+
+def logits_of(network, x):
+    with torch.no_grad():
+        return network.head(network(x))
+
+
+def random_tokens(seed=0, rows=3, length=20, vocabulary=259):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, vocabulary, (rows, length), generator=generator, dtype=torch.int32)
+    x[1, length // 2:] = -1
+    return x
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoder_has_a_block_for_each_layer_and_the_logits_of_transformers(tmp_path, tied):
+    model = make_model()
+    if not tied:
+        transformers, _ = quiet()
+        config = transformers.LlamaConfig(**{**model.config.to_dict(), "tie_word_embeddings": False})
+        model = transformers.LlamaForCausalLM(config).eval()
+    network = network_of(save(tmp_path, model))
+    assert isinstance(network, LanguageModel) and len(network.blocks) == 3 and network.tied is tied
+    x = random_tokens()
+    there = x >= 0
+    with torch.no_grad():
+        expected = model(input_ids=x.clamp(min=0).long(), attention_mask=there.long()).logits
+    torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_after_a_text_do_not_change_what_comes_before(tmp_path):
+    network = network_of(save(tmp_path, make_model()))
+    x = random_tokens()
+    torch.testing.assert_close(logits_of(network, x[1:2, :10]), logits_of(network, x)[1:2, :10], rtol=1e-5, atol=1e-5)
+
+
+def test_a_tied_head_is_one_parameter(tmp_path):
+    model = make_model()
+    network = network_of(save(tmp_path, model))
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in model.parameters())
+    assert network.head.weight is network.blocks[0].body.embed_tokens.weight
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "window"])
+def test_other_models_are_one_block(tmp_path, kind):
+    transformers, _ = quiet()
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=259, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)).eval()
+    else:  # attention that does not reach back far enough
+        model = transformers.MistralForCausalLM(transformers.MistralConfig(
+            vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, sliding_window=4)).eval()
+    network = network_of(save(tmp_path, model))
+    assert len(network.blocks) == 1
+    x = random_tokens(length=16)
+    there = x >= 0
+    with torch.no_grad():
+        expected = model(input_ids=x.clamp(min=0).long(), attention_mask=there.long()).logits
+    torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
+
+
+def test_files_have_the_names_of_transformers(tmp_path):
+    model = make_model()
+    network = network_of(save(tmp_path, model))
+    names = {network.published_name(name) for name, _ in network.named_parameters()}
+    assert names == {name for name, _ in model.named_parameters()}
+
+
+def test_what_is_no_causal_model_is_refused(tmp_path):
+    transformers, _ = quiet()
+    config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
+    config.save_pretrained(str(tmp_path))
+    with pytest.raises(SpecError, match="is no causal language model"):
+        language_model(f"hf:{tmp_path}", TextModelOptions(), (16,))
+    save(tmp_path / "llama", make_model(length=32))
+    with pytest.raises(SpecError, match="takes at most 32 tokens, the benchmark has 64"):
+        language_model(f"hf:{tmp_path / 'llama'}", TextModelOptions(), (64,))
+    with pytest.raises(SpecError, match="leave pool out"):
+        language_model(f"hf:{tmp_path / 'llama'}", TextModelOptions(pool="last"), (16,))

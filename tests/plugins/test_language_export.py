@@ -1,0 +1,213 @@
+"""Adapters of language models as files: loaded by PEFT, audited by `clbench forget`, managed by commands (extra `lm`).
+"""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from clbench_lora import adapters, reload
+from helpers.language_models import CITIES, load, quiet, write_lines
+from helpers.language_runs import LanguageRuns, as_transformers, learn, logits
+from safetensors.torch import load_file
+
+from clbench import cli
+from clbench.core.artifacts import BASE, task_folder
+from clbench.core.errors import SpecError, StoreError
+from clbench.execution.loading import load_model
+from clbench.execution.trial_runner import TrialRunner
+from clbench.models.hf_files import published_as
+from clbench.results.store import Store
+
+pytestmark = pytest.mark.extra("lm")
+OPTIONS = ["", ":targets=all-linear:rank=3:alpha=5", ":dora=true", ":init=pissa", ":scaling=rslora:rank=3:alpha=5",
+           ":targets=all-linear:bias=true:alpha=5"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return LanguageRuns.make(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="module")
+def finished(runs):
+    """Return a run folder with one trial of each method that may leave files."""
+    folder = runs.folder / "run"
+    runner = TrialRunner(runs.runner.settings, "cpu", "a test", artifacts=Store(folder).artifacts)
+    for method in ("lora", "seq-lora", "independent"):
+        record = runner.run(runs.planned(method, lr=1.0)[0])
+        assert record.status == "done", record.failure
+        Store(folder).write(record)
+    return folder
+
+
+def by_peft(base, adapter):
+    """Return the logits that a base gives with an adapter, as PEFT loads it."""
+    _, peft = quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.PeftModel.from_pretrained(load(base), str(adapter)).eval()
+
+
+def kept(folder, label):
+    return adapters.find(folder, f"{label}/0")
+
+
+@pytest.fixture
+def call(capsys):
+    """Return a function that calls the command and returns code, output and errors."""
+    def called(*arguments):
+        code = cli.call(list(map(str, arguments)))
+        return code, *capsys.readouterr()
+
+    return called
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("method", ["lora", "seq-lora"])
+def test_peft_gives_the_strategy_s_own_logits(runs, tmp_path, method, options):
+    replica = runs.replica(method + options, lr=0.5)
+    strategy, answers = replica.strategy, []
+    after_task = strategy.after_task
+
+    def exporting(task):
+        after_task(task)
+        strategy.export(tmp_path, task)
+        answers.append(logits(strategy, replica.stream.tasks[0].test, task.index))
+
+    strategy.after_task = exporting
+    learn([replica])
+    test = replica.stream.tasks[0].test
+    there = test.x >= 0
+    with torch.no_grad():
+        start = load(runs.model)(**as_transformers(test)).logits[there]
+        for task, ours in enumerate(answers):
+            theirs = by_peft(runs.model, task_folder(tmp_path, task))(**as_transformers(test)).logits
+            torch.testing.assert_close(ours[there], theirs[there], rtol=1e-5, atol=1e-5)
+            assert (ours[there] - start).abs().max() > 1e-2
+            if method == "lora":  # its answers stay
+                assert torch.equal(logits(strategy, test, task), ours)
+    assert not (tmp_path / BASE).exists()
+
+
+def test_files_have_the_base_s_name_and_no_head(runs, finished):
+    for method in ("lora", "seq-lora"):
+        folder = kept(finished, method).folder
+        assert sorted(p.name for p in folder.iterdir()) == ["task0", "task1", "task2"]
+        config = json.loads((folder / "task1" / "adapter_config.json").read_text())
+        assert config["task_type"] == "CAUSAL_LM" and config["modules_to_save"] is None
+        assert config["base_model_name_or_path"] == str(runs.model)
+        assert config["target_modules"] == [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qv"]
+        names = set(load_file(folder / "task1" / "adapter_model.safetensors"))
+        assert names == {f"base_model.model.{layer}.lora_{part}.weight" for layer in config["target_modules"]
+                         for part in "AB"}
+
+
+def test_the_audit_takes_exported_adapters(runs, finished, tmp_path, call):
+    tasks = write_lines(tmp_path / "old.jsonl", [{"prompt": f"{c}?", "response": c} for c in CITIES])
+    for method in ("lora", "seq-lora"):
+        folder = kept(finished, method).folder
+        code, out, err = call("forget", runs.model, folder / "task0", folder / "task2", "--tasks", tasks, "--json")
+        assert code == 0, err
+        cells = json.loads(out)["cells"]
+        assert {cell["model"] for cell in cells} == {"task0", "task2"}
+
+
+def test_commands_list_show_export_and_remove(runs, finished, tmp_path, call):
+    code, listed, _ = call("adapters", "list", finished)
+    assert code == 0 and listed.count("1,2,3") == 2 and "seq-lora/0" in listed
+    code, shown, err = call("adapters", "show", finished, "seq-lora/0", "--task", "2")
+    assert code == 0 and shown.startswith("task 2: capital\n"), err
+    assert "blocks.1.body.unit.self_attn.q_proj" in shown
+    assert call("adapters", "export", finished, "lora/0", "--task", "2", "--to", tmp_path / "a")[0] == 0
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"README.md", "adapter_config.json", "clbench.json",
+                                                            "adapter_model.safetensors"}
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"Load `{runs.model}` by `transformers.AutoModelForCausalLM.from_pretrained`" in card
+    assert "Classes" not in card
+    batch = as_transformers(runs.replica("lora").stream.tasks[1].test)
+    with torch.no_grad():
+        exported, original = (by_peft(runs.model, place)(**batch).logits
+                              for place in (tmp_path / "a", kept(finished, "lora").folder / "task1"))
+    assert torch.equal(exported, original)
+    copied = tmp_path / "run"
+    shutil.copytree(finished, copied)
+    assert call("adapters", "remove", copied, "lora/0", "--task", "2")[1] == "removed task 2; left: 1, 3\n"
+    assert kept(copied, "lora").tasks == [0, 2]
+
+
+def test_adapters_are_combined_exactly(runs, finished, tmp_path, call):
+    source = kept(finished, "lora")
+    code, out, err = call("adapters", "combine", finished, "lora/0", "--tasks", "1,3", "--weights", "0.25,0.75", "--to",
+                          tmp_path / "mix")
+    assert code == 0 and out == f"adapter: {tmp_path / 'mix'} (rank 8)\n", err
+    mixed = by_peft(runs.model, tmp_path / "mix")
+    for layer in source.adapter(0).layers:
+        name = source.adapter(0).info.names[layer]
+        expected = sum(w * b @ a for w, (a, b) in ((w, source.adapter(t).factors(layer))
+                                                   for t, w in ((0, 0.25), (2, 0.75))))
+        theirs = mixed.base_model.model.get_submodule(name).get_delta_weight("default")
+        torch.testing.assert_close(theirs, expected)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("adapters", "merge", "lora/0", "--task", "1", "--to", "w.safetensors"), "merge_and_unload"),
+    (("adapters", "eval", "lora/0"), "clbench forget BASE ADAPTER --tasks FILE scores them"),
+    (("adapters", "add", "seq-lora/0", "--task", "1"), "clbench run with more tasks trains them"),
+    (("lora", "spectrum"), "independent does not save those of the language models in"),
+])
+def test_other_commands_refuse_in_one_sentence(finished, arguments, message, call):
+    group, command, *rest = arguments
+    code, out, err = call(group, command, finished, *rest)
+    assert code == 2 and out == "" and message in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_trial_s_model_is_loaded_with_an_adapter(runs, finished):
+    source = kept(finished, "lora")
+    network = load_model(finished, "lora/0", 2).eval()
+    test = runs.replica("lora").stream.tasks[2].test
+    there = test.x >= 0
+    with torch.no_grad():
+        ours = network.head(network(test.x))[there]
+        theirs = by_peft(runs.model, source.folder / "task2")(**as_transformers(test)).logits[there]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with pytest.raises(SpecError, match=r"peft\.PeftModel\.from_pretrained\(base, adapter\) loads one"):
+        reload.load(source)
+
+
+def test_whole_copies_are_not_written(runs, finished):
+    record = next(r for r in Store(finished).read()[0] if r.trial.method.name == "independent")
+    assert record.notes == ["the copies of a language model are not exported, because each has all of its weights"]
+    assert not (Store(finished).artifacts / record.key).exists()
+    with pytest.raises(StoreError, match="independent does not save the copies of a language model"):
+        load_model(finished, "independent/0", 1)
+
+
+def test_merged_adapters_are_not_written(runs, tmp_path):
+    strategy, _ = runs.learned("seq-lora:merge=true", tasks=1)
+    strategy.export(tmp_path, runs.replica("seq-lora").task(0))
+    assert not list(tmp_path.iterdir())
+    assert strategy.notes == ["merge = true: adapters are not exported, because they are merged into W"]
+
+
+def test_w_is_written_if_it_is_nowhere_else(runs, tmp_path):
+    replica = runs.replica("lora:base=task1", epochs=2)
+    learn([replica], 1)
+    replica.strategy.export(tmp_path, replica.task(0))
+    assert json.loads((tmp_path / "task0" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    base = load_file(tmp_path / BASE)
+    assert set(base) == set(load(runs.model).state_dict())
+    assert not torch.equal(base["model.layers.0.mlp.up_proj.weight"],
+                           load(runs.model).state_dict()["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_where_weights_are_published(tmp_path):
+    snapshot = tmp_path / "hub" / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "abc"
+    for folder in (tmp_path / "mine", snapshot):
+        folder.mkdir(parents=True)
+        assert published_as(str(folder / "model.safetensors")) == ""
+        (folder / "config.json").write_text("{}")
+    assert published_as(str(tmp_path / "mine" / "model.safetensors")) == str(tmp_path / "mine")
+    assert published_as(str(tmp_path / "mine" / "other.safetensors")) == published_as("") == ""
+    assert published_as(str(snapshot / "model.safetensors")) == "HuggingFaceTB/SmolLM2-135M"

@@ -1,0 +1,149 @@
+"""Trials of language models, whole: learning, forgetting, routing, general texts, answers, settings (extra `lm`)."""
+
+import re
+
+import pytest
+import torch
+from helpers.language_models import CITIES, make_model, quiet, save, write_lines
+
+from clbench.core.errors import SpecError
+from clbench.core.registry import discover
+from clbench.execution.continuing import continue_trial
+from clbench.execution.exporting import export
+from clbench.execution.reuse import missing_outputs
+from clbench.execution.trial_runner import TrialRunner
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
+from clbench.experiment.trial import Resolved
+from clbench.results.records import Record
+from clbench.strategy.objectives import prompts_of
+
+pytestmark = pytest.mark.extra("lm")
+TASKS = {"a": "Name a color of", "b": "what letter is for"}
+RECIPE = {"epochs": 60, "batch_size": 12, "lr": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Llama, and two tasks whose test items are their training items."""
+    folder = tmp_path_factory.mktemp("language")
+    save(folder / "model", make_model(width=64))
+    for number, (name, question) in enumerate(TASKS.items()):
+        (folder / "tasks" / name).mkdir(parents=True)
+        rows = [{"prompt": f"{question} {city}?", "response": "XYZ"[(i + number) % 3]} for i, city in enumerate(CITIES)]
+        for part in ("train", "test"):
+            write_lines(folder / "tasks" / name / f"{part}.jsonl", rows)
+    (folder / "general.txt").write_text("One text of no task.\n\nAnother, which is longer than the first.")
+    return folder
+
+
+def run(folder, method, *, seeds=1, scenario="task", recipe=RECIPE, **settings):
+    """Return the records of a method's trials, stacked if there are several."""
+    spec = build({"benchmark": f"instructions:{folder / 'tasks'}", "model": f"hf:{folder / 'model'}",
+                  "scenario": scenario, "methods": [method], "seeds": seeds, "recipe": recipe,
+                  "execution": {"data": folder, **settings}})
+    runner = TrialRunner(spec.execution, "cpu", "test")
+    planned = plan(spec, discover())
+    runner.prepare(planned[0].trial)
+    return runner.run_stack(planned)
+
+
+def test_fine_tuning_learns_a_task_and_forgets_the_one_before(folder):
+    record, = run(folder, "naive", general=[str(folder / "general.txt")])
+    assert record.status == "done" and record.metric == "nll" and record.stream.task_names == ["a", "b"]
+    exact, nll = record.scores["exact"], record.R
+    assert exact[0] == [0.0, 0.0] and exact[1][0] >= 0.9 and exact[2][1] >= 0.9 and exact[2][0] < 0.6
+    assert nll[1][0] < 0.2 < nll[0][0] and nll[2][1] < 0.2 and nll[2][0] > nll[1][0] + 0.2
+    assert list(record.general) == ["general.txt"] and list(record.general["general.txt"]) == ["nll"]
+    assert len(record.general["general.txt"]["nll"]) == 3
+    assert [(answer.task, answer.prompt) for answer in record.answers] == [
+        (task, f"{question} {city}?") for task, question in enumerate(TASKS.values()) for city in CITIES[:3]]
+    last = record.answers[3:]
+    assert [answer.end for answer in last] == [answer.learned for answer in last]
+    assert sum(answer.learned == answer.response for answer in record.answers) >= 5
+    assert Record.model_validate_json(record.model_dump_json(by_alias=True)) == record
+
+
+def test_generated_answers_agree_with_exact_matches(folder):
+    record, = run(folder, "seq-lora:base=pretrained:rank=8", recipe=RECIPE | {"epochs": 10})
+    for task in range(2):
+        of_task = [answer for answer in record.answers if answer.task == task]
+        right = sum(answer.end == answer.response for answer in of_task)
+        assert right <= round(12 * record.scores["exact"][2][task])
+
+
+def test_seeds_in_a_stack_give_what_they_give_alone(folder):
+    recipe = {"iterations": 6, "batch_size": 5, "lr": 1e-3}
+    together = run(folder, "naive", seeds=2, recipe=recipe)
+    alone = [run(folder, "naive", seeds=[seed], recipe=recipe)[0] for seed in (0, 1)]
+    assert not [note for record in together for note in record.notes if "ran alone" in note]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.tensor(one.R).allclose(torch.tensor(other.R), atol=1e-4)
+    assert together[0].R != together[1].R
+
+
+def test_parts_of_batches_give_the_same_training(folder):
+    whole, parts = (run(folder, "naive", recipe={"iterations": 5, "batch_size": 12, "lr": 1e-3} | more)[0]
+                    for more in ({}, {"accumulate": 3}))
+    assert torch.tensor(whole.R).allclose(torch.tensor(parts.R), atol=1e-4)
+
+
+def test_settings_and_methods_about_classes_are_refused(folder):
+    for settings, message in (({"probe": True}, "--probe is about classes"),
+                              ({"evaluate_every": 5}, "--evaluate-every is about classes"),
+                              ({"anatomy": "each"}, "--anatomy is about classes")):
+        with pytest.raises(SpecError, match=message):
+            run(folder, "naive", scenario="domain", **settings)
+    with pytest.raises(SpecError, match=r"method 'lwf' trains classifiers.*methods for them are .*er.*lora.*naive"):
+        run(folder, "lwf")
+    with pytest.raises(SpecError, match="does not support scenario 'class': choose task or domain"):
+        run(folder, "naive", scenario="class")
+    with pytest.raises(SpecError, match=re.escape("--general scores texts under language models")):
+        TrialRunner(ExecutionSettings(general=["english"]), "cpu", "test").prepare(
+            plan(build({"benchmark": "split-mnist-5k", "methods": ["naive"], "seeds": 1}), discover())[0].trial)
+
+
+def test_a_record_without_general_texts_lacks_them(folder):
+    record, = run(folder, "naive", recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3})
+    assert missing_outputs(record, ExecutionSettings(general=["english"]), folder) == "--general english"
+    assert missing_outputs(record, ExecutionSettings(), folder) == ""
+
+
+def test_adapters_are_chosen_by_the_prompt_alone(folder):
+    method = "lora:base=pretrained:rank=8:infer=gaussian"
+    routed, = run(folder, method, scenario="domain")
+    given, = run(folder, method)
+    assert routed.task_inference[0] == [0.0, 0.0] and routed.task_inference[-1] == [1.0, 1.0]
+    assert routed.R[-1] == pytest.approx(given.R[-1], abs=1e-4) and routed.R[0] == pytest.approx(given.R[0], abs=1e-4)
+    assert given.R[-1][0] == given.R[1][0] < given.R[0][0] - 0.5  # what is learned is not forgotten
+    assert routed.answers == given.answers
+    with pytest.raises(SpecError, match="choose infer = gaussian, or --scenario task"):
+        run(folder, "lora:base=pretrained", scenario="domain")
+
+
+def test_prompts_end_before_the_first_target():
+    x, y = torch.tensor([[5, 6, 7, 8], [5, 6, 7, -1]]), torch.tensor([[-100, -100, 7, -100], [-100, 6, 7, -100]])
+    assert prompts_of(x, y).tolist() == [[5, 6, -1, -1], [5, -1, -1, -1]]
+
+
+def test_a_kept_model_is_exported_for_transformers(folder, tmp_path):
+    import clbench
+
+    transformers, _ = quiet()
+    spec = {"benchmark": f"instructions:{folder / 'tasks'}", "model": f"hf:{folder / 'model'}", "methods": ["naive"],
+            "seeds": 1, "recipe": {"iterations": 3, "batch_size": 4, "lr": 1e-3}, "execution": {"keep": "state"}}
+    record, = clbench.run(spec, workers=0, out=tmp_path / "run", data=folder, progress=False)
+    assert {path.name for path in export(tmp_path / "run", None, tmp_path / "model")} == {"model.safetensors",
+                                                                                         "model.json"}
+    exported = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "model")).eval()
+    kept = clbench.load_model(tmp_path / "run", "naive/0")
+    x = torch.arange(5, 21, dtype=torch.int32)[None]
+    with torch.no_grad():
+        ours = kept.network.head(kept.network(x))
+        torch.testing.assert_close(ours, exported(input_ids=x.long()).logits, rtol=1e-5, atol=1e-5)
+    assert kept.evaluate(folder) == pytest.approx(record.R[-1], abs=1e-6)
+    with pytest.raises(SpecError, match="is a language model, which answers token by token"):
+        kept(x, task=0)
+    with pytest.raises(SpecError, match="is a language model, which cannot continue training"):
+        continue_trial(tmp_path / "run", None, Resolved(name="x"), ExecutionSettings(), "cpu")
