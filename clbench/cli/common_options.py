@@ -64,6 +64,9 @@ def execution_option(name: str) -> Decorator:
     dashed = name.replace("_", "-")
     if ExecutionSettings.model_fields[name].annotation is bool:
         return click.option(f"--{dashed}/--no-{dashed}", default=None, help=meaning(name))
+    if get_origin(ExecutionSettings.model_fields[name].annotation) is list:
+        return click.option(f"--{dashed}", multiple=True, callback=joined, metavar=flag(name).metavar,
+                            help=meaning(name))
     return click.option(f"--{dashed}", type=_parameter_type(name), metavar=flag(name).metavar, help=meaning(name))
 
 
@@ -118,8 +121,8 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
                              "use without installing it; repeatable.", type=click.Path(path_type=Path))
 
 
-metric_option = click.option("--metric", metavar="NAME", help="Metric of language models that ranks and tests methods: "
-                             "nll or exact.  [default: nll]")
+metric_option = click.option("--metric", metavar="NAME", help="Rank and test methods by this metric of language "
+                             "models: nll or exact.  [default: nll]")
 
 
 def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:

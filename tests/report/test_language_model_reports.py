@@ -249,7 +249,7 @@ def test_frames_have_a_column_for_each_metric():
     assert mixed[mixed.strategy == "lora"].accuracy.notna().sum() == 12
 
 
-def test_a_setting_of_classifiers_beside_one_of_language_models_keeps_its_words():
+def test_a_setting_of_classifiers_keeps_its_words_next_to_one_of_language_models():
     report = build([*study(), *(make_record(m, s) for m in ("lora", "naive") for s in range(3))], ids=True)
     assert [s.metric.name for s in report.sections] == ["nll", "accuracy"]
     alone = build([make_record(m, s) for m in ("lora", "naive") for s in range(3)], ids=True).sections[0]

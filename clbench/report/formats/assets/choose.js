@@ -56,10 +56,10 @@ function bestOf(methods, limits) {
 
 // What a setting's methods come to under some constraints.
 function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods, beside, incomplete], kinds, limits) {
-  const told = (number) => (number / 10 ** decimals).toFixed(decimals);
+  const points = (number) => (number / 10 ** decimals).toFixed(decimals);
   const pair = (a, b) => {
     const [difference, half, evidence] = beside[a].slice(3 * (b - a - 1), 3 * (b - a));
-    return [`${told(difference)} ± ${half === null ? "n/a" : told(half)}`, evidence];
+    return [`${points(difference)} ± ${half === null ? "n/a" : points(half)}`, evidence];
   };
   const first = bestOf(methods, limits);
   const left = methods.flatMap((method, i) => limits.some(({ refuses }) => refuses(method)) ? [] : [i]);
