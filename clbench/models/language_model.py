@@ -31,9 +31,9 @@ EMBEDDING = "embed_tokens.weight"
 class LanguageModel(Network):
     """A network whose outputs are hidden states [N, L, D] of all positions; `head` makes logits [..., V] of them."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return hidden states [N, L, D] of tokens x [N, L]."""
-        return self.features(x)
+    def from_features(self, features: Tensor) -> Tensor:
+        """Return hidden states [N, L, D], which are the features."""
+        return features
 
     @property
     def tied(self) -> bool:

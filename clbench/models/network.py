@@ -165,10 +165,14 @@ class Network(nn.Module):
             x = functional_call(block, given, (x,)) if given else block(x)
         return x
 
+    def from_features(self, features: Tensor) -> Tensor:
+        """Return what `forward` returns for inputs with these features [N, D]: logits [N, C]."""
+        logits: Tensor = self.head(features)
+        return logits
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [N, C]."""
-        logits: Tensor = self.head(self.features(x))
-        return logits
+        return self.from_features(self.features(x))
 
 
 class TokenNetwork(Network, ABC):

@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.core import tokens
 from clbench.core.errors import SpecError
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy
+from clbench.strategy.gaussians import ITEMS
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import SAME
 
@@ -36,6 +38,8 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
                   samples: Samples, inner: Callable[[Any], Any] = lambda layer: layer) -> dict[str, Tensor]:
     """Return the uncentred second moment [d, d] of each layer's inputs over raw samples, in eval mode, by layer.
 
+    Of a language model, whose blocks do not know where items end, the inputs are those of the items' tokens.
+
     Args:
         strategy: whose inputs are prepared as its world says.
         run: the part of the network that calls the layers, on prepared inputs.
@@ -47,16 +51,18 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
         SpecError: a layer is never called, so that nothing can be known about its inputs.
     """
     sums: dict[str, Tensor] = {}
+    there: Tensor | None = None  # the tokens of the items at hand [N, L]
 
     def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen = rows(inner(layer), inputs[0])
+        seen = rows(inner(layer), inputs[0] if there is None else inputs[0] * there.unsqueeze(-1))
         moment = seen.T @ seen / len(samples)
         sums[name] = sums[name] + moment if name in sums else moment
 
     handles = [layer.register_forward_pre_hook(functools.partial(note, name)) for name, layer in layers.items()]
     try:
         with evaluating(strategy):
-            for part in samples.chunks(CHUNK):
+            for part in map(strategy.objective.cut, samples.chunks(CHUNK if strategy.world.classes else ITEMS)):
+                there = None if strategy.world.classes else tokens.present(part.x)
                 run(strategy.world.prepare(part.x))
     finally:
         for handle in handles:

@@ -30,4 +30,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("gpm", "clbench_gpm.strategy:GPM",
                          "takes steps orthogonal to the inputs that layers had in earlier tasks (SGD)", GPMOptions,
-                         "Saha et al. 2021, arXiv 2103.09762", display_name="GPM", family="regularization"),)
+                         "Saha et al. 2021, arXiv 2103.09762", display_name="GPM", family="regularization",
+                         objectives=("classification", "causal-lm")),)

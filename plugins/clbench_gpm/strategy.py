@@ -26,6 +26,8 @@ like any other layer, as in their permuted MNIST. The paper does not cover scena
 compete among their task's classes there (`outputs`), as in the paper, so that old rows do not change. Rows of different
 tasks are then never compared during training.
 
+A language model's head is trained in the first task only, like its embedding, with which it may share its weights.
+
 Differences: in the authors' code, the first task's subspace has one direction fewer than equation 5 requires; here it
 follows the paper. For networks with batch normalization, the authors use statistics of the batch also at test time.
 They store a basis.
@@ -73,7 +75,7 @@ class GPM(Strategy):
         layers = {name: layer for name, layer in self.model.named_modules()
                   if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in attention_ids
                   and getattr(layer, "groups", 1) == 1}
-        if self.world.task_given:
+        if self.world.task_given or not self.world.classes:
             del layers["head"]
         return layers
 
@@ -83,7 +85,7 @@ class GPM(Strategy):
         if not task.index:
             return
         self.requires_grad_(False)
-        if self.world.task_given:
+        if self.world.task_given and self.world.classes:
             self.model.head.requires_grad_(True)
         for name, layer in self.projected().items():
             layer.weight.requires_grad_(True)

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from clbench import Batch, Network, Task, World
-from clbench.strategy.fisher import diagonal_fisher
+from clbench.strategy.fisher import check_kind, diagonal_fisher
 from clbench.strategy.regularization import quadratic, slot
 from clbench_lora import EWCLoRAOptions
 from clbench_lora.activation import activated
@@ -59,8 +59,9 @@ class EWCLoRA(JoinedHeadsLoRA):
     options: EWCLoRAOptions
 
     def __init__(self, model: Network, world: World, options: EWCLoRAOptions | None = None) -> None:
-        """Install the adapted layers, with F = 0; SpecError if they do not fit the model."""
+        """Install the adapted layers, with F = 0; SpecError if they do not fit the model, or it has no such Fisher."""
         super().__init__(model, world, options if options is not None else EWCLoRAOptions())
+        check_kind(world, self.options.fisher)
         for name, layer in self.adapted.items():
             self.register_buffer(f"importance__{slot(name)}", torch.zeros_like(layer.base_layer.weight,
                                                                                requires_grad=False))
@@ -81,7 +82,7 @@ class EWCLoRA(JoinedHeadsLoRA):
 
     def penalty(self) -> Tensor:
         """Return strength/2 sum F (s B A)^2, a scalar."""
-        return quadratic(self.options.strength, torch.zeros_like(self.model.head.bias[0]), (
+        return quadratic(self.options.strength, torch.zeros_like(self.model.head.weight[0, 0]), (
             (self.importance(name), layer.delta_weight(-1)) for name, layer in self.adapted.items()))
 
     def importance(self, name: str) -> Tensor:

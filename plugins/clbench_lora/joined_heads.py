@@ -3,7 +3,7 @@
 With `align = true` the heads are realigned after each task (`clbench.strategy.alignment`).
 
 If no class of a task is new (scenario `domain`, or classes that return) no head is added; the heads of the task's
-classes are trained further, which changes their answers for earlier tasks.
+classes are trained further, which changes their answers for earlier tasks. A language model keeps the head that it has.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return the logits [N, C] of all heads; for classes without a head those of the original head."""
         features = self.model.features(x)
-        logits: Tensor = self.model.head(features)
+        logits = self.model.from_features(features)
         for head in self.heads:
             task_logits = head(features)
             logits = torch.where(task_logits.isneginf(), logits, task_logits)

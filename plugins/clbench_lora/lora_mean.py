@@ -17,7 +17,8 @@ different tasks: PEFT's `add_weighted_adapter` does that, with square roots of t
 linear`; `cat` is what is done here, and `svd` cuts that to a rank.
 
 Every task's adapter is kept, and the network has rank T r. What a task learned fades as 1/T while its head stays, so
-with many tasks the answers come near those of W. With `base = task1` W has learned the first task itself.
+with many tasks the answers come near those of W. A language model keeps the head that it has. With `base = task1` W has
+learned the first task itself.
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ class LoRAMean(SummedLoRA):
     def before_task(self, task: Task) -> None:
         """Add the task's head, then adapters; the head comes first, so that all methods get the same head."""
         head = self.model.head
-        self.heads.append(TaskHead(head.in_features, task.classes, self.world.classes, head.weight))
+        if self.world.classes:
+            self.heads.append(TaskHead(head.in_features, task.classes, self.world.classes, head.weight))
         super().before_task(task)
 
     def heads_for(self, task: Task) -> Iterable[nn.Module]:
         """Return the task's head."""
-        return (self.heads[task.index],)
+        return (self.heads[task.index],) if self.world.classes else ()
 
     def _learn(self, base: bool) -> None:
         """Train either W, without adapters, or the newest adapters, which are alone in the network."""
@@ -69,7 +71,9 @@ class LoRAMean(SummedLoRA):
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the task's own adapters and head."""
         with self.known_first_layer(batch):
-            return self.cross_entropy(self.heads[batch.task](self.model.features(batch.x)), batch)
+            features = self.model.features(batch.x)
+            head = self.heads[batch.task] if self.world.classes else self.model.from_features
+            return self.cross_entropy(head(features), batch)
 
     def after_task(self, task: Task) -> None:
         """Let the task's adapters and head take part in the answers."""
@@ -92,10 +96,10 @@ class LoRAMean(SummedLoRA):
         """Return the logits [N, C] of a learned task's head, else of all; without a head those of the original one."""
         with self.averaged():
             features = self.model.features(x)
-        logits: Tensor = self.model.head(features)
-        if task is not None and task < self.learned:
+        logits = self.model.from_features(features)
+        if task is not None and task < self.learned and self.world.classes:
             logits = self.heads[task](features)
-        elif self.learned:
+        elif self.learned and self.world.classes:
             task_logits = torch.stack([head(features) for head in self.heads[:self.learned]])
             known = ~task_logits.isneginf()
             mean = task_logits.masked_fill(~known, 0.0).sum(0) / known.sum(0).clamp(min=1)

@@ -103,8 +103,7 @@ class SDLoRA(SummedLoRA):
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of W with all adapters, each with its magnitude."""
-        logits: Tensor = self.model.head(self.model.features(x, self.weights()))
-        return logits
+        return self.model.from_features(self.model.features(x, self.weights()))
 
 
 def _weight(part: nn.Module) -> Tensor:

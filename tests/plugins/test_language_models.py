@@ -19,8 +19,10 @@ from clbench.strategy.regularization import slot
 pytestmark = pytest.mark.extra("lm")
 METHODS = ["naive", "joint", "independent", "l2", "si", "ewc:fisher=empirical:strength=1", "er", "er:share=0.3",
            "a-gem:balance=reservoir", *(f"{method}:targets=all-linear" for method in (
-               "lora", "seq-lora", "seq-lora:merge=true", "seq-lora:replay=0.3", "o-lora:dropout=0"))]
-RATES = {"lora": 1.0, "seq-lora": 1.0, "o-lora": 0.1}
+               "lora", "seq-lora", "seq-lora:merge=true", "seq-lora:replay=0.3", "o-lora:dropout=0", "inflora",
+               "sd-lora", "ewc-lora:strength=1", "lora-mean")), "gpm"]
+RATES = {"lora": 1.0, "seq-lora": 1.0, "o-lora": 0.1, "inflora": 1.0, "sd-lora": 0.5, "ewc-lora": 1.0, "lora-mean": 1.0}
+FIRST = ("naive", "independent", "lora:targets=all-linear", "seq-lora:replay=0.3:targets=all-linear")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,9 @@ def test_all_that_declare_it_are_tested_here():
         method.partition(":")[0] for method in METHODS}
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scenario", ["task", "domain"])
+@pytest.mark.parametrize(("method", "scenario"), [
+    *((method, "task") for method in METHODS),
+    *(pytest.param(method, "domain", marks=() if method in FIRST else pytest.mark.slow) for method in METHODS)])
 def test_a_stack_learns_as_each_seed_alone(runs, method, scenario):
     if scenario == "domain" and method == "independent":
         with pytest.raises(SpecError, match="no head is chosen by the prompt; choose --scenario task, or"):

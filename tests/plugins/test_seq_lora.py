@@ -131,3 +131,15 @@ def test_the_declared_class_is_one_of_the_interface():
     info = discover().strategy("seq-lora")
     assert isinstance(info, StrategyInfo) and info.task_free
     assert make().model.head.out_features == CLASSES
+
+
+def test_the_memory_and_the_aligned_head_keep_apart():
+    strategy = make(scenario="class", replay=0.5, capacity=10, align=True, outputs="own")
+    for index in range(2):
+        task = make_task(index)
+        strategy.active[:, :2 * index + 2] = True
+        learn(strategy, task)
+    assert strategy.aligns and len(strategy.memory) == 10 and strategy.met == [0, 1, 2, 3]
+    assert (strategy.model.head.weight[:4] - strategy.unaligned_weight).abs().max() > 1e-3
+    batch = strategy.augment_batch(as_batch(make_task(1)))
+    assert batch.replayed == 12 - 2  # no more than there are
