@@ -92,7 +92,8 @@ def main() -> None:
                      colalign=["left", *["right"] * (len(HEAD) - 1)])
     failed = [f"{m['contender']}: failed, {m['error']}" for m in measured if "error" in m]
     text = "\n\n".join(["# LoRA on a language model, side by side", "Tokens without padding per second (on a CPU, per "
-                        "second of processor time), medians over repeats. Ratios are medians, with the smallest and the largest, over the rounds.",
+                        "second of processor time), medians over repeats. Ratios are medians, with the smallest and "
+                        "the largest, over the rounds.",
                         facts(machine), table, *failed]) + "\n"
     write(given.out, "language", text, {"machine": machine, "measured": measured})
 

@@ -103,8 +103,8 @@ class Options(Strict):
     @classmethod
     def _joined_by_plus(cls, value: Any, info: ValidationInfo) -> Any:
         """Read text as a list for options that are lists: `q+v` is q and v."""
-        is_list = get_origin(cls.model_fields[info.field_name or ""].annotation) is list
-        return value.split("+") if is_list and isinstance(value, str) else value
+        kind = get_origin(cls.model_fields[info.field_name or ""].annotation)
+        return value.split("+") if kind is list and isinstance(value, str) else value
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with concrete values in place of those that depend on the model, such as `auto`.

@@ -11,15 +11,7 @@ from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.objective import CAUSAL_LM
 from clbench.core.options import Options
 from clbench.core.seeds import DEVELOPMENT_BLOCKS, FIRST_DEVELOPMENT_SEED
-from clbench.data.own_options import (
-    ArraysOptions,
-    HubOptions,
-    ImagesOptions,
-    InstructionOptions,
-    TableOptions,
-    TextOptions,
-    TokenOptions,
-)
+from clbench.data import own_options as own
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
@@ -224,7 +216,7 @@ class RotatedOptions(ImageOptions):
     degrees: float = Field(180.0, gt=0, le=360, description="angles go from 0 to this, which is not reached")
 
 
-class NewsgroupsOptions(PerClassOptions, TokenOptions, ClassOptions):
+class NewsgroupsOptions(PerClassOptions, own.TokenOptions, ClassOptions):
     """Options of `split-newsgroups`."""
 
     classes: ClassVar[int] = 20
@@ -275,27 +267,27 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       "MNIST rotated by another angle in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
         BenchmarkInfo("images:*", user_data + "photos:images", "photos in folders, a folder for each class, as in "
-                      "images:photos", ImagesOptions, any_name=True,
+                      "images:photos", own.ImagesOptions, any_name=True,
                       cached=True, files=user_data + "folders:image_files", check=user_data + "folders:image_files"),
         BenchmarkInfo("arrays:*", user_data + "arrays:arrays", "embeddings or images in a .npz, .safetensors, .npy or "
-                      ".parquet file", ArraysOptions, any_name=True, cached=True,
+                      ".parquet file", own.ArraysOptions, any_name=True, cached=True,
                       files=own_options + "array_files", check=own_options + "check_arrays"),
         BenchmarkInfo("table:*", user_data + "columns:table", "columns of numbers and one of labels in a .csv, .tsv or "
-                      ".parquet file", TableOptions, any_name=True, cached=True,
+                      ".parquet file", own.TableOptions, any_name=True, cached=True,
                       files=user_data + "columns:table_files", check=own_options + "check_path"),
         BenchmarkInfo("text:*", user_data + "texts:text", "texts and labels in a .csv or .jsonl file or a folder; for "
-                      "models hf:NAME", TextOptions, any_name=True, cached=True,
+                      "models hf:NAME", own.TextOptions, any_name=True, cached=True,
                       files=user_data + "texts:text_files", check=own_options + "check_path"),
         BenchmarkInfo("instructions:*", user_data + "instruction_streams:instructions",
                       "prompts and responses in .jsonl files, a file or folder for each task; for language models "
-                      "hf:NAME", InstructionOptions, scenarios=("task", "domain"), any_name=True, cached=True,
+                      "hf:NAME", own.InstructionOptions, scenarios=("task", "domain"), any_name=True, cached=True,
                       files=user_data + "instruction_streams:instruction_files", check=own_options + "check_path",
                       objective=CAUSAL_LM.name),
         BenchmarkInfo("split-newsgroups", user_data + "texts:newsgroups",
                       "10 x 2 groups of 20 Newsgroups (11,293 train, 7,528 test); for hf:NAME",
                       NewsgroupsOptions, cached=True, files=user_data + "texts:newsgroups_files"),
         BenchmarkInfo("hf:*", user_data + "hub:hub",
-                      "a data set of the Hugging Face Hub, or a local one (extra clbench[hf])", HubOptions,
+                      "a data set of the Hugging Face Hub, or a local one (extra clbench[hf])", own.HubOptions,
                       any_name=True, cached=True,
                       files=user_data + "hub:hub_files"),
         BenchmarkInfo("*:*", streams + "custom", "an Avalanche benchmark that a function returns, as in "

@@ -293,9 +293,5 @@ def clock(seconds: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """Return `1 worker`, `2 workers`.
-
-    >>> plural(1, "worker"), plural(3, "thread")
-    ('1 worker', '3 threads')
-    """
+    """Return a number with its noun, as in `1 worker` and `2 workers`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

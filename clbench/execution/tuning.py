@@ -102,10 +102,7 @@ class Row:
 def _at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> bool:
     """Return whether a number is the smallest or largest of several searched values, or close to the end of a range.
 
-    Args:
-        value: a number or a choice.
-        axis: the searched values of the file.
-        added: values by which the axis was widened.
+    `axis` has the searched values of the file, and `added` those by which it was widened.
     """
     if isinstance(axis, Range):
         if axis.log:

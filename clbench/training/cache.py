@@ -276,8 +276,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
             with torch.random.fork_rng(), starting_at([strategy], start):
                 some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
-                if raw.y.dim() > 1:
-                    some, = strategy.objective.collate([some])
+                some = strategy.objective.collate([some])[0] if raw.y.dim() > 1 else some
                 arguments = some, some.x, some.y, some.tasks, some.frozen, None, some.at
                 try:
                     losses.append(functional_call(Loss(strategy), state, arguments))
