@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from clbench import StrategyInfo, hookimpl
+from clbench import SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.common_options import OutputsOptions, StartOptions
 
 
 class OSFOptions(OutputsOptions, StartOptions):
     """Options of `osf`; the default share is PEFT's."""
 
-    preserved: float = Field(0.5, ge=0, lt=1, description="share of each layer's singular directions that the first "
-                             "task preserves, the largest ones; the others are trained")
+    preserved: Annotated[float, SearchValues(0.25, 0.5, 0.75)] = Field(
+        0.5, ge=0, lt=1, description="share of each layer's singular directions that the first task preserves, the "
+        "largest ones; the others are trained")
     final_preserved: float | None = Field(None, ge=0, lt=1, description="that share in the last task, with equal steps "
                                           "from task to task; none: the same in every task")
     layers: str = Field("all", min_length=1, description="which Linear layers of the blocks are trained: all | last | "
