@@ -246,13 +246,15 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the newest adapter to W and its bias, and start it again; the layer gives what it gave before."""
+        """Add the newest adapter to W and its bias, and make it change nothing; the layer gives what it gave before."""
         weight, bias = self.merged_weight(-1), self.merged_bias(-1)
         self.base_layer.weight.copy_(weight)
         if bias is not None:
             assert self.base_layer.bias is not None
             self.base_layer.bias.copy_(bias)
-        self.restart()
+        for parameter in self.lora_B[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.settle()
 
     def _bias_of(self, adapter: int) -> Tensor:
         """Return the scaled bias of an adapter's B."""

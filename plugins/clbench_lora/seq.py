@@ -59,6 +59,12 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
         """Return whether it is the first task."""
         return task.index == 0
 
+    def before_task(self, task: Task) -> None:
+        """Prepare as other summed adapters; after a merged adapter start a new one."""
+        super().before_task(task)
+        for layer in self.adapted.values() if self.options.merge and task.index else ():
+            layer.restart()
+
     def after_task(self, task: Task) -> None:
         """Realign the head and merge the adapters, where the options say so; merging changes no answer."""
         super().after_task(task)

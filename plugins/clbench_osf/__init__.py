@@ -1,0 +1,49 @@
+"""`osf`: orthogonal subspace fine-tuning (Nayak et al. 2025, arXiv 2504.07097)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from clbench import SearchValues, StrategyInfo, hookimpl
+from clbench.strategy.common_options import OutputsOptions, StartOptions
+
+
+class OSFOptions(OutputsOptions, StartOptions):
+    """Options of `osf`; the default share is PEFT's."""
+
+    preserved: Annotated[float, SearchValues(0.25, 0.5, 0.75)] = Field(
+        0.5, ge=0, lt=1, description="share of each layer's singular directions that the first task preserves, the "
+        "largest ones; the others are trained")
+    final_preserved: float | None = Field(None, ge=0, lt=1, description="that share in the last task, with equal steps "
+                                          "from task to task; none: the same in every task")
+    layers: str = Field("all", min_length=1, description="which Linear layers of the blocks are trained: all | last | "
+                        "last:N | blocks:N | attention | a regular expression that fits whole names, as in lora")
+
+    @field_validator("layers")
+    @classmethod
+    def _compiles(cls, layers: str) -> str:
+        """Refuse what is no regular expression."""
+        try:
+            re.compile(layers)
+        except re.error as error:
+            raise ValueError(f"{layers!r} is not a regular expression: {error}") from None
+        return layers
+
+    def share(self, task: int, tasks: int) -> float:
+        """Return the share that a task (from 0) of so many preserves."""
+        if self.final_preserved is None or tasks < 2:
+            return self.preserved
+        return self.preserved + (self.final_preserved - self.preserved) * task / (tasks - 1)
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("osf", "clbench_osf.strategy:OSF",
+                         "trains the small singular directions of weights, orthogonal to the large ones", OSFOptions,
+                         "Nayak et al. 2025, arXiv 2504.07097", display_name="OSF", family="regularization",
+                         objectives=("classification", "causal-lm")),)

@@ -1,0 +1,84 @@
+"""A Linear layer whose weight is divided into large singular directions, which are fixed, and small ones, which learn.
+
+W = U_high diag(s_high) V_high + U_low diag(s_low) V_low
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOW, HIGH = ("u_low", "s_low", "v_low"), ("u_high", "v_high")
+
+
+class DividedLinear(nn.Module):
+    """A Linear layer around `base_layer`, whole or divided.
+
+    Divided, the base layer's weight is the part of the large directions, and `u_low` [out, r], `s_low` [r] and `v_low`
+    [r, in] are parameters. `u_high` [out, k] and `v_high` [k, in] are what their gradients are made orthogonal to.
+    Whole, these are None.
+
+    Args:
+        base_layer: the layer; its weight and bias are not trained here.
+    """
+
+    u_low: nn.Parameter | None
+    s_low: nn.Parameter | None
+    v_low: nn.Parameter | None
+    u_high: Tensor | None
+    v_high: Tensor | None
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        """Wrap a layer, which stays whole."""
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        for name in LOW:
+            self.register_parameter(name, None)
+        for name in HIGH:
+            self.register_buffer(name, None, persistent=False)
+
+    @torch.no_grad()
+    def divide(self, share: float) -> None:
+        """Divide the weight: a share of the singular directions, the largest ones, is fixed."""
+        weight = self.base_layer.weight
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        fixed = int(len(s) * share)
+        for name, part in zip(LOW, (u[:, fixed:], s[fixed:], v[fixed:]), strict=True):
+            setattr(self, name, nn.Parameter(part.clone()))
+        self.u_high, self.v_high = u[:, :fixed].clone(), v[:fixed].clone()
+        weight.sub_(self.low())
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Make the weight whole, with what was learned."""
+        self.base_layer.weight.add_(self.low())
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the parts."""
+        for name in (*LOW, *HIGH):
+            setattr(self, name, None)
+
+    def low(self) -> Tensor:
+        """Return the part of the small directions [out, in]."""
+        assert self.u_low is not None and self.s_low is not None and self.v_low is not None
+        return (self.u_low * self.s_low) @ self.v_low
+
+    def orthogonal(self, part: str, gradient: Tensor) -> Tensor:
+        """Return the gradient of `u_low`, `s_low` or `v_low` without what lies in the large directions."""
+        if part == "u_low":
+            assert self.u_high is not None
+            return gradient - self.u_high @ (self.u_high.T @ gradient)
+        if part == "v_low":
+            assert self.v_high is not None
+            return gradient - (gradient @ self.v_high.T) @ self.v_high
+        return gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
+        out: Tensor = self.base_layer(x)
+        if self.u_low is None or self.s_low is None or self.v_low is None:
+            return out
+        return out + F.linear(F.linear(x, self.v_low) * self.s_low, self.u_low)

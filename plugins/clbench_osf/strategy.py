@@ -1,0 +1,120 @@
+"""OSF: full fine-tuning within the small singular directions of each weight, orthogonal to the large ones.
+
+Before a task each layer's weight is divided by its singular values, W = U_high S_high V_high + U_low S_low V_low. The
+large directions are taken for what earlier tasks need. They are fixed, and U_low, S_low and V_low are trained. Their
+gradients are made orthogonal to the large directions:
+
+    grad U_low  <-  grad U_low - U_high U_high^T grad U_low
+    grad V_low  <-  grad V_low - grad V_low V_high^T V_high
+
+After the task the parts are joined, so that no parameter is added, and the next task divides the new weight.
+
+The method is "Sculpting Subspaces" (Nayak et al. 2025, arXiv 2504.07097). In the paper the share of fixed directions
+depends on a layer's importance: the mean cosine similarity of its inputs and outputs. PEFT's OSF (`peft.tuners.osf`)
+leaves this out, as here: all layers have one share, by default half. The authors' scripts for T5 (notebooks/
+run_finetuning.sh) and PEFT's guide let it rise from task to task, from 0 by 1/T in each of T tasks. That is
+`preserved = 0` with `final_preserved` = (T - 1) / T.
+
+Gradients are those of PEFT. As there, only the layers' weights are trained, and not their biases, embeddings or
+normalization layers; the authors' scripts train the latter, too. Differences from PEFT:
+
+- PEFT adds U_low S_low V_low minus its start to the output of W. Here the start is subtracted from W once, which gives
+  the same output at half of the additional cost.
+- PEFT's guide takes the model of the next task from `unload()`. In release 0.21 that discards what was learned. Here it
+  is kept, as by PEFT's `merge_and_unload()`.
+- A classifier's head is trained from task to task as in `naive`, and nothing protects it. A language model's head stays
+  as it is.
+
+Only steps of SGD without momentum or weight decay stay orthogonal. Adam divides each number of a gradient by its own
+size, which moves steps a little into the large directions. PEFT's guide and the authors use AdamW all the same.
+
+With `base = task1` the first half of the first task's steps trains all weights and the head. Convolutions are not
+divided, as in PEFT, and do not learn after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clbench_lora.selection import choose
+from torch import Tensor, nn
+
+from clbench import Network, Task, World
+from clbench.core.errors import SpecError
+from clbench.strategy.per_task import FrozenBase, check_base
+from clbench_osf import OSFOptions
+from clbench_osf.layers import LOW, DividedLinear
+
+
+class OSF(FrozenBase):
+    """A network whose Linear layers are divided while a task is trained; `divided` are these by name in the model."""
+
+    options: OSFOptions
+
+    def __init__(self, model: Network, world: World, options: OSFOptions | None = None) -> None:
+        """Wrap the layers, which stay whole; SpecError if there are none."""
+        super().__init__(model, world, options if options is not None else OSFOptions())
+        self.notes += check_base("osf", self.options, world, model)
+        chosen = choose(model, self.options.layers, "osf").layers
+        self.divided: dict[str, DividedLinear] = {}
+        for name, layer in chosen.items():
+            if isinstance(layer, nn.Linear):
+                parent, _, attribute = name.rpartition(".")
+                self.divided[name] = DividedLinear(layer)
+                setattr(model.get_submodule(parent), attribute, self.divided[name])
+        if not self.divided:
+            raise SpecError(f"osf: layers = {self.options.layers} has no Linear layer in it, only {', '.join(chosen)}; "
+                            "choose another model, or gpm, which takes convolutions")
+        self.base_learns = False
+        self.train(self.training)
+
+    def before_task(self, task: Task) -> None:
+        """Divide the layers and train their small directions, or train all if the first task begins with it."""
+        self.requires_grad_(False)
+        if self.world.classes:
+            self.model.head.requires_grad_(True)
+        self.base_learns = self.phases(task) == 2
+        if self.base_learns:
+            self.model.blocks.requires_grad_(True)
+            self.train(self.training)
+        else:
+            self._divide(task)
+
+    def base_learned(self, task: Task) -> None:
+        """Freeze what has been trained, and go on within the small directions."""
+        self.base_learns = False
+        self.model.blocks.requires_grad_(False)
+        self._divide(task)
+
+    def _divide(self, task: Task) -> None:
+        """Divide the layers as the task needs it."""
+        for layer in self.divided.values():
+            layer.divide(self.options.share(task.index, self.world.tasks))
+        self.train(self.training)
+
+    def frozen_modules(self) -> Iterable[nn.Module]:
+        """Return the blocks, unless all of them learn; the divided layers in them do."""
+        return () if self.base_learns else (self.model.blocks,)
+
+    def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients without what lies in the large directions."""
+        edited = dict(gradients)
+        for name, layer in self.divided.items():
+            for part in LOW:
+                key = f"model.{name}.{part}"
+                if key in gradients:
+                    edited[key] = layer.orthogonal(part, gradients[key])
+        return edited
+
+    def after_task(self, task: Task) -> None:
+        """Make the layers whole again, which changes no answer."""
+        for layer in self.divided.values():
+            layer.join()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load as any strategy does; layers that are whole in the state become whole."""
+        for name, layer in self.divided.items():
+            if f"model.{name}.{LOW[0]}" not in state_dict:
+                layer.discard()
+        return super().load_state_dict(state_dict, strict, assign)
