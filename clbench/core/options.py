@@ -290,9 +290,9 @@ def shown(value: Any) -> str:
 
 
 def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
-    """Return `name:option=value` with options that differ from their defaults or are in `always`, without `never`.
+    """Return `name:option=value` with options that differ from their defaults, are in `always`, or decide and are given.
 
-    Options in `Options.deciding` are included if they are given.
+    Options in `never` are left out.
     """
     always = {*always, *(options.deciding & options.model_fields_set)}
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()

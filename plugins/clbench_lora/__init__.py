@@ -25,6 +25,7 @@ Target = Literal["q", "k", "v", "proj", "mlp", "all-linear"]
 ALL_LINEAR: Target = "all-linear"
 Magnitudes = Literal["shared", "layer"]
 Norm = Literal["factors", "product"]
+BOTH = ("classification", "causal-lm")  # objectives
 
 
 class LowRankOptions(Options):
@@ -50,7 +51,6 @@ class LowRankOptions(Options):
                                   "gets adapters for each part apart; all-linear means all Linear layers. Without it "
                                   "and layers, a pretrained transformer has adapters where the method's paper has them "
                                   "(docs/adapters.md)")
-
     deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # all: on all layers, wherever the paper has adapters
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
@@ -134,17 +134,15 @@ class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, SummedOptions
     LATER: ClassVar[tuple[str, ...]] = ("merge", "replay", "capacity")
 
     merge: bool = Field(False, description="add the adapter to W after each task, and start a new one")
-    replay: float = Field(0.0, ge=0, description="samples of earlier tasks that are replayed for each new one: with "
-                          "batches of B new samples, step i (from 0) replays floor((i + 1) B replay) - floor(i B "
-                          "replay), in addition to them")
+    replay: float = Field(0.0, ge=0, description="samples of earlier tasks that are replayed in addition to each new "
+                          "one; with B new ones, step i (from 0) replays floor((i + 1) B replay) - floor(i B replay)")
     capacity: int = Field(200, ge=1, description="samples in the memory that are replayed, for all tasks together")
 
     @model_validator(mode="after")
     def _is_used(self) -> SeqLoRAOptions:
         """Refuse the capacity of a memory that nothing reads."""
         if self.capacity != type(self).model_fields["capacity"].default and not self.replay:
-            raise ValueError(f"capacity = {self.capacity} is of the memory for replay, and replay = 0; leave it out, "
-                             "or choose a replay above 0")
+            raise ValueError(f"capacity = {self.capacity} is of a memory, and replay = 0 needs none; leave it out")
         return self
 
     @property
@@ -154,11 +152,7 @@ class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, SummedOptions
 
 
 class OLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
-    """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code.
-
-    They are r = 8, lora_alpha = 32 and lora_dropout = 0.1 in src/run_uie_lora.py, and lamda_1 = 0.5 in the scripts for
-    orders 1 to 3.
-    """
+    """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code."""
 
     rank: int = Field(8, ge=1, description=LowRankOptions.model_fields["rank"].description)
     alpha: float | None = Field(32.0, gt=0, description=LowRankOptions.model_fields["alpha"].description)
@@ -236,10 +230,7 @@ class LoRASubOptions(OutputsOptions, SummedOptions):
 
 
 class EWCLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
-    """Options of `ewc-lora`; the defaults are those of its reference code's CIFAR-100 run.
-
-    Its lambda of 1e7 weighs squares of the mean gradients of batches of 128, which are about 1/128 of the mean square.
-    """
+    """Options of `ewc-lora`; the defaults are those of its reference code's CIFAR-100 run (ewc_lora.py)."""
 
     PAPER: ClassVar[tuple[Target, ...]] = ("k", "v")
 
@@ -268,35 +259,30 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies."""
     return (
         StrategyInfo("lora", "clbench_lora.strategy:LoRA",
-                     "trains low-rank adapters and a head for each task on a frozen backbone",
-                     LoRAOptions, paper="Hu et al. 2021, arXiv 2106.09685",
+                     "trains low-rank adapters and a head for each task on a frozen backbone", LoRAOptions,
+                     paper="Hu et al. 2021, arXiv 2106.09685",
                      layer_rows=(("LoRA r={rank}", "rank={rank}:base=pretrained"),),
                      load_model="clbench_lora.reload:load_model", parts_per_task=True, display_name="LoRA r={rank}",
-                     family="adapters and prompts",
-                     objectives=("classification", "causal-lm")),
+                     family="adapters and prompts", objectives=BOTH),
         StrategyInfo("seq-lora", "clbench_lora.seq:SeqLoRA",
                      "trains one set of adapters and one head from task to task", SeqLoRAOptions,
                      paper="Hu et al. 2021, arXiv 2106.09685; as the baseline SeqLoRA of Wang et al. 2023",
-                     task_free=True, display_name="Seq-LoRA r={rank}", family="adapters and prompts",
-                     objectives=("classification", "causal-lm")),
+                     task_free=True, display_name="Seq-LoRA r={rank}", family="adapters and prompts", objectives=BOTH),
         StrategyInfo("o-lora", "clbench_lora.olora:OLoRA",
                      "sums adapters of all tasks, each orthogonal to the earlier ones; one head",
                      OLoRAOptions, paper="Wang et al. 2023, arXiv 2310.14152",
                      recipe={"optimizer": "adamw", "lr": 1e-3}, parts_per_task=True, display_name="O-LoRA r={rank}",
-                     family="adapters and prompts",
-                     objectives=("classification", "causal-lm")),
+                     family="adapters and prompts", objectives=BOTH),
         StrategyInfo("inflora", "clbench_lora.inflora:InfLoRA",
                      "sums adapters of all tasks, each orthogonal to the inputs of earlier tasks",
                      InfLoRAOptions, paper="Liang & Li 2024, arXiv 2404.00228",
                      recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"}, parts_per_task=True,
-                     display_name="InfLoRA r={rank}", family="adapters and prompts",
-                     objectives=("classification", "causal-lm")),
+                     display_name="InfLoRA r={rank}", family="adapters and prompts", objectives=BOTH),
         StrategyInfo("sd-lora", "clbench_lora.sdlora:SDLoRA",
                      "sums adapters of all tasks; old directions stay fixed, magnitudes are trained", SDLoRAOptions,
                      paper="Wu et al. 2025, arXiv 2501.13198",
                      recipe={"optimizer": "sgd", "lr": 8e-3, "momentum": 0.9}, parts_per_task=True,
-                     display_name="SD-LoRA r={rank}", family="adapters and prompts",
-                     objectives=("classification", "causal-lm")),
+                     display_name="SD-LoRA r={rank}", family="adapters and prompts", objectives=BOTH),
         StrategyInfo("lora-sub", "clbench_lora.lorasub:LoRASub",
                      "sums adapters of all tasks, trained in a drift-resistant space; nearest mean", LoRASubOptions,
                      paper="Liu & Chang 2025, arXiv 2503.18985", recipe={"optimizer": "adam", "lr": 5e-4},
@@ -305,12 +291,10 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                      "merges adapters into the weights after each task, under a Fisher penalty",
                      EWCLoRAOptions, paper="Zheng et al. 2026, arXiv 2602.17559",
                      recipe={"optimizer": "adam", "lr": 5e-4, "schedule": "cosine"},
-                     display_name="EWC-LoRA r={rank}", family="adapters and prompts",
-                     objectives=("classification", "causal-lm")),
+                     display_name="EWC-LoRA r={rank}", family="adapters and prompts", objectives=BOTH),
         StrategyInfo("lora-mean", "clbench_lora.lora_mean:LoRAMean",
                      "trains adapters for each task as lora does, and predicts with their mean",
                      LoRAMeanOptions, paper="Wortsman et al. 2022, arXiv 2203.05482; with LoRA: Chitale et al. 2023, "
-                     "arXiv 2311.02428", parts_per_task=True, display_name="LoRA-Mean r={rank}",
-                     family="adapters and prompts",
-                     objectives=("classification", "causal-lm")),
+                     "arXiv 2311.02428", parts_per_task=True, display_name="LoRA-Mean r={rank}", objectives=BOTH,
+                     family="adapters and prompts"),
     )
