@@ -290,10 +290,7 @@ def shown(value: Any) -> str:
 
 
 def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
-    """Return `name:option=value` with options that differ from their defaults, are in `always`, or decide and are given.
-
-    Options in `never` are left out.
-    """
+    """Return `name:option=value` with options that are not defaults, in `always` or deciding; none in `never`."""
     always = {*always, *(options.deciding & options.model_fields_set)}
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
                if k not in never and (k in always or f.is_required()
