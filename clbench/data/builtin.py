@@ -279,8 +279,8 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       "models hf:NAME", own.TextOptions, any_name=True, cached=True,
                       files=user_data + "texts:text_files", check=own_options + "check_path"),
         BenchmarkInfo("instructions:*", user_data + "instruction_streams:instructions",
-                      "prompts and responses in .jsonl files, a file or folder for each task; for language models "
-                      "hf:NAME", own.InstructionOptions, scenarios=("task", "domain"), any_name=True, cached=True,
+                      "prompts and responses, a .jsonl file or folder for each task; for hf:NAME",
+                      own.InstructionOptions, scenarios=("task", "domain"), any_name=True, cached=True,
                       files=user_data + "instruction_streams:instruction_files", check=own_options + "check_path",
                       objective=CAUSAL_LM.name),
         BenchmarkInfo("split-newsgroups", user_data + "texts:newsgroups",
