@@ -13,6 +13,7 @@ import click
 
 from clbench.cli.common_options import plugin_option
 from clbench.cli.completion import Complete, named
+from clbench.core.objective import CAUSAL_LM
 
 if TYPE_CHECKING:
     from clbench.core.options import Options
@@ -27,7 +28,8 @@ HEADINGS = {
     ("model", PATTERN): "Models of other libraries (* stands for the model's name)",
     ("tracker", NAMED): "Trackers",
 }
-METHOD_FIELDS = ("family", "year", "paper", "reference", "recipe", "task_free", "parts_per_task", "display_name")
+METHOD_FIELDS = ("family", "year", "paper", "reference", "recipe", "objectives", "task_free", "parts_per_task",
+                 "display_name")
 
 
 def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], text: str) -> click.Command:
@@ -160,6 +162,8 @@ def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         else:
             yield "task-free", ("yes: it does not need to know where tasks end (--boundaries hidden)"
                                 if thing["task_free"] else "no: it needs to know where tasks end")
+    if CAUSAL_LM.name in thing.get("objectives", ()):
+        yield "language models", "yes: it fine-tunes causal language models too"
     if thing.get("parts_per_task"):
         yield "parts per task", "each class must arrive in one task only: no --blur and no --repeat with class splits"
     if thing.get("display_name"):
