@@ -29,7 +29,8 @@ def free_options(name):
     """Options that need no boundaries."""
     fields = OURS[name].options.model_fields
     return {**({"base": "random"} if "base" in fields else {}),
-            **({"outputs": "seen"} if name == "l2p" else {}), **({"capacity": 20} if "capacity" in fields else {})}
+            **({"outputs": "seen"} if name == "l2p" else {}), **({"capacity": 20} if "capacity" in fields else {}),
+            **({"replay": 0.5} if "replay" in fields else {})}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FREE])
