@@ -138,7 +138,8 @@ def test_lists_of_lists_are_swept_from_a_file_and_from_a_flag(registry, tmp_path
     assert labels(registry, "lora", ['lora.targets=[["q", "v"], ["q", "k", "v"], []]']) == expected
     for one in planned:  # a label is a method as it is written
         assert rows(registry, one.label)[0].trial == one.trial
-    with pytest.raises(SpecError, match=r"lora\.targets: should be 'q', 'k', 'v', 'proj', 'mlp' or 'all-linear', got 'qkv'"):
+    message = r"lora\.targets: should be 'q', 'k', 'v', 'proj', 'mlp' or 'all-linear', got 'qkv'"
+    with pytest.raises(SpecError, match=message):
         rows(registry, "lora", {"lora.targets": [["q"], ["qkv"]]})
 
 
