@@ -24,6 +24,7 @@ from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
 from clbench.data.raw import RawStream, Split, hold_out
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.experiment.trial import Resolved
+from clbench.models.scoring import needed_tokens
 
 TEST_BYTES = 2**30  # test samples are kept as inputs of the model up to this size, beyond it as they are stored
 
@@ -78,6 +79,8 @@ class Tests:
         parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
         for x, y, tasks in islice(zip(*parts, strict=True), first, None):
             x = x if self.prepare is None else self.prepare(x)
+            if y.dim() > 1:
+                x = x[:, :needed_tokens(y)]
             yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), y, tasks
 
 

@@ -159,6 +159,9 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
     raw = read_benchmark(trial.benchmark, trial.seed, settings.data_dir, registry)
     stream = for_model(present(raw, "task", trial.benchmark.name), trial, registry)
     require_kind(trial.model, stream, registry)
+    if not stream.classes:
+        raise SpecError(f"benchmark {trial.benchmark.name!r} is for language models, which are not trained on "
+                        "features; embed texts with labels instead (text:FILE.csv)")
     with seeds.scope(trial.seed, "init"):
         # Its notes are on the head, which is not used.
         network, _ = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, registry)

@@ -22,6 +22,7 @@ from clbench.core.errors import ClbenchError, PluginError, StaleError
 from clbench.core.registry import Registry
 from clbench.core.scenario import scenario_rules
 from clbench.data.contents import check_data
+from clbench.data.own.instructions import hashes_of
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
@@ -66,9 +67,9 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path) -
         divides = rules.seen_compete and len(classes) == len(set(classes))
         if settings.anatomy == "each" and divides and len(record.errors) < len(stream.classes):
             flags.append("--anatomy each")
-        lacking = [name for name in settings.general if Path(name).name not in record.general]
-        if lacking:
-            flags.append(" and ".join(f"--general {name}" for name in lacking))
+        for name, digest in hashes_of(settings.general).items():
+            if record.general_files.get(name) != digest:
+                flags.append(f"--general {name}")
         if not all((folder / name).is_file() for name in SAVED_FILES[settings.keep]):
             flags.append(f"--keep {settings.keep}")
     return " and ".join(flags)
@@ -88,6 +89,7 @@ def merge_records(report: StalenessReport, before: Record | None, after: Record,
     if (before.status, before.R, before.task_inference) == (after.status, after.R, after.task_inference):
         return after.model_copy(update={"curve": after.curve or before.curve, "probe": after.probe or before.probe,
                                         "general": before.general | after.general,
+                                        "general_files": before.general_files | after.general_files,
                                         "errors": max(after.errors, before.errors, key=len)})
     problem = (f"{after.name}, TRAINED ONCE MORE for {report.lacking[after.key]}, GAVE ANOTHER RESULT "
                f"({'; '.join(differences(before, after))}): code, libraries or machine are not what they were; the new "

@@ -14,6 +14,7 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
 from clbench.data.arrival import arrive
+from clbench.data.own.instructions import hashes_of
 from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
@@ -120,7 +121,8 @@ class TrialRunner:
         code = code_of(planned[0].trial, self.registry, identity.running)
         origin = provenance.collect(plugin, self.device, self.command, code)
         checkpoints = None if self.checkpoints is None else CheckpointCallback(
-            self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario))
+            self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario),
+            general=hashes_of(self.settings.general))
         members = self._members(planned, checkpoints)
         if members is None:
             return self._halved(planned, on_progress)
@@ -284,11 +286,11 @@ def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], com
 
 def objective_problem(stream: Stream, settings: ExecutionSettings) -> str:
     """Return which setting does not go with what models are trained for on a stream; empty if all do."""
+    hashes_of(settings.general)  # which reads them
     if stream.classes:
         return "--general scores texts under language models, and this one trains classifiers" * bool(settings.general)
-    requested = {"--probe": settings.probe, "--anatomy": settings.anatomy == "each",
-                 "--evaluate-every": settings.evaluate_every is not None}
-    flag = next((name for name, is_requested in requested.items() if is_requested), "")
+    flag = ("--probe" if settings.probe else "--anatomy" if settings.anatomy == "each" else
+            "--evaluate-every" if settings.evaluate_every is not None else "")
     return f"{flag} is about classes, which language models do not have; leave it out" if flag else ""
 
 

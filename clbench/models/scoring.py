@@ -82,6 +82,11 @@ def rounded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
+def needed_tokens(y: Tensor, multiple: int = 16) -> int:
+    """Return how many tokens items with labels y [N, L] need, rounded up to a multiple; none after the last target."""
+    return min(y.shape[1], rounded(int((y != IGNORED).any(0).nonzero().max()) + 1, multiple))
+
+
 class Scorer:
     """Scores items under one model.
 

@@ -42,12 +42,14 @@ class CheckpointCallback(Callback):
         origin: where and with what the trials run.
         decomposition: what is to be counted of their errors.
         since: time of the last checkpoint.
+        general: hashes of the files of general texts that are to be scored, by name.
     """
 
     folder: Path
     origin: Provenance
     decomposition: ErrorDecomposition
     since: float = field(default_factory=time.monotonic)
+    general: Mapping[str, str] = field(default_factory=dict)
 
     def on_task(self, training: Training, task: int) -> None:
         """Write a checkpoint of each replica if the last one is old enough, but not after the last task.
@@ -83,6 +85,8 @@ class CheckpointCallback(Callback):
         tasks = len(replica.stream.tasks)
         if progress is None or [len(row) for row in progress.R] != [tasks] * (header.learned + 1):
             raise SnapshotError("the checkpoint's R is not that of its tasks")
+        if progress.general_files != self.general:
+            raise SnapshotError("it does not have the scores of general texts that are asked for (--general)")
         wanted, curve = replica.curve, progress.curve
         if wanted is not None and (curve is None or (curve.every, curve.samples) != (wanted.every, wanted.samples)):
             raise SnapshotError("it does not have the accuracy while learning that is asked for")

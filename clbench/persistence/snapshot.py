@@ -21,10 +21,12 @@ from torch import Tensor
 from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
 from clbench.core.errors import StoreError
+from clbench.core.objective import CAUSAL_LM, CLASSIFICATION
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.experiment.spec import Recipe
+from clbench.models.scoring import IGNORED
 from clbench.persistence.strategy_state import SnapshotError, StrategyState, capture, grow, load
 from clbench.results.curve import Curve
 from clbench.results.records import Answer, Costs, ErrorCounts, Probe, Timings
@@ -56,6 +58,7 @@ class Progress(BaseModel):
     started: datetime.datetime | None
     scores: dict[str, list[list[float]]] = {}
     general: dict[str, dict[str, list[float]]] = {}
+    general_files: dict[str, str] = {}
     answers: list[Answer] = []
 
 
@@ -159,12 +162,12 @@ def training_state(strategy: Strategy, stream: Stream) -> set[str]:
 
 
 def first_logits(strategy: Strategy, stream: Stream) -> Tensor:
-    """Return the logits of the first test samples of each task."""
+    """Return the logits of the first test samples of each task, one after the other."""
     logits = []
     with evaluating(strategy):
         for index in range(len(stream.tasks)):
             inputs = next(stream.tests.batches(NOISE_SAMPLES, index))[0]
-            logits.append(strategy.predict(inputs, index if strategy.world.task_given else None).logits)
+            logits.append(strategy.predict(inputs, index if strategy.world.task_given else None).logits.flatten())
     return torch.cat(logits)
 
 
@@ -269,6 +272,11 @@ def stand_in(outline: StreamOutline) -> Stream:
     dtype = getattr(torch, outline.sample_dtype)
 
     def noise(outputs: list[int], task: int) -> Samples:
+        if not outline.outputs:  # of a language model: tokens, all but the first of which are scored
+            x = torch.randint(2, (NOISE_SAMPLES, *outline.sample_shape), generator=generator, dtype=dtype)
+            y = x.clone()
+            y[:, 0] = IGNORED
+            return Samples(x, y, torch.full((len(x),), task))
         y = torch.tensor(outputs).repeat(NOISE_SAMPLES)
         shape = (len(y), *outline.sample_shape)
         if outline.sample_dtype == "float32":
@@ -282,4 +290,4 @@ def stand_in(outline: StreamOutline) -> Stream:
         met = () if taught == classes else tuple(taught)
         tasks.append(StreamTask(tuple(classes), noise(taught, index), noise(classes, index), met=met))
     return Stream(tuple(tasks), outline.outputs, tuple(outline.input_shape), outline.prepare, "", (),
-                  hidden=outline.hidden)
+                  hidden=outline.hidden, objective=(CLASSIFICATION if outline.outputs else CAUSAL_LM).name)

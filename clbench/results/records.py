@@ -58,7 +58,7 @@ class Record(RecordPart):
     """One finished trial."""
 
     LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen", "items",
-                                        "metric", "scores", "general", "answers")
+                                        "metric", "scores", "general", "general_files", "answers")
 
     schema_version: int = Field(SCHEMA, alias="schema", description="Version of this schema.")
     key: str = Field(description="Hash of `trial`, and the record's file name.")
@@ -78,6 +78,7 @@ class Record(RecordPart):
         {}, description="Values of further metrics by name, in the shape of R.")
     general: dict[str, dict[str, list[float]]] = Field(
         {}, description="Scores of general texts by file and metric: before training and after each task.")
+    general_files: dict[str, str] = Field({}, description="Hashes of the files of general texts.")
     answers: list[Answer] = Field([], description="Answers of a language model to some test prompts of each task.")
     outputs: Outputs | None = Field(
         None, description="Outputs that competed with a new sample's label in training; null except in scenario class.")
@@ -157,7 +158,8 @@ class Record(RecordPart):
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
             "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True, "errors": True,
-            "probe": True, "items": True, "general": True, "answers": True, "until": True, "seen": True,
+            "probe": True, "items": True, "general": True, "general_files": True,
+            "answers": True, "until": True, "seen": True,
             "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 

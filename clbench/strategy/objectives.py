@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clbench.core import tokens
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, ObjectiveInfo
 from clbench.data.samples import Samples
-from clbench.models.scoring import IGNORED, rounded, token_scores
+from clbench.models.scoring import IGNORED, needed_tokens, rounded, token_scores
 from clbench.strategy.granted import Batch
 
 MULTIPLE = 16  # to which numbers of tokens are rounded up, so that few shapes occur
@@ -95,7 +95,7 @@ class CausalLM(Objective):
 
         The numbers of tokens L and of targets K are rounded up to multiples of 16.
         """
-        length = max(_needed(batch.y) for batch in batches)
+        length = max(needed_tokens(batch.y) for batch in batches)
         scored = [b.y[:, 1:length] != IGNORED for b in batches]
         count = min(length - 1, rounded(max(int(s.sum(1).max()) for s in scored), MULTIPLE))
         made = []
@@ -108,7 +108,7 @@ class CausalLM(Objective):
 
     def cut(self, samples: Samples) -> Samples:
         """Return samples cut off behind the last target of any."""
-        length = _needed(samples.y)
+        length = needed_tokens(samples.y)
         return Samples(samples.x[:, :length], samples.y[:, :length], samples.tasks)
 
     def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
@@ -132,11 +132,6 @@ class CausalLM(Objective):
 def prompts_of(x: Tensor, y: Tensor) -> Tensor:
     """Return tokens x [N, L] up to the first target of each item; what comes after is padding."""
     return x.masked_fill((y != IGNORED).cumsum(1) > 0, tokens.NO_TOKEN)
-
-
-def _needed(y: Tensor) -> int:
-    """Return how many tokens samples with labels y [N, L] need, rounded up to a multiple of 16."""
-    return min(y.shape[1], rounded(int((y != IGNORED).any(0).nonzero().max()) + 1, MULTIPLE))
 
 
 def _cut(batch: Batch, x: Tensor) -> Batch:

@@ -177,6 +177,8 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     if drawn >= 2 * len(samples[0]) and enabled():
         frozen = overrides(first, "frozen_outputs")
         most = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
+        if not first.world.classes:
+            most *= most > 1  # the outputs of an embedding alone take memory and save nothing
         # Frozen outputs are computed from the inputs, so blocks are not cached without them.
         choices = [(most, frozen), (0, frozen), (0, False)]
         blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, budget))
@@ -276,7 +278,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
             with torch.random.fork_rng(), starting_at([strategy], start):
                 some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
-                some = strategy.objective.collate([some])[0] if raw.y.dim() > 1 else some
+                some = some if strategy.world.classes else strategy.objective.collate([some])[0]
                 arguments = some, some.x, some.y, some.tasks, some.frozen, None, some.at
                 try:
                     losses.append(functional_call(Loss(strategy), state, arguments))

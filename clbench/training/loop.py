@@ -100,12 +100,16 @@ class TrainingLoop:
     def run(self, first: int = 0) -> None:
         """Train on all tasks from `first` on."""
         self.callbacks.on_start(self)
+        self._keep_sound()
         for index in range(first, len(self.replicas[0].stream.tasks)):
-            self.train_task(index)
+            if self.replicas:
+                self.train_task(index)
             if not self.replicas:
                 return
             self.callbacks.on_task(self, index)
-        self.callbacks.on_end(self)
+            self._keep_sound()
+        if self.replicas:
+            self.callbacks.on_end(self)
 
     def train_task(self, index: int) -> list[TaskResult]:
         """Train on a task, note on each replica what it cost, and return a result for each."""
@@ -233,6 +237,10 @@ class TrainingLoop:
         return [BatchSampler(len(part), self.recipe.batch_size, replica.seed, task.index, self.augment, phase,
                              self.recipe.repeats)
                 for part, task, replica in zip(samples, tasks, self.replicas, strict=True)]
+
+    def _keep_sound(self) -> None:
+        """Continue with the replicas whose evaluation gave numbers."""
+        self._keep([position for position, replica in enumerate(self.replicas) if replica.failure is None])
 
     def _keep(self, positions: Sequence[int]) -> None:
         """Continue with the replicas at these positions only."""

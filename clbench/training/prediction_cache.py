@@ -63,8 +63,8 @@ class PredictionCache:
     def final_scores(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> dict[str, Tensor] | None:
         """Return the scores [N] by metric of a task's samples, which are computed once; None if they may change.
 
-        They are of a learned task's final part, or of the starting model. One batch, chosen by the seed, is computed
-        again.
+        They are of a learned task's final part, or of the starting model, which may change between evaluations. One
+        batch, chosen by the seed, is computed again.
 
         Raises:
             PluginError: it has other scores than before.
@@ -82,6 +82,9 @@ class PredictionCache:
             known = self.scores[key] = again
         for before, now in zip(known[first:], again, strict=False):
             if any(not identical(before[name], now[name]) for name in now):
+                if not key[1]:  # of the starting model, which the first task may have trained
+                    del self.scores[key]
+                    return self.final_scores(strategy, tests, size, given)
                 raise PluginError(f"{type(strategy).__name__} declares parts_final, but task {given + 1} has other "
                                   f"scores than before; set parts_final = False in {type(strategy).__name__}")
         return {name: torch.cat([scores[name] for scores in known]) for name in known[0]}

@@ -91,6 +91,7 @@ class Replica:
     probe: Probe | None = None
     items: ItemResults | None = None  # of the last row
     general: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    general_files: dict[str, str] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
     failure: Failure | None = None
     started: datetime.datetime | None = None  # by an earlier process, if the trial resumes from a checkpoint

@@ -20,6 +20,8 @@ from clbench import Batch, Network, Options, Samples, Task, World
 from clbench.strategy.replay import ReplayMemory
 from clbench_agem import AGEMOptions
 
+ITEMS = 8  # of a language model whose gradients are computed at once
+
 
 class AGEM(ReplayMemory):
     """Fine-tuning with projected gradients."""
@@ -49,14 +51,23 @@ class AGEM(ReplayMemory):
                  else Samples(self.drawn_x, self.drawn_y, self.drawn_tasks))
         if not len(drawn):
             return gradients
-        with torch.enable_grad():
-            batch = Batch(self.world.prepare(drawn.x), drawn.y, drawn.tasks, 0, replayed=len(drawn))
-            if self.world.is_text:
-                batch, = self.objective.collate([batch])
-            loss = self.cross_entropy(self(batch.x), batch)
-            parameters = dict(self.named_parameters())
-            memory_gradients = torch.autograd.grad(loss, [parameters[name] for name in gradients], allow_unused=True)
-        reference = {name: r for name, r in zip(gradients, memory_gradients, strict=True) if r is not None}
+        named = dict(self.named_parameters())
+        parameters = [named[name] for name in gradients]
+        reference: dict[str, Tensor] = {}
+        parts = drawn.chunks(len(drawn) if self.world.classes else ITEMS)
+        counts = [] if self.world.classes else [(part.y >= 0).sum() for part in drawn.chunks(ITEMS)]
+        for number, part in enumerate(parts):
+            with torch.enable_grad():
+                batch = Batch(self.world.prepare(part.x), part.y, part.tasks, 0, replayed=len(part))
+                if self.world.is_text:
+                    batch, = self.objective.collate([batch])
+                loss = self.cross_entropy(self(batch.x), batch)
+                if counts:  # a mean over targets: each part weighs as many as it has
+                    loss = loss * (counts[number] / torch.stack(counts).sum())
+                part_gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for name, gradient in zip(gradients, part_gradients, strict=True):
+                if gradient is not None:
+                    reference[name] = reference[name] + gradient if name in reference else gradient
         return project(gradients, reference)
 
     def after_task(self, task: Task) -> None:

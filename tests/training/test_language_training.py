@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers.language_models import CITIES, make_model, quiet, save, write_lines
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
 from clbench.execution.continuing import continue_trial
+from clbench.execution.embedding import prepare
 from clbench.execution.exporting import export
 from clbench.execution.reuse import missing_outputs
 from clbench.execution.trial_runner import TrialRunner
@@ -16,8 +17,12 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
+from clbench.persistence.callbacks import CheckpointCallback
+from clbench.results import provenance
 from clbench.results.records import Record
+from clbench.strategy.base import Strategy
 from clbench.strategy.objectives import prompts_of
+from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 
 pytestmark = pytest.mark.extra("lm")
 TASKS = {"a": "Name a color of", "b": "what letter is for"}
@@ -147,3 +152,70 @@ def test_a_kept_model_is_exported_for_transformers(folder, tmp_path):
         kept(x, task=0)
     with pytest.raises(SpecError, match="is a language model, which cannot continue training"):
         continue_trial(tmp_path / "run", None, Resolved(name="x"), ExecutionSettings(), "cpu")
+
+
+def test_a_base_that_learns_the_first_task_may_change_the_starting_model(folder):
+    for method in ("lora:base=task1:rank=8", "independent:base=task1"):
+        record, = run(folder, method, recipe={"iterations": 6, "batch_size": 4, "lr": 1e-3})
+        assert record.status == "done", record.failure
+        assert record.R[0][1] != record.R[1][1] and record.R[1][0] == record.R[2][0]
+
+
+def test_scores_that_are_no_numbers_end_a_trial_as_diverged(folder, monkeypatch):
+    monkeypatch.setattr(Strategy, "after_task", lambda self, task: self.model.blocks[-1].activation.weight.data.fill_(
+        float("nan")))
+    for record in run(folder, "naive", seeds=2, recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}):
+        assert record.status == "diverged" and len(record.R) == 1
+        assert "a test score after task 1 is not a number" in record.failure.message
+
+
+def test_a_trial_goes_on_only_with_the_general_texts_that_it_began_with(folder, tmp_path):
+    recipe, texts = {"iterations": 2, "batch_size": 4, "lr": 1e-3}, str(folder / "general.txt")
+
+    def runner(general):
+        settings = ExecutionSettings(data=folder, general=general)
+        return TrialRunner(settings, "cpu", "test", checkpoints=tmp_path)
+
+    spec = build({"benchmark": f"instructions:{folder / 'tasks'}", "model": f"hf:{folder / 'model'}",
+                  "methods": ["naive"], "seeds": 1, "recipe": recipe})
+    planned = plan(spec, discover())
+    first = runner([])
+    origin = provenance.collect("", first.device, "", {})
+    checkpoint = CheckpointCallback(tmp_path, origin, ErrorDecomposition(), since=-99)
+    member = first._member(planned[0])
+    first._train([member], lambda _: None, checkpoint, checkpoint.origin)
+    assert (tmp_path / planned[0].trial.key / "state.safetensors").is_file()
+    record, = runner([texts]).run_stack(planned)
+    assert any("started over" in note and "--general" in note for note in record.notes)
+    assert len(record.general["general.txt"]["nll"]) == 3
+
+
+def test_general_texts_are_known_by_their_content(folder, tmp_path):
+    (tmp_path / "a").mkdir()
+    path, other = tmp_path / "texts.txt", tmp_path / "a" / "texts.txt"
+    path.write_text("One text.")
+    other.write_text("Another text.")
+    settings = ExecutionSettings(general=[str(path)])
+    record, = run(folder, "naive", recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}, general=[str(path)])
+    assert missing_outputs(record, settings, folder) == ""
+    path.write_text("One text, changed.")
+    assert missing_outputs(record, settings, folder) == "--general texts.txt"
+    with pytest.raises(SpecError, match=r"another file is named texts.txt, too; rename one of them"):
+        run(folder, "naive", general=[str(path), str(other)])
+    with pytest.raises(DataError, match="there is no such file"):
+        run(folder, "naive", general=["missing.txt"])
+
+
+def test_the_adapter_of_an_answer_is_chosen_once_by_the_prompt(folder):
+    record, = run(folder, "lora:base=pretrained:rank=8:infer=gaussian", scenario="domain",
+                  recipe={"iterations": 4, "batch_size": 4, "lr": 1e-2})
+    given, = run(folder, "lora:base=pretrained:rank=8", recipe={"iterations": 4, "batch_size": 4, "lr": 1e-2})
+    assert record.task_inference[-1] == [1.0, 1.0]
+    assert [answer.end for answer in record.answers] == [answer.end for answer in given.answers]
+
+
+def test_features_of_language_models_are_not_embedded(folder):
+    trial = plan(build({"benchmark": f"instructions:{folder / 'tasks'}", "model": f"hf:{folder / 'model'}",
+                        "methods": ["naive"], "seeds": 1}), discover())[0].trial
+    with pytest.raises(SpecError, match="is for language models, which are not trained on features"):
+        prepare(trial, ExecutionSettings(data=folder), "cpu", discover())

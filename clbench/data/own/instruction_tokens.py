@@ -132,8 +132,8 @@ class ItemTokenizer:
             return ids[:start] + ids[start + excess:], [i - excess for i in scored], False
         if not self.cut_responses:
             raise DataError(f"{place}: its {len(ids)} tokens do not fit into {self.length}, even without its prompt; "
-                            "raise the length (--length), shorten the response, or allow cut responses "
-                            "(--allow-cut-responses)")
+                            "raise the length, shorten the response, or allow cut responses (length= and "
+                            "cut_responses=true of a benchmark, --length and --allow-cut-responses of clbench forget)")
         dropped = max(0, first - max(1, self.length // 2))
         ids = ids[:start] + ids[start + dropped:]
         return ids[:self.length], [i - dropped for i in scored if i - dropped < self.length], True

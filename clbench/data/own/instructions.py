@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, SpecError
+from clbench.core.files import hash_file
 
 PROBES = {"english": Path(__file__).parents[1] / "probe" / "english.txt"}  # texts that come with clbench
 ROLES = ("system", "user", "assistant", "tool")
@@ -77,6 +78,24 @@ def read_items(path: Path, task_field: str | None = None) -> list[Item]:
 def find_file(path: Path) -> Path:
     """Return a path, or that of the text that comes with clbench if there is no such file and a text has this name."""
     return path if path.exists() else PROBES.get(str(path), path)
+
+
+def hashes_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the hash of each file of general texts by its name without folders.
+
+    Raises:
+        SpecError: two have the same name.
+        DataError: one cannot be read.
+    """
+    hashes: dict[str, str] = {}
+    for name in names:
+        path = find_file(Path(name).expanduser())
+        short = Path(name).name
+        if short in hashes:
+            raise SpecError(f"--general {name}: another file is named {short}, too; rename one of them")
+        read_items(path)
+        hashes[short] = hash_file(path)[:16]
+    return hashes
 
 
 def make_items(name: str, rows: Iterable[Any]) -> list[Item]:

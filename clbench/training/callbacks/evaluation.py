@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.results.items import ItemResults
+from clbench.results.records import Failure
 from clbench.strategy.base import Prediction
 from clbench.training import precision
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
@@ -66,6 +69,10 @@ class EvaluationCallback(Callback):
             replica.items = item_results(replica.stream, torch.cat(right), replica.trial.benchmark.name)
         replica.timings.evaluate.append(spent.wall)
         replica.timings.evaluate_cpu.append(spent.cpu)
+        if not all(math.isfinite(value) for values in row.scores.values() for value in values):
+            replica.failure = Failure(type="DivergedError", message="the outputs became NaN or infinite: a test score "
+                                      f"after task {learned} is not a number")
+            return
         objective = replica.strategy.objective.info
         replica.R.append(row.scores[objective.primary])
         for name, values in row.scores.items():

@@ -19,13 +19,15 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.data.own.instruction_streams import as_tensors
 from clbench.data.own.instruction_tokens import ItemTokenizer
-from clbench.data.own.instructions import find_file, read_items
+from clbench.data.own.instructions import find_file, hashes_of, read_items
 from clbench.data.stream import Stream, Tests
 from clbench.models.causal_lm import load_tokenizer
 from clbench.models.hf_files import folder_of
 from clbench.models.scoring import IGNORED
 from clbench.results.records import Answer
 from clbench.strategy.base import Strategy
+from clbench.strategy.objectives import prompts_of
+from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training import precision
 from clbench.training.callbacks.curve import untouched
 from clbench.training.callbacks.interface import Callback, Training
@@ -61,6 +63,7 @@ class LanguageCallback(Callback):
         """Read the texts."""
         self.tokenizer: Any = load_tokenizer(folder_of(tokenizer))
         self.general = [self._read(name, length) for name in general]
+        self.hashes = hashes_of(general)
 
     def _read(self, name: str, length: int) -> GeneralTexts:
         """Return the texts of a file."""
@@ -74,6 +77,7 @@ class LanguageCallback(Callback):
         """Score general texts before the first task, unless the replica has that from a checkpoint."""
         for replica in training.replicas:
             if not replica.general:
+                replica.general_files = dict(self.hashes)
                 self._score(replica, training, 0)
 
     def on_task(self, training: Training, task: int) -> None:
@@ -96,8 +100,10 @@ class LanguageCallback(Callback):
             for texts in self.general:
                 sums: dict[str, float] = {}
                 for x, y, _ in texts.tests.batches(size):
-                    out = strategy.predict(x.to(device), given).logits
-                    for name, values in strategy.objective.scores(strategy, out, y.to(device), given).items():
+                    x, y = x.to(device), y.to(device)
+                    tasks = route(strategy, prompts_of(x, y[:, :x.shape[1]]) if texts.has_responses else x, given)
+                    out = predicted(strategy, x, given, tasks)
+                    for name, values in strategy.objective.scores(strategy, out, y, given).items():
                         sums[name] = sums.get(name, 0.0) + float(values.cpu().double().sum())
                 for name, total in sums.items():
                     if name != "exact" or texts.has_responses:
@@ -112,7 +118,8 @@ class LanguageCallback(Callback):
             given = task if strategy.world.task_given else None
             x, y = stream.tasks[task].test.x[:ANSWERS], stream.tasks[task].test.y[:ANSWERS]
             prompts, responses = divide_items(x, y)
-            generated = generate(strategy, prompts, given, max(map(len, responses)) + LONGER, self._ends())
+            most = min(max(map(len, responses)) + LONGER, stream.input_shape[0] - max(map(len, prompts)))
+            generated = generate(strategy, prompts, given, most, self._ends())
             for number, (prompt, response, made) in enumerate(zip(prompts, responses, generated, strict=True)):
                 text = self._text(made)
                 if task == learned:
@@ -160,12 +167,10 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
     device, head = strategy.active.device, strategy.head_of_task(task)
     texts = [list(prompt) for prompt in prompts]
     open_rows = list(range(len(texts)))
+    tasks = route(strategy, padded(texts).to(device), task)
     for _ in range(most):
-        length = max(len(texts[row]) for row in open_rows)
-        x = torch.full((len(open_rows), length), tokens.NO_TOKEN, dtype=tokens.DTYPE)
-        for i, row in enumerate(open_rows):
-            x[i, :len(texts[row])] = torch.tensor(texts[row], dtype=tokens.DTYPE)
-        hidden = strategy.predict(x.to(device), task).logits
+        x = padded([texts[row] for row in open_rows]).to(device)
+        hidden = predicted(strategy, x, task, None if tasks is None else tasks[open_rows])
         last = torch.tensor([len(texts[row]) - 1 for row in open_rows], device=device)
         chosen = head(hidden[torch.arange(len(open_rows), device=device), last]).argmax(-1).tolist()
         for row, token in zip(list(open_rows), chosen, strict=True):
@@ -176,6 +181,27 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
         if not open_rows:
             break
     return [text[len(prompt):] for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def padded(texts: Sequence[Sequence[int]]) -> Tensor:
+    """Return tokens of several texts as inputs, int32 [N, L]."""
+    x = torch.full((len(texts), max(map(len, texts))), tokens.NO_TOKEN, dtype=tokens.DTYPE)
+    for row, text in enumerate(texts):
+        x[row, :len(text)] = torch.tensor(text, dtype=tokens.DTYPE)
+    return x
+
+
+def route(strategy: Strategy, prompts: Tensor, given: int | None) -> Tensor | None:
+    """Return the task [N] inferred from prompts [N, L], None if it is given or the strategy has no parts for tasks."""
+    return strategy.infer_tasks(prompts) if given is None and isinstance(strategy, PerTaskStrategy) else None
+
+
+def predicted(strategy: Strategy, x: Tensor, given: int | None, tasks: Tensor | None) -> Tensor:
+    """Return hidden states [N, L, D] of tokens x [N, L], under the given task, the inferred ones [N], or neither."""
+    if tasks is None:
+        return strategy.predict(x, given).logits
+    assert isinstance(strategy, PerTaskStrategy)
+    return strategy.predict_by(x, tasks).logits
 
 
 def language_callback(stream: Stream, options: dict[str, Any], general: Sequence[str]) -> LanguageCallback | None:
