@@ -118,9 +118,9 @@ def trials_with_adapters(run: Path) -> list[TrialAdapters]:
     """
     store = Store(run)
     records, _ = store.read()
-    found = [TrialAdapters(r, store.artifacts / r.key) for r in records if r.trial.method.name in METHODS]
     # Other methods keep a base, too.
-    return [kept for kept in found if kept.has_base or any(kept.folder.glob(f"task*/{INFO}"))]
+    trials = [TrialAdapters(r, store.artifacts / r.key) for r in records if r.trial.method.name in METHODS]
+    return [trial for trial in trials if trial.has_base or any(trial.folder.glob(f"task*/{INFO}"))]
 
 
 def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
