@@ -118,8 +118,8 @@ def trials_with_adapters(run: Path) -> list[TrialAdapters]:
     """
     store = Store(run)
     records, _ = store.read()
-    trials = [TrialAdapters(r, store.artifacts / r.key) for r in records if r.trial.method.name in METHODS]
     # Other methods keep a base, too.
+    trials = [TrialAdapters(r, store.artifacts / r.key) for r in records if r.trial.method.name in METHODS]
     return [trial for trial in trials if trial.has_base or any(trial.folder.glob(f"task*/{INFO}"))]
 
 

@@ -50,7 +50,7 @@ def by_peft(base, adapter):
         return peft.PeftModel.from_pretrained(load(base), str(adapter)).eval()
 
 
-def kept(folder, label):
+def adapters_of(folder, label):
     return adapters.find(folder, f"{label}/0")
 
 
@@ -93,7 +93,7 @@ def test_peft_gives_the_strategy_s_own_logits(runs, tmp_path, method, options):
 
 def test_files_have_the_base_s_name_and_no_head(runs, finished):
     for method in ("lora", "seq-lora"):
-        folder = kept(finished, method).folder
+        folder = adapters_of(finished, method).folder
         assert sorted(p.name for p in folder.iterdir()) == ["task0", "task1", "task2"]
         config = json.loads((folder / "task1" / "adapter_config.json").read_text())
         assert config["task_type"] == "CAUSAL_LM" and config["modules_to_save"] is None
@@ -107,7 +107,7 @@ def test_files_have_the_base_s_name_and_no_head(runs, finished):
 def test_the_audit_takes_exported_adapters(runs, finished, tmp_path, call):
     tasks = write_lines(tmp_path / "old.jsonl", [{"prompt": f"{c}?", "response": c} for c in CITIES])
     for method in ("lora", "seq-lora"):
-        folder = kept(finished, method).folder
+        folder = adapters_of(finished, method).folder
         code, out, err = call("forget", runs.model, folder / "task0", folder / "task2", "--tasks", tasks, "--json")
         assert code == 0, err
         cells = json.loads(out)["cells"]
@@ -129,16 +129,16 @@ def test_commands_list_show_export_and_remove(runs, finished, tmp_path, call):
     batch = as_transformers(runs.replica("lora").stream.tasks[1].test)
     with torch.no_grad():
         exported, original = (by_peft(runs.model, place)(**batch).logits
-                              for place in (tmp_path / "a", kept(finished, "lora").folder / "task1"))
+                              for place in (tmp_path / "a", adapters_of(finished, "lora").folder / "task1"))
     assert torch.equal(exported, original)
     copied = tmp_path / "run"
     shutil.copytree(finished, copied)
     assert call("adapters", "remove", copied, "lora/0", "--task", "2")[1] == "removed task 2; left: 1, 3\n"
-    assert kept(copied, "lora").tasks == [0, 2]
+    assert adapters_of(copied, "lora").tasks == [0, 2]
 
 
 def test_adapters_are_combined_exactly(runs, finished, tmp_path, call):
-    source = kept(finished, "lora")
+    source = adapters_of(finished, "lora")
     code, out, err = call("adapters", "combine", finished, "lora/0", "--tasks", "1,3", "--weights", "0.25,0.75", "--to",
                           tmp_path / "mix")
     assert code == 0 and out == f"adapter: {tmp_path / 'mix'} (rank 8)\n", err
@@ -164,7 +164,7 @@ def test_other_commands_refuse_in_one_sentence(finished, arguments, message, cal
 
 
 def test_a_trial_s_model_is_loaded_with_an_adapter(runs, finished):
-    source = kept(finished, "lora")
+    source = adapters_of(finished, "lora")
     network = load_model(finished, "lora/0", 2).eval()
     test = runs.replica("lora").stream.tasks[2].test
     there = test.x >= 0

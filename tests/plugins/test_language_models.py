@@ -199,10 +199,10 @@ def test_er_keeps_a_reservoir_of_items_as_the_stream_stores_them(runs):
                 elif (place := int(draw * (seen + 1))) < 3:
                     memory[place] = x, y, index
                 seen += 1
-    kept = strategy.memory
-    assert list(zip(kept.x.tolist(), kept.y.tolist(), kept.tasks.tolist(), strict=True)) == memory
+    stored = strategy.memory
+    assert list(zip(stored.x.tolist(), stored.y.tolist(), stored.tasks.tolist(), strict=True)) == memory
     assert strategy.memory_seen.tolist() == [10, 10, 10]
-    assert kept.x.dtype == kept.y.dtype == torch.int32
+    assert stored.x.dtype == stored.y.dtype == torch.int32
     record = runs.runner.run(runs.planned("er:capacity=3")[0])
     items = 3 * (2 * 4 * stream.input_shape[0] + 8)  # tokens and labels with padding, and the task
     assert record.costs.bytes[-1]["replay"] == items and record.costs.replay_samples == [3] * 3
