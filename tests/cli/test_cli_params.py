@@ -199,6 +199,7 @@ def test_a_pretrained_model_with_a_size_is_counted_as_a_run_records_it(capsys, t
     assert lora["flops"] == record.costs.inference_flops[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.extra("timm")
 def test_a_pretrained_transformer_is_counted_with_the_papers_layers_without_a_size_too(capsys):
     def trainable(*more):

@@ -54,6 +54,7 @@ def written(tmp_path):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_is_used_in_workers_too_and_the_record_says_which(file, tmp_path, workers):
     record, = clbench.run(methods="decay:by=0", plugins=[file], out=tmp_path / "run", workers=workers, **SMALL)

@@ -52,6 +52,7 @@ def test_with_hidden_boundaries_the_curve_is_that_of_the_true_tasks_and_training
         assert [len(right) for right in record.curve.right] == [len(after) for after in record.curve.after] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_results_without_a_curve_are_trained_once_more_and_said_to_be(tmp_path, capsys):
     first = run(tmp_path)
     command = ["run", "--methods", "er:capacity=20,naive", "--benchmark", SMALL["benchmark"], "--scenario", "domain",

@@ -276,6 +276,7 @@ def test_weights_are_those_of_the_plain_network(run, tmp_path):
     assert Path(whole).read_bytes() == (Store(run).artifacts / by["icarl", "class"].key / MODEL).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.extra("timm")
 def test_weights_have_the_names_of_the_library_that_the_model_is_from(tmp_path):
     import timm

@@ -80,6 +80,7 @@ def tune(tmp_path, monkeypatch, capsys):
     sys.modules.pop("clbench_planted", None)
 
 
+@pytest.mark.slow
 def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
     code, out, err = tune("--trials", "9")
     assert code == 0, err
@@ -147,6 +148,7 @@ def test_candidates_may_have_another_budget_than_the_result(tune, tmp_path, caps
     assert {r.trial.recipe.iterations for r in Store(tmp_path / "search").read()[0]} == {5}
 
 
+@pytest.mark.slow
 def test_a_grid_is_widened_resumed_and_told_of(tune, tmp_path, capsys):
     (tmp_path / "mine.toml").write_text(FILE.replace("low = 1.0, high = 1e8, log = true", "values = [1e-2, 1e-1, 1.0]"))
     # The optimum is at 1000: two steps reach 10 and 100, where the cap is. Both --trials and the seeds stay as given.

@@ -175,6 +175,7 @@ def test_the_form_of_before_has_the_keys_of_before():
     assert LwFOptions.stored({"strength": 1.0, "temperature": 2.0}).form == "all-seen"
 
 
+@pytest.mark.slow
 def test_in_scenario_class_it_forgets_less_than_naive(tmp_path):
     records = clbench.run(methods="naive,lwf,lwf:form=lwf-mc", scenario="class", model="mlp:width=64:depth=1",
                           benchmark="split-mnist-5k", iterations=30, lr=3e-3, seeds=2, workers=0, out=tmp_path / "run")

@@ -22,6 +22,8 @@ def found(name):
         except ModuleNotFoundError:
             continue
         for attribute in parts[cut:]:
+            if attribute == parts[-1] and attribute in getattr(thing, "__all__", ()):
+                return True  # perhaps imported only when it is used, which may need an extra
             thing = getattr(thing, attribute, None)
         return thing is not None
     return False

@@ -185,6 +185,7 @@ def test_a_stack_counts_what_each_member_would_compute_alone(runner, method, mod
     assert not stack[0].notes
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_are_counted_each(runner, monkeypatch):
     group = planned("o-lora:rank=2:dropout=0", seeds=2, accumulate=3)  # its penalty is computed in each part
     stack, alone = runner.run_stack(group), [runner.run(one) for one in group]
