@@ -10,7 +10,6 @@ changes nothing before it, and blocks need no mask.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -22,8 +21,8 @@ from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN
 from clbench.models.builtin import TextModelOptions
 from clbench.models.hf_files import folder_of, inner
-from clbench.models.hf_parts import TOLERANCE, Tokens, attention_of, home, is_decoder
-from clbench.models.network import Block, Network, Ports
+from clbench.models.hf_parts import TOLERANCE, DecoderLayer, Tokens, attention_of, home, is_decoder
+from clbench.models.network import Block, Network
 
 EMBEDDING = "embed_tokens.weight"
 
@@ -41,15 +40,8 @@ class LanguageModel(Network):
         return any(parameter is self.head.weight for parameter in self.blocks.parameters())
 
 
-class CausalLayer(nn.Module):
-    """A layer of a decoder of Llama's kind: each token looks at those before it, turned by their places."""
-
-    def __init__(self, unit: nn.Module, rotary: nn.Module, width: int) -> None:
-        """Keep the library's layer, and a copy of what turns queries and keys, which has no weights."""
-        super().__init__()
-        self.unit = unit
-        self.rotary = copy.deepcopy(rotary)  # `functional_call` does not restore buffers of a module with two names
-        self.ports = Ports(width, width, tokens=True)
+class CausalLayer(DecoderLayer):
+    """A layer of a decoder of Llama's kind without a mask: padding at the end changes nothing before it."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens [N, L, D] of tokens [N, L, D]."""

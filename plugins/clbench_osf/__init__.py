@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
+from clbench_lora import LowRankOptions
 from pydantic import Field, field_validator
 
 from clbench import SearchValues, StrategyInfo, hookimpl
@@ -27,11 +27,7 @@ class OSFOptions(OutputsOptions, StartOptions):
     @classmethod
     def _compiles(cls, layers: str) -> str:
         """Refuse what is no regular expression."""
-        try:
-            re.compile(layers)
-        except re.error as error:
-            raise ValueError(f"{layers!r} is not a regular expression: {error}") from None
-        return layers
+        return LowRankOptions._compiles(layers)
 
     def share(self, task: int, tasks: int) -> float:
         """Return the share that a task (from 0) of so many preserves."""
