@@ -99,15 +99,15 @@ class TrainingLoop:
 
     def run(self, first: int = 0) -> None:
         """Train on all tasks from `first` on."""
+        tasks = len(self.replicas[0].stream.tasks)
         self.callbacks.on_start(self)
-        self._keep_sound()
-        for index in range(first, len(self.replicas[0].stream.tasks)):
+        self._keep()
+        for index in range(first, tasks):
             if self.replicas:
                 self.train_task(index)
-            if not self.replicas:
-                return
-            self.callbacks.on_task(self, index)
-            self._keep_sound()
+            if self.replicas:
+                self.callbacks.on_task(self, index)
+            self._keep()
         if self.replicas:
             self.callbacks.on_end(self)
 
@@ -238,12 +238,10 @@ class TrainingLoop:
                              self.recipe.repeats)
                 for part, task, replica in zip(samples, tasks, self.replicas, strict=True)]
 
-    def _keep_sound(self) -> None:
-        """Continue with the replicas whose evaluation gave numbers."""
-        self._keep([position for position, replica in enumerate(self.replicas) if replica.failure is None])
-
-    def _keep(self, positions: Sequence[int]) -> None:
-        """Continue with the replicas at these positions only."""
+    def _keep(self, positions: Sequence[int] | None = None) -> None:
+        """Continue with the replicas at these positions only; None for those that have not failed."""
+        if positions is None:  # an evaluation may have given no numbers
+            positions = [position for position, replica in enumerate(self.replicas) if replica.failure is None]
         if len(positions) == len(self.replicas):
             return
         self.replicas = [self.replicas[position] for position in positions]

@@ -65,8 +65,8 @@ class LoRALayer(nn.Module):
     with the task's index in place of PEFT's name of the adapter.
 
     `init = pissa` (Meng et al. 2024, arXiv 2404.02948) starts A and B from the r largest singular values of W. The
-    paper subtracts them from W. Here W is shared by all tasks and does not change; instead the start (`pissa_A`,
-    `pissa_B`) is subtracted from the adapter's output: h = Wx + s (BA - B0 A0) x, which is the same function.
+    paper subtracts them from W. Here W is shared by all tasks; instead the start (`pissa_A`, `pissa_B`) is subtracted
+    from the adapter's output: h = Wx + s (BA - B0 A0) x, which is the same function.
 
     `dora` (Liu et al. 2024, arXiv 2402.09353) learns the length of each row of W + s BA separately from its direction;
     the length in the denominator is a constant in the gradient, as in the paper (4.3) and in PEFT.
