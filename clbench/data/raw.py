@@ -151,6 +151,9 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     for task, split in enumerate(raw.train):
         if split.permutation is None:
             labels = split.y if split.y.dim() == 1 else torch.zeros(len(split.y), dtype=torch.int64)
+            if split.y.dim() > 1 and len(labels) == 1:
+                raise DataError(f"benchmark {name!r}: task {task + 1} has one training item; a validation split needs "
+                                "two")
             train_rows, test_rows = choose(labels, share, seed,
                                            f"benchmark {name!r}: task {task + 1}'s training experience")
             xs = split.x[train_rows], split.x[test_rows]  # shared with the permuted tasks that follow

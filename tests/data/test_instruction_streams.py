@@ -1,6 +1,7 @@
 """The benchmark `instructions:`: tasks of folders and files as tokens, what is held out, and errors (extra `lm`)."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers.language_models import make_tokenizer, write_lines
@@ -120,6 +121,9 @@ def test_a_validation_split_and_the_cache_keep_the_labels(tmp_path, tokenizer):
     held = hold_out(raw, 0.25, 0, "instructions")
     assert [len(s.y) for s in (*held.train, *held.test)] == [6, 6, 2, 2]
     assert sorted(texts(held.train[0]) + texts(held.test[0])) == sorted(texts(raw.train[0]))
+    one = replace(raw, train=tuple(replace(split, x=split.x[:1], y=split.y[:1]) for split in raw.train))
+    with pytest.raises(DataError, match="task 1 has one training item; a validation split needs two"):
+        hold_out(one, 0.25, 0, "instructions")
     options = InstructionOptions(tokenizer=tokenizer).model_dump()
     benchmark = Resolved(name=f"instructions:{place}", options=options)
     built, cached = (load_stream(benchmark, "task", 0, tmp_path, discover()) for _ in range(2))
