@@ -17,14 +17,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import DataError, SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN
 from clbench.models.builtin import TextModelOptions
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.hf_parts import TOLERANCE, DecoderLayer, Tokens, attention_of, home, is_decoder
 from clbench.models.network import Block, Network
 
-EMBEDDING = "embed_tokens.weight"
+OLD_HEAD = "embed_out."  # what files of GPT-NeoX call the head
 
 
 class LanguageModel(Network):
@@ -98,17 +98,18 @@ def _network(model: Any, config: Any, length: int) -> LanguageModel:
     """Return the network of a library's model: in blocks if it is a decoder of Llama's kind, else in one."""
     prefix = model.base_model_prefix
     body, head = getattr(model, prefix), model.get_output_embeddings()
-    conform = Conform(model, prefix)
+    head_name = next(name for name, module in model.named_modules() if module is head)
+    conform = Conform(model, prefix, head_name)
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if not is_decoder(body) or (window or math.inf) < length:
-        aliases = {prefix: "blocks.0.body.model", "lm_head": "head"}
+        aliases = {prefix: "blocks.0.body.model", head_name: "head"}
         return LanguageModel([Block(WholeDecoder(body), nn.Identity())], head, aliases, published=True, conform=conform)
     layers, width = list(body.layers), config.hidden_size
     blocks = [Block(Tokens(body.embed_tokens), nn.Identity()),
               *(Block(CausalLayer(unit, body.rotary_emb, width), nn.Identity()) for unit in layers)]
     blocks[-1].activation = body.norm
     aliases = {f"{prefix}.embed_tokens": "blocks.0.body.embed_tokens",
-               f"{prefix}.norm": f"blocks.{len(layers)}.activation", "lm_head": "head"}
+               f"{prefix}.norm": f"blocks.{len(layers)}.activation", head_name: "head"}
     aliases |= {f"{prefix}.layers.{i}": f"blocks.{i + 1}.body.unit" for i in range(len(layers))}
     return LanguageModel(blocks, head, aliases, published=True, conform=conform)
 
@@ -119,25 +120,36 @@ class Conform:
     Args:
         model: of the library; its names are kept, not its weights.
         prefix: of the names of its body.
+        head: name of its head.
     """
 
-    def __init__(self, model: Any, prefix: str) -> None:
+    def __init__(self, model: Any, prefix: str, head: str) -> None:
         """Note what the model has."""
         self.names = set(model.state_dict())
         self.prefix = prefix
+        self.head = head
         self.tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         self.embedding = next(name for name, parameter in model.named_parameters()
                               if parameter is model.get_input_embeddings().weight)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the weights that the model has, by its names."""
+        """Return the weights that the model has, by its names.
+
+        Raises:
+            DataError: there is no head, which would then be untrained.
+        """
         out = {}
         for name, tensor in weights.items():
-            full = name if name in self.names else f"{self.prefix}.{name}"
+            known = name.replace(OLD_HEAD, f"{self.head}.") if name.startswith(OLD_HEAD) else name
+            full = known if known in self.names else f"{self.prefix}.{known}"
             if full in self.names:
                 out[full] = tensor
+        head = f"{self.head}.weight"
         if self.tied and self.embedding in out:
-            out["lm_head.weight"] = out[self.embedding]
+            out[head] = out[self.embedding]
+        if head not in out:
+            raise DataError(f"the weights of the language model have no {head}; save the model again by transformers' "
+                            "save_pretrained")
         return out
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from helpers.language_models import make_model, quiet, save
+from safetensors.torch import load_file, save_file
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import DataError, SpecError
 from clbench.models.builtin import TextModelOptions
 from clbench.models.language_model import LanguageModel, language_model
 from clbench.models.weights import load_weights
@@ -61,13 +62,17 @@ def test_a_tied_head_is_one_parameter(tmp_path):
     assert network.head.weight is network.blocks[0].body.embed_tokens.weight
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "window"])
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "window"])
 def test_other_models_are_one_block(tmp_path, kind):
     transformers, _ = quiet()
     torch.manual_seed(0)
     if kind == "gpt2":
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
             vocab_size=259, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)).eval()
+    elif kind == "neox":  # its head has another name
+        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(
+            vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64)).eval()
     else:  # attention that does not reach back far enough
         model = transformers.MistralForCausalLM(transformers.MistralConfig(
             vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -86,6 +91,18 @@ def test_files_have_the_names_of_transformers(tmp_path):
     network = network_of(save(tmp_path, model))
     names = {network.published_name(name) for name, _ in network.named_parameters()}
     assert names == {name for name, _ in model.named_parameters()}
+
+
+def test_a_head_that_is_missing_is_refused(tmp_path):
+    transformers, _ = quiet()
+    config = transformers.LlamaConfig(**{**make_model().config.to_dict(), "tie_word_embeddings": False})
+    folder = save(tmp_path, transformers.LlamaForCausalLM(config))
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor for name, tensor in weights.items() if name != "lm_head.weight"},
+              folder / "model.safetensors")
+    network = language_model(f"hf:{folder}", TextModelOptions(), (64,))
+    with pytest.raises(DataError, match=r"the weights of the language model have no lm_head\.weight"):
+        load_weights(network, folder / "model.safetensors")
 
 
 def test_what_is_no_causal_model_is_refused(tmp_path):
