@@ -33,7 +33,7 @@ from clbench.training.callbacks.interface import Callback, NextIndices, Training
 from clbench.training.evaluation import batch_size, given_tasks
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import divided
-from clbench.training.steps import Engine, Loss
+from clbench.training.steps import Engine, Loss, arguments_of
 
 EVERY = 17  # of the steps of an own loop one in so many is counted; prime, so that it falls on no rhythm
 
@@ -192,8 +192,7 @@ def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
     trained = [p for p in strategy.parameters() if p.requires_grad]
     with seeds.scope(0, "flops"), FlopCount() as count:
         with engine.forward:
-            loss: Tensor = functional_call(Loss(strategy), buffers,
-                                           (batch, batch.x, batch.y, batch.tasks, batch.frozen, None, batch.at))
+            loss: Tensor = functional_call(Loss(strategy), buffers, arguments_of(batch))
         torch.autograd.grad(loss, trained, allow_unused=True)
     return int(count.total)
 

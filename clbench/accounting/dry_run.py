@@ -135,7 +135,7 @@ class DryRun(TrainingLoop):
                 batch = sampler.batch(inputs.samples[0])
             else:
                 batch = sampler.ready(self.strategy, inputs.samples[0], partial(self.callbacks.around_prepare, replica))
-            batches = self._collated([batch])
+            batches = self.strategy.collate([batch])
             with self.callbacks.around_step(self, batches):
                 if self.flops.phase.kind_of(batches) not in self.flops.phase.steps:
                     take_step(self.engine, batches, self.recipe.accumulate)

@@ -137,8 +137,7 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
 
         def first_batch(size: int) -> Batch:
             part = samples.take(torch.arange(size, device=samples.index_device))
-            batch = Batch(world.prepare(part.x), part.y, part.tasks, 0)
-            return strategy.objective.collate([batch])[0] if world.is_text else batch
+            return strategy.collate([Batch(world.prepare(part.x), part.y, part.tasks, 0)])[0]
 
         def timed(size: int) -> tuple[int, int, float]:
             batch = first_batch(size)

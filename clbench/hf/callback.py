@@ -77,7 +77,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         item_tokenizer = ItemTokenizer(tokenizer, fitting_length(length, most, "the model"), cut_responses)
         self.files: dict[str, Tokenized] = {}
         for name, source in _by_name(files).items():
-            items = read_items(find_file(Path(source))) if isinstance(source, str | Path) else make_items(name, source)
+            items = read_items(find_file(source)) if isinstance(source, str | Path) else make_items(name, source)
             self.files[name] = item_tokenizer.tokenize(items)
             for note in self.files[name].notes:
                 warnings.warn(f"{name}: {note} to {item_tokenizer.length} tokens", stacklevel=2)

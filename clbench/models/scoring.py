@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 IGNORED = -100  # the target of a place that is not scored
+MULTIPLE = 16  # to which numbers of tokens are rounded up, so that few shapes occur
 LOGIT_BYTES = 64 * 2**20  # of one piece
 TOLERANCE = 1e-4  # of logits, relative to the largest
 Precision = Literal["fp32", "bf16"]
@@ -82,9 +83,9 @@ def rounded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def needed_tokens(y: Tensor, multiple: int = 16) -> int:
-    """Return how many tokens items with labels y [N, L] need, rounded up to a multiple; none after the last target."""
-    return min(y.shape[1], rounded(int((y != IGNORED).any(0).nonzero().max()) + 1, multiple))
+def needed_tokens(y: Tensor) -> int:
+    """Return how many tokens items with labels y [N, L] need, up to the last target, rounded up to `MULTIPLE`."""
+    return min(y.shape[1], rounded(int((y != IGNORED).any(0).nonzero().max()) + 1, MULTIPLE))
 
 
 class Scorer:

@@ -178,6 +178,10 @@ class Strategy(OldNames, nn.Module):
         """Return what the model is trained for."""
         return objective_of(self.world.objective)
 
+    def collate(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return prepared batches of a stack as `loss` takes them; those of text have no more tokens than they need."""
+        return self.objective.collate(batches) if self.world.is_text else list(batches)
+
     def head_of_task(self, task: int | None) -> nn.Module:
         """Return the head that makes a language model's logits of what `forward` returned. Default: the model's."""
         return self.model.head

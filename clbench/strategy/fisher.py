@@ -92,7 +92,7 @@ def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, g
         return sums
     with evaluating(strategy), torch.enable_grad():
         for item in samples.chunks(1):
-            batch, = strategy.objective.collate([Batch(strategy.world.prepare(item.x), item.y, item.tasks, task)])
+            batch, = strategy.collate([Batch(strategy.world.prepare(item.x), item.y, item.tasks, task)])
             assert batch.at is not None
             there = batch.y[0] != IGNORED
             log_p = strategy.head_of_task(task)(strategy(batch.x, task)[0, batch.at[0][there]]).float().log_softmax(1)

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from clbench.core import tokens
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, ObjectiveInfo
 from clbench.data.samples import Samples
-from clbench.models.scoring import IGNORED, needed_tokens, rounded, token_scores
+from clbench.models.scoring import IGNORED, MULTIPLE, needed_tokens, rounded, token_scores
 from clbench.strategy.granted import Batch
-
-MULTIPLE = 16  # to which numbers of tokens are rounded up, so that few shapes occur
 
 
 class Trained(Protocol):

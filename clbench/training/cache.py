@@ -36,7 +36,7 @@ from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.samples import Samples, pick
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy, declares, overrides
-from clbench.training.steps import Loss
+from clbench.training.steps import Loss, arguments_of
 
 SWITCH = "CLBENCH_CACHE_FROZEN"  # environment variable; 0 turns the caches off
 BYTES = 2**30  # for what a phase stores, all members together, unless the execution settings say otherwise
@@ -277,9 +277,8 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
             with torch.random.fork_rng(), starting_at([strategy], start):
                 some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
                 some = some if strategy.world.classes else strategy.objective.collate([some])[0]
-                arguments = some, some.x, some.y, some.tasks, some.frozen, None, some.at
                 try:
-                    losses.append(functional_call(Loss(strategy), state, arguments))
+                    losses.append(functional_call(Loss(strategy), state, arguments_of(some)))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     if start == 0:
                         raise

@@ -85,9 +85,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
             for metric in strategy.objective.info.metrics}
     inferred = torch.zeros(len(stream.tasks), dtype=exact, device=device)
     infers = False
-    predict = predictions if cache is None else cache.predictions
-    if not stream.classes:
-        predict = routed if not scenario_rules(scenario).task_given else predictions
+    predict = routed if not stream.classes else predictions if cache is None else cache.predictions
     with torch.no_grad():
         for given in given_tasks(scenario, len(stream.tasks)):
             if cache is not None and not stream.classes and given is not None:
@@ -116,12 +114,19 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
 
 
 def routed(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
-    """Yield what `predictions` does for items of a language model, each under the part inferred from its prompt alone.
-
-    A strategy without parts gives its own predictions.
-    """
-    if not isinstance(strategy, PerTaskStrategy):
-        yield from predictions(strategy, tests, size, given)
-        return
+    """Yield what `predictions` does for items of a language model; a task that is not given follows from the prompt."""
     for x, y, tasks in tests.batches(size, given):
-        yield strategy.predict_by(x, strategy.infer_tasks(prompts_of(x, y[:, :x.shape[1]]))), y, tasks
+        yield predict_routed(strategy, x, given, route(strategy, prompts_of(x, y[:, :x.shape[1]]), given)), y, tasks
+
+
+def route(strategy: Strategy, prompts: Tensor, given: int | None) -> Tensor | None:
+    """Return the task [N] inferred from prompts [N, L], None if it is given or the strategy has no parts for tasks."""
+    return strategy.infer_tasks(prompts) if given is None and isinstance(strategy, PerTaskStrategy) else None
+
+
+def predict_routed(strategy: Strategy, x: Tensor, given: int | None, inferred: Tensor | None) -> Prediction:
+    """Return the prediction for tokens x [N, L] under the given task or what `route` returned."""
+    if inferred is None:
+        return strategy.predict(x, given)
+    assert isinstance(strategy, PerTaskStrategy)
+    return strategy.predict_by(x, inferred)

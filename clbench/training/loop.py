@@ -208,7 +208,7 @@ class TrainingLoop:
             batches = [sampler.batch(part) if inputs.prepared else
                        sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
                        for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)]
-            batches = self._collated(batches)
+            batches = self.replicas[0].strategy.collate(batches)
             with self.callbacks.around_step(self, batches):
                 losses.append(take_step(self.engine, batches, self.recipe.accumulate))
             if schedule is not None:
@@ -216,11 +216,6 @@ class TrainingLoop:
             self.callbacks.on_step(self, index, len(losses), steps)
             if (first + len(losses)) % CHECK_EVERY == 0 and not bool(torch.isfinite(losses[-1]).any()):
                 break
-
-    def _collated(self, batches: list[Batch]) -> list[Batch]:
-        """Return prepared batches as the loss takes them; those of text have as many tokens as the longest needs."""
-        strategy = self.replicas[0].strategy
-        return strategy.objective.collate(batches) if strategy.world.is_text else batches
 
     def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
         """Return what the batches of a phase are drawn from: prepared or cached as far as that saves work."""

@@ -149,6 +149,11 @@ class Loss(nn.Module):
             self.strategy.options = options
 
 
+def arguments_of(batch: Batch) -> tuple[object, ...]:
+    """Return the arguments of `Loss.forward` for a prepared batch."""
+    return batch, batch.x, batch.y, batch.tasks, batch.frozen, None, batch.at
+
+
 class StackedStep:
     """Several seeds of one strategy."""
 

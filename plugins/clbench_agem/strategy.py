@@ -58,9 +58,7 @@ class AGEM(ReplayMemory):
         counts = [] if self.world.classes else [(part.y >= 0).sum() for part in drawn.chunks(ITEMS)]
         for number, part in enumerate(parts):
             with torch.enable_grad():
-                batch = Batch(self.world.prepare(part.x), part.y, part.tasks, 0, replayed=len(part))
-                if self.world.is_text:
-                    batch, = self.objective.collate([batch])
+                batch, = self.collate([Batch(self.world.prepare(part.x), part.y, part.tasks, 0, replayed=len(part))])
                 loss = self.cross_entropy(self(batch.x), batch)
                 if counts:  # a mean over targets: each part weighs as many as it has
                     loss = loss * (counts[number] / torch.stack(counts).sum())

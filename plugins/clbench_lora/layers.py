@@ -61,8 +61,7 @@ class LoRALayer(nn.Module):
     rank 8 and `lora_alpha` 8; loralib's `lora_alpha` is 1 for every rank. On Conv2d, this class has PEFT's form: A is
     a convolution with r output channels and the layer's geometry (including its dilation and padding mode), and B is
     a 1x1 convolution. BA thus has rank r as a matrix [out, in·kh·kw]. loralib's Conv2d factorizes a matrix
-    [out·k, in·k] with rank r·k instead. Names follow PEFT (`base_layer`, `lora_A`, `lora_B`, each with a `weight`),
-    with the task's index in place of PEFT's name of the adapter.
+    [out·k, in·k] with rank r·k instead. Names are PEFT's, with the task's index in place of the adapter's name.
 
     `init = pissa` (Meng et al. 2024, arXiv 2404.02948) starts A and B from the r largest singular values of W. The
     paper subtracts them from W. Here W is shared by all tasks; instead the start (`pissa_A`, `pissa_B`) is subtracted

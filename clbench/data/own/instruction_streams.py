@@ -26,10 +26,9 @@ from clbench.data.raw import RawStream, Split
 from clbench.data.stream import Stream
 from clbench.models.causal_lm import load_tokenizer
 from clbench.models.hf_files import folder_of
-from clbench.models.scoring import IGNORED, TokenItem, rounded
+from clbench.models.scoring import IGNORED, MULTIPLE, TokenItem, rounded
 
 SUFFIXES = (".jsonl", ".json")
-MULTIPLE = 16  # to which the number of tokens is rounded up, as in batches
 
 
 @dataclass(frozen=True)

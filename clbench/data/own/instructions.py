@@ -75,8 +75,9 @@ def read_items(path: Path, task_field: str | None = None) -> list[Item]:
     return items
 
 
-def find_file(path: Path) -> Path:
+def find_file(name: str | Path) -> Path:
     """Return a path, or that of the text that comes with clbench if there is no such file and a text has this name."""
+    path = Path(name).expanduser()
     return path if path.exists() else PROBES.get(str(path), path)
 
 
@@ -89,7 +90,7 @@ def hashes_of(names: Iterable[str]) -> dict[str, str]:
     """
     hashes: dict[str, str] = {}
     for name in names:
-        path = find_file(Path(name).expanduser())
+        path = find_file(name)
         short = Path(name).name
         if short in hashes:
             raise SpecError(f"--general {name}: another file is named {short}, too; rename one of them")

@@ -27,11 +27,10 @@ from clbench.models.scoring import IGNORED
 from clbench.results.records import Answer
 from clbench.strategy.base import Strategy
 from clbench.strategy.objectives import prompts_of
-from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training import precision
 from clbench.training.callbacks.curve import untouched
 from clbench.training.callbacks.interface import Callback, Training
-from clbench.training.evaluation import batch_size
+from clbench.training.evaluation import batch_size, predict_routed, route
 from clbench.training.replica import Replica
 
 ANSWERS = 3  # test items of each task that are answered
@@ -67,7 +66,7 @@ class LanguageCallback(Callback):
 
     def _read(self, name: str, length: int) -> GeneralTexts:
         """Return the texts of a file."""
-        path = find_file(Path(name).expanduser())
+        path = find_file(name)
         items = ItemTokenizer(self.tokenizer, length).tokenize(read_items(path)).items
         x, y = as_tensors(items, max(len(item.ids) for item in items))
         return GeneralTexts(Path(name).name, Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None),
@@ -102,7 +101,7 @@ class LanguageCallback(Callback):
                 for x, y, _ in texts.tests.batches(size):
                     x, y = x.to(device), y.to(device)
                     tasks = route(strategy, prompts_of(x, y[:, :x.shape[1]]) if texts.has_responses else x, given)
-                    out = predicted(strategy, x, given, tasks)
+                    out = predict_routed(strategy, x, given, tasks).logits
                     for name, values in strategy.objective.scores(strategy, out, y, given).items():
                         sums[name] = sums.get(name, 0.0) + float(values.cpu().double().sum())
                 for name, total in sums.items():
@@ -170,7 +169,7 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
     tasks = route(strategy, padded(texts).to(device), task)
     for _ in range(most):
         x = padded([texts[row] for row in open_rows]).to(device)
-        hidden = predicted(strategy, x, task, None if tasks is None else tasks[open_rows])
+        hidden = predict_routed(strategy, x, task, None if tasks is None else tasks[open_rows]).logits
         last = torch.tensor([len(texts[row]) - 1 for row in open_rows], device=device)
         chosen = head(hidden[torch.arange(len(open_rows), device=device), last]).argmax(-1).tolist()
         for row, token in zip(list(open_rows), chosen, strict=True):
@@ -189,19 +188,6 @@ def padded(texts: Sequence[Sequence[int]]) -> Tensor:
     for row, text in enumerate(texts):
         x[row, :len(text)] = torch.tensor(text, dtype=tokens.DTYPE)
     return x
-
-
-def route(strategy: Strategy, prompts: Tensor, given: int | None) -> Tensor | None:
-    """Return the task [N] inferred from prompts [N, L], None if it is given or the strategy has no parts for tasks."""
-    return strategy.infer_tasks(prompts) if given is None and isinstance(strategy, PerTaskStrategy) else None
-
-
-def predicted(strategy: Strategy, x: Tensor, given: int | None, tasks: Tensor | None) -> Tensor:
-    """Return hidden states [N, L, D] of tokens x [N, L], under the given task, the inferred ones [N], or neither."""
-    if tasks is None:
-        return strategy.predict(x, given).logits
-    assert isinstance(strategy, PerTaskStrategy)
-    return strategy.predict_by(x, tasks).logits
 
 
 def language_callback(stream: Stream, options: dict[str, Any], general: Sequence[str]) -> LanguageCallback | None:
