@@ -118,8 +118,8 @@ class TrialRunner:
         """
         plugin = str(self.registry.origin("method", planned[0].trial.method.name))
         self.note_code(planned[0].trial)
-        code = code_of(planned[0].trial, self.registry, identity.running)
-        origin = provenance.collect(plugin, self.device, self.command, code)
+        origin = provenance.collect(plugin, self.device, self.command,
+                                    code_of(planned[0].trial, self.registry, identity.running))
         checkpoints = None if self.checkpoints is None else CheckpointCallback(
             self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario),
             general=hashes_of(self.settings.general))

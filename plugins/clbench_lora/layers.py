@@ -53,8 +53,7 @@ class Rows:
 class LoRALayer(nn.Module):
     """A layer W with low-rank adapters: h = Wx + s B(Ax), summed over the active adapters; Wx if none is active.
 
-    A is random and B is zero, so a new adapter changes nothing. `active` holds the indices of the active adapters; the
-    strategy sets it around each forward pass.
+    A is random and B is zero, so a new adapter changes nothing. `active` has the indices of the active adapters.
 
     The references differ. The paper draws A from a Gaussian. microsoft/loralib and PEFT (by default) draw it
     Kaiming-uniform (a = √5), as `init = kaiming` does here; `gaussian` is PEFT's, N(0, 1 / r^2). PEFT's defaults are
