@@ -21,7 +21,6 @@ from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.persistence.callbacks import CheckpointCallback, SaveCallback, restore_optimizer_state
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results import provenance
-from clbench.results.provenance import code_of, packages_of
 from clbench.results.records import Provenance, Record
 from clbench.strategy.base import Strategy
 from clbench.training import precision
@@ -94,7 +93,7 @@ class TrialRunner:
 
     def note_code(self, trial: Trial) -> None:
         """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
-        for names in packages_of(trial, self.registry).values():
+        for names in provenance.packages_of(trial, self.registry).values():
             for name in names:
                 identity.note(name)
 
@@ -119,7 +118,7 @@ class TrialRunner:
         plugin = str(self.registry.origin("method", planned[0].trial.method.name))
         self.note_code(planned[0].trial)
         origin = provenance.collect(plugin, self.device, self.command,
-                                    code_of(planned[0].trial, self.registry, identity.running))
+                                    provenance.code_of(planned[0].trial, self.registry, identity.running))
         checkpoints = None if self.checkpoints is None else CheckpointCallback(
             self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario),
             general=hashes_of(self.settings.general))
