@@ -13,7 +13,7 @@ import click
 
 from clbench.cli.common_options import execution_options, methods_option, plugin_option, stale_options
 from clbench.cli.help import Command
-from clbench.core.seeds import FIRST_DEVELOPMENT_SEED
+from clbench.core.seeds import FIRST_DEVELOPMENT_SEED, numbered
 
 if TYPE_CHECKING:
     from clbench.execution.reuse import OnStale
@@ -30,8 +30,11 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() for part in parts) or parts == ["0"]:
         raise click.BadParameter(f"expected a number of seeds or a list such as 1000,1001, got {value!r}")
-    numbers = list(map(int, parts))
-    return numbers if len(numbers) > 1 else list(range(FIRST_DEVELOPMENT_SEED, FIRST_DEVELOPMENT_SEED + numbers[0]))
+    try:
+        numbers = list(map(int, parts))
+        return numbers if len(numbers) > 1 else list(numbered(numbers[0], FIRST_DEVELOPMENT_SEED))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 EXAMPLES = (

@@ -16,7 +16,22 @@ if TYPE_CHECKING:
     import torch
 
 FIRST_DEVELOPMENT_SEED = 1000  # seeds from here on are for tuning, those below for reported results
+MOST_SEEDS = 1000  # that a number of seeds may ask for; a typing error must not fill the memory
 DEVELOPMENT_BLOCKS = 10  # blocks of training samples that development seeds share
+
+
+def numbered(number: int, first: int = 0) -> tuple[int, ...]:
+    """Return so many seeds, counted from `first`.
+
+    Raises:
+        ValueError: there are none, or more than MOST_SEEDS.
+    """
+    if number < 1:
+        raise ValueError(f"at least one seed is needed, got {number}")
+    if number > MOST_SEEDS:
+        raise ValueError(f"expected at most {MOST_SEEDS} seeds, got {number}; a list such as 0,{MOST_SEEDS} names "
+                         f"single seeds")
+    return tuple(range(first, first + number))
 
 
 def derive(seed: int, *axes: str | int) -> int:

@@ -21,6 +21,7 @@ from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
 from clbench.core.options import OWN_RECIPE, Strict, parse_named, recipe_options, shown
 from clbench.core.scenario import Scenario
+from clbench.core.seeds import numbered
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.search import Range, Search, Space
@@ -134,9 +135,7 @@ def _seed_list(value: Any) -> Any:
             raise ValueError(f"expected a number of seeds or a list such as 0,1,2, got {value!r}")
         value = int(value) if len(parts) == 1 else [int(p) for p in parts]
     if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"at least one seed is needed, got {value}")
-        return tuple(range(value))
+        return numbered(value)
     return value
 
 

@@ -41,6 +41,13 @@ def test_bad_seeds_are_refused(seeds):
     assert mistakes({"methods": "lora", "seeds": seeds})
 
 
+@pytest.mark.parametrize("seeds", [1001, "1000000000", 2 ** 63, 10 ** 30])
+def test_a_number_of_seeds_that_would_fill_the_memory_is_refused(seeds):
+    assert mistakes({"methods": "lora", "seeds": seeds}) == [
+        f"x.toml: seeds: expected at most 1000 seeds, got {seeds}; a list such as 0,1000 names single seeds"]
+    assert len(build({"methods": "lora", "seeds": 1000}).seeds) == 1000
+
+
 def test_a_scenario_is_named_once():
     assert mistakes({"methods": "lora", "scenario": "task,class,task"}) == [
         "x.toml: scenario: give at least one, and each only once; got task, class, task"]
