@@ -92,7 +92,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
         try:
             strategy = strategy_of_shapes(model, trial.method, stream, trial.scenario, pretrained, registry)
             result.remarks, result.keeps_less = strategy.notes, strategy.keeps_less
-            run = DryRun(strategy, stream, *((trial.trained_by, "counted") if training else (Recipe(), "one pass")))
+            run = DryRun(strategy, stream, trial.trained_by if training else Recipe(), training)
             for index in run.tasks():
                 result.kept.append(measure(strategy))
                 if training and not run.uncounted:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,6 @@ from clbench.training.stream_loop import in_one_task
 
 # Optimizers count as 0, and products as many in any precision; autocast leaves tensors without values as they are.
 CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None, "precision": "fp32"}
-Steps = Literal["none", "one pass", "counted"]
 
 
 class DryRun(TrainingLoop):
@@ -52,17 +50,17 @@ class DryRun(TrainingLoop):
         strategy: made by `strategy_of_shapes`.
         stream: with inputs on the meta device.
         recipe: how it would be trained.
-        steps: which steps of a phase are led through: none, one pass of the replay memory over the samples, or all,
-            with their FLOPs. Where a loss asks for values, the rest of the run has one pass in each phase.
+        counted: whether all steps of a phase are taken and their FLOPs counted, and not only the batches of one pass
+            drawn, for a replay memory. Where a loss asks for values, the rest of the run draws batches only.
     """
 
-    def __init__(self, strategy: Strategy, stream: Stream, recipe: Recipe, steps: Steps) -> None:
+    def __init__(self, strategy: Strategy, stream: Stream, recipe: Recipe, counted: bool) -> None:
         self.flops = FlopsCallback()
         replica = Replica(strategy, in_one_task(stream) if stream.hidden else stream, seed=0)
         super().__init__([replica], recipe.model_copy(update=CHEAP), [self.flops])
         self.strategy = strategy
         self.costs = replica.costs
-        self.steps = steps
+        self.counted = counted
         self.trainable: list[tuple[int, int]] = []  # parameters and bytes, of each task
         self.uncounted = ""  # why the FLOPs of training cannot be counted
 
@@ -88,7 +86,7 @@ class DryRun(TrainingLoop):
                 phases_of(strategy, task, self.recipe, steps_of(self.recipe, len(strategy.training_samples(task))))
             except ValueError as error:
                 raise SpecError(str(error)) from None
-        elif self.steps == "counted" and not strategy.world.boundaries:
+        elif self.counted and not strategy.world.boundaries:
             sampler = StreamSampler([task.train], self.recipe.batch_size, 0)
             for _ in range(sampler.until(1)):
                 sampler.observed(strategy, partial(self.callbacks.around_prepare, self.replicas[0]))
@@ -98,18 +96,16 @@ class DryRun(TrainingLoop):
                      index: int, steps: int) -> None:
         """Lead the strategy through a phase; the losses are zeros, since nothing has values."""
         self.trainable[-1] = max(self.trainable[-1], trainable_in_phase(self.strategy))
-        if self.steps == "counted" and not self.uncounted:
+        if self.counted and not self.uncounted:
             try:
                 super()._train_phase(phase, samples, samplers, losses, index, steps)
                 return
             except (RuntimeError, TypeError) as error:  # what torch raises where a value is asked of a shape
                 self.uncounted = in_one_line(error)
-        if self.steps != "none":
-            sampler, one_pass = samplers[0], math.ceil(len(samples[0]) / self.recipe.batch_size)
-            for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
-                batch = (sampler.observed(self.strategy) if isinstance(sampler, StreamSampler) else
-                         sampler.batch(samples[0]))
-                self.strategy.augment_batch(batch)
+        sampler, one_pass = samplers[0], math.ceil(len(samples[0]) / self.recipe.batch_size)
+        for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
+            batch = sampler.observed(self.strategy) if isinstance(sampler, StreamSampler) else sampler.batch(samples[0])
+            self.strategy.augment_batch(batch)
         losses += [torch.zeros(1)] * phase.steps
 
     def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],

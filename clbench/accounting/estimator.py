@@ -1,34 +1,30 @@
-"""Estimates made before a trial runs, in little time: of the time that it takes, and of what its method will store.
+"""Estimates made before a trial runs, in little time: of the time that it takes, and of what its method stores.
 
 Time: a few steps of the model are measured as plain fine-tuning trains it, which is taken for any method's work until a
-trial of the method has ended; no code of a plugin runs but in its trials. `--dry-run` counts each method (`count`).
+trial of the method has ended; no code of a plugin runs but in its trials.
 
-Storage: what a strategy stores from the beginning is counted on the strategy itself, which a run builds anyway. What it
-adds while it learns is counted in a dry run of the first tasks with a few samples of each class; later tasks are taken
-to add what these did. Memories of samples are then smaller than they will be, but those cannot be larger than the data.
-A dry run takes 10 to 300 ms, so there is one only where it could show something, and none after a limit for all trials.
+Storage: what a strategy stores from the start, counted on the strategy itself, which a run builds anyway.
+
+`--dry-run` counts both for each method (`clbench.accounting.count`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from itertools import chain, pairwise
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from clbench.accounting.count import Count
-from clbench.accounting.dry_run import DryRun, model_of_shapes, strategy_of_shapes
 from clbench.accounting.flops import FlopCount
-from clbench.accounting.shapes import few_samples
 from clbench.core import seeds
 from clbench.core.device import synchronize
 from clbench.core.registry import Registry
 from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Trial
 from clbench.experiment.workload import Foreseen, Speed, Workload, workload
-from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.strategy.base import Batch, Strategy
 from clbench.training.budget import steps_of
 from clbench.training.building import build_model, channels_last, world_of
 from clbench.training.costs import measure, model_bytes, nbytes
@@ -39,8 +35,6 @@ TIMED_SECONDS = 0.05  # of steps that are timed, of each size
 MOST_SECONDS = 1.0  # that one of them is to take
 FEW = 4  # samples in a step that shows what a step costs by itself
 FLOOR = 100_000_000  # bytes that are no burden, however small the data are
-DRY_RUN_SECONDS = 0.2  # of the processor, for the dry runs of all trials
-TASKS = 3  # in a dry run: enough to see what grows with the number of tasks, and with its square
 MEGA = 1e6
 
 
@@ -56,9 +50,8 @@ class CostEstimator:
     """Estimates the costs of the trials of a run; the steps of each model are measured once."""
 
     def __init__(self, registry: Registry) -> None:
-        """Start with all of the time for dry runs."""
+        """Start with no speed known."""
         self.registry = registry
-        self.seconds_left = DRY_RUN_SECONDS
         self.speeds: dict[str, ModelSpeed | None] = {}
 
     def estimate_time(self, trial: Trial, stream: Stream) -> Foreseen:
@@ -73,29 +66,6 @@ class CostEstimator:
         if measured is None:
             return Foreseen()
         return Foreseen(workload=plain_work(measured, trial, stream), speed=measured.speed)
-
-    def storage_warning(self, trial: Trial, label: str, strategy: Strategy, stream: Stream) -> str | None:
-        """Return the line on what a trial's method will store, None where that is little or cannot be estimated.
-
-        Args:
-            trial: the trial.
-            label: what its method is called.
-            strategy: the trial's, untrained.
-            stream: the trial's.
-        """
-        size = model_bytes(strategy.model)  # with what the strategy has put into it, so that this is a lower bound
-        extra, limit = stored_bytes(strategy) - size, max(FLOOR, data_bytes(stream))
-        if extra <= limit:
-            if self.seconds_left <= 0 or extra + growth_limit(strategy, size) <= limit:
-                return None
-            began = time.process_time()
-            try:
-                extra = estimate_storage(trial, stream, self.registry)
-            except Exception:  # of a plugin, which may ask for values that shapes have not: the run itself will show
-                return None
-            finally:
-                self.seconds_left -= time.process_time() - began
-        return storage_line(label, extra, data_bytes(stream), strategy.keeps_less)
 
 
 def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
@@ -188,57 +158,16 @@ def data_bytes(stream: Stream) -> int:
     return sum(len(task.train) * nbytes(stored(task.train)[:1]) for task in stream.tasks)
 
 
-def stored_bytes(strategy: Strategy) -> int:
-    """Return all bytes that a strategy stores."""
-    return sum(measure(strategy).bytes.values())
+def storage_warning(label: str, strategy: Strategy, stream: Stream) -> str | None:
+    """Return the line on what an untrained strategy stores already, None where that is little.
 
-
-def growth_limit(strategy: Strategy, size: int) -> int:
-    """Return about how many bytes a strategy around a model of so many could come to store, generously.
-
-    For each pair of tasks a part of the network as large as all of it, and a square matrix in float64 for its widest
-    tensor and for the features of each class. One that does nothing around tasks does not grow, and growth in a loop of
-    its own cannot be counted.
+    Args:
+        label: what its method is called.
+        strategy: the trial's, untrained.
+        stream: the trial's.
     """
-    if strategy.owns_loop or not (overrides(strategy, "before_task") or overrides(strategy, "after_task")):
-        return 0
-    world, features = strategy.world, strategy.model.head.in_features
-    shapes = [tensor.shape for tensor in (*strategy.parameters(), *strategy.buffers())]
-    widest = max(chain.from_iterable(shapes), default=0)
-    return world.tasks * (world.tasks + 1) // 2 * size + 8 * (widest**2 + world.classes * features**2)
-
-
-def estimate_storage(trial: Trial, stream: Stream, registry: Registry) -> int:
-    """Return the bytes that a trial's method will store beside the model after the last task."""
-    samples = [len(task.train) for task in stream.tasks]
-    steps = steps_of(trial.trained_by, sum(samples) if stream.hidden else max(samples))
-    model = model_of_shapes(trial, stream, registry)
-    size = model_bytes(model)
-    with seeds.scope(0, "strategy"):
-        short = few_samples(stream)
-        strategy = strategy_of_shapes(model, trial.method, short, trial.scenario, trial.weights is not None, registry)
-        after = [stored_bytes(strategy)]  # so many tasks
-        run = DryRun(strategy, short, trial.trained_by.model_copy(update={"iterations": steps}), "none")
-        for index in run.tasks():
-            after.append(stored_bytes(strategy))
-            if index + 1 == TASKS:
-                break
-    return extrapolate_storage(after, len(run.replicas[0].stream.tasks)) - size
-
-
-def extrapolate_storage(after: Sequence[int], tasks: int) -> int:
-    """Return what is stored after so many tasks, from what is stored before any and after each of the first.
-
-    Each further task adds what the last one did, and more by as much as that was more than the one before had added.
-
-    >>> extrapolate_storage([10, 11, 13, 16], 5)  # 1, 2, 3, and so 4 and 5
-    25
-    """
-    counted = len(after) - 1
-    added = [later - earlier for earlier, later in pairwise(after)][-2:]
-    more = max(0, added[-1] - added[0]) if counted >= TASKS else 0
-    left = tasks - counted
-    return after[-1] + left * added[-1] + more * left * (left + 1) // 2
+    extra = sum(measure(strategy).bytes.values()) - model_bytes(strategy.model)
+    return storage_line(label, extra, data_bytes(stream), strategy.keeps_less)
 
 
 def _megabytes(count: int) -> str:

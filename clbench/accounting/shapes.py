@@ -32,7 +32,6 @@ aten: Any = torch.ops.aten
 # How many rows a mask picks is in its values.
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 PLAIN = (Tensor, nn.Parameter)
-PER_CLASS = 2  # samples of a short stream; with one, some strategies hold none out
 
 
 class Form(NamedTuple):
@@ -86,20 +85,6 @@ def stream_without_values(stream: Stream) -> Stream:
         return Samples(empty, part.y, part.tasks)
 
     return replace(stream, tasks=tuple(replace(t, train=samples(t.train), test=samples(t.test)) for t in stream.tasks))
-
-
-def few_samples(stream: Stream) -> Stream:
-    """Return a stream with some training samples of each class, whose inputs have no values; labels have."""
-    tasks = []
-    for task in stream.tasks:
-        y, origin = task.train.y.cpu(), task.train.tasks.cpu()
-        chosen = torch.arange(min(PER_CLASS, len(y)))
-        if stream.classes:
-            chosen = torch.cat([torch.nonzero(y == c)[:PER_CLASS, 0] for c in torch.unique(y)])
-        x = stored(task.train)
-        some = Samples(torch.empty(len(chosen), *x.shape[1:], dtype=x.dtype, device="meta"), y[chosen], origin[chosen])
-        tasks.append(replace(task, train=some, test=some))
-    return replace(stream, tasks=tuple(tasks))
 
 
 class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]

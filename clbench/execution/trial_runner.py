@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clbench.accounting.callback import FlopsCallback
-from clbench.accounting.estimator import CostEstimator
+from clbench.accounting.estimator import CostEstimator, storage_warning
 from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples
 from clbench.core.errors import SpecError
@@ -87,7 +87,7 @@ class TrialRunner:
             raise SpecError(f"benchmark {trial.benchmark.name!r}: {problem}")
         strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name
-        warning = self.estimator.storage_warning(trial, name, strategy, stream)
+        warning = storage_warning(name, strategy, stream)
         cost = probe.cost(stream) if ErrorDecomposition.wanted(self.settings, trial.scenario).probed else ""
         return [*describe_steps(trial, name, stream, self.settings), *stream.notes, *filter(None, (cost, warning))]
 
