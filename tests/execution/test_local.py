@@ -67,6 +67,7 @@ def misbehaved(plugins, tmp_path_factory):
     return execute(plugins, tmp_path_factory.mktemp("run"), "boom,nan,die,chatty,unbuildable,naive", workers=1)
 
 
+@pytest.mark.slow
 def test_one_failing_trial_stops_no_other(misbehaved):
     records, log = misbehaved
     assert {label: r.status for label, r in records.items()} == {

@@ -16,6 +16,7 @@ def outputs(cell, kind):
     return [output.data[kind] for output in cell.get("outputs", ()) if kind in output.get("data", ())]
 
 
+@pytest.mark.slow
 @pytest.mark.extra("notebook")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jupyter_client and what it stands on
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

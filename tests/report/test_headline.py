@@ -206,6 +206,7 @@ def test_the_command_is_code_in_markdown():
 FOLDERS = sorted(path.parent for path in (ROOT / "reports").rglob("records"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT / "reports")))
 def test_no_committed_report_begins_with_more_than_14_lines(folder):
     records, _ = Store(folder).read()

@@ -39,7 +39,7 @@ def alike(ours, theirs):
 
 @RECENT
 @pytest.mark.parametrize("method", [
-    name if name in ("ewc", "er", "lora", "pnn") else pytest.param(name, marks=pytest.mark.slow)
+    name if name in ("er", "lora") else pytest.param(name, marks=pytest.mark.slow)
     for name in sorted(REGISTRY.strategies) if not name.startswith("avalanche:")])
 def test_every_loss_is_one_graph_and_is_compiled_anew_as_the_model_grows(method, monkeypatch):
     # Without the machine code, which takes most of the time.

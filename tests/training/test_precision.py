@@ -136,7 +136,8 @@ def test_only_losses_and_predictions_are_rounded(tmp_path_factory):
     assert rounded == {name: {name in ("loss", "predict")} for name in names}
 
 
-@pytest.mark.parametrize("method", ["naive", "ewc", "er", "lora", "pnn", "shared-private", "joint"])
+@pytest.mark.parametrize("method", ["ewc", "lora", *(pytest.param(method, marks=pytest.mark.slow) for method in (
+    "er", "pnn", "shared-private"))])
 def test_every_method_learns_in_bf16_alone_and_stacked(method, tmp_path_factory):
     runner = TrialRunner(ExecutionSettings(data=tmp_path_factory.getbasetemp() / "precision"), "cpu", "a test")
     group = plan(build({"methods": method, "seeds": 2, "model": "mlp:width=32", "scenario": "class",

@@ -1,5 +1,7 @@
 """FLOPs of training, counted on shapes, beside those that runs record."""
 
+from itertools import cycle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,13 +64,13 @@ METHODS = ["naive", "ewc", "er:capacity=30", "lora", "pnn"]
 
 
 @pytest.mark.parametrize(("method", "model", "recipe", "scenario"), [
-    *((method, "mlp:width=16", recipe, "task") for method in METHODS for recipe in (EPOCHS, ITERATIONS)),
+    *((method, "mlp:width=16", recipe, "task") for method, recipe in zip(METHODS, cycle((EPOCHS, ITERATIONS)))),
     *(pytest.param(method, "mlp:width=16", EPOCHS, "class", marks=pytest.mark.slow) for method in (
         "joint", "lwf", "a-gem:capacity=12", "seq-lora", "ewc-lora", "lora-mean", "frozen", "ncm", "independent",
         "shared-private", "packnet", "lora:dora=true")),
-    *((method, "cnn:channels=4", EPOCHS, "task") for method in ("naive", "er:capacity=30", "lora", "pnn")),
+    *((method, "cnn:channels=4", EPOCHS, "task") for method in ("er:capacity=30", "lora")),
     *(pytest.param(method, "timm:test_vit:size=32", EPOCHS, "task", marks=pytest.mark.extra("timm"))
-      for method in METHODS)])
+      for method in ("ewc", "lora"))])
 def test_a_forecast_is_what_a_run_records(runner, consolidated, method, model, recipe, scenario):
     ahead, recorded, found, record = both(runner, consolidated, planned(method, model, recipe, scenario))
     assert ahead == recorded
