@@ -94,7 +94,7 @@ def few_samples(stream: Stream) -> Stream:
     for task in stream.tasks:
         y, origin = task.train.y.cpu(), task.train.tasks.cpu()
         chosen = torch.arange(min(PER_CLASS, len(y)))
-        if stream.classes:
+        if stream.has_classes:
             chosen = torch.cat([torch.nonzero(y == c)[:PER_CLASS, 0] for c in torch.unique(y)])
         x = stored(task.train)
         some = Samples(torch.empty(len(chosen), *x.shape[1:], dtype=x.dtype, device="meta"), y[chosen], origin[chosen])

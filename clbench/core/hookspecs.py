@@ -15,7 +15,7 @@ from typing import Any
 import pluggy
 
 from clbench.core.errors import PluginError, unknown
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.options import NoOptions, Options
 from clbench.core.pretrained import WeightsSource
 from clbench.core.renamed import Renamed, old_keywords
@@ -93,7 +93,7 @@ class StrategyInfo:
 
 
 @dataclass(frozen=True)
-class BenchmarkInfo:
+class BenchmarkInfo(HasObjective):
     """A benchmark: `build(options, data_dir, seed)` returns an Avalanche benchmark (`train_stream`, `test_stream`).
 
     One whose `objective` is not classification returns a `clbench.data.raw.RawStream`.

@@ -12,6 +12,7 @@ from typing import Final, Literal
 from clbench.core.errors import SpecError, unknown
 
 Direction = Literal["up", "down"]
+Labels = Literal["classes", "tokens"]
 
 
 def significant(value: float, size: float | None = None) -> str:
@@ -108,11 +109,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class ObjectiveInfo:
-    """An objective and its metrics. The matrix R is that of the primary one."""
+    """An objective, its metrics and its labels.
+
+    The matrix R is that of the primary metric. Labels are one class for each sample, or a token at each position whose
+    prediction counts.
+    """
 
     name: str
     primary: str
     metrics: tuple[Metric, ...]
+    labels: Labels = "classes"
 
     def metric(self, name: str) -> Metric:
         """Return the metric of this name.
@@ -132,7 +138,7 @@ NLL = Metric("nll", "nats per token", "down", 0.0, label="NLL", plural="NLLs",
 EXACT = Metric("exact", "percent", "up", 0.0, 1.0, label="exact match", plural="exact-match rates", short="exact",
                meaning="the share of responses that greedy decoding would generate token for token")
 CLASSIFICATION = ObjectiveInfo("classification", ACCURACY.name, (ACCURACY,))
-CAUSAL_LM = ObjectiveInfo("causal-lm", NLL.name, (NLL, EXACT))
+CAUSAL_LM = ObjectiveInfo("causal-lm", NLL.name, (NLL, EXACT), "tokens")
 OBJECTIVES: Final = {info.name: info for info in (CLASSIFICATION, CAUSAL_LM)}
 METRICS: Final = {metric.name: metric for info in OBJECTIVES.values() for metric in info.metrics}
 
@@ -140,3 +146,19 @@ METRICS: Final = {metric.name: metric for info in OBJECTIVES.values() for metric
 def objective_of(metric: Metric) -> ObjectiveInfo:
     """Return the objective that has a metric."""
     return next(info for info in OBJECTIVES.values() if metric in info.metrics)
+
+
+class HasObjective:
+    """Base of what has an objective by name (a stream, a benchmark, the world of a strategy)."""
+
+    objective: str
+
+    @property
+    def has_classes(self) -> bool:
+        """Return whether labels are classes."""
+        return OBJECTIVES[self.objective].labels == "classes"
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Return whether the model is a language model, whose labels are tokens [N, L]."""
+        return OBJECTIVES[self.objective].labels == "tokens"

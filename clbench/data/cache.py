@@ -169,7 +169,7 @@ def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
              "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "rows": raw.rows_digest,
              "files": dict(hashes)}
-    if raw.objective != CLASSIFICATION.name:
+    if not raw.has_classes:
         facts |= {"objective": raw.objective, "task_names": raw.task_names}
     save_tensors(path, {**raw.tensors(), **raw.test_rows()}, {"clbench": json.dumps(facts)})
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clbench.core import seeds
 from clbench.core.errors import DataError
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, HasObjective
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class RawStream:
+class RawStream(HasObjective):
     """The tasks of a benchmark with its own labels.
 
     Args:
@@ -150,8 +150,8 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     test: list[Split] = []
     for task, split in enumerate(raw.train):
         if split.permutation is None:
-            labels = split.y if split.y.dim() == 1 else torch.zeros(len(split.y), dtype=torch.int64)
-            if split.y.dim() > 1 and len(labels) == 1:
+            labels = split.y if raw.has_classes else torch.zeros(len(split.y), dtype=torch.int64)
+            if not raw.has_classes and len(labels) == 1:
                 raise DataError(f"benchmark {name!r}: task {task + 1} has one training item; a validation split needs "
                                 "two")
             train_rows, test_rows = choose(labels, share, seed,

@@ -16,7 +16,7 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.core.entry_points import builder
 from clbench.core.errors import DataError, SpecError
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
@@ -62,6 +62,7 @@ class Tests:
     """Test samples of several tasks, one task after the other: x [N, ...], labels y [N], task indices tasks [N].
 
     `sizes` are the numbers of samples; `prepare` is to be applied to x, None if x are already inputs of the model.
+    `token_labels` are those of language models, y [N, L].
     """
 
     x: Tensor
@@ -69,6 +70,7 @@ class Tests:
     tasks: Tensor
     sizes: tuple[int, ...]
     prepare: Prepare | None
+    token_labels: bool = False
 
     def batches(self, size: int, task: int | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches.
@@ -79,13 +81,13 @@ class Tests:
         parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
         for x, y, tasks in islice(zip(*parts, strict=True), first, None):
             x = x if self.prepare is None else self.prepare(x)
-            if y.dim() > 1:
+            if self.token_labels:
                 x = x[:, :needed_tokens(y)]
             yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), y, tasks
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(HasObjective):
     """A stream of tasks.
 
     Args:
@@ -142,7 +144,7 @@ class Stream:
                      torch.cat([part.y for part in parts]),
                      torch.cat([torch.full((len(part),), index, device=part.y.device)
                                 for index, part in enumerate(parts)]),
-                     tuple(map(len, parts)), self.prepare if prepared is None else None)
+                     tuple(map(len, parts)), self.prepare if prepared is None else None, self.predicts_tokens)
 
     def to(self, device: torch.device | str, room: int | None = None) -> Stream:
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
@@ -214,7 +216,7 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
     """Return a benchmark with its own labels, from the cache or built; `load_stream` says how and raises what."""
     def build() -> RawStream:
         info = registry.benchmark(benchmark.name)
-        if info.objective != CLASSIFICATION.name:
+        if not info.has_classes:
             raw: RawStream = builder(info, "benchmark")(info.options.stored(benchmark.options), data_dir, seed)
             return raw
         from clbench.data.avalanche.build import build_raw  # imports Avalanche
@@ -227,7 +229,7 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
-    if raw.objective != CLASSIFICATION.name:
+    if not raw.has_classes:
         return _unlabeled(raw)
     maps = scenario_rules(scenario).outputs(raw.orders, name)
     classes = len(set(chain.from_iterable(table.values() for table in maps)))

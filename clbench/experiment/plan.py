@@ -58,7 +58,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
-    if benchmark and benchmark[0].objective != CLASSIFICATION.name:
+    if benchmark and not benchmark[0].has_classes:
         declared = [resolved[0] for *_, resolved in methods if resolved]
         problems += _objective_problems(benchmark[0].objective, spec, declared, registry)
     for m, _, resolved in methods:
@@ -72,7 +72,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     known_weights = weights is not None if pretrained is None else pretrained
     network = None
     if benchmark and model and known_weights:
-        network = network_of(model[0], inputs, side, int(benchmark[0].objective == CLASSIFICATION.name))
+        network = network_of(model[0], inputs, side, int(not benchmark[0].predicts_tokens))
     completed = [(method, label, resolved[0], resolved[1], resolved[1].settled(known_weights, network), recipe)
                  for (method, label), (_, _, resolved), recipe in zip(rows, methods, recipes, strict=True) if resolved]
     refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe)

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.core.errors import DivergedError, SpecError
-from clbench.core.objective import CAUSAL_LM
 from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, World
@@ -51,7 +50,7 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
         SpecError: labels of a language model cannot be of this kind.
     """
     samples = samples.subset(limit, generator)
-    if strategy.world.objective == CAUSAL_LM.name:
+    if strategy.world.predicts_tokens:
         return _of_sequences(strategy, samples, task, kind, generator)
     draws = torch.rand(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
 
@@ -72,7 +71,7 @@ def check_kind(world: World, kind: Kind) -> None:
     Raises:
         SpecError: all labels of an item would have to be known.
     """
-    if world.objective == CAUSAL_LM.name and kind not in ("sampled", "empirical"):
+    if world.predicts_tokens and kind not in ("sampled", "empirical"):
         raise SpecError(f"fisher = {kind} needs the distribution over all labels of an item, which a language model "
                         "does not give; choose fisher = sampled or fisher = empirical")
 

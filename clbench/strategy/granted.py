@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 
 
 @dataclass(frozen=True)
-class World:
+class World(HasObjective):
     """What a strategy knows about its surroundings: the stream, the scenario, the inputs, the random generator."""
 
     classes: int  # C, the number of outputs; 0 for a language model, whose outputs are its vocabulary

@@ -110,7 +110,7 @@ class PerTaskStrategy(Strategy, ABC):
             SpecError: the task of a language model's items is to be inferred from outputs.
         """
         super().__init__(model, world, options if options is not None else InferOptions())
-        if not world.classes and not world.task_given and self.options.infer != "gaussian":
+        if world.predicts_tokens and not world.task_given and self.options.infer != "gaussian":
             raise SpecError("without task IDs, the task of a language model's items is inferred from their prompts; "
                             "choose infer = gaussian, or --scenario task")
         self.heads = nn.ModuleList()
@@ -146,12 +146,12 @@ class PerTaskStrategy(Strategy, ABC):
             raise SpecError(f"infer = entropy cannot weigh task {task.index + 1}, which has a single class (its "
                             "entropy is always 0); choose infer = max-logit, prototype or gaussian")
         self.requires_grad_(False)
-        self.heads.append(TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight)
-                          if self.world.classes else nn.Identity())
+        self.heads.append(nn.Identity() if self.world.predicts_tokens else
+                          TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight))
 
     def after_task(self, task: Task) -> None:
         """Count the task as learned, so that it can be inferred; keep what inference needs of its shared features."""
-        if not self.world.classes and self.gaussians is not None:
+        if self.world.predicts_tokens and self.gaussians is not None:
             prompts = prompts_of(task.train.x, task.train.y)
             samples = Samples(prompts, torch.zeros(len(prompts), dtype=torch.int64), task.train.tasks)
             self.gaussians.learn(task.index, (0,), features_of(self, samples, self.inference_features))
@@ -167,7 +167,7 @@ class PerTaskStrategy(Strategy, ABC):
         Of a language model they are the mean over the tokens.
         """
         features = self.shared_features(x)
-        if not self.world.classes:
+        if self.world.predicts_tokens:
             there = tokens.present(x)[:, :features.shape[1]].unsqueeze(2)
             features = (features * there).sum(1) / there.sum(1).clamp(min=1)
         return F.normalize(features, dim=1) if self.options.infer_normalize else features
@@ -190,7 +190,7 @@ class PerTaskStrategy(Strategy, ABC):
         """
         if task is not None:
             return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
-        if not self.world.classes:
+        if self.world.predicts_tokens:
             return self.predict_by(x, self.infer_tasks(x))
         if not self.learned:
             return Prediction(self.model(x), torch.full((len(x),), -1, device=x.device))

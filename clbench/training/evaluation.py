@@ -85,10 +85,10 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
             for metric in strategy.objective.info.metrics}
     inferred = torch.zeros(len(stream.tasks), dtype=exact, device=device)
     infers = False
-    predict = routed if not stream.classes else predictions if cache is None else cache.predictions
+    predict = routed if stream.predicts_tokens else predictions if cache is None else cache.predictions
     with torch.no_grad():
         for given in given_tasks(scenario, len(stream.tasks)):
-            if cache is not None and not stream.classes and given is not None:
+            if cache is not None and stream.predicts_tokens and given is not None:
                 final = cache.final_scores(strategy, tests, size, given)
                 if final is not None:
                     for name, values in final.items():
@@ -96,7 +96,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                     continue
             for prediction, y, tasks in predict(strategy, tests, size, given):
                 out = prediction.logits
-                if stream.classes:
+                if not stream.predicts_tokens:
                     out = out.masked_fill(~offered[tasks], float("-inf"))
                 for name, values in strategy.objective.scores(strategy, out, y, given).items():
                     sums[name].index_add_(0, tasks, values.to(exact))

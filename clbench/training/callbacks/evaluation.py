@@ -59,7 +59,7 @@ class EvaluationCallback(Callback):
             def watch(prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
                 if tally is not None:
                     tally.add(prediction, logits, y, tasks)
-                if last and replica.stream.classes:
+                if last and replica.stream.has_classes:
                     right.append(logits.argmax(1) == y)
 
             row = evaluate(replica.strategy, replica.stream, scenario, learned, cache, watch)
