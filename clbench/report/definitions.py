@@ -25,7 +25,7 @@ READING = (  # of the tables of any metric; {shares} are its values, if they are
     f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer than {FEW} "
     "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the exact "
     "sign-flip test, if it can reach this level. If all seeds share their test samples and records say which were "
-    "right, {shares} are tested over seeds and samples. {Shares} within 3 standard deviations of 100% are not "
+    "right, {values} are tested over seeds and samples. {Shares} within 3 standard deviations of 100% are not "
     "tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
     "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "
     "method holds after the last task, including replay buffers. Training time includes consolidation, but no "
@@ -60,9 +60,10 @@ def definitions(records: Iterable[Record]) -> tuple[str, ...]:
     """
     records = list(records)
     metrics = metrics_of(records)
+    values = in_words([metric.plural for metric in metrics])
     shares = in_words(list(dict.fromkeys(metric.shares for metric in metrics)))
     return (*map(_metric_definition, metrics),
-            *(text.replace("{shares}", shares).replace("{Shares}", shares.capitalize()) for text in READING),
+            *(text.replace("{values}", values).replace("{Shares}", shares.capitalize()) for text in READING),
             *([COMPUTE_DEFINITION] if any(r.costs.train_flops for r in records) else []),
             *([UNTIL_DEFINITION] if any(r.until for r in records) else []),
             *([ERRORS_DEFINITION] if any(r.errors or r.probe for r in records) else []))

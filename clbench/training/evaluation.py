@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,10 +34,14 @@ OnBatch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Row:
-    """Means over each task's samples by metric, and the share whose task was inferred right; None if none is."""
+    """Means over each task's samples by metric, and the share whose task was inferred right; None if none is.
+
+    `items` are the scores [N] of a language model's items by metric, in the order of `Stream.tests`; else empty.
+    """
 
     scores: dict[str, list[float]]
     task_inference: list[float] | None
+    items: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> list[float]:
@@ -84,6 +88,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     sums = {metric.name: torch.zeros(len(stream.tasks), dtype=exact, device=device)
             for metric in strategy.objective.info.metrics}
     inferred = torch.zeros(len(stream.tasks), dtype=exact, device=device)
+    items: dict[str, list[Tensor]] = {}
     infers = False
     predict = routed if stream.predicts_tokens else predictions if cache is None else cache.predictions
     with torch.no_grad():
@@ -93,6 +98,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                 if final is not None:
                     for name, values in final.items():
                         sums[name][given] = values.to(exact).sum()
+                        items.setdefault(name, []).append(values)
                     continue
             for prediction, y, tasks in predict(strategy, tests, size, given):
                 out = prediction.logits
@@ -100,6 +106,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                     out = out.masked_fill(~offered[tasks], float("-inf"))
                 for name, values in strategy.objective.scores(strategy, out, y, given).items():
                     sums[name].index_add_(0, tasks, values.to(exact))
+                    if stream.predicts_tokens:
+                        items.setdefault(name, []).append(values)
                 if on_batch is not None:
                     on_batch(prediction, out, y, tasks)
                 if prediction.task is not None:
@@ -110,7 +118,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     strategy.train(training)
     sizes = torch.tensor(tests.sizes)
     scores = {name: (total.cpu().double() / sizes).tolist() for name, total in sums.items()}
-    return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None)
+    return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None,
+               {name: torch.cat(parts) for name, parts in items.items()})
 
 
 def routed(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
