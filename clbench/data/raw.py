@@ -14,10 +14,14 @@ from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.core.objective import CLASSIFICATION, HasObjective
 
+NO_SCALE = (0.0, 1.0)  # mean and deviation that change nothing
+
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y [N] int64, or of tokens [N, L].
+    """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y.
+
+    Labels are int64 [N], tokens int32 [N, L], or standardized numbers float32 [N].
 
     `rows` [N] int64 are a test split's rows in the test part of the data set, before it was cut down and divided; None
     where they are not known, and for training samples. With a permutation, x are the first task's inputs, before their
@@ -47,6 +51,7 @@ class RawStream(HasObjective):
             out.
         objective: what models are trained for on it.
         task_names: of the tasks, where the data name them and tasks have no classes.
+        target: mean and deviation that a numeric target was standardized by.
     """
 
     train: tuple[Split, ...]
@@ -59,6 +64,7 @@ class RawStream(HasObjective):
     class_names: tuple[str, ...] = ()
     objective: str = CLASSIFICATION.name
     task_names: tuple[str, ...] = ()
+    target: tuple[float, float] = NO_SCALE
 
     @property
     def is_stochastic(self) -> bool:
@@ -84,7 +90,8 @@ class RawStream(HasObjective):
     @cached_property
     def digest(self) -> str:
         """Return a hash over all tensors, the class orders and the normalisation."""
-        return _hashed(repr((self.orders, self.mean, self.std, *filter(None, [self.augment]))), self.tensors())
+        scale = [] if self.target == NO_SCALE else [self.target]
+        return _hashed(repr((self.orders, self.mean, self.std, *filter(None, [self.augment]), *scale)), self.tensors())
 
     @property
     def rows_digest(self) -> str:
@@ -95,7 +102,7 @@ class RawStream(HasObjective):
     def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
                      std: tuple[float, ...], notes: tuple[str, ...], augment: str = "",
                      class_names: tuple[str, ...] = (), objective: str = CLASSIFICATION.name,
-                     task_names: tuple[str, ...] = ()) -> RawStream:
+                     task_names: tuple[str, ...] = (), target: tuple[float, float] = NO_SCALE) -> RawStream:
         """Return the stream whose `tensors()` and `test_rows()` these are; KeyError if one is missing."""
         def splits(part: str) -> tuple[Split, ...]:
             out = []
@@ -107,7 +114,7 @@ class RawStream(HasObjective):
             return tuple(out)
 
         return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment, class_names,
-                         objective, task_names)
+                         objective, task_names, target)
 
 
 def _hashed(head: str, tensors: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
 from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
-from clbench.data.raw import RawStream, Split, hold_out
+from clbench.data.raw import NO_SCALE, RawStream, Split, hold_out
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.experiment.trial import Resolved
 from clbench.models.scoring import needed_tokens
@@ -103,8 +103,10 @@ class Stream(HasObjective):
             they are of; empty where they arrive as the benchmark has them.
         hidden: whether a method gets it as one task (`clbench.training.stream_loop`).
         objective: what models are trained for. Of `causal-lm`, labels are int32 [N, L]: the token at a position whose
-            prediction counts, else -100; there are no classes.
+            prediction counts, else -100; there are no classes. Of `regression`, they are standardized float32 [N]; the
+            only class of a task is its output.
         task_names: of tasks without classes, where the data name them.
+        target: mean and deviation that a numeric target was standardized by.
     """
 
     tasks: tuple[StreamTask, ...]
@@ -119,6 +121,7 @@ class Stream(HasObjective):
     hidden: bool = False
     objective: str = CLASSIFICATION.name
     task_names: tuple[str, ...] = ()
+    target: tuple[float, float] = NO_SCALE
 
     @property
     def is_text(self) -> bool:
@@ -216,8 +219,9 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
     """Return a benchmark with its own labels, from the cache or built; `load_stream` says how and raises what."""
     def build() -> RawStream:
         info = registry.benchmark(benchmark.name)
-        if not info.has_classes:
-            raw: RawStream = builder(info, "benchmark")(info.options.stored(benchmark.options), data_dir, seed)
+        options = info.options.stored(benchmark.options)
+        if info.objective_with(options) != CLASSIFICATION:
+            raw: RawStream = builder(info, "benchmark")(options, data_dir, seed)
             return raw
         from clbench.data.avalanche.build import build_raw  # imports Avalanche
 
@@ -230,7 +234,7 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
     if not raw.has_classes:
-        return _unlabeled(raw)
+        return _unlabeled(raw, scenario, name)
     maps = scenario_rules(scenario).outputs(raw.orders, name)
     classes = len(set(chain.from_iterable(table.values() for table in maps)))
     cache = PermutedInputCache()
@@ -250,14 +254,24 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                   AUGMENTATIONS[raw.augment] if raw.augment else None)
 
 
-def _unlabeled(raw: RawStream) -> Stream:
-    """Return a stream without classes, whose labels stay as they are."""
+def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
+    """Return a stream without classes, whose labels stay as they are.
+
+    Numbers have an output for each task if the scenario gives the task, and else one that all tasks share.
+    """
+    rules, outputs = scenario_rules(scenario), [tuple[int, ...]()] * len(raw.train)
+    if rules.seen_compete:
+        raise SpecError(f"benchmark {name!r} has no classes, which scenario {scenario} would tell apart; choose "
+                        "scenario task or domain")
+    if raw.predicts_numbers:
+        outputs = [tuple(table.values()) for table in rules.outputs(raw.orders, name)]
     tasks = []
     for index, (train, test) in enumerate(zip(raw.train, raw.test, strict=True)):
         samples = [Samples(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
-        tasks.append(StreamTask((), samples[0], samples[1], test_rows=test.rows))
-    return Stream(tuple(tasks), 0, tuple(raw.train[0].x.shape[1:]), Prepare(raw.mean, raw.std), raw.digest[:16],
-                  raw.notes, objective=raw.objective, task_names=raw.task_names)
+        tasks.append(StreamTask(outputs[index], samples[0], samples[1], test_rows=test.rows))
+    return Stream(tuple(tasks), len(set(chain.from_iterable(outputs))), tuple(raw.train[0].x.shape[1:]),
+                  Prepare(raw.mean, raw.std), raw.digest[:16], raw.notes, objective=raw.objective,
+                  task_names=raw.task_names, target=raw.target)
 
 
 def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:

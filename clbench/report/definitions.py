@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clbench.core.objective import ACCURACY, Metric, objective_of
+from clbench.core.objective import ACCURACY, REGRESSION, Metric, objective_of
 from clbench.report.formatting import in_words
 from clbench.results.matrices import metrics_of
 from clbench.results.records import Record
@@ -74,9 +74,10 @@ def _metric_definition(metric: Metric) -> str:
     if metric == ACCURACY:
         return ACCURACY_DEFINITION
     metrics = objective_of(metric).metrics
-    meanings = [f"{one.heading} is {one.meaning}{'' if one.is_share else f', in {one.unit}'}." for one in metrics]
+    meanings = [f"{one.heading} is {one.definition}." for one in metrics]
+    means = "over tasks" if objective_of(metric) == REGRESSION else "over the items of a task, then over tasks"
     return " ".join([
-        *meanings, "Tables show means over the items of a task, then over tasks. Final values are measured after the "
+        *meanings, f"Tables show means {means}. Final values are measured after the "
         "last task. Learned values are measured just after each task was trained, so that a method that learned little "
         "does not look like one that forgets little. Forgetting says how much worse the final value of a task is than "
         "its best one between its training and the last task; backward transfer (BWT) says how much better the final "

@@ -216,7 +216,7 @@ def _matrix(name: str, a: Matrix, b: Matrix, metric: Metric) -> str:
     most = max(apart, key=apart.__getitem__)
     cells = sum(distance > 0 for distance in apart.values())
     where = f"after task {most[0]}" if most[0] else "before training"
-    by = f"{_points(apart[most])} points" if metric.is_share else f"{apart[most]:.3g} {metric.unit}"
+    by = f"{_points(apart[most])} points" if metric.is_share else f"{apart[most]:.3g} {metric.unit}".rstrip()
     line = (f"{name}: {cells} of {len(apart)} cells, by up to {by} "
             f"({where}, on task {most[1] + 1})")
     if name == "R" and len(a) == len(a[0]) + 1:

@@ -24,7 +24,7 @@ LESS_MEMORY = "To need less memory, use --accumulate 4, a smaller --batch-size, 
 def describe(stream: Stream) -> StreamFacts:
     """Return the facts of a stream that a record keeps."""
     mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
-    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
+    return StreamFacts(classes=[list(t.classes) if stream.has_classes else [] for t in stream.tasks],
                        train_samples=[len(t.train) for t in stream.tasks],
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
                        fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
@@ -38,12 +38,12 @@ def objective_problem(stream: Stream, settings: ExecutionSettings, general: Coll
     `general` are the names of the files of general texts.
     """
     if general and not stream.predicts_tokens:
-        return "--general scores texts under language models, and this one trains classifiers"
+        return "--general scores texts under language models, and this benchmark is for others"
     if stream.has_classes:
         return ""
     flag = ("--probe" if settings.probe else "--anatomy" if settings.anatomy == "each" else
             "--evaluate-every" if settings.evaluate_every is not None else "")
-    return f"{flag} is about classes, which language models do not have; leave it out" if flag else ""
+    return f"{flag} is about classes, which this benchmark does not have; leave it out" if flag else ""
 
 
 def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:

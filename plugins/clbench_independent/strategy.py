@@ -110,9 +110,9 @@ class Independent(FrozenBase, PerTaskStrategy):
         """Write the task's network by the plain model's names; with the first, W.
 
         The head is the task's own: its rows in their places, bias -inf elsewhere, so that the plain model answers what
-        this strategy answers for the task. Nothing is written of a language model.
+        this strategy answers for the task. Nothing is written if there are no classes.
         """
-        if self.world.predicts_tokens:
+        if not self.world.has_classes:
             return
         if task.index == 0:
             save_tensors(folder / BASE, self.model.state_dict(), {"format": "pt"})

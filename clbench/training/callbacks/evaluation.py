@@ -101,14 +101,16 @@ def item_results(stream: Stream, right: Tensor, source: str) -> ItemResults | No
 
 
 def item_scores(replica: Replica, scores: Mapping[str, Tensor]) -> ItemScores:
-    """Return scores [N] by metric of a language model's test items, in the order of `Stream.tests`."""
+    """Return values [N] of test items by metric, in the order of `Stream.tests`."""
     stream = replica.stream
     ids = hashlib.sha256(replica.trial.benchmark.name.encode())
     for task in stream.tasks:
         x, y = task.test.x.cpu(), task.test.y.cpu()
-        length = int((y != IGNORED).any(0).nonzero().max()) + 1  # padding depends on training items too
-        ids.update(repr((len(y), length)).encode())
+        if stream.predicts_tokens:
+            length = int((y != IGNORED).any(0).nonzero().max()) + 1  # padding depends on training items too
+            x, y = x[:, :length], y[:, :length]
+        ids.update(repr((x.shape, y.shape)).encode())
         for part in (x, y):
-            ids.update(part[:, :length].contiguous().numpy().tobytes())
+            ids.update(part.contiguous().numpy().tobytes())
     return ItemScores.of({name: (values.bool() if METRICS[name].is_share else values.float()).cpu().numpy()
                           for name, values in scores.items()}, ids.hexdigest())
