@@ -73,7 +73,8 @@ def test_metrics_are_those_of_the_predictions_in_the_unit_of_the_target(tmp_path
     for task, known in enumerate(stream.tasks):
         cells = [lines[row].split(",") for row in known.test_rows.tolist()]
         assert {site for _, _, site, _ in cells} == {SITES[task]}
-        inputs, targets = np.array([[float(a), float(b)] for a, b, *_ in cells]), np.array([float(c[-1]) for c in cells])
+        inputs = np.array([[float(area), float(age)] for area, age, *_ in cells])
+        targets = np.array([float(price) for *_, price in cells])
         answers = model.predict(inputs.astype(np.float32))
         assert answers.classes == [] and answers.tasks is None
         errors = np.array(answers.numbers) - targets
@@ -93,15 +94,16 @@ def test_the_unit_of_the_target_changes_nothing_else(tmp_path, table):
 
 
 def test_training_on_conflicting_sites_forgets_and_joint_training_with_ids_does_not(table):
-    recipe = FAST | {"epochs": 60}
+    recipe = {"epochs": 60, "batch_size": 16, "lr": 0.01}
     naive, = run(table, ["naive"], recipe=recipe)
     assert naive.R[1][0] < 0.5 < naive.R[-1][0]  # north is -area + 2 age, west area + 2 age
     joint, = run(table, ["joint"], scenario="task", recipe=recipe)
-    assert max(joint.R[-1]) < 0.5 and min(joint.scores["r2"][-1]) > 0.9
+    assert min(joint.scores["r2"][-1]) > 0.9 > naive.scores["r2"][-1][0]
 
 
-METHODS = ["naive", "joint", "independent:infer=gaussian", "l2:strength=0.1", "si", "ewc", "ewc:fisher=sampled",
-           "ewc:fisher=empirical", "online-ewc", "er:capacity=20", "a-gem:capacity=20", "seq-lora:rank=2",
+METHODS = ["naive", "joint", "independent:infer=gaussian", "l2:strength=0.1", "si:strength=0.1", "ewc:strength=1",
+           "ewc:strength=1:fisher=sampled", "ewc:strength=1:fisher=empirical", "ewc:strength=1:mode=online",
+           "er:capacity=20", "a-gem:capacity=20:balance=reservoir", "seq-lora:rank=2",
            "lora:rank=2:infer=gaussian", "o-lora:rank=2"]
 
 
@@ -110,9 +112,9 @@ METHODS = ["naive", "joint", "independent:infer=gaussian", "l2:strength=0.1", "s
 def test_every_enabled_method_learns(table, method, scenario):
     if scenario == "task":
         method = method.replace(":infer=gaussian", "")
-    record, = run(table, [method], scenario=scenario, recipe=FAST | {"epochs": 20})
+    record, = run(table, [method], scenario=scenario, recipe={"epochs": 20, "batch_size": 16, "lr": 0.01})
     assert record.status == "done", record.failure
-    assert record.R[-1][-1] < 0.75 * record.R[0][-1]  # the last site
+    assert record.R[1][0] < 0.75 * record.R[0][0]  # the first site, just after it
     assert record.outputs is None and (record.task_inference is None) == ("gaussian" not in method)
 
 
@@ -121,7 +123,7 @@ def test_the_methods_that_declare_the_objective_are_those_that_are_tested():
     assert able == {method.partition(":")[0] for method in METHODS}
 
 
-@pytest.mark.parametrize("method", ["naive", "ewc", "er:capacity=20", "si"])
+@pytest.mark.parametrize("method", ["naive", "ewc:strength=1", "er:capacity=20", "si"])
 def test_stacked_seeds_are_those_that_run_alone(table, method):
     spec = spec_of(table, [method], seeds=2)
     planned = plan(spec, discover())
@@ -142,7 +144,7 @@ def test_stacked_seeds_are_those_that_run_alone(table, method):
     (["naive"], {"execution": {"evaluate_every": 3}}, "--evaluate-every is about classes"),
     (["naive"], {"execution": {"general": ["english"]}}, "--general scores texts under language models"),
     (["naive"], {"options": ":label_column=age"}, "label_column is about classes, and price has numbers to predict"),
-    (["naive"], {"options": ":tasks=2"}, "tasks is about classes"),
+    (["naive"], {"options": ":tasks=2"}, "tasks divides the data by class, but the options also say"),
     (["naive"], {"arrival": {"blur": 0.5}}, "leave blur, repeat and boundaries out")])
 def test_what_needs_classes_is_refused_in_one_sentence(table, methods, values, message):
     if "execution" in values:
@@ -153,7 +155,7 @@ def test_what_needs_classes_is_refused_in_one_sentence(table, methods, values, m
 
 
 def test_data_without_tasks_or_with_a_missing_number_are_refused(tmp_path, table):
-    with pytest.raises(DataError, match="no classes by which samples could be divided.*task_column=NAME"):
+    with pytest.raises(DataError, match=r"no classes by which samples could be divided.*task_column=NAME"):
         spec = build({"benchmark": f"table:{table}:target_column=price:leave_out=site", "methods": ["naive"],
                       "seeds": 1, "execution": {"data": tmp_path}})
         TrialRunner(spec.execution, "cpu", "a test").prepare(plan(spec, discover())[0].trial)
@@ -168,7 +170,7 @@ def test_features_of_numbers_and_continued_training_are_refused(tmp_path, table,
     assert cli.call(["run", "--benchmark", benchmark, "--methods", "naive", "--seeds", "1", "--epochs", "1", "--keep",
                      "state", "--out", str(out), "--workers", "0", "--data", str(tmp_path)]) == 0
     capsys.readouterr()
-    assert cli.call(["continue", str(out), "--benchmark", benchmark, "--data", str(tmp_path)]) == 1
+    assert cli.call(["continue", str(out), "--benchmark", benchmark, "--data", str(tmp_path)]) == 2
     assert "predicts numbers, and such a model cannot continue training" in capsys.readouterr().err
 
 
@@ -217,7 +219,7 @@ def test_reports_choose_and_until_follow_the_direction_and_the_unit(tmp_path, ta
     assert "final RMSE" in text and "R² is the share of the variance" in text and "in the target's unit" in text
     assert "Tables show means over tasks." in text and "T-tests over seeds and test samples" in text
     capsys.readouterr()
-    assert cli.call(["choose", str(tmp_path), "--json"]) == 0
+    assert cli.call(["choose", str(tmp_path), "--format", "json"]) == 0
     chosen = json.loads(capsys.readouterr().out)
     setting, = by_setting(Store(tmp_path).read()[0])
     finals = {label: np.mean(list(by_seed.values())) for label, by_seed in setting.values(setting.final).items()}
@@ -261,7 +263,7 @@ def test_equal_targets_have_an_r2_of_0_or_1():
 def test_dry_run_and_storage_are_estimated(table, tmp_path, capsys):
     benchmark = f"table:{table}:target_column=price:task_column=site"
     assert cli.call(["run", "--benchmark", benchmark, "--methods", "naive,er,ewc,lora:rank=2:infer=gaussian", "--seeds",
-                     "1", "--epochs", "1", "--dry-run", "--out", str(tmp_path / "run"), "--data", str(tmp_path)]) == 0
+                     "1", "--epochs", "4", "--dry-run", "--out", str(tmp_path / "run"), "--data", str(tmp_path)]) == 0
     assert "cannot be counted" not in capsys.readouterr().out
 
 
