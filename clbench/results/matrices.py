@@ -68,5 +68,6 @@ def item_scores(record: Record) -> npt.NDArray[np.float32] | None:
     The score of an image that belongs to several tasks is the mean over these.
     """
     if record.items is not None:
-        return record.items.matrix().mean(axis=0, dtype="float32")
+        shares: npt.NDArray[np.float32] = record.items.matrix().mean(axis=0, dtype="float32")
+        return shares
     return record.item_scores.scores(metric_of(record).name) if record.item_scores is not None else None

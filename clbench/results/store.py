@@ -96,9 +96,9 @@ class Store:
         for path in self._files():
             record_or_problem = read_record(path)
             if isinstance(record_or_problem, Record):
-                record, problem = self._with_items(record_or_problem)
+                record, damaged = self._with_items(record_or_problem)
                 records.append(record)
-                problems += problem
+                problems += damaged
             else:
                 problems.append(record_or_problem)
         records.sort(key=lambda r: (r.provenance.started, r.key))
