@@ -108,8 +108,8 @@ def _objective_problems(objective: ObjectiveInfo, scenarios: Sequence[Scenario],
             problems.append(f"method {info.name!r} trains classifiers, and benchmark {spec.benchmark.name!r} "
                             f"{purpose}; methods for them are {', '.join(able)}")
     if objective.labels == "numbers" and "class" in scenarios:
-        problems.append(f"benchmark {spec.benchmark.name!r} has numbers to predict, and scenario class tells classes "
-                        "apart; choose scenario task or domain")
+        problems.append(f"benchmark {spec.benchmark.name!r} has numbers to predict, and scenario class needs "
+                        "classes; choose scenario task or domain")
     if spec.arrival != Arrival():
         problems.append(f"benchmark {spec.benchmark.name!r} has no classes, so its samples arrive task by task; leave "
                         "blur, repeat and boundaries out")

@@ -1,4 +1,6 @@
-"""The scores of single test items by a language model after the last task, in a compressed file next to the record.
+"""The scores of single test items after the last task, in a compressed file next to the record.
+
+Language models have them, and models that predict numbers; classifiers have `clbench.results.items`.
 
 The file, `records/KEY.items.npz`, has an array [N] for each metric, in the order of the stream's test items: numbers as
 float32, what is right or wrong as bool. The record has its SHA-256. numpy is imported only when scores are used.

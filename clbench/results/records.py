@@ -95,7 +95,7 @@ class Record(RecordPart):
     items: ItemResults | None = Field(
         None, description="Which test samples the last row answers correctly; null if unknown.")
     item_scores: ItemScores | None = Field(
-        None, description="Scores of single test items by a language model in the last row; null if there are none.")
+        None, description="Scores of single test items in the last row, without classes; null if there are none.")
     earlier: Earlier | None = Field(None, description="Accuracy on the tasks of the trial that this one continues.")
     costs: Costs = Field(Costs(), description="Costs of the method, per task.")
     timings: Timings = Field(Timings(), description="Times, per task.")

@@ -91,7 +91,7 @@ class Replica:
     errors: list[ErrorCounts] = field(default_factory=list)
     probe: Probe | None = None
     items: ItemResults | None = None  # of the last row
-    item_scores: ItemScores | None = None  # likewise, of language models
+    item_scores: ItemScores | None = None  # likewise, without classes
     general: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     general_files: dict[str, str] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)

@@ -135,7 +135,7 @@ def test_stacked_seeds_are_those_that_run_alone(table, method):
 
 
 @pytest.mark.parametrize(("methods", "values", "message"), [
-    (["naive"], {"scenario": "class"}, "scenario class tells classes apart; choose scenario task or domain"),
+    (["naive"], {"scenario": "class"}, "scenario class needs classes; choose scenario task or domain"),
     (["lwf"], {}, r"method 'lwf' trains classifiers.*has numbers to predict; methods for them are a-gem, er, ewc"),
     (["lora:rank=2"], {}, "a sample with a numeric target is inferred from its features; choose infer = gaussian"),
     (["ewc:fisher=predicted"], {}, "choose fisher = exact, sampled or empirical"),
