@@ -1,6 +1,6 @@
 """The store: a run folder with one JSON file per trial. Writes are atomic, and copying files merges folders.
 
-Scores of single items by language models and of numbers are in a second file, `<key>.items.npz`, whose hash the record has.
+Without classes, scores of single items are in a second file, `<key>.items.npz`, whose hash the record has.
 """
 
 from __future__ import annotations
