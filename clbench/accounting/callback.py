@@ -25,7 +25,6 @@ from torch.func import functional_call
 
 from clbench.accounting.flops import FlopCount, counted_modules
 from clbench.core import seeds
-from clbench.core.objective import CAUSAL_LM
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
 from clbench.training.cache import PhaseInputs
@@ -217,7 +216,7 @@ def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None
     for part in (x[:1], x):
         with torch.no_grad(), FlopCount() as count:
             prediction = strategy.predict(part, given)
-            if strategy.world.objective == CAUSAL_LM.name:
+            if strategy.world.predicts_tokens:
                 strategy.objective.scores(strategy, prediction.logits, y[:len(part)], given)
         totals.append(count.total)
     strategy.train(training)

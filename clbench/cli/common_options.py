@@ -121,8 +121,8 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
                              "use without installing it; repeatable.", type=click.Path(path_type=Path))
 
 
-metric_option = click.option("--metric", metavar="NAME", help="Rank and test methods by this metric of language "
-                             "models: nll or exact.  [default: nll]")
+metric_option = click.option("--metric", metavar="NAME", help="Rank and test methods by this metric: nll or exact "
+                             "of language models, rmse or r2 of numbers.  [default: nll or rmse]")
 
 
 def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,8 +20,8 @@ EXAMPLES = (
               "all pairs; fewer tests need fewer seeds.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Columns to compare; repeatable. ACC, "
               "forgetting, BWT, FWT, AIA, 'learning accuracy', 'intransigence', 'task inference', 'training time'; of "
-              "language models NLL, 'learned NLL', exact, 'learned exact' and so on.  [default: ACC, forgetting; or "
-              "NLL, forgetting, exact]")
+              "language models NLL, 'learned NLL', exact, 'learned exact' and so on; of numbers RMSE, R² and so on.  "
+              "[default: ACC, forgetting; NLL, forgetting, exact; or RMSE, forgetting, R²]")
 @click.option("--format", "form", type=click.Choice(["text", "md"]), default="text", show_default=True,
               help="Format of the output.")
 def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:

@@ -31,7 +31,8 @@ COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "dat
 @click.argument("a", type=FOLDER, metavar="A.toml")
 @click.argument("b", type=FOLDER, metavar="B.toml")
 @click.option("--metric", metavar="NAME|A,B", help="Column to explain, as in clbench compare. Two names are A's and "
-              "B's, and the difference of columns is then a factor.  [default: ACC; NLL of language models]")
+              "B's, and the difference of columns is then a factor.  [default: ACC; NLL of language models; RMSE of "
+              "numbers]")
 @click.option("--method", "methods", metavar="NAME", help="Method to explain, if a file has several; a file that lacks "
               "it gets it with its defaults.")
 @click.option("--scenario", metavar="NAME", help="Scenario to explain, if a file has several.")

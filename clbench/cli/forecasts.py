@@ -159,7 +159,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
                 stream = runner.stream(planned.trial)
             steps = describe_steps(planned.trial, planned.label, stream, runner.settings)
             notes |= dict.fromkeys([*steps, *stream.notes])
-            if not stream.classes:
+            if stream.predicts_tokens:
                 notes |= dict.fromkeys(examples(stream, planned.trial.benchmark.options["tokenizer"]))
             count = forecast(planned, stream_without_values(stream), ready.registry)
         except MissingDataError as error:

@@ -13,7 +13,7 @@ import click
 
 from clbench.cli.common_options import plugin_option
 from clbench.cli.completion import Complete, named
-from clbench.core.objective import CAUSAL_LM
+from clbench.core.objective import CAUSAL_LM, REGRESSION
 
 if TYPE_CHECKING:
     from clbench.core.options import Options
@@ -164,6 +164,8 @@ def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                                 if thing["task_free"] else "no: it needs to know where tasks end")
     if CAUSAL_LM.name in thing.get("objectives", ()):
         yield "language models", "yes: it fine-tunes causal language models too"
+    if REGRESSION.name in thing.get("objectives", ()):
+        yield "numbers", "yes: it predicts numbers too"
     if thing.get("parts_per_task"):
         yield "parts per task", "each class must arrive in one task only: no --blur and no --repeat with class splits"
     if thing.get("display_name"):

@@ -74,10 +74,10 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
 
     The file names what to tune, in a table [tune.METHOD] per method (docs/tuning.md). Without such tables, every
     method is tuned by the values that its options declare (clbench methods NAME) and by its learning rate.
-    Candidates are compared by mean ACC (or NLL of language models) on held-out training samples; the test set is not
-    used. A list of numbers is widened while its best value is at an edge. Among candidates within one standard error
-    of the best, the lowest learning rate wins. DIR/tuned.toml is the experiment with the chosen options, for clbench
-    run. DIR/candidates.md lists all candidates. After an interruption, run the same command again.
+    Candidates are compared by mean ACC (NLL of language models, RMSE of numbers) on held-out training samples; the
+    test set is not used. A list of numbers is widened while its best value is at an edge. Among candidates within one
+    standard error of the best, the lowest learning rate wins. DIR/tuned.toml is the experiment with the chosen options,
+    for clbench run. DIR/candidates.md lists all candidates. After an interruption, run the same command again.
     """
     from importlib.metadata import version
 

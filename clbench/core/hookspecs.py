@@ -15,7 +15,7 @@ from typing import Any
 import pluggy
 
 from clbench.core.errors import PluginError, unknown
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, OBJECTIVES, ObjectiveInfo
 from clbench.core.options import NoOptions, Options
 from clbench.core.pretrained import WeightsSource
 from clbench.core.renamed import Renamed, old_keywords
@@ -96,7 +96,7 @@ class StrategyInfo:
 class BenchmarkInfo:
     """A benchmark: `build(options, data_dir, seed)` returns an Avalanche benchmark (`train_stream`, `test_stream`).
 
-    One whose `objective` is not classification returns a `clbench.data.raw.RawStream`.
+    With an objective other than classification, it returns a `clbench.data.raw.RawStream`.
     """
 
     name: str
@@ -115,7 +115,11 @@ class BenchmarkInfo:
     # benchmark reads is not there or cannot be right. It is called before anything is trained, so it must be quick and
     # must not import torch.
     check: str | Callable[[str, Mapping[str, Any], Path], object] = ""
-    objective: str = CLASSIFICATION.name  # what models are trained for on it
+    objective: str = CLASSIFICATION.name  # what models are trained for on it, if its options do not say it
+
+    def objective_with(self, options: Options) -> ObjectiveInfo:
+        """Return what models are trained for on the benchmark with these options (their property `objective`)."""
+        return OBJECTIVES[getattr(options, "objective", None) or self.objective]
 
 
 @dataclass(frozen=True)

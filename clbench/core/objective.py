@@ -12,6 +12,7 @@ from typing import Final, Literal
 from clbench.core.errors import SpecError, unknown
 
 Direction = Literal["up", "down"]
+Labels = Literal["classes", "tokens", "numbers"]
 
 
 def significant(value: float, size: float | None = None) -> str:
@@ -31,7 +32,7 @@ class Metric:
 
     Args:
         name: what records and `--metric` call it.
-        unit: for readers; a `percent` is stored as a fraction.
+        unit: for readers; a `percent` is stored as a fraction. Empty if values have none.
         direction: whether higher ("up") or lower ("down") values are better.
         low: the lowest possible value, if there is one.
         high: the highest possible value, if there is one.
@@ -61,6 +62,11 @@ class Metric:
     def is_share(self) -> bool:
         """Return whether values are shares of items: fractions that are shown as percentages."""
         return self.unit == "percent"
+
+    @property
+    def definition(self) -> str:
+        """Return the meaning, with the unit if a reader does not see it from the values."""
+        return self.meaning if self.is_share or not self.unit else f"{self.meaning}, in {self.unit}"
 
     @property
     def shares(self) -> str:
@@ -108,11 +114,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class ObjectiveInfo:
-    """An objective and its metrics. The matrix R is that of the primary one."""
+    """An objective, its metrics and its labels.
+
+    The matrix R is that of the primary metric. Labels are one class or one number for each sample, or a token at each
+    position whose prediction counts.
+    """
 
     name: str
     primary: str
     metrics: tuple[Metric, ...]
+    labels: Labels = "classes"
 
     def metric(self, name: str) -> Metric:
         """Return the metric of this name.
@@ -131,12 +142,39 @@ NLL = Metric("nll", "nats per token", "down", 0.0, label="NLL", plural="NLLs",
              meaning="the negative log-likelihood of a response, mean over its tokens")
 EXACT = Metric("exact", "percent", "up", 0.0, 1.0, label="exact match", plural="exact-match rates", short="exact",
                meaning="the share of responses that greedy decoding would generate token for token")
+RMSE = Metric("rmse", "the target's unit", "down", 0.0, label="RMSE", plural="RMSEs",
+              meaning="the root of the mean squared error over a task's samples")
+R2 = Metric("r2", "", "up", None, 1.0, label="R²", plural="R²",
+            meaning="the share of the variance of a task's targets that predictions explain, negative if the mean "
+            "target would be the better prediction")
 CLASSIFICATION = ObjectiveInfo("classification", ACCURACY.name, (ACCURACY,))
-CAUSAL_LM = ObjectiveInfo("causal-lm", NLL.name, (NLL, EXACT))
-OBJECTIVES: Final = {info.name: info for info in (CLASSIFICATION, CAUSAL_LM)}
+CAUSAL_LM = ObjectiveInfo("causal-lm", NLL.name, (NLL, EXACT), "tokens")
+REGRESSION = ObjectiveInfo("regression", RMSE.name, (RMSE, R2), "numbers")
+OBJECTIVES: Final = {info.name: info for info in (CLASSIFICATION, CAUSAL_LM, REGRESSION)}
 METRICS: Final = {metric.name: metric for info in OBJECTIVES.values() for metric in info.metrics}
 
 
 def objective_of(metric: Metric) -> ObjectiveInfo:
     """Return the objective that has a metric."""
     return next(info for info in OBJECTIVES.values() if metric in info.metrics)
+
+
+class HasObjective:
+    """Base of what has an objective by name (a stream, a benchmark, the world of a strategy)."""
+
+    objective: str
+
+    @property
+    def has_classes(self) -> bool:
+        """Return whether labels are classes."""
+        return OBJECTIVES[self.objective].labels == "classes"
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Return whether the model is a language model, whose labels are tokens [N, L]."""
+        return OBJECTIVES[self.objective].labels == "tokens"
+
+    @property
+    def predicts_numbers(self) -> bool:
+        """Return whether the model predicts a number for each sample."""
+        return OBJECTIVES[self.objective].labels == "numbers"

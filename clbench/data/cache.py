@@ -169,8 +169,8 @@ def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
              "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "rows": raw.rows_digest,
              "files": dict(hashes)}
-    if raw.objective != CLASSIFICATION.name:
-        facts |= {"objective": raw.objective, "task_names": raw.task_names}
+    if not raw.has_classes:
+        facts |= {"objective": raw.objective, "task_names": raw.task_names, "target": raw.target}
     save_tensors(path, {**raw.tensors(), **raw.test_rows()}, {"clbench": json.dumps(facts)})
 
 
@@ -181,7 +181,7 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
         FileNotFoundError: there is none.
         Unusable: it is damaged, or the data files that it was made from have other contents now.
     """
-    from clbench.data.raw import RawStream
+    from clbench.data.raw import NO_SCALE, RawStream
 
     try:
         with safe_open(path, framework="pt") as handle:
@@ -190,7 +190,7 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
         raw = RawStream.from_tensors(tensors, tuple(map(tuple, facts["orders"])), tuple(facts["mean"]),
                                      tuple(facts["std"]), tuple(facts["notes"]), facts["augment"],
                                      tuple(facts["class_names"]), facts.get("objective", CLASSIFICATION.name),
-                                     tuple(facts.get("task_names", ())))
+                                     tuple(facts.get("task_names", ())), tuple(facts.get("target", NO_SCALE)))
         digest, rows, made_from = facts["digest"], facts["rows"], facts["files"]
     except FileNotFoundError:
         raise

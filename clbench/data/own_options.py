@@ -8,12 +8,13 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 
 from clbench.core.errors import DataError
+from clbench.core.objective import CLASSIFICATION, REGRESSION
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
 from clbench.data.own.samples import locate, some
@@ -34,33 +35,35 @@ def check_arrays(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
     kind = path.suffix.lower()
     if kind not in ARRAY_SUFFIXES:
         raise DataError(f"{where}: {path.name} is none of {', '.join(ARRAY_SUFFIXES)} (table:FILE reads .csv)")
-    labels = options.get("labels")
+    labels = options.get("labels") or (options.get("targets") if kind == ".npy" else None)
     if labels is not None and kind != ".npy":
         raise DataError(f"{where}: labels = {labels} is for .npy files, which hold the inputs alone")
     if labels is None and kind == ".npy":
-        raise DataError(f"{where}: {path.name} holds the inputs alone; name the file of labels: labels=FILE.npy")
+        raise DataError(f"{where}: {path.name} holds the inputs alone; name the file of labels (labels=FILE.npy) or of "
+                        "numbers to predict (targets=FILE.npy)")
     try:
         if kind == ".npz":
             with zipfile.ZipFile(path) as arrays:
-                require_arrays([name.removesuffix(".npy") for name in arrays.namelist()], where)
+                require_arrays([name.removesuffix(".npy") for name in arrays.namelist()], where, options.get("targets"))
         elif kind == ".safetensors":
             with safe_open(path, framework="numpy") as file:
-                require_arrays(file.keys(), where)
+                require_arrays(file.keys(), where, options.get("targets"))
     except (OSError, zipfile.BadZipFile, SafetensorError) as error:
         raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())}") from error
 
 
-def require_arrays(names: Iterable[str], where: str) -> None:
-    """Raise a `DataError` that names the first array that a file lacks, of inputs and labels."""
-    names = [*names]
-    required = ("X_train", "y_train", "X_test", "y_test") if "X_train" in names else ("X", "y")
+def require_arrays(names: Iterable[str], where: str, targets: str | None = None) -> None:
+    """Raise a `DataError` that names the first array that a file lacks, of inputs and labels (or targets)."""
+    names, y = [*names], targets or "y"
+    required = ("X_train", f"{y}_train", "X_test", f"{y}_test") if "X_train" in names else ("X", y)
     if missing := [key for key in required if key not in names]:
         raise DataError(f"{where} has no array {missing[0]!r}, only {some(names)}; {EXPECTED}")
 
 
 def array_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files that `arrays:FILE` reads."""
-    path, labels = locate(name, data_dir), options.get("labels")
+    path = locate(name, data_dir)
+    labels = options.get("labels") or (options.get("targets") if path.suffix.lower() == ".npy" else None)
     return [path, *([labels_file(path, labels, data_dir, f"benchmark {name!r}")] if labels else [])]
 
 
@@ -181,15 +184,58 @@ class FeatureOptions(ColumnOptions):
     leave_out: list[str] = Field([], description="columns that are not used, such as id+date")
 
 
-class ArraysOptions(FeatureOptions, PixelOptions):
+class TargetOptions(FeatureOptions):
+    """Options of data that may have numbers to predict instead of classes."""
+
+    @property
+    def target(self) -> str | None:
+        """Return what the numbers to predict are called; None if there are classes."""
+        return None
+
+    @property
+    def objective(self) -> str:
+        """Return what models are trained for."""
+        return (CLASSIFICATION if self.target is None else REGRESSION).name
+
+    @model_validator(mode="after")
+    def _no_classes(self) -> TargetOptions:
+        """Refuse options about classes together with a target."""
+        given = [name for name in ("label_column", "labels", "tasks", "classes_in_order")
+                 if getattr(self, name, None)] + ["class_order"] * (self.class_order == "seed")
+        if self.target is not None and given:
+            raise ValueError(f"{given[0]} is about classes, and {self.target} has numbers to predict; leave one of "
+                             "them out")
+        return self
+
+
+class ArraysOptions(TargetOptions, PixelOptions):
     """Options of `arrays:FILE`."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("targets",)
 
     labels: str | None = Field(None, description="of a .npy file, which holds the inputs alone: the .npy file of the "
                                "labels")
+    targets: str | None = Field(None, description="numbers to predict instead of classes: an array (NAME, or "
+                                "NAME_train and NAME_test), a column of a .parquet file, or a .npy file")
+
+    @property
+    def target(self) -> str | None:
+        """Return the option `targets`."""
+        return self.targets
 
 
-class TableOptions(FeatureOptions):
+class TableOptions(TargetOptions):
     """Options of `table:FILE`."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("target_column",)
+
+    target_column: str | None = Field(None, description="column of numbers to predict, instead of classes; "
+                                      "task_column names the tasks")
+
+    @property
+    def target(self) -> str | None:
+        """Return the option `target_column`."""
+        return self.target_column
 
     standardise: bool = Field(True, description="subtract each column's mean and divide by its deviation, of the first "
                               "task's training samples")

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from clbench.core import seeds
 from clbench.core.errors import DataError
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, HasObjective
+
+NO_SCALE = (0.0, 1.0)  # mean and deviation that change nothing
 
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y [N] int64, or of tokens [N, L].
+    """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y.
+
+    Labels are int64 [N], tokens int32 [N, L], or standardized numbers float32 [N].
 
     `rows` [N] int64 are a test split's rows in the test part of the data set, before it was cut down and divided; None
     where they are not known, and for training samples. With a permutation, x are the first task's inputs, before their
@@ -32,7 +36,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class RawStream:
+class RawStream(HasObjective):
     """The tasks of a benchmark with its own labels.
 
     Args:
@@ -47,6 +51,7 @@ class RawStream:
             out.
         objective: what models are trained for on it.
         task_names: of the tasks, where the data name them and tasks have no classes.
+        target: mean and deviation that a numeric target was standardized by.
     """
 
     train: tuple[Split, ...]
@@ -59,6 +64,7 @@ class RawStream:
     class_names: tuple[str, ...] = ()
     objective: str = CLASSIFICATION.name
     task_names: tuple[str, ...] = ()
+    target: tuple[float, float] = NO_SCALE
 
     @property
     def is_stochastic(self) -> bool:
@@ -84,7 +90,8 @@ class RawStream:
     @cached_property
     def digest(self) -> str:
         """Return a hash over all tensors, the class orders and the normalisation."""
-        return _hashed(repr((self.orders, self.mean, self.std, *filter(None, [self.augment]))), self.tensors())
+        scale = [] if self.target == NO_SCALE else [self.target]
+        return _hashed(repr((self.orders, self.mean, self.std, *filter(None, [self.augment]), *scale)), self.tensors())
 
     @property
     def rows_digest(self) -> str:
@@ -95,7 +102,7 @@ class RawStream:
     def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
                      std: tuple[float, ...], notes: tuple[str, ...], augment: str = "",
                      class_names: tuple[str, ...] = (), objective: str = CLASSIFICATION.name,
-                     task_names: tuple[str, ...] = ()) -> RawStream:
+                     task_names: tuple[str, ...] = (), target: tuple[float, float] = NO_SCALE) -> RawStream:
         """Return the stream whose `tensors()` and `test_rows()` these are; KeyError if one is missing."""
         def splits(part: str) -> tuple[Split, ...]:
             out = []
@@ -107,7 +114,7 @@ class RawStream:
             return tuple(out)
 
         return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment, class_names,
-                         objective, task_names)
+                         objective, task_names, target)
 
 
 def _hashed(head: str, tensors: Mapping[str, Tensor]) -> str:
@@ -150,8 +157,8 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     test: list[Split] = []
     for task, split in enumerate(raw.train):
         if split.permutation is None:
-            labels = split.y if split.y.dim() == 1 else torch.zeros(len(split.y), dtype=torch.int64)
-            if split.y.dim() > 1 and len(labels) == 1:
+            labels = split.y if raw.has_classes else torch.zeros(len(split.y), dtype=torch.int64)
+            if not raw.has_classes and len(labels) == 1:
                 raise DataError(f"benchmark {name!r}: task {task + 1} has one training item; a validation split needs "
                                 "two")
             train_rows, test_rows = choose(labels, share, seed,

@@ -16,12 +16,12 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.core.entry_points import builder
 from clbench.core.errors import DataError, SpecError
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
 from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
-from clbench.data.raw import RawStream, Split, hold_out
+from clbench.data.raw import NO_SCALE, RawStream, Split, hold_out
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.experiment.trial import Resolved
 from clbench.models.scoring import needed_tokens
@@ -62,6 +62,7 @@ class Tests:
     """Test samples of several tasks, one task after the other: x [N, ...], labels y [N], task indices tasks [N].
 
     `sizes` are the numbers of samples; `prepare` is to be applied to x, None if x are already inputs of the model.
+    `token_labels` are those of language models, y [N, L].
     """
 
     x: Tensor
@@ -69,6 +70,7 @@ class Tests:
     tasks: Tensor
     sizes: tuple[int, ...]
     prepare: Prepare | None
+    token_labels: bool = False
 
     def batches(self, size: int, task: int | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches.
@@ -79,13 +81,13 @@ class Tests:
         parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
         for x, y, tasks in islice(zip(*parts, strict=True), first, None):
             x = x if self.prepare is None else self.prepare(x)
-            if y.dim() > 1:
+            if self.token_labels:
                 x = x[:, :needed_tokens(y)]
             yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), y, tasks
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(HasObjective):
     """A stream of tasks.
 
     Args:
@@ -101,8 +103,10 @@ class Stream:
             they are of; empty where they arrive as the benchmark has them.
         hidden: whether a method gets it as one task (`clbench.training.stream_loop`).
         objective: what models are trained for. Of `causal-lm`, labels are int32 [N, L]: the token at a position whose
-            prediction counts, else -100; there are no classes.
+            prediction counts, else -100; there are no classes. Of `regression`, they are standardized float32 [N]; the
+            only class of a task is its output.
         task_names: of tasks without classes, where the data name them.
+        target: mean and deviation that a numeric target was standardized by.
     """
 
     tasks: tuple[StreamTask, ...]
@@ -117,6 +121,7 @@ class Stream:
     hidden: bool = False
     objective: str = CLASSIFICATION.name
     task_names: tuple[str, ...] = ()
+    target: tuple[float, float] = NO_SCALE
 
     @property
     def is_text(self) -> bool:
@@ -142,7 +147,7 @@ class Stream:
                      torch.cat([part.y for part in parts]),
                      torch.cat([torch.full((len(part),), index, device=part.y.device)
                                 for index, part in enumerate(parts)]),
-                     tuple(map(len, parts)), self.prepare if prepared is None else None)
+                     tuple(map(len, parts)), self.prepare if prepared is None else None, self.predicts_tokens)
 
     def to(self, device: torch.device | str, room: int | None = None) -> Stream:
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
@@ -214,8 +219,9 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
     """Return a benchmark with its own labels, from the cache or built; `load_stream` says how and raises what."""
     def build() -> RawStream:
         info = registry.benchmark(benchmark.name)
-        if info.objective != CLASSIFICATION.name:
-            raw: RawStream = builder(info, "benchmark")(info.options.stored(benchmark.options), data_dir, seed)
+        options = info.options.stored(benchmark.options)
+        if info.objective_with(options) != CLASSIFICATION:
+            raw: RawStream = builder(info, "benchmark")(options, data_dir, seed)
             return raw
         from clbench.data.avalanche.build import build_raw  # imports Avalanche
 
@@ -227,8 +233,8 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
-    if raw.objective != CLASSIFICATION.name:
-        return _unlabeled(raw)
+    if not raw.has_classes:
+        return _unlabeled(raw, scenario, name)
     maps = scenario_rules(scenario).outputs(raw.orders, name)
     classes = len(set(chain.from_iterable(table.values() for table in maps)))
     cache = PermutedInputCache()
@@ -248,14 +254,24 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                   AUGMENTATIONS[raw.augment] if raw.augment else None)
 
 
-def _unlabeled(raw: RawStream) -> Stream:
-    """Return a stream without classes, whose labels stay as they are."""
+def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
+    """Return a stream without classes, whose labels stay as they are.
+
+    Numbers have an output for each task if the scenario gives the task, and else one that all tasks share.
+    """
+    rules, outputs = scenario_rules(scenario), [tuple[int, ...]()] * len(raw.train)
+    if rules.seen_compete:
+        raise SpecError(f"benchmark {name!r} has no classes, which scenario {scenario} would tell apart; choose "
+                        "scenario task or domain")
+    if raw.predicts_numbers:
+        outputs = [tuple(table.values()) for table in rules.outputs(raw.orders, name)]
     tasks = []
     for index, (train, test) in enumerate(zip(raw.train, raw.test, strict=True)):
         samples = [Samples(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
-        tasks.append(StreamTask((), samples[0], samples[1], test_rows=test.rows))
-    return Stream(tuple(tasks), 0, tuple(raw.train[0].x.shape[1:]), Prepare(raw.mean, raw.std), raw.digest[:16],
-                  raw.notes, objective=raw.objective, task_names=raw.task_names)
+        tasks.append(StreamTask(outputs[index], samples[0], samples[1], test_rows=test.rows))
+    return Stream(tuple(tasks), len(set(chain.from_iterable(outputs))), tuple(raw.train[0].x.shape[1:]),
+                  Prepare(raw.mean, raw.std), raw.digest[:16], raw.notes, objective=raw.objective,
+                  task_names=raw.task_names, target=raw.target)
 
 
 def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:

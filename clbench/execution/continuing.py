@@ -13,6 +13,7 @@ import torch
 from clbench.accounting.callback import FlopsCallback
 from clbench.core import identity
 from clbench.core.errors import ClbenchError, SpecError, StoreError
+from clbench.core.objective import RMSE
 from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
 from clbench.data.samples import PermutedSamples, Samples, StochasticSamples
@@ -71,6 +72,9 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     snapshot = read_saved(store.artifacts / record.key / STATE, "state")
     outline, learned = snapshot.header.outline, snapshot.header.learned
     if record.metric:
+        if record.metric == RMSE.name:
+            raise SpecError(f"{record.name} predicts numbers, and such a model cannot continue training: add the new "
+                            "tasks to its data and run them all")
         raise SpecError(f"{record.name} is a language model, which cannot continue training here: add the new tasks "
                         "to its folder and run them all, or go on from what clbench export writes (--model hf:FOLDER)")
     if record.trial.arrival != Arrival():

@@ -102,14 +102,14 @@ def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
     """Return the state of each setting, by the statistical tests of a report.
 
     Raises:
-        SpecError: all seeds share their test samples, and the records do not say which were classified correctly.
+        SpecError: all seeds share their test samples, and the records do not have the results of single samples.
     """
     settings = by_setting(records)
     for setting in settings:
         if not setting.own_tests and not setting.answers(setting.final):
             raise SpecError(f"--until decided cannot be used for {setting.title}: all seeds share the test samples, "
-                            "and the records do not say which of them were answered correctly. Run a fixed number of "
-                            "seeds without --until, or rerun older records with --rerun")
+                            "and the records do not have the results of single samples. Run a fixed number of seeds "
+                            "without --until, or rerun older records with --rerun")
     return [_state(setting, rule) for setting in settings]
 
 

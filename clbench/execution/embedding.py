@@ -159,7 +159,10 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
     raw = read_benchmark(trial.benchmark, trial.seed, settings.data_dir, registry)
     stream = for_model(present(raw, "task", trial.benchmark.name), trial, registry)
     require_kind(trial.model, stream, registry)
-    if not stream.classes:
+    if stream.predicts_numbers:
+        raise SpecError(f"benchmark {trial.benchmark.name!r} has numbers to predict, and a file of features has "
+                        "classes; leave its target out")
+    if stream.predicts_tokens:
         raise SpecError(f"benchmark {trial.benchmark.name!r} is for language models, which are not trained on "
                         "features; embed texts with labels instead (text:FILE.csv)")
     with seeds.scope(trial.seed, "init"):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import ClbenchError, MissingDataError, SpecError
-from clbench.core.objective import OBJECTIVES
 from clbench.core.registry import Registry
 from clbench.experiment.factors import METRIC, Factor, Pair, Place, compare, factors
 from clbench.experiment.overrides import read_spec
@@ -86,7 +85,8 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
 
 def _measure(spec: Spec, title: Sequence[str], registry: Registry) -> Measure:
     """Return the column of an experiment with this title; without a title, that by which its methods are ranked."""
-    objective = OBJECTIVES[registry.benchmark(spec.benchmark.name).objective]
+    info = registry.benchmark(spec.benchmark.name)
+    objective = info.objective_with(info.options.stored(spec.benchmark.options))
     metric = objective.metric(objective.primary)
     return find_tested(title, measures_of(metric))[0] if title else final_of(metric)
 

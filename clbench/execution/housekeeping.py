@@ -13,7 +13,7 @@ from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.files import NoLocks, lock
 from clbench.core.registry import Registry
 from clbench.results.records import Record
-from clbench.results.store import Store
+from clbench.results.store import ITEMS, Store
 
 FINAL_STATUSES = ("done", "diverged")  # records that no run replaces, so that their checkpoints are of no use
 
@@ -101,6 +101,10 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
                    if path.name in finished - running]
         unused += [_garbage(path, "exported by a trial that has no record") for path in _inside(store.artifacts)
                    if path.name not in known]
+        recorded = {store.items_path(record.key) for record in stored if record.item_scores is not None}
+        unused += [_garbage(path, "scores of items that no record has") for path in _inside(store.records)
+                   if path.name.endswith(ITEMS) and path not in recorded
+                   and path.name.removesuffix(ITEMS) not in running]
     used = _streams(records, data_dir, registry)
     unused += [_garbage(path, "cached stream that none of these runs uses; it can be built again")
                for path in _inside(data_dir / "streams") if path.suffix == ".safetensors" and path.stem not in used]

@@ -24,6 +24,7 @@ from clbench.persistence.snapshot import Snapshot, read_saved, restore, stand_in
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store, matching
 from clbench.strategy.base import Prediction, Strategy
+from clbench.strategy.objectives import predicted_numbers
 from clbench.training import precision
 from clbench.training.building import build_model, build_strategy, channels_last, world_of
 from clbench.training.evaluation import evaluate
@@ -37,6 +38,7 @@ class Answers(NamedTuple):
     names: list[str]  # its name
     logits: Tensor  # [N, C], -inf for outputs that take no part; on the CPU
     tasks: list[int] | None  # of the samples, as a method inferred them; None for one that infers none
+    numbers: list[float] | None = None  # of a model that predicts numbers: them, in the target's unit; no classes then
 
 
 class KeptModel(nn.Module):
@@ -121,6 +123,10 @@ class KeptModel(nn.Module):
         logits = torch.cat([part.logits for part in parts]).float().cpu()
         found = [part.task for part in parts]
         tasks = None if found[0] is None else torch.cat([t for t in found if t is not None]).tolist()
+        if self.strategy.world.predicts_numbers:
+            mean, deviation = self.outline.target
+            values: list[float] = (predicted_numbers(logits).double() * deviation + mean).tolist()
+            return Answers([], [], logits, tasks, values)
         classes: list[int] = logits.argmax(1).tolist()
         return Answers(classes, [self.class_names[c] for c in classes], logits, tasks)
 

@@ -22,7 +22,7 @@ from clbench.core.errors import ClbenchError, PluginError, StaleError
 from clbench.core.registry import Registry
 from clbench.core.scenario import scenario_rules
 from clbench.data.contents import check_data
-from clbench.data.own.instructions import hashes_of
+from clbench.data.own.instructions import hashes_of, read_general
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
@@ -40,20 +40,25 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
 
     `artifacts` has a folder with the saved files of each trial, by its key.
     """
+    general = hashes_of(read_general(settings.general))
     for planned_trial in planned:
         record = records.get(planned_trial.trial.key)
         if record is not None and record.key not in report.reasons and (
-                flags := missing_outputs(record, settings, artifacts / record.key)):
+                flags := missing_outputs(record, settings, artifacts / record.key, general)):
             report.lacking[record.key] = flags
     for flags, count in Counter(report.lacking.values()).items():
         report.notes.append(f"{count} result{'s were' if count > 1 else ' was'} made without {flags}, which this run "
                             "asks for. clbench trains them again; their accuracies stay the same")
 
 
-def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path) -> str:
+def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path, general: Mapping[str, str]) -> str:
     """Return the flags that ask for outputs that a record lacks; empty if it has all of them, or if it failed.
 
-    `folder` has the saved files of the trial.
+    Args:
+        record: of a trial.
+        settings: of the run.
+        folder: has the saved files of the trial.
+        general: hashes of the files of general texts that the settings name.
     """
     if record.status == "failed" or record.stream is None:
         return ""
@@ -67,7 +72,7 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path) -
         divides = rules.seen_compete and len(classes) == len(set(classes))
         if settings.anatomy == "each" and divides and len(record.errors) < len(stream.classes):
             flags.append("--anatomy each")
-        for name, digest in hashes_of(settings.general).items():
+        for name, digest in general.items():
             if record.general_files.get(name) != digest:
                 flags.append(f"--general {name}")
         if not all((folder / name).is_file() for name in SAVED_FILES[settings.keep]):

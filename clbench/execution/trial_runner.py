@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from clbench.accounting.callback import FlopsCallback
@@ -14,7 +15,7 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
 from clbench.data.arrival import arrive
-from clbench.data.own.instructions import hashes_of
+from clbench.data.own.instructions import FileContent, hashes_of, read_general
 from clbench.data.stream import Stream, load_stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
@@ -41,7 +42,7 @@ from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.callbacks.language import language_callback
 from clbench.training.costs import PeakMemory
-from clbench.training.facts import failure_of, record_of, steps_in_words
+from clbench.training.facts import failure_of, objective_problem, record_of, steps_in_words
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, share_equal
 from clbench.training.steps import Unstackable
@@ -83,13 +84,18 @@ class TrialRunner:
         """
         self.note_code(trial)
         stream = self.stream(trial)
-        if problem := objective_problem(stream, self.settings):
+        if problem := objective_problem(stream, self.settings, self.general):
             raise SpecError(f"benchmark {trial.benchmark.name!r}: {problem}")
         strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name
         warning = storage_warning(name, strategy, stream)
         cost = probe.cost(stream) if ErrorDecomposition.wanted(self.settings, trial.scenario).probed else ""
         return [*describe_steps(trial, name, stream, self.settings), *stream.notes, *filter(None, (cost, warning))]
+
+    @cached_property
+    def general(self) -> dict[str, FileContent]:
+        """The files of general texts by name, which are read once."""
+        return read_general(self.settings.general)
 
     def note_code(self, trial: Trial) -> None:
         """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
@@ -121,7 +127,7 @@ class TrialRunner:
                                     provenance.code_of(planned[0].trial, self.registry, identity.running))
         checkpoints = None if self.checkpoints is None else CheckpointCallback(
             self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario),
-            general=hashes_of(self.settings.general))
+            general=hashes_of(self.general))
         members = self._members(planned, checkpoints)
         if members is None:
             return self._halved(planned, on_progress)
@@ -176,7 +182,7 @@ class TrialRunner:
         """Return what watches the training of a trial and those stacked with it."""
         decomposition = ErrorDecomposition.wanted(self.settings, trial.scenario)
         callbacks = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
-                     language_callback(self.stream(trial), trial.benchmark.options, self.settings.general),
+                     language_callback(self.stream(trial), trial.benchmark.options, self.general),
                      ProgressCallback(on_progress, self.artifacts), checkpoints,
                      SaveCallback.wanted(self.settings.keep, self.artifacts, origin, self.registry)]
         return [callback for callback in callbacks if callback is not None]
@@ -281,16 +287,6 @@ def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], com
         loop.engine = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
                                               [replica.optimizer_state for replica in replicas])
     loop.run(first.learned)
-
-
-def objective_problem(stream: Stream, settings: ExecutionSettings) -> str:
-    """Return which setting does not go with what models are trained for on a stream; empty if all do."""
-    hashes_of(settings.general)  # which reads them
-    if stream.classes:
-        return "--general scores texts under language models, and this one trains classifiers" * bool(settings.general)
-    flag = ("--probe" if settings.probe else "--anatomy" if settings.anatomy == "each" else
-            "--evaluate-every" if settings.evaluate_every is not None else "")
-    return f"{flag} is about classes, which language models do not have; leave it out" if flag else ""
 
 
 def describe_steps(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from clbench.core import options as opt
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
-from clbench.core.objective import CLASSIFICATION, OBJECTIVES
+from clbench.core.objective import CLASSIFICATION, ObjectiveInfo
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
@@ -58,9 +58,10 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
-    if benchmark and benchmark[0].objective != CLASSIFICATION.name:
+    objective = benchmark[0].objective_with(benchmark[1]) if benchmark else CLASSIFICATION
+    if objective != CLASSIFICATION:
         declared = [resolved[0] for *_, resolved in methods if resolved]
-        problems += _objective_problems(benchmark[0].objective, spec, declared, registry)
+        problems += _objective_problems(objective, scenarios, spec, declared, registry)
     for m, _, resolved in methods:
         outputs = _chosen_outputs(resolved[1]) if resolved else ""
         if outputs:
@@ -72,7 +73,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     known_weights = weights is not None if pretrained is None else pretrained
     network = None
     if benchmark and model and known_weights:
-        network = network_of(model[0], inputs, side, int(benchmark[0].objective == CLASSIFICATION.name))
+        network = network_of(model[0], inputs, side, int(objective.labels != "tokens"))
     completed = [(method, label, resolved[0], resolved[1], resolved[1].settled(known_weights, network), recipe)
                  for (method, label), (_, _, resolved), recipe in zip(rows, methods, recipes, strict=True) if resolved]
     refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe)
@@ -80,7 +81,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     planned_rows = [(method, label, strategy, recipe, Resolved(name=method.name, options=options.model_dump()),
                      {scenario: _searched(spec, method, scenario, given) for scenario in scenarios})
                     for method, label, strategy, given, options, recipe in completed]
-    metric = OBJECTIVES[benchmark[0].objective if benchmark else CLASSIFICATION.name].primary
+    metric = objective.primary
     planned: list[PlannedTrial] = []
     for scenario, seed in product(scenarios, spec.seeds):
         for row, label, strategy, recipe, with_options, searched in planned_rows:
@@ -96,14 +97,19 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     return planned
 
 
-def _objective_problems(objective: str, spec: Spec, methods: Sequence[StrategyInfo], registry: Registry) -> list[str]:
+def _objective_problems(objective: ObjectiveInfo, scenarios: Sequence[Scenario], spec: Spec,
+                        methods: Sequence[StrategyInfo], registry: Registry) -> list[str]:
     """Return why an experiment cannot train models for an objective other than classification."""
     problems = []
-    able = sorted(info.name for info in registry.strategies.values() if objective in info.objectives)
+    purpose = "is for language models" if objective.labels == "tokens" else "has numbers to predict"
+    able = sorted(info.name for info in registry.strategies.values() if objective.name in info.objectives)
     for info in methods:
-        if objective not in info.objectives:
-            problems.append(f"method {info.name!r} trains classifiers, and benchmark {spec.benchmark.name!r} is for "
-                            f"language models; methods for them are {', '.join(able)}")
+        if objective.name not in info.objectives:
+            problems.append(f"method {info.name!r} trains classifiers, and benchmark {spec.benchmark.name!r} "
+                            f"{purpose}; methods for them are {', '.join(able)}")
+    if objective.labels == "numbers" and "class" in scenarios:
+        problems.append(f"benchmark {spec.benchmark.name!r} has numbers to predict, and scenario class needs "
+                        "classes; choose scenario task or domain")
     if spec.arrival != Arrival():
         problems.append(f"benchmark {spec.benchmark.name!r} has no classes, so its samples arrive task by task; leave "
                         "blur, repeat and boundaries out")

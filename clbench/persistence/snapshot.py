@@ -21,8 +21,9 @@ from torch import Tensor
 from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
 from clbench.core.errors import StoreError
-from clbench.core.objective import CAUSAL_LM, CLASSIFICATION
+from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, REGRESSION
 from clbench.data.prepare import Prepare
+from clbench.data.raw import NO_SCALE
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.experiment.spec import Recipe
@@ -77,6 +78,8 @@ class StreamOutline(BaseModel):
     offered: list[list[bool]]  # by task and output: whether it takes part in the answer to a sample
     hidden: bool  # whether it was learned without boundaries
     batch: int  # samples that the trial predicted at once
+    objective: str = ""  # in older files without a name
+    target: tuple[float, float] = NO_SCALE  # mean and deviation of a standardized target
 
 
 class Header(BaseModel):
@@ -254,7 +257,8 @@ def outline_of(replica: Replica) -> StreamOutline:
         input_shape=list(stream.input_shape), prepare=stream.prepare, outputs=stream.classes,
         class_names=names_of(stream), classes=[list(task.classes) for task in stream.tasks],
         taught=[list(task.taught) for task in stream.tasks],
-        offered=offered.tolist(), hidden=stream.hidden, batch=batch_size(stream, stream.tests.y.device))
+        offered=offered.tolist(), hidden=stream.hidden, batch=batch_size(stream, stream.tests.y.device),
+        objective=stream.objective, target=stream.target)
 
 
 def names_of(stream: Stream) -> list[str]:
@@ -270,6 +274,7 @@ def stand_in(outline: StreamOutline) -> Stream:
     """Return a stream with an outline, and noise in the place of samples: structure, and nothing to learn."""
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, outline.sample_dtype)
+    objective = outline.objective or (CLASSIFICATION if outline.outputs else CAUSAL_LM).name
 
     def noise(outputs: list[int], task: int) -> Samples:
         if not outline.outputs:  # of a language model: tokens, all but the first of which are scored
@@ -283,11 +288,12 @@ def stand_in(outline: StreamOutline) -> Stream:
             x = torch.rand(shape, generator=generator)
         else:
             x = torch.randint(256 if dtype == torch.uint8 else 2, shape, generator=generator, dtype=dtype)
-        return Samples(x, y, torch.full_like(y, task))
+        tasks_of = torch.full_like(y, task)
+        return Samples(x, y.float() if objective == REGRESSION.name else y, tasks_of)
 
     tasks = []
     for index, (classes, taught) in enumerate(zip(outline.classes, outline.taught, strict=True)):
         met = () if taught == classes else tuple(taught)
         tasks.append(StreamTask(tuple(classes), noise(taught, index), noise(classes, index), met=met))
     return Stream(tuple(tasks), outline.outputs, tuple(outline.input_shape), outline.prepare, "", (),
-                  hidden=outline.hidden, objective=(CLASSIFICATION if outline.outputs else CAUSAL_LM).name)
+                  hidden=outline.hidden, objective=objective, target=outline.target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clbench.core.objective import ACCURACY, Metric, objective_of
+from clbench.core.objective import ACCURACY, REGRESSION, Metric, objective_of
 from clbench.report.formatting import in_words
 from clbench.results.matrices import metrics_of
 from clbench.results.records import Record
@@ -25,7 +25,7 @@ READING = (  # of the tables of any metric; {shares} are its values, if they are
     f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer than {FEW} "
     "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the exact "
     "sign-flip test, if it can reach this level. If all seeds share their test samples and records say which were "
-    "right, {shares} are tested over seeds and samples. {Shares} within 3 standard deviations of 100% are not "
+    "right, {values} are tested over seeds and samples. {Shares} within 3 standard deviations of 100% are not "
     "tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
     "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "
     "method holds after the last task, including replay buffers. Training time includes consolidation, but no "
@@ -60,9 +60,10 @@ def definitions(records: Iterable[Record]) -> tuple[str, ...]:
     """
     records = list(records)
     metrics = metrics_of(records)
+    values = in_words([metric.plural for metric in metrics])
     shares = in_words(list(dict.fromkeys(metric.shares for metric in metrics)))
     return (*map(_metric_definition, metrics),
-            *(text.replace("{shares}", shares).replace("{Shares}", shares.capitalize()) for text in READING),
+            *(text.replace("{values}", values).replace("{Shares}", shares.capitalize()) for text in READING),
             *([COMPUTE_DEFINITION] if any(r.costs.train_flops for r in records) else []),
             *([UNTIL_DEFINITION] if any(r.until for r in records) else []),
             *([ERRORS_DEFINITION] if any(r.errors or r.probe for r in records) else []))
@@ -73,9 +74,10 @@ def _metric_definition(metric: Metric) -> str:
     if metric == ACCURACY:
         return ACCURACY_DEFINITION
     metrics = objective_of(metric).metrics
-    meanings = [f"{one.heading} is {one.meaning}{'' if one.is_share else f', in {one.unit}'}." for one in metrics]
+    meanings = [f"{one.heading} is {one.definition}." for one in metrics]
+    means = "over tasks" if objective_of(metric) == REGRESSION else "over the items of a task, then over tasks"
     return " ".join([
-        *meanings, "Tables show means over the items of a task, then over tasks. Final values are measured after the "
+        *meanings, f"Tables show means {means}. Final values are measured after the "
         "last task. Learned values are measured just after each task was trained, so that a method that learned little "
         "does not look like one that forgets little. Forgetting says how much worse the final value of a task is than "
         "its best one between its training and the last task; backward transfer (BWT) says how much better the final "

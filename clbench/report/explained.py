@@ -19,7 +19,7 @@ from clbench.report.figures.style import FAINT, INK, LABEL, PALE, PALETTE
 from clbench.report.formats.html import image_source, render_page
 from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
-from clbench.report.formatting import clean, interval, number
+from clbench.report.formatting import SIGNIFICANT, clean, interval, number
 from clbench.report.model import Cell, Column, FileFormat, Row, Table, Unit
 from clbench.results.attribution import Attribution, Estimate, over_seeds
 from clbench.results.records import Record
@@ -79,8 +79,9 @@ def draw(explanation: Explanation) -> Figure:
     _rows(axes, explanation)
     if first.unit in POINTS:
         style.percentages(axes.xaxis)
-    suffix = {"percent": " (%)", "points": " (%)", "nats": " (nats), lower is better"}
-    axes.set_xlabel(first.title + suffix.get(first.unit, ""))
+    suffix = {"percent": " (%)", "points": " (%)", "nats": " (nats)"}
+    better = ", lower is better" if first.unit in SIGNIFICANT and first.direction == "down" else ""
+    axes.set_xlabel(first.title + suffix.get(first.unit, "") + better)
     for row, (label, change, text) in enumerate(zip(labels, below, texts, strict=True)):
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points",
                                  "annotation_clip": False}

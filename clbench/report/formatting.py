@@ -46,6 +46,7 @@ def column_names(options: Iterable[Mapping[str, Any]], other_columns: Iterable[s
 
 _SYMBOLS: dict[Unit, str] = {"bytes": "B", "flops": "FLOP"}
 _PREFIXES: dict[Unit, str] = {"bytes": "kMGT", "flops": "kMGTPE"}
+SIGNIFICANT: tuple[Unit, ...] = ("nats", "value")  # units whose values have three significant digits
 NONE = "\N{EN DASH}"  # what a table shows where there is no value
 
 
@@ -58,7 +59,7 @@ def clean(text: object) -> str:
 def number(value: float, unit: Unit) -> str:
     """Return a value in its unit: accuracies in %, counts as 1,234,567, times in s, bytes and FLOPs as 1.20 MB.
 
-    Nats have three significant digits, but at most four decimals.
+    Nats, and values in a unit of the data, have three significant digits, but at most four decimals.
 
     >>> number(0.98314, "percent"), number(1234567, "count"), number(2_500_000, "bytes"), number(3.14159, "seconds")
     ('98.31', '1,234,567', '2.50 MB', '3.14')
@@ -69,7 +70,7 @@ def number(value: float, unit: Unit) -> str:
     """
     if unit in ("percent", "points"):
         return _fixed(100 * value, 2)
-    if unit == "nats":
+    if unit in SIGNIFICANT:
         return significant(value)
     if unit == "count":
         return f"{value:,.0f}"
@@ -89,7 +90,7 @@ def interval(mean: float, half_width: float | None, unit: Unit) -> str:
     """
     if half_width is None:
         return f"{number(mean, unit)} ± n/a"
-    if unit == "nats":
+    if unit in SIGNIFICANT:
         size = max(abs(mean), abs(half_width))
         return f"{significant(mean, size)} ± {significant(half_width, size)}"
     if unit in _SYMBOLS:
@@ -101,7 +102,7 @@ def interval(mean: float, half_width: float | None, unit: Unit) -> str:
 def unit_of(metric: Metric) -> Unit:
     """Return the unit in which tables show a metric."""
     units: dict[str, Unit] = {"percent": "percent", "nats per token": "nats"}
-    return units.get(metric.unit, "number")
+    return units.get(metric.unit, "value")
 
 
 def difference_unit(unit: Unit) -> Unit:

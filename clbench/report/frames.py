@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BEFORE = ("trial", "setting", "scenario", "method", "strategy", "reference", "status")  # the options' columns
 BEHIND = ("seed", "learned", "task")
-MEASURED: tuple[Unit, ...] = ("percent", "points", "nats", "seconds")  # units of what has an interval
+MEASURED: tuple[Unit, ...] = ("percent", "points", "nats", "value", "seconds")  # units of what has an interval
 SEEDS = "seeds"
 LAST = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # behind the figures, the short ones at
 # the end: of a wide frame a terminal shows the first columns and the last

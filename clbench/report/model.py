@@ -17,7 +17,7 @@ from clbench.results.curve import Curve
 if TYPE_CHECKING:
     from clbench.report.decided import Choosable, Facts
 
-Unit = Literal["percent", "points", "nats", "count", "bytes", "flops", "seconds", "number", "text"]
+Unit = Literal["percent", "points", "nats", "value", "count", "bytes", "flops", "seconds", "number", "text"]
 FileFormat = Literal["svg", "pdf", "png"]  # of figures
 Matrices = tuple[tuple[tuple[float, ...], ...], ...]  # [seed][row][task]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)

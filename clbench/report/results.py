@@ -100,7 +100,7 @@ class Results(list[Record]):
     """
 
     def by_metric(self, name: str) -> Results:
-        """Return the results with another metric of language models in `Record.R`, as `clbench report --metric` does.
+        """Return the results with another metric of the objective in `Record.R`, as `clbench report --metric` does.
 
         Args:
             name: name of the metric, such as "exact"; the former one is then among `Record.scores`.
@@ -117,7 +117,7 @@ class Results(list[Record]):
         `strategy`, `reference`, `status`; a column for each option of the methods, missing for those that have no such
         option (`option.NAME` where another column is called NAME); `seed`, `learned` (tasks learned so far; 0 is
         before any), `task` (from 1), `accuracy` in [0, 1]. Trials that failed have the rows that they reached. Results
-        of language models have a column for each metric instead of `accuracy`, such as `nll` and `exact`.
+        without classes have a column for each metric instead of `accuracy`, such as `nll` and `exact`, or `rmse`.
 
         Raises:
             ClbenchError: pandas is not installed.

@@ -15,7 +15,7 @@ from clbench.core.errors import StoreError
 from clbench.core.objective import ACCURACY, METRICS, Metric
 from clbench.results import metrics
 from clbench.results.curve import Curve
-from clbench.results.matrices import metric_of
+from clbench.results.matrices import item_ids, metric_of
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store, run_folders
 
@@ -59,6 +59,8 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
             if first.outcome() == record.outcome() and not curve_difference(first, record):
                 if record.curve and not (first.curve and first.curve.every <= record.curve.every):
                     by_key[record.key] = record, folder  # the record with the finer curve contains more
+                elif item_ids(first) is None and record.item_scores is not None:
+                    by_key[record.key] = first.model_copy(update={"item_scores": record.item_scores}), first_folder
                 continue
             if "failed" in (first.status, record.status):
                 if record.status != "failed":
@@ -214,7 +216,7 @@ def _matrix(name: str, a: Matrix, b: Matrix, metric: Metric) -> str:
     most = max(apart, key=apart.__getitem__)
     cells = sum(distance > 0 for distance in apart.values())
     where = f"after task {most[0]}" if most[0] else "before training"
-    by = f"{_points(apart[most])} points" if metric.is_share else f"{apart[most]:.3g} {metric.unit}"
+    by = f"{_points(apart[most])} points" if metric.is_share else f"{apart[most]:.3g} {metric.unit}".rstrip()
     line = (f"{name}: {cells} of {len(apart)} cells, by up to {by} "
             f"({where}, on task {most[1] + 1})")
     if name == "R" and len(a) == len(a[0]) + 1:

@@ -6,10 +6,15 @@ Everything that is computed from R, such as forgetting, follows a chosen metric 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from clbench.core.errors import SpecError, guess
 from clbench.core.objective import ACCURACY, METRICS, Metric
 from clbench.results.records import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def metric_of(record: Record) -> Metric:
@@ -48,3 +53,21 @@ def _by_metric(record: Record, name: str) -> Record:
 def metrics_of(records: Iterable[Record]) -> list[Metric]:
     """Return the metrics of the R of records, each once; accuracy if no record has an R."""
     return list(dict.fromkeys(metric_of(record) for record in records if record.R)) or [ACCURACY]
+
+
+def item_ids(record: Record) -> str | None:
+    """Return the hash of the test items of which a record has single results, or None if it has none."""
+    if record.items is not None:
+        return record.items.ids
+    return record.item_scores.ids if record.item_scores is not None and record.item_scores.content else None
+
+
+def item_scores(record: Record) -> npt.NDArray[np.float32] | None:
+    """Return the score of each test item in the last row by the metric of R, or None if they are not known.
+
+    The score of an image that belongs to several tasks is the mean over these.
+    """
+    if record.items is not None:
+        shares: npt.NDArray[np.float32] = record.items.matrix().mean(axis=0, dtype="float32")
+        return shares
+    return record.item_scores.scores(metric_of(record).name) if record.item_scores is not None else None

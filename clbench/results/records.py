@@ -17,6 +17,7 @@ from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
 from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
+from clbench.results.item_scores import ItemScores
 from clbench.results.items import ItemResults
 from clbench.results.metrics import acc
 from clbench.results.record_parts import (
@@ -58,7 +59,7 @@ class Record(RecordPart):
     """One finished trial."""
 
     LATER: ClassVar[tuple[str, ...]] = ("last_losses", "curve", "errors", "probe", "earlier", "until", "seen", "items",
-                                        "metric", "scores", "general", "general_files", "answers")
+                                        "item_scores", "metric", "scores", "general", "general_files", "answers")
 
     schema_version: int = Field(SCHEMA, alias="schema", description="Version of this schema.")
     key: str = Field(description="Hash of `trial`, and the record's file name.")
@@ -93,6 +94,8 @@ class Record(RecordPart):
     probe: Probe | None = Field(None, description="What a linear classifier reads from the features, if requested.")
     items: ItemResults | None = Field(
         None, description="Which test samples the last row answers correctly; null if unknown.")
+    item_scores: ItemScores | None = Field(
+        None, description="Scores of single test items in the last row, without classes; null if there are none.")
     earlier: Earlier | None = Field(None, description="Accuracy on the tasks of the trial that this one continues.")
     costs: Costs = Field(Costs(), description="Costs of the method, per task.")
     timings: Timings = Field(Timings(), description="Times, per task.")
@@ -158,7 +161,7 @@ class Record(RecordPart):
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
             "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True, "errors": True,
-            "probe": True, "items": True, "general": True, "general_files": True,
+            "probe": True, "items": True, "item_scores": True, "general": True, "general_files": True,
             "answers": True, "until": True, "seen": True,
             "stream": {"class_names", "data"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})

@@ -1,4 +1,7 @@
-"""The store: a run folder with one JSON file per trial. Writes are atomic, and copying files merges folders."""
+"""The store: a run folder with one JSON file per trial. Writes are atomic, and copying files merges folders.
+
+Without classes, scores of single items are in a second file, `<key>.items.npz`, whose hash the record has.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,13 @@ from clbench.results.records import Record
 MARK = ".seen-by-nodes-"  # how the files begin by which nodes of a cluster know the folder: there while a run lasts
 MARK_SECONDS = 30 * 86400.0  # longer than any run
 DEPTH = 3  # folders below one that is named, in which run folders are looked for
+ITEMS = ".items.npz"  # how files of item scores end
 MODEL, STATE = "model.safetensors", "state.safetensors"  # in a trial's artifacts: what `--keep` keeps of it
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file among the records that this clbench cannot read as a record. It is reported and not changed."""
+    """A file among the records that this clbench cannot use. It is reported and not changed."""
 
     path: Path
     reason: str
@@ -76,8 +80,14 @@ class Store:
         """Return the path of the record with that key, which need not exist."""
         return self.records / f"{key}.json"
 
+    def items_path(self, key: str) -> Path:
+        """Return the path of the item scores of the record with that key, which need not exist."""
+        return self.records / f"{key}{ITEMS}"
+
     def read(self) -> tuple[list[Record], list[Problem]]:
-        """Return all records in the order in which their trials started, and all files that are not valid records.
+        """Return all records in the order in which their trials started, and all files that cannot be used.
+
+        A record whose file of item scores is missing or damaged is returned without these scores.
 
         Raises:
             StoreError: the folder exists but cannot be listed.
@@ -86,7 +96,9 @@ class Store:
         for path in self._files():
             record_or_problem = read_record(path)
             if isinstance(record_or_problem, Record):
-                records.append(record_or_problem)
+                record, damaged = self._with_items(record_or_problem)
+                records.append(record)
+                problems += damaged
             else:
                 problems.append(record_or_problem)
         records.sort(key=lambda r: (r.provenance.started, r.key))
@@ -109,7 +121,21 @@ class Store:
         if isinstance(record_or_problem, Problem):
             raise StoreError(f"{record_or_problem}, so the trial's record cannot be written there: move the file away "
                              "and run again")
-        return record_or_problem
+        return self._with_items(record_or_problem)[0]
+
+    def _with_items(self, record: Record) -> tuple[Record, list[Problem]]:
+        """Return a record with the scores of its items, and what is wrong with the file that has them."""
+        if record.item_scores is None:
+            return record, []
+        path = self.items_path(record.key)
+        unused = f"so the statistics of {record.name} are without scores of single items"
+        try:
+            scores = record.item_scores.with_file(path.read_bytes())
+        except OSError as error:
+            return record, [Problem(path, f"it cannot be read ({error.strerror or error}), {unused}")]
+        if scores is None:
+            return record, [Problem(path, f"it is damaged or of another record, {unused}")]
+        return record.model_copy(update={"item_scores": scores}), []
 
     def check_writable(self) -> list[Path]:
         """Create the folder, check that it is writable, and remove incomplete files of killed processes.
@@ -150,7 +176,13 @@ class Store:
         self.get(record.key)
         try:
             self.records.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, record.model_dump_json(by_alias=True, indent=1) + "\n")
+            # Scores come first: a record then never names a file that was not written.
+            if record.item_scores is not None and record.item_scores.content:
+                write_atomically(self.items_path(record.key), record.item_scores.file)
+            stored = record.model_dump_json(by_alias=True, indent=1, exclude={"item_scores": {"content"}})
+            write_atomically(path, stored + "\n")
+            if record.item_scores is None:
+                self.items_path(record.key).unlink(missing_ok=True)
         except OSError as error:
             raise self.error(error) from None
         return path
@@ -168,7 +200,8 @@ class Store:
 
     def _files(self) -> Sequence[Path]:
         try:
-            return sorted(p for p in self.records.iterdir() if not p.name.startswith("."))
+            return sorted(path for path in self.records.iterdir()
+                          if not path.name.startswith(".") and not path.name.endswith(ITEMS))
         except FileNotFoundError:
             return ()
         except OSError as error:

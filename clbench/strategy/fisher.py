@@ -7,10 +7,14 @@ the most probable one (`predicted`). The last two are not the Fisher information
 gradient, which some toolkits use (Avalanche 0.6), is a different and usually smaller quantity.
 
 A label with weight w is given to log p as a gradient of sqrt(w), so that the square has weight w.
+
+If the model predicts a number f, log p(y|x) is -(y - f)^2 but for a constant: a Gaussian whose variance of 1/2 makes
+the squared error its negative log-likelihood. Targets are standardized. Then F_i = 2 E_x (df / d theta_i)^2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -19,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.core.errors import DivergedError, SpecError
-from clbench.core.objective import CAUSAL_LM
 from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, World
+from clbench.strategy.objectives import predicted_numbers
 from clbench.strategy.per_sample_gradients import evaluating, mean_gradients
 
 Kind = Literal["exact", "sampled", "empirical", "predicted"]
@@ -51,28 +55,36 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
         SpecError: labels of a language model cannot be of this kind.
     """
     samples = samples.subset(limit, generator)
-    if strategy.world.objective == CAUSAL_LM.name:
+    if strategy.world.predicts_tokens:
         return _of_sequences(strategy, samples, task, kind, generator)
-    draws = torch.rand(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
+    numbers = strategy.world.predicts_numbers
+    check_kind(strategy.world, kind)
+    draw = torch.randn if numbers else torch.rand
+    draws = draw(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
 
     def log_p(logits: Tensor, tasks: Tensor) -> Tensor:
-        return F.log_softmax(strategy.mask(logits, tasks), dim=1)
+        masked = strategy.mask(logits, tasks)
+        return masked if numbers else F.log_softmax(masked, dim=1)
 
     def seeds(log_p: Tensor, part: slice) -> list[Tensor]:
         if log_p.isnan().any():
             raise DivergedError(f"the model's probabilities are NaN after task {task + 1}; there is no Fisher of them")
-        return list(_seeds(log_p, kind, samples.y[part], None if draws is None else draws[part]))
+        y, drawn = samples.y[part], None if draws is None else draws[part]
+        return [_number_seed(log_p, kind, y, drawn)] if numbers else list(_seeds(log_p, kind, y, drawn))
 
     return mean_gradients(strategy, samples, task, read=log_p, seeds=seeds, measure=torch.square, layerwise=layerwise)
 
 
 def check_kind(world: World, kind: Kind) -> None:
-    """Refuse a kind of labels that a language model does not have.
+    """Refuse a kind of labels that an objective does not have.
 
     Raises:
-        SpecError: all labels of an item would have to be known.
+        SpecError: all labels of a language model's item would have to be known, or the Fisher would be 0.
     """
-    if world.objective == CAUSAL_LM.name and kind not in ("sampled", "empirical"):
+    if world.predicts_numbers and kind == "predicted":
+        raise SpecError("fisher = predicted takes the most probable label, which is the predicted number itself, so "
+                        "the gradients are 0; choose fisher = exact, sampled or empirical")
+    if world.predicts_tokens and kind not in ("sampled", "empirical"):
         raise SpecError(f"fisher = {kind} needs the distribution over all labels of an item, which a language model "
                         "does not give; choose fisher = sampled or fisher = empirical")
 
@@ -108,6 +120,18 @@ def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, g
                 if gradient is not None:
                     sums[name] += gradient.square()
     return {name: total / len(samples) for name, total in sums.items()}
+
+
+def _number_seed(out: Tensor, kind: Kind, y: Tensor, normal: Tensor | None) -> Tensor:
+    """Return the gradient [N, C] of log p by the outputs [N, C], of which one is active for each sample.
+
+    With y = f + e, it is 2 e at the active output. The mean square of e is 1/2 under the model, which gives `exact`.
+    """
+    if kind == "empirical":
+        slope = 2 * (y - predicted_numbers(out))
+    else:
+        slope = math.sqrt(2) * (torch.ones_like(out[:, 0]) if normal is None else normal.to(out))
+    return torch.where(out.isfinite(), slope[:, None], 0.0)
 
 
 def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[Tensor]:

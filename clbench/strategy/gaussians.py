@@ -33,7 +33,7 @@ def features_of(strategy: Strategy, samples: Samples, features: Features) -> Ite
         features: computes features of prepared inputs [n, *input_shape].
     """
     with evaluating(strategy):
-        for part in samples.chunks(CHUNK if strategy.world.classes else ITEMS):
+        for part in samples.chunks(ITEMS if strategy.world.predicts_tokens else CHUNK):
             with torch.no_grad():
                 part_features = features(strategy.world.prepare(part.x))
             yield part, part_features

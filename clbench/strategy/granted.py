@@ -9,17 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clbench.core.objective import CLASSIFICATION
+from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
 
 
 @dataclass(frozen=True)
-class World:
+class World(HasObjective):
     """What a strategy knows about its surroundings: the stream, the scenario, the inputs, the random generator."""
 
-    classes: int  # C, the number of outputs; 0 for a language model, whose outputs are its vocabulary
+    classes: int  # C, the number of outputs; 0 for a language model, whose outputs are its vocabulary. For a numeric
+    # target, each task of scenario `task` has one output, and in scenario `domain` all tasks share one
     tasks: int  # T, the length of the stream
     scenario: Scenario
     input_shape: tuple[int, ...]  # of one prepared sample, (channels, height, width) for images
@@ -28,6 +29,7 @@ class World:
     prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> inputs [N, *input_shape]
     is_text: bool = False  # whether inputs are tokens, int32 [N, L], -1 behind the last of a sample; else floats
     objective: str = CLASSIFICATION.name  # what the model is trained for, one of `clbench.core.objective.OBJECTIVES`
+    target: tuple[float, float] = (0.0, 1.0)  # mean and deviation that a numeric target is standardized by
     boundaries: bool = True  # whether it is told where tasks end; if not, the stream is one task without `Task.train`
 
     @property
@@ -68,6 +70,8 @@ class Batch:
     text. `task` is the task being trained. `first_pass` is True if these samples of the task are seen for the first
     time. The last `replayed` samples were added by `extended`. `frozen` are the batch's rows of
     `Strategy.frozen_outputs` if these are stored; `Strategy.frozen_outputs_of` returns them in any case.
+
+    Of a numeric target, y are standardized, float32 [N].
 
     Of a language model, y are raw labels, int32 [N, L]: the token at a position whose prediction counts, else -100. In
     `loss`, y are targets, int64 [N, K], and `at` the positions whose outputs predict them, int64 [N, K]; where a sample

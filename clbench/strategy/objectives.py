@@ -1,7 +1,7 @@
 """What an objective does with a strategy's outputs: batches, loss and scores of items.
 
-`classification` takes logits [N, C]. `causal-lm` takes hidden states [N, L, D] and applies the model's head to the
-scored positions only, because the logits of all positions would take most of the memory.
+`classification` and `regression` take outputs [N, C]. `causal-lm` takes hidden states [N, L, D] and applies the
+model's head to the scored positions only, because the logits of all positions would take most of the memory.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.core import tokens
-from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, ObjectiveInfo
+from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, R2, REGRESSION, RMSE, ObjectiveInfo
 from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED, MULTIPLE, needed_tokens, rounded, token_scores
-from clbench.strategy.granted import Batch
+from clbench.strategy.granted import Batch, World
+
+NO_VARIANCE = 1e-12  # of standardized targets: below it they are equal but for rounding
 
 
 class Trained(Protocol):
     """What an objective needs of a strategy (`clbench.strategy.base.Strategy`)."""
+
+    world: World
 
     def mask(self, logits: Tensor, tasks: Tensor, replayed: int = 0) -> Tensor:
         """Return logits [N, C] without the outputs that take no part."""
@@ -51,7 +55,7 @@ class Objective(ABC):
 
     @abstractmethod
     def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
-        """Return the values [N] of each metric for the outputs of N items.
+        """Return values [N] for the outputs of N items, by name, from whose means over items the metrics follow.
 
         Args:
             strategy: whose outputs they are.
@@ -59,6 +63,21 @@ class Objective(ABC):
             y: labels as the stream stores them.
             task: what `Strategy.predict` was given.
         """
+
+    def metrics(self, strategy: Trained, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return each task's metrics [T] from the means [T] of its items' `scores`. Default: the means."""
+        return dict(means)
+
+    def contributions(self, strategy: Trained, scores: Mapping[str, Tensor], means: Mapping[str, Tensor]
+                      ) -> dict[str, Tensor]:
+        """Return values [N] of items by metric, whose mean over a task's items is the metric. Default: the scores.
+
+        Args:
+            strategy: whose scores they are.
+            scores: of N items.
+            means: the means [N] of the scores over the task of each item.
+        """
+        return dict(scores)
 
 
 class Classification(Objective):
@@ -127,6 +146,52 @@ class CausalLM(Objective):
         return {"nll": sums / scored.sum(1), "exact": (wrong == 0).float()}
 
 
+class Regression(Objective):
+    """Predict a number: mean squared error of the standardized target; `rmse` in the target's unit, and `r2`.
+
+    A sample has one active output, that of its task or the one that all tasks share.
+    """
+
+    info = REGRESSION
+
+    def collate(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches as they are."""
+        return list(batches)
+
+    def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
+        """Return the mean squared error of each sample's active output of [N, C]."""
+        return F.mse_loss(predicted_numbers(strategy.mask(out, batch.tasks, batch.replayed)), batch.y)
+
+    def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
+        """Return the squared error, the target and its square, all standardized."""
+        return {"error": (predicted_numbers(out) - y).square(), "target": y, "square": y.square()}
+
+    def metrics(self, strategy: Trained, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `rmse` and `r2`. If all targets of a task are equal, `r2` is 1 without errors and 0 with some."""
+        error, variance = means["error"], means["square"] - means["target"].square()
+        constant = variance <= NO_VARIANCE
+        r2 = torch.where(constant, (error == 0).to(error), 1 - error / variance.masked_fill(constant, 1.0))
+        return {RMSE.name: strategy.world.target[1] * error.sqrt(), R2.name: r2}
+
+    def contributions(self, strategy: Trained, scores: Mapping[str, Tensor], means: Mapping[str, Tensor]
+                      ) -> dict[str, Tensor]:
+        """Return values of items whose means are the metrics.
+
+        That of the root of a mean m of squares s is linear about m: sqrt(m) + (s - m) / (2 sqrt(m)), the influence of
+        an item. The variance of a task's targets in `r2` is taken as fixed.
+        """
+        task = self.metrics(strategy, means)
+        share = (scores["error"] - means["error"]) / means["error"].clamp(min=torch.finfo(torch.float64).tiny)
+        variance = (means["square"] - means["target"].square()).clamp(min=NO_VARIANCE)
+        return {RMSE.name: task[RMSE.name] * (1 + share / 2),
+                R2.name: task[R2.name] - (scores["error"] - means["error"]) / variance}
+
+
+def predicted_numbers(out: Tensor) -> Tensor:
+    """Return the one output [N] of [N, C] that takes part for each sample; the others are -inf."""
+    return out.amax(1)
+
+
 def prompts_of(x: Tensor, y: Tensor) -> Tensor:
     """Return tokens x [N, L] up to the first target of each item; what comes after is padding."""
     return x.masked_fill((y != IGNORED).cumsum(1) > 0, tokens.NO_TOKEN)
@@ -142,7 +207,8 @@ def _cut(batch: Batch, x: Tensor) -> Batch:
     return replace(batch, x=x, frozen=frozen)
 
 
-_OBJECTIVES: dict[str, Objective] = {objective.info.name: objective for objective in (Classification(), CausalLM())}
+_OBJECTIVES: dict[str, Objective] = {objective.info.name: objective
+                                     for objective in (Classification(), CausalLM(), Regression())}
 
 
 def objective_of(name: str) -> Objective:

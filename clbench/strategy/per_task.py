@@ -107,12 +107,13 @@ class PerTaskStrategy(Strategy, ABC):
         """Freeze the starting model; subclasses unfreeze what they train in `before_task`.
 
         Raises:
-            SpecError: the task of a language model's items is to be inferred from outputs.
+            SpecError: tasks are to be inferred from the outputs of a language model or of numbers.
         """
         super().__init__(model, world, options if options is not None else InferOptions())
-        if not world.classes and not world.task_given and self.options.infer != "gaussian":
-            raise SpecError("without task IDs, the task of a language model's items is inferred from their prompts; "
-                            "choose infer = gaussian, or --scenario task")
+        if not world.has_classes and not world.task_given and self.options.infer != "gaussian":
+            source = "language model's items is inferred from their prompts" if world.predicts_tokens else (
+                "sample with a numeric target is inferred from its features")
+            raise SpecError(f"without task IDs, the task of a {source}; choose infer = gaussian, or --scenario task")
         self.heads = nn.ModuleList()
         self.learned = 0  # number of tasks learned; while a task is being trained there is one head more
         weight = self.model.head.weight
@@ -146,14 +147,14 @@ class PerTaskStrategy(Strategy, ABC):
             raise SpecError(f"infer = entropy cannot weigh task {task.index + 1}, which has a single class (its "
                             "entropy is always 0); choose infer = max-logit, prototype or gaussian")
         self.requires_grad_(False)
-        self.heads.append(TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight)
-                          if self.world.classes else nn.Identity())
+        self.heads.append(nn.Identity() if self.world.predicts_tokens else
+                          TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight))
 
     def after_task(self, task: Task) -> None:
         """Count the task as learned, so that it can be inferred; keep what inference needs of its shared features."""
-        if not self.world.classes and self.gaussians is not None:
-            prompts = prompts_of(task.train.x, task.train.y)
-            samples = Samples(prompts, torch.zeros(len(prompts), dtype=torch.int64), task.train.tasks)
+        if not self.world.has_classes and self.gaussians is not None:  # one Gaussian for the task
+            x = prompts_of(task.train.x, task.train.y) if self.world.predicts_tokens else task.train.x
+            samples = Samples(x, torch.zeros(len(x), dtype=torch.int64), task.train.tasks)
             self.gaussians.learn(task.index, (0,), features_of(self, samples, self.inference_features))
         elif self.options.infer == "prototype":
             self.register_buffer(f"prototype_{task.index}", self.class_means(task.train))
@@ -167,7 +168,7 @@ class PerTaskStrategy(Strategy, ABC):
         Of a language model they are the mean over the tokens.
         """
         features = self.shared_features(x)
-        if not self.world.classes:
+        if self.world.predicts_tokens:
             there = tokens.present(x)[:, :features.shape[1]].unsqueeze(2)
             features = (features * there).sum(1) / there.sum(1).clamp(min=1)
         return F.normalize(features, dim=1) if self.options.infer_normalize else features
@@ -190,7 +191,7 @@ class PerTaskStrategy(Strategy, ABC):
         """
         if task is not None:
             return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
-        if not self.world.classes:
+        if self.world.predicts_tokens:
             return self.predict_by(x, self.infer_tasks(x))
         if not self.learned:
             return Prediction(self.model(x), torch.full((len(x),), -1, device=x.device))

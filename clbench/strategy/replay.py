@@ -98,14 +98,15 @@ class ReplayMemory(SampleMemory):
             SpecError: the memory is to be balanced, and there are no classes.
         """
         super().__init__(model, world, options)
-        if balance == "class" and not world.classes:
+        if balance == "class" and not world.has_classes:
             raise SpecError("balance = class divides the memory among classes, which this benchmark does not have; "
                             "choose balance = reservoir")
         self.capacity, self.balance = capacity, balance
         self.joined = 0  # new samples with which `sample_share` has drawn others
         self._offered: int | None = None  # the sum of memory_seen, once it is known on the host
         device = self.active.device
-        self.register_buffer("memory_seen", torch.zeros(world.classes or world.tasks, dtype=torch.int64, device=device))
+        kinds = world.classes if world.has_classes else world.tasks
+        self.register_buffer("memory_seen", torch.zeros(kinds, dtype=torch.int64, device=device))
         self.register_buffer("memory_full", torch.zeros(world.classes, dtype=torch.bool, device=device))
 
     def offer(self, samples: Samples) -> None:
@@ -121,7 +122,7 @@ class ReplayMemory(SampleMemory):
                 self._offered = int(self.memory_seen.sum())
             source = reservoir_slots(len(self.memory_y), self._offered, self.capacity, draws[:, 0])
             self._offered += len(samples)
-        kinds = samples.y if self.world.classes else samples.tasks
+        kinds = samples.y if self.world.has_classes else samples.tasks
         self.memory_seen.index_add_(0, kinds, torch.ones_like(kinds))
         slots = (source >= 0).nonzero()[:, 0]
         if len(slots):  # only these are taken: all inputs of a task may not fit on the device

@@ -61,8 +61,8 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
     handles = [layer.register_forward_pre_hook(functools.partial(note, name)) for name, layer in layers.items()]
     try:
         with evaluating(strategy):
-            for part in map(strategy.objective.cut, samples.chunks(CHUNK if strategy.world.classes else ITEMS)):
-                there = None if strategy.world.classes else tokens.present(part.x)
+            for part in map(strategy.objective.cut, samples.chunks(ITEMS if strategy.world.predicts_tokens else CHUNK)):
+                there = tokens.present(part.x) if strategy.world.predicts_tokens else None
                 run(strategy.world.prepare(part.x))
     finally:
         for handle in handles:

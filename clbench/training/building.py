@@ -215,7 +215,8 @@ def world_of(stream: Stream, scenario: Scenario, seed: int, pretrained: bool) ->
     """Return what a trial's strategy knows of its stream, with the generator of its seed."""
     return World(classes=stream.classes, tasks=stream.told_tasks, scenario=scenario, input_shape=stream.input_shape,
                  generator=seeds.generator(seed, "strategy"), pretrained=pretrained, prepare=stream.prepare,
-                 is_text=stream.is_text, objective=stream.objective, boundaries=not stream.hidden)
+                 is_text=stream.is_text, objective=stream.objective, target=stream.target,
+                 boundaries=not stream.hidden)
 
 
 def build_strategy(method: Resolved, model: Network, world: World, registry: Registry) -> Strategy:

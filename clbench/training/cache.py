@@ -177,7 +177,8 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     if drawn >= 2 * len(samples[0]) and enabled():
         frozen = overrides(first, "frozen_outputs")
         most = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
-        most *= most > 1 or first.world.classes > 0  # the outputs of an embedding alone take memory and save nothing
+        # Of a language model, the outputs of the embedding alone would take memory and save nothing.
+        most *= most > 1 or not first.world.predicts_tokens
         # Frozen outputs are computed from the inputs, so blocks are not cached without them.
         choices = [(most, frozen), (0, frozen), (0, False)]
         blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, budget))
@@ -276,7 +277,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
             with torch.random.fork_rng(), starting_at([strategy], start):
                 some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
-                some = some if strategy.world.classes else strategy.objective.collate([some])[0]
+                some = strategy.objective.collate([some])[0] if strategy.world.predicts_tokens else some
                 try:
                     losses.append(functional_call(Loss(strategy), state, arguments_of(some)))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:

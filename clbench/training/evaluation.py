@@ -7,8 +7,9 @@ where the scenario gives it (`clbench.core.scenario`).
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,10 +35,15 @@ OnBatch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Row:
-    """Means over each task's samples by metric, and the share whose task was inferred right; None if none is."""
+    """Means over each task's samples by metric, and the share whose task was inferred right; None if none is.
+
+    `items` are values [N] by metric whose means over the tasks are `scores`, in the order of `Stream.tests`; empty if
+    there are classes.
+    """
 
     scores: dict[str, list[float]]
     task_inference: list[float] | None
+    items: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> list[float]:
@@ -81,25 +87,28 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     size = batch_size(stream, device)
     offered = offered_outputs(stream, scenario, learned)
     exact = torch.float32 if device.type == "mps" else torch.float64
-    sums = {metric.name: torch.zeros(len(stream.tasks), dtype=exact, device=device)
-            for metric in strategy.objective.info.metrics}
     inferred = torch.zeros(len(stream.tasks), dtype=exact, device=device)
+    sums = defaultdict[str, Tensor](lambda: torch.zeros_like(inferred))
+    items = defaultdict[str, list[Tensor]](list)
     infers = False
-    predict = routed if not stream.classes else predictions if cache is None else cache.predictions
+    predict = routed if stream.predicts_tokens else predictions if cache is None else cache.predictions
     with torch.no_grad():
         for given in given_tasks(scenario, len(stream.tasks)):
-            if cache is not None and not stream.classes and given is not None:
+            if cache is not None and stream.predicts_tokens and given is not None:
                 final = cache.final_scores(strategy, tests, size, given)
                 if final is not None:
                     for name, values in final.items():
                         sums[name][given] = values.to(exact).sum()
+                        items[name].append(values)
                     continue
             for prediction, y, tasks in predict(strategy, tests, size, given):
                 out = prediction.logits
-                if stream.classes:
+                if not stream.predicts_tokens:
                     out = out.masked_fill(~offered[tasks], float("-inf"))
                 for name, values in strategy.objective.scores(strategy, out, y, given).items():
                     sums[name].index_add_(0, tasks, values.to(exact))
+                    if not stream.has_classes:
+                        items[name].append(values)
                 if on_batch is not None:
                     on_batch(prediction, out, y, tasks)
                 if prediction.task is not None:
@@ -109,8 +118,13 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
         cache.evaluations += 1
     strategy.train(training)
     sizes = torch.tensor(tests.sizes)
-    scores = {name: (total.cpu().double() / sizes).tolist() for name, total in sums.items()}
-    return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None)
+    means = {name: total.cpu().double() / sizes for name, total in sums.items()}
+    scores = {name: values.tolist() for name, values in strategy.objective.metrics(strategy, means).items()}
+    of_items = {name: torch.cat(parts).cpu().double() for name, parts in items.items()}
+    if of_items:
+        of_tasks = {name: values[tests.tasks.cpu()] for name, values in means.items()}
+        of_items = strategy.objective.contributions(strategy, of_items, of_tasks)
+    return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None, of_items)
 
 
 def routed(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Collection
 
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import package_of
@@ -10,6 +11,7 @@ from clbench.core.errors import ClbenchError
 from clbench.core.registry import Registry
 from clbench.core.user_code import place
 from clbench.data.stream import Stream
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
 from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record, StreamFacts
 from clbench.training.budget import granted_in_words, steps_of
@@ -22,12 +24,26 @@ LESS_MEMORY = "To need less memory, use --accumulate 4, a smaller --batch-size, 
 def describe(stream: Stream) -> StreamFacts:
     """Return the facts of a stream that a record keeps."""
     mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
-    return StreamFacts(classes=[list(t.classes) for t in stream.tasks],
+    return StreamFacts(classes=[list(t.classes) if stream.has_classes else [] for t in stream.tasks],
                        train_samples=[len(t.train) for t in stream.tasks],
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
                        fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
                        class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std,
                        arrivals=list(map(list, stream.arrivals)), task_names=list(stream.task_names))
+
+
+def objective_problem(stream: Stream, settings: ExecutionSettings, general: Collection[str]) -> str:
+    """Return which setting does not go with what models are trained for on a stream; empty if all do.
+
+    `general` are the names of the files of general texts.
+    """
+    if general and not stream.predicts_tokens:
+        return "--general scores texts under language models, and this benchmark is for others"
+    if stream.has_classes:
+        return ""
+    flag = ("--probe" if settings.probe else "--anatomy" if settings.anatomy == "each" else
+            "--evaluate-every" if settings.evaluate_every is not None else "")
+    return f"{flag} is about classes, which this benchmark does not have; leave it out" if flag else ""
 
 
 def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
@@ -64,14 +80,14 @@ def record_of(replica: Replica, origin: Provenance, memory: PeakMemory, weights:
     return Record(schema_version=SCHEMA, key=planned.trial.key, label=planned.label, reference=planned.reference,
                   searched=planned.searched, until=planned.until, seen=list(planned.seen), status=status,
                   trial=planned.trial, stream=describe(stream),
-                  R=replica.R, metric="" if stream.classes else replica.strategy.objective.info.primary,
+                  R=replica.R, metric="" if stream.has_classes else replica.strategy.objective.info.primary,
                   scores=replica.scores, general=replica.general, general_files=replica.general_files,
                   answers=replica.answers,
                   task_inference=replica.task_inference or None,
                   outputs=replica.strategy.outputs if planned.trial.scenario == "class" else None,
                   curve=replica.curve,
                   last_losses=replica.last_losses if any(replica.last_losses) else [],
-                  items=replica.items, errors=replica.errors, probe=replica.probe,
+                  items=replica.items, item_scores=replica.item_scores, errors=replica.errors, probe=replica.probe,
                   costs=replica.costs.model_copy(update={"peak_host_bytes": memory.host(),
                                                         "peak_device_bytes": memory.accelerator()}),
                   timings=replica.timings, failure=failure, notes=replica.notes,

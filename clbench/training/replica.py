@@ -19,6 +19,7 @@ from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.curve import Curve
+from clbench.results.item_scores import ItemScores
 from clbench.results.items import ItemResults
 from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
@@ -90,6 +91,7 @@ class Replica:
     errors: list[ErrorCounts] = field(default_factory=list)
     probe: Probe | None = None
     items: ItemResults | None = None  # of the last row
+    item_scores: ItemScores | None = None  # likewise, without classes
     general: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     general_files: dict[str, str] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)

@@ -27,4 +27,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "projects gradients so that the mean loss on stored samples does not rise", AGEMOptions,
                          "Chaudhry et al. 2019, arXiv 1812.00420", task_free=True, display_name="A-GEM ({capacity})",
                          family="replay",
-                         objectives=("classification", "causal-lm")),)
+                         objectives=("classification", "causal-lm", "regression")),)

@@ -54,8 +54,8 @@ class AGEM(ReplayMemory):
         named = dict(self.named_parameters())
         parameters = [named[name] for name in gradients]
         reference: dict[str, Tensor] = {}
-        parts = drawn.chunks(len(drawn) if self.world.classes else ITEMS)
-        counts = [] if self.world.classes else [(part.y >= 0).sum() for part in drawn.chunks(ITEMS)]
+        parts = drawn.chunks(ITEMS if self.world.predicts_tokens else len(drawn))
+        counts = [(part.y >= 0).sum() for part in drawn.chunks(ITEMS)] if self.world.predicts_tokens else []
         for number, part in enumerate(parts):
             with torch.enable_grad():
                 batch, = self.collate([Batch(self.world.prepare(part.x), part.y, part.tasks, 0, replayed=len(part))])

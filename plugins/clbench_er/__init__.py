@@ -36,4 +36,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("er", "clbench_er.strategy:ER", "replays stored samples, as many as new ones in each step",
                          EROptions, "Rolnick et al. 2019, arXiv 1811.11682; Chaudhry et al. 2019, arXiv 1902.10486",
                          task_free=True, display_name="ER ({capacity})", family="replay",
-                         objectives=("classification", "causal-lm")),)
+                         objectives=("classification", "causal-lm", "regression")),)

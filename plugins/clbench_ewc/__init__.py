@@ -42,4 +42,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "penalizes changes of parameters, each weighted by its Fisher information", EWCOptions,
                          "Kirkpatrick et al. 2017, arXiv 1612.00796; online: Schwarz et al. 2018, arXiv 1805.06370",
                          display_name="EWC", family="regularization",
-                         objectives=("classification", "causal-lm")),)
+                         objectives=("classification", "causal-lm", "regression")),)

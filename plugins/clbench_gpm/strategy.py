@@ -75,7 +75,7 @@ class GPM(Strategy):
         layers = {name: layer for name, layer in self.model.named_modules()
                   if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in attention_ids
                   and getattr(layer, "groups", 1) == 1}
-        if self.world.task_given or not self.world.classes:
+        if self.world.task_given or self.world.predicts_tokens:
             del layers["head"]
         return layers
 
@@ -85,7 +85,7 @@ class GPM(Strategy):
         if not task.index:
             return
         self.requires_grad_(False)
-        if self.world.task_given and self.world.classes:
+        if self.world.task_given and not self.world.predicts_tokens:
             self.model.head.requires_grad_(True)
         for name, layer in self.projected().items():
             layer.weight.requires_grad_(True)

@@ -19,4 +19,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "fine-tunes a full copy of the starting network for each task",
                          IndependentOptions, reference=True, load_model="clbench_independent.strategy:load_model",
                          parts_per_task=True, display_name="One model per task", family="references",
-                         objectives=("classification", "causal-lm")),)
+                         objectives=("classification", "causal-lm", "regression")),)

@@ -18,4 +18,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("joint", "clbench_joint.strategy:Joint",
                          "trains on the data of all tasks so far, which it stores (upper bound)", JointOptions,
                          reference=True, display_name="Joint training", family="references",
-                         objectives=("classification", "causal-lm")),)
+                         objectives=("classification", "causal-lm", "regression")),)

@@ -25,4 +25,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "penalizes changes of all parameters equally since the last task", L2Options,
                          "Kirkpatrick et al. 2017, arXiv 1612.00796 (their L2 baseline); Hsu et al. 2018, "
                          "arXiv 1810.12488", display_name="L2", family="regularization",
-                         objectives=("classification", "causal-lm")),)
+                         objectives=("classification", "causal-lm", "regression")),)

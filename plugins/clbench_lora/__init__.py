@@ -25,7 +25,7 @@ Target = Literal["q", "k", "v", "proj", "mlp", "all-linear"]
 ALL_LINEAR: Target = "all-linear"
 Magnitudes = Literal["shared", "layer"]
 Norm = Literal["factors", "product"]
-BOTH = ("classification", "causal-lm")  # objectives
+BOTH, ALL = ("classification", "causal-lm"), ("classification", "causal-lm", "regression")  # objectives
 
 
 class LowRankOptions(Options):
@@ -263,16 +263,16 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                      paper="Hu et al. 2021, arXiv 2106.09685",
                      layer_rows=(("LoRA r={rank}", "rank={rank}:base=pretrained"),),
                      load_model="clbench_lora.reload:load_model", parts_per_task=True, display_name="LoRA r={rank}",
-                     family="adapters and prompts", objectives=BOTH),
+                     family="adapters and prompts", objectives=ALL),
         StrategyInfo("seq-lora", "clbench_lora.seq:SeqLoRA",
                      "trains one set of adapters and one head from task to task", SeqLoRAOptions,
                      paper="Hu et al. 2021, arXiv 2106.09685; as the baseline SeqLoRA of Wang et al. 2023",
-                     task_free=True, display_name="Seq-LoRA r={rank}", family="adapters and prompts", objectives=BOTH),
+                     task_free=True, display_name="Seq-LoRA r={rank}", family="adapters and prompts", objectives=ALL),
         StrategyInfo("o-lora", "clbench_lora.olora:OLoRA",
                      "sums adapters of all tasks, each orthogonal to the earlier ones; one head",
                      OLoRAOptions, paper="Wang et al. 2023, arXiv 2310.14152",
                      recipe={"optimizer": "adamw", "lr": 1e-3}, parts_per_task=True, display_name="O-LoRA r={rank}",
-                     family="adapters and prompts", objectives=BOTH),
+                     family="adapters and prompts", objectives=ALL),
         StrategyInfo("inflora", "clbench_lora.inflora:InfLoRA",
                      "sums adapters of all tasks, each orthogonal to the inputs of earlier tasks",
                      InfLoRAOptions, paper="Liang & Li 2024, arXiv 2404.00228",

@@ -34,7 +34,7 @@ class ExportedAdapters(Strategy):
     @property
     def base_name(self) -> str:
         """Return the folder or repository that has W of a language model; empty if W is nowhere else."""
-        if self.world.classes or self.options.base != "pretrained":
+        if not self.world.predicts_tokens or self.options.base != "pretrained":
             return ""
         return published_as(self.model.weights_file)
 

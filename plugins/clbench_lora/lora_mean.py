@@ -54,13 +54,13 @@ class LoRAMean(SummedLoRA):
     def before_task(self, task: Task) -> None:
         """Add the task's head, then adapters; the head comes first, so that all methods get the same head."""
         head = self.model.head
-        if self.world.classes:
+        if not self.world.predicts_tokens:
             self.heads.append(TaskHead(head.in_features, task.classes, self.world.classes, head.weight))
         super().before_task(task)
 
     def heads_for(self, task: Task) -> Iterable[nn.Module]:
         """Return the task's head."""
-        return (self.heads[task.index],) if self.world.classes else ()
+        return () if self.world.predicts_tokens else (self.heads[task.index],)
 
     def _learn(self, base: bool) -> None:
         """Train either W, without adapters, or the newest adapters, which are alone in the network."""
@@ -72,7 +72,7 @@ class LoRAMean(SummedLoRA):
         """Return the cross-entropy of the task's own adapters and head."""
         with self.known_first_layer(batch):
             features = self.model.features(batch.x)
-            head = self.heads[batch.task] if self.world.classes else self.model.from_features
+            head = self.model.from_features if self.world.predicts_tokens else self.heads[batch.task]
             return self.cross_entropy(head(features), batch)
 
     def after_task(self, task: Task) -> None:
@@ -97,9 +97,9 @@ class LoRAMean(SummedLoRA):
         with self.averaged():
             features = self.model.features(x)
         logits = self.model.from_features(features)
-        if task is not None and task < self.learned and self.world.classes:
+        if task is not None and task < self.learned and not self.world.predicts_tokens:
             logits = self.heads[task](features)
-        elif self.learned and self.world.classes:
+        elif self.learned and not self.world.predicts_tokens:
             task_logits = torch.stack([head(features) for head in self.heads[:self.learned]])
             known = ~task_logits.isneginf()
             mean = task_logits.masked_fill(~known, 0.0).sum(0) / known.sum(0).clamp(min=1)

@@ -47,7 +47,7 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
     def __init__(self, model: Network, world: World, options: SeqLoRAOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model, or cannot be merged into it."""
         super().__init__(model, world, options if options is not None else SeqLoRAOptions())
-        if self.options.merge and not world.classes:
+        if self.options.merge and world.predicts_tokens:
             self.notes.append("merge = true: adapters are not exported, because they are merged into W")
         if self.options.merge and self.options.bias:
             for name, layer in self.adapted.items():
@@ -74,7 +74,7 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
 
     def export(self, folder: Path, task: Task) -> None:
         """Write the adapter of a language model as it is after the task, in PEFT's format."""
-        if not self.world.classes and not self.options.merge:
+        if self.world.predicts_tokens and not self.options.merge:
             self.write_task(folder, task, -1, None)
 
 

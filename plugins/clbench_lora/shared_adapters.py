@@ -59,7 +59,7 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
 
         A language model keeps the head that it has.
         """
-        return (self.model.head,) if self.world.classes else ()
+        return () if self.world.predicts_tokens else (self.model.head,)
 
     def learning_rates(self) -> Mapping[str, float]:
         """Return `head_rate` for the heads."""

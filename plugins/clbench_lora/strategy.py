@@ -104,9 +104,10 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
     def export(self, folder: Path, task: Task) -> None:
         """Write the task's adapter and head in PEFT's format; with the first task also W, which stays the same.
 
-        A pretrained language model has W, and its head.
+        A pretrained language model has W, and its head. Nothing is written of a model that predicts numbers.
         """
-        self.write_task(folder, task, task.index, self.exported_head(task))
+        if not self.world.predicts_numbers:
+            self.write_task(folder, task, task.index, self.exported_head(task))
 
     def adapter(self, task: Task, trial: str, base: str, number: int | None = None,
                 origin: Origin | None = None) -> Adapter:

@@ -19,4 +19,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "fine-tunes on one task after another, with nothing against forgetting",
                          NaiveOptions, reference=True, baseline=True, task_free=True, display_name="Fine-tuning",
                          family="references",
-                         objectives=("classification", "causal-lm")),)
+                         objectives=("classification", "causal-lm", "regression")),)

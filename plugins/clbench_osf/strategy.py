@@ -72,7 +72,7 @@ class OSF(FrozenBase):
     def before_task(self, task: Task) -> None:
         """Divide the layers and train their small directions, or train all if the first task begins with it."""
         self.requires_grad_(False)
-        if self.world.classes:
+        if not self.world.predicts_tokens:
             self.model.head.requires_grad_(True)
         self.base_learns = self.phases(task) == 2
         if self.base_learns:

@@ -25,4 +25,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("si", "clbench_si.strategy:SI",
                          "penalizes changes of parameters, weighted by how much each lowered the loss", SIOptions,
                          "Zenke et al. 2017, arXiv 1703.04200", display_name="SI", family="regularization",
-                         objectives=("classification", "causal-lm")),)
+                         objectives=("classification", "causal-lm", "regression")),)

@@ -86,7 +86,7 @@ def test_a_named_method_is_shown_with_all_that_it_declares(capsys):
     assert "task-free not with its default options: outputs = own" in l2p
     assert "task-free yes: it does not need to know where tasks end (--boundaries hidden)" in er
     assert ("task-free no: it needs to know where tasks end language models yes: it fine-tunes causal language models "
-            "too name in reports EWC tuned by default strength") in ewc
+            "too numbers yes: it predicts numbers too name in reports EWC tuned by default strength") in ewc
     assert "language models" not in l2p
     assert "parts per task" not in ewc
 

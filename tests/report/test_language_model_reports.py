@@ -110,7 +110,7 @@ def test_the_unit_is_defined_where_a_reader_looks_for_it(section):
     notes = build(study()).notes
     assert notes[0].startswith("NLL is") and "Learned values are measured just after each task" in notes[0]
     assert notes[1:] == (*build([make_record(train_flops=[1] * 3)]).notes[1:3], *(
-        note.replace("accuracies are", "percentages are").replace("Accuracies within", "Percentages within")
+        note.replace("accuracies are", "NLLs are").replace("Accuracies within", "Percentages within")
         for note in build([make_record(train_flops=[1] * 3)]).notes[3:]))
 
 

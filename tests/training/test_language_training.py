@@ -1,6 +1,7 @@
 """Trials of language models, whole: learning, forgetting, routing, general texts, answers, settings (extra `lm`)."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from helpers.language_models import CITIES, make_model, quiet, save, write_lines
 
 from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
+from clbench.data.own.instructions import hashes_of, read_general
 from clbench.execution.continuing import continue_trial
 from clbench.execution.embedding import prepare
 from clbench.execution.exporting import export
@@ -111,8 +113,9 @@ def test_settings_and_methods_about_classes_are_refused(folder):
 
 def test_a_record_without_general_texts_lacks_them(folder):
     record, = run(folder, "naive", recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3})
-    assert missing_outputs(record, ExecutionSettings(general=["english"]), folder) == "--general english"
-    assert missing_outputs(record, ExecutionSettings(), folder) == ""
+    settings = ExecutionSettings(general=["english"])
+    assert missing_outputs(record, settings, folder, hashes_of(read_general(["english"]))) == "--general english"
+    assert missing_outputs(record, ExecutionSettings(), folder, {}) == ""
 
 
 def test_adapters_are_chosen_by_the_prompt_alone(folder):
@@ -197,13 +200,37 @@ def test_general_texts_are_known_by_their_content(folder, tmp_path):
     other.write_text("Another text.")
     settings = ExecutionSettings(general=[str(path)])
     record, = run(folder, "naive", recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}, general=[str(path)])
-    assert missing_outputs(record, settings, folder) == ""
+    assert missing_outputs(record, settings, folder, hashes_of(read_general([str(path)]))) == ""
     path.write_text("One text, changed.")
-    assert missing_outputs(record, settings, folder) == "--general texts.txt"
+    changed = hashes_of(read_general([str(path)]))
+    assert missing_outputs(record, settings, folder, changed) == "--general texts.txt"
     with pytest.raises(SpecError, match=r"another file is named texts.txt, too; rename one of them"):
         run(folder, "naive", general=[str(path), str(other)])
     with pytest.raises(DataError, match="there is no such file"):
         run(folder, "naive", general=["missing.txt"])
+
+
+@pytest.mark.parametrize(("method", "scenario"), [("naive", "task"), ("lora:base=pretrained:rank=8", "task"),
+                                                  ("naive", "domain")])
+def test_the_scores_of_items_give_the_last_row_and_name_the_items(folder, method, scenario):
+    records = run(folder, method, seeds=2, scenario=scenario, recipe={"iterations": 3, "batch_size": 4, "lr": 1e-2})
+    for record in records:
+        sizes, scores = record.stream.test_samples, record.item_scores
+        assert scores.count == sum(sizes)
+        for name, row in (("nll", record.R[-1]), ("exact", record.scores["exact"][-1])):
+            parts = torch.from_numpy(scores.scores(name)).double().split(sizes)
+            assert [float(part.mean()) for part in parts] == pytest.approx(row, rel=1e-6)
+        assert Record.model_validate_json(record.model_dump_json(by_alias=True)) == record
+    assert records[0].item_scores.ids == records[1].item_scores.ids
+    assert records[0].item_scores.content != records[1].item_scores.content
+
+
+def test_general_texts_are_read_once_in_a_run(folder, tmp_path, monkeypatch):
+    path, read, original = tmp_path / "texts.txt", [], Path.read_bytes
+    path.write_text("One text.")
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(self) or original(self))
+    run(folder, "naive", seeds=2, recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}, general=[str(path)])
+    assert read.count(path) == 1
 
 
 def test_the_adapter_of_an_answer_is_chosen_once_by_the_prompt(folder):

@@ -22,6 +22,7 @@ from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import feature_columns, label_column, labelled, numbers, read_table
 from clbench.data.own.photos import pixel_layout
 from clbench.data.own.samples import Labelled, as_text, locate, some
+from clbench.data.own.targets import divided_targets, target_stream
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
 
 Arrays = dict[str, Any]  # of torch or numpy
@@ -29,7 +30,7 @@ CHANNELS = (1, 3)  # an axis of so many is that of colours
 
 
 def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of a file of arrays.
+    """Return the Avalanche benchmark of a file of arrays, or its `RawStream` if it has numbers to predict.
 
     Raises:
         DataError: the file cannot be read, arrays are missing or do not fit, or `divide` raises an error.
@@ -45,11 +46,26 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
             raise DataError(f"{where}: {option} is for files with columns; arrays named task and group say it here")
     contents, names = _READERS[kind](path, options, data_dir, where)
     split = "X_train" in contents
-    train, notes = _part(contents, "_train" if split else "", names, where)
+    target = "y" if kind == ".npy" else options.targets
+    suffixes = ("_train", "_test") if split else ("",)
+    targets = [] if options.targets is None else [
+        _targets(contents.pop(f"{target}{suffix}"), f"{where}: {target}{suffix}") for suffix in suffixes]
+    for suffix in suffixes if targets else ():
+        contents.pop(f"y{suffix}", None)
+    train, notes = _part(contents, suffixes[0], names, where)
     test, _ = _part(contents, "_test", names, where) if split else ((None, None), [])
     (x, known), (x_test, known_test) = train, test
     if x_test is not None and x_test.shape[1:] != x.shape[1:]:
         raise DataError(f"{where}: X_test is {list(x_test.shape)}, X_train {list(x.shape)}")
+    if options.targets is not None:
+        if options.normalize != "none" or options.augment != "none":
+            raise DataError(f"{where}: inputs with numbers to predict are used as they are; leave normalize and "
+                            "augment out")
+        inputs = [x] if x_test is None else [x, x_test]
+        if short := [part for part, values in zip(inputs, targets, strict=True) if len(part) != len(values)]:
+            raise DataError(f"{where}: there are {len(short[0])} samples and another number of targets")
+        return target_stream(divided_targets(targets, known, known_test, options, where), inputs, targets,
+                             options.targets, notes=notes)
     return own_benchmark(x, known, options, seed, where, x_test=x_test, test=known_test,
                          layout=pixel_layout(options, notes))
 
@@ -59,6 +75,11 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
     read = read_table(path, where)
     label, notes = label_column(list(read.columns), options, where)
     used = feature_columns(read, label, options, where)
+    if options.targets is not None:
+        values = numbers(read, [label], where)[:, 0]
+        division = divided_targets([values], labelled(read, None, options, where), None, options, where)
+        return target_stream(division, [numbers(read, used, where).float()], [values], label,
+                             notes=[f"inputs are the columns {some(used)}"])
     layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used)}"])
     return own_benchmark(numbers(read, used, where).float(), labelled(read, label, options, where), options, seed,
                          where, layout=layout)
@@ -88,9 +109,10 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
 
 def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
     """Return the array of a file as X and that of the file of labels as y."""
-    assert options.labels is not None  # `check_arrays`
+    labels = options.labels or options.targets
+    assert labels is not None  # `check_arrays`
     contents: Arrays = {}
-    for key, file in (("X", path), ("y", labels_file(path, options.labels, data_dir, where))):
+    for key, file in (("X", path), ("y", labels_file(path, labels, data_dir, where))):
         try:
             contents[key] = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -116,6 +138,14 @@ def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
                             "positions in it, from 0, or names in it")
         labels = [names[int(v)] for v in labels]
     return (x, Labelled(labels, text["task"], text["group"], tuple(names))), notes
+
+
+def _targets(values: Any, where: str) -> Tensor:
+    """Return numbers to predict, float64 [N]."""
+    targets = torch.as_tensor(values)
+    if targets.dim() != 1 or targets.is_complex():
+        raise DataError(f"{where} is {list(targets.shape)}, expected one number for each sample")
+    return targets.double()
 
 
 def _text(values: Any, count: int, where: str) -> list[str]:

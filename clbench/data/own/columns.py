@@ -24,11 +24,12 @@ from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.own.benchmark import built
 from clbench.data.own.dividing import divide
 from clbench.data.own.samples import Labelled, as_text, locate, some
+from clbench.data.own.targets import divided_targets, target_stream
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 
 
 def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of a table's rows.
+    """Return the Avalanche benchmark of a table's rows, or their `RawStream` if a column has numbers to predict.
 
     Columns are standardized by the mean and the population standard deviation of the first task's training samples;
     both are in the layout. If a column is constant in these samples, only its mean is subtracted.
@@ -41,7 +42,9 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     label, notes = label_column(list(read.columns), options, where)
     used = feature_columns(read, label, options, where)
     x = numbers(read, used, where)
-    division = divide(labelled(read, label, options, where), None, options, seed, where)
+    targets = None if options.target is None else numbers(read, [label], where)[:, 0]
+    division = (divide(labelled(read, label, options, where), None, options, seed, where) if targets is None else
+                divided_targets([targets], labelled(read, None, options, where), None, options, where))
     note = f"inputs are {len(used)} columns: {some(used)}"
     if options.standardise:
         rows = x[division.train[0]]
@@ -54,8 +57,10 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     else:
         mean, std = [], []
         notes.append(f"{note}, as they are")
-    x = x.float()
-    return built(division, x, x, Layout(tuple(mean), tuple(s or 1.0 for s in std), notes=tuple(notes)))
+    x, std = x.float(), [s or 1.0 for s in std]
+    if targets is not None:
+        return target_stream(division, [x], [targets], label, mean=mean, std=std, notes=notes)
+    return built(division, x, x, Layout(tuple(mean), tuple(std), notes=tuple(notes)))
 
 
 def feature_columns(read: Table, label: str, options: FeatureOptions, where: str) -> list[str]:
@@ -163,18 +168,19 @@ def _parquet(path: Path, where: str) -> Table:
 
 
 def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> tuple[str, list[str]]:
-    """Return which column has the labels, and a note where the user did not say it.
+    """Return which column has the labels or the numbers to predict, and a note where the user did not say it.
 
     Raises:
         DataError: the column that an option names is not there.
     """
-    for option in ("label_column", "task_column", "group"):
-        named = getattr(options, option)
+    for option in ("label_column", "target_column", "targets", "task_column", "group"):
+        named = getattr(options, option, None)
         if named is not None and named not in columns:
             raise DataError(f"{where}: {option} = {named}: " +
                             unknown("column", named, columns, "its columns: " + some(columns) + "; the first line"))
-    if options.label_column is not None:
-        return options.label_column, []
+    chosen = options.label_column or getattr(options, "target", None)
+    if chosen is not None:
+        return chosen, []
     if LABEL in columns:
         return LABEL, []
     rest = [c for c in columns if c not in (options.task_column, options.group)]
@@ -183,8 +189,9 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
     return rest[-1], [f"labels are the last column, {rest[-1]!r} (label_column=NAME chooses another)"]
 
 
-def labelled(table: Table, label: str, options: ColumnOptions, where: str, classes: Sequence[str] = ()) -> Labelled:
-    """Return labels, tasks and groups of a table's rows as text.
+def labelled(table: Table, label: str | None, options: ColumnOptions, where: str, classes: Sequence[str] = ()
+             ) -> Labelled:
+    """Return labels, tasks and groups of a table's rows as text; no labels if no column has them.
 
     Raises:
         DataError: a cell is empty, or labels are numbers that are not whole.
@@ -198,13 +205,12 @@ def labelled(table: Table, label: str, options: ColumnOptions, where: str, class
                 raise DataError(f"{where}: {table.place(index, column)} is empty")
         return values
 
-    labels = text(label)
-    assert labels is not None
+    labels = text(label) or []
     for index, value in enumerate(labels):
         number = _number(value)
         if number is not None and not number.is_integer():
-            raise DataError(f"{where}: {table.place(index, label)} is {value}; labels must be names or whole numbers "
-                            "(label_column=NAME chooses the column)")
+            raise DataError(f"{where}: {table.place(index, str(label))} is {value}; labels must be names or whole "
+                            "numbers (label_column=NAME chooses the column; target_column=NAME predicts numbers)")
     return Labelled(labels, text(options.task_column), text(options.group), tuple(classes))
 
 

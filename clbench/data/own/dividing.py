@@ -99,6 +99,38 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
                     tuple(notes))
 
 
+def divide_targets(train: Labelled, test: Labelled | None, options: OwnOptions, where: str) -> Division:
+    """Divide samples with numeric targets into the tasks that the data name, and into training and test.
+
+    Args:
+        train: tasks and groups of the samples, or of the training part; labels do not count.
+        test: those of the test part; None: `options.held_out` of each task's samples becomes one.
+        options: how.
+        where: names the data in errors.
+
+    Raises:
+        DataError: the data do not name the tasks, or a task has too few samples.
+    """
+    if train.tasks is None:
+        raise DataError(f"{where}: numbers have no classes by which samples could be divided into tasks; name the "
+                        "column of the tasks (task_column=NAME), or add an array named task")
+    parts = [part for part in (train, test) if part is not None]
+    y = [np.zeros(len(part.tasks or ()), np.int64) for part in parts]
+    names, of, orders = _named_tasks(train, test, y, options, where)
+    if test is None:
+        mask, note = hold_out(of[0], y[0], train.groups, options.held_out)
+        rows, test_rows = ([np.flatnonzero((of[0] == t) & side) for t in range(len(names))] for side in (~mask, mask))
+        notes = [note.replace("of each class", "of each task")]
+    else:
+        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(names))] for part in of)
+        notes = _groups_on_both_sides(train, test)
+    for title, some_rows in zip(names, test_rows, strict=True):
+        if not len(some_rows):
+            raise DataError(f"{where}: no test sample is left for task {title!r}; every task needs two samples (where "
+                            "groups are kept whole, two groups)")
+    return Division((), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1], tuple(notes))
+
+
 def _by_class(classes: Sequence[str], options: OwnOptions, seed: int, where: str
               ) -> tuple[list[tuple[int, ...]], list[str]]:
     """Return the classes of each task in their order, and notes."""

@@ -6,18 +6,19 @@ fields are ignored. In a `.txt` file each paragraph is an item. Errors name file
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, SpecError
-from clbench.core.files import hash_file
 
 PROBES = {"english": Path(__file__).parents[1] / "probe" / "english.txt"}  # texts that come with clbench
 ROLES = ("system", "user", "assistant", "tool")
 ASSISTANT = "assistant"
+HASH_DIGITS = 16  # of the hash of a file in a record
 FORMS = '{"prompt": ..., "response": ...} or {"messages": [...]}'
 
 
@@ -51,8 +52,21 @@ class PlainText:
 Item = Prompted | Conversation | PlainText
 
 
+@dataclass(frozen=True)
+class FileContent:
+    """What was read of a file: its items and the SHA-256 of its bytes."""
+
+    items: tuple[Item, ...]
+    sha256: str
+
+
 def read_items(path: Path, task_field: str | None = None) -> list[Item]:
-    """Return the items of a file; in JSON, a field may name each item's task.
+    """Return the items of a file, as `read_content` reads them."""
+    return list(read_content(path, task_field).items)
+
+
+def read_content(path: Path, task_field: str | None = None) -> FileContent:
+    """Read a file of items; in JSON, a field may name each item's task.
 
     Raises:
         DataError: the file cannot be read or has no items, or a line has another form.
@@ -62,7 +76,8 @@ def read_items(path: Path, task_field: str | None = None) -> list[Item]:
     if reader is None:
         raise DataError(f"{path}: expected a file that ends in .jsonl, .json or .txt")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except UnicodeDecodeError as error:
@@ -72,7 +87,7 @@ def read_items(path: Path, task_field: str | None = None) -> list[Item]:
     items = list(reader(path, text, task_field))
     if not items:
         raise DataError(f"{path}: it has no items; expected {FORMS} on each line, or paragraphs in a .txt file")
-    return items
+    return FileContent(tuple(items), hashlib.sha256(content).hexdigest())
 
 
 def find_file(name: str | Path) -> Path:
@@ -81,22 +96,25 @@ def find_file(name: str | Path) -> Path:
     return path if path.exists() else PROBES.get(str(path), path)
 
 
-def hashes_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the hash of each file of general texts by its name without folders.
+def read_general(names: Iterable[str]) -> dict[str, FileContent]:
+    """Read the files of general texts (`--general`), each once, and return them by their names without folders.
 
     Raises:
         SpecError: two have the same name.
         DataError: one cannot be read.
     """
-    hashes: dict[str, str] = {}
+    contents: dict[str, FileContent] = {}
     for name in names:
-        path = find_file(name)
         short = Path(name).name
-        if short in hashes:
+        if short in contents:
             raise SpecError(f"--general {name}: another file is named {short}, too; rename one of them")
-        read_items(path)
-        hashes[short] = hash_file(path)[:16]
-    return hashes
+        contents[short] = read_content(find_file(name))
+    return contents
+
+
+def hashes_of(general: Mapping[str, FileContent]) -> dict[str, str]:
+    """Return the hash of each file of general texts, as records keep it."""
+    return {name: content.sha256[:HASH_DIGITS] for name, content in general.items()}
 
 
 def make_items(name: str, rows: Iterable[Any]) -> list[Item]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.levels import SHORT
 from clbench.report.analysis.paired_tests import describe_interim_analyses
-from clbench.report.columns import ACC
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words
 
@@ -50,9 +49,10 @@ def condition(setting: Setting) -> str:
     """Describe which samples all seeds share. Intervals and tests do not cover the choice of these samples."""
     if len(setting.seeds) < 2:
         return ""
-    tests = not setting.own_tests and not setting.answers(ACC)
+    tests = not setting.own_tests and not setting.answers(setting.final)
     shared = in_words([*(["training"] if not setting.own_training else []), *(["test"] if tests else [])], 2)
-    covered = "Intervals and tests of accuracy also cover the choice of test samples. " if setting.answers(ACC) else ""
+    covered = (f"Intervals and tests of {setting.metric.label} also cover the choice of test samples. "
+               if setting.answers(setting.final) else "")
     return covered + (f"All results are conditional on the {shared} samples, which all seeds share." if shared else "")
 
 

@@ -15,11 +15,11 @@ from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Answers, Family, Values, family
 from clbench.report.analysis.method_records import MethodRecords, done_records
 from clbench.report.analysis.titles import titles
-from clbench.report.columns import ACC, Measure
+from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.metric_columns import final_of, measures_of, with_general
 from clbench.results.items import cross, stacked
-from clbench.results.matrices import metrics_of
+from clbench.results.matrices import item_ids, item_scores, metrics_of
 from clbench.results.metrics import acc
 from clbench.results.records import Record
 from clbench.results.sequential import interval_of
@@ -65,24 +65,27 @@ class Setting:
         return {}
 
     def answers(self, measure: Measure) -> Answers:
-        """Return which test samples each method and seed got right if the measure is ACC and all seeds share them.
+        """Return the scores of test samples by method and seed if the measure is `final` and all seeds share them.
 
-        The score of a sample that belongs to several tasks is the mean over these.
+        The score is whether an answer is right, or the value of a language model's metric.
         """
-        return self._answers if measure is ACC else {}
+        return self._answers if measure == self.final else {}
 
     @cached_property
     def _answers(self) -> Answers:
         done = done_records(self.methods)
-        if not done or any(r.items is None for r in done) or len({r.items.ids for r in done if r.items}) > 1:
+        ids = {item_ids(record) for record in done}
+        if not done or None in ids or len(ids) > 1:
             return {}
-        return {m.label: {r.trial.seed: r.items.matrix().mean(axis=0, dtype="float32") for r in m.done if r.items}
-                for m in self.methods}
+        scores = {m.label: {r.trial.seed: item_scores(r) for r in m.done} for m in self.methods}
+        known = {label: {seed: values for seed, values in by_seed.items() if values is not None}
+                 for label, by_seed in scores.items()}
+        return known if all(len(known[label]) == len(by_seed) for label, by_seed in scores.items()) else {}
 
     @property
     def own_tests(self) -> bool:
         """Return whether each seed has its own test samples."""
-        ids = {r.trial.seed: r.items.ids for r in done_records(self.methods) if r.items}
+        ids = {r.trial.seed: found for r in done_records(self.methods) if (found := item_ids(r))}
         trial = self.records[0].trial
         return (len(set(ids.values())) == len(ids) > 1 or trial.validation > 0
                 or trial.benchmark.options.get("test_draw") == "seed")

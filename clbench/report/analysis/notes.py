@@ -143,7 +143,7 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
 def describe_metric(metric: Metric) -> str:
     """Define a metric in a few words, with its unit and which direction is better."""
     better = "higher" if metric.direction == "up" else "lower"
-    return f"{metric.label} is {metric.meaning}{'' if metric.is_share else f', in {metric.unit}'} ({better} is better)"
+    return f"{metric.label} is {metric.definition} ({better} is better)"
 
 
 def _kinds(stream: StreamFacts) -> str:

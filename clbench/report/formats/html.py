@@ -27,7 +27,7 @@ _SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "steps.js", "arrival.j
 
 
 # units whose texts a script can read; others have prefixes
-PLAIN = ("percent", "points", "nats", "count", "number", "seconds")
+PLAIN = ("percent", "points", "nats", "value", "count", "number", "seconds")
 
 
 def render(report: Report, back: tuple[str, str] | None = None) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -67,13 +68,13 @@ def some_tests(stream: Stream, samples: int) -> Tests:
         chosen.append(begin + order.sort().values)
         begin += size
     index = torch.cat(chosen).to(tests.y.device)
-    return Tests(tests.x[index], tests.y[index], tests.tasks[index], tuple(map(len, chosen)), tests.prepare)
+    return replace(tests, x=tests.x[index], y=tests.y[index], tasks=tests.tasks[index], sizes=tuple(map(len, chosen)))
 
 
 def first_tasks(tests: Tests, tasks: int) -> Tests:
     """Return the samples of the first so many tasks."""
     end = sum(tests.sizes[:tasks])
-    return Tests(tests.x[:end], tests.y[:end], tests.tasks[:end], tests.sizes[:tasks], tests.prepare)
+    return replace(tests, x=tests.x[:end], y=tests.y[:end], tasks=tests.tasks[:end], sizes=tests.sizes[:tasks])
 
 
 class CurveCallback(Callback):

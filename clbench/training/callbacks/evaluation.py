@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from clbench.core.objective import METRICS
 from clbench.data.stream import Stream
 from clbench.experiment.spec import Recipe
+from clbench.models.scoring import IGNORED
+from clbench.results.item_scores import ItemScores
 from clbench.results.items import ItemResults
 from clbench.results.records import Failure
 from clbench.strategy.base import Prediction
@@ -59,7 +64,7 @@ class EvaluationCallback(Callback):
             def watch(prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
                 if tally is not None:
                     tally.add(prediction, logits, y, tasks)
-                if last and replica.stream.classes:
+                if last and replica.stream.has_classes:
                     right.append(logits.argmax(1) == y)
 
             row = evaluate(replica.strategy, replica.stream, scenario, learned, cache, watch)
@@ -73,6 +78,8 @@ class EvaluationCallback(Callback):
             replica.failure = Failure(type="DivergedError", message="the outputs became NaN or infinite: a test score "
                                       f"after task {learned} is not a number")
             return
+        if last and row.items and replica.planned is not None:
+            replica.item_scores = item_scores(replica, row.items)
         objective = replica.strategy.objective.info
         replica.R.append(row.scores[objective.primary])
         for name, values in row.scores.items():
@@ -91,3 +98,19 @@ def item_results(stream: Stream, right: Tensor, source: str) -> ItemResults | No
     if len(rows) < len(stream.tasks):
         return None
     return ItemResults.of(torch.cat(rows).numpy(), right.cpu().numpy(), source)
+
+
+def item_scores(replica: Replica, scores: Mapping[str, Tensor]) -> ItemScores:
+    """Return values [N] of test items by metric, in the order of `Stream.tests`."""
+    stream = replica.stream
+    ids = hashlib.sha256(replica.trial.benchmark.name.encode())
+    for task in stream.tasks:
+        x, y = task.test.x.cpu(), task.test.y.cpu()
+        if stream.predicts_tokens:
+            length = int((y != IGNORED).any(0).nonzero().max()) + 1  # padding depends on training items too
+            x, y = x[:, :length], y[:, :length]
+        ids.update(repr((x.shape, y.shape)).encode())
+        for part in (x, y):
+            ids.update(part.contiguous().numpy().tobytes())
+    return ItemScores.of({name: (values.bool() if METRICS[name].is_share else values.float()).cpu().numpy()
+                          for name, values in scores.items()}, ids.hexdigest())

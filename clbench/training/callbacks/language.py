@@ -8,9 +8,8 @@ Both leave training as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.data.own.instruction_streams import as_tensors
 from clbench.data.own.instruction_tokens import ItemTokenizer
-from clbench.data.own.instructions import find_file, hashes_of, read_items
+from clbench.data.own.instructions import FileContent, hashes_of
 from clbench.data.stream import Stream, Tests
 from clbench.models.causal_lm import load_tokenizer
 from clbench.models.hf_files import folder_of
@@ -51,26 +50,22 @@ class LanguageCallback(Callback):
 
     Args:
         tokenizer: folder or repository of the tokenizer.
-        general: files of texts, or names of those that come with clbench.
+        general: files of general texts, by name.
         length: largest number of tokens of an item.
-
-    Raises:
-        DataError: a file cannot be read.
     """
 
-    def __init__(self, tokenizer: str, general: Sequence[str], length: int) -> None:
-        """Read the texts."""
+    def __init__(self, tokenizer: str, general: Mapping[str, FileContent], length: int) -> None:
+        """Load the tokenizer, and make tokens of the texts."""
         self.tokenizer: Any = load_tokenizer(folder_of(tokenizer))
-        self.general = [self._read(name, length) for name in general]
+        self.general = [self._tokenize(name, content, length) for name, content in general.items()]
         self.hashes = hashes_of(general)
 
-    def _read(self, name: str, length: int) -> GeneralTexts:
-        """Return the texts of a file."""
-        path = find_file(name)
-        items = ItemTokenizer(self.tokenizer, length).tokenize(read_items(path)).items
+    def _tokenize(self, name: str, content: FileContent, length: int) -> GeneralTexts:
+        """Return the texts of a file as tokens."""
+        items = ItemTokenizer(self.tokenizer, length).tokenize(list(content.items)).items
         x, y = as_tensors(items, max(len(item.ids) for item in items))
-        return GeneralTexts(Path(name).name, Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None),
-                            all(item.has_response for item in items))
+        tests = Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None, token_labels=True)
+        return GeneralTexts(name, tests, all(item.has_response for item in items))
 
     def on_start(self, training: Training) -> None:
         """Score general texts before the first task, unless the replica has that from a checkpoint."""
@@ -190,8 +185,9 @@ def padded(texts: Sequence[Sequence[int]]) -> Tensor:
     return x
 
 
-def language_callback(stream: Stream, options: dict[str, Any], general: Sequence[str]) -> LanguageCallback | None:
+def language_callback(stream: Stream, options: dict[str, Any], general: Mapping[str, FileContent]
+                      ) -> LanguageCallback | None:
     """Return what watches the language models of a stream, None for classifiers; `options` are the benchmark's."""
-    if stream.classes:
+    if not stream.predicts_tokens:
         return None
     return LanguageCallback(options["tokenizer"], general, options["length"])

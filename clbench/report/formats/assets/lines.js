@@ -56,9 +56,9 @@ function heights(curves, unit, box) {
     [low, high] = padded(Math.max(low, 0), Math.min(high, 1));
     return linear(Math.max(low, 0), Math.min(high, 1.005), box.bottom, box.top);
   }
-  if (unit === "nats") {
+  if (unit === "nats" || unit === "value") {
     [low, high] = padded(low, high);
-    return linear(Math.max(low, 0), high, box.bottom, box.top);
+    return linear(unit === "nats" ? Math.max(low, 0) : low, high, box.bottom, box.top);
   }
   if (low > 0 && high / low > 4) return logarithmic(low / 1.15, high * 1.15, box.bottom, box.top);
   return linear(0, high * 1.08 || 1, box.bottom, box.top);

@@ -36,11 +36,11 @@ function drawHeat(svg, width, figure, methods) {
   return { height: rows * height + 30, marks };
 }
 
-// How dark a value is, from 0 to 1, and the texts of both ends: from 0 to 100 %, or from 0 to the largest value.
+// How dark a value is, from 0 to 1, and the texts of both ends: from 0 to 100 %, or from 0, or the smallest value below it, to the largest one.
 function shades(tables, better = "up") {
   const unit = tables[0]?.columns[0].unit ?? "percent";
   const all = tables.flatMap(({ rows }) => [...rows.values()].flat().map(({ value }) => value));
-  const [least, most] = [0, unit === "percent" ? 1 : Math.max(...all)];
+  const [least, most] = [Math.min(0, ...all), unit === "percent" ? 1 : Math.max(...all)];
   const [worst, best] = better === "up" ? [least, most] : [most, least];
   const text = (v) => `${tickText(v, unit)}${UNITS[unit] ?? ""}`;
   return { of: (v) => (v - worst) / (best - worst || 1), worst: text(worst), best: text(best), unit };
