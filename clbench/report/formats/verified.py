@@ -10,11 +10,18 @@ from typing import get_args
 from tabulate import tabulate
 
 from clbench.core.scenario import scenario_rules
-from clbench.experiment.references import Cell, Reference
+from clbench.experiment.references import Cell, CellMetric, Reference
 from clbench.report.analysis import notes
 from clbench.report.formats.markdown import bullets, escape
 from clbench.report.formatting import NONE, clean
 from clbench.results.verification import Checked, Verdict
+
+
+METRIC_NAMES: dict[CellMetric, str] = {
+    "AIA": "is the average incremental accuracy",
+    "ACC-pooled": "is the final accuracy over all test samples",
+    "AIA-pooled": "is the accuracy over the test samples of the tasks so far, averaged over the tasks",
+    "AIA-pooled-all": "is the accuracy over the test samples of all tasks, averaged over the tasks"}
 
 
 def plain(reference: Reference, checked: Sequence[Checked]) -> str:
@@ -76,9 +83,11 @@ def listing(references: dict[str, Reference]) -> str:
 
 def _metrics(reference: Reference) -> str:
     """Describe what the numbers measure."""
-    if all(cell.metric == "ACC" for cell in reference.cells):
+    others = dict.fromkeys(cell.metric for cell in reference.cells if cell.metric != "ACC")
+    if not others:
         return "Final average accuracy"
-    return "Final average accuracy; of methods with (AIA) behind them the average incremental accuracy"
+    explained = ", ".join(f"({metric}) {METRIC_NAMES[metric]}" for metric in others)
+    return f"Final average accuracy, if a method has no other metric in parentheses: {explained}"
 
 
 def _label(cell: Cell) -> str:
