@@ -52,7 +52,7 @@ def test_pooling_equal_tasks_is_averaging_them(matrix, samples):
 
 
 def test_pooling_needs_the_size_of_every_task():
-    with pytest.raises(ClbenchError, match="R has 3 task.* but 2 numbers of test samples"):
+    with pytest.raises(ClbenchError, match=r"R has 3 task.* but 2 numbers of test samples"):
         metrics.acc_pooled(R, [1, 2])
 
 

@@ -16,7 +16,6 @@ from clbench.report.formats.markdown import bullets, escape
 from clbench.report.formatting import NONE, clean
 from clbench.results.verification import Checked, Verdict
 
-
 METRIC_NAMES: dict[CellMetric, str] = {
     "AIA": "is the average incremental accuracy",
     "ACC-pooled": "is the final accuracy over all test samples",
