@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from helpers.cifar import small_cifar, stream
 from pydantic import ValidationError
-from test_cifar import laid, registry, stream  # noqa: F401
 
 from clbench.core.errors import DataError, SpecError
+from clbench.core.registry import discover
 from clbench.data.class_options import ClassOptions, order_classes
 from clbench.data.datasets import CLASS_NAMES
 from clbench.data.own.dividing import divide
@@ -28,6 +29,16 @@ FIRST = {
 }
 
 
+@pytest.fixture(scope="module")
+def registry():
+    return discover()
+
+
+@pytest.fixture
+def laid(tmp_path, monkeypatch):
+    return small_cifar(tmp_path, monkeypatch)
+
+
 def own(names, each=10):
     return Labelled([name for name in names for _ in range(each)])
 
@@ -47,7 +58,7 @@ def test_orders_begin_as_the_authors_logs_do(order, count):
 
 
 @pytest.mark.parametrize("order", ["numpy:1993", "python:1"])
-def test_built_in_benchmarks_use_the_order_for_every_seed(registry, laid, order):  # noqa: F811
+def test_built_in_benchmarks_use_the_order_for_every_seed(registry, laid, order):
     first = FIRST[order, 100][:5]
     streams = [stream(registry, "split-cifar100", laid, "class", seed, tasks=20, class_order=order) for seed in (0, 1)]
     for found in streams:
@@ -55,7 +66,7 @@ def test_built_in_benchmarks_use_the_order_for_every_seed(registry, laid, order)
     assert streams[0].fingerprint == streams[1].fingerprint
 
 
-def test_built_in_classes_are_listed_by_name_or_by_number(registry, laid):  # noqa: F811
+def test_built_in_classes_are_listed_by_name_or_by_number(registry, laid):
     numbers = [3, 1, 0, 2, *range(4, 10)]
     names = [CLASS_NAMES["CIFAR10"][c] for c in numbers]
     found = [stream(registry, "split-cifar10", laid, "class", classes_in_order=listed)
@@ -70,7 +81,7 @@ def test_built_in_classes_are_listed_by_name_or_by_number(registry, laid):  # no
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("split-cifar100", [16, 20, 64]), ("split-mnist-5k", [5, 3, 2])])
-def test_tasks_of_given_sizes(registry, laid, name, sizes):  # noqa: F811
+def test_tasks_of_given_sizes(registry, laid, name, sizes):
     found = stream(registry, name, laid, "class", task_sizes="+".join(map(str, sizes)), class_order="numpy:1993")
     order = order_classes(ClassOptions(class_order="numpy:1993"), 0, sum(sizes))
     assert [len(task.classes) for task in found.tasks] == sizes
