@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -51,7 +52,6 @@ class HerdedMemory(SampleMemory):
         times = world.tasks if world.shared_outputs else 1  # that a class comes
         self._require(world.classes * times, times, "of each class (and, in scenario domain, task)")
         self.sizes: list[int] = []  # of the sets of exemplars
-        self.labels: list[int] = []  # their classes
         self.samples = 0  # of the task
         self.owed = 0  # exemplars that the batches so far leave to the next, in shares of 1 / samples
 
@@ -64,6 +64,11 @@ class HerdedMemory(SampleMemory):
     def needed(self) -> str:
         """Return the same in words."""
         return "an exemplar" if self.fewest == 1 else f"{self.fewest} samples"
+
+    @property
+    def labels(self) -> list[int]:
+        """Return the class of each set."""
+        return first_labels(self.memory_y, self.sizes)
 
     def before_task(self, task: Task) -> None:
         """Begin to share the exemplars out among the task's samples.
@@ -93,15 +98,15 @@ class HerdedMemory(SampleMemory):
         parts = [part.double() for _, part in features_of(self, train, self.unit_features)]
         features = torch.cat(parts)
         sets = {c: rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])}
-        old, labels = len(self.labels), [*self.labels, *sets]
-        sizes = sizes_of(labels, self.set_size)
+        old = len(self.sizes)
+        sizes = sizes_of([*self.labels, *sets], self.set_size)
         chosen = [rows[herding(features[rows], size)] for rows, size in zip(sets.values(), sizes[old:], strict=True)]
         new = train.take(torch.cat(chosen).to(train.index_device))
         if self.sizes:
             left, self.sizes = shortened(self.memory, self.sizes, sizes[:old])
             new = Samples.concat(left, new)
         self.store(new)
-        self.sizes, self.labels = self.sizes + [len(rows) for rows in chosen], labels
+        self.sizes = self.sizes + [len(rows) for rows in chosen]
 
     def share(self, sets: int, of_class: int) -> int:
         """Return how many samples a set may have.
@@ -132,6 +137,12 @@ class HerdedMemory(SampleMemory):
     def unit_features(self, x: Tensor) -> Tensor:
         """Return the normalised features [N, D] of inputs [N, *input_shape]."""
         return F.normalize(self.model.features(x))
+
+
+def first_labels(y: Tensor, sizes: Sequence[int]) -> list[int]:
+    """Return the label of the first sample of each set, given labels y [N] set after set; of an empty set -1."""
+    labels, starts = y.tolist(), accumulate(sizes, initial=0)
+    return [labels[start] if size else -1 for size, start in zip(sizes, starts, strict=False)]
 
 
 def sizes_of(labels: Sequence[int], size: Callable[[int, int], int]) -> list[int]:

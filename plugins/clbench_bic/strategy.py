@@ -55,7 +55,7 @@ from torch import Tensor, nn
 from clbench import Batch, Network, Options, Phase, Samples, Task, World
 from clbench.core.errors import SpecError
 from clbench.strategy.distillation import Distilled
-from clbench.strategy.herding import HerdedMemory, shortened, sizes_of
+from clbench.strategy.herding import HerdedMemory, first_labels, shortened, sizes_of
 from clbench_bic import BiCOptions
 
 
@@ -111,7 +111,6 @@ class BiC(HerdedMemory, Distilled):
         self.met: list[int] = []  # classes of the tasks so far, the present one among them
         self.new: list[int] = []  # those of the present task's classes that no earlier one had
         self.validation_sizes: list[int] = []  # of the sets of validation samples
-        self.validation_labels: list[int] = []  # their classes
         self.held_out: list[int] = []  # which of the task's samples are
         self.held_out_sizes: list[int] = []
         self.correcting = False  # whether this is the second phase
@@ -189,7 +188,8 @@ class BiC(HerdedMemory, Distilled):
     def left_of_validation(self, labels: Sequence[int]) -> tuple[Samples, list[int]]:
         """Return the validation samples of earlier tasks that stay with sets of these classes, and their sizes."""
         samples, counts = Samples(self.validation_x, self.validation_y, self.validation_tasks), Counter(labels)
-        most = [self.validation_size(len(labels), counts[label]) for label in self.validation_labels]
+        most = [self.validation_size(len(labels), counts[label] or 1)
+                for label in first_labels(self.validation_y, self.validation_sizes)]
         return shortened(samples, self.validation_sizes, most)
 
     def task_validation(self, task: Task) -> Samples:
@@ -229,7 +229,6 @@ class BiC(HerdedMemory, Distilled):
             samples = Samples.concat(left, samples)
         self.validation_x, self.validation_y, self.validation_tasks = samples.x, samples.y, samples.tasks
         self.validation_sizes = self.validation_sizes + self.held_out_sizes
-        self.validation_labels = [*self.validation_labels, *task.classes]
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return the corrected logits [N, C] for inputs x [N, *input_shape]."""

@@ -161,4 +161,4 @@ def test_a_cell_is_compared_by_the_metric_of_its_source(tmp_path, metric, expect
     checked, = check(reference, [[trial]], records)
     assert checked.accuracies == pytest.approx([expected] * 2)
     text = verified.markdown(reference, [checked])
-    assert (f"({metric}) is the" in text) == (metric != "ACC") == (f"naive ({metric})" in text)
+    assert (f"Numbers with ({metric}) are " in text) == (metric != "ACC") == (f"naive ({metric})" in text)
