@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.common_options import ONE, trial_arguments
+from clbench.cli.common_options import ONE, plugin_option, trial_arguments
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ EXAMPLES = (
               show_default=True, help="Weights, or a program from raw samples to logits (.pt2, .onnx).")
 @click.option("--task", type=ONE, metavar="N", help="Task to predict for, from 1: the network of a method that has "
               "one for each (lora, independent), or a program for it.")
-def command(run: Path, trial: str | None, to: Path, form: Format, task: int | None) -> None:
+@plugin_option
+def command(run: Path, trial: str | None, to: Path, form: Format, task: int | None, plugins: tuple[Path, ...]) -> None:
     """Write the final model of TRIAL (label/seed, or the beginning of a key) of the run folder RUN.
 
     The run must have used --keep models. model.json describes inputs, preprocessing, class names and accuracy. See
@@ -34,5 +35,5 @@ def command(run: Path, trial: str | None, to: Path, form: Format, task: int | No
     """
     from clbench.execution.exporting import export
 
-    for path in export(run, trial, to, form, task):
+    for path in export(run, trial, to, form, task, plugins):
         click.echo(f"wrote {path} ({path.stat().st_size:,} bytes)")

@@ -12,6 +12,7 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.core.options import Options
 from clbench.core.seeds import DEVELOPMENT_BLOCKS, FIRST_DEVELOPMENT_SEED
 from clbench.data import own_options as own
+from clbench.data.class_options import ClassOptions
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
@@ -25,30 +26,6 @@ class ImageOptions(Options):
     normalize: bool | Literal["model"] = Field(
         False, description="subtract the data set's mean and divide by its deviation; false keeps inputs in [0, 1] as "
         "van de Ven & Tolias do; model: as the model's weights were trained, the default where they say how")
-
-
-class ClassOptions(Options):
-    """Options of the benchmarks that split a data set by class."""
-
-    classes: ClassVar[int] = 10  # of the data set
-
-    tasks: int = Field(5, ge=1, description="number of tasks; divides the number of classes")
-    class_order: Literal["natural", "seed"] = Field(
-        "natural", description="0, 1, 2, ... as published, or shuffled by the trial's seed")
-
-    @property
-    def used(self) -> int:
-        """Return how many classes are divided evenly among the tasks."""
-        return self.classes
-
-    @model_validator(mode="after")
-    def _divides(self) -> ClassOptions:
-        """Refuse tasks of unequal size."""
-        if self.used % self.tasks:
-            fitting = [n for n in range(1, self.used + 1) if self.used % n == 0]
-            raise ValueError(f"tasks should divide the {self.used} classes: {', '.join(map(str, fitting[:-1]))} or "
-                             f"{fitting[-1]}, got {self.tasks}")
-        return self
 
 
 class SplitOptions(ClassOptions, ImageOptions):
@@ -200,6 +177,24 @@ class B50Options(CIFAROptions):
     def used(self) -> int:
         """Return how many classes come after the first task."""
         return self.classes // 2
+
+    @property
+    def ordered(self) -> int:
+        """Return how many classes have an order."""
+        return self.classes
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return the number of classes of each task."""
+        return [self.classes - self.used, *super().sizes]
+
+    @field_validator("task_sizes")
+    @classmethod
+    def _first_has_half(cls, value: list[int]) -> list[int]:
+        """Refuse sizes of tasks, because the first task has 50 classes."""
+        if value:
+            raise ValueError("the first task always has 50 classes; use split-cifar100:task_sizes=50+20+30 for others")
+        return value
 
 
 class PermutedOptions(ImageOptions):

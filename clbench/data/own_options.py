@@ -17,6 +17,7 @@ from clbench.core.errors import DataError
 from clbench.core.objective import CLASSIFICATION, REGRESSION
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
+from clbench.data.class_options import ClassDivision
 from clbench.data.own.samples import locate, some
 
 ARRAY_SUFFIXES = (".npz", ".safetensors", ".npy", ".parquet")
@@ -76,17 +77,23 @@ def labels_file(path: Path, labels: str, data_dir: Path, where: str) -> Path:
     raise DataError(f"{where}: labels = {labels}: there is no {' and no '.join(map(str, dict.fromkeys(places)))}")
 
 
-class OwnOptions(Options):
+class OwnOptions(ClassDivision):
     """How samples of any kind and source are divided into tasks, and into training and test."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("class_names_by",)
 
     tasks: int | None = Field(None, ge=1, description="number of tasks, by class; none: the tasks that the data name, "
                               "else as many as give two classes to each, at most 5")
-    class_order: Literal["natural", "seed"] = Field(
-        "natural", description="of tasks by class: by name (numbers by size), or shuffled by the trial's seed")
+    class_order: str = Field(
+        "natural", description="of tasks by class: natural: by name; seed: shuffled by the trial's seed; numpy:N or "
+        "python:N: shuffled by NumPy's or Python's generator with seed N, the same for every trial")
     classes_in_order: list[str] = Field(
         [], description="of tasks by class: every class by name in the order in which they come, as in cat+dog+owl")
     held_out: float = Field(0.2, gt=0, lt=1, description="share of each class, in each task, that is the test, the "
                             "same for every seed; not used where the data have a test part")
+    class_names_by: Literal["size", "text"] = Field(
+        "size", description="how classes are sorted by name before they are put in order: size: numbers by size, and "
+        "as the data number their classes; text: as text, 10 before 9, as ImageFolder does")
 
     @property
     def tasks_are_named(self) -> bool:
@@ -100,12 +107,11 @@ class OwnOptions(Options):
 
     @model_validator(mode="after")
     def _one_division(self) -> OwnOptions:
-        """Refuse two orders of classes, and classes in an order where the data name the tasks."""
-        if self.classes_in_order and self.class_order == "seed":
-            raise ValueError("give classes_in_order or class_order = seed, not both")
+        """Refuse classes in an order where the data name the tasks."""
         if self.tasks_are_named:
-            given = [name for name, value in (("tasks", self.tasks), ("classes_in_order", self.classes_in_order),
-                                              ("class_order", self.class_order == "seed")) if value]
+            given = [name for name, value in (("tasks", self.tasks), ("task_sizes", self.task_sizes),
+                                              ("classes_in_order", self.classes_in_order),
+                                              ("class_order", self.class_order != "natural")) if value]
             if given:
                 raise ValueError(f"{given[0]} divides the data by class, but the options also say that the data name "
                                  f"the tasks ({self._named_by()}); leave one of them out")
@@ -200,8 +206,8 @@ class TargetOptions(FeatureOptions):
     @model_validator(mode="after")
     def _no_classes(self) -> TargetOptions:
         """Refuse options about classes together with a target."""
-        given = [name for name in ("label_column", "labels", "tasks", "classes_in_order")
-                 if getattr(self, name, None)] + ["class_order"] * (self.class_order == "seed")
+        given = [name for name in ("label_column", "labels", "tasks", "task_sizes", "classes_in_order")
+                 if getattr(self, name, None)] + ["class_order"] * (self.class_order != "natural")
         if self.target is not None and given:
             raise ValueError(f"{given[0]} is about classes, and {self.target} has numbers to predict; leave one of "
                              "them out")

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.files import write_atomically
+from clbench.core.registry import discover
 from clbench.execution.loading import KeptModel, find_record, load_model
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.language_model import LanguageModel
@@ -48,7 +49,8 @@ class Program(nn.Module):
         return self.model.answer(self.model.prepare(images), self.task if tasks is None else tasks).logits
 
 
-def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors", task: int | None = None) -> list[Path]:
+def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors", task: int | None = None,
+           plugins: Sequence[Path] = ()) -> list[Path]:
     """Write a trial's model to a folder and return the files: the model, and what it is, `model.json`.
 
     Args:
@@ -58,6 +60,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
         form: `safetensors` (weights), `torch-export` or `onnx` (programs from raw samples to logits).
         task: index of the task that it answers for; None for all, which a program of a method with a part for each
             task cannot do.
+        plugins: files of plugins that are not installed, as the run was given them.
 
     Raises:
         SpecError: there is no such model, or it cannot be a program.
@@ -72,21 +75,22 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
         raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:
         if form == "safetensors":
-            return _weights(store, record, run, to, task)
-        model = KeptModel(store, record)
+            return _weights(store, record, run, to, task, plugins)
+        model = KeptModel(store, record, discover(files=plugins))
         return [_program(model, to, form, task), _about(record, model, to, task)]
     except OSError as error:
         raise StoreError(f"cannot write to {to}: {error.strerror or error}; choose another folder with --to") from None
 
 
-def _weights(store: Store, record: Record, run: Path, to: Path, task: int | None) -> list[Path]:
+def _weights(store: Store, record: Record, run: Path, to: Path, task: int | None,
+             plugins: Sequence[Path]) -> list[Path]:
     """Write the weights of a plain network by its published names, or a method's state."""
     path = to / MODEL
     if task is None:
-        model = KeptModel(store, record)
+        model = KeptModel(store, record, discover(files=plugins))
         network: Network | None = model.network
     else:
-        model, network = None, load_model(run, record.key, task=task)
+        model, network = None, load_model(run, record.key, task=task, plugins=plugins)
     if network is not None:
         tied = isinstance(network, LanguageModel) and network.tied
         weights = {network.published_name(name): tensor for name, tensor in network.state_dict().items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -193,15 +194,17 @@ def learned_stream(record: Record, runner: TrialRunner) -> Stream:
 
 
 @overload
-def load_model(run: str | os.PathLike[str], trial: str | None = None, task: None = None) -> KeptModel | Network: ...
+def load_model(run: str | os.PathLike[str], trial: str | None = None, task: None = None,
+               plugins: Sequence[str | os.PathLike[str]] = ()) -> KeptModel | Network: ...
 
 
 @overload
-def load_model(run: str | os.PathLike[str], trial: str | None = None, *, task: int) -> Network: ...
+def load_model(run: str | os.PathLike[str], trial: str | None = None, *, task: int,
+               plugins: Sequence[str | os.PathLike[str]] = ()) -> Network: ...
 
 
-def load_model(run: str | os.PathLike[str], trial: str | None = None,
-               task: int | None = None) -> KeptModel | Network:
+def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int | None = None,
+               plugins: Sequence[str | os.PathLike[str]] = ()) -> KeptModel | Network:
     """Return the final model of a trial: on the CPU, in eval mode.
 
     Without `task` it is a `KeptModel`, which predicts as the trial did, for any method (`--keep models`). If no model
@@ -221,6 +224,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None,
         run: the run folder.
         trial: `label/seed`, or a prefix of a key; None if the folder has one trial only.
         task: index of the task.
+        plugins: files of plugins that are not installed, as the run was given them.
 
     Raises:
         SpecError: the trial has no saved model, or no plain network for a task.
@@ -228,7 +232,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None,
     """
     store = Store(Path(run))
     record = find_record(store, trial)
-    registry = discover()
+    registry = discover(files=plugins)
     info = registry.strategy(record.trial.method.name)
     is_saved, last = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
     if task is not None and not 0 <= task <= last:

@@ -28,12 +28,15 @@ def option_names(display_name: str) -> set[str]:
 
 
 def filled(display_name: str, options: Mapping[str, Any]) -> str:
-    """Return a display name with the values of the options that it shows.
+    """Return a display name with the values of the options that it shows; a quota takes the place of a capacity.
 
-    >>> filled("LoRA r={rank}", {"rank": 8})
-    'LoRA r=8'
+    >>> filled("LoRA r={rank}", {"rank": 8}), filled("ER ({capacity})", {"capacity": 200, "per_class": 20})
+    ('LoRA r=8', 'ER (per_class=20)')
     """
-    return display_name.format_map({name: format_value(options[name]) for name in option_names(display_name)})
+    values = {name: format_value(options[name]) for name in option_names(display_name)}
+    if "capacity" in values and options.get("per_class") is not None:
+        values["capacity"] = f"per_class={options['per_class']}"
+    return display_name.format_map(values)
 
 
 def with_options(name: str, options: list[str]) -> str:
@@ -68,6 +71,7 @@ def _as_id(text: str, registry: Registry, names: Mapping[str, str]) -> str:
         more = r"(?:, (?P<_more>[^()]*)\)|\))" if pattern.endswith(r"\)") else r"(?: \((?P<_more>[^()]*)\))?"
         match = re.fullmatch(pattern.removesuffix(r"\)") + more, text.strip(), re.IGNORECASE)
         if match:
-            shown = [f"{name}={value}" for name, value in match.groupdict().items() if name != "_more"]
+            shown = [value if "=" in value else f"{name}={value}"
+                     for name, value in match.groupdict().items() if name != "_more"]
             return ":".join([strategy, *shown, *re.split(r",\s*", match["_more"] or "")]).rstrip(":")
     return text

@@ -25,6 +25,9 @@ from clbench.experiment.spec import MethodSpec, Named, Spec
 from clbench.experiment.trial import PlannedTrial
 
 LISTING = "clbench verify"
+# The final average accuracy, or the mean of those after each task. Pooled accuracies weight tasks by their numbers of
+# test samples, of the tasks learned so far or of all tasks; after the last task these two are equal.
+CellMetric = Literal["ACC", "AIA", "ACC-pooled", "AIA-pooled", "AIA-pooled-all"]
 HALF_UNIT = 0.005 + 1e-9  # of the second decimal
 
 
@@ -33,7 +36,7 @@ class Cell(Strict):
 
     scenario: Scenario
     method: MethodSpec
-    metric: Literal["ACC", "AIA"] = "ACC"  # the final average accuracy, or the mean of those after each task
+    metric: CellMetric = "ACC"
     published: float = Field(ge=0, le=100)
     runs: tuple[float, ...] = ()  # every run behind it, where a log holds several
     sem: float | None = Field(None, gt=0)  # standard error of the mean over the reference's seeds

@@ -74,6 +74,23 @@ def with_task_ids(record: Record) -> float | None:
     return fmean(given / samples for given, samples in zip(last.given, last.samples, strict=True))
 
 
+def _pooled(metric: Callable[[metrics.Matrix, Sequence[int]], float],
+            scenario: str = "") -> Callable[[Record, Record | None], float | None]:
+    """Return the function that computes a pooled accuracy; None if all tasks have equally many test samples.
+
+    Args:
+        metric: the function of R and the numbers of test samples.
+        scenario: the only scenario in which the column is shown; empty for all.
+    """
+    def value(record: Record, _: Record | None) -> float | None:
+        samples = record.stream.test_samples if record.stream else []
+        if len(set(samples)) < 2 or scenario not in ("", record.trial.scenario):
+            return None
+        return metric(record.R, samples)
+
+    return value
+
+
 def _task_inference(record: Record) -> float | None:
     return fmean(record.task_inference[-1]) if record.task_inference else None
 
@@ -123,6 +140,12 @@ MEASURES = (  # in the order of the tables' columns
     TIME,
     Measure(Column("AIA", "percent", "up", "average incremental accuracy"),
             lambda r, _: metrics.aia(r.R), MORE_METRICS, tested=True),
+    Measure(Column("ACC-pooled", "percent", "up", "pooled accuracy"), _pooled(metrics.acc_pooled),
+            MORE_METRICS, tested=True, optional=True),
+    Measure(Column("AIA-pooled", "percent", "up", "average incremental pooled accuracy"),
+            _pooled(metrics.aia_pooled), MORE_METRICS, tested=True, optional=True),
+    Measure(Column("AIA-pooled-all", "percent", "up", "average pooled accuracy of all domains"),
+            _pooled(metrics.aia_pooled_all, "domain"), MORE_METRICS, tested=True, optional=True),
     Measure(Column("learning accuracy", "percent", "up"), lambda r, _: metrics.learning_accuracy(r.R), MORE_METRICS,
             tested=True),
     Measure(Column("FWT", "points", "up", "forward transfer"),

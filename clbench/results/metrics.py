@@ -45,6 +45,42 @@ def aia(R: Matrix) -> float:
     return fmean(seen(R))
 
 
+def pooled_seen(R: Matrix, samples: Sequence[int]) -> list[float]:
+    """Return the accuracy over all test samples of the tasks seen so far, after each task i.
+
+    It is sum_{j <= i} n(j) a(i, j) / sum_{j <= i} n(j), where n(j) is the number of test samples of task j.
+
+    Args:
+        R: the matrix.
+        samples: the number of test samples of each task.
+    """
+    return [_weighted(row[:i], samples[:i]) for i, row in enumerate(_checked(R)) if i]
+
+
+def acc_pooled(R: Matrix, samples: Sequence[int]) -> float:
+    """Return the final accuracy over all test samples, the last value of `pooled_seen`.
+
+    Source: the accuracy over all seen classes of Rebuffi et al. 2017 (iCaRL, arXiv 1611.07725).
+    """
+    return _weighted(_checked(R)[-1], samples)
+
+
+def aia_pooled(R: Matrix, samples: Sequence[int]) -> float:
+    """Return the mean of `pooled_seen`.
+
+    Source: the average incremental accuracy of Rebuffi et al. 2017 (iCaRL, arXiv 1611.07725).
+    """
+    return fmean(pooled_seen(R, samples))
+
+
+def aia_pooled_all(R: Matrix, samples: Sequence[int]) -> float:
+    """Return the accuracy over the test samples of all tasks, also of those to come, averaged over the tasks.
+
+    Source: the domain-incremental results of McDonnell et al. 2023 (RanPAC, arXiv 2307.02251).
+    """
+    return fmean(_weighted(row, samples) for row in _checked(R)[1:])
+
+
 def forgetting_per_task(R: Matrix, metric: Metric = ACCURACY) -> list[float]:
     """Return f(j) = max_{j <= l < T} a(l, j) - a(T, j) for the first T - 1 tasks; negative where a task got better.
 
@@ -118,6 +154,14 @@ def intransigence(R: Matrix, joint: Matrix, metric: Metric = ACCURACY) -> float:
 
 def _diagonal(R: Matrix) -> list[float]:
     return [row[i - 1] for i, row in enumerate(_checked(R)) if i]
+
+
+def _weighted(accuracies: Sequence[float], samples: Sequence[int]) -> float:
+    """Return the mean of the accuracies of tasks, weighted by their numbers of test samples."""
+    if len(accuracies) != len(samples):
+        raise ClbenchError(f"R has {len(accuracies)} task(s), but {len(samples)} numbers of test samples were given; "
+                           "give one for each task")
+    return math.fsum(a * n for a, n in zip(accuracies, samples, strict=True)) / sum(samples)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -11,7 +11,7 @@ Verdicts: `reproduced` (the difference is within the tolerance), `not reproduced
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
@@ -23,7 +23,9 @@ from clbench.results.records import Record
 from clbench.results.stats import welch_half_width
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
-METRICS = {"ACC": metrics.acc, "AIA": metrics.aia}
+METRICS: dict[str, Callable[[metrics.Matrix, Sequence[int]], float]] = {  # of R and the numbers of test samples
+    "ACC": lambda R, _: metrics.acc(R), "AIA": lambda R, _: metrics.aia(R),
+    "ACC-pooled": metrics.acc_pooled, "AIA-pooled": metrics.aia_pooled, "AIA-pooled-all": metrics.aia_pooled_all}
 MOST_SEEDS = 1000  # upper limit of the search in `seeds_needed`
 
 
@@ -41,7 +43,7 @@ class Checked:
     def accuracies(self) -> list[float]:
         """Return our accuracy by the cell's metric in percent, one for each seed that is done."""
         metric = METRICS[self.cell.metric]
-        return [100 * metric(r.R) for r in self.records if r.status == "done"]
+        return [100 * metric(r.R, r.stream.test_samples) for r in self.records if r.status == "done" and r.stream]
 
     @property
     def failed(self) -> bool:

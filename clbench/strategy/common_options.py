@@ -11,7 +11,38 @@ from clbench.core.options import Options
 from clbench.core.scenario import Outputs
 
 
-class ExemplarOptions(Options):
+class QuotaOptions(Options):
+    """How many samples of each class are stored, if the classes do not share a capacity."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("per_class", "quota")
+
+    per_class: int | None = Field(None, ge=1, description="samples that are stored of each class, instead of capacity; "
+                                  "none: the classes share capacity")
+    quota: Literal["class", "class-and-task"] = Field(
+        "class", description="what per_class counts if classes return, as all do in scenario domain: samples of a "
+        "class, or of a class in each task")
+
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that the samples of each task are counted apart."""
+        return ("quota = class-and-task counts the samples of each task; choose quota = class"
+                if self.quota == "class-and-task" else super().needs_boundaries)
+
+    @model_validator(mode="after")
+    def _one_size(self) -> QuotaOptions:
+        """Refuse two sizes of a memory, a way to share a capacity that is not used, and a quota of nothing."""
+        if self.per_class is None:
+            if self.quota != "class":
+                raise ValueError(f"quota = {self.quota} says what per_class counts; give per_class too")
+            return self
+        for name in ("capacity", "balance"):
+            field = type(self).model_fields.get(name)
+            if field is not None and getattr(self, name) != field.default:
+                raise ValueError(f"give per_class or {name}, not both")
+        return self
+
+
+class ExemplarOptions(QuotaOptions):
     """How many exemplars there are."""
 
     capacity: int = Field(200, ge=1, description="K: exemplars for all classes together, at least one for each class")

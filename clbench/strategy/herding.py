@@ -3,7 +3,8 @@
 Exemplars x_1, x_2, ... of a class are picked one after the other. Each pick brings the mean of the picked features as
 near as possible to the mean of all features phi (algorithm 4). All classes seen share K equally; if the number per
 class shrinks, the first exemplars are kept. Features are L2-normalized. With unit vectors, algorithm 4 picks the
-largest phi(x) . (k mu - sum of the picked features). No sample is picked twice.
+largest phi(x) . (k mu - sum of the picked features). No sample is picked twice. With `per_class` N, each class has N
+exemplars instead, from the beginning on.
 
 Exemplars are mixed into the training samples in proportion, so both are seen equally often. A pass replays as many
 exemplars as the memory has, distributed over its batches (small batches may have none). Reference codes append
@@ -15,6 +16,9 @@ from each of its tasks.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -45,10 +49,8 @@ class HerdedMemory(SampleMemory):
         """Start with no exemplars; SpecError where there will be more classes than they are to be."""
         assert isinstance(options, ExemplarOptions)
         super().__init__(model, world, options)
-        sets = world.classes * (world.tasks if world.shared_outputs else 1)
-        if options.capacity < sets * self.fewest:
-            raise SpecError(f"{self.method}: capacity = {options.capacity} cannot hold {self.needed} of each class "
-                            f"(and, in scenario domain, task); choose at least {sets * self.fewest}")
+        times = world.tasks if world.shared_outputs else 1  # that a class comes
+        self._require(world.classes * times, times, "of each class (and, in scenario domain, task)")
         self.sizes: list[int] = []  # of the sets of exemplars
         self.samples = 0  # of the task
         self.owed = 0  # exemplars that the batches so far leave to the next, in shares of 1 / samples
@@ -63,6 +65,11 @@ class HerdedMemory(SampleMemory):
         """Return the same in words."""
         return "an exemplar" if self.fewest == 1 else f"{self.fewest} samples"
 
+    @property
+    def labels(self) -> list[int]:
+        """Return the class of each set."""
+        return first_labels(self.memory_y, self.sizes)
+
     def before_task(self, task: Task) -> None:
         """Begin to share the exemplars out among the task's samples.
 
@@ -70,11 +77,10 @@ class HerdedMemory(SampleMemory):
             SpecError: there will be more sets of exemplars than exemplars, which only a stream with classes that return
                 leaves to be seen here.
         """
-        sets = len(self.sizes) + len(task.classes)
-        if self.options.capacity < sets * self.fewest:
-            raise SpecError(f"{self.method}: capacity = {self.options.capacity} cannot hold {self.needed} of each of "
-                            f"the {sets} sets after task {task.index + 1} (a class that returns has a set from each "
-                            f"of its tasks); choose at least {sets * self.fewest}")
+        labels = [*self.labels, *task.classes]
+        self._require(len(labels), max(Counter(labels).values()),
+                      f"of each of the {len(labels)} sets after task {task.index + 1} (a class that returns has a set "
+                      "from each of its tasks)")
         super().before_task(task)
         self.samples, self.owed = len(self.training_samples(task)), 0
 
@@ -91,29 +97,64 @@ class HerdedMemory(SampleMemory):
         train = self.training_samples(task).materialized()
         parts = [part.double() for _, part in features_of(self, train, self.unit_features)]
         features = torch.cat(parts)
-        sets = [rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])]
-        size = self.set_size(len(self.sizes) + len(sets))
-        chosen = [rows[herding(features[rows], size)] for rows in sets]
+        sets = {c: rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])}
+        old = len(self.sizes)
+        sizes = sizes_of([*self.labels, *sets], self.set_size)
+        chosen = [rows[herding(features[rows], size)] for rows, size in zip(sets.values(), sizes[old:], strict=True)]
         new = train.take(torch.cat(chosen).to(train.index_device))
         if self.sizes:
-            left, self.sizes = shortened(self.memory, self.sizes, size)
+            left, self.sizes = shortened(self.memory, self.sizes, sizes[:old])
             new = Samples.concat(left, new)
         self.store(new)
         self.sizes = self.sizes + [len(rows) for rows in chosen]
 
-    def set_size(self, sets: int) -> int:
-        """Return how many exemplars each of so many sets has at most. Default: an equal share of the capacity."""
-        return self.options.capacity // sets
+    def share(self, sets: int, of_class: int) -> int:
+        """Return how many samples a set may have.
+
+        Args:
+            sets: number of all sets, which share the capacity.
+            of_class: number of sets of the same class, which share its quota.
+        """
+        if self.options.per_class is None:
+            return self.options.capacity // sets
+        return self.options.per_class // (of_class if self.options.quota == "class" else 1)
+
+    def set_size(self, sets: int, of_class: int) -> int:
+        """Return how many exemplars a set has at most, with arguments as in `share`. Default: all that it may have."""
+        return self.share(sets, of_class)
+
+    def _require(self, sets: int, of_class: int, of_what: str) -> None:
+        """Raise a `SpecError` if a set would have fewer samples than needed."""
+        if self.share(sets, of_class) >= self.fewest:
+            return
+        if self.options.per_class is None:
+            given, least = f"capacity = {self.options.capacity}", sets * self.fewest
+        else:
+            given, least = f"per_class = {self.options.per_class}", of_class * self.fewest
+        raise SpecError(f"{self.method}: {given} cannot hold {self.needed} {of_what}; choose at least {least}"
+                        + (", or quota = class-and-task" if self.options.per_class and of_class > 1 else ""))
 
     def unit_features(self, x: Tensor) -> Tensor:
         """Return the normalised features [N, D] of inputs [N, *input_shape]."""
         return F.normalize(self.model.features(x))
 
 
-def shortened(samples: Samples, sizes: list[int], size: int) -> tuple[Samples, list[int]]:
-    """Return samples, stored set after set, with at most `size` samples of each set, and the new sizes of the sets."""
+def first_labels(y: Tensor, sizes: Sequence[int]) -> list[int]:
+    """Return the label of the first sample of each set, given labels y [N] set after set; of an empty set -1."""
+    labels, starts = y.tolist(), accumulate(sizes, initial=0)
+    return [labels[start] if size else -1 for size, start in zip(sizes, starts, strict=False)]
+
+
+def sizes_of(labels: Sequence[int], size: Callable[[int, int], int]) -> list[int]:
+    """Return the size of each set by `size(sets, of_class)`, given the class of each."""
+    counts = Counter(labels)
+    return [size(len(labels), counts[label]) for label in labels]
+
+
+def shortened(samples: Samples, sizes: list[int], most: Sequence[int]) -> tuple[Samples, list[int]]:
+    """Return samples, stored set after set, with at most so many of each set, and the new sizes of the sets."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
-    left = [min(size, count) for count in sizes]
+    left = [min(size, count) for size, count in zip(most, sizes, strict=True)]
     slots = [torch.arange(end - count, end - count + new) for end, count, new in zip(ends, sizes, left, strict=True)]
     return samples.take(torch.cat(slots).to(samples.y.device)), left
 

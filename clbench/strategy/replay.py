@@ -9,6 +9,9 @@ Imbalanced Data"). Once the memory is full, a sample of a class that has never b
 replaces a sample of the largest class. A sample of any other class replaces a sample of the same class, with a
 probability that makes the class's part of the memory a reservoir sample of that class.
 
+With a quota of N samples of each class, or of each class in each task (`QuotaOptions`), every such group has a
+reservoir of its own with N slots, and the memory grows with each new group.
+
 Random numbers come from the generator on the CPU. Each offered sample uses two, whether the memory takes it or not. The
 numbers therefore depend only on the number of offered samples, never on the device. With `reservoir`, a step reads
 nothing back from the device. `class` needs the labels and waits for them.
@@ -32,6 +35,7 @@ from clbench.core.renamed import Renamed
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.base import Strategy, World
+from clbench.strategy.common_options import QuotaOptions
 
 Balance = Literal["reservoir", "class"]
 
@@ -79,9 +83,9 @@ class SampleMemory(Strategy):
 class ReplayMemory(SampleMemory):
     """Base of strategies with a memory of the stream so far, to which `offer` offers samples.
 
-    It grows up to its capacity. memory_seen [C] counts the samples offered so far, by class; memory_full [C] marks the
-    classes that have been the largest one in the memory (for `class` only). Without classes, tasks take their place in
-    memory_seen.
+    It grows up to its capacity, or with the quota of its options. memory_seen [C] counts the samples offered so far,
+    by class, or with a quota of classes in tasks [T C] by both; memory_full [C] marks the classes that have been the
+    largest one in the memory (for `class` only). Without classes, tasks take their place in memory_seen.
     """
 
     # "counters": one number per class, not per sample; with the role "replay" they would count as stored inputs
@@ -95,9 +99,14 @@ class ReplayMemory(SampleMemory):
         """Start with an empty memory.
 
         Raises:
-            SpecError: the memory is to be balanced, and there are no classes.
+            SpecError: the memory is to be balanced or has a quota for each class, and there are no classes.
         """
         super().__init__(model, world, options)
+        quota = options if isinstance(options, QuotaOptions) else QuotaOptions()
+        self.per_class, self.by_task = quota.per_class, quota.quota == "class-and-task"
+        if self.per_class and not world.has_classes:
+            raise SpecError(f"per_class = {self.per_class} counts the samples of each class, and this benchmark does "
+                            "not have classes; choose a capacity")
         if balance == "class" and not world.has_classes:
             raise SpecError("balance = class divides the memory among classes, which this benchmark does not have; "
                             "choose balance = reservoir")
@@ -106,13 +115,18 @@ class ReplayMemory(SampleMemory):
         self._offered: int | None = None  # the sum of memory_seen, once it is known on the host
         device = self.active.device
         kinds = world.classes if world.has_classes else world.tasks
-        self.register_buffer("memory_seen", torch.zeros(kinds, dtype=torch.int64, device=device))
+        counted = world.classes * world.tasks if self.by_task else kinds
+        self.register_buffer("memory_seen", torch.zeros(counted, dtype=torch.int64, device=device))
         self.register_buffer("memory_full", torch.zeros(world.classes, dtype=torch.bool, device=device))
 
     def offer(self, samples: Samples) -> None:
         """Offer raw samples to the memory, one after the other."""
         draws = torch.rand(len(samples), 2, generator=self.world.generator, dtype=torch.float64)
-        if self.balance == "class":
+        kinds = self._groups(samples)
+        if self.per_class:
+            source = quota_slots(self._groups(self.memory).tolist(), kinds.tolist(), self.memory_seen.tolist(),
+                                 self.per_class, draws[:, 0])
+        elif self.balance == "class":
             full = self.memory_full.tolist()
             source = class_balanced_slots(self.memory_y.tolist(), samples.y.tolist(), self.memory_seen.tolist(), full,
                                           self.capacity, draws)
@@ -122,11 +136,16 @@ class ReplayMemory(SampleMemory):
                 self._offered = int(self.memory_seen.sum())
             source = reservoir_slots(len(self.memory_y), self._offered, self.capacity, draws[:, 0])
             self._offered += len(samples)
-        kinds = samples.y if self.world.has_classes else samples.tasks
         self.memory_seen.index_add_(0, kinds, torch.ones_like(kinds))
         slots = (source >= 0).nonzero()[:, 0]
         if len(slots):  # only these are taken: all inputs of a task may not fit on the device
             self._write(samples.materialized().take(send(source[slots], samples.index_device)), slots)
+
+    def _groups(self, samples: Samples) -> Tensor:
+        """Return the group [N] in which each sample is counted: its class, its class and task, or its task."""
+        if self.by_task:
+            return samples.tasks * self.world.classes + samples.y
+        return samples.y if self.world.has_classes else samples.tasks
 
     def sample_share(self, new: int, share: float) -> Samples:
         """Return samples to replay in a step with so many new ones, a share of their number, in random order.
@@ -182,6 +201,35 @@ def reservoir_slots(memory_size: int, seen: int, capacity: int, draws: Tensor) -
     placed = slots < capacity
     source = torch.full((min(capacity, memory_size + len(draws)),), -1)
     return source.scatter_reduce(0, slots[placed], number[placed], "amax")
+
+
+def quota_slots(memory_groups: list[int], groups: list[int], seen: list[int], quota: int, draws: Tensor) -> Tensor:
+    """Return which of N new samples ends up in each slot (-1: none), the same as Algorithm R in each group.
+
+    Args:
+        memory_groups: the groups of the samples in the memory, by slot.
+        groups: of the new samples.
+        seen: samples offered so far, by group.
+        quota: slots of a group, which are numbered in ascending order.
+        draws: [N], uniform in [0, 1), float64, on the CPU: as in `reservoir_slots`, within the sample's group.
+
+    Returns:
+        int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
+    """
+    slots: dict[int, list[int]] = {}
+    for index, group in enumerate(memory_groups):
+        slots.setdefault(group, []).append(index)
+    source, used, seen = dict[int, int](), len(memory_groups), list(seen)
+    for i, (group, draw) in enumerate(zip(groups, draws.tolist(), strict=True)):
+        seen[group] += 1
+        group_slots = slots.setdefault(group, [])
+        if len(group_slots) < quota:
+            group_slots.append(used)
+            used += 1
+            source[group_slots[-1]] = i
+        elif (number := int(draw * seen[group])) < quota:
+            source[group_slots[number]] = i
+    return torch.tensor([source.get(index, -1) for index in range(used)])
 
 
 def class_balanced_slots(memory_labels: list[int], labels: list[int], seen: list[int], full: list[bool], capacity: int,

@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from clbench import StrategyInfo, hookimpl
-from clbench.strategy.common_options import OutputsOptions
+from clbench.strategy.common_options import OutputsOptions, QuotaOptions
 
 
-class AGEMOptions(OutputsOptions):
+class AGEMOptions(OutputsOptions, QuotaOptions):
     """Options of `a-gem`."""
 
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")

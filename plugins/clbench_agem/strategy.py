@@ -4,8 +4,9 @@ With g the gradient of the batch and r that of a random batch of the memory: g w
 g - (g.r / r.r) r  (eq. 11). One product for all parameters together, not one per layer.
 
 The memory is offered a task's samples when the task ends, so it holds earlier tasks only, as the paper's reference
-gradient wants; classes share it equally, like the paper's ring buffers of equal size. Samples of the memory are not
-augmented. Mammoth offers its reservoir one random batch of each task instead, when the task ends.
+gradient wants; classes share it equally, or with `per_class` and `quota` each class in each task has so many random
+samples, as in the authors' code of 2018 (later versions have ring buffers). Samples of the memory are not augmented.
+Mammoth offers its reservoir one random batch of each task instead, when the task ends.
 
 Where boundaries are hidden, the memory is offered samples as they pass, in every step, after the step's reference has
 been drawn: that is then of the whole stream up to the batch, the task at hand included.

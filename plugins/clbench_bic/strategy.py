@@ -46,6 +46,7 @@ scenario `class`. In the other scenarios, nothing is held out and there is one p
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -54,7 +55,7 @@ from torch import Tensor, nn
 from clbench import Batch, Network, Options, Phase, Samples, Task, World
 from clbench.core.errors import SpecError
 from clbench.strategy.distillation import Distilled
-from clbench.strategy.herding import HerdedMemory, shortened
+from clbench.strategy.herding import HerdedMemory, first_labels, shortened, sizes_of
 from clbench_bic import BiCOptions
 
 
@@ -120,13 +121,13 @@ class BiC(HerdedMemory, Distilled):
         """Return 2: an exemplar and a validation sample; 1 where nothing is corrected."""
         return 2 if self.world.seen_compete else 1
 
-    def validation_size(self, sets: int) -> int:
-        """Return how many validation samples each of so many sets has at most."""
-        return math.ceil(self.options.validation * (self.options.capacity // sets)) if self.world.seen_compete else 0
+    def validation_size(self, sets: int, of_class: int) -> int:
+        """Return how many validation samples a set has at most."""
+        return math.ceil(self.options.validation * self.share(sets, of_class)) if self.world.seen_compete else 0
 
-    def set_size(self, sets: int) -> int:
-        """Return how many exemplars each of so many sets has at most: what validation leaves of its share."""
-        return self.options.capacity // sets - self.validation_size(sets)
+    def set_size(self, sets: int, of_class: int) -> int:
+        """Return how many exemplars a set has at most: what validation leaves of its share."""
+        return self.share(sets, of_class) - self.validation_size(sets, of_class)
 
     def before_task(self, task: Task) -> None:
         """Hold validation samples out, and start with no correction of the new classes.
@@ -144,8 +145,10 @@ class BiC(HerdedMemory, Distilled):
     def hold_out(self, task: Task) -> None:
         """Draw the task's validation samples."""
         self.held_out, self.held_out_sizes = [], []
-        size = self.validation_size(len(self.sizes) + len(task.classes))
-        for c in task.classes if size else ():
+        sizes = sizes_of([*self.labels, *task.classes], self.validation_size)[len(self.labels):]
+        for c, size in zip(task.classes, sizes, strict=True):
+            if not size:
+                continue
             rows = (task.train.y == c).nonzero()[:, 0].cpu()
             if len(rows) == 1:
                 raise SpecError(f"bic: class {c} of task {task.index + 1} has a single sample, and one of each class "
@@ -179,13 +182,15 @@ class BiC(HerdedMemory, Distilled):
         """Return the validation samples for the second phase: of each class so far equally many."""
         if phase != 1:
             return None
-        left, _ = self.left_of_validation(len(self.sizes) + len(task.classes))
+        left, _ = self.left_of_validation([*self.labels, *task.classes])
         return Samples.concat(left, self.task_validation(task))
 
-    def left_of_validation(self, sets: int) -> tuple[Samples, list[int]]:
-        """Return the validation samples of earlier tasks that stay where there are so many sets, and their sizes."""
-        samples = Samples(self.validation_x, self.validation_y, self.validation_tasks)
-        return shortened(samples, self.validation_sizes, self.validation_size(sets))
+    def left_of_validation(self, labels: Sequence[int]) -> tuple[Samples, list[int]]:
+        """Return the validation samples of earlier tasks that stay with sets of these classes, and their sizes."""
+        samples, counts = Samples(self.validation_x, self.validation_y, self.validation_tasks), Counter(labels)
+        most = [self.validation_size(len(labels), counts[label] or 1)
+                for label in first_labels(self.validation_y, self.validation_sizes)]
+        return shortened(samples, self.validation_sizes, most)
 
     def task_validation(self, task: Task) -> Samples:
         """Return the task's own validation samples."""
@@ -220,7 +225,7 @@ class BiC(HerdedMemory, Distilled):
             return
         samples = self.task_validation(task)
         if self.validation_sizes:
-            left, self.validation_sizes = self.left_of_validation(len(self.sizes))
+            left, self.validation_sizes = self.left_of_validation(self.labels)
             samples = Samples.concat(left, samples)
         self.validation_x, self.validation_y, self.validation_tasks = samples.x, samples.y, samples.tasks
         self.validation_sizes = self.validation_sizes + self.held_out_sizes

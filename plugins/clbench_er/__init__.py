@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from clbench import Options, StrategyInfo, hookimpl
-from clbench.strategy.common_options import OutputsOptions
+from clbench import StrategyInfo, hookimpl
+from clbench.strategy.common_options import OutputsOptions, QuotaOptions
 
 
-class ReplayOptions(Options):
+class ReplayOptions(QuotaOptions):
     """What the memory is and when it is filled."""
 
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
@@ -24,10 +24,19 @@ class ReplayOptions(Options):
 class EROptions(OutputsOptions, ReplayOptions):
     """Options of `er`."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("share",)
+    LATER: ClassVar[tuple[str, ...]] = ("share", "weights")
 
     share: float = Field(1.0, gt=0, description="replayed samples for each new one: with batches of B new samples, "
                          "step i (from 0) replays floor((i + 1) B share) - floor(i B share), in addition to them")
+    weights: Literal["constant", "by-task"] = Field(
+        "constant", description="of the samples in task t: constant: one mean over new and replayed ones; by-task: the "
+        "mean over new ones times 1 / t and that over replayed ones times 1 - 1 / t, as in van de Ven's code")
+
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that the weights count the tasks."""
+        return ("weights = by-task counts the tasks; choose weights = constant" if self.weights == "by-task"
+                else super().needs_boundaries)
 
 
 @hookimpl

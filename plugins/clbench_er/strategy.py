@@ -7,6 +7,9 @@ they study, so that the memory stays a uniform sample of the stream. The memory 
 With `share = s` a step replays fewer samples, or more, than are new: s for each new one, as in training sets that mix a
 share of old samples into the new ones. The replayed samples come in addition, so the batch has 1 + s times its size.
 
+With `weights = by-task`, the loss in task t is 1 / t times the mean over the new samples plus 1 - 1 / t times the mean
+over the replayed ones, as in van de Ven's code (GMvandeVen/continual-learning).
+
 With `update = task` the memory is offered a task's samples after the task, as in Avalanche's Replay: nothing is
 replayed in the first task, and none of the task at hand in any. Where boundaries are hidden, it is offered them in
 every step all the same: else it would be `naive`.
@@ -14,7 +17,11 @@ every step all the same: else it would be `naive`.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from clbench import Batch, Network, Options, Samples, Task, World
+from clbench.core.errors import SpecError
 from clbench.strategy.replay import ReplayMemory
 from clbench_er import EROptions, ReplayOptions
 
@@ -22,6 +29,7 @@ from clbench_er import EROptions, ReplayOptions
 class ER(ReplayMemory):
     """Fine-tuning on batches with a replay batch behind: equally large, or what the options and the memory allow."""
 
+    inputs_only_through_model = True
     options: ReplayOptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
@@ -29,8 +37,16 @@ class ER(ReplayMemory):
         options = options or EROptions()
         assert isinstance(options, ReplayOptions)
         super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
+        if isinstance(options, EROptions) and options.weights == "by-task" and not world.classes:
+            raise SpecError("weights = by-task needs classes, which this benchmark does not have; choose weights = "
+                            "constant")
         if options.update == "task" and not world.boundaries:
             self.notes.append("update = task: boundaries are hidden, so samples are offered to the memory as they pass")
+
+    @property
+    def loss_is_mean(self) -> bool:  # type: ignore[override]
+        """Tell whether the loss is a mean over samples: not if new and replayed ones have weights."""
+        return not isinstance(self.options, EROptions) or self.options.weights == "constant"
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
@@ -39,6 +55,15 @@ class ER(ReplayMemory):
         if batch.first_pass and self.as_they_pass:
             self.offer(Samples(batch.x, batch.y, batch.tasks))
         return extended
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of all samples, or weighted means of that of new and of replayed ones."""
+        if not batch.replayed or not isinstance(self.options, EROptions) or self.options.weights == "constant":
+            return super().loss(batch)
+        share, new = 1 / (batch.task + 1), len(batch.y) - batch.replayed
+        logits = self.mask(self(batch.x, batch.task), batch.tasks, batch.replayed)
+        losses = F.cross_entropy(logits, batch.y, reduction="none")
+        return share * losses[:new].mean() + (1 - share) * losses[new:].mean()
 
     def replay(self, batch: Batch) -> Samples:
         """Return the samples to replay with a raw batch, at random. Default: as many as are new, or a share of them."""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from clbench import StrategyInfo, hookimpl
+from pydantic import Field
+
+from clbench import Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 
 
 class ICaRLOptions(FixedOutputsOptions, ExemplarOptions):
     """Options of `icarl`."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("temperature",)
+
+    temperature: Scalar = Field(1.0, gt=0, description="T: the old network's outputs are divided by it before they "
+                                "become targets; 1 in the paper, 2 in van de Ven's code")
 
     @property
     def fixed_outputs(self) -> Outputs:

@@ -18,6 +18,8 @@ Reference codes differ:
   Later versions of PyCIL have another loss: cross-entropy and a distillation of the softmax at temperature 2.
 - Means: the authors' code, Avalanche and Mammoth add each exemplar's mirror image. Mammoth now normalizes the features
   in herding, in means and of samples; its first versions normalized none of them.
+- Targets: van de Ven's code (GMvandeVen/continual-learning) takes the sigmoid of the old outputs divided by 2
+  (`temperature = 2`), but does not divide the new ones.
 - Capacity: the authors' code and Avalanche round K / classes up, so the memory may exceed K.
 
 Beyond the paper: if the task is known, only the means of its classes are compared, and a sample's new outputs are those
@@ -65,7 +67,7 @@ class ICaRL(HerdedMemory, Distilled):
         targets = F.one_hot(batch.y, self.world.classes).to(logits.dtype)
         old = self.known.any(0) & ~self.taught
         if batch.task:
-            targets = torch.where(old, self.old_logits(batch.x).sigmoid(), targets)
+            targets = torch.where(old, (self.old_logits(batch.x) / self.options.temperature).sigmoid(), targets)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return (losses * (old | self.active[batch.tasks])).sum(1).mean()
 

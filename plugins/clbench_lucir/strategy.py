@@ -23,7 +23,7 @@ Reference codes differ:
 - The authors' code has a separate script (CBF) for fine-tuning on equally many samples of new and old classes. In
   Mammoth, such fine-tuning is on by default, of the head alone and in addition to the budget. It is not implemented
   here.
-- The paper stores 20 exemplars per class; here, the classes so far share `capacity`.
+- The paper stores 20 exemplars per class (`per_class = 20`); by default, the classes so far share `capacity` here.
 - Exemplars are herded in all codes but FACIL, and appended to the task's samples. Here they are mixed in
   (clbench.strategy.herding).
 

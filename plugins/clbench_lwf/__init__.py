@@ -11,7 +11,7 @@ from clbench import Options, Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import FixedOutputsOptions
 
-Form = Literal["new-classes", "all-seen", "zero-padded", "lwf-mc"]
+Form = Literal["new-classes", "all-seen", "zero-padded", "all", "lwf-mc"]
 
 
 class LwFOptions(FixedOutputsOptions):
@@ -26,17 +26,21 @@ class LwFOptions(FixedOutputsOptions):
                                 "it is 1 if not given")
     form: Form = Field("new-classes", description="which outputs compete in the loss. new-classes: labels those of the "
                        "task, distillation the old ones (the paper); all-seen: labels all so far; zero-padded: both "
-                       "all so far, new outputs' targets are 0 (van de Ven & Tolias); lwf-mc: none, sigmoids (Rebuffi "
-                       "et al.). The first three differ in scenario class only")
+                       "all so far, new outputs' targets are 0 (van de Ven & Tolias); all: both those of the whole "
+                       "stream (van de Ven's code since 2022); lwf-mc: none, sigmoids (Rebuffi et al.). The first four "
+                       "differ in scenario class only")
 
-    weights: Literal["constant", "by-task", "by-task-mean"] = Field(
+    weights: Literal["constant", "by-task", "by-task-mean", "by-old-tasks"] = Field(
         "constant", description="of the losses in task t: 1 and strength; by-task: 1 / t and strength T^2 (1 - 1 / t), "
         "with the mean over old tasks, as in van de Ven's code until 2022; by-task-mean: the distillation is a mean "
-        "over outputs too, as in that code until May 2019 and in what was published from it")
+        "over outputs too, as in that code until May 2019 and in what was published from it; by-old-tasks: 1 and, in "
+        "scenarios task and domain, strength (t - 1) times the mean over old tasks, as in that code since 2022")
 
     @property
     def fixed_outputs(self) -> Outputs:
         """Return the outputs that the form has compete with a label; in `lwf-mc` each is on its own."""
+        if self.form == "all":
+            return "all"
         return "own" if self.form in ("new-classes", "lwf-mc") else "seen"
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:

@@ -11,6 +11,7 @@ The option `form` names these variants:
     new-classes  cross-entropy over the task's        over the old outputs
     all-seen     cross-entropy over all so far        over the old outputs
     zero-padded  cross-entropy over all so far        q' over all so far; p' over the old ones, 0 for the others
+    all          cross-entropy over the stream's      over all of the stream
     lwf-mc       binary, summed over the task's       binary, summed over the old outputs: sigmoids at temperature T
 
 Sources of the forms: `new-classes` is Li & Hoiem, where each task has its own softmax. In class-incremental learning,
@@ -19,7 +20,7 @@ Avalanche and Mammoth; it was the only form here before there was a choice. `zer
 `lwf-mc` is Rebuffi et al. 2017 (iCaRL without exemplars). At a temperature other than 1, it is how Li & Hoiem's code
 distills tasks with several labels per image.
 
-Effects of the forms: in scenarios `task` and `domain`, the first three are the same loss, because only a task's own
+Effects of the forms: in scenarios `task` and `domain`, the first four are the same loss, because only a task's own
 outputs are active, or all tasks share all outputs. In scenario `class`:
 
 - In `all-seen`, the labels push all old logits down together. This does not change a softmax over old logits alone, so
@@ -36,8 +37,9 @@ Other differences between codes:
 - Until May 2019 (commit 26f00db), van de Ven's code took the mean of p' log q' over the outputs of q' instead of the
   sum. The distillation was then 2 to 10 times as weak on Split-MNIST (`weights = by-task-mean`). The results of van de
   Ven & Tolias 2018 and 2019 and of Hsu et al. 2018 are from before this change.
-- Van de Ven's code now has no such weights. By default it treats all classes as active, including those not seen yet:
-  then both softmaxes are over all outputs and nothing is padded.
+- Van de Ven's code since 2022 has no such weights and no T^2. In scenarios `task` and `domain`, it multiplies the
+  distillation, a mean over old tasks, by their number (`weights = by-old-tasks`). By default it treats all classes as
+  active, including those not seen yet: then both softmaxes are over all outputs and nothing is padded (`form = all`).
 - LwF.MC's authors and Mammoth take the mean over outputs instead of the sum, which amounts to a factor in the learning
   rate. The authors also push outputs of classes not seen yet toward 0; here these outputs are not active.
 - The paper and Mammoth train the new outputs alone first. FACIL can do so; the others, and this implementation, do not.
@@ -71,6 +73,8 @@ class LwF(Distilled):
         """Start with no task learned."""
         super().__init__(model, world, options or LwFOptions())
         self.distils = False  # whether there is an old task
+        if self.options.form == "all":
+            self.activated = "all"
 
     def before_task(self, task: Task) -> None:
         """Distil from the second task on."""
@@ -89,7 +93,9 @@ class LwF(Distilled):
             return loss
         old, strength = self.frozen_outputs_of(batch)["old"], self.options.strength
         groups = self.old_outputs(batch.task)
-        if self.options.weights != "constant":
+        if self.options.weights == "by-old-tasks":
+            strength = strength * (1 if self.world.seen_compete else batch.task / len(groups))
+        elif self.options.weights != "constant":
             share = 1 / (batch.task + 1)
             loss, strength = share * loss, strength * (1 - share) * self.options.temperature**2 / len(groups)
         for outputs in groups:
@@ -98,7 +104,7 @@ class LwF(Distilled):
 
     def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the loss of logits [N, C] with the labels, as the form has it; a scalar."""
-        if self.options.form in ("all-seen", "zero-padded"):
+        if self.options.form in ("all-seen", "zero-padded", "all"):
             return self.cross_entropy(logits, batch)
         if self.options.form == "new-classes":
             return self.cross_entropy(logits.masked_fill(~self.taught, float("-inf")), batch)

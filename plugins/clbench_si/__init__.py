@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,13 @@ class SIOptions(OutputsOptions):
 
     strength: Annotated[Scalar, SearchValues(0.1, 1.0, 10.0, 100.0, 1000.0)] = Field(
         1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2")
+    LATER: ClassVar[tuple[str, ...]] = ("gradient",)
+
     damping: Scalar = Field(1e-3, gt=0, description="xi: keeps the importance of weights that hardly moved finite")
+    gradient: Literal["loss", "total"] = Field(
+        "loss", description="whose path integral the importance is: loss: that of the cross-entropy, and importance is "
+        "never negative, as in the authors' code; total: that of the loss with the penalty, and importance may be "
+        "negative, as in van de Ven's code")
 
 
 @hookimpl

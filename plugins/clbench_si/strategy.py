@@ -7,7 +7,8 @@
 The gradient is that of the cross-entropy alone, as in the authors' code (ganguli-lab/pathint, `unreg_grads`): the
 penalty's, 2 c Omega (theta - theta*), is taken off. Their code also has the relu, which the paper does not mention;
 without it noise can make an importance negative and the loss unbounded. van de Ven's and Avalanche's codes take the
-gradient of the whole loss; Avalanche also clips Omega at 0.001.
+gradient of the whole loss; Avalanche also clips Omega at 0.001. With `gradient = total` it is as in van de Ven's code:
+the gradient of the whole loss, and no relu.
 
 What a step changed is known when the next one begins: its gradient and starting point wait in buffers until then. They
 are let go after the task.
@@ -57,7 +58,9 @@ class SI(QuadraticPenalty):
                 before, pull = self._account(name, parameter)
                 importance, anchor = self.quadratic(name)
                 before.copy_(parameter)
-                pull.copy_(gradients[name] - self.weight * importance * (parameter - anchor))
+                pull.copy_(gradients[name])
+                if self.options.gradient == "loss":
+                    pull.sub_(self.weight * importance * (parameter - anchor))
         return gradients
 
     @torch.no_grad()
@@ -69,7 +72,9 @@ class SI(QuadraticPenalty):
                 importance, anchor = self.quadratic(name)
                 path = self.get_buffer(f"path__{slot(name)}")
                 moved = (parameter - anchor).square()
-                importance.add_(path / (moved + self.options.damping)).relu_()
+                importance.add_(path / (moved + self.options.damping))
+                if self.options.gradient == "loss":
+                    importance.relu_()
                 anchor.copy_(parameter)
                 for kind in ("path", "before", "pull"):
                     delattr(self, f"{kind}__{slot(name)}")

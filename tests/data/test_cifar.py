@@ -1,15 +1,13 @@
 import pytest
 import torch
+from helpers.cifar import small_cifar, stream
 from safetensors.torch import save_file
 
 from clbench.core.errors import DataError, SpecError
 from clbench.core.files import default_data_dir
-from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.data import datasets
 from clbench.data.datasets import CLASS_NAMES
-from clbench.data.stream import load_stream
-from clbench.experiment.trial import Resolved
 
 
 @pytest.fixture(scope="module")
@@ -20,21 +18,7 @@ def registry():
 @pytest.fixture
 def laid(tmp_path, monkeypatch):
     """A data folder with sets that are CIFAR's in form but small, of random pixels."""
-    generator = torch.Generator().manual_seed(0)
-    monkeypatch.setattr(datasets, "CIFAR_SIZES", (400, 200))
-    for name, classes in (("CIFAR10", 10), ("CIFAR100", 100)):
-        tensors = {}
-        for part, count in (("train", 400), ("test", 200)):
-            tensors[f"{part}_x"] = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-            tensors[f"{part}_y"] = torch.randperm(count, generator=generator) % classes
-        save_file(tensors, datasets.cifar_file(name, tmp_path))
-    return tmp_path
-
-
-def stream(registry, name, data_dir, scenario="task", seed=0, **options):
-    info = registry.benchmark(name)
-    full = validate(info.options, options, name, "clbench benchmarks").model_dump()
-    return load_stream(Resolved(name=name, options=full), scenario, seed, data_dir, registry)
+    return small_cifar(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "options", "sizes"), [

@@ -36,11 +36,50 @@ def test_split_mnist_of_van_de_ven_is_dealt_out_by_seed_with_strengths_of_each_s
     planned = reference.plan(reference.cells, discover(), {"seeds": 1})
     trials = {(one[0].trial.scenario, one[0].label): one[0].trial for one in planned}
     assert {t.benchmark.options["class_order"] for t in trials.values()} == {"seed"}
-    for scenario, strength in (("task", 1e5), ("domain", 1e10), ("class", 1e9)):
-        for method, mode in (("ewc", "separate"), ("online-ewc", "online")):
+    # param_values.py of the author's code at commit f0b1461: EWC's strength, online EWC's strength and gamma.
+    for scenario, ewc, online, gamma in (("task", 1e7, 1e8, 0.8), ("domain", 1e6, 1e8, 0.7), ("class", 1e8, 1e9, 0.8)):
+        for method, mode, strength, decay in (("ewc", "separate", ewc, 1), ("online-ewc", "online", online, gamma)):
             options = trials[scenario, method].method.options
             assert (options["strength"], options["mode"], options["fisher"], options["gamma"]) == (
-                strength, mode, "exact", 1)
+                strength, mode, "predicted", decay)
+            assert options["fisher_samples"] is None
+
+
+def test_permuted_mnist_of_van_de_ven_has_the_strengths_of_each_scenario():
+    _, reference = references.find("van-de-ven-permuted-mnist")
+    trials = {(one[0].trial.scenario, one[0].label): one[0].trial.method.options
+              for one in reference.plan(reference.cells, discover(), {"seeds": 1})}
+    for scenario, ewc, online, gamma, si in (("task", 500, 500, 0.8, 5), ("domain", 500, 1000, 0.9, 5),
+                                             ("class", 1, 5, 1, 0.1)):
+        assert (trials[scenario, "ewc"]["strength"], trials[scenario, "ewc"]["fisher"]) == (ewc, "predicted")
+        assert (trials[scenario, "online-ewc"]["strength"], trials[scenario, "online-ewc"]["gamma"]) == (online, gamma)
+        assert (trials[scenario, "si"]["strength"], trials[scenario, "si"]["damping"],
+                trials[scenario, "si"]["gradient"]) == (si, 0.1, "total")
+
+
+def test_amended_cells_of_other_tables():
+    def options(name, label):
+        _, reference = references.find(name)
+        cell, = (c for c in reference.cells if c.label == label)
+        return reference.plan([cell], discover(), {"seeds": 1})[0][0].trial.method.options
+
+    gem = options("chaudhry-permuted-mnist", "a-gem")
+    assert (gem["per_class"], gem["quota"], gem["samples"]) == (25, "class-and-task", 256)
+    assert options("mammoth-split-cifar10", "er-ace")["head"] == "cosine"
+    assert {label: options("der-split-cifar10", label)["alpha"] for label in ("der-200", "der-500", "der++-200",
+                                                                              "der++-500")
+            } == {"der-200": 0.3, "der-500": 0.3, "der++-200": 0.1, "der++-500": 0.2}
+    _, hsu = references.find("hsu-split-mnist")
+    assert "lwf" not in {cell.label for cell in hsu.cells}
+
+
+def test_lwf_of_2018_is_of_the_trials_of_the_table_of_2019():
+    planned = {}
+    for name in ("van-de-ven-2018-split-mnist", "van-de-ven-split-mnist"):
+        _, reference = references.find(name)
+        planned[name] = {p.trial.key for one in reference.plan(reference.choose(methods=["lwf"]), discover())
+                         for p in one}
+    assert planned["van-de-ven-2018-split-mnist"] == planned["van-de-ven-split-mnist"]
 
 
 def test_the_file_of_the_docs_is_one(tmp_path):

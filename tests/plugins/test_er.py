@@ -158,3 +158,33 @@ def test_without_a_share_nothing_changes_and_keys_stay():
         assert torch.equal(outs[0].x, outs[1].x)
     assert "share" not in EROptions().model_dump() and EROptions(share=0.5).model_dump()["share"] == 0.5
     assert label("er", EROptions(share=0.05)) == "er:share=0.05"
+
+
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_losses_of_new_and_replayed_samples_are_weighted_by_task(index):
+    """1/t and 1 - 1/t, each times a mean, in numpy."""
+    import numpy as np
+
+    torch.manual_seed(0)
+    world = World(8, 4, "class", (1, 2, 2), torch.Generator().manual_seed(0), prepare=lambda x: x.double() / 255)
+    strategy = ER(mlp(MLPOptions(width=5), (1, 2, 2), 8), world, EROptions(weights="by-task")).double()
+    strategy.active[:] = True
+    strategy.augment_batch(batch(4, 0, seed=1))
+    out = strategy.augment_batch(Batch(batch(6, index, seed=2).x, batch(6, index, seed=2).y,
+                                       torch.full((6,), index), index))
+    assert out.replayed == 4
+    prepared = Batch(world.prepare(out.x), out.y, out.tasks, index, replayed=4)
+    logits = strategy.model(prepared.x).detach().numpy()
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    losses = -np.log(p[np.arange(10), out.y.numpy()])
+    t = index + 1
+    assert strategy.loss(prepared).item() == pytest.approx(losses[:6].mean() / t + (1 - 1 / t) * losses[6:].mean())
+    assert "count the tasks" in EROptions(weights="by-task").needs_boundaries.replace("counts", "count")
+
+
+def test_declarations_of_er_stay_but_for_weighted_losses():
+    from clbench.strategy.base import declares
+
+    plain, weighted = make(), make(weights="by-task")
+    assert declares(plain, "inputs_only_through_model") and declares(plain, "loss_is_mean")
+    assert declares(weighted, "inputs_only_through_model") and not declares(weighted, "loss_is_mean")

@@ -176,3 +176,24 @@ def test_samples_that_are_drawn_anew_are_kept_as_they_were_herded():
     strategy.before_task(Task(0, plain.classes, live))
     strategy.after_task(Task(0, plain.classes, live))
     assert strategy.memory_x.max() < 50
+
+
+def test_targets_of_old_outputs_are_softened_by_the_temperature():
+    """As van de Ven's code: binary cross-entropy of untempered outputs, targets sigmoid(s / 2) of old ones; numpy."""
+    import numpy as np
+
+    strategy = make(ICaRL, ICaRLOptions(capacity=18, temperature=2.0), "class", deep_model)
+    for index in range(2):
+        activate(strategy, index)
+        strategy.before_task(task(index))
+        if not index:
+            move(strategy, 0)
+            strategy.after_task(task(0))
+    move(strategy, 1)
+    b = strategy.augment_batch(batch(1))
+    scores, old = (net(b.x).detach().numpy() for net in (strategy.model, strategy.old))
+    targets = np.eye(CLASSES)[b.y.numpy()]
+    targets[:, :2] = 1 / (1 + np.exp(-old[:, :2] / 2))
+    s = 1 / (1 + np.exp(-scores))
+    losses = -(targets * np.log(s) + (1 - targets) * np.log(1 - s))[:, :4].sum(1)
+    assert strategy.loss(b).item() == pytest.approx(losses.mean(), rel=1e-10)

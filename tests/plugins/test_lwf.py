@@ -110,6 +110,34 @@ def test_losses_are_weighted_by_task_as_in_what_was_published(scenario, groups, 
 
 
 @pytest.mark.parametrize("scenario", ["task", "class", "domain"])
+def test_the_loss_of_van_de_vens_code_since_2022_in_plain_torch(scenario):
+    """Labels and distillation over all six outputs; the mean over old tasks, times their number but in class."""
+    strategy, b, old = begun(LwFOptions(form="all", weights="by-old-tasks"), scenario)
+    if scenario == "class":  # as the harness does for outputs = all
+        assert strategy.activated == strategy.outputs == "all"
+        strategy.active[:] = True
+        strategy.known[:2] = True
+    logits = strategy.model(b.x).detach()
+    groups = [slice(0, 2), slice(2, 4)] if scenario == "task" else [slice(0, 6)]
+    own = slice(4, 6) if scenario == "task" else slice(0, 6)
+    labels = F.cross_entropy(logits[:, own], b.y - (4 if scenario == "task" else 0))
+    losses = [(-F.softmax(old[:, g] / 2, 1) * F.log_softmax(logits[:, g] / 2, 1)).sum(1).mean() for g in groups]
+    expected = labels + sum(losses) / len(losses) * (1 if scenario == "class" else 2)
+    torch.testing.assert_close(strategy.loss(b), expected, rtol=1e-12, atol=0)
+
+
+def test_with_all_outputs_the_harness_activates_classes_of_later_tasks():
+    from clbench.testing.checks import bench
+
+    b = bench(discover().strategy("lwf"), {"form": "all"}, "class")
+    b.learn(0)
+    assert b.strategy.active[0].all() and b.strategy.known[0].all()
+    other = bench(discover().strategy("lwf"), {"form": "all-seen"}, "class")
+    other.learn(0)
+    assert other.strategy.known[0].sum() == 2
+
+
+@pytest.mark.parametrize("scenario", ["task", "class", "domain"])
 def test_the_loss_of_what_was_published_in_plain_torch(scenario):
     # van de Ven's code of April 2019 as it is: the mean over samples and outputs alike, then over old tasks.
     strategy, b, old = begun(LwFOptions(form="zero-padded", weights="by-task-mean"), scenario)

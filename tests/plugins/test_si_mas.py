@@ -20,7 +20,7 @@ def fit(strategy, index, **recipe):
     strategy.after_task(one)
 
 
-def by_hand(model, tasks, strength, damping, steps, lr):
+def by_hand(model, tasks, strength, damping, steps, lr, total=False):
     """SI as the paper writes it, on full batches: plain gradient descent, everything in dictionaries."""
     own = dict(model.named_parameters())
     omega = {n: torch.zeros_like(p) for n, p in own.items()}
@@ -38,9 +38,10 @@ def by_hand(model, tasks, strength, damping, steps, lr):
             with torch.no_grad():
                 for (n, p), g, unregularised in zip(own.items(), whole, pull, strict=True):
                     p -= lr * g
-                    small[n] += unregularised * lr * g
+                    small[n] += (g if total else unregularised) * lr * g
         for n, p in own.items():
-            omega[n] = (omega[n] + small[n] / ((p.detach() - start[n]).square() + damping)).clamp_min(0)
+            omega[n] = omega[n] + small[n] / ((p.detach() - start[n]).square() + damping)
+            omega[n] = omega[n] if total else omega[n].clamp_min(0)
             anchor[n] = p.detach().clone()
     return omega, anchor
 
@@ -57,6 +58,37 @@ def test_si_is_the_papers_path_integral(model):
         torch.testing.assert_close(importance, value, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(held, anchor[name], rtol=1e-9, atol=1e-12)
     assert (sum(v.sum() for v in omega.values()) > 0) and strategy.penalty() == 0
+
+
+def test_si_of_the_total_gradient_is_van_de_vens_code():
+    """Its update of W and omega: -grad of the whole loss times the change, over change^2 + epsilon, without a ReLU."""
+    strategy = make(SI, SIOptions(strength=3.0, damping=0.1, gradient="total"), model=deep_model)
+    twin = copy.deepcopy(strategy.model)
+    for index in range(3):
+        fit(strategy, index, optimizer="sgd", lr=0.2, iterations=9)
+    omega, _ = by_hand(twin, 3, 3.0, 0.1, 9, 0.2, total=True)
+    for name, value in omega.items():
+        torch.testing.assert_close(strategy.quadratic(f"model.{name}")[0], value, rtol=1e-9, atol=1e-12)
+    papers = make(SI, SIOptions(strength=3.0, damping=0.1), model=deep_model)
+    for index in range(3):
+        fit(papers, index, optimizer="sgd", lr=0.2, iterations=9)
+    assert any(not torch.allclose(strategy.quadratic(f"model.{name}")[0], papers.quadratic(f"model.{name}")[0])
+               for name in omega)
+
+
+def test_without_the_relu_an_importance_may_be_negative():
+    minimum = {}
+    for gradient in ("loss", "total"):
+        strategy = make(SI, SIOptions(damping=0.1, gradient=gradient), model=deep_model)
+        one = task(0)
+        strategy.before_task(one)
+        for name, parameter in strategy.named_parameters():  # a step uphill
+            strategy.edit_gradients({name: torch.ones_like(parameter)})
+            with torch.no_grad():
+                parameter += 0.5
+        strategy.after_task(one)
+        minimum[gradient] = min(strategy.quadratic(name)[0].min().item() for name, _ in strategy.named_parameters())
+    assert minimum == {"loss": 0.0, "total": pytest.approx(-0.5 / (0.25 + 0.1))}
 
 
 def test_the_path_of_small_steps_adds_up_to_the_fall_of_the_loss():

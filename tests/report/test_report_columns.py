@@ -39,8 +39,13 @@ def studied():
                for m, shift, cost in methods for s in range(6)]
     counts = ErrorCounts(learned=3, samples=[200] * 3, right=[100] * 3, given=[150] * 3, corrected=[120] * 3,
                          tasks=[[200, 0, 0], [0, 200, 0], [0, 0, 200]])
-    section, = build([r.model_copy(update={"errors": [counts]}) for r in records]).sections
+    section, = build([with_sizes(r.model_copy(update={"errors": [counts]}), [100, 200, 300]) for r in records]).sections
     return section
+
+
+def with_sizes(record, test_samples):
+    """Return a record whose tasks have these numbers of test samples."""
+    return record.model_copy(update={"stream": record.stream.model_copy(update={"test_samples": test_samples})})
 
 
 def pareto_costs(section):
@@ -61,7 +66,18 @@ def test_every_measure_has_a_title_of_its_own_and_one_of_the_tables():
     assert {m.table for m in MEASURES} == set(TABLES)
     assert all(m.tested for m in MEASURES if m.in_report)
     assert all(m.column.direction for m in MEASURES if m.tested or m.cost)
-    assert set(by_title(studied())) > {m.column.title for m in MEASURES}
+    assert set(by_title(studied())) > {m.column.title for m in MEASURES} - {"AIA-pooled-all"}  # of scenario domain
+
+
+@pytest.mark.parametrize(("scenario", "sizes", "titles"), [
+    ("class", [200, 200, 200], []), ("domain", [200, 200, 200], []), ("class", [10, 20, 100], ["ACC", "AIA"]),
+    ("domain", [10, 20, 100], ["ACC", "AIA", "AIA-all"])])
+def test_pooled_accuracies_are_shown_if_tasks_have_different_numbers_of_test_samples(scenario, sizes, titles):
+    R = [[0.1, 0.2, 0.3], [0.8, 0.25, 0.3], [0.9, 0.7, 0.4], [0.6, 0.5, 0.95]]
+    section, = build([with_sizes(make_record("lora", R=R, scenario=scenario), sizes)]).sections
+    cells = {title: cell.mean for title, (cell, *_) in by_title(section).items() if "pooled" in title}
+    values = {"ACC": 111 / 130, "AIA": (8 / 10 + 23 / 30 + 111 / 130) / 3, "AIA-all": (43 + 63 + 111) / 130 / 3}
+    assert cells == pytest.approx({f"{title[:3]}-pooled{title[3:]}": values[title] for title in titles})
 
 
 @pytest.mark.parametrize("place", [pytest.param(place, marks=pytest.mark.slow if place % 10 else ())

@@ -34,6 +34,28 @@ def test_a_matrix_worked_by_hand():
     assert metrics.learning_accuracy(R) == pytest.approx((0.80 + 0.70 + 0.95) / 3)
 
 
+def test_pooled_accuracies_count_test_samples():
+    # Right answers by hand: after task 1 8 of 10; after task 2 9 + 14 of 30; after task 3 6 + 10 + 95 of 130.
+    samples = [10, 20, 100]
+    assert metrics.pooled_seen(R, samples) == pytest.approx([8 / 10, 23 / 30, 111 / 130])
+    assert metrics.acc_pooled(R, samples) == pytest.approx(111 / 130)
+    assert metrics.aia_pooled(R, samples) == pytest.approx((8 / 10 + 23 / 30 + 111 / 130) / 3)
+    # Over all domains: 8 + 5 + 30, 9 + 14 + 40 and 6 + 10 + 95 of 130.
+    assert metrics.aia_pooled_all(R, samples) == pytest.approx((43 + 63 + 111) / 130 / 3)
+
+
+@given(matrices(), st.integers(1, 1000))
+def test_pooling_equal_tasks_is_averaging_them(matrix, samples):
+    samples = [samples] * (len(matrix) - 1)
+    assert metrics.acc_pooled(matrix, samples) == pytest.approx(metrics.acc(matrix))
+    assert metrics.aia_pooled(matrix, samples) == pytest.approx(metrics.aia(matrix))
+
+
+def test_pooling_needs_the_size_of_every_task():
+    with pytest.raises(ClbenchError, match=r"R has 3 task.* but 2 numbers of test samples"):
+        metrics.acc_pooled(R, [1, 2])
+
+
 def test_intransigence_is_the_gap_to_joint_on_the_diagonal():
     joint = [[0.0] * 3, [0.85, 0, 0], [0, 0.90, 0], [0, 0, 0.90]]
     assert metrics.intransigence_per_task(R, joint) == pytest.approx([0.05, 0.20, -0.05])

@@ -142,3 +142,23 @@ def test_one_published_run_counts_as_without_spread_and_the_average_incremental_
     assert average.tolerance == pytest.approx(t.ppf(0.995, 1) * own + 1.005)
     text = verified.markdown(reference, [final, average])
     assert "One run of each" in text and "naive (AIA)" in text
+
+
+@pytest.mark.parametrize(("metric", "expected"), [
+    ("ACC", (90 + 60) / 2), ("AIA", (80 + (90 + 60) / 2) / 2), ("ACC-pooled", (10 * 90 + 30 * 60) / 40),
+    ("AIA-pooled", (80 + (10 * 90 + 30 * 60) / 40) / 2),
+    ("AIA-pooled-all", ((10 * 80 + 30 * 20) / 40 + (10 * 90 + 30 * 60) / 40) / 2)])
+def test_a_cell_is_compared_by_the_metric_of_its_source(tmp_path, metric, expected):
+    """Two tasks with 10 and 30 test samples; the expected values are computed by hand."""
+    reference = references.read_reference(write(tmp_path, cells=[CELLS[0] + f'\nmetric = "{metric}"']))
+    trial = reference.plan(reference.cells, discover())[0][0].trial
+    records = []
+    for seed in (0, 1):
+        own = trial.model_copy(update={"seed": seed})
+        record = make_record(R=[[0.5, 0.5], [0.8, 0.2], [0.9, 0.6]])
+        stream = record.stream.model_copy(update={"test_samples": [10, 30]})
+        records.append(record.model_copy(update={"trial": own, "key": own.key, "stream": stream}))
+    checked, = check(reference, [[trial]], records)
+    assert checked.accuracies == pytest.approx([expected] * 2)
+    text = verified.markdown(reference, [checked])
+    assert (f"Numbers with ({metric}) are " in text) == (metric != "ACC") == (f"naive ({metric})" in text)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from clbench.core import seeds
+from clbench.core.errors import DataError
 from clbench.core.user_code import load_function
 from clbench.data import datasets
 from clbench.data.avalanche.whole import ToBytes, leaf_rows
@@ -22,14 +23,15 @@ from clbench.data.builtin import (
     B50Options,
     CIFAR100Options,
     CIFAROptions,
-    ClassOptions,
     CustomOptions,
     ImageOptions,
     PermutedOptions,
     RotatedOptions,
     SplitOptions,
 )
+from clbench.data.class_options import ClassOptions, order_classes, positions
 from clbench.data.datasets import CLASS_NAMES, STATISTICS, Images
+from clbench.data.own.samples import some
 
 LAYOUT = "clbench_layout"  # attribute of a benchmark
 
@@ -58,8 +60,10 @@ def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
     from torchvision.transforms import Compose, Pad
 
     datasets.mnist_like("MNIST", data_dir)  # downloads it or raises; Avalanche then finds it there
+    if options.task_sizes:  # which Avalanche's SplitMNIST does not take
+        return _split(*datasets.mnist_like("MNIST", data_dir), options, seed, "MNIST")
     transform = Compose([ToBytes(), Pad(options.padding)]) if options.padding else ToBytes()
-    benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed, options.classes),
+    benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed),
                            train_transform=transform, eval_transform=transform, dataset_root=str(data_dir))
     return laid_out(benchmark, options, "MNIST")
 
@@ -98,34 +102,33 @@ def rotated_mnist(options: RotatedOptions, data_dir: Path, seed: int) -> Any:
 
 def split_cifar10(options: CIFAROptions, data_dir: Path, seed: int) -> Any:
     """Return CIFAR-10, split by class."""
-    return _split_cifar("CIFAR10", options, data_dir, seed, options.used)
+    return _split_cifar("CIFAR10", options, data_dir, seed)
 
 
 def split_cifar100(options: CIFAR100Options, data_dir: Path, seed: int) -> Any:
     """Return CIFAR-100, split by class, without the held-out classes, or only these."""
     begin = options.classes - options.held_out if options.part == "held-out" else 0
-    return _split_cifar("CIFAR100", options, data_dir, seed, options.used, begin=begin)
+    return _split_cifar("CIFAR100", options, data_dir, seed, begin)
 
 
 def split_cifar100_b50(options: B50Options, data_dir: Path, seed: int) -> Any:
     """Return CIFAR-100 with a first task of 50 classes (Hou et al. 2019, "Learning a Unified Classifier")."""
-    return _split_cifar("CIFAR100", options, data_dir, seed, options.classes, first=options.classes - options.used)
+    return _split_cifar("CIFAR100", options, data_dir, seed)
 
 
-def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, classes: int, first: int = 0,
-                 begin: int = 0) -> Any:
-    """Return `classes` classes from `begin` on as tasks, after a task of `first` classes if any; labels begin at 0."""
-    parts = []
+def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, begin: int = 0) -> Any:
+    """Return the classes from `begin` on as tasks; labels begin at 0."""
+    parts, classes = [], options.ordered
+    names = CLASS_NAMES[name][begin:begin + classes]
     for part, images in zip(datasets.PARTS, datasets.cifar(name, data_dir), strict=True):
         rows = datasets.chosen_rows(images.y, options, part, seed)
         rows = rows[(images.y[rows] >= begin) & (images.y[rows] < begin + classes)]
         parts.append(Images(images.x[rows], images.y[rows] - begin))
-    benchmark = split_by_class(parts[0], parts[1], options.tasks + bool(first), class_order(options, seed, classes),
-                          {0: first} if first else None)
+    benchmark = split_by_class(parts[0], parts[1], options.sizes, class_order(options, seed, names))
     kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
     mean, std = kinds.get(options.normalize, ((), ()))
     setattr(benchmark, LAYOUT, Layout(mean, std, augment="" if options.augment == "none" else options.augment,
-                                      class_names=CLASS_NAMES[name][begin:begin + classes],
+                                      class_names=names,
                                       test_rows=rows_by_task(benchmark, rows)))  # the last part's
     return benchmark
 
@@ -145,11 +148,25 @@ def sized(benchmark: Any, options: CustomOptions) -> Any:
     return benchmark
 
 
-def class_order(options: ClassOptions, seed: int, classes: int) -> list[int]:
-    """Return the order in which the classes come."""
-    if options.class_order == "natural":
-        return list(range(classes))
-    order: list[int] = torch.randperm(classes, generator=seeds.generator(seed, "classes")).tolist()
+def class_order(options: ClassOptions, seed: int, names: Sequence[str] = ()) -> list[int]:
+    """Return the order in which the classes come.
+
+    Args:
+        options: how.
+        seed: of the trial.
+        names: of the classes; empty if they have numbers only.
+
+    Raises:
+        DataError: `classes_in_order` has other names than the classes.
+    """
+    if not options.classes_in_order:
+        return order_classes(options, seed, options.ordered)
+    numbers = [str(number) for number in range(options.ordered)]
+    order = positions(options.classes_in_order, numbers) or positions(options.classes_in_order, names)
+    if order is None:
+        strange = [name for name in options.classes_in_order if name not in (names or numbers)]
+        raise DataError(f"classes_in_order: {some(strange)} is no class; name every class once, by number from 0"
+                        + (f" or as {some(names)}" if names else ""))
     return order
 
 
@@ -169,19 +186,18 @@ def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: 
 
 def _split(train: Images, test: Images, options: SplitOptions, seed: int, dataset: str) -> Any:
     """Return a benchmark of images split by class."""
-    order = class_order(options, seed, options.classes)
+    order = class_order(options, seed, CLASS_NAMES.get(dataset, ()))
     train, test = (padded(part, options.padding) for part in (train, test))
-    return laid_out(split_by_class(train, test, options.tasks, order), options, dataset)
+    return laid_out(split_by_class(train, test, options.sizes, order), options, dataset)
 
 
-def split_by_class(train: Images, test: Images, tasks: int, order: list[int],
-                   sizes: dict[int, int] | None = None) -> Any:
-    """Return a benchmark whose tasks have different classes, equally many but for the tasks in `sizes`."""
+def split_by_class(train: Images, test: Images, sizes: Sequence[int], order: list[int]) -> Any:
+    """Return a benchmark whose tasks have different classes, as many as `sizes` says."""
     from avalanche.benchmarks import nc_benchmark
     from torch.utils.data import TensorDataset
 
-    return nc_benchmark(TensorDataset(*train), TensorDataset(*test), tasks, task_labels=False, shuffle=False,
-                        fixed_class_order=order, per_exp_classes=sizes)
+    return nc_benchmark(TensorDataset(*train), TensorDataset(*test), len(sizes), task_labels=False, shuffle=False,
+                        fixed_class_order=order, per_exp_classes=dict(enumerate(sizes)))
 
 
 def rows_by_task(benchmark: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:

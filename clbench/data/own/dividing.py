@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch
 
 from clbench.core import seeds
 from clbench.core.errors import DataError
+from clbench.data.class_options import order_classes, positions
 from clbench.data.own.samples import Labelled, in_order, some
 from clbench.data.own_options import OwnOptions
 
@@ -51,7 +53,7 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
     Args:
         train: the samples, or the training part.
         test: the test part; None: `options.held_out` of the samples becomes one.
-        options: how. Where `options.tasks` is not given and `train.tasks` is, these are the tasks.
+        options: how. If neither the number nor the sizes of tasks are given and `train.tasks` is, these are the tasks.
         seed: of the order of classes, where that is asked for; what is held out does not depend on it.
         where: names the data in errors.
 
@@ -63,6 +65,8 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
         raise DataError(f"{where} has no samples")
     present = set(train.labels)
     classes = [c for c in train.classes if c in present] if train.classes else in_order(present)
+    if options.class_names_by == "text":
+        classes = sorted(classes)
     if strange := [c for c in in_order(present) if c not in set(classes)]:
         raise DataError(f"{where} has labels that are not among its class names: {some(strange)}")
     if len(classes) < 2:
@@ -71,7 +75,7 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
         raise DataError(f"{where}: the test part has classes that the training part has not: {some(strange)}")
     number = {c: i for i, c in enumerate(classes)}
     y = [np.array([number[label] for label in part.labels], np.int64) for part in (train, test) if part is not None]
-    named = train.tasks is not None and options.tasks is None
+    named = train.tasks is not None and options.tasks is None and not options.task_sizes
     if named:
         names, of, orders = _named_tasks(train, test, y, options, where)
         notes = _thin_classes(of[0], y[0], names, classes)
@@ -138,6 +142,11 @@ def _by_class(classes: Sequence[str], options: OwnOptions, seed: int, where: str
     if getattr(options, "tasks_in_order", []):
         raise DataError(f"{where}: tasks_in_order is for tasks that the data name, and these are divided by class; "
                         "give classes_in_order, or say what names the tasks")
+    if options.task_sizes:
+        if sum(options.task_sizes) != count:
+            raise DataError(f"{where} has {count} classes, and task_sizes sum to {sum(options.task_sizes)}; they must "
+                            "be equal")
+        tasks = len(options.task_sizes)
     if tasks is None:
         tasks = min(DEFAULT_TASKS, count // 2)
         if tasks < 2:
@@ -146,13 +155,13 @@ def _by_class(classes: Sequence[str], options: OwnOptions, seed: int, where: str
         notes.append(f"{tasks} tasks by class, as nothing else is asked for (tasks = ...)")
     if tasks > count:
         raise DataError(f"{where} has {count} classes, which do not make {tasks} tasks; give tasks = {count} or fewer")
-    order = list(range(count))
+    order = order_classes(options, seed, count)
     if options.classes_in_order:
         order = _listed(options.classes_in_order, classes, "classes_in_order", where)
-    elif options.class_order == "seed":
-        order = torch.randperm(count, generator=seeds.generator(seed, "classes")).tolist()
-    parts = [tuple(int(c) for c in part) for part in np.array_split(np.array(order), tasks)]
-    if count % tasks:
+    sizes = options.task_sizes or [count // tasks + (task < count % tasks) for task in range(tasks)]
+    ends = list(accumulate(sizes))
+    parts = [tuple(order[end - size:end]) for size, end in zip(sizes, ends, strict=True)]
+    if not options.task_sizes and count % tasks:
         notes.append(f"{count} classes do not divide evenly into {tasks} tasks, which have "
                      f"{', '.join(str(len(part)) for part in parts)} (scenario domain needs equally many)")
     return parts, notes
@@ -160,12 +169,13 @@ def _by_class(classes: Sequence[str], options: OwnOptions, seed: int, where: str
 
 def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str) -> list[int]:
     """Return the positions of names in the order that an option gives, which must list each once."""
-    if sorted(given) != sorted(known):
+    places = positions(given, known)
+    if places is None:
         missing, strange = [n for n in known if n not in given], [n for n in given if n not in known]
         wrong = (f"{some(strange)} is not there" if strange else f"{some(missing)} is left out" if missing else
                  "some are named twice")
         raise DataError(f"{where}: {option} must list each of {some(known)} once, and {wrong}")
-    return [list(known).index(name) for name in given]
+    return places
 
 
 def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options: OwnOptions, where: str
@@ -173,7 +183,7 @@ def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options:
     """Return the names of the tasks that the data name, each sample's task by part, and the labels of each task."""
     assert train.tasks is not None
     names = in_order(train.tasks)
-    if options.classes_in_order or options.class_order == "seed":
+    if options.classes_in_order or options.class_order != "natural":
         raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
                         "give tasks = ... as well to divide by class, or leave the order out")
     given = getattr(options, "tasks_in_order", [])

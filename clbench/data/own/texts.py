@@ -71,7 +71,7 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
         y = torch.tensor([number[label] for label in read_part.known.labels])
         rows = chosen_rows(y, options, part, seed)  # only these are tokenised
         made.append(Images(tokenised([read_part.texts[i] for i in rows.tolist()], options, where), y[rows]))
-    benchmark = split_by_class(made[0], made[1], options.tasks, class_order(options, seed, options.classes))
+    benchmark = split_by_class(made[0], made[1], options.sizes, class_order(options, seed, names))
     layout = Layout(text=True, class_names=tuple(names), test_rows=rows_by_task(benchmark, rows))  # the last part's
     setattr(benchmark, LAYOUT, layout)
     return benchmark

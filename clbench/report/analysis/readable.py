@@ -88,6 +88,8 @@ def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]
             options = {m.id: m.id.split(":")[1:] for m in group}
             for m in group:
                 shown = option_names(templates.get(m.strategy, ""))
+                if "capacity" in shown:
+                    shown = {*shown, "per_class"}
                 differing = [option for option in options[m.id] if option.partition("=")[0] not in shown
                              and not all(option in others for others in options.values())]
                 names[m.id] = with_options(name, differing)

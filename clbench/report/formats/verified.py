@@ -10,11 +10,17 @@ from typing import get_args
 from tabulate import tabulate
 
 from clbench.core.scenario import scenario_rules
-from clbench.experiment.references import Cell, Reference
+from clbench.experiment.references import Cell, CellMetric, Reference
 from clbench.report.analysis import notes
 from clbench.report.formats.markdown import bullets, escape
 from clbench.report.formatting import NONE, clean
 from clbench.results.verification import Checked, Verdict
+
+METRIC_NAMES: dict[CellMetric, str] = {
+    "AIA": "average incremental accuracies",
+    "ACC-pooled": "final accuracies over all test samples",
+    "AIA-pooled": "accuracies over the test samples of the tasks so far, averaged over the tasks",
+    "AIA-pooled-all": "accuracies over the test samples of all tasks, averaged over the tasks"}
 
 
 def plain(reference: Reference, checked: Sequence[Checked]) -> str:
@@ -39,8 +45,8 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
                  else "One run of each")
               + (f". Code: <{reference.code}>" if reference.code else "") + ".",
               _table(checked, "github", escape),
-              f"{_metrics(reference)}: {summary(checked)}. Ours is mean ± standard error; differences and tolerances "
-              "are in points."]
+              f"Final average accuracy: {summary(checked)}. Ours is mean ± standard error; differences and tolerances "
+              f"are in points.{_metrics(reference)}"]
     if remarks := [f"{where}: {text}" for where, text in _remarks(checked)]:
         blocks.append(bullets(remarks))
     blocks += ["## Rule", f"A cell is reproduced if the two means differ by no more than its tolerance: the half "
@@ -75,10 +81,9 @@ def listing(references: dict[str, Reference]) -> str:
 
 
 def _metrics(reference: Reference) -> str:
-    """Describe what the numbers measure."""
-    if all(cell.metric == "ACC" for cell in reference.cells):
-        return "Final average accuracy"
-    return "Final average accuracy; of methods with (AIA) behind them the average incremental accuracy"
+    """Describe the metrics that cells name in parentheses."""
+    named = dict.fromkeys(cell.metric for cell in reference.cells if cell.metric != "ACC")
+    return "".join(f" Numbers with ({metric}) are {METRIC_NAMES[metric]}." for metric in named)
 
 
 def _label(cell: Cell) -> str:
