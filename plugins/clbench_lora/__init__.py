@@ -16,6 +16,7 @@ from clbench.strategy.common_options import (
     BaseOptions,
     FixedOutputsOptions,
     OutputsOptions,
+    OwnOutputsOptions,
     StartOptions,
 )
 
@@ -128,7 +129,7 @@ class SummedOptions(LowRankOptions, StartOptions):
     head_rate: float = Field(1.0, gt=0, description="what multiplies the recipe's learning rate for the head, or heads")
 
 
-class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, SummedOptions):
+class SeqLoRAOptions(OwnOutputsOptions, AlignOptions, AdapterOptions, SummedOptions):
     """Options of `seq-lora`."""
 
     LATER: ClassVar[tuple[str, ...]] = ("merge", "replay", "capacity")
@@ -151,7 +152,7 @@ class SeqLoRAOptions(OutputsOptions, AlignOptions, AdapterOptions, SummedOptions
         return "merge = true merges the adapter after each task" if self.merge else super().needs_boundaries
 
 
-class OLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
+class OLoRAOptions(OwnOutputsOptions, AlignOptions, SummedOptions):
     """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code."""
 
     rank: int = Field(8, ge=1, description=LowRankOptions.model_fields["rank"].description)
