@@ -120,7 +120,7 @@ class Options(Strict):
         return self
 
     def in_scenario(self, scenario: Scenario, boundaries: bool) -> Options:
-        """Return settled options with the values for a scenario, with or without known boundaries. Default: no change."""
+        """Return settled options with their values for a scenario, with known boundaries or not. Default: no change."""
         return self
 
     def seed_problem(self, seeds: Sequence[int], validation: float) -> str:
