@@ -16,6 +16,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
+from clbench.experiment.recipe import settle_rate
 from clbench.experiment.search import Search, Searched, Tried
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
@@ -91,7 +92,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
             trial = Trial(
                 benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
                 scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
-                weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=recipe,
+                weights=weights, preprocessing=inputs.preprocessing, recipe=settle_rate(spec.recipe), own_recipe=recipe,
                 method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
             reference = isinstance(strategy, StrategyInfo) and strategy.reference
             planned.append(PlannedTrial(trial, row_label, reference, _family(strategy, with_options, recipe), searched,

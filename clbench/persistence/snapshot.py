@@ -25,7 +25,7 @@ from clbench.core.objective import CAUSAL_LM, CLASSIFICATION
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask, stored
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
 from clbench.persistence.strategy_state import SnapshotError, StrategyState, capture, grow, load
 from clbench.results.curve import Curve

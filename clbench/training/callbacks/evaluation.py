@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clbench.data.stream import Stream
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.results.items import ItemResults
 from clbench.results.records import Failure
 from clbench.strategy.base import Prediction
