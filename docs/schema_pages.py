@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 from clbench.core.options import format_value
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings, flag
-from clbench.experiment.spec import Named, Recipe, Spec
+from clbench.experiment.recipe import Recipe
+from clbench.experiment.spec import Named, Spec
 from clbench.report.formats.markdown import escape
 from clbench.results.records import Record
 

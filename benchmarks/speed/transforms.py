@@ -38,7 +38,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     from clbench.core import seeds
     from clbench.core.registry import discover
     from clbench.data import prefetch
-    from clbench.experiment.spec import Recipe
+    from clbench.experiment.recipe import Recipe
     from clbench.experiment.trial import Resolved
     from clbench.strategy.base import Strategy, Task, World
     from clbench.training.building import build_model

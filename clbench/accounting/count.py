@@ -17,7 +17,7 @@ from clbench.core import seeds, tokens
 from clbench.core.errors import SpecError
 from clbench.core.registry import Registry
 from clbench.data.stream import Stream
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
 from clbench.report.formatting import by_task

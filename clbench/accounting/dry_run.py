@@ -25,7 +25,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import Resolved, Trial
 from clbench.models.network import Network
 from clbench.strategy.base import Strategy, Task

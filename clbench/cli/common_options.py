@@ -154,12 +154,18 @@ RECIPE = (
     click.option("--batch-size", type=int, help="New samples per step.  [default: 128]"),
     click.option("--optimizer", metavar="adam|adamw|sgd", help="Optimizer.  [default: adam]"),
     click.option("--lr", type=float, help="Learning rate.  [default: 0.001]"),
+    click.option("--lr-per", type=int, metavar="N", help="Samples per step that --lr is for; the rate is multiplied by "
+                 "the batch size / N.  [default: the batch size]"),
     click.option("--head-lr", type=float, help="Learning rate of the heads.  [default: that of --lr]"),
     click.option("--momentum", type=float, help="Momentum of sgd.  [default: 0]"),
     click.option("--weight-decay", type=float, help="L2 penalty added to the gradient; with adamw, decoupled from it.  "
                  "[default: 0]"),
-    click.option("--schedule", metavar="constant|cosine|steps", help="Schedule of the learning rate over a task.  "
-                 "[default: constant]"),
+    click.option("--head-decay", metavar="all|learning", help="Rows of the heads that weight decay changes: all, or "
+                 "those that compete in the loss.  [default: all]"),
+    click.option("--schedule", metavar="constant|cosine|quarter-cosine|steps", help="Schedule of the learning rate "
+                 "over a task.  [default: constant]"),
+    click.option("--schedule-by", metavar="step|epoch", help="Change the rate after each step or each epoch.  "
+                 "[default: step]"),
     click.option("--milestones", metavar="LIST", callback=_shares, help="Shares of a task's steps at which the "
                  "learning rate falls (--schedule steps), such as 0.5,0.8."),
     click.option("--decay", type=float, help="Factor of the learning rate at each milestone.  [default: 0.1]"),

@@ -113,7 +113,7 @@ def grouped(command: click.Command, context: click.Context) -> dict[str, list[cl
 def in_groups(options: list[click.Option]) -> dict[str, list[click.Option]]:
     """Return the options by heading. If there are only a few, all are under "Options"."""
     from clbench.experiment.execution_settings import ExecutionSettings  # imports pydantic: slow for `clbench --help`
-    from clbench.experiment.spec import Recipe
+    from clbench.experiment.recipe import Recipe
 
     how, where = {*Recipe.model_fields, "online"}, {*ExecutionSettings.model_fields} | RUNS
     groups: dict[str, list[click.Option]] = {WHAT: [], HOW: [], WHERE: []}

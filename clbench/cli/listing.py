@@ -127,7 +127,7 @@ def boundaries_needed(info: Any) -> str:
     """Return why a task-free method needs task boundaries with its default options; empty if it does not."""
     if not info.task_free or any(field.is_required() for field in info.options.model_fields.values()):
         return ""
-    return str(info.options().needs_boundaries)
+    return str(info.options().in_scenario("class", boundaries=False).needs_boundaries)
 
 
 def default(option: Mapping[str, Any]) -> str:

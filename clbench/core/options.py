@@ -22,6 +22,7 @@ from pydantic import (
 
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
+from clbench.core.scenario import Scenario
 from clbench.core.search_values import search_values
 
 if TYPE_CHECKING:
@@ -118,12 +119,14 @@ class Options(Strict):
         """
         return self
 
+    def in_scenario(self, scenario: Scenario, boundaries: bool) -> Options:
+        """Return settled options with their values for a scenario, with known boundaries or not. Default: no change."""
+        return self
+
     def seed_problem(self, seeds: Sequence[int], validation: float) -> str:
         """Return why trials of these seeds cannot be run with these options; empty if they can.
 
-        Args:
-            seeds: of the trials.
-            validation: share of the training samples that is evaluated on; 0: the test samples are.
+        `validation` is the share of the training samples that is evaluated on; 0: the test samples are.
         """
         return ""
 
@@ -274,9 +277,8 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
     for item in error.errors():
         where = ".".join([owner, *map(str, item["loc"][:1])])
         if item["type"] == "extra_forbidden":
-            name = owner.removeprefix("tune.")
             lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields,
-                                                f"{listing} {name}"))
+                                                f"{listing} {owner.removeprefix('tune.')}"))
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
             given = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"

@@ -22,7 +22,8 @@ from clbench.execution.loading import find_record, learned_stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.spec import Recipe, changed
+from clbench.experiment.recipe import Recipe
+from clbench.experiment.spec import changed
 from clbench.experiment.trial import Continued, PlannedTrial, Resolved, Trial
 from clbench.persistence.callbacks import SaveCallback, code_of
 from clbench.persistence.snapshot import StreamOutline, names_of, read_saved, restore, stand_in

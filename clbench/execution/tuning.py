@@ -26,8 +26,9 @@ from clbench.execution.reuse import OnStale
 from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, corners, is_numeric, sampler_for
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.search import Choices, Outcome, Range, Search, Space, Tried
-from clbench.experiment.spec import MethodSpec, Recipe, Spec, changed
+from clbench.experiment.spec import MethodSpec, Spec, changed
 from clbench.experiment.sweeps import expand, types_of
 from clbench.results import metrics
 from clbench.results.records import Record

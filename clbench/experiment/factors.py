@@ -17,7 +17,8 @@ from clbench.core.options import Options, format_value
 from clbench.core.registry import Registry
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.plan import plan
-from clbench.experiment.spec import Recipe, Spec, build
+from clbench.experiment.recipe import Recipe
+from clbench.experiment.spec import Spec, build
 from clbench.experiment.trial import PlannedTrial, Resolved
 
 Place = tuple[str, str]  # a table of the experiment and a name in it
@@ -27,6 +28,7 @@ BUDGET: Place = ("recipe", "budget")
 EVERY_UP_TO = 10  # parts: of so many, all mixtures are planned to find what cannot be mixed
 NAMES: Mapping[Place, str] = {
     ("recipe", "lr"): "learning rate", ("recipe", "head_lr"): "learning rate of the heads",
+    ("recipe", "schedule_by"): "steps of the schedule", ("recipe", "head_decay"): "weight decay of the heads",
     ("recipe", "optimizer"): "optimizer", ("recipe", "max_grad_norm"):
     "gradient clipping", ("recipe", "optimizer_state"): "optimizer state", ("weights", "name"): "weights",
     ("scenario", "name"): "scenario", ("validation", "share"): "validation", METRIC: "metric"}

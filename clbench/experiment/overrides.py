@@ -36,6 +36,8 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
             if not isinstance(inside, Mapping):
                 continue  # a mistake in the file, which validation reports
             inside = {k: v for k, v in inside.items() if {k, key} != {"epochs", "iterations"} or given.get(k)}
+            if key == "lr" and given.get("lr_per") is None:
+                inside.pop("lr_per", None)  # which was for the rate of the file
             out[table] = {**inside, key: value}
         elif key == "methods":
             out["methods"] = _pick(values.get("methods"), value)

@@ -16,6 +16,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
+from clbench.experiment.recipe import settle_rate
 from clbench.experiment.search import Search, Searched, Tried
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
@@ -74,26 +75,29 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     network = None
     if benchmark and model and known_weights:
         network = network_of(model[0], inputs, side, int(objective.labels != "tokens"))
-    completed = [(method, label, resolved[0], resolved[1], resolved[1].settled(known_weights, network), recipe)
-                 for (method, label), (_, _, resolved), recipe in zip(rows, methods, recipes, strict=True) if resolved]
-    refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe)
-                                      for _, label, strategy, _, options, recipe in completed])
-    planned_rows = [(method, label, strategy, recipe, Resolved(name=method.name, options=options.model_dump()),
-                     {scenario: _searched(spec, method, scenario, given) for scenario in scenarios})
-                    for method, label, strategy, given, options, recipe in completed]
+    planned_rows: dict[Scenario, list[tuple[str, Any, dict[str, Any], opt.Options, Searched | None]]] = {}
+    for (method, label), (_, _, resolved), recipe in zip(rows, methods, recipes, strict=True):
+        if resolved:
+            settled = resolved[1].settled(known_weights, network)
+            for scenario in filter(method.runs_in, scenarios):
+                planned_rows.setdefault(scenario, []).append((
+                    label, resolved[0], recipe, settled.in_scenario(scenario, not spec.arrival.hidden),
+                    _searched(spec, method, scenario, resolved[1])))
+    refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe) for planned_row in planned_rows.values()
+                                      for label, strategy, recipe, options, _ in planned_row])
     metric = objective.primary
     planned: list[PlannedTrial] = []
     for scenario, seed in product(scenarios, spec.seeds):
-        for row, label, strategy, recipe, with_options, searched in planned_rows:
-            if row.runs_in(scenario):
-                trial = Trial(
-                    benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
-                    scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
-                    weights=weights, preprocessing=inputs.preprocessing, recipe=spec.recipe, own_recipe=recipe,
-                    method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
-                reference = isinstance(strategy, StrategyInfo) and strategy.reference
-                planned.append(PlannedTrial(trial, label, reference, _family(strategy, with_options, recipe),
-                                            searched[scenario], metric=metric))
+        for row_label, strategy, recipe, options, searched in planned_rows.get(scenario, ()):
+            with_options = Resolved(name=strategy.name, options=options.model_dump())
+            trial = Trial(
+                benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
+                scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
+                weights=weights, preprocessing=inputs.preprocessing, recipe=settle_rate(spec.recipe), own_recipe=recipe,
+                method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
+            reference = isinstance(strategy, StrategyInfo) and strategy.reference
+            planned.append(PlannedTrial(trial, row_label, reference, _family(strategy, with_options, recipe), searched,
+                                        metric=metric))
     return planned
 
 
@@ -123,9 +127,10 @@ def _default_scenario(info: BenchmarkInfo, options: opt.Options) -> tuple[Scenar
 
 
 def _chosen_outputs(options: opt.Options) -> str:
-    """Return the value of the option `outputs` if it differs from the method's default; empty otherwise."""
+    """Return the value of the option `outputs` if it differs from the method's default, now and before; or nothing."""
     field, chosen = type(options).model_fields.get("outputs"), getattr(options, "outputs", None)
-    return chosen if field is not None and chosen is not None and chosen != field.default else ""
+    defaults = [field and field.default, options.BEFORE.get("outputs"), None]
+    return "" if chosen in defaults else str(chosen)
 
 
 def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Options, Mapping[str, Any]]]) -> None:
@@ -145,7 +150,7 @@ def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Opti
         if arrival.hidden and (recipe.get("iterations") or recipe.get("repeats") or recipe.get("epochs", 1) != 1):
             problems.append(f"method {label!r}: boundaries = hidden is one pass; leave the budget out of its recipe")
     if any(problems):
-        raise SpecError("\n".join(filter(None, problems)))
+        raise SpecError("\n".join(dict.fromkeys(filter(None, problems))))
 
 
 def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:

@@ -21,6 +21,7 @@ from clbench.core.scenario import Scenario
 from clbench.experiment import spec
 from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
+from clbench.experiment.recipe import combine
 from clbench.experiment.spec import MethodSpec, Named, Spec
 from clbench.experiment.trial import PlannedTrial
 
@@ -124,7 +125,7 @@ class Reference(Strict):
         Raises:
             SpecError: the experiment is not a valid one.
         """
-        recipe = {**self.experiment.get("recipe", {}), **cell.recipe}
+        recipe = combine(self.experiment.get("recipe", {}), cell.recipe)
         replaced = {name: value.model_dump() for name in ("benchmark", "model") if (value := getattr(cell, name))}
         return spec.build({**merge(self.experiment, given or {}), **replaced, "recipe": recipe,
                            "scenario": cell.scenario,

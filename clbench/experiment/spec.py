@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -24,6 +23,7 @@ from clbench.core.scenario import Scenario
 from clbench.core.seeds import numbered
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.recipe import Recipe, combine, settle_rate
 from clbench.experiment.search import Range, Search, Space
 from clbench.experiment.stored_features import settle_epochs
 from clbench.experiment.until import MOST, Until
@@ -50,65 +50,14 @@ class Named(Strict):
         return value
 
 
-Optimizer = Literal["adam", "adamw", "sgd"]
-Schedule = Literal["constant", "cosine", "steps"]
-DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
-
-
-class Recipe(Strict):
-    """How every method is trained on each task."""
-
-    LATER: ClassVar[tuple[str, ...]] = (
-        "warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr", "accumulate")
-    model_config = ConfigDict(allow_inf_nan=False)
-    optimizer: Optimizer = Field("adam", description="optimizer: adam, adamw or sgd")
-    lr: float = Field(1e-3, gt=0, description="learning rate")
-    head_lr: float | None = Field(None, gt=0, description="learning rate of the heads; lr if not given")
-    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; decoupled from it with adamw")
-    schedule: Schedule = Field("constant", description="learning rate schedule over a task's steps")
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (), description="shares of a task's steps at which the learning rate falls (schedule = steps)")
-    decay: float | None = Field(
-        None, gt=0, lt=1, description=f"factor of the learning rate at each milestone; {DECAY} if not given")
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
-    max_grad_norm: float | None = Field(None, gt=0, description="norm to which gradients are clipped")
-    epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
-    iterations: int | None = Field(None, ge=1, description="optimizer steps per task, instead of epochs")
-    repeats: int | None = Field(None, ge=2, description="consecutive steps on each batch, instead of one")
-    batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added")
-    accumulate: int = Field(1, ge=1, description="parts of each batch whose gradients are computed apart and added up")
-    optimizer_state: Literal["reset", "keep"] = Field(
-        "reset", description="reset or keep the optimizer's state when a new task begins")
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="numerical precision; tf32 on CUDA only, bf16 is mixed precision with float32 weights")
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> Recipe:
-        """Refuse two budgets, and options that the optimiser would ignore."""
-        if self.epochs is not None and self.iterations is not None:
-            raise ValueError("epochs and iterations both set the budget: give only one of them")
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is an option of sgd, and {self.optimizer} has its own (0.9, 0.999): leave it "
-                             "out, or choose sgd")
-        if bool(self.milestones) != (self.schedule == "steps") or (self.decay and not self.milestones):
-            raise ValueError("milestones and decay apply only to schedule = \"steps\", which needs milestones: give "
-                             "both, or neither")
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("milestones must rise, as in 0.5,0.8")
-        if self.epochs is None and self.iterations is None:
-            object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
-        return self
-
-
-DEFAULT_EPOCHS = 10
 PUBLISHED = "published"  # instead of a method's own recipe: that of its paper (`StrategyInfo.recipe`)
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """Return a recipe with changes, and those of them that make a difference.
 
-    A budget in epochs replaces one in iterations and vice versa; another optimizer has no momentum unless it is given.
+    A budget in epochs replaces one in iterations and vice versa. Another optimizer has no momentum, and another
+    schedule no milestones, unless they are given. Results have no lr_per (`settle_rate`).
 
     Raises:
         SpecError: the changes do not go with the recipe; a line each.
@@ -118,12 +67,14 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[st
         values |= {"epochs": None, "iterations": None}
     if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
         values.pop("momentum")
+    if changes.get("schedule", recipe.schedule) != recipe.schedule:
+        values = {name: value for name, value in values.items() if name not in ("milestones", "decay", "schedule_by")}
     try:
-        new = Recipe.model_validate({**values, **changes})
+        new = settle_rate(Recipe.model_validate(combine(values, changes)))
     except ValidationError as error:
         lines = [_explain({**item, "loc": ("recipe", *item["loc"])}) for item in error.errors()]
         raise SpecError("\n".join(lines)) from None
-    before = Recipe.model_validate(recipe.model_dump())
+    before = settle_rate(Recipe.model_validate(recipe.model_dump()))
     return new, {name: value for name, value in new if value != getattr(before, name)}
 
 
@@ -170,14 +121,16 @@ class MethodSpec(Named):
         """Return the method with options set (with `fresh` only these); `recipe` and `recipe.lr` set its recipe."""
         options = {} if fresh else dict(self.options)
         recipe: Any = self.recipe
+        changes: dict[str, Any] = {}
         for name, value in given.items():
             if name == "recipe":
                 recipe = value
             elif name.startswith(OWN_RECIPE):
-                parts = {} if isinstance(recipe, str) else recipe
-                recipe = {**parts, name.removeprefix(OWN_RECIPE): value}
+                changes[name.removeprefix(OWN_RECIPE)] = value
             else:
                 options[name] = value
+        if changes:
+            recipe = combine({} if isinstance(recipe, str) else recipe, changes)
         return self.model_copy(update={"options": options, "recipe": recipe})
 
     @property

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from clbench.core.options import OWN_RECIPE, format_value, parse_value
 from clbench.core.registry import Registry
-from clbench.experiment.spec import MethodSpec, Recipe
+from clbench.experiment.recipe import Recipe
+from clbench.experiment.spec import MethodSpec
 
 _COUNTABLE = (int, float, bool, type(None))
 

@@ -15,8 +15,8 @@ from clbench.core.options import Strict
 from clbench.core.pretrained import Preprocessing
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.search import Searched
-from clbench.experiment.spec import Recipe
 from clbench.experiment.until import UntilDecided
 
 

@@ -16,7 +16,7 @@ from clbench.core import identity
 from clbench.core.entry_points import package_of
 from clbench.core.registry import Registry
 from clbench.experiment.execution_settings import Keep
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import Trial
 from clbench.persistence.snapshot import Progress, read, restore, write
 from clbench.persistence.strategy_state import SnapshotError

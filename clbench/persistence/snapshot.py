@@ -26,7 +26,7 @@ from clbench.data.prepare import Prepare
 from clbench.data.raw import NO_SCALE
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask, stored
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
 from clbench.persistence.strategy_state import SnapshotError, StrategyState, capture, grow, load
 from clbench.results.curve import Curve

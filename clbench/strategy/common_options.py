@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from clbench.core.options import Options
-from clbench.core.scenario import Outputs
+from clbench.core.scenario import Outputs, Scenario
 
 
 class QuotaOptions(Options):
@@ -151,6 +151,19 @@ class OutputsOptions(Options):
         """Return that the classes of the task at hand are those of a task."""
         return ("outputs = own are those of the task at hand; choose outputs = seen" if self.outputs == "own"
                 else super().needs_boundaries)
+
+
+class OwnOutputsOptions(OutputsOptions):
+    """The choice of a method that trains new classes alone in scenario class, where earlier records have `seen`."""
+
+    BEFORE: ClassVar[Mapping[str, Any]] = {"outputs": "seen"}
+
+    outputs: Outputs = Field("own", description=MEANING)
+
+    def in_scenario(self, scenario: Scenario, boundaries: bool) -> Options:
+        """Return `seen` in place of `own` if both mean the same, or if nobody chose `own` and boundaries are hidden."""
+        same = scenario != "class" or (not boundaries and "outputs" not in self.model_fields_set)
+        return self.model_copy(update={"outputs": "seen"}) if same and self.outputs == "own" else self
 
 
 class FixedOutputsOptions(Options):

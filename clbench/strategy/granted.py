@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 
 
 @dataclass(frozen=True)

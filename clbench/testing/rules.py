@@ -37,7 +37,7 @@ def check_task_free(make: Make) -> None:
     """
     for scenario in ("class", "domain"):
         first = make(scenario)
-        if not first.task_free or first.strategy.options.needs_boundaries:
+        if not first.task_free or first.strategy.options.in_scenario(scenario, boundaries=False).needs_boundaries:
             return
         outcomes = [learned(make, scenario, divided(tiny_stream(scenario), sizes, first.seed)) for sizes in SIZES]
         for sizes, (state, draws) in zip(SIZES[1:], outcomes[1:], strict=True):

@@ -19,7 +19,7 @@ from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
 from clbench.models.network import Network
 from clbench.models.small import cnn, linear, mlp, resnet18, resnet20

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from clbench.data.stream import Stream
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Phase
 
@@ -19,7 +19,12 @@ def steps_of(recipe: Recipe, samples: int) -> int:
     if recipe.iterations is not None:
         return recipe.iterations
     assert recipe.epochs is not None
-    return recipe.epochs * math.ceil(samples / recipe.batch_size) * (recipe.repeats or 1)
+    return recipe.epochs * steps_per_epoch(recipe, samples)
+
+
+def steps_per_epoch(recipe: Recipe, samples: int) -> int:
+    """Return the number of optimizer steps of one pass over so many training samples."""
+    return math.ceil(samples / recipe.batch_size) * (recipe.repeats or 1)
 
 
 def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> list[Phase]:

@@ -30,14 +30,15 @@ from clbench.core import seeds
 from clbench.core.device import synchronize
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Task
 from clbench.strategy.granted import Phase
 from clbench.training import cache, precision
-from clbench.training.budget import phases_of, steps_of
+from clbench.training.budget import phases_of, steps_of, steps_per_epoch
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
+from clbench.training.head_rows import keep_idle_rows
 from clbench.training.optimizers import make_schedule
 from clbench.training.own_loop import fit_by_itself
 from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
@@ -60,7 +61,8 @@ def take_step(engine: Engine, batches: Sequence[Batch], parts: int = 1) -> Tenso
         losses.sum().backward()  # type: ignore[no-untyped-call]
         total = total + losses.detach()
     engine.edit_gradients()
-    engine.optimizer.step()
+    with keep_idle_rows(engine.heads, engine.members, batches):
+        engine.optimizer.step()
     assert isinstance(total, Tensor)
     return total
 
@@ -187,7 +189,8 @@ class TrainingLoop:
         inputs = self._inputs(samples, index, phase.steps * self.recipe.batch_size)
         self.engine = make_engine(strategies, self.recipe, self.engine, self.compiler)
         self.callbacks.on_phase(self, inputs)
-        schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps)
+        schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps,
+                                 steps_per_epoch(self.recipe, len(samples[0])))
         indices = [partial(sampler.following, torch.device("cpu")) for sampler in samplers]
         with (cache.starting_at(strategies, inputs.start),
               prefetched(inputs.samples, indices, phase.steps) as ready):

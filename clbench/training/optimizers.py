@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from clbench.core.errors import PluginError, SpecError
-from clbench.experiment.spec import DECAY, Recipe
+from clbench.experiment.recipe import DECAY, Recipe
 from clbench.strategy.base import Strategy
 
 Group = dict[str, Any]  # parameters ("params") and their learning rate ("lr")
@@ -47,16 +47,19 @@ OPTIMIZERS: dict[str, Callable[[Recipe, list[Group]], Optimizer]] = {
 NEARLY = 1e-9  # a milestone at a whole number of steps is met there in spite of rounding
 
 
-def _in_steps(recipe: Recipe, share: float) -> float:
+def _in_steps(recipe: Recipe, place: int, count: int) -> float:
     """Return the factor of the rate that has fallen at each milestone so far."""
+    share = place / count
     passed = sum(share >= milestone - NEARLY for milestone in recipe.milestones)
     return float((recipe.decay or DECAY) ** passed)
 
 
-# Recipe, share of the steps behind the warm-up -> factor of the rate.
-SCHEDULES: dict[str, Callable[[Recipe, float], float]] = {
-    "constant": lambda _, __: 1.0,
-    "cosine": lambda _, share: (1 + math.cos(math.pi * share)) / 2,
+# Recipe, which of the steps or epochs behind the warm-up it is (from 0), how many there are -> factor of the rate.
+SCHEDULES: dict[str, Callable[[Recipe, int, int], float]] = {
+    "constant": lambda _, __, ___: 1.0,
+    "cosine": lambda _, place, count: (1 + math.cos(math.pi * (place / count))) / 2,
+    # 99% of a quarter of a cosine: CODA-Prompt's `utils/schedulers.py`, whose first call of `step` repeats place 0.
+    "quarter-cosine": lambda _, place, count: math.cos(99 * math.pi * place / (200 * max(count - 1, 1))),
     "steps": _in_steps,
 }
 
@@ -150,17 +153,20 @@ def clip_gradients(gradients: Iterable[Tensor | None], limit: float, members: in
         gradient.mul_(factor.to(gradient.dtype))
 
 
-def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler | None:
+def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int) -> LRScheduler | None:
     """Return the recipe's schedule over the steps of a phase, None where the rate is constant.
 
-    With a warm-up the rate rises linearly in the first steps, to its whole at the end of them.
+    With a warm-up the rate rises linearly in the first steps, to its whole at the end of them. `epoch` is the number of
+    steps of a pass over the samples; a schedule by epochs changes the rate after so many.
     """
+    each = epoch if recipe.schedule_by == "epoch" else 1
     warmup = round(recipe.warmup_ratio * steps)
     if not warmup:
         if recipe.schedule == "constant":
             return None
-        if recipe.schedule == "cosine":  # torch's own, by recursion: what records without a warm-up were made with
+        if recipe.schedule == "cosine" and each == 1:
+            # torch's own, by recursion: what records without a warm-up were made with
             return CosineAnnealingLR(optimizer, T_max=steps)
-    after = partial(SCHEDULES[recipe.schedule], recipe)
+    after, count = partial(SCHEDULES[recipe.schedule], recipe), math.ceil(max(steps - warmup, 1) / each)
     return LambdaLR(optimizer, lambda step: (step + 1) / (warmup + 1) if step < warmup
-                    else after((step - warmup) / max(steps - warmup, 1)))
+                    else after((step - warmup) // each, count))

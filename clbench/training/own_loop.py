@@ -7,10 +7,10 @@ from functools import partial
 import torch
 
 from clbench.core.errors import SpecError
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Task
 from clbench.strategy.granted import Budget
-from clbench.training.budget import steps_of
+from clbench.training.budget import steps_of, steps_per_epoch
 from clbench.training.callbacks.interface import Callback
 from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
 from clbench.training.replica import Replica, TaskResult, diverged, last_tenths, on_host
@@ -26,15 +26,16 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, callback: Callba
     strategy, augment = replica.strategy, replica.stream.augment
     if recipe.head_lr is not None:
         require_head_rate(strategy)
-    for name in ("repeats", "accumulate"):
-        if getattr(recipe, name) not in (None, 1):
+    for name in ("repeats", "accumulate", "head_decay"):
+        if getattr(recipe, name) not in (None, 1, "all"):
             raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: {name} does not go with it")
     sampler = BatchSampler(len(task.train), recipe.batch_size, replica.seed, task.index, augment)
     strategy.train()
     next_indices = partial(sampler.following, torch.device("cpu"))
     with callback.around_own_loop(replica, next_indices, steps_of(recipe, len(task.train))) as following:
         losses = on_host(strategy.fit(task, Budget(
-            recipe, following, partial(make_optimizer, recipe), partial(make_schedule, recipe),
+            recipe, following, partial(make_optimizer, recipe), partial(
+                make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
             sampler.augmented if augment else None)))
     return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
                       last_tenths(losses, len(losses)))

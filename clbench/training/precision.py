@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from clbench.core.errors import SpecError
 from clbench.core.torch_private import inside_vmap, storage_id, write_count
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 
 SHORT = 128  # tokens; up to here bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
 KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # other arguments: as torch does it

@@ -16,7 +16,7 @@ from clbench.core.scenario import scenario_rules
 from clbench.core.torch_private import copy_on_write
 from clbench.data.samples import UNSEEN
 from clbench.data.stream import Stream
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.curve import Curve
 from clbench.results.item_scores import ItemScores

@@ -16,7 +16,7 @@ from clbench.core.device import send
 from clbench.core.errors import SpecError
 from clbench.data.prepare import Augmentation
 from clbench.data.samples import Samples
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, declares, overrides
 from clbench.training.steps import Unstackable

@@ -19,9 +19,10 @@ from torch.func import functional_call, vmap
 
 from clbench.core import options as opt
 from clbench.core import seeds
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
+from clbench.training.head_rows import guarded_heads
 from clbench.training.optimizers import make_optimizer, rates_of
 from clbench.training.precision import Compiler, FoldedAttention
 from clbench.training.replica import share_equal
@@ -36,6 +37,8 @@ class Engine(Protocol):
 
     optimizer: torch.optim.Optimizer
     trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
+    heads: dict[str, nn.Parameter]  # of these, the heads whose idle rows stay as they are
+    members: list[Strategy]
     # The first member's parameters behind them: they tell whether kept optimizer state is of the same parameters.
     sources: dict[str, nn.Parameter]
     loss: Callable[..., Tensor]  # what a step differentiates; may be replaced by a compiled one
@@ -85,13 +88,14 @@ class SingleStep:
     def __init__(self, strategy: Strategy, recipe: Recipe, forward: AbstractContextManager[object]) -> None:
         """Optimise what requires a gradient, with losses in the arithmetic of `forward`."""
         self.forward = forward
-        self.strategy = strategy
+        self.strategy, self.members = strategy, [strategy]
         self.loss: Callable[..., Tensor] = strategy.loss
         learning = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
         rates = rates_of(strategy, learning, recipe)
         self.trained = {n: learning[n] for n in rates}
         self.sources = self.trained
         self.optimizer = make_optimizer(recipe, self.trained.values(), rates=list(rates.values()))
+        self.heads = guarded_heads(strategy, self.trained, recipe)
         self.edits = overrides(strategy, "edit_gradients")
 
     def losses(self, batches: Sequence[Batch]) -> Tensor:
@@ -178,6 +182,7 @@ class StackedStep:
         self._tie()
         self._find_sources()
         self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members), list(rates.values()))
+        self.heads = guarded_heads(self.members[0], self.trained, recipe)
         self.untried = True
         self.edits = overrides(self.members[0], "edit_gradients")
 
@@ -239,6 +244,7 @@ class StackedStep:
             self.optimizer.state[self.trained[name]] = {
                 key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
                 for key, value in self.optimizer.state.pop(old, {}).items()}
+        self.heads = {name: self.trained[name] for name in self.heads}
         self.members = [self.members[i] for i in chosen]
         self._find_sources()
 

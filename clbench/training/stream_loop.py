@@ -26,7 +26,7 @@ from torch import Tensor
 from clbench.core.errors import SpecError
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Task
 from clbench.training.budget import whole_phase
 from clbench.training.cache import PhaseInputs
@@ -96,7 +96,7 @@ class StreamLoop(TrainingLoop):
             replica.strategy.train()
         self.engine = make_engine([replica.strategy for replica in self.replicas], self.recipe, self.engine,
                                   self.compiler)
-        schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps)
+        schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps, phase.steps)
         if schedule is not None:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*before `optimizer.step", UserWarning)  # those are over

@@ -27,7 +27,7 @@ class ACLOptions(InferOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("acl", "clbench_acl.strategy:ACL",
-                         "learns shared features adversarially; trains private ones per task",
+                         "adversarial continual learning: shared features, private ones per task",
                          ACLOptions, "Ebrahimi et al. 2020, arXiv 2003.09553",
                          recipe={"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
                          parts_per_task=True, display_name="ACL", family="parts per task"),)

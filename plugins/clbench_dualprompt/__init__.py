@@ -13,7 +13,7 @@ from clbench.strategy.common_options import MEANING, OutputsOptions, StartOption
 
 
 class DualPromptOptions(OutputsOptions, StartOptions):
-    """Options of `dualprompt`; the defaults are the paper's."""
+    """Options of `dualprompt`; the defaults are the paper's, which are the authors' for ImageNet-R."""
 
     g_length: int = Field(5, ge=1, description="L_g: keys that the prompt of all tasks adds to a block's attention, "
                           "and as many values")

@@ -25,8 +25,9 @@ authors' code (google-research/l2p):
 - pull is 1 in the authors' code, the port and CODA's, 0.1 in PILOT's configuration.
 - No code uses a task id to choose E at test; here scenario `task` does, since E_t was trained so.
 
-The authors train with Adam at a constant learning rate of 0.03 (Split-CIFAR-100) or 0.005 (ImageNet-R), batches of 24
-on each device, and clip gradients; PILOT has 0.001. The network is pretrained (`base = pretrained`).
+The authors train with Adam at a constant learning rate of 0.005 (ImageNet-R) or 0.03 (Split-CIFAR-100) for 256 samples
+per step, scaled in proportion to the batch, and clip gradients to norm 1; PILOT has 0.001. `recipe=published` is theirs
+for ImageNet-R, which goes with the default `e_length = 20`. The network is pretrained (`base = pretrained`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ not specify a detail, the authors' code (google-research/l2p):
   have 5, 5 and 0.1.
 - Prompts and keys start uniform in [0, 0.01), as in the authors' code; in the ports uniform in [-1, 1).
 - The paper's penalty on prompts that earlier tasks chose often is left out, as in its results and codes.
-- Their head starts at zero; here it is the network's own. Gradients are not clipped.
+- Their head starts at zero; here it is the network's own.
+- They clip gradients to norm 1, as `recipe=published` does (`max_grad_norm`), and train with Adam at 0.03 for 256
+  samples per step.
 
 The paper's network is pretrained (`base = pretrained`). With `base = task1`, the first half of the first task's steps
 trains the network and its head as sequential fine-tuning does. The second half trains the prompts and the keys, and

@@ -26,8 +26,9 @@ Where the authors' code (yaoyz96/low-rank-cl, methods/ewclora.py) is something e
 - Inputs of its F_t are augmented as in training.
 
 It adapts k and v of every block with rank 10, s = 1, gamma = 1 and Kaiming-uniform A, the defaults here; rank 30 on
-DomainNet. Its recipe is Adam with 5e-4, for heads 5e-3 (ImageNet-R: 5e-4 with weight decay 5e-3), batches of 128 and a
-cosine per epoch; here these are the run's.
+DomainNet. It is trained by Adam with learning rate 5e-4, for heads 5e-3 (ImageNet-R: 5e-4 for both, with weight decay
+5e-3), with batches of 128. The rate falls along half a cosine within each task, once per epoch. `recipe=published` is
+that of CIFAR-100; otherwise these are the run's.
 """
 
 from __future__ import annotations

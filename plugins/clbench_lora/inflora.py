@@ -14,17 +14,19 @@ threshold it stores far fewer directions: of the 784 of split-mnist-5k 1 after t
 where the paper's criterion stores 50 and 269. After the first task it also stops one direction earlier, but stores at
 least one. `criterion = moment`, the default, does both.
 
-Where the code differs from the paper otherwise, this follows the paper:
+Where the code differs from the paper otherwise:
 
-- The code takes the singular vectors of C - PC for the second moment C, the paper those of X - PX, which are the
-  eigenvectors of (1 - P) C (1 - P).
-- The rows of the code's A_t have length 1/sqrt(3), here 1 (alpha = rank / sqrt(3) gives theirs).
+- The code takes the singular vectors of C - PC for the second moment C (`design = moment`), the paper those of X - PX,
+  which are the eigenvectors of (1 - P) C (1 - P) (`design = inputs`, the default). Both span the same space if it has
+  at most `rank` dimensions.
+- The rows of the code's A_t have length 1/sqrt(3), here 1. By default alpha = rank / sqrt(3), which multiplies the
+  adapter's output by 1/sqrt(3); Adam then takes the steps of B_t that it takes in the code.
 
 Both adapt k and v of all attention layers (`targets = k+v`), which have the same inputs, and store one
 subspace for both; here each layer has its own. The code works with projectors [d, d] and stores bases; here only half
 of the symmetric projector is stored (`subspace`), which is DualGPM's upper bound. The inputs are those of the training
-samples without augmentation. The code's rank is 10, here 4, and its learning rate falls along a cosine within each
-task, here as the recipe says.
+samples without augmentation. The rank is 10, as in the code, and its learning rate falls along a quarter of a cosine
+within each task, as with `recipe=published`; otherwise as the recipe says.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class InfLoRA(JoinedHeadsLoRA):
         super().begin(task)  # B_t is 0: the network answers as before
         for name, moment in self.moments(task.train).items():
             a = self.adapted[name].lora_A[-1].get_parameter("weight")
-            a.copy_(design(moment, self.stored_projector(name), len(a)).view_as(a))
+            a.copy_(design(moment, self.stored_projector(name), len(a), self.options.design).view_as(a))
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:

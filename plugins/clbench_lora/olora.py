@@ -16,8 +16,9 @@ multiplied by 4, and lora_dropout = 0.1. As there, one mask per layer is for the
 earlier ones are frozen. What draws in its loss cannot train in a stack, so these trials train one by one;
 `dropout = 0` allows stacks.
 
-Their models are language models that generate answers; here the model's head, over all classes, is trained from task to
-task as in `naive`, and nothing protects it. On Conv2d, A is taken as a matrix [r, in·kh·kw].
+Their models are language models that generate answers, so that only the labels of a task's own samples are trained on.
+Here the model's head has all classes. In scenario class, the cross-entropy is over the task's own classes (`outputs`),
+and otherwise nothing protects the head. On Conv2d, A is taken as a matrix [r, in·kh·kw].
 """
 
 from __future__ import annotations

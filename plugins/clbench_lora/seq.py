@@ -12,6 +12,9 @@ a share of old samples is added. They come in addition to the new ones, so a bat
 is the reservoir of `er` with `update = task`: it is offered a task's samples after the task, so that nothing is
 replayed in the first. Where boundaries are hidden, it is offered samples as they pass.
 
+In scenario class, the cross-entropy is over the task's own classes (`outputs`), as in the baselines of the papers on
+low-rank adapters (Zheng et al. 2026, arXiv 2602.17559). With hidden boundaries it is over all classes seen.
+
 After each task the adapter of a language model is written for PEFT, as far as it has come.
 """
 

@@ -40,8 +40,8 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
         """Install the adapted layers; SpecError if they do not fit the model."""
         super().__init__(model, world, options)
         self.notes += check_base(self.method, self.options, world, model)
-        self.notes += remarks(model, options, self.method)
-        self.adapted = adapt(model, adapter_options(options), self.method)
+        self.notes += remarks(model, self.options, self.method)
+        self.adapted = adapt(model, adapter_options(self.options), self.method)
         self.base_learns = False
         self.requires_grad_(False)
         self.train(self.training)

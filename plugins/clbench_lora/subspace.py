@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from clbench.strategy.subspace import directions, residual, rounding
+from clbench_lora import Criterion
 
 
-def design(moment: Tensor, projector: Tensor, rank: int) -> Tensor:
+def design(moment: Tensor, projector: Tensor, rank: int, of: Criterion = "inputs") -> Tensor:
     """Return the A [rank, d] of a new task: the strongest directions of its inputs outside the stored subspace.
+
+    With the inputs X [d, N] and C = X X^T these are the left singular vectors of X - PX, or of C - PC.
 
     The rows are orthonormal. If fewer than `rank` directions are left, the other rows are 0, since nothing can be
     learned there without interference.
@@ -17,6 +21,11 @@ def design(moment: Tensor, projector: Tensor, rank: int) -> Tensor:
         moment: of the new task's inputs [d, d].
         projector: P of the stored subspace [d, d].
         rank: at most d.
+        of: whose directions these are: of the inputs X, or of their second moment C.
     """
-    values, vectors = directions(residual(moment, projector))
-    return (vectors * (values > rounding(moment)))[:, :rank].T.to(moment.dtype)
+    matrix, floor = moment.double(), rounding(moment)
+    if of == "moment":
+        matrix = matrix @ matrix
+        floor = torch.maximum(floor**2, rounding(matrix))
+    values, vectors = directions(residual(matrix, projector))
+    return (vectors * (values > floor))[:, :rank].T.to(moment.dtype)

@@ -77,7 +77,10 @@ class RanPACOptions(AdaptOptions):
 
 
 class FeCAMOptions(AdaptOptions):
-    """Options of `fecam`; the defaults are those of the authors' code for CIFAR-100 and for vision transformers."""
+    """Options of `fecam`; the defaults are the paper's, and those of the authors' code for vision transformers.
+
+    Their code for CIFAR-100 shrinks twice, which is `alpha1=3:alpha2=3` here.
+    """
 
     covariance: Literal["class", "common"] = Field("class", description="a covariance matrix for each class, or one "
                                                    "for all")

@@ -440,6 +440,50 @@ def test_inflora_designs_a_outside_what_is_kept_and_trains_b_only():
         assert layer.lora_B[1].weight.any()
 
 
+def test_a_design_from_second_moments_is_the_authors_singular_vectors():
+    strategy = make("inflora", dtype=torch.float64, design="moment")
+    learn(strategy, double(make_task(0)))
+    kept = strategy.stored_projector("blocks.0.body.1").numpy().copy()
+    task = double(make_task(1))
+    begin(strategy, task)
+    strategy.before_phase(task, 0)
+    a = strategy.adapted["blocks.0.body.1"].lora_A[1].weight.numpy()
+    x = task.train.x.flatten(1).numpy()
+    moment = x.T @ x / len(x)
+    theirs = np.linalg.svd(moment - kept @ moment)[0][:, :2].T  # methods/inflora.py: U of cur_matrix - P cur_matrix
+    np.testing.assert_allclose(np.abs(a @ theirs.T), np.eye(2), atol=1e-7)
+    inputs = np.linalg.svd(x - x @ kept)[2][:2]
+    assert np.abs(np.abs(theirs @ inputs.T) - np.eye(2)).max() > 1e-3, "the two designs should differ here"
+
+
+def test_by_default_the_output_of_inflora_is_scaled_as_the_authors_rows_of_a_are():
+    strategy = make("inflora", dtype=torch.float64)
+    task = double(make_task(0))
+    begin(strategy, task)
+    strategy.before_phase(task, 0)
+    layer = strategy.adapted["blocks.0.body.1"]
+    a, b = layer.lora_A[0].weight, layer.lora_B[0].weight
+    with torch.no_grad():
+        b.normal_(generator=torch.Generator().manual_seed(1))
+    x = torch.randn(5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    theirs = x @ (a / np.sqrt(3)).T @ b.T
+    torch.testing.assert_close(layer(x) - layer.base_layer(x), theirs)
+
+
+def test_the_scale_of_inflora_is_settled_in_the_plan_and_none_is_what_records_have():
+    def alpha(method):
+        return plan(build({"methods": [method], "scenario": "class", "seeds": 1}), discover())[0].trial.method.options
+
+    options = alpha("inflora")
+    assert options["alpha"] == pytest.approx(10 / np.sqrt(3)) and options["rank"] == 10 and "design" not in options
+    assert alpha("inflora:rank=6:alpha=auto")["alpha"] == pytest.approx(6 / np.sqrt(3))
+    assert alpha("inflora:alpha=none")["alpha"] is None and alpha("inflora:alpha=2")["alpha"] == 2
+    assert alpha("inflora:design=moment")["design"] == "moment"
+    for wrong in ("0", "-1", "true", "most"):
+        with pytest.raises(SpecError, match=r"inflora\.alpha"):
+            alpha(f"inflora:alpha={wrong}")
+
+
 def test_what_is_kept_whole_answers_as_before():
     strategy = make("inflora", dtype=torch.float64, threshold=1.0, criterion="inputs")
     first, second = low_rank_task(0, 3, seed=1), low_rank_task(1, 20, seed=2)

@@ -124,7 +124,7 @@ def test_a_bias_that_w_lacks_is_not_merged():
 
 def test_merging_needs_to_know_where_tasks_end():
     assert "merges the adapter after each task" in SeqLoRAOptions(merge=True, base="random").needs_boundaries
-    assert not SeqLoRAOptions(replay=0.1, base="random").needs_boundaries
+    assert not SeqLoRAOptions(replay=0.1, base="random").in_scenario("class", False).needs_boundaries
 
 
 def test_the_declared_class_is_one_of_the_interface():

@@ -91,3 +91,32 @@ def test_defaults_are_the_papers_and_heads_per_task_have_their_own():
 def planned_outputs(name):
     info = discover().strategy(name)
     return bench(info, {}, "class", model="vit" if name == "l2p" else None).strategy.outputs
+
+
+@pytest.mark.parametrize("method", ["seq-lora", "o-lora"])
+def test_sequential_and_orthogonal_lora_train_new_classes_alone_in_class_il_only(method):
+    classes, tasks = planned(method), planned(method, "task")
+    assert classes.method.options["outputs"] == "own" and classes.key == planned(f"{method}:outputs=own").key
+    assert "outputs" not in planned(f"{method}:outputs=seen").method.options  # as in records from before the option
+    assert "outputs" not in tasks.method.options
+    assert {planned(f"{method}:outputs={value}", "task").key for value in ("own", "seen")} == {tasks.key}
+    assert head_rows(*begun(method, {})) == [False] * 2 + [True] * 2 + [False] * 2
+
+
+def test_without_boundaries_sequential_lora_keeps_the_classes_seen_unless_own_is_chosen():
+    hidden = {"scenario": "class", "seeds": 1, "arrival": {"boundaries": "hidden"}}
+
+    def options(method):
+        return plan(build({**hidden, "methods": [method]}), discover())[0].trial.method.options
+
+    assert "outputs" not in options("seq-lora:base=random")
+    with pytest.raises(SpecError, match="outputs = own are those of the task at hand"):
+        options("seq-lora:base=random:outputs=own")
+
+
+@pytest.mark.parametrize("method", ["seq-lora", "o-lora"])
+def test_a_record_from_before_the_option_is_built_with_the_classes_seen(method):
+    info = discover().strategy(method)
+    stored = info.options.stored({}).settled(False).in_scenario("class", True)
+    assert stored.outputs == "seen"
+    assert head_rows(*begun(method, {"outputs": "seen"})) == [True] * 4 + [False] * 2

@@ -9,7 +9,7 @@ from clbench.core.objective import Metric, objective_of
 from clbench.core.options import format_value, recipe_options
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
-from clbench.experiment.spec import DECAY, Recipe
+from clbench.experiment.recipe import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.levels import same_on_every_seed, test_samples, test_set_interval
@@ -49,7 +49,8 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     heads = f", lr of heads {format_value(chosen.head_lr)}" if chosen.head_lr else ""
     momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
     decay = f", weight decay {format_value(chosen.weight_decay)}" if chosen.weight_decay else ""
-    schedule: str = chosen.schedule
+    decay += " of learning rows of the heads only" if decay and chosen.head_decay == "learning" else ""
+    schedule = chosen.schedule + (" by epochs" if chosen.schedule_by == "epoch" else "")
     if chosen.milestones:
         shares = " and ".join(map(format_value, chosen.milestones))
         schedule += f" at {shares} of them, times {format_value(chosen.decay or DECAY)}"

@@ -26,7 +26,7 @@ from torch.func import functional_call, vmap
 from clbench.core import seeds
 from clbench.core.device import out_of_memory, synchronize
 from clbench.data.stream import Stream, Tests
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.results.curve import Curve
 from clbench.strategy.base import Strategy
 from clbench.training import precision

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clbench.core.objective import METRICS
 from clbench.data.stream import Stream
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
 from clbench.results.item_scores import ItemScores
 from clbench.results.items import ItemResults

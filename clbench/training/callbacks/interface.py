@@ -29,7 +29,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from clbench.experiment.spec import Recipe
+from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, overrides
 from clbench.training.cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult

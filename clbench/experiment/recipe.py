@@ -1,0 +1,84 @@
+"""Recipe: the training configuration of an experiment or of one method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from clbench.core.options import Strict
+
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine", "quarter-cosine", "steps"]
+DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
+DEFAULT_EPOCHS = 10
+
+
+class Recipe(Strict):
+    """How every method is trained on each task."""
+
+    LATER: ClassVar[tuple[str, ...]] = (
+        "warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr", "accumulate",
+        "lr_per", "schedule_by", "head_decay")
+    model_config = ConfigDict(allow_inf_nan=False)
+    optimizer: Optimizer = Field("adam", description="optimizer: adam, adamw or sgd")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    lr_per: int | None = Field(
+        None, ge=1, description="samples per step that lr is for: it is multiplied by batch_size / lr_per")
+    head_lr: float | None = Field(None, gt=0, description="learning rate of the heads; lr if not given")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; decoupled from it with adamw")
+    head_decay: Literal["all", "learning"] = Field(
+        "all", description="rows of the heads that optimizer steps change: all, or those that compete in the loss")
+    schedule: Schedule = Field("constant", description="learning rate schedule over a task's steps")
+    schedule_by: Literal["step", "epoch"] = Field(
+        "step", description="whether the schedule changes the learning rate after each step or each epoch")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="shares of a task's steps at which the learning rate falls (schedule = steps)")
+    decay: float | None = Field(
+        None, gt=0, lt=1, description=f"factor of the learning rate at each milestone; {DECAY} if not given")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
+    max_grad_norm: float | None = Field(None, gt=0, description="norm to which gradients are clipped")
+    epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
+    iterations: int | None = Field(None, ge=1, description="optimizer steps per task, instead of epochs")
+    repeats: int | None = Field(None, ge=2, description="consecutive steps on each batch, instead of one")
+    batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added")
+    accumulate: int = Field(1, ge=1, description="parts of each batch whose gradients are computed apart and added up")
+    optimizer_state: Literal["reset", "keep"] = Field(
+        "reset", description="reset or keep the optimizer's state when a new task begins")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="numerical precision; tf32 on CUDA only, bf16 is mixed precision with float32 weights")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Recipe:
+        """Refuse two budgets, and options that the optimiser would ignore."""
+        if self.epochs is not None and self.iterations is not None:
+            raise ValueError("epochs and iterations both set the budget: give only one of them")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is an option of sgd, and {self.optimizer} has its own (0.9, 0.999): leave it "
+                             "out, or choose sgd")
+        if bool(self.milestones) != (self.schedule == "steps") or (self.decay and not self.milestones):
+            raise ValueError("milestones and decay apply only to schedule = \"steps\", which needs milestones: give "
+                             "both, or neither")
+        if self.schedule_by == "epoch" and self.schedule == "constant":
+            raise ValueError("schedule_by = epoch applies only to a schedule that changes the learning rate: leave it "
+                             "out, or choose a schedule")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must rise, as in 0.5,0.8")
+        if self.epochs is None and self.iterations is None:
+            object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
+        return self
+
+
+def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a recipe with changes to them; a new lr is not for the lr_per samples of the old one."""
+    kept = {name: value for name, value in parts.items() if name != "lr_per" or "lr" not in changes}
+    return {**kept, **changes}
+
+
+def settle_rate(recipe: Recipe) -> Recipe:
+    """Return a recipe whose learning rate is for its own batches, also if it is given for lr_per samples."""
+    if recipe.lr_per is None:
+        return recipe
+    return recipe.model_copy(update={"lr": recipe.lr * recipe.batch_size / recipe.lr_per, "lr_per": None})
