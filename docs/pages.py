@@ -132,8 +132,8 @@ def published(name: str) -> str:
     cells = {key: sum(cell.method.name == name for cell in references.read_reference(path).cells)
              for key, path in references.shipped().items()}
     if not any(cells.values()):
-        return ("Published numbers: none could be found "
-                "([why](paper-vs-code.md#methods-without-a-published-number)).")
+        return ("Published numbers: `clbench verify` repeats none "
+                "([which there are](paper-vs-code.md#methods-without-a-reference)).")
     return "Published numbers that `clbench verify` repeats: " + ", ".join(
         f"{code(key)} ({count})" for key, count in cells.items() if count) + "."
 

@@ -6,6 +6,7 @@ plugin may give the class or function itself if the import does not matter.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from clbench.core.scenario import SCENARIOS, Scenario
 FAMILIES = ("references", "replay", "regularization", "distillation", "parts per task", "adapters and prompts",
             "analytic classifiers", "other", "Avalanche strategies")  # in the order in which lists show them
 
+BUDGET = {"epochs", "batch_size", "samples"}
+
 hookspec = pluggy.HookspecMarker("clbench")
 hookimpl = pluggy.HookimplMarker("clbench")
 
@@ -39,6 +42,9 @@ class StrategyInfo:
 
     `recipe` is the training configuration of its paper or reference code, without the budget:
     `{"optimizer": "adam", "lr": 0.03}`. It applies only if the user asks for it (`recipe = "published"`).
+
+    `budget` is the budget that goes with it: `{"epochs": 20, "batch_size": 128, "samples": 5000}`, with the training
+    samples of a task of theirs. It is never used for training; reports compare it with what a run had.
 
     `task_free` says that the method learns from batches in order of arrival and needs neither the ends of tasks nor
     `Task.train`, so it can run with hidden boundaries. If it needs them with some of its options, the options class
@@ -67,6 +73,7 @@ class StrategyInfo:
     baseline: bool = False  # full fine-tuning: `clbench params` compares with it, `clbench pretrain` trains by it
     layer_rows: Sequence[tuple[str, str]] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    budget: Mapping[str, int] = field(default_factory=dict)
     load_model: str | Callable[..., Any] = ""
     task_free: bool = False
     parts_per_task: bool = False
@@ -77,13 +84,23 @@ class StrategyInfo:
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
 
     def __post_init__(self) -> None:
-        """Reject an unknown family.
+        """Reject an unknown family and an incomplete budget.
 
         Raises:
-            PluginError: `family` is not one of `FAMILIES`.
+            PluginError: `family` is not one of `FAMILIES`, or a part of `budget` is missing.
         """
         if self.family not in FAMILIES:
             raise PluginError(f"method {self.name!r}: " + unknown("family", self.family, FAMILIES, "clbench methods"))
+        if self.budget and (set(self.budget) != BUDGET or min(self.budget.values()) < 1):
+            raise PluginError(f"method {self.name!r}: budget needs {', '.join(sorted(BUDGET))}, each above 0; got "
+                              f"{dict(self.budget)}")
+
+    @property
+    def authors_steps(self) -> int:
+        """Return how many optimizer steps the authors take on a task; 0 if that is not declared."""
+        if not self.budget:
+            return 0
+        return self.budget["epochs"] * math.ceil(self.budget["samples"] / self.budget["batch_size"])
 
     @property
     def year(self) -> str:

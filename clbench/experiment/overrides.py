@@ -87,7 +87,8 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         SpecError: a setting does not have that form or names no method of the experiment; a line for each mistake.
     """
     methods, problems = list(spec.methods), []
-    for setting in settings:
+    # A rate cancels an lr_per that was there before (`combine`), so an lr_per that is set comes after it.
+    for setting in sorted(settings, key=lambda text: text.partition("=")[0].endswith(".lr_per")):
         names = set(chain.from_iterable(map(_names, methods)))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])

@@ -6,6 +6,8 @@ layer norm followed by the selection of the class token.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -125,4 +127,29 @@ def vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -> Netw
     hidden = round(options.width * options.mlp_ratio)
     blocks += [Block(Transformer(options.width, options.heads, hidden), nn.Identity()) for _ in range(options.depth)]
     blocks[-1].activation = nn.Sequential(nn.LayerNorm(options.width, EPS), ClassToken())
-    return VisionTransformer(blocks, nn.Linear(options.width, classes))
+    return VisionTransformer(blocks, nn.Linear(options.width, classes), conform=own_names)
+
+
+TIMM = {"cls_token": "blocks.0.body.token", "pos_embed": "blocks.0.body.position",
+        "patch_embed.proj": "blocks.0.body.patches", "attn.proj": "attention.proj", "mlp.fc1": "mlp.0",
+        "mlp.fc2": "mlp.2"}
+
+
+def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with the names of timm's `VisionTransformer` by the names of `vit`; others stay as they are."""
+    depth = len({match[1] for name in weights if (match := re.match(r"blocks\.(\d+)\.attn\.", name))})
+    out = {}
+    for name, tensor in weights.items():
+        place, _, kind = name.rpartition(".")
+        if depth and (match := re.match(r"blocks\.(\d+)\.(.+)", place)):
+            block, part = f"blocks.{int(match[1]) + 1}.body", match[2]
+            if part == "attn.qkv":
+                for letter, rows in zip("qkv", tensor.chunk(3), strict=True):
+                    out[f"{block}.attention.{letter}.{kind}"] = rows
+            else:
+                out[f"{block}.{TIMM.get(part, part)}.{kind}"] = tensor
+        elif depth and place == "norm":
+            out[f"blocks.{depth}.activation.0.{kind}"] = tensor
+        else:
+            out[TIMM.get(name) or (f"{TIMM[place]}.{kind}" if place in TIMM else name)] = tensor
+    return out

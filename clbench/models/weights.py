@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clbench.core.errors import DataError
+from clbench.models.google_vit import read_npz
 from clbench.models.network import Network
 
 WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name
@@ -24,7 +26,8 @@ INSIDE = ("state_dict", "model")  # keys under which training scripts store the 
 def load_weights(model: Network, path: Path) -> list[str]:
     """Copy the weights of a file into the model; a head of another size is not loaded.
 
-    The file is safetensors, or a state dict that `torch.load` reads with `weights_only` (no code in it is ever run).
+    The file is safetensors, a state dict that `torch.load` reads with `weights_only` (no code in it is ever run), or
+    one of Google's vision transformers (.npz), which then has timm's names.
     Its names are the model's own (`model.state_dict()`) or published ones (`model.aliases`), with or without
     DataParallel's `module.` before them.
 
@@ -87,9 +90,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         DataError: it cannot be read, or holds something else.
     """
     try:
-        content: Any = (load_file(path) if path.suffix == ".safetensors"
+        content: Any = (load_file(path) if path.suffix == ".safetensors" else read_npz(path) if path.suffix == ".npz"
                         else torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError,
+            zipfile.BadZipFile) as error:
         raise DataError(f"weights {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     for name in INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):

@@ -153,7 +153,7 @@ def clip_gradients(gradients: Iterable[Tensor | None], limit: float, members: in
         gradient.mul_(factor.to(gradient.dtype))
 
 
-def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int) -> LRScheduler | None:
+def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int = 1) -> LRScheduler | None:
     """Return the recipe's schedule over the steps of a phase, None where the rate is constant.
 
     With a warm-up the rate rises linearly in the first steps, to its whole at the end of them. `epoch` is the number of

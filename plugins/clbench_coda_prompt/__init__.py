@@ -31,5 +31,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("coda-prompt", "clbench_coda_prompt.strategy:CodaPrompt",
                          "adds prompts to a frozen vision transformer: a weighted sum of components", CodaPromptOptions,
                          "Smith et al. 2023, arXiv 2211.13218", check_model="vit",
-                         recipe={"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}, parts_per_task=True,
+                         recipe={"optimizer": "adam", "lr": 1e-3, "schedule": "quarter-cosine", "schedule_by": "epoch"},
+                         budget={"epochs": 20, "batch_size": 128, "samples": 5000},
+                         parts_per_task=True,
                          display_name="CODA-Prompt", family="adapters and prompts"),)

@@ -23,8 +23,10 @@ CODA-Prompt):
 - The paper writes the prompt into attention as here, behind the projections.
 - Components that M / T leaves over are not used in any code; here they are not made.
 
-The authors train with Adam at a learning rate of 0.001, cosine schedule, batches of 128, 20 epochs (CIFAR-100). The
-network is pretrained (`base = pretrained`).
+The authors train with Adam at a learning rate of 0.001, batches of 128, 20 epochs (CIFAR-100). In epoch e of E, counted
+from 0, the rate is multiplied by cos(99 pi e / (200 (E - 1))), a quarter of a cosine (`recipe=published`). Their
+scheduler repeats the first value in epoch 1, because its own count starts late, and so ends one value earlier; here it
+does not. The network is pretrained (`base = pretrained`).
 """
 
 from __future__ import annotations

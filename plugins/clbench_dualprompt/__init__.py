@@ -36,5 +36,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "adds prompts to a frozen vision transformer, shared ones and ones per task",
                          DualPromptOptions,
                          "Wang et al. 2022, arXiv 2204.04799", check_model="vit",
-                         recipe={"optimizer": "adam", "lr": 0.03, "max_grad_norm": 1.0}, parts_per_task=True,
+                         recipe={"optimizer": "adam", "lr": 0.005, "lr_per": 256, "max_grad_norm": 1.0},
+                         budget={"epochs": 50, "batch_size": 192, "samples": 2400},  # ImageNet-R, 24 on 8 devices
+                         parts_per_task=True,
                          display_name="DualPrompt", family="adapters and prompts"),)

@@ -107,15 +107,20 @@ class AdaptedBlock(nn.Module):
         return out
 
 
+def transformer_blocks(model: Network) -> dict[str, nn.Module]:
+    """Return the blocks of a model that bottlenecks can be put in, by name."""
+    return {f"blocks.{name}": block for name, block in model.blocks.named_modules()
+            if isinstance(getattr(block, NORMS.get(type(block).__name__, ""), None), nn.LayerNorm)
+            and hasattr(block, "mlp")}
+
+
 def adapt(model: Network, width: int, scale: float, dropout: float) -> dict[str, AdaptedBlock]:
     """Replace each transformer block of a model by an `AdaptedBlock`, and return these by name.
 
     Raises:
         SpecError: the model has no such block.
     """
-    blocks = {f"blocks.{name}": block for name, block in model.blocks.named_modules()
-              if isinstance(getattr(block, NORMS.get(type(block).__name__, ""), None), nn.LayerNorm)
-              and hasattr(block, "mlp")}
+    blocks = transformer_blocks(model)
     if not blocks:
         raise SpecError("ease: adapter = bottleneck is put parallel to the MLP of a transformer block, and this model "
                         "has no such block; choose adapter = lora, or with --model vit-tiny, vit-b16 or timm:vit_...")

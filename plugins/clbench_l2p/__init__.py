@@ -34,5 +34,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("l2p", "clbench_l2p.strategy:L2P",
                          "selects prompts for each sample from a pool, in a frozen vision transformer", L2POptions,
                          "Wang et al. 2022, arXiv 2112.08654", check_model="vit",
-                         recipe={"optimizer": "adam", "lr": 0.03, "max_grad_norm": 1.0}, task_free=True,
+                         recipe={"optimizer": "adam", "lr": 0.03, "lr_per": 256, "max_grad_norm": 1.0},
+                         budget={"epochs": 5, "batch_size": 128, "samples": 5000}, task_free=True,
                          display_name="L2P", family="adapters and prompts"),)

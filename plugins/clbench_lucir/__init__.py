@@ -41,5 +41,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("lucir", "clbench_lucir.strategy:LUCIR",
                          "replays with a cosine head; keeps feature directions and class margins", LUCIROptions,
                          "Hou et al. 2019, CVPR (Learning a Unified Classifier Incrementally via Rebalancing)",
-                         recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+                         recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
+                                 "head_decay": "learning"},
                          display_name="LUCIR ({capacity})", family="distillation"),)

@@ -1,16 +1,20 @@
-"""`ncm`, `simplecil`, `slda`, `ranpac`, `fecam`: classifiers in closed form on the features of a frozen network."""
+"""`ncm`, `simplecil`, `aper`, `slda`, `ranpac`, `fecam`: classifiers in closed form on features of a frozen network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from clbench import SearchValues, StrategyInfo, hookimpl
+from clbench import Options, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.common_options import StartOptions
 
 RANK = 4
+Adapt = Literal["auto", "none", "lora", "bottleneck"]
+ADAPT = ("what the first task trains in a pretrained network, with a head, before the closed form begins: nothing, "
+         "low-rank adapters (of q and v in a transformer, else of all layers), or bottlenecks parallel to the MLPs of "
+         "a vision transformer; auto: bottlenecks in a pretrained vision transformer, else nothing")
 
 
 class AdaptOptions(StartOptions):
@@ -18,17 +22,28 @@ class AdaptOptions(StartOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("adapt", "rank", "both")
 
-    adapt: Literal["none", "lora"] = Field("none", description="what the first task trains in a pretrained network, "
-                                           "with a head, before the closed form begins: nothing, or low-rank adapters "
-                                           "(of q and v in a transformer, else of all layers)")
-    rank: int = Field(RANK, ge=1, description="rank of these adapters")
+    adapt: Adapt = Field("none", description=ADAPT)
+    rank: int = Field(RANK, ge=1, description="rank of low-rank adapters")
     both: bool = Field(False, description="features of the pretrained and of the adapted network side by side, as APER "
                        "has them: twice as many, for two passes")
+
+    def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
+        """Return these options with `auto` replaced: bottlenecks where a pretrained network has a place for them."""
+        options = super().settled(pretrained, network)
+        if self.adapt != "auto":
+            return options
+        if network is not None and getattr(options, "base", "") == "pretrained":
+            from clbench_prototypes.first_session import takes_bottlenecks
+
+            if takes_bottlenecks(network()):
+                return options.model_copy(update={"adapt": "bottleneck"})
+        return options.model_copy(update={"adapt": "none", "both": False})
 
     @property
     def needs_boundaries(self) -> str:
         """Return why the end of the first task must be known: its adapters are trained in that task only."""
-        return "adapt = lora trains in the first task" if self.adapt == "lora" else super().needs_boundaries
+        trains = self.adapt in ("lora", "bottleneck")
+        return f"adapt = {self.adapt} trains in the first task" if trains else super().needs_boundaries
 
     @property
     def trained_by_steps(self) -> bool:
@@ -38,10 +53,11 @@ class AdaptOptions(StartOptions):
     @model_validator(mode="after")
     def _adapts(self) -> AdaptOptions:
         """Refuse options of adapters where there are none."""
-        if self.adapt == "none":
-            for name, unused in (("rank", self.rank != RANK), ("both", self.both)):
-                if unused:
-                    raise ValueError(f"{name} is of the adapters of adapt = lora; add that, or leave {name} out")
+        if self.adapt != "lora" and self.rank != RANK:
+            raise ValueError("rank is of the adapters of adapt = lora; add that, or leave rank out")
+        if self.adapt == "none" and self.both:
+            raise ValueError("both is of the adapters of adapt = lora or bottleneck; add one of them, or choose both = "
+                             "false")
         return self
 
 
@@ -53,6 +69,13 @@ class NCMOptions(AdaptOptions):
 
 class SimpleCILOptions(AdaptOptions):
     """Options of `simplecil`."""
+
+
+class APEROptions(SimpleCILOptions):
+    """Options of `aper`; the defaults are those of the authors' code with AdaptFormer."""
+
+    adapt: Adapt = Field("auto", description=ADAPT)
+    both: bool = Field(True, description=AdaptOptions.model_fields["both"].description)
 
 
 class SLDAOptions(AdaptOptions):
@@ -67,9 +90,12 @@ class RanPACOptions(AdaptOptions):
     """Options of `ranpac`."""
 
     LATER: ClassVar[tuple[str, ...]] = (*AdaptOptions.LATER, "ridge")
+    BEFORE: ClassVar[Mapping[str, Any]] = {"adapt": "none"}
 
-    projections: int | None = Field(None, ge=1, description="M: random features; none means the paper's 10000 for a "
-                                    "network with 768 features or more, else 5 for each feature")
+    adapt: Adapt = Field("auto", description=ADAPT)
+    projections: int | None = Field(None, ge=0, description="M: random features; none means the paper's 10000 for a "
+                                    "network with 768 features or more, else 5 for each feature. 0: the features as "
+                                    "they are")
     ridge: Annotated[float | None, SearchValues("none", 1e2, 1e4, 1e6)] = Field(
         None, gt=0, description="r, for all tasks; none means the paper's choice, made again in each "
         "task: the one of 10^-8 to 10^8 that does best on a fifth of that task's training "
@@ -102,6 +128,11 @@ class FeCAMOptions(AdaptOptions):
         return self
 
 
+FIRST_SESSION: Mapping[str, Any] = {  # of RanPAC and APER
+    "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine",
+    "schedule_by": "epoch", "head_decay": "learning"}
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies."""
@@ -113,14 +144,21 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
         StrategyInfo("simplecil", "clbench_prototypes.simplecil:SimpleCIL",
                      "classifies frozen features by their cosine with class means",
                      SimpleCILOptions, "Zhou et al. 2023, arXiv 2303.07338", task_free=True,
-                     display_name="SimpleCIL", family="analytic classifiers"),
+                     recipe=FIRST_SESSION, display_name="SimpleCIL", family="analytic classifiers"),
+        StrategyInfo("aper", "clbench_prototypes.simplecil:APER",
+                     "classifies by cosines with class means in pretrained and adapted features", APEROptions,
+                     "Zhou et al. 2023, arXiv 2303.07338", recipe=FIRST_SESSION,
+                     budget={"epochs": 20, "batch_size": 48, "samples": 2500}, display_name="APER",
+                     family="analytic classifiers"),
         StrategyInfo("slda", "clbench_prototypes.slda:SLDA",
                      "classifies frozen features by linear discriminant analysis, updated online",
                      SLDAOptions, "Hayes & Kanan 2020, arXiv 1909.01520", task_free=True, display_name="SLDA",
                      family="analytic classifiers"),
         StrategyInfo("ranpac", "clbench_prototypes.ranpac:RanPAC",
                      "fits ridge regression on random nonlinear projections of frozen features", RanPACOptions,
-                     "McDonnell et al. 2023, arXiv 2307.02251", display_name="RanPAC", family="analytic classifiers"),
+                     "McDonnell et al. 2023, arXiv 2307.02251", recipe=FIRST_SESSION,
+                     budget={"epochs": 20, "batch_size": 48, "samples": 5000}, display_name="RanPAC",
+                     family="analytic classifiers"),
         StrategyInfo("fecam", "clbench_prototypes.fecam:FeCAM",
                      "classifies frozen features by the nearest mean, with a covariance per class", FeCAMOptions,
                      "Goswami et al. 2023, arXiv 2309.14062", display_name="FeCAM", family="analytic classifiers"),

@@ -1,4 +1,4 @@
-"""The common part of `ncm`, `simplecil`, `slda`, `ranpac` and `fecam`: sums over features of a frozen network.
+"""The common part of `ncm`, `simplecil`, `aper`, `slda`, `ranpac`, `fecam`: sums over features of a frozen network.
 
 Sums do not depend on the order of samples or tasks (except for rounding, which float64 keeps small). Later tasks change
 what was learned only through these sums. Forgetting is therefore limited to what a rule loses because it has to
@@ -15,11 +15,15 @@ With `adapt = lora`, the first task trains low-rank adapters in a pretrained net
 The adapters are separate from the weights, which do not change. `both = true` can therefore also use the features of
 the pretrained network.
 
+With `adapt = bottleneck`, the adapters are AdaptFormer's (`clbench_ease.bottleneck`): 64 numbers wide, scale 0.1, with
+dropout 0.1. `ranpac` and `aper` have them by default in a pretrained vision transformer (`auto`).
+
 - RanPAC adapts the network in the first session by AdaptFormer, VPT or SSF. APER (Zhou et al. 2023, arXiv 2303.07338,
-  first named ADAM) uses these, batch norm or full fine-tuning. LoRA is none of them; it is what clbench has. APER reads
-  the features of the pretrained and the adapted network (`both`), RanPAC those of the adapted one.
-- Their codes use SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule of the learning rate. Here, the
-  experiment determines all of that.
+  first named ADAM) uses these, batch norm or full fine-tuning. VPT, SSF, batch norm and full fine-tuning are left out
+  here, and LoRA is not theirs. APER reads the features of the pretrained and the adapted network (`both`), RanPAC those
+  of the adapted one.
+- Their codes use SGD with learning rate 0.01, momentum 0.9, weight decay 5e-4, batches of 48 and a cosine over 20
+  epochs. `recipe=published` is that without the budget.
 - Their head in this session is the cosine times a learned number (`CosineLinear`); here it is the network's own. After
   the first task, the head is used only for given tasks that have not been learned yet.
 
@@ -30,11 +34,12 @@ is fitted again after each. In the end, the sums are the same as if all samples 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from clbench_ease.bottleneck import AdaptedBlock
 from clbench_lora.activation import activated
 from clbench_lora.layers import LoRALayer
 from torch import Tensor, nn
@@ -62,9 +67,10 @@ class ClosedForm(Strategy, ABC):
     """
 
     method: ClassVar[str]
-    roles: tuple[tuple[str, str], ...] = (("*.lora_*", "adapters"), ("weight", "heads"), ("bias", "heads"),
-                                          ("sums", "prototypes"), ("counts", "prototypes"),
-                                          ("moment", "second moments"))
+    has_first_session: ClassVar[bool] = False  # whether the paper's method adapts a pretrained network
+    roles: tuple[tuple[str, str], ...] = (("*.lora_*", "adapters"), ("*.adapters.*", "adapters"),
+                                          ("weight", "heads"), ("bias", "heads"), ("sums", "prototypes"),
+                                          ("counts", "prototypes"), ("moment", "second moments"))
     options: AdaptOptions
     sums: Tensor
     counts: Tensor
@@ -77,7 +83,9 @@ class ClosedForm(Strategy, ABC):
         self.base_learns = self.options.base == "task1" and model.has_body
         self.adapters_learn = False
         self.model.requires_grad_(self.base_learns)
-        self.adapted: dict[str, LoRALayer] = install(self.method, model, self.options, self.notes)
+        self.adapted: Mapping[str, LoRALayer | AdaptedBlock] = install(self.method, model, self.options, self.notes)
+        if self.has_first_session and self.options.adapt == "none" and self.options.base == "pretrained":
+            self.notes.append(f"{self.method}: without the first session of the paper (adapt = none)")
         width = width or feature_width(model, self.options)
         self.register_buffer("sums", model.head.weight.new_zeros(world.classes, width, dtype=torch.float64))
         self.register_buffer("counts", self.sums.new_zeros(world.classes))
@@ -141,6 +149,14 @@ class ClosedForm(Strategy, ABC):
         if self.base_learns:
             return ()
         return (self.model.blocks,) if self.adapters_learn else (self.model,)
+
+    def train(self, mode: bool = True) -> ClosedForm:
+        """Set the mode; the dropout of bottlenecks follows it only while they learn."""
+        super().train(mode)
+        for layer in self.adapted.values() if self.adapters_learn else ():
+            if isinstance(layer, AdaptedBlock):
+                layer.adapters.train(mode)
+        return self
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:

@@ -1,7 +1,12 @@
-"""Adapters that the first task trains in a pretrained network (`adapt = lora`)."""
+"""Adapters that the first task trains in a pretrained network (`adapt`)."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from clbench_ease import SCALES, WIDTHS
+from clbench_ease.bottleneck import AdaptedBlock, transformer_blocks
+from clbench_ease.bottleneck import adapt as add_bottlenecks
 from clbench_lora import AdapterOptions, Target
 from clbench_lora.layers import LoRALayer
 from clbench_lora.selection import adapt, has_parts, remarks
@@ -11,12 +16,20 @@ from clbench.core.errors import SpecError
 from clbench_prototypes import AdaptOptions
 
 PARTS: tuple[Target, ...] = ("q", "v")  # what LoRA's paper adapts in a transformer
+DROPOUT = 0.1  # in bottlenecks, as in AdaptFormer's and APER's code
 
 
-def install(method: str, model: Network, options: AdaptOptions, notes: list[str]) -> dict[str, LoRALayer]:
+def takes_bottlenecks(model: Any) -> bool:
+    """Tell whether a network has transformer blocks that bottlenecks can be put in; None is no network."""
+    return isinstance(model, Network) and bool(transformer_blocks(model))
+
+
+def install(method: str, model: Network, options: AdaptOptions, notes: list[str]
+            ) -> dict[str, LoRALayer] | dict[str, AdaptedBlock]:
     """Put layers for adapters into a model, where options ask for them, and return these by name.
 
-    They are on q and v of a transformer, and on all layers of another network.
+    Low-rank ones are on q and v of a transformer, and on all layers of another network. Bottlenecks are parallel to the
+    MLPs of a vision transformer, of the width and scale of `ease`.
 
     Args:
         method: whose options they are, for errors.
@@ -30,8 +43,14 @@ def install(method: str, model: Network, options: AdaptOptions, notes: list[str]
     if options.adapt == "none":
         return {}
     if options.base != "pretrained":
-        raise SpecError(f"{method}: adapt = lora adapts a pretrained network, and with base = {options.base} there is "
-                        "none; pass --weights FILE with base = auto or pretrained, or leave adapt out")
+        raise SpecError(f"{method}: adapt = {options.adapt} adapts a pretrained network, and with base = "
+                        f"{options.base} there is none; pass --weights FILE with base = auto or pretrained, or leave "
+                        "adapt out")
+    if options.adapt == "bottleneck":
+        if not transformer_blocks(model):
+            raise SpecError(f"{method}: adapt = bottleneck is put parallel to the MLPs of a vision transformer, and "
+                            "this model has none; choose adapt = lora or none, or --model vit-b16 or timm:vit_...")
+        return add_bottlenecks(model, WIDTHS["bottleneck"], SCALES["bottleneck"], DROPOUT)
     wanted = AdapterOptions(rank=options.rank, targets=list(PARTS) if has_parts(model, PARTS) else [])
     notes += remarks(model, wanted, method)
     return adapt(model, wanted, method)

@@ -12,9 +12,12 @@ Differences to the paper and its code (RanPAC/RanPAC):
 - The paper's M is 10,000, for networks with 768 features. G has M^2 numbers and W takes M^3 operations, hundreds of
   times the cost of a small network. With fewer than 768 features, M is therefore 5 times the number of features.
 - The code stores G and Q in float32. They are float64 here, because r may be 10^-8, which doubles the storage.
-- The first session adapts a pretrained network by a small number of parameters: AdaptFormer, VPT or SSF. Here
-  `adapt = lora` does, by LoRA (`closed_form`). Without it `base = pretrained` leaves the weights alone, as in the
-  paper's results without that step, and `base = task1` trains all of them on the first task.
+- The first session adapts a pretrained network by a small number of parameters: AdaptFormer (their choice for
+  CIFAR-100), VPT or SSF. By default AdaptFormer's bottlenecks do so here in a vision transformer (`closed_form`). With
+  `adapt = none` the weights stay as they are, as in the paper's results without that step, and the record says so.
+  `base = task1` trains all weights on the first task.
+- With `projections = 0` the features take the place of h, as in their results without random projections: ridge
+  regression without a bias. `ridge` is the same on features whose mean is 0; it centers features and labels.
 """
 
 from __future__ import annotations
@@ -40,22 +43,28 @@ class RanPAC(SecondOrder):
     method = "ranpac"
     keeps_less = "projections=N"
     roles = (("projection", "projection"), ("ridge", "heads"), *SecondOrder.roles)
+    has_first_session = True
     options: RanPACOptions
     projection: Tensor
     ridge: Tensor
 
     def __init__(self, model: Network, world: World, options: RanPACOptions | None = None) -> None:
         """Draw the projection, on the CPU so that it does not depend on the device."""
-        options = options if options is not None else RanPACOptions()
-        features = feature_width(model, options)
-        width = options.projections or (PROJECTIONS if features >= FEATURES else PER_FEATURE * features)
-        super().__init__(model, world, options, width)
+        chosen = (options if options is not None else RanPACOptions()).settled(world.pretrained)
+        assert isinstance(chosen, RanPACOptions)
+        options, features = chosen, feature_width(model, chosen)
+        width = PROJECTIONS if features >= FEATURES else PER_FEATURE * features
+        if options.projections is not None:
+            width = options.projections
+        super().__init__(model, world, options, width or features)
         drawn = torch.randn(features, width, generator=world.generator, device="cpu")
         self.register_buffer("projection", drawn.to(self.sums.device))
         self.register_buffer("ridge", self.sums.new_tensor(options.ridge or 0.0))
 
     def map(self, features: Tensor) -> Tensor:
-        """Return ReLU(R^T f)."""
+        """Return ReLU(R^T f), or f if there are no random projections."""
+        if not self.projection.shape[1]:
+            return features
         return (features @ self.projection.double()).relu_()
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
@@ -76,7 +85,7 @@ class RanPAC(SecondOrder):
 
         Of (H^T H + r I)^-1 H^T Y = H^T (H H^T + r I)^-1 Y, H [N, M], the side with the smaller system is computed.
         """
-        few = len(features) < len(self.projection[0])
+        few = len(features) < self.sums.shape[1]
         if few:
             rows = torch.cat([mapped for mapped, _ in self.chunks(features, labels)])
             system, right = rows @ rows.T, labels

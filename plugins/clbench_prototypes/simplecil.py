@@ -11,8 +11,10 @@ So a sample with long features weighs more. Where all features of a class have o
 Where this differs from the codes: their head multiplies the cosine by a number that stays 1. The paper starts from
 pretrained weights only; here `base = task1` trains the network on the first task where there are none.
 
-With `adapt = lora` it is the paper's APER (first named ADAM), which with `both = true` reads the features of the
-pretrained network too. The paper adapts by full fine-tuning, VPT, SSF, AdaptFormer or batch norm, not by LoRA.
+`aper` is the paper's APER (first named ADAM): the first task adapts the network, and features are those of the
+pretrained and of the adapted network side by side. The paper adapts by full fine-tuning, VPT, SSF, AdaptFormer or batch
+norm; `aper` has AdaptFormer's bottlenecks in a pretrained vision transformer. Elsewhere it is SimpleCIL, and the record
+says so.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench import Network, World
-from clbench_prototypes import SimpleCILOptions
+from clbench_prototypes import APEROptions, SimpleCILOptions
 from clbench_prototypes.closed_form import LinearRule
 
 
@@ -43,3 +45,15 @@ class SimpleCIL(LinearRule):
     def score(self, mapped: Tensor) -> Tensor:
         """Return the cosines [N, C] of features [N, D] and means."""
         return super().score(F.normalize(mapped, dim=1))
+
+
+class APER(SimpleCIL):
+    """SimpleCIL on the features of a pretrained network and of the one that the first task has adapted."""
+
+    method = "aper"
+    has_first_session = True
+    options: APEROptions
+
+    def __init__(self, model: Network, world: World, options: APEROptions | None = None) -> None:
+        """Start with no class, and with adapters where the options have them."""
+        super().__init__(model, world, options if options is not None else APEROptions())

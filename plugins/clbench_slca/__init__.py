@@ -25,5 +25,8 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("slca", "clbench_slca.strategy:SLCA",
                          "fine-tunes the backbone slowly; realigns the head on Gaussians of all classes",
                          SLCAOptions, "Zhang et al. 2023, arXiv 2303.05118",
-                         recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+                         recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4,
+                                 "schedule": "steps", "milestones": (0.9,), "schedule_by": "epoch",
+                                 "head_decay": "learning"},
+                         budget={"epochs": 20, "batch_size": 128, "samples": 5000},
                          display_name="SLCA"),)

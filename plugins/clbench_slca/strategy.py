@@ -4,12 +4,13 @@ All weights are fine-tuned from task to task, the body with a hundredth of the l
 the cross-entropy over the task's own classes (`outputs`). After each task the head is realigned on features drawn from
 Gaussians of all classes so far (`clbench.strategy.alignment`, which says what the codes do and where they differ).
 
-The paper's recipe is SGD with momentum 0.9, weight decay 5e-4 and batches of 128 for 20 epochs; the head's learning
-rate is 0.01, so that of the body is 1e-4, and after epoch 18 a tenth (CIFAR-100). LAMDA-PILOT has batches of 64. The
-recipe given counts here: its learning rate is the head's.
+The paper's recipe (`recipe=published`, without the budget) is SGD with momentum 0.9, weight decay 5e-4 and batches of
+128 for 20 epochs. The head's learning rate is 0.01, so that of the body is 1e-4, and after epoch 18 a tenth
+(CIFAR-100). LAMDA-PILOT has batches of 64. The learning rate of a recipe is the head's.
 
 The codes add a head of small random weights for each task and freeze the older ones; here the model's head has all
-outputs, and with `outputs = own` no gradient reaches those of other tasks (a recipe's weight decay does). SLCA++, in
+outputs, and with `outputs = own` no gradient reaches those of other tasks. A recipe's weight decay does, unless it has
+`head_decay = learning`, as `recipe=published`. SLCA++, in
 the same repository, trains adapters instead of all weights and has another loss; it is not this method.
 
 The paper starts from pretrained weights. A body of random weights hardly learns at a hundredth of the rate; then the

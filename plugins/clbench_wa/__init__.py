@@ -30,5 +30,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("wa", "clbench_wa.strategy:WA",
                          "replays and distills, then scales the new classes' weights to the old ones'", WAOptions,
                          "Zhao et al. 2020, arXiv 1911.07053",
-                         recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4},
+                         recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4,
+                                 "head_decay": "learning"},
                          display_name="WA ({capacity})", family="distillation"),)

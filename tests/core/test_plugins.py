@@ -75,3 +75,12 @@ def test_unknown_names_get_near_ones():
     assert unknown("method", "loraa", ["lora", "ewc"], "clbench methods") == (
         "no method 'loraa'; did you mean 'lora'? (clbench methods lists all)")
     assert unknown("method", "zzz", ["lora"], "clbench methods") == "no method 'zzz' (clbench methods lists all)"
+
+
+def test_the_budget_of_a_method_is_whole_and_gives_the_authors_steps():
+    budget = {"epochs": 20, "batch_size": 48, "samples": 2500}
+    assert StrategyInfo("mine", "a:B", "", budget=budget).authors_steps == 20 * 53
+    assert StrategyInfo("mine", "a:B", "").authors_steps == 0
+    for wrong in ({"epochs": 20}, {**budget, "epochs": 0}, {**budget, "lr": 1}):
+        with pytest.raises(PluginError, match="'mine': budget needs batch_size, epochs, samples, each above 0"):
+            StrategyInfo("mine", "a:B", "", budget=wrong)

@@ -25,7 +25,7 @@ def test_all_mistakes_are_listed_with_their_place():
     assert lines == [
         "x.toml: scenario.0: should be 'task', 'class' or 'domain', got 'tsk'",
         "x.toml: recipe.lr: should be greater than 0, got -1",
-        "x.toml: recipe.lrr: no key 'lrr'; did you mean 'lr'? (docs/toml-keys.md lists all)",
+        "x.toml: recipe.lrr: no key 'lrr'; did you mean 'lr' or 'lr_per'? (docs/toml-keys.md lists all)",
         "x.toml: seeds: expected a number of seeds or a list such as 0,1,2, got '0,x'",
         "x.toml: oops: no key 'oops' (docs/toml-keys.md lists all)",
     ]

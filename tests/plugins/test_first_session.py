@@ -163,12 +163,15 @@ def test_refusals_say_the_way_out(method, options):
             cls(make_model(), make_world("class"), options(adapt="lora", base=base))
     with pytest.raises(SpecError, match=f"{method}: rank = 99 exceeds the width"):
         cls(make_model(), make_world("class", pretrained=True), options(adapt="lora", rank=99))
-    for idle in ({"rank": 2}, {"both": True}):
-        with pytest.raises(ValidationError, match="is of the adapters of adapt = lora; add that, or leave"):
+    for idle in ({"rank": 2}, {"both": True, "adapt": "none"}, {"adapt": "bottleneck", "rank": 2}):
+        with pytest.raises(ValidationError, match="is of the adapters of adapt = lora"):
             options(**idle)
+    with pytest.raises(SpecError, match=f"{method}: adapt = bottleneck is put parallel to the MLPs of a vision"):
+        cls(make_model(), make_world("class", pretrained=True), options(adapt="bottleneck"))
 
 
 @pytest.mark.parametrize("options", [o for m, (_, o) in KINDS.items() if m != "seq-lora"])
 def test_trials_without_adapters_keep_their_keys(options):
-    assert not {"adapt", "rank", "both"} & options().model_dump().keys()
+    assert not {"adapt", "rank", "both"} & options().settled(False).model_dump().keys()
+    assert not {"adapt", "rank", "both"} & options(adapt="none").model_dump().keys()
     assert options(adapt="lora").model_dump().keys() >= {"adapt"}

@@ -8,6 +8,7 @@ from helpers import ROOT
 from helpers.records import make_matrix, make_record
 
 from clbench.experiment.search import Searched
+from clbench.experiment.trial import Weights
 from clbench.report import build
 from clbench.report.analysis.headline import ANSWER, CAUTION, COST, NEXT, TRADE_OFFS
 from clbench.report.formats import markdown
@@ -152,6 +153,22 @@ def test_cautions_name_what_limits_the_conclusions():
     mixed = [r.model_copy(update={"provenance": r.provenance.model_copy(update={"machine": r.label, "git": str(s)})})
              for r, s in zip(study(plain), itertools.cycle("ab"), strict=False)]
     assert cautions(mixed)[-1] == "The records come from 2 commits and 3 machines."
+
+
+def test_a_caution_names_methods_on_weights_with_less_than_a_quarter_of_their_authors_steps():
+    weights = Weights(path="w", sha256="0" * 64)
+
+    def cautions(steps, on=weights):
+        records = [r.model_copy(update={"trial": r.trial.model_copy(update={"weights": on}),
+                                        "costs": r.costs.model_copy(update={"steps": steps})})
+                   for r in study({"slca": 0.9, "naive": 0.7})]
+        return [text for text in told(records, CAUTION) if "quarter" in text]
+
+    # 20 epochs of 5,000 samples in batches of 128 are 20 * 40 = 800 steps.
+    assert cautions([199, 199, 199]) == [
+        "Trained with less than a quarter of its authors' optimizer steps per task: SLCA."]
+    assert cautions([200, 200, 200]) == cautions([0, 0, 0]) == cautions([10, 10, 200]) == []
+    assert cautions([1, 1, 1], on=None) == []
 
 
 def test_of_more_than_five_cautions_the_rest_is_counted():

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
-from clbench.experiment import spec
+from clbench.experiment import recipe
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.training.budget import steps_of
@@ -20,8 +20,8 @@ from clbench.training.sampling import BatchSampler
 
 
 def test_every_name_of_a_recipe_is_there_and_an_unknown_one_is_an_error():
-    assert set(OPTIMIZERS) == set(get_args(spec.Optimizer))
-    assert set(SCHEDULES) == set(get_args(spec.Schedule))
+    assert set(OPTIMIZERS) == set(get_args(recipe.Optimizer))
+    assert set(SCHEDULES) == set(get_args(recipe.Schedule))
     unknown = Recipe.model_construct(**{**Recipe().__dict__, "optimizer": "adan"})
     with pytest.raises(KeyError, match="adan"):
         make_optimizer(unknown, [nn.Parameter(torch.ones(1))])

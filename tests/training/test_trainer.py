@@ -169,6 +169,12 @@ def test_head_lr_is_refused_where_it_would_do_nothing_or_contradict_the_method()
             loop([b.strategy], recipe, [0]).fit([task])
 
 
+def test_head_lr_is_refused_with_a_head_rate():
+    b = bench(discover().strategy("ewc-lora"), {"head_rate": 10.0, "rank": 2}, "class")
+    with pytest.raises(SpecError, match="sets the learning rate of its heads itself"):
+        TrainingLoop([b.replica], Recipe(lr=5e-4, head_lr=5e-3, iterations=2)).train_task(0)
+
+
 @pytest.mark.parametrize("name", sorted(discover().strategies))
 def test_every_method_trains_its_heads_by_head_lr_or_refuses_it(name):
     info = discover().strategy(name)
