@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
+from clbench.core.device import send
 from clbench.core.entry_points import builder
 from clbench.core.errors import DataError, SpecError
 from clbench.core.objective import CLASSIFICATION
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
+from clbench.data.photo_files import Photos
+from clbench.data.photo_samples import PhotoSamples
 from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
 from clbench.data.raw import RawStream, Split, hold_out
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
@@ -62,9 +65,10 @@ class Tests:
     """Test samples of several tasks, one task after the other: x [N, ...], labels y [N], task indices tasks [N].
 
     `sizes` are the numbers of samples; `prepare` is to be applied to x, None if x are already inputs of the model.
+    Photos that stay in their files are decoded batch by batch, while earlier batches are used.
     """
 
-    x: Tensor
+    x: Tensor | Photos
     y: Tensor
     tasks: Tensor
     sizes: tuple[int, ...]
@@ -76,8 +80,13 @@ class Tests:
         `first` is the number of the batch to begin with. Tokens are cut off behind the longest sample of a batch.
         """
         begin, end = (0, len(self.y)) if task is None else (sum(self.sizes[:task]), sum(self.sizes[:task + 1]))
-        parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
-        for x, y, tasks in islice(zip(*parts, strict=True), first, None):
+        labels = [islice(torch.split(column[begin:end], size), first, None) for column in (self.y, self.tasks)]
+        inputs: Iterator[Tensor]
+        if isinstance(self.x, Photos):
+            inputs = (send(x, self.y.device) for x in self.x[begin:end].read_chunks(size, first))
+        else:
+            inputs = islice(torch.split(self.x[begin:end], size), first, None)
+        for x, y, tasks in zip(inputs, *labels, strict=True):
             x = x if self.prepare is None else self.prepare(x)
             if y.dim() > 1:
                 x = x[:, :needed_tokens(y)]
@@ -137,9 +146,11 @@ class Stream:
         """The test samples of all tasks, as inputs of the model if these take at most `TEST_BYTES`."""
         parts = [task.test for task in self.tasks]
         size = 4 * math.prod(self.input_shape) * sum(map(len, parts))
-        prepared = self.prepare if size <= TEST_BYTES else None
-        return Tests(torch.cat([part.x if prepared is None else prepared(part.x) for part in parts]),
-                     torch.cat([part.y for part in parts]),
+        photos = [part.photos for part in parts if isinstance(part, PhotoSamples)]
+        prepared = self.prepare if size <= TEST_BYTES and not photos else None
+        x = (Photos.concat(photos) if photos else
+             torch.cat([part.x if prepared is None else prepared(part.x) for part in parts]))
+        return Tests(x, torch.cat([part.y for part in parts]),
                      torch.cat([torch.full((len(part),), index, device=part.y.device)
                                 for index, part in enumerate(parts)]),
                      tuple(map(len, parts)), self.prepare if prepared is None else None)
@@ -148,7 +159,8 @@ class Stream:
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
 
         If all samples together take more than `room` bytes (None: no limit), training inputs stay on the host, and
-        batches are copied from there. Inputs that permuted tasks share move to the device in any case.
+        batches are copied from there. Inputs that permuted tasks share move to the device in any case, photos that stay
+        in their files in no case.
         """
         moved: dict[int, Tensor] = {}
         cache = PermutedInputCache()
@@ -158,13 +170,15 @@ class Stream:
                 moved[id(tensor)] = tensor.to(device)
             return moved[id(tensor)]
 
-        inputs = chain.from_iterable((stored(task.train), task.test.x) for task in self.tasks)
-        size = sum({id(x): x.nbytes for x in inputs}.values())
+        inputs = chain.from_iterable((stored(task.train), stored(task.test)) for task in self.tasks)
+        size = sum({id(x): x.nbytes for x in inputs if isinstance(x, Tensor)}.values())
         streamed = room is not None and size > room
 
         def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):
                 return part.moved(move, cache)
+            if isinstance(part, PhotoSamples):
+                return PhotoSamples(part.photos, move(part.y), move(part.tasks))
             if isinstance(part, StochasticSamples):
                 return StochasticSamples(move(part.x), move(part.y), move(part.tasks), part.draw)
             if streamed:
@@ -177,10 +191,12 @@ class Stream:
                                          for t in self.tasks), notes=(*self.notes, note) if streamed else self.notes)
 
 
-def stored(samples: Samples) -> Tensor:
+def stored(samples: Samples) -> Tensor | Photos:
     """Return the inputs [N, ...] of samples where they lie; of permuted ones those before the permutation."""
     if isinstance(samples, PermutedSamples):
         return samples.base
+    if isinstance(samples, PhotoSamples):
+        return samples.photos
     return samples.host if isinstance(samples, HostSamples) else samples.x
 
 
@@ -252,7 +268,7 @@ def _unlabeled(raw: RawStream) -> Stream:
     """Return a stream without classes, whose labels stay as they are."""
     tasks = []
     for index, (train, test) in enumerate(zip(raw.train, raw.test, strict=True)):
-        samples = [Samples(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
+        samples = [labelled(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
         tasks.append(StreamTask((), samples[0], samples[1], test_rows=test.rows))
     return Stream(tuple(tasks), 0, tuple(raw.train[0].x.shape[1:]), Prepare(raw.mean, raw.std), raw.digest[:16],
                   raw.notes, objective=raw.objective, task_names=raw.task_names)
@@ -269,14 +285,24 @@ def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:
 
 def lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:
     """Return samples of a split; inputs with a permutation or random transforms are made when they are asked for."""
-    if split.draw is not None:
+    if split.draw is not None and isinstance(split.x, Tensor):
         return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
-    if split.permutation is None:
+    if split.permutation is None or isinstance(split.x, Photos):
         return eagerly(split, y, task)
     return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), cache)
 
 
 def eagerly(split: Split, y: Tensor, task: int) -> Samples:
-    """Return samples with their inputs ready, permuted ones too: tests are read after every task."""
-    x = split.x if split.permutation is None else permute(split.x, split.permutation)
-    return Samples(x, y, torch.full_like(y, task))
+    """Return samples with their inputs ready, permuted ones too: tests are read after every task.
+
+    Photos that stay in their files stay there.
+    """
+    x = split.x
+    if split.permutation is not None and isinstance(x, Tensor):
+        x = permute(x, split.permutation)
+    return labelled(x, y, torch.full_like(y, task))
+
+
+def labelled(x: Tensor | Photos, y: Tensor, tasks: Tensor) -> Samples:
+    """Return samples of inputs in memory, or of photos that stay in their files."""
+    return PhotoSamples(x, y, tasks) if isinstance(x, Photos) else Samples(x, y, tasks)

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds
 from clbench.core.device import synchronize
+from clbench.data.photo_samples import decoded_ahead
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.spec import Recipe
@@ -189,8 +190,10 @@ class TrainingLoop:
         self.callbacks.on_phase(self, inputs)
         schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps)
         indices = [partial(sampler.following, torch.device("cpu")) for sampler in samplers]
+        requests = [sampler.requests(strategy, phase.steps)
+                    for sampler, strategy in zip(samplers, strategies, strict=True)]
         with (cache.starting_at(strategies, inputs.start),
-              prefetched(inputs.samples, indices, phase.steps) as ready):
+              prefetched(inputs.samples, indices, phase.steps) as drawn, decoded_ahead(drawn, requests) as ready):
             if not losses:
                 self.callbacks.on_step(self, index, 0, steps)
             self._take_steps(phase.steps, replace(inputs, samples=ready), samplers, schedule, losses, index, steps)

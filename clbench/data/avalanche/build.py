@@ -50,7 +50,12 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
 
 
 def as_raw(benchmark: Any, where: str, seeded: bool = False) -> RawStream:
-    """Return an Avalanche benchmark as tensors; `where` names it in errors, `seeded` says that it is one seed's own."""
+    """Return an Avalanche benchmark as tensors, and a stream as it is.
+
+    `where` names it in errors, `seeded` says that it is one seed's own.
+    """
+    if isinstance(benchmark, RawStream):
+        return benchmark
     if not (hasattr(benchmark, "train_stream") and hasattr(benchmark, "test_stream")):
         raise DataError(f"{where} returned {type(benchmark).__name__}, expected an Avalanche benchmark "
                         "(train_stream, test_stream)")
