@@ -155,7 +155,8 @@ class PhotoOptions(PixelOptions):
                              "of one size of at most 64")
     resize: int | None = Field(None, ge=1, description="pixels to which the shorter side is resized before the middle "
                                "is cut out (crop), exactly as torchvision does it; takes the place of size")
-    crop: int | None = Field(None, ge=1, description="pixels along each side of the middle that is cut out after resize")
+    crop: int | None = Field(None, ge=1, description="pixels along each side of the middle that is cut out "
+                             "after resize")
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="how photos are resized")
 
     @model_validator(mode="after")
@@ -184,9 +185,9 @@ class ImagesOptions(OwnOptions, PhotoOptions):
         "files", description="folders: photos in one folder within a class, of one patient or site, are kept wholly in "
         "training or wholly in the held-out share; folders of one name in several classes are one group")
     read: Literal["memory", "files"] = Field(
-        "memory", description="memory: all photos are decoded once and held in memory; files: they are decoded whenever "
-        "a batch needs them, so there may be more than fit in memory. Random resized crops are then cut out of the "
-        "original photos")
+        "memory", description="memory: all photos are decoded once and held in memory; files: they are decoded "
+        "whenever a batch needs them, so there may be more than fit in memory, and random resized crops are cut out of "
+        "the original photos")
 
     @property
     def tasks_are_named(self) -> bool:

@@ -101,6 +101,11 @@ class Photos:
         """Return (N, C, H, W)."""
         return torch.Size((len(self.rows), self.format.channels, self.format.height, self.format.width))
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that they would take if they were decoded."""
+        return self.shape.numel()
+
     def __len__(self) -> int:
         """Return N."""
         return len(self.rows)

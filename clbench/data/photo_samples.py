@@ -20,9 +20,9 @@ UNREAD = ("the photos stay in their files (read = files), and this method needs 
 
 
 class Request(NamedTuple):
-    """A batch to decode: indices, int64 [M], and for crops of the originals these, and if whole photos are needed."""
+    """A batch to decode: the rows of its samples, int64 [M], with crops of the originals, their draws, or both."""
 
-    index: Tensor
+    rows: Tensor
     crop: RandomResizedCrop | None = None
     draws: Tensor | None = None
     whole: bool = True
@@ -37,6 +37,10 @@ class PhotoSamples(Samples):
             object.__setattr__(self, name, value)
 
     photos: Photos
+
+    def __repr__(self) -> str:
+        """Return a text without the inputs."""
+        return f"{type(self).__name__}({tuple(self.photos.shape)})"
 
     @property
     def x(self) -> Tensor:
@@ -54,7 +58,7 @@ class PhotoSamples(Samples):
 
     def begin(self, request: Request) -> Reading:
         """Begin to decode a batch."""
-        photos, crop = self.photos[request.index], None
+        photos, crop = self.photos[request.rows], None
         if request.crop is not None and request.draws is not None:
             height, width = (side[:, None] for side in photos.sizes.long().unbind(1))
             side = request.crop.size
@@ -81,7 +85,7 @@ class PhotoSamples(Samples):
         """
         reading = self.reading(request)
         crops = send_batch(reading.crops, self.y.device)
-        return self._labelled(reading.images if request.whole else crops, request.index), crops
+        return self._labelled(reading.images if request.whole else crops, request.rows), crops
 
     def _labelled(self, x: Tensor, index: Tensor) -> Samples:
         there = send(index, self.y.device)
@@ -158,7 +162,7 @@ class PhotosAhead(PhotoSamples):
     def reading(self, request: Request) -> Reading:
         """Return the next batch, which must be the one that was requested ahead."""
         ahead, reading = next(self.readings)
-        if not torch.equal(ahead.index, request.index):
+        if not torch.equal(ahead.rows, request.rows):
             raise RuntimeError("another batch of photos was decoded ahead than the one that is trained: this is an "
                                "error in clbench")
         return reading

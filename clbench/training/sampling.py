@@ -100,12 +100,11 @@ class BatchSampler:
                        overrides(strategy, "augment_batch"))
 
     def requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
-        """Yield what the next batches will decode, by copies of the generators."""
+        """Return what the next batches will decode, by copies of the generators as they are now."""
         ahead = copy.copy(self)
         ahead.generator, ahead.left = copied(self.generator), list(self.left)
         ahead.draws = copied(self.draws[0]), self.draws[1]
-        for _ in range(steps):
-            yield ahead.request(strategy)
+        return (ahead.request(strategy) for _ in range(steps))
 
     def _ready(self, strategy: Strategy, batch: Batch, around: Around, crops: Tensor | None = None) -> Batch:
         """Return a batch as the loss gets it; `crops` are new samples that are augmented already."""

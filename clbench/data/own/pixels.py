@@ -114,7 +114,7 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds
-        raise DataError(f"photo {path} cannot be read ({reason(error)}): mend it, or remove it and run again") from error
+        raise DataError(f"photo {path} cannot be read ({reason(error)}); mend or remove it, and run again") from error
 
 
 def reason(error: Exception) -> str:
