@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -88,13 +89,23 @@ def passes_of_torchvision(folder: Path, crops: bool, workers: int) -> Callable[[
     return lambda: (x for x, _ in loader)
 
 
-def rate(batches: Callable[[], Iterator[Any]]) -> float:
-    """Return the photos per second of a pass."""
-    began, count = time.perf_counter(), 0
+def processor_seconds() -> float:
+    """Return the seconds that this process and its children have computed; on Linux also those that are still alive."""
+    total = sum(os.times()[:4])
+    for child in multiprocessing.active_children():
+        if sys.platform == "linux":
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def rate(batches: Callable[[], Iterator[Any]]) -> tuple[float, float]:
+    """Return the photos per second of a pass, and the milliseconds that a processor works for each photo."""
+    began, computed, count = time.perf_counter(), processor_seconds(), 0
     for x in batches():
         assert x.shape[1:] == (3, SIZE, SIZE)
         count += len(x)
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - began), 1000 * (processor_seconds() - computed) / count
 
 
 def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
@@ -111,13 +122,16 @@ def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
                     "torchvision": passes_of_torchvision(folder, crops, found.cores)}
             for way in ways.values():
                 rate(way)  # processes and threads start
-            rates: dict[str, list[float]] = {name: [] for name in ways}
+            passes: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
             for _ in range(found.repeats):
                 for name, way in ways.items():
-                    rates[name].append(rate(way))
-            middle = {name: statistics.median(values) for name, values in rates.items()}
-            results[kind] = {**{name: [round(value) for value in values] for name, values in rates.items()},
-                             "ratio": round(middle["clbench"] / middle["torchvision"], 2)}
+                    passes[name].append(rate(way))
+            rates = {name: [value for value, _ in values] for name, values in passes.items()}
+            work = {name: statistics.median(value for _, value in values) for name, values in passes.items()}
+            results[kind] = {
+                **{name: [round(value) for value in values] for name, values in rates.items()},
+                "ratio": round(statistics.median(rates["clbench"]) / statistics.median(rates["torchvision"]), 2),
+                "processor ms per photo": {name: round(value, 2) for name, value in work.items()}}
     return results
 
 

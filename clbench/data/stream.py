@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clbench.core import tokens
-from clbench.core.device import send
 from clbench.core.entry_points import builder
 from clbench.core.errors import DataError, SpecError
 from clbench.core.objective import CLASSIFICATION
@@ -26,8 +24,8 @@ from clbench.data.photo_samples import PhotoSamples
 from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
 from clbench.data.raw import RawStream, Split, hold_out
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
+from clbench.data.tests import Tests
 from clbench.experiment.trial import Resolved
-from clbench.models.scoring import needed_tokens
 
 TEST_BYTES = 2**30  # test samples are kept as inputs of the model up to this size, beyond it as they are stored
 
@@ -58,39 +56,6 @@ class StreamTask:
     def taught_names(self) -> tuple[str, ...]:
         """Return their names, in their order; empty where they have none."""
         return self.met_names if self.met else self.class_names
-
-
-@dataclass(frozen=True)
-class Tests:
-    """Test samples of several tasks, one task after the other: x [N, ...], labels y [N], task indices tasks [N].
-
-    `sizes` are the numbers of samples; `prepare` is to be applied to x, None if x are already inputs of the model.
-    Photos that stay in their files are decoded batch by batch, while earlier batches are used.
-    """
-
-    x: Tensor | Photos
-    y: Tensor
-    tasks: Tensor
-    sizes: tuple[int, ...]
-    prepare: Prepare | None
-
-    def batches(self, size: int, task: int | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches.
-
-        `first` is the number of the batch to begin with. Tokens are cut off behind the longest sample of a batch.
-        """
-        begin, end = (0, len(self.y)) if task is None else (sum(self.sizes[:task]), sum(self.sizes[:task + 1]))
-        labels = [islice(torch.split(column[begin:end], size), first, None) for column in (self.y, self.tasks)]
-        inputs: Iterator[Tensor]
-        if isinstance(self.x, Photos):
-            inputs = (send(x, self.y.device) for x in self.x[begin:end].read_chunks(size, first))
-        else:
-            inputs = islice(torch.split(self.x[begin:end], size), first, None)
-        for x, y, tasks in zip(inputs, *labels, strict=True):
-            x = x if self.prepare is None else self.prepare(x)
-            if y.dim() > 1:
-                x = x[:, :needed_tokens(y)]
-            yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), y, tasks
 
 
 @dataclass(frozen=True)
