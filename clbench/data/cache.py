@@ -183,7 +183,7 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
         FileNotFoundError: there is none.
         Unusable: it is damaged, or the data files that it was made from have other contents now.
     """
-    from clbench.data.photo_files import PhotoFormat
+    from clbench.data.own.pixels import PhotoFormat
     from clbench.data.raw import RawStream
 
     try:

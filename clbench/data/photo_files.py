@@ -9,30 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from clbench.data.own.pixels import PhotoFormat, read_photo
+
 MOST_THREADS = 16  # that decode; more wait for each other in Python
 PIECE = 4  # photos that a thread decodes in a row
 AHEAD, AHEAD_BYTES = 3, 2**27  # batches that are decoded ahead at most, and bytes of these
-Filter = Literal["bicubic", "bilinear"]
-
-
-@dataclass(frozen=True)
-class PhotoFormat:
-    """What photos become: sides in pixels, channels (1: grey, 3: RGB), and how they are resized.
-
-    Without `resize`, the shorter side becomes that of the result, and large JPEGs are decoded at a reduced scale. With
-    it, the shorter side becomes `resize` pixels, as torchvision's `Resize` does it. Then the middle is cut out.
-    """
-
-    height: int
-    width: int
-    channels: int
-    resize: int | None = None
-    interpolation: Filter = "bicubic"
 
 
 class Crop(NamedTuple):
@@ -208,8 +194,6 @@ class Reading:
 
     def _decode(self, piece: range) -> None:
         """Decode some photos of the batch."""
-        from clbench.data.own.pixels import read_photo  # imports Pillow
-
         photos = self.photos
         for i in piece:
             row = int(photos.rows[i])

@@ -13,7 +13,8 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.core.objective import CLASSIFICATION
-from clbench.data.photo_files import PhotoFormat, Photos, PhotoTable
+from clbench.data.own.pixels import PhotoFormat
+from clbench.data.photo_files import Photos, PhotoTable
 
 TABLE = ("names", "ends", "sizes", "hashes")  # the tensors of a `PhotoTable`
 

@@ -44,7 +44,7 @@ def undecoded(monkeypatch):
     def decoded(*_):
         raise AssertionError("a photo was decoded")
 
-    monkeypatch.setattr("clbench.data.own.pixels.read_photo", decoded)
+    monkeypatch.setattr("clbench.data.photo_files.read_photo", decoded)
 
 
 def resolved(where, **options):

@@ -24,10 +24,10 @@ from clbench.data.own.benchmark import copied, own_benchmark
 from clbench.data.own.dividing import divide
 from clbench.data.own.folders import Photos as Found
 from clbench.data.own.folders import find_photos
-from clbench.data.own.pixels import GREY, Head, formed, head_of, into, reason, shrink, upright
+from clbench.data.own.pixels import GREY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
 from clbench.data.own.samples import locate
 from clbench.data.own_options import ImagesOptions, PhotoOptions, PixelOptions
-from clbench.data.photo_files import PhotoFormat, Photos, PhotoTable
+from clbench.data.photo_files import Photos, PhotoTable
 from clbench.data.raw import RawStream, Split
 
 DEFAULT_SIZE = 32  # pixels, where neither the user nor the model says: what small networks are made for

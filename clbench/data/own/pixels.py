@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from clbench.core.errors import DataError
-from clbench.data.photo_files import PhotoFormat
 
 GREY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # of Pillow's modes
 ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that exchange the sides
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 Bytes = npt.NDArray[np.uint8]
+Filter = Literal["bicubic", "bilinear"]
+
+
+@dataclass(frozen=True)
+class PhotoFormat:
+    """What photos become: sides in pixels, channels (1: grey, 3: RGB), and how they are resized.
+
+    Without `resize`, the shorter side becomes that of the result, and large JPEGs are decoded at a reduced scale. With
+    it, the shorter side becomes `resize` pixels, as torchvision's `Resize` does it. Then the middle is cut out.
+    """
+
+    height: int
+    width: int
+    channels: int
+    resize: int | None = None
+    interpolation: Filter = "bicubic"
 
 
 class Head(NamedTuple):
