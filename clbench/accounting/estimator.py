@@ -27,7 +27,7 @@ from clbench.experiment.workload import Foreseen, Speed, Workload, workload
 from clbench.strategy.base import Batch, Strategy
 from clbench.training.budget import steps_of
 from clbench.training.building import build_model, channels_last, world_of
-from clbench.training.costs import measure, model_bytes, nbytes
+from clbench.training.costs import measure, model_bytes
 from clbench.training.loop import take_step
 from clbench.training.steps import make_engine
 
@@ -155,7 +155,7 @@ def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | Non
 
 def data_bytes(stream: Stream) -> int:
     """Return the bytes of the training inputs of all tasks, as they are stored."""
-    return sum(len(task.train) * nbytes(stored(task.train)[:1]) for task in stream.tasks)
+    return sum(len(task.train) * stored(task.train)[:1].nbytes for task in stream.tasks)
 
 
 def storage_warning(label: str, strategy: Strategy, stream: Stream) -> str | None:

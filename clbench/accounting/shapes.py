@@ -79,7 +79,7 @@ def stream_without_values(stream: Stream) -> Stream:
 
     def samples(part: Samples) -> Samples:
         x = stored(part)
-        empty = made.setdefault(id(x), torch.empty_like(x, device="meta"))
+        empty = made.setdefault(id(x), torch.empty(x.shape, dtype=x.dtype, device="meta"))
         if isinstance(part, StochasticSamples):
             return StochasticSamples(empty, part.y, part.tasks, lambda _: empty[0])
         return Samples(empty, part.y, part.tasks)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from clbench.cli.common_options import execution_option, model_option, recipe_options
 from clbench.cli.completion import named
@@ -50,7 +49,7 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
         raise SpecError(f"model {trial.model} is a head alone: nothing before it could be kept; choose another")
     tasks = stream.tasks
     every = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
-    every = Samples(every.x, every.y, torch.zeros_like(every.tasks))
+    every = every.of_one_task()
     whole = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=every,
                                            class_names=()),))
     loop = TrainingLoop([Replica(strategy, whole, trial.seed)], trial.recipe, cache_bytes=settings.cache_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,15 @@ def room_for_samples(device: torch.device) -> int | None:
     It is half of the free memory. The other half is left for training.
     """
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
+
+
+def host_memory_left() -> int | None:
+    """Return the bytes of the host's memory that a new process may take; None if the system does not say it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

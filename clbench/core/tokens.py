@@ -9,6 +9,7 @@ stacks of seeds and batches of replay. Inside a network a token is a vector, and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,15 @@ VECTORS = 3  # dimensions of vectors [N, L, D]
 WIDTH = 256  # numbers that a token stands for where the memory of a batch is estimated: it becomes a vector
 
 
-def is_text(x: Tensor) -> bool:
+class HasType(Protocol):
+    """A tensor, or what becomes one."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the elements."""
+
+
+def is_text(x: HasType) -> bool:
     """Return whether samples are tokens."""
     return x.dtype == DTYPE
 

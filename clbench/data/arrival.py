@@ -18,6 +18,8 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.photo_files import Photos
+from clbench.data.photo_samples import PhotoSamples
 from clbench.data.samples import PermutedSamples, Samples, StochasticSamples, permute, pick
 from clbench.data.stream import Stream, StreamTask
 from clbench.experiment.arrival import Arrival
@@ -152,9 +154,13 @@ class Plan:
 def gathered(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, task: int) -> Samples:
     """Return samples of several tasks as those of one, with labels y [N]: the i-th is rows[i] of parts[home[i]].
 
-    Inputs are copied; permuted ones are permuted now, each as its own task has it.
+    Inputs are copied; permuted ones are permuted now, each as its own task has it. Photos stay in their files.
     """
     tasks = torch.full_like(y, task)
+    photos = [part.photos for part in parts if isinstance(part, PhotoSamples)]
+    if photos:
+        begins = torch.tensor([0, *map(len, photos)]).cumsum(0)
+        return PhotoSamples(Photos.concat(photos)[begins[home] + rows], y, tasks)
     x: Tensor | None = None
     for index in torch.unique(home).tolist():
         there = (home == index).nonzero()[:, 0]

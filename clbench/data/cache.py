@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,11 +167,13 @@ def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
     from clbench.core.artifacts import save_tensors
 
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
-             "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "rows": raw.rows_digest,
+             "augment": raw.augment, "class_names": raw.class_names, "digest": raw.digest, "rows": raw.side_digest,
              "files": dict(hashes)}
     if not raw.has_classes:
         facts |= {"objective": raw.objective, "task_names": raw.task_names, "target": raw.target}
-    save_tensors(path, {**raw.tensors(), **raw.test_rows()}, {"clbench": json.dumps(facts)})
+    if raw.photos is not None:
+        facts["photos"] = {"root": raw.photos.table.root, "format": asdict(raw.photos.format)}
+    save_tensors(path, {**raw.tensors(), **raw.side_tensors()}, {"clbench": json.dumps(facts)})
 
 
 def read_stream(path: Path, contents: Contents) -> RawStream:
@@ -181,22 +183,25 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
         FileNotFoundError: there is none.
         Unusable: it is damaged, or the data files that it was made from have other contents now.
     """
+    from clbench.data.own.pixels import PhotoFormat
     from clbench.data.raw import NO_SCALE, RawStream
 
     try:
         with safe_open(path, framework="pt") as handle:
             facts: dict[str, Any] = json.loads((handle.metadata() or {})["clbench"])
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+        photos = facts.get("photos")
         raw = RawStream.from_tensors(tensors, tuple(map(tuple, facts["orders"])), tuple(facts["mean"]),
                                      tuple(facts["std"]), tuple(facts["notes"]), facts["augment"],
                                      tuple(facts["class_names"]), facts.get("objective", CLASSIFICATION.name),
-                                     tuple(facts.get("task_names", ())), tuple(facts.get("target", NO_SCALE)))
+                                     tuple(facts.get("task_names", ())), tuple(facts.get("target", NO_SCALE)),
+                                     photos and (photos["root"], PhotoFormat(**photos["format"])))
         digest, rows, made_from = facts["digest"], facts["rows"], facts["files"]
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise Unusable(f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
-    if (raw.digest, raw.rows_digest) != (digest, rows):
+    if (raw.digest, raw.side_digest) != (digest, rows):
         raise Unusable("its tensors are not those that were written")
     if contents.differ_from(made_from):
         raise Unusable("the data files it was made from have changed")

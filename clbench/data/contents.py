@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,12 @@ class Contents:
     """Hashes that stand for the contents of a benchmark's files, and notes on how they were found.
 
     Listed files, which may be many, have one hash together. It is made of names too: a file that has another name or
-    folder may be of another class.
+    folder may be of another class. `by_name` has the hash of each file by its name.
     """
 
     hashes: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    by_name: Mapping[str, str] = field(default_factory=dict)
 
     def differ_from(self, others: Mapping[str, str]) -> bool:
         """Tell whether a file that is there now was absent from others or had another content."""
@@ -73,8 +74,12 @@ def data_files(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path) 
     if not (isinstance(info.files, str) or callable(info.files)):
         named = ((name, os.path.abspath(data_dir / name)) for name in info.files)
         return DataFiles({name: path for name, path in named if os.path.exists(path)})
-    listing = list(map(str, _called(info.files, info, options, data_dir, "its files cannot be listed")))
-    paths = {name: os.path.abspath(name) for name in listing}
+    return listed_files(_called(info.files, info, options, data_dir, "its files cannot be listed"))
+
+
+def listed_files(files: Iterable[Any]) -> DataFiles:
+    """Return files, given by their paths, as those that a benchmark lists."""
+    paths = {name: os.path.abspath(name) for name in map(str, files)}
     return DataFiles(paths, _common(paths.values()), listed=True)
 
 
@@ -155,7 +160,8 @@ def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents
         except OSError as error:
             notes.append(f"hashes of data files could not be kept in {index.parent} ({error.strerror or error}); every "
                          "run reads the files again")
-    return Contents(_by_name(files, entries), tuple(notes))
+    by_name = {name: entries[path][3] for name, path in files.paths.items()}
+    return Contents(_together(by_name) if files.listed else by_name, tuple(notes), by_name)
 
 
 def _state(path: str) -> list[int]:
@@ -164,11 +170,8 @@ def _state(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _by_name(files: DataFiles, entries: Entries) -> dict[str, str]:
-    """Return the hash of each named file, or one hash of all listed files."""
-    hashes = {name: entries[path][3] for name, path in files.paths.items()}
-    if not files.listed:
-        return hashes
+def _together(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return one hash of all listed files."""
     return {"files": hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()}
 
 

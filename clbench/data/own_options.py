@@ -157,13 +157,33 @@ class PixelOptions(Options):
 class PhotoOptions(PixelOptions):
     """Options of photos of any size."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("resize", "crop", "interpolation")
+
     size: int | None = Field(None, ge=1, description="pixels along each side to which photos are brought: the shorter "
                              "side resized, the middle cut out; none: the model's size, else 32 unless all photos are "
                              "of one size of at most 64")
+    resize: int | None = Field(None, ge=1, description="pixels to which the shorter side is resized before the middle "
+                               "is cut out (crop), exactly as torchvision does it; takes the place of size")
+    crop: int | None = Field(None, ge=1, description="pixels along each side of the middle that is cut out "
+                             "after resize")
+    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="how photos are resized")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> PhotoOptions:
+        """Refuse a resize without a crop, a crop that is larger than what it is cut out of, and two sizes."""
+        if (self.resize is None) != (self.crop is None):
+            raise ValueError("resize and crop go together, as in resize=256 and crop=224; give both or neither")
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise ValueError(f"crop = {self.crop} is larger than resize = {self.resize}; choose a smaller crop")
+        if self.crop is not None and self.size is not None:
+            raise ValueError("give size, or resize and crop, not both")
+        return self
 
 
 class ImagesOptions(OwnOptions, PhotoOptions):
     """Options of `images:DIR`."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("read",)
 
     tasks_from: Literal["classes", "folders"] = Field(
         "classes", description="classes: a folder is a class; folders: a folder is a task, and the folders in it are "
@@ -173,6 +193,10 @@ class ImagesOptions(OwnOptions, PhotoOptions):
     groups_from: Literal["files", "folders"] = Field(
         "files", description="folders: photos in one folder within a class, of one patient or site, are kept wholly in "
         "training or wholly in the held-out share; folders of one name in several classes are one group")
+    read: Literal["memory", "files"] = Field(
+        "memory", description="memory: all photos are decoded once and held in memory; files: they are decoded "
+        "whenever a batch needs them, so there may be more than fit in memory, and random resized crops are cut out of "
+        "the original photos")
 
     @property
     def tasks_are_named(self) -> bool:

@@ -92,11 +92,13 @@ class RandomResizedCrop:
         """Return the draws for `count` samples, float64 [count, 10 tries x 4 + 1], uniform in [0, 1)."""
         return torch.rand(count, 4 * self.tries + 1, dtype=torch.float64, generator=generator)
 
-    def boxes(self, draws: Tensor, height: int, width: int) -> Tensor:
+    def boxes(self, draws: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
         """Return top, left, height and width of each part, int64 [N, 4]: of the first try that fits, as torchvision.
 
-        Where none of ten fits, it is the largest part in the middle whose ratio is allowed.
+        Where none of ten fits, it is the largest part in the middle whose ratio is allowed. The sides of the images are
+        numbers, or int64 [N, 1] where they differ.
         """
+        height, width = (torch.as_tensor(side).expand(len(draws), 1) for side in (height, width))
         area, shape, top, left = draws[:, :-1].view(len(draws), self.tries, 4).unbind(2)
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
         low, high = map(math.log, self.ratio)
@@ -105,19 +107,25 @@ class RandomResizedCrop:
         fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
         first = fits.long().argmax(1, keepdim=True)
         h, w, top, left = (part.gather(1, first).squeeze(1) for part in (h, w, top, left))
-        most_w, most_h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
+        height, width = height[:, 0], width[:, 0]
+        most_w = torch.minimum(width, (height.double() * self.ratio[1]).round().long())
+        most_h = torch.minimum(height, (width.double() / self.ratio[0]).round().long())
         none = ~fits.any(1)
-        h, w = h.masked_fill(none, most_h), w.masked_fill(none, most_w)
+        h, w = torch.where(none, most_h, h), torch.where(none, most_w, w)
         top, left = top.masked_fill(none, 0.5), left.masked_fill(none, 0.5)
         top, left = (top * (height - h + 1)).floor(), (left * (width - w + 1)).floor()
         return torch.stack([top, left, h, w], 1).long()
+
+    def mirrored(self, draws: Tensor) -> Tensor:
+        """Return which images are mirrored, bool [N]."""
+        return draws[:, -1] < 0.5
 
     def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
         """Return images [N, C, size, size] of images x [N, C, H, W], by draws of `draw`."""
         height, width = x.shape[2:]
         out = (height, width) if self.size is None else (self.size, self.size)
         boxes = self.boxes(draws, height, width)
-        flip = draws[:, -1] < 0.5
+        flip = self.mirrored(draws)
         rows = windows(boxes[:, 0], boxes[:, 2], height, out[0])
         columns = windows(boxes[:, 1], boxes[:, 3], width, out[1])
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)

@@ -13,8 +13,11 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.core.objective import CLASSIFICATION, HasObjective
+from clbench.data.own.pixels import PhotoFormat
+from clbench.data.photo_files import Photos, PhotoTable
 
 NO_SCALE = (0.0, 1.0)  # mean and deviation that change nothing
+TABLE = ("names", "ends", "sizes", "hashes")  # the tensors of a `PhotoTable`
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Split:
 
     Labels are int64 [N], tokens int32 [N, L], or standardized numbers float32 [N].
 
+    Inputs may be photos that stay in their files.
+
     `rows` [N] int64 are a test split's rows in the test part of the data set, before it was cut down and divided; None
     where they are not known, and for training samples. With a permutation, x are the first task's inputs, before their
     pixels are permuted (`samples.PermutedSamples`).
     """
 
-    x: Tensor
+    x: Tensor | Photos
     y: Tensor
     permutation: Tensor | None = None
     draw: Callable[[int], Tensor] | None = None  # draws a sample once more, where transforms are random
@@ -72,43 +77,71 @@ class RawStream(HasObjective):
         return any(split.draw is not None for split in self.train)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name but `test_rows`; inputs that permuted tasks share occur once."""
+        """Return all tensors by name but `side_tensors`; inputs that permuted tasks share occur once.
+
+        In the place of photos that stay in their files, it has the hashes of these.
+        """
         out: dict[str, Tensor] = {}
         for part, splits in (("train", self.train), ("test", self.test)):
             for task, split in enumerate(splits):
                 out[f"{part}/{task}/y"] = split.y
                 if split.permutation is None:
-                    out[f"{part}/{task}/x"] = split.x
+                    out[f"{part}/{task}/x"] = split.x.hashes if isinstance(split.x, Photos) else split.x
                 else:
                     out[f"permutation/{task}"] = split.permutation
         return out
 
-    def test_rows(self) -> dict[str, Tensor]:
-        """Return the rows of each test split by name, as far as they are known; they change no result."""
-        return {f"rows/{task}": split.rows for task, split in enumerate(self.test) if split.rows is not None}
+    def side_tensors(self) -> dict[str, Tensor]:
+        """Return tensors that change no result: the rows of each test split as far as they are known, and the table.
+
+        The table is that of photos that stay in their files, of which each split has rows.
+        """
+        out = {f"rows/{task}": split.rows for task, split in enumerate(self.test) if split.rows is not None}
+        if self.photos is not None:
+            table = self.photos.table
+            out |= {f"photos/{name}": getattr(table, name) for name in TABLE}
+            out |= {f"photos/{part}/{task}": split.x.rows for part in ("train", "test")
+                    for task, split in enumerate(getattr(self, part)) if isinstance(split.x, Photos)}
+        return out
+
+    @property
+    def photos(self) -> Photos | None:
+        """Return the first task's photos if they stay in their files, else None."""
+        x = self.train[0].x if self.train else None
+        return x if isinstance(x, Photos) else None
 
     @cached_property
     def digest(self) -> str:
-        """Return a hash over all tensors, the class orders and the normalisation."""
+        """Return a hash over all tensors, the class orders and the normalisation; of photos in files, their format."""
+        form = None if self.photos is None else repr(self.photos.format)
         scale = [] if self.target == NO_SCALE else [self.target]
-        return _hashed(repr((self.orders, self.mean, self.std, *filter(None, [self.augment]), *scale)), self.tensors())
+        constants = (self.orders, self.mean, self.std, *filter(None, [self.augment, form]), *scale)
+        return _hashed(repr(constants), self.tensors())
 
     @property
-    def rows_digest(self) -> str:
-        """Return a hash over the rows of the test splits."""
-        return _hashed("", self.test_rows())
+    def side_digest(self) -> str:
+        """Return a hash over the tensors that change no result."""
+        return _hashed("", self.side_tensors())
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], orders: tuple[tuple[int, ...], ...], mean: tuple[float, ...],
                      std: tuple[float, ...], notes: tuple[str, ...], augment: str = "",
                      class_names: tuple[str, ...] = (), objective: str = CLASSIFICATION.name,
-                     task_names: tuple[str, ...] = (), target: tuple[float, float] = NO_SCALE) -> RawStream:
-        """Return the stream whose `tensors()` and `test_rows()` these are; KeyError if one is missing."""
+                     task_names: tuple[str, ...] = (), target: tuple[float, float] = NO_SCALE,
+                     photos: tuple[str, PhotoFormat] | None = None) -> RawStream:
+        """Return the stream whose `tensors()` and `side_tensors()` these are; KeyError if one is missing.
+
+        `photos` is the folder of photos that stay in their files, and what they become.
+        """
+        table = None if photos is None else PhotoTable(photos[0], *(tensors[f"photos/{name}"] for name in TABLE))
+
         def splits(part: str) -> tuple[Split, ...]:
             out = []
             for task in range(len(orders)):
                 permutation = tensors.get(f"permutation/{task}")
-                x = tensors[f"{part}/{task if permutation is None else 0}/x"]
+                x: Tensor | Photos = tensors[f"{part}/{task if permutation is None else 0}/x"]
+                if table is not None and photos is not None:
+                    x = Photos(table, tensors[f"photos/{part}/{task}"], photos[1])
                 rows = tensors.get(f"rows/{task}") if part == "test" else None
                 out.append(Split(x, tensors[f"{part}/{task}/y"], permutation, rows=rows))
             return tuple(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -77,8 +77,17 @@ class Samples(OldNames):
     @staticmethod
     def concat(*parts: Samples) -> Samples:
         """Return several sets of samples as one."""
+        return parts[0].joined(parts[1:])
+
+    def joined(self, others: Sequence[Samples]) -> Samples:
+        """Return these samples and others as one."""
+        parts = [self, *others]
         return Samples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]),
                        torch.cat([p.tasks for p in parts]))
+
+    def of_one_task(self) -> Samples:
+        """Return the same samples as those of task 0."""
+        return Samples(self.x, self.y, torch.zeros_like(self.tasks))
 
 
 class PermutedInputCache:

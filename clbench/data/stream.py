@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -20,11 +19,13 @@ from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data import cache
+from clbench.data.photo_files import Photos
+from clbench.data.photo_samples import PhotoSamples
 from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
 from clbench.data.raw import NO_SCALE, RawStream, Split, hold_out
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
+from clbench.data.tests import Tests
 from clbench.experiment.trial import Resolved
-from clbench.models.scoring import needed_tokens
 
 TEST_BYTES = 2**30  # test samples are kept as inputs of the model up to this size, beyond it as they are stored
 
@@ -55,35 +56,6 @@ class StreamTask:
     def taught_names(self) -> tuple[str, ...]:
         """Return their names, in their order; empty where they have none."""
         return self.met_names if self.met else self.class_names
-
-
-@dataclass(frozen=True)
-class Tests:
-    """Test samples of several tasks, one task after the other: x [N, ...], labels y [N], task indices tasks [N].
-
-    `sizes` are the numbers of samples; `prepare` is to be applied to x, None if x are already inputs of the model.
-    `token_labels` are those of language models, y [N, L].
-    """
-
-    x: Tensor
-    y: Tensor
-    tasks: Tensor
-    sizes: tuple[int, ...]
-    prepare: Prepare | None
-    token_labels: bool = False
-
-    def batches(self, size: int, task: int | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches.
-
-        `first` is the number of the batch to begin with. Tokens are cut off behind the longest sample of a batch.
-        """
-        begin, end = (0, len(self.y)) if task is None else (sum(self.sizes[:task]), sum(self.sizes[:task + 1]))
-        parts = (torch.split(column[begin:end], size) for column in (self.x, self.y, self.tasks))
-        for x, y, tasks in islice(zip(*parts, strict=True), first, None):
-            x = x if self.prepare is None else self.prepare(x)
-            if self.token_labels:
-                x = x[:, :needed_tokens(y)]
-            yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), y, tasks
 
 
 @dataclass(frozen=True)
@@ -142,9 +114,11 @@ class Stream(HasObjective):
         """The test samples of all tasks, as inputs of the model if these take at most `TEST_BYTES`."""
         parts = [task.test for task in self.tasks]
         size = 4 * math.prod(self.input_shape) * sum(map(len, parts))
-        prepared = self.prepare if size <= TEST_BYTES else None
-        return Tests(torch.cat([part.x if prepared is None else prepared(part.x) for part in parts]),
-                     torch.cat([part.y for part in parts]),
+        photos = [part.photos for part in parts if isinstance(part, PhotoSamples)]
+        prepared = self.prepare if size <= TEST_BYTES and not photos else None
+        x = (Photos.concat(photos) if photos else
+             torch.cat([part.x if prepared is None else prepared(part.x) for part in parts]))
+        return Tests(x, torch.cat([part.y for part in parts]),
                      torch.cat([torch.full((len(part),), index, device=part.y.device)
                                 for index, part in enumerate(parts)]),
                      tuple(map(len, parts)), self.prepare if prepared is None else None, self.predicts_tokens)
@@ -153,7 +127,8 @@ class Stream(HasObjective):
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
 
         If all samples together take more than `room` bytes (None: no limit), training inputs stay on the host, and
-        batches are copied from there. Inputs that permuted tasks share move to the device in any case.
+        batches are copied from there. Inputs that permuted tasks share move to the device in any case, photos that stay
+        in their files in no case.
         """
         moved: dict[int, Tensor] = {}
         cache = PermutedInputCache()
@@ -163,13 +138,15 @@ class Stream(HasObjective):
                 moved[id(tensor)] = tensor.to(device)
             return moved[id(tensor)]
 
-        inputs = chain.from_iterable((stored(task.train), task.test.x) for task in self.tasks)
-        size = sum({id(x): x.nbytes for x in inputs}.values())
+        inputs = chain.from_iterable((stored(task.train), stored(task.test)) for task in self.tasks)
+        size = sum({id(x): x.nbytes for x in inputs if isinstance(x, Tensor)}.values())
         streamed = room is not None and size > room
 
         def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):
                 return part.moved(move, cache)
+            if isinstance(part, PhotoSamples):
+                return PhotoSamples(part.photos, move(part.y), move(part.tasks))
             if isinstance(part, StochasticSamples):
                 return StochasticSamples(move(part.x), move(part.y), move(part.tasks), part.draw)
             if streamed:
@@ -182,10 +159,12 @@ class Stream(HasObjective):
                                          for t in self.tasks), notes=(*self.notes, note) if streamed else self.notes)
 
 
-def stored(samples: Samples) -> Tensor:
+def stored(samples: Samples) -> Tensor | Photos:
     """Return the inputs [N, ...] of samples where they lie; of permuted ones those before the permutation."""
     if isinstance(samples, PermutedSamples):
         return samples.base
+    if isinstance(samples, PhotoSamples):
+        return samples.photos
     return samples.host if isinstance(samples, HostSamples) else samples.x
 
 
@@ -267,7 +246,7 @@ def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
         outputs = [tuple(table.values()) for table in rules.outputs(raw.orders, name)]
     tasks = []
     for index, (train, test) in enumerate(zip(raw.train, raw.test, strict=True)):
-        samples = [Samples(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
+        samples = [labelled(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
         tasks.append(StreamTask(outputs[index], samples[0], samples[1], test_rows=test.rows))
     return Stream(tuple(tasks), len(set(chain.from_iterable(outputs))), tuple(raw.train[0].x.shape[1:]),
                   Prepare(raw.mean, raw.std), raw.digest[:16], raw.notes, objective=raw.objective,
@@ -285,14 +264,24 @@ def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:
 
 def lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:
     """Return samples of a split; inputs with a permutation or random transforms are made when they are asked for."""
-    if split.draw is not None:
+    if split.draw is not None and isinstance(split.x, Tensor):
         return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
-    if split.permutation is None:
+    if split.permutation is None or isinstance(split.x, Photos):
         return eagerly(split, y, task)
     return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), cache)
 
 
 def eagerly(split: Split, y: Tensor, task: int) -> Samples:
-    """Return samples with their inputs ready, permuted ones too: tests are read after every task."""
-    x = split.x if split.permutation is None else permute(split.x, split.permutation)
-    return Samples(x, y, torch.full_like(y, task))
+    """Return samples with their inputs ready, permuted ones too: tests are read after every task.
+
+    Photos that stay in their files stay there.
+    """
+    x = split.x
+    if split.permutation is not None and isinstance(x, Tensor):
+        x = permute(x, split.permutation)
+    return labelled(x, y, torch.full_like(y, task))
+
+
+def labelled(x: Tensor | Photos, y: Tensor, tasks: Tensor) -> Samples:
+    """Return samples of inputs in memory, or of photos that stay in their files."""
+    return PhotoSamples(x, y, tasks) if isinstance(x, Photos) else Samples(x, y, tasks)

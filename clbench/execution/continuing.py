@@ -224,4 +224,4 @@ def moved(samples: Samples, outputs: torch.Tensor, tasks: int) -> Samples:
         return PermutedSamples(samples.base, samples.permutation, y, of, samples.cache)
     if isinstance(samples, StochasticSamples):
         return StochasticSamples(samples.x, y, of, samples.draw)
-    return type(samples)(stored(samples), y, of)
+    return type(samples)(stored(samples), y, of)  # type: ignore[arg-type] # each has its own kind of inputs

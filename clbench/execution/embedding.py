@@ -258,9 +258,7 @@ def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
             skip -= begin
             if begin == len(samples):
                 continue
-            for number, chunk in enumerate(samples.chunks(job.batch)):
-                if number < math.ceil(begin / job.batch):
-                    continue
+            for chunk in samples.chunks(job.batch, math.ceil(begin / job.batch)):
                 x = job.stream.prepare(send(chunk.x, job.device))
                 x = tokens.shortened([x])[0] if job.stream.is_text else x
                 with forward:

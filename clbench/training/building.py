@@ -20,7 +20,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.core.user_code import users_place
 from clbench.data.prepare import IMAGE_DIMS
-from clbench.data.stream import Stream
+from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network
 from clbench.models.weights import MisfitError, fill, hash_tensors, load_weights, misfit, renamed
@@ -75,8 +75,8 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
 
 def require_unit(stream: Stream) -> None:
     """Refuse numbers outside [0, 1]: they have been normalised already."""
-    x = stream.tasks[0].test.x
-    if x.dtype != torch.uint8 and (float(x.min()) < 0 or float(x.max()) > 1):
+    x = stored(stream.tasks[0].test)
+    if isinstance(x, Tensor) and x.dtype != torch.uint8 and (float(x.min()) < 0 or float(x.max()) > 1):
         raise DataError("inputs are to be normalised as the model's weights were trained, but they are not in [0, 1]: "
                         "the benchmark seems to have normalised them; let it give images, or choose normalize = none")
 

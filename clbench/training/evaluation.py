@@ -17,7 +17,8 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.core.objective import ACCURACY
 from clbench.core.scenario import Scenario, scenario_rules
-from clbench.data.stream import Stream, Tests
+from clbench.data.stream import Stream
+from clbench.data.tests import Tests
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.objectives import prompts_of
 from clbench.strategy.per_task import PerTaskStrategy

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds
 from clbench.core.device import synchronize
+from clbench.data.photo_samples import decoded_ahead
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
@@ -192,8 +193,10 @@ class TrainingLoop:
         schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps,
                                  steps_per_epoch(self.recipe, len(samples[0])))
         indices = [partial(sampler.following, torch.device("cpu")) for sampler in samplers]
+        requests = [sampler.requests(strategy, phase.steps)
+                    for sampler, strategy in zip(samplers, strategies, strict=True)]
         with (cache.starting_at(strategies, inputs.start),
-              prefetched(inputs.samples, indices, phase.steps) as ready):
+              prefetched(inputs.samples, indices, phase.steps) as drawn, decoded_ahead(drawn, requests) as ready):
             if not losses:
                 self.callbacks.on_step(self, index, 0, steps)
             self._take_steps(phase.steps, replace(inputs, samples=ready), samplers, schedule, losses, index, steps)

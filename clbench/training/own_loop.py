@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from clbench.core.errors import SpecError
+from clbench.data.photo_samples import crops_originals
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Task
 from clbench.strategy.granted import Budget
@@ -29,6 +30,9 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, callback: Callba
     for name in ("repeats", "accumulate", "head_decay"):
         if getattr(recipe, name) not in (None, 1, "all"):
             raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: {name} does not go with it")
+    if crops_originals(augment, task.train):
+        raise SpecError(f"{type(strategy).__name__} trains by a loop of its own, which cannot cut crops out of the "
+                        "photos' files (read = files); choose read=memory or another augmentation")
     sampler = BatchSampler(len(task.train), recipe.batch_size, replica.seed, task.index, augment)
     strategy.train()
     next_indices = partial(sampler.following, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,8 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.device import send
 from clbench.core.errors import SpecError
-from clbench.data.prepare import Augmentation
+from clbench.data.photo_samples import PhotoSamples, Request, crops_originals
+from clbench.data.prepare import Augmentation, RandomResizedCrop
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
@@ -65,7 +67,9 @@ class BatchSampler:
 
     def batch(self, samples: Samples) -> Batch:
         """Return the next batch of samples, which may be raw or prepared."""
-        part = samples.take(self.following(samples.index_device))
+        return self._batch(samples.take(self.following(samples.index_device)))
+
+    def _batch(self, part: Samples) -> Batch:
         return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1 and self.fresh,
                      frozen=part.frozen)
 
@@ -79,14 +83,38 @@ class BatchSampler:
 
         `around` returns a context in which the strategy computes; it is given the batch for `augment_batch`.
         """
+        if isinstance(samples, PhotoSamples) and crops_originals(self.augment, samples):
+            part, crops = samples.take_crops(self.request(strategy))
+            return self._ready(strategy, self._batch(part), around, crops)
         return self._ready(strategy, self.batch(samples), around)
 
-    def _ready(self, strategy: Strategy, batch: Batch, around: Around) -> Batch:
+    def request(self, strategy: Strategy) -> Request:
+        """Return what the next batch decodes of photos that stay in their files, with draws for its crops.
+
+        Whole photos are decoded as well where the strategy may store them (`augment_batch`).
+        """
+        index = self.following(torch.device("cpu"))
+        if not isinstance(self.augment, RandomResizedCrop):
+            return Request(index)
+        return Request(index, self.augment, self.augment.draw(len(index), self.draws[0]),
+                       overrides(strategy, "augment_batch"))
+
+    def requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
+        """Return what the next batches will decode, by copies of the generators as they are now."""
+        ahead = copy.copy(self)
+        ahead.generator, ahead.left = copied(self.generator), list(self.left)
+        ahead.draws = copied(self.draws[0]), self.draws[1]
+        return (ahead.request(strategy) for _ in range(steps))
+
+    def _ready(self, strategy: Strategy, batch: Batch, around: Around, crops: Tensor | None = None) -> Batch:
+        """Return a batch as the loss gets it; `crops` are new samples that are augmented already."""
         new = len(batch.y)
         with around(batch):
             batch = strategy.augment_batch(batch)
         x = batch.x
-        if self.augment is not None:
+        if crops is not None:
+            x = torch.cat([crops, self.augmented(x[new:], replayed=True)]) if len(x) > new else crops
+        elif self.augment is not None:
             of_new, of_replay = self.draws
             x = self.augment(x, torch.cat([self.augment.draw(new, of_new),
                                            self.augment.draw(len(x) - new, of_replay)]))
@@ -99,6 +127,10 @@ class StreamSampler(BatchSampler):
     def __init__(self, parts: Sequence[Samples], batch_size: int, seed: int,
                  augment: Augmentation | None = None) -> None:
         """Begin with the first sample of the first part."""
+        if crops_originals(augment, parts[0]):
+            raise SpecError(f"augment = {augment.name if augment else ''} cuts crops out of the photos' files "
+                            "(read = files), which does not go with hidden boundaries; choose read=memory or another "
+                            "augmentation")
         super().__init__(sum(map(len, parts)), batch_size, seed, 0, augment)
         self.parts, self.seed, self.passes = list(parts), seed, 1
         self.step = 0  # that comes next
@@ -143,6 +175,13 @@ class StreamSampler(BatchSampler):
             start = stop
         passing = parts[0] if len(parts) == 1 else Samples.concat(*parts)
         return Batch(passing.x, passing.y, torch.zeros_like(passing.tasks), 0)
+
+
+def copied(generator: torch.Generator) -> torch.Generator:
+    """Return a generator of the CPU that draws what another one will draw."""
+    other = torch.Generator()
+    other.set_state(generator.get_state())
+    return other
 
 
 def stackable(samples: list[Samples]) -> list[Samples]:

@@ -113,7 +113,7 @@ class StreamLoop(TrainingLoop):
 
 def in_one_task(stream: Stream) -> Stream:
     """Return a stream with hidden boundaries as the one task that it is for a strategy, to be counted on shapes."""
-    parts = [Samples(task.train.x, task.train.y, torch.zeros_like(task.train.tasks)) for task in stream.tasks]
+    parts = [task.train.of_one_task() for task in stream.tasks]
     one = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts), class_names=(),
                   met=())
     return replace(stream, tasks=(one,), hidden=False)

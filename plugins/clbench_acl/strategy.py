@@ -138,7 +138,8 @@ class ACL(SampleMemory, PerTaskStrategy):
         super().after_task(task)
         self.train(self.training)
         if self.options.memory:
-            new = task.train.subset(self.options.memory, self.world.generator)
+            new = task.train.subset(self.options.memory, self.world.generator).materialized()
+            new = new.take(torch.arange(len(new), device=new.index_device))
             self.store(Samples.concat(self.memory, new) if self.kept else new)
             self.kept.append(len(new))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clbench import Samples, Task
+from clbench.data.photo_samples import PhotoSamples
 
 PLACE = "place"  # attribute of a data set: the places of its samples in the stream, counted from the beginning
 
@@ -27,12 +28,12 @@ class Items(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, samples: Samples, prepare: Callable[[Tensor], Tensor],
                  augment: Callable[[Tensor, bool], Tensor] | None) -> None:
-        """Prepare all samples once, if nothing about them is random."""
+        """Prepare all samples once, if nothing about them is random and they are in memory."""
         self.samples, self.prepare, self.augment = samples, prepare, augment
         self.ready = None
         self.made: dict[int, Tensor] = {}  # inputs of the last batch that have not been asked for yet, by index
         self.labels: list[int] = samples.y.tolist()
-        if augment is None and not samples.is_stochastic:
+        if augment is None and not samples.is_stochastic and not isinstance(samples, PhotoSamples):
             self.ready = torch.cat([prepare(part.x).cpu().contiguous() for part in samples.chunks(1024)])
 
     def __len__(self) -> int:

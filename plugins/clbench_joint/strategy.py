@@ -5,6 +5,8 @@ de Ven & Tolias 2019, arXiv 1904.07734). With a budget in epochs, the number of 
 
 If a benchmark's transforms are random, samples of old tasks are drawn again for every batch, like the new ones. One
 draw of each sample is stored, and counted.
+
+Photos that stay in their files (`read = files`) are not copied: they count as stored samples, but not as stored bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from clbench import Network, Options, Samples, Strategy, Task, World
+from clbench.core.errors import SpecError
+from clbench.data.photo_samples import PhotoSamples
 from clbench.data.samples import StochasticSamples
 
 
@@ -33,19 +37,33 @@ class Joint(Strategy):
         for name in ("kept_x", "kept_y", "kept_tasks"):
             self.register_buffer(name, torch.empty(0))
         self.ends: list[int] = []  # where each task's samples end among those kept
+        self.photos: PhotoSamples | None = None  # samples of all tasks whose inputs stay in their files
         self.draws: list[Callable[[int], Tensor] | None] = []  # of each task, what draws its samples anew
 
     def before_task(self, task: Task) -> None:
-        """Add the task's samples to the stored samples."""
+        """Add the task's samples to the stored samples.
+
+        Raises:
+            SpecError: photos of earlier tasks stayed in files that are not at hand any more.
+        """
         new = task.train
+        if task.index and self.photos is None and len(self.kept_x) < len(self.kept_y):
+            raise SpecError("joint: the photos of earlier tasks stayed in their files (read = files), which a saved "
+                            "model does not have; train all tasks in one run, or choose read=memory")
         samples = Samples.concat(self.stored_samples, new) if task.index else new
-        self.kept_x, self.kept_y, self.kept_tasks = samples.x, samples.y, samples.tasks
+        if isinstance(samples, PhotoSamples):
+            self.photos = samples
+        else:
+            self.kept_x = samples.x
+        self.kept_y, self.kept_tasks = samples.y, samples.tasks
         self.ends.append(len(samples))
         self.draws.append(new.draw if isinstance(new, StochasticSamples) else None)
 
     @property
     def stored_samples(self) -> Samples:
         """Return the stored samples of all tasks so far."""
+        if self.photos is not None:
+            return self.photos
         return Samples(self.kept_x, self.kept_y, self.kept_tasks)
 
     def training_samples(self, task: Task) -> Samples:

@@ -50,7 +50,12 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
 
 
 def as_raw(benchmark: Any, where: str, seeded: bool = False) -> RawStream:
-    """Return an Avalanche benchmark as tensors; `where` names it in errors, `seeded` says that it is one seed's own."""
+    """Return an Avalanche benchmark as tensors, and a stream as it is.
+
+    `where` names it in errors, `seeded` says that it is one seed's own.
+    """
+    if isinstance(benchmark, RawStream):
+        return benchmark
     if not (hasattr(benchmark, "train_stream") and hasattr(benchmark, "test_stream")):
         raise DataError(f"{where} returned {type(benchmark).__name__}, expected an Avalanche benchmark "
                         "(train_stream, test_stream)")
@@ -86,14 +91,14 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
         raise DataError(f"{where} has {len(train)} training experiences and {len(test)} test experiences; "
                         "every task needs both")
     splits: dict[str, list[Split]] = {"training": [], "test": []}
+    firsts: dict[str, torch.Tensor] = {}
     notes = []
     for kind, group, experiences in (("training", "train", train), ("test", "eval", test)):
         for task, experience in enumerate(experiences):
             read = materialise(experience.dataset, group, f"{where}: task {task + 1}'s {kind} experience", size,
                                layout.text)
-            first = splits[kind][0].x if task else read.x
-            _check_shape(read.x, splits["training"][0].x if splits["training"] else read.x,
-                         f"{where}: task {task + 1}'s {kind} experience")
+            first = firsts.setdefault(kind, read.x)
+            _check_shape(read.x, firsts["training"], f"{where}: task {task + 1}'s {kind} experience")
             if read.note:
                 notes.append(read.note)
             splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))

@@ -176,7 +176,7 @@ def _photos(parts: Sequence[Any], column: str, options: HubOptions, where: str) 
         content = source["bytes"]
         return Image.open(io.BytesIO(content) if content is not None else source["path"])
 
-    x, notes = read_photos(list(chain.from_iterable(encoded)), options.size, where, opened)
+    x, notes = read_photos(list(chain.from_iterable(encoded)), options, where, opened)
     return list(torch.split(x, [len(part) for part in encoded])), notes
 
 

@@ -1,4 +1,4 @@
-"""Photos as one tensor of bytes, and `images:DIR`, photos in folders as a benchmark.
+"""Photos as one tensor of bytes, or read from their files batch by batch, and `images:DIR` as a benchmark.
 
 Photos are rotated as their EXIF data say, resized to one size and converted to RGB. Notes describe what was done.
 """
@@ -10,46 +10,75 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from clbench.core.device import host_memory_left
 from clbench.core.errors import DataError
 from clbench.data.avalanche.benchmarks import Layout
-from clbench.data.own.benchmark import own_benchmark
+from clbench.data.contents import contents_of, index_of, listed_files
+from clbench.data.own.benchmark import copied, own_benchmark
+from clbench.data.own.dividing import divide
+from clbench.data.own.folders import Photos as Found
 from clbench.data.own.folders import find_photos
-from clbench.data.own_options import ImagesOptions, PixelOptions
+from clbench.data.own.pixels import GREY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
+from clbench.data.own.samples import locate
+from clbench.data.own_options import ImagesOptions, PhotoOptions, PixelOptions
+from clbench.data.photo_files import Photos, PhotoTable
+from clbench.data.raw import RawStream, Split
 
-TRAIN, TESTS = "train", ("test", "val", "valid", "validation")  # names of the folders of parts
-
-
-
-
-
-
-
-
-
-
-
-
+DEFAULT_SIZE = 32  # pixels, where neither the user nor the model says: what small networks are made for
+AS_THEY_ARE = 64  # pixels up to which photos that are all of one size are left so
+SHOWN = 3  # unreadable files that an error names
+KINDS = {"P": "of a palette", "PA": "of a palette", "RGBA": "with transparency, which was dropped",
+         "LA": "grey with transparency, which was dropped", "CMYK": "CMYK"}
+Out = TypeVar("Out")
 
 
 def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of the photos in a folder.
+    """Return the Avalanche benchmark of the photos in a folder, or a `RawStream` where they stay in their files.
 
     Raises:
         DataError: the folder does not exist, or `find_photos`, `read_photos` or `divide` raises an error.
     """
     where = f"benchmark {name!r}"
     train, test, notes = find_photos(name, options, data_dir)
-    x, read = read_photos([*train.files, *(test.files if test else ())], options.size, where)
+    if options.read == "files":
+        return _in_files(name, options, data_dir, seed, train, test, notes)
+    x, read = read_photos([*train.files, *(test.files if test else ())], options, where,
+                          way_out="; read=files reads them batch by batch")
     count = len(train.files)
     return own_benchmark(x[:count], train.labelled, options, seed, where, x_test=x[count:] if test else None,
                          test=test.labelled if test else None, layout=pixel_layout(options, [*notes, *read]))
+
+
+def _in_files(name: str, options: ImagesOptions, data_dir: Path, seed: int, train: Found, test: Found | None,
+              notes: list[str]) -> RawStream:
+    """Return the stream of photos that stay in their files; only the heads of these are read, and their hashes."""
+    where, root = f"benchmark {name!r}", locate(name, data_dir)
+    files = [*train.files, *(test.files if test else ())]
+    with ThreadPoolExecutor(_threads()) as pool:
+        heads = _heads(pool, files, Image.open, where)
+    form, read = format_of(heads, options)
+    listed = listed_files(files)
+    contents = contents_of(listed, index_of(data_dir / "streams", name, listed))
+    table = PhotoTable.of(root, files, [(head.height, head.width) for head in heads],
+                          [contents.by_name[path] for path in listed.paths])
+    photos = Photos(table, torch.arange(len(files)), form)
+    division = divide(train.labelled, test.labelled if test else None, options, seed, where)
+    trained = [Split(photos[torch.from_numpy(rows)], torch.from_numpy(division.y_train[rows]))
+               for rows in division.train]
+    begin = len(train.files) if test else 0
+    tested = [Split(photos[torch.from_numpy(rows + begin)], torch.from_numpy(division.y_test[rows]),
+                    rows=torch.from_numpy(rows)) for rows in division.test]
+    hashes = [[photos[split_rows].hashes for split_rows in map(torch.from_numpy, part)]
+              for part in (division.train, [rows + begin for rows in division.test])]
+    layout = pixel_layout(options, [*notes, *read, *division.notes, *copied(*hashes)])
+    return RawStream(tuple(trained), tuple(tested), division.orders, notes=layout.notes, augment=layout.augment,
+                     class_names=division.classes)
 
 
 def pixel_layout(options: PixelOptions, notes: list[str]) -> Layout:
@@ -57,59 +86,76 @@ def pixel_layout(options: PixelOptions, notes: list[str]) -> Layout:
     return Layout(augment="" if options.augment == "none" else options.augment, notes=tuple(notes))
 
 
-DEFAULT_SIZE = 32  # pixels, where neither the user nor the model says: what small networks are made for
-AS_THEY_ARE = 64  # pixels up to which photos that are all of one size are left so
-SHOWN = 3  # unreadable files that an error names
-GREY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # of Pillow's modes
-KINDS = {"P": "of a palette", "PA": "of a palette", "RGBA": "with transparency, which was dropped",
-         "LA": "grey with transparency, which was dropped", "CMYK": "CMYK"}
-ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that exchange the sides
-Out = TypeVar("Out")
-
-
-class Head(NamedTuple):
-    """What is known of a photo before its pixels are read: sides as it is looked at, mode, whether EXIF turns it."""
-
-    width: int
-    height: int
-    mode: str
-    turned: bool
-
-
-def read_photos(sources: Sequence[Any], size: int | None, where: str,
-                opened: Callable[[Any], Image.Image] = Image.open) -> tuple[Tensor, list[str]]:
+def read_photos(sources: Sequence[Any], options: PhotoOptions, where: str,
+                opened: Callable[[Any], Image.Image] = Image.open, way_out: str = "") -> tuple[Tensor, list[str]]:
     """Return photos uint8 [N, C, H, W], C = 1 if all are grey, else 3, and notes on what was done to them.
 
     Args:
         sources: one for each photo: paths, or what `opened` takes.
-        size: pixels along each side; None: `DEFAULT_SIZE`, unless all are of one size of at most `AS_THEY_ARE`.
+        options: to which size photos are brought, and how.
         where: names the data in errors.
         opened: opens a source.
+        way_out: what the error says where the photos do not fit into memory.
 
     Raises:
-        DataError: some cannot be read; the first three are named.
+        DataError: some cannot be read, of which the first three are named, or they do not fit into memory.
     """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        heads = _all(pool, lambda item: _head(opened(item[1])), list(enumerate(sources)), where)
-        shapes = {(head.width, head.height) for head in heads}
-        notes = []
-        if size is None and (len(shapes) > 1 or max(next(iter(shapes))) > AS_THEY_ARE):
-            size = DEFAULT_SIZE
-            notes.append(f"photos were brought to {size} x {size} pixels, as neither the model nor size=N says another "
-                         f"size; they are {_sizes(shapes)}")
-        elif size is not None and shapes != {(size, size)}:
-            notes.append(f"photos were brought to {size} x {size} pixels; they are {_sizes(shapes)}")
-        grey = all(head.mode in GREY for head in heads)
-        channels = 1 if grey else 3
-        width, height = (size, size) if size is not None else next(iter(shapes))
-        x = torch.empty((len(sources), channels, height, width), dtype=torch.uint8)
+    with ThreadPoolExecutor(_threads()) as pool:
+        heads = _heads(pool, sources, opened, where)
+        form, notes = format_of(heads, options)
+        shape = (len(sources), form.channels, form.height, form.width)
+        size, left = torch.Size(shape).numel(), host_memory_left()
+        if left is not None and size > left:
+            raise DataError(f"{where}: {len(sources):,} photos of {form.width} x {form.height} pixels take "
+                            f"{size / 1e9:.1f} GB, and {left / 1e9:.1f} GB of memory are available; choose a smaller "
+                            f"size{way_out}")
+        x = torch.empty(shape, dtype=torch.uint8)
 
         def read(item: tuple[int, Any]) -> None:
-            image = np.asarray(_pixels(opened(item[1]), size, grey))
-            x[item[0]] = torch.from_numpy(image.reshape(height, width, channels).transpose(2, 0, 1).copy())
+            with opened(item[1]) as image:
+                if form.resize is None:
+                    shrink(image, form)
+                into(x[item[0]].numpy(), formed(upright(image, form.channels), form))
 
         _all(pool, read, list(enumerate(sources)), where)
-    return x, [*notes, *_modes(heads, grey)]
+    return x, notes
+
+
+def format_of(heads: Sequence[Head], options: PhotoOptions) -> tuple[PhotoFormat, list[str]]:
+    """Return what photos with these heads become, and notes on it.
+
+    Without options of a size, it is `DEFAULT_SIZE`, unless all photos are of one size of at most `AS_THEY_ARE`.
+    """
+    shapes = {(head.width, head.height) for head in heads}
+    notes, size = [], options.size
+    grey = all(head.mode in GREY for head in heads)
+    channels = 1 if grey else 3
+    if options.crop is not None:
+        notes.append(f"photos were resized to {options.resize} pixels along the shorter side ({options.interpolation}),"
+                     f" and their middle of {options.crop} x {options.crop} pixels was cut out; they are "
+                     f"{_sizes(shapes)}")
+        return (PhotoFormat(options.crop, options.crop, channels, options.resize, options.interpolation),
+                [*notes, *_modes(heads, grey)])
+    if size is None and (len(shapes) > 1 or max(next(iter(shapes))) > AS_THEY_ARE):
+        size = DEFAULT_SIZE
+        notes.append(f"photos were brought to {size} x {size} pixels, as neither the model nor size=N says another "
+                     f"size; they are {_sizes(shapes)}")
+    elif size is not None and shapes != {(size, size)}:
+        notes.append(f"photos were brought to {size} x {size} pixels; they are {_sizes(shapes)}")
+    width, height = (size, size) if size is not None else next(iter(shapes))
+    return (PhotoFormat(height, width, channels, interpolation=options.interpolation),
+            [*notes, *_modes(heads, grey)])
+
+
+def _threads() -> int:
+    """Return how many threads read photos."""
+    return min(8, os.cpu_count() or 1)
+
+
+def _heads(pool: ThreadPoolExecutor, sources: Sequence[Any], opened: Callable[[Any], Image.Image],
+           where: str) -> list[Head]:
+    """Return the head of each photo."""
+    return _all(pool, lambda item: head_of(opened(item[1])), list(enumerate(sources)), where)
 
 
 def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items: Sequence[tuple[int, Any]],
@@ -119,7 +165,7 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items
         try:
             return work(item), ""
         except Exception as error:  # Pillow's readers raise many kinds, all reported below
-            return None, f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]
+            return None, reason(error)
 
     done = list(pool.map(attempt, items))
     failed = [(source if isinstance(source, Path) else f"photo {index}", why)
@@ -129,38 +175,6 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items
         raise DataError(f"{where}: {len(failed)} of {len(items)} photos cannot be read, mend or remove them: {named}" +
                         (" ..." if len(failed) > SHOWN else ""))
     return [out for out, _ in done]  # type: ignore[misc] # none has failed
-
-
-def _head(image: Image.Image) -> Head:
-    """Return what a photo's head says, and close the file."""
-    with image:
-        turn = image.getexif().get(ORIENTATION, 1)
-        width, height = image.size[::-1] if turn in TURNED else image.size
-        return Head(width, height, image.mode, turn != 1)
-
-
-def _pixels(image: Image.Image, size: int | None, grey: bool) -> Image.Image:
-    """Return a photo upright, of the size, grey or RGB.
-
-    A JPEG that is more than twice as large is decoded at a half, quarter or eighth, never below twice the size, as
-    Pillow's thumbnails are; then its shorter side is resized (bicubic) and the middle cut out.
-    """
-    with image:
-        if size is not None:
-            scale = 2 * size / min(image.size)
-            if scale < 1:
-                image.draft(None, (int(np.ceil(image.width * scale)), int(np.ceil(image.height * scale))))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F":
-            raise ValueError("its pixels are floating-point numbers, of which the range is not known")
-        if upright.mode.startswith("I"):  # 16 bits; Pillow would cut off what is above 255
-            upright = Image.fromarray((np.asarray(upright, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-        upright = upright.convert("L" if grey else "RGB")
-    if size is None or upright.size == (size, size):
-        return upright
-    sides = [max(size, round(size * side / min(upright.size))) for side in upright.size]
-    left, top = ((side - size) // 2 for side in sides)
-    return upright.resize((sides[0], sides[1]), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 
 
 def _sizes(shapes: set[tuple[int, int]]) -> str:

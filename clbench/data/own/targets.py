@@ -67,7 +67,7 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
     train, test = splits(0, division.train), tuple(
         replace(split, rows=torch.from_numpy(rows)) for split, rows in zip(splits(-1, division.test), division.test,
                                                                            strict=True))
-    repeated = copies([split.x for split in train], [split.x for split in test])
+    repeated = copies(*([split.x for split in part if isinstance(split.x, Tensor)] for part in (train, test)))
     tested = sum(len(split.y) for split in test)
     twice = [f"{repeated} of {tested} test samples are exact copies of training samples"] if repeated else []
     target = (f"the target is {name}; training standardizes it by mean {significant(center)} and deviation "

@@ -25,7 +25,8 @@ from torch.func import functional_call, vmap
 
 from clbench.core import seeds
 from clbench.core.device import out_of_memory, synchronize
-from clbench.data.stream import Stream, Tests
+from clbench.data.stream import Stream
+from clbench.data.tests import Tests
 from clbench.experiment.recipe import Recipe
 from clbench.results.curve import Curve
 from clbench.strategy.base import Strategy

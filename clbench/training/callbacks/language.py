@@ -19,7 +19,8 @@ from clbench.core import tokens
 from clbench.data.own.instruction_streams import as_tensors
 from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import FileContent, hashes_of
-from clbench.data.stream import Stream, Tests
+from clbench.data.stream import Stream
+from clbench.data.tests import Tests
 from clbench.models.causal_lm import load_tokenizer
 from clbench.models.hf_files import folder_of
 from clbench.models.scoring import IGNORED

@@ -1,0 +1,182 @@
+"""Speed and memory of photos that stay in their files (`read = files`): `python benchmarks/speed/photos.py --help`.
+
+Speed: photos per second, prepared for a model, of clbench and of torchvision's ImageFolder with torch's DataLoader.
+Both do the same to the same synthetic photos, in turns. Memory: the peak of a process that loads a stream, passes over
+its training photos once and over its test photos once, for several numbers of photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+CLASSES, BATCH, SIZE, RESIZED = 10, 64, 224, 256
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def write_photos(folder: Path, count: int, distinct: int, height: int, width: int) -> None:
+    """Write JPEG photos of smooth noise, a folder for each class; all but the distinct ones are hard links."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    made: list[Path] = []
+    for number in range(count):
+        path = folder / f"class{number % CLASSES}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number < distinct:
+            coarse = Image.fromarray(generator.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
+            coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
+            made.append(path)
+        else:
+            os.link(made[number % distinct], path)
+
+
+def stream_of(folder: Path, data: Path, **options: Any) -> Any:
+    """Return the stream of a folder, two tasks."""
+    from clbench.core.registry import discover
+    from clbench.data.own_options import ImagesOptions
+    from clbench.data.stream import load_stream
+    from clbench.experiment.trial import Resolved
+
+    resolved = Resolved(name=f"images:{folder}", options=ImagesOptions(tasks=2, **options).model_dump())
+    return load_stream(resolved, "class", 0, data, discover())
+
+
+def passes_of_clbench(folder: Path, data: Path, crops: bool) -> Callable[[], Iterator[Any]]:
+    """Return what gives the prepared batches of a pass over all training photos, in random order."""
+    import torch
+
+    from clbench.data.photo_samples import PhotosAhead, Request
+    from clbench.data.prepare import Prepare, RandomResizedCrop
+    from clbench.data.samples import Samples
+
+    stream = stream_of(folder, data, read="files", resize=RESIZED, crop=SIZE, interpolation="bilinear")
+    train = Samples.concat(*(task.train for task in stream.tasks))
+    prepare, crop = Prepare(MEAN, STD), RandomResizedCrop(SIZE)
+    generator = torch.Generator().manual_seed(0)
+
+    def batches() -> Iterator[Any]:
+        rows = torch.split(torch.randperm(len(train), generator=generator), BATCH)
+        requests = [Request(part, crop, crop.draw(len(part), generator), whole=False) if crops else Request(part)
+                    for part in rows]
+        ahead = PhotosAhead(train, iter(requests))
+        for request in requests:
+            yield prepare(ahead.take_crops(request)[1] if crops else ahead.take(request.rows).x)
+
+    return batches
+
+
+def passes_of_torchvision(folder: Path, crops: bool, workers: int) -> Callable[[], Iterator[Any]]:
+    """Return what gives the batches of a pass over all photos, in random order, by processes that stay."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms as T
+    from torchvision.datasets import ImageFolder
+
+    begin = [T.RandomResizedCrop(SIZE), T.RandomHorizontalFlip()] if crops else [T.Resize(RESIZED), T.CenterCrop(SIZE)]
+    data = ImageFolder(str(folder), T.Compose([*begin, T.ToTensor(), T.Normalize(MEAN, STD)]))
+    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    return lambda: (x for x, _ in loader)
+
+
+def processor_seconds() -> float:
+    """Return the seconds that this process and its children have computed; on Linux also those that are still alive."""
+    total = sum(os.times()[:4])
+    for child in multiprocessing.active_children():
+        if sys.platform == "linux":
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def rate(batches: Callable[[], Iterator[Any]]) -> tuple[float, float]:
+    """Return the photos per second of a pass, and the milliseconds that a processor works for each photo."""
+    began, computed, count = time.perf_counter(), processor_seconds(), 0
+    for x in batches():
+        assert x.shape[1:] == (3, SIZE, SIZE)
+        count += len(x)
+    return count / (time.perf_counter() - began), 1000 * (processor_seconds() - computed) / count
+
+
+def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
+    """Return photos per second of each way, in turns, and the ratio of the medians."""
+    import torch
+
+    torch.set_num_threads(found.cores)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "photos")
+        write_photos(folder, found.photos, found.photos, 375, 500)
+        for kind, crops in (("center crop", False), ("random resized crop", True)):
+            ways = {"clbench": passes_of_clbench(folder, Path(place, "data"), crops),
+                    "torchvision": passes_of_torchvision(folder, crops, found.cores)}
+            for way in ways.values():
+                rate(way)  # processes and threads start
+            passes: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+            for _ in range(found.repeats):
+                for name, way in ways.items():
+                    passes[name].append(rate(way))
+            rates = {name: [value for value, _ in values] for name, values in passes.items()}
+            work = {name: statistics.median(value for _, value in values) for name, values in passes.items()}
+            results[kind] = {
+                **{name: [round(value) for value in values] for name, values in rates.items()},
+                "ratio": round(statistics.median(rates["clbench"]) / statistics.median(rates["torchvision"]), 2),
+                "processor ms per photo": {name: round(value, 2) for name, value in work.items()}}
+    return results
+
+
+def measure_memory(count: int, read: str) -> dict[str, Any]:
+    """Return the peak bytes of processes that use so many photos: one that lists them first, and a later one."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "photos")
+        write_photos(folder, count, min(count, 300), 80, 96)
+        peaks = [json.loads(subprocess.run([sys.executable, __file__, "--use", str(folder), place, read], check=True,
+                                           stdout=subprocess.PIPE, text=True).stdout) for _ in range(2)]
+    return {"photos": count, "read": read, **{f"{when} MB": round(peak["bytes"] / 1e6)
+                                              for when, peak in zip(("first", "later"), peaks, strict=True)}}
+
+
+def use(folder: str, place: str, read: str) -> None:
+    """Load a stream, pass over its photos once and print the peak of this process."""
+    import resource
+
+    stream, used = stream_of(Path(folder), Path(place, "data"), read=read, size=64), 0
+    for task in stream.tasks:
+        used += sum(len(stream.prepare(part.x)) for part in task.train.chunks(BATCH))
+    used += sum(len(x) for x, _, _ in stream.tests.batches(BATCH))
+    print(json.dumps({"bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "used": used}))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print a line for each measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=1000, help="of 500 x 375 pixels, for speed (1000)")
+    parser.add_argument("--repeats", type=int, default=5, help="passes of each way (5)")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="processes of the DataLoader (all)")
+    parser.add_argument("--counts", default="1000,10000,50000", help="of photos, for memory (1000,10000,50000)")
+    parser.add_argument("--use", nargs=3, help=argparse.SUPPRESS)
+    found = parser.parse_args(argv)
+    if found.use:
+        use(*found.use)
+        return 0
+    if found.photos:
+        for kind, result in measure_speed(found).items():
+            print(json.dumps({"transforms": kind, **result}), flush=True)
+    for count in map(int, filter(None, found.counts.split(","))):
+        for read in ("files", "memory"):
+            print(json.dumps(measure_memory(count, read)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

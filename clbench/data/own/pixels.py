@@ -1,0 +1,138 @@
+"""A photo's pixels, by Pillow: upright as its EXIF data say, grey or RGB, resized, cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from clbench.core.errors import DataError
+
+GREY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # of Pillow's modes
+ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that exchange the sides
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+Bytes = npt.NDArray[np.uint8]
+Filter = Literal["bicubic", "bilinear"]
+
+
+@dataclass(frozen=True)
+class PhotoFormat:
+    """What photos become: sides in pixels, channels (1: grey, 3: RGB), and how they are resized.
+
+    Without `resize`, the shorter side becomes that of the result, and large JPEGs are decoded at a reduced scale. With
+    it, the shorter side becomes `resize` pixels, as torchvision's `Resize` does it. Then the middle is cut out.
+    """
+
+    height: int
+    width: int
+    channels: int
+    resize: int | None = None
+    interpolation: Filter = "bicubic"
+
+
+class Head(NamedTuple):
+    """What is known of a photo before its pixels are read: sides as it is looked at, mode, whether EXIF turns it."""
+
+    width: int
+    height: int
+    mode: str
+    turned: bool
+
+
+def head_of(image: Image.Image) -> Head:
+    """Return what a photo's head says, and close the file."""
+    with image:
+        turn = image.getexif().get(ORIENTATION, 1)
+        width, height = image.size[::-1] if turn in TURNED else image.size
+        return Head(width, height, image.mode, turn != 1)
+
+
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """Return a photo upright, grey or RGB."""
+    image.load()  # what a photo says of itself may come behind its pixels
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of which the range is not known")
+    if image.mode.startswith("I"):  # 16 bits; Pillow would cut off what is above 255
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def shrink(image: Image.Image, form: PhotoFormat) -> None:
+    """Let a JPEG that is more than twice as large as wanted be decoded at a half, quarter or eighth.
+
+    It is never decoded below twice the size, as Pillow's thumbnails are.
+    """
+    scale = 2 * min(form.height, form.width) / min(image.size)
+    if scale < 1:
+        image.draft(None, (int(np.ceil(image.width * scale)), int(np.ceil(image.height * scale))))
+
+
+def formed(image: Image.Image, form: PhotoFormat) -> Image.Image:
+    """Return an upright photo resized, with the middle cut out, as its format says."""
+    width, height = image.size
+    if form.resize is None:
+        if image.size == (form.width, form.height):
+            return image
+        size = form.height
+        sides = [max(size, round(size * side / min(image.size))) for side in image.size]
+        left, top = ((side - size) // 2 for side in sides)
+    else:
+        sides = [form.resize if side == min(image.size) else int(form.resize * side / min(image.size))
+                 for side in image.size]
+        left, top = (round((side - cut) / 2) for side, cut in zip(sides, (form.width, form.height), strict=True))
+    if (width, height) != (sides[0], sides[1]):
+        image = image.resize((sides[0], sides[1]), FILTERS[form.interpolation])
+    return image.crop((left, top, left + form.width, top + form.height))
+
+
+def into(out: Bytes, image: Image.Image, mirrored: bool = False) -> None:
+    """Write a photo's pixels to an array [C, H, W], mirrored if that is wanted."""
+    pixels = np.asarray(image).reshape(*out.shape[1:], out.shape[0])
+    np.copyto(out, (pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1))
+
+
+def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | None,
+               part: tuple[list[int], bool] | None, crop: Bytes | None) -> None:
+    """Decode a photo into arrays [C, H, W].
+
+    Args:
+        path: of the file.
+        size: its height and width, as they are known.
+        form: of the whole photo.
+        whole: gets the whole photo; None if it is not wanted.
+        part: top, left, height and width of a part, and whether it is mirrored.
+        crop: gets the part, resized.
+
+    Raises:
+        DataError: the photo cannot be read, or has another size.
+    """
+    try:
+        with Image.open(path) as opened:
+            reduced = form.resize is None and crop is None
+            if reduced:
+                shrink(opened, form)
+            image = upright(opened, form.channels)
+            if not reduced and [image.height, image.width] != size:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, and had {size[1]} x {size[0]}")
+            if whole is not None:
+                into(whole, formed(image, form))
+            if crop is not None and part is not None:
+                (top, left, height, width), mirrored = part
+                cut = image.crop((left, top, left + width, top + height))
+                sides = crop.shape[2], crop.shape[1]
+                into(crop, cut if cut.size == sides else cut.resize(sides, FILTERS[form.interpolation]), mirrored)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise DataError(f"photo {path} cannot be read ({reason(error)}); mend or remove it, and run again") from error
+
+
+def reason(error: Exception) -> str:
+    """Return the type and the start of the message of an error of Pillow."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]

@@ -1,0 +1,186 @@
+"""PhotoSamples: labelled photos that stay in their files and are decoded batch by batch, ahead of their use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clbench.core.device import send
+from clbench.core.errors import SpecError
+from clbench.data.photo_files import Crop, Photos, Reading, in_turn
+from clbench.data.prepare import Augmentation, RandomResizedCrop
+from clbench.data.samples import Samples
+
+UNREAD = ("the photos stay in their files (read = files), and this method needs all of a task's inputs at once: choose "
+          "read=memory, or another method")
+
+
+class Request(NamedTuple):
+    """A batch to decode: the rows of its samples, int64 [M], with crops of the originals, their draws, or both."""
+
+    rows: Tensor
+    crop: RandomResizedCrop | None = None
+    draws: Tensor | None = None
+    whole: bool = True
+
+
+class PhotoSamples(Samples):
+    """Samples whose inputs are photos in files; labels and tasks are on the device, to which batches are copied."""
+
+    def __init__(self, photos: Photos, y: Tensor, tasks: Tensor) -> None:
+        """Keep photos [N, C, H, W], not decoded, and labels and tasks [N]."""
+        for name, value in (("photos", photos), ("y", y), ("tasks", tasks)):
+            object.__setattr__(self, name, value)
+
+    photos: Photos
+
+    def __repr__(self) -> str:
+        """Return a text without the inputs."""
+        return f"{type(self).__name__}({tuple(self.photos.shape)})"
+
+    @property
+    def x(self) -> Tensor:
+        """Refuse: all inputs may not fit in memory.
+
+        Raises:
+            SpecError: always.
+        """
+        raise SpecError(UNREAD)
+
+    @property
+    def index_device(self) -> torch.device:
+        """Return the host."""
+        return torch.device("cpu")
+
+    def begin(self, request: Request) -> Reading:
+        """Begin to decode a batch."""
+        photos, crop = self.photos[request.rows], None
+        if request.crop is not None and request.draws is not None:
+            height, width = (side[:, None] for side in photos.sizes.long().unbind(1))
+            side = request.crop.size
+            crop = Crop(request.crop.boxes(request.draws, height, width), request.crop.mirrored(request.draws),
+                        side or photos.format.height, side or photos.format.width)
+        return Reading(photos, crop, request.whole, pinned=self.y.device.type == "cuda")
+
+    def reading(self, request: Request) -> Reading:
+        """Return a batch decoded."""
+        return self.begin(request).finished()
+
+    def take(self, index: Tensor) -> Samples:
+        """Return the samples at `index` (int64 [M]), decoded, on the device.
+
+        Raises:
+            DataError: a photo cannot be read; the error names the file.
+        """
+        return self._labelled(self.reading(Request(index)).images, index)
+
+    def take_crops(self, request: Request) -> tuple[Samples, Tensor]:
+        """Return a batch of samples and their random crops [M, C, height, width], on the device.
+
+        If whole photos are not needed, the inputs of the samples are the crops.
+        """
+        reading = self.reading(request)
+        crops = send_batch(reading.crops, self.y.device)
+        return self._labelled(reading.images if request.whole else crops, request.rows), crops
+
+    def _labelled(self, x: Tensor, index: Tensor) -> Samples:
+        there = send(index, self.y.device)
+        return Samples(send_batch(x, self.y.device), self.y[there], self.tasks[there])
+
+    def restricted(self, index: Tensor) -> PhotoSamples:
+        """Return only the samples at `index`, which are not decoded."""
+        there = send(index, self.y.device)
+        return PhotoSamples(self.photos[index], self.y[there], self.tasks[there])
+
+    def subset(self, limit: int | None, generator: torch.Generator) -> Samples:
+        """Return `limit` of the samples, drawn without replacement; they are not decoded."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.restricted(torch.randperm(len(self), generator=generator)[:limit])
+
+    def chunks(self, size: int, first: int = 0) -> Iterator[Samples]:
+        """Yield the samples in order, `size` at a time, decoded; only those from the chunk `first` on."""
+        for number, x in enumerate(self.photos.read_chunks(size, first), start=first):
+            rows = slice(number * size, number * size + len(x))
+            x = x.pin_memory() if self.y.device.type == "cuda" else x
+            yield Samples(send_batch(x, self.y.device), self.y[rows], self.tasks[rows])
+
+    def of_one_task(self) -> PhotoSamples:
+        """Return the same samples as those of task 0."""
+        return PhotoSamples(self.photos, self.y, torch.zeros_like(self.tasks))
+
+    def joined(self, others: Sequence[Samples]) -> Samples:
+        """Return these samples and others as one; photos in files stay there.
+
+        Raises:
+            SpecError: the others are held in memory.
+        """
+        parts = [self, *(part for part in others if isinstance(part, PhotoSamples))]
+        if len(parts) <= len(others):
+            raise SpecError(UNREAD)
+        return PhotoSamples(Photos.concat([part.photos for part in parts]), torch.cat([part.y for part in parts]),
+                            torch.cat([part.tasks for part in parts]))
+
+
+def send_batch(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a batch to a device; from pinned memory, without waiting for the device."""
+    return x.to(device, non_blocking=True)
+
+
+def crops_originals(augment: Augmentation | None, samples: Samples) -> bool:
+    """Tell whether new samples are cropped out of the original photos, and not augmented as replayed ones are."""
+    return isinstance(samples, PhotoSamples) and isinstance(augment, RandomResizedCrop)
+
+
+class PhotosAhead(PhotoSamples):
+    """Photos whose next batches are being decoded, in the order in which they are asked for."""
+
+    def __init__(self, samples: PhotoSamples, requests: Iterator[Request]) -> None:
+        """Decode what is requested, ahead of its use."""
+        super().__init__(samples.photos, samples.y, samples.tasks)
+        object.__setattr__(self, "readings", self._decoded(samples, requests))
+
+    readings: Iterator[tuple[Request, Reading]]
+
+    @staticmethod
+    def _decoded(samples: PhotoSamples, requests: Iterator[Request]) -> Iterator[tuple[Request, Reading]]:
+        """Yield requests with what is decoded for them."""
+        begun: list[Request] = []
+
+        def started() -> Iterator[Reading]:
+            for request in requests:
+                begun.append(request)
+                yield samples.begin(request)
+
+        for reading in in_turn(started()):
+            yield begun.pop(0), reading
+
+    def reading(self, request: Request) -> Reading:
+        """Return the next batch, which must be the one that was requested ahead."""
+        ahead, reading = next(self.readings)
+        if not torch.equal(ahead.rows, request.rows):
+            raise RuntimeError("another batch of photos was decoded ahead than the one that is trained: this is an "
+                               "error in clbench")
+        return reading
+
+
+@contextmanager
+def decoded_ahead(samples: Sequence[Samples], requests: Sequence[Iterator[Request]]) -> Iterator[list[Samples]]:
+    """Give samples of which photos in files are decoded before they are asked for; others stay as they are.
+
+    Args:
+        samples: of each member.
+        requests: what each member will ask for, in order.
+    """
+    ready = [PhotosAhead(part, asked) if isinstance(part, PhotoSamples) else part
+             for part, asked in zip(samples, requests, strict=True)]
+    try:
+        yield ready
+    finally:
+        for part in ready:
+            if isinstance(part, PhotosAhead):
+                part.readings.close()  # type: ignore[attr-defined] # it is a generator

@@ -1,0 +1,36 @@
+"""Folders of synthetic photos: several sizes, grey and RGB, PNG and JPEG, some turned by their EXIF data."""
+
+import numpy as np
+from PIL import Image
+
+ORIENTATION = 0x0112
+
+
+def write_photos(root, classes=4, each=20, smallest=20, largest=70, seed=0):
+    """Write photos that tell their class by a color, a folder for each class, and return the folder."""
+    generator = np.random.default_rng(seed)
+    for c in range(classes):
+        folder = root / f"class{c}"
+        folder.mkdir(parents=True)
+        for number in range(each):
+            height, width = generator.integers(smallest, largest, 2)
+            pixels = generator.integers(0, 150, (height, width, 3), np.uint8)
+            pixels[..., c % 3] += np.uint8(100 if c < 3 else 50)
+            image = Image.fromarray(pixels)
+            if number % 7 == 3:
+                image = image.convert("L")
+            if number % 4 == 1:
+                exif = Image.Exif()
+                exif[ORIENTATION] = 6 if number % 8 == 1 else 8
+                image.save(folder / f"{number}.jpg", exif=exif, quality=92)
+            else:
+                image.save(folder / f"{number}.png")
+    return root
+
+
+def upright(path):
+    """Return a photo as it is looked at, as RGB, by Pillow alone."""
+    image = Image.open(path)
+    turn = {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}.get(image.getexif().get(ORIENTATION))
+    image = image if turn is None else image.transpose(turn)
+    return image.convert("RGB")
