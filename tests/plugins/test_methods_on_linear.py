@@ -21,6 +21,7 @@ REFUSED = {
     "ease": "adapts layers before the head, and this model is a head alone; choose ncm, or a model with layers",
     "acl": "trains a module that tasks share before the head, and this model is a head alone; choose shared-private",
     "packnet": "shares out weights before the head, and this model is a head alone; choose frozen",
+    "xdg": "gates units before the head, and this model is a head alone; choose frozen",
     "hat": "masks units before the head, and this model is a head alone; choose frozen",
     "pnn": "connects layers before the head, and this model is a head alone; choose frozen",
     "avalanche:LFL": "trains features behind a frozen head, and this model is a head alone; choose avalanche:LwF",
