@@ -45,7 +45,7 @@ COUNTED = [
         "er:capacity=70:balance=class", "er:capacity=1000:update=task", "lora",
         "lora:rank=2:base=random:dora=true", "lora:bias=true", "lora:init=pissa", "pnn", "pnn:reduction=4",
         "shared-private", "shared-private:private_width=7:base=random", "frozen", "independent", "seq-lora", "o-lora",
-        "gem", "rwalk", "xdg", "cls-er", "er:share=0.3", "seq-lora:replay=0.3:merge=true", "osf",
+        "gem", "rwalk", "xdg", "cls-er", "fetril", "er:share=0.3", "seq-lora:replay=0.3:merge=true", "osf",
         "inflora", "ewc-lora", "lora-mean", "ease:adapter=lora", "icarl:capacity=55", "acl", "acl:memory=7", "packnet",
         "ncm", "slda:base=random", "ranpac", "simplecil", "fecam", "fecam:covariance=common")),
     *((method, "cnn:channels=2:depth=1", "class") for method in (
