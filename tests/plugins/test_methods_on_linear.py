@@ -52,12 +52,12 @@ def test_what_is_refused_are_methods_that_there_are():
 
 
 @pytest.mark.parametrize("base", ["auto", "task1", "random"])
-@pytest.mark.parametrize("name", ["ncm", "simplecil", "slda", "ranpac", "fecam", "frozen", "independent",
+@pytest.mark.parametrize("name", ["ncm", "simplecil", "slda", "ranpac", "fecam", "acil", "frozen", "independent",
                                   "shared-private"])
 def test_no_step_goes_to_a_base_that_does_not_exist(name, base):
     b = bench(discover().strategy(name), {"base": base}, "task", model="linear")
     task = b.replica.begin(0)
-    closed = name in ("ncm", "simplecil", "slda", "ranpac", "fecam")
+    closed = name in ("ncm", "simplecil", "slda", "ranpac", "fecam", "acil")
     assert b.strategy.phases(task) == (0 if closed else 1)
     if not closed:
         phase, = phases_of(b.strategy, task, tiny.RECIPE, steps_of(tiny.RECIPE, len(task.train)))

@@ -22,6 +22,7 @@ CHOSEN = [
     ("si", {}), ("mas", {}), ("l2", {}), ("lwf", {}), ("a-gem", {"capacity": 10}), ("der", {"capacity": 10}),
     ("gem", {"capacity": 10}), ("rwalk", {"interval": 3}), ("xdg", {"gated": 0.5}), ("xdg", {"infer": "max-logit"}),
     ("cls-er", {"capacity": 10, "stable_rate": 0.8, "stable_decay": 0.5}),
+    ("acil", {"projections": 20}), ("acil", {"projections": 20, "compensation": 0.6}),
     ("fetril", {}), ("fetril", {"base": "random", "nearest": "euclidean"}),
     ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
     ("icarl", {"capacity": 10}), ("acl", {}), ("acl", {"memory": 3, "infer": "max-logit"}), ("packnet", {}),

@@ -90,6 +90,7 @@ def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, coun
 
 @pytest.mark.parametrize(("method", "options"), [
     ("ncm", {}), ("simplecil", {}), ("slda", {}), ("ranpac", {"projections": 20}), ("fecam", {}),
+    ("acil", {"projections": 20, "compensation": 0.6}),
     ("fecam", {"covariance": "common"})])
 def test_what_trains_nothing_does_not_wait_for_the_device_either(method, options):
     strategy, task = on_meta(method, options, 0)
