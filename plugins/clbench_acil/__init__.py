@@ -18,7 +18,7 @@ class ACILOptions(AdaptOptions):
                                     "network with 768 features or more, else 5 for each feature, as in ranpac")
     ridge: Annotated[float, SearchValues(1e-2, 1e-1, 1.0, 1e1, 1e2)] = Field(
         0.1, gt=0, description="gamma: weight of the squared weights in the regression")
-    compensation: Annotated[float, SearchValues(0.0, 0.6, 1.0, 1.5)] = Field(
+    compensation: float = Field(
         0.0, ge=0, description="C: share of DS-AL's second regression, of what the first one misses; 0: ACIL")
     compensation_ridge: float = Field(0.1, gt=0, description="gamma of the second regression")
 

@@ -14,7 +14,7 @@ from clbench.strategy.common_options import InferOptions
 class XdGOptions(InferOptions):
     """Options of `xdg`; the defaults are the authors' for 100 permutations of MNIST, with SI."""
 
-    gated: Annotated[float, SearchValues(0.5, 0.8, 0.9)] = Field(
+    gated: float = Field(
         0.8, ge=0, lt=1, description="share of each hidden layer's units that are switched off in a task, at random; "
         "at least one unit stays on")
     strength: Annotated[Scalar, SearchValues(0.0, 0.035, 0.1, 1.0, 10.0)] = Field(
@@ -30,6 +30,6 @@ class XdGOptions(InferOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("xdg", "clbench_xdg.strategy:XdG",
-                         "switches off most units of each layer, other ones in each task, and stabilizes weights by si",
+                         "switches off most units of each layer, others in each task; adds si's penalty",
                          XdGOptions, "Masse et al. 2018, arXiv 1802.01569", parts_per_task=True, display_name="XdG",
                          recipe={"optimizer": "adam", "lr": 1e-3}, family="parts per task"),)
