@@ -23,7 +23,7 @@ class FeTrILOptions(OutputsOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("fetril", "clbench_fetril.strategy:FeTrIL",
-                         "trains the head on new features and copies moved to the means of old classes",
+                         "trains the head on new features and copies at the means of old classes",
                          FeTrILOptions, "Petit et al. 2023, arXiv 2211.13131", display_name="FeTrIL",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
                                  "schedule": "cosine"}, family="other"),)

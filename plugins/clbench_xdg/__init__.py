@@ -30,6 +30,6 @@ class XdGOptions(InferOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("xdg", "clbench_xdg.strategy:XdG",
-                         "switches off most units of each layer, others in each task; adds si's penalty",
+                         "switches off most units, others in each task; adds the penalty of si",
                          XdGOptions, "Masse et al. 2018, arXiv 1802.01569", parts_per_task=True, display_name="XdG",
                          recipe={"optimizer": "adam", "lr": 1e-3}, family="parts per task"),)
