@@ -171,16 +171,19 @@ def spread(mask: Tensor, size: int) -> Tensor:
     return mask[:, None].expand(-1, size // len(mask)).reshape(size)
 
 
-def chain(model: Network) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Return the layer of each block, by name; SpecError where a block is not one layer and what keeps units apart."""
-    model.require_body("hat masks units before the head")
+def chain(model: Network, does: str = "hat masks") -> list[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Return the layer of each block, by name; SpecError where a block is not one layer and what keeps units apart.
+
+    `does` is the method and what it does with units, for the error.
+    """
+    model.require_body(f"{does} units before the head")
     masked_layers = []
     for number, block in enumerate(model.blocks):
         parts = [(name, module) for name, module in block.named_modules() if not any(module.children())]
         layers = [(name, module) for name, module in parts if isinstance(module, nn.Linear | nn.Conv2d)]
         other = [type(module).__name__ for _, module in parts if not isinstance(module, nn.Linear | nn.Conv2d | AFTER)]
         if other or len(layers) != 1 or getattr(layers[0][1], "groups", 1) != 1:
-            raise SpecError(f"hat masks the units of a chain of Linear and Conv2d layers with ReLU and pooling; block "
+            raise SpecError(f"{does} the units of a chain of Linear and Conv2d layers with ReLU and pooling; block "
                             f"{number} of this model has {', '.join(sorted(set(other))) or 'other layers'}; choose "
                             "model = mlp or cnn, or packnet, which shares out single weights of any network")
         masked_layers.append((f"blocks.{number}.{layers[0][0]}", layers[0][1]))

@@ -73,6 +73,9 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("ewc-lora", {"rank": 1, "strength": 10.0}), ("lora-mean", {"rank": 1}), ("frozen", {}), ("independent", {}),
            ("icarl", {}), ("bic", {}), ("wa", {"clip": False}), ("lucir", {}), ("acl", {}), ("packnet", {"prune": 0.5}),
            ("ncm", {}), ("slda", {}), ("ranpac", {}), ("simplecil", {}), ("fecam", {}),
+           ("gem", {}), ("rwalk", {"interval": 2}), ("xdg", {"gated": 0.5}),
+           ("cls-er", {"stable_rate": 1.0, "stable_decay": 0.5}), ("fetril", {}),
+           ("acil", {"compensation": 0.6}),
            ("gdumb", {}), ("mir", {"replayed": 4}), ("gpm", {}), ("hat", {}), ("osf", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
            ("coda-prompt", {}), ("slca", {}), ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4})]

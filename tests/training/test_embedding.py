@@ -11,7 +11,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 
-RULES = ["ncm", "simplecil", "slda", "ranpac:projections=40", "fecam"]
+RULES = ["ncm", "simplecil", "slda", "ranpac:projections=40", "fecam", "acil:projections=40"]
 
 
 def trials(benchmark, model, methods=("naive",), **settings):

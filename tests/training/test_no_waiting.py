@@ -32,7 +32,8 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("a-gem", {"balance": "reservoir"}), ("der", {"capacity": 10}), ("der++", {"capacity": 10}),
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
            ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("lucir", {"capacity": 10}),
-           ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}),
+           ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("rwalk", {"interval": 2}), ("xdg", {}),
+           ("cls-er", {"capacity": 10}), ("fetril", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {"components": 6}),
            ("ease", {"width": 3, "dropout": 0.1})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
@@ -89,6 +90,7 @@ def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, coun
 
 @pytest.mark.parametrize(("method", "options"), [
     ("ncm", {}), ("simplecil", {}), ("slda", {}), ("ranpac", {"projections": 20}), ("fecam", {}),
+    ("acil", {"projections": 20, "compensation": 0.6}),
     ("fecam", {"covariance": "common"})])
 def test_what_trains_nothing_does_not_wait_for_the_device_either(method, options):
     strategy, task = on_meta(method, options, 0)

@@ -29,7 +29,8 @@ ROWS = [
     ("lora", {"rank": 2, "infer": "gaussian", "infer_normalize": True}), ("lora", {"rank": 2, "layers": "last"}),
     ("independent", {}), ("pnn", {}), ("shared-private", {"infer": "max-logit"}), ("packnet", {}), ("acl", {}),
     ("frozen", {}), ("ncm", {}), ("ncm", {"base": "random"}), ("slda", {}), ("simplecil", {}), ("fecam", {}),
-    ("ranpac", {"projections": 20}), ("naive", {}), ("seq-lora", {"rank": 2, "layers": "last"}),
+    ("ranpac", {"projections": 20}), ("acil", {"compensation": 1.0}), ("naive", {}),
+    ("seq-lora", {"rank": 2, "layers": "last"}),
     ("ease", {"adapter": "lora"}), ("icarl", {"capacity": 20}), *VIT.items()]
 ALSO_IN_DOMAIN = ("pnn", "packnet", "ncm", "naive", "icarl", "l2p")  # of each kind one
 
@@ -50,7 +51,7 @@ def test_every_row_is_the_one_computed_anew(method, options, scenario):
 
 
 @pytest.mark.parametrize("scenario", ["task", "class"])
-@pytest.mark.parametrize("method", ["ncm", "slda", "ranpac", "simplecil", "fecam"])
+@pytest.mark.parametrize("method", ["ncm", "slda", "ranpac", "simplecil", "fecam", "acil"])
 def test_a_frozen_base_runs_once_on_all_samples_and_then_on_a_batch(method, scenario):
     b = bench(discover().strategy(method), {"base": "random"}, scenario)
     cache, rows = PredictionCache(), []

@@ -1,0 +1,37 @@
+"""`acil`: analytic class-incremental learning (Zhuang et al. 2022, arXiv 2205.14922), and DS-AL as an option."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from clbench_prototypes import AdaptOptions
+from pydantic import Field
+
+from clbench import SearchValues, StrategyInfo, hookimpl
+
+
+class ACILOptions(AdaptOptions):
+    """Options of `acil`; `compensation = 0.6` is DS-AL with the authors' ratio for CIFAR-100."""
+
+    projections: int | None = Field(None, ge=1, description="M: random features; none means the authors' 8192 for a "
+                                    "network with 768 features or more, else 5 for each feature, as in ranpac")
+    ridge: Annotated[float, SearchValues(1e-2, 1e-1, 1.0, 1e1, 1e2)] = Field(
+        0.1, gt=0, description="gamma: weight of the squared weights in the regression")
+    compensation: float = Field(
+        0.0, ge=0, description="C: share of DS-AL's second regression, of what the first one misses; 0: ACIL")
+    compensation_ridge: float = Field(0.1, gt=0, description="gamma of the second regression")
+
+    @property
+    def needs_boundaries(self) -> str:
+        """Return that the second regression is of whole tasks."""
+        return ("compensation fits the rest of each task" if self.compensation else super().needs_boundaries)
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("acil", "clbench_acil.strategy:ACIL",
+                         "updates ridge regression on random features recursively", ACILOptions,
+                         "Zhuang et al. 2022, arXiv 2205.14922; DS-AL: Zhuang et al. 2024, AAAI 38(15)",
+                         task_free=True, display_name="ACIL", family="analytic classifiers"),)

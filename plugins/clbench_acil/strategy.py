@@ -1,0 +1,117 @@
+"""ACIL: ridge regression on random features of a frozen network, by recursive least squares; DS-AL adds a second one.
+
+Features f are projected to M numbers h = P f, with P drawn once. The main stream is the regression of one-hot labels on
+x = ReLU(h). For the rows X and labels Y of a chunk of samples,
+
+    R <- R - R X^T (I + X R X^T)^-1 X R          R = I / gamma at first
+    W <- W + R X^T (Y - X W)
+
+so that R = (sum x x^T + gamma I)^-1 and W is the ridge regression on all samples so far, but for rounding (float64).
+Nothing depends on how samples are divided into chunks or tasks.
+
+DS-AL (`compensation = C`) has a second stream, which is fitted in the same way to what the main stream misses. Its
+inputs are tanh(h). Its targets are Y - X W with the main stream's W after the task, and 0 for classes that are not
+among the task's ("previous label cleansing"). The logits are those of the main stream plus C times those of the second.
+
+- ACIL's regression is that of `ranpac` with a fixed ridge. It stores R instead of the sums. Its P is drawn like the
+  weights of a linear layer of torch, uniformly within 1 / sqrt(D); RanPAC's is drawn from N(0, 1).
+- In the authors' code (ZHUANGHP/Analytic-continual-learning), ACIL and DS-AL have 8192 random features for CIFAR-100,
+  also on the 64 features of a ResNet-32. R has M^2 numbers in float64, so that fewer are the default here for small
+  networks (`projections`).
+- Their code fits the second stream after each batch, to what the main stream of that moment misses. Here it is
+  fitted after the whole task, as in the equations of the paper, so that the size of chunks makes no difference.
+- Their first task has half of the classes, and trains the network with SGD (learning rate 0.5, cosine, weight decay
+  5e-4). Here the experiment determines the first task, as for the other analytic classifiers
+  (`clbench_prototypes.closed_form`).
+"""
+
+from __future__ import annotations
+
+import torch
+from clbench_prototypes.closed_form import LinearRule
+from clbench_prototypes.first_session import feature_width
+from torch import Tensor, nn
+
+from clbench import Network, World
+from clbench_acil import ACILOptions
+
+PROJECTIONS, FEATURES = 8192, 768
+PER_FEATURE = 5  # of smaller networks
+
+
+class ACIL(LinearRule):
+    """Recursive ridge regression; `projection` [D, M] is P, `inverse` [M, M] is R, empty before any task.
+
+    `weight` [C, M] is W^T. With DS-AL, `second_inverse` and `second_weight` are those of the second stream.
+    """
+
+    method = "acil"
+    keeps_less = "projections=N"
+    roles = (("projection", "projection"), ("*inverse", "second moments"), ("second_weight", "heads"),
+             *LinearRule.roles)
+    options: ACILOptions
+    projection: Tensor
+    inverse: Tensor
+    second_inverse: Tensor
+
+    def __init__(self, model: Network, world: World, options: ACILOptions | None = None) -> None:
+        """Draw the projection, on the CPU so that it does not depend on the device."""
+        options = options if options is not None else ACILOptions()
+        features = feature_width(model, options)
+        width = options.projections or (PROJECTIONS if features >= FEATURES else PER_FEATURE * features)
+        super().__init__(model, world, options, width)
+        bound = features**-0.5
+        drawn = torch.rand(features, width, generator=world.generator, device="cpu") * 2 * bound - bound
+        self.register_buffer("projection", drawn.to(self.sums.device))
+        self.register_buffer("inverse", self.sums.new_empty(0, 0))
+        self.register_buffer("second_inverse", self.sums.new_empty(0, 0))
+        second = torch.zeros_like(self.weight if options.compensation else self.weight[:0])
+        self.second_weight = nn.Parameter(second, requires_grad=False)
+        self.sums = self.sums[:0]  # which no rule reads
+
+    def map(self, features: Tensor) -> Tensor:
+        """Return P f."""
+        return features @ self.projection.double()
+
+    def take_in(self, features: Tensor, labels: Tensor) -> None:
+        """Update the main stream by all features [N, D], and then the second one, if there is one."""
+        if not len(self.inverse):
+            self.inverse = self.identity(self.options.ridge)
+        for mapped, part_labels in self.chunks(features, labels):
+            update(self.inverse, self.weight, mapped.relu(), part_labels)
+            self.counts += part_labels.sum(0)
+        if self.options.compensation:
+            if not len(self.second_inverse):
+                self.second_inverse = self.identity(self.options.compensation_ridge)
+            of_task = (labels.sum(0) > 0).to(labels.dtype)
+            for mapped, part_labels in self.chunks(features, labels):
+                rest = (part_labels - mapped.relu() @ self.weight.T) * of_task
+                update(self.second_inverse, self.second_weight, mapped.tanh(), rest)
+
+    def identity(self, ridge: float) -> Tensor:
+        """Return I / ridge [M, M], float64."""
+        return torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device) / ridge
+
+    def refit(self) -> None:
+        """Do nothing: the rule is up to date."""
+
+    def rule(self) -> tuple[Tensor, Tensor]:
+        """Return the main stream's rule as it is."""
+        return self.weight, self.bias
+
+    def score(self, mapped: Tensor) -> Tensor:
+        """Return the logits [N, C] of projected features [N, M]."""
+        logits = mapped.relu() @ self.weight.T
+        if self.options.compensation:
+            logits = logits + self.options.compensation * (mapped.tanh() @ self.second_weight.T)
+        return logits
+
+
+def update(inverse: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> None:
+    """Take rows [N, M] with targets [N, C] into R [M, M] and W^T [C, M], in place."""
+    seen = rows @ inverse  # [N, M]: R is symmetric
+    system = seen @ rows.T
+    system.diagonal().add_(1)
+    factor = torch.linalg.cholesky(system)
+    inverse.sub_(seen.T @ torch.cholesky_solve(seen, factor))
+    weight.add_((targets - rows @ weight.T).T @ (rows @ inverse))

@@ -1,0 +1,125 @@
+"""CLS-ER: replay whose logits stay near those of two averages of the weights, a plastic and a stable one.
+
+After each step, each average follows the weights theta with a probability of its own:
+
+    theta_A <- a theta_A + (1 - a) theta,   a = min(1 - 1 / (step + 1), decay)        with probability rate
+
+The stable average is updated more rarely, or by less, so that it keeps more of old tasks. For each replayed sample,
+the target z is the logits of that average which gives the sample's label the larger probability (the plastic one if
+both are equal):
+
+    cross-entropy of new and replayed samples + weight mean (f(x') - z)^2
+
+The stable average makes the predictions, as in the paper.
+
+As in the authors' code (NeurAI-Lab/CLS-ER), the step counts from 1 over all tasks, the memory is a reservoir to which
+every epoch offers its samples again, and the squared error is a mean over all outputs. `share` is the quotient of
+their `minibatch_size` and `batch_size`. Differences to that code:
+
+- Cross-entropies, and the probabilities that choose the target, are over each sample's active outputs. The authors'
+  are over all outputs in every scenario.
+- The averages compute in eval mode, with the running statistics of the network that learns. The authors' averages are
+  copies in training mode, whose normalization uses the batch and keeps statistics of its own.
+- An average takes in a step when the next one begins, or when the task ends. Accuracy that is measured within a task
+  therefore lacks the latest step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Options, Samples, Task, World
+from clbench.strategy.replay import ReplayMemory
+from clbench_cls_er import CLSEROptions
+
+
+class CLSER(ReplayMemory):
+    """Experience replay with two averages of the network, `plastic` and `stable`."""
+
+    roles = (("plastic.*", "averaged networks"), ("stable.*", "averaged networks"), *ReplayMemory.roles)
+    options: CLSEROptions
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with an empty memory, and both averages at the network as it is."""
+        options = options or CLSEROptions()
+        assert isinstance(options, CLSEROptions)
+        super().__init__(model, world, options, capacity=options.capacity)
+        self.plastic, self.stable = copy_of_buffers(model), copy_of_buffers(model)
+        self.steps, self.averaged_steps = 0, 0  # that have begun; that the averages know of
+        self.train(self.training)
+
+    def frozen_modules(self) -> Iterable[nn.Module]:
+        """Return the averages."""
+        return (self.plastic, self.stable)
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Average the latest step in, and return the batch with its replay; the memory is offered the new samples."""
+        self.average()
+        self.steps += 1
+        new = Samples(batch.x, batch.y, batch.tasks)
+        if len(self.memory_y):
+            batch = batch.extended(self.sample_share(len(batch.y), self.options.share))
+        self.offer(new)
+        return batch
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of all samples plus the distance of replayed logits to those of the averages."""
+        logits = self.model(batch.x)
+        loss = self.cross_entropy(logits, batch)
+        if batch.replayed:
+            first = len(batch.y) - batch.replayed
+            target = self.target(batch.x[first:], batch.y[first:], batch.tasks[first:])
+            loss = loss + self.options.weight * F.mse_loss(logits[first:], target)
+        return loss
+
+    @torch.no_grad()
+    def target(self, x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
+        """Return for each replayed sample the logits [N, C] of the average that is surer of its label."""
+        plastic, stable = self.plastic(x), self.stable(x)
+        surer = [self.mask(logits, tasks, len(y)).softmax(1).gather(1, y[:, None]) for logits in (plastic, stable)]
+        return torch.where(surer[1] > surer[0], stable, plastic)
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Return the logits [N, C] of the stable average, which predicts."""
+        logits: Tensor = self.stable(x)
+        return logits
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Let each average follow the latest step, or not, by chance; do nothing if it has been averaged already."""
+        if self.averaged_steps == self.steps:
+            return
+        self.averaged_steps = self.steps
+        for average, rate, decay in ((self.plastic, self.options.plastic_rate, self.options.plastic_decay),
+                                     (self.stable, self.options.stable_rate, self.options.stable_decay)):
+            follows = bool(torch.rand((), generator=self.world.generator) < rate)
+            rest = 1 - min(1 - 1 / (self.steps + 1), decay)
+            weights = dict(self.model.named_parameters())
+            for name, value in average.named_buffers():
+                if name not in weights:
+                    value.copy_(self.model.get_buffer(name))
+                elif follows:
+                    value.lerp_(weights[name], rest)
+
+    def after_task(self, task: Task) -> None:
+        """Average the last step in."""
+        self.average()
+
+
+def copy_of_buffers(model: Network) -> Network:
+    """Return a copy of a network whose weights are buffers.
+
+    Weights that change in every step must not be frozen parameters: trials that train together share frozen parameters
+    that begin alike, such as pretrained ones.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach().clone())
+    return twin

@@ -1,0 +1,29 @@
+"""`fetril`: feature translation for exemplar-free incremental learning (Petit et al. 2023, arXiv 2211.13131)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from clbench import StrategyInfo, hookimpl
+from clbench.strategy.common_options import OutputsOptions, StartOptions
+
+
+class FeTrILOptions(OutputsOptions, StartOptions):
+    """Options of `fetril`."""
+
+    nearest: Literal["cosine", "euclidean"] = Field(
+        "cosine", description="which new class lends its features to an old one: that of the most similar, or of the "
+        "nearest mean")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("fetril", "clbench_fetril.strategy:FeTrIL",
+                         "trains the head on new features and copies at the means of old classes",
+                         FeTrILOptions, "Petit et al. 2023, arXiv 2211.13131", display_name="FeTrIL",
+                         recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
+                                 "schedule": "cosine"}, family="other"),)

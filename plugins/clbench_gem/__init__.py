@@ -1,0 +1,31 @@
+"""`gem`: gradient episodic memory (Lopez-Paz & Ranzato 2017, arXiv 1706.08840)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clbench import SearchValues, StrategyInfo, hookimpl
+from clbench.strategy.common_options import OutputsOptions
+
+
+class GEMOptions(OutputsOptions):
+    """Options of `gem`; the default margin is that of the authors' experiments."""
+
+    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
+    balance: Literal["reservoir", "class"] = Field(
+        "class", description="keep each sample of the stream with equal probability, or classes in equal numbers")
+    margin: Annotated[float, SearchValues(0.0, 0.1, 0.5, 1.0)] = Field(
+        0.5, ge=0, description="the smallest weight of an old task's gradient in a projected step; more than 0 favors "
+        "steps that also improve on old tasks")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("gem", "clbench_gem.strategy:GEM",
+                         "projects gradients so that the loss on stored samples of no old task rises", GEMOptions,
+                         "Lopez-Paz & Ranzato 2017, arXiv 1706.08840", display_name="GEM ({capacity})",
+                         recipe={"optimizer": "sgd", "lr": 0.1}, family="replay"),)

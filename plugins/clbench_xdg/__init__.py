@@ -1,0 +1,35 @@
+"""`xdg`: context-dependent gating (Masse, Grant & Freedman 2018, arXiv 1802.01569)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
+from clbench.strategy.common_options import InferOptions
+
+
+class XdGOptions(InferOptions):
+    """Options of `xdg`; the defaults are the authors' for 100 permutations of MNIST, with SI."""
+
+    gated: float = Field(
+        0.8, ge=0, lt=1, description="share of each hidden layer's units that are switched off in a task, at random; "
+        "at least one unit stays on")
+    strength: Annotated[Scalar, SearchValues(0.0, 0.035, 0.1, 1.0, 10.0)] = Field(
+        0.035, ge=0, description="c: weight of the penalty of si on the layers behind the gates, "
+        "c sum Omega (theta - theta*)^2; 0: gates alone")
+    damping: Scalar = Field(1e-2, gt=0, description="xi of si: keeps the importance of weights that hardly moved "
+                            "finite")
+    infer: Literal["entropy", "max-logit"] = Field(
+        "entropy", description="without a task id: the learned task with the lowest entropy, or the largest logit")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("xdg", "clbench_xdg.strategy:XdG",
+                         "switches off most units, others in each task; adds the penalty of si",
+                         XdGOptions, "Masse et al. 2018, arXiv 1802.01569", parts_per_task=True, display_name="XdG",
+                         recipe={"optimizer": "adam", "lr": 1e-3}, family="parts per task"),)
