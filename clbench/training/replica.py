@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.core.errors import DivergedError
 from clbench.core.scenario import scenario_rules
@@ -51,6 +52,16 @@ def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str
         for other in others:
             other[name].data = copy_on_write(first[name].data)
     return equal
+
+
+def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
+    """Return the values [S] of the members' `Scalar` options, of those in which they differ.
+
+    Float32 as the arithmetic is; what they agree on stays a number.
+    """
+    values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
+    return {name: torch.tensor(of, dtype=torch.float32, device=members[0].active.device)
+            for name, of in values.items() if len(set(of)) > 1}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
 the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as usual,
 and only `loss` runs once for all, under `torch.func.vmap`. What is frozen and equal in all members, such as a
-pretrained base, is kept once: vmap then runs it on the samples of all members as one large product.
+pretrained base, is kept once until it is written to: vmap runs it on the samples of all members as one large product.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from clbench.core import options as opt
 from clbench.core import seeds
+from clbench.core.options import Options
+from clbench.core.torch_private import write_count
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
 from clbench.training.head_rows import guarded_heads
 from clbench.training.optimizers import make_optimizer, rates_of
 from clbench.training.precision import Compiler, FoldedAttention
-from clbench.training.replica import share_equal
+from clbench.training.replica import share_equal, varying_options
 
 
 class Unstackable(ValueError):
@@ -120,7 +121,7 @@ class SingleStep:
 class OptionsView:
     """Options of which some have other values; a plain object, which torch.compile can read, unlike a new model."""
 
-    def __init__(self, options: opt.Options, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, options: Options, values: Mapping[str, Tensor]) -> None:
         self._options, self._values = options, values
 
     def __getattr__(self, name: str) -> Any:
@@ -177,6 +178,7 @@ class StackedStep:
                          recipe)
         self.trained = {n: nn.Parameter(stacked[n]) for n in rates}
         self.frozen = {n: t for n, t in stacked.items() if n not in self.trained}
+        self.shared = {n: [(of_member[n], write_count(of_member[n])) for of_member in parameters] for n in shared}
         self.buffers = {n: torch.stack([of_member[n].detach() for of_member in buffers]) for n in buffers[0]}
         self.folding: FoldedAttention | None = FoldedAttention()
         self._tie()
@@ -207,6 +209,7 @@ class StackedStep:
     def state(self) -> dict[str, Tensor]:
         """Return the members' parameters and buffers [S, ...], named as those of a module that has a `strategy`."""
         self._follow_buffers()
+        self._follow_shared()
         return {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
 
     def vectorized(self, state: dict[str, Tensor], batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
@@ -274,6 +277,14 @@ class StackedStep:
                     new[name].data = self.buffers[name][index]
         self._seen = now
 
+    def _follow_shared(self) -> None:
+        """Stack parameters that members shared and that were written to, such as those of a teacher that follows."""
+        for name in [name for name, of in self.shared.items() if any(write_count(p) != count for p, count in of)]:
+            parameters = [parameter for parameter, _ in self.shared.pop(name)]
+            self.frozen[name] = torch.stack([parameter.detach() for parameter in parameters])
+            for index, parameter in enumerate(parameters):
+                parameter.data = self.frozen[name][index]
+
     def edit_gradients(self) -> None:
         """Let each member edit its own gradients."""
         if not self.edits:
@@ -284,13 +295,3 @@ class StackedStep:
                                                  if p.grad is not None}))
         for name in edited[0]:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
-
-
-def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
-    """Return the values [S] of the members' `Scalar` options, of those in which they differ.
-
-    Float32 as the arithmetic is; what they agree on stays a number.
-    """
-    values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
-    return {name: torch.tensor(of, dtype=torch.float32, device=members[0].active.device)
-            for name, of in values.items() if len(set(of)) > 1}

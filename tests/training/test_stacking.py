@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import pytest
@@ -203,3 +204,35 @@ def test_prompts_stack(method, options):
         alone = lead(info, options, [seed], recipe, model="vit", tasks=2, double=True)[0]
         for name, theirs in alone.strategy.state_dict().items():
             torch.testing.assert_close(member.strategy.state_dict()[name], theirs, rtol=1e-8, atol=1e-9)
+
+
+class FollowsWeights(Strategy):
+    """All seeds start from the same weights, as pretrained ones; a teacher follows them in each step."""
+
+    def __init__(self, model, world, options=None):
+        super().__init__(model, world, options)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def augment_batch(self, batch):
+        for average, weight in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(weight, 0.5)
+        return batch
+
+    def loss(self, batch):
+        logits = self.model(batch.x)
+        return self.cross_entropy(logits, batch) + (logits - self.teacher(batch.x)).square().mean()
+
+
+def test_frozen_parameters_that_begin_equal_and_change_in_place_are_those_of_each_member():
+    info = StrategyInfo("follows", FollowsWeights, "")
+    recipe = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
+    stacked = lead(info, {}, SEEDS, recipe, double=True)
+    for seed, member in zip(SEEDS, stacked, strict=True):
+        alone = lead(info, {}, [seed], recipe, double=True)[0].strategy.state_dict()
+        for name, ours in member.strategy.state_dict().items():
+            torch.testing.assert_close(ours, alone[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m)
