@@ -67,7 +67,9 @@ class HerdedMemory(SampleMemory):
 
     @property
     def labels(self) -> list[int]:
-        """Return the class of each set."""
+        """Return the class of each set; -1 if sets share a capacity, because reading classes waits for the device."""
+        if self.options.per_class is None:
+            return [-1] * len(self.sizes)
         return first_labels(self.memory_y, self.sizes)
 
     def before_task(self, task: Task) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+from clbench_si import SIOptions
 from pydantic import Field
 
 from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.common_options import InferOptions
 
 
-class XdGOptions(InferOptions):
+class XdGOptions(InferOptions, SIOptions):
     """Options of `xdg`; the defaults are the authors' for 100 permutations of MNIST, with SI."""
 
     gated: float = Field(

@@ -35,7 +35,7 @@ class XdG(PerTaskStrategy, SI):
     roles = (("gates__*", "masks"), *SI.roles, *PerTaskStrategy.roles)
     loss_is_mean = True
     parts_final = False  # later tasks change shared weights a little
-    options: XdGOptions  # type: ignore[assignment]
+    options: XdGOptions
 
     def __init__(self, model: Network, world: World, options: XdGOptions | None = None) -> None:
         """Start without gates; SpecError where the network is not a chain of plain layers."""

@@ -10,23 +10,23 @@ from clbench.core.registry import discover
 from clbench.results.store import Store
 from clbench.testing.checks import CHECKS, NonConforming, bench, check
 
-PLUGIN = TESTS / "helpers" / "cls_er.py"
+PLUGIN = TESTS / "helpers" / "mean_er.py"
 SMALL = {"benchmark": "helpers.tiny_benchmarks:pictures", "model": "mlp:width=16", "scenario": "class", "seeds": 1,
          "epochs": 3, "batch_size": 8, "workers": 0, "keep": "models"}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Return the folder of a run of `cls-er`."""
+    """Return the folder of a run of `mean-er`."""
     folder = tmp_path_factory.mktemp("averaged") / "run"
-    record, = clbench.run(methods="cls-er", plugins=[PLUGIN], out=folder, **SMALL)
+    record, = clbench.run(methods="mean-er", plugins=[PLUGIN], out=folder, **SMALL)
     assert record.status == "done"
     return folder
 
 
 @pytest.fixture(scope="module")
 def info():
-    return discover(files=[PLUGIN]).strategy("cls-er")
+    return discover(files=[PLUGIN]).strategy("mean-er")
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -36,7 +36,7 @@ def test_it_keeps_all_rules(info, name):
 
 def test_the_command_says_so(capsys):
     assert cli.call(["check", str(PLUGIN)]) == 0
-    assert f"cls-er keeps all {len(CHECKS)} rules" in capsys.readouterr().out
+    assert f"mean-er keeps all {len(CHECKS)} rules" in capsys.readouterr().out
 
 
 def test_predictions_that_vary_break_a_rule(info):
@@ -109,4 +109,4 @@ def test_exported_weights_have_the_averages(run, tmp_path):
 
 def test_a_method_of_a_file_needs_its_file(run, tmp_path, capsys):
     assert cli.call(["export", str(run), "--to", str(tmp_path)]) == 2
-    assert "no method 'cls-er'" in capsys.readouterr().err
+    assert "no method 'mean-er'" in capsys.readouterr().err

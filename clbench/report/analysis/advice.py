@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 from clbench.core.files import run_folder_name
-from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.learning import far_below, still_falling
+from clbench.report.analysis.learning import far_below, steps_of_authors, still_falling
 from clbench.report.analysis.levels import CHANCE, UNDERFIT
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.decided import Facts
@@ -47,7 +46,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
 @cache
 def _fine_tuning() -> str | None:
     """Return the name of the installed method that is full fine-tuning, or None if there is none."""
-    return next((name for name, info in _installed().items() if info.baseline), None)
+    return next((name for name, info in discover().strategies.items() if info.baseline), None)
 
 
 def _more_evidence(setting: Setting, command: Sequence[str]) -> str:
@@ -105,7 +104,6 @@ def _with(command: Sequence[str], settings: dict[str, str]) -> str:
 
 
 SHOWN, NAMES = 5, 3  # sentences, and names in a sentence
-QUARTER = 4
 
 
 def cautions(setting: Setting) -> list[str]:
@@ -135,30 +133,13 @@ def _every(setting: Setting) -> Iterator[str]:
         tuned = sum(bool(m.searched) for m in candidates)
         others = "the other method" if tuned == 1 else f"the other {tuned} methods"
         yield f"Untuned, unlike {others}: {in_words(untuned, NAMES)}." if tuned else "No method was tuned."
-    if short := [m.label for m in methods if _far_shorter(m)]:
-        yield f"Trained with less than a quarter of its authors' optimizer steps per task: {in_words(short, NAMES)}."
     if falling := [m.label for m in methods if still_falling(m.done)]:
         yield f"Not converged when a task's steps ended: {_among(falling, methods)}."
     if setting.baseline is None:
         yield "There is no fine-tuning baseline (naive), so it is not known which methods prevent forgetting at all."
+    if short := [m.label for m in methods if steps_of_authors(m)]:
+        yield f"Trained with less than a quarter of its authors' optimizer steps per task: {in_words(short, NAMES)}."
     yield from _mixtures(setting)
-
-
-def _far_shorter(method: MethodRecords) -> bool:
-    """Return whether a method on pretrained weights took less than a quarter of its authors' steps on each task.
-
-    Of a method that trains in some tasks only, these count.
-    """
-    info = _installed().get(method.strategy)
-    steps = max((max(r.costs.steps, default=0) for r in method.done), default=0)
-    on_weights = method.records[0].trial.weights is not None
-    return info is not None and on_weights and 0 < steps < info.authors_steps / QUARTER
-
-
-@cache
-def _installed() -> Mapping[str, StrategyInfo]:
-    """Return the installed methods by name."""
-    return discover().strategies
 
 
 def _mixtures(setting: Setting) -> Iterator[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from statistics import fmean
 
+from clbench.core.hookspecs import StrategyInfo
+from clbench.core.registry import discover
 from clbench.report.analysis.levels import UNDERFIT_LOSS, underfit
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import in_words
@@ -39,10 +42,11 @@ def _gap(method: MethodRecords) -> str:
 
 FALL, SHARE = 0.03, 0.02  # of the loss from tenth to tenth: in itself (nats), and as a share of it
 FAR = 20.0  # points of learning accuracy below joint training's
+QUARTER = 4
 
 
 def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> Iterable[str]:
-    """Yield lines on methods that are underfit, that have not converged, and that are far below joint training.
+    """Yield lines on methods that are underfit, not converged, far below joint training, or short of their budget.
 
     Args:
         methods: the methods of one setting.
@@ -66,6 +70,26 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
         yield (f"Underfit: just after a task was learned, its {label} is {FAR:.0f} or more points below that of joint "
                f"training at the same time ({best:.1f}%, mean over tasks), on every seed: {in_words(behind)}. A method "
                f"cannot forget what it has not learned, so read forgetting together with {label}")
+    if short := [f"{m.label} ({steps:,})" for m in methods if (steps := steps_of_authors(m))]:
+        yield ("Short of the authors' budget: methods took less than a quarter of the optimizer steps per task that "
+               f"their authors take (in parentheses): {in_words(short)}. Do not expect their published accuracy")
+
+
+@cache
+def _installed() -> Mapping[str, StrategyInfo]:
+    return discover().strategies
+
+
+def steps_of_authors(method: MethodRecords) -> int:
+    """Return the steps of a method's authors if it took less than a quarter of them on pretrained weights, else 0.
+
+    The steps are those of a task. Tasks in which the method trains nothing do not count.
+    """
+    info = _installed().get(method.strategy)
+    steps = max((max(r.costs.steps, default=0) for r in method.done), default=0)
+    if info is None or method.records[0].trial.weights is None:
+        return 0
+    return info.authors_steps if 0 < steps < info.authors_steps / QUARTER else 0
 
 
 def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:

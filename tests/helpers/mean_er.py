@@ -1,4 +1,4 @@
-"""cls-er: replay with two averaged copies of the network, of which one predicts (Arani et al. 2022, arXiv 2201.12604).
+"""mean-er: replay with two averaged copies of the network, of which one predicts (Arani et al. 2022, arXiv 2201.12604).
 
 A plugin in one file, written from docs/writing-a-strategy.md. Its `predict` uses other weights than its `forward`.
 """
@@ -15,8 +15,8 @@ from clbench import Batch, Network, Options, Prediction, Samples, StrategyInfo, 
 from clbench.strategy.replay import ReplayMemory
 
 
-class CLSEROptions(Options):
-    """Options of `cls-er`."""
+class MeanEROptions(Options):
+    """Options of `mean-er`."""
 
     capacity: int = Field(200, ge=1, description="stored samples")
     weight: float = Field(0.1, ge=0, description="weight of the consistency with the averaged networks")
@@ -26,15 +26,15 @@ class CLSEROptions(Options):
     plastic_rate: float = Field(0.9, ge=0, le=1, description="probability that a step updates the plastic average")
 
 
-class CLSER(ReplayMemory):
+class MeanER(ReplayMemory):
     """Experience replay towards the better of two averages of the weights; the stable one predicts."""
 
     roles = (("stable.*", "averages"), ("plastic.*", "averages"))
-    options: CLSEROptions
+    options: MeanEROptions
 
     def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
         """Start with two copies of the network and an empty memory."""
-        options = options or CLSEROptions()
+        options = options or MeanEROptions()
         super().__init__(model, world, options, capacity=options.capacity)
         self.stable = copy.deepcopy(model).requires_grad_(False)
         self.plastic = copy.deepcopy(model).requires_grad_(False)
@@ -91,4 +91,4 @@ class CLSER(ReplayMemory):
 @hookimpl
 def clbench_strategies() -> list[StrategyInfo]:
     """Return the method."""
-    return [StrategyInfo("cls-er", CLSER, "replay towards averages of the weights", CLSEROptions)]
+    return [StrategyInfo("mean-er", MeanER, "replay towards averages of the weights", MeanEROptions)]
