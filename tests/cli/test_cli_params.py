@@ -181,6 +181,7 @@ def test_numbers_are_short():
 
 
 @pytest.mark.extra("timm")
+@pytest.mark.slow
 def test_a_pretrained_model_with_a_size_is_counted_as_a_run_records_it(capsys, tmp_path):
     import timm
     from safetensors.torch import save_file

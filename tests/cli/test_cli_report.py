@@ -65,6 +65,7 @@ def test_a_folder_of_run_folders_lists_them(command, tmp_path, capsys):
     assert rest == [f"Error: clbench {command} {tmp_path / 'runs' / name}" for name in ("b", "deep/a")]
 
 
+@pytest.mark.slow
 def test_formats_and_figures_are_lists_and_written_beside_one_another(folder, tmp_path, capsys):
     out = tmp_path / "elsewhere"
     assert cli.call(["report", str(folder), "--format", "md,latex", "--format", "csv,json", "--figures", "pdf,png",

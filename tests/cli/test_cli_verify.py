@@ -21,6 +21,7 @@ def test_without_a_name_the_references_are_listed(capsys):
     assert [line.split()[0] for line in out.splitlines()[2:]] == list(references.shipped())
 
 
+@pytest.mark.slow
 def test_cells_are_run_one_after_the_other_and_a_full_folder_is_judged_without_torch(capsys, tmp_path):
     file, out = write(tmp_path), tmp_path / "run"
     args = (file, "--out", out, "--workers", 0, "--device", "cpu")

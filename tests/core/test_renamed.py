@@ -85,6 +85,7 @@ def told(caught):
     return [(re.match(r"(\S+) is", str(w.message))[1], w.filename, w.lineno) for w in caught]
 
 
+@pytest.mark.slow
 def test_a_plugin_written_for_the_old_names_gives_the_same_results(tmp_path):
     changed = PLUGIN
     for old, new in CHANGES.items():
@@ -131,6 +132,7 @@ def test_what_the_documentation_named_and_has_not_moved_says_nothing(path):
     named(path)
 
 
+@pytest.mark.slow
 def test_one_line_is_told_once_and_every_line_is_told():
     code = ("from clbench import Strategy\n" + "Strategy.starts_over\n" * 2
             + "for _ in range(3):\n    Strategy.starts_over")

@@ -219,6 +219,7 @@ def test_a_file_in_use_can_be_replaced(registry, tmp_path):
     assert torch.equal(first.train[0].x, raw().train[0].x)
 
 
+@pytest.mark.slow
 def test_a_cached_stream_needs_neither_avalanche_nor_torchvision(registry, tmp_path):
     load(registry, tmp_path)
     code = f"""

@@ -223,6 +223,7 @@ def read_there(content):
     return samples.take(torch.tensor([3, 1])).x.numpy()
 
 
+@pytest.mark.slow
 def test_samples_go_to_another_process(folder, tmp_path):
     train = stream(folder, tmp_path, read="files", size=24).tasks[1].train
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -41,6 +41,7 @@ def domain(tmp_path_factory):
 
 
 @pytest.mark.parametrize("label", METHODS.split(","))
+@pytest.mark.slow
 def test_where_outputs_are_shared_it_is_as_if_the_stream_had_been_one(domain, label):
     folder, first, twice = domain
     whole, made = twice[label].R, go_on(folder, first[label], SHIFTING)

@@ -27,6 +27,7 @@ def run(folder, **settings):
     return clbench.run(**{**SMALL, "out": folder, **settings})
 
 
+@pytest.mark.slow
 def test_what_a_run_keeps_and_that_it_gives_what_it_gave_without(tmp_path):
     plain, seen = run(tmp_path / "plain"), run(tmp_path / "seen", evaluate_every=10, evaluate_samples=40)
     assert [r.facts() for r in plain] == [r.facts() for r in seen] and plain[0].key == seen[0].key
@@ -43,6 +44,7 @@ def test_what_a_run_keeps_and_that_it_gives_what_it_gave_without(tmp_path):
     assert not any(words in plain_page for words in ("while tasks are learned", "-steps.svg", "Stability gap"))
 
 
+@pytest.mark.slow
 def test_with_hidden_boundaries_the_curve_is_that_of_the_true_tasks_and_training_notices_nothing(tmp_path):
     plain = run(tmp_path / "plain", boundaries="hidden", seeds=2, stack=2)
     seen = run(tmp_path / "seen", boundaries="hidden", seeds=2, stack=2, evaluate_every=10, evaluate_samples=40)

@@ -103,6 +103,7 @@ def check(found, name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), SOME, ids=[label(*m) for m in SOME])
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_last_row_exactly(some, name, options):
     check(some, name, options)
 

@@ -76,6 +76,7 @@ def test_one_failing_trial_stops_no_other(misbehaved):
     assert [label for label, in log.named("finished")] == ["boom", "nan", "die", "chatty", "unbuildable", "naive"]
 
 
+@pytest.mark.slow
 def test_an_exception_is_kept_with_its_traceback(misbehaved):
     failure = misbehaved[0]["boom"].failure
     assert (failure.type, failure.message) == ("ValueError", "boom on purpose")
@@ -84,6 +85,7 @@ def test_an_exception_is_kept_with_its_traceback(misbehaved):
     assert "TypeError: not to be built" in misbehaved[0]["unbuildable"].failure.traceback
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_trial_and_is_replaced(misbehaved):
     record = misbehaved[0]["die"]
     assert record.failure.message == ("the worker process was killed by SIGKILL (probably out of memory; fewer "
@@ -93,6 +95,7 @@ def test_a_killed_worker_costs_its_trial_and_is_replaced(misbehaved):
     assert record.provenance.command == "the command"
 
 
+@pytest.mark.slow
 def test_progress_tells_of_every_task(misbehaved):
     records, log = misbehaved
     last = log.events.index(("started", "naive"))
@@ -103,6 +106,7 @@ def test_progress_tells_of_every_task(misbehaved):
     assert log.named("ready") == [("cpu", 1, 1)]
 
 
+@pytest.mark.slow
 def test_this_process_gives_the_same_records_as_a_worker(misbehaved, plugins, tmp_path):
     records, log = execute(plugins, tmp_path, "boom,naive", workers=0)
     assert records["naive"].facts() == misbehaved[0]["naive"].facts()
@@ -112,6 +116,7 @@ def test_this_process_gives_the_same_records_as_a_worker(misbehaved, plugins, tm
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_bad_input_that_shows_late_stops_before_any_trial(plugins, tmp_path, workers):
     with pytest.raises(SpecError, match="rank"):
         execute(plugins, tmp_path, "naive,lora:rank=5000", workers)
@@ -130,6 +135,7 @@ def pool_of(folder, log):
     return Pool(WorkerPlan(start(folder), workers=2, shrink=True, plugin=str), log, Silent)
 
 
+@pytest.mark.slow
 def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tmp_path):
     todo, pool = plan(build({"methods": "naive", "seeds": 1}), plugins), pool_of(tmp_path, Log())
     pool.waiting, link = TrialQueue(todo), Silent(pool.inbox)
@@ -140,6 +146,7 @@ def test_how_long_trials_took_is_not_read_from_the_clock_on_the_wall(plugins, tm
 
 
 @pytest.mark.parametrize(("device", "alone", "threads"), [("cpu", 5, 2), ("meta", 5, 5), ("meta", None, 2)])
+@pytest.mark.slow
 def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypatch, tmp_path, device, alone, threads):
     said, given = [], torch.get_num_threads()
     monkeypatch.setattr("clbench.execution.trial_runner.pick_device", lambda _: torch.device(device))
@@ -156,6 +163,7 @@ def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypat
     assert log.named("ready") == [(str(worker.runner.device), 2 if device == "cpu" else 1, threads)]
 
 
+@pytest.mark.slow
 def test_what_is_prepared_is_one_trial_of_each_setting_and_method(plugins):
     planned = plan(build({"methods": "naive,ewc", "scenario": "task,class"}), plugins)
     checks = PreflightChecks(planned, Listener())
@@ -163,6 +171,7 @@ def test_what_is_prepared_is_one_trial_of_each_setting_and_method(plugins):
         ("task", "naive", 0), ("task", "ewc", 0), ("class", "naive", 0), ("class", "ewc", 0)]
 
 
+@pytest.mark.slow
 def test_all_refusals_are_told_at_once(plugins):
     checks = PreflightChecks(plan(build({"methods": "naive,ewc"}), plugins), Listener())
     for problem in ("one", "two"):
@@ -171,12 +180,14 @@ def test_all_refusals_are_told_at_once(plugins):
         checks.next()
 
 
+@pytest.mark.slow
 def test_a_worker_ends_when_nobody_listens():
     worker = subprocess.Popen([sys.executable, "-m", "clbench.execution.workers.worker"], stdin=subprocess.PIPE)
     worker.stdin.close()
     assert worker.wait(timeout=20) == 0
 
 
+@pytest.mark.slow
 def test_how_a_process_ended_is_put_into_words():
     process = Process.__new__(Process)
     process.popen = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)

@@ -42,6 +42,7 @@ def run(benchmark, out, **given):
 
 @pytest.mark.parametrize("kind", [clusters, projected])
 @pytest.mark.parametrize("test", [20, 2000])
+@pytest.mark.slow
 def test_nothing_is_claimed_that_the_features_do_not_show(tmp_path, kind, test):
     records = run(features(tmp_path / "features.npz", kind, test), tmp_path / "run", seeds=3, epochs=10)
     section, = build(records, ids=True).sections

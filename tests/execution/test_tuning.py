@@ -124,6 +124,7 @@ def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
     assert len(build(tomllib.loads(result.read_text())).tuning) == 1
 
 
+@pytest.mark.slow
 def test_parts_of_the_recipe_are_searched_and_the_report_says_who_was(tune, tmp_path, capsys):
     (tmp_path / "mine.toml").write_text(FILE.replace("knob = {low = 1.0, high = 1e8, log = true}",
                                                      "recipe.lr = [1e-4, 1e-2]").replace('"naive"]', '"naive", "er"]'))

@@ -42,6 +42,7 @@ def test_the_trial_of_a_worker_that_died_is_tried_again(run):
                      "need less). clbench tries again"]
 
 
+@pytest.mark.slow
 def test_without_retries_it_has_failed(run):
     records, notes = run("once", retries=0)
     assert [(r.status, r.failure.type, r.failure.message) for r in records] == [

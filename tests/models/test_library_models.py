@@ -65,6 +65,7 @@ def test_a_model_of_torchvision_in_blocks_gives_torchvisions_logits(name, side, 
 @TIMM
 @pytest.mark.parametrize(("name", "trained", "side"), [("test_vit", 160, 48), ("vit_small_patch14_reg4_dinov2", 28, 42),
                                                        ("test_efficientnet", 160, 32)])
+@pytest.mark.slow
 def test_weights_of_another_size_load_as_timm_loads_them(tmp_path, name, trained, side):
     given = timms(name, trained, classes=7)
     state = {n: t.half() if t.is_floating_point() else t for n, t in given.state_dict().items()}
@@ -83,6 +84,7 @@ def test_weights_of_another_size_load_as_timm_loads_them(tmp_path, name, trained
             load_weights(built(f"timm:{name}", side), tmp_path / "less.safetensors")
 
 
+@pytest.mark.slow
 def test_torchvisions_position_embedding_is_resampled_as_torchvision_does_it():
     from torchvision.models.vision_transformer import interpolate_embeddings
 

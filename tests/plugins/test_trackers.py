@@ -113,6 +113,7 @@ def wandb_records(path):
 
 
 @pytest.mark.extra("wandb")
+@pytest.mark.slow
 def test_wandb_has_the_records_offline(tmp_path, monkeypatch):
     import json
 

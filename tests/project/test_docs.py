@@ -222,6 +222,7 @@ def test_what_the_pages_say_without_numbers_is_what_the_tests_say(script):
     assert script.verdict(script.FULL_RANPAC, script.FULL_LORA) == "better"
 
 
+@pytest.mark.slow
 def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
     from clbench.report.formats.markdown import render

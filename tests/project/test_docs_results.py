@@ -33,6 +33,7 @@ def sections(text):
     return dict(part.split("\n", 1) for part in re.split("^## ", text, flags=re.MULTILINE)[1:])
 
 
+@pytest.mark.slow
 def test_the_pages_of_results_are_current(made, facts):
     pages = made.pages()
     assert set(pages) == {f"{name}.md" for name in OVERVIEWS} | {f"{one.slug}.md" for one in facts.studies()}

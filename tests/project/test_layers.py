@@ -118,6 +118,7 @@ def strings(path):
     yield from (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
+@pytest.mark.slow
 def test_no_code_names_a_method_of_ours():
     """A string is a method's name, or begins with one and a colon as in `lora:rank=4`.
 

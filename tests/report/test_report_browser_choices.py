@@ -57,6 +57,7 @@ def said(article):
     ({"storage": 2, "trainable parameters per task": 1}, False, False), ({"training compute": 1}, True, True),
     ({"storage": 1, "training compute": 2}, False, False), ({"storage": 0, "training compute": 0}, True, False),
 ])
+@pytest.mark.slow
 def test_the_page_chooses_as_the_command_does(show, sliders, samples, unknown):
     settings = {s.title: s for s in by_setting(study())}
     browser = show(study())

@@ -20,6 +20,7 @@ def texts(browser, selector):
     return [element.text for element in find(browser, selector)]
 
 
+@pytest.mark.slow
 def test_figures_are_in_nats_with_names_of_tasks(show):
     browser = show(study())
     titles = texts(browser, ".stage text.title")

@@ -186,6 +186,7 @@ def test_a_method_whose_size_depends_on_values_is_counted_as_far_as_it_goes(exte
 
 
 @pytest.mark.parametrize("which", ["layers='.*attention\\.(k|v)'", "targets=k+v"])
+@pytest.mark.slow
 def test_the_published_setting_of_inflora_trains_192_010_parameters_per_task(which):
     found = counted(f"inflora:rank=10:base=pretrained:{which}", "vit-b16", 2, 20, (3, 224, 224), "class",
                     pretrained=True, samples=1)

@@ -63,6 +63,7 @@ def assert_gives_the_last_row(record, stream):
 
 @pytest.mark.parametrize("scenario", ["task", "class"])
 @pytest.mark.parametrize("benchmark", ["split-fashion-mnist:class_order=seed", "split-mnist-5k:class_order=seed"])
+@pytest.mark.slow
 def test_the_bits_give_the_last_row_and_are_in_one_order_for_all_seeds(runner, benchmark, scenario):
     records = []
     for one in planned(runner, benchmark, (0, 1), scenario=scenario):

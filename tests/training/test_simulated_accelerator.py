@@ -93,6 +93,7 @@ def test_a_method_gives_on_the_device_what_it_gives_on_the_cpu_and_rarely_waits(
 
 @pytest.mark.parametrize("method", ["ewc", "lora", *(pytest.param(name, marks=SLOW) for name in (
     "naive", "er", "pnn", "shared-private", "slda"))])
+@pytest.mark.slow
 def test_a_stack_and_a_trial_that_goes_on_give_there_what_they_give_on_the_cpu(run, tmp_path, method):
     group = trials(method, "task", seeds=2)
     cpu = run(group, torch.device("cpu"))
