@@ -47,7 +47,8 @@ def check_same(ours, theirs, side, blocks):
 
 
 @TIMM
-@pytest.mark.parametrize(("name", "side", "blocks", "ports"), TIMMS)
+@pytest.mark.parametrize(("name", "side", "blocks", "ports"), [
+    pytest.param(*one, marks=() if one[0].startswith("test_") else pytest.mark.slow) for one in TIMMS])
 def test_a_model_of_timm_in_blocks_gives_timms_logits(name, side, blocks, ports):
     theirs, ours = timms(name, side), built(f"timm:{name}", side)
     check_same(ours, theirs, side, blocks)

@@ -246,7 +246,8 @@ def test_what_is_replayed_is_augmented_by_draws_of_its_own(methods):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize("method", ["EWC", "GDumb", "JointTraining", "PNNStrategy"])
+@pytest.mark.parametrize("method", ["GDumb", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "EWC", "JointTraining", "PNNStrategy"))])
 def test_keeps_the_rules(method, name):
     check(f"avalanche:{method}", name)
 

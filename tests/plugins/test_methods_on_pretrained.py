@@ -20,7 +20,7 @@ OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a
            "icarl": "capacity=8", "bic": "capacity=12", "wa": "capacity=8:clip=false", "lucir": "capacity=8",
            "gdumb": "capacity=8", "mir": "capacity=8:replayed=2", "l2p": "pool=4:top=2:length=2",
            "ranpac": "projections=64:adapt=lora", "simplecil": "adapt=lora:both=true",
-           **dict.fromkeys(("sd-lora", "lora-sub", "ewc-lora"), "rank=8")}  # the narrowest layer's width
+           **dict.fromkeys(("inflora", "sd-lora", "lora-sub", "ewc-lora"), "rank=8")}  # the narrowest layer's width
 
 
 @pytest.fixture(scope="module")

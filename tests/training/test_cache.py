@@ -47,7 +47,7 @@ def names(inputs):
     ("l2p", {"pool": 4, "top": 2, "length": 2}, "vit", 0, ["query"]), ("dualprompt", {}, "vit", 0, ["query"]),
     ("coda-prompt", {"components": 6}, "vit", 0, ["query"]), ("naive", {}, "mlp", 0, []), ("er", {}, "mlp", 0, []),
 ])
-@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+@pytest.mark.parametrize("seeds", [pytest.param([0], marks=pytest.mark.slow), [0, 1]])
 def test_training_with_caches_is_the_same_training(method, options, model, blocks, outputs, seeds, monkeypatch):
     info = REGISTRY.strategy(method)
     inputs = note_inputs(monkeypatch)

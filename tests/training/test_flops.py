@@ -142,11 +142,8 @@ SLOW = pytest.mark.slow
 METHODS = [
     ("er:capacity=150", "mlp:width=16", "class"), ("pnn", "cnn:channels=4:depth=1", "task"),
     *(pytest.param(method, "mlp:width=16", "class", marks=SLOW) for method in (
-        "naive", "ewc", "lora", "icarl:capacity=60", "der:capacity=60", "a-gem", "joint", "er:update=task", "acl",
-        "o-lora:dropout=0")),
+        "ewc", "icarl:capacity=60", "a-gem", "er:update=task", "o-lora:dropout=0")),
     pytest.param("lora:layers=attention", "vit-tiny:width=12:depth=2:patch=7", "task", marks=SLOW),
-    *(pytest.param(method, "cnn:channels=4:depth=1", "task", marks=SLOW) for method in ("naive", "ewc")),
-    pytest.param("naive", "vit-tiny:width=12:depth=2:patch=7", "task", marks=SLOW),
     pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=SLOW),
 ]
 
@@ -169,11 +166,10 @@ def test_the_record_has_what_counting_every_step_gives(runner, monkeypatch, meth
 
 @pytest.mark.parametrize(("method", "model", "scenario"), [
     *((method, "mlp:width=16", "class") for method in ("ewc", "lora")),
-    *(pytest.param(method, "mlp:width=16", "class", marks=SLOW) for method in ("der:capacity=60", "pnn")),
+    pytest.param("pnn", "mlp:width=16", "class", marks=SLOW),
     pytest.param("l2p", "vit-tiny:width=12:depth=2:patch=7", "task", marks=SLOW),
     pytest.param("er:capacity=60", "resnet20:width=2", "class", marks=SLOW),
-    *(pytest.param(method, "vit-tiny:width=12:depth=2:patch=7", "task", marks=SLOW) for method in (
-        "lora:layers=attention", "pnn"))])
+    pytest.param("lora:layers=attention", "vit-tiny:width=12:depth=2:patch=7", "task", marks=SLOW)])
 def test_a_stack_counts_what_each_member_would_compute_alone(runner, method, model, scenario):
     group = planned(method, model, scenario, seeds=2)
     stack, alone = runner.run_stack(group), [runner.run(one) for one in group]

@@ -72,7 +72,8 @@ def on_meta(method, options, seed):
 
 
 @pytest.mark.parametrize(("method", "options", "count"), [
-    *((*one, 2) for one in METHODS), *((*one, 1) for one in METHODS if one[0] in ALONE)])
+    *(pytest.param(*one, 2, marks=pytest.mark.slow if one[0] in ALONE else ()) for one in METHODS),
+    *((*one, 1) for one in METHODS if one[0] in ALONE)])
 def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, count, monkeypatch):
     monkeypatch.setattr(steps, "share_equal", lambda *_, **__: set())  # looks at values, once in a phase
     if count > 1 and "dropout" in options:

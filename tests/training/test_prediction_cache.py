@@ -36,7 +36,8 @@ ALSO_IN_DOMAIN = ("pnn", "packnet", "ncm", "naive", "icarl", "l2p")  # of each k
 
 
 @pytest.mark.parametrize(("method", "options", "scenario"), [
-    *((*row, scenario) for row in ROWS for scenario in ("task", "class")),
+    *((*row, "class") for row in ROWS),
+    *(pytest.param(*row, "task", marks=pytest.mark.slow) for row in ROWS),
     ("lora", {"rank": 2}, "domain"), *((*row, "domain") for row in ROWS if row[0] in ALSO_IN_DOMAIN)])
 def test_every_row_is_the_one_computed_anew(method, options, scenario):
     b = bench(REGISTRY.strategy(method), options, scenario)
