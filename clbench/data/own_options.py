@@ -150,8 +150,7 @@ class PixelOptions(Options):
                                                 "say how")
     augment: Literal["none", "crop-flip", "random-resized-crop"] = Field(
         "none", description="how training images are augmented, drawn again for each use: nothing; a random crop (4 "
-                            "pixels of "
-        "padding) and flip; a random part, resized, and flip")
+        "pixels of padding) and flip; a random part, resized, and flip")
 
 
 class PhotoOptions(PixelOptions):
@@ -164,18 +163,19 @@ class PhotoOptions(PixelOptions):
                              "of one size of at most 64")
     resize: int | None = Field(None, ge=1, description="pixels to which the shorter side is resized before the middle "
                                "is cut out (crop), exactly as torchvision does it; takes the place of size")
-    crop: int | None = Field(None, ge=1, description="pixels along each side of the middle that is cut out "
-                             "after resize")
+    crop: int | None = Field(
+        None, ge=1, description="pixels along each side of the middle that is cut out after resize")
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="how photos are resized")
 
     @model_validator(mode="after")
     def _one_size(self) -> PhotoOptions:
         """Refuse a resize without a crop, a crop that is larger than what it is cut out of, and two sizes."""
-        if (self.resize is None) != (self.crop is None):
-            raise ValueError("resize and crop go together, as in resize=256 and crop=224; give both or neither")
-        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+        if self.resize is None or self.crop is None:
+            if self.resize != self.crop:
+                raise ValueError("resize and crop go together, as in resize=256 and crop=224; give both or neither")
+        elif self.crop > self.resize:
             raise ValueError(f"crop = {self.crop} is larger than resize = {self.resize}; choose a smaller crop")
-        if self.crop is not None and self.size is not None:
+        elif self.size is not None:
             raise ValueError("give size, or resize and crop, not both")
         return self
 
@@ -209,18 +209,16 @@ class ImagesOptions(OwnOptions, PhotoOptions):
 
 
 class FeatureOptions(ColumnOptions):
-    """Options of data whose other columns are inputs."""
+    """Options of data whose other columns are inputs; they may have numbers to predict instead of classes."""
+
+    TARGET: ClassVar[str] = ""  # the option that names numbers to predict
 
     leave_out: list[str] = Field([], description="columns that are not used, such as id+date")
-
-
-class TargetOptions(FeatureOptions):
-    """Options of data that may have numbers to predict instead of classes."""
 
     @property
     def target(self) -> str | None:
         """Return what the numbers to predict are called; None if there are classes."""
-        return None
+        return getattr(self, self.TARGET) if self.TARGET else None
 
     @property
     def objective(self) -> str:
@@ -228,7 +226,7 @@ class TargetOptions(FeatureOptions):
         return (CLASSIFICATION if self.target is None else REGRESSION).name
 
     @model_validator(mode="after")
-    def _no_classes(self) -> TargetOptions:
+    def _no_classes(self) -> FeatureOptions:
         """Refuse options about classes together with a target."""
         given = [name for name in ("label_column", "labels", "tasks", "task_sizes", "classes_in_order")
                  if getattr(self, name, None)] + ["class_order"] * (self.class_order != "natural")
@@ -238,35 +236,26 @@ class TargetOptions(FeatureOptions):
         return self
 
 
-class ArraysOptions(TargetOptions, PixelOptions):
+class ArraysOptions(FeatureOptions, PixelOptions):
     """Options of `arrays:FILE`."""
 
     LATER: ClassVar[tuple[str, ...]] = ("targets",)
+    TARGET: ClassVar[str] = "targets"
 
     labels: str | None = Field(None, description="of a .npy file, which holds the inputs alone: the .npy file of the "
                                "labels")
     targets: str | None = Field(None, description="numbers to predict instead of classes: an array (NAME, or "
                                 "NAME_train and NAME_test), a column of a .parquet file, or a .npy file")
 
-    @property
-    def target(self) -> str | None:
-        """Return the option `targets`."""
-        return self.targets
 
-
-class TableOptions(TargetOptions):
+class TableOptions(FeatureOptions):
     """Options of `table:FILE`."""
 
     LATER: ClassVar[tuple[str, ...]] = ("target_column",)
+    TARGET: ClassVar[str] = "target_column"
 
     target_column: str | None = Field(None, description="column of numbers to predict, instead of classes; "
                                       "task_column names the tasks")
-
-    @property
-    def target(self) -> str | None:
-        """Return the option `target_column`."""
-        return self.target_column
-
     standardise: bool = Field(True, description="subtract each column's mean and divide by its deviation, of the first "
                               "task's training samples")
 

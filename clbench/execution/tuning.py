@@ -185,8 +185,7 @@ def _unknown_names(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[S
     `spaces` and `names` are the spaces and names of `methods`.
     """
     known = list(dict.fromkeys(chain.from_iterable(names)))
-    labels_and_names = chain.from_iterable((m.label, m.name) for m in methods)
-    tables = list(dict.fromkeys(filter(None, labels_and_names)))
+    tables = list(dict.fromkeys(filter(None, chain.from_iterable((m.label, m.name) for m in methods))))
     without = {name for name in only
                if not any(name in method_names and space for space, method_names in zip(spaces, names, strict=True))}
     return [*(f"tune.{name}: the experiment has no method {name!r}; its methods are {', '.join(tables)}"

@@ -295,7 +295,5 @@ def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str
     """Return a note on classes that only one task has, where tasks share others."""
     pairs = np.unique(np.stack([y, of]), axis=1)
     labels, counts = np.unique(pairs[0], return_counts=True)
-    if counts.max() == 1:
-        return []
-    alone = [f"{classes[c]} ({tasks[pairs[1][pairs[0] == c][0]]})" for c in labels[counts == 1]]
+    alone = [f"{classes[c]} ({tasks[pairs[1][pairs[0] == c][0]]})" for c in labels[counts == 1] if counts.max() > 1]
     return [f"classes that occur in one task only: {some(alone)}"] if alone else []
