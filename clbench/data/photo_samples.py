@@ -149,15 +149,15 @@ class PhotosAhead(PhotoSamples):
     @staticmethod
     def _decoded(samples: PhotoSamples, requests: Iterator[Request]) -> Iterator[tuple[Request, Reading]]:
         """Yield requests with what is decoded for them."""
-        begun: list[Request] = []
+        started_requests: list[Request] = []
 
         def started() -> Iterator[Reading]:
             for request in requests:
-                begun.append(request)
+                started_requests.append(request)
                 yield samples.begin(request)
 
         for reading in in_turn(started()):
-            yield begun.pop(0), reading
+            yield started_requests.pop(0), reading
 
     def reading(self, request: Request) -> Reading:
         """Return the next batch, which must be the one that was requested ahead."""
@@ -176,8 +176,8 @@ def decoded_ahead(samples: Sequence[Samples], requests: Sequence[Iterator[Reques
         samples: of each member.
         requests: what each member will ask for, in order.
     """
-    ready = [PhotosAhead(part, asked) if isinstance(part, PhotoSamples) else part
-             for part, asked in zip(samples, requests, strict=True)]
+    ready = [PhotosAhead(part, ahead) if isinstance(part, PhotoSamples) else part
+             for part, ahead in zip(samples, requests, strict=True)]
     try:
         yield ready
     finally:

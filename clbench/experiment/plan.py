@@ -16,7 +16,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
-from clbench.experiment.recipe import settle_rate
+from clbench.experiment.recipe import with_final_rate
 from clbench.experiment.search import Search, Searched, Tried
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
@@ -78,10 +78,10 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     planned_rows: dict[Scenario, list[tuple[str, Any, dict[str, Any], opt.Options, Searched | None]]] = {}
     for (method, label), (_, _, resolved), recipe in zip(rows, methods, recipes, strict=True):
         if resolved:
-            settled = resolved[1].settled(known_weights, network)
+            complete = resolved[1].settled(known_weights, network)
             for scenario in filter(method.runs_in, scenarios):
                 planned_rows.setdefault(scenario, []).append((
-                    label, resolved[0], recipe, settled.in_scenario(scenario, not spec.arrival.hidden),
+                    label, resolved[0], recipe, complete.in_scenario(scenario, not spec.arrival.hidden),
                     _searched(spec, method, scenario, resolved[1])))
     refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe) for planned_row in planned_rows.values()
                                       for label, strategy, recipe, options, _ in planned_row])
@@ -93,8 +93,8 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
             trial = Trial(
                 benchmark=Resolved(name=spec.benchmark.name, options=inputs.benchmark.model_dump()),
                 scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
-                weights=weights, preprocessing=inputs.preprocessing, recipe=settle_rate(spec.recipe), own_recipe=recipe,
-                method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
+                weights=weights, preprocessing=inputs.preprocessing, recipe=with_final_rate(spec.recipe),
+                own_recipe=recipe, method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
             reference = isinstance(strategy, StrategyInfo) and strategy.reference
             planned.append(PlannedTrial(trial, row_label, reference, _family(strategy, with_options, recipe), searched,
                                         metric=metric))

@@ -73,11 +73,11 @@ class Recipe(Strict):
 
 def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of a recipe with changes to them; a new lr is not for the lr_per samples of the old one."""
-    kept = {name: value for name, value in parts.items() if name != "lr_per" or "lr" not in changes}
-    return {**kept, **changes}
+    unchanged = {name: value for name, value in parts.items() if name != "lr_per" or "lr" not in changes}
+    return {**unchanged, **changes}
 
 
-def settle_rate(recipe: Recipe) -> Recipe:
+def with_final_rate(recipe: Recipe) -> Recipe:
     """Return a recipe whose learning rate is for its own batches, also if it is given for lr_per samples."""
     if recipe.lr_per is None:
         return recipe

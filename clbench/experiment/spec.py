@@ -23,7 +23,7 @@ from clbench.core.scenario import Scenario
 from clbench.core.seeds import numbered
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.recipe import Recipe, combine, settle_rate
+from clbench.experiment.recipe import Recipe, combine, with_final_rate
 from clbench.experiment.search import Range, Search, Space
 from clbench.experiment.stored_features import settle_epochs
 from clbench.experiment.until import MOST, Until
@@ -57,7 +57,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[st
     """Return a recipe with changes, and those of them that make a difference.
 
     A budget in epochs replaces one in iterations and vice versa. Another optimizer has no momentum, and another
-    schedule no milestones, unless they are given. Results have no lr_per (`settle_rate`).
+    schedule no milestones, unless they are given. Results have no lr_per (`with_final_rate`).
 
     Raises:
         SpecError: the changes do not go with the recipe; a line each.
@@ -70,11 +70,11 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[st
     if changes.get("schedule", recipe.schedule) != recipe.schedule:
         values = {name: value for name, value in values.items() if name not in ("milestones", "decay", "schedule_by")}
     try:
-        new = settle_rate(Recipe.model_validate(combine(values, changes)))
+        new = with_final_rate(Recipe.model_validate(combine(values, changes)))
     except ValidationError as error:
         lines = [_explain({**item, "loc": ("recipe", *item["loc"])}) for item in error.errors()]
         raise SpecError("\n".join(lines)) from None
-    before = settle_rate(Recipe.model_validate(recipe.model_dump()))
+    before = with_final_rate(Recipe.model_validate(recipe.model_dump()))
     return new, {name: value for name, value in new if value != getattr(before, name)}
 
 

@@ -76,8 +76,8 @@ class Strategy(OldNames, nn.Module):
         super().__init__()
         self.model = model
         self.world = world
-        settled = (options if options is not None else NoOptions()).settled(world.pretrained)
-        self.options = settled.in_scenario(world.scenario, world.boundaries)
+        complete = (options if options is not None else NoOptions()).settled(world.pretrained)
+        self.options = complete.in_scenario(world.scenario, world.boundaries)
         # What `__init__` does otherwise than a reader of the options would think; the trial's record has it.
         self.notes: list[str] = []
         # Which outputs the harness activates for new samples; a loss that fixes its own has all so far to choose from.

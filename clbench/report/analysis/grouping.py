@@ -85,7 +85,7 @@ class Setting:
     @property
     def own_tests(self) -> bool:
         """Return whether each seed has its own test samples."""
-        ids = {r.trial.seed: found for r in done_records(self.methods) if (found := item_ids(r))}
+        ids = {r.trial.seed: items for r in done_records(self.methods) if (items := item_ids(r))}
         trial = self.records[0].trial
         return (len(set(ids.values())) == len(ids) > 1 or trial.validation > 0
                 or trial.benchmark.options.get("test_draw") == "seed")
