@@ -161,7 +161,7 @@ RECIPE = (
     click.option("--weight-decay", type=float, help="L2 penalty added to the gradient; with adamw, decoupled from it.  "
                  "[default: 0]"),
     click.option("--head-decay", metavar="all|learning", help="Rows of the heads that optimizer steps change: all, or "
-                 "those that compete in the loss.  [default: all]"),
+                 "those that a gradient reaches.  [default: all]"),
     click.option("--schedule", metavar="constant|cosine|quarter-cosine|steps", help="Schedule of the learning rate "
                  "over a task.  [default: constant]"),
     click.option("--schedule-by", metavar="step|epoch", help="Change the rate after each step or each epoch.  "

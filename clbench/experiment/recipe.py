@@ -30,7 +30,7 @@ class Recipe(Strict):
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; decoupled from it with adamw")
     head_decay: Literal["all", "learning"] = Field(
-        "all", description="rows of the heads that optimizer steps change: all, or those that compete in the loss")
+        "all", description="rows of the heads that optimizer steps change: all, or those that a gradient reaches")
     schedule: Schedule = Field("constant", description="learning rate schedule over a task's steps")
     schedule_by: Literal["step", "epoch"] = Field(
         "step", description="whether the schedule changes the learning rate after each step or each epoch")

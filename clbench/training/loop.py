@@ -62,7 +62,7 @@ def take_step(engine: Engine, batches: Sequence[Batch], parts: int = 1) -> Tenso
         losses.sum().backward()  # type: ignore[no-untyped-call]
         total = total + losses.detach()
     engine.edit_gradients()
-    with keep_idle_rows(engine.heads, engine.members, batches):
+    with keep_idle_rows(engine.heads, int(len(batches) > 1)):
         engine.optimizer.step()
     assert isinstance(total, Tensor)
     return total

@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     optimizer: torch.optim.Optimizer
     trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
-    heads: dict[str, nn.Parameter]  # of these, the heads whose idle rows stay as they are
+    heads: list[nn.Parameter]  # of these, the heads whose idle rows stay as they are
     members: list[Strategy]
     # The first member's parameters behind them: they tell whether kept optimizer state is of the same parameters.
     sources: dict[str, nn.Parameter]
@@ -247,7 +247,6 @@ class StackedStep:
             self.optimizer.state[self.trained[name]] = {
                 key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
                 for key, value in self.optimizer.state.pop(old, {}).items()}
-        self.heads = {name: self.trained[name] for name in self.heads}
         self.members = [self.members[i] for i in chosen]
         self._find_sources()
 

@@ -36,6 +36,16 @@ def test_rows_that_do_not_compete_stay_as_they_are(method, options, moving):
         assert (old[rows] != new[rows]).flatten(1 if old.dim() > 1 else 0).any()
 
 
+def test_rows_of_old_tasks_learn_where_a_loss_other_than_the_labels_trains_them():
+    b = bench(discover().strategy("lwf"), {}, "task")
+    trainer = TrainingLoop([b.replica], Recipe(**{**SGD, "head_decay": "learning"}))
+    trainer.train_task(0)
+    before = b.strategy.model.head.weight.detach().clone()
+    trainer.train_task(1)  # distillation is of the outputs of task 0, rows 0 and 1
+    moved = (b.strategy.model.head.weight.detach() != before).any(1)
+    assert moved.tolist() == [True, True, True, True, False, False]
+
+
 def test_by_default_all_rows_decay_by_the_closed_form_of_sgd_with_momentum():
     before, after = head_after("naive", {"outputs": "own"})
     factor, velocity = 1.0, 0.0
