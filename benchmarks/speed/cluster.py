@@ -25,6 +25,7 @@ from compare import REPORTS
 from tabulate import tabulate
 from written import write
 
+from clbench.core.compat import usable_cores
 from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.workers.plan import Listener, TrialQueue
@@ -180,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ray.cluster_utils import Cluster
 
     counts = [int(part) for part in found.workers.split(",")]
-    machine = {**processes.machine(run.usable_cores()), "ray": ray.__version__}
+    machine = {**processes.machine(usable_cores()), "ray": ray.__version__}
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # as worker processes without Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": max(counts), "include_dashboard": False})
     rates = []

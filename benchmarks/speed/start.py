@@ -25,8 +25,8 @@ from processes import busy_elsewhere
 from tabulate import tabulate
 from written import write
 
+from clbench.core.compat import usable_cores
 from clbench.data import default_data_dir
-from clbench.execution.run import usable_cores
 from clbench.results.store import Store
 
 METHODS = "naive,ewc,er,lora,pnn,shared-private"

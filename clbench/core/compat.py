@@ -1,9 +1,10 @@
-"""Differences between the Python versions that clbench runs on, and a faster import of large libraries."""
+"""Differences between Python versions and between systems, and a faster import of large libraries."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["tomllib", "uncollected"]
+__all__ = ["tomllib", "uncollected", "usable_cores"]
 
 
 @contextlib.contextmanager
@@ -29,3 +30,8 @@ def uncollected() -> Iterator[None]:
     finally:
         if on:
             gc.enable()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

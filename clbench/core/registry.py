@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -132,6 +133,12 @@ class Registry:
                 raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is {state}")
         listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
         raise SpecError(unknown(kind, name, known, listing) + "; in a file? --plugin FILE" * (kind == "method"))
+
+
+@cache
+def installed() -> Registry:
+    """Return the installed plugins, which are loaded once in a process."""
+    return discover()
 
 
 def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str]] = ()) -> Registry:

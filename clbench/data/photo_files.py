@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clbench.core.compat import usable_cores
 from clbench.data.own.pixels import PhotoFormat, read_photo
 
 MOST_THREADS = 16  # that decode; more wait for each other in Python
@@ -203,7 +204,7 @@ class Reading:
                        None if self._crops is None else self._crops[i].numpy())
 
 
-def in_turn(started: Iterable[Reading]) -> Iterator[Reading]:
+def in_turn(started: Iterable[Reading]) -> Generator[Reading, None, None]:
     """Yield batches in order, each decoded, while the next ones are being decoded.
 
     `started` begins to decode a batch when it is asked for it.
@@ -229,5 +230,4 @@ def _empty(shape: tuple[int, ...], pinned: bool) -> Tensor:
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
     """Return the threads that decode in a process: as many as it may use cores. A fork has no threads of its parent."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(min(MOST_THREADS, cores), thread_name_prefix="photos")
+    return ThreadPoolExecutor(min(MOST_THREADS, usable_cores()), thread_name_prefix="photos")

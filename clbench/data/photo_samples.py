@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -84,12 +84,12 @@ class PhotoSamples(Samples):
         If whole photos are not needed, the inputs of the samples are the crops.
         """
         reading = self.reading(request)
-        crops = send_batch(reading.crops, self.y.device)
+        crops = send(reading.crops, self.y.device)
         return self._labelled(reading.images if request.whole else crops, request.rows), crops
 
     def _labelled(self, x: Tensor, index: Tensor) -> Samples:
         there = send(index, self.y.device)
-        return Samples(send_batch(x, self.y.device), self.y[there], self.tasks[there])
+        return Samples(send(x, self.y.device), self.y[there], self.tasks[there])
 
     def restricted(self, index: Tensor) -> PhotoSamples:
         """Return only the samples at `index`, which are not decoded."""
@@ -106,12 +106,11 @@ class PhotoSamples(Samples):
         """Yield the samples in order, `size` at a time, decoded; only those from the chunk `first` on."""
         for number, x in enumerate(self.photos.read_chunks(size, first), start=first):
             rows = slice(number * size, number * size + len(x))
-            x = x.pin_memory() if self.y.device.type == "cuda" else x
-            yield Samples(send_batch(x, self.y.device), self.y[rows], self.tasks[rows])
+            yield Samples(send(x, self.y.device), self.y[rows], self.tasks[rows])
 
-    def of_one_task(self) -> PhotoSamples:
-        """Return the same samples as those of task 0."""
-        return PhotoSamples(self.photos, self.y, torch.zeros_like(self.tasks))
+    def relabeled(self, y: Tensor, tasks: Tensor) -> PhotoSamples:
+        """Return the same photos with other labels and tasks [N]."""
+        return PhotoSamples(self.photos, y, tasks)
 
     def joined(self, others: Sequence[Samples]) -> Samples:
         """Return these samples and others as one; photos in files stay there.
@@ -126,11 +125,6 @@ class PhotoSamples(Samples):
                             torch.cat([part.tasks for part in parts]))
 
 
-def send_batch(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a batch to a device; from pinned memory, without waiting for the device."""
-    return x.to(device, non_blocking=True)
-
-
 def crops_originals(augment: Augmentation | None, samples: Samples) -> bool:
     """Tell whether new samples are cropped out of the original photos, and not augmented as replayed ones are."""
     return isinstance(samples, PhotoSamples) and isinstance(augment, RandomResizedCrop)
@@ -142,29 +136,16 @@ class PhotosAhead(PhotoSamples):
     def __init__(self, samples: PhotoSamples, requests: Iterator[Request]) -> None:
         """Decode what is requested, ahead of its use."""
         super().__init__(samples.photos, samples.y, samples.tasks)
-        object.__setattr__(self, "readings", self._decoded(samples, requests))
+        object.__setattr__(self, "readings", in_turn(map(samples.begin, requests)))
 
-    readings: Iterator[tuple[Request, Reading]]
-
-    @staticmethod
-    def _decoded(samples: PhotoSamples, requests: Iterator[Request]) -> Iterator[tuple[Request, Reading]]:
-        """Yield requests with what is decoded for them."""
-        started_requests: list[Request] = []
-
-        def started() -> Iterator[Reading]:
-            for request in requests:
-                started_requests.append(request)
-                yield samples.begin(request)
-
-        for reading in in_turn(started()):
-            yield started_requests.pop(0), reading
+    readings: Generator[Reading, None, None]
 
     def reading(self, request: Request) -> Reading:
         """Return the next batch, which must be the one that was requested ahead."""
-        ahead, reading = next(self.readings)
-        if not torch.equal(ahead.rows, request.rows):
-            raise RuntimeError("another batch of photos was decoded ahead than the one that is trained: this is an "
-                               "error in clbench")
+        reading = next(self.readings)
+        if not torch.equal(reading.photos.rows, self.photos.rows[request.rows]):
+            raise RuntimeError("another batch of photos was decoded ahead than the one that is trained; this is a bug "
+                               "in clbench")
         return reading
 
 
@@ -183,4 +164,4 @@ def decoded_ahead(samples: Sequence[Samples], requests: Sequence[Iterator[Reques
     finally:
         for part in ready:
             if isinstance(part, PhotosAhead):
-                part.readings.close()  # type: ignore[attr-defined] # it is a generator
+                part.readings.close()

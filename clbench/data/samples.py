@@ -85,9 +85,13 @@ class Samples(OldNames):
         return Samples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]),
                        torch.cat([p.tasks for p in parts]))
 
+    def relabeled(self, y: Tensor, tasks: Tensor) -> Samples:
+        """Return samples of the same kind and inputs with other labels and tasks [N]."""
+        return Samples(self.x, y, tasks)
+
     def of_one_task(self) -> Samples:
-        """Return the same samples as those of task 0."""
-        return Samples(self.x, self.y, torch.zeros_like(self.tasks))
+        """Return samples whose inputs do not change, as those of task 0."""
+        return self.materialized().relabeled(self.y, torch.zeros_like(self.tasks))
 
 
 class PermutedInputCache:
@@ -136,6 +140,10 @@ class PermutedSamples(Samples):
         """Return the permuted inputs [N, ...]."""
         return self.cache.get(id(self), lambda: permute(self.base, self.permutation))
 
+    def relabeled(self, y: Tensor, tasks: Tensor) -> PermutedSamples:
+        """Return the same inputs, which are permuted on demand, with other labels and tasks [N]."""
+        return PermutedSamples(self.base, self.permutation, y, tasks, self.cache)
+
     def moved(self, move: Callable[[Tensor], Tensor], cache: PermutedInputCache) -> PermutedSamples:
         """Return these samples with `move` applied to every tensor."""
         return PermutedSamples(move(self.base), move(self.permutation), move(self.y), move(self.tasks), cache)
@@ -173,6 +181,10 @@ class HostSamples(Samples):
         torch.index_select(self.host, 0, index.to(self.host.device), out=x)
         there = send(index, device)
         return Samples(x.to(device, non_blocking=True), self.y[there], self.tasks[there])
+
+    def relabeled(self, y: Tensor, tasks: Tensor) -> HostSamples:
+        """Return the same inputs, on the host, with other labels and tasks [N]."""
+        return HostSamples(self.host, y, tasks)
 
     def restricted(self, index: Tensor) -> Samples:
         """Return only those at `index`; their inputs are copied, on the host."""
@@ -236,6 +248,10 @@ class StochasticSamples(Samples):
         """Return new draws of the samples at `index` (int64 [M])."""
         there = send(index, self.y.device)
         return Samples(send(self.drawn(index), self.x.device), self.y[there], self.tasks[there])
+
+    def relabeled(self, y: Tensor, tasks: Tensor) -> StochasticSamples:
+        """Return the same samples, drawn again for every batch, with other labels and tasks [N]."""
+        return StochasticSamples(self.x, y, tasks, self.draw)
 
     def restricted(self, index: Tensor) -> Samples:
         """Return only the samples at `index`; they are still drawn again for every batch."""

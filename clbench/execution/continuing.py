@@ -16,7 +16,6 @@ from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.objective import RMSE
 from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
-from clbench.data.samples import PermutedSamples, Samples, StochasticSamples
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.execution.loading import find_record, learned_stream
 from clbench.execution.trial_runner import TrialRunner
@@ -161,7 +160,8 @@ def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: 
     table = torch.tensor(outputs, device=device)
     for task in more.tasks:
         tasks.append(StreamTask(tuple(outputs[output] for output in task.classes),
-                                moved(task.train, table, learned), moved(task.test, table, learned),
+                                task.train.relabeled(table[task.train.y], task.train.tasks + learned),
+                                task.test.relabeled(table[task.test.y], task.test.tasks + learned),
                                 task.class_names))
     return replace(more, tasks=tuple(tasks), classes=max(outline.outputs, max(outputs) + 1), prepare=outline.prepare)
 
@@ -215,13 +215,3 @@ def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Clas
                         "are the same; use --new-classes")
     others = itertools.count(outline.outputs)
     return [outline.class_names.index(name) if name in shared else next(others) for name in names]
-
-
-def moved(samples: Samples, outputs: torch.Tensor, tasks: int) -> Samples:
-    """Return samples with the outputs [C] of their labels in the place of these, and tasks counted from others on."""
-    y, of = outputs[samples.y], samples.tasks + tasks
-    if isinstance(samples, PermutedSamples):
-        return PermutedSamples(samples.base, samples.permutation, y, of, samples.cache)
-    if isinstance(samples, StochasticSamples):
-        return StochasticSamples(samples.x, y, of, samples.draw)
-    return type(samples)(stored(samples), y, of)  # type: ignore[arg-type] # each has its own kind of inputs

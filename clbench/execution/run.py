@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clbench.core.compat import usable_cores
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
 from clbench.core.files import run_folder_name
@@ -288,11 +288,6 @@ def write_report(experiment: Experiment) -> list[Path]:
     looks.note(folder, experiment.study())
     report.write_figures(whole, folder)
     return [report.write(whole, folder, experiment.registry.report_format(name)) for name in FORMATS]
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_out(spec: Spec, source: Path | None) -> Path:

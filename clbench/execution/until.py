@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
+from clbench.core.compat import usable_cores
 from clbench.execution import run
 from clbench.execution.deciding import State, next_round, rule_of, states
 from clbench.execution.workers.plan import Listener, Relay
@@ -79,7 +80,7 @@ def places(experiment: run.Experiment) -> int:
     """Return the number of trials that run at the same time: one, or a stack, for each worker."""
     settings = experiment.spec.execution
     workers = settings.workers if settings.workers is not None else (
-        run.usable_cores() if experiment.spec.device in ("auto", "cpu") else 1)
+        usable_cores() if experiment.spec.device in ("auto", "cpu") else 1)
     return max(1, workers) * (settings.stack or 1)
 
 

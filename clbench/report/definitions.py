@@ -24,9 +24,9 @@ READING = (  # of the tables of any metric; {shares} are its values, if they are
     "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their "
     f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer than {FEW} "
     "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the exact "
-    "sign-flip test, if it can reach this level. If all seeds share their test samples and records say which were "
-    "right, {values} are tested over seeds and samples. {Shares} within 3 standard deviations of 100% are not "
-    "tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
+    "sign-flip test, if it can reach this level. If all seeds share their test samples and records have the "
+    "results of single samples, {values} are tested over seeds and samples. {Shares} within 3 standard deviations of "
+    "100% are not tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
     "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "
     "method holds after the last task, including replay buffers. Training time includes consolidation, but no "
     "evaluation.",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clbench.core import identity
+from clbench.core.compat import usable_cores
 from clbench.core.errors import SpecError
 from clbench.core.files import PACKAGE
 from clbench.core.registry import Registry
@@ -76,9 +77,9 @@ def machine() -> str:
         models = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
                   if line.startswith("model name")]
         processor = models[0] if models else processor
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     preloaded = ", ".join(Path(library).name for library in os.environ.get("LD_PRELOAD", "").replace(":", " ").split())
-    return f"{processor}, {cores} cores, {platform.system()}" + (f", {preloaded} preloaded" if preloaded else "")
+    described = f"{processor}, {usable_cores()} cores, {platform.system()}"
+    return described + (f", {preloaded} preloaded" if preloaded else "")
 
 
 PARTS = ("method", "benchmark", "model")

@@ -115,13 +115,18 @@ class Store:
         Raises:
             StoreError: a file of that name exists but is not that record.
         """
+        record = self._record(key)
+        return record and self._with_items(record)[0]
+
+    def _record(self, key: str) -> Record | None:
+        """Return what `get` does, without the scores of items."""
         if not os.path.lexists(self.path(key)):
             return None
         record_or_problem = read_record(self.path(key))
         if isinstance(record_or_problem, Problem):
             raise StoreError(f"{record_or_problem}, so the trial's record cannot be written there: move the file away "
                              "and run again")
-        return self._with_items(record_or_problem)[0]
+        return record_or_problem
 
     def _with_items(self, record: Record) -> tuple[Record, list[Problem]]:
         """Return a record with the scores of its items, and what is wrong with the file that has them."""
@@ -173,7 +178,7 @@ class Store:
                 name is not a record.
         """
         path = self.path(record.key)
-        self.get(record.key)
+        self._record(record.key)
         try:
             self.records.mkdir(parents=True, exist_ok=True)
             # Scores come first: a record then never names a file that was not written.

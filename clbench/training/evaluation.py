@@ -39,7 +39,7 @@ class Row:
     """Means over each task's samples by metric, and the share whose task was inferred right; None if none is.
 
     `items` are values [N] by metric whose means over the tasks are `scores`, in the order of `Stream.tests`; empty if
-    there are classes.
+    they are not asked for.
     """
 
     scores: dict[str, list[float]]
@@ -75,11 +75,11 @@ def given_tasks(scenario: Scenario, tasks: int) -> Sequence[int | None]:
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
-             cache: PredictionCache | None = None, on_batch: OnBatch | None = None) -> Row:
+             cache: PredictionCache | None = None, on_batch: OnBatch | None = None, with_items: bool = False) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
     Where the task is not given, batches run across tasks. `cache` has predictions of earlier evaluations of the same
-    strategy on the same stream. `on_batch` sees every batch.
+    strategy on the same stream. `on_batch` sees every batch. `with_items` asks for `Row.items`.
     """
     training = strategy.training
     strategy.eval()
@@ -100,7 +100,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                 if final is not None:
                     for name, values in final.items():
                         sums[name][given] = values.to(exact).sum()
-                        items[name].append(values)
+                        if with_items:
+                            items[name].append(values)
                     continue
             for prediction, y, tasks in predict(strategy, tests, size, given):
                 out = prediction.logits
@@ -108,7 +109,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                     out = out.masked_fill(~offered[tasks], float("-inf"))
                 for name, values in strategy.objective.scores(strategy, out, y, given).items():
                     sums[name].index_add_(0, tasks, values.to(exact))
-                    if not stream.has_classes:
+                    if with_items:
                         items[name].append(values)
                 if on_batch is not None:
                     on_batch(prediction, out, y, tasks)

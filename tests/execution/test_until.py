@@ -10,7 +10,7 @@ from helpers.pretended import ACC, RUN
 
 import clbench
 from clbench.core.errors import SpecError
-from clbench.execution import run
+from clbench.execution import run, until
 from clbench.experiment.spec import build
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.facts import facts
@@ -25,7 +25,8 @@ NOISE = np.random.default_rng(3).normal(0, 0.01, (5, 40))  # of each method and 
 def go(monkeypatch, tmp_path):
     """Run methods whose ACC is 0.5 with noise, plus an advantage; return the results."""
     monkeypatch.setitem(run.EXECUTORS, "local", helpers.pretended.__name__)
-    monkeypatch.setattr(run, "usable_cores", lambda: 1)
+    for module in (run, until):
+        monkeypatch.setattr(module, "usable_cores", lambda: 1)
     monkeypatch.setattr(run, "write_report", lambda ready: run.looks.note(ready.store.directory, ready.study()))
     RUN.clear()
 

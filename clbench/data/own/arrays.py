@@ -20,9 +20,10 @@ from clbench.core.errors import DataError
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import feature_columns, label_column, labelled, numbers, read_table
+from clbench.data.own.dividing import divide_targets
 from clbench.data.own.photos import pixel_layout
 from clbench.data.own.samples import Labelled, as_text, locate, some
-from clbench.data.own.targets import divided_targets, target_stream
+from clbench.data.own.targets import target_stream
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
 
 Arrays = dict[str, Any]  # of torch or numpy
@@ -62,10 +63,11 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
             raise DataError(f"{where}: inputs with numbers to predict are used as they are; leave normalize and "
                             "augment out")
         inputs = [x] if x_test is None else [x, x_test]
-        if short := [part for part, values in zip(inputs, targets, strict=True) if len(part) != len(values)]:
-            raise DataError(f"{where}: there are {len(short[0])} samples and another number of targets")
-        return target_stream(divided_targets(targets, known, known_test, options, where), inputs, targets,
-                             options.targets, notes=notes)
+        for part, values in zip(inputs, targets, strict=True):
+            if len(part) != len(values):
+                raise DataError(f"{where}: there are {len(part)} samples and {len(values)} targets")
+        return target_stream(divide_targets(known, known_test, options, where), inputs, targets, options.targets,
+                             notes=notes)
     return own_benchmark(x, known, options, seed, where, x_test=x_test, test=known_test,
                          layout=pixel_layout(options, notes))
 
@@ -77,7 +79,7 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
     used = feature_columns(read, label, options, where)
     if options.targets is not None:
         values = numbers(read, [label], where)[:, 0]
-        division = divided_targets([values], labelled(read, None, options, where), None, options, where)
+        division = divide_targets(labelled(read, None, options, where), None, options, where)
         return target_stream(division, [numbers(read, used, where).float()], [values], label,
                              notes=[f"inputs are the columns {some(used)}"])
     layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used)}"])
@@ -145,6 +147,9 @@ def _targets(values: Any, where: str) -> Tensor:
     targets = torch.as_tensor(values)
     if targets.dim() != 1 or targets.is_complex():
         raise DataError(f"{where} is {list(targets.shape)}, expected one number for each sample")
+    if not bool(targets.isfinite().all()):
+        row = int((~targets.isfinite()).nonzero()[0])
+        raise DataError(f"{where}: the target of sample {row} (counted from 0) is missing or infinite")
     return targets.double()
 
 

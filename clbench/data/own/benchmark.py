@@ -42,14 +42,14 @@ def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -
                    for x, y, tasks in ((x_train, division.y_train, division.train),
                                        (x_test, division.y_test, division.test)))
     benchmark = of_tasks(train, test)
-    twice = copied([part.x for part in train], [part.x for part in test])
+    twice = describe_copies([part.x for part in train], [part.x for part in test])
     setattr(benchmark, LAYOUT, replace(layout, class_names=division.classes, orders=division.orders,
                                        test_rows=tuple(torch.tensor(rows) for rows in division.test),
                                        notes=(*layout.notes, *division.notes, *twice)))
     return benchmark
 
 
-def copied(train: Sequence[Tensor], test: Sequence[Tensor]) -> list[str]:
+def describe_copies(train: Sequence[Tensor], test: Sequence[Tensor]) -> list[str]:
     """Return a note on how many test samples are copies of training samples; none if none is."""
     repeated = copies(train, test)
     tested = sum(map(len, test))

@@ -22,9 +22,9 @@ from torch import Tensor
 from clbench.core.errors import DataError, PluginError, unknown
 from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.own.benchmark import built
-from clbench.data.own.dividing import divide
+from clbench.data.own.dividing import divide, divide_targets
 from clbench.data.own.samples import Labelled, as_text, locate, some
-from clbench.data.own.targets import divided_targets, target_stream
+from clbench.data.own.targets import target_stream
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 
 
@@ -44,7 +44,7 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     x = numbers(read, used, where)
     targets = None if options.target is None else numbers(read, [label], where)[:, 0]
     division = (divide(labelled(read, label, options, where), None, options, seed, where) if targets is None else
-                divided_targets([targets], labelled(read, None, options, where), None, options, where))
+                divide_targets(labelled(read, None, options, where), None, options, where))
     note = f"inputs are {len(used)} columns: {some(used)}"
     if options.standardise:
         rows = x[division.train[0]]

@@ -5,7 +5,6 @@ Photos are rotated as their EXIF data say, resized to one size and converted to 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clbench.core.compat import usable_cores
 from clbench.core.device import host_memory_left
 from clbench.core.errors import DataError
 from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.contents import contents_of, index_of, listed_files
-from clbench.data.own.benchmark import copied, own_benchmark
+from clbench.data.own.benchmark import describe_copies, own_benchmark
 from clbench.data.own.dividing import divide
 from clbench.data.own.folders import Photos as Found
 from clbench.data.own.folders import find_photos
@@ -74,9 +74,8 @@ def _in_files(name: str, options: ImagesOptions, data_dir: Path, seed: int, trai
     begin = len(train.files) if test else 0
     tested = [Split(photos[torch.from_numpy(rows + begin)], torch.from_numpy(division.y_test[rows]),
                     rows=torch.from_numpy(rows)) for rows in division.test]
-    hashes = [[photos[split_rows].hashes for split_rows in map(torch.from_numpy, part)]
-              for part in (division.train, [rows + begin for rows in division.test])]
-    layout = pixel_layout(options, [*notes, *read, *division.notes, *copied(*hashes)])
+    hashes = ([split.x.hashes for split in part if isinstance(split.x, Photos)] for part in (trained, tested))
+    layout = pixel_layout(options, [*notes, *read, *division.notes, *describe_copies(*hashes)])
     return RawStream(tuple(trained), tuple(tested), division.orders, notes=layout.notes, augment=layout.augment,
                      class_names=division.classes)
 
@@ -149,7 +148,7 @@ def format_of(heads: Sequence[Head], options: PhotoOptions) -> tuple[PhotoFormat
 
 def _threads() -> int:
     """Return how many threads read photos."""
-    return min(8, os.cpu_count() or 1)
+    return min(8, usable_cores())
 
 
 def _heads(pool: ThreadPoolExecutor, sources: Sequence[Any], opened: Callable[[Any], Image.Image],
@@ -172,8 +171,8 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items
               for (index, source), (_, why) in zip(items, done, strict=True) if why]
     if failed:
         named = "; ".join(f"{source} ({why})" for source, why in failed[:SHOWN])
-        raise DataError(f"{where}: {len(failed)} of {len(items)} photos cannot be read, mend or remove them: {named}" +
-                        (" ..." if len(failed) > SHOWN else ""))
+        raise DataError(f"{where}: {len(failed)} of {len(items)} photos cannot be read, repair or remove them: "
+                        f"{named}" + (" ..." if len(failed) > SHOWN else ""))
     return [out for out, _ in done]  # type: ignore[misc] # none has failed
 
 

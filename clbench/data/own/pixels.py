@@ -119,7 +119,8 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
                 shrink(opened, form)
             image = upright(opened, form.channels)
             if not reduced and [image.height, image.width] != size:
-                raise ValueError(f"it has {image.width} x {image.height} pixels, and had {size[1]} x {size[0]}")
+                raise ValueError(f"it has {image.width} x {image.height} pixels, and had {size[1]} x {size[0]} "
+                                 "before")
             if whole is not None:
                 into(whole, formed(image, form))
             if crop is not None and part is not None:
@@ -130,7 +131,7 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds
-        raise DataError(f"photo {path} cannot be read ({reason(error)}); mend or remove it, and run again") from error
+        raise DataError(f"photo {path} cannot be read ({reason(error)}); repair or remove it, and run again") from error
 
 
 def reason(error: Exception) -> str:

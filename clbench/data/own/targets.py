@@ -13,34 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clbench.core.errors import DataError
 from clbench.core.objective import REGRESSION, significant
-from clbench.data.own.benchmark import copies
-from clbench.data.own.dividing import Division, Rows, divide_targets
-from clbench.data.own.samples import Labelled
-from clbench.data.own_options import OwnOptions
+from clbench.data.own.benchmark import describe_copies
+from clbench.data.own.dividing import Division, Rows
 from clbench.data.raw import RawStream, Split
-
-
-def divided_targets(targets: Sequence[Tensor], train: Labelled, test: Labelled | None, options: OwnOptions, where: str
-                    ) -> Division:
-    """Return the division of samples with targets, whose `Labelled` have tasks and groups but no labels.
-
-    Args:
-        targets: float64 [N] of the samples, and of the test part if there is one.
-        train: tasks and groups of the samples.
-        test: those of the test part.
-        options: how they are divided.
-        where: names the data in errors.
-
-    Raises:
-        DataError: a target is missing or infinite, or `divide_targets` raises an error.
-    """
-    for values in targets:
-        if not bool(values.isfinite().all()):
-            row = int((~values.isfinite()).nonzero()[0])
-            raise DataError(f"{where}: the target of sample {row} (counted from 0) is missing or infinite")
-    return divide_targets(train, test, options, where)
 
 
 def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Tensor], name: str, *,
@@ -48,7 +24,7 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
     """Return the stream of samples with targets.
 
     Args:
-        division: of `divided_targets`.
+        division: of `divide_targets`.
         x: inputs [N, ...] of the samples and of the test part, which are the same if there is no test part.
         targets: float64 [N] likewise.
         name: of the target.
@@ -67,9 +43,7 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
     train, test = splits(0, division.train), tuple(
         replace(split, rows=torch.from_numpy(rows)) for split, rows in zip(splits(-1, division.test), division.test,
                                                                            strict=True))
-    repeated = copies(*([split.x for split in part if isinstance(split.x, Tensor)] for part in (train, test)))
-    tested = sum(len(split.y) for split in test)
-    twice = [f"{repeated} of {tested} test samples are exact copies of training samples"] if repeated else []
+    twice = describe_copies(*([split.x for split in part if isinstance(split.x, Tensor)] for part in (train, test)))
     target = (f"the target is {name}; training standardizes it by mean {significant(center)} and deviation "
               f"{significant(spread)} of the first task's {len(first)} training samples, and metrics are in its unit")
     return RawStream(train, test, division.orders, tuple(mean), tuple(std),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 from clbench.core.files import run_folder_name
-from clbench.core.registry import discover
+from clbench.core.registry import installed
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.learning import far_below, steps_of_authors, still_falling
@@ -43,10 +42,9 @@ def next_step(setting: Setting, facts: Facts) -> str:
     return ""
 
 
-@cache
 def _fine_tuning() -> str | None:
     """Return the name of the installed method that is full fine-tuning, or None if there is none."""
-    return next((name for name, info in discover().strategies.items() if info.baseline), None)
+    return next((name for name, info in installed().strategies.items() if info.baseline), None)
 
 
 def _more_evidence(setting: Setting, command: Sequence[str]) -> str:

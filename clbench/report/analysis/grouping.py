@@ -67,7 +67,7 @@ class Setting:
     def answers(self, measure: Measure) -> Answers:
         """Return the scores of test samples by method and seed if the measure is `final` and all seeds share them.
 
-        The score is whether an answer is right, or the value of a language model's metric.
+        The score is whether an answer is right, or without classes the sample's value of the metric.
         """
         return self._answers if measure == self.final else {}
 

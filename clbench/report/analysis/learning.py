@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from itertools import chain
 from statistics import fmean
 
-from clbench.core.hookspecs import StrategyInfo
-from clbench.core.registry import discover
+from clbench.core.registry import installed
 from clbench.report.analysis.levels import UNDERFIT_LOSS, underfit
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import in_words
@@ -75,21 +73,16 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
                f"their authors take (in parentheses): {in_words(short)}. Do not expect their published accuracy")
 
 
-@cache
-def _installed() -> Mapping[str, StrategyInfo]:
-    return discover().strategies
-
-
 def steps_of_authors(method: MethodRecords) -> int:
     """Return the steps of a method's authors if it took less than a quarter of them on pretrained weights, else 0.
 
     The steps are those of a task. Tasks in which the method trains nothing do not count.
     """
-    info = _installed().get(method.strategy)
-    steps = max((max(r.costs.steps, default=0) for r in method.done), default=0)
-    if info is None or method.records[0].trial.weights is None:
+    if method.records[0].trial.weights is None:
         return 0
-    return info.authors_steps if 0 < steps < info.authors_steps / QUARTER else 0
+    info = installed().strategies.get(method.strategy)
+    steps = max((max(r.costs.steps, default=0) for r in method.done), default=0)
+    return info.authors_steps if info and 0 < steps < info.authors_steps / QUARTER else 0
 
 
 def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:

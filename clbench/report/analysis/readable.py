@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import chain
 
 from clbench.core.errors import SpecError, unknown
 from clbench.core.options import OWN_RECIPE
-from clbench.core.registry import Registry, discover
+from clbench.core.registry import Registry, installed
 from clbench.experiment.display_names import filled, names_of, option_names, with_options
 from clbench.report.analysis.grouping import Setting, by_setting
 from clbench.report.analysis.method_records import MethodRecords
@@ -45,7 +44,7 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
     settings = by_setting([record.model_copy(update={"label": called[record.label]})
                            for record in by_metric(records, metric)])
     if not ids:
-        templates = installed_names() if registry is None else names_of(registry)
+        templates = names_of(registry or installed())
         settings = [_with_display_names(setting, templates) for setting in settings]
     if baseline is None:
         return settings
@@ -66,12 +65,6 @@ def row_ids(records: Iterable[Record]) -> dict[str, str]:
         rows.setdefault((record.trial.setting, short), set()).add(record.trial.row)
     shared = {short for (_, short), row_keys in rows.items() if len(row_keys) > 1}
     return {label: label if short in shared else short for label, short in called.items()}
-
-
-@cache
-def installed_names() -> dict[str, str]:
-    """Return the display names of the methods that are installed."""
-    return names_of(discover())
 
 
 def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]) -> dict[str, str]:

@@ -67,7 +67,8 @@ class EvaluationCallback(Callback):
                 if last and replica.stream.has_classes:
                     right.append(logits.argmax(1) == y)
 
-            row = evaluate(replica.strategy, replica.stream, scenario, learned, cache, watch)
+            row = evaluate(replica.strategy, replica.stream, scenario, learned, cache, watch,
+                           with_items=last and not replica.stream.has_classes)
             spent = Clock.now().since(began)
             self.decomposition.add(replica, tally, learned)
         if right and replica.planned is not None:
@@ -78,7 +79,7 @@ class EvaluationCallback(Callback):
             replica.failure = Failure(type="DivergedError", message="the outputs became NaN or infinite: a test score "
                                       f"after task {learned} is not a number")
             return
-        if last and row.items and replica.planned is not None:
+        if row.items and replica.planned is not None:
             replica.item_scores = item_scores(replica, row.items)
         objective = replica.strategy.objective.info
         replica.R.append(row.scores[objective.primary])
