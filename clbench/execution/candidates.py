@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import inf, sqrt
 from statistics import fmean, stdev
@@ -15,6 +15,7 @@ from clbench.core.search_values import search_values
 from clbench.execution.samplers import describe
 from clbench.experiment.search import Choices, Outcome, Search, Space, Tried
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Spec, changed
+from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.report.formats.markdown import escape
 from clbench.report.formatting import in_words, listed, unit_of
 from clbench.report.model import UNIT_SUFFIX
@@ -24,7 +25,8 @@ RATE_FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the recipe's learning rate
 DIGITS = 3  # significant digits of the learning rates
 
 
-def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, pretrained: bool) -> list[Space]:
+def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, planned: Sequence[PlannedTrial]
+              ) -> list[Space]:
     """Return the search space of each method.
 
     If the experiment has no [tune.METHOD] table, it is the default space. Otherwise it is the space of the method's
@@ -34,23 +36,41 @@ def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, pre
         spec: the experiment.
         methods: its methods, with sweeps expanded.
         registry: the installed plugins.
-        pretrained: whether its model has pretrained weights.
+        planned: its trials.
     """
     if spec.tune:
         return [spec.tune.get(method.label or "") or spec.tune.get(method.name, {}) for method in methods]
-    return [default_space(method, spec, registry, pretrained) for method in methods]
+    return [default_space(method, spec, registry, trial.method.options)
+            for method, trial in zip(methods, _first_trials(methods, planned), strict=True)]
 
 
-def default_space(method: MethodSpec, spec: Spec, registry: Registry, pretrained: bool) -> Space:
+def _first_trials(methods: Sequence[MethodSpec], planned: Sequence[PlannedTrial]) -> list[Trial]:
+    """Return the first planned trial of each method; a plan has the methods in their order in each scenario."""
+    seed = planned[0].trial.seed
+    trials = [p.trial for p in planned if p.trial.seed == seed]
+    first: dict[int, Trial] = {}
+    for scenario in dict.fromkeys(trial.scenario for trial in trials):
+        rows = [row for row, method in enumerate(methods) if method.runs_in(scenario)]
+        for row, trial in zip(rows, (t for t in trials if t.scenario == scenario), strict=True):
+            first.setdefault(row, trial)
+    return [first[row] for row in range(len(methods))]
+
+
+def default_space(method: MethodSpec, spec: Spec, registry: Registry, options: Mapping[str, Any]) -> Space:
     """Return the values that a method's options declare (`SearchValues`), and learning rates around its own rate.
 
     Options that the experiment gives are not searched. A method with a closed-form solution has no learning rate.
+
+    Args:
+        method: the method, with sweeps expanded.
+        spec: the experiment.
+        registry: the installed plugins.
+        options: the method's options as planned trials have them, with concrete values in place of `auto`.
     """
     info = registry.strategy(method.name)
-    valid = opt.validate(info.options, method.options, method.name, "clbench methods").settled(pretrained)
     space = {option: Choices(values=values) for option, values in search_values(info.options).items()
              if option not in method.options}
-    if not valid.trained_by_steps:
+    if not info.options.stored(options).trained_by_steps:
         return dict(space)
     recipe = info.recipe if method.recipe == PUBLISHED else method.recipe
     assert not isinstance(recipe, str)

@@ -132,7 +132,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     planned = plan(spec, registry)
     scenarios = list(dict.fromkeys(p.trial.scenario for p in planned))
     methods = [m for m, _ in expand(spec.methods, registry, [])]
-    spaces = spaces_of(spec, methods, registry, planned[0].trial.weights is not None)
+    spaces = spaces_of(spec, methods, registry, planned)
     names = [_names(method, space, spec, registry) for method, space in zip(methods, spaces, strict=True)]
     problems = _unknown_names(spec, methods, spaces, names, only)
     rows: list[Row] = []

@@ -34,7 +34,7 @@ from clbench.core.options import Options
 from clbench.core.renamed import Renamed
 from clbench.data.samples import Samples
 from clbench.models.network import Network
-from clbench.strategy.base import Strategy, World
+from clbench.strategy.base import Batch, Strategy, World
 from clbench.strategy.common_options import QuotaOptions
 
 Balance = Literal["reservoir", "class"]
@@ -156,6 +156,11 @@ class ReplayMemory(SampleMemory):
         before, self.joined = self.joined, self.joined + new
         exact = Fraction(str(share))  # 0.29 of 100 samples is 29, which it is not in binary numbers
         return self.sample(math.floor(self.joined * exact) - math.floor(before * exact))
+
+    def stored_loss(self, stored: Samples, task: int = 0) -> Tensor:
+        """Return the mean cross-entropy on raw stored samples, as replayed in a batch of `task`; a scalar."""
+        batch, = self.collate([Batch(self.world.prepare(stored.x), stored.y, stored.tasks, task, replayed=len(stored))])
+        return self.cross_entropy(self(batch.x), batch)
 
     def _write(self, new: Samples, slots: Tensor) -> None:
         """Put raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the end are appended."""

@@ -19,7 +19,8 @@ class ACILOptions(AdaptOptions):
     ridge: Annotated[float, SearchValues(1e-2, 1e-1, 1.0, 1e1, 1e2)] = Field(
         0.1, gt=0, description="gamma: weight of the squared weights in the regression")
     compensation: float = Field(
-        0.0, ge=0, description="C: share of DS-AL's second regression, of what the first one misses; 0: ACIL")
+        0.0, ge=0, description="C: weight of DS-AL's second regression, which fits the errors of the first; 0 means "
+        "ACIL")
     compensation_ridge: float = Field(0.1, gt=0, description="gamma of the second regression")
 
     @property

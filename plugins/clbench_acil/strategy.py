@@ -28,8 +28,8 @@ among the task's ("previous label cleansing"). The logits are those of the main 
 from __future__ import annotations
 
 import torch
-from clbench_prototypes.closed_form import LinearRule
-from clbench_prototypes.first_session import feature_width
+from clbench_prototypes.closed_form import ClosedForm
+from clbench_prototypes.first_session import feature_width, settle
 from torch import Tensor, nn
 
 from clbench import Network, World
@@ -39,7 +39,7 @@ PROJECTIONS, FEATURES = 8192, 768
 PER_FEATURE = 5  # of smaller networks
 
 
-class ACIL(LinearRule):
+class ACIL(ClosedForm):
     """Recursive ridge regression; `projection` [D, M] is P, `inverse` [M, M] is R, empty before any task.
 
     `weight` [C, M] is W^T. With DS-AL, `second_inverse` and `second_weight` are those of the second stream.
@@ -48,7 +48,7 @@ class ACIL(LinearRule):
     method = "acil"
     keeps_less = "projections=N"
     roles = (("projection", "projection"), ("*inverse", "second moments"), ("second_weight", "heads"),
-             *LinearRule.roles)
+             *ClosedForm.roles)
     options: ACILOptions
     projection: Tensor
     inverse: Tensor
@@ -56,18 +56,19 @@ class ACIL(LinearRule):
 
     def __init__(self, model: Network, world: World, options: ACILOptions | None = None) -> None:
         """Draw the projection, on the CPU so that it does not depend on the device."""
-        options = options if options is not None else ACILOptions()
+        options = settle(options if options is not None else ACILOptions(), model, world)
         features = feature_width(model, options)
         width = options.projections or (PROJECTIONS if features >= FEATURES else PER_FEATURE * features)
         super().__init__(model, world, options, width)
         bound = features**-0.5
         drawn = torch.rand(features, width, generator=world.generator, device="cpu") * 2 * bound - bound
         self.register_buffer("projection", drawn.to(self.sums.device))
+        self.weight = nn.Parameter(self.sums, requires_grad=False)
         self.register_buffer("inverse", self.sums.new_empty(0, 0))
         self.register_buffer("second_inverse", self.sums.new_empty(0, 0))
         second = torch.zeros_like(self.weight if options.compensation else self.weight[:0])
         self.second_weight = nn.Parameter(second, requires_grad=False)
-        self.sums = self.sums[:0]  # which no rule reads
+        self.sums = self.sums.new_empty(0, 0)  # which nothing reads
 
     def map(self, features: Tensor) -> Tensor:
         """Return P f."""
@@ -92,13 +93,6 @@ class ACIL(LinearRule):
         """Return I / ridge [M, M], float64."""
         return torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device) / ridge
 
-    def refit(self) -> None:
-        """Do nothing: the rule is up to date."""
-
-    def rule(self) -> tuple[Tensor, Tensor]:
-        """Return the main stream's rule as it is."""
-        return self.weight, self.bias
-
     def score(self, mapped: Tensor) -> Tensor:
         """Return the logits [N, C] of projected features [N, M]."""
         logits = mapped.relu() @ self.weight.T
@@ -112,6 +106,6 @@ def update(inverse: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> No
     seen = rows @ inverse  # [N, M]: R is symmetric
     system = seen @ rows.T
     system.diagonal().add_(1)
-    factor = torch.linalg.cholesky(system)
-    inverse.sub_(seen.T @ torch.cholesky_solve(seen, factor))
-    weight.add_((targets - rows @ weight.T).T @ (rows @ inverse))
+    gain = torch.cholesky_solve(seen, torch.linalg.cholesky(system))  # [N, M]: X times the new R
+    inverse.sub_(seen.T @ gain)
+    weight.add_((targets - rows @ weight.T).T @ gain)

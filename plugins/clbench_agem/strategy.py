@@ -59,8 +59,7 @@ class AGEM(ReplayMemory):
         counts = [(part.y >= 0).sum() for part in drawn.chunks(ITEMS)] if self.world.predicts_tokens else []
         for number, part in enumerate(parts):
             with torch.enable_grad():
-                batch, = self.collate([Batch(self.world.prepare(part.x), part.y, part.tasks, 0, replayed=len(part))])
-                loss = self.cross_entropy(self(batch.x), batch)
+                loss = self.stored_loss(part)
                 if counts:  # a mean over targets: each part weighs as many as it has
                     loss = loss * (counts[number] / torch.stack(counts).sum())
                 part_gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

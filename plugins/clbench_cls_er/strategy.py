@@ -26,14 +26,14 @@ their `minibatch_size` and `batch_size`. Differences to that code:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Options, Samples, Task, World
+from clbench import Batch, Network, Options, Prediction, Samples, Task, World
+from clbench.strategy.distillation import frozen_copy
 from clbench.strategy.replay import ReplayMemory
 from clbench_cls_er import CLSEROptions
 
@@ -49,7 +49,7 @@ class CLSER(ReplayMemory):
         options = options or CLSEROptions()
         assert isinstance(options, CLSEROptions)
         super().__init__(model, world, options, capacity=options.capacity)
-        self.plastic, self.stable = copy_of_buffers(model), copy_of_buffers(model)
+        self.plastic, self.stable = frozen_copy(model), frozen_copy(model)
         self.steps, self.averaged_steps = 0, 0  # that have begun; that the averages know of
         self.train(self.training)
 
@@ -84,10 +84,9 @@ class CLSER(ReplayMemory):
         surer = [self.mask(logits, tasks, len(y)).softmax(1).gather(1, y[:, None]) for logits in (plastic, stable)]
         return torch.where(surer[1] > surer[0], stable, plastic)
 
-    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return the logits [N, C] of the stable average, which predicts."""
-        logits: Tensor = self.stable(x)
-        return logits
+    def predict(self, x: Tensor, task: int | None = None) -> Prediction:
+        """Return the logits [N, C] of the stable average."""
+        return Prediction(self.stable(x))
 
     @torch.no_grad()
     def average(self) -> None:
@@ -99,27 +98,11 @@ class CLSER(ReplayMemory):
                                      (self.stable, self.options.stable_rate, self.options.stable_decay)):
             follows = bool(torch.rand((), generator=self.world.generator) < rate)
             rest = 1 - min(1 - 1 / (self.steps + 1), decay)
-            weights = dict(self.model.named_parameters())
-            for name, value in average.named_buffers():
-                if name not in weights:
-                    value.copy_(self.model.get_buffer(name))
-                elif follows:
-                    value.lerp_(weights[name], rest)
+            for name, value in self.model.named_buffers():
+                average.get_buffer(name).copy_(value)
+            for name, weight in self.model.named_parameters() if follows else ():
+                average.get_parameter(name).lerp_(weight, rest)
 
     def after_task(self, task: Task) -> None:
         """Average the last step in."""
         self.average()
-
-
-def copy_of_buffers(model: Network) -> Network:
-    """Return a copy of a network whose weights are buffers.
-
-    Weights that change in every step must not be frozen parameters: trials that train together share frozen parameters
-    that begin alike, such as pretrained ones.
-    """
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach().clone())
-    return twin

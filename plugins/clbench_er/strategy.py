@@ -37,7 +37,8 @@ class ER(ReplayMemory):
         options = options or EROptions()
         assert isinstance(options, ReplayOptions)
         super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
-        if isinstance(options, EROptions) and options.weights == "by-task" and not world.classes:
+        self.weights_by_task = isinstance(options, EROptions) and options.weights == "by-task"
+        if self.weights_by_task and not world.has_classes:
             raise SpecError("weights = by-task needs classes, which this benchmark does not have; choose weights = "
                             "constant")
         if options.update == "task" and not world.boundaries:
@@ -46,7 +47,7 @@ class ER(ReplayMemory):
     @property
     def loss_is_mean(self) -> bool:  # type: ignore[override]
         """Tell whether the loss is a mean over samples: not if new and replayed ones have weights."""
-        return not isinstance(self.options, EROptions) or self.options.weights == "constant"
+        return not self.weights_by_task
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
@@ -58,7 +59,7 @@ class ER(ReplayMemory):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of all samples, or weighted means of that of new and of replayed ones."""
-        if not batch.replayed or not isinstance(self.options, EROptions) or self.options.weights == "constant":
+        if not batch.replayed or not self.weights_by_task:
             return super().loss(batch)
         share, new = 1 / (batch.task + 1), len(batch.y) - batch.replayed
         logits = self.mask(self(batch.x, batch.task), batch.tasks, batch.replayed)

@@ -15,15 +15,15 @@ class FeTrILOptions(OutputsOptions, StartOptions):
     """Options of `fetril`."""
 
     nearest: Literal["cosine", "euclidean"] = Field(
-        "cosine", description="which new class lends its features to an old one: that of the most similar, or of the "
-        "nearest mean")
+        "cosine", description="how the new class that stands in for an old class is chosen: by the cosine or the "
+        "Euclidean distance of their means")
 
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("fetril", "clbench_fetril.strategy:FeTrIL",
-                         "trains the head on new features and copies at the means of old classes",
+                         "trains the head on new features and on copies shifted to old class means",
                          FeTrILOptions, "Petit et al. 2023, arXiv 2211.13131", display_name="FeTrIL",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
                                  "schedule": "cosine"}, family="other"),)

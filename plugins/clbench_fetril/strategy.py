@@ -104,9 +104,8 @@ class FeTrIL(Strategy):
         moves = F.linear(means - means[self.nearest], self.model.head.weight)  # [C, C], of the logits
         lent = (batch.y[:, None] == self.nearest) & self.old  # [N, C]: does sample n stand in for class c?
         samples, classes = lent.shape
-        moved = (logits[:, None] + moves).flatten(0, 1)
-        masked = self.mask(moved, self.class_tasks.repeat(samples), len(moved)).view(samples, classes, classes)
-        pseudo = -masked.log_softmax(2).diagonal(dim1=1, dim2=2)
+        moved = logits[:, None] + self.mask(moves, self.class_tasks, classes)  # [N, C, C]
+        pseudo = -moved.log_softmax(2).diagonal(dim1=1, dim2=2)
         real = F.cross_entropy(self.mask(logits, batch.tasks), batch.y, reduction="sum")
         return (real + torch.where(lent, pseudo, 0.0).sum()) / (samples + lent.sum())
 

@@ -6,7 +6,8 @@ step is left alone if G g >= 0. Otherwise it is G^T v + g, where v solves the du
     minimize  1/2 v^T (G G^T) v + (G g)^T v    over  v >= margin
 
 With a margin of 0 this is the step nearest to g that raises none of these losses (to first order). All stored samples
-of a task take part in every step, so a step costs one pass over the memory.
+of a task take part in every step, so a step costs one pass over the memory. On a GPU, each step waits for the
+inner products, from which the dual problem is solved on the CPU.
 
 As in the authors' code (facebookresearch/GradientEpisodicMemory), `RIDGE` is added to the diagonal of G G^T, which
 gives the problem one solution, and the margin (`memory_strength`) is the lower bound of v. The paper adds it to the
@@ -21,7 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Batch, Network, Options, Task, World
+from clbench import Network, Options, Task, World
+from clbench.core.device import send
 from clbench.strategy.replay import ReplayMemory
 from clbench_gem import GEMOptions
 
@@ -38,14 +40,14 @@ class GEM(ReplayMemory):
         options = options or GEMOptions()
         assert isinstance(options, GEMOptions)
         super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
-        self.tasks: list[int] = []  # of which there are stored samples
+        self.slot_tasks: list[int] = []  # the task of each stored sample
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients of the nearest step that raises the loss of no earlier task."""
-        if not self.tasks:
+        if not self.slot_tasks:
             return gradients
         step = torch.cat([gradient.flatten() for gradient in gradients.values()])
-        memory = torch.stack([self.memory_gradient(task, list(gradients)) for task in self.tasks])
+        memory = torch.stack([self.memory_gradient(task, list(gradients)) for task in sorted(set(self.slot_tasks))])
         sizes = [gradient.numel() for gradient in gradients.values()]
         parts = torch.split(project(step, memory, self.options.margin), sizes)
         return {name: part.view_as(gradient) for (name, gradient), part in zip(gradients.items(), parts, strict=True)}
@@ -53,11 +55,9 @@ class GEM(ReplayMemory):
     def memory_gradient(self, task: int, names: list[str]) -> Tensor:
         """Return the gradient [P] of the mean loss on a task's stored samples, for parameters by name."""
         named = dict(self.named_parameters())
-        stored = self.memory.take((self.memory_tasks == task).nonzero()[:, 0])
+        slots = torch.tensor([slot for slot, stored_task in enumerate(self.slot_tasks) if stored_task == task])
         with torch.enable_grad():
-            batch, = self.collate([Batch(self.world.prepare(stored.x), stored.y, stored.tasks, task,
-                                         replayed=len(stored))])
-            loss = self.cross_entropy(self(batch.x), batch)
+            loss = self.stored_loss(self.memory.take(send(slots, self.memory_y.device)), task)
             parts = torch.autograd.grad(loss, [named[name] for name in names], allow_unused=True)
         return torch.cat([torch.zeros_like(named[name]).flatten() if gradient is None else gradient.flatten()
                           for name, gradient in zip(names, parts, strict=True)])
@@ -65,7 +65,7 @@ class GEM(ReplayMemory):
     def after_task(self, task: Task) -> None:
         """Offer the task's samples to the memory."""
         self.offer(task.train)
-        self.tasks = sorted(set(self.memory_tasks.tolist()))
+        self.slot_tasks = self.memory_tasks.tolist()
 
 
 def project(gradient: Tensor, memory: Tensor, margin: float) -> Tensor:
@@ -86,10 +86,11 @@ def dual_weights(products: Tensor, along: Tensor, margin: float) -> Tensor:
 
     if products.is_meta:
         return torch.zeros_like(along)
-    system = products.double().cpu()
+    *columns, cpu_along = torch.cat([products, along[:, None]], 1).double().cpu().unbind(1)
+    system = torch.stack(columns)
     system = (system + system.T) / 2 + RIDGE * torch.eye(len(system), dtype=torch.float64)
     factor = torch.linalg.cholesky(system)
-    linear = along.double().cpu() + system.sum(1) * margin
+    linear = cpu_along + system.sum(1) * margin
     target = torch.linalg.solve_triangular(factor, -linear[:, None], upper=False)[:, 0]
     solution, _ = nnls(factor.T.numpy(), target.numpy())
     return torch.from_numpy(solution) + margin

@@ -35,6 +35,7 @@ normalisation or residual connections, units would be changed past their masks.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class HAT(PerTaskStrategy):
         new_units = torch.stack([(mask * left).sum() for mask, left in zip(masks, free, strict=True)]).sum()
         all_free = torch.stack([left.sum() for left in free]).sum()
         penalty = new_units / all_free.clamp_min(torch.finfo(all_free.dtype).tiny)
-        logits = self.heads[batch.task](self.gated(batch.x, masks))
+        logits = self.heads[batch.task](gated_features(self.model, batch.x, masks))
         return self.cross_entropy(logits, batch) + self.options.strength * penalty
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,26 +145,27 @@ class HAT(PerTaskStrategy):
         """Return a task's masks of each layer's units, as at test time."""
         return [(self.options.s_max * e).sigmoid() for e in self.embedding(task)]
 
-    def gated(self, x: Tensor, masks: list[Tensor]) -> Tensor:
-        """Return the features [N, D] of the network whose layers' outputs are multiplied by masks."""
-        for block, mask in zip(self.model.blocks, masks, strict=True):
-            x = block(x)
-            x = x * (spread(mask, x.shape[1]) if x.dim() == 2 else mask[:, None, None])
-        return x
-
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of the task's head behind its masks."""
-        logits: Tensor = self.heads[task](self.gated(x, self.masks(task)))
+        logits: Tensor = self.heads[task](gated_features(self.model, x, self.masks(task)))
         return logits
 
     def shared_features(self, x: Tensor) -> Tensor:
         """Return the features [N, D] behind the first task's masks."""
-        return self.gated(x, self.masks(0))
+        return gated_features(self.model, x, self.masks(0))
 
     def _bound(self) -> None:
         """Bring the current task's embeddings back to within their reach."""
         for e in self.embedding(len(self.heads) - 1):
             e.clamp_(-REACH, REACH)
+
+
+def gated_features(model: Network, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """Return the features [N, D] of a chain of layers whose outputs are multiplied by masks, one for each layer."""
+    for block, mask in zip(model.blocks, masks, strict=True):
+        x = block(x)
+        x = x * (spread(mask, x.shape[1]) if x.dim() == 2 else mask[:, None, None])
+    return x
 
 
 def spread(mask: Tensor, size: int) -> Tensor:

@@ -48,7 +48,7 @@ from clbench import Batch, Network, Samples, Strategy, Task, World
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import check_base
 from clbench_prototypes import AdaptOptions
-from clbench_prototypes.first_session import feature_width, install
+from clbench_prototypes.first_session import feature_width, install, settle
 
 CHUNK = 1024  # samples per step of a pass
 
@@ -77,6 +77,7 @@ class ClosedForm(Strategy, ABC):
 
     def __init__(self, model: Network, world: World, options: AdaptOptions, width: int | None = None) -> None:
         """Start with nothing summed up."""
+        options = settle(options, model, world)
         super().__init__(model, world, options)
         self.notes += check_base(self.method, self.options, world, model)
         self.learned = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from clbench_ease import SCALES, WIDTHS
 from clbench_ease.bottleneck import AdaptedBlock, transformer_blocks
@@ -11,11 +11,12 @@ from clbench_lora import AdapterOptions, Target
 from clbench_lora.layers import LoRALayer
 from clbench_lora.selection import adapt, has_parts, remarks
 
-from clbench import Network
+from clbench import Network, World
 from clbench.core.errors import SpecError
 from clbench_prototypes import AdaptOptions
 
 PARTS: tuple[Target, ...] = ("q", "v")  # what LoRA's paper adapts in a transformer
+Chosen = TypeVar("Chosen", bound=AdaptOptions)
 DROPOUT = 0.1  # in bottlenecks, as in AdaptFormer's and APER's code
 
 
@@ -56,6 +57,13 @@ def install(method: str, model: Network, options: AdaptOptions, notes: list[str]
     return adapt(model, wanted, method)
 
 
+def settle(options: Chosen, model: Network, world: World) -> Chosen:
+    """Return options with concrete values in place of `auto`: those of a plan have them already."""
+    complete = options.settled(world.pretrained, (lambda: model) if world.pretrained else None)
+    assert isinstance(complete, type(options))
+    return complete
+
+
 def feature_width(model: Network, options: AdaptOptions) -> int:
-    """Return the number of features D that a rule is given."""
+    """Return the number of features D that a rule is given; `options` are settled."""
     return model.head.in_features * (2 if options.both else 1)

@@ -29,7 +29,7 @@ from clbench import Network, World
 from clbench.core.device import send
 from clbench_prototypes import RanPACOptions
 from clbench_prototypes.closed_form import SecondOrder
-from clbench_prototypes.first_session import feature_width
+from clbench_prototypes.first_session import feature_width, settle
 
 PROJECTIONS, FEATURES = 10_000, 768  # the paper's, for ViT-B/16
 PER_FEATURE = 5  # of smaller networks
@@ -50,9 +50,8 @@ class RanPAC(SecondOrder):
 
     def __init__(self, model: Network, world: World, options: RanPACOptions | None = None) -> None:
         """Draw the projection, on the CPU so that it does not depend on the device."""
-        chosen = (options if options is not None else RanPACOptions()).settled(world.pretrained)
-        assert isinstance(chosen, RanPACOptions)
-        options, features = chosen, feature_width(model, chosen)
+        options = settle(options if options is not None else RanPACOptions(), model, world)
+        features = feature_width(model, options)
         width = PROJECTIONS if features >= FEATURES else PER_FEATURE * features
         if options.projections is not None:
             width = options.projections

@@ -20,9 +20,9 @@ class SIOptions(OutputsOptions):
 
     damping: Scalar = Field(1e-3, gt=0, description="xi: keeps the importance of weights that hardly moved finite")
     gradient: Literal["loss", "total"] = Field(
-        "loss", description="whose path integral the importance is: loss: that of the cross-entropy, and importance is "
-        "never negative, as in the authors' code; total: that of the loss with the penalty, and importance may be "
-        "negative, as in van de Ven's code")
+        "loss", description="the gradient that is summed along the path: loss: of the cross-entropy alone, and "
+        "importance is never negative (the authors' code); total: of the loss with the penalty, and importance may be "
+        "negative (van de Ven's code)")
 
 
 @hookimpl

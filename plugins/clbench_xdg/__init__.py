@@ -31,6 +31,6 @@ class XdGOptions(InferOptions, SIOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("xdg", "clbench_xdg.strategy:XdG",
-                         "switches off most units, others in each task; adds the penalty of si",
+                         "switches off a random share of units in each task; adds the penalty of si",
                          XdGOptions, "Masse et al. 2018, arXiv 1802.01569", parts_per_task=True, display_name="XdG",
                          recipe={"optimizer": "adam", "lr": 1e-3}, family="parts per task"),)

@@ -19,7 +19,7 @@ units of a convolution are its channels.
 from __future__ import annotations
 
 import torch
-from clbench_hat.strategy import chain, spread
+from clbench_hat.strategy import chain, gated_features
 from clbench_si.strategy import SI
 from torch import Tensor
 
@@ -71,11 +71,8 @@ class XdG(PerTaskStrategy, SI):
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of the task's head behind its gates."""
-        for block, gate in zip(self.model.blocks, self.gates(task), strict=True):
-            x = block(x)
-            on = gate.to(x.dtype)
-            x = x * (spread(on, x.shape[1]) if x.dim() == 2 else on[:, None, None])
-        logits: Tensor = self.heads[task](x)
+        gates = [gate.to(x.dtype) for gate in self.gates(task)]
+        logits: Tensor = self.heads[task](gated_features(self.model, x, gates))
         return logits
 
     def shared_features(self, x: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from clbench.core.compat import tomllib
 from clbench.core.options import Options, Scalar
 from clbench.core.registry import discover
 from clbench.core.search_values import SearchValues, search_values
-from clbench.execution.candidates import default_space, spaces_of
+from clbench.execution.candidates import spaces_of
 from clbench.execution.samplers import Grid, corners
 from clbench.execution.tuning import left_out, rows_of
+from clbench.experiment.plan import plan
 from clbench.experiment.search import Choices
 from clbench.experiment.spec import MethodSpec, build
 
@@ -37,7 +38,7 @@ def values(space):
 
 def space_of(method, **spec):
     experiment = build({"methods": [method], **spec})
-    return values(default_space(experiment.methods[0], experiment, REGISTRY, False))
+    return values(spaces_of(experiment, experiment.methods, REGISTRY, plan(experiment, REGISTRY))[0])
 
 
 def test_values_stand_in_the_type_and_change_neither_option_nor_stacking():
@@ -66,17 +67,33 @@ def test_a_published_recipe_comes_along_whole():
 
 def test_a_closed_form_has_no_rate_and_may_have_nothing_to_search():
     experiment = build({"methods": ["ncm:base=random", "ranpac:base=random", "ncm", "naive"]})
-    spaces = spaces_of(experiment, experiment.methods, REGISTRY, False)
+    planned, pretrained = plan(experiment, REGISTRY), plan(experiment, REGISTRY, pretrained=True)
+    spaces = spaces_of(experiment, experiment.methods, REGISTRY, planned)
     assert [list(space) for space in spaces] == [[], ["ridge"], ["recipe.lr"], ["recipe.lr"]]  # ncm trains a first task
-    assert list(spaces_of(experiment, experiment.methods, REGISTRY, True)[2]) == []  # with weights it does not
+    assert list(spaces_of(experiment, experiment.methods, REGISTRY, pretrained)[2]) == []  # with weights it does not
     rows = rows_of(experiment, REGISTRY, TRIALS)
     assert [row.label for row in rows] == ["ranpac:base=random", "ncm", "naive"]
     assert left_out(rows, experiment, REGISTRY) == ["ncm"]
 
 
+@pytest.mark.parametrize(("method", "rates"), [("ranpac", 4), ("aper", 4), ("simplecil", 0), ("ranpac:adapt=none", 0)])
+def test_a_rate_is_searched_where_auto_means_a_first_session_that_trains(method, rates):
+    experiment = build({"methods": [method], "model": "vit-tiny", "scenario": "class"})
+    planned = plan(experiment, REGISTRY, pretrained=True, side=32)
+    space, = spaces_of(experiment, experiment.methods, REGISTRY, planned)
+    assert len(space["recipe.lr"].values if "recipe.lr" in space else ()) == rates
+
+
+def test_methods_of_different_scenarios_have_their_own_spaces():
+    experiment = build({"methods": [{"name": "ewc", "scenario": ["class"]}, {"name": "naive", "scenario": ["task"]},
+                                    "ncm:base=random"], "scenario": ["task", "class"]})
+    spaces = spaces_of(experiment, experiment.methods, REGISTRY, plan(experiment, REGISTRY))
+    assert [sorted(space) for space in spaces] == [["recipe.lr", "strength"], ["recipe.lr"], []]
+
+
 def test_tables_are_all_that_is_searched_where_there_are_some():
     experiment = build({"methods": ["ewc", "naive"], "tune": {"naive": {"recipe": {"lr": [0.1, 0.2]}}}})
-    assert spaces_of(experiment, experiment.methods, REGISTRY, False) == [
+    assert spaces_of(experiment, experiment.methods, REGISTRY, plan(experiment, REGISTRY)) == [
         {}, {"recipe.lr": Choices(values=(0.1, 0.2))}]
 
 
@@ -86,7 +103,7 @@ def test_every_default_space_is_valid_and_a_grid_of_the_default_size(name):
     if any(field.is_required() for field in info.options.model_fields.values()):
         pytest.skip("its options have no defaults")
     experiment = build({"methods": [name]})
-    space = default_space(experiment.methods[0], experiment, REGISTRY, True)
+    space, = spaces_of(experiment, experiment.methods, REGISTRY, plan(experiment, REGISTRY, pretrained=True))
     candidates = corners(space)
     assert len(candidates) <= TRIALS
     for candidate in candidates:

@@ -140,6 +140,7 @@ def test_stacked_seeds_are_those_that_run_alone(table, method):
     (["lora:rank=2"], {}, "a sample with a numeric target is inferred from its features; choose infer = gaussian"),
     (["ewc:fisher=predicted"], {}, "choose fisher = exact, sampled or empirical"),
     (["er:balance=class"], {}, "balance = class divides the memory among classes, which this benchmark does not have"),
+    (["er:weights=by-task"], {}, "weights = by-task needs classes, which this benchmark does not have"),
     (["naive"], {"execution": {"probe": True}}, "--probe is about classes, which this benchmark does not have"),
     (["naive"], {"execution": {"evaluate_every": 3}}, "--evaluate-every is about classes"),
     (["naive"], {"execution": {"general": ["english"]}}, "--general scores texts under language models"),

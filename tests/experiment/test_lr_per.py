@@ -65,7 +65,7 @@ def test_published_rates_of_prompts_are_those_of_google_research_l2p(method, opt
     row, = plan(spec, discover())
     assert row.trial.trained_by.lr == rate and row.trial.trained_by.max_grad_norm == 1.0
     assert row.label == f"{method}:recipe=published"
-    space = default_space(spec.methods[0], spec, discover(), False)
+    space = default_space(spec.methods[0], spec, discover(), row.trial.method.options)
     assert min(abs(value / rate - 1) for value in space["recipe.lr"].values) < 0.003 and "recipe.lr_per" not in space
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from clbench_acil import ACILOptions
+from clbench_acil.strategy import ACIL
 from clbench_prototypes import APEROptions, RanPACOptions
 from clbench_prototypes.ranpac import RanPAC
 from clbench_prototypes.simplecil import APER
@@ -18,6 +20,7 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.testing.checks import bench
+from clbench.testing.tiny import MODELS
 from clbench.training.costs import measure
 
 KINDS = {"aper": (APER, APEROptions), "ranpac": (RanPAC, RanPACOptions)}
@@ -61,6 +64,18 @@ def test_aper_is_simplecil_with_bottlenecks_and_both_features_where_it_can_be():
     mlp = planned("aper", "mlp").method.options
     assert (mlp["adapt"], mlp["both"]) == ("none", False)
     assert not info.options.stored(mlp).both
+
+
+@pytest.mark.parametrize(("cls", "options"), [
+    (APER, APEROptions()), (RanPAC, RanPACOptions()), (ACIL, ACILOptions(adapt="auto", both=True))])
+def test_options_that_no_plan_settled_mean_the_same(cls, options):
+    for model, adapt, factor in (("vit", "bottleneck", 1 + options.both), ("mlp", "none", 1)):
+        network = MODELS[model]((1, 8, 8), 6)
+        strategy = cls(network, make_world("class", pretrained=True), options)
+        assert (strategy.options.adapt, strategy.options.both) == (adapt, factor == 2)
+        assert bool(strategy.adapted) == (adapt == "bottleneck")
+        if hasattr(strategy, "projection"):
+            assert strategy.projection.shape[0] == factor * network.head.in_features
 
 
 def test_the_first_task_trains_bottlenecks_of_width_64_and_later_tasks_nothing():

@@ -32,6 +32,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("a-gem", {"balance": "reservoir"}), ("der", {"capacity": 10}), ("der++", {"capacity": 10}),
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
            ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("lucir", {"capacity": 10}),
+           ("gem", {"capacity": 10}),  # but for the products that its quadratic problem needs
            ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("rwalk", {"interval": 2}), ("xdg", {}),
            ("cls-er", {"capacity": 10}), ("fetril", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {"components": 6}),
