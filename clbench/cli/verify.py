@@ -12,13 +12,25 @@ from clbench.cli.common_options import execution_options, methods_option, stale_
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
+    from clbench.core.registry import Registry
     from clbench.execution.reuse import OnStale
+    from clbench.experiment.references import Reference
 
 FOLDER = click.Path(path_type=Path)
 
 
 def _names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _missing_data(reference: Reference, registry: Registry, data_dir: Path) -> list[str]:
+    """Return the files of a reference's benchmarks that are not in the data folder, in order."""
+    from clbench.experiment.spec import Named
+
+    benchmarks = [Named.model_validate(reference.experiment["benchmark"]),
+                  *(cell.benchmark for cell in reference.cells if cell.benchmark)]
+    files = chain.from_iterable(registry.benchmark(named.name).files for named in benchmarks)
+    return [file for file in dict.fromkeys(files) if not (data_dir / file).exists()]
 
 
 EXAMPLES = (
@@ -49,7 +61,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     reproduced or a trial failed.
     """
     from clbench.cli.run import note, run_missing
-    from clbench.core.files import write_atomically
+    from clbench.core.files import default_data_dir, write_atomically
     from clbench.core.registry import discover
     from clbench.execution import run
     from clbench.experiment import references
@@ -58,13 +70,15 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
 
     if name is None:
         known = {key: references.read_reference(path) for key, path in references.shipped().items()}
-        click.echo(verified.listing(known))
+        data_dir = Path(given["data"]) if given.get("data") else default_data_dir()
+        missing = {key: _missing_data(reference, discover(), data_dir) for key, reference in known.items()}
+        click.echo(verified.listing(known, references.statuses(), missing))
         return 0
     called, reference = references.find(name)
     registry = discover()
     chosen = reference.choose(_names(scenario), _names(methods))
     # Two numbers of one method, by two metrics, are of the same trials.
-    planned_cells = reference.plan(chosen, registry, given)
+    planned_cells = reference.plan(chosen, registry, given, dry_run)
     planned = list({trial.trial.key: trial for trial in chain.from_iterable(planned_cells)}.values())
     ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}",
                          stale, note)

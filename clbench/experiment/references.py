@@ -7,11 +7,12 @@ states the criterion for a reproduced number before anything runs: see `Toleranc
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, RootModel, ValidationError, model_validator
 
 from clbench.core.errors import SpecError, unknown
 from clbench.core.files import PACKAGE
@@ -23,12 +24,14 @@ from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
 from clbench.experiment.recipe import combine
 from clbench.experiment.spec import MethodSpec, Named, Spec
-from clbench.experiment.trial import PlannedTrial
+from clbench.experiment.trial import PlannedTrial, Weights
 
 LISTING = "clbench verify"
+STATUS = "status.json"
 # The final average accuracy, or the mean of those after each task. Pooled accuracies weight tasks by their numbers of
 # test samples, of the tasks learned so far or of all tasks; after the last task these two are equal.
 CellMetric = Literal["ACC", "AIA", "ACC-pooled", "AIA-pooled", "AIA-pooled-all"]
+UNKNOWN_WEIGHTS = Weights(path="not given", sha256="")
 HALF_UNIT = 0.005 + 1e-9  # of the second decimal
 
 
@@ -151,16 +154,38 @@ class Reference(Strict):
         return [c for c in self.cells if (not scenarios or c.scenario in scenarios)
                 and (not methods or c.label in methods)]
 
-    def plan(self, cells: Sequence[Cell], registry: Registry,
-             given: dict[str, Any] | None = None) -> list[list[PlannedTrial]]:
+    def plan(self, cells: Sequence[Cell], registry: Registry, given: dict[str, Any] | None = None,
+             dry_run: bool = False) -> list[list[PlannedTrial]]:
         """Return the trials of each cell.
+
+        Args:
+            cells: some of the reference's.
+            registry: the installed plugins.
+            given: settings that override those of the file.
+            dry_run: whether nothing will be trained, so that weights need not be given. The trials then have
+                `UNKNOWN_WEIGHTS`, and their keys are not those of trials that train.
 
         Raises:
             SpecError: a cell cannot run as written, or it starts from weights that are not given.
         """
-        if self.weights and not (given or {}).get("weights"):
+        if not self.weights or (given or {}).get("weights"):
+            return [plan(self.spec(cell, given), registry) for cell in cells]
+        if not dry_run:
             raise SpecError(f"{self.title} starts from weights {self.weights}: name their file (--weights FILE)")
-        return [plan(self.spec(cell, given), registry) for cell in cells]
+        planned_cells = [plan(self.spec(cell, given), registry, pretrained=True) for cell in cells]
+        return [[replace(p, trial=p.trial.model_copy(update={"weights": UNKNOWN_WEIGHTS})) for p in planned]
+                for planned in planned_cells]
+
+
+class Status(Strict):
+    """What is known of a reference that comes with clbench (`benchmarks/reference_status.py` writes it)."""
+
+    flops: float | None = Field(None, gt=0)  # of training and evaluating all cells for one seed; None: not counted
+    verdicts: dict[str, int] = Field({})  # cells by verdict, of the records in reports/verify
+
+
+class Statuses(RootModel[dict[str, Status]]):
+    """The statuses of references, by name, as the file `status.json` has them."""
 
 
 def read_reference(path: Path) -> Reference:
@@ -192,11 +217,17 @@ def find(name: str) -> tuple[str, Reference]:
 
 
 def shipped() -> dict[str, Path]:
-    """Return the files of the references that come with clbench, by name.
+    """Return the files of the references that come with clbench, by name."""
+    return {path.stem: path for path in sorted(_folder().glob("*.toml"))}
 
-    They are inside the package in an installed wheel, and in benchmarks/reference in a checkout.
-    """
-    for folder in (PACKAGE / "reference", PACKAGE.parent / "benchmarks" / "reference"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    return {}
+
+def statuses() -> dict[str, Status]:
+    """Return the status of each reference that comes with clbench, by name; none for one that has not been counted."""
+    file = _folder() / STATUS
+    return Statuses.model_validate_json(file.read_text(encoding="utf-8")).root if file.is_file() else {}
+
+
+def _folder() -> Path:
+    """Return the folder of the references: inside the package in an installed wheel, else in the checkout."""
+    installed = PACKAGE / "reference"
+    return installed if installed.is_dir() else PACKAGE.parent / "benchmarks" / "reference"

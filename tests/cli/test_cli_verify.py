@@ -1,11 +1,14 @@
+import re
 import subprocess
 import sys
 
 import pytest
-from helpers.references import write
+from helpers.references import HEAD, write
 
 from clbench import cli
 from clbench.experiment import references
+from clbench.report.formats import verified
+from clbench.report.formatting import NONE
 from clbench.results.store import Store
 
 
@@ -15,10 +18,25 @@ def call(capsys, *args):
     return code, out, err
 
 
-def test_without_a_name_the_references_are_listed(capsys):
-    code, out, err = call(capsys)
+def test_without_a_name_the_references_are_listed(capsys, tmp_path):
+    code, out, err = call(capsys, "--data", tmp_path)
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()[2:]] == list(references.shipped())
+    rows = dict(line.split(None, 1) for line in out.partition("\n\n")[0].splitlines()[2:])
+    assert list(rows) == list(references.shipped())
+    assert re.match(rf"8 +weights, data, GPU +[\d,]+ +[\d.]+ +{NONE}$", rows["ranpac-split-cifar100"])
+    assert re.match(r"30 +data +[\d.]+ +(under )?[\d.]+ +29 reproduced, 1 inconclusive$", rows["hsu-split-mnist"])
+    (tmp_path / "cifar100.safetensors").touch()
+    rows = dict(line.split(None, 1) for line in call(capsys, "--data", tmp_path)[1].splitlines() if line)
+    assert rows["ranpac-split-cifar100"].split()[1:3] == ["weights,", "GPU"]
+
+
+def test_hours_are_those_of_all_seeds_at_the_stated_speeds():
+    reference, = (references.find(name)[1] for name in ["van-de-ven-split-mnist"])
+    seeds = len(reference.spec(reference.cells[0]).seeds)
+    status = references.Status(flops=50e9 * 3600 * 1.234, verdicts={"not run": 7, "reproduced": 9})
+    text = verified.listing({"one": reference}, {"one": status}, {"one": []}).splitlines()[2]
+    assert text.split() == ["one", "16", NONE, f"{float(f'{1.234 * seeds:.2g}'):g}", "under", "0.01", "9", "reproduced"]
+    assert verified.listing({"one": reference}, {}, {"one": []}).splitlines()[2].split() == ["one", "16", *[NONE] * 4]
 
 
 @pytest.mark.slow
@@ -54,6 +72,21 @@ def test_a_dry_run_lists_the_trials_of_the_chosen_cells_and_writes_nothing(capsy
     assert [line.split()[1:6] for line in text.splitlines()[2:4]] == [
         ["er-20", "class", "0", "missing", "12,730"], ["er-20", "class", "7", "missing", "12,730"]]
     assert not out.exists()
+
+
+def test_a_dry_run_needs_no_weights_and_counts_what_a_run_with_them_trains(capsys, tmp_path):
+    head = HEAD.replace('"mlp:width=16:depth=1"', '"vit-tiny:width=8:depth=1:heads=2:patch=7:size=28"').replace(
+        "seeds = 16", 'seeds = 16\nweights = "of nothing"')
+    cells = ('scenario = "class"\nmethod = { name = "seq-lora", options = { rank = 2 } }\npublished = 60.0\n'
+             'sem = 0.5',)
+    file = write(tmp_path, head=head, cells=cells)
+    code, text, _ = call(capsys, file, "--out", tmp_path / "run", "--seeds", "1", "--dry-run")
+    row, = (line.split() for line in text.splitlines()[2:3])
+    assert code == 0 and row[1:5] == ["seq-lora", "class", "0", "missing"]
+    # Adapters of q and v alone, which a network without pretrained weights would have on all layers; and the head.
+    assert row[5] == str(2 * (2 * 8 + 8 * 2) + 8 * 10 + 10)
+    code, _, err = call(capsys, file, "--out", tmp_path / "run", "--seeds", "1")
+    assert code == 2 and "name their file (--weights FILE)" in err
 
 
 @pytest.mark.parametrize(("args", "line"), [

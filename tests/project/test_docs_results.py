@@ -4,9 +4,13 @@ import importlib
 import json
 import re
 from collections import Counter
+from typing import get_args
 
 import pytest
 from helpers import ROOT
+
+from clbench.experiment import references
+from clbench.results.verification import Verdict
 
 OVERVIEWS = ["index", "verify", "explain", "speed"]
 REPORTS = ROOT / "reports"
@@ -45,6 +49,20 @@ def test_every_folder_with_records_is_on_a_page(facts):
     text = "".join(map(page, [*OVERVIEWS, *(one.slug for one in facts.studies())]))
     for folder in REPORTS.rglob("records"):
         assert f"](../../{folder.parent.relative_to(ROOT)}/" in text
+
+
+def test_the_listing_of_verify_has_the_verdicts_of_the_page():
+    lines = [line.split("|")[1:-1] for line in page("verify").splitlines() if line.startswith("|")]
+    rows = [list(map(str.strip, line)) for line in lines]
+    by_title = {re.sub(r"^\[(.*)\]\(.*\)$", r"\1", row[0]): row for row in rows}
+    statuses = references.statuses()
+    for name, path in references.shipped().items():
+        row, verdicts = by_title[references.read_reference(path).title], statuses[name].verdicts
+        if "no records" in row[-1]:
+            assert not verdicts
+        else:
+            assert [int(cell) for cell in row[2:6]] == [verdicts.get(verdict, 0) for verdict in get_args(Verdict)], name
+        assert statuses[name].flops, "benchmarks/reference_status.py --count"
 
 
 def test_the_index_links_every_study(facts):

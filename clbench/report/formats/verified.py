@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import get_args
 
 from tabulate import tabulate
 
 from clbench.core.scenario import scenario_rules
-from clbench.experiment.references import Cell, CellMetric, Reference
+from clbench.experiment.references import Cell, CellMetric, Reference, Status
 from clbench.report.analysis import notes
 from clbench.report.formats.markdown import bullets, escape
 from clbench.report.formatting import NONE, clean
 from clbench.results.verification import Checked, Verdict
 
+CORE, H100 = 50e9, 200e12  # FLOP/s: what a core of a CPU and a GPU are taken to do
+GPU_FROM = 100  # hours on one core
+LEGEND = f"""\
+needs: weights are passed with --weights FILE (clbench verify NAME says which); data are not in the data folder yet;
+a GPU is advised from {GPU_FROM} core hours on. Hours are those of all seeds, at 50 GFLOP/s for a core and 200 TFLOP/s
+for an H100; clbench verify NAME --dry-run estimates them for this machine. Verdicts are those of the records that are
+published with clbench (docs/results/verify.md); cells without one were not run."""
 METRIC_NAMES: dict[CellMetric, str] = {
     "AIA": "average incremental accuracies",
     "ACC-pooled": "final accuracies over all test samples",
@@ -73,11 +80,36 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def listing(references: dict[str, Reference]) -> str:
-    """Return a line for each reference."""
-    rows = [[name, clean(r.title), len(r.cells), f"{clean(r.paper)}, {clean(r.source)}"]
-            for name, r in references.items()]
-    return tabulate(rows, headers=["reference", "title", "cells", "source"], disable_numparse=True)
+def listing(references: Mapping[str, Reference], statuses: Mapping[str, Status],
+            missing_data: Mapping[str, Sequence[str]]) -> str:
+    """Return a line for each reference, and below what the columns mean.
+
+    Args:
+        references: by name.
+        statuses: likewise, of those whose work was counted.
+        missing_data: data files that are not there, by name of the reference.
+    """
+    rows = []
+    for name, reference in references.items():
+        status = statuses.get(name, Status())
+        flops = None if status.flops is None else status.flops * len(reference.spec(reference.cells[0]).seeds)
+        core_hours = None if flops is None else flops / CORE / 3600
+        needs = [*(["weights"] if reference.weights else []), *(["data"] if missing_data[name] else []),
+                 *(["GPU"] if core_hours and core_hours > GPU_FROM else [])]
+        verdicts = ", ".join(f"{status.verdicts[verdict]} {verdict}" for verdict in get_args(Verdict)
+                             if status.verdicts.get(verdict) and verdict != "not run")
+        rows.append([name, len(reference.cells), ", ".join(needs) or NONE, _hours(core_hours),
+                     _hours(None if flops is None else flops / H100 / 3600), verdicts or NONE])
+    table = tabulate(rows, headers=["reference", "cells", "needs", "core hours", "H100 hours", "verdicts"],
+                     disable_numparse=True, colalign=["left", "right", "left", "right", "right", "left"])
+    return f"{table}\n\n{LEGEND}"
+
+
+def _hours(hours: float | None) -> str:
+    """Return hours with two significant digits, such as 0.42 or 1,300; a dash if they are not known."""
+    if hours is None:
+        return NONE
+    return f"{float(f'{hours:.2g}'):,g}" if hours >= 0.01 else "under 0.01"
 
 
 def _metrics(reference: Reference) -> str:

@@ -1,0 +1,72 @@
+"""Write benchmarks/reference/status.json, which `clbench verify` shows: the work of each reference, and its verdicts.
+
+    python benchmarks/reference_status.py                # verdicts alone: seconds
+    python benchmarks/reference_status.py --count        # also count the FLOPs of all references: minutes
+    python benchmarks/reference_status.py --count NAME   # or of some
+
+The work is that of all cells for one seed, training and evaluation, counted on shapes. A method that cannot be counted
+without data is taken for the mean of the others. The data of the benchmarks must be there; weights need not be. The
+verdicts are those of the committed records in reports/verify.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from statistics import fmean
+
+from clbench.accounting.count import forecast
+from clbench.accounting.estimator import counted_work
+from clbench.accounting.shapes import stream_without_values
+from clbench.core.files import write_atomically
+from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
+from clbench.experiment import references
+from clbench.experiment.references import Reference, Status, Statuses
+from clbench.results import verification
+from clbench.results.store import Store
+
+REPORTS = references.PACKAGE.parent / "reports" / "verify"
+
+
+def flops_of_a_seed(reference: Reference) -> float | None:
+    """Return the FLOPs of training and evaluating all cells of a reference with one seed; None without any count."""
+    registry, counts = discover(), list[float]()
+    cells = reference.plan(reference.cells, registry, {"seeds": 1}, dry_run=True)
+    trials = {cell[0].trial.key: cell[0] for cell in cells}
+    for planned in trials.values():
+        runner = TrialRunner(reference.spec(reference.cells[0]).execution, "cpu", "", registry)
+        stream = runner.stream(planned.trial)
+        work = counted_work(forecast(planned, stream_without_values(stream), registry), stream)
+        if work is not None:
+            counts.append(sum(work.train_flops) + sum(work.test_flops))
+    return fmean(counts) * len(trials) if counts else None
+
+
+def verdicts_of(name: str, reference: Reference) -> dict[str, int]:
+    """Return the number of cells with each verdict, from the committed records of a reference; empty without any."""
+    if not (REPORTS / name).exists():
+        return {}
+    records, _ = Store(REPORTS / name).read()
+    cells = reference.plan(reference.cells, discover(), dry_run=True)
+    checked = verification.check(reference, [[one.trial for one in cell] for cell in cells], records)
+    return dict(Counter(one.verdict for one in checked))
+
+
+def main() -> None:
+    """Write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", nargs="*", metavar="NAME", help="count the FLOPs of these references, or of all")
+    counted, before = parser.parse_args().count, references.statuses()
+    known = {}
+    for name, path in references.shipped().items():
+        reference = references.read_reference(path)
+        counts = counted is not None and (not counted or name in counted)
+        flops = flops_of_a_seed(reference) if counts else before.get(name, Status()).flops
+        known[name] = Status(flops=flops, verdicts=verdicts_of(name, reference))
+        print(name, known[name], flush=True)
+    write_atomically(path.parent / references.STATUS, Statuses(known).model_dump_json(indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
