@@ -14,7 +14,7 @@ from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.data.class_options import order_classes, positions
 from clbench.data.own.samples import Labelled, in_order, some
-from clbench.data.own_options import OwnOptions
+from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
 
@@ -47,7 +47,7 @@ class Division:
     notes: tuple[str, ...]
 
 
-def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: int, where: str) -> Division:
+def divide(train: Labelled, test: Labelled | None, options: TaskOptions, seed: int, where: str) -> Division:
     """Divide samples into tasks, by class or as the data name them, and into training and test.
 
     Args:
@@ -65,7 +65,7 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
         raise DataError(f"{where} has no samples")
     present = set(train.labels)
     classes = [c for c in train.classes if c in present] if train.classes else in_order(present)
-    if options.class_names_by == "text":
+    if isinstance(options, OwnOptions) and options.class_names_by == "text":
         classes = sorted(classes)
     if strange := [c for c in in_order(present) if c not in set(classes)]:
         raise DataError(f"{where} has labels that are not among its class names: {some(strange)}")
@@ -86,6 +86,7 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
             task_of[list(order)] = task
         names, of = [], [task_of[part] for part in y]
     if test is None:
+        assert isinstance(options, OwnOptions)  # others are of benchmarks with a test part
         # By class alone where tasks are of classes: these differ with the order, and what is held out must not.
         test_mask, note = hold_out(of[0] if named else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
         rows = [np.flatnonzero((of[0] == t) & ~test_mask) for t in range(len(orders))]
@@ -135,7 +136,7 @@ def divide_targets(train: Labelled, test: Labelled | None, options: OwnOptions, 
     return Division((), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1], tuple(notes))
 
 
-def _by_class(classes: Sequence[str], options: OwnOptions, seed: int, where: str
+def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: str
               ) -> tuple[list[tuple[int, ...]], list[str]]:
     """Return the classes of each task in their order, and notes."""
     count, tasks, notes = len(classes), options.tasks, []
@@ -178,7 +179,7 @@ def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str)
     return places
 
 
-def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options: OwnOptions, where: str
+def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options: TaskOptions, where: str
                  ) -> tuple[list[str], list[Rows], list[tuple[int, ...]]]:
     """Return the names of the tasks that the data name, each sample's task by part, and the labels of each task."""
     assert train.tasks is not None

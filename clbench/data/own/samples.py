@@ -1,4 +1,4 @@
-"""Labelled: samples as a format is read, before they are divided; and where files are looked for."""
+"""Labelled: samples as a format is read, before they are divided; files of photos; and where files are looked for."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ class Labelled:
     tasks: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PhotoFiles:
+    """Photos of one part of the data: their files, and what folders or lists say of them."""
+
+    files: tuple[Path, ...]
+    labelled: Labelled
 
 
 def as_text(values: Iterable[Any]) -> list[str]:
