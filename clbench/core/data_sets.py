@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clbench.core.files import read_hash
+from clbench.core.files import hash_file
 
 UNKNOWN = "not known"
 FOUND, MISSING, WRONG = "found", "missing", "wrong"
@@ -52,7 +52,7 @@ class Needed:
         if self.sha256:
             if not path.is_file():
                 return WRONG, "it is a folder and should be a file"
-            if (digest := read_hash(path)) != self.sha256:
+            if (digest := hash_file(path)) != self.sha256:
                 return WRONG, f"its SHA-256 is {digest} and should be {self.sha256}"
         return FOUND, ""
 

@@ -95,6 +95,11 @@ class TaskOptions(ClassDivision):
         return False
 
     @property
+    def common_test(self) -> bool:
+        """Tell whether all tasks that the data name have the whole test part as their test."""
+        return False
+
+    @property
     def default_scenario(self) -> Scenario | None:
         """Return the scenario to run by default: `domain` if the data name tasks (sites, years), else None."""
         return "domain" if self.tasks_are_named else None

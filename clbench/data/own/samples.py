@@ -21,12 +21,14 @@ class Labelled:
         tasks: each sample's task; None if the data do not name tasks.
         groups: each sample's group; a group is never divided between training and test. None if there are no groups.
         classes: all classes in their natural order. If empty, classes are sorted by name, and numbers by size.
+        task_names: all tasks in their natural order; likewise.
     """
 
     labels: Sequence[str]
     tasks: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     classes: tuple[str, ...] = ()
+    task_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
