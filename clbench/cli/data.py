@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
     needed, root = needed_by(info, options), root_of(info, options, folder)
     for download in fetch.pending(downloads, needed, root, folder):
         with click.progressbar(length=download.size or 1, label=download.name,
-                               file=click.get_text_stream("stderr")) as bar:
+                               file=sys.stderr) as bar:
             def report(done: int, total: int, bar: Any = bar) -> None:
                 bar.length = max(total, done)
                 bar.update(done - bar.pos)

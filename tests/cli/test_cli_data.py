@@ -33,7 +33,7 @@ def test_every_benchmark_with_data_has_a_line(tmp_path, capsys):
     rows = {line.split()[0]: line for line in out.splitlines() if line and not line.startswith("The data folder")}
     assert code == 0
     assert {*rows} - {"benchmark"} == {name for name, info in discover().benchmarks.items() if info.data is not None}
-    assert rows["core50"].split() == "core50 CORe50 CC BY 4.0 by hand missing".split()
+    assert rows["core50"].split() == ["core50", "CORe50", "CC", "BY", "4.0", "by", "hand", "missing"]
     assert "not known" in rows["split-cub200"] and "clbench data get" in rows["split-cub200"]
     assert "automatic" in rows["split-mnist"]
     assert f"The data folder is {tmp_path}." in out

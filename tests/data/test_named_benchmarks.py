@@ -85,9 +85,11 @@ def test_random_splits_are_those_of_torch_over_the_order_of_imagefolder(trees, s
     assert random_rows(1000, seed) == tuple(list(part) for part in parts)
 
 
-def test_infloras_split_agrees_with_its_rule_at_the_real_size():
-    assert random_rows(30_000, 40)[1] == torch.randperm(30_000, generator=torch.Generator().manual_seed(40))[
-        24_000:].tolist()
+@pytest.mark.parametrize(("count", "seed"), [(30_000, 40), (30_000, 42), (7, 3), (1, 0)])
+def test_the_rule_of_random_splits_is_torchs(count, seed):
+    train, test = random_rows(count, seed)
+    assert train + test == torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    assert len(train) == int(0.8 * count)
 
 
 def test_zhengs_split_is_stratified(trees):
@@ -226,14 +228,14 @@ def test_missing_and_wrong_files_are_errors_that_say_what_to_do(tmp_path):
     with pytest.raises(DataError) as error:
         options.found(tmp_path)
     assert str(error.value) == (
-        f"benchmark 'split-imagenet-r': CODA-Prompt's list in {root / 'imagenet-r_train.yaml'} is wrong: its SHA-256 is "
-        f"{digest} and should be {by_class.CODA_LISTS[0][1]}. {listed}{end}")
+        f"benchmark 'split-imagenet-r': CODA-Prompt's list in {root / 'imagenet-r_train.yaml'} is wrong: its SHA-256 "
+        f"is {digest} and should be {by_class.CODA_LISTS[0][1]}. {listed}{end}")
 
 
 def test_lists_that_do_not_fit_their_photos_are_errors(tmp_path):
     cub = named_trees.cub(tmp_path / "CUB_200_2011")
     (cub / "images" / "007.Bird_7" / "Bird_0.jpg").unlink()
-    with pytest.raises(DataError, match="1 of 400 photos that images.txt lists are not there; the first is .*007"):
+    with pytest.raises(DataError, match=r"1 of 400 photos that images.txt lists are not there; the first is .*007"):
         CUBOptions().found(tmp_path)
     (cub / "train_test_split.txt").write_text("1 1\n")
     with pytest.raises(DataError, match="do not number the same photos; unpack the archive again"):
@@ -242,7 +244,7 @@ def test_lists_that_do_not_fit_their_photos_are_errors(tmp_path):
     shutil.rmtree(core / "core50_128x128" / "s5" / "o3")
     with pytest.raises(DataError, match="1 of 400 photos that the lists of run 0 name are not in"):
         CORe50Options().found(tmp_path)
-    with pytest.raises(MissingDataError, match=r"needs a list of CORe50, and .*run1/train_batch_00_filelist.txt is not"):
+    with pytest.raises(MissingDataError, match=r"needs a list of CORe50, and .*run1/train_batch_00_filelist"):
         CORe50Options(run=1).found(tmp_path)
     (core / "batches_filelists/NI_inc/run0/test_filelist.txt").write_text("photo.png 1\n")
     with pytest.raises(DataError, match=r"'photo.png' in the lists of run 0 is not sNN/oNN/FILE"):
@@ -261,7 +263,7 @@ def test_a_dry_run_counts_without_weights(trees, tmp_path, capsys, name):
     assert cli.call(["run", "--benchmark", f"{name}:size=8", "--model", "mlp:width=10", "--methods", "naive",
                      "--seeds", "1", "--dry-run", "--data", str(trees), "--out", str(tmp_path / "out")]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if " naive " in line)
-    assert "–" not in row, row  # trainable parameters and FLOPs were counted
+    assert "\u2013" not in row, row  # trainable parameters and FLOPs were counted
 
 
 def test_benchmarks_are_learned(trees, tmp_path):
@@ -272,3 +274,30 @@ def test_benchmarks_are_learned(trees, tmp_path):
     assert ni.stream.train_samples == [50] * 8 and set(ni.stream.test_samples) == {150}
     assert birds.stream.train_samples == [100] * 4
     assert birds.trial.scenario == "class" and ni.trial.scenario == "domain"
+
+
+def test_a_plugin_declares_a_benchmark_as_its_template_shows(tmp_path, monkeypatch, capsys):
+    from importlib.resources import files
+
+    template = (files("clbench.cli") / "templates" / "benchmark" / "README.md.in").read_text()
+    block = template.partition("checks them:\n")[2].partition("In `$module")[0]
+    code = "\n".join(line[4:] for line in block.splitlines())
+    for old, new in (("${cls}", "Mine"), ("$name", "my-birds"), ("$module", "my_birds")):
+        code = code.replace(old, new)
+    package = tmp_path / "plugin"
+    package.mkdir()
+    (package / "my_birds.py").write_text(f"from clbench import hookimpl\n{code}\n".replace(
+        "my_birds.benchmark:build", "clbench.data.named.build:build"))
+    root = named_trees.pilot(tmp_path / "my-photos", WNIDS[:10])
+    plugin = ["--plugin", str(package / "my_birds.py")]
+    assert cli.call(["data", "my-birds", "--data", str(tmp_path), *plugin]) == 1
+    assert "  missing  train.txt\n           The list of training photos. Put it there." in capsys.readouterr().out
+    for part, each in (("train", "ab"), ("test", "c")):
+        (root / f"{part}.txt").write_text("".join(f"{part}/{wnid}/{name}.png {label}\n" for name in each
+                                                  for label, wnid in enumerate(WNIDS[:10])))
+    assert cli.call(["data", "my-birds", "--data", str(tmp_path), *plugin]) == 0
+    assert "license: CC BY 4.0" in capsys.readouterr().out
+    (record,) = clbench.run(benchmark="my-birds:size=8", methods="naive", model="mlp:width=20", seeds=1, iterations=3,
+                            workers=0, threads=1, device="cpu", data=tmp_path, out=tmp_path / "out",
+                            plugins=[package / "my_birds.py"])
+    assert record.status == "done" and record.stream.train_samples == [4] * 5, record.failure

@@ -55,7 +55,8 @@ def test_a_stream_of_lists_is_the_same_from_memory_and_from_files(root, tmp_path
 
 
 def test_leading_folders_of_paths_are_left_out_and_labels_stay_if_folders_do_not_say_them(root):
-    (root / "train.txt").write_text("data/photos/owl/a.png even\n./data/photos/cat/a.png odd\ndata/photos/dog/a.png odd")
+    (root / "train.txt").write_text(
+        "data/photos/owl/a.png even\n./data/photos/cat/a.png odd\ndata/photos/dog/a.png odd")
     train, test, _ = find(root, train_list="train.txt")
     assert test is None and train.labelled.classes == ()
     assert list(train.labelled.labels) == ["even", "odd", "odd"]
@@ -102,7 +103,7 @@ def test_without_pyyaml_the_error_says_how_to_install_it(root, monkeypatch):
 
 
 def test_missing_lists_photos_and_labels_are_errors_that_name_the_first(root):
-    with pytest.raises(MissingDataError, match="there is no list .*none.txt and no "):
+    with pytest.raises(MissingDataError, match=r"there is no list .*none.txt and no "):
         find(root, train_list="none.txt")
     (root / "train.txt").write_text("owl/a.png 0\nowl/z.png 0\ncat/y.png 1\n")
     with pytest.raises(MissingDataError) as error:
@@ -114,7 +115,7 @@ def test_missing_lists_photos_and_labels_are_errors_that_name_the_first(root):
     with pytest.raises(DataError, match="line 2 is 'owl', expected PATH LABEL"):
         find(root, train_list="train.txt")
     (root / "train.txt").write_text("")
-    with pytest.raises(DataError, match="train.txt lists no photos"):
+    with pytest.raises(DataError, match=r"train.txt lists no photos"):
         find(root, train_list="train.txt")
 
 

@@ -53,7 +53,8 @@ class ByClassOptions(NamedOptions):
 
     def find(self, root: Path, where: str) -> Found:
         """Return the photos of PILOT's folders `train` and `test`."""
-        return Found(*(folders_by_text(root / part, where) for part in ("train", "test")))
+        train, test = (folders_by_text(root / part, where) for part in ("train", "test"))
+        return Found(train, test)
 
 
 def wnid_photos(root: Path, where: str) -> PhotoFiles:
@@ -109,15 +110,16 @@ class ImageNetROptions(ByClassOptions):
         if self.split in ("coda", "l2p"):
             names = [name for name, _ in CODA_LISTS] if self.split == "coda" else L2P_LISTS
             lists = [root / name for name in names]
-            return Found(*listed_photos(root, lists[:1], lists[1:], where), lists)
+            train, test = listed_photos(root, lists[:1], lists[1:], where)
+            return Found(train, test, lists)
         return by_rule(wnid_photos(root, where), self.split)
 
 
 def by_rule(photos: PhotoFiles, split: str) -> Found:
     """Return photos, divided by a rule."""
-    rows = (stratified_rows(photos.labelled.labels, 42) if split == "zheng" else
-            random_rows(len(photos.files), {"inflora": 40, "dualprompt": 42}[split]))
-    return Found(*(chosen(photos, part) for part in rows))
+    train, test = (stratified_rows(photos.labelled.labels, 42) if split == "zheng" else
+                   random_rows(len(photos.files), {"inflora": 40, "dualprompt": 42}[split]))
+    return Found(chosen(photos, train), chosen(photos, test))
 
 
 class ImageNetAOptions(ByClassOptions):

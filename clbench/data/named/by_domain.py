@@ -56,7 +56,8 @@ class DomainNetOptions(ByDomainOptions):
     def find(self, root: Path, where: str) -> Found:
         """Return the photos of the official lists."""
         lists = [[root / name for name in names] for names in DOMAIN_LISTS]
-        return Found(*listed_photos(root, lists[0], lists[1], where, tasks=True), [*lists[0], *lists[1]])
+        train, test = listed_photos(root, lists[0], lists[1], where, tasks=True)
+        return Found(train, test, [*lists[0], *lists[1]])
 
 
 class CORe50Options(ByDomainOptions):
@@ -159,4 +160,5 @@ class CLEAR10Options(ByDomainOptions):
 
     def find(self, root: Path, where: str) -> Found:
         """Return the photos of the given training and test folders; a bucket is a task."""
-        return Found(*(photos_in(root / part / "labeled_images", where, [], tasks=True) for part in ("train", "test")))
+        train, test = (photos_in(root / part / "labeled_images", where, [], tasks=True) for part in ("train", "test"))
+        return Found(train, test)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from clbench.data.own.samples import Labelled, PhotoFiles
 
 TRAIN_SHARE = 0.8
 
 
 def random_rows(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the rows that `torch.utils.data.random_split` gives to training (80%) and to test, with torch's seed."""
-    import torch
+    """Return the rows that `torch.utils.data.random_split` gives to training (80%) and to test, with torch's seed.
 
-    rows: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    The permutation is that of `torch.randperm` on the CPU: a Fisher-Yates shuffle by the same Mersenne Twister. It is
+    written out, because data are checked where torch is not imported.
+    """
+    draws = np.random.RandomState(seed).randint(0, 2**32, count, np.uint32).tolist()
+    rows = list(range(count))
+    for place in range(count - 1):
+        other = place + draws[place] % (count - place)
+        rows[place], rows[other] = rows[other], rows[place]
     train = int(TRAIN_SHARE * count)
     return rows[:train], rows[train:]
 
