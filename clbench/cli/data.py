@@ -30,10 +30,13 @@ class DataGroup(Group):
     """The group `data`, in which `show` is the command if none is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert `show` in front of names and of its own options."""
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = ["show", *args]
-        return super().parse_args(ctx, args)
+        """Read the arguments, with `show` in front if they name no command."""
+        return super().parse_args(ctx, args if args[:1] in ([name] for name in ctx.help_option_names)
+                                  else self.complete_args(args))
+
+    def complete_args(self, args: list[str]) -> list[str]:
+        """Return arguments that begin with a command."""
+        return args if args and args[0] in self.commands else ["show", *args]
 
 
 def data_dir_option(function: Any) -> Any:
@@ -200,7 +203,8 @@ def lines(thing: dict[str, Any]) -> Iterator[str]:
     explained = ""
     for item in thing["needed"]:
         problem = f": {item['problem']}" if item["problem"] else ""
-        yield f"  {item['status']:<7}  {item['path']}{problem}"
+        path = "the folder itself" if item["path"] == "." else item["path"]
+        yield f"  {item['status']:<7}  {path}{problem}"
         explanation = f"{item['what']}. {item['source']}."
         if item["status"] != "found" and explanation != explained:
             yield from wrapped(explanation)

@@ -57,7 +57,7 @@ def test_a_benchmark_lists_what_is_missing_wrong_and_found(tmp_path, capsys):
     digest = hashlib.sha256(b"data: []").hexdigest()
     code, out, _ = shown(capsys, "split-imagenet-r", "--data", tmp_path)
     assert code == 1 and out.startswith("split-imagenet-r: ImageNet-R, wrong")
-    assert "  found    ." in out
+    assert "  found    the folder itself" in out
     assert f"  wrong    imagenet-r_test.yaml: its SHA-256 is {digest} and should be {by_class.CODA_LISTS[1][1]}" in out
     code, out, _ = shown(capsys, "split-imagenet-r:split=zheng", "--data", tmp_path)
     assert code == 0 and "missing" not in out
