@@ -110,7 +110,7 @@ def _from_yaml(path: Path) -> Entries:
         raise DataError(f"{path.name} is YAML, which needs PyYAML: pip install pyyaml") from None
     try:
         with path.open("rb") as file:
-            content: Any = yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            content: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(file).get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML ({error})") from None
     if not isinstance(content, dict) or not {"data", "targets"} <= content.keys():
