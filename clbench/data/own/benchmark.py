@@ -13,10 +13,10 @@ from clbench.data.avalanche.benchmarks import LAYOUT, Layout, of_tasks
 from clbench.data.datasets import Images
 from clbench.data.own.dividing import Division, divide
 from clbench.data.own.samples import Labelled
-from clbench.data.own_options import OwnOptions
+from clbench.data.own_options import TaskOptions
 
 
-def own_benchmark(x: Tensor, labelled: Labelled, options: OwnOptions, seed: int, where: str, *,
+def own_benchmark(x: Tensor, labelled: Labelled, options: TaskOptions, seed: int, where: str, *,
                   x_test: Tensor | None = None, test: Labelled | None = None, layout: Layout | None = None) -> Any:
     """Return an Avalanche benchmark of labelled samples; its `Layout` has class names and notes.
 

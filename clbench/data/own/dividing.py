@@ -8,13 +8,12 @@ from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.data.class_options import order_classes, positions
+from clbench.data.own.held_out import hold_out
 from clbench.data.own.samples import Labelled, in_order, some
-from clbench.data.own_options import OwnOptions
+from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
 
@@ -47,7 +46,7 @@ class Division:
     notes: tuple[str, ...]
 
 
-def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: int, where: str) -> Division:
+def divide(train: Labelled, test: Labelled | None, options: TaskOptions, seed: int, where: str) -> Division:
     """Divide samples into tasks, by class or as the data name them, and into training and test.
 
     Args:
@@ -65,7 +64,7 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
         raise DataError(f"{where} has no samples")
     present = set(train.labels)
     classes = [c for c in train.classes if c in present] if train.classes else in_order(present)
-    if options.class_names_by == "text":
+    if isinstance(options, OwnOptions) and options.class_names_by == "text":
         classes = sorted(classes)
     if strange := [c for c in in_order(present) if c not in set(classes)]:
         raise DataError(f"{where} has labels that are not among its class names: {some(strange)}")
@@ -86,11 +85,15 @@ def divide(train: Labelled, test: Labelled | None, options: OwnOptions, seed: in
             task_of[list(order)] = task
         names, of = [], [task_of[part] for part in y]
     if test is None:
+        assert isinstance(options, OwnOptions)  # others are of benchmarks with a test part
         # By class alone where tasks are of classes: these differ with the order, and what is held out must not.
         test_mask, note = hold_out(of[0] if named else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
         rows = [np.flatnonzero((of[0] == t) & ~test_mask) for t in range(len(orders))]
         test_rows = [np.flatnonzero((of[0] == t) & test_mask) for t in range(len(orders))]
         notes = [note, *notes]
+    elif options.common_test:
+        rows, test_rows = [np.flatnonzero(of[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))] * len(orders)
+        notes = [f"all tasks have the same {len(y[1]):,} test samples", *notes]
     else:
         rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in of)
         notes = [*_groups_on_both_sides(train, test), *notes]
@@ -135,7 +138,7 @@ def divide_targets(train: Labelled, test: Labelled | None, options: OwnOptions, 
     return Division((), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1], tuple(notes))
 
 
-def _by_class(classes: Sequence[str], options: OwnOptions, seed: int, where: str
+def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: str
               ) -> tuple[list[tuple[int, ...]], list[str]]:
     """Return the classes of each task in their order, and notes."""
     count, tasks, notes = len(classes), options.tasks, []
@@ -178,11 +181,11 @@ def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str)
     return places
 
 
-def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options: OwnOptions, where: str
+def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options: TaskOptions, where: str
                  ) -> tuple[list[str], list[Rows], list[tuple[int, ...]]]:
     """Return the names of the tasks that the data name, each sample's task by part, and the labels of each task."""
     assert train.tasks is not None
-    names = in_order(train.tasks)
+    names = [*train.task_names] or in_order(train.tasks)
     if options.classes_in_order or options.class_order != "natural":
         raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
                         "give tasks = ... as well to divide by class, or leave the order out")
@@ -192,7 +195,7 @@ def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options:
     number = {name: i for i, name in enumerate(names)}
     of = [np.array([number[t] for t in train.tasks], np.int64)]
     orders = [tuple(np.unique(y[0][of[0] == t]).tolist()) for t in range(len(names))]
-    if test is not None:
+    if test is not None and not options.common_test:
         if test.tasks is None or set(test.tasks) != set(names):
             test_tasks = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"
             raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {test_tasks}")
@@ -202,77 +205,6 @@ def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options:
                 classes = in_order({test.labels[i] for i in np.flatnonzero(of[1] == t).tolist() if y[1][i] in strange})
                 raise DataError(f"{where}: task {name!r} is tested on classes that it does not train: {some(classes)}")
     return names, of, orders
-
-
-def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -> tuple[npt.NDArray[np.bool_], str]:
-    """Choose which samples are the test: a share of each class in each task, with groups kept whole.
-
-    The choice depends on the samples and their order only. Of each class in each task at least one sample stays in
-    training.
-
-    Args:
-        tasks: each sample's task [N].
-        y: each sample's label [N].
-        groups: of each sample, None where each is its own.
-        share: to be held out, in (0, 1).
-
-    Returns:
-        A mask [N] of the test samples, and a note that says how many they are.
-    """
-    cells = np.unique(np.stack([tasks, y]), axis=1, return_inverse=True)[1].reshape(-1)
-    mask = np.zeros(len(y), bool)
-    if groups is None:
-        for cell in range(cells.max() + 1):
-            rows = np.flatnonzero(cells == cell)
-            count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-            mask[rows[_shuffled(len(rows), "held-out", cell)[:count]]] = True
-        return mask, f"test: {mask.sum()} of {len(y)} samples, held out of each class alike and for every seed"
-    names, of = np.unique(np.array(groups), return_inverse=True)
-    counts = np.zeros((len(names), cells.max() + 1))
-    np.add.at(counts, (of.reshape(-1), cells), 1)
-    chosen = _whole_groups(counts, share)
-    mask = chosen[of.reshape(-1)]
-    return mask, (f"test: {mask.sum()} of {len(y)} samples ({mask.mean():.0%}), held out as {chosen.sum()} of "
-                  f"{len(names)} whole groups, for every seed")
-
-
-def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
-    """Choose groups whose samples come near to a share of each cell: of each class in each task.
-
-    One group after the other is taken if it brings the shares nearer and leaves training something of each cell; then
-    a cell without any gets the smallest group that does the latter, if there is one.
-
-    Args:
-        counts: samples of each group in each cell.
-        share: to come near to.
-    """
-    totals = counts.sum(0)
-    target, test_counts, chosen = share * totals, np.zeros_like(totals), np.zeros(len(counts), bool)
-
-    def leaves_some(group: int) -> bool:
-        return bool(np.all(test_counts + counts[group] < totals))
-
-    def distance(at: npt.NDArray[np.float64]) -> float:
-        return float(((at - target) ** 2 / totals).sum())
-
-    for group in _shuffled(len(counts), "held-out", "groups"):
-        if leaves_some(group) and distance(test_counts + counts[group]) < distance(test_counts):
-            test_counts += counts[group]
-            chosen[group] = True
-    for cell in range(len(totals)):
-        if not test_counts[cell]:
-            fitting = [g for g in np.flatnonzero(counts[:, cell] * ~chosen).tolist() if leaves_some(g)]
-            if fitting:
-                least = min(fitting, key=lambda g: counts[g].sum())
-                test_counts += counts[least]
-                chosen[least] = True
-    return chosen
-
-
-def _shuffled(count: int, *axes: str | int) -> Rows:
-    """Return 0..count-1 in an order that is always the same."""
-    order: Rows = torch.randperm(count, generator=seeds.generator(0, *axes)).numpy()
-    return order
 
 
 def _tested(titles: Sequence[str], test_rows: Sequence[Rows], where: str) -> None:

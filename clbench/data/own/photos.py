@@ -22,12 +22,12 @@ from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.contents import contents_of, index_of, listed_files
 from clbench.data.own.benchmark import describe_copies, own_benchmark
 from clbench.data.own.dividing import divide
-from clbench.data.own.folders import Photos as Found
-from clbench.data.own.folders import find_photos
+from clbench.data.own.folders import find_photos, image_files
 from clbench.data.own.pixels import GREY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
-from clbench.data.own.samples import locate
-from clbench.data.own_options import ImagesOptions, PhotoOptions, PixelOptions
+from clbench.data.own.samples import PhotoFiles, locate
+from clbench.data.own_options import ImagesOptions, StoredTaskOptions
 from clbench.data.photo_files import Photos, PhotoTable
+from clbench.data.photo_options import PhotoOptions, PixelOptions
 from clbench.data.raw import RawStream, Split
 
 DEFAULT_SIZE = 32  # pixels, where neither the user nor the model says: what small networks are made for
@@ -44,10 +44,32 @@ def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> Any:
     Raises:
         DataError: the folder does not exist, or `find_photos`, `read_photos` or `divide` raises an error.
     """
-    where = f"benchmark {name!r}"
     train, test, notes = find_photos(name, options, data_dir)
+    files = image_files(name, options.model_dump(), data_dir)
+    return photo_benchmark(name, locate(name, data_dir), files, train, test, notes, options, data_dir, seed)
+
+
+def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,
+                    notes: Sequence[str], options: StoredTaskOptions, data_dir: Path, seed: int) -> Any:
+    """Return the Avalanche benchmark of photos, or a `RawStream` where they stay in their files.
+
+    Args:
+        name: of the benchmark.
+        root: folder of all photos.
+        files: all files that the benchmark reads, as its declaration lists them.
+        train: the training photos, or all.
+        test: the test photos; None: a share of the others is held out.
+        notes: on how they were chosen.
+        options: how they are read and divided.
+        data_dir: the data folder.
+        seed: of the trial.
+
+    Raises:
+        DataError: `read_photos` or `divide` raises an error.
+    """
+    where = f"benchmark {name!r}"
     if options.read == "files":
-        return _in_files(name, options, data_dir, seed, train, test, notes)
+        return _in_files(name, root, files, train, test, notes, options, data_dir, seed)
     x, read = read_photos([*train.files, *(test.files if test else ())], options, where,
                           way_out="; read=files reads them batch by batch")
     count = len(train.files)
@@ -55,18 +77,18 @@ def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> Any:
                          test=test.labelled if test else None, layout=pixel_layout(options, [*notes, *read]))
 
 
-def _in_files(name: str, options: ImagesOptions, data_dir: Path, seed: int, train: Found, test: Found | None,
-              notes: list[str]) -> RawStream:
+def _in_files(name: str, root: Path, listed_paths: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,
+              notes: Sequence[str], options: StoredTaskOptions, data_dir: Path, seed: int) -> RawStream:
     """Return the stream of photos that stay in their files; only the heads of these are read, and their hashes."""
-    where, root = f"benchmark {name!r}", locate(name, data_dir)
+    where = f"benchmark {name!r}"
     files = [*train.files, *(test.files if test else ())]
     with ThreadPoolExecutor(_threads()) as pool:
         heads = _heads(pool, files, Image.open, where)
     form, read = format_of(heads, options)
-    listed = listed_files(files)
+    listed = listed_files(listed_paths)
     contents = contents_of(listed, index_of(data_dir / "streams", name, listed))
     table = PhotoTable.of(root, files, [(head.height, head.width) for head in heads],
-                          [contents.by_name[path] for path in listed.paths])
+                          [contents.by_name[str(path)] for path in files])
     photos = Photos(table, torch.arange(len(files)), form)
     division = divide(train.labelled, test.labelled if test else None, options, seed, where)
     trained = [Split(photos[torch.from_numpy(rows)], torch.from_numpy(division.y_train[rows]))

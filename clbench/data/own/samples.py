@@ -1,4 +1,4 @@
-"""Labelled: samples as a format is read, before they are divided; and where files are looked for."""
+"""Labelled: samples as a format is read, before they are divided; files of photos; and where files are looked for."""
 
 from __future__ import annotations
 
@@ -21,12 +21,22 @@ class Labelled:
         tasks: each sample's task; None if the data do not name tasks.
         groups: each sample's group; a group is never divided between training and test. None if there are no groups.
         classes: all classes in their natural order. If empty, classes are sorted by name, and numbers by size.
+        task_names: all tasks in their natural order; likewise.
     """
 
     labels: Sequence[str]
     tasks: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     classes: tuple[str, ...] = ()
+    task_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PhotoFiles:
+    """Photos of one part of the data: their files, and what folders or lists say of them."""
+
+    files: tuple[Path, ...]
+    labelled: Labelled
 
 
 def as_text(values: Iterable[Any]) -> list[str]:

@@ -1,0 +1,225 @@
+"""`clbench data`: which data benchmarks need, where these come from, whether they are there; and downloads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from clbench.cli.common_options import plugin_option
+from clbench.cli.completion import named
+from clbench.cli.help import Command, Group
+from clbench.cli.listing import WIDTH
+
+if TYPE_CHECKING:
+    from clbench.core.data_sets import Download, Needed
+    from clbench.core.hookspecs import BenchmarkInfo
+    from clbench.core.options import Options
+    from clbench.core.registry import Registry
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+VARIANTS = ("split", "protocol")  # options with which a benchmark reads other files
+
+
+class DataGroup(Group):
+    """The group `data`, in which `show` is the command if none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, with `show` in front if they name no command."""
+        return super().parse_args(ctx, args if args[:1] in ([name] for name in ctx.help_option_names)
+                                  else self.complete_args(args))
+
+    def complete_args(self, args: list[str]) -> list[str]:
+        """Return arguments that begin with a command."""
+        return args if args and args[0] in self.commands else ["show", *args]
+
+
+def data_dir_option(function: Any) -> Any:
+    """Add `--data`."""
+    return click.option("--data", "data_dir", type=FOLDER, metavar="DIR", help="Folder of data sets.  [default: "
+                        "CLBENCH_DATA, else data]")(function)
+
+
+@click.group("data", cls=DataGroup, examples=(
+    ("clbench data", "what each benchmark needs, its license, and whether it is there"),
+    ("clbench data split-imagenet-r", "every file, and how to get it"),
+    ("clbench data get split-imagenet-r", "downloads what has an address and a checksum"),
+))
+def group() -> None:
+    """Show which data benchmarks need, check them, and download them.
+
+    Without a command, clbench does what `clbench data show` does.
+    """
+
+
+@group.command("show", cls=Command)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=named("benchmark", "benchmarks"))
+@data_dir_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with everything about each.")
+@plugin_option
+def show(names: tuple[str, ...], data_dir: Path | None, as_json: bool, plugins: tuple[Path, ...]) -> int:
+    """List the benchmarks that need data, or show and check every file of those that you name.
+
+    NAME may have options, as in split-imagenet-r:split=pilot. The exit code is 1 if a named benchmark lacks something.
+    """
+    from clbench.core.files import default_data_dir
+    from clbench.core.registry import discover
+
+    registry, folder = discover(files=plugins), data_dir or default_data_dir()
+    wanted = [resolved(name, registry) for name in names] or [
+        (info, info.options()) for info in registry.benchmarks.values() if info.data is not None]
+    things = [describe(info, options, folder) for info, options in wanted]
+    if as_json:
+        click.echo(json.dumps({"data": things}, indent=2))
+    elif names:
+        click.echo("\n\n".join("\n".join(lines(thing)) for thing in things))
+    else:
+        click.echo("\n".join(table(things)))
+        click.echo(f"\nThe data folder is {folder}. clbench data NAME shows every file and how to get it.")
+    return int(bool(names) and not all(thing["status"] == "found" for thing in things))
+
+
+@group.command("get", cls=Command)
+@click.argument("name", shell_complete=named("benchmark", "benchmarks"))
+@data_dir_option
+@plugin_option
+def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
+    """Download the data of a benchmark into the data folder, check its SHA-256 and unpack it.
+
+    This works for data sets of which clbench knows address and checksum. A partial download is continued.
+    """
+    from clbench.core.errors import DataError
+    from clbench.core.files import default_data_dir
+    from clbench.core.registry import discover
+    from clbench.data import fetch
+
+    registry, folder = discover(files=plugins), data_dir or default_data_dir()
+    info, options = resolved(name, registry)
+    data, downloads = info.data, downloads_of(info, options)
+    assert data is not None
+    if not downloads:
+        raise DataError(f"clbench does not know an address and a checksum for {name}; clbench data {name} shows how to "
+                        "get the data")
+    if getattr(options, "path", None):
+        raise DataError("clbench data get writes into the data folder; leave path out, or name the folder by --data")
+    needed, root = needed_by(info, options), root_of(info, options, folder)
+    for download in fetch.pending(downloads, needed, root, folder):
+        with click.progressbar(length=download.size or 1, label=download.name,
+                               file=sys.stderr) as bar:
+            def report(done: int, total: int, bar: Any = bar) -> None:
+                bar.length = max(total, done)
+                bar.update(done - bar.pos)
+
+            fetch.fetch(download, data, folder, report)
+    thing = describe(info, options, folder)
+    click.echo("\n".join(lines(thing)))
+    return int(thing["status"] != "found")
+
+
+def resolved(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
+    """Return the declaration and the options of a benchmark with data, written as `name:option=value`."""
+    from clbench.core.errors import SpecError, unknown
+    from clbench.core.options import parse_named, validate
+
+    name, given = parse_named(text)
+    known = {key: info for key, info in registry.benchmarks.items() if info.data is not None}
+    if name in registry.benchmarks and name not in known:
+        raise SpecError(f"benchmark {name!r} needs no data, or reads your own")
+    if name not in known:
+        raise SpecError(unknown("benchmark with data", name, known, "clbench data"))
+    return known[name], validate(known[name].options, given, name, "clbench benchmarks")
+
+
+def describe(info: BenchmarkInfo, options: Options, folder: Path) -> dict[str, Any]:
+    """Return what a benchmark needs with its options, and whether it is there, as plain values."""
+    data, root = info.data, root_of(info, options, folder)
+    assert data is not None
+    needed = []
+    for item in needed_by(info, options):
+        status, problem = item.check(root)
+        needed.append({"path": item.path, "what": item.what, "status": status, "problem": problem,
+                       "source": item.source, "sha256": item.sha256})
+    states = {item["status"] for item in needed}
+    status = "wrong" if "wrong" in states else "found" if states <= {"found"} else "missing"
+    return {"name": info.name, "data": data.title, "license": data.license, "citation": data.citation,
+            "folder": str(root), "status": status, "automatic": data.automatic,
+            "downloads": [{"url": d.url, "size": d.size, "sha256": d.sha256} for d in downloads_of(info, options)],
+            "needed": needed, "variants": variants(options)}
+
+
+def root_of(info: BenchmarkInfo, options: Options, folder: Path) -> Path:
+    """Return the folder of the data set of a benchmark."""
+    from clbench.data.named.options import NamedOptions
+
+    return options.root(folder) if isinstance(options, NamedOptions) else folder / (info.data.folder if info.data
+                                                                                     else "")
+
+
+def needed_by(info: BenchmarkInfo, options: Options) -> Sequence[Needed]:
+    """Return the files and folders that a benchmark reads with these options."""
+    from clbench.data.named.options import NamedOptions
+
+    return options.needed() if isinstance(options, NamedOptions) else info.data.needed if info.data else ()
+
+
+def downloads_of(info: BenchmarkInfo, options: Options) -> Sequence[Download]:
+    """Return the files that clbench can download for a benchmark with these options."""
+    from clbench.data.named.options import NamedOptions
+
+    return options.downloads() if isinstance(options, NamedOptions) else info.data.downloads if info.data else ()
+
+
+def variants(options: Options) -> list[str]:
+    """Return options with which a benchmark reads other files, as they are written."""
+    return [f"{name}={value}" for name in VARIANTS if name in type(options).model_fields
+            for value in get_args(type(options).model_fields[name].annotation) if value != getattr(options, name)]
+
+
+def table(things: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line for each benchmark: its data, license, how to get them, and whether they are there."""
+    rows = [("benchmark", "data", "license", "how to get it", "status")]
+    rows += [(t["name"], t["data"].partition(" (")[0], t["license"], how(t), t["status"]) for t in things]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield from ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def how(thing: dict[str, Any]) -> str:
+    """Return in few words how to get the data of a benchmark."""
+    return "automatic" if thing["automatic"] else "clbench data get" if thing["downloads"] else "by hand"
+
+
+def lines(thing: dict[str, Any]) -> Iterator[str]:
+    """Yield everything about the data of one benchmark."""
+    yield f"{thing['name']}: {thing['data']}, {thing['status']}"
+    yield f"  license: {thing['license']}"
+    if thing["citation"]:
+        yield f"  paper: {thing['citation']}"
+    yield f"  folder: {thing['folder']}"
+    explained = ""
+    for item in thing["needed"]:
+        problem = f": {item['problem']}" if item["problem"] else ""
+        path = "the folder itself" if item["path"] == "." else item["path"]
+        yield f"  {item['status']:<7}  {path}{problem}"
+        explanation = f"{item['what']}. {item['source']}."
+        if item["status"] != "found" and explanation != explained:
+            yield from wrapped(explanation)
+            explained = explanation
+    if thing["status"] != "found" and thing["downloads"]:
+        yield f"  clbench data get {thing['name']} downloads:"
+        for download in thing["downloads"]:
+            size = f" ({download['size'] / 1e6:,.0f} MB)" if download["size"] else ""
+            yield f"    {download['url']}{size}"
+    if thing["variants"]:
+        yield from wrapped("other files are read with " + ", ".join(thing["variants"])
+                           + f" (clbench data {thing['name']}:{thing['variants'][0]})", "  ")
+
+
+def wrapped(text: str, indent: str = " " * 11) -> list[str]:
+    """Return a text in lines."""
+    return textwrap.wrap(text[0].upper() + text[1:], WIDTH, initial_indent=indent, subsequent_indent=indent,
+                         break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,110 @@
+"""Download the files of a data set, check them and unpack them; nothing here is called by a run."""
+
+from __future__ import annotations
+
+import contextlib
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clbench.core.data_sets import FOUND, DataSet, Download, Needed
+from clbench.core.errors import DataError
+from clbench.core.files import read_hash
+
+PIECE = 1 << 20  # bytes that are read at a time
+TIMEOUT = 60.0  # seconds without an answer until a download is given up
+PARTIAL = ".part"  # suffix of a download that is not complete
+
+Progress = Callable[[int, int], object]  # told bytes so far and in all, 0 if that is not known
+
+
+def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress) -> None:
+    """Download a file into the data folder, check its SHA-256, and unpack an archive.
+
+    A download that was interrupted is continued. An archive is removed after everything was unpacked.
+
+    Raises:
+        DataError: no connection, another content, or an archive that cannot be unpacked.
+    """
+    target = (data_dir if download.is_archive else data_dir / data.folder) / download.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if not (target.is_file() and read_hash(target) == download.sha256):
+            partial = target.with_name(target.name + PARTIAL)
+            _download(download, partial, progress)
+            if (digest := read_hash(partial)) != download.sha256:
+                partial.unlink()
+                raise DataError(f"{download.url} has the SHA-256 {digest} and should have {download.sha256}, so it was "
+                                "removed. Try again; if the published file has changed, clbench does not know it")
+            partial.replace(target)
+        if download.is_archive:
+            unpack(target, data.folder, data_dir)
+            target.unlink()
+    except OSError as error:
+        raise DataError(f"{download.url} could not be downloaded to {target} ({error.strerror or error}); clbench "
+                        "continues a partial download when you try again") from error
+
+
+def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path, data_dir: Path) -> list[Download]:
+    """Return the downloads that give something that is missing or wrong, or that were not unpacked to their end.
+
+    Args:
+        downloads: of a benchmark.
+        needed: what it reads; what no other download gives is in its archive.
+        root: folder of its data set.
+        data_dir: the data folder, in which archives lie until they are unpacked.
+    """
+    lacking = {item.path for item in needed if item.check(root)[0] != FOUND}
+    in_archive = lacking - {download.name for download in downloads if not download.is_archive}
+    return [download for download in downloads if
+            (bool(in_archive) or any((data_dir / (download.name + end)).exists() for end in ("", PARTIAL))
+             if download.is_archive else download.name in lacking)]
+
+
+def unpack(archive: Path, folder: str, into: Path) -> None:
+    """Unpack one folder of an archive; members that would lie elsewhere are an error (filter `data` of tarfile).
+
+    Raises:
+        DataError: the archive cannot be unpacked safely, or has no such folder.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise DataError(f"this Python cannot unpack archives safely; unpack {archive} by tar in {into}, or update "
+                        "Python to 3.10.12 or later")
+    count = 0
+    try:
+        with tarfile.open(archive) as opened:
+            for member in opened:
+                if member.name.removeprefix("./").partition("/")[0] == folder:
+                    opened.extract(member, into, filter="data")
+                    count += 1
+    except tarfile.TarError as error:
+        raise DataError(f"{archive} cannot be unpacked ({error}); remove it and try again") from error
+    if not count:
+        raise DataError(f"{archive} has no folder {folder}")
+
+
+def _download(download: Download, partial: Path, progress: Progress) -> None:
+    """Download a file, from where an earlier attempt stopped if the server can."""
+    begin = partial.stat().st_size if partial.exists() else 0
+    if download.size and begin >= download.size:
+        return
+    request = urllib.request.Request(download.url, headers={"Range": f"bytes={begin}-"} if begin else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if begin and error.code == 416:  # nothing is left, so it is complete, or wrong
+            return
+        raise OSError(f"the server answers {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise OSError(str(error.reason)) from error
+    with contextlib.closing(response):
+        continued = response.status == 206
+        total = int(response.headers.get("Content-Length") or 0) + (begin if continued else 0)
+        done = begin if continued else 0
+        with partial.open("ab" if continued else "wb") as file:
+            while piece := response.read(PIECE):
+                file.write(piece)
+                done += len(piece)
+                progress(done, total)

@@ -1,0 +1,211 @@
+"""Benchmarks by class, of a folder for each class: ImageNet-R, ImageNet-A, CUB-200-2011 and OmniBenchmark."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from clbench.core.data_sets import DataSet, Download, Needed
+from clbench.core.errors import DataError
+from clbench.data.named.options import Found, NamedOptions
+from clbench.data.named.rules import chosen, random_rows, stratified_rows
+from clbench.data.own.folders import photos_in
+from clbench.data.own.lists import listed_photos, read_list
+from clbench.data.own.samples import Labelled, PhotoFiles
+
+WNID = r"n\d{8}"
+HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks/"
+CODA = ("https://raw.githubusercontent.com/GT-RIPL/CODA-Prompt/6417d4f68754be68b697c7ca2323ee61e791e1a3/dataloaders/"
+        "splits/")
+CODA_LISTS = (("imagenet-r_train.yaml", "6bcaa14ca9359915ac3a44c48ae71388146385686eb15da79a37844421a0b845"),
+              ("imagenet-r_test.yaml", "57275ac242d68983a4f39ccb81ec34f48b1bd920b9cd79e6e8040d7c042db02a"))
+L2P_LISTS = ("train_list.txt", "val_list.txt")
+PILOT = ("The README of the repository sun-hailong/LAMDA-PILOT links to {} (MD5 {}); unpack it as the folder {} of the "
+         "data folder")
+
+
+def folders_by_text(root: Path, where: str) -> PhotoFiles:
+    """Return the photos in a folder of classes; these are sorted as text, as ImageFolder does it."""
+    photos = photos_in(root, where, [])
+    return PhotoFiles(photos.files, replace(photos.labelled, classes=tuple(sorted(set(photos.labelled.labels)))))
+
+
+def pilot_parts(classes: int, archive: str, md5: str, folder: str) -> tuple[Needed, ...]:
+    """Return the folders of a data set as PILOT publishes it."""
+    source = PILOT.format(archive, md5, folder)
+    return tuple(Needed(part, f"PILOT's folder {part} with {classes} folders of classes", source, classes=classes)
+                 for part in ("train", "test"))
+
+
+class ByClassOptions(NamedOptions):
+    """Options of data sets in folders of classes, which are divided by a rule or lie in PILOT's folders."""
+
+    split: str
+
+    def downloads(self) -> Sequence[Download]:
+        """Return the published files; PILOT's have no address from which a program could download them."""
+        return () if self.split == "pilot" else super().downloads()
+
+    def find(self, root: Path, where: str) -> Found:
+        """Return the photos of PILOT's folders `train` and `test`."""
+        train, test = (folders_by_text(root / part, where) for part in ("train", "test"))
+        return Found(train, test)
+
+
+def wnid_photos(root: Path, where: str) -> PhotoFiles:
+    """Return the photos in the folders that are named by WordNet, sorted by folder and file name."""
+    photos = folders_by_text(root, where)
+    return chosen(photos, [row for row, label in enumerate(photos.labelled.labels) if re.fullmatch(WNID, label)])
+
+
+class ImageNetROptions(ByClassOptions):
+    """Options of `split-imagenet-r`."""
+
+    NAME: ClassVar[str] = "split-imagenet-r"
+    CLASSES: ClassVar[int] = 200
+    SAMPLES: ClassVar[tuple[int, int]] = (24_000, 6_000)
+    RAW: ClassVar[Needed] = Needed(
+        ".", "the 200 folders of classes of imagenet-r.tar, n01443537 and so on",
+        f"clbench data get split-imagenet-r downloads and unpacks it ({HENDRYCKS}imagenet-r.tar)", classes=200,
+        pattern=WNID)
+    DATA: ClassVar[DataSet] = DataSet(
+        "ImageNet-R", "imagenet-r", "MIT", "Hendrycks et al. 2021, arXiv 2006.16241",
+        downloads=(Download(HENDRYCKS + "imagenet-r.tar", 2_191_079_936,
+                            "18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52"),
+                   *(Download(CODA + name, 0, digest) for name, digest in CODA_LISTS)))
+
+    tasks: int | None = Field(10, ge=1, description="number of tasks, by class")
+    split: Literal["coda", "inflora", "dualprompt", "zheng", "pilot", "l2p"] = Field(
+        "coda", description="which photos are the test: coda: CODA-Prompt's lists; inflora, dualprompt: torch's "
+        "random_split with seed 40 or 42; zheng: scikit-learn's stratified split with seed 42; pilot: PILOT's folders "
+        "train and test; l2p: train_list.txt and val_list.txt")
+
+    def needed(self) -> tuple[Needed, ...]:
+        """Return the folders, and the lists if the split has any."""
+        if self.split == "pilot":
+            return pilot_parts(200, "imagenet-r.zip", "730aa3fb9c7d2ec0b6381c6b23040681", self.DATA.folder)
+        lists: tuple[Needed, ...] = ()
+        if self.split == "coda":
+            lists = tuple(Needed(name, "CODA-Prompt's list",
+                                 "clbench data get split-imagenet-r downloads it (dataloaders/splits of the repository "
+                                 "GT-RIPL/CODA-Prompt)", digest) for name, digest in CODA_LISTS)
+        elif self.split == "l2p":
+            lists = tuple(Needed(name, "L2P's list", "The README of the repository gqk/LAE links to it; put it there")
+                          for name in L2P_LISTS)
+        return self.RAW, *lists
+
+    def downloads(self) -> Sequence[Download]:
+        """Return the archive, and CODA-Prompt's lists if the split has them."""
+        return [download for download in super().downloads() if download.is_archive or self.split == "coda"]
+
+    def find(self, root: Path, where: str) -> Found:
+        """Return the photos as the split divides them."""
+        if self.split == "pilot":
+            return super().find(root, where)
+        if self.split in ("coda", "l2p"):
+            names = [name for name, _ in CODA_LISTS] if self.split == "coda" else L2P_LISTS
+            lists = [root / name for name in names]
+            train, test = listed_photos(root, lists[:1], lists[1:], where)
+            return Found(train, test, lists)
+        return by_rule(wnid_photos(root, where), self.split)
+
+
+def by_rule(photos: PhotoFiles, split: str) -> Found:
+    """Return photos, divided by a rule."""
+    train, test = (stratified_rows(photos.labelled.labels, 42) if split == "zheng" else
+                   random_rows(len(photos.files), {"inflora": 40, "dualprompt": 42}[split]))
+    return Found(chosen(photos, train), chosen(photos, test))
+
+
+class ImageNetAOptions(ByClassOptions):
+    """Options of `split-imagenet-a`."""
+
+    NAME: ClassVar[str] = "split-imagenet-a"
+    CLASSES: ClassVar[int] = 200
+    DATA: ClassVar[DataSet] = DataSet(
+        "ImageNet-A", "imagenet-a", citation="Hendrycks et al. 2021, arXiv 1907.07174", downloads=(
+            Download(HENDRYCKS + "imagenet-a.tar", 687_552_512,
+                     "3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e"),))
+
+    tasks: int | None = Field(10, ge=1, description="number of tasks, by class")
+    split: Literal["zheng", "pilot"] = Field(
+        "zheng", description="which photos are the test: zheng: scikit-learn's stratified split with seed 42; pilot: "
+        "PILOT's folders train and test")
+
+    def needed(self) -> tuple[Needed, ...]:
+        """Return the folders of the split."""
+        if self.split == "pilot":
+            return pilot_parts(200, "ina.zip", "7f4aaf0b1532b7a0bd670822c152d3c5", self.DATA.folder)
+        return Needed(".", "the 200 folders of classes of imagenet-a.tar, n01498041 and so on",
+                      f"clbench data get split-imagenet-a downloads and unpacks it ({HENDRYCKS}imagenet-a.tar)",
+                      classes=200, pattern=WNID),
+
+    def find(self, root: Path, where: str) -> Found:
+        """Return the photos as the split divides them."""
+        return super().find(root, where) if self.split == "pilot" else by_rule(wnid_photos(root, where), "zheng")
+
+
+class CUBOptions(ByClassOptions):
+    """Options of `split-cub200`."""
+
+    NAME: ClassVar[str] = "split-cub200"
+    CLASSES: ClassVar[int] = 200
+    LISTS: ClassVar[tuple[str, ...]] = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
+    DATA: ClassVar[DataSet] = DataSet(
+        "CUB-200-2011", "CUB_200_2011", citation="Wah et al. 2011, Caltech technical report CNS-TR-2011-001",
+        downloads=(Download("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", 1_150_585_339,
+                            "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"),))
+
+    tasks: int | None = Field(10, ge=1, description="number of tasks, by class")
+    split: Literal["official", "pilot"] = Field(
+        "official", description="which photos are the test: official: train_test_split.txt (5,994 and 5,794); pilot: "
+        "PILOT's folders train and test, another split")
+
+    def needed(self) -> tuple[Needed, ...]:
+        """Return the folders, and the lists of the official split."""
+        if self.split == "pilot":
+            return pilot_parts(200, "cub.zip", "85e342a2d5f941e740193602057df7a5", self.DATA.folder)
+        source = "clbench data get split-cub200 downloads and unpacks it (CUB_200_2011.tgz)"
+        return (Needed("images", "the 200 folders of classes, 001.Black_footed_Albatross and so on", source,
+                       classes=200),
+                *(Needed(name, "a list of the official split", source) for name in self.LISTS))
+
+    def find(self, root: Path, where: str) -> Found:
+        """Return the photos as the split divides them."""
+        if self.split == "pilot":
+            return super().find(root, where)
+        lists = [root / name for name in self.LISTS]
+        paths, labels, trained = (dict(read_list(path, where)) for path in lists)
+        if not paths.keys() == labels.keys() == trained.keys():
+            raise DataError(f"{where}: {', '.join(self.LISTS)} in {root} do not number the same photos; unpack the "
+                            "archive again")
+        names = {label: Path(paths[row]).parts[0] for row, label in labels.items()}
+        classes = tuple(names[label] for label in sorted(names, key=int))
+        parts = []
+        for part in ("1", "0"):
+            rows = [row for row in paths if trained[row] == part]
+            files = tuple(root / "images" / paths[row] for row in rows)
+            if missing := [file for file in files if not file.is_file()]:
+                raise DataError(f"{where}: {len(missing)} of {len(files)} photos that images.txt lists are not there; "
+                                f"the first is {missing[0]}. Unpack the archive again")
+            parts.append(PhotoFiles(files, Labelled([names[labels[row]] for row in rows], classes=classes)))
+        return Found(parts[0], parts[1], lists)
+
+
+class OmniBenchmarkOptions(ByClassOptions):
+    """Options of `split-omnibenchmark`."""
+
+    NAME: ClassVar[str] = "split-omnibenchmark"
+    CLASSES: ClassVar[int] = 300
+    DATA: ClassVar[DataSet] = DataSet(
+        "OmniBenchmark (PILOT's 300 classes)", "omnibenchmark", citation="Zhang et al. 2022, arXiv 2207.07106; Zhou et "
+        "al. 2025, arXiv 2303.07338", needed=pilot_parts(300, "omnibenchmark.zip",
+                                                         "f1c30808a707f9197c6c811ea52e5cbb", "omnibenchmark"))
+
+    tasks: int | None = Field(10, ge=1, description="number of tasks, by class")
+    split: Literal["pilot"] = Field("pilot", description="pilot: PILOT's folders train and test")

@@ -1,0 +1,147 @@
+"""NamedOptions: the base of the options of benchmarks that papers use, and how they become a `BenchmarkInfo`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from clbench.core.data_sets import MISSING, WRONG, DataSet, Download, Needed
+from clbench.core.errors import DataError, MissingDataError
+from clbench.core.hookspecs import BenchmarkInfo
+from clbench.core.scenario import Scenario
+from clbench.data.own.samples import PhotoFiles
+from clbench.data.own_options import StoredTaskOptions
+
+BUILD = "clbench.data.named.build:build"
+
+
+class Found(NamedTuple):
+    """The photos of a benchmark.
+
+    Args:
+        train: training photos.
+        test: test photos.
+        lists: the files that say which photos these are.
+        notes: what a user who runs the benchmark should know.
+    """
+
+    train: PhotoFiles
+    test: PhotoFiles
+    lists: Sequence[Path] = ()
+    notes: Sequence[str] = ()
+
+
+class NamedOptions(StoredTaskOptions):
+    """Options of a benchmark that papers use. A subclass names its data and finds its photos (`find`).
+
+    Its fields are those of photos and of tasks, with the defaults of the papers.
+    """
+
+    NAME: ClassVar[str]
+    DATA: ClassVar[DataSet]
+    SAMPLES: ClassVar[tuple[int, int]] = (0, 0)  # training and test photos as published; 0: not known
+    CLASSES: ClassVar[int] = 0
+
+    path: str | None = Field(None, description="folder of the data set; none: its own name in the data folder "
+                             "(--data); clbench data NAME shows what belongs into it")
+    read: Literal["memory", "files"] = Field("files", description="files: photos are decoded whenever a batch needs "
+                                             "them; memory: once, if they fit in memory")
+    resize: int | None = Field(256, ge=1, description="pixels to which the shorter side is resized before the middle "
+                               "is cut out (crop)")
+    crop: int | None = Field(224, ge=1, description="pixels along each side of the middle that is cut out")
+    size: int | None = Field(None, ge=1, description="in place of resize and crop: the shorter side resized to so many "
+                             "pixels, the middle cut out")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_or_crop(cls, values: Any) -> Any:
+        """Read a size in place of the default resize and crop, and refuse one of these without the other."""
+        if isinstance(values, Mapping):
+            given = {"resize", "crop"} & values.keys()
+            if len(given) == 1:
+                raise ValueError("resize and crop go together, as in resize=256 and crop=224; give both or neither")
+            if not given and values.get("size") not in (None, "none"):
+                return {**values, "resize": None, "crop": None}
+        return values
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write resize and crop together, also if they have their defaults."""
+        return {**super()._without_defaults(write), "resize": self.resize, "crop": self.crop}
+
+    def needed(self) -> tuple[Needed, ...]:
+        """Return what is read with these options."""
+        return self.DATA.needed
+
+    def downloads(self) -> Sequence[Download]:
+        """Return the files that `clbench data get` downloads for these options."""
+        return self.DATA.downloads
+
+    def find(self, root: Path, where: str) -> Found:
+        """Return the photos below the folder of the data set; `where` names the benchmark in errors.
+
+        Raises:
+            DataError: they are not there, or cannot be right.
+        """
+        raise NotImplementedError
+
+    def root(self, data_dir: Path) -> Path:
+        """Return the folder of the data set: a relative path from here on if it is there, else from the data folder."""
+        if self.path is None:
+            return data_dir / self.DATA.folder
+        path = Path(self.path).expanduser()
+        return path if path.is_absolute() or path.is_dir() else data_dir / path
+
+    def found(self, data_dir: Path) -> Found:
+        """Return the photos, after everything needed was checked.
+
+        Raises:
+            DataError: something is missing or wrong.
+        """
+        where, root = f"benchmark {self.NAME!r}", self.root(data_dir)
+        for needed in self.needed():
+            status, problem = needed.check(root)
+            path, more = root / needed.path, f"clbench data {self.NAME} shows everything that is needed"
+            if status == WRONG:
+                raise DataError(f"{where}: {needed.what} in {path} is wrong: {problem}. {needed.source}; {more}")
+            if status == MISSING:
+                lack = f"{path} is not there" if not problem else f"{path}: {problem}"
+                raise MissingDataError(f"{where} needs {needed.what}, and {lack}. {needed.source}; {more}")
+        result = self.find(root, where)
+        classes, samples = {*result.train.labelled.labels}, (len(result.train.files), len(result.test.files))
+        if self.CLASSES and len(classes) != self.CLASSES:
+            raise DataError(f"{where}: the training photos in {root} have {len(classes)} classes and should have "
+                            f"{self.CLASSES}; the data set is not complete")
+        if all(self.SAMPLES) and samples != self.SAMPLES:
+            published = f"{self.SAMPLES[0]:,} training and {self.SAMPLES[1]:,} test photos"
+            note = f"{samples[0]:,} training and {samples[1]:,} test photos were read; published are {published}"
+            return result._replace(notes=(*result.notes, note))
+        return result
+
+    @classmethod
+    def check_files(cls, name: str, options: Mapping[str, Any], data_dir: Path) -> None:
+        """Raise a `DataError` if something that a run needs is missing or wrong (`BenchmarkInfo.check`)."""
+        cls.stored(options).found(data_dir)
+
+    @classmethod
+    def list_files(cls, name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
+        """Return all files that are read (`BenchmarkInfo.files`)."""
+        return files_of(cls.stored(options).found(data_dir))
+
+
+def files_of(found: Found) -> list[Path]:
+    """Return the files of photos and the lists."""
+    return [*found.train.files, *found.test.files, *found.lists]
+
+
+def named_benchmark(summary: str, options: type[NamedOptions], scenarios: Sequence[Scenario],
+                    build: str = BUILD) -> BenchmarkInfo:
+    """Return the declaration of a benchmark that papers use.
+
+    A plugin gives `build` as a function of its own package, so that results become stale when the package changes.
+    """
+    return BenchmarkInfo(options.NAME, build, summary, options, scenarios=scenarios, cached=True,
+                         files=options.list_files, check=options.check_files, data=options.DATA)

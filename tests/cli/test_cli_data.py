@@ -1,0 +1,212 @@
+"""`clbench data`: what is needed, what is there, and downloads from a server of this machine."""
+
+import functools
+import hashlib
+import http.server
+import io
+import json
+import tarfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import named_trees
+
+from clbench import cli
+from clbench.core.data_sets import Download, Needed
+from clbench.core.errors import DataError
+from clbench.core.registry import discover
+from clbench.data import fetch
+from clbench.data.named import by_class
+from clbench.data.named.by_class import ImageNetAOptions, ImageNetROptions
+
+
+def shown(capsys, *args):
+    code = cli.call(["data", *map(str, args)])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_every_benchmark_with_data_has_a_line(tmp_path, capsys):
+    code, out, _ = shown(capsys, "--data", tmp_path)
+    rows = {line.split()[0]: line for line in out.splitlines() if line and not line.startswith("The data folder")}
+    assert code == 0
+    assert {*rows} - {"benchmark"} == {name for name, info in discover().benchmarks.items() if info.data is not None}
+    assert rows["core50"].split() == ["core50", "CORe50", "CC", "BY", "4.0", "by", "hand", "missing"]
+    assert "not known" in rows["split-cub200"] and "clbench data get" in rows["split-cub200"]
+    assert "automatic" in rows["split-mnist"]
+    assert f"The data folder is {tmp_path}." in out
+
+
+def test_every_benchmark_with_files_says_where_they_come_from():
+    for name, info in discover().benchmarks.items():
+        assert bool(info.files) == (info.data is not None), name
+
+
+def test_a_benchmark_lists_what_is_missing_wrong_and_found(tmp_path, capsys):
+    code, out, _ = shown(capsys, "split-imagenet-r", "--data", tmp_path)
+    assert code == 1
+    lines = out.splitlines()
+    assert lines[:2] == ["split-imagenet-r: ImageNet-R, missing", "  license: MIT"]
+    assert f"  folder: {tmp_path / 'imagenet-r'}" in lines and "  missing  imagenet-r_test.yaml" in lines
+    assert "    https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar (2,191 MB)" in lines
+    assert "split=pilot" in out
+    root = named_trees.raw_imagenet(tmp_path / "imagenet-r", 1)
+    (root / "imagenet-r_test.yaml").write_text("data: []")
+    digest = hashlib.sha256(b"data: []").hexdigest()
+    code, out, _ = shown(capsys, "split-imagenet-r", "--data", tmp_path)
+    assert code == 1 and out.startswith("split-imagenet-r: ImageNet-R, wrong")
+    assert "  found    the folder itself" in out
+    assert f"  wrong    imagenet-r_test.yaml: its SHA-256 is {digest} and should be {by_class.CODA_LISTS[1][1]}" in out
+    code, out, _ = shown(capsys, "split-imagenet-r:split=zheng", "--data", tmp_path)
+    assert code == 0 and "missing" not in out
+    code, out, _ = shown(capsys, "split-imagenet-r:split=pilot", "--data", tmp_path)
+    assert code == 1 and "MD5 730aa3fb9c7d2ec0b6381c6b23040681" in out
+
+
+def test_json_has_the_same(tmp_path, capsys):
+    code, out, _ = shown(capsys, "core50:protocol=nc:run=2", "--data", tmp_path, "--json")
+    thing, = json.loads(out)["data"]
+    assert code == 1 and thing["license"] == "CC BY 4.0" and thing["status"] == "missing"
+    assert [item["path"] for item in thing["needed"]] == [
+        "core50_128x128", *(f"batches_filelists/NC_inc/run2/train_batch_0{n}_filelist.txt" for n in range(9)),
+        "batches_filelists/NC_inc/run2/test_filelist.txt"]
+
+
+@pytest.mark.parametrize(("args", "problem"), [
+    (["split-imagenet"], "no benchmark with data 'split-imagenet'; did you mean 'split-imagenet-r'"),
+    (["images:photos"], "no benchmark with data 'images:photos'"),
+    (["split-mnist-5k"], "benchmark 'split-mnist-5k' needs no data, or reads your own"),
+    (["core50:protocol=nic"], "core50.protocol: should be 'ni' or 'nc', got 'nic'"),
+    (["get", "domainnet"], "clbench does not know an address and a checksum for domainnet"),
+    (["get", "split-cub200:split=pilot"], "clbench does not know an address and a checksum"),
+    (["get", "split-cub200:path=x"], "leave path out, or name the folder by --data")])
+def test_mistakes_are_one_line(tmp_path, capsys, args, problem):
+    code, _, err = shown(capsys, *args, "--data", tmp_path)
+    assert code == 2 and problem in err
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, parts of files too, and remembers which bytes were asked for."""
+
+    ranges: list
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        self.ranges.append(wanted)
+        if wanted is None:
+            return super().do_GET()
+        begin = int(wanted.removeprefix("bytes=").rstrip("-"))
+        content = Path(self.translate_path(self.path)).read_bytes()[begin:]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        """Print nothing."""
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serve the folder `served`; return its address and the ranges that were asked for."""
+    (tmp_path / "served").mkdir()
+    handler = type("Handler", (Server,), {"ranges": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(
+            handler, directory=tmp_path / "served")) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/", handler.ranges
+        running.shutdown()
+        thread.join()
+
+
+def archive(path, names):
+    """Write a tar archive with these members."""
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            content = named_trees.png(1)
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_get_downloads_checks_and_unpacks(tmp_path, server, capsys, monkeypatch):
+    address, ranges = server
+    digest = archive(tmp_path / "served" / "imagenet-a.tar", [
+        *(f"imagenet-a/{wnid}/a.jpg" for wnid in named_trees.WNIDS), "imagenet-a/README.txt", "attributes.txt"])
+    data = replace(ImageNetAOptions.DATA, downloads=(Download(address + "imagenet-a.tar", 0, digest),))
+    monkeypatch.setattr(ImageNetAOptions, "DATA", data)
+    folder = tmp_path / "data"
+    code, out, _ = shown(capsys, "get", "split-imagenet-a", "--data", folder)
+    assert code == 0 and out.startswith("split-imagenet-a: ImageNet-A, found")
+    assert sorted(path.name for path in folder.iterdir()) == ["imagenet-a"]  # no archive, nothing next to the folder
+    assert len(list((folder / "imagenet-a").glob("n*/a.jpg"))) == 200
+    assert shown(capsys, "get", "split-imagenet-a", "--data", folder)[0] == 0
+    assert ranges == [None]  # nothing was downloaded again
+
+
+def test_get_fetches_only_what_is_missing(tmp_path, server, capsys, monkeypatch):
+    address, ranges = server
+    (tmp_path / "served" / "imagenet-r_train.yaml").write_text("data: []")
+    (tmp_path / "served" / "imagenet-r_test.yaml").write_text("targets: []")
+    lists = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+             for path in sorted((tmp_path / "served").iterdir(), reverse=True)]
+    monkeypatch.setattr(by_class, "CODA_LISTS", lists)
+    data = replace(ImageNetROptions.DATA, downloads=(
+        Download(address + "imagenet-r.tar", 0, "0"), *(Download(address + name, 0, digest) for name, digest in lists)))
+    monkeypatch.setattr(ImageNetROptions, "DATA", data)
+    root = named_trees.raw_imagenet(tmp_path / "imagenet-r", 1)
+    assert shown(capsys, "get", "split-imagenet-r", "--data", tmp_path)[0] == 0
+    assert (root / "imagenet-r_train.yaml").read_text() == "data: []" and len(ranges) == 2
+
+
+def test_a_partial_download_is_continued(tmp_path, server):
+    address, ranges = server
+    content = bytes(range(256)) * 100
+    (tmp_path / "served" / "list.txt").write_bytes(content)
+    download = Download(address + "list.txt", len(content), hashlib.sha256(content).hexdigest())
+    (tmp_path / "imagenet-a").mkdir()
+    (tmp_path / "imagenet-a" / "list.txt.part").write_bytes(content[:1000])
+    steps = []
+    fetch.fetch(download, ImageNetAOptions.DATA, tmp_path, lambda done, total: steps.append((done, total)))
+    assert ranges == ["bytes=1000-"] and steps[-1] == (len(content), len(content))
+    assert (tmp_path / "imagenet-a" / "list.txt").read_bytes() == content
+    assert not (tmp_path / "imagenet-a" / "list.txt.part").exists()
+
+
+def test_other_content_is_removed_and_named(tmp_path, server):
+    address, _ = server
+    (tmp_path / "served" / "list.txt").write_bytes(b"other")
+    with pytest.raises(DataError, match=f"has the SHA-256 {hashlib.sha256(b'other').hexdigest()} and should have 00"):
+        fetch.fetch(Download(address + "list.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
+    assert not list((tmp_path / "imagenet-a").iterdir())
+    with pytest.raises(DataError, match=r"could not be downloaded to .* \(the server answers 404"):
+        fetch.fetch(Download(address + "none.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
+    with pytest.raises(DataError, match=r"could not be downloaded to .*refused"):
+        fetch.fetch(Download("http://127.0.0.1:9/none.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
+
+
+def test_archives_cannot_write_elsewhere(tmp_path):
+    archive(tmp_path / "bad.tar", ["imagenet-a/../../outside.txt"])
+    (tmp_path / "into").mkdir()
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        fetch.unpack(tmp_path / "bad.tar", "imagenet-a", tmp_path / "into")
+    assert not (tmp_path / "outside.txt").exists() and not (tmp_path.parent / "outside.txt").exists()
+    archive(tmp_path / "other.tar", ["something/a.txt"])
+    with pytest.raises(DataError, match="has no folder imagenet-a"):
+        fetch.unpack(tmp_path / "other.tar", "imagenet-a", tmp_path / "into")
+    (tmp_path / "no.tar").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        fetch.unpack(tmp_path / "no.tar", "imagenet-a", tmp_path / "into")
+
+
+def test_an_archive_that_was_not_unpacked_to_its_end_is_pending(tmp_path):
+    download, needed = Download("http://x/imagenet-a.tar", 0, "00"), (Needed("list.txt", "a list"),)
+    (tmp_path / "imagenet-a").mkdir()
+    (tmp_path / "imagenet-a" / "list.txt").write_text("")
+    assert fetch.pending([download], needed, tmp_path / "imagenet-a", tmp_path) == []
+    (tmp_path / "imagenet-a.tar").write_text("")
+    assert fetch.pending([download], needed, tmp_path / "imagenet-a", tmp_path) == [download]
