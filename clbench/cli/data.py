@@ -42,7 +42,7 @@ class DataGroup(Group):
 def data_dir_option(function: Any) -> Any:
     """Add `--data`."""
     return click.option("--data", "data_dir", type=FOLDER, metavar="DIR", help="Folder of data sets.  [default: "
-                        "CLBENCH_DATA, else data]")(function)
+                        "CLBENCH_DATA, else a folder in the cache]")(function)
 
 
 @click.group("data", cls=DataGroup, examples=(

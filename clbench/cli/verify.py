@@ -23,14 +23,19 @@ def _names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def _missing_data(reference: Reference, registry: Registry, data_dir: Path) -> list[str]:
-    """Return the files of a reference's benchmarks that are not in the data folder, in order."""
+def _lacks_data(reference: Reference, registry: Registry, folder: Path) -> bool:
+    """Return whether data of a reference's benchmarks are not in the data folder, or not all of them."""
+    from clbench.cli.data import describe
+    from clbench.core.options import validate
     from clbench.experiment.spec import Named
 
-    benchmarks = [Named.model_validate(reference.experiment["benchmark"]),
-                  *(cell.benchmark for cell in reference.cells if cell.benchmark)]
-    files = chain.from_iterable(registry.benchmark(named.name).files for named in benchmarks)
-    return [file for file in dict.fromkeys(files) if not (data_dir / file).exists()]
+    for named in (Named.model_validate(reference.experiment["benchmark"]),
+                  *(cell.benchmark for cell in reference.cells if cell.benchmark)):
+        info = registry.benchmark(named.name)
+        options = validate(info.options, named.options, named.name, "clbench benchmarks")
+        if info.data is not None and describe(info, options, folder)["status"] != "found":
+            return True
+    return False
 
 
 EXAMPLES = (
@@ -71,8 +76,8 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     if name is None:
         known = {key: references.read_reference(path) for key, path in references.shipped().items()}
         data_dir = Path(given["data"]) if given.get("data") else default_data_dir()
-        missing = {key: _missing_data(reference, discover(), data_dir) for key, reference in known.items()}
-        click.echo(verified.listing(known, references.statuses(), missing))
+        lacking = [key for key, reference in known.items() if _lacks_data(reference, discover(), data_dir)]
+        click.echo(verified.listing(known, references.statuses(), lacking))
         return 0
     called, reference = references.find(name)
     registry = discover()

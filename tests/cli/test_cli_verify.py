@@ -34,9 +34,9 @@ def test_hours_are_those_of_all_seeds_at_the_stated_speeds():
     reference, = (references.find(name)[1] for name in ["van-de-ven-split-mnist"])
     seeds = len(reference.spec(reference.cells[0]).seeds)
     status = references.Status(flops=50e9 * 3600 * 1.234, verdicts={"not run": 7, "reproduced": 9})
-    text = verified.listing({"one": reference}, {"one": status}, {"one": []}).splitlines()[2]
+    text = verified.listing({"one": reference}, {"one": status}, []).splitlines()[2]
     assert text.split() == ["one", "16", NONE, f"{float(f'{1.234 * seeds:.2g}'):g}", "under", "0.01", "9", "reproduced"]
-    assert verified.listing({"one": reference}, {}, {"one": []}).splitlines()[2].split() == ["one", "16", *[NONE] * 4]
+    assert verified.listing({"one": reference}, {}, []).splitlines()[2].split() == ["one", "16", *[NONE] * 4]
 
 
 @pytest.mark.slow

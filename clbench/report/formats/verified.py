@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import get_args
 
@@ -81,20 +81,20 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
 
 
 def listing(references: Mapping[str, Reference], statuses: Mapping[str, Status],
-            missing_data: Mapping[str, Sequence[str]]) -> str:
+            lacking_data: Collection[str]) -> str:
     """Return a line for each reference, and below what the columns mean.
 
     Args:
         references: by name.
         statuses: likewise, of those whose work was counted.
-        missing_data: data files that are not there, by name of the reference.
+        lacking_data: names of references whose data are not there.
     """
     rows = []
     for name, reference in references.items():
         status = statuses.get(name, Status())
         flops = None if status.flops is None else status.flops * len(reference.spec(reference.cells[0]).seeds)
         core_hours = None if flops is None else flops / CORE / 3600
-        needs = [*(["weights"] if reference.weights else []), *(["data"] if missing_data[name] else []),
+        needs = [*(["weights"] if reference.weights else []), *(["data"] if name in lacking_data else []),
                  *(["GPU"] if core_hours and core_hours > GPU_FROM else [])]
         verdicts = ", ".join(f"{status.verdicts[verdict]} {verdict}" for verdict in get_args(Verdict)
                              if status.verdicts.get(verdict) and verdict != "not run")
