@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.entry_points import builder
-from clbench.core.errors import DataError, SpecError
+from clbench.core.errors import SpecError
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules

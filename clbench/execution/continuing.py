@@ -96,8 +96,8 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
                                 provenance.code_of(longer, runner.registry, identity.running))
     more = runner.stream(longer.model_copy(update={"continues": None}))
     if more.common_test:
-        raise SpecError(f"benchmark {benchmark.name} has one test set for all tasks, and a trial that continues another "
-                        "needs one for each; choose another benchmark, or run all tasks in one trial")
+        raise SpecError(f"benchmark {benchmark.name} has one test set for all tasks, and a trial that continues "
+                        "another needs one for each; choose another benchmark, or run all tasks in one trial")
     notes = []
     try:
         earlier: Stream | None = learned_stream(record, runner)

@@ -40,8 +40,8 @@ def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
 def describe_common_test(records: Sequence[Record]) -> Iterator[str]:
     """Yield a sentence on metrics without a value if all tasks share one test set."""
     if any(record.common_test for record in records):
-        yield ("All tasks share one test set, so forgetting, BWT, FWT, learning accuracy and intransigence, which need a "
-               f"test set for each task, have no value ({NONE})")
+        yield ("All tasks share one test set. Forgetting, BWT, FWT, learning accuracy and intransigence need one for "
+               f"each task, so they have no value ({NONE})")
 
 
 def _seeds(seeds: set[int]) -> str:
