@@ -116,7 +116,7 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
     matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result, section.metric))
                 for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
     by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
-               for name, table in tables.items()]
+               for name, table in tables.items() if table.columns]
     legend = chosen(section, _legend(results, styles))
     kinds = dict.fromkeys((ALL, *chain.from_iterable(entry.kinds for entry in legend)))
     return SectionView(id_, section, f"{id_}-comparison", legend, by_task, matrices,
