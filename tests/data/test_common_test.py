@@ -67,8 +67,8 @@ def test_classes_that_return_later_are_common_too():
 @pytest.mark.parametrize(("orders", "scenario", "other"), [
     (CLASSES, "task", "class"), (INSTANCES, "task", "domain"), (INSTANCES, "class", "domain")])
 def test_a_scenario_that_needs_the_task_of_test_samples_is_refused(orders, scenario, other):
-    with pytest.raises(SpecError, match=f"^benchmark 'b' has one test set for all tasks, and scenario {scenario} needs to "
-                                        f"know the task of each test sample; choose scenario {other}$"):
+    with pytest.raises(SpecError, match=f"^benchmark 'b' has one test set for all tasks, and scenario {scenario} needs "
+                                        f"to know the task of each test sample; choose scenario {other}$"):
         present(with_one_test(orders), scenario, "b")
 
 

@@ -126,7 +126,7 @@ def one_test():
     generator = torch.Generator().manual_seed(3)
 
     def part(y):
-        x = torch.randint(0, 120, (len(y), 1, 6, 6), generator=generator, dtype=torch.uint8)
+        x = torch.randint(0, 120, (len(y), 3, 16, 16), generator=generator, dtype=torch.uint8)
         x[torch.arange(len(y)), 0, y] += 120
         return x, y
 
