@@ -128,7 +128,7 @@ def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count
 
 def row_flops(strategy: Strategy, stream: Stream, given: int | None, batch: int) -> Fraction:
     """Return the FLOPs of predicting a test sample, of all tasks or of the given one, in batches of a size at most."""
-    tested = stream.tasks if given is None else stream.tasks[given:given + 1]
+    tested = stream.tested_tasks if given is None else stream.tasks[given:given + 1]
     kind = tokens.DTYPE if stream.is_text else torch.float32
     x = torch.empty(2, *stream.input_shape, dtype=kind, device="meta")
     y = tested[0].test.y[:len(x)]

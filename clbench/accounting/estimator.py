@@ -75,7 +75,7 @@ def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
     drawn = [recipe.epochs * size if recipe.epochs else taken * recipe.batch_size
              for size, taken in zip(samples, steps, strict=True)]
     return workload(steps, [round(measured.train_flops * size) for size in drawn],
-                    [measured.test_flops] * len(samples), samples, [len(task.test) for task in stream.tasks])
+                    [measured.test_flops] * len(samples), samples, [len(task.test) for task in stream.tested_tasks])
 
 
 def counted_work(count: Count, stream: Stream) -> Workload | None:
@@ -88,7 +88,7 @@ def counted_work(count: Count, stream: Stream) -> Workload | None:
         shares = [size / sum(samples) for size in samples]
         steps, flops = [round(steps[0] * share) for share in shares], [round(flops[0] * share) for share in shares]
     return workload(steps, flops, [float(row) for row in count.row_flops], samples,
-                    [len(task.test) for task in stream.tasks])
+                    [len(task.test) for task in stream.tested_tasks])
 
 
 def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpeed:

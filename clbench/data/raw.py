@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from clbench.core import seeds
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, SpecError
 from clbench.core.objective import CLASSIFICATION, HasObjective
+from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.own.pixels import PhotoFormat
 from clbench.data.photo_files import Photos, PhotoTable
 
@@ -46,7 +47,7 @@ class RawStream(HasObjective):
 
     Args:
         train: one split per task.
-        test: one split per task.
+        test: one split per task, or a single one that all tasks share.
         orders: the classes of each task in the order of the stream.
         mean: of each channel, in units of inputs scaled to [0, 1]; empty where inputs are not normalised.
         std: likewise.
@@ -70,6 +71,11 @@ class RawStream(HasObjective):
     objective: str = CLASSIFICATION.name
     task_names: tuple[str, ...] = ()
     target: tuple[float, float] = NO_SCALE
+
+    @property
+    def common_test(self) -> bool:
+        """Return whether several tasks share one test set."""
+        return len(self.test) == 1 < len(self.train)
 
     @property
     def is_stochastic(self) -> bool:
@@ -137,7 +143,7 @@ class RawStream(HasObjective):
 
         def splits(part: str) -> tuple[Split, ...]:
             out = []
-            for task in range(len(orders)):
+            for task in range(len(orders) if f"{part}/1/y" in tensors else 1):
                 permutation = tensors.get(f"permutation/{task}")
                 x: Tensor | Photos = tensors[f"{part}/{task if permutation is None else 0}/x"]
                 if table is not None and photos is not None:
@@ -167,12 +173,44 @@ def _pieces(tensor: Tensor, size: int = 1 << 24) -> Iterator[memoryview]:
         yield part.numpy().data
 
 
+def common_outputs(raw: RawStream, scenario: Scenario, name: str) -> dict[int, int]:
+    """Return the output of each class in the test set that all tasks of a stream share.
+
+    Raises:
+        SpecError: the scenario needs a test set for each task, or the stream has no classes.
+    """
+    rules, where = scenario_rules(scenario), f"benchmark {name!r} has one test set for all tasks"
+    if not raw.has_classes:
+        raise SpecError(f"{where}, which only a benchmark with classes can have; give each task a test set")
+    tables = rules.outputs(raw.orders, name)
+    common = {label: output for table in tables for label, output in table.items()}
+    if rules.task_given or any(common[label] != output for table in tables for label, output in table.items()):
+        same = all(set(order) == set(raw.orders[0]) for order in raw.orders)
+        raise SpecError(f"{where}, and scenario {scenario} needs to know the task of each test sample; choose scenario "
+                        f"{'domain' if same else 'class'}")
+    return common
+
+
+def relabel(y: Tensor, table: dict[int, int], where: str, lacking: str = "its training experience has not") -> Tensor:
+    """Return the outputs of labels y [N]; `lacking` says in an error where a class is missing.
+
+    Raises:
+        DataError: the table has no output for a label.
+    """
+    values, inverse = torch.unique(y, return_inverse=True)
+    strange = [v for v in values.tolist() if v not in table]
+    if strange:
+        raise DataError(f"{where} has classes that {lacking}: {', '.join(map(str, strange))}")
+    return torch.tensor([table[v] for v in values.tolist()], dtype=torch.int64)[inverse]
+
+
 REDRAWN = "validation samples are one draw of each from the random training transforms"
 
 
 def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     """Return a stream whose test samples are a part of the training samples; the original test samples are dropped.
 
+    Each task has its own held-out samples, also if the tasks share one test set.
     The choice depends on the seed alone, so it is the same for all methods. Within a class it does not depend on the
     task. If tasks show the same images (permuted, rotated), the same images are therefore held out of all tasks.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.entry_points import builder
-from clbench.core.errors import DataError, SpecError
+from clbench.core.errors import SpecError
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules
@@ -22,7 +22,7 @@ from clbench.data import cache
 from clbench.data.photo_files import Photos
 from clbench.data.photo_samples import PhotoSamples
 from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
-from clbench.data.raw import NO_SCALE, RawStream, Split, hold_out
+from clbench.data.raw import NO_SCALE, RawStream, Split, common_outputs, hold_out, relabel
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.data.tests import Tests
 from clbench.experiment.trial import Resolved
@@ -79,6 +79,7 @@ class Stream(HasObjective):
             only class of a task is its output.
         task_names: of tasks without classes, where the data name them.
         target: mean and deviation that a numeric target was standardized by.
+        common_test: whether all tasks have the same test samples. These are evaluated once.
     """
 
     tasks: tuple[StreamTask, ...]
@@ -94,6 +95,7 @@ class Stream(HasObjective):
     objective: str = CLASSIFICATION.name
     task_names: tuple[str, ...] = ()
     target: tuple[float, float] = NO_SCALE
+    common_test: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -109,15 +111,20 @@ class Stream(HasObjective):
         """Return the outputs of the classes of which a sample has arrived in the first `learned` tasks."""
         return sorted(set(chain.from_iterable(task.taught for task in self.tasks[:learned])))
 
+    @property
+    def tested_tasks(self) -> tuple[StreamTask, ...]:
+        """Return the tasks whose test samples are evaluated: the first one for all if they share one test set."""
+        return self.tasks[:1] if self.common_test else self.tasks
+
     @cached_property
     def tests(self) -> Tests:
-        """The test samples of all tasks, as inputs of the model if these take at most `TEST_BYTES`."""
-        parts = [task.test for task in self.tasks]
+        """The test samples of `tested_tasks`, as inputs of the model if these take at most `TEST_BYTES`."""
+        parts = [task.test for task in self.tested_tasks]
         size = 4 * math.prod(self.input_shape) * sum(map(len, parts))
         photos = [part.photos for part in parts if isinstance(part, PhotoSamples)]
         prepared = self.prepare if size <= TEST_BYTES and not photos else None
-        x = (Photos.concat(photos) if photos else
-             torch.cat([part.x if prepared is None else prepared(part.x) for part in parts]))
+        xs = [] if photos else [part.x if prepared is None else prepared(part.x) for part in parts]
+        x = Photos.concat(photos) if photos else xs[0] if len(xs) == 1 else torch.cat(xs)  # no copy of a single one
         return Tests(x, torch.cat([part.y for part in parts]),
                      torch.cat([torch.full((len(part),), index, device=part.y.device)
                                 for index, part in enumerate(parts)]),
@@ -189,6 +196,8 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     if problem := options.seed_problem([seed], validation):
         raise SpecError(f"benchmark {benchmark.name!r}: {problem}")
     raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
+    if raw.common_test:
+        common_outputs(raw, scenario, benchmark.name)  # validation does not choose for a test that is refused later
     stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
     return replace(stream, data=raw.digest)
 
@@ -212,6 +221,7 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
+    common = common_outputs(raw, scenario, name) if raw.common_test else None
     if not raw.has_classes:
         return _unlabeled(raw, scenario, name)
     maps = scenario_rules(scenario).outputs(raw.orders, name)
@@ -219,18 +229,22 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     cache = PermutedInputCache()
     total = hashlib.sha256(raw.digest.encode())
     tasks = []
-    for index, (table, train, test) in enumerate(zip(maps, raw.train, raw.test, strict=True)):
-        labels = [relabel(split.y, table, f"benchmark {name!r}: task {index + 1}'s {part} experience")
-                  for part, split in (("training", train), ("test", test))]
-        for y in labels:
-            total.update(y.numpy().tobytes())
-        tasks.append(StreamTask(tuple(table.values()), lazily(train, labels[0], index, cache),
-                                eagerly(test, labels[1], index),
+    tests = raw.test if common is None else raw.test * len(maps)
+    for index, (table, train, split) in enumerate(zip(maps, raw.train, tests, strict=True)):
+        where = f"benchmark {name!r}: task {index + 1}'s"
+        y = relabel(train.y, table, f"{where} training experience")
+        total.update(y.numpy().tobytes())
+        if common is None or not index:
+            y_test = (relabel(split.y, table, f"{where} test experience") if common is None else
+                      relabel(split.y, common, f"benchmark {name!r}: the test set", "no training experience has"))
+            total.update(y_test.numpy().tobytes())
+            test = eagerly(split, y_test, index)
+        tasks.append(StreamTask(tuple(table.values()), lazily(train, y, index, cache), test,
                                 tuple(raw.class_names[label] for label in table) if raw.class_names else (),
-                                test_rows=test.rows))
+                                test_rows=split.rows))
     shape = tuple(raw.train[0].x.shape[1:])
     return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes,
-                  AUGMENTATIONS[raw.augment] if raw.augment else None)
+                  AUGMENTATIONS[raw.augment] if raw.augment else None, common_test=common is not None)
 
 
 def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
@@ -251,15 +265,6 @@ def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     return Stream(tuple(tasks), len(set(chain.from_iterable(outputs))), tuple(raw.train[0].x.shape[1:]),
                   Prepare(raw.mean, raw.std), raw.digest[:16], raw.notes, objective=raw.objective,
                   task_names=raw.task_names, target=raw.target)
-
-
-def relabel(y: Tensor, table: dict[int, int], where: str) -> Tensor:
-    """Return the outputs of labels y [N]."""
-    values, inverse = torch.unique(y, return_inverse=True)
-    strange = [v for v in values.tolist() if v not in table]
-    if strange:
-        raise DataError(f"{where} has classes that its training experience has not: {', '.join(map(str, strange))}")
-    return torch.tensor([table[v] for v in values.tolist()], dtype=torch.int64)[inverse]
 
 
 def lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:

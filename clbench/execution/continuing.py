@@ -95,9 +95,14 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     origin = provenance.collect(str(runner.registry.origin("method", longer.method.name)), runner.device, command,
                                 provenance.code_of(longer, runner.registry, identity.running))
     more = runner.stream(longer.model_copy(update={"continues": None}))
+    if more.common_test:
+        raise SpecError(f"benchmark {benchmark.name} has one test set for all tasks, and a trial that continues "
+                        "another needs one for each; choose another benchmark, or run all tasks in one trial")
     notes = []
     try:
-        earlier = learned_stream(record, runner)
+        earlier: Stream | None = learned_stream(record, runner)
+        if record.common_test:
+            raise SpecError(f"all tasks of {record.trial.benchmark.name} share one test set")
     except ClbenchError as error:
         earlier = None
         notes.append(f"what became of the old tasks is not known: {error}")

@@ -157,6 +157,9 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
     """
     where = pick_device(device)
     raw = read_benchmark(trial.benchmark, trial.seed, settings.data_dir, registry)
+    if raw.common_test:
+        raise SpecError(f"benchmark {trial.benchmark.name!r} has one test set for all tasks, and a file of features "
+                        "has those of each task; choose another --benchmark")
     stream = for_model(present(raw, "task", trial.benchmark.name), trial, registry)
     require_kind(trial.model, stream, registry)
     if stream.predicts_numbers:

@@ -49,7 +49,7 @@ def recorded(record: Record) -> tuple[Workload | None, float] | None:
     if not len(costs.steps) == len(costs.train_flops) == len(costs.inference_flops) == tasks:
         return None, seconds
     return workload(costs.steps, costs.train_flops, costs.inference_flops, stream.train_samples,
-                    stream.test_samples), seconds
+                    [stream.tested]), seconds
 
 
 @dataclass

@@ -42,7 +42,7 @@ from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.callbacks.language import language_callback
 from clbench.training.costs import PeakMemory
-from clbench.training.facts import failure_of, objective_problem, record_of, steps_in_words
+from clbench.training.facts import failure_of, record_of, settings_problem, steps_in_words
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, share_equal
 from clbench.training.steps import Unstackable
@@ -84,7 +84,7 @@ class TrialRunner:
         """
         self.note_code(trial)
         stream = self.stream(trial)
-        if problem := objective_problem(stream, self.settings, self.general):
+        if problem := settings_problem(stream, self.settings, self.general):
             raise SpecError(f"benchmark {trial.benchmark.name!r}: {problem}")
         strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name

@@ -63,7 +63,7 @@ def workload(steps: Sequence[int], train_flops: Sequence[int], inference_flops: 
         train_flops: likewise.
         inference_flops: of predicting one sample after each of them.
         train_samples: of each task of the stream.
-        test_samples: likewise.
+        test_samples: of each test set.
 
     >>> joint = workload([5, 10], [50, 100], [3, 3], [40, 40, 80], [10, 10, 10])
     >>> joint.steps, joint.train_flops, joint.test_flops

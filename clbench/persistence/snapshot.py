@@ -168,7 +168,7 @@ def first_logits(strategy: Strategy, stream: Stream) -> Tensor:
     """Return the logits of the first test samples of each task, one after the other."""
     logits = []
     with evaluating(strategy):
-        for index in range(len(stream.tasks)):
+        for index in range(len(stream.tested_tasks)):
             inputs = next(stream.tests.batches(NOISE_SAMPLES, index))[0]
             logits.append(strategy.predict(inputs, index if strategy.world.task_given else None).logits.flatten())
     return torch.cat(logits)

@@ -91,6 +91,12 @@ def _pooled(metric: Callable[[metrics.Matrix, Sequence[int]], float],
     return value
 
 
+def _of_each_task(value: Callable[[Record, Record | None], float | None]
+                  ) -> Callable[[Record, Record | None], float | None]:
+    """Return a function that has no value for records whose tasks share one test set."""
+    return lambda record, joint: None if record.common_test else value(record, joint)
+
+
 def _task_inference(record: Record) -> float | None:
     return fmean(record.task_inference[-1]) if record.task_inference else None
 
@@ -107,8 +113,8 @@ def _of_curve(metric: Callable[[Curve], float | None]) -> Callable[[Record, Reco
 
 ACC = Measure(Column("ACC", "percent", "up", "accuracy"),
               lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
-FORGETTING = Measure(Column("forgetting", "points", "down"), lambda r, _: metrics.forgetting(r.R), COMPARISON,
-                     tested=True, in_report=True)
+FORGETTING = Measure(Column("forgetting", "points", "down"), _of_each_task(lambda r, _: metrics.forgetting(r.R)),
+                     COMPARISON, tested=True, in_report=True)
 # A method that fits its classifier in closed form trains 0 parameters: another way of learning, not less of it.
 TRAINABLE = Measure(Column("trainable params per task", "count", "down", "trainable parameters per task"),
                     lambda r, _: _last(r.costs.trainable),
@@ -131,7 +137,8 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("ACC with task IDs", "percent", "up", "accuracy with task IDs"), lambda r, _: with_task_ids(r),
             COMPARISON, tested=True, optional=True),
     FORGETTING,
-    Measure(Column("BWT", "points", "up", "backward transfer"), lambda r, _: metrics.bwt(r.R), COMPARISON, tested=True),
+    Measure(Column("BWT", "points", "up", "backward transfer"), _of_each_task(lambda r, _: metrics.bwt(r.R)),
+            COMPARISON, tested=True),
     TASK_INFERENCE,
     TRAINABLE,
     TOTAL,
@@ -146,11 +153,12 @@ MEASURES = (  # in the order of the tables' columns
             _pooled(metrics.aia_pooled), MORE_METRICS, tested=True, optional=True),
     Measure(Column("AIA-pooled-all", "percent", "up", "average pooled accuracy of all domains"),
             _pooled(metrics.aia_pooled_all, "domain"), MORE_METRICS, tested=True, optional=True),
-    Measure(Column("learning accuracy", "percent", "up"), lambda r, _: metrics.learning_accuracy(r.R), MORE_METRICS,
-            tested=True),
+    Measure(Column("learning accuracy", "percent", "up"), _of_each_task(lambda r, _: metrics.learning_accuracy(r.R)),
+            MORE_METRICS, tested=True),
     Measure(Column("FWT", "points", "up", "forward transfer"),
-            lambda r, _: metrics.fwt(r.R), MORE_METRICS, tested=True),
-    Measure(Column("intransigence", "points", "down"), _intransigence, MORE_METRICS, tested=True, optional=True),
+            _of_each_task(lambda r, _: metrics.fwt(r.R)), MORE_METRICS, tested=True),
+    Measure(Column("intransigence", "points", "down"), _of_each_task(_intransigence), MORE_METRICS, tested=True,
+            optional=True),
     Measure(Column("min-ACC", "percent", "up", "minimum accuracy"),
             _of_curve(curve.min_acc), WHILE_LEARNED, tested=True,
             optional=True),

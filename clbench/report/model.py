@@ -132,6 +132,7 @@ class Result:
     options: tuple[tuple[str, bool | int | float | str | None], ...] = ()  # of the method, by name; see option_columns
     task_names: tuple[str, ...] = ()  # empty if tasks have no names, or other ones by seed
     scores: Mapping[str, Matrices] = field(default_factory=dict)  # matrices of further metrics, like R
+    common_test: bool = False  # all tasks share one test set: each row of R has one value
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class RecordPart(BaseModel):
 class StreamFacts(RecordPart):
     """The stream a trial ran on."""
 
-    LATER = ("data", "class_names", "mean", "std", "arrivals", "task_names")
+    LATER = ("data", "class_names", "mean", "std", "arrivals", "task_names", "common_test")
 
     classes: list[list[int]] = Field(description="Classes of each task, as outputs of the model.")
     train_samples: list[int] = Field(description="Training samples of each task.")
@@ -48,6 +48,8 @@ class StreamFacts(RecordPart):
         "instead of class. Empty if they arrive as the benchmark has them.")
 
     task_names: list[str] = Field([], description="Names of tasks without classes; empty if they have no names.")
+    common_test: bool = Field(
+        False, description="Whether all tasks share one test set. Each row of R then has one value, in every column.")
 
     @model_validator(mode="after")
     def _named(self) -> StreamFacts:
@@ -55,6 +57,11 @@ class StreamFacts(RecordPart):
         if self.class_names and [*map(len, self.class_names)] != [*map(len, self.classes)]:
             raise ValueError("class_names has not one name for each class of each task")
         return self
+
+    @property
+    def tested(self) -> int:
+        """Return the number of test samples in all tasks; a test set that all tasks share counts once."""
+        return self.test_samples[0] if self.common_test else sum(self.test_samples)
 
 
 class Costs(RecordPart):

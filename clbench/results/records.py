@@ -140,6 +140,11 @@ class Record(RecordPart):
         return len(self.R) - 1 + (self.trial.continues.tasks if self.trial.continues else 0)
 
     @property
+    def common_test(self) -> bool:
+        """Return whether all tasks share one test set, so that nothing is known of a single task."""
+        return self.stream is not None and self.stream.common_test
+
+    @property
     def result(self) -> str:
         """Return the mean over tasks in the last row of R in words: `ACC 91.2`."""
         metric = METRICS[self.metric or ACCURACY.name]

@@ -162,12 +162,14 @@ def steps(record: Record) -> Iterator[Step]:
 def final(record: Record) -> dict[str, float]:
     """Return ACC, forgetting and BWT as fractions; an empty mapping unless the trial is done.
 
-    With another metric of R, its final mean is returned instead of ACC, and those of further metrics, too.
+    With another metric of R, its final mean is returned instead of ACC, and those of further metrics, too. If all tasks
+    share one test set, forgetting and BWT are left out.
     """
     if record.status != "done":
         return {}
     metric = metric_of(record)
-    values = {metric.short: metrics.acc(record.R), "forgetting": metrics.forgetting(record.R, metric),
-              "BWT": metrics.bwt(record.R, metric),
+    by_task = {} if record.common_test else {"forgetting": metrics.forgetting(record.R, metric),
+                                             "BWT": metrics.bwt(record.R, metric)}
+    values = {metric.short: metrics.acc(record.R), **by_task,
               **{METRICS[name].short: metrics.acc(matrix) for name, matrix in record.scores.items()}}
     return {name: value for name, value in values.items() if value is not None}

@@ -78,7 +78,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
              cache: PredictionCache | None = None, on_batch: OnBatch | None = None, with_items: bool = False) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
-    Where the task is not given, batches run across tasks. `cache` has predictions of earlier evaluations of the same
+    Where the task is not given, batches run across tasks. Tasks that share one test set have the values of its one
+    evaluation, and no task to infer. `cache` has predictions of earlier evaluations of the same
     strategy on the same stream. `on_batch` sees every batch. `with_items` asks for `Row.items`.
     """
     training = strategy.training
@@ -88,7 +89,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     size = batch_size(stream, device)
     offered = offered_outputs(stream, scenario, learned)
     exact = torch.float32 if device.type == "mps" else torch.float64
-    inferred = torch.zeros(len(stream.tasks), dtype=exact, device=device)
+    inferred = torch.zeros(len(tests.sizes), dtype=exact, device=device)
     sums = defaultdict[str, Tensor](lambda: torch.zeros_like(inferred))
     items = defaultdict[str, list[Tensor]](list)
     infers = False
@@ -113,7 +114,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                         items[name].append(values)
                 if on_batch is not None:
                     on_batch(prediction, out, y, tasks)
-                if prediction.task is not None:
+                if prediction.task is not None and not stream.common_test:
                     infers = True
                     inferred.index_add_(0, tasks, (prediction.task == tasks).to(exact))
     if cache is not None:
@@ -121,7 +122,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     strategy.train(training)
     sizes = torch.tensor(tests.sizes)
     means = {name: total.cpu().double() / sizes for name, total in sums.items()}
-    scores = {name: values.tolist() for name, values in strategy.objective.metrics(strategy, means).items()}
+    repeats = len(stream.tasks) // len(tests.sizes)
+    scores = {name: values.tolist() * repeats for name, values in strategy.objective.metrics(strategy, means).items()}
     of_items = {name: torch.cat(parts).cpu().double() for name, parts in items.items()}
     if of_items:
         of_tasks = {name: values[tests.tasks.cpu()] for name, values in means.items()}

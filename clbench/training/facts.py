@@ -29,21 +29,25 @@ def describe(stream: Stream) -> StreamFacts:
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
                        fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
                        class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std,
-                       arrivals=list(map(list, stream.arrivals)), task_names=list(stream.task_names))
+                       arrivals=list(map(list, stream.arrivals)), task_names=list(stream.task_names),
+                       common_test=stream.common_test)
 
 
-def objective_problem(stream: Stream, settings: ExecutionSettings, general: Collection[str]) -> str:
-    """Return which setting does not go with what models are trained for on a stream; empty if all do.
+def settings_problem(stream: Stream, settings: ExecutionSettings, general: Collection[str]) -> str:
+    """Return which setting does not go with a stream, because of its labels or its tests; empty if all do.
 
     `general` are the names of the files of general texts.
     """
     if general and not stream.predicts_tokens:
         return "--general scores texts under language models, and this benchmark is for others"
-    if stream.has_classes:
+    if stream.has_classes and not stream.common_test:
         return ""
     flag = ("--probe" if settings.probe else "--anatomy" if settings.anatomy == "each" else
             "--evaluate-every" if settings.evaluate_every is not None else "")
-    return f"{flag} is about classes, which this benchmark does not have; leave it out" if flag else ""
+    if not flag:
+        return ""
+    return (f"{flag} needs a test set for each task, and here all tasks share one; leave it out, or add --validation"
+            if stream.common_test else f"{flag} is about classes, which this benchmark does not have; leave it out")
 
 
 def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:

@@ -136,7 +136,7 @@ MODULE = """
         return parts([data(8), TensorDataset(torch.zeros(0, 3), torch.zeros(0).long())], [data(8), data(8)])
 
     def fewer_tests():
-        return parts([data(8), data(8)], [data(8)])
+        return parts([data(8), data(8), data(8)], [data(8), data(8)])
 
     def other_shape():
         return parts([data(8), data(8, size=5)], [data(8), data(8)])
@@ -189,7 +189,7 @@ def test_tasks_of_unequal_size_fit_class_but_not_domain(custom):
     ("returns_a_list", "returned list, expected an Avalanche benchmark"),
     ("needs_an_argument", "failed: TypeError: .*missing 1 required positional argument: 'path'"),
     ("empty", "task 2's training experience has no samples"),
-    ("fewer_tests", "2 training experiences and 1 test experiences"),
+    ("fewer_tests", "3 training experiences and 2 test experiences; give each task one of each, or all tasks one"),
     ("other_shape", r"task 2's training experience has inputs torch.float32 \[5\], the first task has"),
     ("nothing", "has no experiences"),
     ("constant", "'constant' is a int, not a function"),

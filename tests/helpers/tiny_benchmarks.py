@@ -117,3 +117,20 @@ def shifting_twice():
              for stream in (once.train_stream, once.test_stream)]
     return tensors_benchmark(train_tensors=parts[0], test_tensors=parts[1], task_labels=[0] * len(parts[0]),
                              complete_test_set_only=False)
+
+
+def one_test():
+    """Return three tasks of two classes each, and one test set with one image of class 0, two of class 1 and so on."""
+    from avalanche.benchmarks import tensors_benchmark
+
+    generator = torch.Generator().manual_seed(3)
+
+    def part(y):
+        x = torch.randint(0, 120, (len(y), 3, 16, 16), generator=generator, dtype=torch.uint8)
+        x[torch.arange(len(y)), 0, y] += 120
+        return x, y
+
+    train = [part(torch.arange(30) % 2 + 2 * task) for task in range(3)]
+    test = part(torch.repeat_interleave(torch.arange(6), torch.arange(1, 7)))
+    return tensors_benchmark(train_tensors=train, test_tensors=[test], task_labels=[0] * 3,
+                             complete_test_set_only=True)

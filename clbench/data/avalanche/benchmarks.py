@@ -50,7 +50,7 @@ class Layout:
     notes: tuple[str, ...] = ()  # how the data were read, for whoever runs it
     text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
     # Of each task: its test samples' rows in the data set's test part. Empty: their rows in the one data set under all
-    # test experiences, if there is one (`build.test_rows`).
+    # test experiences, if there is one (`build.test_rows`). Of a test set that all tasks share: one entry.
     test_rows: tuple[torch.Tensor, ...] = ()
 
 
@@ -207,7 +207,10 @@ def rows_by_task(benchmark: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]
 
 
 def of_tasks(train: Sequence[Images], test: Sequence[Images]) -> Any:
-    """Return a benchmark of inputs of any kind and their labels, one pair for each task."""
+    """Return a benchmark of inputs of any kind and their labels, one pair for each task.
+
+    `test` may be a single pair that all tasks share.
+    """
     from avalanche.benchmarks import benchmark_from_datasets
     from avalanche.benchmarks.utils import make_avalanche_dataset
     from torch.utils.data import TensorDataset

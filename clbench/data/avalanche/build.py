@@ -87,18 +87,19 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
     train, test = list(benchmark.train_stream), list(benchmark.test_stream)
     if not train:
         raise DataError(f"{where} has no experiences")
-    if len(train) != len(test):
+    if len(test) not in (1, len(train)):
         raise DataError(f"{where} has {len(train)} training experiences and {len(test)} test experiences; "
-                        "every task needs both")
+                        "give each task one of each, or all tasks one test experience")
     splits: dict[str, list[Split]] = {"training": [], "test": []}
     firsts: dict[str, torch.Tensor] = {}
     notes = []
     for kind, group, experiences in (("training", "train", train), ("test", "eval", test)):
         for task, experience in enumerate(experiences):
-            read = materialise(experience.dataset, group, f"{where}: task {task + 1}'s {kind} experience", size,
-                               layout.text)
+            whose = "the" if len(experiences) < len(train) else f"task {task + 1}'s"
+            title = f"{where}: {whose} {kind} experience"
+            read = materialise(experience.dataset, group, title, size, layout.text)
             first = firsts.setdefault(kind, read.x)
-            _check_shape(read.x, firsts["training"], f"{where}: task {task + 1}'s {kind} experience")
+            _check_shape(read.x, firsts["training"], title)
             if read.note:
                 notes.append(read.note)
             splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))

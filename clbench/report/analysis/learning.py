@@ -104,13 +104,13 @@ def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
 def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
     """Return a method's learning accuracy (%) if it is `FAR` below joint training's on every seed, else None.
 
-    Return None for a metric that is no percentage and for references. Return None also for methods whose learning
-    accuracy has other causes than training: analytic classifiers, which take no steps on later tasks, methods that
-    infer the task, and methods that train without the old classes that compete at test time (older records do not say
-    whether they did).
+    Return None for a metric that is no percentage, for references, and if all tasks share one test set. Return None
+    also for methods whose learning accuracy has other causes than training: analytic classifiers, which take no steps
+    on later tasks, methods that infer the task, and methods that train without the old classes that compete at test
+    time (older records do not say whether they did).
     """
     done = method.done
-    if not all(metric.is_share for metric in metrics_of(done)):
+    if not all(metric.is_share for metric in metrics_of(done)) or any(record.common_test for record in done):
         return None
     accuracies = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
     if not accuracies or method.reference or method.infers or not accuracies.keys() <= joint.keys():

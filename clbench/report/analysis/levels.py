@@ -88,7 +88,7 @@ def loss_share(record: Record) -> float | None:
 
 def test_samples(records: Sequence[Record]) -> int | None:
     """Return the number of test samples of all tasks (the smallest over seeds), or None if it is not known."""
-    return min((sum(r.stream.test_samples) for r in records if r.stream), default=0) or None
+    return min((r.stream.tested for r in records if r.stream), default=0) or None
 
 
 def test_set_interval(records: Sequence[Record]) -> tuple[float, float] | None:

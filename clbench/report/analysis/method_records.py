@@ -139,7 +139,7 @@ class MethodRecords:
             curves=tuple(r.curve for r in done if r.curve),
             options=tuple((name, plain(value)) for name, value in options_of(self.records[0].trial).items()),
             seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done),
-            task_names=names_of_tasks(done),
+            task_names=names_of_tasks(done), common_test=any(r.common_test for r in done),
             scores={name: tuple(tuple(map(tuple, r.scores[name])) for r in done)
                     for name in METRICS if done and all(name in r.scores for r in done)})
 

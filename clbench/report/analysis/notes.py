@@ -13,7 +13,7 @@ from clbench.experiment.recipe import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.levels import same_on_every_seed, test_samples, test_set_interval
-from clbench.report.formatting import clean, in_words, listed, named, number, unit_of
+from clbench.report.formatting import NONE, clean, in_words, listed, named, number, unit_of
 from clbench.results.matrices import metrics_of
 from clbench.results.metrics import acc
 from clbench.results.records import Record, StreamFacts
@@ -35,6 +35,13 @@ def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
                f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err "
                "more often if interim results decide whether to continue. With --until decided, interim analyses are "
                "allowed")
+
+
+def describe_common_test(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a sentence on metrics without a value if all tasks share one test set."""
+    if any(record.common_test for record in records):
+        yield ("All tasks share one test set. Forgetting, BWT, FWT, learning accuracy and intransigence need one for "
+               f"each task, so they have no value ({NONE})")
 
 
 def _seeds(seeds: set[int]) -> str:
@@ -129,9 +136,10 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     stream = next((r.stream for r in records if r.stream), None)
     metric = metrics_of(records)[0]
     if stream:
-        pairs.insert(1, ("tasks", f"{len(stream.classes)} tasks {_kinds(stream)}, "
-                         f"{_spread(stream.train_samples)} training and {_spread(stream.test_samples)} "
-                         f"{'validation' if trial.validation else 'test'} samples each"))
+        tests = f"{_spread(stream.test_samples)} {'validation' if trial.validation else 'test'} samples"
+        samples = f"{_spread(stream.train_samples)} training" + (
+            f" samples each, and {tests} for all" if stream.common_test else f" and {tests} each")
+        pairs.insert(1, ("tasks", f"{len(stream.classes)} tasks {_kinds(stream)}, {samples}"))
     if str(trial.arrival):
         pairs.append(("arrival of samples", str(trial.arrival)))
     if trial.validation:
@@ -184,7 +192,8 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
         kinds = f", {_kinds(stream)} each" if any(stream.classes) else f": {', '.join(stream.task_names)}"
         pairs += [("tasks", f"{len(stream.classes)}{kinds}".removesuffix(": ")),
                   ("training samples per task", _spread(stream.train_samples)),
-                  (f"{'validation' if trial.validation else 'test'} samples per task", _spread(stream.test_samples)),
+                  (f"{'validation' if trial.validation else 'test'} samples "
+                   f"{'for all tasks' if stream.common_test else 'per task'}", _spread(stream.test_samples)),
                   ("input shape", " x ".join(map(str, stream.input_shape)))]
     methods = dict.fromkeys((clean(r.label), clean(r.trial.method)) for r in records)
     pairs += [(f"method {label}", full) for label, full in methods if label != full]

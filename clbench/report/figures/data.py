@@ -111,7 +111,7 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], resu
     """Return the figures of a section, without those that would show nothing.
 
     Accuracy (or another metric) against cost needs methods that differ in cost, growth a method that grows, and what is
-    shown task by task more than one task.
+    shown task by task more than one task, with a test set for each.
 
     Args:
         subject: the section's title.
@@ -124,8 +124,10 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], resu
     lengths = [{len(R) - 1 for R in result.R} for result in results]
     drawn = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
     if drawn:
-        figures += [make(subject, f"{slug}-{kind}", drawn, metric)
-                    for kind, make in (("curves", _curves), ("forgetting", _forgetting), ("heatmaps", _heatmaps))]
+        figures.append(_curves(subject, f"{slug}-curves", drawn, metric))
+    if by_task := tuple(r for r in drawn if not r.common_test):
+        figures += [_forgetting(subject, f"{slug}-forgetting", by_task, metric),
+                    _heatmaps(subject, f"{slug}-heatmaps", by_task, metric)]
     figures.append(steps_figure(subject, f"{slug}-steps", results))
     return tuple(figure for figure in figures if figure)
 
@@ -209,9 +211,12 @@ def values_over_tasks(results: Sequence[Result], metric: Metric = ACCURACY) -> T
 
 
 def forgetting_per_task(results: Sequence[Result], metric: Metric = ACCURACY) -> Table:
-    """Return what was forgotten of each task but the last, see `metrics.forgetting_per_task`."""
+    """Return what was forgotten of each task but the last, see `metrics.forgetting_per_task`.
+
+    There is no column if all tasks share one test set.
+    """
     return _table("Forgetting of each task", task_label, difference_unit(unit_of(metric)), results,
-                  lambda r: [metrics.forgetting_per_task(R, metric) for R in r.R])
+                  lambda r: [[] if r.common_test else metrics.forgetting_per_task(R, metric) for R in r.R])
 
 
 def parameters_over_tasks(results: Sequence[Result]) -> Table:

@@ -116,7 +116,7 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
     matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result, section.metric))
                 for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
     by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
-               for name, table in tables.items()]
+               for name, table in tables.items() if table.columns]
     legend = chosen(section, _legend(results, styles))
     kinds = dict.fromkeys((ALL, *chain.from_iterable(entry.kinds for entry in legend)))
     return SectionView(id_, section, f"{id_}-comparison", legend, by_task, matrices,
@@ -209,7 +209,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
                    f"Total parameters after the last task: {_after_last_task(tables[parameters])}.",
                    (parameters,), f"{slug}-growth", axis="parameters"),
     ]
-    if tables[forgetting].columns:  # there are none with a single task
+    if tables[forgetting].columns:  # there are none with a single task, or with one test set for all tasks
         unit = tables[forgetting].columns[0].unit
         figures.append(FigureView(
             "bars", "Forgetting of each task",
@@ -219,12 +219,13 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
             f"Forgetting ({unit}): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
     figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
-    figures.append(FigureView(
-        "heat", section.matrix_title,
-        "Columns: the task tested. Rows: the number of tasks learned; 0 is before training. Below the line are the "
-        "tasks that have been learned." + (" Darker is better (lower)." if metric.direction == "down" else ""),
-        f"{heading} matrices of {len(matrices)} methods, mean over seeds.",
-        tuple(m.id for m in matrices), f"{slug}-R", wide=True, better=metric.direction))
+    if not all(result.common_test for result in section.results):
+        figures.append(FigureView(
+            "heat", section.matrix_title,
+            "Columns: the task tested. Rows: the number of tasks learned; 0 is before training. Below the line are the "
+            "tasks that have been learned." + (" Darker is better (lower)." if metric.direction == "down" else ""),
+            f"{heading} matrices of {len(matrices)} methods, mean over seeds.",
+            tuple(m.id for m in matrices), f"{slug}-R", wide=True, better=metric.direction))
     data = next((figure for figure in section.figures if figure.kind == "arrival"), None)
     if data and arrival:
         figures.append(FigureView("arrival", data.title, data.caption, data.alt, tuple(arrival), data.name, wide=True))

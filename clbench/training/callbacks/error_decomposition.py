@@ -201,9 +201,12 @@ def halves(y: Tensor) -> Tensor:
 
 
 def divides(stream: Stream, scenario: Scenario) -> bool:
-    """Tell whether errors can be laid to tasks: those of all tasks compete at the test, and no class is in two."""
+    """Tell whether errors can be laid to tasks.
+
+    The classes of all tasks compete at the test, no class is in two, and each task has a test set.
+    """
     classes = list(chain.from_iterable(task.classes for task in stream.tasks))
-    return scenario_rules(scenario).seen_compete and len(classes) == len(set(classes))
+    return scenario_rules(scenario).seen_compete and len(classes) == len(set(classes)) and not stream.common_test
 
 
 @dataclass(frozen=True)

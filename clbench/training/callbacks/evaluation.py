@@ -95,8 +95,8 @@ def item_results(stream: Stream, right: Tensor, source: str) -> ItemResults | No
 
     `source` is the benchmark's name.
     """
-    rows = [task.test_rows for task in stream.tasks if task.test_rows is not None]
-    if len(rows) < len(stream.tasks):
+    rows = [task.test_rows for task in stream.tested_tasks if task.test_rows is not None]
+    if len(rows) < len(stream.tested_tasks):
         return None
     return ItemResults.of(torch.cat(rows).numpy(), right.cpu().numpy(), source)
 
@@ -105,7 +105,7 @@ def item_scores(replica: Replica, scores: Mapping[str, Tensor]) -> ItemScores:
     """Return values [N] of test items by metric, in the order of `Stream.tests`."""
     stream = replica.stream
     ids = hashlib.sha256(replica.trial.benchmark.name.encode())
-    for task in stream.tasks:
+    for task in stream.tested_tasks:
         x, y = task.test.x.cpu(), task.test.y.cpu()
         if stream.predicts_tokens:
             length = int((y != IGNORED).any(0).nonzero().max()) + 1  # padding depends on training items too
