@@ -90,11 +90,8 @@ class CORe50Options(ByDomainOptions):
 
     @property
     def common_test(self) -> bool:
-        """Tell whether all tasks have the same test: the photos of sessions 3, 7 and 10, which all have all classes.
-
-        With protocol=nc, each task is tested on the photos of its own classes in these sessions.
-        """
-        return self.protocol == "ni"
+        """Tell that all tasks have the same test: the photos of all objects in sessions 3, 7 and 10."""
+        return True
 
     @property
     def default_scenario(self) -> Literal["domain", "class"]:
@@ -126,12 +123,10 @@ class CORe50Options(ByDomainOptions):
         tasks = [name for name, batch in zip(names, batches[:-1], strict=False) for _ in batch]
         train = self._photos(root, [path for batch in batches[:-1] for path in batch], where)
         test = self._photos(root, batches[-1], where)
-        task_of = dict(zip(train.labelled.labels, tasks, strict=True))
-        tested = None if self.common_test else [task_of.get(label, "") for label in test.labelled.labels]
         classes = self.CATEGORIES if self.labels == "categories" else tuple(f"o{n}" for n in range(1, 51))
         parts = [PhotoFiles(part.files, Labelled(part.labelled.labels, of, classes=classes,
                                                  task_names=tuple(names[:-1])))
-                 for part, of in ((train, tasks), (test, tested))]
+                 for part, of in ((train, tasks), (test, None))]
         return Found(parts[0], parts[1], paths)
 
     def _photos(self, root: Path, paths: list[str], where: str) -> PhotoFiles:

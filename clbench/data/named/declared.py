@@ -16,6 +16,7 @@ DECLARED: tuple[BenchmarkInfo, ...] = (
     named_benchmark("10 x 30 classes of OmniBenchmark, in PILOT's folders", OmniBenchmarkOptions, BY_CLASS),
     named_benchmark("6 domains of DomainNet with 345 classes; with tasks=5: 5 x 69 classes", DomainNetOptions,
                     BY_CLASS),
-    named_benchmark("50 objects of CORe50 in 8 sessions, or in 9 tasks of new objects", CORe50Options, BY_CLASS),
+    named_benchmark("50 objects of CORe50 in 8 sessions, or in 9 tasks of new objects", CORe50Options,
+                    ("domain", "class")),
     named_benchmark("11 classes of CLEAR-10 in 10 buckets, by time", CLEAR10Options, BY_CLASS),
 )

@@ -30,7 +30,7 @@ class Division:
         tasks: names of the tasks; empty if the data do not name them.
         orders: the labels of each task in the order of the stream.
         train: rows of the training samples of each task.
-        test: rows of the test samples of each task.
+        test: rows of the test samples of each task; a single entry if all tasks share one test.
         y_train: the label of each row int64 [N].
         y_test: the label of each row of the test part; the same object as `y_train` if there is no test part.
         notes: what a user who runs the benchmark should know.
@@ -92,13 +92,12 @@ def divide(train: Labelled, test: Labelled | None, options: TaskOptions, seed: i
         test_rows = [np.flatnonzero((of[0] == t) & test_mask) for t in range(len(orders))]
         notes = [note, *notes]
     elif options.common_test:
-        rows, test_rows = [np.flatnonzero(of[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))] * len(orders)
-        notes = [f"all tasks have the same {len(y[1]):,} test samples", *notes]
+        rows, test_rows = [np.flatnonzero(of[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))]
     else:
         rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in of)
         notes = [*_groups_on_both_sides(train, test), *notes]
     titles = names or [some(classes[c] for c in order) for order in orders]
-    _tested(titles, test_rows, where)
+    _tested(["all"] if options.common_test else titles, test_rows, where)
     counts = np.bincount(y[0][np.concatenate(rows)], minlength=len(classes))
     if few := [f"{classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < FEW)]:
         notes = [*notes, f"classes with fewer than {FEW} training samples: {some(few)}"]
