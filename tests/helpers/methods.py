@@ -75,7 +75,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("ncm", {}), ("slda", {}), ("ranpac", {}), ("simplecil", {}), ("fecam", {}),
            ("gem", {}), ("rwalk", {"interval": 2}), ("xdg", {"gated": 0.5}),
            ("cls-er", {"stable_rate": 1.0, "stable_decay": 0.5}), ("fetril", {}),
-           ("acil", {"compensation": 0.6}),
+           ("acil", {"compensation": 0.6}), ("generative-replay", {"width": 16, "latent": 4}),
            ("gdumb", {}), ("mir", {"replayed": 4}), ("gpm", {}), ("hat", {}), ("osf", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
            ("coda-prompt", {}), ("slca", {}), ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4})]

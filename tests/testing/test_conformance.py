@@ -24,6 +24,7 @@ CHOSEN = [
     ("cls-er", {"capacity": 10, "stable_rate": 0.8, "stable_decay": 0.5}),
     ("acil", {"projections": 20}), ("acil", {"projections": 20, "compensation": 0.6}),
     ("fetril", {}), ("fetril", {"base": "random", "nearest": "euclidean"}),
+    ("generative-replay", {"width": 16}), ("generative-replay", {"targets": "soft", "width": 16, "generator_lr": 0.01}),
     ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
     ("icarl", {"capacity": 10}), ("acl", {}), ("acl", {"memory": 3, "infer": "max-logit"}), ("packnet", {}),
     ("packnet", {"prune": 0.5, "infer": "prototype"}), ("packnet", {"infer": "gaussian", "infer_normalize": True}),

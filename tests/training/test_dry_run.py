@@ -48,7 +48,7 @@ COUNTED = [
         "gem", "rwalk", "xdg", "cls-er", "fetril", "er:share=0.3", "seq-lora:replay=0.3:merge=true", "osf",
         "inflora", "ewc-lora", "lora-mean", "ease:adapter=lora", "icarl:capacity=55", "acl", "acl:memory=7", "packnet",
         "ncm", "slda:base=random", "ranpac", "simplecil", "fecam", "fecam:covariance=common", "acil",
-        "acil:projections=20:compensation=0.6")),
+        "acil:projections=20:compensation=0.6", "generative-replay:width=32:latent=8")),
     *((method, "cnn:channels=2:depth=1", "class") for method in (
         "ewc:fisher=empirical", "er", "lora:rank=2:infer=prototype", "pnn", "shared-private", "icarl",
         "acl:private_width=8", "packnet:infer=prototype", "slca", "frozen:infer=gaussian", "inflora:rank=2")),

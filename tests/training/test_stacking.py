@@ -25,7 +25,7 @@ SEEDS = [0, 1, 2]
     ("independent", {}), ("ewc-lora", {"rank": 2, "strength": 10.0}), ("lora-mean", {"rank": 2}),
     ("si", {}), ("mas", {}), ("l2", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("gem", {"capacity": 20}), ("rwalk", {"interval": 3}), ("xdg", {"strength": 1.0}), ("cls-er", {"capacity": 20}),
-    ("fetril", {}), ("acil", {"projections": 20, "compensation": 0.6}),
+    ("fetril", {}), ("acil", {"projections": 20, "compensation": 0.6}), ("generative-replay", {"width": 16}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
     ("er-ace", {"capacity": 20, "head": "cosine"}),
     ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
