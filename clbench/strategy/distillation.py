@@ -28,7 +28,8 @@ class Distilled(Strategy):
         super().__init__(model, world, options)
         self.old = frozen_copy(model)  # registered from the start, for checkpoints
         self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
-        self.register_buffer("taught", torch.zeros_like(self.active[0]), persistent=False)  # [C]: outputs of the current task's classes
+        # [C]: outputs of the current task's classes
+        self.register_buffer("taught", torch.zeros_like(self.active[0]), persistent=False)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the old network."""

@@ -72,7 +72,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("o-lora", {"rank": 1}), ("inflora", {"rank": 1}), ("sd-lora", {"rank": 1}), ("lora-sub", {"rank": 1}),
            ("ewc-lora", {"rank": 1, "strength": 10.0}), ("lora-mean", {"rank": 1}), ("frozen", {}), ("independent", {}),
            ("icarl", {}), ("bic", {}), ("wa", {"clip": False}), ("lucir", {}),
-           ("podnet", {"finetune_steps": 0.2}), ("acl", {}), ("packnet", {"prune": 0.5}),
+           ("podnet", {"finetune_steps": 0.2}), ("dynamic-er", {}), ("acl", {}), ("packnet", {"prune": 0.5}),
            ("ncm", {}), ("slda", {}), ("ranpac", {}), ("simplecil", {}), ("fecam", {}),
            ("gem", {}), ("rwalk", {"interval": 2}), ("xdg", {"gated": 0.5}),
            ("cls-er", {"stable_rate": 1.0, "stable_decay": 0.5}), ("fetril", {}),

@@ -35,6 +35,7 @@ CHOSEN = [
     ("coda-prompt", {}), ("coda-prompt", {"base": "random", "components": 6, "ortho": 0.1}),
     ("simplecil", {}), ("fecam", {}), ("fecam", {"covariance": "common", "base": "random"}),
     ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("wa", {"capacity": 10, "clip": False}),
+    ("dynamic-er", {"capacity": 10}), ("dynamic-er", {"capacity": 10, "align_weights": False, "auxiliary": 0.5}),
     ("lucir", {"capacity": 10}), ("podnet", {"capacity": 10, "finetune_steps": 0.4}),
     ("podnet", {"capacity": 10, "nca": "paper", "proxies": 1, "finetune_steps": 0.0}),
     ("ease", {"width": 3}), ("ease", {"base": "random", "width": 3, "dropout": 0.0, "beta": 1.0, "donors": "next"}),

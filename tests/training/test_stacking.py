@@ -52,6 +52,7 @@ def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model, recipe):
 
 @pytest.mark.parametrize(("method", "options"), [
     ("bic", {"capacity": 20}), ("wa", {"capacity": 20}), ("lucir", {"capacity": 20}), ("podnet", {"capacity": 20}),
+    ("dynamic-er", {"capacity": 20}),
 ])
 def test_corrections_between_old_and_new_classes_stack_too(method, options):
     info, recipe = REGISTRY.strategy(method), Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
