@@ -95,7 +95,7 @@ class DynamicER(HerdedMemory):
     @property
     def columns(self) -> list[nn.ModuleList]:
         """Return the blocks of all extractors."""
-        return [self.model.blocks, *self.extractors]  # type: ignore[list-item]
+        return [self.model.blocks, *self.extractors]
 
     def before_task(self, task: Task) -> None:
         """Freeze the extractors and add one with its part of the head, from the second task on."""

@@ -52,7 +52,8 @@ class Generator(nn.Module):
         decoded = self.decoder(mean + (log_variance / 2).exp() * noise)
         reconstruction = F.binary_cross_entropy_with_logits(decoded, x) if pixels else F.mse_loss(decoded, x) / 2
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
-        return reconstruction + divergence.mean() / x.shape[1]
+        bound: Tensor = reconstruction + divergence.mean() / x.shape[1]
+        return bound
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ class GenerativeReplay(Distilled):
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted losses of network and generator on new and generated inputs."""
         new = ((batch.x - self.low) / self.span).flatten(1)
-        noise = self.noise.split(len(new))
+        noise = torch.split(self.noise, len(new))
         loss = super().loss(batch) + self.generator.loss(new, noise[0], self.pixels)
         if not batch.task:
             return loss

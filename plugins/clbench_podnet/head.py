@@ -36,8 +36,9 @@ class ProxyHead(CosineHead):
         """Return averages [N, C] of cosines of features [N, D] with weights [C, K, D], by default the head's own."""
         weight = self.weight if weight is None else weight
         proxies = F.normalize(weight, dim=2, eps=SHORTEST).flatten(0, 1)
-        cosines = F.linear(F.normalize(x, eps=SHORTEST), proxies).unflatten(1, weight.shape[:2])
-        return (cosines.softmax(2) * cosines).sum(2)
+        cosines = torch.unflatten(F.linear(F.normalize(x, eps=SHORTEST), proxies), 1, weight.shape[:2])
+        averages: Tensor = (cosines.softmax(2) * cosines).sum(2)
+        return averages
 
 
 def clustered(features: Tensor, groups: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -59,7 +60,7 @@ def clustered(features: Tensor, groups: Tensor, count: int, generator: torch.Gen
     centers = features[torch.cat([first, first[:, :1].expand(-1, count - first.shape[1])], 1)]
     for _ in range(ROUNDS):
         flat = centers.flatten(0, 1)
-        nearness = (features @ flat.T - flat.square().sum(1) / 2).unflatten(1, centers.shape[:2])
+        nearness = torch.unflatten(features @ flat.T - flat.square().sum(1) / 2, 1, centers.shape[:2])
         belongs = F.one_hot(nearness.argmax(2), count) * groups[:, :, None]
         sizes = belongs.sum(0)
         sums = torch.einsum("ngk,nd->gkd", belongs.to(features.dtype), features)
