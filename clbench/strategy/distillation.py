@@ -28,8 +28,8 @@ class Distilled(Strategy):
         super().__init__(model, world, options)
         self.old = frozen_copy(model)  # registered from the start, for checkpoints
         self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
-        taught = torch.zeros(world.classes, dtype=torch.bool, device=model.head.weight.device)
-        self.register_buffer("taught", taught, persistent=False)  # [C]: outputs of the current task's classes
+        # [C]: outputs of the current task's classes
+        self.register_buffer("taught", torch.zeros_like(self.active[0]), persistent=False)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the old network."""

@@ -94,8 +94,12 @@ class HerdedMemory(SampleMemory):
         return batch.extended(self.sample(count))
 
     def after_task(self, task: Task) -> None:
-        """Shorten the existing sets of exemplars and add those of the task."""
+        """Choose exemplars of the task."""
         super().after_task(task)
+        self.keep_exemplars(task)
+
+    def keep_exemplars(self, task: Task) -> None:
+        """Shorten the existing sets of exemplars and add those of the task."""
         train = self.training_samples(task).materialized()
         parts = [part.double() for _, part in features_of(self, train, self.unit_features)]
         features = torch.cat(parts)

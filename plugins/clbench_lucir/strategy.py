@@ -39,6 +39,7 @@ fixed and count in both n, and their samples are not ranked.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,22 +53,24 @@ from clbench.strategy.herding import HerdedMemory
 from clbench_lucir import LUCIROptions
 
 
-class LUCIR(HerdedMemory, Distilled):
-    """Fine-tuning on new samples and exemplars with a cosine head, the less-forget loss and the ranking loss."""
+class CosineReplay(HerdedMemory, Distilled):
+    """Base of methods that replay exemplars with a cosine head, whose weights of old classes stay as they were.
 
-    method = "lucir"
+    Subclasses define `imprint` and use `weight` in their loss. The options have the fields `eta_lr`, `imprint` and
+    `last_relu` of `LUCIROptions`.
+    """
+
     roles = (*HerdedMemory.roles, *Distilled.roles)
-    options: LUCIROptions
+    options: Any
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, world: World, options: Options, head: CosineHead) -> None:
         """Give the network its head, before a copy is made, and start with no exemplars."""
-        options = options or LUCIROptions()
-        assert isinstance(options, LUCIROptions)
-        model.head = CosineHead(model.head, options.eta, learned=True)
-        removed = options.last_relu == "keep" or remove_last_relu(model)
+        model.head = head
+        removed = getattr(options, "last_relu", "keep") == "keep" or remove_last_relu(model)
         super().__init__(model, world, options)
         if not removed:
-            self.notes.append("lucir: the model's last block does not end in a ReLU; its features are as they are")
+            self.notes.append(f"{self.method}: the model's last block does not end in a ReLU; its features are as they "
+                              "are")
         self.met: list[int] = []  # classes of the tasks so far, the present one among them
         self.fixed = 0  # how many of them have weights that no longer change
         self.rate = 1.0  # what multiplies the recipe's learning rate for eta
@@ -87,17 +90,9 @@ class LUCIR(HerdedMemory, Distilled):
             self.imprint(task, new)
         self.met = self.met + new
 
-    @torch.no_grad()
     def imprint(self, task: Task, new: list[int]) -> None:
-        """Set the weights of new classes to their mean features, scaled to the average length of old weights."""
-        weight = self.head.weight
-        total = torch.zeros_like(weight)
-        for part, features in features_of(self, task.train, self.unit_features):
-            total += F.one_hot(part.y, len(weight)).to(features.dtype).T @ features
-        rows = F.normalize(total) * weight[self.met].norm(dim=1).mean()
-        chosen = torch.zeros_like(self.taught)
-        chosen[new] = True
-        weight.copy_(torch.where((chosen & (total != 0).any(1))[:, None], rows, weight))
+        """Set the weights of new classes by their features."""
+        raise NotImplementedError
 
     def before_phase(self, task: Task, phase: Phase) -> None:
         """Work out how eta's learning rate follows from the recipe's."""
@@ -109,13 +104,49 @@ class LUCIR(HerdedMemory, Distilled):
 
     def trainable(self) -> int:
         """Return how many numbers learn: all but the fixed weights of old classes."""
-        return super().trainable() - self.fixed * self.head.in_features
+        return super().trainable() - self.fixed * self.head.weight[0].numel()
 
     @property
     def weight(self) -> Tensor:
-        """Return the head's weights [C, D] as they are in the present task: those of old classes are the old ones."""
-        fixed = self.known.any(0) & ~self.taught
-        return torch.where(fixed[:, None], self.old.head.weight, self.head.weight)
+        """Return the head's weights [C, ...] as they are in the present task: those of old classes are the old ones."""
+        fixed = (self.known.any(0) & ~self.taught).to(self.head.weight.device)  # masks have values in a dry run
+        return torch.where(fixed.view(-1, *[1] * (self.head.weight.dim() - 1)), self.old.head.weight, self.head.weight)
+
+    def after_task(self, task: Task) -> None:
+        """Put old classes' weights back, keep the network, and choose exemplars."""
+        self.restore_weights(task)
+        super().after_task(task)
+
+    def restore_weights(self, task: Task) -> None:
+        """Put old classes' weights back."""
+        if task.index:
+            with torch.no_grad():
+                self.head.weight.copy_(self.weight)
+
+
+class LUCIR(CosineReplay):
+    """Fine-tuning on new samples and exemplars with a cosine head, the less-forget loss and the ranking loss."""
+
+    method = "lucir"
+    options: LUCIROptions
+
+    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+        """Start with no exemplars."""
+        options = options or LUCIROptions()
+        assert isinstance(options, LUCIROptions)
+        super().__init__(model, world, options, CosineHead(model.head, options.eta, learned=True))
+
+    @torch.no_grad()
+    def imprint(self, task: Task, new: list[int]) -> None:
+        """Set the weights of new classes to their mean features, scaled to the average length of old weights."""
+        weight = self.head.weight
+        total = torch.zeros_like(weight)
+        for part, features in features_of(self, task.train, self.unit_features):
+            total += F.one_hot(part.y, len(weight)).to(features.dtype).T @ features
+        rows = F.normalize(total) * weight[self.met].norm(dim=1).mean()
+        chosen = torch.zeros_like(self.taught)
+        chosen[new] = True
+        weight.copy_(torch.where((chosen.to(weight.device) & (total != 0).any(1))[:, None], rows, weight))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the sum of cross-entropy, less-forget loss and margin ranking loss."""
@@ -139,13 +170,6 @@ class LUCIR(HerdedMemory, Distilled):
         counted = ~self.taught.index_select(0, batch.y)[:, None] & nearest.isfinite()
         losses = (self.options.margin - target + nearest).clamp(min=0)
         return (losses * counted).sum() / counted.sum().clamp(min=1)
-
-    def after_task(self, task: Task) -> None:
-        """Put old classes' weights back, keep the network, and choose exemplars."""
-        if task.index:
-            with torch.no_grad():
-                self.head.weight.copy_(self.weight)
-        super().after_task(task)
 
 
 def remove_last_relu(model: Network) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from clbench_lora import LowRankOptions
 from pydantic import Field, field_validator
@@ -15,13 +15,17 @@ from clbench.strategy.common_options import OutputsOptions, StartOptions
 class OSFOptions(OutputsOptions, StartOptions):
     """Options of `osf`; the default share is PEFT's."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("convolutions",)
+
     preserved: Annotated[float, SearchValues(0.25, 0.5, 0.75)] = Field(
         0.5, ge=0, lt=1, description="share of each layer's singular directions that the first task preserves, the "
         "largest ones; the others are trained")
     final_preserved: float | None = Field(None, ge=0, lt=1, description="that share in the last task, with equal steps "
                                           "from task to task; none: the same in every task")
-    layers: str = Field("all", min_length=1, description="which Linear layers of the blocks are trained: all | last | "
+    layers: str = Field("all", min_length=1, description="which layers of the blocks are trained: all | last | "
                         "last:N | blocks:N | attention | a regular expression that fits whole names, as in lora")
+    convolutions: bool | None = Field(None, description="train convolutions among these layers, too; none: only if "
+                                      "there is no Linear layer among them")
 
     @field_validator("layers")
     @classmethod

@@ -1,6 +1,8 @@
-"""A Linear layer whose weight is divided into large singular directions, which are fixed, and small ones, which learn.
+"""Layers whose weight is divided into large singular directions, which are fixed, and small ones, which learn.
 
 W = U_high diag(s_high) V_high + U_low diag(s_low) V_low
+
+The weight of a convolution [out, in, height, width] is taken as a matrix [out, in·height·width].
 """
 
 from __future__ import annotations
@@ -8,12 +10,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 LOW, HIGH = ("u_low", "s_low", "v_low"), ("u_high", "v_high")
 
 
-class DividedLinear(nn.Module):
-    """A Linear layer around `base_layer`, whole or divided.
+class DividedLayer(nn.Module):
+    """A layer around `base_layer`, whole or divided; subclasses compute its output.
 
     Divided, the base layer's weight is the part of the large directions, and `u_low` [out, r], `s_low` [r] and `v_low`
     [r, in] are parameters. `u_high` [out, k] and `v_high` [k, in] are what their gradients are made orthogonal to.
@@ -29,11 +32,10 @@ class DividedLinear(nn.Module):
     u_high: Tensor | None
     v_high: Tensor | None
 
-    def __init__(self, base_layer: nn.Linear) -> None:
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d) -> None:
         """Wrap a layer, which stays whole."""
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         for name in LOW:
             self.register_parameter(name, None)
         for name in HIGH:
@@ -43,17 +45,17 @@ class DividedLinear(nn.Module):
     def divide(self, share: float) -> None:
         """Divide the weight: a share of the singular directions, the largest ones, is fixed."""
         weight = self.base_layer.weight
-        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
         fixed = int(len(s) * share)
         for name, part in zip(LOW, (u[:, fixed:], s[fixed:], v[fixed:]), strict=True):
             setattr(self, name, nn.Parameter(part.clone()))
         self.u_high, self.v_high = u[:, :fixed].clone(), v[:fixed].clone()
-        weight.sub_(self.low())
+        weight.sub_(self.low().view_as(weight))
 
     @torch.no_grad()
     def join(self) -> None:
         """Make the weight whole, with what was learned."""
-        self.base_layer.weight.add_(self.low())
+        self.base_layer.weight.add_(self.low().view_as(self.base_layer.weight))
         self.discard()
 
     def discard(self) -> None:
@@ -76,9 +78,31 @@ class DividedLinear(nn.Module):
             return gradient - (gradient @ self.v_high.T) @ self.v_high
         return gradient
 
+
+class DividedLinear(DividedLayer):
+    """A Linear layer, whole or divided."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        """Wrap a layer, which stays whole."""
+        super().__init__(base_layer)
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
         out: Tensor = self.base_layer(x)
         if self.u_low is None or self.s_low is None or self.v_low is None:
             return out
         return out + F.linear(F.linear(x, self.v_low) * self.s_low, self.u_low)
+
+
+class DividedConv2d(DividedLayer):
+    """A convolution, whole or divided."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, by one convolution with the sum of both parts of the weight."""
+        if self.u_low is None:
+            whole: Tensor = self.base_layer(x)
+            return whole
+        weight = self.base_layer.weight
+        out: Tensor = functional_call(self.base_layer, {"weight": weight + self.low().view_as(weight)}, (x,))
+        return out

@@ -28,8 +28,12 @@ normalization layers; the authors' scripts train the latter, too. Differences fr
 Only steps of SGD without momentum or weight decay stay orthogonal. Adam divides each number of a gradient by its own
 size, which moves steps a little into the large directions. PEFT's guide and the authors use AdamW all the same.
 
-With `base = task1` the first half of the first task's steps trains all weights and the head. Convolutions are not
-divided, as in PEFT, and do not learn after that.
+Beyond the paper and PEFT, which divide Linear layers only: a convolution is divided as the matrix of its kernels
+[out, in·height·width]. By default this happens only in networks whose chosen layers are all convolutions. The patch
+embedding of a vision transformer then stays as it is, as in PEFT; `convolutions = true` divides it, too.
+
+With `base = task1` the first half of the first task's steps trains all weights and the head. What is not divided does
+not learn after that.
 """
 
 from __future__ import annotations
@@ -44,28 +48,34 @@ from clbench import Network, Task, World
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import FrozenBase, check_base
 from clbench_osf import OSFOptions
-from clbench_osf.layers import LOW, DividedLinear
+from clbench_osf.layers import LOW, DividedConv2d, DividedLayer, DividedLinear
 
 
 class OSF(FrozenBase):
-    """A network whose Linear layers are divided while a task is trained; `divided` are these by name in the model."""
+    """A network whose layers are divided while a task is trained; `divided` are these by name in the model."""
 
     options: OSFOptions
 
     def __init__(self, model: Network, world: World, options: OSFOptions | None = None) -> None:
-        """Wrap the layers, which stay whole; SpecError if there are none."""
+        """Wrap the layers, which stay whole.
+
+        Raises:
+            SpecError: there are none.
+        """
         super().__init__(model, world, options if options is not None else OSFOptions())
         self.notes += check_base("osf", self.options, world, model)
         chosen = choose(model, self.options.layers, "osf").layers
-        self.divided: dict[str, DividedLinear] = {}
+        has_linear = any(isinstance(layer, nn.Linear) for layer in chosen.values())
+        convolutions = self.options.convolutions if self.options.convolutions is not None else not has_linear
+        if not has_linear and not convolutions:
+            raise SpecError(f"osf: convolutions = false, and layers = {self.options.layers} has no Linear layer in it, "
+                            f"only {', '.join(chosen)}; leave convolutions out")
+        self.divided: dict[str, DividedLayer] = {}
         for name, layer in chosen.items():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear) or convolutions:
                 parent, _, attribute = name.rpartition(".")
-                self.divided[name] = DividedLinear(layer)
+                self.divided[name] = DividedLinear(layer) if isinstance(layer, nn.Linear) else DividedConv2d(layer)
                 setattr(model.get_submodule(parent), attribute, self.divided[name])
-        if not self.divided:
-            raise SpecError(f"osf: layers = {self.options.layers} has no Linear layer in it, only {', '.join(chosen)}; "
-                            "choose another model, or gpm, which takes convolutions")
         self.base_learns = False
         self.train(self.training)
 

@@ -23,6 +23,7 @@ REFUSED = {
     "packnet": "shares out weights before the head, and this model is a head alone; choose frozen",
     "xdg": "gates units before the head, and this model is a head alone; choose frozen",
     "hat": "masks units before the head, and this model is a head alone; choose frozen",
+    "dynamic-er": "adds layers before the head, and this model is a head alone; choose er, which replays samples",
     "pnn": "connects layers before the head, and this model is a head alone; choose frozen",
     "avalanche:LFL": "trains features behind a frozen head, and this model is a head alone; choose avalanche:LwF",
     "avalanche:PNNStrategy": "has columns of linear layers only, all of one width; take the model mlp",

@@ -14,10 +14,11 @@ METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++",
            "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "ewc-lora", "lora-mean", "pnn",
            "shared-private", "frozen", "independent",
            "acl", "packnet", "ncm", "slda", "ranpac", "simplecil", "fecam", "l2p", "slca", "dualprompt", "coda-prompt",
-           "bic", "wa", "lucir", "ease", "gdumb", "mir", "gpm"]
+           "bic", "wa", "lucir", "podnet", "dynamic-er", "ease", "gdumb", "mir", "gpm"]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a-gem": "capacity=8",
            "icarl": "capacity=8", "bic": "capacity=12", "wa": "capacity=8:clip=false", "lucir": "capacity=8",
+           "podnet": "capacity=8", "dynamic-er": "capacity=8",
            "gdumb": "capacity=8", "mir": "capacity=8:replayed=2", "l2p": "pool=4:top=2:length=2",
            "ranpac": "projections=64:adapt=lora", "simplecil": "adapt=lora:both=true",
            **dict.fromkeys(("inflora", "sd-lora", "lora-sub", "ewc-lora"), "rank=8")}  # the narrowest layer's width

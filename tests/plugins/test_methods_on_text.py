@@ -20,7 +20,7 @@ from clbench.training.loop import TrainingLoop
 REFUSE = {"hat": "hat masks the units", "xdg": "xdg gates the units",
           "ease": "model has no such block", "dualprompt": "no known place for them",
           "coda-prompt": "no known place for them",
-          "acl": "a text has none"}
+          "acl": "a text has none", "generative-replay": "this benchmark has texts"}
 
 
 FIRST = ("naive", "ewc", "er", "lora", "pnn", "shared-private", "ncm", "l2p", *REFUSE)  # others: a second look

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from clbench_osf import OSFOptions
-from clbench_osf.layers import LOW, DividedLinear
+from clbench_osf.layers import LOW, DividedConv2d, DividedLinear
 from clbench_osf.strategy import OSF
 from helpers.language_models import load, quiet
 from helpers.language_runs import LanguageRuns, as_batch, as_transformers, learn, logits, task_batches
@@ -36,7 +36,8 @@ def task_of(index):
 
 def whole(strategy):
     """Return the weights with all their parts, by layer."""
-    return {name: (layer.base_layer.weight if layer.u_low is None else layer.base_layer.weight + layer.low()).detach()
+    return {name: (layer.base_layer.weight if layer.u_low is None else layer.base_layer.weight + layer.low().view_as(
+        layer.base_layer.weight)).detach()
             for name, layer in strategy.divided.items()}
 
 
@@ -55,8 +56,31 @@ def test_a_divided_layer_is_the_layer():
     assert not any(getattr(layer, name) is not None for name in (*LOW, "u_high", "v_high"))
 
 
-def test_steps_of_sgd_change_nothing_within_the_large_directions():
-    strategy = make(preserved=0.5)
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_a_divided_convolution_is_the_convolution(padding_mode):
+    torch.manual_seed(0)
+    layer = DividedConv2d(nn.Conv2d(3, 5, (3, 2), stride=2, padding=1, padding_mode=padding_mode).double())
+    weight, x = layer.base_layer.weight.detach().clone(), torch.randn(4, 3, 7, 6).double()
+    before = layer(x)
+    layer.divide(0.45)  # 2 of 5 are fixed
+    u, s, v = torch.linalg.svd(weight.reshape(5, 18), full_matrices=False)
+    assert [getattr(layer, name).shape for name in LOW] == [(5, 3), (3,), (3, 18)]
+    torch.testing.assert_close(layer.base_layer.weight, ((u[:, :2] * s[:2]) @ v[:2]).view(5, 3, 3, 2))
+    torch.testing.assert_close(layer(x), before)
+    with torch.no_grad():
+        layer.s_low.mul_(2)  # the small directions count twice
+    moved = ((u * (s * torch.tensor([1, 1, 2, 2, 2]).double())) @ v).view(5, 3, 3, 2)
+    whole = nn.Conv2d(3, 5, (3, 2), stride=2, padding=1, padding_mode=padding_mode).double()
+    whole.load_state_dict({"weight": moved, "bias": layer.base_layer.bias})
+    torch.testing.assert_close(layer(x), whole(x))
+    layer.join()
+    torch.testing.assert_close(layer.base_layer.weight, moved)
+    torch.testing.assert_close(layer(x), whole(x))
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_steps_of_sgd_change_nothing_within_the_large_directions(model):
+    strategy = make(model, preserved=0.5)
     for index in range(2):
         task = task_of(index)
         begin(strategy, task)
@@ -71,14 +95,14 @@ def test_steps_of_sgd_change_nothing_within_the_large_directions():
             for name, gradient in strategy.edit_gradients(gradients).items():
                 parameters[name].data -= 0.5 * gradient
         for name, layer in strategy.divided.items():
-            change = whole(strategy)[name] - before[name]
+            change = (whole(strategy)[name] - before[name]).flatten(1)
             assert change.norm() > 1e-3
             assert (layer.u_high.T @ change).abs().max() < 1e-12
             assert (change @ layer.v_high.T).abs().max() < 1e-12
         answers = answer(strategy, index, x=task.train.x).logits
         strategy.after_task(task)
         torch.testing.assert_close(answer(strategy, index, x=task.train.x).logits, answers)
-    assert measure(strategy).parameters == {"base": sum(p.numel() for p in make_model().parameters())}
+    assert measure(strategy).parameters == {"base": sum(p.numel() for p in make_model(model).parameters())}
 
 
 def batch_of(task):
@@ -122,11 +146,12 @@ def test_the_base_is_trained_first_if_nothing_else_has_trained_it():
     assert not strategy.model.blocks[0].training
 
 
-def test_a_stack_of_seeds_learns_as_each_alone():
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_stack_of_seeds_learns_as_each_alone(model):
     info, recipe = discover().strategy("osf"), Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
     options = {"preserved": 0.2, "final_preserved": 0.6}
-    for seed, member in enumerate(lead(info, options, [0, 1], recipe, double=True)):
-        alone = lead(info, options, [seed], recipe, double=True)[0].strategy.state_dict()
+    for seed, member in enumerate(lead(info, options, [0, 1], recipe, model=model, double=True)):
+        alone = lead(info, options, [seed], recipe, model=model, double=True)[0].strategy.state_dict()
         for name, ours in member.strategy.state_dict().items():
             torch.testing.assert_close(ours, alone[name], rtol=1e-8, atol=1e-9)
 
@@ -134,8 +159,11 @@ def test_a_stack_of_seeds_learns_as_each_alone():
 def test_layers_and_what_is_refused():
     strategy = make(layers="last")
     assert len(strategy.divided) == 1
-    with pytest.raises(SpecError, match=r"osf: layers = all has no Linear layer in it, only .*; choose another model"):
-        OSF(MODELS["resnet20"]((1, 8, 8), 6), make_world(), OSFOptions(base="random"))
+    for options, first in (({}, "blocks.1."), ({"convolutions": True}, "blocks.0.")):
+        strategy = OSF(MODELS["vit"]((1, 8, 8), 6), make_world(), OSFOptions(base="random", **options))
+        assert next(iter(strategy.divided)).startswith(first)
+    with pytest.raises(SpecError, match="osf: convolutions = false, and layers = all has no Linear layer in it"):
+        OSF(MODELS["resnet20"]((1, 8, 8), 6), make_world(), OSFOptions(base="random", convolutions=False))
     with pytest.raises(SpecError, match="is not a regular expression"):
         validate(OSFOptions, {"layers": "("}, "osf", "clbench methods")
     for wrong in ({"preserved": 1.0}, {"final_preserved": -0.1}):

@@ -24,6 +24,7 @@ CHOSEN = [
     ("cls-er", {"capacity": 10, "stable_rate": 0.8, "stable_decay": 0.5}),
     ("acil", {"projections": 20}), ("acil", {"projections": 20, "compensation": 0.6}),
     ("fetril", {}), ("fetril", {"base": "random", "nearest": "euclidean"}),
+    ("generative-replay", {"width": 16}), ("generative-replay", {"targets": "soft", "width": 16, "generator_lr": 0.01}),
     ("der++", {"capacity": 10}), ("er-ace", {"capacity": 10}),
     ("icarl", {"capacity": 10}), ("acl", {}), ("acl", {"memory": 3, "infer": "max-logit"}), ("packnet", {}),
     ("packnet", {"prune": 0.5, "infer": "prototype"}), ("packnet", {"infer": "gaussian", "infer_normalize": True}),
@@ -34,11 +35,13 @@ CHOSEN = [
     ("coda-prompt", {}), ("coda-prompt", {"base": "random", "components": 6, "ortho": 0.1}),
     ("simplecil", {}), ("fecam", {}), ("fecam", {"covariance": "common", "base": "random"}),
     ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("wa", {"capacity": 10, "clip": False}),
-    ("lucir", {"capacity": 10}),
+    ("dynamic-er", {"capacity": 10}), ("dynamic-er", {"capacity": 10, "align_weights": False, "auxiliary": 0.5}),
+    ("lucir", {"capacity": 10}), ("podnet", {"capacity": 10, "finetune_steps": 0.4}),
+    ("podnet", {"capacity": 10, "nca": "paper", "proxies": 1, "finetune_steps": 0.0}),
     ("ease", {"width": 3}), ("ease", {"base": "random", "width": 3, "dropout": 0.0, "beta": 1.0, "donors": "next"}),
     ("ease", {"adapter": "lora", "width": 2}),
     ("gdumb", {"capacity": 10}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}),
-    ("osf", {}), ("osf", {"base": "random", "preserved": 0.0, "final_preserved": 0.6}),
+    ("osf", {}), ("osf", {"base": "random", "preserved": 0.0, "final_preserved": 0.6}), ("osf", {"convolutions": True}),
     ("hat", {"infer": "prototype", "s_max": 50.0}), ("gpm", {}), ("gpm", {"threshold": 0.6, "outputs": "seen"}),
 ]
 REGISTRY = discover()

@@ -21,7 +21,8 @@ OURS = {name: info for name, info in REGISTRY.strategies.items()
 FREE = sorted(name for name, info in OURS.items() if info.task_free)
 SLOW = {"l2p", "a-gem", "der", "mir", "simplecil"}  # their kin are checked every time
 MOVED = sorted(name for name, info in OURS.items() if not info.parts_per_task and not name.startswith("avalanche:"))
-SMALL = {"bic": {"capacity": 60}, "icarl": {"capacity": 60}, "wa": {"capacity": 60}, "lucir": {"capacity": 60}}
+SMALL = {"bic": {"capacity": 60}, "icarl": {"capacity": 60}, "wa": {"capacity": 60}, "lucir": {"capacity": 60},
+         "podnet": {"capacity": 60}, "dynamic-er": {"capacity": 60}}
 PAGE = Path(__file__).parents[2] / "docs" / "task-free-streams.md"
 
 

@@ -33,8 +33,10 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
            ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("lucir", {"capacity": 10}),
            ("gem", {"capacity": 10}),  # but for the products that its quadratic problem needs
+           ("podnet", {"capacity": 10, "finetune_steps": 0.0}),
+           ("dynamic-er", {"capacity": 10}),
            ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("rwalk", {"interval": 2}), ("xdg", {}),
-           ("cls-er", {"capacity": 10}), ("fetril", {}),
+           ("cls-er", {"capacity": 10}), ("fetril", {}), ("generative-replay", {"width": 16}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {"components": 6}),
            ("ease", {"width": 3, "dropout": 0.1})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")

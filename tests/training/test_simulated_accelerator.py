@@ -32,11 +32,15 @@ METHODS = [*sorted(name for name in REGISTRY.strategies if not name.startswith("
            *(pytest.param(name, marks=SLOW) for name in AVALANCHE)]
 OPTIONS = {"er": ":capacity=10", "der": ":capacity=10", "der++": ":capacity=10", "er-ace": ":capacity=10",
            "icarl": ":capacity=12", "bic": ":capacity=20", "wa": ":capacity=12", "lucir": ":capacity=12",
+           "podnet": ":capacity=12:finetune_steps=0.3",
+           "dynamic-er": ":capacity=12",
            "acl": ":memory=3", "cls-er": ":capacity=10", "l2p": ":pool=4:top=2:length=2", "gdumb": ":capacity=10",
-           "mir": ":capacity=20:replayed=3"}
+           "mir": ":capacity=20:replayed=3", "generative-replay": ":width=16"}
 # Host waits of a trial of three tasks. One a task (have the losses stayed finite?) and one a row of R are the rule;
 # what needs more says so here.
-WAITS = {"icarl": 400, "bic": 500, "wa": 400, "lucir": 400, "ewc": 60, "mas": 45, "a-gem": 30, "acl": 30, "packnet": 40}
+WAITS = {"icarl": 400, "bic": 500, "wa": 400, "lucir": 400, "podnet": 400,
+         "dynamic-er": 400, "ewc": 60, "mas": 45, "a-gem": 30, "acl": 30,
+         "packnet": 40}
 
 
 def trials(method, scenario="class", seeds=1, model=None, iterations=4):

@@ -25,7 +25,7 @@ SEEDS = [0, 1, 2]
     ("independent", {}), ("ewc-lora", {"rank": 2, "strength": 10.0}), ("lora-mean", {"rank": 2}),
     ("si", {}), ("mas", {}), ("l2", {}), ("lwf", {}), ("a-gem", {"capacity": 20}), ("der", {"capacity": 20}),
     ("gem", {"capacity": 20}), ("rwalk", {"interval": 3}), ("xdg", {"strength": 1.0}), ("cls-er", {"capacity": 20}),
-    ("fetril", {}), ("acil", {"projections": 20, "compensation": 0.6}),
+    ("fetril", {}), ("acil", {"projections": 20, "compensation": 0.6}), ("generative-replay", {"width": 16}),
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
     ("er-ace", {"capacity": 20, "head": "cosine"}),
     ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
@@ -51,7 +51,8 @@ def test_a_stack_of_seeds_equals_seed_by_seed(method, options, model, recipe):
 
 
 @pytest.mark.parametrize(("method", "options"), [
-    ("bic", {"capacity": 20}), ("wa", {"capacity": 20}), ("lucir", {"capacity": 20}),
+    ("bic", {"capacity": 20}), ("wa", {"capacity": 20}), ("lucir", {"capacity": 20}), ("podnet", {"capacity": 20}),
+    ("dynamic-er", {"capacity": 20}),
 ])
 def test_corrections_between_old_and_new_classes_stack_too(method, options):
     info, recipe = REGISTRY.strategy(method), Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)

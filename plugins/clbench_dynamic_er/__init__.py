@@ -1,0 +1,40 @@
+"""`dynamic-er`: dynamically expandable representation, DER (Yan et al. 2021, arXiv 2103.16788)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
+from clbench.core.scenario import Outputs
+from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
+
+
+class DynamicEROptions(FixedOutputsOptions, ExemplarOptions):
+    """Options of `dynamic-er`."""
+
+    auxiliary: Annotated[Scalar, SearchValues(0.3, 1.0, 3.0)] = Field(
+        1.0, ge=0, description="lambda_a: weight of the auxiliary loss, in which the new features tell the classes of "
+        "the task from each other and from all old ones")
+    align_weights: bool = Field(True, description="scale the head's weights of new classes to the mean length of those "
+                                "of old ones after each task (PyCIL)")
+
+    @property
+    def fixed_outputs(self) -> Outputs:
+        """Return `seen`: labels compete among all classes so far."""
+        return "seen"
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("dynamic-er", "clbench_dynamic_er.strategy:DynamicER",
+                         "replays, and adds a feature extractor per task; one head reads all of them",
+                         DynamicEROptions,
+                         "Yan et al. 2021, arXiv 2103.16788 (DER: Dynamically Expandable Representation)",
+                         recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
+                                 "head_decay": "learning"},
+                         budget={"epochs": 170, "batch_size": 128, "samples": 5000},
+                         display_name="Dynamic ER ({capacity})", family="parts per task"),)

@@ -1,0 +1,40 @@
+"""`generative-replay`: deep generative replay (Shin et al. 2017, arXiv 1705.08690), with a variational autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from clbench import Scalar, StrategyInfo, hookimpl
+from clbench.strategy.common_options import OutputsOptions
+
+
+class GenerativeReplayOptions(OutputsOptions):
+    """Options of `generative-replay`; the defaults are those of van de Ven's code."""
+
+    targets: Literal["hard", "soft"] = Field(
+        "hard", description="what generated inputs are labeled with: the class that the previous network predicts, or "
+        "its probabilities (distillation)")
+    temperature: Scalar = Field(2.0, gt=0, description="T: softens the probabilities that are compared with soft "
+                                "targets")
+    soft_loss: Literal["sum", "scaled-mean"] = Field(
+        "sum", description="of soft targets, over the outputs: the sum, or T^2 times the mean, as in van de Ven's code "
+        "until May 2019 and in what was published from it")
+    width: int = Field(400, ge=1, description="units of each hidden layer of the generator")
+    depth: int = Field(2, ge=1, description="hidden layers of the generator's encoder, and of its decoder")
+    latent: int = Field(100, ge=1, description="dimensions of the generator's latent space")
+    generator_lr: float | None = Field(None, gt=0, description="learning rate of the generator; none: the recipe's")
+
+
+@hookimpl
+def clbench_strategies() -> Sequence[StrategyInfo]:
+    """Declare the strategy."""
+    return (StrategyInfo("generative-replay", "clbench_generative_replay.strategy:GenerativeReplay",
+                         "replays inputs that a generator makes, with the previous network's labels",
+                         GenerativeReplayOptions,
+                         "Shin et al. 2017, arXiv 1705.08690; van de Ven & Tolias 2019, arXiv 1904.07734",
+                         recipe={"optimizer": "adam", "lr": 1e-3, "optimizer_state": "keep"},
+                         budget={"epochs": 21, "batch_size": 128, "samples": 12000},
+                         display_name="Generative replay", family="replay"),)

@@ -1,0 +1,149 @@
+"""Generative replay: a generator is trained beside the network and makes the inputs that are replayed.
+
+After each task the network and the decoder are copied. In task t, each step makes as many inputs x' as are new, by the
+old decoder from standard normal points. The old network labels them, with its class or with its probabilities. Network
+and generator are trained on both, the generator on inputs alone:
+
+    loss = 1 / t loss(x, y) + (1 - 1 / t) loss(x', y')
+
+The loss of the network is the cross-entropy; that of the generator is a variational autoencoder's, divided by the
+number of pixels. In scenario `class` old outputs give the label, and it competes among all classes so far. If the task
+is known, the loss on x' is a mean over old tasks, each with its own outputs: an input may be replayed for any of them.
+
+This is "DGR" of van de Ven & Tolias 2019 and of van de Ven's code (GMvandeVen/continual-learning,
+`--replay=generative`), and with `targets = soft` "DGR+distill". Differences from the paper of Shin et al.: its
+generator is a GAN, and it names the share of new samples without giving it (2017, equation 1). No code by its authors
+was found.
+
+Differences between the code and this implementation:
+
+- Since 2022 the code's default lets all classes of the stream compete (`outputs = all`). In its experiments on CIFAR,
+  convolutions that were trained in advance precede the generator. Here it has dense layers on flat inputs of any size,
+  which make poor photos.
+- Its autoencoder has a sigmoid and the cross-entropy on MNIST, and an identity and half the squared error on
+  standardized CIFAR. Here images (uint8) have the former, on pixels in [0, 1] whatever the preparation; other inputs
+  have the latter.
+- Replayed inputs are what the decoder puts out. They are not augmented, and new ones are if the experiment augments.
+- The generator's optimizer is the recipe's (`generator_lr` changes its learning rate). Theirs is a second Adam with the
+  classifier's learning rate, which does the same steps.
+
+The stored copies count as storage, the generator among the weights that are trained. The recipe's numbers are of
+Split-MNIST: 2000 steps a task. On Permuted MNIST it was 5000 steps, 1000 units and a learning rate of 1e-4.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench import Batch, Network, Phase, Task, World
+from clbench.core.device import send
+from clbench.core.errors import SpecError
+from clbench.strategy.distillation import Distilled, distillation
+from clbench_generative_replay import GenerativeReplayOptions
+from clbench_generative_replay.generator import Generator, generated
+
+
+class GenerativeReplay(Distilled):
+    """Fine-tuning with replay of inputs that `old_decoder` makes and `old` labels; `generator` learns to make them.
+
+    The buffer `noise` [N, Z] or, with replay, [3N, Z] is drawn for each step: for the new inputs, the latent points to
+    decode, and for what they are decoded to. Pixels p in [0, 1] are prepared to `low` + p `span` [*input_shape].
+    """
+
+    roles = (("generator.*", "generator"), ("old_decoder.*", "old generator"), *Distilled.roles)
+    options: GenerativeReplayOptions
+    noise: Tensor
+    low: Tensor
+    span: Tensor
+
+    def __init__(self, model: Network, world: World, options: GenerativeReplayOptions | None = None) -> None:
+        """Start with a new generator.
+
+        Raises:
+            SpecError: inputs are texts.
+        """
+        super().__init__(model, world, options if options is not None else GenerativeReplayOptions())
+        if world.is_text:
+            raise SpecError("generative-replay generates images or numbers, and this benchmark has texts; choose er")
+        like = model.head.weight
+        self.generator = Generator(math.prod(world.input_shape), self.options.width, self.options.depth,
+                                   self.options.latent).to(like)
+        self.old_decoder = frozen(self.generator.decoder)
+        for name in ("noise", "low", "span"):
+            self.register_buffer(name, like.new_empty(0), persistent=False)
+        self.pixels = False  # whether raw inputs are images
+        self.rate = 1.0  # what multiplies the recipe's learning rate for the generator
+        self.train(self.training)
+
+    def frozen_modules(self) -> Iterable[nn.Module]:
+        """Return the old network and the old decoder."""
+        return (self.old, self.old_decoder)
+
+    def before_phase(self, task: Task, phase: Phase) -> None:
+        """Work out how the generator's learning rate follows from the recipe's."""
+        self.rate = 1.0 if self.options.generator_lr is None else self.options.generator_lr / phase.lr
+
+    def learning_rates(self) -> Mapping[str, float]:
+        """Return the generator's."""
+        return {"generator.*": self.rate}
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Draw noise for the step; the batch stays as it is, since `loss` makes the replayed inputs."""
+        if not len(self.span):
+            self._find_range(batch.x[:1])
+        count = len(batch.y) * (3 if batch.task else 1)
+        noise = torch.randn(count, self.options.latent, generator=self.world.generator)
+        self.noise = send(noise.to(self.model.head.weight.dtype), self.noise.device)
+        return batch
+
+    def _find_range(self, raw: Tensor) -> None:
+        """Find out what black and white pixels of raw inputs [1, ...] are prepared to, if these are images."""
+        self.pixels = raw.dtype == torch.uint8
+        like = self.model.head.weight
+        if self.pixels:
+            self.low, white = (self.world.prepare(torch.full_like(raw, value))[0].to(like) for value in (0, 255))
+            self.span = white - self.low
+        else:
+            self.low, self.span = (like.new_full(self.world.input_shape, value) for value in (0.0, 1.0))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the weighted losses of network and generator on new and generated inputs."""
+        new = ((batch.x - self.low) / self.span).flatten(1)
+        noise = torch.split(self.noise, len(new))
+        loss = super().loss(batch) + self.generator.loss(new, noise[0], self.pixels)
+        if not batch.task:
+            return loss
+        share, past = 1 / (batch.task + 1), generated(self.old_decoder, noise[1], self.pixels)
+        x = self.low + self.span * past.view(batch.x.shape)
+        replayed = self.replay_loss(self.model(x), self.old_logits(x), batch.task)
+        return share * loss + (1 - share) * (replayed + self.generator.loss(past, noise[2], self.pixels))
+
+    def replay_loss(self, logits: Tensor, old: Tensor, task: int) -> Tensor:
+        """Return the loss of logits [N, C] of generated inputs, given those of the old network, in a task; a scalar."""
+        losses, temperature = [], self.options.temperature
+        for outputs in self.old_outputs(task):
+            among = outputs if self.world.task_given else self.active.any(0)
+            if self.options.targets == "soft":
+                soft = distillation(logits, old, outputs, temperature, among)
+                losses.append(soft * temperature**2 / among.sum() if self.options.soft_loss == "scaled-mean" else soft)
+            else:
+                labels = old.masked_fill(~outputs, float("-inf")).argmax(1)
+                losses.append(F.cross_entropy(logits.masked_fill(~among, float("-inf")), labels))
+        return torch.stack(losses).mean()
+
+    def after_task(self, task: Task) -> None:
+        """Keep the network and the decoder as they are now."""
+        super().after_task(task)
+        self.old_decoder = frozen(self.generator.decoder)
+        self.train(self.training)
+
+
+def frozen(decoder: nn.Module) -> nn.Module:
+    """Return a frozen copy of a decoder."""
+    return copy.deepcopy(decoder).requires_grad_(False)
