@@ -11,9 +11,8 @@ number of pixels. In scenario `class` old outputs give the label, and it compete
 is known, the loss on x' is a mean over old tasks, each with its own outputs: an input may be replayed for any of them.
 
 This is "DGR" of van de Ven & Tolias 2019 and of van de Ven's code (GMvandeVen/continual-learning,
-`--replay=generative`), and with `targets = soft` "DGR+distill". Differences from the paper of Shin et al.: its
-generator is a GAN, and it names the share of new samples without giving it (2017, equation 1). No code by its authors
-was found.
+`--replay=generative`), and with `targets = soft` "DGR+distill". The generator of Shin et al. is a GAN, which is left out
+here. Their share of new samples is a free number (equation 1).
 
 Differences between the code and this implementation:
 

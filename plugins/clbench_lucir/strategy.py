@@ -63,10 +63,10 @@ class CosineReplay(HerdedMemory, Distilled):
     roles = (*HerdedMemory.roles, *Distilled.roles)
     options: Any
 
-    def __init__(self, model: Network, world: World, options: Options, head: CosineHead) -> None:
+    def __init__(self, model: Network, world: World, options: Any, head: CosineHead) -> None:
         """Give the network its head, before a copy is made, and start with no exemplars."""
         model.head = head
-        removed = getattr(options, "last_relu", "keep") == "keep" or remove_last_relu(model)
+        removed = options.last_relu == "keep" or remove_last_relu(model)
         super().__init__(model, world, options)
         if not removed:
             self.notes.append(f"{self.method}: the model's last block does not end in a ReLU; its features are as they "
