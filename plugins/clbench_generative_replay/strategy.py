@@ -11,8 +11,8 @@ number of pixels. In scenario `class` old outputs give the label, and it compete
 is known, the loss on x' is a mean over old tasks, each with its own outputs: an input may be replayed for any of them.
 
 This is "DGR" of van de Ven & Tolias 2019 and of van de Ven's code (GMvandeVen/continual-learning,
-`--replay=generative`), and with `targets = soft` "DGR+distill". The generator of Shin et al. is a GAN, which is left out
-here. Their share of new samples is a free number (equation 1).
+`--replay=generative`), and with `targets = soft` "DGR+distill". The generator of Shin et al. is a GAN, which is left
+out here. Their share of new samples is a free number (equation 1).
 
 Differences between the code and this implementation:
 
