@@ -78,4 +78,5 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("acil", {"compensation": 0.6}),
            ("gdumb", {}), ("mir", {"replayed": 4}), ("gpm", {}), ("hat", {}), ("osf", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
+           ("s-iprompts", {"clusters": 2}),
            ("coda-prompt", {}), ("slca", {}), ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4})]

@@ -17,7 +17,7 @@ PROMPTS = "of a vision transformer, and this model has none; with --model choose
 REFUSED = {
     **dict.fromkeys(("lora", "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "ewc-lora", "lora-mean", "osf"),
                     ADAPTERS),
-    **dict.fromkeys(("l2p", "dualprompt", "coda-prompt"), PROMPTS),
+    **dict.fromkeys(("l2p", "dualprompt", "coda-prompt", "s-iprompts"), PROMPTS),
     "ease": "adapts layers before the head, and this model is a head alone; choose ncm, or a model with layers",
     "acl": "trains a module that tasks share before the head, and this model is a head alone; choose shared-private",
     "packnet": "shares out weights before the head, and this model is a head alone; choose frozen",

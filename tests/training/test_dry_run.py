@@ -54,7 +54,8 @@ COUNTED = [
         "acl:private_width=8", "packnet:infer=prototype", "slca", "frozen:infer=gaussian", "inflora:rank=2")),
     *((method, "mlp:width=16", "domain") for method in ("naive", "er", "lora", "pnn", "icarl", "packnet")),
     *((method, "vit-tiny:width=12:depth=2:patch=14", "task") for method in (
-        "lora:layers=attention", "pnn", "l2p", "dualprompt", "coda-prompt:components=10", "ease:width=5")),
+        "lora:layers=attention", "pnn", "l2p", "dualprompt", "coda-prompt:components=10", "s-iprompts:infer=gaussian",
+        "s-iprompts", "ease:width=5")),
 ]
 
 

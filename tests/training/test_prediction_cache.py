@@ -12,7 +12,7 @@ from clbench.training.evaluation import evaluate
 from clbench.training.prediction_cache import PredictionCache
 
 REGISTRY = discover()
-VIT = {"l2p": {"pool": 4, "top": 2, "length": 2}, "dualprompt": {}, "coda-prompt": {}}
+VIT = {"l2p": {"pool": 4, "top": 2, "length": 2}, "dualprompt": {}, "coda-prompt": {}, "s-iprompts": {}}
 pytestmark = pytest.mark.usefixtures("small_batches")
 BATCH, SAMPLES = 7, 24  # of an evaluation, of a task
 

@@ -194,7 +194,7 @@ def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state
 
 @pytest.mark.parametrize(("method", "options"), [
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {"e_length": 3}),
-    ("coda-prompt", {"components": 6, "ortho": 0.1}),
+    ("coda-prompt", {"components": 6, "ortho": 0.1}), ("s-iprompts", {"length": 3}),
 ])
 def test_prompts_stack(method, options):
     info = REGISTRY.strategy(method)
