@@ -1,15 +1,15 @@
-"""`ease`: expandable subspace ensemble (Zhou et al. 2024, arXiv 2403.12030)."""
+"""`ease`: expandable subspace ensemble (Zhou et al. 2024, arXiv 2403.12030); `lae`: an average of adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clbench import StrategyInfo, hookimpl
+from clbench import SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.common_options import FixedOutputsOptions, StartOptions
+from clbench.strategy.common_options import MEANING, FixedOutputsOptions, OutputsOptions, StartOptions
 
 Kind = Literal["bottleneck", "lora"]
 Donors = Literal["later", "next"]
@@ -45,13 +45,34 @@ class EASEOptions(FixedOutputsOptions, StartOptions):
         return "own"
 
 
+class LAEOptions(OutputsOptions, StartOptions):
+    """Options of `lae`; the defaults are those of its authors' code for Split-CIFAR-100."""
+
+    adapter: Kind = Field("lora", description="low-rank adapters on keys and values, or on all layers of a network "
+                          "without these (lora), or bottlenecks parallel to the MLPs of a vision transformer")
+    width: int = Field(5, ge=1, description="rank, or numbers in the middle of a bottleneck")
+    scale: float = Field(1.0, gt=0, description="what multiplies an adapter's output")
+    blocks: int = Field(5, ge=1, description="how many of the first blocks of a transformer have adapters")
+    decay: Annotated[float, SearchValues(0.99, 0.999, 0.9999)] = Field(
+        0.9999, ge=0, lt=1, description="share of the offline adapter that stays in each step")
+    freeze: float = Field(0.6, ge=0, lt=1, description="first share of the steps of a task but the first in which the "
+                          "head alone learns")
+    outputs: Outputs = Field("own", description=MEANING)
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare the strategy."""
+    """Declare the strategies."""
     return (StrategyInfo("ease", "clbench_ease.strategy:EASE",
                          "trains adapters per task; compares class prototypes in the features of all", EASEOptions,
                          "Zhou et al. 2024, arXiv 2403.12030",
                          check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
                                                     "weight_decay": 5e-4, "schedule": "cosine"},
                          budget={"epochs": 20, "batch_size": 48, "samples": 2500},
-                         parts_per_task=True, display_name="EASE", family="adapters and prompts"),)
+                         parts_per_task=True, display_name="EASE", family="adapters and prompts"),
+            StrategyInfo("lae", "clbench_ease.lae:LAE",
+                         "trains one adapter from task to task; predicts with it and its moving average",
+                         LAEOptions, "Gao et al. 2023, arXiv 2303.10070",
+                         recipe={"optimizer": "adam", "lr": 0.0028125},
+                         budget={"epochs": 5, "batch_size": 24, "samples": 5000},
+                         display_name="LAE", family="adapters and prompts"))

@@ -36,7 +36,8 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("rwalk", {"interval": 2}), ("xdg", {}),
            ("cls-er", {"capacity": 10}), ("fetril", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {"components": 6}),
-           ("s-iprompts", {}), ("ease", {"width": 3, "dropout": 0.1})]
+           ("s-iprompts", {}), ("ease", {"width": 3, "dropout": 0.1}),
+           ("lae", {"width": 2})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt", "s-iprompts")
 # A stack computes what its members would alone; these have dropout, edit gradients, replay or prepare batches.
 ALONE = ("naive", "ease", "a-gem", "er", "mir", "icarl", "bic", "lora", "l2p")
