@@ -73,7 +73,7 @@ class LAE(FrozenBase):
             self.notes += remarks(model, lora, "lae")
             self.adapted = adapt_lora(model, lora, "lae")
         self.first = model.first_with((AdaptedBlock, LoRALayer))
-        self.register_buffer("known", torch.zeros_like(self.active))
+        self.register_buffer("known", torch.zeros_like(self.active, device=model.head.weight.device))
         self.adapters = 0  # on each layer: none, the online one, both
         self.base_learns = False
         self.steps, self.averaged_steps = 0, 0  # that have begun; that the offline adapters know of

@@ -82,7 +82,8 @@ def test_only_the_head_learns_first_and_then_the_online_adapter_too():
 
 
 @pytest.mark.parametrize(("scenario", "given", "outputs"), [
-    ("class", None, [0, 1, 2, 3]), ("task", 1, [2, 3]), ("task", 2, list(range(CLASSES))), ("domain", None, [0, 1, 2, 3])])
+    ("class", None, [0, 1, 2, 3]), ("task", 1, [2, 3]), ("task", 2, list(range(CLASSES))),
+    ("domain", None, [0, 1, 2, 3])])
 def test_predictions_are_the_larger_of_both_probabilities(scenario, given, outputs):
     strategy = lae(scenario, decay=0.3, scale=0.7)
     for index in range(2):
@@ -141,7 +142,7 @@ def test_bottlenecks_learn_and_are_averaged():
 
 
 def test_refusals_say_the_way_out():
-    with pytest.raises(SpecError, match="lae: adapter = bottleneck is put parallel to the MLP of a transformer block, a"):
+    with pytest.raises(SpecError, match="lae: adapter = bottleneck is put parallel to the MLP of a transformer block"):
         lae(adapter="bottleneck")
     with pytest.raises(SpecError, match="lae: base = pretrained needs a pretrained model"):
         lae(base="pretrained")

@@ -16,7 +16,7 @@ ADAPTERS = "adapts layers before the head, and this model is a head alone; choos
 PROMPTS = "of a vision transformer, and this model has none; with --model choose vit-tiny"
 REFUSED = {
     **dict.fromkeys(("lora", "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "ewc-lora", "lora-mean", "osf",
-                     "lae"),
+                     "lae", "slca++"),
                     ADAPTERS),
     **dict.fromkeys(("l2p", "dualprompt", "coda-prompt", "s-iprompts"), PROMPTS),
     "ease": "adapts layers before the head, and this model is a head alone; choose ncm, or a model with layers",

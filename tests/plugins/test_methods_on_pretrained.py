@@ -14,7 +14,7 @@ METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++",
            "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "ewc-lora", "lora-mean", "pnn",
            "shared-private", "frozen", "independent",
            "acl", "packnet", "ncm", "slda", "ranpac", "simplecil", "fecam", "l2p", "slca", "dualprompt", "coda-prompt",
-           "s-iprompts", "lae",
+           "s-iprompts", "lae", "slca++",
            "bic", "wa", "lucir", "ease", "gdumb", "mir", "gpm"]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt", "s-iprompts")
 OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a-gem": "capacity=8",

@@ -27,7 +27,7 @@ def no_autocast(monkeypatch):
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), ("lora", {"rank": 2, "dropout": 0.5}),
            ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2, "dropout": 0.1}),
-           ("ewc-lora", {"rank": 2}), ("lora-mean", {"rank": 2}),
+           ("ewc-lora", {"rank": 2}), ("slca++", {"rank": 2}), ("lora-mean", {"rank": 2}),
            ("frozen", {}), ("independent", {}), ("si", {}), ("mas", {}), ("l2", {}), ("lwf", {}),
            ("a-gem", {"balance": "reservoir"}), ("der", {"capacity": 10}), ("der++", {"capacity": 10}),
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),

@@ -31,7 +31,8 @@ ROWS = [
     ("frozen", {}), ("ncm", {}), ("ncm", {"base": "random"}), ("slda", {}), ("simplecil", {}), ("fecam", {}),
     ("ranpac", {"projections": 20}), ("acil", {"compensation": 1.0}), ("naive", {}),
     ("seq-lora", {"rank": 2, "layers": "last"}),
-    ("ease", {"adapter": "lora"}), ("lae", {"decay": 0.5, "width": 2}), ("icarl", {"capacity": 20}), *VIT.items()]
+    ("ease", {"adapter": "lora"}), ("lae", {"decay": 0.5, "width": 2}),
+    ("slca++", {"rank": 2}), ("icarl", {"capacity": 20}), *VIT.items()]
 ALSO_IN_DOMAIN = ("pnn", "packnet", "ncm", "naive", "icarl", "l2p")  # of each kind one
 
 

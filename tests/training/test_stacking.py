@@ -29,7 +29,7 @@ SEEDS = [0, 1, 2]
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
     ("er-ace", {"capacity": 20, "head": "cosine"}),
     ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
-    ("slca", {}),
+    ("slca", {}), ("slca++", {"rank": 2}),
     ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
     ("lae", {"width": 2, "decay": 0.7}),
     ("gdumb", {"capacity": 20}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("gpm", {"samples": 12}),
