@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,7 @@ class Aligned(Strategy):
 
     roles: tuple[tuple[str, str], ...] = (("class_means", "class statistics"), ("class_factors", "class statistics"),
                                           ("unaligned_*", "heads"))
+    recalls: ClassVar[bool] = True  # whether a task trains the head from its state before the alignment
     options: Any  # has the fields of AlignOptions, among others
     class_means: Tensor
     class_factors: Tensor
@@ -108,7 +109,7 @@ class Aligned(Strategy):
 
     def before_task(self, task: Task) -> None:
         """Train on from the head as it was before it was aligned."""
-        if self.met:
+        if self.met and self.recalls:
             self._write_head(self.unaligned_weight, self.unaligned_bias)
         super().before_task(task)
 
@@ -122,8 +123,9 @@ class Aligned(Strategy):
         with torch.no_grad():
             weight = torch.stack([layer.weight[unit] for layer, unit in units])
             bias = torch.stack([layer.bias[unit] for layer, unit in units])
-        self.register_buffer("unaligned_weight", weight)
-        self.register_buffer("unaligned_bias", bias)
+        if self.recalls:
+            self.register_buffer("unaligned_weight", weight)
+            self.register_buffer("unaligned_bias", bias)
         if len(set(self.met_in)) > 1:
             options = self.options
             if not weight.is_meta:  # where only shapes are counted, thousands of small steps would take minutes

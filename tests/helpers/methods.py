@@ -80,4 +80,5 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
            ("s-iprompts", {"clusters": 2}),
            ("coda-prompt", {}), ("slca", {}), ("slca++", {"rank": 1}), ("lae", {"decay": 0.5, "width": 1}),
-           ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4})]
+           ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4}),
+           ("mos", {"adapter": "lora", "width": 1}), ("mos", {"width": 4})]

@@ -19,7 +19,8 @@ REFUSED = {
                      "lae", "slca++"),
                     ADAPTERS),
     **dict.fromkeys(("l2p", "dualprompt", "coda-prompt", "s-iprompts"), PROMPTS),
-    "ease": "adapts layers before the head, and this model is a head alone; choose ncm, or a model with layers",
+    **dict.fromkeys(("ease", "mos"), "adapts layers before the head, and this model is a head alone; choose ncm, or a "
+                                     "model with layers"),
     "acl": "trains a module that tasks share before the head, and this model is a head alone; choose shared-private",
     "packnet": "shares out weights before the head, and this model is a head alone; choose frozen",
     "xdg": "gates units before the head, and this model is a head alone; choose frozen",

@@ -38,6 +38,8 @@ CHOSEN = [
     ("lucir", {"capacity": 10}),
     ("ease", {"width": 3}), ("ease", {"base": "random", "width": 3, "dropout": 0.0, "beta": 1.0, "donors": "next"}),
     ("ease", {"adapter": "lora", "width": 2}),
+    ("mos", {"width": 3, "align_epochs": 2}),
+    ("mos", {"adapter": "lora", "width": 2, "base": "random", "dropout": 0.0, "moves": 0, "ensemble": False}),
     ("slca++", {"rank": 2}), ("slca++", {"rank": 2, "base": "random"}),
     ("lae", {"width": 2, "decay": 0.5}), ("lae", {"width": 2, "base": "random", "freeze": 0.0}),
     ("gdumb", {"capacity": 10}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}),

@@ -37,7 +37,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("cls-er", {"capacity": 10}), ("fetril", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {"components": 6}),
            ("s-iprompts", {}), ("ease", {"width": 3, "dropout": 0.1}),
-           ("lae", {"width": 2})]
+           ("lae", {"width": 2}), ("mos", {"width": 3, "dropout": 0.0})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt", "s-iprompts")
 # A stack computes what its members would alone; these have dropout, edit gradients, replay or prepare batches.
 ALONE = ("naive", "ease", "a-gem", "er", "mir", "icarl", "bic", "lora", "l2p")
@@ -63,7 +63,7 @@ class Copies(TorchDispatchMode):
 
 def on_meta(method, options, seed):
     """Return a member on the device in its second task, and that task."""
-    b = bench(REGISTRY.strategy(method), options, "task", seed, "vit" if method in (*PROMPTS, "ease") else "cnn")
+    b = bench(REGISTRY.strategy(method), options, "task", seed, "vit" if method in (*PROMPTS, "ease", "mos") else "cnn")
     b.learn(0)
     b.strategy.to(META)
     stream = b.stream.to(META)

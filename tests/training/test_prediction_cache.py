@@ -32,7 +32,7 @@ ROWS = [
     ("ranpac", {"projections": 20}), ("acil", {"compensation": 1.0}), ("naive", {}),
     ("seq-lora", {"rank": 2, "layers": "last"}),
     ("ease", {"adapter": "lora"}), ("lae", {"decay": 0.5, "width": 2}),
-    ("slca++", {"rank": 2}), ("icarl", {"capacity": 20}), *VIT.items()]
+    ("mos", {"adapter": "lora", "width": 2}), ("slca++", {"rank": 2}), ("icarl", {"capacity": 20}), *VIT.items()]
 ALSO_IN_DOMAIN = ("pnn", "packnet", "ncm", "naive", "icarl", "l2p")  # of each kind one
 
 

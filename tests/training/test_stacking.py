@@ -31,7 +31,7 @@ SEEDS = [0, 1, 2]
     ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
     ("slca", {}), ("slca++", {"rank": 2}),
     ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
-    ("lae", {"width": 2, "decay": 0.7}),
+    ("lae", {"width": 2, "decay": 0.7}), ("mos", {"adapter": "lora", "width": 2, "dropout": 0.0}),
     ("gdumb", {"capacity": 20}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("gpm", {"samples": 12}),
 ])
 @pytest.mark.parametrize(("model", "recipe"), [
