@@ -30,7 +30,7 @@ class FrozenBase(Strategy, ABC):
 
     options: Any  # has the fields of StartOptions, among others
 
-    def phases(self, task: Task) -> int:
+    def phases(self, task: Task) -> int | Sequence[float]:
         """Return 2 for the first task with `base = task1`: one phase for the base, one for the parts on top of it.
 
         Return 1 if the model consists of a head alone, so that no steps are spent on a base that does not exist.

@@ -16,7 +16,7 @@ from torch import nn
 
 from clbench import Network, Task, World
 from clbench.strategy.per_task import FrozenBase, check_base
-from clbench_ease import SCALES
+from clbench_ease import SCALES, Kind
 from clbench_ease.bottleneck import AdaptedBlock, adapt
 
 
@@ -24,7 +24,7 @@ class TaskAdapters(FrozenBase):
     """A frozen network with adapters per task; `adapted` maps the name of an adapted layer or block to it."""
 
     method: ClassVar[str]
-    widths: ClassVar[Mapping[str, int]]  # of adapters by kind, if the options have none
+    widths: ClassVar[Mapping[Kind, int]]  # of adapters by kind, if the options have none
     options: Any  # has the fields of AdapterKindOptions, among others
 
     def __init__(self, model: Network, world: World, options: Any) -> None:

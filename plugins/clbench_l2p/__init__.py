@@ -46,7 +46,7 @@ class SIPromptsOptions(BaseOptions):
         """Refuse to scale features that nothing reads; by default they are scaled only if something reads them."""
         if "infer_normalize" not in self.model_fields_set and not self.from_features:
             object.__setattr__(self, "infer_normalize", False)
-        super()._is_used()
+        super()._is_used()  # type: ignore[operator]  # pydantic leaves a method that can be called
         return self
 
 

@@ -46,7 +46,8 @@ def test_every_method_runs_on_pretrained_models_of_timm(tmp_path, weights, model
             with pytest.raises(SpecError, match=f"{name} puts prompts {place} of a vision transformer"):
                 clbench.run(methods=name, benchmark="helpers.tiny_benchmarks:pictures", model=f"timm:{model}:size=32",
                             weights=str(weights / f"{model}.safetensors"), workers=0, out=tmp_path)
-        chosen = [f"{name}:adapter=lora" if name in ("ease", "mos") else name for name in chosen if not name.startswith(PROMPTS)]
+        chosen = [f"{name}:adapter=lora" if name in ("ease", "mos") else name for name in chosen
+                  if not name.startswith(PROMPTS)]
     records = clbench.run(methods=chosen, benchmark="helpers.tiny_benchmarks:pictures", scenario="class", seeds=1,
                           model=f"timm:{model}:size=32", weights=str(weights / f"{model}.safetensors"), epochs=1,
                           batch_size=8, workers=0, out=tmp_path)

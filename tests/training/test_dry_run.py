@@ -46,9 +46,9 @@ COUNTED = [
         "lora:rank=2:base=random:dora=true", "lora:bias=true", "lora:init=pissa", "pnn", "pnn:reduction=4",
         "shared-private", "shared-private:private_width=7:base=random", "frozen", "independent", "seq-lora", "o-lora",
         "gem", "rwalk", "xdg", "cls-er", "fetril", "er:share=0.3", "seq-lora:replay=0.3:merge=true", "osf",
-        "inflora", "ewc-lora", "lora-mean", "ease:adapter=lora", "lae", "mos:adapter=lora", "icarl:capacity=55", "acl", "acl:memory=7",
-        "packnet", "ncm", "slda:base=random", "ranpac", "simplecil", "fecam", "fecam:covariance=common", "acil",
-        "acil:projections=20:compensation=0.6")),
+        "inflora", "ewc-lora", "lora-mean", "ease:adapter=lora", "lae", "mos:adapter=lora", "icarl:capacity=55",
+        "acl", "acl:memory=7", "packnet", "ncm", "slda:base=random", "ranpac", "simplecil", "fecam",
+        "fecam:covariance=common", "acil", "acil:projections=20:compensation=0.6")),
     *((method, "cnn:channels=2:depth=1", "class") for method in (
         "ewc:fisher=empirical", "er", "lora:rank=2:infer=prototype", "pnn", "shared-private", "icarl",
         "acl:private_width=8", "packnet:infer=prototype", "slca", "slca++:rank=2", "frozen:infer=gaussian",
