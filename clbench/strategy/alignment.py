@@ -21,10 +21,9 @@ The paper leaves some details open. These are from the authors' code (GengDavid/
   code only (`align_shrink = 1` does not scale them).
 
 Other codes differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code (methods/inflora_ca1.py)
-has them too, but no recall: the next alignment continues from the previous one. SLCA++ (models/slca_pp.py) scales the
-drawn features instead of the means, by 1 / (1 + s (t - i)) for some s near a given value. At test time it multiplies
-the inputs of old heads by the reciprocal. The code assumes that all tasks have equally many classes. Here, as in
-Mammoth, the actual task of each class is used. A class that returns has the Gaussian of its last task.
+has them too, but no recall: the next alignment continues from the previous one. SLCA++ (`slca++`) scales the drawn
+features instead of the means. The code assumes that all tasks have equally many classes. Here, as in Mammoth, the
+actual task of each class is used. A class that returns has the Gaussian of its last task.
 
 Here, S_c is stored as its Cholesky factor L with S_c + 1e-4 I = L L^T. Only its D (D + 1) / 2 nonzero numbers are
 stored, half of the size of S_c, and a feature is m_c + L z. The code stores all of S_c in float32, where rounding may
@@ -46,7 +45,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +77,7 @@ class Aligned(Strategy):
 
     roles: tuple[tuple[str, str], ...] = (("class_means", "class statistics"), ("class_factors", "class statistics"),
                                           ("unaligned_*", "heads"))
+    recalls: ClassVar[bool] = True  # whether a task trains the head from its state before the alignment
     options: Any  # has the fields of AlignOptions, among others
     class_means: Tensor
     class_factors: Tensor
@@ -109,7 +109,7 @@ class Aligned(Strategy):
 
     def before_task(self, task: Task) -> None:
         """Train on from the head as it was before it was aligned."""
-        if self.met:
+        if self.met and self.recalls:
             self._write_head(self.unaligned_weight, self.unaligned_bias)
         super().before_task(task)
 
@@ -123,15 +123,21 @@ class Aligned(Strategy):
         with torch.no_grad():
             weight = torch.stack([layer.weight[unit] for layer, unit in units])
             bias = torch.stack([layer.bias[unit] for layer, unit in units])
-        self.register_buffer("unaligned_weight", weight)
-        self.register_buffer("unaligned_bias", bias)
+        if self.recalls:
+            self.register_buffer("unaligned_weight", weight)
+            self.register_buffer("unaligned_bias", bias)
         if len(set(self.met_in)) > 1:
             options = self.options
             if not weight.is_meta:  # where only shapes are counted, thousands of small steps would take minutes
-                self._write_head(*realigned(weight, bias, self.met_in, self._draw, options.align_epochs,
-                                       options.align_samples, options.align_lr, options.align_temperature,
-                                       self.world.generator))
+                weight, bias = realigned(weight, bias, self.met_in, self._draw, options.align_epochs,
+                                         options.align_samples, options.align_lr, options.align_temperature,
+                                         self.world.generator)
+                self._write_head(self.predicting_weight(weight), bias)
             self.count_steps(options.align_epochs * len(self.met))
+
+    def predicting_weight(self, weight: Tensor) -> Tensor:
+        """Return the weights [K, D] that predict, from realigned ones. Default: these."""
+        return weight
 
     @torch.no_grad()
     def _write_head(self, weight: Tensor, bias: Tensor) -> None:

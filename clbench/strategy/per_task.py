@@ -30,7 +30,7 @@ class FrozenBase(Strategy, ABC):
 
     options: Any  # has the fields of StartOptions, among others
 
-    def phases(self, task: Task) -> int:
+    def phases(self, task: Task) -> int | Sequence[float]:
         """Return 2 for the first task with `base = task1`: one phase for the base, one for the parts on top of it.
 
         Return 1 if the model consists of a head alone, so that no steps are spent on a base that does not exist.
@@ -102,6 +102,7 @@ class PerTaskStrategy(Strategy, ABC):
     roles: tuple[tuple[str, str], ...] = (("heads.*", "heads"), ("prototype_*", "prototypes"),
                                           ("gaussians.moment", "second moments"), ("gaussians.*", "prototypes"))
     options: InferOptions
+    distance_order = 2.0  # p of the p-norm by which a prototype is near; 2 is the Euclidean distance
 
     def __init__(self, model: Network, world: World, options: InferOptions | None = None) -> None:
         """Freeze the starting model; subclasses unfreeze what they train in `before_task`.
@@ -228,7 +229,7 @@ class PerTaskStrategy(Strategy, ABC):
             inferred = self.gaussians.infer(features)
         else:
             means = [self.get_buffer(f"prototype_{t}") for t in range(self.learned)] if features is not None else []
-            inferred = infer_task(self.options.infer, logits, features, means)
+            inferred = infer_task(self.options.infer, logits, features, means, self.distance_order)
         return Prediction(logits[inferred, torch.arange(logits.shape[1], device=logits.device)], inferred)
 
     def learned_logits(self, x: Tensor) -> Tensor:
@@ -236,17 +237,19 @@ class PerTaskStrategy(Strategy, ABC):
         return torch.stack([self.forward_task(x, task) for task in range(self.learned)])
 
 
-def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, prototypes: Iterable[Tensor] = ()) -> Tensor:
+def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, prototypes: Iterable[Tensor] = (),
+               order: float = 2.0) -> Tensor:
     """Return the task [N] inferred for each sample; ties go to the earliest task.
 
     `entropy` takes the task with the lowest entropy (nats) of the softmax over its own classes, not normalised: tasks
     with more classes can have more entropy. `max-logit` takes the task with the largest logit. `prototype` takes the
-    task of the nearest class mean (Euclidean) in shared features. `gaussian` is another's: `TaskGaussians`.
+    task of the nearest class mean in shared features. `gaussian` is another's: `TaskGaussians`.
 
     Args:
         logits: [T, N, C], -inf outside a task's own classes.
         features: shared features [N, D] (prototype).
         prototypes: class means [K_t, D] of each task (prototype).
+        order: p of the p-norm of their distance; 2 is the Euclidean one.
     """
     if how == "entropy":
         entropy: Tensor = torch.special.entr(logits.softmax(2)).sum(2)
@@ -255,7 +258,7 @@ def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, proto
         return logits.amax(2).argmax(0)
     assert features is not None
     # Without matrix products, so that the distance of a sample does not depend on its batch.
-    nearest = [torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    nearest = [torch.cdist(features, means, order, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
                for means in prototypes]
     return torch.stack(nearest).argmin(0)
 

@@ -56,6 +56,10 @@ class PromptedStrategy(FrozenBase):
     def prompted_loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch once prompts are in use."""
 
+    def current_head(self) -> nn.Module:
+        """Return the head that the current task trains. Default: the model's."""
+        return self.model.head
+
     def grow(self, task: Task) -> None:
         """Add what a task needs; everything older is frozen afterwards unless it is `learning`. Default: nothing."""
 
@@ -72,7 +76,7 @@ class PromptedStrategy(FrozenBase):
         """Train either the network's blocks or prompts; the head is trained with both."""
         self.prompted = not base
         self.requires_grad_(False)
-        self.model.head.requires_grad_(True)
+        self.current_head().requires_grad_(True)
         self.model.blocks.requires_grad_(base)
         for parameter in self.learning():
             parameter.requires_grad_(not base)

@@ -1,20 +1,28 @@
-"""`ease`: expandable subspace ensemble (Zhou et al. 2024, arXiv 2403.12030)."""
+"""`ease`: expandable subspace ensemble (Zhou et al. 2024, arXiv 2403.12030); `lae` and `mos`: also with adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clbench import StrategyInfo, hookimpl
+from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.common_options import FixedOutputsOptions, StartOptions
+from clbench.strategy.common_options import (
+    ALIGN,
+    MEANING,
+    AlignOptions,
+    FixedOutputsOptions,
+    OutputsOptions,
+    StartOptions,
+)
 
 Kind = Literal["bottleneck", "lora"]
 Donors = Literal["later", "next"]
 
 WIDTHS: dict[Kind, int] = {"bottleneck": 64, "lora": 4}
+MOS_WIDTHS: dict[Kind, int] = {"bottleneck": 16, "lora": 4}
 SCALES: dict[Kind, float] = {"bottleneck": 0.1, "lora": 1.0}
 
 
@@ -45,13 +53,68 @@ class EASEOptions(FixedOutputsOptions, StartOptions):
         return "own"
 
 
+class LAEOptions(OutputsOptions, StartOptions):
+    """Options of `lae`; the defaults are those of its authors' code for Split-CIFAR-100."""
+
+    adapter: Kind = Field("lora", description="low-rank adapters on keys and values, or on all layers of a network "
+                          "without these (lora), or bottlenecks parallel to the MLPs of a vision transformer")
+    width: int = Field(5, ge=1, description="rank, or numbers in the middle of a bottleneck")
+    scale: float = Field(1.0, gt=0, description="what multiplies an adapter's output")
+    blocks: int = Field(5, ge=1, description="how many of the first blocks of a transformer have adapters")
+    decay: Annotated[float, SearchValues(0.99, 0.999, 0.9999)] = Field(
+        0.9999, ge=0, lt=1, description="share of the offline adapter that stays in each step")
+    freeze: float = Field(0.6, ge=0, lt=1, description="first share of the steps of a task but the first in which the "
+                          "head alone learns")
+    outputs: Outputs = Field("own", description=MEANING)
+
+
+class MOSOptions(OutputsOptions, AlignOptions, StartOptions):
+    """Options of `mos`; the defaults are those of its authors' code for Split-CIFAR-100."""
+
+    adapter: Kind = Field("bottleneck", description=EASEOptions.model_fields["adapter"].description)
+    width: int | None = Field(None, ge=1, description="numbers in the middle of a bottleneck, or rank; none means 16, "
+                              "with adapter = lora 4")
+    scale: float | None = Field(None, gt=0, description=EASEOptions.model_fields["scale"].description)
+    dropout: float = Field(0.1, ge=0, lt=1, description=EASEOptions.model_fields["dropout"].description)
+    merge: float = Field(0.1, ge=0, lt=1, description="alpha: after each step, how far the task's adapters move "
+                         "towards the mean of those of earlier tasks")
+    contrast: Scalar = Field(0.1, ge=0, description="weight of the loss that separates the features of samples from "
+                             "each other and from the means of earlier classes")
+    head_rate: float = Field(0.1, gt=0, description="what multiplies the recipe's learning rate for the head")
+    moves: int = Field(3, ge=0, description="how often a sample without a task id may move to the adapters of the "
+                       "class that it is predicted to be")
+    ensemble: bool = Field(True, description="add the probabilities by cosines with class means under the first "
+                           "adapters")
+    outputs: Outputs = Field("own", description=MEANING)
+    align: bool = Field(True, description=ALIGN)
+    align_epochs: int = Field(30, ge=1, description=AlignOptions.model_fields["align_epochs"].description)
+    align_samples: int = Field(240, ge=1, description=AlignOptions.model_fields["align_samples"].description)
+    align_lr: float = Field(0.005, gt=0, description=AlignOptions.model_fields["align_lr"].description)
+    align_temperature: float | None = Field(None, gt=0,
+                                            description=AlignOptions.model_fields["align_temperature"].description)
+    align_shrink: float = Field(1.0, gt=0, le=1, description=AlignOptions.model_fields["align_shrink"].description)
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare the strategy."""
+    """Declare the strategies."""
     return (StrategyInfo("ease", "clbench_ease.strategy:EASE",
                          "trains adapters per task; compares class prototypes in the features of all", EASEOptions,
                          "Zhou et al. 2024, arXiv 2403.12030",
                          check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
                                                     "weight_decay": 5e-4, "schedule": "cosine"},
                          budget={"epochs": 20, "batch_size": 48, "samples": 2500},
-                         parts_per_task=True, display_name="EASE", family="adapters and prompts"),)
+                         parts_per_task=True, display_name="EASE", family="adapters and prompts"),
+            StrategyInfo("lae", "clbench_ease.lae:LAE",
+                         "trains one adapter from task to task; predicts with it and its moving average",
+                         LAEOptions, "Gao et al. 2023, arXiv 2303.10070",
+                         recipe={"optimizer": "adam", "lr": 0.0028125},
+                         budget={"epochs": 5, "batch_size": 24, "samples": 5000},
+                         display_name="LAE", family="adapters and prompts"),
+            StrategyInfo("mos", "clbench_ease.mos:MOS",
+                         "trains merged adapters per task; retrieves them by class means, then by predictions",
+                         MOSOptions, "Sun et al. 2025, arXiv 2412.09441", check_model="vit",
+                         recipe={"optimizer": "sgd", "lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4,
+                                 "schedule": "cosine", "schedule_by": "epoch"},
+                         budget={"epochs": 20, "batch_size": 48, "samples": 2500},
+                         parts_per_task=True, display_name="MOS", family="adapters and prompts"))

@@ -8,6 +8,7 @@ bottleneck reads h, while the MLP reads LN(h), as in EASE's code.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, cast
 
@@ -114,18 +115,20 @@ def transformer_blocks(model: Network) -> dict[str, nn.Module]:
             and hasattr(block, "mlp")}
 
 
-def adapt(model: Network, width: int, scale: float, dropout: float) -> dict[str, AdaptedBlock]:
-    """Replace each transformer block of a model by an `AdaptedBlock`, and return these by name.
+def adapt(model: Network, width: int, scale: float, dropout: float, method: str = "ease",
+          count: int | None = None) -> dict[str, AdaptedBlock]:
+    """Replace the first `count` transformer blocks of a model (None: all) by an `AdaptedBlock`; return these by name.
 
     Raises:
         SpecError: the model has no such block.
     """
     blocks = transformer_blocks(model)
     if not blocks:
-        raise SpecError("ease: adapter = bottleneck is put parallel to the MLP of a transformer block, and this model "
-                        "has no such block; choose adapter = lora, or with --model vit-tiny, vit-b16 or timm:vit_...")
+        raise SpecError(f"{method}: adapter = bottleneck is put parallel to the MLP of a transformer block, and this "
+                        "model has no such block; choose adapter = lora, or with --model vit-tiny, vit-b16 or "
+                        "timm:vit_...")
     adapted = {name: AdaptedBlock(block, NORMS[type(block).__name__], width, scale, dropout)
-               for name, block in blocks.items()}
+               for name, block in itertools.islice(blocks.items(), count)}
     for name, block in adapted.items():
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, block)

@@ -34,24 +34,17 @@ adapters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
-from clbench_lora import AdapterOptions
-from clbench_lora.activation import activated
-from clbench_lora.layers import LoRALayer
-from clbench_lora.selection import adapt as adapt_lora
-from clbench_lora.selection import remarks
 from torch import Tensor, nn
 
 from clbench import Batch, Network, Task, World
 from clbench.core.device import send
 from clbench.strategy.gaussians import class_means
-from clbench.strategy.per_task import FrozenBase, check_base, output_places, placed
-from clbench_ease import SCALES, WIDTHS, EASEOptions
-from clbench_ease.bottleneck import AdaptedBlock, adapt
+from clbench.strategy.per_task import output_places, placed
+from clbench_ease import WIDTHS, EASEOptions
+from clbench_ease.adapted import TaskAdapters
 from clbench_ease.prototypes import completed, cosines, subspace_weights
 
 
@@ -82,13 +75,14 @@ class CosineHead(nn.Module):
         return placed(logits, self.place)
 
 
-class EASE(FrozenBase):
+class EASE(TaskAdapters):
     """A frozen network, adapters per task, and the newest task's head.
 
     The buffers are for K classes of T learned tasks, in their order: `labels` [K], their outputs, and `prototypes`
     [K, T, D], the missing ones filled in; with `beta` also `plain` [K, D], those without adapters.
     """
 
+    method, widths = "ease", WIDTHS
     head_parameters = ("head.*",)
     inputs_only_through_model = loss_is_mean = True
     roles = (("*.adapters.*", "adapters"), ("*.lora_*", "adapters"), ("head.*", "heads"), ("prototypes", "prototypes"),
@@ -103,26 +97,11 @@ class EASE(FrozenBase):
         """Install the adapted layers; SpecError if they do not fit the model."""
         options = options if options is not None else EASEOptions()
         super().__init__(model, world, options)
-        self.notes += check_base("ease", self.options, world, model)
-        model.require_body("ease adapts layers before the head", "ncm")
-        width = options.width or WIDTHS[options.adapter]
-        scale = options.scale or SCALES[options.adapter]
-        self.adapted: Mapping[str, AdaptedBlock | LoRALayer]
-        if options.adapter == "bottleneck":
-            self.adapted = adapt(model, width, scale, options.dropout)
-        else:
-            lora = AdapterOptions(rank=width, alpha=scale * width, dropout=options.dropout)
-            self.notes += remarks(model, lora, "ease")
-            self.adapted = adapt_lora(model, lora, "ease")
-        self.first = model.first_with((AdaptedBlock, LoRALayer))
         like = model.head.weight.detach()
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64, device=like.device))
         self.register_buffer("prototypes", like.new_empty(0, 0, like.shape[1]))
         self.register_buffer("plain", like.new_empty(0, like.shape[1]))
         self.sizes: list[int] = []  # number of classes of each learned task
-        self.base_learns = False
-        self.requires_grad_(False)
-        self.train(self.training)
 
     def before_task(self, task: Task) -> None:
         """Add adapters and, in place of the last, a head; train these, or the network where task 0 is to make it."""
@@ -133,30 +112,10 @@ class EASE(FrozenBase):
             layer.add()
         self._learn(base=self.phases(task) == 2)
 
-    def base_learned(self, task: Task) -> None:
-        """Freeze the network."""
-        self._learn(base=False)
-
-    def _learn(self, base: bool) -> None:
-        """Train either the network or the newest adapters and their head."""
-        self.base_learns = base
-        self.model.requires_grad_(base)
-        for layer in self.adapted.values():
-            for parameter in layer.parameters_of(-1).values():
-                parameter.requires_grad_(not base)
+    def choose_head(self, base: bool) -> None:
+        """Train the network's own head with the network, else the newest adapters' head."""
+        self.model.head.requires_grad_(base)
         self.head.requires_grad_(not base)
-        self.train(self.training)
-
-    def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the network once it is frozen; the adapters in it still learn."""
-        return () if self.base_learns else (self.model,)
-
-    def train(self, mode: bool = True) -> EASE:
-        """Set the mode; the adapters' dropout follows it even though the blocks around it stay in eval mode."""
-        super().train(mode)
-        for layer in self.adapted.values():
-            (layer.lora_dropout if isinstance(layer, LoRALayer) else layer.adapters).train(mode)
-        return self
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the newest adapters' head; of the network while that is trained."""
@@ -206,7 +165,3 @@ class EASE(FrozenBase):
             scores = scores + self.options.beta * cosines(features[-1:], self.plain.double()[:, None])[0]
         logits = scores.new_full((len(x), self.world.classes), float("-inf"))
         return logits.scatter_reduce(1, self.labels.expand(len(x), -1), scores, "amax")
-
-    def using(self, task: int | None) -> AbstractContextManager[None]:
-        """Return a context with the adapters of a task (-1: the newest; None: none); outside none is active."""
-        return activated(self.adapted.values(), () if task is None else (task,))

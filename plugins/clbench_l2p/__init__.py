@@ -1,14 +1,15 @@
-"""`l2p`: learning to prompt (Wang et al. 2022, arXiv 2112.08654)."""
+"""`l2p`: learning to prompt (Wang et al. 2022, arXiv 2112.08654); `s-iprompts`: prompts of each domain."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from clbench import Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
-from clbench.strategy.common_options import MEANING, OutputsOptions, StartOptions
+from clbench.strategy.common_options import MEANING, BaseOptions, Infer, OutputsOptions, StartOptions
 
 
 class L2POptions(OutputsOptions, StartOptions):
@@ -28,12 +29,40 @@ class L2POptions(OutputsOptions, StartOptions):
         return self
 
 
+class SIPromptsOptions(BaseOptions):
+    """Options of `s-iprompts`; the defaults are those of the authors' code."""
+
+    length: int = Field(10, ge=1, description="tokens of a task's prompt")
+    clusters: int = Field(5, ge=1, description="K: centroids of a task's features, by k-means")
+    distance: Literal["l1", "l2"] = Field("l1", description="distance to a centroid: the sum of absolute differences "
+                                          "(l1: the authors' code), or the Euclidean one (l2, which k-means has)")
+    infer: Infer = Field("prototype", description="without a task id: the learned task with the nearest centroid "
+                         "(prototype), or another way of inference")
+    infer_normalize: bool = Field(True, description="with infer = prototype or gaussian: scale shared features to "
+                                  "length 1 (not the centroids)")
+
+    @model_validator(mode="after")
+    def _is_used(self) -> SIPromptsOptions:
+        """Refuse to scale features that nothing reads; by default they are scaled only if something reads them."""
+        if "infer_normalize" not in self.model_fields_set and not self.from_features:
+            object.__setattr__(self, "infer_normalize", False)
+        super()._is_used()  # type: ignore[operator]  # pydantic leaves a method that can be called
+        return self
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare the strategy."""
+    """Declare the strategies."""
     return (StrategyInfo("l2p", "clbench_l2p.strategy:L2P",
                          "selects prompts for each sample from a pool, in a frozen vision transformer", L2POptions,
                          "Wang et al. 2022, arXiv 2112.08654", check_model="vit",
                          recipe={"optimizer": "adam", "lr": 0.03, "lr_per": 256, "max_grad_norm": 1.0},
                          budget={"epochs": 5, "batch_size": 128, "samples": 5000}, task_free=True,
-                         display_name="L2P", family="adapters and prompts"),)
+                         display_name="L2P", family="adapters and prompts"),
+            StrategyInfo("s-iprompts", "clbench_l2p.siprompts:SIPrompts",
+                         "trains a prompt and a head for each task; the nearest centroid infers the task",
+                         SIPromptsOptions, "Wang et al. 2022, arXiv 2207.12819", check_model="vit",
+                         recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 2e-4,
+                                 "schedule": "cosine", "schedule_by": "epoch"},
+                         budget={"epochs": 20, "batch_size": 128, "samples": 15000},  # CORe50
+                         parts_per_task=True, display_name="S-iPrompts", family="adapters and prompts"))

@@ -1,12 +1,14 @@
-"""`slca`: a slow learner with classifier alignment (Zhang et al. 2023, arXiv 2303.05118)."""
+"""`slca`: a slow learner with classifier alignment (Zhang et al. 2023, arXiv 2303.05118); `slca++`: with adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+from clbench_lora import LowRankOptions, SummedOptions, Target
 from pydantic import Field
 
-from clbench import StrategyInfo, hookimpl
+from clbench import Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import ALIGN, MEANING, AlignOptions, OutputsOptions
 
@@ -19,9 +21,26 @@ class SLCAOptions(OutputsOptions, AlignOptions):
     align: bool = Field(True, description=ALIGN)
 
 
+class SLCAPlusOptions(OutputsOptions, AlignOptions, SummedOptions):
+    """Options of `slca++`; the defaults are those of the authors' code for Split-CIFAR-100."""
+
+    PAPER: ClassVar[tuple[Target, ...]] = ("q", "k", "v", "mlp")
+
+    alpha: float | None = Field(3.2, gt=0, description=LowRankOptions.model_fields["alpha"].description)
+    slow: float = Field(0.1, gt=0, le=1, description="what multiplies the recipe's learning rate for all but the head")
+    first_slow: float = Field(0.5, gt=0, le=1, description="the same for the adapters in the first task")
+    cross: Scalar = Field(1.0, ge=0, description="weight of the cross-entropy")
+    reverse: Scalar = Field(0.1, ge=0, description="weight of the reverse cross-entropy")
+    outputs: Outputs = Field("own", description=MEANING)
+    align: bool = Field(True, description=ALIGN)
+    align_shrink: float = Field(1.0, gt=0, le=1, description=AlignOptions.model_fields["align_shrink"].description)
+    align_growth: float = Field(0.02, ge=0, description="s: features that are drawn for a class of d tasks ago are "
+                                "divided by 1 + s d, and its realigned weights are multiplied by it")
+
+
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare the strategy."""
+    """Declare the strategies."""
     return (StrategyInfo("slca", "clbench_slca.strategy:SLCA",
                          "fine-tunes the backbone slowly; realigns the head on Gaussians of all classes",
                          SLCAOptions, "Zhang et al. 2023, arXiv 2303.05118",
@@ -29,4 +48,11 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                                  "schedule": "steps", "milestones": (0.9,), "schedule_by": "epoch",
                                  "head_decay": "learning"},
                          budget={"epochs": 20, "batch_size": 128, "samples": 5000},
-                         display_name="SLCA"),)
+                         display_name="SLCA"),
+            StrategyInfo("slca++", "clbench_slca.plus:SLCAPlus",
+                         "trains one adapter slowly by symmetric cross-entropy; realigns the head as slca",
+                         SLCAPlusOptions, "Zhang et al. 2024, arXiv 2408.08295",
+                         recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4,
+                                 "schedule": "cosine", "schedule_by": "epoch", "head_decay": "learning"},
+                         budget={"epochs": 20, "batch_size": 128, "samples": 5000},
+                         display_name="SLCA++ r={rank}", family="adapters and prompts"))

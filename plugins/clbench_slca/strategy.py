@@ -11,7 +11,7 @@ The paper's recipe (`recipe=published`, without the budget) is SGD with momentum
 The codes add a head of small random weights for each task and freeze the older ones; here the model's head has all
 outputs, and with `outputs = own` no gradient reaches those of other tasks. A recipe's weight decay does, unless it has
 `head_decay = learning`, as `recipe=published`. SLCA++, in
-the same repository, trains adapters instead of all weights and has another loss; it is not this method.
+the same repository, trains adapters instead of all weights and has another loss; it is `slca++`.
 
 The paper starts from pretrained weights. A body of random weights hardly learns at a hundredth of the rate; then the
 head does nearly everything, unless `slow` is larger.

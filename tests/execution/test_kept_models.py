@@ -25,7 +25,7 @@ from clbench.strategy.base import Strategy
 from clbench.testing.checks import bench
 
 PICTURES = "helpers.tiny_benchmarks:pictures"
-VIT = ("l2p", "dualprompt", "coda-prompt", "ease")  # need tokens
+VIT = ("l2p", "dualprompt", "coda-prompt", "s-iprompts", "ease", "mos")  # need tokens
 PLAIN = {"naive", "joint", "ewc", "er", "gdumb", "mir", "gpm", "slca", "wa", "gem", "rwalk", "fetril"}  # one network
 # Given the task, most methods are the network of scenario class; these have parts or a prediction rule per task.
 PER_TASK = ("naive", "lora", "pnn", "independent", "shared-private", "packnet", "acl", "icarl", "ncm", "hat", "l2p")

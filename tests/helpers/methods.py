@@ -79,4 +79,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {"fisher": "empirical", "streng
            ("acil", {"compensation": 0.6}), ("generative-replay", {"width": 16, "latent": 4}),
            ("gdumb", {}), ("mir", {"replayed": 4}), ("gpm", {}), ("hat", {}), ("osf", {}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}),
-           ("coda-prompt", {}), ("slca", {}), ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4})]
+           ("s-iprompts", {"clusters": 2}),
+           ("coda-prompt", {}), ("slca", {}), ("slca++", {"rank": 1}), ("lae", {"decay": 0.5, "width": 1}),
+           ("ease", {"adapter": "lora", "width": 1}), ("ease", {"width": 4}),
+           ("mos", {"adapter": "lora", "width": 1}), ("mos", {"width": 4})]

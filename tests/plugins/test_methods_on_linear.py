@@ -15,10 +15,12 @@ from clbench.training.evaluation import evaluate
 ADAPTERS = "adapts layers before the head, and this model is a head alone; choose frozen, which trains a head per task"
 PROMPTS = "of a vision transformer, and this model has none; with --model choose vit-tiny"
 REFUSED = {
-    **dict.fromkeys(("lora", "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "ewc-lora", "lora-mean", "osf"),
+    **dict.fromkeys(("lora", "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "ewc-lora", "lora-mean", "osf",
+                     "lae", "slca++"),
                     ADAPTERS),
-    **dict.fromkeys(("l2p", "dualprompt", "coda-prompt"), PROMPTS),
-    "ease": "adapts layers before the head, and this model is a head alone; choose ncm, or a model with layers",
+    **dict.fromkeys(("l2p", "dualprompt", "coda-prompt", "s-iprompts"), PROMPTS),
+    **dict.fromkeys(("ease", "mos"), "adapts layers before the head, and this model is a head alone; choose ncm, or a "
+                                     "model with layers"),
     "acl": "trains a module that tasks share before the head, and this model is a head alone; choose shared-private",
     "packnet": "shares out weights before the head, and this model is a head alone; choose frozen",
     "xdg": "gates units before the head, and this model is a head alone; choose frozen",

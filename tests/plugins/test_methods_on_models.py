@@ -14,7 +14,7 @@ from clbench.training.evaluation import evaluate
 
 REGISTRY = discover()
 BY_LAYER = ("lora", "pnn", "shared-private", "packnet", "gpm")  # deal with each layer, and so with its kind
-PROMPTS = ("l2p", "dualprompt", "coda-prompt")
+PROMPTS = ("l2p", "dualprompt", "coda-prompt", "s-iprompts")
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ METHODS = ["naive", "joint", "ewc", "si", "mas", "lwf", "er", "er-ace", "der++",
            "seq-lora", "o-lora", "inflora", "sd-lora", "lora-sub", "ewc-lora", "lora-mean", "pnn",
            "shared-private", "frozen", "independent",
            "acl", "packnet", "ncm", "slda", "ranpac", "simplecil", "fecam", "l2p", "slca", "dualprompt", "coda-prompt",
+           "s-iprompts", "lae", "slca++", "mos",
            "bic", "wa", "lucir", "podnet", "dynamic-er", "ease", "gdumb", "mir", "gpm"]
-PROMPTS = ("l2p", "dualprompt", "coda-prompt")
+PROMPTS = ("l2p", "dualprompt", "coda-prompt", "s-iprompts")
 OPTIONS = {"er": "capacity=8", "er-ace": "capacity=8", "der++": "capacity=8", "a-gem": "capacity=8",
            "icarl": "capacity=8", "bic": "capacity=12", "wa": "capacity=8:clip=false", "lucir": "capacity=8",
            "podnet": "capacity=8", "dynamic-er": "capacity=8",
@@ -41,11 +42,13 @@ def weights(tmp_path_factory):
 def test_every_method_runs_on_pretrained_models_of_timm(tmp_path, weights, model):
     chosen = [":".join(filter(None, [name, OPTIONS.get(name)])) for name in METHODS]
     if model == "test_efficientnet":
-        for name, place in zip(PROMPTS, ("among the tokens", "in the attention", "in the attention"), strict=True):
+        for name, place in zip(PROMPTS, ("among the tokens", "in the attention", "in the attention",
+                                         "among the tokens"), strict=True):
             with pytest.raises(SpecError, match=f"{name} puts prompts {place} of a vision transformer"):
                 clbench.run(methods=name, benchmark="helpers.tiny_benchmarks:pictures", model=f"timm:{model}:size=32",
                             weights=str(weights / f"{model}.safetensors"), workers=0, out=tmp_path)
-        chosen = [name if name != "ease" else "ease:adapter=lora" for name in chosen if not name.startswith(PROMPTS)]
+        chosen = [f"{name}:adapter=lora" if name in ("ease", "mos") else name for name in chosen
+                  if not name.startswith(PROMPTS)]
     records = clbench.run(methods=chosen, benchmark="helpers.tiny_benchmarks:pictures", scenario="class", seeds=1,
                           model=f"timm:{model}:size=32", weights=str(weights / f"{model}.safetensors"), epochs=1,
                           batch_size=8, workers=0, out=tmp_path)

@@ -18,7 +18,7 @@ from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
 
 REFUSE = {"hat": "hat masks the units", "xdg": "xdg gates the units",
-          "ease": "model has no such block", "dualprompt": "no known place for them",
+          "ease": "model has no such block", "mos": "model has no such block", "dualprompt": "no known place for them",
           "coda-prompt": "no known place for them",
           "acl": "a text has none", "generative-replay": "this benchmark has texts"}
 

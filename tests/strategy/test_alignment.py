@@ -17,7 +17,8 @@ from clbench.testing.checks import RECIPE, TASKS, bench
 from clbench.training.costs import measure
 from clbench.training.loop import TrainingLoop
 
-METHODS = [("slca", {}), ("seq-lora", {"align": True, "rank": 2}), ("o-lora", {"align": True, "rank": 2}),
+METHODS = [("slca", {}), ("slca++", {"rank": 2, "align_growth": 0.0}), ("seq-lora", {"align": True, "rank": 2}),
+           ("o-lora", {"align": True, "rank": 2}),
            ("inflora", {"align": True, "rank": 2}), ("ewc-lora", {"align": True, "rank": 2, "strength": 10.0})]
 REGISTRY = discover()
 

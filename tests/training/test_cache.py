@@ -45,7 +45,8 @@ def names(inputs):
     ("pnn", {}, "cnn", 0, [f"block {i}, column {j}" for i in range(2) for j in range(2)]),
     ("lwf", {}, "mlp", 0, ["old"]), ("lwf", {"form": "lwf-mc"}, "cnn", 0, ["old"]),
     ("l2p", {"pool": 4, "top": 2, "length": 2}, "vit", 0, ["query"]), ("dualprompt", {}, "vit", 0, ["query"]),
-    ("coda-prompt", {"components": 6}, "vit", 0, ["query"]), ("naive", {}, "mlp", 0, []), ("er", {}, "mlp", 0, []),
+    ("coda-prompt", {"components": 6}, "vit", 0, ["query"]), ("s-iprompts", {}, "vit", 0, []),
+    ("naive", {}, "mlp", 0, []), ("er", {}, "mlp", 0, []),
 ])
 @pytest.mark.parametrize("seeds", [pytest.param([0], marks=pytest.mark.slow), [0, 1]])
 def test_training_with_caches_is_the_same_training(method, options, model, blocks, outputs, seeds, monkeypatch):

@@ -46,18 +46,19 @@ COUNTED = [
         "lora:rank=2:base=random:dora=true", "lora:bias=true", "lora:init=pissa", "pnn", "pnn:reduction=4",
         "shared-private", "shared-private:private_width=7:base=random", "frozen", "independent", "seq-lora", "o-lora",
         "gem", "rwalk", "xdg", "cls-er", "fetril", "er:share=0.3", "seq-lora:replay=0.3:merge=true", "osf",
-        "inflora", "ewc-lora", "lora-mean", "ease:adapter=lora", "icarl:capacity=55", "acl", "acl:memory=7", "packnet",
-        "ncm", "slda:base=random", "ranpac", "simplecil", "fecam", "fecam:covariance=common", "acil",
-        "acil:projections=20:compensation=0.6", "generative-replay:width=32:latent=8",
-        "lucir:capacity=55",
-        "podnet:capacity=55:finetune_steps=0.3", "dynamic-er:capacity=55")),
+        "inflora", "ewc-lora", "lora-mean", "ease:adapter=lora", "lae", "mos:adapter=lora", "icarl:capacity=55",
+        "acl", "acl:memory=7", "packnet", "ncm", "slda:base=random", "ranpac", "simplecil", "fecam",
+        "fecam:covariance=common", "acil", "acil:projections=20:compensation=0.6",
+        "generative-replay:width=32:latent=8", "lucir:capacity=55", "podnet:capacity=55:finetune_steps=0.3",
+        "dynamic-er:capacity=55")),
     *((method, "cnn:channels=2:depth=1", "class") for method in (
         "ewc:fisher=empirical", "er", "lora:rank=2:infer=prototype", "pnn", "shared-private", "icarl", "osf",
-        "podnet:finetune_steps=0.3", "dynamic-er",
-        "acl:private_width=8", "packnet:infer=prototype", "slca", "frozen:infer=gaussian", "inflora:rank=2")),
+        "podnet:finetune_steps=0.3", "dynamic-er", "acl:private_width=8", "packnet:infer=prototype", "slca",
+        "slca++:rank=2", "frozen:infer=gaussian", "inflora:rank=2")),
     *((method, "mlp:width=16", "domain") for method in ("naive", "er", "lora", "pnn", "icarl", "packnet")),
     *((method, "vit-tiny:width=12:depth=2:patch=14", "task") for method in (
-        "lora:layers=attention", "pnn", "l2p", "dualprompt", "coda-prompt:components=10", "ease:width=5")),
+        "lora:layers=attention", "pnn", "l2p", "dualprompt", "coda-prompt:components=10", "s-iprompts:infer=gaussian",
+        "s-iprompts", "ease:width=5", "lae:adapter=bottleneck", "mos:width=5")),
 ]
 
 

@@ -27,7 +27,7 @@ def no_autocast(monkeypatch):
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), ("lora", {"rank": 2, "dropout": 0.5}),
            ("pnn", {}), ("shared-private", {}), ("seq-lora", {"rank": 2}), ("o-lora", {"rank": 2, "dropout": 0.1}),
-           ("ewc-lora", {"rank": 2}), ("lora-mean", {"rank": 2}),
+           ("ewc-lora", {"rank": 2}), ("slca++", {"rank": 2}), ("lora-mean", {"rank": 2}),
            ("frozen", {}), ("independent", {}), ("si", {}), ("mas", {}), ("l2", {}), ("lwf", {}),
            ("a-gem", {"balance": "reservoir"}), ("der", {"capacity": 10}), ("der++", {"capacity": 10}),
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
@@ -38,8 +38,9 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("rwalk", {"interval": 2}), ("xdg", {}),
            ("cls-er", {"capacity": 10}), ("fetril", {}), ("generative-replay", {"width": 16}),
            ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {}), ("coda-prompt", {"components": 6}),
-           ("ease", {"width": 3, "dropout": 0.1})]
-PROMPTS = ("l2p", "dualprompt", "coda-prompt")
+           ("s-iprompts", {}), ("ease", {"width": 3, "dropout": 0.1}),
+           ("lae", {"width": 2}), ("mos", {"width": 3, "dropout": 0.0})]
+PROMPTS = ("l2p", "dualprompt", "coda-prompt", "s-iprompts")
 # A stack computes what its members would alone; these have dropout, edit gradients, replay or prepare batches.
 ALONE = ("naive", "ease", "a-gem", "er", "mir", "icarl", "bic", "lora", "l2p")
 
@@ -64,7 +65,7 @@ class Copies(TorchDispatchMode):
 
 def on_meta(method, options, seed):
     """Return a member on the device in its second task, and that task."""
-    b = bench(REGISTRY.strategy(method), options, "task", seed, "vit" if method in (*PROMPTS, "ease") else "cnn")
+    b = bench(REGISTRY.strategy(method), options, "task", seed, "vit" if method in (*PROMPTS, "ease", "mos") else "cnn")
     b.learn(0)
     b.strategy.to(META)
     stream = b.stream.to(META)

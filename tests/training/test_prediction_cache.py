@@ -12,7 +12,7 @@ from clbench.training.evaluation import evaluate
 from clbench.training.prediction_cache import PredictionCache
 
 REGISTRY = discover()
-VIT = {"l2p": {"pool": 4, "top": 2, "length": 2}, "dualprompt": {}, "coda-prompt": {}}
+VIT = {"l2p": {"pool": 4, "top": 2, "length": 2}, "dualprompt": {}, "coda-prompt": {}, "s-iprompts": {}}
 pytestmark = pytest.mark.usefixtures("small_batches")
 BATCH, SAMPLES = 7, 24  # of an evaluation, of a task
 
@@ -31,7 +31,8 @@ ROWS = [
     ("frozen", {}), ("ncm", {}), ("ncm", {"base": "random"}), ("slda", {}), ("simplecil", {}), ("fecam", {}),
     ("ranpac", {"projections": 20}), ("acil", {"compensation": 1.0}), ("naive", {}),
     ("seq-lora", {"rank": 2, "layers": "last"}),
-    ("ease", {"adapter": "lora"}), ("icarl", {"capacity": 20}), *VIT.items()]
+    ("ease", {"adapter": "lora"}), ("lae", {"decay": 0.5, "width": 2}),
+    ("mos", {"adapter": "lora", "width": 2}), ("slca++", {"rank": 2}), ("icarl", {"capacity": 20}), *VIT.items()]
 ALSO_IN_DOMAIN = ("pnn", "packnet", "ncm", "naive", "icarl", "l2p")  # of each kind one
 
 

@@ -106,6 +106,7 @@ def trained_by(method):
 def test_published_schedules_and_rates_of_heads_are_those_of_the_authors():
     slca = trained_by("slca")
     assert (slca.milestones, slca.schedule_by, slca.decay, slca.head_decay) == ((0.9,), "epoch", None, "learning")
+    assert (trained_by("slca++").schedule, trained_by("slca++").head_decay) == ("cosine", "learning")
     for method, head in (("coda-prompt", None), ("inflora", None), ("lora-sub", 2e-3)):
         recipe = trained_by(method)
         assert (recipe.schedule, recipe.schedule_by, recipe.head_lr) == ("quarter-cosine", "epoch", head)

@@ -29,8 +29,9 @@ SEEDS = [0, 1, 2]
     ("der++", {"capacity": 20}), ("er-ace", {"capacity": 20}),
     ("er-ace", {"capacity": 20, "head": "cosine"}),
     ("packnet", {}), ("ncm", {}), ("fecam", {}), ("icarl", {"capacity": 20}), ("acl", {}), ("acl", {"memory": 3}),
-    ("slca", {}),
+    ("slca", {}), ("slca++", {"rank": 2}),
     ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
+    ("lae", {"width": 2, "decay": 0.7}), ("mos", {"adapter": "lora", "width": 2, "dropout": 0.0}),
     ("gdumb", {"capacity": 20}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("gpm", {"samples": 12}),
 ])
 @pytest.mark.parametrize(("model", "recipe"), [
@@ -195,7 +196,7 @@ def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state
 
 @pytest.mark.parametrize(("method", "options"), [
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {"e_length": 3}),
-    ("coda-prompt", {"components": 6, "ortho": 0.1}),
+    ("coda-prompt", {"components": 6, "ortho": 0.1}), ("s-iprompts", {"length": 3}),
 ])
 def test_prompts_stack(method, options):
     info = REGISTRY.strategy(method)

@@ -13,7 +13,7 @@ from clbench.training.budget import steps_of
 from clbench.training.loop import TrainingLoop
 from clbench.training.sampling import BatchSampler
 
-REFUSES_HEAD_LR = {"lucir", "podnet", "slca"}  # which set the rate of their heads themselves
+REFUSES_HEAD_LR = {"lucir", "podnet", "slca", "slca++", "mos"}  # which set the rate of their heads themselves
 NAIVE = StrategyInfo("naive", Strategy, "")
 
 
