@@ -12,6 +12,7 @@ from statistics import fmean
 from pages import table
 from results_facts import REPORTS, ROOT, read
 
+from clbench.core.registry import discover
 from clbench.report.analysis.families import family
 from clbench.report.columns import ACC, BYTES, COMPUTE, FORGETTING, TRAINABLE, Measure
 from clbench.report.formatting import number
@@ -125,6 +126,7 @@ def facts() -> dict[str, str]:
     best = [mean(best_rate(rank)) for rank in RANKS]
     steps = sum(records(JOINT)[0].costs.steps) / sum(record.costs.steps)
     return {
+        "methods": str(len(discover().strategies)),
         "training images per class": str(benchmark["train_per_class"]),
         "pixels": str(model["size"]),
         "steps per task": str(record.costs.steps[0]),

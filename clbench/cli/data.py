@@ -53,7 +53,7 @@ def data_dir_option(function: Any) -> Any:
 def group() -> None:
     """Show which data benchmarks need, check them, and download them.
 
-    Without a command, clbench does what `clbench data show` does.
+    `clbench data NAME` is short for `clbench data show NAME`.
     """
 
 
@@ -91,7 +91,7 @@ def show(names: tuple[str, ...], data_dir: Path | None, as_json: bool, plugins: 
 def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
     """Download the data of a benchmark into the data folder, check its SHA-256 and unpack it.
 
-    This works for data sets of which clbench knows address and checksum. A partial download is continued.
+    clbench can only download data sets whose address and checksum it knows. It continues a partial download.
     """
     from clbench.core.errors import DataError
     from clbench.core.files import default_data_dir
@@ -103,8 +103,8 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
     data, downloads = info.data, downloads_of(info, options)
     assert data is not None
     if not downloads:
-        raise DataError(f"clbench does not know an address and a checksum for {name}; clbench data {name} shows how to "
-                        "get the data")
+        raise DataError(f"clbench cannot download {name}, because it knows no address with a checksum; get it by hand: "
+                        f"clbench data {name} shows the steps")
     if getattr(options, "path", None):
         raise DataError("clbench data get writes into the data folder; leave path out, or name the folder by --data")
     needed, root = needed_by(info, options), root_of(info, options, folder)
@@ -190,7 +190,7 @@ def table(things: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def how(thing: dict[str, Any]) -> str:
     """Return in few words how to get the data of a benchmark."""
-    return "automatic" if thing["automatic"] else "clbench data get" if thing["downloads"] else "by hand"
+    return "by clbench run" if thing["automatic"] else "clbench data get" if thing["downloads"] else "by hand"
 
 
 def lines(thing: dict[str, Any]) -> Iterator[str]:
@@ -215,8 +215,8 @@ def lines(thing: dict[str, Any]) -> Iterator[str]:
             size = f" ({download['size'] / 1e6:,.0f} MB)" if download["size"] else ""
             yield f"    {download['url']}{size}"
     if thing["variants"]:
-        yield from wrapped("other files are read with " + ", ".join(thing["variants"])
-                           + f" (clbench data {thing['name']}:{thing['variants'][0]})", "  ")
+        yield from wrapped("other files are needed with " + ", ".join(thing["variants"]) + "; to check one: clbench "
+                           f"data {thing['name']}:{thing['variants'][0]}", "  ")
 
 
 def wrapped(text: str, indent: str = " " * 11) -> list[str]:

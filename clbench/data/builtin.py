@@ -182,7 +182,7 @@ class CustomOptions(Options):
                                                 "normalised as the model's weights were trained, the default where "
                                                 "they say how")
     size: int | None = Field(None, ge=1, description="pixels to which photos of several sizes are brought: the shorter "
-                             "side resized, the middle cut out; none: the model's size")
+                             "side resized, then center-cropped; none: the model's size")
 
 
 @hookimpl

@@ -26,7 +26,7 @@ class PhotoOptions(PixelOptions):
     LATER: ClassVar[tuple[str, ...]] = ("resize", "crop", "interpolation")
 
     size: int | None = Field(None, ge=1, description="pixels along each side to which photos are brought: the shorter "
-                             "side resized, the middle cut out; none: the model's size, else 32 unless all photos are "
+                             "side resized, then center-cropped; none: the model's size, else 32 unless all photos are "
                              "of one size of at most 64")
     resize: int | None = Field(None, ge=1, description="pixels to which the shorter side is resized before the middle "
                                "is cut out (crop), exactly as torchvision does it; takes the place of size")

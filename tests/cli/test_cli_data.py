@@ -35,7 +35,7 @@ def test_every_benchmark_with_data_has_a_line(tmp_path, capsys):
     assert {*rows} - {"benchmark"} == {name for name, info in discover().benchmarks.items() if info.data is not None}
     assert rows["core50"].split() == ["core50", "CORe50", "CC", "BY", "4.0", "by", "hand", "missing"]
     assert "not known" in rows["split-cub200"] and "clbench data get" in rows["split-cub200"]
-    assert "automatic" in rows["split-mnist"]
+    assert "by clbench run" in rows["split-mnist"]
     assert f"The data folder is {tmp_path}." in out
 
 
@@ -79,8 +79,8 @@ def test_json_has_the_same(tmp_path, capsys):
     (["images:photos"], "no benchmark with data 'images:photos'"),
     (["split-mnist-5k"], "benchmark 'split-mnist-5k' needs no data, or reads your own"),
     (["core50:protocol=nic"], "core50.protocol: should be 'ni' or 'nc', got 'nic'"),
-    (["get", "domainnet"], "clbench does not know an address and a checksum for domainnet"),
-    (["get", "split-cub200:split=pilot"], "clbench does not know an address and a checksum"),
+    (["get", "domainnet"], "clbench cannot download domainnet"),
+    (["get", "split-cub200:split=pilot"], "clbench cannot download split-cub200:split=pilot"),
     (["get", "split-cub200:path=x"], "leave path out, or name the folder by --data")])
 def test_mistakes_are_one_line(tmp_path, capsys, args, problem):
     code, _, err = shown(capsys, *args, "--data", tmp_path)

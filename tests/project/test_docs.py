@@ -122,6 +122,13 @@ def test_the_numbers_in_the_prose_of_a_page_come_from_records(script, page):
     assert [number for number in found if number not in script.facts().values()] == []
 
 
+def test_the_readme_counts_the_methods():
+    from clbench.core.registry import discover
+
+    count, = re.findall(r"`clbench methods` lists (\d+) methods", (ROOT / "README.md").read_text())
+    assert int(count) == len(discover().strategies)
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text()
     words = len(prose(text).split())

@@ -47,8 +47,8 @@ class DomainNetOptions(ByDomainOptions):
     DATA: ClassVar[DataSet] = DataSet(
         "DomainNet", "domainnet", citation="Peng et al. 2019, arXiv 1812.01754", needed=(
             *(Needed(domain, f"the 345 folders of classes of the domain {domain}",
-                     f"Unpack {domain}.zip of {VISDA} there", classes=345) for domain in DOMAINS),
-            *(Needed(name, "an official list", f"Put domainnet/txt/{name} of {VISDA} there")
+                     f"Download {domain}.zip from {VISDA} and unpack it in this folder", classes=345) for domain in DOMAINS),
+            *(Needed(name, "an official list", f"Download domainnet/txt/{name} from {VISDA} to this folder")
               for names in DOMAIN_LISTS for name in names)))
 
     tasks: int | None = BY_CLASS
@@ -107,10 +107,10 @@ class CORe50Options(ByDomainOptions):
     def needed(self) -> tuple[Needed, ...]:
         """Return the sessions and the lists of a run."""
         return (Needed(self.PHOTOS, "the 11 folders of sessions, s1 to s11",
-                       "Unpack core50_128x128.zip of https://vlomonaco.github.io/core50 there (MD5 "
-                       "745f3373fed08d69343f1058ee559e13)", classes=11, pattern=r"s\d+"),
-                *(Needed(name, "a list of CORe50", "Unpack batches_filelists.zip of the same page there (MD5 "
-                         "e3297508a8998ba0c99a83d6b36bde62)") for name in self.lists()))
+                       "Download core50_128x128.zip (MD5 745f3373fed08d69343f1058ee559e13) from "
+                       "https://vlomonaco.github.io/core50 and unpack it in this folder", classes=11, pattern=r"s\d+"),
+                *(Needed(name, "a list of CORe50", "Download batches_filelists.zip (MD5 "
+                         "e3297508a8998ba0c99a83d6b36bde62) from the same page and unpack it in this folder") for name in self.lists()))
 
     def find(self, root: Path, where: str) -> Found:
         """Return the photos of the lists. Classes are told by folders, since lists number them in each run's order."""
@@ -148,8 +148,8 @@ class CLEAR10Options(ByDomainOptions):
     DATA: ClassVar[DataSet] = DataSet(
         "CLEAR-10", "clear10", citation="Lin et al. 2021, arXiv 2201.06289", needed=tuple(
             Needed(f"{part}/labeled_images", f"the 10 folders of buckets of the {part} photos, 1 to 10",
-                   f"Unpack clear10-{part}.zip of elvishelvis6/CLEAR-Continual_Learning_Benchmark (Hugging Face Hub) "
-                   f"there, as the folder {part}", classes=10, pattern=r"\d+") for part in ("train", "test")))
+                   f"Download clear10-{part}.zip of elvishelvis6/CLEAR-Continual_Learning_Benchmark (Hugging Face Hub) "
+                   f"and unpack it in this folder, as the folder {part}", classes=10, pattern=r"\d+") for part in ("train", "test")))
 
     tasks: int | None = BY_CLASS
 

@@ -15,6 +15,7 @@ from clbench.core.scenario import Scenario
 from clbench.data.own.samples import PhotoFiles
 from clbench.data.own_options import StoredTaskOptions
 
+FILE_OPTIONS = ("split", "protocol", "run", "path")
 BUILD = "clbench.data.named.build:build"
 
 
@@ -46,14 +47,14 @@ class NamedOptions(StoredTaskOptions):
     CLASSES: ClassVar[int] = 0
 
     path: str | None = Field(None, description="folder of the data set; none: its own name in the data folder "
-                             "(--data); clbench data NAME shows what belongs into it")
+                             "(--data); clbench data NAME shows what belongs in it")
     read: Literal["memory", "files"] = Field("files", description="files: photos are decoded whenever a batch needs "
                                              "them; memory: once, if they fit in memory")
     resize: int | None = Field(256, ge=1, description="pixels to which the shorter side is resized before the middle "
                                "is cut out (crop)")
     crop: int | None = Field(224, ge=1, description="pixels along each side of the middle that is cut out")
     size: int | None = Field(None, ge=1, description="in place of resize and crop: the shorter side resized to so many "
-                             "pixels, the middle cut out")
+                             "pixels, then center-cropped")
 
     @model_validator(mode="before")
     @classmethod
@@ -88,6 +89,13 @@ class NamedOptions(StoredTaskOptions):
         """
         raise NotImplementedError
 
+    @property
+    def written(self) -> str:
+        """Return the name of the benchmark with the options that decide which files it reads."""
+        fields = type(self).model_fields
+        return ":".join([self.NAME, *(f"{name}={getattr(self, name)}" for name in FILE_OPTIONS
+                                      if name in fields and getattr(self, name) != fields[name].default)])
+
     def root(self, data_dir: Path) -> Path:
         """Return the folder of the data set: a relative path from here on if it is there, else from the data folder."""
         if self.path is None:
@@ -104,7 +112,7 @@ class NamedOptions(StoredTaskOptions):
         where, root = f"benchmark {self.NAME!r}", self.root(data_dir)
         for needed in self.needed():
             status, problem = needed.check(root)
-            path, more = root / needed.path, f"clbench data {self.NAME} shows everything that is needed"
+            path, more = root / needed.path, f"clbench data {self.written} shows everything that is needed"
             if status == WRONG:
                 raise DataError(f"{where}: {needed.what} in {path} is wrong: {problem}. {needed.source}; {more}")
             if status == MISSING:

@@ -19,10 +19,12 @@ from clbench.results.verification import Checked, Verdict
 CORE, H100 = 50e9, 200e12  # FLOP/s: what a core of a CPU and a GPU are taken to do
 GPU_FROM = 100  # hours on one core
 LEGEND = f"""\
-needs: weights are passed with --weights FILE (clbench verify NAME says which); data are not in the data folder yet;
-a GPU is advised from {GPU_FROM} core hours on. Hours are those of all seeds, at 50 GFLOP/s for a core and 200 TFLOP/s
-for an H100; clbench verify NAME --dry-run estimates them for this machine. Verdicts are those of the records that are
-published with clbench (docs/results/verify.md); cells without one were not run."""
+run, reproduced: how many cells the authors of clbench have run, and how many of these numbers came out; the others are
+not reproduced or inconclusive (docs/results/verify.md).
+needs: what you still need here. Pass weights with --weights FILE; the dry run of a reference names them. Data that are
+missing are those of `clbench data`. Use a GPU above {GPU_FROM} core hours.
+hours: of all seeds, at 50 GFLOP/s for one core of a CPU and 200 TFLOP/s for an H100. `clbench verify NAME --dry-run`
+estimates the time on this machine."""
 METRIC_NAMES: dict[CellMetric, str] = {
     "AIA": "average incremental accuracies",
     "ACC-pooled": "final accuracies over all test samples",
@@ -96,17 +98,17 @@ def listing(references: Mapping[str, Reference], statuses: Mapping[str, Status],
         core_hours = None if flops is None else flops / CORE / 3600
         needs = [*(["weights"] if reference.weights else []), *(["data"] if name in lacking_data else []),
                  *(["GPU"] if core_hours and core_hours > GPU_FROM else [])]
-        verdicts = ", ".join(f"{status.verdicts[verdict]} {verdict}" for verdict in get_args(Verdict)
-                             if status.verdicts.get(verdict) and verdict != "not run")
-        rows.append([name, len(reference.cells), ", ".join(needs) or NONE, _hours(core_hours),
-                     _hours(None if flops is None else flops / H100 / 3600), verdicts or NONE])
-    table = tabulate(rows, headers=["reference", "cells", "needs", "core hours", "H100 hours", "verdicts"],
-                     disable_numparse=True, colalign=["left", "right", "left", "right", "right", "left"])
+        judged = {verdict: count for verdict, count in status.verdicts.items() if verdict != "not run"}
+        rows.append([name, len(reference.cells), sum(judged.values()), judged.get("reproduced", 0) if judged else NONE,
+                     ", ".join(needs) or NONE, _hours(core_hours),
+                     _hours(None if flops is None else flops / H100 / 3600)])
+    table = tabulate(rows, headers=["reference", "cells", "run", "reproduced", "needs", "core hours", "H100 hours"],
+                     disable_numparse=True, colalign=["left", *["right"] * 3, "left", *["right"] * 2])
     return f"{table}\n\n{LEGEND}"
 
 
 def _hours(hours: float | None) -> str:
-    """Return hours with two significant digits, such as 0.42 or 1,300; a dash if they are not known."""
+    """Return hours with two significant digits, such as 0.42 or 1,300; a dash if nobody has counted the work."""
     if hours is None:
         return NONE
     return f"{float(f'{hours:.2g}'):,g}" if hours >= 0.01 else "under 0.01"
