@@ -32,11 +32,11 @@ def test_without_a_name_the_references_are_listed(capsys, tmp_path):
 
 def test_hours_are_those_of_all_seeds_at_the_stated_speeds():
     reference, = (references.find(name)[1] for name in ["van-de-ven-split-mnist"])
-    seeds = len(reference.spec(reference.cells[0]).seeds)
+    seeds, cells = len(reference.spec(reference.cells[0]).seeds), str(len(reference.cells))
     status = references.Status(flops=50e9 * 3600 * 1.234, verdicts={"not run": 7, "reproduced": 9})
     text = verified.listing({"one": reference}, {"one": status}, []).splitlines()[2]
-    assert text.split() == ["one", str(len(reference.cells)), "9", "9", NONE, f"{float(f'{1.234 * seeds:.2g}'):g}", "under", "0.01"]
-    assert verified.listing({"one": reference}, {}, []).splitlines()[2].split() == ["one", str(len(reference.cells)), "0", *[NONE] * 4]
+    assert text.split() == ["one", cells, "9", "9", NONE, f"{float(f'{1.234 * seeds:.2g}'):g}", "under", "0.01"]
+    assert verified.listing({"one": reference}, {}, []).splitlines()[2].split() == ["one", cells, "0", *[NONE] * 4]
 
 
 @pytest.mark.slow

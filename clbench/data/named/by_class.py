@@ -95,8 +95,8 @@ class ImageNetROptions(ByClassOptions):
                                  "clbench data get split-imagenet-r downloads it (dataloaders/splits of the repository "
                                  "GT-RIPL/CODA-Prompt)", digest) for name, digest in CODA_LISTS)
         elif self.split == "l2p":
-            lists = tuple(Needed(name, "L2P's list", "The README of the repository gqk/LAE links to it; download it to this folder")
-                          for name in L2P_LISTS)
+            lists = tuple(Needed(name, "L2P's list", "The README of the repository gqk/LAE links to it; download it "
+                                 "to this folder") for name in L2P_LISTS)
         return self.RAW, *lists
 
     def downloads(self) -> Sequence[Download]:

@@ -47,7 +47,8 @@ class DomainNetOptions(ByDomainOptions):
     DATA: ClassVar[DataSet] = DataSet(
         "DomainNet", "domainnet", citation="Peng et al. 2019, arXiv 1812.01754", needed=(
             *(Needed(domain, f"the 345 folders of classes of the domain {domain}",
-                     f"Download {domain}.zip from {VISDA} and unpack it in this folder", classes=345) for domain in DOMAINS),
+                     f"Download {domain}.zip from {VISDA} and unpack it in this folder",
+                     classes=345) for domain in DOMAINS),
             *(Needed(name, "an official list", f"Download domainnet/txt/{name} from {VISDA} to this folder")
               for names in DOMAIN_LISTS for name in names)))
 
@@ -110,7 +111,8 @@ class CORe50Options(ByDomainOptions):
                        "Download core50_128x128.zip (MD5 745f3373fed08d69343f1058ee559e13) from "
                        "https://vlomonaco.github.io/core50 and unpack it in this folder", classes=11, pattern=r"s\d+"),
                 *(Needed(name, "a list of CORe50", "Download batches_filelists.zip (MD5 "
-                         "e3297508a8998ba0c99a83d6b36bde62) from the same page and unpack it in this folder") for name in self.lists()))
+                         "e3297508a8998ba0c99a83d6b36bde62) from the same page and unpack it in this folder")
+                  for name in self.lists()))
 
     def find(self, root: Path, where: str) -> Found:
         """Return the photos of the lists. Classes are told by folders, since lists number them in each run's order."""
@@ -149,7 +151,8 @@ class CLEAR10Options(ByDomainOptions):
         "CLEAR-10", "clear10", citation="Lin et al. 2021, arXiv 2201.06289", needed=tuple(
             Needed(f"{part}/labeled_images", f"the 10 folders of buckets of the {part} photos, 1 to 10",
                    f"Download clear10-{part}.zip of elvishelvis6/CLEAR-Continual_Learning_Benchmark (Hugging Face Hub) "
-                   f"and unpack it in this folder, as the folder {part}", classes=10, pattern=r"\d+") for part in ("train", "test")))
+                   f"and unpack it in this folder, as the folder {part}", classes=10, pattern=r"\d+")
+            for part in ("train", "test")))
 
     tasks: int | None = BY_CLASS
 

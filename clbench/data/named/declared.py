@@ -10,7 +10,8 @@ from clbench.data.named.options import named_benchmark
 
 BY_CLASS: tuple[Scenario, ...] = ("class", "task", "domain")
 DECLARED: tuple[BenchmarkInfo, ...] = (
-    named_benchmark("10 x 20 classes of ImageNet-R (art, cartoons, toys); six published splits", ImageNetROptions, BY_CLASS),
+    named_benchmark("10 x 20 classes of ImageNet-R (art, cartoons, toys); six published splits", ImageNetROptions,
+                    BY_CLASS),
     named_benchmark("10 x 20 classes of ImageNet-A, hard photos", ImageNetAOptions, BY_CLASS),
     named_benchmark("10 x 20 species of birds of CUB-200-2011", CUBOptions, BY_CLASS),
     named_benchmark("10 x 30 classes of OmniBenchmark, in PILOT's folders", OmniBenchmarkOptions, BY_CLASS),
