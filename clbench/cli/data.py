@@ -73,7 +73,7 @@ def show(names: tuple[str, ...], data_dir: Path | None, as_json: bool, plugins: 
     registry, folder = discover(files=plugins), data_dir or default_data_dir()
     wanted = [resolved(name, registry) for name in names] or [
         (info, info.options()) for info in registry.benchmarks.values() if info.data is not None]
-    things = [describe(info, options, folder) for info, options in wanted]
+    things = [describe(info, options, folder, thorough=bool(names)) for info, options in wanted]
     if as_json:
         click.echo(json.dumps({"data": things}, indent=2))
     elif names:
@@ -116,7 +116,7 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
                 bar.update(done - bar.pos)
 
             fetch.fetch(download, data, folder, report)
-    thing = describe(info, options, folder)
+    thing = describe(info, options, folder, thorough=True)
     click.echo("\n".join(lines(thing)))
     return int(thing["status"] != "found")
 
@@ -135,8 +135,14 @@ def resolved(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
     return known[name], validate(known[name].options, given, name, "clbench benchmarks")
 
 
-def describe(info: BenchmarkInfo, options: Options, folder: Path) -> dict[str, Any]:
-    """Return what a benchmark needs with its options, and whether it is there, as plain values."""
+def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool = False) -> dict[str, Any]:
+    """Return what a benchmark needs with its options, and whether it is there, as plain values.
+
+    `thorough` also looks for every photo, as a run does.
+    """
+    from clbench.core.errors import DataError
+    from clbench.data.named.options import NamedOptions
+
     data, root = info.data, root_of(info, options, folder)
     assert data is not None
     needed = []
@@ -145,9 +151,14 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path) -> dict[str, A
         needed.append({"path": item.path, "what": item.what, "status": status, "problem": problem,
                        "source": item.source, "sha256": item.sha256})
     states = {item["status"] for item in needed}
-    status = "wrong" if "wrong" in states else "found" if states <= {"found"} else "missing"
+    status, problem = "wrong" if "wrong" in states else "found" if states <= {"found"} else "missing", ""
+    if thorough and status == "found" and isinstance(options, NamedOptions):
+        try:
+            options.found(folder)
+        except DataError as error:
+            status, problem = "wrong", str(error)
     return {"name": info.name, "data": data.title, "license": data.license, "citation": data.citation,
-            "folder": str(root), "status": status, "automatic": data.automatic,
+            "folder": str(root), "status": status, "problem": problem, "automatic": data.automatic,
             "downloads": [{"url": d.url, "size": d.size, "sha256": d.sha256} for d in downloads_of(info, options)],
             "needed": needed, "variants": variants(options)}
 
@@ -209,6 +220,8 @@ def lines(thing: dict[str, Any]) -> Iterator[str]:
         if item["status"] != "found" and explanation != explained:
             yield from wrapped(explanation)
             explained = explanation
+    if thing["problem"]:
+        yield from wrapped(thing["problem"], "  ")
     if thing["status"] != "found" and thing["downloads"]:
         yield f"  clbench data get {thing['name']} downloads:"
         for download in thing["downloads"]:

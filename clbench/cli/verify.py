@@ -76,7 +76,8 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     if name is None:
         known = {key: references.read_reference(path) for key, path in references.shipped().items()}
         data_dir = Path(given["data"]) if given.get("data") else default_data_dir()
-        lacking = [key for key, reference in known.items() if _lacks_data(reference, discover(), data_dir)]
+        registry = discover()
+        lacking = [key for key, reference in known.items() if _lacks_data(reference, registry, data_dir)]
         click.echo(verified.listing(known, references.statuses(), lacking))
         return 0
     called, reference = references.find(name)

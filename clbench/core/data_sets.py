@@ -59,7 +59,8 @@ class Needed:
 
 def class_folders(root: Path, pattern: str = r"[^.].*") -> Iterator[Path]:
     """Yield the folders in a folder whose whole names match a pattern."""
-    yield from (path for path in sorted(root.iterdir()) if re.fullmatch(pattern, path.name) and path.is_dir())
+    yield from (path for path in sorted(root.iterdir())
+                if re.fullmatch(pattern, path.name) and path.name != "__MACOSX" and path.is_dir())
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clbench.core.data_sets import FOUND, DataSet, Download, Needed
+from clbench.core.data_sets import FOUND, MISSING, DataSet, Download, Needed
 from clbench.core.errors import DataError
 from clbench.core.files import read_hash
 
@@ -39,16 +41,19 @@ def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress)
                 raise DataError(f"{download.url} has the SHA-256 {digest} and should have {download.sha256}, so it was "
                                 "removed. Try again; if the published file has changed, clbench does not know it")
             partial.replace(target)
-        if download.is_archive:
-            unpack(target, data.folder, data_dir)
-            target.unlink()
-    except OSError as error:
-        raise DataError(f"{download.url} could not be downloaded to {target} ({error.strerror or error}); clbench "
-                        "continues a partial download when you try again") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{download.url} could not be downloaded to {target} ({reason}); clbench continues a partial "
+                        "download when you try again") from error
+    if download.is_archive:
+        unpack(target, data.folder, data_dir)
+        target.unlink()
 
 
 def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path, data_dir: Path) -> list[Download]:
-    """Return the downloads that give something that is missing or wrong, or that were not unpacked to their end.
+    """Return the downloads that give something that is missing, or that were not unpacked to their end.
+
+    What is wrong is not downloaded again: the user has to remove it, as `clbench data` says.
 
     Args:
         downloads: of a benchmark.
@@ -56,7 +61,8 @@ def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path,
         root: folder of its data set.
         data_dir: the data folder, in which archives lie until they are unpacked.
     """
-    lacking = {item.path for item in needed if item.check(root)[0] != FOUND}
+    lacking = {item.path for item in needed if (status := item.check(root)[0]) == MISSING or
+               (item.sha256 and status != FOUND)}
     in_archive = lacking - {download.name for download in downloads if not download.is_archive}
     return [download for download in downloads if
             (bool(in_archive) or any((data_dir / (download.name + end)).exists() for end in ("", PARTIAL))
@@ -72,17 +78,30 @@ def unpack(archive: Path, folder: str, into: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise DataError(f"this Python cannot unpack archives safely; unpack {archive} by tar in {into}, or update "
                         "Python to 3.10.12 or later")
-    count = 0
+    beside = into / f"{folder}{PARTIAL}"  # so that what lies in the folder is always complete
+    shutil.rmtree(beside, ignore_errors=True)
     try:
         with tarfile.open(archive) as opened:
             for member in opened:
                 if member.name.removeprefix("./").partition("/")[0] == folder:
-                    opened.extract(member, into, filter="data")
-                    count += 1
-    except tarfile.TarError as error:
-        raise DataError(f"{archive} cannot be unpacked ({error}); remove it and try again") from error
-    if not count:
-        raise DataError(f"{archive} has no folder {folder}")
+                    opened.extract(member, beside, filter="data")
+        if not (beside / folder).is_dir():
+            raise DataError(f"{archive} has no folder {folder}")
+        for path in sorted((beside / folder).iterdir()):
+            _replace(path, into / folder / path.name)
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{archive} cannot be unpacked in {into} ({error}); make space or remove the archive, and try "
+                        "again") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replace(path: Path, target: Path) -> None:
+    """Move a file or folder to a target, which is removed if it is there."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
 
 
 def _download(download: Download, partial: Path, progress: Progress) -> None:
@@ -96,6 +115,7 @@ def _download(download: Download, partial: Path, progress: Progress) -> None:
     except urllib.error.HTTPError as error:
         if begin and error.code == 416:  # nothing is left, so it is complete, or wrong
             return
+        error.close()
         raise OSError(f"the server answers {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise OSError(str(error.reason)) from error
@@ -108,3 +128,5 @@ def _download(download: Download, partial: Path, progress: Progress) -> None:
                 file.write(piece)
                 done += len(piece)
                 progress(done, total)
+    if done < total:
+        raise OSError(f"the connection ended after {done:,} of {total:,} bytes")

@@ -100,6 +100,11 @@ class TaskOptions(ClassDivision):
         return False
 
     @property
+    def shared_classes(self) -> bool:
+        """Tell whether each task that the data name has all classes, also those of which it has no photos."""
+        return False
+
+    @property
     def default_scenario(self) -> Scenario | None:
         """Return the scenario to run by default: `domain` if the data name tasks (sites, years), else None."""
         return "domain" if self.tasks_are_named else None

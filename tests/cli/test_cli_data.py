@@ -22,6 +22,11 @@ from clbench.data.named import by_class
 from clbench.data.named.by_class import ImageNetAOptions, ImageNetROptions
 
 
+@pytest.fixture(autouse=True)
+def without_counts(monkeypatch):
+    named_trees.without_counts(monkeypatch)
+
+
 def shown(capsys, *args):
     code = cli.call(["data", *map(str, args)])
     output = capsys.readouterr()
@@ -52,7 +57,7 @@ def test_a_benchmark_lists_what_is_missing_wrong_and_found(tmp_path, capsys):
     assert f"  folder: {tmp_path / 'imagenet-r'}" in lines and "  missing  imagenet-r_test.yaml" in lines
     assert "    https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar (2,191 MB)" in lines
     assert "split=pilot" in out
-    root = named_trees.raw_imagenet(tmp_path / "imagenet-r", 1)
+    root = named_trees.raw_imagenet(tmp_path / "imagenet-r")
     (root / "imagenet-r_test.yaml").write_text("data: []")
     digest = hashlib.sha256(b"data: []").hexdigest()
     code, out, _ = shown(capsys, "split-imagenet-r", "--data", tmp_path)
@@ -136,7 +141,8 @@ def archive(path, names):
 def test_get_downloads_checks_and_unpacks(tmp_path, server, capsys, monkeypatch):
     address, ranges = server
     digest = archive(tmp_path / "served" / "imagenet-a.tar", [
-        *(f"imagenet-a/{wnid}/a.jpg" for wnid in named_trees.WNIDS), "imagenet-a/README.txt", "attributes.txt"])
+        *(f"imagenet-a/{wnid}/{letter}.jpg" for wnid in named_trees.WNIDS for letter in "abcde"),
+        "imagenet-a/README.txt", "attributes.txt"])
     data = replace(ImageNetAOptions.DATA, downloads=(Download(address + "imagenet-a.tar", 0, digest),))
     monkeypatch.setattr(ImageNetAOptions, "DATA", data)
     folder = tmp_path / "data"
@@ -150,17 +156,19 @@ def test_get_downloads_checks_and_unpacks(tmp_path, server, capsys, monkeypatch)
 
 def test_get_fetches_only_what_is_missing(tmp_path, server, capsys, monkeypatch):
     address, ranges = server
-    (tmp_path / "served" / "imagenet-r_train.yaml").write_text("data: []")
-    (tmp_path / "served" / "imagenet-r_test.yaml").write_text("targets: []")
+    root = named_trees.raw_imagenet(tmp_path / "imagenet-r")
+    named_trees.coda_lists(root)
+    for path in sorted(root.glob("*.yaml")):
+        path.rename(tmp_path / "served" / path.name)
+    content = (tmp_path / "served" / "imagenet-r_train.yaml").read_text()
     lists = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
              for path in sorted((tmp_path / "served").iterdir(), reverse=True)]
     monkeypatch.setattr(by_class, "CODA_LISTS", lists)
     data = replace(ImageNetROptions.DATA, downloads=(
         Download(address + "imagenet-r.tar", 0, "0"), *(Download(address + name, 0, digest) for name, digest in lists)))
     monkeypatch.setattr(ImageNetROptions, "DATA", data)
-    root = named_trees.raw_imagenet(tmp_path / "imagenet-r", 1)
     assert shown(capsys, "get", "split-imagenet-r", "--data", tmp_path)[0] == 0
-    assert (root / "imagenet-r_train.yaml").read_text() == "data: []" and len(ranges) == 2
+    assert (root / "imagenet-r_train.yaml").read_text() == content and len(ranges) == 2
 
 
 def test_a_partial_download_is_continued(tmp_path, server):
@@ -175,6 +183,28 @@ def test_a_partial_download_is_continued(tmp_path, server):
     assert ranges == ["bytes=1000-"] and steps[-1] == (len(content), len(content))
     assert (tmp_path / "imagenet-a" / "list.txt").read_bytes() == content
     assert not (tmp_path / "imagenet-a" / "list.txt.part").exists()
+
+
+class Cut(io.BytesIO):
+    """An answer that ends before its length."""
+
+    status, headers = 200, {"Content-Length": "1000"}
+
+
+def test_a_cut_connection_leaves_what_came_for_the_next_attempt(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda *_, **__: Cut(b"a" * 400))
+    with pytest.raises(DataError, match=r"the connection ended after 400 of 1,000 bytes\); clbench continues"):
+        fetch.fetch(Download("http://nowhere/list.txt", 1000, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
+    assert (tmp_path / "imagenet-a" / "list.txt.part").read_bytes() == b"a" * 400
+
+
+def test_showing_a_benchmark_looks_for_every_photo(tmp_path, capsys):
+    root = named_trees.cub(tmp_path / "CUB_200_2011")
+    assert shown(capsys, "split-cub200", "--data", tmp_path)[0] == 0
+    next((root / "images" / "001.Bird_1").iterdir()).unlink()
+    code, out, _ = shown(capsys, "split-cub200", "--data", tmp_path)
+    assert code == 1 and out.startswith("split-cub200: CUB-200-2011, wrong")
+    assert "photos that images.txt lists are not there" in " ".join(out.split())
 
 
 def test_other_content_is_removed_and_named(tmp_path, server):

@@ -4,6 +4,9 @@ import io
 
 from PIL import Image
 
+from clbench.data.named.by_class import CUBOptions, ImageNetROptions
+from clbench.data.named.by_domain import DomainNetOptions
+
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 WNIDS = [f"n{1443537 + 7 * number:08}" for number in range(200)]
 
@@ -66,11 +69,18 @@ def cub(root):
     return root
 
 
+def without_counts(monkeypatch):
+    """Accept trees of any number of photos, because these have few."""
+    for options in (ImageNetROptions, CUBOptions, DomainNetOptions):
+        monkeypatch.setattr(options, "SAMPLES", (0, 0))
+
+
 def domainnet(root):
-    """Write DomainNet with its official lists: a training and a test photo of each class in each domain."""
+    """Write DomainNet with its official lists: a training and a test photo of each class in each domain, but two."""
     for domain in DOMAINS:
         for part in ("train", "test"):
-            rows = [(f"{domain}/class_{label:03}/{domain}_{part}.jpg", label) for label in range(345)]
+            rows = [(f"{domain}/class_{label:03}/{domain}_{part}.jpg", label) for label in range(345)
+                    if (domain, part, label) not in (("painting", "train", 327), ("painting", "test", 301))]
             for path, label in rows:
                 write((root / path).parent, [(root / path).name], label)
             (root / f"{domain}_{part}.txt").write_text("".join(f"{path} {label}\n" for path, label in rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from clbench.data.named.options import Found, NamedOptions
 from clbench.data.named.rules import chosen, random_rows, stratified_rows
 from clbench.data.own.folders import photos_in
 from clbench.data.own.lists import listed_photos, read_list
-from clbench.data.own.samples import Labelled, PhotoFiles
+from clbench.data.own.samples import Labelled, PhotoFiles, some
 
 WNID = r"n\d{8}"
 HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks/"
@@ -25,6 +26,7 @@ CODA = ("https://raw.githubusercontent.com/GT-RIPL/CODA-Prompt/6417d4f68754be68b
 CODA_LISTS = (("imagenet-r_train.yaml", "6bcaa14ca9359915ac3a44c48ae71388146385686eb15da79a37844421a0b845"),
               ("imagenet-r_test.yaml", "57275ac242d68983a4f39ccb81ec34f48b1bd920b9cd79e6e8040d7c042db02a"))
 L2P_LISTS = ("train_list.txt", "val_list.txt")
+L2P_SOURCE = "https://gist.githubusercontent.com/gqk/e127fe18bf179bdcbdf5e29a8c1ae523/raw/"
 PILOT = ("The README of the repository sun-hailong/LAMDA-PILOT links to {} (MD5 {}); unpack it as the folder {} of the "
          "data folder")
 
@@ -95,8 +97,8 @@ class ImageNetROptions(ByClassOptions):
                                  "clbench data get split-imagenet-r downloads it (dataloaders/splits of the repository "
                                  "GT-RIPL/CODA-Prompt)", digest) for name, digest in CODA_LISTS)
         elif self.split == "l2p":
-            lists = tuple(Needed(name, "L2P's list", "The README of the repository gqk/LAE links to it; download it "
-                                 "to this folder") for name in L2P_LISTS)
+            lists = tuple(Needed(name, "L2P's list", f"Download {L2P_SOURCE}{name} to this folder")
+                          for name in L2P_LISTS)
         return self.RAW, *lists
 
     def downloads(self) -> Sequence[Download]:
@@ -112,11 +114,19 @@ class ImageNetROptions(ByClassOptions):
             lists = [root / name for name in names]
             train, test = listed_photos(root, lists[:1], lists[1:], where)
             return Found(train, test, lists)
-        return by_rule(wnid_photos(root, where), self.split)
+        return by_rule(wnid_photos(root, where), self.split, where)
 
 
-def by_rule(photos: PhotoFiles, split: str) -> Found:
-    """Return photos, divided by a rule."""
+def by_rule(photos: PhotoFiles, split: str, where: str) -> Found:
+    """Return photos, divided by a rule.
+
+    Raises:
+        DataError: a class has too few photos for the rule.
+    """
+    single = [label for label, count in Counter(photos.labelled.labels).items() if count == 1]
+    if split == "zheng" and single:
+        raise DataError(f"{where}: split = zheng needs two photos of each class, and there is one of {some(single)}; "
+                        "the data set is not complete")
     train, test = (stratified_rows(photos.labelled.labels, 42) if split == "zheng" else
                    random_rows(len(photos.files), {"inflora": 40, "dualprompt": 42}[split]))
     return Found(chosen(photos, train), chosen(photos, test))
@@ -147,7 +157,7 @@ class ImageNetAOptions(ByClassOptions):
 
     def find(self, root: Path, where: str) -> Found:
         """Return the photos as the split divides them."""
-        return super().find(root, where) if self.split == "pilot" else by_rule(wnid_photos(root, where), "zheng")
+        return super().find(root, where) if self.split == "pilot" else by_rule(wnid_photos(root, where), "zheng", where)
 
 
 class CUBOptions(ByClassOptions):
@@ -155,6 +165,7 @@ class CUBOptions(ByClassOptions):
 
     NAME: ClassVar[str] = "split-cub200"
     CLASSES: ClassVar[int] = 200
+    SAMPLES: ClassVar[tuple[int, int]] = (5_994, 5_794)  # of the official split
     LISTS: ClassVar[tuple[str, ...]] = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
     DATA: ClassVar[DataSet] = DataSet(
         "CUB-200-2011", "CUB_200_2011", citation="Wah et al. 2011, Caltech technical report CNS-TR-2011-001",
@@ -165,6 +176,11 @@ class CUBOptions(ByClassOptions):
     split: Literal["official", "pilot"] = Field(
         "official", description="which photos are the test: official: train_test_split.txt (5,994 and 5,794); pilot: "
         "PILOT's folders train and test, another split")
+
+    @property
+    def published(self) -> tuple[int, int]:
+        """Return the numbers of the official split."""
+        return self.SAMPLES if self.split == "official" else (0, 0)
 
     def needed(self) -> tuple[Needed, ...]:
         """Return the folders, and the lists of the official split."""

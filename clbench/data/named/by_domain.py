@@ -18,6 +18,7 @@ from clbench.data.own.samples import Labelled, PhotoFiles
 BY_CLASS = Field(None, ge=1, description="number of tasks by class, each with photos of all domains; none: tasks are "
                  "the domains")
 VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source/"
+GROUND_TRUTH = ("clipart", "painting")  # domains whose corrected archives are in the folder `groundtruth`
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 DOMAIN_LISTS = tuple(tuple(f"{domain}_{part}.txt" for domain in DOMAINS) for part in ("train", "test"))
 
@@ -47,12 +48,17 @@ class DomainNetOptions(ByDomainOptions):
     DATA: ClassVar[DataSet] = DataSet(
         "DomainNet", "domainnet", citation="Peng et al. 2019, arXiv 1812.01754", needed=(
             *(Needed(domain, f"the 345 folders of classes of the domain {domain}",
-                     f"Download {domain}.zip from {VISDA} and unpack it in this folder",
-                     classes=345) for domain in DOMAINS),
-            *(Needed(name, "an official list", f"Download domainnet/txt/{name} from {VISDA} to this folder")
+                     f"Download {VISDA}{'groundtruth/' if domain in GROUND_TRUTH else ''}{domain}.zip and unpack it "
+                     "in this folder", classes=345) for domain in DOMAINS),
+            *(Needed(name, "an official list", f"Download {VISDA}domainnet/txt/{name} to this folder")
               for names in DOMAIN_LISTS for name in names)))
 
     tasks: int | None = BY_CLASS
+
+    @property
+    def shared_classes(self) -> bool:
+        """Tell that each domain has all classes: painting has no training photos of t-shirts, but test photos."""
+        return True
 
     def find(self, root: Path, where: str) -> Found:
         """Return the photos of the official lists."""

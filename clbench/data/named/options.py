@@ -43,7 +43,7 @@ class NamedOptions(StoredTaskOptions):
 
     NAME: ClassVar[str]
     DATA: ClassVar[DataSet]
-    SAMPLES: ClassVar[tuple[int, int]] = (0, 0)  # training and test photos as published; 0: not known
+    SAMPLES: ClassVar[tuple[int, int]] = (0, 0)  # training and test photos as published; 0 and 0: not known
     CLASSES: ClassVar[int] = 0
 
     path: str | None = Field(None, description="folder of the data set; none: its own name in the data folder "
@@ -72,6 +72,11 @@ class NamedOptions(StoredTaskOptions):
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write resize and crop together, also if they have their defaults."""
         return {**super()._without_defaults(write), "resize": self.resize, "crop": self.crop}
+
+    @property
+    def published(self) -> tuple[int, int]:
+        """Return how many training and test photos there should be; 0 and 0 if that is not known."""
+        return self.SAMPLES
 
     def needed(self) -> tuple[Needed, ...]:
         """Return what is read with these options."""
@@ -123,10 +128,10 @@ class NamedOptions(StoredTaskOptions):
         if self.CLASSES and len(classes) != self.CLASSES:
             raise DataError(f"{where}: the training photos in {root} have {len(classes)} classes and should have "
                             f"{self.CLASSES}; the data set is not complete")
-        if all(self.SAMPLES) and samples != self.SAMPLES:
-            published = f"{self.SAMPLES[0]:,} training and {self.SAMPLES[1]:,} test photos"
-            note = f"{samples[0]:,} training and {samples[1]:,} test photos were read; published are {published}"
-            return result._replace(notes=(*result.notes, note))
+        if self.published != (0, 0) and samples != self.published:
+            published = f"{self.published[0]:,} training and {self.published[1]:,} test photos"
+            raise DataError(f"{where}: {root} gives {samples[0]:,} training and {samples[1]:,} test photos, and "
+                            f"published are {published}; some are missing or do not belong there")
         return result
 
     @classmethod

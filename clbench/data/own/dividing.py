@@ -193,7 +193,8 @@ def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options:
         names = [names[i] for i in _listed(given, names, "tasks_in_order", where)]
     number = {name: i for i, name in enumerate(names)}
     of = [np.array([number[t] for t in train.tasks], np.int64)]
-    orders = [tuple(np.unique(y[0][of[0] == t]).tolist()) for t in range(len(names))]
+    orders = [tuple(range(int(y[0].max()) + 1) if options.shared_classes else np.unique(y[0][of[0] == t]).tolist())
+              for t in range(len(names))]
     if test is not None and not options.common_test:
         if test.tasks is None or set(test.tasks) != set(names):
             test_tasks = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"

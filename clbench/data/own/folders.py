@@ -107,7 +107,7 @@ def _folders(root: Path) -> Iterator[Path]:
 def _files(root: Path) -> Iterator[Path]:
     """Yield the files under a folder at any depth, but hidden ones; links are followed, as ImageFolder does."""
     for path in root.iterdir():
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name == "__MACOSX":
             continue
         if path.is_dir():
             yield from _files(path)

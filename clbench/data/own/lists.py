@@ -93,7 +93,7 @@ def _read(path: Path, changed: int, size: int) -> Entries:
     if path.suffix.lower() in YAML:
         return _from_yaml(path)
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if line.strip():
             photo, _, label = line.strip().rpartition(" ")
             if not photo:
