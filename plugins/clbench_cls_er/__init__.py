@@ -30,7 +30,7 @@ class CLSEROptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("cls-er", "clbench_cls_er.strategy:CLSER",
-                         "replays near a slow and a fast average of the weights; predicts with the slow one",
+                         "replays near averages of the weights; predicts with the slower average",
                          CLSEROptions, "Arani et al. 2022, arXiv 2201.12604", task_free=True,
                          display_name="CLS-ER ({capacity})", recipe={"optimizer": "sgd", "lr": 0.1},
                          family="replay"),)

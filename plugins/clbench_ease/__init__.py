@@ -112,7 +112,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          budget={"epochs": 5, "batch_size": 24, "samples": 5000},
                          display_name="LAE", family="adapters and prompts"),
             StrategyInfo("mos", "clbench_ease.mos:MOS",
-                         "trains merged adapters per task; retrieves them by class means, then by predictions",
+                         "trains merged adapters per task; class means and predictions choose them",
                          MOSOptions, "Sun et al. 2025, arXiv 2412.09441", check_model="vit",
                          recipe={"optimizer": "sgd", "lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4,
                                  "schedule": "cosine", "schedule_by": "epoch"},

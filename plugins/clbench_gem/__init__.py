@@ -26,6 +26,6 @@ class GEMOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("gem", "clbench_gem.strategy:GEM",
-                         "projects gradients so that the loss on stored samples of no old task rises", GEMOptions,
+                         "projects gradients so that no old task's loss on stored samples rises", GEMOptions,
                          "Lopez-Paz & Ranzato 2017, arXiv 1706.08840", display_name="GEM ({capacity})",
                          recipe={"optimizer": "sgd", "lr": 0.1}, family="replay"),)

@@ -32,7 +32,7 @@ class GenerativeReplayOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("generative-replay", "clbench_generative_replay.strategy:GenerativeReplay",
-                         "replays inputs that a generator makes, with the previous network's labels",
+                         "replays inputs that a generator makes and the old network labels",
                          GenerativeReplayOptions,
                          "Shin et al. 2017, arXiv 1705.08690; van de Ven & Tolias 2019, arXiv 1904.07734",
                          recipe={"optimizer": "adam", "lr": 1e-3, "optimizer_state": "keep"},

@@ -50,7 +50,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          budget={"epochs": 20, "batch_size": 128, "samples": 5000},
                          display_name="SLCA"),
             StrategyInfo("slca++", "clbench_slca.plus:SLCAPlus",
-                         "trains one adapter slowly by symmetric cross-entropy; realigns the head as slca",
+                         "trains an adapter slowly with a symmetric loss; realigns the head",
                          SLCAPlusOptions, "Zhang et al. 2024, arXiv 2408.08295",
                          recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4,
                                  "schedule": "cosine", "schedule_by": "epoch", "head_decay": "learning"},

@@ -153,7 +153,7 @@ def test_data_files_that_change_make_the_stream_again(registry, tmp_path):
 
 
 def test_built_in_benchmarks_name_the_files_that_they_read(registry, tmp_path):
-    named = {file for info in registry.benchmarks.values() if not isinstance(info.files, str) for file in info.files}
+    named = {file for info in registry.benchmarks.values() if isinstance(info.files, tuple) for file in info.files}
     assert {tmp_path / file for file in named} == {
         *(folder(name, tmp_path) / file for name in ("MNIST", "FashionMNIST") for file in MNIST_FILES),
         *(cifar_file(name, tmp_path) for name in ("CIFAR10", "CIFAR100"))}
