@@ -12,7 +12,11 @@ METHODS = [name for name in sorted(REGISTRY.strategies)
            if not name.startswith("avalanche:") and REGISTRY.origins["method", name].distribution == "clbench"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = ("naive", "ewc", "er", "lora", "pnn", "shared-private", "lwf", "icarl", "podnet", "ranpac", "slca", "ease", "mos")
+
+
+@pytest.mark.parametrize("method", [
+    pytest.param(method, marks=() if method in QUICK else pytest.mark.slow) for method in METHODS])
 def test_every_method_learns_two_tasks_in_bf16(method):
     recipe = Recipe(lr=1e-3, batch_size=12, epochs=2, precision="bf16")
     options = {"finetune_steps": 0.5} if method == "podnet" else {}  # both phases need a step

@@ -42,6 +42,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("lae", {"width": 2}), ("mos", {"width": 3, "dropout": 0.0})]
 PROMPTS = ("l2p", "dualprompt", "coda-prompt", "s-iprompts")
 # A stack computes what its members would alone; these have dropout, edit gradients, replay or prepare batches.
+QUICK = ("ewc", "gem", "pnn", "shared-private", "lucir", "slca++")  # what the fast tests try
 ALONE = ("naive", "ease", "a-gem", "er", "mir", "icarl", "bic", "lora", "l2p")
 
 
@@ -76,7 +77,7 @@ def on_meta(method, options, seed):
 
 
 @pytest.mark.parametrize(("method", "options", "count"), [
-    *(pytest.param(*one, 2, marks=pytest.mark.slow if one[0] in ALONE else ()) for one in METHODS),
+    *(pytest.param(*one, 2, marks=() if one[0] in QUICK else pytest.mark.slow) for one in METHODS),
     *((*one, 1) for one in METHODS if one[0] in ALONE)])
 def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, count, monkeypatch):
     monkeypatch.setattr(steps, "share_equal", lambda *_, **__: set())  # looks at values, once in a phase
