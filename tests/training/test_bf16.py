@@ -12,7 +12,7 @@ METHODS = [name for name in sorted(REGISTRY.strategies)
            if not name.startswith("avalanche:") and REGISTRY.origins["method", name].distribution == "clbench"]
 
 
-QUICK = ("naive", "ewc", "er", "lora", "pnn", "shared-private", "lwf", "icarl", "podnet", "ranpac", "slca", "ease", "mos")
+QUICK = ("naive", "ewc", "er", "lora", "pnn", "shared-private", "lwf", "icarl", "podnet", "ranpac", "slca", "ease")
 
 
 @pytest.mark.parametrize("method", [
