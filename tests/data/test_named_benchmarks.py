@@ -265,9 +265,10 @@ def test_lists_that_do_not_fit_their_photos_are_errors(tmp_path):
         CLEAR10Options().found(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["split-imagenet-r:split=inflora", "split-imagenet-a", "split-cub200:tasks=20",
-                                  "split-omnibenchmark", "domainnet", "domainnet:tasks=5", "core50",
-                                  "core50:protocol=nc", "clear10"])
+@pytest.mark.parametrize("name", [
+    "split-imagenet-r:split=inflora", "split-cub200:tasks=20", "domainnet", "core50", "clear10",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("split-imagenet-a", "split-omnibenchmark",
+                                                              "domainnet:tasks=5", "core50:protocol=nc"))])
 def test_a_dry_run_counts_without_weights(trees, tmp_path, capsys, name):
     assert cli.call(["run", "--benchmark", f"{name}:size=8", "--model", "mlp:width=10", "--methods", "naive",
                      "--seeds", "1", "--dry-run", "--data", str(trees), "--out", str(tmp_path / "out")]) == 0

@@ -14,9 +14,7 @@ from clbench.training.loop import TrainingLoop
 
 REGISTRY = discover()
 SEEDS = [0, 1, 2]
-
-
-@pytest.mark.parametrize(("method", "options"), [
+METHODS = [
     ("naive", {}), ("joint", {}), ("ewc", {"strength": 10.0}), ("ewc", {"mode": "online", "strength": 10.0}),
     ("er", {"capacity": 20}), ("lora", {"rank": 2}), ("pnn", {}), ("shared-private", {"private_width": 5}),
     ("er", {"capacity": 20, "share": 0.3}), ("seq-lora", {"rank": 2, "replay": 0.3, "capacity": 20, "merge": True}),
@@ -33,7 +31,13 @@ SEEDS = [0, 1, 2]
     ("lora", {"rank": 2, "infer": "gaussian"}), ("ease", {"adapter": "lora", "width": 2, "dropout": 0.0}),
     ("lae", {"width": 2, "decay": 0.7}), ("mos", {"adapter": "lora", "width": 2, "dropout": 0.0}),
     ("gdumb", {"capacity": 20}), ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("gpm", {"samples": 12}),
-])
+]
+QUICK = ("naive", "ewc", "er", "lora", "pnn", "shared-private", "si", "lwf", "a-gem", "gem", "cls-er", "acil", "icarl",
+         "generative-replay", "slca++", "ease", "mos", "mir", "gpm")  # what the fast tests stack
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    pytest.param(*one, marks=() if one[0] in QUICK else pytest.mark.slow) for one in METHODS])
 @pytest.mark.parametrize(("model", "recipe"), [
     ("mlp", Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=2, optimizer_state="keep")),
     pytest.param("cnn", Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=8, epochs=2, schedule="cosine"),
