@@ -19,7 +19,7 @@ PIECE = 1 << 20  # bytes that are read at a time
 TIMEOUT = 60.0  # seconds without an answer until a download is given up
 PARTIAL = ".part"  # suffix of a download that is not complete
 
-Progress = Callable[[int, int], object]  # told bytes so far and in all, 0 if that is not known
+Progress = Callable[[int, int], object]  # receives bytes so far and in all, 0 if that is not known
 
 
 def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress) -> None:
@@ -78,22 +78,22 @@ def unpack(archive: Path, folder: str, into: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise DataError(f"this Python cannot unpack archives safely; unpack {archive} by tar in {into}, or update "
                         "Python to 3.10.12 or later")
-    beside = into / f"{folder}{PARTIAL}"  # so that what lies in the folder is always complete
-    shutil.rmtree(beside, ignore_errors=True)
+    temporary = into / f"{folder}{PARTIAL}"  # so that what lies in the folder is always complete
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         with tarfile.open(archive) as opened:
             for member in opened:
                 if member.name.removeprefix("./").partition("/")[0] == folder:
-                    opened.extract(member, beside, filter="data")
-        if not (beside / folder).is_dir():
+                    opened.extract(member, temporary, filter="data")
+        if not (temporary / folder).is_dir():
             raise DataError(f"{archive} has no folder {folder}")
-        for path in sorted((beside / folder).iterdir()):
+        for path in sorted((temporary / folder).iterdir()):
             _replace(path, into / folder / path.name)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{archive} cannot be unpacked in {into} ({error}); make space or remove the archive, and try "
                         "again") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(path: Path, target: Path) -> None:

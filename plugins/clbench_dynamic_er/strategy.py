@@ -16,9 +16,9 @@ After each task but the first, the weights of new classes are scaled to the mean
 - The paper prunes each new extractor with learned masks of channels. Neither the authors' published code
   (Rhyssiyan/DER-ClassIL.pytorch) nor PyCIL does, and the masks are left out here. The method thus stores a whole
   network per task; reports count it.
-- In place of the alignment, the authors' code draws the head anew after each task and trains it for 30 epochs on
+- In place of the alignment, the authors' code draws a new head after each task and trains it for 30 epochs on
   equally many samples of each class, with logits divided by 5. This second stage is left out here.
-- The authors' code draws the whole head anew for each task as well (`reuse_oldfc: False`), and warms up for 10 epochs.
+- The authors' code draws a whole new head for each task as well (`reuse_oldfc: False`), and warms up for 10 epochs.
   PyCIL keeps old weights, as here.
 - New weights are drawn as torch draws those of a linear head. PyCIL draws from a wider range, with zeros as biases.
 - PyCIL's weight decay is 5e-4 in the first task and 2e-4 later.

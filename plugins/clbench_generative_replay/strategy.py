@@ -1,4 +1,4 @@
-"""Generative replay: a generator is trained beside the network and makes the inputs that are replayed.
+"""Generative replay: a generator is trained with the network and makes the inputs that are replayed.
 
 After each task the network and the decoder are copied. In task t, each step makes as many inputs x' as are new, by the
 old decoder from standard normal points. The old network labels them, with its class or with its probabilities. Network
@@ -20,7 +20,7 @@ Differences between the code and this implementation:
   convolutions that were trained in advance precede the generator. Here it has dense layers on flat inputs of any size,
   which make poor photos.
 - Its autoencoder has a sigmoid and the cross-entropy on MNIST, and an identity and half the squared error on
-  standardized CIFAR. Here images (uint8) have the former, on pixels in [0, 1] whatever the preparation; other inputs
+  standardized CIFAR. Here images (uint8) have the former, on pixels in [0, 1] for any preparation; other inputs
   have the latter.
 - Replayed inputs are what the decoder puts out. They are not augmented, and new ones are if the experiment augments.
 - The generator's optimizer is the recipe's (`generator_lr` changes its learning rate). Theirs is a second Adam with the

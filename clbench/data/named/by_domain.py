@@ -121,7 +121,7 @@ class CORe50Options(ByDomainOptions):
                   for name in self.lists()))
 
     def find(self, root: Path, where: str) -> Found:
-        """Return the photos of the lists. Classes are told by folders, since lists number them in each run's order."""
+        """Return the photos of the lists. Folders name the classes, since lists number them in each run's order."""
         paths = [root / name for name in self.lists()]
         batches = [[path for path, _ in read_list(name, where)] for name in paths]
         if strange := [path for batch in batches for path in batch if not re.match(r"s\d+/o\d+/", path)]:
