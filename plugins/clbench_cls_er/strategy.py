@@ -20,8 +20,7 @@ their `minibatch_size` and `batch_size`. Differences to that code:
   are over all outputs in every scenario.
 - The averages compute in eval mode, with the running statistics of the network that learns. The authors' averages are
   copies in training mode, whose normalization uses the batch and keeps statistics of its own.
-- An average takes in a step when the next one begins, or when the task ends. Accuracy that is measured within a task
-  therefore lacks the latest step.
+- An average takes in a step when the next one begins, or when the task ends (clbench.strategy.after_steps).
 """
 
 from __future__ import annotations
@@ -32,13 +31,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Options, Prediction, Samples, Task, World
+from clbench import Batch, Network, Options, Prediction, Samples, World
+from clbench.strategy.after_steps import ActsAfterSteps
 from clbench.strategy.distillation import frozen_copy
 from clbench.strategy.replay import ReplayMemory
 from clbench_cls_er import CLSEROptions
 
 
-class CLSER(ReplayMemory):
+class CLSER(ActsAfterSteps, ReplayMemory):
     """Experience replay with two averages of the network, `plastic` and `stable`."""
 
     roles = (("plastic.*", "averaged networks"), ("stable.*", "averaged networks"), *ReplayMemory.roles)
@@ -50,7 +50,6 @@ class CLSER(ReplayMemory):
         assert isinstance(options, CLSEROptions)
         super().__init__(model, world, options, capacity=options.capacity)
         self.plastic, self.stable = frozen_copy(model), frozen_copy(model)
-        self.steps, self.averaged_steps = 0, 0  # that have begun; that the averages know of
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
@@ -58,9 +57,8 @@ class CLSER(ReplayMemory):
         return (self.plastic, self.stable)
 
     def augment_batch(self, batch: Batch) -> Batch:
-        """Average the latest step in, and return the batch with its replay; the memory is offered the new samples."""
-        self.average()
-        self.steps += 1
+        """Return the batch with its replay; the memory is offered the new samples."""
+        batch = super().augment_batch(batch)
         new = Samples(batch.x, batch.y, batch.tasks)
         if len(self.memory_y):
             batch = batch.extended(self.sample_share(len(batch.y), self.options.share))
@@ -89,11 +87,8 @@ class CLSER(ReplayMemory):
         return Prediction(self.stable(x))
 
     @torch.no_grad()
-    def average(self) -> None:
-        """Let each average follow the latest step, or not, by chance; do nothing if it has been averaged already."""
-        if self.averaged_steps == self.steps:
-            return
-        self.averaged_steps = self.steps
+    def after_step(self) -> None:
+        """Let each average follow the latest step, or not, by chance."""
         for average, rate, decay in ((self.plastic, self.options.plastic_rate, self.options.plastic_decay),
                                      (self.stable, self.options.stable_rate, self.options.stable_decay)):
             follows = bool(torch.rand((), generator=self.world.generator) < rate)
@@ -102,7 +97,3 @@ class CLSER(ReplayMemory):
                 average.get_buffer(name).copy_(value)
             for name, weight in self.model.named_parameters() if follows else ():
                 average.get_parameter(name).lerp_(weight, rest)
-
-    def after_task(self, task: Task) -> None:
-        """Average the last step in."""
-        self.average()

@@ -19,8 +19,7 @@ The authors' code (gqk/LAE) was read; of the paper, its abstract and a summary. 
 - A network without key and value layers has low-rank adapters on all layers. This is an addition of clbench.
 - The code makes an average of averages with `num_emas`. All its configurations have one.
 - The code leaves out the last, smaller batch of an epoch, and does not normalize images.
-- An average takes in a step when the next one begins, or when the task ends. Accuracy that is measured within a task
-  therefore lacks the latest step.
+- An average takes in a step when the next one begins, or when the task ends (clbench.strategy.after_steps).
 
 With `base = task1`, the first half of the first task's steps trains the network and the head.
 """
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 
 from clbench import Batch, Network, Task, World
 from clbench.models.network import TokenNetwork
+from clbench.strategy.after_steps import ActsAfterSteps
 from clbench.strategy.granted import Phase
 from clbench.strategy.per_task import FrozenBase, check_base
 from clbench_ease import LAEOptions
@@ -48,7 +48,7 @@ from clbench_ease.bottleneck import AdaptedBlock, adapt
 ONLINE, OFFLINE = 0, 1  # the numbers of the adapters
 
 
-class LAE(FrozenBase):
+class LAE(ActsAfterSteps, FrozenBase):
     """A frozen network, two adapters on each adapted layer, and the network's own head.
 
     The buffer `known` [T, C] says which outputs each task has trained.
@@ -76,7 +76,6 @@ class LAE(FrozenBase):
         self.register_buffer("known", torch.zeros_like(self.active, device=model.head.weight.device))
         self.adapters = 0  # on each layer: none, the online one, both
         self.base_learns = False
-        self.steps, self.averaged_steps = 0, 0  # that have begun; that the offline adapters know of
         self.requires_grad_(False)
         self.train(self.training)
 
@@ -129,26 +128,13 @@ class LAE(FrozenBase):
         """Return the blocks once they are frozen; the adapters in them still learn."""
         return () if self.base_learns else (self.model.blocks,)
 
-    def augment_batch(self, batch: Batch) -> Batch:
-        """Average the latest step in; the batch is unchanged."""
-        self.average()
-        self.steps += 1
-        return batch
-
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy with the online adapters; of the network while that is trained."""
         with self.using(None if self.base_learns else ONLINE):
             return self.cross_entropy(self.model(batch.x), batch)
 
-    def after_task(self, task: Task) -> None:
-        """Average the last step in."""
-        self.average()
-
-    def average(self) -> None:
-        """Let the offline adapters follow the latest step, unless they have done so already."""
-        if self.averaged_steps == self.steps:
-            return
-        self.averaged_steps = self.steps
+    def after_step(self) -> None:
+        """Let the offline adapters, if there are any, follow the latest step."""
         for layer in self.adapted.values() if self.accumulates else ():
             self._average(layer, self.options.decay)
 

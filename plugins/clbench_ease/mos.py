@@ -27,8 +27,8 @@ The authors' code (sun-hailong/AAAI25-MOS) was read; of the paper, its abstract.
   variances only, here always covariances.
 - The code trains 20 epochs for CIFAR-100, with batches of 48, rate 0.03 and weight decay 5e-4. For ImageNet-R it has
   10 epochs, 16, 0.05 and 5e-3.
-- A merge takes in a step when the next one begins, or when the task ends. Accuracy that is measured within a task
-  comes from the adapters of the tasks before.
+- A merge follows a step when the next one begins, or when the task ends (clbench.strategy.after_steps). Accuracy that
+  is measured within a task comes from the adapters of the tasks before.
 - The paper studies scenario `class`. If the task is given, its adapters are used, and only its classes have a
   probability. In scenario `domain` a class does not tell its task, so t is that of the most similar mean.
 
@@ -46,6 +46,7 @@ from torch import Tensor
 
 from clbench import Batch, Network, Task, World
 from clbench.core.device import send
+from clbench.strategy.after_steps import ActsAfterSteps
 from clbench.strategy.alignment import Aligned
 from clbench.strategy.base import Prediction
 from clbench.strategy.gaussians import class_means
@@ -55,7 +56,7 @@ from clbench_ease.adapted import TaskAdapters
 TEMPERATURE = 0.8  # of the contrast
 
 
-class MOS(Aligned, TaskAdapters):
+class MOS(ActsAfterSteps, Aligned, TaskAdapters):
     """A frozen network, adapters per task, and the network's own head.
 
     The buffers have a row for each class of each learned task: `labels` [K], its output, `owners` [K], the task,
@@ -82,7 +83,6 @@ class MOS(Aligned, TaskAdapters):
         for name in ("task_means", "prototypes"):
             self.register_buffer(name, like.new_empty(0, like.shape[1]))
         self.learned = 0  # number of tasks
-        self.steps, self.merged_steps = 0, 0  # that have begun; that a merge has followed
 
     def before_task(self, task: Task) -> None:
         """Add adapters, which start where those of the last task ended; train these, or the network first."""
@@ -104,18 +104,9 @@ class MOS(Aligned, TaskAdapters):
         """Return `head_rate` for the head, but not while the network is trained."""
         return {} if self.base_learns else {"model.head.*": self.options.head_rate}
 
-    def augment_batch(self, batch: Batch) -> Batch:
-        """Merge after the latest step; the batch is unchanged."""
-        self.merge()
-        self.steps += 1
-        return batch
-
     @torch.no_grad()
-    def merge(self) -> None:
-        """Move the newest adapters towards the mean of the earlier ones, unless the latest step has been followed."""
-        if self.merged_steps == self.steps:
-            return
-        self.merged_steps = self.steps
+    def after_step(self) -> None:
+        """Move the newest adapters towards the mean of the earlier ones."""
         for layer in self.adapted.values() if self.learned else ():
             earlier = [layer.parameters_of(task) for task in range(self.learned)]
             for name, parameter in layer.parameters_of(-1).items():
@@ -140,7 +131,6 @@ class MOS(Aligned, TaskAdapters):
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
         """Merge after the last step, realign the head, and add the means of the task's classes."""
-        self.merge()
         super().after_task(task)
         means, _ = class_means(self, task.train, lambda x: self.features_by(x, (0, -1)).transpose(0, 1).flatten(1))
         classes = send(torch.tensor(task.classes, device="cpu"), self.labels.device)

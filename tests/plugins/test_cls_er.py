@@ -29,7 +29,7 @@ def test_the_averages_after_n_steps_are_those_of_the_formula():
         now = parameters(strategy.model)
         strategy.world.generator.manual_seed(step)  # of the averaging of this step alone
         draws.manual_seed(step)
-        strategy.average()
+        strategy.complete_step()
         a = min(1 - 1 / (step + 1), 0.6)
         torch.rand((), generator=draws)
         plastic = [a * old + (1 - a) * new for old, new in zip(plastic, now, strict=True)]
@@ -45,7 +45,7 @@ def test_the_averages_after_n_steps_are_those_of_the_formula():
 
 def test_each_step_is_averaged_once_and_the_last_one_when_the_task_ends():
     strategy = make(CLSER, CLSEROptions(stable_rate=1.0, plastic_rate=1.0), "class", deep_model)
-    strategy.average()  # there was no step
+    strategy.complete_step()  # there was no step
     start = parameters(strategy.model)
     strategy.augment_batch(batch(0))
     move(strategy, 0)
