@@ -100,14 +100,13 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
 
     registry, folder = discover(files=plugins), data_dir or default_data_dir()
     info, options = resolved(name, registry)
-    data, downloads = info.data, downloads_of(info, options)
+    data, (root, needed, downloads) = info.data, located(info, options, folder)
     assert data is not None
     if not downloads:
-        raise DataError(f"clbench cannot download {name}, because it knows no address with a checksum; get it by hand: "
-                        f"clbench data {name} shows the steps")
+        raise DataError(f"clbench cannot download {name}, because it knows no address of it with a SHA-256; download "
+                        f"it by hand (clbench data {name} shows the steps)")
     if getattr(options, "path", None):
         raise DataError("clbench data get writes into the data folder; leave path out, or name the folder by --data")
-    needed, root = needed_by(info, options), root_of(info, options, folder)
     for download in fetch.pending(downloads, needed, root, folder):
         with click.progressbar(length=download.size or 1, label=download.name,
                                file=sys.stderr) as bar:
@@ -143,10 +142,10 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
     from clbench.core.errors import DataError
     from clbench.data.named.options import NamedOptions
 
-    data, root = info.data, root_of(info, options, folder)
+    data, (root, files, downloads) = info.data, located(info, options, folder)
     assert data is not None
     needed = []
-    for item in needed_by(info, options):
+    for item in files:
         status, problem = item.check(root)
         needed.append({"path": item.path, "what": item.what, "status": status, "problem": problem,
                        "source": item.source, "sha256": item.sha256})
@@ -159,30 +158,19 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
             status, problem = "wrong", str(error)
     return {"name": info.name, "data": data.title, "license": data.license, "citation": data.citation,
             "folder": str(root), "status": status, "problem": problem, "automatic": data.automatic,
-            "downloads": [{"url": d.url, "size": d.size, "sha256": d.sha256} for d in downloads_of(info, options)],
+            "downloads": [{"url": d.url, "size": d.size, "sha256": d.sha256} for d in downloads],
             "needed": needed, "variants": variants(options)}
 
 
-def root_of(info: BenchmarkInfo, options: Options, folder: Path) -> Path:
-    """Return the folder of the data set of a benchmark."""
+def located(info: BenchmarkInfo, options: Options, folder: Path
+            ) -> tuple[Path, Sequence[Needed], Sequence[Download]]:
+    """Return the folder of a benchmark's data set, what it reads there, and what clbench can download for it."""
     from clbench.data.named.options import NamedOptions
 
-    return options.root(folder) if isinstance(options, NamedOptions) else folder / (info.data.folder if info.data
-                                                                                     else "")
-
-
-def needed_by(info: BenchmarkInfo, options: Options) -> Sequence[Needed]:
-    """Return the files and folders that a benchmark reads with these options."""
-    from clbench.data.named.options import NamedOptions
-
-    return options.needed() if isinstance(options, NamedOptions) else info.data.needed if info.data else ()
-
-
-def downloads_of(info: BenchmarkInfo, options: Options) -> Sequence[Download]:
-    """Return the files that clbench can download for a benchmark with these options."""
-    from clbench.data.named.options import NamedOptions
-
-    return options.downloads() if isinstance(options, NamedOptions) else info.data.downloads if info.data else ()
+    if isinstance(options, NamedOptions):
+        return options.root(folder), options.needed(), options.downloads()
+    assert info.data is not None
+    return folder / info.data.folder, info.data.needed, info.data.downloads
 
 
 def variants(options: Options) -> list[str]:
@@ -210,7 +198,7 @@ def lines(thing: dict[str, Any]) -> Iterator[str]:
     yield f"  license: {thing['license']}"
     if thing["citation"]:
         yield f"  paper: {thing['citation']}"
-    yield f"  folder: {thing['folder']}"
+    yield f"  folder of the data set: {thing['folder']}"
     explained = ""
     for item in thing["needed"]:
         problem = f": {item['problem']}" if item["problem"] else ""

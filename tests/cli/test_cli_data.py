@@ -54,7 +54,8 @@ def test_a_benchmark_lists_what_is_missing_wrong_and_found(tmp_path, capsys):
     assert code == 1
     lines = out.splitlines()
     assert lines[:2] == ["split-imagenet-r: ImageNet-R, missing", "  license: MIT"]
-    assert f"  folder: {tmp_path / 'imagenet-r'}" in lines and "  missing  imagenet-r_test.yaml" in lines
+    assert f"  folder of the data set: {tmp_path / 'imagenet-r'}" in lines
+    assert "  missing  imagenet-r_test.yaml" in lines
     assert "    https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar (2,191 MB)" in lines
     assert "split=pilot" in out
     root = named_trees.raw_imagenet(tmp_path / "imagenet-r")

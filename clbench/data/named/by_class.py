@@ -31,9 +31,9 @@ PILOT = ("The README of the repository sun-hailong/LAMDA-PILOT links to {} (MD5 
          "data folder")
 
 
-def folders_by_text(root: Path, where: str) -> PhotoFiles:
-    """Return the photos in a folder of classes; these are sorted as text, as ImageFolder does it."""
-    photos = photos_in(root, where, [])
+def folders_by_text(root: Path, where: str, notes: list[str]) -> PhotoFiles:
+    """Return the photos in a folder of classes; these are sorted as text, as ImageFolder does it. Notes are added."""
+    photos = photos_in(root, where, notes)
     return PhotoFiles(photos.files, replace(photos.labelled, classes=tuple(sorted(set(photos.labelled.labels)))))
 
 
@@ -55,13 +55,14 @@ class ByClassOptions(NamedOptions):
 
     def find(self, root: Path, where: str) -> Found:
         """Return the photos of PILOT's folders `train` and `test`."""
-        train, test = (folders_by_text(root / part, where) for part in ("train", "test"))
-        return Found(train, test)
+        notes: list[str] = []
+        train, test = (folders_by_text(root / part, where, notes) for part in ("train", "test"))
+        return Found(train, test, notes=notes)
 
 
 def wnid_photos(root: Path, where: str) -> PhotoFiles:
     """Return the photos in the folders that are named by WordNet, sorted by folder and file name."""
-    photos = folders_by_text(root, where)
+    photos = folders_by_text(root, where, [])  # lists and README.txt lie there, too, and need no note
     return chosen(photos, [row for row, label in enumerate(photos.labelled.labels) if re.fullmatch(WNID, label)])
 
 
@@ -97,7 +98,7 @@ class ImageNetROptions(ByClassOptions):
                                  "clbench data get split-imagenet-r downloads it (dataloaders/splits of the repository "
                                  "GT-RIPL/CODA-Prompt)", digest) for name, digest in CODA_LISTS)
         elif self.split == "l2p":
-            lists = tuple(Needed(name, "L2P's list", f"Download {L2P_SOURCE}{name} to this folder")
+            lists = tuple(Needed(name, "L2P's list", f"Download {L2P_SOURCE}{name} to the folder of the data set")
                           for name in L2P_LISTS)
         return self.RAW, *lists
 

@@ -48,9 +48,9 @@ class DomainNetOptions(ByDomainOptions):
     DATA: ClassVar[DataSet] = DataSet(
         "DomainNet", "domainnet", citation="Peng et al. 2019, arXiv 1812.01754", needed=(
             *(Needed(domain, f"the 345 folders of classes of the domain {domain}",
-                     f"Download {VISDA}{'groundtruth/' if domain in GROUND_TRUTH else ''}{domain}.zip and unpack it "
-                     "in this folder", classes=345) for domain in DOMAINS),
-            *(Needed(name, "an official list", f"Download {VISDA}domainnet/txt/{name} to this folder")
+                     f"Download {VISDA}{'groundtruth/' if domain in GROUND_TRUTH else ''}{domain}.zip and unpack it in "
+                     "the folder of the data set", classes=345) for domain in DOMAINS),
+            *(Needed(name, "an official list", f"Download {VISDA}domainnet/txt/{name} to the folder of the data set")
               for names in DOMAIN_LISTS for name in names)))
 
     tasks: int | None = BY_CLASS
@@ -115,9 +115,10 @@ class CORe50Options(ByDomainOptions):
         """Return the sessions and the lists of a run."""
         return (Needed(self.PHOTOS, "the 11 folders of sessions, s1 to s11",
                        "Download core50_128x128.zip (MD5 745f3373fed08d69343f1058ee559e13) from "
-                       "https://vlomonaco.github.io/core50 and unpack it in this folder", classes=11, pattern=r"s\d+"),
+                       "https://vlomonaco.github.io/core50 and unpack it in the folder of the data set", classes=11,
+                       pattern=r"s\d+"),
                 *(Needed(name, "a list of CORe50", "Download batches_filelists.zip (MD5 "
-                         "e3297508a8998ba0c99a83d6b36bde62) from the same page and unpack it in this folder")
+                         "e3297508a8998ba0c99a83d6b36bde62) from the same page and unpack it there")
                   for name in self.lists()))
 
     def find(self, root: Path, where: str) -> Found:
@@ -157,12 +158,14 @@ class CLEAR10Options(ByDomainOptions):
         "CLEAR-10", "clear10", citation="Lin et al. 2021, arXiv 2201.06289", needed=tuple(
             Needed(f"{part}/labeled_images", f"the 10 folders of buckets of the {part} photos, 1 to 10",
                    f"Download clear10-{part}.zip of elvishelvis6/CLEAR-Continual_Learning_Benchmark (Hugging Face Hub) "
-                   f"and unpack it in this folder, as the folder {part}", classes=10, pattern=r"\d+")
+                   f"and unpack it in the folder of the data set, as the folder {part}", classes=10, pattern=r"\d+")
             for part in ("train", "test")))
 
     tasks: int | None = BY_CLASS
 
     def find(self, root: Path, where: str) -> Found:
         """Return the photos of the given training and test folders; a bucket is a task."""
-        train, test = (photos_in(root / part / "labeled_images", where, [], tasks=True) for part in ("train", "test"))
-        return Found(train, test)
+        notes: list[str] = []
+        train, test = (photos_in(root / part / "labeled_images", where, notes, tasks=True)
+                       for part in ("train", "test"))
+        return Found(train, test, notes=notes)

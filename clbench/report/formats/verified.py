@@ -19,12 +19,13 @@ from clbench.results.verification import Checked, Verdict
 CORE, H100 = 50e9, 200e12  # FLOP/s: what a core of a CPU and a GPU are taken to do
 GPU_FROM = 100  # hours on one core
 LEGEND = f"""\
-run, reproduced: how many cells the authors of clbench have run, and how many of these numbers came out; the others are
-not reproduced or inconclusive (docs/results/verify.md).
-needs: what you still need here. Pass weights with --weights FILE; the dry run of a reference names them. Data that are
-missing are those of `clbench data`. Use a GPU above {GPU_FROM} core hours.
-hours: of all seeds, at 50 GFLOP/s for one core of a CPU and 200 TFLOP/s for an H100. `clbench verify NAME --dry-run`
-estimates the time on this machine."""
+reference, cells: a published table, and how many of its numbers clbench can repeat.
+run, reproduced: cells that the authors of clbench have run, and how many of these match the published number. The
+others do not match or are inconclusive (docs/results/verify.md).
+needs: what you still need. Pass weights with --weights FILE; without it, `clbench verify NAME` says which they are.
+`clbench data` shows which data sets are missing. Use a GPU if a reference takes more than {GPU_FROM} core hours.
+core hours, H100 hours: estimated time of all cells and seeds, at 50 GFLOP/s for a core of a CPU and 200 TFLOP/s for an
+H100. `clbench verify NAME --dry-run` estimates the time on this machine."""
 METRIC_NAMES: dict[CellMetric, str] = {
     "AIA": "average incremental accuracies",
     "ACC-pooled": "final accuracies over all test samples",
