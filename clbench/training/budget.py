@@ -28,18 +28,20 @@ def steps_per_epoch(recipe: Recipe, samples: int) -> int:
 
 
 def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> list[Phase]:
-    """Return the phases of a task, each with its part of the steps.
+    """Return the phases of a task, each with its part of the steps: at least one.
 
     Raises:
-        ValueError: a phase would have no step.
+        ValueError: there are fewer steps than phases.
     """
     given = strategy.phases(task)
     shares = [1.0] * given if isinstance(given, int) else list(given)
-    total = sum(shares)
-    bounds = [round(steps * done / total) for done in itertools.accumulate(shares, initial=0.0)]
-    parts = [end - begin for begin, end in itertools.pairwise(bounds)]
-    if not all(part > 0 for part in parts):
-        raise ValueError(f"{steps} steps cannot be split into {len(parts)} phases; give the task a larger budget")
+    if steps < len(shares):
+        raise ValueError(f"{steps} steps cannot be split into {len(shares)} phases; give the task a larger budget")
+    ends = [0]
+    for number, done in enumerate(itertools.accumulate(shares), start=1):
+        one_each_left = steps - (len(shares) - number)
+        ends.append(min(max(round(steps * done / sum(shares)), ends[-1] + 1), one_each_left))
+    parts = [end - begin for begin, end in itertools.pairwise(ends)]
     return [Phase(number, part, recipe.lr) for number, part in enumerate(parts)]
 
 

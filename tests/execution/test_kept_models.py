@@ -26,7 +26,8 @@ from clbench.testing.checks import bench
 
 PICTURES = "helpers.tiny_benchmarks:pictures"
 VIT = ("l2p", "dualprompt", "coda-prompt", "s-iprompts", "ease", "mos")  # need tokens
-PLAIN = {"naive", "joint", "ewc", "er", "gdumb", "mir", "gpm", "slca", "wa", "gem", "rwalk", "fetril"}  # one network
+PLAIN = {"naive", "joint", "ewc", "er", "gdumb", "mir", "gpm", "slca", "wa", "gem", "rwalk", "fetril",
+         "generative-replay"}  # one network
 # Given the task, most methods are the network of scenario class; these have parts or a prediction rule per task.
 PER_TASK = ("naive", "lora", "pnn", "independent", "shared-private", "packnet", "acl", "icarl", "ncm", "hat", "l2p")
 EVERY = {"class": METHODS, "task": [m for m in METHODS if m[0] in PER_TASK]}

@@ -118,6 +118,9 @@ def strings(path):
     yield from (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
+SPLITS_BY_PAPER = {"clbench.data.named.by_class"}  # the splits of ImageNet-R have the names of the papers' methods
+
+
 @pytest.mark.slow
 def test_no_code_names_a_method_of_ours():
     """A string is a method's name, or begins with one and a colon as in `lora:rank=4`.
@@ -128,7 +131,7 @@ def test_no_code_names_a_method_of_ours():
     ours = {name for (kind, name), origin in origins.items() if kind == "method" and origin.distribution == "clbench"}
     assert len(ours) > 20
     found = [(name, text) for name, path in MODULES.items() for text in strings(path)
-             if any(text == method or text.startswith(f"{method}:") for method in ours)]
+             if name not in SPLITS_BY_PAPER and any(text == method or text.startswith(f"{method}:") for method in ours)]
     assert not found, "what a method is, its declaration says (clbench.core.hookspecs.StrategyInfo)"
 
 

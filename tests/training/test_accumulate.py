@@ -16,7 +16,7 @@ from clbench.training.sampling import divided
 REGISTRY = discover()
 RECIPE = Recipe(optimizer="sgd", lr=0.02, batch_size=10, epochs=1)  # 24 samples: batches of two sizes
 NO = {"der", "der++", "acl", "er-ace", "lucir", "lora-sub", "cls-er", "fetril",
-      "generative-replay"}  # their loss is no mean over samples
+      "generative-replay", "mos"}  # their loss is no mean over samples
 SOME = ("naive", "ewc", "er", "lwf", "lora", "pnn", "seq-lora", "l2p", "icarl", "a-gem")
 PARAMETERS = [pytest.param(name, options, marks=() if name in SOME or name in NO else pytest.mark.slow)
               for name, options in METHODS if not name.startswith("avalanche")]

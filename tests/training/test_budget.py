@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 
 from clbench.experiment.spec import Recipe
-from clbench.training.budget import FEW, granted_in_words
+from clbench.training.budget import FEW, granted_in_words, phases_of
 
 HINT = ": few; --epochs N or --iterations N gives more"
 
@@ -17,3 +19,17 @@ HINT = ": few; --epochs N or --iterations N gives more"
 ])
 def test_the_steps_of_a_task_are_told_in_words(recipe, samples, words):
     assert granted_in_words(Recipe(**recipe), samples) == words
+
+
+@pytest.mark.parametrize(("shares", "steps", "parts"), [
+    (2, 5, [2, 3]), ((160, 20), 18, [16, 2]), ((160, 20), 3, [2, 1]), ((1, 99), 3, [1, 2]), ((9, 1, 1, 1), 4, [1] * 4),
+    ((1, 1, 98), 3, [1] * 3), ((1,), 1, [1]),
+])
+def test_each_phase_has_its_share_of_the_steps_and_at_least_one(shares, steps, parts):
+    strategy = SimpleNamespace(phases=lambda task: shares)
+    assert [phase.steps for phase in phases_of(strategy, None, Recipe(), steps)] == parts
+
+
+def test_fewer_steps_than_phases_are_refused():
+    with pytest.raises(ValueError, match="1 steps cannot be split into 2 phases"):
+        phases_of(SimpleNamespace(phases=lambda task: 2), None, Recipe(), 1)
