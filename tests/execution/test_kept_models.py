@@ -31,7 +31,6 @@ PLAIN = {"naive", "joint", "ewc", "er", "gdumb", "mir", "gpm", "slca", "wa", "ge
 # Given the task, most methods are the network of scenario class; these have parts or a prediction rule per task.
 PER_TASK = ("naive", "lora", "pnn", "independent", "shared-private", "packnet", "acl", "icarl", "ncm", "hat", "l2p")
 EVERY = {"class": METHODS, "task": [m for m in METHODS if m[0] in PER_TASK]}
-SOME = [m for m in METHODS if m[0] in ("naive", "ewc", "icarl", "lora", "slda")]  # of each kind one; slow tests: all
 AGAIN = """
 import json, pathlib, sys
 import clbench
@@ -85,28 +84,9 @@ def trained(folder, scenario, methods):
 
 
 @pytest.fixture(scope="module")
-def some(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("some"), "class", SOME)
-
-
-@pytest.fixture(scope="module")
 def every(tmp_path_factory):
     return {scenario: trained(tmp_path_factory.mktemp(scenario), scenario, methods)
             for scenario, methods in EVERY.items()}
-
-
-def check(found, name, options):
-    records, rows = found
-    record = next(r for r in records.values() if r.trial.method.name == name
-                  and all(r.trial.method.options[o] == v for o, v in options.items()))
-    assert record.status == "done" and not any("no model" in note for note in record.notes)
-    assert rows[record.name] == ["network" if name in PLAIN else "strategy", record.R[-1]]
-
-
-@pytest.mark.parametrize(("name", "options"), SOME, ids=[label(*m) for m in SOME])
-@pytest.mark.slow
-def test_a_fresh_process_gives_the_last_row_exactly(some, name, options):
-    check(some, name, options)
 
 
 @pytest.mark.slow
@@ -114,7 +94,11 @@ def test_a_fresh_process_gives_the_last_row_exactly(some, name, options):
     pytest.param(scenario, *method, id=f"{scenario}-{label(*method)}") for scenario, methods in EVERY.items()
     for method in methods])
 def test_a_fresh_process_gives_the_last_row_of_every_method_exactly(every, scenario, name, options):
-    check(every[scenario], name, options)
+    records, rows = every[scenario]
+    record = next(r for r in records.values() if r.trial.method.name == name
+                  and all(r.trial.method.options[o] == v for o, v in options.items()))
+    assert record.status == "done" and not any("no model" in note for note in record.notes)
+    assert rows[record.name] == ["network" if name in PLAIN else "strategy", record.R[-1]]
 
 
 @pytest.fixture(scope="module")

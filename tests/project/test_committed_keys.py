@@ -36,8 +36,8 @@ def with_marks(path):
     if model.startswith("timm:"):
         marks = [pytest.mark.extra("timm")]
     if model.startswith("hf:"):
-        marks = [pytest.mark.extra("text"), pytest.mark.skipif(not MINILM.is_dir(), reason="no MiniLM in the data "
-                                                               "folder: benchmarks/texts/fetch.py brings it")]
+        marks = [pytest.mark.extra("text") if MINILM.is_dir() else pytest.mark.skip(
+            "no MiniLM in the data folder: benchmarks/texts/fetch.py brings it")]
     return pytest.param(path, marks=marks, id=path.stem)
 
 

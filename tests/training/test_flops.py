@@ -24,6 +24,7 @@ from clbench.training.callbacks.interface import Callback
 
 REGISTRY = discover()
 RECIPE = {"iterations": 11, "batch_size": 192}  # 800 samples of a task: five batches a pass, the last one of 32
+FEW_STEPS = {"iterations": 5, "batch_size": 96}  # of networks that take long
 
 
 def counted(run):
@@ -89,7 +90,7 @@ def tasks_of(model):
 
 def planned(method, model="mlp:width=16", scenario="class", seeds=1, **recipe):
     return plan(build({"methods": method, "model": model, "scenario": scenario, "seeds": seeds,
-                       "recipe": {**RECIPE, **recipe},
+                       "recipe": {**(FEW_STEPS if model.startswith("resnet") else RECIPE), **recipe},
                        "benchmark": f"split-mnist-5k:tasks={tasks_of(model)}"}), REGISTRY)
 
 

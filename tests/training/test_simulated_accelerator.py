@@ -40,7 +40,7 @@ OPTIONS = {"er": ":capacity=10", "der": ":capacity=10", "der++": ":capacity=10",
 # what needs more says so here.
 WAITS = {"icarl": 400, "bic": 500, "wa": 400, "lucir": 400, "podnet": 400,
          "dynamic-er": 400, "ewc": 60, "mas": 45, "a-gem": 30, "acl": 30,
-         "packnet": 40}
+         "packnet": 40, "s-iprompts": 40}
 
 
 def trials(method, scenario="class", seeds=1, model=None, iterations=4):
