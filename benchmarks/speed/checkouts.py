@@ -3,6 +3,8 @@
 Each checkout has a process. The two take turns with the same trial, so that other work on the machine affects both. The
 table shows processor seconds in the other checkout divided by those in this one, for training, evaluation and the whole
 trial: above 1, this one is faster. The interval is a 95% interval of the geometric mean.
+
+With `--commands`, it compares whole commands instead, each in a process of its own: what a user waits for.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ HERE = Path(__file__).resolve().parents[2]
 PARTS = ("train", "evaluate", "all")
 SETTINGS = {  # method -> benchmark, model, epochs
     **{method: ("split-mnist-5k", "mlp", 10) for method in ("naive", "lora", "lwf", "pnn", "ewc", "er")},
+    **{method: ("split-cifar100:tasks=2:train_per_class=20:test_per_class=10", "timm:vit_small_patch14_dinov2:size=56",
+                1) for method in ("lora:rank=8:targets=q+v", "l2p")},
     **{method: ("synthetic:tasks_10", "vit-tiny:patch=4:width=96:depth=6:heads=3", 3) for method in (
         "lora:layers=blocks\\.[56]\\..*:base=random", "ncm:base=random", "slda:base=random", "ranpac:base=random",
         "frozen:base=random")},
 }
+COMMANDS = ("--help", "methods", "run --methods ewc,lora --dry-run --workers 0", "report reports/split_mnist")
 
 
 def work() -> None:
@@ -44,9 +49,38 @@ def work() -> None:
 
 def start(checkout: Path) -> subprocess.Popen[str]:
     """Return a process that runs trials with the code of a checkout."""
-    paths = os.pathsep.join(map(str, (checkout, checkout / "plugins")))
-    return subprocess.Popen([sys.executable, __file__, "--work"], cwd=checkout, env={**os.environ, "PYTHONPATH": paths},
+    return subprocess.Popen([sys.executable, __file__, "--work"], cwd=checkout, env=environment(checkout),
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    """Return the environment of a process that uses the code of a checkout."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (checkout, checkout / "plugins")))}
+
+
+def time_command(checkout: Path, command: str) -> float:
+    """Run a command of clbench with the code of a checkout; return its processor seconds."""
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "clbench", *command.split()], cwd=HERE, env=environment(checkout), check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def compare_commands(other: Path, pairs: int) -> None:
+    """Print a row for each command."""
+    rows = []
+    for command in COMMANDS:
+        for checkout in (other, HERE):
+            time_command(checkout, command)  # the first one compiles and caches
+        ratios, seconds = [], []
+        for number in range(pairs):
+            turns = (other, HERE) if number % 2 else (HERE, other)
+            times = {checkout: time_command(checkout, command) for checkout in turns}
+            ratios.append(times[other] / times[HERE])
+            seconds.append(times[HERE])
+        rows.append([f"clbench {command}", interval(ratios), f"{sum(seconds) / len(seconds):.2f}"])
+    print(tabulate(rows, ["command", "all", "seconds"]))
 
 
 def ask(process: subprocess.Popen[str], spec: str) -> list[float]:
@@ -73,18 +107,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, nargs="?", help="the other checkout, such as a git worktree")
     parser.add_argument("--methods", default=",".join(SETTINGS), help="comma-separated (default: all)")
+    parser.add_argument("--commands", action="store_true", help="compare commands, not trials")
+    parser.add_argument("--weights", type=Path, help="folder that benchmarks/weights/fetch.py has filled; without it, "
+                        "the rows of pretrained networks are left out")
     parser.add_argument("--pairs", type=int, default=9, help="pairs of trials (default: 9)")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
         work()
         return
+    if given.commands:
+        compare_commands(given.checkout.resolve(), given.pairs)
+        return
     other, this = start(given.checkout.resolve()), start(HERE)
     rows = []
     for method in given.methods.split(","):
         benchmark, model, epochs = SETTINGS[method]
-        spec = json.dumps({"benchmark": benchmark, "model": model, "methods": [method], "seeds": [1000],
-                           "recipe": {"epochs": epochs}})
+        setting = {"benchmark": benchmark, "model": model, "methods": [method], "seeds": [1000],
+                   "recipe": {"epochs": epochs}}
+        if model.startswith("timm:"):
+            if given.weights is None:
+                continue
+            setting["weights"] = str(given.weights.resolve() / "vit_s14.safetensors")
+        spec = json.dumps(setting)
         for process in (other, this):
             ask(process, spec)  # the first one imports and caches
         pairs = []
