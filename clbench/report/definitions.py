@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from clbench.core.objective import ACCURACY, REGRESSION, Metric, objective_of
 from clbench.report.formatting import in_words
-from clbench.results.matrices import metrics_of
-from clbench.results.records import Record
+from clbench.results.records import Record, metrics_of
 from clbench.results.stats import ALPHA, FEW
 
 ACCURACY_DEFINITION = (

@@ -47,8 +47,7 @@ from clbench.report.figures.errors import errors_figure
 from clbench.report.figures.ranks import ranking
 from clbench.report.formatting import by_task, clean, in_words, listed, listed_seeds, number, task_label, unit_of
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
-from clbench.results.matrices import metrics_of
-from clbench.results.records import Record
+from clbench.results.records import Record, metrics_of
 
 CLEAR, LEADING = 20, 10  # methods that a figure can show; of more, how many are shown for their accuracy alone
 Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for which they are known already

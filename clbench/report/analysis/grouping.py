@@ -19,9 +19,8 @@ from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.metric_columns import final_of, measures_of, with_general
 from clbench.results.items import cross, stacked
-from clbench.results.matrices import item_ids, item_scores, metrics_of
 from clbench.results.metrics import acc
-from clbench.results.records import Record
+from clbench.results.records import Record, item_ids, item_scores, metrics_of
 from clbench.results.sequential import interval_of
 from clbench.results.stats import Interval
 

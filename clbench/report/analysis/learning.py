@@ -11,9 +11,8 @@ from clbench.report.analysis.levels import UNDERFIT_LOSS, underfit
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import in_words
 from clbench.results.curve import gaps
-from clbench.results.matrices import metric_of, metrics_of
 from clbench.results.metrics import learning_accuracy
-from clbench.results.records import Record
+from clbench.results.records import Record, metric_of, metrics_of
 
 
 def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:

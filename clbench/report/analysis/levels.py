@@ -11,9 +11,8 @@ from statistics import fmean, median
 
 from clbench.core.scenario import Outputs, scenario_rules
 from clbench.results.items import wilson_interval
-from clbench.results.matrices import metrics_of
 from clbench.results.metrics import acc
-from clbench.results.records import Record
+from clbench.results.records import Record, metrics_of
 from clbench.results.stats import ROUNDING
 
 INFERS, RECIPE, STALE, UNDERFIT, CHANCE = "†", "¶", "※", "△", "○"

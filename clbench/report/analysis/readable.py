@@ -18,8 +18,7 @@ from clbench.experiment.display_names import filled, names_of, option_names, wit
 from clbench.report.analysis.grouping import Setting, by_setting
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import clean
-from clbench.results.matrices import by_metric
-from clbench.results.records import Record
+from clbench.results.records import Record, by_metric
 
 _RECIPE = re.compile(rf":{re.escape(OWN_RECIPE)}[^:]*")
 
