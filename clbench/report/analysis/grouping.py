@@ -14,7 +14,7 @@ from clbench.core.objective import Metric
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Answers, Family, Values, family
 from clbench.report.analysis.method_records import MethodRecords, done_records
-from clbench.report.analysis.titles import titles
+from clbench.report.analysis.names import titles
 from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.metric_columns import final_of, measures_of, with_general
