@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clbench.core.lazy import lazy
+from clbench.core.entry_points import lazy
 
 if TYPE_CHECKING:
     from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo, hookimpl

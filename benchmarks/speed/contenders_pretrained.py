@@ -18,7 +18,7 @@ from work import Clock, Pictures, device_bytes, peak_bytes
 from clbench.core.pretrained import read_weights_info
 from clbench.core.registry import discover
 from clbench.data import datasets
-from clbench.data.class_options import PerClassOptions
+from clbench.data.common_options import PerClassOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings

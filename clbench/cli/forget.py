@@ -113,8 +113,8 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
 
 def export(models: tuple[Path, ...], scale: float, target: Path) -> None:
     """Write a scaled adapter."""
-    from clbench.models.lm_folders import find_candidates
-    from clbench.models.lora_scale import export_scaled
+    from clbench.models.causal_lm import export_scaled
+    from clbench.models.hf_files import find_candidates
 
     candidates = find_candidates(models)
     if len(candidates) != 1:

@@ -95,8 +95,8 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     from clbench.core.errors import SpecError
     from clbench.core.registry import discover
     from clbench.execution import run
-    from clbench.experiment.display_names import as_ids
     from clbench.experiment.overrides import read_spec
+    from clbench.report.analysis.readable import as_ids
 
     if dry_run and (opens or quiet or as_json):
         raise click.UsageError("--dry-run makes no report: leave --open, --quiet and --json out")

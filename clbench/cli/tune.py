@@ -85,10 +85,9 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     from clbench.core.registry import discover
     from clbench.execution import tuning
     from clbench.execution.candidates import candidates_page
-    from clbench.experiment import toml_file
-    from clbench.experiment.overrides import read_spec
+    from clbench.experiment.overrides import read_spec, tomlkit, write_tuned
 
-    toml_file.tomlkit()  # reports a missing library before hours of search, not after
+    tomlkit()  # reports a missing library before hours of search, not after
     registry = discover(files=plugins)
     original = read_spec(source, {}, {}, ())
     spec = read_spec(source, {}, flags, ())
@@ -108,7 +107,7 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}
     made = tuning.account(rows, spec, trials, budget, called, versions, widen)
-    tuned = toml_file.write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
+    tuned = write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
     write_atomically(out / "candidates.md", candidates_page(tuned.tuning))
     click.echo(table(rows))
     for row in rows:

@@ -1,4 +1,7 @@
-"""Entry points: read them, leave some out, load what they name. Imports no pydantic, so that `--help` is quick."""
+"""Imports by name: of entry points, of the targets of declarations, and of a package's names when they are first used.
+
+The module imports no other library, so that `clbench --help` and `import clbench` are quick.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -81,3 +84,24 @@ def builder(info: Any, kind: str) -> Any:
     """
     build = resolve(info.build, f"{kind} {info.name!r}")
     return partial(build, info.name) if info.any_name else build
+
+
+def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's `__getattr__` and `__dir__` (PEP 562).
+
+    Args:
+        package: its `__name__`.
+        homes: the names that each module has, by the module's full name.
+    """
+    home: dict[str, str] = {}
+    for module, names in homes.items():
+        home |= dict.fromkeys(names, module)
+
+    def get(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(home[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted(home)

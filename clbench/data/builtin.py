@@ -11,9 +11,12 @@ from clbench.core.data_sets import DataSet, Needed
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.objective import CAUSAL_LM
 from clbench.core.options import Options
+from clbench.core.scenario import Scenario
 from clbench.data import own_options as own
-from clbench.data.class_options import ClassOptions, PerClassOptions
-from clbench.data.named.declared import DECLARED
+from clbench.data.common_options import ClassOptions, PerClassOptions
+from clbench.data.named.by_class import CUBOptions, ImageNetAOptions, ImageNetROptions, OmniBenchmarkOptions
+from clbench.data.named.by_domain import CLEAR10Options, CORe50Options, DomainNetOptions
+from clbench.data.named.options import named_benchmark
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST, FASHION_MNIST = (tuple(f"{name}/raw/{file}" for file in MNIST_FILES) for name in ("MNIST", "FashionMNIST"))
@@ -33,6 +36,19 @@ DATA = {
     CIFAR10: _files("CIFAR-10", CIFAR10, DOWNLOADED), CIFAR100: _files("CIFAR-100", CIFAR100, DOWNLOADED),
     NEWSGROUPS: _files("20 Newsgroups", NEWSGROUPS, "benchmarks/texts/fetch.py of clbench writes it", automatic=False),
 }
+BY_CLASS: tuple[Scenario, ...] = ("class", "task", "domain")
+NAMED: tuple[BenchmarkInfo, ...] = (  # those that papers use, of photos
+    named_benchmark("10 x 20 classes of ImageNet-R (art, cartoons, toys); six published splits", ImageNetROptions,
+                    BY_CLASS),
+    named_benchmark("10 x 20 classes of ImageNet-A, hard photos", ImageNetAOptions, BY_CLASS),
+    named_benchmark("10 x 20 species of birds of CUB-200-2011", CUBOptions, BY_CLASS),
+    named_benchmark("10 x 30 classes of OmniBenchmark, in PILOT's folders", OmniBenchmarkOptions, BY_CLASS),
+    named_benchmark("6 domains of DomainNet with 345 classes; with tasks=5: 5 x 69 classes", DomainNetOptions,
+                    BY_CLASS),
+    named_benchmark("50 objects of CORe50 in 8 sessions, or in 9 tasks of new objects", CORe50Options,
+                    ("domain", "class")),
+    named_benchmark("11 classes of CLEAR-10 in 10 buckets, by time", CLEAR10Options, BY_CLASS),
+)
 
 
 class ImageOptions(Options):
@@ -215,10 +231,10 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
         BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
                       "MNIST rotated by another angle in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST, data=DATA[MNIST]),
-        *DECLARED,
+        *NAMED,
         BenchmarkInfo("images:*", user_data + "photos:images", "photos in folders, a folder for each class, as in "
                       "images:photos", own.ImagesOptions, any_name=True,
-                      cached=True, files=user_data + "folders:image_files", check=user_data + "folders:image_files"),
+                      cached=True, files=user_data + "lists:image_files", check=user_data + "lists:image_files"),
         BenchmarkInfo("arrays:*", user_data + "arrays:arrays", "embeddings or images in a .npz, .safetensors, .npy or "
                       ".parquet file", own.ArraysOptions, any_name=True, cached=True,
                       files=own_options + "array_files", check=own_options + "check_arrays"),

@@ -21,7 +21,7 @@ from clbench.core import seeds
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError, MissingDataError
 from clbench.data.builtin import MNIST_FILES
-from clbench.data.class_options import PerClassOptions
+from clbench.data.common_options import PerClassOptions
 
 _CIFAR100 = """
 apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge, bus, butterfly, camel,

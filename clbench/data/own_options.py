@@ -17,9 +17,8 @@ from clbench.core.errors import DataError
 from clbench.core.objective import CLASSIFICATION, REGRESSION
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
-from clbench.data.class_options import ClassDivision
+from clbench.data.common_options import ClassDivision, PhotoOptions, PixelOptions, StoredPhotoOptions
 from clbench.data.own.samples import locate, some
-from clbench.data.photo_options import PhotoOptions, PixelOptions, StoredPhotoOptions
 
 ARRAY_SUFFIXES = (".npz", ".safetensors", ".npy", ".parquet")
 EXPECTED = "expected X and y, or X_train, y_train, X_test and y_test, and if there are such task and group likewise"

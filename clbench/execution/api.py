@@ -31,10 +31,10 @@ from clbench.execution import run as experiment
 from clbench.execution.reuse import OnStale, silent
 from clbench.execution.until import carry_out
 from clbench.execution.workers.plan import Listener
-from clbench.experiment.display_names import as_ids
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
 from clbench.experiment.overrides import read_spec
 from clbench.experiment.spec import TABLES, Spec
+from clbench.report.analysis.readable import as_ids
 from clbench.report.results import Results
 from clbench.results.diff import by_method, merge_runs
 

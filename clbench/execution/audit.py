@@ -27,9 +27,8 @@ from clbench.core.files import hash_file, write_atomically
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
 from clbench.data.own.instructions import read_items
-from clbench.models.causal_lm import Base, load_model, load_tokenizer, longest
-from clbench.models.lm_folders import Candidate, base_folder, find_candidates, fingerprint
-from clbench.models.lora_scale import LoraScale, check_plain
+from clbench.models.causal_lm import Base, LoraScale, check_plain, load_model, load_tokenizer, longest
+from clbench.models.hf_files import Candidate, base_folder, find_candidates, fingerprint
 from clbench.models.scoring import Precision, Scorer
 from clbench.results.audit import (
     MARGINS,

@@ -23,8 +23,7 @@ from clbench.models.hf_files import folder_of, inner
 from clbench.models.language_model import LanguageModel
 from clbench.models.network import Network
 from clbench.persistence.snapshot import stand_in
-from clbench.results.matrices import matrices
-from clbench.results.records import Record
+from clbench.results.records import Record, matrices
 from clbench.results.store import MODEL, Store
 
 Format = Literal["safetensors", "torch-export", "onnx"]

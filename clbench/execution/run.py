@@ -23,7 +23,7 @@ from clbench.experiment.execution_settings import Executor
 from clbench.experiment.plan import part, plan, refuse_doubles
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
-from clbench.report.analysis.titles import describe_other_settings
+from clbench.report.analysis.names import describe_other_settings
 from clbench.results import looks, tracking
 from clbench.results.diff import by_method
 from clbench.results.provenance import changed, code_of

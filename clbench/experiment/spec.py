@@ -23,9 +23,8 @@ from clbench.core.scenario import Scenario
 from clbench.core.seeds import numbered
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.recipe import Recipe, combine, with_final_rate
+from clbench.experiment.recipe import Recipe, combine, settle_epochs, with_final_rate
 from clbench.experiment.search import Range, Search, Space
-from clbench.experiment.stored_features import settle_epochs
 from clbench.experiment.until import MOST, Until
 
 DEFAULT_BENCHMARK = "split-mnist-5k"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clbench.core.lazy import lazy
+from clbench.core.entry_points import lazy
 
 if TYPE_CHECKING:
     from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Row, Section, Table

@@ -8,21 +8,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clbench.core.objective import CAUSAL_LM, EXACT, Metric
+from clbench.core.objective import CAUSAL_LM, EXACT, NLL, Metric
+from clbench.report.figures import style
+from clbench.report.figures.style import INK, PALE
 from clbench.report.formats.html import image_source, render_page
 from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.formatting import NONE, clean, in_words
-from clbench.report.model import Cell, Column, Row, Table
+from clbench.report.model import Cell, Column, FileFormat, Row, Table
 from clbench.results.audit import Audit, AuditedFile, DialPoint, unchanged_reach
 from clbench.results.audit import Cell as Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DIAL = "figures/dial.svg"
 HEADING = "What fine-tuning made a language model forget"
 ARROWS = {"up": "\N{UPWARDS ARROW}", "down": "\N{DOWNWARDS ARROW}"}
 ROLES = {"new": "new task", "task": "task", "general": "general"}
+DIAL_TITLE = "Gain and loss by scale of the adapter"
+DIAL_LINES = {"new": "-", "task": "-", "general": "--"}
 
 
 def value_text(value: float, metric: Metric) -> str:
@@ -202,9 +209,7 @@ def files(audit: Audit) -> dict[str, str | bytes]:
     """Return the contents of audit.md, audit.html, audit.json and of the dial's figure, if any, by their paths."""
     svg = b""
     if audit.dial:
-        from clbench.report.figures import dial
-
-        svg = dial.drawn(audit)
+        svg = encode_dial(audit)
     contents: dict[str, str | bytes] = {"audit.md": markdown(audit), "audit.html": page(audit, svg),
                                         "audit.json": as_json(audit)}
     return contents | ({DIAL: svg} if svg else {})
@@ -227,3 +232,44 @@ def page(audit: Audit, svg: bytes) -> str:
                        headline=headline(audit), tables=tables(audit), picture=image_source(svg) if svg else "",
                        figure="Gain and loss by scale", alt=alt(audit), remarks=remarks(audit),
                        settings=audit.settings)
+
+
+def encode_dial(audit: Audit, file_format: FileFormat = "svg") -> bytes:
+    """Return the figure as the content of a file; the same numbers give the same bytes."""
+    with style.styled():
+        return style.encoded(draw_dial(audit), DIAL_TITLE, file_format)
+
+
+def draw_dial(audit: Audit) -> Figure:
+    """Draw a line for each file: the new task bold, general texts dashed. The margins are gray."""
+    figure, axes = style.canvas("nll minus that of the base; lower is better")
+    styles = style.assign_styles([(file.name, False) for file in audit.files])
+    scales = [point.scale for point in audit.dial]
+    margins = []
+    for offset, file in enumerate(audit.files):
+        cells = [_nll(point.cells, file.name) for point in audit.dial]
+        shift = 0.004 * (max(scales) - min(scales)) * (offset - (len(audit.files) - 1) / 2)  # intervals do not overlap
+        x = [scale + shift for scale in scales]
+        color, marker = styles[file.name].colour, styles[file.name].marker
+        axes.plot(x, [one.difference for one in cells], color=color, marker=marker, label=style.shorten(file.name),
+                  linewidth=2.2 if file.role == "new" else 1.4, linestyle=DIAL_LINES[file.role], markersize=5.5,
+                  markeredgecolor="white", markeredgewidth=0.6, zorder=3)
+        for at, one in zip(x, cells, strict=True):
+            if one.low is not None and one.high is not None:
+                axes.plot([at, at], [one.low, one.high], color=color, linewidth=1.1, alpha=0.7, zorder=2.5)
+        margins += [one.margin for one in cells if file.role != "new"]
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    if margins:
+        axes.axhline(min(margins), color=PALE, linewidth=1.0, linestyle=":", zorder=1, label="margin of a loss")
+    if largest := audit.largest_scale:
+        axes.axvline(largest, color=PALE, linewidth=1.0, zorder=1, label=f"largest scale within: {largest:g}")
+    axes.set_xticks(scales)
+    axes.set_xticklabels([f"{scale:g}" for scale in scales])
+    axes.set_xlabel("scale of the adapter")
+    axes.set_ylabel(f"difference ({NLL.unit})")
+    axes.legend(loc="best")
+    return figure
+
+
+def _nll(cells: tuple[Comparison, ...], file: str) -> Comparison:
+    return next(one for one in cells if one.file == file and one.metric == NLL)

@@ -14,8 +14,7 @@ from clbench.report.columns import find_tested
 from clbench.report.formatting import column_names, options_of, plain
 from clbench.report.model import Table, Unit
 from clbench.report.tables import build
-from clbench.results.matrices import matrices
-from clbench.results.records import Record
+from clbench.results.records import Record, matrices
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

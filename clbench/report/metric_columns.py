@@ -28,8 +28,7 @@ from clbench.report.columns import (
 from clbench.report.formatting import difference_unit, unit_of
 from clbench.report.model import Column
 from clbench.results import metrics
-from clbench.results.matrices import matrices
-from clbench.results.records import Record
+from clbench.results.records import Record, matrices
 
 Value = Callable[[Record, Record | None], float | None]
 

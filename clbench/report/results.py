@@ -10,8 +10,7 @@ from clbench.report.analysis.headline import LEADS
 from clbench.report.formatting import clean
 from clbench.report.model import Cell, Column, Row, Section, Table
 from clbench.report.tables import build
-from clbench.results.matrices import by_metric
-from clbench.results.records import Record
+from clbench.results.records import Record, by_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

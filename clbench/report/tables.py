@@ -10,17 +10,14 @@ from statistics import fmean
 from clbench.core.objective import ACCURACY
 from clbench.core.registry import Registry
 from clbench.report.analysis import errors, notes
-from clbench.report.analysis.answers import answers
 from clbench.report.analysis.choosing import choosable
-from clbench.report.analysis.class_names import named_tasks
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family
-from clbench.report.analysis.footnote import footnote
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.headline import difference_column, headline
-from clbench.report.analysis.learning import stability_gaps, unlearned
-from clbench.report.analysis.levels import MARKS, RECIPE
-from clbench.report.analysis.method_records import MethodRecords, done_records
+from clbench.report.analysis.learning import answers, stability_gaps, unlearned
+from clbench.report.analysis.method_records import MARKS, RECIPE, MethodRecords, done_records
+from clbench.report.analysis.names import named_tasks
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
 from clbench.report.analysis.readable import readable
 from clbench.report.columns import (
@@ -40,15 +37,14 @@ from clbench.report.columns import (
     mark,
 )
 from clbench.report.decided import Facts
-from clbench.report.definitions import definitions
+from clbench.report.definitions import definitions, footnote
 from clbench.report.figures.arrival import arrival_figure, arrivals
 from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
 from clbench.report.figures.ranks import ranking
 from clbench.report.formatting import by_task, clean, in_words, listed, listed_seeds, number, task_label, unit_of
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
-from clbench.results.matrices import metrics_of
-from clbench.results.records import Record
+from clbench.results.records import Record, metrics_of
 
 CLEAR, LEADING = 20, 10  # methods that a figure can show; of more, how many are shown for their accuracy alone
 Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for which they are known already

@@ -15,8 +15,7 @@ from clbench.core.errors import StoreError
 from clbench.core.objective import ACCURACY, METRICS, Metric
 from clbench.results import metrics
 from clbench.results.curve import Curve
-from clbench.results.matrices import item_ids, metric_of
-from clbench.results.records import Record
+from clbench.results.records import Record, item_ids, metric_of
 from clbench.results.store import Problem, Store, run_folders
 
 MOST_SHOWN = 20  # of the run folders that an error lists

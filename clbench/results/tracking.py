@@ -24,8 +24,7 @@ from clbench.core.registry import Registry
 from clbench.core.user_code import format_error
 from clbench.experiment.trial import Resolved
 from clbench.results import metrics
-from clbench.results.matrices import matrices, metric_of
-from clbench.results.records import Record
+from clbench.results.records import Record, matrices, metric_of
 
 Value = str | int | float | bool
 

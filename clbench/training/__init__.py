@@ -1,5 +1,5 @@
 """The training loop."""
 
-from clbench.core.lazy import lazy
+from clbench.core.entry_points import lazy
 
 __getattr__, __dir__ = lazy(__name__, {})  # old names, until 0.3

@@ -39,8 +39,7 @@ from clbench.training.budget import phases_of, steps_of, steps_per_epoch
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
-from clbench.training.head_rows import keep_idle_rows
-from clbench.training.optimizers import make_schedule
+from clbench.training.optimizers import keep_idle_rows, make_schedule
 from clbench.training.own_loop import fit_by_itself
 from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, divided, require_divisible, stackable

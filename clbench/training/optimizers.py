@@ -1,9 +1,15 @@
-"""Optimisers and schedules by name: one more is an entry here, and its name in `clbench.experiment.spec`."""
+"""Optimisers and schedules by name: one more is an entry here, and its name in `clbench.experiment.spec`.
+
+With `recipe.head_decay`, steps leave the rows of the heads that no gradient reaches as they are. The heads of most
+reference codes grow: a row for a class exists from the class's task on, or older rows are frozen. A head that has all
+rows from the start decays those too that no gradient reaches.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain, groupby
@@ -170,3 +176,36 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int =
     after, count = partial(SCHEDULES[recipe.schedule], recipe), math.ceil(max(steps - warmup, 1) / each)
     return LambdaLR(optimizer, lambda step: (step + 1) / (warmup + 1) if step < warmup
                     else after((step - warmup) // each, count))
+
+
+def guarded_heads(strategy: Strategy, trained: Mapping[str, nn.Parameter], recipe: Recipe) -> list[nn.Parameter]:
+    """Return the trained parameters with a row for each output, if the recipe says that idle rows stay as they are."""
+    if recipe.head_decay == "all":
+        return []
+    rows = {name: len(p) for name, p in strategy.named_parameters() if p.dim()}
+    return [parameter for name, parameter in trained.items()
+            if rows.get(name) == strategy.world.classes and matches(name, strategy.head_parameters)]
+
+
+@contextmanager
+def keep_idle_rows(heads: Sequence[nn.Parameter], row_dim: int) -> Iterator[None]:
+    """Inside the block an optimizer takes a step; then the rows whose gradient is 0 are as before.
+
+    Args:
+        heads: parameters with gradients, [C, ...], or of a stack [S, C, ...].
+        row_dim: dimension of the rows, 0 or of a stack 1.
+    """
+    before = [(parameter, learning_rows(parameter, row_dim), parameter.detach().clone()) for parameter in heads]
+    yield
+    with torch.no_grad():
+        for parameter, learning, old in before:
+            parameter.copy_(torch.where(learning, parameter, old))
+
+
+def learning_rows(parameter: nn.Parameter, row_dim: int) -> Tensor:
+    """Return which rows a gradient reaches, as a mask that broadcasts over the parameter."""
+    if parameter.grad is None:
+        return torch.zeros_like(parameter, dtype=torch.bool)
+    reached = parameter.grad != 0
+    columns = tuple(range(row_dim + 1, parameter.dim()))
+    return reached.any(columns, keepdim=True) if columns else reached

@@ -20,8 +20,7 @@ from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.curve import Curve
-from clbench.results.item_scores import ItemScores
-from clbench.results.items import ItemResults
+from clbench.results.items import ItemResults, ItemScores
 from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Phase

@@ -23,8 +23,7 @@ from clbench.core.torch_private import write_count
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
-from clbench.training.head_rows import guarded_heads
-from clbench.training.optimizers import make_optimizer, rates_of
+from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of
 from clbench.training.precision import Compiler, FoldedAttention
 from clbench.training.replica import share_equal, varying_options
 

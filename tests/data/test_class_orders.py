@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
-from clbench.data.class_options import ClassOptions, order_classes
+from clbench.data.common_options import ClassOptions, order_classes
 from clbench.data.datasets import CLASS_NAMES
 from clbench.data.own.dividing import divide
 from clbench.data.own.samples import Labelled

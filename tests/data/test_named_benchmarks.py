@@ -16,9 +16,8 @@ from clbench import cli
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
 from clbench.data.named import by_class
-from clbench.data.named.by_class import CUBOptions, ImageNetAOptions, ImageNetROptions
+from clbench.data.named.by_class import CUBOptions, ImageNetAOptions, ImageNetROptions, random_rows, stratified_rows
 from clbench.data.named.by_domain import CLEAR10Options, CORe50Options, DomainNetOptions
-from clbench.data.named.rules import random_rows, stratified_rows
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
 
@@ -297,7 +296,7 @@ def test_a_plugin_declares_a_benchmark_as_its_template_shows(tmp_path, monkeypat
     package = tmp_path / "plugin"
     package.mkdir()
     (package / "my_birds.py").write_text(f"from clbench import hookimpl\n{code}\n".replace(
-        "my_birds.benchmark:build", "clbench.data.named.build:build"))
+        "my_birds.benchmark:build", "clbench.data.own.photos:build_named"))
     root = named_trees.pilot(tmp_path / "my-photos", WNIDS[:10])
     plugin = ["--plugin", str(package / "my_birds.py")]
     assert cli.call(["data", "my-birds", "--data", str(tmp_path), *plugin]) == 1

@@ -7,8 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from clbench.core.errors import DataError
-from clbench.data.own.dividing import divide
-from clbench.data.own.held_out import hold_out
+from clbench.data.own.dividing import divide, hold_out
 from clbench.data.own.samples import Labelled, as_text, in_order
 from clbench.data.own_options import ColumnOptions, OwnOptions
 

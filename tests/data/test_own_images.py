@@ -9,7 +9,7 @@ from PIL import Image
 
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
-from clbench.data.own.folders import find_photos, image_files
+from clbench.data.own.lists import find_photos, image_files
 from clbench.data.own.photos import read_photos
 from clbench.data.own_options import ImagesOptions, PhotoOptions
 from clbench.data.stream import load_stream

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
-from clbench.data.own.folders import find_photos, image_files
+from clbench.data.own.lists import find_photos, image_files
 from clbench.data.own_options import ImagesOptions
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved

@@ -11,9 +11,8 @@ from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
 from clbench.execution.workers.pool import Pool, WorkerHandle
-from clbench.execution.workers.process import Process
+from clbench.execution.workers.process import Process, Worker
 from clbench.execution.workers.protocol import Finished, Run, Start
-from clbench.execution.workers.worker import Worker
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
@@ -182,7 +181,7 @@ def test_all_refusals_are_told_at_once(plugins):
 
 @pytest.mark.slow
 def test_a_worker_ends_when_nobody_listens():
-    worker = subprocess.Popen([sys.executable, "-m", "clbench.execution.workers.worker"], stdin=subprocess.PIPE)
+    worker = subprocess.Popen([sys.executable, "-m", "clbench.execution.workers.process"], stdin=subprocess.PIPE)
     worker.stdin.close()
     assert worker.wait(timeout=20) == 0
 

@@ -15,10 +15,10 @@ from clbench.core.registry import discover
 from clbench.execution.candidates import choose, score
 from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
 from clbench.execution.tuning import _at_end, account, chosen, rows_of
+from clbench.experiment.overrides import write_tuned
 from clbench.experiment.plan import plan, tried_for
 from clbench.experiment.search import Choices, Outcome, Range, Search, Searched, Tried
 from clbench.experiment.spec import MethodSpec, build
-from clbench.experiment.toml_file import write_tuned
 from clbench.results.store import Store
 
 pytestmark = pytest.mark.extra("tune")

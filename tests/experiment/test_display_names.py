@@ -8,10 +8,9 @@ from helpers.records import make_record
 import clbench
 from clbench import cli
 from clbench.core.registry import Registry, discover
-from clbench.experiment.display_names import as_ids, filled, names_of, option_names, with_options
 from clbench.experiment.overrides import read_spec
 from clbench.experiment.plan import plan
-from clbench.report.analysis.readable import readable
+from clbench.report.analysis.readable import as_ids, filled, names_of, option_names, readable, with_options
 
 REGISTRY = discover()
 NAMES = names_of(REGISTRY)

@@ -3,8 +3,8 @@ import pytest
 from clbench.core.registry import discover
 from clbench.experiment import spec
 from clbench.experiment.plan import plan
+from clbench.experiment.recipe import FEATURE_EPOCHS
 from clbench.experiment.spec import Named, Recipe
-from clbench.experiment.stored_features import EPOCHS
 
 ARRAYS = {"benchmark": "arrays:features.npz:tasks=3", "model": "linear", "methods": ["naive"]}
 
@@ -17,8 +17,8 @@ def recipe(**values):
                                        Named(name="arrays:features.npz")])
 @pytest.mark.parametrize("model", ["linear", {"name": "linear"}])
 def test_a_linear_model_on_stored_features_has_more_epochs(benchmark, model):
-    assert recipe(benchmark=benchmark, model=model).epochs == EPOCHS == 300
-    assert recipe(benchmark=benchmark, model=model, recipe={"lr": 0.1}).epochs == EPOCHS
+    assert recipe(benchmark=benchmark, model=model).epochs == FEATURE_EPOCHS == 300
+    assert recipe(benchmark=benchmark, model=model, recipe={"lr": 0.1}).epochs == FEATURE_EPOCHS
 
 
 @pytest.mark.parametrize(("values", "epochs"), [
@@ -31,5 +31,5 @@ def test_a_budget_that_is_given_wins_and_other_experiments_have_what_they_had(va
 
 def test_the_number_is_in_the_key_as_if_it_had_been_given():
     keys = [plan(spec.build({**ARRAYS, **values}), discover())[0].trial.key
-            for values in ({}, {"recipe": {"epochs": EPOCHS}}, {"recipe": {"epochs": 10}})]
+            for values in ({}, {"recipe": {"epochs": FEATURE_EPOCHS}}, {"recipe": {"epochs": 10}})]
     assert keys[0] == keys[1] != keys[2]

@@ -6,9 +6,8 @@ import torch
 
 from clbench.core.errors import DataError
 from clbench.models.builtin import ViTOptions
-from clbench.models.google_vit import timm_tensors
 from clbench.models.vit import vit
-from clbench.models.weights import load_weights, read_weights
+from clbench.models.weights import load_weights, read_weights, timm_tensors
 
 WIDTH, HEADS, HIDDEN, DEPTH, PATCH, SIDE = 12, 3, 20, 2, 4, 16
 OPTIONS = ViTOptions(width=WIDTH, heads=HEADS, depth=DEPTH, patch=PATCH, mlp_ratio=HIDDEN / WIDTH)

@@ -4,8 +4,8 @@ import pytest
 from helpers.records import make_record
 
 from clbench.report import build
-from clbench.report.analysis.levels import test_samples as count_test_samples
-from clbench.report.analysis.levels import test_set_interval as interval_of_tests
+from clbench.report.analysis.method_records import test_samples as count_test_samples
+from clbench.report.analysis.method_records import test_set_interval as interval_of_tests
 from clbench.report.formats.html import render as render_html
 from clbench.report.formats.markdown import render
 from clbench.report.formatting import NONE

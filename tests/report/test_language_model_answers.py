@@ -4,7 +4,7 @@ import pytest
 from helpers.records import make_lm_record, make_nll_matrix
 
 from clbench.report import build
-from clbench.report.analysis.answers import MOST, TITLE
+from clbench.report.analysis.learning import ANSWERS, LONGEST
 from clbench.report.formats import markdown
 from clbench.results.records import Answer
 
@@ -33,7 +33,7 @@ def test_a_general_text_has_a_column_of_how_much_its_nll_changed(section):
 
 
 def test_the_first_answer_for_each_task_is_shown_once_per_method(section):
-    table = next(table for table in section.details if table.title == TITLE)
+    table = next(table for table in section.details if table.title == ANSWERS)
     assert [row.label for row in table.rows] == ["lora"] * 3 + ["naive"] * 3
     assert [cell.text for cell in table.rows[1].cells][1:] == ["prompt 1.0", "right", "right", "lora | wrong"]
     text = markdown.render(build([record("lora", 0)], ids=True))
@@ -43,12 +43,13 @@ def test_the_first_answer_for_each_task_is_shown_once_per_method(section):
 def test_a_long_answer_loses_its_middle_and_its_line_breaks():
     long = record("lora", 0)
     long = long.model_copy(update={"answers": [Answer(task=0, prompt="a\nb", response="x" * 500, learned="", end="")]})
-    row, = next(t for t in build([long], ids=True).sections[0].details if t.title == TITLE).rows
-    assert row.cells[1].text == "a b" and MOST < len(row.cells[2].text) <= MOST + 5 and " ... " in row.cells[2].text
+    row, = next(t for t in build([long], ids=True).sections[0].details if t.title == ANSWERS).rows
+    assert row.cells[1].text == "a b"
+    assert LONGEST < len(row.cells[2].text) <= LONGEST + 5 and " ... " in row.cells[2].text
 
 
 def test_without_them_there_are_no_such_parts():
     made = make_lm_record("lora", 0, make_nll_matrix(0.4, 1.0))
     section = build([made], ids=True).sections[0]
-    assert TITLE not in {table.title for table in section.details}
+    assert ANSWERS not in {table.title for table in section.details}
     assert not any("change of" in column.title for column in section.comparison.columns)

@@ -18,7 +18,7 @@ from clbench.experiment.until import UntilDecided
 from clbench.report import build
 from clbench.report.analysis.advice import cautions
 from clbench.report.analysis.choosing import choose, limit
-from clbench.report.analysis.levels import at_chance, underfit
+from clbench.report.analysis.method_records import at_chance, underfit
 from clbench.report.analysis.readable import readable
 from clbench.report.analysis.run_diff import pairs, tables
 from clbench.report.figures.data import panels

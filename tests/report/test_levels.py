@@ -7,7 +7,7 @@ from clbench import cli
 from clbench.experiment.arrival import Arrival
 from clbench.report import build
 from clbench.report.analysis.grouping import by_setting
-from clbench.report.analysis.levels import at_chance, chance, loss_share, same_on_every_seed, underfit
+from clbench.report.analysis.method_records import at_chance, chance, loss_share, same_on_every_seed, underfit
 from clbench.results.items import wilson_interval
 
 LOG2, LOG4, LOG6 = (math.log(n) for n in (2, 4, 6))

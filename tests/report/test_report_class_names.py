@@ -7,7 +7,7 @@ import pytest
 from helpers.records import NAMES, make_record, with_names
 from pydantic import ValidationError
 
-from clbench.report.analysis.class_names import LONGEST, NamedTasks, named_tasks
+from clbench.report.analysis.names import LONGEST, NamedTasks, named_tasks
 from clbench.report.formats import html, markdown
 from clbench.report.formats import json as json_format
 from clbench.report.tables import build

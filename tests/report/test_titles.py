@@ -2,7 +2,7 @@
 
 from helpers.records import make_record
 
-from clbench.report.analysis.titles import titles
+from clbench.report.analysis.names import titles
 
 
 def changed(record, **recipe):

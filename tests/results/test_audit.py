@@ -7,8 +7,17 @@ import pytest
 from scipy.stats import norm, ttest_1samp
 
 from clbench.core.objective import CAUSAL_LM, EXACT, NLL
-from clbench.results.audit import FileScores, cell, judge, margin, noise_floor, stays_within, worse_p
-from clbench.results.proportions import score_interval, score_z
+from clbench.results.audit import (
+    FileScores,
+    cell,
+    judge,
+    margin,
+    noise_floor,
+    score_interval,
+    score_z,
+    stays_within,
+    worse_p,
+)
 
 
 @pytest.mark.parametrize(("gained", "lost", "items", "expected"), [

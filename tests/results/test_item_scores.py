@@ -16,8 +16,8 @@ from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.formats import markdown
 from clbench.results import diff
-from clbench.results.item_scores import ItemScores
-from clbench.results.matrices import by_metric
+from clbench.results.items import ItemScores
+from clbench.results.records import by_metric
 from clbench.results.store import Store
 
 ITEMS = 60  # of three tasks of 20

@@ -11,7 +11,7 @@ from clbench.core.errors import SpecError
 from clbench.core.objective import ACCURACY, EXACT, NLL
 from clbench.results import metrics
 from clbench.results.diff import differences
-from clbench.results.matrices import by_metric, matrices, metric_of
+from clbench.results.records import by_metric, matrices, metric_of
 from clbench.results.tracking import final, steps
 
 R = [[5.0, 6.0, 7.0], [1.0, 6.5, 7.5], [0.8, 2.0, 6.0], [3.0, 2.5, 1.5]]  # nll of three tasks

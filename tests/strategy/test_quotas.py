@@ -20,9 +20,9 @@ from clbench.core.errors import SpecError
 from clbench.core.options import label
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
-from clbench.experiment.display_names import as_ids, filled
 from clbench.models.builtin import MLPOptions
 from clbench.models.small import mlp
+from clbench.report.analysis.readable import as_ids, filled
 from clbench.strategy.base import Task, World
 
 CLASSES, TASKS = 4, 3

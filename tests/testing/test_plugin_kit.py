@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 
 from clbench import cli
-from clbench.cli import new_plugin
+from clbench.cli import plugins
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.testing.checks import CHECKS
@@ -59,9 +59,9 @@ def python(environment, *args, cwd=None):
 @pytest.mark.timeout(360)  # several processes that import torch: 15 to 25 s alone, minutes on a busy machine
 def test_new_plugins_are_installed_pass_their_tests_and_keep_the_rules(tmp_path):
     registry = discover()
-    for kind in new_plugin.KINDS:
-        written = new_plugin.write_plugin(f"clbench-my-{kind}2", tmp_path / "made" / kind, registry, kind)
-        module, code = f"clbench_my_{kind}2", new_plugin.THINGS[new_plugin.KINDS[kind][0]].module
+    for kind in plugins.KINDS:
+        written = plugins.write_plugin(f"clbench-my-{kind}2", tmp_path / "made" / kind, registry, kind)
+        module, code = f"clbench_my_{kind}2", plugins.THINGS[plugins.KINDS[kind][0]].module
         assert [str(p.relative_to(tmp_path / "made" / kind)) for p in written] == [
             "pyproject.toml", "README.md", f"{module}/__init__.py", f"{module}/{code}.py", f"tests/test_{module}.py"]
         assert not any("$" in p.read_text() for p in written)
@@ -81,8 +81,8 @@ def test_new_plugins_are_installed_pass_their_tests_and_keep_the_rules(tmp_path)
 def test_new_plugins_are_clean(name, tmp_path):
     pytest.importorskip("ruff", reason="needs ruff (clbench[dev])")
     registry = discover()
-    for kind in new_plugin.KINDS:
-        new_plugin.write_plugin(name, tmp_path / kind, registry, kind)
+    for kind in plugins.KINDS:
+        plugins.write_plugin(name, tmp_path / kind, registry, kind)
     python(os.environ, "-m", "ruff", "check", "--no-cache", tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_new_plugins_are_clean(name, tmp_path):
 ])
 def test_names_that_do_not_do(name, words, tmp_path):
     with pytest.raises(SpecError, match=words):
-        new_plugin.write_plugin(name, tmp_path / "made", discover())
+        plugins.write_plugin(name, tmp_path / "made", discover())
     assert not (tmp_path / "made").exists()
 
 
@@ -104,7 +104,7 @@ def test_names_that_do_not_do(name, words, tmp_path):
 ])
 def test_names_are_taken_among_their_own_kind(kind, name, words, tmp_path):
     with pytest.raises(SpecError, match=words):
-        new_plugin.write_plugin(name, tmp_path / "made", discover(), kind)
+        plugins.write_plugin(name, tmp_path / "made", discover(), kind)
 
 
 @pytest.mark.parametrize(("kind", "lines"), [

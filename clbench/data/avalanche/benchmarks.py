@@ -29,7 +29,7 @@ from clbench.data.builtin import (
     RotatedOptions,
     SplitOptions,
 )
-from clbench.data.class_options import ClassOptions, order_classes, positions
+from clbench.data.common_options import ClassOptions, order_classes, positions
 from clbench.data.datasets import CLASS_NAMES, STATISTICS, Images
 from clbench.data.own.samples import some
 

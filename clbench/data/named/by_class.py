@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from clbench.core.data_sets import DataSet, Download, Needed
 from clbench.core.errors import DataError
 from clbench.data.named.options import Found, NamedOptions
-from clbench.data.named.rules import chosen, random_rows, stratified_rows
-from clbench.data.own.folders import photos_in
-from clbench.data.own.lists import listed_photos, read_list
+from clbench.data.own.lists import listed_photos, photos_in, read_list
 from clbench.data.own.samples import Labelled, PhotoFiles, some
 
+TRAIN_SHARE = 0.8  # of photos that a rule divides
 WNID = r"n\d{8}"
 HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks/"
 CODA = ("https://raw.githubusercontent.com/GT-RIPL/CODA-Prompt/6417d4f68754be68b697c7ca2323ee61e791e1a3/dataloaders/"
@@ -29,6 +29,38 @@ L2P_LISTS = ("train_list.txt", "val_list.txt")
 L2P_SOURCE = "https://gist.githubusercontent.com/gqk/e127fe18bf179bdcbdf5e29a8c1ae523/raw/"
 PILOT = ("The README of the repository sun-hailong/LAMDA-PILOT links to {} (MD5 {}); unpack it as the folder {} of the "
          "data folder")
+
+
+def random_rows(count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return the rows that `torch.utils.data.random_split` gives to training (80%) and to test, with torch's seed.
+
+    The permutation is that of `torch.randperm` on the CPU: a Fisher-Yates shuffle by the same Mersenne Twister. It is
+    written out, because data are checked where torch is not imported.
+    """
+    draws = np.random.RandomState(seed).randint(0, 2**32, count, np.uint32).tolist()
+    rows = list(range(count))
+    for place in range(count - 1):
+        other = place + draws[place] % (count - place)
+        rows[place], rows[other] = rows[other], rows[place]
+    train = int(TRAIN_SHARE * count)
+    return rows[:train], rows[train:]
+
+
+def stratified_rows(labels: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """Return the rows of `train_test_split(test_size=0.2, stratify=labels, random_state=seed)` of scikit-learn."""
+    from sklearn.model_selection import train_test_split
+
+    train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
+    return train, test
+
+
+def chosen(photos: PhotoFiles, rows: Sequence[int]) -> PhotoFiles:
+    """Return some photos, in the order of rows."""
+    labelled = photos.labelled
+    return PhotoFiles(tuple(photos.files[row] for row in rows),
+                      Labelled([labelled.labels[row] for row in rows],
+                               None if labelled.tasks is None else [labelled.tasks[row] for row in rows],
+                               classes=labelled.classes))
 
 
 def folders_by_text(root: Path, where: str, notes: list[str]) -> PhotoFiles:

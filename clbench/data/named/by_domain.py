@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 from clbench.core.data_sets import DataSet, Needed
 from clbench.core.errors import DataError
 from clbench.data.named.options import Found, NamedOptions
-from clbench.data.own.folders import photos_in
-from clbench.data.own.lists import listed_photos, read_list
+from clbench.data.own.lists import listed_photos, photos_in, read_list
 from clbench.data.own.samples import Labelled, PhotoFiles
 
 BY_CLASS = Field(None, ge=1, description="number of tasks by class, each with photos of all domains; none: tasks are "

@@ -16,7 +16,7 @@ from clbench.data.own.samples import PhotoFiles
 from clbench.data.own_options import StoredTaskOptions
 
 FILE_OPTIONS = ("split", "protocol", "run", "path")
-BUILD = "clbench.data.named.build:build"
+BUILD = "clbench.data.own.photos:build_named"
 
 
 class Found(NamedTuple):

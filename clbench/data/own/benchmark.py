@@ -1,4 +1,8 @@
-"""An Avalanche benchmark of one's own samples, once they are read and divided."""
+"""Benchmarks of one's own samples, once they are read and divided: of classes for Avalanche, or of numbers to predict.
+
+Numbers are standardized by the mean and the population standard deviation of the first task's training targets, so that
+published learning rates fit any unit. Metrics and predictions are in the target's unit.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clbench.core.objective import REGRESSION, significant
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout, of_tasks
 from clbench.data.datasets import Images
-from clbench.data.own.dividing import Division, divide
+from clbench.data.own.dividing import Division, Rows, divide
 from clbench.data.own.samples import Labelled
 from clbench.data.own_options import TaskOptions
+from clbench.data.raw import RawStream, Split
 
 
 def own_benchmark(x: Tensor, labelled: Labelled, options: TaskOptions, seed: int, where: str, *,
@@ -71,3 +78,35 @@ def _contents(inputs: Sequence[Tensor]) -> Iterator[bytes]:
     for x in inputs:
         for sample in x.numpy():
             yield sample.tobytes()
+
+
+def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Tensor], name: str, *,
+                  mean: Sequence[float] = (), std: Sequence[float] = (), notes: Sequence[str] = ()) -> RawStream:
+    """Return the stream of samples with targets.
+
+    Args:
+        division: of `divide_targets`.
+        x: inputs [N, ...] of the samples and of the test part, which are the same if there is no test part.
+        targets: float64 [N] likewise.
+        name: of the target.
+        mean: that inputs are standardized by; empty if they are not.
+        std: likewise.
+        notes: how inputs were read.
+    """
+    first = targets[0][torch.from_numpy(division.train[0])]
+    center, spread = float(first.mean()), float(first.std(correction=0)) or 1.0
+
+    def splits(part: int, tasks: Sequence[Rows]) -> tuple[Split, ...]:
+        scaled = ((targets[part] - center) / spread).float()
+        rows = [torch.from_numpy(np.ascontiguousarray(of_task)) for of_task in tasks]
+        return tuple(Split(x[part][chosen], scaled[chosen]) for chosen in rows)
+
+    train, test = splits(0, division.train), tuple(
+        replace(split, rows=torch.from_numpy(rows)) for split, rows in zip(splits(-1, division.test), division.test,
+                                                                           strict=True))
+    twice = describe_copies(*([split.x for split in part if isinstance(split.x, Tensor)] for part in (train, test)))
+    target = (f"the target is {name}; training standardizes it by mean {significant(center)} and deviation "
+              f"{significant(spread)} of the first task's {len(first)} training samples, and metrics are in its unit")
+    return RawStream(train, test, division.orders, tuple(mean), tuple(std),
+                     (*notes, target, *division.notes, *twice), objective=REGRESSION.name, task_names=division.tasks,
+                     target=(center, spread))

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from clbench.core.errors import DataError, PluginError, unknown
 from clbench.data.avalanche.benchmarks import Layout
-from clbench.data.own.benchmark import built
+from clbench.data.own.benchmark import built, target_stream
 from clbench.data.own.dividing import divide, divide_targets
 from clbench.data.own.samples import Labelled, as_text, locate, some
-from clbench.data.own.targets import target_stream
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 
 

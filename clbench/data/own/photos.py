@@ -1,4 +1,4 @@
-"""Photos as one tensor of bytes, or read from their files batch by batch, and `images:DIR` as a benchmark.
+"""Photos as one tensor of bytes, or read from their files batch by batch; `images:DIR` and named photos as benchmarks.
 
 Photos are rotated as their EXIF data say, resized to one size and converted to RGB. Notes describe what was done.
 """
@@ -19,15 +19,16 @@ from clbench.core.compat import usable_cores
 from clbench.core.device import host_memory_left
 from clbench.core.errors import DataError
 from clbench.data.avalanche.benchmarks import Layout
+from clbench.data.common_options import PhotoOptions, PixelOptions
 from clbench.data.contents import contents_of, index_of, listed_files
+from clbench.data.named.options import NamedOptions, files_of
 from clbench.data.own.benchmark import describe_copies, own_benchmark
 from clbench.data.own.dividing import divide
-from clbench.data.own.folders import find_photos, image_files
+from clbench.data.own.lists import find_photos, image_files
 from clbench.data.own.pixels import GREY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
 from clbench.data.own.samples import PhotoFiles, locate
 from clbench.data.own_options import ImagesOptions, StoredTaskOptions
 from clbench.data.photo_files import Photos, PhotoTable
-from clbench.data.photo_options import PhotoOptions, PixelOptions
 from clbench.data.raw import RawStream, Split
 
 DEFAULT_SIZE = 32  # pixels, where neither the user nor the model says: what small networks are made for
@@ -47,6 +48,13 @@ def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> Any:
     train, test, notes = find_photos(name, options, data_dir)
     files = image_files(name, options.model_dump(), data_dir)
     return photo_benchmark(name, locate(name, data_dir), files, train, test, notes, options, data_dir, seed)
+
+
+def build_named(options: NamedOptions, data_dir: Path, seed: int) -> Any:
+    """Return the benchmark of the photos that the options find, as an Avalanche benchmark or a `RawStream`."""
+    found = options.found(data_dir)
+    return photo_benchmark(options.NAME, options.root(data_dir), files_of(found), found.train, found.test, found.notes,
+                           options, data_dir, seed)
 
 
 def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,

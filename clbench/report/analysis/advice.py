@@ -12,8 +12,7 @@ from clbench.core.registry import installed
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.learning import far_below, steps_of_authors, still_falling
-from clbench.report.analysis.levels import CHANCE, UNDERFIT
-from clbench.report.analysis.method_records import MethodRecords
+from clbench.report.analysis.method_records import CHANCE, UNDERFIT, MethodRecords
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words, listed
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from clbench.report.analysis.class_names import NamedTasks
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import MethodRecords
+from clbench.report.analysis.names import NamedTasks
 from clbench.report.columns import Measure
 from clbench.report.formatting import number
 from clbench.report.model import Cell, Column, Row, Table, Unit

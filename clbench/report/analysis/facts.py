@@ -7,8 +7,7 @@ from statistics import fmean
 
 from clbench.report.analysis.families import Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.levels import test_samples
-from clbench.report.analysis.method_records import done_records
+from clbench.report.analysis.method_records import done_records, test_samples
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
 from clbench.results.items import difference_error
 

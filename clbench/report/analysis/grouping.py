@@ -14,14 +14,13 @@ from clbench.core.objective import Metric
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Answers, Family, Values, family
 from clbench.report.analysis.method_records import MethodRecords, done_records
-from clbench.report.analysis.titles import titles
+from clbench.report.analysis.names import titles
 from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.metric_columns import final_of, measures_of, with_general
 from clbench.results.items import cross, stacked
-from clbench.results.matrices import item_ids, item_scores, metrics_of
 from clbench.results.metrics import acc
-from clbench.results.records import Record
+from clbench.results.records import Record, item_ids, item_scores, metrics_of
 from clbench.results.sequential import interval_of
 from clbench.results.stats import Interval
 

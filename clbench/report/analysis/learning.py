@@ -1,4 +1,4 @@
-"""Whether methods had learned their tasks when the steps ended, and how much old tasks lose at task boundaries."""
+"""What methods learned and lost: whether tasks were learned, stability gaps, and answers of language models."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from itertools import chain
 from statistics import fmean
 
 from clbench.core.registry import installed
-from clbench.report.analysis.levels import UNDERFIT_LOSS, underfit
-from clbench.report.analysis.method_records import MethodRecords
-from clbench.report.formatting import in_words
+from clbench.report.analysis.method_records import UNDERFIT_LOSS, MethodRecords, underfit
+from clbench.report.formatting import clean, in_words
+from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.curve import gaps
-from clbench.results.matrices import metric_of, metrics_of
 from clbench.results.metrics import learning_accuracy
-from clbench.results.records import Record
+from clbench.results.records import Record, metric_of, metrics_of
+
+ANSWERS = "Answers to a test prompt of each task"
+ANSWER_COLUMNS = ("task", "prompt", "response in the data", "answer after the task", "answer after the last task")
+LONGEST = 120  # characters of a cell
 
 
 def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:
@@ -120,3 +123,25 @@ def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | Non
         return None
     far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in accuracies.items())
     return fmean(accuracies.values()) if far else None
+
+
+def answers(methods: Sequence[MethodRecords]) -> tuple[Table, ...]:
+    """Return the table of each method's first seed; nothing if no record has answers."""
+    rows = []
+    for method in methods:
+        record = next((record for record in method.done if record.answers), None)
+        if record is None or record.stream is None:
+            continue
+        names = record.stream.task_names or [str(i + 1) for i in range(len(record.stream.classes))]
+        for task, name in enumerate(names):
+            answer = next((answer for answer in record.answers if answer.task == task), None)
+            if answer is not None:
+                texts = (name, answer.prompt, answer.response, answer.learned, answer.end)
+                rows.append(Row(method.label, tuple(Cell(_shown(text)) for text in texts), reference=method.reference))
+    return (Table(ANSWERS, tuple(Column(title, "text") for title in ANSWER_COLUMNS), tuple(rows)),) if rows else ()
+
+
+def _shown(text: str) -> str:
+    """Return a text on one line, its middle left out if it is long."""
+    line = clean(" ".join(text.split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST // 2]} ... {line[-LONGEST // 2:]}"

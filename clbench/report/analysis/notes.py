@@ -12,11 +12,10 @@ from clbench.experiment.arrival import Arrival
 from clbench.experiment.recipe import DECAY, Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.experiment.until import question
-from clbench.report.analysis.levels import same_on_every_seed, test_samples, test_set_interval
+from clbench.report.analysis.method_records import same_on_every_seed, test_samples, test_set_interval
 from clbench.report.formatting import NONE, clean, in_words, listed, named, number, unit_of
-from clbench.results.matrices import metrics_of
 from clbench.results.metrics import acc
-from clbench.results.records import Record, StreamFacts
+from clbench.results.records import Record, StreamFacts, metrics_of
 
 
 def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:

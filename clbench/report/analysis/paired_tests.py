@@ -9,7 +9,7 @@ from itertools import chain
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import NEAR, SAME, Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.levels import CHANCE, MARKS, UNDERFIT
+from clbench.report.analysis.method_records import CHANCE, MARKS, UNDERFIT
 from clbench.report.columns import Measure
 from clbench.report.formatting import NONE, difference_unit, in_words, interval, number
 from clbench.report.model import Cell, Column, Row, Table

@@ -11,8 +11,7 @@ from clbench.report.columns import BYTES, TIME, TRAINABLE, Measure, cells, find_
 from clbench.report.formatting import NONE, clean, difference_unit
 from clbench.report.metric_columns import final_of, measures_of
 from clbench.report.model import Cell, Column, Row, Table
-from clbench.results.matrices import metrics_of
-from clbench.results.records import Record
+from clbench.results.records import Record, metrics_of
 
 Group = list[Record]
 

@@ -1,4 +1,4 @@
-"""`clbench continue`: a trial that had ended learns new tasks."""
+"""`clbench continue` and `clbench export`: a saved model learns new tasks, or becomes files to take home."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import changed_recipe_options, execution_option, plugin_option, trial_arguments
+from clbench.cli.common_options import ONE, changed_recipe_options, execution_option, plugin_option, trial_arguments
 from clbench.cli.completion import named
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.execution.continuing import Classes
+    from clbench.execution.exporting import Format
 
-EXAMPLES = (
+CONTINUE_EXAMPLES = (
     ("clbench run --methods er,ewc --keep state", "saves what its methods need to continue training"),
     ("clbench continue runs/split-mnist-5k er/0 --benchmark split-fashion-mnist", "five more tasks, new outputs"),
     ("clbench continue runs/split-mnist-5k er/0 --benchmark split-mnist --same-classes --epochs 1",
@@ -25,7 +26,7 @@ EXAMPLES = (
 COMMON = ("benchmark", "out", "classes", "epochs", "iterations", "lr", "batch_size", "device", "data", "plugins")
 
 
-@click.command("continue", cls=Command, examples=EXAMPLES, common=COMMON)
+@click.command("continue", cls=Command, examples=CONTINUE_EXAMPLES, common=COMMON)
 @trial_arguments
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
               help="Benchmark of the new tasks; options as in split-mnist:tasks=2.")
@@ -38,7 +39,7 @@ COMMON = ("benchmark", "out", "classes", "epochs", "iterations", "lr", "batch_si
 @changed_recipe_options
 @execution_option("data")
 @plugin_option
-def command(run: Path, trial: str | None, benchmark: str, out: Path | None, classes: Classes | None,
+def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, classes: Classes | None,
             device: str | None, data: Path | None, plugins: tuple[Path, ...], **flags: Any) -> int:
     """Continue TRIAL (label/seed, or the beginning of a key) of the run folder RUN on another benchmark.
 
@@ -83,3 +84,29 @@ def command(run: Path, trial: str | None, benchmark: str, out: Path | None, clas
 def shown(row: list[float]) -> str:
     """Return the mean of accuracies and each accuracy, in percent."""
     return f"{100 * sum(row) / len(row):.1f} % ({', '.join(f'{100 * a:.1f}' for a in row)})"
+
+
+EXPORT_EXAMPLES = (
+    ("clbench export runs/mine er/0 --to er", "its weights, and what they are"),
+    ("clbench export runs/mine er/0 --to er --format torch-export", "a program that torch alone runs"),
+)
+
+
+@click.command("export", cls=Command, examples=EXPORT_EXAMPLES)
+@trial_arguments
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write to.")
+@click.option("--format", "form", type=click.Choice(["safetensors", "torch-export", "onnx"]), default="safetensors",
+              show_default=True, help="Weights, or a program from raw samples to logits (.pt2, .onnx).")
+@click.option("--task", type=ONE, metavar="N", help="Task to predict for, from 1: the network of a method that has "
+              "one for each (lora, independent), or a program for it.")
+@plugin_option
+def export(run: Path, trial: str | None, to: Path, form: Format, task: int | None, plugins: tuple[Path, ...]) -> None:
+    """Write the final model of TRIAL (label/seed, or the beginning of a key) of the run folder RUN.
+
+    The run must have used --keep models. model.json describes inputs, preprocessing, class names and accuracy. See
+    docs/save-models.md.
+    """
+    from clbench.execution import exporting
+
+    for path in exporting.export(run, trial, to, form, task, plugins):
+        click.echo(f"wrote {path} ({path.stat().st_size:,} bytes)")

@@ -1,4 +1,7 @@
-"""`clbench new-plugin`: begin a method, a benchmark or a model of one's own."""
+"""`clbench new-plugin` and `clbench check`: begin a method, a benchmark or a model, and check methods.
+
+`clbench check` says whether strategies keep the rules that the harness relies on.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,23 @@ import keyword
 import os
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from clbench.cli.common_options import plugin_option
 from clbench.cli.help import Command
 from clbench.core.errors import SpecError
 
 if TYPE_CHECKING:
+    from clbench.core.hookspecs import StrategyInfo
     from clbench.core.registry import Registry
 
 
@@ -48,19 +55,19 @@ KINDS = {  # what each brings, and how it begins; its files are made of those in
 LONGEST = 40  # characters of a name, for lines that stay within 120
 
 
-EXAMPLES = (
+PLUGIN_EXAMPLES = (
     ("clbench new-plugin my-method", "a folder clbench-my-method, to be installed by pip install -e"),
     ("clbench new-plugin my-data --kind benchmark", ""),
 )
 
 
-@click.command("new-plugin", cls=Command, examples=EXAMPLES)
+@click.command("new-plugin", cls=Command, examples=PLUGIN_EXAMPLES)
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), default="method", help="Kind of plugin: any method, one "
               "that replays samples, one with a quadratic penalty, a benchmark or a model.  [default: method]")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the plugin.  [default: "
               "clbench-NAME]")
-def command(name: str, kind: str, out: Path | None) -> None:
+def new_plugin(name: str, kind: str, out: Path | None) -> None:
     """Write a small package with a working method, benchmark or model, its test and its entry point."""
     from clbench.core.registry import discover
 
@@ -118,3 +125,78 @@ def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str =
     except OSError as error:
         raise SpecError(f"cannot write {folder}: {error.strerror or error}; choose another folder with --out") from None
     return written
+
+
+CHECK_EXAMPLES = (
+    ("clbench check lora:rank=2", "an installed method, with options"),
+    ("clbench check my_method.py", "every method of a file, which need not be installed"),
+)
+
+
+@click.command("check", cls=Command, examples=CHECK_EXAMPLES)
+@click.argument("targets", nargs=-1, required=True, metavar="NAME|FILE.py...")
+@plugin_option
+def check(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
+    """Run methods on a tiny stream and report broken rules; exit with 1 if there are any."""
+    from clbench.core.errors import SpecError
+    from clbench.core.options import parse_named
+    from clbench.core.registry import discover
+
+    files = [Path(t) for t in targets if t.endswith(".py")]
+    registry = discover(files=[*plugins, *files])
+    wanted: list[tuple[str, StrategyInfo, dict[str, Any]]] = []
+    for target in targets:
+        if target.endswith(".py"):
+            strategies = brought_by(registry, Path(target))
+            if not strategies:
+                raise SpecError(f"{target} brings no strategy; only strategies can be checked")
+            wanted += [(info.name, info, {}) for info in strategies]
+        else:
+            name, options = parse_named(target)
+            wanted.append((target, registry.strategy(name), options))
+    return max([examine(*arguments) for arguments in wanted])
+
+
+def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
+    """Return the strategies that a plugin file defines."""
+    return [info for name, info in registry.strategies.items()
+            if registry.origins["method", name].distribution == str(path.absolute())]
+
+
+def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
+    """Print the result of each check of a method, and return 1 if a check failed."""
+    from clbench.core.options import validate
+    from clbench.testing import checks
+
+    validate(info.options, options, info.name, "clbench methods")
+    click.echo(text)
+    problems: list[str] = []
+    for name, function in checks.CHECKS.items():
+        problem = failure(partial(checks.check, info, name, options), info)
+        if problem:
+            says = "the same" if problem in problems else problem
+            problems.append(problem)
+        else:
+            says = (function.__doc__ or "").splitlines()[0].removeprefix("Check that ").rstrip(".")
+        click.echo(f"  {'FAIL' if problem else 'ok':4}  {name}: {says}")
+    for line in [] if problems else checks.suggest(info, options):
+        click.echo(f"  note  {line}")
+    total = len(checks.CHECKS)
+    click.echo(f"{text} breaks {len(problems)} of {total} rules" if problems else f"{text} keeps all {total} rules")
+    return int(bool(problems))
+
+
+def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
+    """Return a check's failure as one line, with the place of the error if the method itself raised it."""
+    from clbench.core.entry_points import package_of
+    from clbench.core.errors import ClbenchError
+    from clbench.core.user_code import format_error
+    from clbench.testing.checks import NonConforming
+
+    try:
+        call()
+    except (NonConforming, ClbenchError) as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # a bug in the method: its author wants to know where
+        return format_error(error, package_of(info.strategy))
+    return None
