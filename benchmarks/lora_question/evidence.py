@@ -180,7 +180,7 @@ def best_row(rows: Iterable[Row]) -> Row:
 
 
 def read_studies(reports: Path = ROOT / "reports") -> list[Study]:
-    """Return the sections of the committed reports that have LoRA, in the order of their folders."""
+    """Return the sections of the committed reports on accuracy that have LoRA, in the order of their folders."""
     studies: list[Study] = []
     for folder in sorted(path.parent for path in reports.glob("**/records")):
         records, problems = Store(folder).read()
@@ -189,7 +189,7 @@ def read_studies(reports: Path = ROOT / "reports") -> list[Study]:
         for setting in readable(records):
             rows = tuple(Row(methods.label, {record.trial.seed: record for record in methods.done})
                          for methods in sorted(setting.methods, key=lambda methods: methods.label) if methods.done)
-            if any(row.name == LORA for row in rows):
+            if any(row.name == LORA and not row.first.metric for row in rows):  # no metric is named: accuracy
                 studies.append(Study(str(folder.relative_to(reports)), rows))
     if any(row.first.until for study in studies for row in study.rows):
         raise ClbenchError("the intervals of these pages do not account for `--until decided`")
