@@ -16,7 +16,7 @@ COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion` w
 ONE_LIST = 12  # so many options are easily read without headings
 RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "opens", "quiet", "as_json",
                   "help_all",
-                  "_click_default_help"})
+                  "help", "_click_default_help"})  # by old and by new versions of click
 
 
 class WithExamples(click.Command):
