@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-# What old releases call of newer ones may be deprecated there by now, and some leave sockets open. Neither is our fault.
+# Old releases call what is deprecated by now, and some leave sockets open. Neither is our fault.
 OLD = ["-W", "ignore::FutureWarning", "-W", "ignore::DeprecationWarning", "-W", "ignore::ResourceWarning"]
 
 nox.options.error_on_missing_interpreters = False  # the Pythons that are found; a CI that must have one says so

@@ -1,6 +1,6 @@
 """Draw architecture.svg, the way of the data through the packages: `make docs-pages`.
 
-A test tells whether it is current. Its colours follow the reader's scheme, light or dark.
+A test tells whether it is current. Its colors follow the reader's scheme, light or dark.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def draw() -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def style(colours: dict[str, str]) -> str:
-    """Return a scheme of colours as CSS."""
-    c = colours
+def style(colors: dict[str, str]) -> str:
+    """Return a scheme of colors as CSS."""
+    c = colors
     return (f".paper {{ fill: {c['paper']} }} .lane {{ fill: {c['wash']} }} "
             f".box {{ fill: {c['box']}; stroke: {c['line']} }} "
             f".chip {{ fill: {c['paper']}; stroke: {c['plug']}; stroke-dasharray: 4 3 }} "

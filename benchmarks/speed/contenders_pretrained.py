@@ -137,7 +137,7 @@ def autocast(request: Request) -> AbstractContextManager[Any]:
 
 
 def frozen_statistics(model: nn.Module) -> nn.Module:
-    """Set a model to training mode but its normalisation, which is part of the frozen base."""
+    """Set a model to training mode but its normalization, which is part of the frozen base."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

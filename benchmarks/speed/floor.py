@@ -69,7 +69,7 @@ def unfolded(out: Tensor, weight: Tensor) -> tuple[int, int, int]:
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Run a step's forward and backward passes; the optimiser multiplies no matrices."""
+    """Run a step's forward and backward passes; the optimizer multiplies no matrices."""
     F.cross_entropy(model(x), y).backward()
 
 

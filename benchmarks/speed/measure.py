@@ -40,13 +40,13 @@ class Setting:
 class Outcome:
     """What one contender measured: seconds, samples, accuracies, memory. Seeds, where several, are added up."""
 
-    train: float  # seconds in optimiser steps and what feeds them
+    train: float  # seconds in optimizer steps and what feeds them
     consolidate: float  # seconds in Fisher terms, memories
     evaluate: float
     whole: float  # wall seconds of the trial or trials, start-up excluded
     ready_after: float  # wall seconds from the start of the process to the first thing timed
     train_samples: int  # new samples that were trained on
-    processed: int  # samples that went through optimiser steps, replay included
+    processed: int  # samples that went through optimizer steps, replay included
     test_samples: int  # over all evaluations
     final: list[float] = field(default_factory=list)  # per seed: mean accuracy over the tasks after the last
     learned: list[float] = field(default_factory=list)  # per seed: mean accuracy on each task just after it

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write mkl_on_amd.md and mkl_on_amd.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=300, help="optimiser steps per task")
+    parser.add_argument("--iterations", type=int, default=300, help="optimizer steps per task")
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of mkl_on_amd.md and mkl_on_amd.json")
     given = parser.parse_args(argv)
     found, others = [], []

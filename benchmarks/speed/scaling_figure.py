@@ -20,7 +20,7 @@ TITLES = {  # panel: title, x axis, y axis
     "capacity": ("Replay memory", "samples kept", "learning all tasks, s"),
     "width": ("Width of the model", "parameters", "learning all tasks, s"),
 }
-# Okabe & Ito's colours, told apart by colour-blind readers; markers say the same without colour.
+# Okabe & Ito's colors, told apart by color-blind readers; markers say the same without color.
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
 
 MOST_TICKS = 6  # on an axis that names every size
@@ -52,8 +52,8 @@ def draw(lines: Sequence[Curve], machine: str, paths: Sequence[Path]) -> None:
         own = [line for line in lines if line.panel == panel]
         series = [line.series for line in own]
         for name, line in zip(series, own, strict=True):
-            colour, marker = STYLES[series.index(name) % len(STYLES)]
-            axis.loglog(line.sizes, line.seconds, color=colour, marker=marker, markersize=4, linewidth=1.4,
+            color, marker = STYLES[series.index(name) % len(STYLES)]
+            axis.loglog(line.sizes, line.seconds, color=color, marker=marker, markersize=4, linewidth=1.4,
                         label=f"{name} ({line.exponent:.2f})")
         sizes = sorted({size for line in own for size in line.sizes})
         floor, ratio = min(line.seconds[0] for line in own), sizes[-1] / sizes[0]

@@ -15,7 +15,7 @@ STEPS, BATCH, IMAGES = 40, 64, 1000
 
 
 def picture_samples() -> Any:
-    """Return pictures of CIFAR's size, cropped, flipped, jittered and normalised at random by torchvision."""
+    """Return pictures of CIFAR's size, cropped, flipped, jittered and normalized at random by torchvision."""
     import torch
     from PIL import Image
     from torchvision.transforms import ColorJitter, Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor

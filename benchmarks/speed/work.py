@@ -101,7 +101,7 @@ def model_of(setting: Setting) -> nn.Module:
 
 
 def optimizer_of(setting: Setting, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser that everybody uses."""
+    """Return the optimizer that everybody uses."""
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[setting.optimizer]
     return kind(model.parameters(), lr=setting.lr)
 

@@ -3,7 +3,7 @@
 The formulas are those of `torch.utils.flop_counter`, with those that it lacks: attention as the CPU computes it, the
 fused attention of `nn.MultiheadAttention` at test time, products with vectors, and the gradients of grouped
 convolutions, which torch counts once for every group. Everything else counts as 0: what goes element by element,
-normalisation, gathers, sorting, decompositions and solvers of `torch.linalg`.
+normalization, gathers, sorting, decompositions and solvers of `torch.linalg`.
 """
 
 from __future__ import annotations

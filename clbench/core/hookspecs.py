@@ -158,7 +158,7 @@ class ModelInfo:
     options: type[Options] = NoOptions
     any_name: bool = False  # whether `name` is a pattern, `timm:*`: it is then `build(name, options, ...)`
     weights: str | WeightsSource = "clbench.models.published:HUB"  # where published weights come from
-    channels: int | None = None  # of the images it takes, if it takes no others; grey ones are then repeated
+    channels: int | None = None  # of the images it takes, if it takes no others; gray ones are then repeated
     text: bool = False
     own_weights: str | Callable[[str], Path] = ""
 

@@ -71,8 +71,8 @@ class SplitOptions(ClassOptions, ImageOptions):
                                     "al. have it)")
 
     @model_validator(mode="after")
-    def _one_normalisation(self) -> SplitOptions:
-        """Refuse a mean without a deviation, and two ways to normalise."""
+    def _one_normalization(self) -> SplitOptions:
+        """Refuse a mean without a deviation, and two ways to normalize."""
         if (self.mean is None) != (self.deviation is None):
             raise ValueError("mean and deviation go together; give both or neither")
         if self.mean is not None and self.normalize:
@@ -84,7 +84,7 @@ class CIFARInputs(ClassOptions):
     """How the images of CIFAR become inputs."""
 
     normalize: Literal["dataset", "imagenet", "none", "model"] = Field(
-        "dataset", description="whose mean and deviation inputs are normalised by; none keeps them in [0, 1]; model: "
+        "dataset", description="whose mean and deviation inputs are normalized by; none keeps them in [0, 1]; model: "
         "those that the model's weights were trained with, the default where they say so")
     augment: Literal["crop-flip", "random-resized-crop", "none"] = Field(
         "crop-flip", description="how training images are augmented, drawn again for each use: a random crop (4 pixels "
@@ -195,7 +195,7 @@ class CustomOptions(Options):
     LATER: ClassVar[tuple[str, ...]] = ("normalize", "size")
 
     normalize: Literal["none", "model"] = Field("none", description="none: inputs are what the benchmark gives; model: "
-                                                "normalised as the model's weights were trained, the default where "
+                                                "normalized as the model's weights were trained, the default where "
                                                 "they say how")
     size: int | None = Field(None, ge=1, description="pixels to which photos of several sizes are brought: the shorter "
                              "side resized, then center-cropped; none: the model's size")

@@ -1,4 +1,4 @@
-"""PhotoSamples: labelled photos that stay in their files and are decoded batch by batch, ahead of their use."""
+"""PhotoSamples: labeled photos that stay in their files and are decoded batch by batch, ahead of their use."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PhotoSamples(Samples):
         Raises:
             DataError: a photo cannot be read; the error names the file.
         """
-        return self._labelled(self.reading(Request(index)).images, index)
+        return self._labeled(self.reading(Request(index)).images, index)
 
     def take_crops(self, request: Request) -> tuple[Samples, Tensor]:
         """Return a batch of samples and their random crops [M, C, height, width], on the device.
@@ -85,9 +85,9 @@ class PhotoSamples(Samples):
         """
         reading = self.reading(request)
         crops = send(reading.crops, self.y.device)
-        return self._labelled(reading.images if request.whole else crops, request.rows), crops
+        return self._labeled(reading.images if request.whole else crops, request.rows), crops
 
-    def _labelled(self, x: Tensor, index: Tensor) -> Samples:
+    def _labeled(self, x: Tensor, index: Tensor) -> Samples:
         there = send(index, self.y.device)
         return Samples(send(x, self.y.device), self.y[there], self.tasks[there])
 

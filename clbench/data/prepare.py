@@ -162,7 +162,7 @@ def windows(begin: Tensor, length: Tensor, side: int, out: int) -> Tensor:
     """Return the matrices [N, out, side] that resize a part of each column of pixels to `out` pixels, bicubic.
 
     Row i holds the weights of the pixels of which output pixel i is made: PIL's bicubic kernel (a = -0.5) around the
-    place of i in the part, as wide as the part is shrunk (antialias), normalised over the pixels of the part.
+    place of i in the part, as wide as the part is shrunk (antialias), normalized over the pixels of the part.
 
     Args:
         begin: first pixel of each part, int64 [N].
@@ -172,10 +172,10 @@ def windows(begin: Tensor, length: Tensor, side: int, out: int) -> Tensor:
     """
     step = length.double()[:, None, None] / out
     stretch = step.clamp(min=1)
-    # Within the part, as PIL has it: a window of whole pixels around the centre, cut off at the part's ends.
-    centre = (torch.arange(out, dtype=torch.float64)[:, None] + 0.5) * step
+    # Within the part, as PIL has it: a window of whole pixels around the center, cut off at the part's ends.
+    center = (torch.arange(out, dtype=torch.float64)[:, None] + 0.5) * step
     pixel = torch.arange(side, dtype=torch.float64) - begin[:, None, None]
-    weights = cubic((pixel + 0.5 - centre) / stretch)
+    weights = cubic((pixel + 0.5 - center) / stretch)
     weights = weights.masked_fill((pixel < 0) | (pixel >= length[:, None, None]), 0)
     return weights / weights.sum(2, keepdim=True)
 
@@ -204,7 +204,7 @@ class Prepare:
         size: pixels along each side to which images are resized; None: they are left as they are.
         interpolation: by which.
         antialias: see `Preprocessing`.
-        channels: to which the channel of grey images is repeated; None: it is not.
+        channels: to which the channel of gray images is repeated; None: it is not.
     """
 
     mean: tuple[float, ...] = ()

@@ -49,7 +49,7 @@ class RawStream(HasObjective):
         train: one split per task.
         test: one split per task, or a single one that all tasks share.
         orders: the classes of each task in the order of the stream.
-        mean: of each channel, in units of inputs scaled to [0, 1]; empty where inputs are not normalised.
+        mean: of each channel, in units of inputs scaled to [0, 1]; empty where inputs are not normalized.
         std: likewise.
         notes: how it was read.
         augment: name of the augmentation of training images (`augmentation.AUGMENTATIONS`), empty for none.
@@ -118,7 +118,7 @@ class RawStream(HasObjective):
 
     @cached_property
     def digest(self) -> str:
-        """Return a hash over all tensors, the class orders and the normalisation; of photos in files, their format."""
+        """Return a hash over all tensors, the class orders and the normalization; of photos in files, their format."""
         form = None if self.photos is None else repr(self.photos.format)
         scale = [] if self.target == NO_SCALE else [self.target]
         constants = (self.orders, self.mean, self.std, *filter(None, [self.augment, form]), *scale)

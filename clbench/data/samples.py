@@ -1,4 +1,4 @@
-"""Samples: labelled inputs; plain, on the host next to a device, permuted on demand, or with random transforms."""
+"""Samples: labeled inputs; plain, on the host next to a device, permuted on demand, or with random transforms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pick(rows: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Samples(OldNames):
-    """Labelled samples: raw inputs x [N, ...] as the stream stores them, labels y [N] and task indices tasks [N].
+    """Labeled samples: raw inputs x [N, ...] as the stream stores them, labels y [N] and task indices tasks [N].
 
     Raw inputs are uint8 images [N, C, H, W], float32 numbers of any shape, or tokens int32 [N, L] (`core.tokens`).
     """

@@ -260,7 +260,7 @@ def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
         outputs = [tuple(table.values()) for table in rules.outputs(raw.orders, name)]
     tasks = []
     for index, (train, test) in enumerate(zip(raw.train, raw.test, strict=True)):
-        samples = [labelled(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
+        samples = [labeled(split.x, split.y, torch.full((len(split.y),), index)) for split in (train, test)]
         tasks.append(StreamTask(outputs[index], samples[0], samples[1], test_rows=test.rows))
     return Stream(tuple(tasks), len(set(chain.from_iterable(outputs))), tuple(raw.train[0].x.shape[1:]),
                   Prepare(raw.mean, raw.std), raw.digest[:16], raw.notes, objective=raw.objective,
@@ -284,9 +284,9 @@ def eagerly(split: Split, y: Tensor, task: int) -> Samples:
     x = split.x
     if split.permutation is not None and isinstance(x, Tensor):
         x = permute(x, split.permutation)
-    return labelled(x, y, torch.full_like(y, task))
+    return labeled(x, y, torch.full_like(y, task))
 
 
-def labelled(x: Tensor | Photos, y: Tensor, tasks: Tensor) -> Samples:
+def labeled(x: Tensor | Photos, y: Tensor, tasks: Tensor) -> Samples:
     """Return samples of inputs in memory, or of photos that stay in their files."""
     return PhotoSamples(x, y, tasks) if isinstance(x, Photos) else Samples(x, y, tasks)

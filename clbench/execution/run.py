@@ -232,12 +232,12 @@ class RecordKeeper(Relay):
         records = self.experiment.records
         to_run = {planned.trial.key for planned in self.experiment.missing}
         for key in [key for key in self.planned if key in records and key not in to_run]:
-            if self._labelled(records[key]) != records[key]:
+            if self._labeled(records[key]) != records[key]:
                 with self.claims.alone(key):
                     if record := self.experiment.store.get(key):  # another process may have written it just now
-                        records[key] = self._relabelled(record)
+                        records[key] = self._relabeled(record)
 
-    def _labelled(self, record: Record) -> Record:
+    def _labeled(self, record: Record) -> Record:
         """Return a record with the label that its trial has in this experiment, marked if it is stale."""
         planned = self.planned[record.key]
         return record.model_copy(update={"label": planned.label, "reference": planned.reference,
@@ -246,12 +246,12 @@ class RecordKeeper(Relay):
                                          "seen": list(planned.seen) or record.seen,
                                          "stale": self.experiment.staleness.reasons.get(record.key, [])})
 
-    def _relabelled(self, record: Record) -> Record:
+    def _relabeled(self, record: Record) -> Record:
         """Return a record with the label that its trial has in this experiment, and store it if it differs."""
-        labelled = self._labelled(record)
-        if labelled != record:
-            self.experiment.store.write(labelled)
-        return labelled
+        labeled = self._labeled(record)
+        if labeled != record:
+            self.experiment.store.write(labeled)
+        return labeled
 
     def _add_external(self, record: Record) -> None:
         """Add a record that another process has written to the folder, and mark it if it is stale.
@@ -264,7 +264,7 @@ class RecordKeeper(Relay):
             self.experiment.staleness.reasons[record.key] = reasons
             self.note(f"another clbench process has run {record.name} with other code ({' and '.join(reasons)}). "
                       "clbench keeps the result and marks it")
-        record = self.experiment.records[record.key] = self._relabelled(record)
+        record = self.experiment.records[record.key] = self._relabeled(record)
         self.track(record)
         self.listener.finished(record)
 

@@ -65,7 +65,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:
-        """Refuse two budgets, and options that the optimiser would ignore."""
+        """Refuse two budgets, and options that the optimizer would ignore."""
         if self.epochs is not None and self.iterations is not None:
             raise ValueError("epochs and iterations both set the budget: give only one of them")
         if self.momentum and self.optimizer != "sgd":

@@ -60,7 +60,7 @@ class Pool(nn.Module):
         return cast(Tensor, self.norm(tokens)) * present(tokens).unsqueeze(-1)
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """Return features [N, D] of normalised tokens [N, L, D]."""
+        """Return features [N, D] of normalized tokens [N, L, D]."""
         if self.pool == "cls":
             return tokens[:, 0]
         there = present(tokens)

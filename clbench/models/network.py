@@ -79,7 +79,7 @@ class Block(nn.Module):
     """One layer of a network: `activation(body(x))`; PNN adds lateral connections between the two."""
 
     def __init__(self, body: nn.Module, activation: nn.Module) -> None:
-        """Keep the affine part (with normalisation) and what follows (nonlinearity, pooling, flattening)."""
+        """Keep the affine part (with normalization) and what follows (nonlinearity, pooling, flattening)."""
         super().__init__()
         self.body = body
         self.activation = activation
@@ -196,7 +196,7 @@ class TokenNetwork(Network, ABC):
         return tokens
 
     def encode(self, tokens: Tensor, prefixes: Mapping[int, Prefix] | None = None) -> Tensor:
-        """Return the output of all layers for any number of tokens [N, L, D]: normalised, same shape.
+        """Return the output of all layers for any number of tokens [N, L, D]: normalized, same shape.
 
         Args:
             tokens: what `embed` returns, perhaps with others among them.

@@ -56,7 +56,7 @@ class Residual(nn.Module):
     """
 
     def __init__(self, channels: int, out: int, stride: int, padded: bool) -> None:
-        """Initialise as torch does."""
+        """Initialize as torch does."""
         super().__init__()
         self.ports = Ports(channels, out, stride)
         self.conv1, self.bn1 = conv3x3(channels, out, stride), nn.BatchNorm2d(out)

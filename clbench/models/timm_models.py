@@ -172,7 +172,7 @@ class TimmTransformer(TokenNetwork):
 def attention(layer: Any, x: Tensor, prefix: Prefix) -> Tensor:
     """Return tokens [N, L, D] of tokens x [N, L, D], as timm's `Attention` does, with a prefix.
 
-    Where timm normalises queries and keys, those of the prefix are not.
+    Where timm normalizes queries and keys, those of the prefix are not.
     """
     q, k, v = layer.qkv(x).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
     k, v = prefix.before(layer.k_norm(k), v)

@@ -54,7 +54,7 @@ class Attention(nn.Module):
     """Multi-head self-attention; q, k, v and proj are Linear layers of their own, so that each can be adapted."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Initialise as torch does linear layers."""
+        """Initialize as torch does linear layers."""
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
     """A pre-norm transformer block: attention, then an MLP with GELU, each added to its input."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
-        """Initialise as torch does."""
+        """Initialize as torch does."""
         super().__init__()
         self.ports = Ports(width, width, tokens=True)
         self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)

@@ -250,7 +250,7 @@ def draw_dial(audit: Audit) -> Figure:
         cells = [_nll(point.cells, file.name) for point in audit.dial]
         shift = 0.004 * (max(scales) - min(scales)) * (offset - (len(audit.files) - 1) / 2)  # intervals do not overlap
         x = [scale + shift for scale in scales]
-        color, marker = styles[file.name].colour, styles[file.name].marker
+        color, marker = styles[file.name].color, styles[file.name].marker
         axes.plot(x, [one.difference for one in cells], color=color, marker=marker, label=style.shorten(file.name),
                   linewidth=2.2 if file.role == "new" else 1.4, linestyle=DIAL_LINES[file.role], markersize=5.5,
                   markeredgecolor="white", markeredgewidth=0.6, zorder=3)

@@ -172,7 +172,7 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("gap recovery", "points"), _of_curve(curve.mean_recovery), WHILE_LEARNED, optional=True),
     Measure(Column("gap length (steps)", "number"), _of_curve(curve.mean_length), WHILE_LEARNED,
             optional=True),
-    Measure(Column("optimiser steps", "count", heading="optimizer steps"),
+    Measure(Column("optimizer steps", "count", heading="optimizer steps"),
             lambda r, _: _total(r.costs.steps), MORE_COSTS),
     REPLAY,
     INFERENCE,

@@ -119,7 +119,7 @@ class Result:
     """
 
     label: str
-    strategy: str  # methods of one strategy share a colour
+    strategy: str  # methods of one strategy share a color
     reference: bool
     complete: bool  # every seed of the section gave a result
     seeds: tuple[int, ...]
@@ -140,7 +140,7 @@ class FigurePoint:
     """A method's raw numbers in a figure: fractions, parameters, FLOPs. None means that there is no value."""
 
     label: str
-    strategy: str  # methods of one strategy share a colour
+    strategy: str  # methods of one strategy share a color
     reference: bool
     ranked: bool  # has a result for every seed and is no reference, so it may be on the Pareto front
     accuracy: float | None  # ACC, or the final mean of the figure's metric; mean over seeds

@@ -196,8 +196,8 @@ def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], feat
         if not len(rows):
             continue
         class_features = all_features[rows].double()
-        centred = class_features - class_features.mean(0)
-        covariance = centred.T @ centred / max(len(class_features) - 1, 1)
+        centered = class_features - class_features.mean(0)
+        covariance = centered.T @ centered / max(len(class_features) - 1, 1)
         covariance.diagonal().add_(RIDGE)
         factor = torch.linalg.cholesky(covariance)
         outputs.append(output)
@@ -226,7 +226,7 @@ def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, ep
         epochs: the number of epochs.
         batch: the number of features in a step.
         lr: the initial learning rate; it decreases along a cosine from epoch to epoch.
-        temperature: the temperature of `normalised` logits; None if logits are not normalized.
+        temperature: the temperature of `normalized` logits; None if logits are not normalized.
         generator: shuffles the features.
     """
     groups = [torch.tensor([k for k, task in enumerate(tasks) if task == one], device=weight.device)
@@ -242,7 +242,7 @@ def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, ep
             with torch.enable_grad():
                 logits = F.linear(features[part], head[0], head[1])
                 if temperature is not None:
-                    logits = normalised(logits, groups) / temperature
+                    logits = normalized(logits, groups) / temperature
                 loss = F.cross_entropy(logits, outputs[part])
             for parameter, gradient in zip(head, torch.autograd.grad(loss, head), strict=True):
                 parameter.grad = gradient
@@ -250,7 +250,7 @@ def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, ep
     return head[0].detach(), head[1].detach()
 
 
-def normalised(logits: Tensor, groups: Sequence[Tensor]) -> Tensor:
+def normalized(logits: Tensor, groups: Sequence[Tensor]) -> Tensor:
     """Return logits [N, K] divided by the mean length of their parts; `groups` has the columns of each."""
     lengths = [logits.index_select(1, columns).norm(dim=1) + SHORTEST for columns in groups]
     return logits / torch.stack(lengths).mean(0)[:, None]

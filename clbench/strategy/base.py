@@ -1,7 +1,7 @@
 """Strategy, the interface of methods; what it is given (World, Task, Batch) is in `clbench.strategy.granted`.
 
 A strategy is an `nn.Module`, and everything it remembers is a parameter or a buffer. The harness owns the stream, the
-data order, the optimiser, the budget, the evaluation and the clock. For each task in turn it calls:
+data order, the optimizer, the budget, the evaluation and the clock. For each task in turn it calls:
 
     before_task(task)                       grow, freeze, reset; what is trained is what requires_grad
     for each step:
@@ -98,7 +98,7 @@ class Strategy(OldNames, nn.Module):
         return 1
 
     def before_phase(self, task: Task, phase: Phase) -> None:
-        """Prepare for a phase (0, 1, ...) of a task; a new optimiser is made afterwards. Default: nothing."""
+        """Prepare for a phase (0, 1, ...) of a task; a new optimizer is made afterwards. Default: nothing."""
 
     def phase_samples(self, task: Task, phase: Phase) -> Samples | None:
         """Return samples of its own that a phase's batches are drawn from, in passes of its own.
@@ -146,7 +146,7 @@ class Strategy(OldNames, nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def train(self, mode: bool = True) -> Strategy:
-        """Set the mode of all but the frozen modules, which stay in eval mode: their normalisation must not drift."""
+        """Set the mode of all but the frozen modules, which stay in eval mode: their normalization must not drift."""
         super().train(mode)
         for module in self.frozen_modules():
             module.eval()
@@ -226,11 +226,11 @@ class Strategy(OldNames, nn.Module):
     def after_task(self, task: Task) -> None:
         """Consolidate what the task taught: Fisher, memory, prototypes. Default: nothing.
 
-        Optimiser steps that are taken here are reported by `count_steps`.
+        Optimizer steps that are taken here are reported by `count_steps`.
         """
 
     def count_steps(self, steps: int) -> None:
-        """Add optimiser steps, taken in `after_task`, to those that the task cost."""
+        """Add optimizer steps, taken in `after_task`, to those that the task cost."""
         self.extra_steps += steps
 
     def export(self, folder: Path, task: Task) -> None:

@@ -67,8 +67,8 @@ class AlignOptions(Options):
     align_samples: int = Field(256, ge=1, description="features drawn for each class each time; also those in a step's "
                                "batch")
     align_lr: float = Field(0.01, gt=0, description="learning rate of these steps (SGD), which falls along a cosine")
-    align_temperature: float | None = Field(0.1, gt=0, description="what normalised logits are divided by; none: "
-                                            "logits are not normalised")
+    align_temperature: float | None = Field(0.1, gt=0, description="what normalized logits are divided by; none: "
+                                            "logits are not normalized")
     align_shrink: float = Field(0.9, gt=0, le=1, description="factor of class means where the past is infinitely long; "
                                 "after t tasks those of task i have shrink + (1 - shrink) i / t")
 
@@ -111,7 +111,7 @@ class StartOptions(Options):
     """Where the frozen part that all tasks share comes from."""
 
     base: Base = Field("auto", description="shared weights: trained on the first task and then frozen, left as they "
-                       "were initialised, or those of --weights as they are; auto: pretrained with --weights, else "
+                       "were initialized, or those of --weights as they are; auto: pretrained with --weights, else "
                        "task1")
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:

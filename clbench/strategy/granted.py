@@ -24,7 +24,7 @@ class World(HasObjective):
     tasks: int  # T, the length of the stream
     scenario: Scenario
     input_shape: tuple[int, ...]  # of one prepared sample, (channels, height, width) for images
-    generator: torch.Generator  # on the CPU; the only source of randomness outside layer initialisation
+    generator: torch.Generator  # on the CPU; the only source of randomness outside layer initialization
     pretrained: bool = False  # whether the model came with weights
     prepare: Callable[[Tensor], Tensor] = torch.Tensor.float  # raw samples [N, ...] -> inputs [N, *input_shape]
     is_text: bool = False  # whether inputs are tokens, int32 [N, L], -1 behind the last of a sample; else floats
@@ -108,11 +108,11 @@ class Budget:
     """What the recipe grants for one task, for a strategy with its own training loop (`Strategy.fit`).
 
     Args:
-        recipe: epochs or iterations, batch size, precision, whether the optimiser's state is kept.
+        recipe: epochs or iterations, batch size, precision, whether the optimizer's state is kept.
         following: returns the indices of the next batch within the task's samples, int64 [N] on the CPU; pass after
             pass, in the same order as for every other method.
-        optimizer: makes the recipe's optimiser for parameters.
-        schedule: makes the recipe's schedule for an optimiser over a number of steps; None if the rate is constant.
+        optimizer: makes the recipe's optimizer for parameters.
+        schedule: makes the recipe's schedule for an optimizer over a number of steps; None if the rate is constant.
         augment: augments raw training images [N, C, H, W]; None if the benchmark does not. The flag says whether they
             are replayed. For the batches of `following`, each given as a whole, the draws are the same as for every
             other method; everything else gets draws of its own.
@@ -130,7 +130,7 @@ class Phase(int):
 
     Args:
         number: of the phase.
-        steps: optimiser steps it has.
+        steps: optimizer steps it has.
         lr: learning rate that the recipe begins with (before warm-up, schedule and `Strategy.learning_rates`).
     """
 

@@ -141,7 +141,7 @@ class HerdedMemory(SampleMemory):
                         + (", or quota = class-and-task" if self.options.per_class and of_class > 1 else ""))
 
     def unit_features(self, x: Tensor) -> Tensor:
-        """Return the normalised features [N, D] of inputs [N, *input_shape]."""
+        """Return the normalized features [N, D] of inputs [N, *input_shape]."""
         return F.normalize(self.model.features(x))
 
 

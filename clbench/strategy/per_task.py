@@ -64,7 +64,7 @@ class TaskHead(nn.Linear):
     place: Tensor
 
     def __init__(self, features: int, classes: tuple[int, ...], outputs: int, like: Tensor) -> None:
-        """Initialise as torch does for any linear layer."""
+        """Initialize as torch does for any linear layer."""
         super().__init__(features, len(classes), device=like.device, dtype=like.dtype)
         # A buffer, not an attribute: stacked seeds may have their classes in different orders.
         self.register_buffer("place", output_places(classes, outputs).to(like.device), persistent=False)
@@ -241,7 +241,7 @@ def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, proto
                order: float = 2.0) -> Tensor:
     """Return the task [N] inferred for each sample; ties go to the earliest task.
 
-    `entropy` takes the task with the lowest entropy (nats) of the softmax over its own classes, not normalised: tasks
+    `entropy` takes the task with the lowest entropy (nats) of the softmax over its own classes, not normalized: tasks
     with more classes can have more entropy. `max-logit` takes the task with the largest logit. `prototype` takes the
     task of the nearest class mean in shared features. `gaussian` is another's: `TaskGaussians`.
 

@@ -1,6 +1,6 @@
 """Subspaces of a layer's inputs: measure them, grow them by GPM's criterion, and store them.
 
-All functions take the layer's inputs as their uncentred second moment C = sum x x^T. Its eigenvectors are the left
+All functions take the layer's inputs as their uncentered second moment C = sum x x^T. Its eigenvectors are the left
 singular vectors of the matrix of inputs, its eigenvalues the squares of the singular values: the energy. A subspace is
 represented by the projector P onto it.
 
@@ -36,7 +36,7 @@ ROUNDING = 32  # energies below this many epsilons of the total count as roundin
 @torch.no_grad()
 def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: Mapping[str, nn.Module],
                   samples: Samples, inner: Callable[[Any], Any] = lambda layer: layer) -> dict[str, Tensor]:
-    """Return the uncentred second moment [d, d] of each layer's inputs over raw samples, in eval mode, by layer.
+    """Return the uncentered second moment [d, d] of each layer's inputs over raw samples, in eval mode, by layer.
 
     Of a language model, whose blocks do not know where items end, the inputs are those of the items' tokens.
 

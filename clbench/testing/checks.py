@@ -211,7 +211,7 @@ def check_checkpoint(make: Make) -> None:
 
 
 def check_learning_rates(make: Make) -> None:
-    """Check that every pattern of `learning_rates` fits a parameter: one that is misspelt would change nothing."""
+    """Check that every pattern of `learning_rates` fits a parameter: one that is misspelled would change nothing."""
     b = make("task")
     idle: dict[str, bool] = {}
     for index in range(TASKS):

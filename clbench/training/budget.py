@@ -1,4 +1,4 @@
-"""What a recipe grants: optimiser steps for a task, and what each of its phases has of them."""
+"""What a recipe grants: optimizer steps for a task, and what each of its phases has of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEW = 50  # steps: with fewer, tasks of split-mnist-5k and of its rotations were
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
-    """Return the number of optimiser steps that a recipe gives a task, for its number of training samples."""
+    """Return the number of optimizer steps that a recipe gives a task, for its number of training samples."""
     if recipe.iterations is not None:
         return recipe.iterations
     assert recipe.epochs is not None
@@ -51,14 +51,14 @@ def whole_phase(recipe: Recipe, stream: Stream) -> Phase:
 
 
 def granted_in_words(recipe: Recipe, samples: Sequence[int]) -> str:
-    """Return how many optimiser steps a recipe gives a task, in words, and that they are few where they are.
+    """Return how many optimizer steps a recipe gives a task, in words, and that they are few where they are.
 
     Args:
         recipe: of the trials.
         samples: training samples of each task.
 
     >>> granted_in_words(Recipe(), [96, 120])
-    '10 optimiser steps a task (96 to 120 samples, batch 128, 10 epochs): few; --epochs N or --iterations N gives more'
+    '10 optimizer steps a task (96 to 120 samples, batch 128, 10 epochs): few; --epochs N or --iterations N gives more'
     """
     steps = [steps_of(recipe, count) for count in samples]
     passes = _amount([recipe.epochs], "epoch") if recipe.epochs else _amount([recipe.iterations or 0], "iteration")

@@ -37,11 +37,11 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
         size: pixels along each side, None for the benchmark's own.
         channels: of the model's images, None where it takes any.
         preprocessing: of the model's weights; None if they bring none.
-        normalize: whether inputs are normalised as the weights were trained, and not as the benchmark does it.
+        normalize: whether inputs are normalized as the weights were trained, and not as the benchmark does it.
 
     Raises:
         SpecError: the samples are no images.
-        DataError: they are to be normalised and are no bytes or numbers in [0, 1].
+        DataError: they are to be normalized and are no bytes or numbers in [0, 1].
     """
     shape = stream.input_shape
     repeated = channels if channels is not None and len(shape) == 3 and shape[0] == 1 else None
@@ -56,7 +56,7 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
         resized = "" if shape[1:] == (size, size) else f", made of {shape[1]} x {shape[2]}"
         notes.append(f"inputs: {size} x {size} pixels{resized}")
     if repeated:
-        notes.append("inputs: grey images, their channel repeated")
+        notes.append("inputs: gray images, their channel repeated")
     if preprocessing is not None:
         prepare = replace(prepare, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias)
         if normalize:
@@ -65,7 +65,7 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
             notes.append(f"inputs: preprocessed as the weights were trained ({preprocessing})")
         else:
             normalization = f"by mean {list(stream.prepare.mean)}" if stream.prepare.mean else "not at all"
-            notes.append(f"inputs: normalised {normalization}, as the benchmark's options say, while the weights were "
+            notes.append(f"inputs: normalized {normalization}, as the benchmark's options say, while the weights were "
                          f"trained with {preprocessing}")
     side = shape[1:] if size is None else (size, size)
     return replace(stream, prepare=prepare, augment=stream.augment and stream.augment.sized(size),
@@ -74,11 +74,11 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
 
 
 def require_unit(stream: Stream) -> None:
-    """Refuse numbers outside [0, 1]: they have been normalised already."""
+    """Refuse numbers outside [0, 1]: they have been normalized already."""
     x = stored(stream.tasks[0].test)
     if isinstance(x, Tensor) and x.dtype != torch.uint8 and (float(x.min()) < 0 or float(x.max()) > 1):
-        raise DataError("inputs are to be normalised as the model's weights were trained, but they are not in [0, 1]: "
-                        "the benchmark seems to have normalised them; let it give images, or choose normalize = none")
+        raise DataError("inputs are to be normalized as the model's weights were trained, but they are not in [0, 1]: "
+                        "the benchmark seems to have normalized them; let it give images, or choose normalize = none")
 
 
 SHOWN = 200  # characters of a model's own error
@@ -249,6 +249,6 @@ def channels_last(model: Network) -> Network:
     """Lay the weights of a model's convolutions out as `Prepare` does the images; no value changes."""
     for parameter in model.parameters():
         if parameter.dim() == IMAGE_DIMS:
-            # Not `contiguous`, which leaves the weights of a first layer on grey images as they are.
+            # Not `contiguous`, which leaves the weights of a first layer on gray images as they are.
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model

@@ -1,4 +1,4 @@
-"""Optimisers and schedules by name: one more is an entry here, and its name in `clbench.experiment.spec`.
+"""Optimizers and schedules by name: one more is an entry here, and its name in `clbench.experiment.spec`.
 
 With `recipe.head_decay`, steps leave the rows of the heads that no gradient reaches as they are. The heads of most
 reference codes grow: a row for a class exists from the class's task on, or older rows are frozen. A head that has all
@@ -72,10 +72,10 @@ SCHEDULES: dict[str, Callable[[Recipe, int, int], float]] = {
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], members: int = 1,
                    rates: Sequence[float] = ()) -> Optimizer:
-    """Return the recipe's optimiser over parameters; before each step it clips gradients, if the recipe says so.
+    """Return the recipe's optimizer over parameters; before each step it clips gradients, if the recipe says so.
 
     Args:
-        recipe: what names the optimiser and its options.
+        recipe: what names the optimizer and its options.
         parameters: what is trained; of a stack, [S, ...] each.
         members: S, how many trials are stacked in the parameters.
         rates: what multiplies the learning rate of each parameter, sorted by value; none: 1.

@@ -169,7 +169,7 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
             stacked: bool = False) -> AbstractContextManager[object]:
     """Return the context for losses in training and for predictions; it may be entered many times.
 
-    With bf16 matrix products and convolutions run in bfloat16; weights, optimiser and losses stay float32. So does all
+    With bf16 matrix products and convolutions run in bfloat16; weights, optimizer and losses stay float32. So does all
     that strategies compute outside their loss: squares of small gradients and sums over a task would lose most there.
 
     Args:

@@ -36,7 +36,7 @@ class Engine(Protocol):
     """What an optimizer step needs; a new one is made for every phase of every task."""
 
     optimizer: torch.optim.Optimizer
-    trained: dict[str, nn.Parameter]  # what the optimiser steps on, by name
+    trained: dict[str, nn.Parameter]  # what the optimizer steps on, by name
     heads: list[nn.Parameter]  # of these, the heads whose idle rows stay as they are
     members: list[Strategy]
     # The first member's parameters behind them: they tell whether kept optimizer state is of the same parameters.
@@ -54,7 +54,7 @@ class Engine(Protocol):
         """Make the members independent strategies again."""
 
     def keep_members(self, chosen: Sequence[int]) -> None:
-        """Keep the optimiser state of these members only."""
+        """Keep the optimizer state of these members only."""
 
 
 def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None,
@@ -86,7 +86,7 @@ class SingleStep:
     """One strategy."""
 
     def __init__(self, strategy: Strategy, recipe: Recipe, forward: AbstractContextManager[object]) -> None:
-        """Optimise what requires a gradient, with losses in the arithmetic of `forward`."""
+        """Optimize what requires a gradient, with losses in the arithmetic of `forward`."""
         self.forward = forward
         self.strategy, self.members = strategy, [strategy]
         self.loss: Callable[..., Tensor] = strategy.loss
@@ -238,7 +238,7 @@ class StackedStep:
                         tensor.data = tensor.data.clone()
 
     def keep_members(self, chosen: Sequence[int]) -> None:
-        """Keep the optimiser state of these members only; a single one gets the state of unstacked training."""
+        """Keep the optimizer state of these members only; a single one gets the state of unstacked training."""
         index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
         size = len(self.members)
         for name, old in self.trained.items():

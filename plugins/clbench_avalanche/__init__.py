@@ -61,11 +61,11 @@ UNUSABLE = {
     "GenerativeReplay": "its generator is made for MNIST and trained by another strategy, outside the recipe's budget",
     "ICaRL": "it is built from a feature extractor and a classifier and takes no model",
     "LearningToPrompt": "it takes a vision transformer of timm's by name, with a prompt in it, and no model",
-    "MER": "it takes an optimiser step for every sample of a batch, n_inner_steps times: not the recipe's budget",
+    "MER": "it takes an optimizer step for every sample of a batch, n_inner_steps times: not the recipe's budget",
     "OnlineNaive": "Avalanche has replaced it by Naive: avalanche:Naive",
     "PackNet": "it needs a model in Avalanche's PackNetModel, which prunes by epochs that the recipe does not know",
     "SCR": "it needs Avalanche's SCRModel, with a projection behind the features",
-    "StreamingLDA": "it takes no optimiser steps but fits statistics, which needs a loop that clbench does not lead",
+    "StreamingLDA": "it takes no optimizer steps but fits statistics, which needs a loop that clbench does not lead",
     "VAETraining": "it trains an autoencoder, not a classifier",
 }
 REFERENCES = {"Naive", "Cumulative", "JointTraining"}

@@ -46,7 +46,7 @@ class FromScratchTrainingOptions(AvalancheOptions):
     """Options of `FromScratchTraining`."""
 
     strategy = "FromScratchTraining"
-    reset_optimizer: bool = Field(True, description="whether the optimiser forgets its moments with each task")
+    reset_optimizer: bool = Field(True, description="whether the optimizer forgets its moments with each task")
 
 
 class EWCOptions(AvalancheOptions):
@@ -189,7 +189,7 @@ class GEMOptions(AvalancheOptions):
     strategy = "GEM"
     open = frozenset({"patterns_per_exp"})
     patterns_per_exp: int = Field(40, ge=1, description="samples in the memory, of each task")
-    memory_strength: float = Field(0.5, ge=0, description="how much the projection favours old tasks")
+    memory_strength: float = Field(0.5, ge=0, description="how much the projection favors old tasks")
 
 
 class CWRStarOptions(AvalancheOptions):

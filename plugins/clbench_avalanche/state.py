@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clbench_avalanche.experience import places
 
-# Attributes that are no state of the strategy: the model and the optimiser are the harness's, results of the last step
+# Attributes that are no state of the strategy: the model and the optimizer are the harness's, results of the last step
 # are no memory of the past, and what a data loader reads is found where it is stored.
 SKIPPED = frozenset({
     "model", "optimizer", "optimized_param_id", "evaluator", "clock", "dataloader", "replay_loader",

@@ -1,6 +1,6 @@
 """Avalanche's strategies (avalanche.training.supervised, 0.6) as methods of clbench.
 
-The harness provides the stream, its samples as inputs of the model, the optimiser and its schedule, the budget, the
+The harness provides the stream, its samples as inputs of the model, the optimizer and its schedule, the budget, the
 outputs that take part, and the evaluation; also the batches and their order, except for strategies with their own
 loader. The strategy's own code does the rest: its loop, its losses, its plugins. After each task its state is collected
 from its attributes and registered as buffers (as parameters if it belongs to a network), so that it is counted.
@@ -25,7 +25,7 @@ from clbench_avalanche.state import AgentState, agent_state
 
 
 class Avalanche(Strategy):
-    """A strategy of Avalanche; it is built when the first task begins, since it needs its optimiser then."""
+    """A strategy of Avalanche; it is built when the first task begins, since it needs its optimizer then."""
 
     options: AvalancheOptions
     not_resumable = "Avalanche keeps its state in objects of its own, which no checkpoint holds"

@@ -8,7 +8,7 @@ A task's samples pass the sampler once, in random order, before its steps. Then 
 method has, are taken on passes over the memory: its own samples are not seen otherwise. They begin from the weights
 that the network had before the first task (with `--weights`, the pretrained ones), and so do running statistics. These
 are not kept: a trial makes its network from its seed, so one that is resumed has them again. What a task trained is
-lost, save for an optimiser's moments where the recipe keeps them (`optimizer_state = keep`), which this method should
+lost, save for an optimizer's moments where the recipe keeps them (`optimizer_state = keep`), which this method should
 not have.
 
 The authors train for up to 256 passes (SGD, learning rate from 0.05 to 0.0005 along cosines with restarts, batches

@@ -15,9 +15,9 @@ s_max (cosh(s e) + 1) / (s (cosh(e) + 1)), with s e within +-50, which gives the
 (equation 4). Embeddings begin as draws from a normal distribution and stay within +-6. Each task has a head.
 
 A weight between two units whose masks are exactly 1 in floating point gets the gradient 0, and if a task's masks are
-all exactly 0 or 1, what it answers never changes, bit by bit. That needs an optimiser which leaves weights with
+all exactly 0 or 1, what it answers never changes, bit by bit. That needs an optimizer which leaves weights with
 gradient 0 alone: one without weight decay, whose moments do not outlive the task (`optimizer_state = reset`). A mask in
-between scales the gradient, which protects with SGD, the paper's optimiser, in proportion, and with Adam hardly at all,
+between scales the gradient, which protects with SGD, the paper's optimizer, in proportion, and with Adam hardly at all,
 since its steps do not depend on the scale of gradients. The authors train with SGD, learning rate 0.05 (divided by 3
 when the loss on held-out data does not fall), batches of 64 and dropout.
 
@@ -29,7 +29,7 @@ here the penalty is 0 then. They test the weights of the epoch that was best on 
 Where the task is not known it is inferred as with the other methods that have a part per task (`infer`), which the
 paper does not do; `prototype` then uses the features behind the first task's masks, which stay the same only as far as
 these are saturated. The network must be a chain of Linear and Conv2d layers with ReLU and pooling (`mlp`, `cnn`): with
-normalisation or residual connections, units would be changed past their masks.
+normalization or residual connections, units would be changed past their masks.
 """
 
 from __future__ import annotations

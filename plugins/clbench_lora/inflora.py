@@ -92,5 +92,5 @@ class InfLoRA(JoinedHeadsLoRA):
         return unpacked(self.get_buffer(f"subspace__{slot(name)}"), size)
 
     def moments(self, samples: Samples) -> dict[str, Tensor]:
-        """Return the uncentred second moment [d, d] of each adapted layer's inputs over raw samples, by layer."""
+        """Return the uncentered second moment [d, d] of each adapted layer's inputs over raw samples, by layer."""
         return adapter_moments(self, samples, self.model.features)

@@ -2,7 +2,7 @@
 
 Before task t > 1 its samples go through W - sum_{i < t} B_i A_i, the network with the earlier adapters subtracted. The
 directions that a layer's inputs have there, the fewest that hold a share of their energy (`threshold`), span the space
-that the task may use; P is the projector onto it. Each step dA of the optimiser becomes dA P, so that
+that the task may use; P is the projector onto it. Each step dA of the optimizer becomes dA P, so that
 
     h = W x + sum_{i <= t} B_i A_i x,    A_t = A_start + (sum of steps) P
 
@@ -22,7 +22,7 @@ defaults are theirs:
 - P is divided by its Frobenius norm, the square root of its dimensions (`scaled`), which the paper's P P^T g is not.
 - B is projected as well, by the P of the inputs, which has the size of the outputs in k and v (`project_b`). Where the
   sizes differ there is nothing to project with, and B learns freely.
-- It is what Adam makes of the gradient that is projected, not the gradient. Here it is so for any optimiser: the
+- It is what Adam makes of the gradient that is projected, not the gradient. Here it is so for any optimizer: the
   parameters take the steps as they are while they learn, the network sees them projected, and after the task they
   become what the network sees.
 

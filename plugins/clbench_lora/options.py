@@ -41,7 +41,7 @@ class LowRankOptions(Options):
     alpha: float | None = Field(None, gt=0, description="scale: an adapter's output is multiplied by alpha / rank; "
                                 "none means rank, a factor of 1")
     scaling: Literal["standard", "rslora"] = Field(
-        "standard", description="alpha / rank, or alpha / sqrt(rank) (rank-stabilised: Kalajdzievski 2023)")
+        "standard", description="alpha / rank, or alpha / sqrt(rank) (rank-stabilized: Kalajdzievski 2023)")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapters' inputs zeroed in training")
     layers: str = Field("all", min_length=1, description="which Linear and Conv2d layers of the blocks are adapted: "
                         "all (that can be) | last | last:N (the last N layers) | blocks:N (those of the last N "

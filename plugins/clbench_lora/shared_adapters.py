@@ -110,7 +110,7 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
 
 
 def adapter_moments(strategy: SummedLoRA, samples: Samples, run: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return the uncentred second moment [d, d] of each adapted layer's inputs over raw samples, by layer.
+    """Return the uncentered second moment [d, d] of each adapted layer's inputs over raw samples, by layer.
 
     `run` is given prepared inputs and calls the layers.
 

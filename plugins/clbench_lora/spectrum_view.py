@@ -114,12 +114,12 @@ def _energies(figure: Figure, axes: Axes, s: Spectrum) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    colours = colormaps["viridis"].resampled(256)
+    colors = colormaps["viridis"].resampled(256)
     layers = s.finest
     for i, layer in enumerate(layers):
         curves = [energy_shares(c.singular) for c in s.of(layer)]
         mean = [fmean(values) for values in zip(*curves, strict=True)]
-        axes.plot(range(1, len(mean) + 1), mean, color=colours(0.9 * i / max(len(layers) - 1, 1)), label=layer,
+        axes.plot(range(1, len(mean) + 1), mean, color=colors(0.9 * i / max(len(layers) - 1, 1)), label=layer,
                   linewidth=1.4, marker=".")
     for share in SHARES:
         axes.axhline(share, color=style.PALE, linewidth=0.7, linestyle=":")
@@ -131,7 +131,7 @@ def _energies(figure: Figure, axes: Axes, s: Spectrum) -> None:
     if len(layers) <= MOST_NAMES:
         axes.legend(loc="lower right")
     else:
-        scale = ScalarMappable(Normalize(1, len(layers)), colours)
+        scale = ScalarMappable(Normalize(1, len(layers)), colors)
         figure.colorbar(scale, ax=axes, label="layer, from the input on")
 
 

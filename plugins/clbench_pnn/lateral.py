@@ -81,7 +81,7 @@ def reader(block: nn.Module, name: str) -> nn.Linear | nn.Conv2d | Ports:
                                          and any(isinstance(part, nn.Flatten) for part in parts)):
         inside = type(block.body).__name__ if isinstance(block, Block) else type(block).__name__
         raise SpecError(f"pnn: no lateral connection is known for {name} ({inside}): a body must have `ports`, or be "
-                        "one Linear or Conv2d with flattening or normalisation at most; choose another model, such as "
+                        "one Linear or Conv2d with flattening or normalization at most; choose another model, such as "
                         "mlp, cnn, resnet18 or vit-tiny")
     return layers[0]
 
@@ -103,7 +103,7 @@ class Lateral(nn.Module):
     """
 
     def __init__(self, join: Join, out: int, columns: int, reduction: int, like: Tensor) -> None:
-        """Initialise V and U as torch does, the scalars a_j (`alpha`) with small random values (the paper's words)."""
+        """Initialize V and U as torch does, the scalars a_j (`alpha`) with small random values (the paper's words)."""
         super().__init__()
         where: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         read, reduced, to = columns * join.channels, max(1, join.channels // reduction), join.reader

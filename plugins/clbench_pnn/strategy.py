@@ -88,7 +88,7 @@ class PNN(PerTaskStrategy):
         """Raise a SpecError if a layer cannot be initialized again."""
         for name, module in self.model.blocks.named_modules():
             if list(module.parameters(recurse=False)) and not hasattr(module, "reset_parameters"):
-                raise SpecError(f"pnn: blocks.{name} ({type(module).__name__}) has no reset_parameters to initialise a "
+                raise SpecError(f"pnn: blocks.{name} ({type(module).__name__}) has no reset_parameters to initialize a "
                                 "new column with; choose start = base or another model")
 
     def before_task(self, task: Task) -> None:

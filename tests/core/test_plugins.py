@@ -55,15 +55,15 @@ def test_a_plugin_that_returns_something_else_is_broken(returned, error):
     assert registry.strategy("lora").strategy == "clbench_lora.strategy:LoRA"
 
 
-def test_a_misspelt_hook_is_caught():
-    module = types.ModuleType("misspelt")
+def test_a_misspelled_hook_is_caught():
+    module = types.ModuleType("misspelled")
 
     @hookimpl
     def clbench_strategy():
         return []
 
     module.clbench_strategy = clbench_strategy
-    assert "clbench_strategy" in discover([module]).broken["misspelt"]
+    assert "clbench_strategy" in discover([module]).broken["misspelled"]
 
 
 def test_a_declaration_that_names_nothing():

@@ -59,7 +59,7 @@ class Penalty(QuadraticPenalty):
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo("replay-of-old", f"{__name__}:Replay", "replays", checked_on="mlp"),
-            StrategyInfo("penalty-of-old", f"{__name__}:Penalty", "penalises", unusable="")]
+            StrategyInfo("penalty-of-old", f"{__name__}:Penalty", "penalizes", unusable="")]
 '''
 CHANGES = {  # what its author changes
     "starts_over": "not_resumable", "frozen()": "frozen_modules()", "frozen(self)": "frozen_modules(self)",
@@ -123,7 +123,7 @@ def test_a_plugin_written_for_the_old_names_gives_the_same_results(tmp_path):
         ("StrategyInfo(checked_on=...)",
          'return [StrategyInfo("replay-of-old", f"{__name__}:Replay", "replays", checked_on="mlp"),'),
         ("StrategyInfo(unusable=...)",
-         'StrategyInfo("penalty-of-old", f"{__name__}:Penalty", "penalises", unusable="")]'),
+         'StrategyInfo("penalty-of-old", f"{__name__}:Penalty", "penalizes", unusable="")]'),
     }
 
 

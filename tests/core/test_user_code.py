@@ -6,17 +6,17 @@ from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
 from clbench.core.user_code import file_of, importable, load_function
 
-FILE = "import neighbour_of_photos\ndef stream():\n    return neighbour_of_photos.SIZE\nsize = 3\n"
+FILE = "import neighbor_of_photos\ndef stream():\n    return neighbor_of_photos.SIZE\nsize = 3\n"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/my-photos.py").write_text(FILE)
-    (tmp_path / "photos/neighbour_of_photos.py").write_text("SIZE = 64\n")
+    (tmp_path / "photos/neighbor_of_photos.py").write_text("SIZE = 64\n")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    sys.modules.pop("neighbour_of_photos", None)
+    sys.modules.pop("neighbor_of_photos", None)
 
 
 def load(name):

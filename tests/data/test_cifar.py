@@ -46,7 +46,7 @@ def test_the_second_time_comes_from_the_cache_with_its_augmentation(registry, la
     assert stream(registry, "split-cifar10", laid, augment=False).augment is None
 
 
-def test_normalisation(registry, laid):
+def test_normalization(registry, laid):
     x = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     for normalize, mean, std in (("none", [0] * 3, [1] * 3), ("dataset", *datasets.STATISTICS["CIFAR10"]),
                                  ("imagenet", *datasets.STATISTICS["ImageNet"])):

@@ -10,7 +10,7 @@ from clbench.core.registry import discover
 from clbench.data.common_options import ClassOptions, order_classes
 from clbench.data.datasets import CLASS_NAMES
 from clbench.data.own.dividing import divide
-from clbench.data.own.samples import Labelled
+from clbench.data.own.samples import Labeled
 from clbench.data.own_options import OwnOptions
 
 # The first classes of the orders of PILOT, APER, EASE, MOS and RanPAC (NumPy, seed 1993), SLCA (NumPy, 1996 and 1997)
@@ -40,7 +40,7 @@ def laid(tmp_path, monkeypatch):
 
 
 def own(names, each=10):
-    return Labelled([name for name in names for _ in range(each)])
+    return Labeled([name for name in names for _ in range(each)])
 
 
 def classes_of(found):
@@ -96,7 +96,7 @@ def test_own_tasks_of_given_sizes():
     found = divide(own("abcdef"), None, OwnOptions(task_sizes="1+3+2", classes_in_order="f+a+e+b+d+c"), 0, "x")
     assert [[found.classes[c] for c in order] for order in found.orders] == [["f"], ["a", "e", "b"], ["d", "c"]]
     assert not any("evenly" in note for note in found.notes)
-    named = Labelled(["a", "b", "c"] * 20, ["n", "s"] * 30)
+    named = Labeled(["a", "b", "c"] * 20, ["n", "s"] * 30)
     assert divide(named, None, OwnOptions(task_sizes=[2, 1]), 0, "x").orders == ((0, 1), (2,))
     with pytest.raises(DataError, match="x has 6 classes, and task_sizes sum to 5"):
         divide(own("abcdef"), None, OwnOptions(task_sizes=[2, 3]), 0, "x")

@@ -53,10 +53,10 @@ def test_a_stream_holds_outputs_tasks_and_shape():
 def test_the_fingerprint_tells_apart_whatever_differs():
     other = raw()
     other.test[1].x[0, 0, 0, 0] ^= 1
-    relabelled = raw()
-    relabelled.train[0].y[0] = 1
+    relabeled = raw()
+    relabeled.train[0].y[0] = 1
     streams = [present(raw(), "class", "b"), present(raw(), "domain", "b"), present(other, "class", "b"),
-               present(relabelled, "class", "b"), present(raw(mean=(0.5,), std=(0.5,)), "class", "b")]
+               present(relabeled, "class", "b"), present(raw(mean=(0.5,), std=(0.5,)), "class", "b")]
     assert len({s.fingerprint for s in streams}) == len(streams)
     assert present(raw(), "class", "b").fingerprint == streams[0].fingerprint
 

@@ -131,7 +131,7 @@ def test_padding_mean_and_deviation_are_left_out_of_keys_while_they_are_not_used
 @pytest.mark.parametrize(("given", "message"), [
     ({"mean": 0.1}, "mean and deviation go together"), ({"deviation": 0.3}, "mean and deviation go together"),
     ({"mean": 0.1, "deviation": 0.3, "normalize": True}, "mean and deviation, or normalize, not both")])
-def test_half_a_normalisation_or_two_are_refused(registry, laid, given, message):
+def test_half_a_normalization_or_two_are_refused(registry, laid, given, message):
     with pytest.raises(SpecError, match=message):
         load(registry, laid, "split-mnist", "task", **given)
 

@@ -179,13 +179,13 @@ def test_an_unknown_transform_is_read_item_by_item():
 def test_a_transform_that_differs_on_a_batch_is_found_out():
     from avalanche.benchmarks.utils import DefaultTransformGroups, make_avalanche_dataset
 
-    class Centred:
+    class Centered:
         clbench_batched = True
 
         def __call__(self, x):
             return x.float() - x.float().mean()
 
-    data = make_avalanche_dataset(pixels(), frozen_transform_groups=DefaultTransformGroups((Centred(), None)))
+    data = make_avalanche_dataset(pixels(), frozen_transform_groups=DefaultTransformGroups((Centered(), None)))
     assert_identical(data, note="differs on a batch")
 
 
@@ -213,9 +213,9 @@ def test_random_transforms_of_test_samples_are_refused():
         materialise(experience.dataset, "eval", "here")
 
 
-def test_grey_images_without_channel_get_one_and_other_numbers_become_floats():
-    grey = TensorDataset(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.arange(3))
-    assert materialise(grey, "train", "here").x.shape == (3, 1, 4, 4)
+def test_gray_images_without_channel_get_one_and_other_numbers_become_floats():
+    gray = TensorDataset(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.arange(3))
+    assert materialise(gray, "train", "here").x.shape == (3, 1, 4, 4)
     for dtype in (torch.int64, torch.float64, torch.bool):
         read = materialise(TensorDataset(torch.ones(3, 4, 4, dtype=dtype), torch.arange(3)), "train", "here")
         assert read.x.dtype == torch.float32 and read.x.shape == (3, 4, 4)

@@ -1,4 +1,4 @@
-"""Images as a model's weights want them: resized, normalised, augmented."""
+"""Images as a model's weights want them: resized, normalized, augmented."""
 
 import numpy as np
 import pytest
@@ -62,10 +62,10 @@ def test_a_stream_becomes_what_the_weights_want():
     torch.testing.assert_close(made.tests.x, (Prepare(size=31)(images()) - mean) / std)
     assert made.fingerprint != given.fingerprint and "mean 0.485 0.456 0.406" in made.notes[-1]
     kept = as_inputs(given, None, 3, IMAGENET, normalize=False)
-    assert kept.prepare.mean == (0.5,) and "normalised by mean [0.5], as the benchmark's options say" in kept.notes[0]
+    assert kept.prepare.mean == (0.5,) and "normalized by mean [0.5], as the benchmark's options say" in kept.notes[0]
     assert as_inputs(given, None, 3, None, normalize=False) is given
-    grey = as_inputs(stream(images(channels=1)), None, 3, None, normalize=False)
-    assert grey.input_shape == (3, 20, 20) and torch.equal(grey.tests.x[:, 0], grey.tests.x[:, 2])
+    gray = as_inputs(stream(images(channels=1)), None, 3, None, normalize=False)
+    assert gray.input_shape == (3, 20, 20) and torch.equal(gray.tests.x[:, 0], gray.tests.x[:, 2])
     with pytest.raises(SpecError, match="samples are no images"):
         as_inputs(stream(torch.rand(3, 12)), 31, None, None, normalize=False)
     with pytest.raises(DataError, match=r"not in \[0, 1\].*normalize = none"):

@@ -91,7 +91,7 @@ def test_random_splits_are_those_of_torch_over_the_order_of_imagefolder(trees, s
     found = ImageNetROptions(split=split).found(trees)
     for photos, part in zip(found[:2], parts, strict=True):
         assert [str(file) for file in photos.files] == [files[row][0] for row in part]
-        assert list(photos.labelled.labels) == [WNIDS[files[row][1]] for row in part]
+        assert list(photos.labeled.labels) == [WNIDS[files[row][1]] for row in part]
     assert random_rows(1000, seed) == tuple(list(part) for part in parts)
 
 
@@ -105,7 +105,7 @@ def test_the_rule_of_random_splits_is_torchs(count, seed):
 def test_zhengs_split_is_stratified(trees):
     for options in (ImageNetROptions(split="zheng"), ImageNetAOptions()):
         found = options.found(trees)
-        assert Counter(found.test.labelled.labels) == dict.fromkeys(WNIDS, 1)
+        assert Counter(found.test.labeled.labels) == dict.fromkeys(WNIDS, 1)
         assert not {*found.train.files} & {*found.test.files} and len(found.train.files) == 800
     labels = np.repeat(np.arange(7), [5, 9, 13, 20, 31, 40, 77])
     train, test = stratified_rows(labels.tolist(), 42)
@@ -160,7 +160,7 @@ def test_domainnet_has_domains_as_tasks_or_classes_of_all_domains(trees):
 
 def test_core50_ni_has_sessions_in_the_order_of_a_run_and_one_test(trees):
     found = CORe50Options().found(trees)
-    assert found.train.labelled.task_names == ("s5", "s1", "s2", "s4", "s6", "s8", "s9", "s11")
+    assert found.train.labeled.task_names == ("s5", "s1", "s2", "s4", "s6", "s8", "s9", "s11")
     assert {file.parts[-3] for file in found.test.files} == {"s3", "s7", "s10"}
     read = stream("core50", trees, "domain")
     assert sizes(read) == [(50, 50, 150)] * 8
@@ -183,7 +183,7 @@ def test_clear10_has_buckets_in_time_as_tasks(trees):
     read = stream("clear10", trees, "domain")
     assert sizes(read) == [(11, 22, 11)] * 10
     assert read.tasks[0].class_names[0] == "BACKGROUND"
-    assert CLEAR10Options().found(trees).train.labelled.tasks[0] == "1"
+    assert CLEAR10Options().found(trees).train.labeled.tasks[0] == "1"
 
 
 def test_preprocessing_is_that_of_the_papers_unless_a_size_is_given():

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 
 from clbench.core.errors import DataError
 from clbench.data.own.dividing import divide, hold_out
-from clbench.data.own.samples import Labelled, as_text, in_order
+from clbench.data.own.samples import Labeled, as_text, in_order
 from clbench.data.own_options import ColumnOptions, OwnOptions
 
 
 def samples(counts, tasks=None, groups=None):
-    return Labelled([label for label, count in counts.items() for _ in range(count)], tasks, groups)
+    return Labeled([label for label, count in counts.items() for _ in range(count)], tasks, groups)
 
 
 def named(division, which="orders"):
@@ -54,7 +54,7 @@ def test_what_is_held_out_is_a_share_of_each_class_for_every_seed(groups):
 
 
 def test_a_share_of_each_class_in_each_task_is_held_out():
-    own = Labelled(["a", "b"] * 60, [task for task in ("n", "s", "w") for _ in range(40)])
+    own = Labeled(["a", "b"] * 60, [task for task in ("n", "s", "w") for _ in range(40)])
     division = divide(own, None, OwnOptions(), 0, "x")
     for task in range(3):
         assert Counter(np.array(own.labels)[division.test[task]]) == {"a": 4, "b": 4}
@@ -63,7 +63,7 @@ def test_a_share_of_each_class_in_each_task_is_held_out():
 
 
 def test_tasks_of_a_column_come_by_size_or_as_listed_and_give_way_to_tasks_by_class():
-    own = Labelled(["a", "b"] * 60, [year for year in ("2010", "990") for _ in range(60)])
+    own = Labeled(["a", "b"] * 60, [year for year in ("2010", "990") for _ in range(60)])
     assert divide(own, None, ColumnOptions(task_column="year"), 0, "x").tasks == ("990", "2010")
     listed = ColumnOptions(task_column="year", tasks_in_order=["2010", "990"])
     assert divide(own, None, listed, 0, "x").tasks == ("2010", "990")
@@ -99,10 +99,10 @@ def test_groups_that_the_data_have_on_both_sides_are_told():
 
 def test_classes_of_one_task_only_and_small_classes_are_named():
     labels, tasks = ["a"] * 40 + ["b"] * 20 + ["a"] * 40 + ["c"] * 9, ["n"] * 60 + ["s"] * 49
-    notes = divide(Labelled(labels, tasks), None, OwnOptions(), 0, "x").notes
+    notes = divide(Labeled(labels, tasks), None, OwnOptions(), 0, "x").notes
     assert "classes that occur in one task only: b (n), c (s)" in notes
     assert "classes with fewer than 10 training samples: c (7)" in notes
-    apart = divide(Labelled(["a"] * 20 + ["b"] * 20, ["n"] * 20 + ["s"] * 20), None, OwnOptions(), 0, "x").notes
+    apart = divide(Labeled(["a"] * 20 + ["b"] * 20, ["n"] * 20 + ["s"] * 20), None, OwnOptions(), 0, "x").notes
     assert not any("one task only" in note for note in apart)  # then the tasks have classes of their own, as by class
 
 
@@ -117,7 +117,7 @@ def test_classes_of_one_task_only_and_small_classes_are_named():
     (samples({"a": 9, "b": 9}, ["n", "s"] * 9), {"class_order": "seed"}, "names its own tasks"),
     (samples({"a": 9, "b": 9}), {"tasks": 2, "tasks_in_order": ["n"]}, "is for tasks that the data name"),
     (samples({"a": 1, "b": 9}), {"tasks": 2}, "no test sample is left for task 'a'"),
-    (Labelled(["a", "d"] * 9, classes=("a", "b")), {}, "not among its class names: d"),
+    (Labeled(["a", "d"] * 9, classes=("a", "b")), {}, "not among its class names: d"),
 ])
 def test_what_cannot_be_divided_is_an_error_with_a_way_out(own, options, message):
     with pytest.raises(DataError, match=f"^here.*{message}"):

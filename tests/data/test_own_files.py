@@ -99,7 +99,7 @@ def test_arrays_that_do_not_fit_are_errors(change, message, tmp_path):
         stream("arrays", "a.npz", tmp_path)
 
 
-def test_a_table_is_standardised_by_the_first_task_s_training_samples_alone(tmp_path):
+def test_a_table_is_standardized_by_the_first_task_s_training_samples_alone(tmp_path):
     values = [[RNG.normal(100 * (site == "b"), 5), 7, site, "yes" if i % 2 else "no"]
               for site in "ab" for i in range(30)]
     read = stream("table", table(tmp_path / "t.csv", ["size", "same", "site", "ill"], *values), tmp_path, "domain",
@@ -112,7 +112,7 @@ def test_a_table_is_standardised_by_the_first_task_s_training_samples_alone(tmp_
     own = read.tasks[0].train.x.double()
     assert facts.mean == pytest.approx(own.mean(0).tolist(), rel=1e-6)
     assert facts.std == pytest.approx([own[:, 0].std(correction=0).item(), 1], rel=1e-6)
-    assert any(note.startswith("inputs are 2 columns: size, same, standardised by") for note in read.notes)
+    assert any(note.startswith("inputs are 2 columns: size, same, standardized by") for note in read.notes)
     assert any("constant in the first task" in note and note.endswith(": same") for note in read.notes)
     assert "mean" not in describe(stream("table", "t.csv", tmp_path, "domain", task_column="site", label_column="ill",
                                          standardise=False)).model_dump()

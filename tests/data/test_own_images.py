@@ -18,8 +18,8 @@ from clbench.experiment.trial import Resolved
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
-def photo(colour=RED, size=(20, 20), mode="RGB"):
-    return Image.new("RGB", size, colour).convert(mode)
+def photo(color=RED, size=(20, 20), mode="RGB"):
+    return Image.new("RGB", size, color).convert(mode)
 
 
 def save(path, image=None, **options):
@@ -76,8 +76,8 @@ def test_folders_may_be_tasks(tmp_path):
     read = stream(tmp_path / "p", tmp_path, "domain", tasks_from="folders", tasks_in_order="south+north")
     assert [task.classes for task in read.tasks] == [(0, 1), (0, 1)]
     train, _, _ = find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(tasks_from="folders"), tmp_path)
-    assert train.labelled.tasks == ["north"] * 10 + ["south"] * 10
-    assert train.labelled.labels[:10] == ["ill"] * 5 + ["well"] * 5
+    assert train.labeled.tasks == ["north"] * 10 + ["south"] * 10
+    assert train.labeled.labels[:10] == ["ill"] * 5 + ["well"] * 5
 
 
 def test_folders_within_classes_may_be_groups(tmp_path):
@@ -86,7 +86,7 @@ def test_folders_within_classes_may_be_groups(tmp_path):
         save(tmp_path / "p" / "well" / f"patient{patient}" / "b.png")
     name = f"images:{tmp_path / 'p'}"
     train, _, notes = find_photos(name, ImagesOptions(groups_from="folders"), tmp_path)
-    assert train.labelled.groups == [f"patient{i}" for i in range(5)] * 2
+    assert train.labeled.groups == [f"patient{i}" for i in range(5)] * 2
     assert not notes
     _, _, notes = find_photos(name, ImagesOptions(), tmp_path)
     assert "10 photos lie in folders within those of their classes" in notes[0]
@@ -144,13 +144,13 @@ def test_other_modes_become_rgb_with_counts():
     x, notes = read_photos(opened(kinds), PhotoOptions(), "x")
     assert x[:3, :, 0, 0].tolist() == [list(RED)] * 3
     assert x[3:, :, 0, 0].tolist() == [[9] * 3, [77] * 3]
-    assert notes == ["photos that became RGB, of 5: 2 grey, 1 of a palette, 1 with transparency, which was dropped"]
+    assert notes == ["photos that became RGB, of 5: 2 gray, 1 of a palette, 1 with transparency, which was dropped"]
 
 
-def test_grey_photos_alone_keep_one_channel():
+def test_gray_photos_alone_keep_one_channel():
     x, notes = read_photos(opened([photo((7, 7, 7), mode="L")] * 2), PhotoOptions(), "x")
     assert x.shape == (2, 1, 20, 20) and (x == 7).all()
-    assert notes == ["all 2 photos are grey and have one channel"]
+    assert notes == ["all 2 photos are gray and have one channel"]
 
 
 def test_a_large_jpeg_is_read_as_the_same_picture(tmp_path):

@@ -121,7 +121,7 @@ def test_boxes_of_photos_of_several_sizes_are_those_of_each_size():
         assert 0 <= top <= height - rows and 0 <= left <= width - columns and rows > 0 and columns > 0
 
 
-def test_grey_photos_alone_keep_one_channel(tmp_path):
+def test_gray_photos_alone_keep_one_channel(tmp_path):
     for c in "ab":
         for i in range(5):
             (tmp_path / "p" / c).mkdir(parents=True, exist_ok=True)

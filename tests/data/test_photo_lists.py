@@ -33,9 +33,9 @@ def test_lists_say_which_photos_are_training_and_test_and_in_which_order_classes
     train, test, notes = find(root, train_list="train.txt", test_list="test.txt")
     assert [str(file.relative_to(root)) for file in train.files] == [
         "owl/a.png", "cat/a.png", "dog/a.png", "dog/c d.png", "ant/a.png"]
-    assert list(train.labelled.labels) == ["owl", "cat", "dog", "dog", "ant"]
-    assert train.labelled.classes == test.labelled.classes == ("owl", "cat", "ant", "dog")  # by label, 2 before 10
-    assert list(test.labelled.labels) == ["ant", "dog", "cat", "owl"]
+    assert list(train.labeled.labels) == ["owl", "cat", "dog", "dog", "ant"]
+    assert train.labeled.classes == test.labeled.classes == ("owl", "cat", "ant", "dog")  # by label, 2 before 10
+    assert list(test.labeled.labels) == ["ant", "dog", "cat", "owl"]
     assert not notes
     files = image_files(f"images:{root}", {"train_list": ["train.txt"], "test_list": ["test.txt"]}, root)
     assert {root / "train.txt", root / "test.txt"} < {*files} and len(files) == 11
@@ -58,8 +58,8 @@ def test_leading_folders_of_paths_are_left_out_and_labels_stay_if_folders_do_not
     (root / "train.txt").write_text(
         "data/photos/owl/a.png even\n./data/photos/cat/a.png odd\ndata/photos/dog/a.png odd")
     train, test, _ = find(root, train_list="train.txt")
-    assert test is None and train.labelled.classes == ()
-    assert list(train.labelled.labels) == ["even", "odd", "odd"]
+    assert test is None and train.labeled.classes == ()
+    assert list(train.labeled.labels) == ["even", "odd", "odd"]
     assert train.files[1] == root / "cat" / "a.png"
 
 
@@ -72,15 +72,15 @@ def test_several_lists_are_joined_and_outer_folders_may_be_tasks(tmp_path):
         (tmp_path / f"{site}_test.txt").write_text(f"{site}/ill/b.png 0\n")
     train, test, _ = find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(
         train_list="north.txt+south.txt", test_list="north_test.txt+south_test.txt", tasks_from="folders"), tmp_path)
-    assert train.labelled.tasks == ["north"] * 2 + ["south"] * 2
-    assert list(train.labelled.labels) == ["ill", "well"] * 2 and test.labelled.tasks == ["north", "south"]
+    assert train.labeled.tasks == ["north"] * 2 + ["south"] * 2
+    assert list(train.labeled.labels) == ["ill", "well"] * 2 and test.labeled.tasks == ["north", "south"]
 
 
 def test_yaml_has_data_and_targets(root):
     pytest.importorskip("yaml")
     (root / "train.yaml").write_text("data:\n- data/photos/owl/a.png\n- data/photos/cat/a.png\ntargets:\n- 1\n- 0\n")
     train, _, _ = find(root, train_list="train.yaml")
-    assert list(train.labelled.labels) == ["owl", "cat"] and train.labelled.classes == ("cat", "owl")
+    assert list(train.labeled.labels) == ["owl", "cat"] and train.labeled.classes == ("cat", "owl")
 
 
 @pytest.mark.parametrize(("content", "problem"), [

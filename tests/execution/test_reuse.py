@@ -293,7 +293,7 @@ def test_a_record_that_another_process_trained_meanwhile_by_other_code_is_kept_a
     assert ready.missing == [planned]
     keeper = run.RecordKeeper(ready, heard)
     keeper.relabel()
-    store.write(made(2020, label="labelled by another"))  # the same training: it is still to be replaced
+    store.write(made(2020, label="labeled by another"))  # the same training: it is still to be replaced
     store.clear(planned.trial.key)
     assert keeper.claim(planned)
     keeper.claims.release(planned.trial.key)

@@ -67,7 +67,7 @@ def test_a_finished_trial_takes_the_label_it_has_now(registry, tmp_path):
     assert Store(tmp_path).read()[0] == records == [record_of(ready.planned[0])]
 
 
-def test_a_record_that_another_process_wrote_meanwhile_is_relabelled_as_it_stands(registry, tmp_path):
+def test_a_record_that_another_process_wrote_meanwhile_is_relabeled_as_it_stands(registry, tmp_path):
     store, spec = Store(tmp_path), build({"methods": [{"name": "ewc", "label": "mine"}], "seeds": 2})
     read, unread = (record_of(p, label="theirs") for p in plan(spec, registry))
     store.write(read)

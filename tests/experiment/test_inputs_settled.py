@@ -1,4 +1,4 @@
-"""What weights settle in the plan: size, normalisation, base; and where published weights are found."""
+"""What weights settle in the plan: size, normalization, base; and where published weights are found."""
 
 import importlib
 import json

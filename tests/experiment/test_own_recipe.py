@@ -35,7 +35,7 @@ def test_what_the_experiment_has_anyway_makes_no_difference():
     assert same.trial.own_recipe == {} and same.trial.key == planned(["ewc"])[0].trial.key and same.label == "ewc"
 
 
-def test_another_budget_or_optimiser_replaces_what_does_not_go_with_it():
+def test_another_budget_or_optimizer_replaces_what_does_not_go_with_it():
     sgd = Recipe(optimizer="sgd", momentum=0.9, lr=0.05, epochs=3)
     new, own = changed(sgd, {"optimizer": "adam", "iterations": 70})
     assert new == Recipe(optimizer="adam", lr=0.05, iterations=70)

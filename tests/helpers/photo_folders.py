@@ -1,4 +1,4 @@
-"""Folders of synthetic photos: several sizes, grey and RGB, PNG and JPEG, some turned by their EXIF data."""
+"""Folders of synthetic photos: several sizes, gray and RGB, PNG and JPEG, some turned by their EXIF data."""
 
 import numpy as np
 from PIL import Image

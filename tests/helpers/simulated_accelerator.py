@@ -7,7 +7,7 @@
 A wrapper subclass holds a CPU tensor and says that it lives on `simulated:0` (torch's PrivateUse1 slot, set up from
 Python; an experimental interface of torch 2.9). Every operation is done on the CPU tensors inside, so results are the
 CPU's, bit for bit; what goes wrong is what would go wrong on any accelerator: a tensor left on the host, a factory
-without `device=`, `.numpy()` of a device tensor, a wait in the hot loop. vmap, functional_call, autograd and optimisers
+without `device=`, `.numpy()` of a device tensor, a wait in the hot loop. vmap, functional_call, autograd and optimizers
 work.
 Not simulated: pinned memory, streams, autocast (bf16), CUDA graphs, kernels.
 """

@@ -40,11 +40,11 @@ def shifting():
     from avalanche.benchmarks import tensors_benchmark
 
     generator = torch.Generator().manual_seed(1)
-    centres = torch.rand(3, 4, 1, 6, 6, generator=generator)
+    centers = torch.rand(3, 4, 1, 6, 6, generator=generator)
 
     def part(task, samples):
         y = torch.arange(samples) % 4
-        return (centres[task][y] + 0.6 * torch.randn(samples, 1, 6, 6, generator=generator)).clamp(0, 1), y
+        return (centers[task][y] + 0.6 * torch.randn(samples, 1, 6, 6, generator=generator)).clamp(0, 1), y
 
     return tensors_benchmark(train_tensors=[part(task, 150) for task in range(3)],
                              test_tensors=[part(task, 80) for task in range(3)], task_labels=[0] * 3,
@@ -52,7 +52,7 @@ def shifting():
 
 
 def pictures():
-    """Return two tasks of small colour images (uint8), two classes each, that a coloured corner tells apart."""
+    """Return two tasks of small color images (uint8), two classes each, that a colored corner tells apart."""
     from avalanche.benchmarks import tensors_benchmark
 
     generator = torch.Generator().manual_seed(2)

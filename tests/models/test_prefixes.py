@@ -145,9 +145,9 @@ def test_prefixes_learn_the_same_in_a_stack_and_alone_and_know_their_shapes_on_m
         return functional_call(encoder, state, (x, Prefix(keys, values)))
 
     state = [{n: t.detach() for n, t in part.items()} for part in (parameters, buffers)]
-    learnt = keys.clone().requires_grad_(), values.clone().requires_grad_()
+    learned = keys.clone().requires_grad_(), values.clone().requires_grad_()
     with FoldedAttention() as folded:
-        stacked = torch.autograd.grad(vmap(loss)(*learnt, *state).sum(), learnt)
+        stacked = torch.autograd.grad(vmap(loss)(*learned, *state).sum(), learned)
     assert folded.calls == (0 if kind == "vit" else 2)
     for i in range(2):
         alone = grad(loss, argnums=(0, 1))(keys[i], values[i], *({n: t[i] for n, t in part.items()} for part in state))

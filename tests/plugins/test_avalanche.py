@@ -179,7 +179,7 @@ def test_what_is_kept_is_counted_once(methods):
         strategy, *_ = learned(methods[f"avalanche:{name}"], "task", Recipe(batch_size=8, epochs=1), options)
         return measure(strategy)
 
-    sample = PIXELS + 2 * 8  # a grey byte per pixel, the label and the task as int64, as clbench's er keeps them
+    sample = PIXELS + 2 * 8  # a gray byte per pixel, the label and the task as int64, as clbench's er keeps them
     weights = 4 * PARAMETERS
     assert found("Naive").bytes == {"base": weights}
     replay = found("Replay", mem_size=10)

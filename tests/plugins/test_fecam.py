@@ -68,7 +68,7 @@ def theirs_shrunk(cov, alpha1, alpha2):
     return cov + alpha1 * np.mean(np.diagonal(cov)) * identity + alpha2 * mean_off * (1 - identity)
 
 
-def theirs_normalised(cov):
+def theirs_normalized(cov):
     deviation = np.sqrt(np.diagonal(cov))
     return cov / np.outer(deviation, deviation)
 
@@ -95,7 +95,7 @@ def test_the_distance_is_that_of_the_authors_code_for_convolutional_networks(opt
         for _ in range(times):
             cov = theirs_shrunk(cov, *alphas)
         away = unit(x.flatten(1).double().numpy() ** power) - unit(own.mean(0) ** power)
-        expected[:, c] = mahalanobis(away, theirs_normalised(cov))
+        expected[:, c] = mahalanobis(away, theirs_normalized(cov))
     np.testing.assert_allclose(-answer(strategy, x=x).logits.numpy(), expected, rtol=1e-8)
 
 
@@ -109,7 +109,7 @@ def test_the_distance_is_that_of_the_authors_scripts_for_vision_transformers():
     assert min(own.min() for own in classes) < 0
     with torch.no_grad():
         f = unit(model.features(x).double().numpy())
-    expected = np.stack([mahalanobis(f - own.mean(0), theirs_normalised(theirs_shrunk(np.cov(own.T), 1, 0)))
+    expected = np.stack([mahalanobis(f - own.mean(0), theirs_normalized(theirs_shrunk(np.cov(own.T), 1, 0)))
                          for own in classes], 1)
     np.testing.assert_allclose(-answer(strategy, x=x).logits.numpy(), expected, rtol=1e-8)
 
@@ -129,7 +129,7 @@ def test_a_common_covariance_is_the_running_mean_of_the_tasks():
 
 
 def test_classes_that_differ_in_their_correlations_alone_are_told_apart():
-    def pairs(count, label):  # means alike; neighbours rise together in even classes, against each other in odd ones
+    def pairs(count, label):  # means alike; neighbors rise together in even classes, against each other in odd ones
         drawn = torch.randn(count, D // 2, generator=torch.Generator().manual_seed(label))
         both = torch.stack([drawn, drawn * (1 - 2 * (label % 2))], 2).flatten(1)
         return (1 + 0.1 * both).clamp(min=0.1).view(count, 1, 8, 8)

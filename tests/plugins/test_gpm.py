@@ -128,7 +128,7 @@ def test_momentum_stays_in_the_complement_and_all_else_is_fixed(model, monkeypat
         elif name.startswith("model.head"):
             assert change.any()
         else:
-            assert not change.any(), name  # biases, normalisation and its statistics, positions
+            assert not change.any(), name  # biases, normalization and its statistics, positions
 
 
 def test_the_head_is_projected_where_its_rows_compete():

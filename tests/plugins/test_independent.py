@@ -75,7 +75,7 @@ def test_the_base_of_task1_is_that_of_lora_and_copies_start_from_it():
                                                  strict=True))
 
 
-def test_normalisation_of_a_learned_copy_does_not_drift():
+def test_normalization_of_a_learned_copy_does_not_drift():
     model = make_model("cnn")
     model.blocks[1].body = nn.Sequential(model.blocks[1].body, nn.BatchNorm2d(8))
     strategy = Independent(model, make_world(), IndependentOptions(base="random"))

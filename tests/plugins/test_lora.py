@@ -83,7 +83,7 @@ def test_convolution_adapter_is_a_matrix_of_the_rank():
     assert (singular > 1e-5).sum() == 2
 
 
-def test_initialisation_is_kaiming_uniform_and_zero():
+def test_initialization_is_kaiming_uniform_and_zero():
     layer = LoRALayer(nn.Linear(400, 50), 8, 1.0)
     layer.add()
     a = layer.lora_A[0].weight
@@ -92,7 +92,7 @@ def test_initialisation_is_kaiming_uniform_and_zero():
     assert not layer.lora_B[0].weight.any()
 
 
-def test_gaussian_initialisation_is_pefts():
+def test_gaussian_initialization_is_pefts():
     layer = LoRALayer(nn.Linear(400, 50), 8, 1.0, init="gaussian")
     layer.add()
     assert layer.lora_A[0].weight.std().item() == pytest.approx(1 / 8, rel=0.05)
@@ -304,7 +304,7 @@ def test_base_phase_is_fine_tuning():
 
 
 @pytest.mark.parametrize("base", ["task1", "random"])
-def test_normalisation_of_the_frozen_base_does_not_drift(base):
+def test_normalization_of_the_frozen_base_does_not_drift(base):
     model = make_model("cnn")
     model.blocks[1].body = nn.Sequential(model.blocks[1].body, nn.BatchNorm2d(8))
     strategy = LoRA(model, make_world(), LoRAOptions(base=base))
@@ -314,7 +314,7 @@ def test_normalisation_of_the_frozen_base_does_not_drift(base):
     learn(strategy, make_task(0))
     after_first = copy.deepcopy(norm.state_dict())
     drifted = not torch.equal(fresh["running_mean"], after_first["running_mean"])
-    assert drifted == (base == "task1")  # its first phase trains the base, normalisation included
+    assert drifted == (base == "task1")  # its first phase trains the base, normalization included
     strategy.train()
     learn(strategy, make_task(1))
     strategy.train()

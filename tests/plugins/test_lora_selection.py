@@ -173,7 +173,7 @@ def test_layers_whose_weight_is_read_or_changed_are_left_out():
                  marks=pytest.mark.extra("timm"))])
 def test_networks_of_others_are_adapted_as_far_as_can_be(name, kept, left_out):
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what meta tensors make of initialisers
+        warnings.simplefilter("ignore")  # what meta tensors make of initializers
         model, _ = build_model(Resolved(name=name, options={}), None, (3, 224, 224), 6, discover())
     options = AdapterOptions(rank=1)
     notes = remarks(model, options)

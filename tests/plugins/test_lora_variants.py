@@ -125,7 +125,7 @@ def test_task1_trains_the_base_without_adapters_first(method):
 
 
 @pytest.mark.parametrize("method", VARIANTS)
-def test_normalisation_of_the_frozen_base_does_not_drift(method):
+def test_normalization_of_the_frozen_base_does_not_drift(method):
     model = make_model("cnn")
     model.blocks[1].body = nn.Sequential(model.blocks[1].body, nn.BatchNorm2d(8))
     cls, own = VARIANTS[method]

@@ -73,7 +73,7 @@ class Projected(torch.optim.Adam):
 
 
 @pytest.mark.parametrize("project_b", [True, False])
-def test_it_learns_as_by_an_optimiser_that_projects_its_steps(project_b):
+def test_it_learns_as_by_an_optimizer_that_projects_its_steps(project_b):
     strategy, twin = (make(threshold=0.9, project_b=project_b) for _ in range(2))
     task = double(make_task(1))
     for one in (strategy, twin):
@@ -137,14 +137,14 @@ def test_earlier_adapters_stay_bit_for_bit(kind):
     assert all(layer.lora_B[1].weight.any() for layer in strategy.adapted.values())
 
 
-def triplet_by_hand(features, labels, centres, margin):
-    """Return the loss by loops over samples, as the definition goes; centres are other classes' means by label."""
+def triplet_by_hand(features, labels, centers, margin):
+    """Return the loss by loops over samples, as the definition goes; centers are other classes' means by label."""
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     total = 0.0
     for i, y in enumerate(labels):
         distances = np.linalg.norm(unit - unit[i], axis=1)
         others = [*distances[labels != y], *(np.linalg.norm(unit[i] - c / np.linalg.norm(c))
-                                             for own, c in centres.items() if own != y)]
+                                             for own, c in centers.items() if own != y)]
         if others:
             total += max(0.0, distances[labels == y].max() - min(others) + margin)
     return total / len(labels)

@@ -21,7 +21,7 @@ FORMS = ["new-classes", "all-seen", "zero-padded", "lwf-mc"]
 
 
 def papers_loss(logits, old, columns, temperature):
-    """Equations 2 to 4: probabilities to the power of 1/T, normalised."""
+    """Equations 2 to 4: probabilities to the power of 1/T, normalized."""
     p, q = old[:, columns].softmax(1) ** (1 / temperature), logits[:, columns].softmax(1) ** (1 / temperature)
     p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
     return -(p * q.log()).sum(1).mean()

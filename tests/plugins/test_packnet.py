@@ -55,7 +55,7 @@ def test_the_weights_of_a_task_and_all_that_is_not_packed_stay_what_they_were(mo
         moved = False
         for name, value in old.items():
             if f"blocks.{name}" not in packed:
-                assert torch.equal(new[name], value), name  # biases, normalisation and its statistics
+                assert torch.equal(new[name], value), name  # biases, normalization and its statistics
                 continue
             owner = later._part("owner", f"blocks.{name}")
             assert torch.equal(new[name][owner <= task], value[owner <= task])

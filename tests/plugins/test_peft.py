@@ -121,7 +121,7 @@ def test_convolutions_that_peft_does_not_know_are_not_exported(tmp_path, monkeyp
         adapters.export(source, 0, tmp_path / "to")
 
 
-def colourful(index):
+def colorful(index):
     task = make_task(index)
     object.__setattr__(task.train, "x", task.train.x.expand(-1, 3, -1, -1).repeat(1, 1, 4, 4))
     return task
@@ -137,7 +137,7 @@ def test_timms_own_model_takes_an_adapter_with_plain_peft(tmp_path, options):
     def timms():
         return timm.create_model("test_vit", num_classes=2 * TASKS, img_size=32).eval()
 
-    strategy, source = keep(tmp_path, "timm:test_vit", tasks=[*map(colourful, range(TASKS))], shape=(3, 32, 32),
+    strategy, source = keep(tmp_path, "timm:test_vit", tasks=[*map(colorful, range(TASKS))], shape=(3, 32, 32),
                             base="random", **options)
     adapters.export(source, 1, tmp_path / "to")
     x = inputs().expand(-1, 3, -1, -1).repeat(1, 1, 4, 4)

@@ -171,7 +171,7 @@ def test_scalars_start_small_and_different():
     assert 0 < alpha.min() <= alpha.max() < 0.1
 
 
-def test_normalisation_of_old_columns_does_not_drift():
+def test_normalization_of_old_columns_does_not_drift():
     model = make_model("cnn")
     model.blocks[1].body = nn.Sequential(model.blocks[1].body, nn.BatchNorm2d(8))
     strategy = PNN(model, make_world(), PNNOptions())

@@ -67,7 +67,7 @@ def test_ncm_gives_the_nearest_mean_and_half_the_squared_distance():
     np.testing.assert_allclose(logits - logits[:, :1], (distances[:, :1] - distances) / 2, rtol=1e-9, atol=1e-12)
 
 
-def test_ncm_normalised_is_icarls():
+def test_ncm_normalized_is_icarls():
     tasks = [make_task(i) for i in range(3)]
     f, y = data(tasks)
     f /= np.linalg.norm(f, axis=1, keepdims=True)

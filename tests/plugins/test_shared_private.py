@@ -61,7 +61,7 @@ def test_private_hidden_layer_by_formula_and_by_hand():
     torch.testing.assert_close(answer(strategy, 0).logits[:, :2], (hidden @ head.weight.T + head.bias).detach())
 
 
-def test_normalisation_of_the_encoder_does_not_drift_once_frozen():
+def test_normalization_of_the_encoder_does_not_drift_once_frozen():
     model = make_model("cnn")
     model.blocks[0].body = nn.Sequential(model.blocks[0].body, nn.BatchNorm2d(4))
     strategy = SharedPrivate(model, make_world(), SharedPrivateOptions())

@@ -36,9 +36,9 @@ def by_hand(model, tasks, strength, damping, steps, lr, total=False):
             held = sum((omega[n] * (p - anchor[n]).square()).sum() for n, p in own.items())
             whole = torch.autograd.grad(data + strength * held, list(own.values()))
             with torch.no_grad():
-                for (n, p), g, unregularised in zip(own.items(), whole, pull, strict=True):
+                for (n, p), g, unregularized in zip(own.items(), whole, pull, strict=True):
                     p -= lr * g
-                    small[n] += (g if total else unregularised) * lr * g
+                    small[n] += (g if total else unregularized) * lr * g
         for n, p in own.items():
             omega[n] = omega[n] + small[n] / ((p.detach() - start[n]).square() + damping)
             omega[n] = omega[n] if total else omega[n].clamp_min(0)

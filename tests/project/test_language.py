@@ -15,6 +15,9 @@ OLD_WORDS = (
     "learns on", "the winner", "heads alone", "bear company", "standing", "cannot be had", "ruins the base",
     "cannot tell", "whatever")
 PATTERN = re.compile("|".join(rf"(?<![\w.-]){re.escape(word)}(?![\w-])" for word in OLD_WORDS), re.IGNORECASE)
+# The option `standardise` and the field `licence` keep their names, because records have them.
+BRITISH = re.compile(r"labelled(?!by)|labelling|colour|optimis|normalis|\bgrey|initialis|[cC]entre[ds]?\b|neighbour|"
+                     r"tokenis|regularis|penalis|behaviour|modelling|standardise[ds]\b", re.IGNORECASE)
 NO_PROSE = re.compile(r"^```.*?^```|^    \S.*?$|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 PAGES = sorted({str(path.relative_to(ROOT)) for path in [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("reports/**/*.md")]})
@@ -43,6 +46,14 @@ def test_a_page_has_no_old_words(page):
 def test_messages_have_no_old_words():
     modules = [*(ROOT / "clbench").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     found = {str(path.relative_to(ROOT)): words for path in modules if (words := old_words(" ".join(messages(path))))}
+    assert found == {}
+
+
+def test_code_and_pages_are_in_american_spelling():
+    files = [*(ROOT / "clbench").rglob("*.py"), *(ROOT / "plugins").rglob("*.py"), *(ROOT / "docs").glob("*.md"),
+             ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    found = {str(path.relative_to(ROOT)): words for path in files
+             if (words := BRITISH.findall(path.read_text(encoding="utf-8")))}
     assert found == {}
 
 

@@ -10,16 +10,16 @@ from clbench.results.attribution import attribute
 
 ACC, AIA, BWT, TIME = find_tested(["ACC", "AIA", "BWT", "training time"])
 RATE = Factor((Part(("recipe", "lr"), "learning rate", "0.1", "0.01"),))
-BOTH = Factor((Part(("recipe", "optimizer"), "optimiser", "sgd", "adam"),
+BOTH = Factor((Part(("recipe", "optimizer"), "optimizer", "sgd", "adam"),
                Part(("recipe", "momentum"), "momentum", "0.9", "0")), "momentum is an option of sgd")
 IDLE = Factor((Part(("model", "depth"), "<depth>", "2", "3"),))
 
 
 def told(seeds=3, **changes):
-    """A difference of -6 points: the rate -5, optimiser -2, +1 that they do together, the depth nothing."""
+    """A difference of -6 points: the rate -5, optimizer -2, +1 that they do together, the depth nothing."""
     def outcome(chosen, seed):
-        rate, optimiser = chosen & 1, chosen >> 1 & 1
-        return 0.8 + 0.01 * seed - (0.05 + 0.001 * seed) * rate - 0.02 * optimiser + 0.01 * rate * optimiser
+        rate, optimizer = chosen & 1, chosen >> 1 & 1
+        return 0.8 + 0.01 * seed - (0.05 + 0.001 * seed) * rate - 0.02 * optimizer + 0.01 * rate * optimizer
 
     found = attribute({c: [outcome(c, seed) for seed in range(seeds)] for c in range(8)}, 3)
     records = tuple(make_record(seed=seed) for seed in range(seeds))
@@ -30,9 +30,9 @@ def told(seeds=3, **changes):
 
 def test_the_result_is_one_line_the_largest_part_first():
     assert headline(told()) == ("ACC 81.00 -> 74.90 (-6.10 ± 0.25 points): learning rate -4.60 ± 0.25, "
-                                "optimiser and momentum -1.50 ± 0.00, <depth> 0")
+                                "optimizer and momentum -1.50 ± 0.00, <depth> 0")
     assert headline(told(1)) == ("ACC 80.00 -> 74.00 (-6.00 points): learning rate -4.50, "
-                                 "optimiser and momentum -1.50, <depth> 0")
+                                 "optimizer and momentum -1.50, <depth> 0")
     assert headline(told(measures=(ACC, AIA))).startswith("ACC 81.00 -> AIA 74.90 ")
 
 
@@ -40,7 +40,7 @@ def test_the_table_has_each_factor_alone_and_sums():
     rows = {row.label: [cell.text for cell in row.cells] for row in table(told()).rows}
     assert rows == {
         "learning rate": ["0.1 -> 0.01", "-5.10 ± 0.25", "-4.10 ± 0.25", "-4.60 ± 0.25"],
-        "optimiser and momentum": ["sgd, 0.9 -> adam, 0", "-2.00 ± 0.00", "-1.00 ± 0.00", "-1.50 ± 0.00"],
+        "optimizer and momentum": ["sgd, 0.9 -> adam, 0", "-2.00 ± 0.00", "-1.00 ± 0.00", "-1.50 ± 0.00"],
         "<depth>": ["2 -> 3", "0", "0", "0"],
         "sum": ["", "-7.10 ± 0.25", "-5.10 ± 0.25", "-6.10 ± 0.25"]}
 

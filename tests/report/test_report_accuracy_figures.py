@@ -21,7 +21,7 @@ def test_curves_are_means_over_seeds_of_the_mean_over_tasks_seen_with_their_inte
     drawn, looks = figure(study(), "curves")
     axes, = drawn.axes
     line, = [line for line in axes.lines if line.get_marker() == looks["lora"].marker]
-    assert line.get_color() == looks["lora"].colour.lower()
+    assert line.get_color() == looks["lora"].color.lower()
     assert line.get_xydata() == pytest.approx(np.array([[1, 0.8], [2, 0.8], [3, 4.3 / 6]]))
     band = axes.collections[1].get_paths()[0].vertices  # er is better
     assert band[:, 1].min() == pytest.approx(max(0, 0.8 - T_95 * 0.1)) and band[:, 1].max() == 1.0
@@ -91,10 +91,10 @@ def test_missing_seeds_long_and_hostile_labels_are_shown_as_they_are(kind):
     assert "a$b_c$" in shown and "er (1 seed)" in shown and "x" * 30 not in shown
 
 
-def test_methods_of_one_strategy_are_shades_of_its_colour():
+def test_methods_of_one_strategy_are_shades_of_its_color():
     records = [make_record("lora", s, make_matrix(3, i / 50), options={"i": i}, label=f"lora:i={i}")
                for s in (0, 1) for i in range(3)]
     drawn, looks = figure(build(records), "curves")
-    colours = [line.get_color() for line in drawn.axes[0].lines if line.get_marker() == looks["lora"].marker]
-    assert colours[0] == looks["lora"].colour.lower() and len(set(colours)) == 3
-    assert [int(c[1:3], 16) for c in colours] == sorted(int(c[1:3], 16) for c in colours)
+    colors = [line.get_color() for line in drawn.axes[0].lines if line.get_marker() == looks["lora"].marker]
+    assert colors[0] == looks["lora"].color.lower() and len(set(colors)) == 3
+    assert [int(c[1:3], 16) for c in colors] == sorted(int(c[1:3], 16) for c in colors)

@@ -210,7 +210,7 @@ def test_every_figure_is_saved_as_an_svg_that_stands_alone(show):
         paper = next(e for e in drawn if e.tag.endswith("rect"))
         assert paper.get("fill") == "rgb(253, 253, 251)", "light, whatever the page is"
     accuracy = next(p for p in saved if p.stem.endswith("accuracy")).read_text()
-    assert "rgb(0, 114, 178)" in accuracy, "the first method's colour, as in the written report"
+    assert "rgb(0, 114, 178)" in accuracy, "the first method's color, as in the written report"
 
 
 def test_hostile_labels_are_text_and_nothing_else(show):

@@ -27,12 +27,12 @@ def markers(axes, look):
             for line in axes.lines if line.get_marker() == look.marker and len(line.get_xdata()) == 1]
 
 
-def test_every_method_has_a_marker_in_its_strategys_colour_and_a_label():
+def test_every_method_has_a_marker_in_its_strategys_color_and_a_label():
     drawn, looks = figure(study(), "pareto")
     axes, = drawn.axes
     assert axes.get_xscale() == "log"
     assert sorted(m[:3] for m in markers(axes, looks["lora"])) == [
-        (pytest.approx(1000 * r), pytest.approx(0.61 + 0.02 * r), looks["lora"].colour) for r in (1, 2, 4)]
+        (pytest.approx(1000 * r), pytest.approx(0.61 + 0.02 * r), looks["lora"].color) for r in (1, 2, 4)]
     assert {m[2] for name in ("naive", "joint") for m in markers(axes, looks[name])} == {"white"}
     assert sorted(t.get_text() for t in axes.texts) == [
         "EWC", "Fine-tuning", "Joint training", "LoRA r=1", "LoRA r=2", "LoRA r=4", "er"]
@@ -124,7 +124,7 @@ def test_methods_that_keep_the_same_share_a_line_and_a_label():
     assert {t.get_text() for t in axes.texts} == {"LoRA r=1", "LoRA r=2", "LoRA r=4",
                                                   "EWC, er, Fine-tuning, Joint\ntraining"}
     flat = [line for line in axes.lines if len(line.get_xdata()) == 3 and set(line.get_ydata()) == {50_000}]
-    assert [line.get_color() for line in flat] == [looks[n].colour for n in ("ewc", "er", "naive", "joint")]
+    assert [line.get_color() for line in flat] == [looks[n].color for n in ("ewc", "er", "naive", "joint")]
     assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0
 
 
@@ -149,12 +149,12 @@ def test_markers_of_many_tasks_stand_apart_and_those_of_methods_on_one_line_take
     assert found == {"lora": list(range(1, 51, 3)), "ewc": list(range(1, 51, 6)), "er": list(range(4, 51, 6))}
 
 
-def test_looks_are_distinct_and_references_grey():
+def test_looks_are_distinct_and_references_gray():
     found = style.assign_styles([("naive", True), *((f"m{i}", False) for i in range(20)), ("joint", True),
                                  ("m1", False)])
-    assert len({(look.colour, look.marker) for look in found.values()}) == 22
-    assert found["naive"].colour == found["joint"].colour == style.PALE
-    assert found["m0"].colour == "#0072B2"
+    assert len({(look.color, look.marker) for look in found.values()}) == 22
+    assert found["naive"].color == found["joint"].color == style.PALE
+    assert found["m0"].color == "#0072B2"
 
 
 @pytest.mark.slow

@@ -145,32 +145,32 @@ def test_a_single_task_and_a_setting_where_all_failed_are_shown():
     assert page.tables["s2-comparison"][1][:2] == ["EWC", "0/1; 1 failed"]
 
 
-def test_methods_have_the_colours_of_the_written_report_and_can_be_seen():
+def test_methods_have_the_colors_of_the_written_report_and_can_be_seen():
     css = palette.css()
-    assert [palette.colour_class(c) for c in (*PALETTE, PALE)] == ["c0", "c1", "c2", "c3", "c4", "c5", "grey"]
-    assert f"--c1: {PALETTE[1]};" in css and f"--grey: {PALE};" in css
+    assert [palette.color_class(c) for c in (*PALETTE, PALE)] == ["c0", "c1", "c2", "c3", "c4", "c5", "gray"]
+    assert f"--c1: {PALETTE[1]};" in css and f"--gray: {PALE};" in css
     found = assign_styles([("lora", False), ("ewc", False), ("naive", True)])
     page = Page(render(build(study())))
-    assert [(a["data-colour"], a["data-marker"]) for _, a in page.attributes if "data-colour" in a] == [
-        (palette.colour_class(look.colour), look.marker) for look in found.values()]
+    assert [(a["data-color"], a["data-marker"]) for _, a in page.attributes if "data-color" in a] == [
+        (palette.color_class(look.color), look.marker) for look in found.values()]
     for paper in (palette.LIGHT["paper"], palette.DARK["paper"]):
         block = next(part for part in css.split("}") if f"--paper: {paper};" in part)
         edges = re.findall(r"-edge: (#\w+);", block)
         assert len(edges) == 7 and all(palette.contrast(edge, paper) >= 3 for edge in edges)
 
 
-@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK], ids=["light", "dark"])
-def test_text_has_the_contrast_of_wcag_aa(colours):
+@pytest.mark.parametrize("colors", [palette.LIGHT, palette.DARK], ids=["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(colors):
     assert palette.contrast("#000000", "#ffffff") == pytest.approx(21)
     assert palette.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)  # a well-known pair
     for text, behind in (("ink", "paper"), ("soft", "paper"), ("soft", "wash"), ("ink", "wash"), ("accent", "paper"),
                          ("warn", "warn-paper"), ("ink", "warn-paper"), ("paper", "ink")):
-        assert palette.contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+        assert palette.contrast(colors[text], colors[behind]) >= 4.5, (text, behind)
     script = Page(render(build(study()))).raw["script"]
     deep = float(re.search(r"const DEEP = ([\d.]+)", script)[1])
     for i in range(1001):
-        cell = palette.mix(colours["cold"], colours["hot"], i / 1000)
-        assert palette.contrast(cell, colours["on-hot" if i / 1000 > deep else "on-cold"]) >= 4.5, i
+        cell = palette.mix(colors["cold"], colors["hot"], i / 1000)
+        assert palette.contrast(cell, colors["on-hot" if i / 1000 > deep else "on-cold"]) >= 4.5, i
 
 
 def test_the_format_is_found_by_name():

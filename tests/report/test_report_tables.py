@@ -172,7 +172,7 @@ def test_task_inference_marks_the_rows_that_need_it():
     assert not any("†" in n for n in without.notes)
 
 
-def test_trainable_parameters_that_change_are_spelt_out():
+def test_trainable_parameters_that_change_are_spelled_out():
     section = only([make_record("lora", s, trainable=[478410, 4100, 4100]) for s in (0, 1)])
     assert cell(section, "lora", "trainable params per task").text == "4,100"
     costs = section.details[1]

@@ -11,7 +11,7 @@ import clbench
 from clbench.core.registry import discover
 from clbench.persistence.snapshot import read, restore, write
 from clbench.results.store import STATE
-from clbench.strategy.alignment import Aligned, gaussians, lower, normalised, realigned
+from clbench.strategy.alignment import Aligned, gaussians, lower, normalized, realigned
 from clbench.strategy.common_options import AlignOptions, OutputsOptions
 from clbench.testing.checks import RECIPE, TASKS, bench
 from clbench.training.costs import measure
@@ -127,11 +127,11 @@ def test_the_steps_are_those_of_a_loop_in_numpy(temperature):
     assert (found[0] - weight).abs().max() > 0.01
 
 
-def test_normalised_logits_do_not_depend_on_the_length_of_the_head():
+def test_normalized_logits_do_not_depend_on_the_length_of_the_head():
     logits = torch.tensor([[3.0, 4.0, 12.0], [0.0, 0.0, 0.0]])
     groups = [torch.tensor([0, 1]), torch.tensor([2])]
-    torch.testing.assert_close(normalised(logits, groups)[0], torch.tensor([3.0, 4.0, 12.0]) / 8.5)
-    torch.testing.assert_close(normalised(logits, groups), normalised(7 * logits, groups))
+    torch.testing.assert_close(normalized(logits, groups)[0], torch.tensor([3.0, 4.0, 12.0]) / 8.5)
+    torch.testing.assert_close(normalized(logits, groups), normalized(7 * logits, groups))
 
 
 @pytest.mark.parametrize(("method", "options"), METHODS)
@@ -249,7 +249,7 @@ def test_a_head_of_one_layer_is_a_head_of_several_joined():
 
 @pytest.mark.slow
 def test_a_realigned_head_is_better_where_features_hardly_move(tmp_path):
-    # The paper's optimiser. Adam moves features by more than the spread of a class; see docs/decisions/strategy.md.
+    # The paper's optimizer. Adam moves features by more than the spread of a class; see docs/decisions/strategy.md.
     records = clbench.run(methods=["seq-lora:outputs=own", "seq-lora:outputs=own:align=true"], scenario="class",
                           seeds=1, benchmark="split-mnist-5k", epochs=10, optimizer="sgd", lr=0.01, momentum=0.9,
                           workers=0, out=tmp_path)

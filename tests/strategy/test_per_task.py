@@ -135,8 +135,8 @@ def densities(features, labels, tasks, x, shrinkage=1e-4):
     """The log-density at x [N, D] of each (task, class), in NumPy: Gaussians of one covariance, by their inverse."""
     groups = sorted({(t, c) for t, c in zip(tasks.tolist(), labels.tolist(), strict=True)})
     means = [features[(tasks == t) & (labels == c)].mean(0) for t, c in groups]
-    centred = features - np.stack([means[groups.index((t, c))] for t, c in zip(tasks, labels, strict=True)])
-    covariance = (1 - shrinkage) * centred.T @ centred / len(features) + shrinkage * np.eye(features.shape[1])
+    centered = features - np.stack([means[groups.index((t, c))] for t, c in zip(tasks, labels, strict=True)])
+    covariance = (1 - shrinkage) * centered.T @ centered / len(features) + shrinkage * np.eye(features.shape[1])
     inverse = np.linalg.inv(covariance)
     scores = np.stack([-np.einsum("nd,de,ne->n", x - m, inverse, x - m) / 2 for m in means], 1)
     return np.array([t for t, _ in groups]), scores

@@ -24,15 +24,15 @@ from clbench.training.evaluation import evaluate
 def by_hand(x, labels):
     """Return weight and bias of ridge regression by normal equations, its strength by GCV with the whole hat matrix."""
     n, d = x.shape
-    centred, targets = x - x.mean(0), labels - labels.mean(0)
-    scale = np.trace(centred.T @ centred) / d
+    centered, targets = x - x.mean(0), labels - labels.mean(0)
+    scale = np.trace(centered.T @ centered) / d
     best = None
     for strength in STRENGTHS:
-        inverse = np.linalg.inv(centred.T @ centred + strength * scale * np.eye(d))
-        hat = centred @ inverse @ centred.T
+        inverse = np.linalg.inv(centered.T @ centered + strength * scale * np.eye(d))
+        hat = centered @ inverse @ centered.T
         error = ((targets - hat @ targets)**2).sum() / (n - 1 - np.trace(hat))**2
         if best is None or error < best[0]:
-            best = error, inverse @ centred.T @ targets
+            best = error, inverse @ centered.T @ targets
     weight = best[1]
     return weight, labels.mean(0) - x.mean(0) @ weight
 

@@ -78,7 +78,7 @@ def first_step_of_second_task(state):
     return trainer.engine.optimizer.state[b.strategy.model.head.weight]["step"].item()
 
 
-def test_the_optimiser_forgets_or_keeps_its_state_across_tasks():
+def test_the_optimizer_forgets_or_keeps_its_state_across_tasks():
     assert first_step_of_second_task("reset") == 5
     assert first_step_of_second_task("keep") == 10
 

@@ -1,7 +1,7 @@
 """The built-in benchmarks, built by Avalanche; imported on a cache miss only.
 
 Every `build(options, data_dir, seed)` returns an Avalanche benchmark. The built-in ones give uint8 images, and a
-`Layout` attached to them says how to normalise and, for permuted pixels, how each task is permuted.
+`Layout` attached to them says how to normalize and, for permuted pixels, how each task is permuted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LAYOUT = "clbench_layout"  # attribute of a benchmark
 
 @dataclass(frozen=True)
 class Layout:
-    """What a benchmark says about its inputs: normalisation, each task's permutation, augmentation, size of photos."""
+    """What a benchmark says about its inputs: normalization, each task's permutation, augmentation, size of photos."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

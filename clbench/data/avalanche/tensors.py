@@ -174,7 +174,7 @@ def _label(label: Any, where: str) -> int:
 
 
 def _stored(x: Tensor, y: list[int], text: bool = False) -> tuple[Tensor, Tensor]:
-    """Return inputs as they are stored (grey uint8 images [N, H, W] get a channel) and labels as int64."""
+    """Return inputs as they are stored (gray uint8 images [N, H, W] get a channel) and labels as int64."""
     if text:
         x = x.to(tokens.DTYPE)
     elif x.dtype != torch.uint8:

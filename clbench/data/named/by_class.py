@@ -16,7 +16,7 @@ from clbench.core.data_sets import DataSet, Download, Needed
 from clbench.core.errors import DataError
 from clbench.data.named.options import Found, NamedOptions
 from clbench.data.own.lists import listed_photos, photos_in, read_list
-from clbench.data.own.samples import Labelled, PhotoFiles, some
+from clbench.data.own.samples import Labeled, PhotoFiles, some
 
 TRAIN_SHARE = 0.8  # of photos that a rule divides
 WNID = r"n\d{8}"
@@ -56,17 +56,17 @@ def stratified_rows(labels: Sequence[str], seed: int) -> tuple[list[int], list[i
 
 def chosen(photos: PhotoFiles, rows: Sequence[int]) -> PhotoFiles:
     """Return some photos, in the order of rows."""
-    labelled = photos.labelled
+    labeled = photos.labeled
     return PhotoFiles(tuple(photos.files[row] for row in rows),
-                      Labelled([labelled.labels[row] for row in rows],
-                               None if labelled.tasks is None else [labelled.tasks[row] for row in rows],
-                               classes=labelled.classes))
+                      Labeled([labeled.labels[row] for row in rows],
+                               None if labeled.tasks is None else [labeled.tasks[row] for row in rows],
+                               classes=labeled.classes))
 
 
 def folders_by_text(root: Path, where: str, notes: list[str]) -> PhotoFiles:
     """Return the photos in a folder of classes; these are sorted as text, as ImageFolder does it. Notes are added."""
     photos = photos_in(root, where, notes)
-    return PhotoFiles(photos.files, replace(photos.labelled, classes=tuple(sorted(set(photos.labelled.labels)))))
+    return PhotoFiles(photos.files, replace(photos.labeled, classes=tuple(sorted(set(photos.labeled.labels)))))
 
 
 def pilot_parts(classes: int, archive: str, md5: str, folder: str) -> tuple[Needed, ...]:
@@ -95,7 +95,7 @@ class ByClassOptions(NamedOptions):
 def wnid_photos(root: Path, where: str) -> PhotoFiles:
     """Return the photos in the folders that are named by WordNet, sorted by folder and file name."""
     photos = folders_by_text(root, where, [])  # lists and README.txt lie there, too, and need no note
-    return chosen(photos, [row for row, label in enumerate(photos.labelled.labels) if re.fullmatch(WNID, label)])
+    return chosen(photos, [row for row, label in enumerate(photos.labeled.labels) if re.fullmatch(WNID, label)])
 
 
 class ImageNetROptions(ByClassOptions):
@@ -156,11 +156,11 @@ def by_rule(photos: PhotoFiles, split: str, where: str) -> Found:
     Raises:
         DataError: a class has too few photos for the rule.
     """
-    single = [label for label, count in Counter(photos.labelled.labels).items() if count == 1]
+    single = [label for label, count in Counter(photos.labeled.labels).items() if count == 1]
     if split == "zheng" and single:
         raise DataError(f"{where}: split = zheng needs two photos of each class, and there is one of {some(single)}; "
                         "the data set is not complete")
-    train, test = (stratified_rows(photos.labelled.labels, 42) if split == "zheng" else
+    train, test = (stratified_rows(photos.labeled.labels, 42) if split == "zheng" else
                    random_rows(len(photos.files), {"inflora": 40, "dualprompt": 42}[split]))
     return Found(chosen(photos, train), chosen(photos, test))
 
@@ -242,7 +242,7 @@ class CUBOptions(ByClassOptions):
             if missing := [file for file in files if not file.is_file()]:
                 raise DataError(f"{where}: {len(missing)} of {len(files)} photos that images.txt lists are not there; "
                                 f"the first is {missing[0]}. Unpack the archive again")
-            parts.append(PhotoFiles(files, Labelled([names[labels[row]] for row in rows], classes=classes)))
+            parts.append(PhotoFiles(files, Labeled([names[labels[row]] for row in rows], classes=classes)))
         return Found(parts[0], parts[1], lists)
 
 

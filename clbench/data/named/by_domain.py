@@ -12,7 +12,7 @@ from clbench.core.data_sets import DataSet, Needed
 from clbench.core.errors import DataError
 from clbench.data.named.options import Found, NamedOptions
 from clbench.data.own.lists import listed_photos, photos_in, read_list
-from clbench.data.own.samples import Labelled, PhotoFiles
+from clbench.data.own.samples import Labeled, PhotoFiles
 
 BY_CLASS = Field(None, ge=1, description="number of tasks by class, each with photos of all domains; none: tasks are "
                  "the domains")
@@ -132,7 +132,7 @@ class CORe50Options(ByDomainOptions):
         train = self._photos(root, [path for batch in batches[:-1] for path in batch], where)
         test = self._photos(root, batches[-1], where)
         classes = self.CATEGORIES if self.labels == "categories" else tuple(f"o{n}" for n in range(1, 51))
-        parts = [PhotoFiles(part.files, Labelled(part.labelled.labels, of, classes=classes,
+        parts = [PhotoFiles(part.files, Labeled(part.labeled.labels, of, classes=classes,
                                                  task_names=tuple(names[:-1])))
                  for part, of in ((train, tasks), (test, None))]
         return Found(parts[0], parts[1], paths)
@@ -144,7 +144,7 @@ class CORe50Options(ByDomainOptions):
             raise DataError(f"{where}: {len(missing)} of {len(files)} photos that the lists of run {self.run} name are "
                             f"not in {root / self.PHOTOS}; the first is {missing[0]}. Unpack core50_128x128.zip again")
         objects = [path.split("/")[1] for path in paths]
-        return PhotoFiles(files, Labelled([self.CATEGORIES[(int(name[1:]) - 1) // 5] for name in objects]
+        return PhotoFiles(files, Labeled([self.CATEGORIES[(int(name[1:]) - 1) // 5] for name in objects]
                                           if self.labels == "categories" else objects))
 
 

@@ -124,7 +124,7 @@ class NamedOptions(StoredTaskOptions):
                 lack = f"{path} is not there" if not problem else f"{path}: {problem}"
                 raise MissingDataError(f"{where} needs {needed.what}, and {lack}. {needed.source}; {more}")
         result = self.find(root, where)
-        classes, samples = {*result.train.labelled.labels}, (len(result.train.files), len(result.test.files))
+        classes, samples = {*result.train.labeled.labels}, (len(result.train.files), len(result.test.files))
         if self.CLASSES and len(classes) != self.CLASSES:
             raise DataError(f"{where}: the training photos in {root} have {len(classes)} classes and should have "
                             f"{self.CLASSES}; the data set is not complete")

@@ -19,14 +19,14 @@ from torch import Tensor
 from clbench.core.errors import DataError
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
-from clbench.data.own.columns import feature_columns, label_column, labelled, numbers, read_table
+from clbench.data.own.columns import feature_columns, label_column, labeled, numbers, read_table
 from clbench.data.own.dividing import divide_targets
 from clbench.data.own.photos import pixel_layout
-from clbench.data.own.samples import Labelled, as_text, locate, some
+from clbench.data.own.samples import Labeled, as_text, locate, some
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
 
 Arrays = dict[str, Any]  # of torch or numpy
-CHANNELS = (1, 3)  # an axis of so many is that of colours
+CHANNELS = (1, 3)  # an axis of so many is that of colors
 
 
 def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
@@ -78,11 +78,11 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
     used = feature_columns(read, label, options, where)
     if options.targets is not None:
         values = numbers(read, [label], where)[:, 0]
-        division = divide_targets(labelled(read, None, options, where), None, options, where)
+        division = divide_targets(labeled(read, None, options, where), None, options, where)
         return target_stream(division, [numbers(read, used, where).float()], [values], label,
                              notes=[f"inputs are the columns {some(used)}"])
     layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used)}"])
-    return own_benchmark(numbers(read, used, where).float(), labelled(read, label, options, where), options, seed,
+    return own_benchmark(numbers(read, used, where).float(), labeled(read, label, options, where), options, seed,
                          where, layout=layout)
 
 
@@ -125,7 +125,7 @@ _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
 
 
 def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
-          ) -> tuple[tuple[Tensor, Labelled], list[str]]:
+          ) -> tuple[tuple[Tensor, Labeled], list[str]]:
     """Return the inputs of a part with their labels, tasks and groups, and notes."""
     x, notes = _inputs(torch.as_tensor(contents[f"X{suffix}"]), f"{where}: X{suffix}")
     text: dict[str, list[str] | None] = {}
@@ -138,7 +138,7 @@ def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
             raise DataError(f"{where}: {NAMES} has {len(names)} names, and y{suffix} has {strange[0]}; labels are "
                             "positions in it, from 0, or names in it")
         labels = [names[int(v)] for v in labels]
-    return (x, Labelled(labels, text["task"], text["group"], tuple(names))), notes
+    return (x, Labeled(labels, text["task"], text["group"], tuple(names))), notes
 
 
 def _targets(values: Any, where: str) -> Tensor:

@@ -18,18 +18,18 @@ from clbench.core.objective import REGRESSION, significant
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout, of_tasks
 from clbench.data.datasets import Images
 from clbench.data.own.dividing import Division, Rows, divide
-from clbench.data.own.samples import Labelled
+from clbench.data.own.samples import Labeled
 from clbench.data.own_options import TaskOptions
 from clbench.data.raw import RawStream, Split
 
 
-def own_benchmark(x: Tensor, labelled: Labelled, options: TaskOptions, seed: int, where: str, *,
-                  x_test: Tensor | None = None, test: Labelled | None = None, layout: Layout | None = None) -> Any:
-    """Return an Avalanche benchmark of labelled samples; its `Layout` has class names and notes.
+def own_benchmark(x: Tensor, labeled: Labeled, options: TaskOptions, seed: int, where: str, *,
+                  x_test: Tensor | None = None, test: Labeled | None = None, layout: Layout | None = None) -> Any:
+    """Return an Avalanche benchmark of labeled samples; its `Layout` has class names and notes.
 
     Args:
         x: inputs [N, ...], of the training part if there is a test part.
-        labelled: labels and, if the data name them, tasks and groups of x.
+        labeled: labels and, if the data name them, tasks and groups of x.
         options: how they are divided.
         seed: of the trial; for the order of classes alone.
         where: names the data in errors.
@@ -40,7 +40,7 @@ def own_benchmark(x: Tensor, labelled: Labelled, options: TaskOptions, seed: int
     Raises:
         DataError: as `divide` raises it.
     """
-    return built(divide(labelled, test, options, seed, where), x, x if x_test is None else x_test, layout or Layout())
+    return built(divide(labeled, test, options, seed, where), x, x if x_test is None else x_test, layout or Layout())
 
 
 def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -> Any:

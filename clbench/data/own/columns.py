@@ -23,7 +23,7 @@ from clbench.core.errors import DataError, PluginError, unknown
 from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.own.benchmark import built, target_stream
 from clbench.data.own.dividing import divide, divide_targets
-from clbench.data.own.samples import Labelled, as_text, locate, some
+from clbench.data.own.samples import Labeled, as_text, locate, some
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 
 
@@ -42,13 +42,13 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     used = feature_columns(read, label, options, where)
     x = numbers(read, used, where)
     targets = None if options.target is None else numbers(read, [label], where)[:, 0]
-    division = (divide(labelled(read, label, options, where), None, options, seed, where) if targets is None else
-                divide_targets(labelled(read, None, options, where), None, options, where))
+    division = (divide(labeled(read, label, options, where), None, options, seed, where) if targets is None else
+                divide_targets(labeled(read, None, options, where), None, options, where))
     note = f"inputs are {len(used)} columns: {some(used)}"
     if options.standardise:
         rows = x[division.train[0]]
         mean, std = rows.mean(0).tolist(), rows.std(0, correction=0).tolist()
-        notes.append(f"{note}, standardised by mean and deviation of the {len(rows)} training samples of the first "
+        notes.append(f"{note}, standardized by mean and deviation of the {len(rows)} training samples of the first "
                      "task")
         if constant := [c for c, s in zip(used, std, strict=True) if not s]:
             notes.append("columns that are constant in the first task, only their mean is subtracted: " +
@@ -188,8 +188,8 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
     return rest[-1], [f"labels are the last column, {rest[-1]!r} (label_column=NAME chooses another)"]
 
 
-def labelled(table: Table, label: str | None, options: ColumnOptions, where: str, classes: Sequence[str] = ()
-             ) -> Labelled:
+def labeled(table: Table, label: str | None, options: ColumnOptions, where: str, classes: Sequence[str] = ()
+             ) -> Labeled:
     """Return labels, tasks and groups of a table's rows as text; no labels if no column has them.
 
     Raises:
@@ -210,7 +210,7 @@ def labelled(table: Table, label: str | None, options: ColumnOptions, where: str
         if number is not None and not number.is_integer():
             raise DataError(f"{where}: {table.place(index, str(label))} is {value}; labels must be names or whole "
                             "numbers (label_column=NAME chooses the column; target_column=NAME predicts numbers)")
-    return Labelled(labels, text(options.task_column), text(options.group), tuple(classes))
+    return Labeled(labels, text(options.task_column), text(options.group), tuple(classes))
 
 
 def numbers(table: Table, columns: Iterable[str], where: str) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.data.common_options import order_classes, positions
-from clbench.data.own.samples import Labelled, in_order, some
+from clbench.data.own.samples import Labeled, in_order, some
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -46,7 +46,7 @@ class Division:
     notes: tuple[str, ...]
 
 
-def divide(train: Labelled, test: Labelled | None, options: TaskOptions, seed: int, where: str) -> Division:
+def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int, where: str) -> Division:
     """Divide samples into tasks, by class or as the data name them, and into training and test.
 
     Args:
@@ -105,7 +105,7 @@ def divide(train: Labelled, test: Labelled | None, options: TaskOptions, seed: i
                     tuple(notes))
 
 
-def divide_targets(train: Labelled, test: Labelled | None, options: OwnOptions, where: str) -> Division:
+def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, where: str) -> Division:
     """Divide samples with numeric targets into the tasks that the data name, and into training and test.
 
     Args:
@@ -180,7 +180,7 @@ def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str)
     return places
 
 
-def _named_tasks(train: Labelled, test: Labelled | None, y: list[Rows], options: TaskOptions, where: str
+def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: TaskOptions, where: str
                  ) -> tuple[list[str], list[Rows], list[tuple[int, ...]]]:
     """Return the names of the tasks that the data name, each sample's task by part, and the labels of each task."""
     assert train.tasks is not None
@@ -215,7 +215,7 @@ def _tested(titles: Sequence[str], test_rows: Sequence[Rows], where: str) -> Non
                         "class or more (where groups are kept whole, of two groups)")
 
 
-def _groups_on_both_sides(train: Labelled, test: Labelled) -> list[str]:
+def _groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
     """Return a note on groups that the data themselves have in training and in test."""
     if train.groups is None or test.groups is None:
         return []

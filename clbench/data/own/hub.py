@@ -15,15 +15,15 @@ from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import EXTRA, Table, feature_columns, label_column, labelled, numbers
+from clbench.data.own.columns import EXTRA, Table, feature_columns, label_column, labeled, numbers
 from clbench.data.own.photos import pixel_layout, read_photos
-from clbench.data.own.samples import Labelled, locate, some
-from clbench.data.own.texts import length_note, texts_of, tokenised
+from clbench.data.own.samples import Labeled, locate, some
+from clbench.data.own.texts import length_note, texts_of, tokenized
 from clbench.data.own_options import HubOptions
 
 TRAIN, TESTS = "train", ("test", "validation")
 SAVED = ("dataset_dict.json", "state.json")  # a folder with one of them was written by save_to_disk
-UNLABELLED = -1  # what a ClassLabel has in a test whose labels are kept back
+UNLABELED = -1  # what a ClassLabel has in a test whose labels are kept back
 
 
 def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
@@ -37,8 +37,8 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
     where = f"benchmark {name!r}"
     train, test, notes = _parts(load(name, options, data_dir), options, where)
     label, label_notes = _label(train, options, where)
-    if test is not None and any(value == UNLABELLED for value in test[label]):
-        raise DataError(f"{where}: its test part is not labelled; take one part, as in split=train")
+    if test is not None and any(value == UNLABELED for value in test[label]):
+        raise DataError(f"{where}: its test part is not labeled; take one part, as in split=train")
     parts = [part for part in (train, test) if part is not None]
     known = [_known(part, label, options, where) for part in parts]
     x, read = _inputs(parts, label, options, where)
@@ -128,7 +128,7 @@ def _label(train: Any, options: HubOptions, where: str) -> tuple[str, list[str]]
     return column, notes
 
 
-def _known(part: Any, label: str, options: HubOptions, where: str) -> Labelled:
+def _known(part: Any, label: str, options: HubOptions, where: str) -> Labeled:
     """Return labels, tasks and groups of a part, by the names of a ClassLabel where there are such."""
     columns: dict[str, list[Any]] = {}
     classes: list[str] = []
@@ -136,10 +136,10 @@ def _known(part: Any, label: str, options: HubOptions, where: str) -> Labelled:
         values, feature = list(part[column]), part.features[column]
         if _kind(feature) == "ClassLabel":
             names = feature.names
-            values = [None if v is None or v == UNLABELLED else names[v] for v in values]
+            values = [None if v is None or v == UNLABELED else names[v] for v in values]
             classes = names if column == label else classes
         columns[column] = values
-    return labelled(Table(columns), label, options, where, classes)
+    return labeled(Table(columns), label, options, where, classes)
 
 
 def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:
@@ -148,7 +148,7 @@ def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -
     if (column := options.text_column) is not None:
         if column not in features:
             raise DataError(f"{where} has no column {column!r} of texts, only {some(features)}")
-        return ([tokenised(texts_of(list(part[column]), where), options, where) for part in parts],
+        return ([tokenized(texts_of(list(part[column]), where), options, where) for part in parts],
                 [length_note(options)])
     used = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
     pictures = [c for c in used if _kind(features[c]) == "Image"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError
-from clbench.data.own.samples import Labelled, PhotoFiles, in_order, locate, some
+from clbench.data.own.samples import Labeled, PhotoFiles, in_order, locate, some
 from clbench.data.own_options import ImagesOptions
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -102,7 +102,7 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         names = ["/".join(parts[depth:-1]) or "/".join(parts) for parts in inside]
         if not deep:
             raise DataError(f"{where}: groups_from = folders needs folders within those of the classes in {root}")
-    return PhotoFiles(tuple(files), Labelled([parts[depth - 1] for parts in inside],
+    return PhotoFiles(tuple(files), Labeled([parts[depth - 1] for parts in inside],
                                              [parts[0] for parts in inside] if depth > 1 else None, names))
 
 
@@ -171,7 +171,7 @@ def listed_photos(root: Path, train: Sequence[Path], test: Sequence[Path], where
     labels, classes = _named([label for _, label in entries], [file.parent.name for file in files])
     outer = [path.partition("/")[0] for path in inside]
     count = len(parts[0])
-    first, second = (PhotoFiles(tuple(files[part]), Labelled(labels[part], outer[part] if tasks else None,
+    first, second = (PhotoFiles(tuple(files[part]), Labeled(labels[part], outer[part] if tasks else None,
                                                              classes=classes))
                      for part in (slice(count), slice(count, None)))
     return first, second

@@ -25,7 +25,7 @@ from clbench.data.named.options import NamedOptions, files_of
 from clbench.data.own.benchmark import describe_copies, own_benchmark
 from clbench.data.own.dividing import divide
 from clbench.data.own.lists import find_photos, image_files
-from clbench.data.own.pixels import GREY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
+from clbench.data.own.pixels import GRAY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
 from clbench.data.own.samples import PhotoFiles, locate
 from clbench.data.own_options import ImagesOptions, StoredTaskOptions
 from clbench.data.photo_files import Photos, PhotoTable
@@ -35,7 +35,7 @@ DEFAULT_SIZE = 32  # pixels, where neither the user nor the model says: what sma
 AS_THEY_ARE = 64  # pixels up to which photos that are all of one size are left so
 SHOWN = 3  # unreadable files that an error names
 KINDS = {"P": "of a palette", "PA": "of a palette", "RGBA": "with transparency, which was dropped",
-         "LA": "grey with transparency, which was dropped", "CMYK": "CMYK"}
+         "LA": "gray with transparency, which was dropped", "CMYK": "CMYK"}
 Out = TypeVar("Out")
 
 
@@ -81,8 +81,8 @@ def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFi
     x, read = read_photos([*train.files, *(test.files if test else ())], options, where,
                           way_out="; read=files reads them batch by batch")
     count = len(train.files)
-    return own_benchmark(x[:count], train.labelled, options, seed, where, x_test=x[count:] if test else None,
-                         test=test.labelled if test else None, layout=pixel_layout(options, [*notes, *read]))
+    return own_benchmark(x[:count], train.labeled, options, seed, where, x_test=x[count:] if test else None,
+                         test=test.labeled if test else None, layout=pixel_layout(options, [*notes, *read]))
 
 
 def _in_files(name: str, root: Path, listed_paths: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,
@@ -98,7 +98,7 @@ def _in_files(name: str, root: Path, listed_paths: Sequence[Path], train: PhotoF
     table = PhotoTable.of(root, files, [(head.height, head.width) for head in heads],
                           [contents.by_name[str(path)] for path in files])
     photos = Photos(table, torch.arange(len(files)), form)
-    division = divide(train.labelled, test.labelled if test else None, options, seed, where)
+    division = divide(train.labeled, test.labeled if test else None, options, seed, where)
     trained = [Split(photos[torch.from_numpy(rows)], torch.from_numpy(division.y_train[rows]))
                for rows in division.train]
     begin = len(train.files) if test else 0
@@ -117,7 +117,7 @@ def pixel_layout(options: PixelOptions, notes: list[str]) -> Layout:
 
 def read_photos(sources: Sequence[Any], options: PhotoOptions, where: str,
                 opened: Callable[[Any], Image.Image] = Image.open, way_out: str = "") -> tuple[Tensor, list[str]]:
-    """Return photos uint8 [N, C, H, W], C = 1 if all are grey, else 3, and notes on what was done to them.
+    """Return photos uint8 [N, C, H, W], C = 1 if all are gray, else 3, and notes on what was done to them.
 
     Args:
         sources: one for each photo: paths, or what `opened` takes.
@@ -157,14 +157,14 @@ def format_of(heads: Sequence[Head], options: PhotoOptions) -> tuple[PhotoFormat
     """
     shapes = {(head.width, head.height) for head in heads}
     notes, size = [], options.size
-    grey = all(head.mode in GREY for head in heads)
-    channels = 1 if grey else 3
+    gray = all(head.mode in GRAY for head in heads)
+    channels = 1 if gray else 3
     if options.crop is not None:
         notes.append(f"photos were resized to {options.resize} pixels along the shorter side ({options.interpolation}),"
                      f" and their middle of {options.crop} x {options.crop} pixels was cut out; they are "
                      f"{_sizes(shapes)}")
         return (PhotoFormat(options.crop, options.crop, channels, options.resize, options.interpolation),
-                [*notes, *_modes(heads, grey)])
+                [*notes, *_modes(heads, gray)])
     if size is None and (len(shapes) > 1 or max(next(iter(shapes))) > AS_THEY_ARE):
         size = DEFAULT_SIZE
         notes.append(f"photos were brought to {size} x {size} pixels, as neither the model nor size=N says another "
@@ -173,7 +173,7 @@ def format_of(heads: Sequence[Head], options: PhotoOptions) -> tuple[PhotoFormat
         notes.append(f"photos were brought to {size} x {size} pixels; they are {_sizes(shapes)}")
     width, height = (size, size) if size is not None else next(iter(shapes))
     return (PhotoFormat(height, width, channels, interpolation=options.interpolation),
-            [*notes, *_modes(heads, grey)])
+            [*notes, *_modes(heads, gray)])
 
 
 def _threads() -> int:
@@ -212,13 +212,13 @@ def _sizes(shapes: set[tuple[int, int]]) -> str:
     return f"{least[0]} x {least[1]}" + ("" if len(shapes) == 1 else f" to {most[0]} x {most[1]}")
 
 
-def _modes(heads: Sequence[Head], grey: bool) -> list[str]:
+def _modes(heads: Sequence[Head], gray: bool) -> list[str]:
     """Return notes on photos that were not RGB, with counts, and on those that were turned."""
-    counts = Counter("grey" if h.mode in GREY else KINDS.get(h.mode, h.mode) for h in heads if h.mode != "RGB")
+    counts = Counter("gray" if h.mode in GRAY else KINDS.get(h.mode, h.mode) for h in heads if h.mode != "RGB")
     turned = sum(head.turned for head in heads)
     notes = [f"{turned} of {len(heads)} photos were turned upright as their EXIF says"] if turned else []
-    if grey:
-        return [*notes, f"all {len(heads)} photos are grey and have one channel"]
+    if gray:
+        return [*notes, f"all {len(heads)} photos are gray and have one channel"]
     if counts:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
         notes.append(f"photos that became RGB, of {len(heads)}: {kinds}")

@@ -1,4 +1,4 @@
-"""A photo's pixels, by Pillow: upright as its EXIF data say, grey or RGB, resized, cut."""
+"""A photo's pixels, by Pillow: upright as its EXIF data say, gray or RGB, resized, cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from clbench.core.errors import DataError
 
-GREY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # of Pillow's modes
+GRAY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # of Pillow's modes
 ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that exchange the sides
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 Bytes = npt.NDArray[np.uint8]
@@ -20,7 +20,7 @@ Filter = Literal["bicubic", "bilinear"]
 
 @dataclass(frozen=True)
 class PhotoFormat:
-    """What photos become: sides in pixels, channels (1: grey, 3: RGB), and how they are resized.
+    """What photos become: sides in pixels, channels (1: gray, 3: RGB), and how they are resized.
 
     Without `resize`, the shorter side becomes that of the result, and large JPEGs are decoded at a reduced scale. With
     it, the shorter side becomes `resize` pixels, as torchvision's `Resize` does it. Then the middle is cut out.
@@ -51,7 +51,7 @@ def head_of(image: Image.Image) -> Head:
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
-    """Return a photo upright, grey or RGB."""
+    """Return a photo upright, gray or RGB."""
     image.load()  # what a photo says of itself may come behind its pixels
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)

@@ -1,4 +1,4 @@
-"""Labelled: samples as a format is read, before they are divided; files of photos; and where files are looked for."""
+"""Labeled: samples as a format is read, before they are divided; files of photos; and where files are looked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 5  # names that a note or an error lists before it counts the others
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Labels, tasks and groups of N samples, as text.
 
     Args:
@@ -36,7 +36,7 @@ class PhotoFiles:
     """Photos of one part of the data: their files, and what folders or lists say of them."""
 
     files: tuple[Path, ...]
-    labelled: Labelled
+    labeled: Labeled
 
 
 def as_text(values: Iterable[Any]) -> list[str]:

@@ -20,8 +20,8 @@ from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import label_column, labelled, read_table
-from clbench.data.own.samples import Labelled, in_order, locate, some
+from clbench.data.own.columns import label_column, labeled, read_table
+from clbench.data.own.samples import Labeled, in_order, locate, some
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.models.hf_files import folder_of
 
@@ -35,7 +35,7 @@ class Texts:
     """Texts with what is known of them, in the order in which they were read."""
 
     texts: list[str]
-    known: Labelled
+    known: Labeled
 
 
 def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> Any:
@@ -46,7 +46,7 @@ def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> Any:
     """
     train, test = parts(name, options, data_dir)
     layout = Layout(text=True, notes=(length_note(options),))
-    x, x_test = (tokenised(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
+    x, x_test = (tokenized(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
     assert x is not None
     return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
                          test=test.known if test is not None else None, layout=layout)
@@ -69,8 +69,8 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
     made = []
     for part, read_part in zip(PARTS, (train, test), strict=True):
         y = torch.tensor([number[label] for label in read_part.known.labels])
-        rows = chosen_rows(y, options, part, seed)  # only these are tokenised
-        made.append(Images(tokenised([read_part.texts[i] for i in rows.tolist()], options, where), y[rows]))
+        rows = chosen_rows(y, options, part, seed)  # only these are tokenized
+        made.append(Images(tokenized([read_part.texts[i] for i in rows.tolist()], options, where), y[rows]))
     benchmark = split_by_class(made[0], made[1], options.sizes, class_order(options, seed, names))
     layout = Layout(text=True, class_names=tuple(names), test_rows=rows_by_task(benchmark, rows))  # the last part's
     setattr(benchmark, LAYOUT, layout)
@@ -134,7 +134,7 @@ def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
         labels += part.known.labels
         tasks += [path.stem] * len(part.texts)
         groups += part.known.groups or ()
-    return Texts(texts, Labelled(labels, tasks, groups if options.group is not None else None))
+    return Texts(texts, Labeled(labels, tasks, groups if options.group is not None else None))
 
 
 def read(path: Path, options: TextOptions, where: str) -> Texts:
@@ -149,7 +149,7 @@ def read(path: Path, options: TextOptions, where: str) -> Texts:
         raise DataError(f"{where}: {path.name} has no column {column!r} of texts, only {some(table.columns)} "
                         "(text_column=NAME)")
     label, _ = label_column([c for c in table.columns if c != column], options, where)
-    return Texts(texts_of(table.columns[column], where), labelled(table, label, options, where))
+    return Texts(texts_of(table.columns[column], where), labeled(table, label, options, where))
 
 
 def texts_of(values: Sequence[Any], where: str) -> list[str]:
@@ -165,7 +165,7 @@ def length_note(options: TokenOptions) -> str:
     return f"texts: at most {options.length} tokens of the tokenizer {options.tokenizer}"
 
 
-def tokenised(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor:
+def tokenized(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor:
     """Return texts as tokens, int32 [N, length]; `tokens.NO_TOKEN` behind the last of each.
 
     Raises:

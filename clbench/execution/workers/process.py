@@ -179,7 +179,7 @@ class Worker:
         from clbench.execution.trial_runner import TrialRunner
         from clbench.results import provenance
 
-        # The first optimiser makes torch import seconds' worth of modules, which the first trial's clock must not see.
+        # The first optimizer makes torch import seconds' worth of modules, which the first trial's clock must not see.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
         self.runner = TrialRunner(start.settings, start.device, start.command,

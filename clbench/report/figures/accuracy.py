@@ -29,13 +29,13 @@ def shades(results: Sequence[Result], styles: Mapping[str, StrategyStyle]) -> li
     """Return a color for each method: the color of its strategy, paler for each further method of that strategy."""
     from matplotlib.colors import to_hex, to_rgb
 
-    colours = []
+    colors = []
     for i, result in enumerate(results):
         family = [j for j, other in enumerate(results) if other.strategy == result.strategy]
         white = 0.65 * family.index(i) / len(family)
-        red, green, blue = (c + (1 - c) * white for c in to_rgb(styles[result.strategy].colour))
-        colours.append(to_hex((red, green, blue)))
-    return colours
+        red, green, blue = (c + (1 - c) * white for c in to_rgb(styles[result.strategy].color))
+        colors.append(to_hex((red, green, blue)))
+    return colors
 
 
 def wrapped_label(result: Result, most: int = 22, count: int = 3) -> str:
@@ -69,11 +69,11 @@ def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     style.tasks_seen(axes, max(map(len, means)))
     style.value_ticks(axes.yaxis, data.metric)
     axes.set_ylabel(f"mean {axis_title(data.metric, ' over tasks seen')}")
-    for result, mean, span, colour in zip(data.results, means, spans, shades(data.results, styles), strict=True):
+    for result, mean, span, color in zip(data.results, means, spans, shades(data.results, styles), strict=True):
         steps = range(1, len(mean) + 1)
-        axes.fill_between(steps, [a for a, _ in span], [b for _, b in span], color=colour, alpha=0.13, linewidth=0,
+        axes.fill_between(steps, [a for a, _ in span], [b for _, b in span], color=color, alpha=0.13, linewidth=0,
                           zorder=1.5)
-        axes.plot(steps, mean, color=colour, linewidth=1.6, linestyle=(0, (4, 2)) if result.reference else "-",
+        axes.plot(steps, mean, color=color, linewidth=1.6, linestyle=(0, (4, 2)) if result.reference else "-",
                   marker=styles[result.strategy].marker, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
                   markevery=style.between_markers(len(mean)), zorder=2.5 if result.reference else 3,
                   clip_on=False)
@@ -109,15 +109,15 @@ def draw_forgetting(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Fi
     for edge in range(1, tasks):
         axes.axvline(edge + 0.5, color=style.FAINT, linewidth=0.7, zorder=1)
     step = 0.8 / count
-    colours = shades(data.results, styles)
-    for k, (result, values, colour) in enumerate(zip(data.results, method_values, colours, strict=True)):
+    colors = shades(data.results, styles)
+    for k, (result, values, color) in enumerate(zip(data.results, method_values, colors, strict=True)):
         places = [task + (k - (count - 1) / 2) * step for task in range(1, len(values) + 1)]
         arms = [[max(mean - low, 0.0) for mean, low, _ in values], [max(high - mean, 0.0) for mean, _, high in values]]
-        axes.errorbar(places, [mean for mean, *_ in values], arms, color=colour,
+        axes.errorbar(places, [mean for mean, *_ in values], arms, color=color,
                       linestyle="none", marker=styles[result.strategy].marker, elinewidth=1.1, zorder=3,
                       markersize=max(3.2, min(6.0, 400 * step / tasks)), label=labels[k],
-                      markeredgewidth=1.0, markeredgecolor=colour, clip_on=False,
-                      markerfacecolor="white" if result.reference else colour)
+                      markeredgewidth=1.0, markeredgecolor=color, clip_on=False,
+                      markerfacecolor="white" if result.reference else color)
     figure.legend(loc="lower left", bbox_to_anchor=(0.085, 0.0), ncols=4, handletextpad=0.3, columnspacing=1.6)
     return figure
 
@@ -139,7 +139,7 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
     figure = style.blank(width, height)
     figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(data.subject, int(13 * width)), color=PALE,
                 fontsize=LABEL, va="top")
-    for k, (result, R, colour) in enumerate(zip(data.results, matrices, shades(data.results, styles), strict=True)):
+    for k, (result, R, color) in enumerate(zip(data.results, matrices, shades(data.results, styles), strict=True)):
         row, column = divmod(k, across)
         left, bottom = 0.5 + column * (side + _GAP), height - 0.2 - (row + 1) * (side + _HEAD)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
@@ -147,7 +147,7 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
         _panel(axes, R, scale, cell, data.metric, _fitting(data.results, len(R), cell, _SMALL))
         text = wrapped_label(result, int(side * 12.5), 2)
         first = 1 + (0.1 + 0.13 * text.count("\n")) / side
-        axes.plot([0.08 / side], [first], marker=styles[result.strategy].marker, color=colour, markersize=5,
+        axes.plot([0.08 / side], [first], marker=styles[result.strategy].marker, color=color, markersize=5,
                   transform=axes.transAxes, clip_on=False)
         axes.text(0.17 / side, 1 + 0.035 / side, text, transform=axes.transAxes, fontsize=LABEL, va="bottom",
                   linespacing=1.1)

@@ -59,10 +59,10 @@ def _draw_panel(axes: Axes, side: Panel, styles: Mapping[str, StrategyStyle]) ->
     for strategy, sweep in dict.fromkeys((p.strategy, p.sweep) for p in points if not p.reference):
         swept = sorted((x[i], y[i]) for i, p in enumerate(points)
                        if (p.strategy, p.sweep) == (strategy, sweep) and not p.reference)
-        axes.plot(*zip(*swept, strict=True), color=styles[strategy].colour, linewidth=1.0, alpha=0.8, zorder=2)
+        axes.plot(*zip(*swept, strict=True), color=styles[strategy].color, linewidth=1.0, alpha=0.8, zorder=2)
         lines.append(swept)
     for i, p in enumerate(points):
-        axes.plot([x[i], x[i]], spans[i], color=styles[p.strategy].colour, linewidth=1.1, alpha=0.55, zorder=2.5,
+        axes.plot([x[i], x[i]], spans[i], color=styles[p.strategy].color, linewidth=1.1, alpha=0.55, zorder=2.5,
                   solid_capstyle="butt")
         _marker(axes, x[i], y[i], styles[p.strategy], p.reference, i in best)
     _label_points(axes, points, list(zip(x, y, strict=True)), spans, lines)
@@ -81,8 +81,8 @@ def _steps(axes: Axes, best: Sequence[tuple[float, float]], end: float) -> list[
 def _marker(axes: Axes, x: float, y: float, strategy_style: StrategyStyle, hollow: bool, heavy: bool) -> None:
     level = 4.0 if heavy else 3.3 if hollow else 3.5
     axes.plot([x], [y], marker=strategy_style.marker, markersize=8.5 if heavy else 6.5, zorder=level,
-              color="white" if hollow else strategy_style.colour, markeredgewidth=1.3 if heavy or hollow else 0.6,
-              markeredgecolor=strategy_style.colour if hollow else INK if heavy else "white", clip_on=False)
+              color="white" if hollow else strategy_style.color, markeredgewidth=1.3 if heavy or hollow else 0.6,
+              markeredgecolor=strategy_style.color if hollow else INK if heavy else "white", clip_on=False)
 
 
 def _label_points(axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[float, float]],
@@ -171,8 +171,8 @@ def _share(axes: Axes, sizes: Sequence[float], used_styles: Sequence[StrategySty
     dash = 7.0
     for k, appearance in enumerate(used_styles):
         dashes = "-" if len(used_styles) == 1 else (k * dash, (dash, dash * (len(used_styles) - 1)))
-        axes.plot(steps, sizes, color=appearance.colour, linewidth=1.6, linestyle=dashes, dash_capstyle="butt",
+        axes.plot(steps, sizes, color=appearance.color, linewidth=1.6, linestyle=dashes, dash_capstyle="butt",
                   zorder=2)
         marked = slice(k * apart, None, len(used_styles) * apart)
-        axes.plot(steps[marked], sizes[marked], color=appearance.colour, linestyle="none", marker=appearance.marker,
+        axes.plot(steps[marked], sizes[marked], color=appearance.color, linestyle="none", marker=appearance.marker,
                   markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3, clip_on=False)

@@ -26,7 +26,7 @@ from clbench.report.model import FigureData, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {WITHIN: PALETTE[5], BIAS: PALETTE[4], CONFUSED: PALETTE[1], MISGUIDED: PALETTE[3], OUTDONE: PALETTE[2],
+COLORS = {WITHIN: PALETTE[5], BIAS: PALETTE[4], CONFUSED: PALETTE[1], MISGUIDED: PALETTE[3], OUTDONE: PALETTE[2],
            UNGUIDED: PALE}
 _EACH, _TITLE, _KEYS, _BELOW = 0.27, 0.5, 0.25, 0.62  # inches: a method, title, a line of the legend, the axis
 _KEYS_A_LINE = 4
@@ -76,7 +76,7 @@ def draw_errors(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
             mean = row.cells[titles.index(name)].mean
             if not mean:
                 continue
-            axes.barh(y, mean, 0.72, left=ends[mean > 0], color=COLOURS[name], linewidth=0,
+            axes.barh(y, mean, 0.72, left=ends[mean > 0], color=COLORS[name], linewidth=0,
                       alpha=0.75 if row.reference else 1, label=None if name in drawn else HEADINGS[name])
             ends[mean > 0] += mean
             drawn.add(name)

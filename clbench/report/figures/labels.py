@@ -69,18 +69,18 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     Neighbors that would overlap are merged into a block, whose center is the mean preference of its items.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[tuple[list[int], float, float]] = []  # items, centre, height
+    blocks: list[tuple[list[int], float, float]] = []  # items, center, height
     for i in order:
-        items, centre, height = [i], wanted[i], heights[i]
-        while blocks and blocks[-1][1] + blocks[-1][2] / 2 > centre - height / 2:
+        items, center, height = [i], wanted[i], heights[i]
+        while blocks and blocks[-1][1] + blocks[-1][2] / 2 > center - height / 2:
             before, c, h = blocks.pop()
             items = before + items
-            centre = (c * len(before) + centre * (len(items) - len(before))) / len(items)
+            center = (c * len(before) + center * (len(items) - len(before))) / len(items)
             height += h
-        blocks.append((items, centre, height))
+        blocks.append((items, center, height))
     out = [0.0] * len(wanted)
-    for items, centre, height in blocks:
-        low = centre - height / 2
+    for items, center, height in blocks:
+        low = center - height / 2
         for i in items:
             out[i] = low + heights[i] / 2
             low += heights[i]

@@ -139,9 +139,9 @@ def draw_critical_difference(data: FigureData, styles: Mapping[str, StrategyStyl
         left = i < half
         y = -(between + _STEP * (i if left else len(points) - 1 - i) + _STEP / 2)
         x, edge = place(rank), start - 8 if left else end + 8
-        colour = styles[point.strategy].colour
-        axes.plot([x, x, edge], [0, y, y], color=colour, linewidth=1.2, zorder=2, solid_joinstyle="miter")
-        axes.plot([x], [0], marker=styles[point.strategy].marker, color=colour, markersize=6.5, zorder=4,
+        color = styles[point.strategy].color
+        axes.plot([x, x, edge], [0, y, y], color=color, linewidth=1.2, zorder=2, solid_joinstyle="miter")
+        axes.plot([x], [0], marker=styles[point.strategy].marker, color=color, markersize=6.5, zorder=4,
                   markeredgecolor="white", markeredgewidth=0.6)
         text = f"{label}  {rank:.2f}" if left else f"{rank:.2f}  {label}"
         axes.text(edge + (-5 if left else 5), y, text, ha="right" if left else "left", va="center", fontsize=_LABEL)

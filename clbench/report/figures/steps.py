@@ -108,7 +108,7 @@ def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureDa
 
 
 ACROSS = 2  # panels side by side
-DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.5)))  # for tasks beyond the colours
+DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.5)))  # for tasks beyond the colors
 _TALL, _HEAD, _FOOT = 2.0, 0.42, 0.42  # inches: a panel, what is above it, what is below
 
 
@@ -131,7 +131,7 @@ def draw_steps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
         _panel(axes, course)
         axes.set_title(style.shorten(course.label, int(13 * each)), loc="left", fontsize=9.5, pad=5)
         axes.plot([1.0], [1.07], marker=styles[data.results[k].strategy].marker,
-                  color=styles[data.results[k].strategy].colour, markersize=5, transform=axes.transAxes, clip_on=False)
+                  color=styles[data.results[k].strategy].color, markersize=5, transform=axes.transAxes, clip_on=False)
         if column == 0:
             axes.set_ylabel("accuracy (%)")
         if k + across >= len(method_courses):
@@ -157,8 +157,8 @@ def _panel(axes: Axes, course: Course) -> None:
     for end in course.ends[:-1]:
         axes.axvline(end, color=PALE, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1.5)
     for task, points in enumerate(course.tasks):
-        colour, dashes = look_of(task)
-        axes.plot(*zip(*points, strict=True), color=colour, linestyle=DASHES[dashes], linewidth=0.9, zorder=2.5,
+        color, dashes = look_of(task)
+        axes.plot(*zip(*points, strict=True), color=color, linestyle=DASHES[dashes], linewidth=0.9, zorder=2.5,
                   label=f"task {task + 1}")
     for points in course.old:
         axes.plot(*zip(*points, strict=True), color=INK, linewidth=1.6, zorder=3)

@@ -44,7 +44,7 @@ _STYLE: dict[str, Any] = {
 class StrategyStyle:
     """The color and marker of a strategy in every figure."""
 
-    colour: str
+    color: str
     marker: str
 
 
@@ -62,7 +62,7 @@ def assign_styles(strategies: Sequence[tuple[str, bool]]) -> dict[str, StrategyS
         if reference:
             styles[name] = StrategyStyle(PALE, REFERENCE_MARKERS[reference_count % len(REFERENCE_MARKERS)])
             reference_count += 1
-        else:  # 6 colours and 11 markers: 66 pairs before one comes again
+        else:  # 6 colors and 11 markers: 66 pairs before one comes again
             styles[name] = StrategyStyle(PALETTE[method_count % len(PALETTE)], MARKERS[method_count % len(MARKERS)])
             method_count += 1
     return styles

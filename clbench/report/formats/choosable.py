@@ -111,7 +111,7 @@ class LegendEntry:
 
     method: Result | FigurePoint
     row: int  # of the method in every table
-    colour: str  # a CSS class
+    color: str  # a CSS class
     marker: str
     variant: int
     matrix: int | None = None  # position of its R among the section's matrices

@@ -1,4 +1,4 @@
-"""The report as GitHub-flavoured markdown; all that comes from records is escaped."""
+"""The report as GitHub-flavored markdown; all that comes from records is escaped."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from clbench.report.figures.steps import Point, courses
 from clbench.report.figures.style import PALETTE, StrategyStyle
 from clbench.report.formats.choosable import ALL, FEW, LegendEntry, chosen
 from clbench.report.formats.markdown import MANY
-from clbench.report.formats.palette import colour_class
+from clbench.report.formats.palette import color_class
 from clbench.report.formatting import in_words, number, unit_of
 from clbench.report.metric_columns import final_of, measures_of
 from clbench.report.model import Cell, FigureData, FigurePoint, Report, Result, Section, Table
@@ -156,7 +156,7 @@ def _entry(method: Result | FigurePoint, row: int, before: Sequence[LegendEntry]
            matrix: int | None = None) -> LegendEntry:
     strategy_style = styles[method.strategy]
     variant = sum(entry.method.strategy == method.strategy for entry in before) % _DASHES
-    return LegendEntry(method, row, colour_class(strategy_style.colour), strategy_style.marker, variant, matrix)
+    return LegendEntry(method, row, color_class(strategy_style.color), strategy_style.marker, variant, matrix)
 
 
 def _has_matrix(result: Result) -> bool:
@@ -236,7 +236,7 @@ def _over_steps(slug: str, data: FigureData, section: Section) -> FigureView:
     method_courses = courses(section.results)
     lines = [{"row": course.row, "ends": course.ends, "tasks": [_rounded(points) for points in course.tasks],
               "old": [_rounded(points) for points in course.old]} for course in method_courses]
-    written = json.dumps({"courses": lines, "colours": list(map(colour_class, PALETTE))}, separators=(",", ":"))
+    written = json.dumps({"courses": lines, "colors": list(map(color_class, PALETTE))}, separators=(",", ":"))
     boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(course.ends) for course in method_courses)))
     return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, courses=written,
                       zooms=("all steps", *boundaries))

@@ -1,4 +1,4 @@
-"""The colours of the HTML page, light and dark, and those of methods made visible on both."""
+"""The colors of the HTML page, light and dark, and those of methods made visible on both."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ DARK = {"paper": "#15181c", "ink": "#e6e8eb", "soft": "#a3abb5", "rule": "#30353
 
 
 def css() -> str:
-    """Return the light and the dark palette as CSS variables, and a class for each colour of methods."""
-    methods = _method_colours()
+    """Return the light and the dark palette as CSS variables, and a class for each color of methods."""
+    methods = _method_colors()
     outlines = {f"{name}-edge": visible(c, LIGHT["paper"], "#000000") for name, c in methods.items()}
     bright = {name: visible(c, DARK["paper"], "#ffffff", 4.5) for name, c in methods.items()}
     light = _variables(LIGHT | methods | outlines)
@@ -24,13 +24,13 @@ def css() -> str:
             + "\n".join(f".{name} {{ --c: var(--{name}); --edge: var(--{name}-edge); }}" for name in methods) + "\n")
 
 
-def colour_class(colour: str) -> str:
+def color_class(color: str) -> str:
     """Return the CSS class for a color of `clbench.report.figures.style.assign_styles`."""
-    return next(name for name, known in _method_colours().items() if known == colour)
+    return next(name for name, known in _method_colors().items() if known == color)
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours `#rrggbb`, from 1 to 21.
+    """Return the contrast of two colors `#rrggbb`, from 1 to 21.
 
     Source: WCAG 2.2, relative luminance and contrast ratio.
     """
@@ -39,28 +39,28 @@ def contrast(one: str, other: str) -> float:
 
 
 def mix(one: str, other: str, share: float) -> str:
-    """Return a mixture of two colours `#rrggbb` with this share of the second."""
+    """Return a mixture of two colors `#rrggbb` with this share of the second."""
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(_parts(one), _parts(other), strict=True))
 
 
-def visible(colour: str, paper: str, towards: str, least: float = LEAST) -> str:
+def visible(color: str, paper: str, towards: str, least: float = LEAST) -> str:
     """Return a color, mixed with another color until it reaches the minimum contrast with the background."""
-    steps = (mix(colour, towards, i / 20) for i in range(21))
+    steps = (mix(color, towards, i / 20) for i in range(21))
     return next(step for step in steps if contrast(step, paper) >= least)
 
 
-def _method_colours() -> dict[str, str]:
-    return {**{f"c{i}": colour for i, colour in enumerate(PALETTE)}, "grey": PALE}
+def _method_colors() -> dict[str, str]:
+    return {**{f"c{i}": color for i, color in enumerate(PALETTE)}, "gray": PALE}
 
 
 def _variables(palette: dict[str, str]) -> str:
-    return " ".join(f"--{name}: {colour};" for name, colour in palette.items())
+    return " ".join(f"--{name}: {color};" for name, color in palette.items())
 
 
-def _parts(colour: str) -> tuple[int, ...]:
-    return tuple(int(colour[i:i + 2], 16) for i in (1, 3, 5))
+def _parts(color: str) -> tuple[int, ...]:
+    return tuple(int(color[i:i + 2], 16) for i in (1, 3, 5))
 
 
-def _luminance(colour: str) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (p / 255 for p in _parts(colour))]
+def _luminance(color: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (p / 255 for p in _parts(color))]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -48,7 +48,7 @@ class Moments:
     def ridge(self) -> tuple[Tensor, Tensor]:
         """Return weight [D, C] and bias [C] of ridge regression on the labels; classes that do not occur get -inf.
 
-        The intercept is not shrunk. The strength is the one of `STRENGTHS` with the least error in generalised
+        The intercept is not shrunk. The strength is the one of `STRENGTHS` with the least error in generalized
         cross-validation (Golub, Heath & Wahba 1979), the weakest of equal ones.
         """
         n = self.labels.sum()

@@ -11,7 +11,7 @@ class NoisyOptions(Options):
     """Options of `noisy-digits`."""
 
     tasks: int = Field(4, ge=1, description="tasks, each noisier than the one before")
-    noise: float = Field(40.0, ge=0, description="standard deviation of the noise that a task adds, of 255 grey values")
+    noise: float = Field(40.0, ge=0, description="standard deviation of the noise that a task adds, of 255 gray values")
 
 
 @hookimpl

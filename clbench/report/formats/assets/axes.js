@@ -77,25 +77,25 @@ function frame(svg, box, { x, y, xTicks, yTicks, xText, yText, xTitle, yTitle })
   }
 }
 
-// Centres near the wanted ones, in their order, at least `height` apart: neighbours that would overlap are merged into
-// a block, which is centred where its items want to be.
+// Centers near the wanted ones, in their order, at least `height` apart: neighbors that would overlap are merged into
+// a block, which is centered where its items want to be.
 function spread(wanted, height, low, high) {
   const block = (items) => {
     const reach = items.length * height / 2;
     const middle = items.reduce((sum, i) => sum + wanted[i], 0) / items.length;
-    return { items, reach, centre: Math.max(low + reach, Math.min(high - reach, middle)) };
+    return { items, reach, center: Math.max(low + reach, Math.min(high - reach, middle)) };
   };
   const blocks = [];
   for (const i of wanted.map((_, k) => k).sort((a, b) => wanted[a] - wanted[b])) {
     let last = block([i]);
-    while (blocks.length && blocks.at(-1).centre + blocks.at(-1).reach > last.centre - last.reach) {
+    while (blocks.length && blocks.at(-1).center + blocks.at(-1).reach > last.center - last.reach) {
       last = block([...blocks.pop().items, ...last.items]);
     }
     blocks.push(last);
   }
   const at = [];
-  for (const { items, centre } of blocks) {
-    items.forEach((i, k) => { at[i] = centre + (k - (items.length - 1) / 2) * height; });
+  for (const { items, center } of blocks) {
+    items.forEach((i, k) => { at[i] = center + (k - (items.length - 1) / 2) * height; });
   }
   return at;
 }

@@ -69,7 +69,7 @@ function readMethods(legend) {
     button,
     label: button.textContent,
     row: Number(button.dataset.row),
-    colour: button.dataset.colour,
+    color: button.dataset.color,
     marker: button.dataset.marker,
     variant: button.dataset.variant,
     reference: "reference" in button.dataset,
@@ -136,7 +136,7 @@ function marker(parent, method, x, y, r = 4) {
   });
 }
 
-// All that is drawn of a method, in its colour, so that it can stand out.
+// All that is drawn of a method, in its color, so that it can stand out.
 function group(parent, method) {
-  return shape(parent, "g", { class: `of ${method.colour}`, "data-row": method.row });
+  return shape(parent, "g", { class: `of ${method.color}`, "data-row": method.row });
 }

@@ -84,8 +84,8 @@ function nearest(marks, x, y) {
   let [found, least] = [-1, 24];
   marks.forEach((mark, i) => {
     const away = Math.hypot(Math.max(mark.x0 - x, 0, x - mark.x1), Math.max(mark.y0 - y, 0, y - mark.y1));
-    const centre = Math.hypot((mark.x0 + mark.x1) / 2 - x, (mark.y0 + mark.y1) / 2 - y) / 1000; // of two that hold it
-    if (away + centre < least) [found, least] = [i, away + centre];
+    const center = Math.hypot((mark.x0 + mark.x1) / 2 - x, (mark.y0 + mark.y1) / 2 - y) / 1000; // of two that hold it
+    if (away + center < least) [found, least] = [i, away + center];
   });
   return found;
 }
@@ -119,7 +119,7 @@ function hide(within) {
   for (const g of within.querySelectorAll(".dim")) g.classList.remove("dim");
 }
 
-// A figure as a file of its own: drawn anew in the light colours at a good width, its styles written into it.
+// A figure as a file of its own: drawn anew in the light colors at a good width, its styles written into it.
 function download(figure, methods) {
   const stage = make("div", { class: "light sheet", "aria-hidden": "true" });
   document.body.append(stage);

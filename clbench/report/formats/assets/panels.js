@@ -1,6 +1,6 @@
 // Small multiples, a panel for each method: R as heat maps, and forgetting as bars on one scale.
 
-const DEEP = 0.655; // from here on white reads better than black, in the colours of clbench/report/formats/palette.py
+const DEEP = 0.655; // from here on white reads better than black, in the colors of clbench/report/formats/palette.py
 
 function panels(width, count, least, gap = 24) {
   const across = Math.max(1, Math.min(count, Math.floor((width + gap) / (least + gap))));

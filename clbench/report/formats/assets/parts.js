@@ -1,8 +1,8 @@
 // Where the errors come from: a row for each method, its points lost as parts beside each other, negative ones left of 0.
 
-const PARTS = { // the colour of each part, as clbench/report/figures/errors.py has it
+const PARTS = { // the color of each part, as clbench/report/figures/errors.py has it
   "wrong in its task": "c5", "bias of the head": "c4", "confusion of tasks": "c1", "wrong task guessed": "c3",
-  "another task's output": "c2", "right only unguided": "grey",
+  "another task's output": "c2", "right only unguided": "gray",
 };
 
 function drawParts(svg, width, figure, methods) {
@@ -29,8 +29,8 @@ function drawParts(svg, width, figure, methods) {
       const from = ends[Math.sign(value)];
       ends[Math.sign(value)] += value;
       const [a, b] = [x(Math.min(from, from + value)), x(Math.max(from, from + value))];
-      const coloured = shape(within, "g", { class: PARTS[title] });
-      shape(coloured, "rect", { x: a, width: Math.max(b - a, 0.5), y: y - 9, height: 18, class: method.reference ? "part pale" : "part" });
+      const colored = shape(within, "g", { class: PARTS[title] });
+      shape(colored, "rect", { x: a, width: Math.max(b - a, 0.5), y: y - 9, height: 18, class: method.reference ? "part pale" : "part" });
       marks.push({ x0: a, x1: b, y0: y - 9 + key, y1: y + 9 + key, row: method.row, step: j, title: method.label,
 lines: [`${name}: ${withUnit(cells[j], "points")}`, `of ${withUnit(cells[columns.findIndex((c) => c.title === "points lost")], "points lost")}`] });
     }
@@ -49,7 +49,7 @@ function probed(cells, probe) {
   return probe < 0 || cells[probe].value === null ? null : 1 - cells[probe].value;
 }
 
-// What the colours mean, in as many lines as it takes; returns the height.
+// What the colors mean, in as many lines as it takes; returns the height.
 function partsKey(svg, width, parts, probe) {
   let [at, line] = [0, 14];
   for (const { title, name } of [...parts, ...(probe ? [{ title: "", name: "linear probe" }] : [])]) {

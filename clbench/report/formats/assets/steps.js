@@ -3,7 +3,7 @@
 const [BEFORE, BEHIND] = [0.25, 0.75]; // of a boundary's window: what lies before it and behind it
 
 function drawSteps(svg, width, figure, methods) {
-  const { courses, colours } = JSON.parse(figure.dataset.courses);
+  const { courses, colors } = JSON.parse(figure.dataset.courses);
   const zoom = Number(figure.querySelector("input:checked").value);
   const found = methods.flatMap((method) => courses.filter(({ row }) => row === method.row).map((course) => ({ method, course })));
   const { each, place, rows } = panels(width, found.length, width < 520 ? 260 : 420);
@@ -12,13 +12,13 @@ function drawSteps(svg, width, figure, methods) {
   found.forEach(({ method, course }, i) => {
     const [left, top] = place(i, height);
     heading(svg, method, left, top + 12, each);
-    marks.push(...stepPanel(svg, method, course, colours, zoom, { left: left + 36, right: left + each - 16, top: top + 28, bottom: top + 208 }));
+    marks.push(...stepPanel(svg, method, course, colors, zoom, { left: left + 36, right: left + each - 16, top: top + 28, bottom: top + 208 }));
   });
-  taskKeys(svg, courses, colours, rows * height + 12, width);
+  taskKeys(svg, courses, colors, rows * height + 12, width);
   return { height: rows * height + 22, marks };
 }
 
-function stepPanel(svg, method, course, colours, zoom, box) {
+function stepPanel(svg, method, course, colors, zoom, box) {
   const [low, high] = zoom ? windowOf(course.ends, zoom) : [0, course.ends.at(-1)];
   const within = ([x]) => x >= low && x <= high;
   const lines = course.tasks.map((points) => points.filter(within));
@@ -34,7 +34,7 @@ function stepPanel(svg, method, course, colours, zoom, box) {
   }
   const path = (points) => `M${points.map(([at, value]) => `${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("L")}`;
   lines.forEach((points, task) => {
-    if (points.length > 1) shape(g, "path", { d: path(points), class: `line thin ${colours[task % colours.length]} v${Math.floor(task / colours.length)}` });
+    if (points.length > 1) shape(g, "path", { d: path(points), class: `line thin ${colors[task % colors.length]} v${Math.floor(task / colors.length)}` });
   });
   for (const points of old) shape(g, "path", { d: path(points), class: "line old" });
   return old.flat().map(([at, value], step) => ({ ...around(x(at), y(value), 4), row: method.row, step, title: method.label,
@@ -53,10 +53,10 @@ function said(ends, at) {
   return `${at - (task ? ends[task - 1] : 0)} of task ${task + 1}`;
 }
 
-function taskKeys(svg, courses, colours, y, width) {
+function taskKeys(svg, courses, colors, y, width) {
   const tasks = Math.max(...courses.map((course) => course.tasks.length));
   const names = [["mean over old tasks", "line old"],
-    ...Array.from({ length: tasks }, (_, t) => [`task ${t + 1}`, `line ${colours[t % colours.length]} v${Math.floor(t / colours.length)}`])];
+    ...Array.from({ length: tasks }, (_, t) => [`task ${t + 1}`, `line ${colors[t % colors.length]} v${Math.floor(t / colors.length)}`])];
   let x = 0;
   for (const [name, look] of names) {
     const wide = textWidth(name) + 44;
