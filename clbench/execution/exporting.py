@@ -53,9 +53,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     """Write a trial's model to a folder and return the files: the model, and what it is, `model.json`.
 
     Args:
-        run: the run folder.
         trial: `label/seed`, or the beginning of a key; None if there is one trial only.
-        to: the folder.
         form: `safetensors` (weights), `torch-export` or `onnx` (programs from raw samples to logits).
         task: index of the task that it answers for; None for all, which a program of a method with a part for each
             task cannot do.
@@ -73,47 +71,45 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     if task is not None and task >= record.learned:
         raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:
-        if form == "safetensors":
-            return _weights(store, record, run, to, task, plugins)
-        model = KeptModel(store, record, discover(files=plugins))
-        return [_program(model, to, form, task), _about(record, model, to, task)]
+        if form == "safetensors" and task is not None:
+            model, path = None, _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
+        else:
+            model = KeptModel(store, record, discover(files=plugins))
+            if form != "safetensors":
+                path = _write_program(model, to, form, task)
+            elif model.network is not None:
+                path = _write_weights(model.network, record, to)
+            else:
+                path = to / MODEL
+                to.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
+        return [path, _write_description(record, model, to, task)]
     except OSError as error:
         raise StoreError(f"cannot write to {to}: {error.strerror or error}; choose another folder with --to") from None
 
 
-def _weights(store: Store, record: Record, run: Path, to: Path, task: int | None,
-             plugins: Sequence[Path]) -> list[Path]:
-    """Write the weights of a plain network by its published names, or a method's state."""
-    path = to / MODEL
-    if task is None:
-        model = KeptModel(store, record, discover(files=plugins))
-        network: Network | None = model.network
-    else:
-        model, network = None, load_model(run, record.key, task=task, plugins=plugins)
-    if network is not None:
-        tied = isinstance(network, LanguageModel) and network.tied
-        weights = {network.published_name(name): tensor for name, tensor in network.state_dict().items()
-                   if not (tied and name == "head.weight")}
-        if isinstance(network, LanguageModel):
-            _copy_configuration(folder_of(inner(record.trial.model.name)), to)
-        save_tensors(path, weights, {"format": "pt", "method": record.label, "model": str(record.trial.model),
-                                     "key": record.key})
-    else:
-        to.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
-    return [path, _about(record, model, to, task)]
+def _write_weights(network: Network, record: Record, to: Path) -> Path:
+    """Write the weights of a plain network by their published names."""
+    tensors = network.state_dict()
+    if isinstance(network, LanguageModel) and network.tied:
+        del tensors["head.weight"]
+    weights = {network.published_name(name): tensor for name, tensor in tensors.items()}
+    save_tensors(to / MODEL, weights, {"format": "pt", "method": record.label, "model": str(record.trial.model),
+                                       "key": record.key})
+    if isinstance(network, LanguageModel):
+        _copy_configuration(folder_of(inner(record.trial.model.name)), to)
+    return to / MODEL
 
 
 def _copy_configuration(base: Path, to: Path) -> None:
     """Copy the configuration and tokenizer of a language model, so that transformers loads the exported folder."""
-    to.mkdir(parents=True, exist_ok=True)
     for pattern in ("*.json", "*.jinja", "*.model", "*.txt"):
         for path in base.glob(pattern):
             if not path.name.endswith(".index.json"):
                 write_atomically(to / path.name, path.read_bytes())
 
 
-def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) -> Path:
+def _write_description(record: Record, model: KeptModel | None, to: Path, task: int | None) -> Path:
     """Write what the model is: its inputs, the names of its outputs, and how right it was."""
     stream = record.stream
     assert stream is not None
@@ -134,7 +130,7 @@ def _about(record: Record, model: KeptModel | None, to: Path, task: int | None) 
     return path
 
 
-def _program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path:
+def _write_program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path:
     """Write a program, and check that it answers as the model does.
 
     Raises:
