@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 from clbench.accounting.callback import FlopsCallback
-from clbench.core import identity
 from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.objective import RMSE
 from clbench.core.registry import Registry, discover
@@ -27,7 +26,6 @@ from clbench.experiment.trial import Continued, PlannedTrial, Resolved, Trial
 from clbench.persistence.callbacks import SaveCallback, code_of
 from clbench.persistence.snapshot import StreamOutline, names_of, read_saved, restore, stand_in
 from clbench.persistence.strategy_state import SnapshotError
-from clbench.results import provenance
 from clbench.results.records import Earlier, Record
 from clbench.results.store import STATE, Store
 from clbench.training import precision
@@ -50,14 +48,8 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     is forgotten (`Record.earlier`).
 
     Args:
-        run: the run folder.
         trial: its `label/seed` or the beginning of its key; None where there is one.
-        benchmark: the new tasks.
-        settings: how it is run.
-        device: where.
-        out: the folder of the new record.
         command: what the user typed, kept in the record.
-        registry: what is installed.
         recipe: what differs from the trial's own recipe, as in {"epochs": 3}.
         classes: whether new classes that have the names of old ones are the same, or others, which get new outputs.
 
@@ -91,9 +83,7 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
         raise StoreError(f"{record.name} has gone on to {benchmark.name} before: {target.path(longer.key)}; remove it, "
                          "or choose another --out")
     target.check_writable()
-    runner.note_code(longer)
-    origin = provenance.collect(str(runner.registry.origin("method", longer.method.name)), runner.device, command,
-                                provenance.code_of(longer, runner.registry, identity.running))
+    origin = runner.origin_of(longer)
     more = runner.stream(longer.model_copy(update={"continues": None}))
     if more.common_test:
         raise SpecError(f"benchmark {benchmark.name} has one test set for all tasks, and a trial that continues "

@@ -103,6 +103,12 @@ class TrialRunner:
             for name in names:
                 identity.note(name)
 
+    def origin_of(self, trial: Trial) -> Provenance:
+        """Note the state of a trial's code, and return where and with what the trial runs."""
+        self.note_code(trial)
+        return provenance.collect(str(self.registry.origin("method", trial.method.name)), self.device, self.command,
+                                  provenance.code_of(trial, self.registry, identity.running))
+
     def run(self, planned: PlannedTrial, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
         """Run one trial and return its record, whose status tells whether it went through.
 
@@ -121,10 +127,7 @@ class TrialRunner:
         Raises:
             ClbenchError: bad input, as in `prepare`.
         """
-        plugin = str(self.registry.origin("method", planned[0].trial.method.name))
-        self.note_code(planned[0].trial)
-        origin = provenance.collect(plugin, self.device, self.command,
-                                    provenance.code_of(planned[0].trial, self.registry, identity.running))
+        origin = self.origin_of(planned[0].trial)
         checkpoints = None if self.checkpoints is None else CheckpointCallback(
             self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario),
             general=hashes_of(self.general))
@@ -184,7 +187,8 @@ class TrialRunner:
         callbacks = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
                      language_callback(self.stream(trial), trial.benchmark.options, self.general),
                      ProgressCallback(on_progress, self.artifacts), checkpoints,
-                     SaveCallback.wanted(self.settings.keep, self.artifacts, origin, self.registry)]
+                     None if self.settings.keep == "nothing" or self.artifacts is None else
+                     SaveCallback(self.artifacts, self.settings.keep == "state", origin, self.registry)]
         return [callback for callback in callbacks if callback is not None]
 
     def _curve(self) -> CurveCallback | None:

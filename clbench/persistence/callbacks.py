@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from clbench.core import identity
 from clbench.core.entry_points import package_of
 from clbench.core.registry import Registry
-from clbench.experiment.execution_settings import Keep
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import Trial
 from clbench.persistence.snapshot import Progress, read, restore, write
@@ -35,21 +34,13 @@ LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # of models, ins
 
 @dataclass(eq=False)
 class CheckpointCallback(Callback):
-    """Writes checkpoints of trials that run together after their tasks, and restores trials from them.
+    """Writes checkpoints of trials that run together after their tasks, and restores trials from them."""
 
-    Args:
-        folder: where they are, a folder for each trial by its key.
-        origin: where and with what the trials run.
-        decomposition: what is to be counted of their errors.
-        since: time of the last checkpoint.
-        general: hashes of the files of general texts that are to be scored, by name.
-    """
-
-    folder: Path
+    folder: Path  # has a folder for each trial by its key
     origin: Provenance
     decomposition: ErrorDecomposition
-    since: float = field(default_factory=time.monotonic)
-    general: Mapping[str, str] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)  # time of the last checkpoint
+    general: Mapping[str, str] = field(default_factory=dict)  # hashes of the files that are to be scored, by name
 
     def on_task(self, training: Training, task: int) -> None:
         """Write a checkpoint of each replica if the last one is old enough, but not after the last task.
@@ -101,24 +92,12 @@ class CheckpointCallback(Callback):
 
 @dataclass(eq=False)
 class SaveCallback(Callback):
-    """Saves models, and states where these are asked for, once all tasks are learned.
+    """Saves models, and states where these are asked for, once all tasks are learned."""
 
-    Args:
-        folder: has a folder for each trial by its key.
-        states: whether to save states too.
-        origin: where and with what the trials ran.
-        registry: what is installed.
-    """
-
-    folder: Path
-    states: bool
+    folder: Path  # has a folder for each trial by its key
+    states: bool  # whether to save states too
     origin: Provenance
     registry: Registry
-
-    @classmethod
-    def wanted(cls, keep: Keep, folder: Path | None, origin: Provenance, registry: Registry) -> SaveCallback | None:
-        """Return one where something is to be saved and there is a folder for it."""
-        return None if keep == "nothing" or folder is None else cls(folder, keep == "state", origin, registry)
 
     def on_end(self, training: Training) -> None:
         """Write the files. A full disk costs no record, which notes it."""
