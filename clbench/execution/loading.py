@@ -15,7 +15,6 @@ from clbench.core.device import out_of_memory
 from clbench.core.entry_points import resolve
 from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.registry import Registry, discover
-from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -49,7 +48,7 @@ class KeptModel(nn.Module):
     of the C outputs. On an accelerator after `.to(device)`.
     """
 
-    def __init__(self, store: Store, record: Record, registry: Registry | None = None) -> None:
+    def __init__(self, store: Store, record: Record, registry: Registry) -> None:
         """Read what `--keep models` has kept of a record's trial in a run folder.
 
         Raises:
@@ -57,7 +56,7 @@ class KeptModel(nn.Module):
         """
         super().__init__()
         self.record = record
-        self.registry = registry or discover()
+        self.registry = registry
         snapshot = read_saved(store.artifacts / record.key / MODEL, "models")
         self.header, self.outline = snapshot.header, snapshot.header.outline
         self.strategy = rebuild(snapshot, record.trial, self.registry)
@@ -74,7 +73,7 @@ class KeptModel(nn.Module):
     @property
     def task_given(self) -> bool:
         """Tell whether it has to be told which task a sample is of."""
-        return scenario_rules(self.record.trial.scenario).task_given
+        return self.strategy.world.task_given
 
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for outputs that take no part."""
@@ -263,7 +262,6 @@ def find_record(store: Store, trial: str | None) -> Record:
     fitting = matching(records, trial)
     if len(fitting) == 1:
         return fitting[0]
-    known = ", ".join(f"{r.name} ({r.key})" for r in fitting or records)
-    if not fitting:
-        raise StoreError(f"{store.directory} has no finished trial {trial or ''!r}: name one of {known or '(none)'}")
-    raise StoreError(f"{store.directory} has several trials that fit: name one of {known}")
+    problem = "several trials that fit" if fitting else f"no finished trial {trial or ''!r}"
+    known = ", ".join(f"{r.name} ({r.key})" for r in fitting or records) or "(none)"
+    raise StoreError(f"{store.directory} has {problem}: name one of {known}")

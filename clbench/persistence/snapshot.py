@@ -113,15 +113,9 @@ class Snapshot(NamedTuple):
 
 def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
           conditions: Mapping[str, str] | None = None, optimizer: Mapping[str, Tensor] | None = None) -> None:
-    """Write a snapshot, replacing an older one; of a strategy that cannot be saved, one that says why.
+    """Write a snapshot of a replica that has learned so many tasks, replacing an older one.
 
-    Args:
-        path: the file.
-        replica: what has learned some tasks.
-        learned: how many.
-        kind: what the snapshot is for.
-        conditions: see `Header`.
-        optimizer: state of the optimizer, as `<parameter>/<field>`.
+    If the strategy cannot be saved, the snapshot says why. `conditions` and `optimizer` are for training snapshots.
 
     Raises:
         OSError: it cannot be written.
@@ -217,11 +211,7 @@ def read_saved(path: Path, keep: Literal["models", "state"]) -> Snapshot:
 def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Replica | None = None) -> None:
     """Give a new replica's strategy what a snapshot has: the structure after the learned tasks, then the state.
 
-    Args:
-        snapshot: of the strategy.
-        replica: what gets it.
-        recipe: how the tasks were learned.
-        original: another new one, of the size that the trial had, if `replica` is to have more tasks and outputs.
+    If the replica is to have more tasks and outputs than the trial had, `original` is another new one of the old size.
 
     Raises:
         SnapshotError: that cannot be done; the strategy is then unusable.
@@ -237,10 +227,8 @@ def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Repl
         load(state, tensors, replica.strategy)
         if snapshot.generator is not None:
             replica.strategy.world.generator.set_state(snapshot.generator)
-    except SnapshotError:
-        raise
     except Exception as error:  # of a plugin, which may expect to be trained, or of a state that does not fit
-        if out_of_memory(error):
+        if isinstance(error, SnapshotError) or out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise SnapshotError(f"the saved state does not fit: {reason}") from error
@@ -277,19 +265,19 @@ def stand_in(outline: StreamOutline) -> Stream:
     objective = outline.objective or (CLASSIFICATION if outline.outputs else CAUSAL_LM).name
 
     def noise(outputs: list[int], task: int) -> Samples:
-        if not outline.outputs:  # of a language model: tokens, all but the first of which are scored
-            x = torch.randint(2, (NOISE_SAMPLES, *outline.sample_shape), generator=generator, dtype=dtype)
-            y = x.clone()
-            y[:, 0] = IGNORED
-            return Samples(x, y, torch.full((len(x),), task))
-        y = torch.tensor(outputs).repeat(NOISE_SAMPLES)
-        shape = (len(y), *outline.sample_shape)
+        count = NOISE_SAMPLES * (len(outputs) if outline.outputs else 1)
+        shape = (count, *outline.sample_shape)
         if outline.sample_dtype == "float32":
             x = torch.rand(shape, generator=generator)
         else:
             x = torch.randint(256 if dtype == torch.uint8 else 2, shape, generator=generator, dtype=dtype)
-        tasks_of = torch.full_like(y, task)
-        return Samples(x, y.float() if objective == REGRESSION.name else y, tasks_of)
+        if outline.outputs:
+            y = torch.tensor(outputs, dtype=torch.float32 if objective == REGRESSION.name else torch.int64)
+            y = y.repeat(NOISE_SAMPLES)
+        else:  # of a language model: all tokens but the first are scored
+            y = x.clone()
+            y[:, 0] = IGNORED
+        return Samples(x, y, torch.full((count,), task))
 
     tasks = []
     for index, (classes, taught) in enumerate(zip(outline.classes, outline.taught, strict=True)):

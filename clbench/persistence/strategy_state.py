@@ -84,10 +84,9 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
     for where, module in strategy.named_modules():
         values = {name: value for name, value in vars(module).items() if name not in INNER}
         of_torch = type(module).__module__.partition(".")[0] == "torch"
+        of_method = module is strategy or not (of_torch or type(module) in model_classes)
         for name, value in values.items():
-            if module is not strategy and (of_torch or type(module) in model_classes):
-                break
-            if not is_plain(value, is_rebuilt):
+            if of_method and not is_plain(value, is_rebuilt):
                 raise SnapshotError(f"its attribute {f'{where}.{name}'.lstrip('.')} is a {type(value).__name__}: keep "
                                     "it in plain attributes, or in parameters and buffers")
         attributes[where] = {name: encode(value) for name, value in values.items() if is_plain(value)}
@@ -181,12 +180,9 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
 
 
 def _grown(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
-    """Return a tensor in the size that it has with more outputs and tasks; None where that is not known.
+    """Return a learned tensor in the size that it has with more outputs and tasks; None where that is not known.
 
-    Args:
-        tensor: what was learned.
-        before: the tensor in an untrained strategy of the old size.
-        after: the tensor in an untrained strategy of the new size.
+    `before` and `after` are this tensor in untrained strategies of the old and the new size.
     """
     if before.shape == after.shape:  # a memory, say
         return tensor
