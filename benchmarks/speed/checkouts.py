@@ -61,8 +61,8 @@ def environment(checkout: Path) -> dict[str, str]:
 def time_command(checkout: Path, command: str) -> float:
     """Run a command of clbench with the code of a checkout; return its processor seconds."""
     before = os.times()
-    subprocess.run([sys.executable, "-m", "clbench", *command.split()], cwd=checkout, env=environment(checkout), check=True,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "clbench", *command.split()], cwd=checkout, env=environment(checkout),
+                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
