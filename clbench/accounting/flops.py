@@ -82,17 +82,11 @@ def shape_of(value: Any) -> Any:
     return value.shape if isinstance(value, torch.Tensor) else value
 
 
-def of_shapes(formula: Callable[..., int]) -> Formula:
-    """Return a formula in terms of shapes as one in terms of tensors."""
-    return lambda args, kwargs, out: formula(*map(shape_of, args), **{k: shape_of(v) for k, v in kwargs.items()},
-                                             out_shape=shape_of(out))
-
-
 def formula_of(operation: OpOverload) -> Formula | None:
     """Return the formula of an operation: ours, else torch's, None where it counts as 0."""
     packet = operation.overloadpacket
-    if packet in OWN:
-        return of_shapes(OWN[packet])
+    if own := OWN.get(packet):
+        return lambda args, kwargs, out: own(*map(shape_of, args))
     known: Any = flop_registry.get(packet)
     return known and (lambda args, kwargs, out: int(known(*args, **kwargs, out_val=out)))
 
