@@ -159,7 +159,13 @@ def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenari
                        registry: Registry) -> Strategy:
     """Return a method's strategy around a model without values; its integers and masks have theirs."""
     strategy = build_strategy(method, model, world_of(stream, scenario, 0, pretrained), registry)
-    strategy._apply(lambda tensor: tensor.to("meta") if tensor.is_floating_point() else tensor)  # type: ignore[no-untyped-call]
+    valued = []
+    for module in strategy.modules():
+        valued += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)
+                   if not buffer.is_floating_point()]
+    strategy.to("meta")
+    for module, name, buffer in valued:
+        setattr(module, name, buffer)
     return strategy
 
 

@@ -18,7 +18,6 @@ from clbench.results.records import Record
 ACCELERATOR_STACK = 32  # initial stack size; a stack that does not fit in memory is halved
 
 
-
 class TrialQueue:
     """Queue of trials: one setting after another, because streams are large; longest first within a setting.
 
