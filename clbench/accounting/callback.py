@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
 from statistics import mean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,36 +41,60 @@ class FlopsCallback(Callback):
     def __init__(self) -> None:
         """Begin at 0."""
         self.totals: Counter[int] = Counter()  # of the task at hand, by id of the replica
-        self.phase: PhaseFlops | None = None
-
-    def around_prepare(self, replica: Replica, batch: Batch | None = None) -> AbstractContextManager[object]:
-        """Count what a strategy computes outside of steps."""
-        if batch is None:
-            return self._added(replica, FlopCount())
-        if not overrides(replica.strategy, "augment_batch"):
-            return nullcontext()
-        assert self.phase is not None
-        return self._added(replica, self.phase.counted_draw(replica.strategy, batch))
+        self.steps: dict[Hashable, list[int]] = {}  # of a step of each kind in this phase, for each replica
+        self.draws: dict[Hashable, int] = {}  # of a draw of each kind in this phase, without calls of modules
 
     @contextmanager
-    def _added(self, replica: Replica, counting: AbstractContextManager[FlopCount]) -> Iterator[None]:
-        with counting as count:
+    def around_prepare(self, replica: Replica, batch: Batch | None = None) -> Iterator[None]:
+        """Count what a strategy computes outside of steps: all of it, or of `augment_batch` what is new."""
+        if batch is None:
+            with FlopCount() as count:
+                yield
+        elif overrides(replica.strategy, "augment_batch"):
+            with self.counted_draw(replica.strategy, batch) as count:
+                yield
+        else:
             yield
+            return
         self.totals[id(replica)] += count.total
+
+    @contextmanager
+    def counted_draw(self, strategy: Strategy, batch: Batch) -> Iterator[FlopCount]:
+        """Count what `augment_batch` computes for a batch in the block; the total is there at the end."""
+        kind = len(batch.y), batch.first_pass, sizes_of(strategy)
+        with counted_modules() as count:
+            if kind in self.draws:
+                yield count
+            else:
+                with FlopCount() as whole:
+                    yield count
+                self.draws[kind] = whole.total - count.total
+        count.total += self.draws[kind]
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
         """Begin with no kind of step counted."""
-        self.phase = PhaseFlops([replica.strategy for replica in training.replicas], training.compiled,
-                                training.recipe.accumulate)
+        self.steps, self.draws = {}, {}
 
     @contextmanager
     def around_step(self, training: Training, batches: Sequence[Batch]) -> Iterator[None]:
         """Add the FLOPs of a step, which is counted if it is the first of its kind."""
-        assert self.phase is not None and training.engine is not None
-        with self.phase.counted(training.engine, batches) as flops:
+        strategies = [replica.strategy for replica in training.replicas]
+        kind = kind_of_step(strategies[0], batches[0])
+        if kind in self.steps:
             yield
-        for replica, flops_of_replica in zip(training.replicas, flops, strict=True):
-            self.totals[id(replica)] += flops_of_replica
+        elif len(strategies) == 1 and not training.compiled:
+            with FlopCount() as count:
+                yield
+            self.steps[kind] = [count.total]
+        else:
+            assert training.engine is not None
+            loss = sum(flops_alone(strategies[0], training.engine, part)
+                       for _, (part,) in divided(batches[:1], training.recipe.accumulate))
+            with counted_edits(strategies) as counts:
+                yield
+            self.steps[kind] = [loss + edits.total for edits in counts]
+        for replica, flops in zip(training.replicas, self.steps[kind], strict=True):
+            self.totals[id(replica)] += flops
 
     @contextmanager
     def around_own_loop(self, replica: Replica, following: NextIndices, steps: int) -> Iterator[NextIndices]:
@@ -100,58 +122,10 @@ class FlopsCallback(Callback):
             replica.costs.inference_flops.append(round(mean(flops)))
 
 
-class PhaseFlops:
-    """The FLOPs of the steps of a phase.
-
-    Args:
-        strategies: the members, as the phase trains them.
-        compiled: whether their loss is compiled.
-        parts: in which the gradients of a batch are computed.
-    """
-
-    def __init__(self, strategies: Sequence[Strategy], compiled: bool, parts: int = 1) -> None:
-        self.strategies = strategies
-        self.parts = parts
-        self.edits = overrides(strategies[0], "edit_gradients")
-        self.in_place = len(strategies) == 1 and not compiled
-        self.steps: dict[Hashable, list[int]] = {}  # FLOPs of a step of each kind, for each member
-        self.draws: dict[Hashable, int] = {}  # FLOPs of a draw of each kind, without calls of modules
-
-    @contextmanager
-    def counted(self, engine: Engine, batches: Sequence[Batch]) -> Iterator[list[int]]:
-        """Count a step that is taken in the block, if it is the first of its kind; its FLOPs are there at the end."""
-        flops: list[int] = []
-        kind = self.kind_of(batches)
-        if kind in self.steps:
-            yield flops
-        elif self.in_place:
-            with FlopCount() as count:
-                yield flops
-            self.steps[kind] = [count.total]
-        else:
-            loss = sum(flops_alone(self.strategies[0], engine, part) for _, (part,) in divided(batches[:1], self.parts))
-            with counted_edits(self.strategies) as counts:
-                yield flops
-            self.steps[kind] = [loss + edits.total for edits in counts]
-        flops += self.steps[kind]
-
-    def kind_of(self, batches: Sequence[Batch]) -> Hashable:
-        """Return what steps on batches that cost the same have in common."""
-        batch = batches[0]
-        return batch.x.shape, batch.y.shape, batch.replayed, sizes_of(self.strategies[0]) if self.edits else ()
-
-    @contextmanager
-    def counted_draw(self, strategy: Strategy, batch: Batch) -> Iterator[FlopCount]:
-        """Count what `augment_batch` computes for a batch in the block; the total is there at the end."""
-        kind = len(batch.y), batch.first_pass, sizes_of(strategy)
-        with counted_modules() as count:
-            if kind in self.draws:
-                yield count
-            else:
-                with FlopCount() as whole:
-                    yield count
-                self.draws[kind] = whole.total - count.total
-        count.total += self.draws[kind]
+def kind_of_step(strategy: Strategy, batch: Batch) -> Hashable:
+    """Return what steps of a phase that cost the same have in common."""
+    sizes = sizes_of(strategy) if overrides(strategy, "edit_gradients") else ()
+    return batch.x.shape, batch.y.shape, batch.replayed, sizes
 
 
 def sizes_of(strategy: Strategy) -> tuple[torch.Size, ...]:
@@ -165,17 +139,11 @@ def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
     counts = [FlopCount() for _ in strategies]
     try:
         for strategy, count in zip(strategies, counts, strict=True):  # an engine need not know of it
-            vars(strategy)["edit_gradients"] = partial(run_counted, count, strategy.edit_gradients)
+            vars(strategy)["edit_gradients"] = count(strategy.edit_gradients)
         yield counts
     finally:
         for strategy in strategies:
             vars(strategy).pop("edit_gradients", None)
-
-
-def run_counted(count: FlopCount, function: Callable[..., Any], *args: object) -> Any:
-    """Call a function and count what it computes."""
-    with count:
-        return function(*args)
 
 
 def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
@@ -183,11 +151,7 @@ def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
 
     It leaves no trace: no running statistics, no draws.
     """
-    buffers: dict[str, Tensor] = {}
-    for where, module in strategy.named_modules():
-        if module.training:
-            prefix = f"strategy.{where}." if where else "strategy."
-            buffers |= {prefix + name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)}
+    buffers = {f"strategy.{name}": buffer.clone() for name, buffer in strategy.named_buffers()}
     trained = [p for p in strategy.parameters() if p.requires_grad]
     with seeds.scope(0, "flops"), FlopCount() as count:
         with engine.forward:

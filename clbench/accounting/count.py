@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clbench.accounting.callback import prediction_flops
-from clbench.accounting.dry_run import DryRun, in_one_line, model_of_shapes, strategy_of_shapes, with_gradient
+from clbench.accounting.dry_run import DryRun, in_one_line, strategy_of_shapes, with_gradient
 from clbench.accounting.shapes import on_shapes, stream_of_shapes
 from clbench.core import seeds, tokens
 from clbench.core.errors import SpecError
@@ -22,11 +22,9 @@ from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
 from clbench.report.formatting import by_task
 from clbench.strategy.base import Strategy, Task
-from clbench.training.building import check_model
+from clbench.training.building import build_model, check_model
 from clbench.training.costs import Footprint, measure, model_bytes, nbytes
 from clbench.training.evaluation import batch_size, given_tasks
-
-DENSE, CONVOLUTION = 2, 4  # dimensions of their weights
 
 
 @dataclass
@@ -82,7 +80,8 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
         SpecError: model, method and stream do not go together.
     """
     trial = planned.trial
-    model = model_of_shapes(trial, stream, registry)
+    with torch.device("meta"):
+        model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
     check_model(model, trial.model, stream.input_shape, registry)
     result = Count(planned.label, model_bytes=model_bytes(model))
     given = given_tasks(trial.scenario, len(stream.tasks))
@@ -93,7 +92,8 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
             strategy = strategy_of_shapes(model, trial.method, stream, trial.scenario, pretrained, registry)
             result.remarks, result.keeps_less = strategy.notes, strategy.keeps_less
             run = DryRun(strategy, stream, trial.trained_by if training else Recipe(), training)
-            for index in run.tasks():
+            for index in range(stream.told_tasks):
+                run.train_task(index)
                 result.kept.append(measure(strategy))
                 if training and not run.uncounted:
                     result.row_flops.append(row_flops(strategy, stream, given[min(index, len(given) - 1)], batch))
@@ -163,8 +163,9 @@ def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], r
 
 def layer(shape: Sequence[int]) -> nn.Module:
     """Return the layer whose weight has a shape, without bias."""
-    if len(shape) == DENSE:
-        return nn.Linear(shape[1], shape[0], bias=False)
-    if len(shape) == CONVOLUTION:
-        return nn.Conv2d(shape[1], shape[0], (shape[2], shape[3]), bias=False)
+    match shape:
+        case outputs, inputs:
+            return nn.Linear(inputs, outputs, bias=False)
+        case outputs, inputs, height, width:
+            return nn.Conv2d(inputs, outputs, (height, width), bias=False)
     raise SpecError(f"no layer has a weight with {len(shape)} dimensions; give OUTxIN (Linear) or OUTxINxHxW (Conv2d)")

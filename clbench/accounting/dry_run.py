@@ -12,26 +12,26 @@ memory is filled in the first pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from clbench.accounting.callback import FlopsCallback
+from clbench.accounting.callback import FlopsCallback, kind_of_step
 from clbench.core.errors import SpecError
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
-from clbench.experiment.trial import Resolved, Trial
+from clbench.experiment.trial import Resolved
 from clbench.models.network import Network
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Phase
 from clbench.training.budget import phases_of, steps_of
-from clbench.training.building import build_model, build_strategy, world_of
+from clbench.training.building import build_strategy, world_of
 from clbench.training.cache import PhaseInputs
 from clbench.training.costs import nbytes
 from clbench.training.loop import TrainingLoop, take_step
@@ -64,19 +64,13 @@ class DryRun(TrainingLoop):
         self.trainable: list[tuple[int, int]] = []  # parameters and bytes, of each task
         self.uncounted = ""  # why the FLOPs of training cannot be counted
 
-    def tasks(self) -> Iterator[int]:
-        """Lead the strategy through one task after the other and yield the index of each.
+    def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
+        """Lead the strategy through the phases of a task.
 
         Raises:
             SpecError: the recipe grants fewer steps than there are phases.
             RuntimeError: the strategy asks for values, or trains by a loop of its own.
         """
-        for index in range(len(self.replicas[0].stream.tasks)):
-            self.train_task(index)
-            yield index
-
-    def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
-        """Lead the strategy through the phases of a task."""
         strategy, task = self.strategy, tasks[0]
         if strategy.owns_loop:
             raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
@@ -95,7 +89,9 @@ class DryRun(TrainingLoop):
     def _train_phase(self, phase: Phase, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:
         """Lead the strategy through a phase; the losses are zeros, since nothing has values."""
-        self.trainable[-1] = max(self.trainable[-1], trainable_in_phase(self.strategy))
+        parameters, size = with_gradient(self.strategy)
+        trainable = self.strategy.trainable()  # packnet trains a part of its parameters
+        self.trainable[-1] = max(self.trainable[-1], (trainable, size * trainable // max(parameters, 1)))
         if self.counted and not self.uncounted:
             try:
                 super()._train_phase(phase, samples, samplers, losses, index, steps)
@@ -115,7 +111,7 @@ class DryRun(TrainingLoop):
         Raises:
             RuntimeError, TypeError: the loss asks for values.
         """
-        assert self.engine is not None and self.flops.phase is not None
+        assert self.engine is not None
         replica, sampler, totals = self.replicas[0], samplers[0], self.flops.totals
         pass_length = math.ceil(len(inputs.samples[0]) / self.recipe.batch_size) * sampler.repeats
         pass_flops: dict[int, int] = {}  # of steps after the first pass, by their place in a pass
@@ -133,7 +129,7 @@ class DryRun(TrainingLoop):
                 batch = sampler.ready(self.strategy, inputs.samples[0], partial(self.callbacks.around_prepare, replica))
             batches = self.strategy.collate([batch])
             with self.callbacks.around_step(self, batches):
-                if self.flops.phase.kind_of(batches) not in self.flops.phase.steps:
+                if kind_of_step(self.strategy, batches[0]) not in self.flops.steps:
                     take_step(self.engine, batches, self.recipe.accumulate)
             if taken and not batch.first_pass:
                 pass_flops[len(sampler.left)] = totals[id(replica)] - before
@@ -159,12 +155,6 @@ def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def model_of_shapes(trial: Trial, stream: Stream, registry: Registry) -> Network:
-    """Return a trial's model without values."""
-    with torch.device("meta"):
-        return build_model(trial.model, None, stream.input_shape, stream.classes, registry)[0]
-
-
 def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
                        registry: Registry) -> Strategy:
     """Return a method's strategy around a model without values; its integers and masks have theirs."""
@@ -177,12 +167,6 @@ def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenari
     for module, name, buffer in valued:
         setattr(module, name, buffer)
     return strategy
-
-
-def trainable_in_phase(strategy: Strategy) -> tuple[int, int]:
-    """Return how many numbers the current phase can change, and the bytes they take."""
-    parameters, size = with_gradient(strategy)
-    return strategy.trainable(), size * strategy.trainable() // max(parameters, 1)
 
 
 def with_gradient(module: nn.Module) -> tuple[int, int]:

@@ -141,11 +141,7 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
 def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | None:
     """Return the line on what a method stores, None where that is less than the data or no burden.
 
-    Args:
-        name: of the method.
-        extra: bytes beside the model.
-        data: bytes of all training samples of the stream.
-        keeps_less: what makes it store less, see `Strategy.keeps_less`.
+    `extra` are its bytes beside the model, `data` those of all training samples; `keeps_less` is the strategy's.
     """
     if extra <= max(FLOOR, data):
         return None
@@ -159,13 +155,7 @@ def data_bytes(stream: Stream) -> int:
 
 
 def storage_warning(label: str, strategy: Strategy, stream: Stream) -> str | None:
-    """Return the line on what an untrained strategy stores already, None where that is little.
-
-    Args:
-        label: what its method is called.
-        strategy: the trial's, untrained.
-        stream: the trial's.
-    """
+    """Return the line on what an untrained strategy stores already, None where that is little."""
     extra = sum(measure(strategy).bytes.values()) - model_bytes(strategy.model)
     return storage_line(label, extra, data_bytes(stream), strategy.keeps_less)
 

@@ -9,7 +9,7 @@ normalization, gathers, sorting, decompositions and solvers of `torch.linalg`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from math import prod
 from typing import Any, ClassVar
 
@@ -24,13 +24,13 @@ Shape = Sequence[int]
 
 
 def product(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    """Return the FLOPs of a product of matrices, [M, K] x [K, N] or a batch of such."""
-    return 2 * prod(a) * b[-1]
+    """Return the FLOPs of a product: of matrices [M, K] x [K, N] or a batch of such, with a vector [K], or of two."""
+    return 2 * prod(a) * (b[-1] if len(b) > 1 else 1)
 
 
 def added_product(_: Shape, a: Shape, b: Shape, *__: Any, **___: Any) -> int:
     """Return the FLOPs of such products, added up or added to something, which costs nothing more."""
-    return 2 * prod(a) * b[-1]
+    return product(a, b)
 
 
 def attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
@@ -50,16 +50,6 @@ def fused_attention(query: Shape, key: Shape, value: Shape, width: int, heads: i
     return projections + 4 * samples * length * others * width
 
 
-def vector_product(matrix: Shape, *_: Any, **__: Any) -> int:
-    """Return the FLOPs of a matrix [M, K] times a vector, or of two vectors [K]."""
-    return 2 * prod(matrix)
-
-
-def added_vector_product(_: Shape, matrix: Shape, *__: Any, **___: Any) -> int:
-    """Return the FLOPs of a matrix [M, K] times a vector, added to another."""
-    return 2 * prod(matrix)
-
-
 def convolution_backward(gradient: Shape, x: Shape, weight: Shape, _bias: Any, _stride: Any, _padding: Any,
                          _dilation: Any, transposed: bool, _output_padding: Any, groups: int,
                          wanted: Sequence[bool], **_: Any) -> int:
@@ -73,9 +63,9 @@ OWN: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     aten._native_multi_head_attention: fused_attention,
-    aten.mv: vector_product,
-    aten.dot: vector_product,
-    aten.addmv: added_vector_product,
+    aten.mv: product,
+    aten.dot: product,
+    aten.addmv: added_product,
     aten.mm: product,  # those of torch take longer than the product of small matrices
     aten.bmm: product,
     aten.addmm: added_product,
@@ -92,26 +82,21 @@ def shape_of(value: Any) -> Any:
     return value.shape if isinstance(value, torch.Tensor) else value
 
 
-def of_shapes(formula: Callable[..., int]) -> Formula:
-    """Return a formula in terms of shapes as one in terms of tensors."""
-    return lambda args, kwargs, out: formula(*map(shape_of, args), **{k: shape_of(v) for k, v in kwargs.items()},
-                                             out_shape=shape_of(out))
-
-
 def formula_of(operation: OpOverload) -> Formula | None:
     """Return the formula of an operation: ours, else torch's, None where it counts as 0."""
     packet = operation.overloadpacket
-    if packet in OWN:
-        return of_shapes(OWN[packet])
+    if own := OWN.get(packet):
+        return lambda args, kwargs, out: own(*map(shape_of, args))
     known: Any = flop_registry.get(packet)
     return known and (lambda args, kwargs, out: int(known(*args, **kwargs, out_val=out)))
 
 
-class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCount(ContextDecorator, TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that counts the FLOPs of what runs inside, and changes nothing about it.
 
     It counts what torch's `FlopCounterMode` counts, by the same formulas, without a tree of modules and in a fraction
-    of its time: 4 microseconds an operation. Contexts may lie inside each other; each counts all.
+    of its time: 4 microseconds an operation. Contexts may lie inside each other; each counts all. As a decorator it
+    counts what calls of a function compute.
     """
 
     supports_higher_order_operators = True

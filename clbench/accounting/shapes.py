@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
@@ -47,13 +48,7 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
                      samples: int, text: bool = False) -> Stream:
     """Return a stream of inputs without values, uint8 as images are stored, and labels that go round the classes.
 
-    Args:
-        tasks: T.
-        classes: of all tasks together; each task has as many.
-        input_shape: of one sample.
-        scenario: which outputs the classes have.
-        samples: training samples of each task.
-        text: whether samples are tokens.
+    `classes` are those of all tasks together, `samples` the training samples of each; a `text` consists of tokens.
 
     Raises:
         SpecError: the classes cannot be shared out.
@@ -94,7 +89,6 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     remembered: ClassVar[dict[Hashable, list[Form]]] = {}  # what an operation makes of its arguments
-    pure: ClassVar[dict[OpOverload, bool]] = {}  # whether an operation makes new tensors only
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; where an argument has no values, no other needs any."""
@@ -108,7 +102,7 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise RuntimeError(f"{func} would write a result without values into a tensor that has some")
             args, kwargs = tuple(map(shaped, args)), {name: shaped(value) for name, value in kwargs.items()}
         key: Hashable = None
-        if not by_index and self._is_pure(func) and any(value.is_meta for value in tensors):
+        if not by_index and is_pure(func) and any(value.is_meta for value in tensors):
             key = func, form_of(args), form_of(sorted(kwargs.items()))
             if key in self.remembered:
                 results = tuple([torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
@@ -121,12 +115,11 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.remembered[key] = list(map(form_of, results))
         return out
 
-    def _is_pure(self, func: OpOverload) -> bool:
-        """Tell whether an operation makes new tensors only: neither views of its arguments nor changes in them."""
-        if func not in self.pure:
-            parts = (*func._schema.arguments, *func._schema.returns)
-            self.pure[func] = all(part.alias_info is None for part in parts)
-        return self.pure[func]
+
+@cache
+def is_pure(func: OpOverload) -> bool:
+    """Tell whether an operation makes new tensors only: neither views of its arguments nor changes in them."""
+    return all(part.alias_info is None for part in (*func._schema.arguments, *func._schema.returns))
 
 
 def flat(values: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import click
 from tabulate import tabulate
 
 from clbench.cli.params import scaled
-from clbench.core.errors import ClbenchError, DataError, MissingDataError
+from clbench.core.errors import ClbenchError, MissingDataError
 from clbench.execution.time_left import Kind, TimeLeft, alike, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.workload import Foreseen, Speed
@@ -38,9 +38,7 @@ def listing(ready: Experiment, duration: bool = True) -> str:
     What is done has it in its record. The rest is counted on shapes, once for each setting and method. Notes go to
     standard error.
 
-    Args:
-        ready: the experiment.
-        duration: whether a last line says how long the missing trials will take.
+    With `duration`, a last line says how long the missing trials will take.
 
     Raises:
         ClbenchError: some trials cannot run as they are planned; a line for each mistake.
@@ -59,18 +57,13 @@ def listing(ready: Experiment, duration: bool = True) -> str:
             figures = [NONE] * 3
         rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, ready), *figures])
     table = tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
-    line = needed(ready, {kind: forecast.foreseen for kind, forecast in counted.items()}) if duration else ""
+    line = needed(ready, counted) if duration else ""
     return f"{table}\n\n{line}" if line else table
 
 
-def needed(ready: Experiment, foreseen: Mapping[Kind, Foreseen]) -> str:
-    """Return how long the missing trials will take, and how that is known; empty where it is not.
-
-    Args:
-        ready: the experiment.
-        foreseen: what was counted, by kind of trial.
-    """
-    if not ready.missing or not (foreseen or ready.records):
+def needed(ready: Experiment, counted: Mapping[Kind, Forecast]) -> str:
+    """Return how long the missing trials will take, and how that is known; empty where it is not."""
+    if not ready.missing or not (counted or ready.records):
         return ""
     from clbench.core.device import pick_device
     from clbench.execution.progress import clock, plural
@@ -85,8 +78,8 @@ def needed(ready: Experiment, foreseen: Mapping[Kind, Foreseen]) -> str:
     for record in records:
         if result := recorded(record):
             left.foreseen(kind_of(record.trial), Foreseen(workload=result[0]))
-    for kind, work in foreseen.items():
-        left.foreseen(kind, work)
+    for kind, forecast in counted.items():
+        left.foreseen(kind, forecast.foreseen)
     seconds = left.seconds(0.0)
     if seconds is None:
         return ""
@@ -122,15 +115,15 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     Raises:
         ClbenchError: as `listing`.
     """
-    first: dict[Kind, PlannedTrial] = {}
-    for planned in ready.missing:
-        first.setdefault(kind_of(planned.trial), planned)
-    if not first:
-        return {}
     from clbench.execution.reuse import check_inputs
+    from clbench.execution.workers.plan import Listener, PreflightChecks
 
+    checks = PreflightChecks(ready.missing, Listener())
+    kinds = len(checks.left)
+    if not kinds:
+        return {}
     try:
-        check_inputs([planned.trial for planned in first.values()], ready.spec.execution, ready.registry)
+        check_inputs([planned.trial for planned in checks.left], ready.spec.execution, ready.registry)
     except MissingDataError as error:  # said before torch is imported
         click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
         return {}
@@ -144,16 +137,12 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     runner = TrialRunner(ready.spec.execution.model_copy(update={"compile": False}), "cpu", "", ready.registry)
     counted: dict[Kind, Forecast] = {}
     speed: Speed | None = None
-    problems: dict[str, ClbenchError] = {}
     notes: dict[str, None] = {}
-    without_stream: set[tuple[str, ...]] = set()  # settings whose data are missing or wrong
     scenarios = {planned.trial.scenario for planned in ready.planned}
-    for number, (kind, planned) in enumerate(first.items(), start=1):
+    while planned := checks.next():
         name = planned.label + (f" ({planned.trial.scenario})" if len(scenarios) > 1 else "")
-        if planned.trial.setting in without_stream:
-            continue
         if sys.stderr.isatty():  # a method on a large model takes seconds
-            click.echo(f"counting {name} ({number} of {len(first)})", err=True)
+            click.echo(f"counting {name} ({kinds - len(checks.left)} of {kinds})", err=True)
         try:
             with without_downloads():
                 stream = runner.stream(planned.trial)
@@ -164,24 +153,21 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             count = forecast(planned, stream_without_values(stream), ready.registry)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
-            without_stream.add(planned.trial.setting)
+            checks.skip_setting(planned)
         except ClbenchError as error:
-            problems[str(error)] = error
-            if isinstance(error, DataError):
-                without_stream.add(planned.trial.setting)
+            checks.refused(planned, error)
         except Exception as error:  # as in a run, where the trial's record has it
             notes[f"{name}: cannot be counted, {type(error).__name__}: {' '.join(str(error).split())}"] = None
         else:
             speed = speed or measured(planned, stream, ready)
             inference = [] if count.flops is None else [count.flops]
-            counted[kind] = Forecast(cells(count.trainable, count.train_flops, inference),
-                                     Foreseen(workload=counted_work(count, stream), speed=speed))
+            counted[kind_of(planned.trial)] = Forecast(
+                cells(count.trainable, count.train_flops, inference),
+                Foreseen(workload=counted_work(count, stream), speed=speed))
             notes |= {f"{name}: {note}": None for note in count.notes}
             extra = count.bytes[-1] - count.model_bytes if count.kept else 0
             if line := storage_line(planned.label, extra, data_bytes(stream), count.keeps_less):
                 notes[line] = None
-    if problems:
-        raise type(next(iter(problems.values())))("\n".join(problems))
     for note in notes:
         click.echo(f"Note: {note}", err=True)
     return counted

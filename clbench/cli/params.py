@@ -42,10 +42,7 @@ SMALLEST = 10  # factors from here on are written as whole numbers
 def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
     """Return counts, that of full fine-tuning first, as `text`, `md` or `json`.
 
-    Args:
-        setting: what was counted, for the heading.
-        counts: of one layer, or of a network (with FLOPs), for which there is more to show.
-        form: text | md | json.
+    The heading is `setting`. Of a network, which it calls `model`, there is more to show than of one layer.
     """
     if form == "json":
         return json.dumps({**setting, "methods": [as_json(count, counts[0]) for count in counts]}, indent=2)
@@ -112,12 +109,7 @@ def scaled(value: float) -> str:
 
 
 def growth_of_bytes(counts: Sequence[Count], subject: str) -> FigureData:
-    """Return the figure of the bytes kept after each of several tasks, full fine-tuning as the reference.
-
-    Args:
-        counts: that of full fine-tuning first.
-        subject: a line above the figure.
-    """
+    """Return the figure of the bytes kept after each task; the first count, of full fine-tuning, is the reference."""
     points = tuple(FigurePoint(c.method, c.method.partition(":")[0], c is counts[0], False, None, None, None,
                                tuple(map(float, c.bytes))) for c in counts if c.bytes)
     return FigureData("growth", "growth", "Bytes kept after each task", subject, "", "", points, axis="bytes kept")

@@ -27,9 +27,9 @@ def kind_of(trial: Trial) -> Kind:
     return trial.setting, trial.row
 
 
-def model_of(trial: Trial) -> str:
-    """Return what two trials must share for the one's speed to tell the other's."""
-    return f"{trial.benchmark} {trial.model} {trial.validation:g}"
+def method_of(trial: Trial) -> tuple[str, str]:
+    """Return what two trials must share for the one's speed to tell the other's, and the method."""
+    return f"{trial.benchmark} {trial.model} {trial.validation:g}", trial.row
 
 
 def alike(record: Record, device: str, threads: int | None) -> bool:
@@ -58,7 +58,7 @@ class Course:
 
     began: float
     first: tuple[float, float] | None = None
-    last: tuple[float, float] | None = None
+    last: tuple[float, float] = 0.0, 0.0
 
     @property
     def resumed(self) -> float:
@@ -68,7 +68,7 @@ class Course:
     @property
     def pace(self) -> float | None:
         """Return the seconds that all of the work takes as the tasks learned here did; None before the first."""
-        if self.first is None or self.last is None or self.last[0] <= self.first[0]:
+        if self.first is None or self.last[0] <= self.first[0]:
             return None
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
 
@@ -88,7 +88,7 @@ class Course:
         left = expected * (1 - self.resumed) - elapsed
         if left > 0:
             return left
-        if self.last is None or self.pace is None:
+        if self.pace is None:
             return elapsed
         share, since = self.last
         return max((1 - share) * self.pace - (now - since), 0.0)
@@ -104,9 +104,7 @@ class TimeLeft:
     def __init__(self, todo: Sequence[PlannedTrial]) -> None:
         """Take the trials of the run."""
         self.kinds: dict[str, Kind] = {planned.trial.key: kind_of(planned.trial) for planned in todo}
-        self.methods: dict[Kind, tuple[str, str]] = {}  # model and method, which the kinds of a method share
-        for planned in todo:
-            self.methods[kind_of(planned.trial)] = model_of(planned.trial), planned.trial.row
+        self.methods = {kind_of(planned.trial): method_of(planned.trial) for planned in todo}
         self.work: dict[Kind, Workload] = {}  # either as plain fine-tuning would have it, or counted for each method
         self.speed: Speed | None = None
         self.earlier: dict[Kind, list[float]] = {}  # seconds of trials with a record
@@ -126,11 +124,10 @@ class TimeLeft:
         models = {model for model, _ in self.methods.values()}
         for record in records:
             result = recorded(record)
-            if result is None or model_of(record.trial) not in models:
-                continue
-            kind = kind_of(record.trial)
-            self.earlier.setdefault(kind, []).append(result[1])
-            self.methods[kind] = model_of(record.trial), record.trial.row
+            kind, method = kind_of(record.trial), method_of(record.trial)
+            if result is not None and method[0] in models:
+                self.earlier.setdefault(kind, []).append(result[1])
+                self.methods[kind] = method
 
     def foreseen(self, kind: Kind, foreseen: Foreseen) -> None:
         """Take what is known beforehand of the trials of a kind."""

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.accounting import callback
-from clbench.accounting.callback import EVERY, FlopsCallback, LoopFlops, PhaseFlops
+from clbench.accounting.callback import EVERY, FlopsCallback, LoopFlops
 from clbench.accounting.flops import OWN, FlopCount
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
@@ -261,9 +261,9 @@ def test_draws_of_replay_are_counted_by_what_they_run():
     one = bench(StrategyInfo("grows", Grows, ""), {}, "class")
     batch = one.batch(0)
     sample = sum(2 * p.numel() for p in one.strategy.model.parameters() if p.dim() == 2)
-    phase, runs = PhaseFlops([one.strategy], compiled=False), []
+    flops, runs = FlopsCallback(), []
     for _ in range(12):
-        with phase.counted_draw(one.strategy, batch) as count:
+        with flops.counted_draw(one.strategy, batch) as count:
             assert isinstance(one.strategy.augment_batch(batch), Batch)
         runs.append(count.total)
     assert runs == [sample * (look % 5 + 1) + 2 * 27 for look in range(1, 13)]

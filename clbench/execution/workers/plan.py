@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.registry import Registry
+from clbench.execution.time_left import Kind, kind_of
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
@@ -15,9 +16,6 @@ from clbench.experiment.workload import Foreseen
 from clbench.results.records import Record
 
 ACCELERATOR_STACK = 32  # initial stack size; a stack that does not fit in memory is halved
-
-
-Kind = tuple[tuple[str, ...], str]
 
 
 class TrialQueue:
@@ -33,7 +31,7 @@ class TrialQueue:
         self.left: dict[tuple[str, ...], dict[Kind, list[tuple[int, PlannedTrial]]]] = {}
         for position, planned in enumerate(todo):
             kinds = self.left.setdefault(planned.trial.setting, {})
-            kinds.setdefault(self._kind(planned), []).append((position, planned))
+            kinds.setdefault(kind_of(planned.trial), []).append((position, planned))
         self.seconds: dict[Kind, float] = {}
 
     def take(self, stack: int | None, device: str) -> list[PlannedTrial]:
@@ -61,11 +59,7 @@ class TrialQueue:
     def took(self, group: Sequence[PlannedTrial], seconds: float) -> None:
         """Store the seconds that a group of trials took."""
         for planned in group:
-            self.seconds[self._kind(planned)] = seconds / len(group)
-
-    def _kind(self, planned: PlannedTrial) -> Kind:
-        """Return the key shared by trials that differ only in their seed."""
-        return planned.trial.setting, planned.trial.row
+            self.seconds[kind_of(planned.trial)] = seconds / len(group)
 
 
 class PreflightChecks:
@@ -73,9 +67,9 @@ class PreflightChecks:
 
     def __init__(self, todo: Sequence[PlannedTrial], listener: Listener) -> None:
         """Take the first trial of every setting and method."""
-        first: dict[tuple[object, ...], PlannedTrial] = {}
+        first: dict[Kind, PlannedTrial] = {}
         for planned in todo:
-            first.setdefault((planned.trial.setting, planned.trial.row), planned)
+            first.setdefault(kind_of(planned.trial), planned)
         self.left = list(first.values())
         self.listener = listener
         self.problems: dict[str, ClbenchError] = {}
@@ -104,7 +98,11 @@ class PreflightChecks:
         """Record that a trial cannot run; a `DataError` means no stream, so the rest of its setting is skipped."""
         self.problems[str(error)] = error
         if isinstance(error, DataError):
-            self.left = [p for p in self.left if p.trial.setting != planned.trial.setting]
+            self.skip_setting(planned)
+
+    def skip_setting(self, planned: PlannedTrial) -> None:
+        """Skip the other trials of a trial's setting."""
+        self.left = [p for p in self.left if p.trial.setting != planned.trial.setting]
 
 
 @dataclass(frozen=True)
