@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parents[2]
 PARTS = ("train", "evaluate", "all")
 SETTINGS = {  # method -> benchmark, model, epochs
     **{method: ("split-mnist-5k", "mlp", 10) for method in ("naive", "lora", "lwf", "pnn", "ewc", "er")},
-    **{method: ("split-cifar100:tasks=2:train_per_class=20:test_per_class=10", "timm:vit_small_patch14_dinov2:size=56",
+    **{method: ("split-cifar100:tasks=2:train_per_class=4:test_per_class=2", "timm:vit_small_patch14_dinov2:size=56",
                 1) for method in ("lora:rank=8:targets=q+v", "l2p")},
     **{method: ("synthetic:tasks_10", "vit-tiny:patch=4:width=96:depth=6:heads=3", 3) for method in (
         "lora:layers=blocks\\.[56]\\..*:base=random", "ncm:base=random", "slda:base=random", "ranpac:base=random",
