@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from clbench.core.data_sets import DataSet, Download, Needed
@@ -37,6 +36,8 @@ def random_rows(count: int, seed: int) -> tuple[list[int], list[int]]:
     The permutation is that of `torch.randperm` on the CPU: a Fisher-Yates shuffle by the same Mersenne Twister. It is
     written out, because data are checked where torch is not imported.
     """
+    import numpy as np  # not at the top: `clbench methods` reads this module and needs no numpy
+
     draws = np.random.RandomState(seed).randint(0, 2**32, count, np.uint32).tolist()
     rows = list(range(count))
     for place in range(count - 1):
