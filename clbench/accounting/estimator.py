@@ -141,7 +141,8 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
 def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | None:
     """Return the line on what a method stores, None where that is less than the data or no burden.
 
-    `extra` are its bytes beside the model, `data` those of all training samples; `keeps_less` is the strategy's.
+    `extra` is the number of bytes that it stores in addition to the model, `data` that of all training samples.
+    `keeps_less` is `Strategy.keeps_less`, what makes it store less.
     """
     if extra <= max(FLOOR, data):
         return None

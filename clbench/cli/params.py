@@ -42,7 +42,8 @@ SMALLEST = 10  # factors from here on are written as whole numbers
 def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
     """Return counts, that of full fine-tuning first, as `text`, `md` or `json`.
 
-    The heading is `setting`. Of a network, which it calls `model`, there is more to show than of one layer.
+    `setting` says what was counted and becomes the heading. If it has a `model`, and not one layer only, bytes, FLOPs
+    and growth are shown too.
     """
     if form == "json":
         return json.dumps({**setting, "methods": [as_json(count, counts[0]) for count in counts]}, indent=2)
