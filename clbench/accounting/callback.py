@@ -46,16 +46,12 @@ class FlopsCallback(Callback):
 
     @contextmanager
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> Iterator[None]:
-        """Count what a strategy computes outside of steps: all of it, or of `augment_batch` what is new."""
-        if batch is None:
-            with FlopCount() as count:
-                yield
-        elif overrides(replica.strategy, "augment_batch"):
-            with self.counted_draw(replica.strategy, batch) as count:
-                yield
-        else:
+        """Count what a strategy computes outside of steps, or in `augment_batch` if there is a batch."""
+        if batch is not None and not overrides(replica.strategy, "augment_batch"):
             yield
             return
+        with FlopCount() if batch is None else self.counted_draw(replica.strategy, batch) as count:
+            yield
         self.totals[id(replica)] += count.total
 
     @contextmanager

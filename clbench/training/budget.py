@@ -35,12 +35,13 @@ def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> lis
     """
     given = strategy.phases(task)
     shares = [1.0] * given if isinstance(given, int) else list(given)
+    total = sum(shares)
     if steps < len(shares):
         raise ValueError(f"{steps} steps cannot be split into {len(shares)} phases; give the task a larger budget")
     ends = [0]
     for number, done in enumerate(itertools.accumulate(shares), start=1):
         one_each_left = steps - (len(shares) - number)
-        ends.append(min(max(round(steps * done / sum(shares)), ends[-1] + 1), one_each_left))
+        ends.append(min(max(round(steps * done / total), ends[-1] + 1), one_each_left))
     parts = [end - begin for begin, end in itertools.pairwise(ends)]
     return [Phase(number, part, recipe.lr) for number, part in enumerate(parts)]
 
