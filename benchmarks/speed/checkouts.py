@@ -16,10 +16,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tabulate import tabulate
 
+Measured = TypeVar("Measured")
 HERE = Path(__file__).resolve().parents[2]
 PARTS = ("train", "evaluate", "all")
 SETTINGS = {  # method -> benchmark, model, epochs
@@ -67,19 +71,27 @@ def time_command(checkout: Path, command: str) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
+def in_turns(other: Callable[[], Measured], this: Callable[[], Measured], pairs: int
+             ) -> list[tuple[Measured, Measured]]:
+    """Measure both in turns, each first in half of the pairs. A first measurement of each does not count."""
+    other(), this()  # they import, compile and cache
+    measured = []
+    for number in range(pairs):
+        if number % 2:
+            before, after = other(), this()
+        else:
+            after, before = this(), other()
+        measured.append((before, after))
+    return measured
+
+
 def compare_commands(other: Path, pairs: int) -> None:
     """Print a row for each command."""
     rows = []
     for command in COMMANDS:
-        for checkout in (other, HERE):
-            time_command(checkout, command)  # the first one compiles and caches
-        ratios, seconds = [], []
-        for number in range(pairs):
-            turns = (other, HERE) if number % 2 else (HERE, other)
-            times = {checkout: time_command(checkout, command) for checkout in turns}
-            ratios.append(times[other] / times[HERE])
-            seconds.append(times[HERE])
-        rows.append([f"clbench {command}", interval(ratios), f"{sum(seconds) / len(seconds):.2f}"])
+        measured = in_turns(partial(time_command, other, command), partial(time_command, HERE, command), pairs)
+        rows.append([f"clbench {command}", interval([before / after for before, after in measured]),
+                     f"{sum(after for _, after in measured) / pairs:.2f}"])
     print(tabulate(rows, ["command", "all", "seconds"]))
 
 
@@ -130,13 +142,7 @@ def main() -> None:
                 continue
             setting["weights"] = str(given.weights.resolve() / "vit_s14.safetensors")
         spec = json.dumps(setting)
-        for process in (other, this):
-            ask(process, spec)  # the first one imports and caches
-        pairs = []
-        for number in range(given.pairs):
-            turns = (other, this) if number % 2 else (this, other)
-            seconds = {process.pid: ask(process, spec) for process in turns}
-            pairs.append((seconds[other.pid], seconds[this.pid]))
+        pairs = in_turns(partial(ask, other, spec), partial(ask, this, spec), given.pairs)
         rows.append([method, *(interval([max(a[i], 1e-3) / max(b[i], 1e-3) for a, b in pairs]) for i in range(3)),
                      f"{sum(b[2] for _, b in pairs) / len(pairs):.2f}"])
         print(tabulate(rows[-1:], tablefmt="plain"), flush=True)
