@@ -6,13 +6,13 @@ uncompiled one: there the loss of the first member is run once more, by itself, 
 for a phase (`clbench.training.cache`) is counted once, where it is computed.
 
 What draws replay (`augment_batch`) can compute more or less from step to step, in calls of modules: these count
-each time, and the rest once for each kind of draw. Of a strategy's own loop, some of the steps are counted.
+each time, and the rest once for each kind of draw. A strategy's own loop is counted as a whole.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from statistics import mean
@@ -26,13 +26,11 @@ from clbench.core import seeds
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
 from clbench.training.cache import PhaseInputs
-from clbench.training.callbacks.interface import Callback, NextIndices, Training
+from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import batch_size, given_tasks
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import divided
 from clbench.training.steps import Engine, Loss, arguments_of
-
-EVERY = 17  # of the steps of an own loop one in so many is counted; prime, so that it falls on no rhythm
 
 
 class FlopsCallback(Callback):
@@ -46,7 +44,7 @@ class FlopsCallback(Callback):
 
     @contextmanager
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> Iterator[None]:
-        """Count what a strategy computes outside of steps, or in `augment_batch` if there is a batch."""
+        """Count what a strategy computes outside of steps or by its own loop, or in `augment_batch` for a batch."""
         if batch is not None and not overrides(replica.strategy, "augment_batch"):
             yield
             return
@@ -91,13 +89,6 @@ class FlopsCallback(Callback):
             self.steps[kind] = [loss + edits.total for edits in counts]
         for replica, flops in zip(training.replicas, self.steps[kind], strict=True):
             self.totals[id(replica)] += flops
-
-    @contextmanager
-    def around_own_loop(self, replica: Replica, following: NextIndices, steps: int) -> Iterator[NextIndices]:
-        """Count a loop that shows no more of its steps than the batches that it asks for."""
-        with LoopFlops(following, steps) as count:
-            yield count.following
-        self.totals[id(replica)] += count.total
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:
         """Add the totals to the costs."""
@@ -182,60 +173,3 @@ def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None
     strategy.train(training)
     each = (totals[1] - totals[0]) or totals[0]  # there may be one sample only
     return Fraction(each) + Fraction(totals[0] - each, size)
-
-
-class LoopFlops:
-    """The FLOPs of a strategy's own loop (`Strategy.fit`).
-
-    From one batch that it asks for to the next is a step. Counted are what comes before the first, the first of each
-    size, one in `EVERY`, and the last of the budget with all that follows it; a step that is not counted costs the
-    mean of those of its size that are. A loop that asks for its batches beforehand is so counted whole.
-
-    Args:
-        following: gives the indices of the next batch.
-        steps: how many batches the budget has.
-    """
-
-    def __init__(self, following: Callable[[], Tensor], steps: int) -> None:
-        self._following = following
-        self.steps = steps
-        self.taken = 0
-        self.size: int | None = None  # of the batch of the step at hand; None before the first step and in the last
-        self.count: FlopCount | None = None  # of the step at hand, if it is counted
-        self.counted: defaultdict[int | None, list[int]] = defaultdict(list)  # FLOPs of steps, by size
-        self.skipped: Counter[int | None] = Counter()
-
-    def __enter__(self) -> LoopFlops:
-        """Begin before the first step."""
-        self.count = FlopCount().start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the last step."""
-        self._end()
-
-    def following(self) -> Tensor:
-        """Return the indices of the next batch: the next step begins, unless the budget is spent."""
-        if self.taken >= self.steps:
-            return self._following()  # a loader that reads ahead; no step follows
-        self._end()
-        index = self._following()
-        self.taken += 1
-        self.size = len(index) if self.taken != self.steps else None
-        if self.size is None or self.size not in self.counted or self.taken % EVERY == 0:
-            self.count = FlopCount().start()
-        return index
-
-    def _end(self) -> None:
-        if self.count is None:
-            self.skipped[self.size] += 1
-        else:
-            self.count.stop()
-            self.counted[self.size].append(self.count.total)
-            self.count = None
-
-    @property
-    def total(self) -> int:
-        """Return the FLOPs of all steps and of what is outside them."""
-        uncounted = sum(Fraction(sum(flops), len(flops)) * self.skipped[size] for size, flops in self.counted.items())
-        return sum(map(sum, self.counted.values())) + round(uncounted)

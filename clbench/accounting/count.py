@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from clbench.accounting.callback import prediction_flops
-from clbench.accounting.dry_run import DryRun, in_one_line, strategy_of_shapes, with_gradient
+from clbench.accounting.dry_run import DryRun, strategy_of_shapes, with_gradient
 from clbench.accounting.shapes import on_shapes, stream_of_shapes
 from clbench.core import seeds, tokens
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, typed_message
 from clbench.core.registry import Registry
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
@@ -101,7 +101,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
             result.flops = round(mean(row_flops(strategy, stream, task, batch) for task in tested))
         except RuntimeError as error:  # what torch raises where a value is asked of a shape
             done = f"{len(result.kept)} of {stream.told_tasks} tasks"
-            result.note = f"cannot be counted without data after {done} ({in_one_line(error)})"
+            result.note = f"cannot be counted without data after {done} ({typed_message(error, 200)})"
     if run is None:
         return result
     result.trainable = [parameters for parameters, _ in run.trainable]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.accounting.callback import FlopsCallback, kind_of_step
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, typed_message
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.data.samples import Samples
@@ -97,7 +97,7 @@ class DryRun(TrainingLoop):
                 super()._train_phase(phase, samples, samplers, losses, index, steps)
                 return
             except (RuntimeError, TypeError) as error:  # what torch raises where a value is asked of a shape
-                self.uncounted = in_one_line(error)
+                self.uncounted = typed_message(error, 200)
         sampler, one_pass = samplers[0], math.ceil(len(samples[0]) / self.recipe.batch_size)
         for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
             batch = sampler.observed(self.strategy) if isinstance(sampler, StreamSampler) else sampler.batch(samples[0])
@@ -148,11 +148,6 @@ class DryRun(TrainingLoop):
         if phase is None and not self.strategy.world.boundaries:
             return [StreamSampler(samples, self.recipe.batch_size, 0, self.augment)]
         return super()._samplers(samples, tasks, phase)
-
-
-def in_one_line(error: Exception) -> str:
-    """Return the type of an error and the start of its message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,

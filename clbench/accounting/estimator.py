@@ -24,6 +24,7 @@ from clbench.core.registry import Registry
 from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Trial
 from clbench.experiment.workload import Foreseen, Speed, Workload, workload
+from clbench.report.formatting import number
 from clbench.strategy.base import Batch, Strategy
 from clbench.training.budget import steps_of
 from clbench.training.building import build_model, channels_last, world_of
@@ -35,7 +36,6 @@ TIMED_SECONDS = 0.05  # of steps that are timed, of each size
 MOST_SECONDS = 1.0  # that one of them is to take
 FEW = 4  # samples in a step that shows what a step costs by itself
 FLOOR = 100_000_000  # bytes that are no burden, however small the data are
-MEGA = 1e6
 
 
 class ModelSpeed(NamedTuple):
@@ -75,20 +75,20 @@ def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
     drawn = [recipe.epochs * size if recipe.epochs else taken * recipe.batch_size
              for size, taken in zip(samples, steps, strict=True)]
     return workload(steps, [round(measured.train_flops * size) for size in drawn],
-                    [measured.test_flops] * len(samples), samples, [len(task.test) for task in stream.tested_tasks])
+                    [measured.test_flops] * len(samples), sum(len(task.test) for task in stream.tested_tasks))
 
 
 def counted_work(count: Count, stream: Stream) -> Workload | None:
     """Return the work on a stream as a dry run counted it; None where it did not count the FLOPs."""
     if not count.train_flops or not count.row_flops:
         return None
-    samples = [len(task.train) for task in stream.tasks]
-    steps, flops = count.steps, count.train_flops
+    steps, flops, rows = count.steps, count.train_flops, [float(row) for row in count.row_flops]
     if stream.hidden:  # it was counted as one task
+        samples = [len(task.train) for task in stream.tasks]
         shares = [size / sum(samples) for size in samples]
         steps, flops = [round(steps[0] * share) for share in shares], [round(flops[0] * share) for share in shares]
-    return workload(steps, flops, [float(row) for row in count.row_flops], samples,
-                    [len(task.test) for task in stream.tested_tasks])
+        rows *= len(samples)
+    return workload(steps, flops, rows, sum(len(task.test) for task in stream.tested_tasks))
 
 
 def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpeed:
@@ -147,7 +147,8 @@ def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | Non
     if extra <= max(FLOOR, data):
         return None
     way = f"; {name.partition(':')[0]}:{keeps_less} keeps less" if keeps_less else ""
-    return f"{name} stores {_megabytes(extra)} in addition to the model; the training data take {_megabytes(data)}{way}"
+    taken, given = number(extra, "bytes"), number(data, "bytes")
+    return f"{name} stores {taken} in addition to the model; the training data take {given}{way}"
 
 
 def data_bytes(stream: Stream) -> int:
@@ -159,8 +160,3 @@ def storage_warning(label: str, strategy: Strategy, stream: Stream) -> str | Non
     """Return the line on what an untrained strategy stores already, None where that is little."""
     extra = sum(measure(strategy).bytes.values()) - model_bytes(strategy.model)
     return storage_line(label, extra, data_bytes(stream), strategy.keeps_less)
-
-
-def _megabytes(count: int) -> str:
-    """Return bytes as megabytes, with two digits where they are few."""
-    return f"{count / MEGA:,.0f} MB" if count >= 10 * MEGA else f"{count / MEGA:.2g} MB"

@@ -10,7 +10,7 @@ import click
 from tabulate import tabulate
 
 from clbench.cli.params import scaled
-from clbench.core.errors import ClbenchError, MissingDataError
+from clbench.core.errors import ClbenchError, MissingDataError, typed_message
 from clbench.execution.time_left import Kind, TimeLeft, alike, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.workload import Foreseen, Speed
@@ -157,7 +157,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         except ClbenchError as error:
             checks.refused(planned, error)
         except Exception as error:  # as in a run, where the trial's record has it
-            notes[f"{name}: cannot be counted, {type(error).__name__}: {' '.join(str(error).split())}"] = None
+            notes[f"{name}: cannot be counted, {typed_message(error)}"] = None
         else:
             speed = speed or measured(planned, stream, ready)
             inference = [] if count.flops is None else [count.flops]

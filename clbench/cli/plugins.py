@@ -22,7 +22,7 @@ import click
 
 from clbench.cli.common_options import plugin_option
 from clbench.cli.help import Command
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, message_of
 
 if TYPE_CHECKING:
     from clbench.core.hookspecs import StrategyInfo
@@ -196,7 +196,7 @@ def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     try:
         call()
     except (NonConforming, ClbenchError) as error:
-        return " ".join(str(error).split())
+        return message_of(error)
     except Exception as error:  # a bug in the method: its author wants to know where
         return format_error(error, package_of(info.strategy))
     return None

@@ -40,6 +40,16 @@ class DivergedError(Exception):
     """The loss became NaN or infinite; the harness turns it into a record with status `diverged`."""
 
 
+def message_of(error: BaseException, length: int | None = None) -> str:
+    """Return the message of an error in one line, or so many characters of it."""
+    return " ".join(str(error).split())[:length]
+
+
+def typed_message(error: BaseException, length: int | None = None) -> str:
+    """Return the type and the message of an error in one line."""
+    return f"{type(error).__name__}: {message_of(error, length)}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> str:
     """Return the message for a name that does not exist: similar names, then the command that lists all names.
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, message_of
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -108,7 +108,7 @@ def read_weights_info(path: Path) -> PretrainedInfo | None:
         return parse_weights_info(inner, licence=str(values.get("license") or ""))
     except (OSError, ValueError, TypeError, IndexError, ValidationError) as error:
         raise DataError(f"{description}, which describes weights {path.name}, cannot be used: "
-                        f"{' '.join(str(error).split())[:200]}") from None
+                        f"{message_of(error, 200)}") from None
 
 
 def parse_weights_info(values: Mapping[str, Any], licence: str = "", training_data: str = "") -> PretrainedInfo:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from clbench.core import identity
 from clbench.core.entry_points import package_of
+from clbench.core.errors import message_of, typed_message
 from clbench.core.files import locked, sweep
 from clbench.core.objective import CLASSIFICATION
 from clbench.core.registry import Registry
@@ -109,7 +110,7 @@ def _fill(path: Path, benchmark: Resolved, data_dir: Path, registry: Registry, c
         write_stream(path, raw, after.hashes)
         raw = read_stream(path, after)
     except (OSError, SafetensorError, Unusable) as error:
-        notes.append(f"the stream could not be cached in {path.parent} ({' '.join(str(error).split())}); "
+        notes.append(f"the stream could not be cached in {path.parent} ({message_of(error)}); "
                      "every run builds it again")
     return _noting(raw, notes)
 
@@ -200,7 +201,7 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise Unusable(f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise Unusable(f"it cannot be read ({typed_message(error)})") from error
     if (raw.digest, raw.side_digest) != (digest, rows):
         raise Unusable("its tensors are not those that were written")
     if contents.differ_from(made_from):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.entry_points import resolve
-from clbench.core.errors import ClbenchError, DataError
+from clbench.core.errors import ClbenchError, DataError, typed_message
 from clbench.core.files import read_hash, write_atomically
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.registry import Registry
@@ -103,7 +103,7 @@ def _called(function: str | Callable[..., Any], info: BenchmarkInfo, options: Ma
     except ClbenchError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: {problem} ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise DataError(f"{where}: {problem} ({typed_message(error)})") from error
 
 
 def _common(paths: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, message_of
 from clbench.core.objective import CLASSIFICATION, REGRESSION
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
@@ -50,7 +50,7 @@ def check_arrays(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
             with safe_open(path, framework="numpy") as file:
                 require_arrays(file.keys(), where, options.get("targets"))
     except (OSError, zipfile.BadZipFile, SafetensorError) as error:
-        raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
 
 
 def require_arrays(names: Iterable[str], where: str, targets: str | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.core.artifacts import save_tensors
-from clbench.core.errors import SpecError, StoreError
+from clbench.core.errors import SpecError, StoreError, message_of
 from clbench.core.files import write_atomically
 from clbench.core.registry import discover
 from clbench.execution.loading import KeptModel, find_record, load_model
@@ -162,7 +162,7 @@ def _write_program(model: KeptModel, to: Path, form: Format, task: int | None) -
                 torch.onnx.export(made, f=path, external_data=False, dynamo=True, verbose=False)
                 return path
         except Exception as error:  # of any kind: what a method does in Python, a program may not
-            reason = " ".join(str(error).split())[:160]
+            reason = message_of(error, 160)
             raise SpecError(f"{name} cannot be written as one program ({type(error).__name__}: {reason}); choose "
                             "--format safetensors and clbench.load_model") from None
     if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clbench.core import seeds, tokens
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import resolve
-from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.errors import DataError, SpecError, StoreError, typed_message
 from clbench.core.registry import Registry, discover
 from clbench.data.stream import Stream
 from clbench.execution.trial_runner import TrialRunner
@@ -174,7 +174,7 @@ def rebuild(snapshot: Snapshot, trial: Trial, registry: Registry) -> Strategy:
     except Exception as error:  # of a plugin, whose code may have changed since
         if out_of_memory(error):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = typed_message(error, 200)
         raise StoreError(f"the saved model of {trial.method.name} does not fit the present code ({reason}); run the "
                          "trial again") from error
     return strategy.requires_grad_(False).eval()

@@ -48,8 +48,7 @@ def recorded(record: Record) -> tuple[Workload | None, float] | None:
     tasks = len(stream.train_samples)
     if not len(costs.steps) == len(costs.train_flops) == len(costs.inference_flops) == tasks:
         return None, seconds
-    return workload(costs.steps, costs.train_flops, costs.inference_flops, stream.train_samples,
-                    [stream.tested]), seconds
+    return workload(costs.steps, costs.train_flops, costs.inference_flops, stream.tested), seconds
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
@@ -52,40 +51,13 @@ class Foreseen(BaseModel):
 
 
 def workload(steps: Sequence[int], train_flops: Sequence[int], inference_flops: Sequence[float],
-             train_samples: Sequence[int], test_samples: Sequence[int]) -> Workload:
-    """Return the work on a whole stream from that on its first tasks.
+             tested: int) -> Workload:
+    """Return the work on a stream from that on each task, the FLOPs of predicting a sample after it, and test samples.
 
-    Work on a task is in proportion to its samples, and beyond that goes on as it went from the last but one of the
-    first tasks to the last of them: a memory that replays is filled by then, a network that grows by columns goes on.
+    Row 0 costs what row 1 does.
 
-    Args:
-        steps: on each of the first tasks.
-        train_flops: likewise.
-        inference_flops: of predicting one sample after each of them.
-        train_samples: of each task of the stream.
-        test_samples: of each test set.
-
-    >>> joint = workload([5, 10], [50, 100], [3, 3], [40, 40, 80], [10, 10, 10])
-    >>> joint.steps, joint.train_flops, joint.test_flops
-    ([5, 10, 30], [50, 100, 300], [90, 90, 90, 90])
+    >>> workload([5, 10], [50, 100], [3, 4], 30).test_flops
+    [90, 90, 120]
     """
-    tasks, tests = len(train_samples), sum(test_samples)
-    per_sample = [[amount / samples for amount, samples in zip(given, train_samples, strict=False)]
-                  for given in (steps, train_flops)]
-    whole = [[round(amount * samples) for amount, samples in zip(extended(given, tasks), train_samples, strict=True)]
-             for given in per_sample]
-    rows = extended([inference_flops[0], *inference_flops], tasks + 1)
-    return Workload(steps=whole[0], train_flops=whole[1], test_flops=[round(tests * flops) for flops in rows])
-
-
-def extended(given: Sequence[float], length: int) -> list[float]:
-    """Return a sequence of so many numbers, which goes on by the last difference, and not below 0.
-
-    >>> extended([4, 1, 2], 5)
-    [4, 1, 2, 3, 4]
-    """
-    found = list(given[:length])
-    grows = [after - before for before, after in pairwise(found)][-1:] or [0]
-    while len(found) < length:
-        found.append(max(found[-1] + grows[0], 0))
-    return found
+    rows = [inference_flops[0], *inference_flops]
+    return Workload(steps=list(steps), train_flops=list(train_flops), test_flops=[round(tested * row) for row in rows])

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.errors import DataError, SpecError, StoreError, message_of
 from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, Candidate, fingerprint, read_config
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # others also change the base
@@ -98,10 +98,10 @@ def _explained(folder: Path, what: str) -> Iterator[None]:
         if (first := re.search(r"size mismatch for (\S+):.*?Size\((.*?)\).*?Size\((.*?)\)", str(error), re.DOTALL)):
             raise DataError(f"{folder}: {what} does not fit: {first[1]} has the shape {first[2]} in its file and "
                             f"{first[3]} in the model") from None
-        raise DataError(f"{folder}: {what} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise DataError(f"{folder}: {what} cannot be loaded: {message_of(error, 300)}") from None
     except Exception as error:  # libraries raise many kinds about broken files, down to those of Rust
         raise DataError(f"{folder}: {what} cannot be loaded: {type(error).__name__}: "
-                        f"{' '.join(str(error).split())[:300]}") from None
+                        f"{message_of(error, 300)}") from None
 
 
 class Base:

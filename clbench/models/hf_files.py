@@ -19,7 +19,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from clbench.core import files
-from clbench.core.errors import DataError, SpecError
+from clbench.core.errors import DataError, SpecError, message_of
 from clbench.core.files import hash_file
 
 WEIGHTS = "model.safetensors"
@@ -81,7 +81,7 @@ def hub_problem(hub: Any) -> str:
             hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=LONGEST / 2)
             problem[0] = ""
         except Exception as error:  # of the library that it makes requests with, which differs between releases
-            problem[0] = " ".join(str(error).split())[:200] or type(error).__name__
+            problem[0] = message_of(error, 200) or type(error).__name__
 
     # In a thread, since looking up the address is not bound by that time.
     thread = threading.Thread(target=request, daemon=True)
@@ -109,7 +109,7 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
             if (folder / "config.json").is_file():
                 return folder
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error, 200)
     raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and it could not be downloaded "
                     f"from the Hugging Face Hub ({reason}). On a machine with a connection run `hf download "
                     f"{repository}` and copy its folder")
@@ -225,7 +225,7 @@ def read_config(folder: Path, kind: Kind) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: it cannot be read as JSON: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path}: it cannot be read as JSON: {message_of(error)}") from None
     if not isinstance(config, dict):
         raise DataError(f"{path}: expected a JSON object")
     return config

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clbench.core.errors import DataError, SpecError, unknown
+from clbench.core.errors import DataError, SpecError, message_of, unknown
 from clbench.core.pretrained import NamedWeights, Preprocessing, PretrainedInfo, parse_weights_info, read_weights_info
 from clbench.models.hf_files import hub_problem
 from clbench.models.timm_models import home, known
@@ -104,7 +104,7 @@ class Torchvision(Hub):
         try:
             weights: Mapping[str, Tensor] = self._named(model, name).get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
-            raise DataError(f"weights {name} of {model} could not be downloaded ({' '.join(str(error).split())}): "
+            raise DataError(f"weights {name} of {model} could not be downloaded ({message_of(error)}): "
                             f"put {self._named(model, name).url} into {torch_hub()}") from error
         return weights
 
@@ -166,9 +166,9 @@ def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed
             try:
                 return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
             except errors.EntryNotFoundError as error:  # no such file; or none in the cache, and no connection
-                reason = reason if offline or not isinstance(error, OSError) else " ".join(str(error).split())[:200]
+                reason = reason if offline or not isinstance(error, OSError) else message_of(error, 200)
             except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = message_of(error, 200)
     if not needed:
         return None
     folder = Path(cache) / f"models--{repository.replace('/', '--')}"

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, message_of
 from clbench.models.network import Network
 
 WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name
@@ -103,7 +103,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                         else torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError,
             zipfile.BadZipFile) as error:
-        raise DataError(f"weights {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(f"weights {path} cannot be read: {message_of(error, 200)}") from None
     for name in INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
-from clbench.core.errors import StoreError
+from clbench.core.errors import StoreError, typed_message
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, REGRESSION
 from clbench.data.prepare import Prepare
 from clbench.data.raw import NO_SCALE
@@ -230,7 +230,7 @@ def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Repl
     except Exception as error:  # of a plugin, which may expect to be trained, or of a state that does not fit
         if isinstance(error, SnapshotError) or out_of_memory(error):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = typed_message(error, 200)
         raise SnapshotError(f"the saved state does not fit: {reason}") from error
 
 

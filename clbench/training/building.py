@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clbench.core import files, seeds
 from clbench.core.entry_points import builder, package_of, resolve
-from clbench.core.errors import ClbenchError, DataError, SpecError
+from clbench.core.errors import ClbenchError, DataError, SpecError, message_of
 from clbench.core.options import format_value
 from clbench.core.pretrained import Preprocessing, WeightsSource
 from clbench.core.registry import Registry
@@ -165,7 +165,7 @@ def takes_images(model: Resolved, registry: Registry) -> bool:
 
 def unfit(model: Resolved, input_shape: tuple[int, ...], registry: Registry, error: Exception) -> SpecError:
     """Return the error of a model that does not work on such inputs, on one line that says what mends it."""
-    reason = " ".join(str(error).split())[:SHOWN].rstrip(".") or type(error).__name__
+    reason = message_of(error)[:SHOWN].rstrip(".") or type(error).__name__
     if where := users_place(error, package_of(registry.model(model.name).build)):
         reason += f" ({where})"
     way = "another model"

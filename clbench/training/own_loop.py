@@ -11,7 +11,7 @@ from clbench.data.photo_samples import crops_originals
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Task
 from clbench.strategy.granted import Budget
-from clbench.training.budget import steps_of, steps_per_epoch
+from clbench.training.budget import steps_per_epoch
 from clbench.training.callbacks.interface import Callback
 from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
 from clbench.training.replica import Replica, TaskResult, diverged, last_tenths, on_host
@@ -35,11 +35,11 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, callback: Callba
                         "photos' files (read = files); choose read=memory or another augmentation")
     sampler = BatchSampler(len(task.train), recipe.batch_size, replica.seed, task.index, augment)
     strategy.train()
-    next_indices = partial(sampler.following, torch.device("cpu"))
-    with callback.around_own_loop(replica, next_indices, steps_of(recipe, len(task.train))) as following:
-        losses = on_host(strategy.fit(task, Budget(
-            recipe, following, partial(make_optimizer, recipe), partial(
-                make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
-            sampler.augmented if augment else None)))
+    budget = Budget(
+        recipe, partial(sampler.following, torch.device("cpu")), partial(make_optimizer, recipe),
+        partial(make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
+        sampler.augmented if augment else None)
+    with callback.around_prepare(replica):
+        losses = on_host(strategy.fit(task, budget))
     return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
                       last_tenths(losses, len(losses)))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, message_of
 from clbench.core.torch_private import inside_vmap, storage_id, write_count
 from clbench.experiment.recipe import Recipe
 
@@ -161,7 +161,7 @@ class Compiler:
 
 def _summary(error: Exception) -> str:
     """Return the type of an error and the start of its message, on one line."""
-    text = " ".join(str(error).split())
+    text = message_of(error)
     return f"{type(error).__name__}: {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"
 
 

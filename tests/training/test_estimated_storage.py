@@ -23,7 +23,7 @@ def planned(registry, methods, **values):
 
 def test_a_line_is_for_more_than_the_data_and_more_than_a_little():
     assert storage_line("ranpac:projections=9", 965_000_000, 3_100_000, "projections=N") == (
-        "ranpac:projections=9 stores 965 MB in addition to the model; the training data take 3.1 MB; "
+        "ranpac:projections=9 stores 965 MB in addition to the model; the training data take 3.10 MB; "
         "ranpac:projections=N keeps less")
     assert storage_line("ewc", 200_000_000, 150_000_000, "") == (
         "ewc stores 200 MB in addition to the model; the training data take 150 MB")
@@ -57,7 +57,7 @@ def test_a_run_warns_of_what_a_strategy_stores_from_the_start():
         runner = TrialRunner(ExecutionSettings(data=Path(folder)), "cpu", "a test", registry)
         notes = runner.prepare(planned(registry, "large").trial, "large:x=1")
         assert notes[0].startswith("70 optimizer steps a task (")
-        assert notes[-1] == ("large:x=1 stores 200 MB in addition to the model; the training data take 3.1 MB; "
+        assert notes[-1] == ("large:x=1 stores 200 MB in addition to the model; the training data take 3.14 MB; "
                              "large:size=N keeps less")
         for method in ("naive", "lora", "ranpac", "pnn"):
             assert len(runner.prepare(planned(registry, method).trial)) == 1

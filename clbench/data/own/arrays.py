@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, message_of
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
 from clbench.data.own.columns import feature_columns, label_column, labeled, numbers, read_table
@@ -93,7 +93,7 @@ def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str)
             names = json.loads((file.metadata() or {}).get(NAMES, "[]"))
             tensors: Arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
     return tensors, tuple(as_text(names))
 
 
@@ -103,7 +103,7 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
         with np.load(path, allow_pickle=False) as file:
             contents: Arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())} (arrays of Python objects are "
+        raise DataError(f"{where}: cannot read {path}: {message_of(error)} (arrays of Python objects are "
                         "not read; save text as np.array(y, dtype=str))") from error
     return contents, tuple(as_text(contents.pop(NAMES, [])))
 
@@ -117,7 +117,7 @@ def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
         try:
             contents[key] = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DataError(f"{where}: cannot read {file}: {' '.join(str(error).split())}") from error
+            raise DataError(f"{where}: cannot read {file}: {message_of(error)}") from error
     return contents, ()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clbench.core.errors import DataError, PluginError, unknown
+from clbench.core.errors import DataError, PluginError, message_of, unknown
 from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.own.benchmark import built, target_stream
 from clbench.data.own.dividing import divide, divide_targets
@@ -162,7 +162,7 @@ def _parquet(path: Path, where: str) -> Table:
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
-        raise DataError(f"{where}: cannot read {path}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
     return Table({name: table.column(name).to_pylist() for name in table.column_names})
 
 

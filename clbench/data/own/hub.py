@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError
+from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError, typed_message
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import EXTRA, Table, feature_columns, label_column, labeled, numbers
 from clbench.data.own.photos import pixel_layout, read_photos
@@ -89,7 +89,7 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
     except ClbenchError:
         raise
     except Exception as error:  # of the library, of what it reads with or of the network
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = typed_message(error)
         raise (MissingDataError if elsewhere else DataError)(
             f"{elsewhere or f'{where}: '}the library datasets cannot load it: {text[:300]}") from error
 

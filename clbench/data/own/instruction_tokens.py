@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clbench.core.errors import DataError, SpecError
+from clbench.core.errors import DataError, SpecError, message_of
 from clbench.data.own.instructions import ASSISTANT, Conversation, Item, PlainText, Prompted
 from clbench.models.scoring import TokenItem
 
@@ -119,7 +119,7 @@ class ItemTokenizer:
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template is code of a model's author, which raises what it likes
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = message_of(error) or type(error).__name__
             raise DataError(f"{item.place}: the chat template does not take the first {count} messages: "
                             f"{reason}") from None
         return self._plain(text)

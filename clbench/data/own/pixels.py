@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, typed_message
 
 GRAY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # of Pillow's modes
 ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that exchange the sides
@@ -136,4 +136,4 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
 
 def reason(error: Exception) -> str:
     """Return the type and the start of the message of an error of Pillow."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]
+    return typed_message(error)[:120]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.errors import ClbenchError, SpecError, message_of
 from clbench.execution import interrupts
 from clbench.execution.workers.plan import Listener, WorkerPlan
 from clbench.execution.workers.pool import Inbox, Pool, WorkerHandle
@@ -78,7 +78,7 @@ def connected(address: str | None) -> Iterator[Any]:
         with interrupts.preserve_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from None
+        raise ClusterError(f"no Ray cluster at {address}: {message_of(error)}") from None
     try:
         yield ray
     finally:

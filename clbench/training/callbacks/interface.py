@@ -17,25 +17,21 @@ A run calls them in this order; the methods that begin with `around` return cont
         on_task
     on_end
 
-A strategy with its own loop has `around_own_loop` in the place of phases and steps. `clbench.execution.trial_runner`
-puts the callbacks of a run together.
+A strategy with its own loop has one `around_prepare(replica)` in the place of phases and steps.
+`clbench.execution.trial_runner` puts the callbacks of a run together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
-
-from torch import Tensor
 
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, overrides
 from clbench.training.cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.steps import Engine
-
-NextIndices = Callable[[], Tensor]  # the indices of the next batch, int64 [N]
 
 
 class Training(Protocol):
@@ -54,7 +50,10 @@ class Callback:
         """Act before the first task of a run."""
 
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> AbstractContextManager[object]:
-        """Return a context for what a strategy computes outside of steps; `batch` is given for `augment_batch`."""
+        """Return a context for what a strategy computes outside of steps, or by its own loop.
+
+        `batch` is given for `augment_batch`.
+        """
         return nullcontext()
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
@@ -69,11 +68,6 @@ class Callback:
 
         Parameters still have the gradients of the step (`training.engine.trained`).
         """
-
-    @contextmanager
-    def around_own_loop(self, replica: Replica, following: NextIndices, steps: int) -> Iterator[NextIndices]:
-        """Return a context for `Strategy.fit`; it gives the function by which the strategy asks for its batches."""
-        yield following
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:
         """Act when a task is learned, also on replicas that have diverged in it: a result for each."""
@@ -120,14 +114,6 @@ class Callbacks(Callback):
         """Call them all."""
         for callback in self.callbacks:
             callback.on_step(training, task, step, steps)
-
-    @contextmanager
-    def around_own_loop(self, replica: Replica, following: NextIndices, steps: int) -> Iterator[NextIndices]:
-        """Let each hand its function on to the next."""
-        with ExitStack() as stack:
-            for callback in self.callbacks:
-                following = stack.enter_context(callback.around_own_loop(replica, following, steps))
-            yield following
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:
         """Call them all."""
