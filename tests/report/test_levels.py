@@ -7,6 +7,7 @@ from clbench import cli
 from clbench.experiment.arrival import Arrival
 from clbench.report import build
 from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.headline import NEXT
 from clbench.report.analysis.method_records import at_chance, chance, loss_share, same_on_every_seed, underfit
 from clbench.results.items import wilson_interval
 
@@ -152,18 +153,22 @@ def test_a_row_that_varies_is_tested_against_one_that_does_not():
 def near(samples):
     """Records of two methods 1 point apart on average, which vary from seed to seed."""
     return [make_record(label, seed, [*make_matrix(3)[:-1], [level + 0.03 * (seed % 3 - 1) * sign] * 3],
-                        test_samples=samples)
+                        test_samples=samples, command="clbench run --methods er,ewc,naive")
             for label, level, sign in (("er", 0.91, 1), ("ewc", 0.9, -1), ("naive", 0.905, 0.5)) for seed in range(3)]
 
 
 def test_more_seeds_are_not_advised_where_the_test_set_limits(tmp_path, capsys):
     setting, = by_setting(near(4))
     assert len(setting.methods) == 3
-    told = build(near(4)).sections[0].headline[0][1]
+    headline = build(near(4)).sections[0].headline
+    assert NEXT not in [kind for kind, _ in headline]
+    told = headline[0][1]
     assert told.endswith("no significant difference (12 test samples are too few, and more seeds will not help).")
     run = str(folder(tmp_path, *near(4)))
     assert cli.call(["choose", run]) == 0
     out = capsys.readouterr().out
     assert "(12 test samples are too few, and more seeds will not help)" in out and "--seeds" not in out
-    many = build(near(100_000)).sections[0].headline[0][1]
+    headline = build(near(100_000)).sections[0].headline
+    assert "--until decided" in dict(headline)[NEXT]
+    many = headline[0][1]
     assert many.endswith("no significant difference (more than 100 seeds would be needed).")

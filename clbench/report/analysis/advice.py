@@ -36,7 +36,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
         every = all(not m.searched for m in setting.methods)
         return f"tune {'the methods' if every else 'what is untuned'}: clbench tune {file}" + (
             "" if every else f" --methods {shlex.quote(names)}")
-    if facts.best and facts.best.open:
+    if facts.best and facts.best.open and not facts.best.limited:  # else more seeds will not help
         return _more_evidence(setting, command)
     return ""
 
