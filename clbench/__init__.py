@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from clbench.models.network import Block, Network
     from clbench.report.results import Results
     from clbench.results.records import Record
-    from clbench.strategy.base import Batch, Prediction, Strategy, Task, World
-    from clbench.strategy.granted import Phase
+    from clbench.strategy.base import Batch, Prediction, Strategy, StreamInfo, Task
+    from clbench.strategy.granted import PhaseSpec
 
 __all__ = [
-    "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "Phase", "Prediction", "Record",
-    "ReportFormat", "Results", "Samples", "Scalar", "SearchValues", "Strategy", "StrategyInfo", "Task", "TrackerInfo",
-    "World", "hookimpl", "load", "load_model", "run",
+    "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "PhaseSpec", "Prediction", "Record",
+    "ReportFormat", "Results", "Samples", "Scalar", "SearchValues", "Strategy", "StrategyInfo", "StreamInfo", "Task",
+    "TrackerInfo", "hookimpl", "load", "load_model", "run",
 ]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.core.hookspecs": ("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "TrackerInfo", "hookimpl"),
@@ -37,6 +37,6 @@ __getattr__, __dir__ = lazy(__name__, {
     "clbench.models.network": ("Block", "Network"),
     "clbench.report.results": ("Results",),
     "clbench.results.records": ("Record",),
-    "clbench.strategy.base": ("Batch", "Prediction", "Strategy", "Task", "World"),
-    "clbench.strategy.granted": ("Phase",),
-})
+    "clbench.strategy.base": ("Batch", "Prediction", "Strategy", "StreamInfo", "Task"),
+    "clbench.strategy.granted": ("PhaseSpec",),
+}, old={"Phase": "clbench.strategy.granted", "World": "clbench.strategy.granted"})

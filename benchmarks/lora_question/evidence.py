@@ -115,7 +115,7 @@ class Study:
         """Return what studies of the same setting share: stream, scenario, backbone and number of training steps."""
         trial = self.trial
         options = {name: value for name, value in trial.benchmark.options.items() if name != "test_per_class"}
-        return (trial.benchmark.name, str(sorted(options.items())), *trial.setting[1:4],
+        return (trial.benchmark.name, str(sorted(options.items())), *trial.environment[1:4],
                 f"epochs={trial.recipe.epochs} iterations={trial.recipe.iterations}")
 
     @property
@@ -193,6 +193,7 @@ def read_studies(reports: Path = ROOT / "reports") -> list[Study]:
                 studies.append(Study(str(folder.relative_to(reports)), rows))
     if any(row.first.until for study in studies for row in study.rows):
         raise ClbenchError("the intervals of these pages do not account for `--until decided`")
-    tuned = {(study.setting, row.first.trial.row) for study in studies for row in study.rows if row.tuned}
-    return [replace(study, rows=tuple(replace(row, tuned_elsewhere=(study.setting, row.first.trial.row) in tuned)
-                                      for row in study.rows)) for study in studies]
+    tuned = {(study.setting, row.first.trial.method_config) for study in studies for row in study.rows if row.tuned}
+    return [replace(study, rows=tuple(
+        replace(row, tuned_elsewhere=(study.setting, row.first.trial.method_config) in tuned) for row in study.rows))
+        for study in studies]

@@ -123,13 +123,13 @@ def compare_test_sets(studies: Studies) -> Iterator[Comparison]:
 
 def compare_differences(part: Study, whole: Study) -> Iterator[Comparison]:
     """Compare LoRA's difference to each other row in two studies that train the same, over the seeds of both."""
-    on_part = {row.first.trial.row: row for row in part.rows}
+    on_part = {row.first.trial.method_config: row for row in part.rows}
     row = whole.main_row(LORA)
-    first = on_part.get(row.first.trial.row) if row else None
-    rivals = [rival for rival in whole.rows if rival is not row and rival.first.trial.row in on_part]
+    first = on_part.get(row.first.trial.method_config) if row else None
+    rivals = [rival for rival in whole.rows if rival is not row and rival.first.trial.method_config in on_part]
     for rival in rivals if row and first else ():
         all_images = by_seed(row, rival, lambda one, other: one - other, accuracy)
-        some = by_seed(first, on_part[rival.first.trial.row], lambda one, other: one - other, accuracy)
+        some = by_seed(first, on_part[rival.first.trial.method_config], lambda one, other: one - other, accuracy)
         changes = {seed: round(all_images[seed] - some[seed], 10) for seed in all_images.keys() & some.keys()}
         means = [t_interval([side[seed] for seed in changes]).mean for side in (all_images, some)]
         yield Comparison(Source.of(whole), row.label, rival.label, changes, is_within(MARGIN),

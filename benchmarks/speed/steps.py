@@ -25,7 +25,7 @@ from clbench.experiment.plan import plan
 from clbench.training import cache
 from clbench.training.loop import take_step
 from clbench.training.sampling import BatchSampler
-from clbench.training.steps import make_engine
+from clbench.training.steps import make_train_step
 
 BLOCKS, STEPS = 60, 25
 
@@ -46,7 +46,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     member.strategy.train()
     samples = cache.phase_inputs([member.strategy], [task.train], 0, len(task.train)).samples[0]
     order = BatchSampler(len(samples), setting.batch_size, seed=0, task=0)
-    engine = make_engine([member.strategy], planned.trial.recipe, None)
+    train_step = make_train_step([member.strategy], planned.trial.recipe, None)
     model, losses = model_of(setting), list[Tensor]()
     optimizer = optimizer_of(setting, model)
 
@@ -64,7 +64,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
         loss.backward()
         optimizer.step()
 
-    return {"by hand": by_hand, "clbench": lambda: losses.append(take_step(engine, [order.batch(samples)]))}
+    return {"by hand": by_hand, "clbench": lambda: losses.append(take_step(train_step, [order.batch(samples)]))}
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     from clbench.data import prefetch
     from clbench.experiment.recipe import Recipe
     from clbench.experiment.trial import Resolved
-    from clbench.strategy.base import Strategy, Task, World
+    from clbench.strategy.base import Strategy, StreamInfo, Task
     from clbench.training.building import build_model
     from clbench.training.loop import TrainingLoop
     from clbench.training.replica import Replica
@@ -55,8 +55,8 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
             with seeds.scope(0):
                 model, _notes = build_model(Resolved(name=info.name, options=info.options().model_dump()), None,
                                             (3, 32, 32), 10, registry)
-                strategy = Strategy(model, World(10, 1, "class", (3, 32, 32), torch.Generator()))
-                strategy.active[:] = True
+                strategy = Strategy(model, StreamInfo(10, 1, "class", (3, 32, 32), torch.Generator()))
+                strategy.class_mask[:] = True
                 prefetch.core_to_spare = lambda device, how=how: how == "ahead"
                 stream = SimpleNamespace(augment=None, hidden=False)  # of which the loop needs no more
                 trainer = TrainingLoop([Replica(strategy, stream, 0)], Recipe(

@@ -28,7 +28,7 @@ from clbench.experiment.plan import plan
 from clbench.training import cache
 from clbench.training.loop import take_step
 from clbench.training.sampling import BatchSampler
-from clbench.training.steps import make_engine
+from clbench.training.steps import make_train_step
 
 STEPS = 50
 
@@ -47,13 +47,13 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
     strategies = [member.strategy for member in members]
     given = cache.phase_inputs(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
     orders = [BatchSampler(len(task.train), batch_size, seed, 0) for seed, task in enumerate(tasks)]
-    engine = make_engine(strategies, planned[0].trial.recipe, None)
+    train_step = make_train_step(strategies, planned[0].trial.recipe, None)
     losses: list[torch.Tensor] = []
 
     def step() -> None:
         batches = [order.batch(part) if given.prepared else order.ready(strategy, part)
                    for strategy, order, part in zip(strategies, orders, given.samples, strict=True)]
-        losses.append(take_step(engine, batches))
+        losses.append(take_step(train_step, batches))
 
     return step
 

@@ -5,7 +5,7 @@ buffers too. What a member of a stack computes is what it would compute alone, a
 uncompiled one: there the loss of the first member is run once more, by itself, for each kind of step. What is cached
 for a phase (`clbench.training.cache`) is counted once, where it is computed.
 
-What draws replay (`augment_batch`) can compute more or less from step to step, in calls of modules: these count
+What draws replay (`prepare_batch`) can compute more or less from step to step, in calls of modules: these count
 each time, and the rest once for each kind of draw. A strategy's own loop is counted as a whole.
 """
 
@@ -30,7 +30,7 @@ from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import batch_size, given_tasks
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import divided
-from clbench.training.steps import Engine, Loss, arguments_of
+from clbench.training.steps import Loss, TrainStep, arguments_of
 
 
 class FlopsCallback(Callback):
@@ -44,8 +44,8 @@ class FlopsCallback(Callback):
 
     @contextmanager
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> Iterator[None]:
-        """Count what a strategy computes outside of steps or by its own loop, or in `augment_batch` for a batch."""
-        if batch is not None and not overrides(replica.strategy, "augment_batch"):
+        """Count what a strategy computes outside of steps or by its own loop, or in `prepare_batch` for a batch."""
+        if batch is not None and not overrides(replica.strategy, "prepare_batch"):
             yield
             return
         with FlopCount() if batch is None else self.counted_draw(replica.strategy, batch) as count:
@@ -54,7 +54,7 @@ class FlopsCallback(Callback):
 
     @contextmanager
     def counted_draw(self, strategy: Strategy, batch: Batch) -> Iterator[FlopCount]:
-        """Count what `augment_batch` computes for a batch in the block; the total is there at the end."""
+        """Count what `prepare_batch` computes for a batch in the block; the total is there at the end."""
         kind = len(batch.y), batch.first_pass, sizes_of(strategy)
         with counted_modules() as count:
             if kind in self.draws:
@@ -81,8 +81,8 @@ class FlopsCallback(Callback):
                 yield
             self.steps[kind] = [count.total]
         else:
-            assert training.engine is not None
-            loss = sum(flops_alone(strategies[0], training.engine, part)
+            assert training.train_step is not None
+            loss = sum(flops_alone(strategies[0], training.train_step, part)
                        for _, (part,) in divided(batches[:1], training.recipe.accumulate))
             with counted_edits(strategies) as counts:
                 yield
@@ -101,8 +101,8 @@ class FlopsCallback(Callback):
             strategy, tests = replica.strategy, replica.stream.tests
             size = batch_size(replica.stream, tests.y.device)
             flops = []
-            with precision.forward(training.recipe, strategy.active.device, strategy):
-                for given in given_tasks(strategy.world.scenario, task + 1):
+            with precision.forward(training.recipe, strategy.class_mask.device, strategy):
+                for given in given_tasks(strategy.stream_info.scenario, task + 1):
                     samples = len(tests.y) if given is None else tests.sizes[given]
                     x, y, _ = next(tests.batches(2, given))
                     flops.append(prediction_flops(strategy, x, y, given, min(size, samples)))
@@ -125,7 +125,7 @@ def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
     """Count what each strategy computes in `edit_gradients` inside the block."""
     counts = [FlopCount() for _ in strategies]
     try:
-        for strategy, count in zip(strategies, counts, strict=True):  # an engine need not know of it
+        for strategy, count in zip(strategies, counts, strict=True):  # an train_step need not know of it
             vars(strategy)["edit_gradients"] = count(strategy.edit_gradients)
         yield counts
     finally:
@@ -133,7 +133,7 @@ def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
             vars(strategy).pop("edit_gradients", None)
 
 
-def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
+def flops_alone(strategy: Strategy, train_step: TrainStep, batch: Batch) -> int:
     """Return the FLOPs of the loss and its gradients where a strategy trains alone, uncompiled.
 
     It leaves no trace: no running statistics, no draws.
@@ -141,7 +141,7 @@ def flops_alone(strategy: Strategy, engine: Engine, batch: Batch) -> int:
     buffers = {f"strategy.{name}": buffer.clone() for name, buffer in strategy.named_buffers()}
     trained = [p for p in strategy.parameters() if p.requires_grad]
     with seeds.scope(0, "flops"), FlopCount() as count:
-        with engine.forward:
+        with train_step.forward:
             loss: Tensor = functional_call(Loss(strategy), buffers, arguments_of(batch))
         torch.autograd.grad(loss, trained, allow_unused=True)
     return int(count.total)
@@ -167,7 +167,7 @@ def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None
     for part in (x[:1], x):
         with torch.no_grad(), FlopCount() as count:
             prediction = strategy.predict(part, given)
-            if strategy.world.predicts_tokens:
+            if strategy.stream_info.predicts_tokens:
                 strategy.objective.scores(strategy, prediction.logits, y[:len(part)], given)
         totals.append(count.total)
     strategy.train(training)

@@ -29,9 +29,9 @@ from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import Resolved
 from clbench.models.network import Network
 from clbench.strategy.base import Strategy, Task
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.training.budget import phases_of, steps_of
-from clbench.training.building import build_strategy, world_of
+from clbench.training.building import build_strategy, stream_info_of
 from clbench.training.cache import PhaseInputs
 from clbench.training.costs import nbytes
 from clbench.training.loop import TrainingLoop, take_step
@@ -80,13 +80,13 @@ class DryRun(TrainingLoop):
                 phases_of(strategy, task, self.recipe, steps_of(self.recipe, len(strategy.training_samples(task))))
             except ValueError as error:
                 raise SpecError(str(error)) from None
-        elif self.counted and not strategy.world.boundaries:
+        elif self.counted and not strategy.stream_info.boundaries:
             sampler = StreamSampler([task.train], self.recipe.batch_size, 0)
             for _ in range(sampler.until(1)):
                 sampler.observed(strategy, partial(self.callbacks.around_prepare, self.replicas[0]))
         return super().fit(tasks)
 
-    def _train_phase(self, phase: Phase, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
+    def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:
         """Lead the strategy through a phase; the losses are zeros, since nothing has values."""
         parameters, size = with_gradient(self.strategy)
@@ -101,7 +101,7 @@ class DryRun(TrainingLoop):
         sampler, one_pass = samplers[0], math.ceil(len(samples[0]) / self.recipe.batch_size)
         for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
             batch = sampler.observed(self.strategy) if isinstance(sampler, StreamSampler) else sampler.batch(samples[0])
-            self.strategy.augment_batch(batch)
+            self.strategy.prepare_batch(batch)
         losses += [torch.zeros(1)] * phase.steps
 
     def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
@@ -111,16 +111,16 @@ class DryRun(TrainingLoop):
         Raises:
             RuntimeError, TypeError: the loss asks for values.
         """
-        assert self.engine is not None
+        assert self.train_step is not None
         replica, sampler, totals = self.replicas[0], samplers[0], self.flops.totals
         pass_length = math.ceil(len(inputs.samples[0]) / self.recipe.batch_size) * sampler.repeats
         pass_flops: dict[int, int] = {}  # of steps after the first pass, by their place in a pass
-        taken = 0
-        while taken < count:
-            passes = (count - taken) // pass_length
+        steps_done = 0
+        while steps_done < count:
+            passes = (count - steps_done) // pass_length
             if len(pass_flops) == pass_length and not sampler.left and passes:
                 totals[id(replica)] += passes * sum(pass_flops.values())
-                taken += passes * pass_length
+                steps_done += passes * pass_length
                 continue
             before = totals[id(replica)]
             if inputs.prepared:
@@ -130,22 +130,22 @@ class DryRun(TrainingLoop):
             batches = self.strategy.collate([batch])
             with self.callbacks.around_step(self, batches):
                 if kind_of_step(self.strategy, batches[0]) not in self.flops.steps:
-                    take_step(self.engine, batches, self.recipe.accumulate)
-            if taken and not batch.first_pass:
+                    take_step(self.train_step, batches, self.recipe.accumulate)
+            if steps_done and not batch.first_pass:
                 pass_flops[len(sampler.left)] = totals[id(replica)] - before
-            taken += 1
+            steps_done += 1
         losses += [torch.zeros(1)] * count
 
     def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
         """Return what batches are drawn from; a stream with hidden boundaries is stored raw."""
-        if not self.strategy.world.boundaries:
+        if not self.strategy.stream_info.boundaries:
             return PhaseInputs(samples, samples)
         return super()._inputs(samples, index, drawn)
 
     def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
                   ) -> list[BatchSampler]:
         """Return what draws batches; from a stream with hidden boundaries they come as its samples arrive."""
-        if phase is None and not self.strategy.world.boundaries:
+        if phase is None and not self.strategy.stream_info.boundaries:
             return [StreamSampler(samples, self.recipe.batch_size, 0, self.augment)]
         return super()._samplers(samples, tasks, phase)
 
@@ -153,7 +153,7 @@ class DryRun(TrainingLoop):
 def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
                        registry: Registry) -> Strategy:
     """Return a method's strategy around a model without values; its integers and masks have theirs."""
-    strategy = build_strategy(method, model, world_of(stream, scenario, 0, pretrained), registry)
+    strategy = build_strategy(method, model, stream_info_of(stream, scenario, 0, pretrained), registry)
     valued = []
     for module in strategy.modules():
         valued += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)

@@ -23,14 +23,14 @@ from clbench.core.device import synchronize
 from clbench.core.registry import Registry
 from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Trial
-from clbench.experiment.workload import Foreseen, Speed, Workload, workload
+from clbench.experiment.workload import Speed, WorkEstimate, Workload, workload
 from clbench.report.formatting import number
 from clbench.strategy.base import Batch, Strategy
 from clbench.training.budget import steps_of
-from clbench.training.building import build_model, channels_last, world_of
+from clbench.training.building import build_model, channels_last, stream_info_of
 from clbench.training.costs import measure, model_bytes
 from clbench.training.loop import take_step
-from clbench.training.steps import make_engine
+from clbench.training.steps import make_train_step
 
 TIMED_SECONDS = 0.05  # of steps that are timed, of each size
 MOST_SECONDS = 1.0  # that one of them is to take
@@ -54,7 +54,7 @@ class CostEstimator:
         self.registry = registry
         self.speeds: dict[str, ModelSpeed | None] = {}
 
-    def estimate_time(self, trial: Trial, stream: Stream) -> Foreseen:
+    def estimate_time(self, trial: Trial, stream: Stream) -> WorkEstimate:
         """Return the work of plain fine-tuning in a trial, and its speed; nothing where a step of the model fails."""
         model = f"{trial.benchmark} {trial.model}"
         if model not in self.speeds:
@@ -64,16 +64,16 @@ class CostEstimator:
                 self.speeds[model] = None
         measured = self.speeds[model]
         if measured is None:
-            return Foreseen()
-        return Foreseen(workload=plain_work(measured, trial, stream), speed=measured.speed)
+            return WorkEstimate()
+        return WorkEstimate(workload=plain_work(measured, trial, stream), speed=measured.speed)
 
 
 def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
     """Return the work of plain fine-tuning on a stream: steps on all samples, and tests on those of all tasks."""
     recipe, samples = trial.trained_by, [len(task.train) for task in stream.tasks]
     steps = [steps_of(recipe, size) for size in samples]
-    drawn = [recipe.epochs * size if recipe.epochs else taken * recipe.batch_size
-             for size, taken in zip(samples, steps, strict=True)]
+    drawn = [recipe.epochs * size if recipe.epochs else count * recipe.batch_size
+             for size, count in zip(samples, steps, strict=True)]
     return workload(steps, [round(measured.train_flops * size) for size in drawn],
                     [measured.test_flops] * len(samples), sum(len(task.test) for task in stream.tested_tasks))
 
@@ -100,27 +100,27 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
     device = stream.tests.y.device
     with seeds.scope(0, "pilot"):
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
-        world = world_of(stream, trial.scenario, 0, False)
-        strategy = Strategy(channels_last(model.to(device)), world).to(device).train()
-        strategy.active.fill_(True)
-        engine = make_engine([strategy], recipe, None)
+        stream_info = stream_info_of(stream, trial.scenario, 0, False)
+        strategy = Strategy(channels_last(model.to(device)), stream_info).to(device).train()
+        strategy.class_mask.fill_(True)
+        train_step = make_train_step([strategy], recipe, None)
 
         def first_batch(size: int) -> Batch:
             part = samples.take(torch.arange(size, device=samples.index_device))
-            return strategy.collate([Batch(world.prepare(part.x), part.y, part.tasks, 0)])[0]
+            return strategy.collate([Batch(stream_info.prepare(part.x), part.y, part.tasks, 0)])[0]
 
         def timed(size: int) -> tuple[int, int, float]:
             batch = first_batch(size)
             with FlopCount() as count:
-                take_step(engine, [batch])  # the first is slow, too
-            return size, count.total, seconds_of(lambda: take_step(engine, [batch]), device)
+                take_step(train_step, [batch])  # the first is slow, too
+            return size, count.total, seconds_of(lambda: take_step(train_step, [batch]), device)
 
         few, few_flops, short = timed(min(FEW, len(samples)))
         bearable = max(2, int(MOST_SECONDS / short)) * FEW
         many, flops, long = timed(min(recipe.batch_size, bearable, len(samples)))
         strategy.eval()
         with torch.no_grad(), FlopCount() as tested:
-            strategy.predict(first_batch(few).x, 0 if world.task_given else None)
+            strategy.predict(first_batch(few).x, 0 if stream_info.task_given else None)
     rate = flops / long
     if flops > few_flops and long > short:
         rate = (flops - few_flops) / (long - short)
@@ -130,12 +130,12 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that a step takes, the mean of a few."""
-    taken, began = 0, time.perf_counter()
-    while taken == 0 or time.perf_counter() - began < TIMED_SECONDS:
+    repeats, began = 0, time.perf_counter()
+    while repeats == 0 or time.perf_counter() - began < TIMED_SECONDS:
         step()
         synchronize(device)
-        taken += 1
-    return (time.perf_counter() - began) / taken
+        repeats += 1
+    return (time.perf_counter() - began) / repeats
 
 
 def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | None:
@@ -147,8 +147,8 @@ def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | Non
     if extra <= max(FLOOR, data):
         return None
     way = f"; {name.partition(':')[0]}:{keeps_less} keeps less" if keeps_less else ""
-    taken, given = number(extra, "bytes"), number(data, "bytes")
-    return f"{name} stores {taken} in addition to the model; the training data take {given}{way}"
+    stored_bytes, data_size = number(extra, "bytes"), number(data, "bytes")
+    return f"{name} stores {stored_bytes} in addition to the model; the training data take {data_size}{way}"
 
 
 def data_bytes(stream: Stream) -> int:

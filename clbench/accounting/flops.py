@@ -59,7 +59,7 @@ def convolution_backward(gradient: Shape, x: Shape, weight: Shape, _bias: Any, _
     return forward * sum(wanted[:2])
 
 
-OWN: dict[Any, Callable[..., int]] = {
+FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     aten._native_multi_head_attention: fused_attention,
@@ -85,8 +85,8 @@ def shape_of(value: Any) -> Any:
 def formula_of(operation: OpOverload) -> Formula | None:
     """Return the formula of an operation: ours, else torch's, None where it counts as 0."""
     packet = operation.overloadpacket
-    if own := OWN.get(packet):
-        return lambda args, kwargs, out: own(*map(shape_of, args))
+    if formula := FORMULAS.get(packet):
+        return lambda args, kwargs, out: formula(*map(shape_of, args))
     known: Any = flop_registry.get(packet)
     return known and (lambda args, kwargs, out: int(known(*args, **kwargs, out_val=out)))
 

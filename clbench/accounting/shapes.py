@@ -56,11 +56,11 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
     if classes % tasks:
         raise SpecError(f"{classes} classes cannot be shared out equally among {tasks} tasks; choose a multiple of "
                         f"{tasks} (--classes)")
-    own = classes // tasks
-    orders = [range(task * own, (task + 1) * own) for task in range(tasks)]
+    per_task = classes // tasks
+    orders = [range(task * per_task, (task + 1) * per_task) for task in range(tasks)]
     parts = []
     for index, table in enumerate(scenario_rules(scenario).outputs(orders, "params")):
-        labels = torch.tensor(list(table.values())).repeat(-(-samples // own))[:samples]
+        labels = torch.tensor(list(table.values())).repeat(-(-samples // per_task))[:samples]
         x = torch.empty(samples, *input_shape, dtype=tokens.DTYPE if text else torch.uint8, device="meta")
         some = Samples(x, labels, torch.full_like(labels, index))
         parts.append(StreamTask(tuple(table.values()), some, some))

@@ -118,7 +118,7 @@ def _trials(records: Sequence[Record]) -> Iterator[str]:
 
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault((*record.trial.setting, record.label), []).append(record)
+        groups.setdefault((*record.trial.environment, record.label), []).append(record)
     for group in groups.values():
         yield f"{clean(group[0].label)}, {notes.title(group[0])}: {listed_seeds([r.trial.seed for r in group])}"
 

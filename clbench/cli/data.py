@@ -158,7 +158,7 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
     status, problem = "wrong" if "wrong" in states else "found" if states <= {"found"} else "missing", ""
     if thorough and status == "found" and isinstance(options, NamedOptions):
         try:
-            options.found(folder)
+            options.find_files(folder)
         except DataError as error:
             status, problem = "wrong", str(error)
     return {"name": info.name, "data": data.title, "license": data.license, "citation": data.citation,

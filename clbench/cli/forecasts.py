@@ -11,9 +11,9 @@ from tabulate import tabulate
 
 from clbench.cli.params import scaled
 from clbench.core.errors import ClbenchError, MissingDataError, typed_message
-from clbench.execution.time_left import Kind, TimeLeft, alike, kind_of, recorded
+from clbench.execution.time_left import Kind, TimeLeft, is_comparable, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial
-from clbench.experiment.workload import Foreseen, Speed
+from clbench.experiment.workload import Speed, WorkEstimate
 from clbench.report.formatting import NONE
 from clbench.results.provenance import by_reason
 
@@ -29,7 +29,7 @@ class Forecast(NamedTuple):
     """What the trials of a kind will train and compute: the last cells of the table, and the work."""
 
     cells: list[str]
-    foreseen: Foreseen
+    estimate: WorkEstimate
 
 
 def listing(ready: Experiment, duration: bool = True) -> str:
@@ -73,13 +73,13 @@ def needed(ready: Experiment, counted: Mapping[Kind, Forecast]) -> str:
     workers = 1 if plan.shrink and device != "cpu" else max(plan.workers, 1)
     left = TimeLeft(ready.missing)
     left.ready(workers)
-    records = [record for record in ready.records.values() if alike(record, device, plan.start.threads)]
+    records = [record for record in ready.records.values() if is_comparable(record, device, plan.start.threads)]
     left.known(records)
     for record in records:
         if result := recorded(record):
-            left.foreseen(kind_of(record.trial), Foreseen(workload=result[0]))
+            left.take_estimate(kind_of(record.trial), WorkEstimate(workload=result[0]))
     for kind, forecast in counted.items():
-        left.foreseen(kind, forecast.foreseen)
+        left.take_estimate(kind, forecast.estimate)
     seconds = left.seconds(0.0)
     if seconds is None:
         return ""
@@ -97,8 +97,8 @@ def state(record: Record | None, ready: Experiment) -> str:
     """Return how far a trial is, and whether its record does not stand any more."""
     if record is None:
         return "missing"
-    if asked := ready.staleness.lacking.get(record.key):
-        return f"{record.status}, without {asked.partition(' (')[0]}"
+    if missing := ready.staleness.lacking.get(record.key):
+        return f"{record.status}, without {missing.partition(' (')[0]}"
     return f"{record.status}, stale" if record.key in ready.staleness.reasons else record.status
 
 
@@ -163,7 +163,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             inference = [] if count.flops is None else [count.flops]
             counted[kind_of(planned.trial)] = Forecast(
                 cells(count.trainable, count.train_flops, inference),
-                Foreseen(workload=counted_work(count, stream), speed=speed))
+                WorkEstimate(workload=counted_work(count, stream), speed=speed))
             notes |= {f"{name}: {note}": None for note in count.notes}
             extra = count.bytes[-1] - count.model_bytes if count.kept else 0
             if line := storage_line(planned.label, extra, data_bytes(stream), count.keeps_less):

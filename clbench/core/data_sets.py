@@ -13,7 +13,7 @@ from pathlib import Path
 from clbench.core.files import hash_file
 
 UNKNOWN = "not known"
-FOUND, MISSING, WRONG = "found", "missing", "wrong"
+PRESENT, MISSING, WRONG = "found", "missing", "wrong"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Needed:
                 return WRONG, "it is a folder and should be a file"
             if (digest := hash_file(path)) != self.sha256:
                 return WRONG, f"its SHA-256 is {digest} and should be {self.sha256}"
-        return FOUND, ""
+        return PRESENT, ""
 
 
 def class_folders(root: Path, pattern: str = r"[^.].*") -> Iterator[Path]:

@@ -86,14 +86,16 @@ def builder(info: Any, kind: str) -> Any:
     return partial(build, info.name) if info.any_name else build
 
 
-def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy(package: str, homes: Mapping[str, Sequence[str]], old: Mapping[str, str] | None = None,
+         ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__` (PEP 562).
 
     Args:
         package: its `__name__`.
         homes: the names that each module has, by the module's full name.
+        old: modules that still know an old name, by that name.
     """
-    home: dict[str, str] = {}
+    home = dict(old or {})
     for module, names in homes.items():
         home |= dict.fromkeys(names, module)
 
@@ -104,4 +106,4 @@ def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[st
         setattr(sys.modules[package], name, value)
         return value
 
-    return get, lambda: sorted(home)
+    return get, lambda: sorted(home.keys() - (old or {}).keys())

@@ -160,7 +160,7 @@ def objective_of(metric: Metric) -> ObjectiveInfo:
 
 
 class HasObjective:
-    """Base of what has an objective by name (a stream, a benchmark, the world of a strategy)."""
+    """Base of what has an objective by name (a stream, a benchmark, the stream_info of a strategy)."""
 
     objective: str
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 REMOVED_IN = "0.3"
-BETWEEN = {__name__, "abc"}  # modules between the line that uses an old name and the warning about it
+BETWEEN = {__name__, "abc", "clbench.core.entry_points", "importlib._bootstrap"}  # between a use and its warning
 Class = TypeVar("Class", bound=type)
 
 
@@ -50,6 +51,22 @@ def renamed(cls: type) -> dict[str, str]:
     for base in cls.__mro__:
         new_names |= {old: member.new for old, member in vars(base).items() if isinstance(member, Renamed)}
     return new_names
+
+
+def old_classes(module: Mapping[str, Any], names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's `__getattr__`, which gives its classes by their old names.
+
+    Args:
+        module: its `globals()`.
+        names: the new name of each class, by the old one.
+    """
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module['__name__']!r} has no attribute {name!r}")
+        warn(f"{module['__name__']}.{name}", names[name])
+        return module[names[name]]
+
+    return get
 
 
 class OldNames:

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clbench.core.data_sets import FOUND, MISSING, DataSet, Download, Needed
+from clbench.core.data_sets import MISSING, PRESENT, DataSet, Download, Needed
 from clbench.core.errors import DataError
 from clbench.core.files import read_hash
 
@@ -62,7 +62,7 @@ def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path,
         data_dir: the data folder, in which archives lie until they are unpacked.
     """
     lacking = {item.path for item in needed if (status := item.check(root)[0]) == MISSING or
-               (item.sha256 and status != FOUND)}
+               (item.sha256 and status != PRESENT)}
     in_archive = lacking - {download.name for download in downloads if not download.is_archive}
     return [download for download in downloads if
             (bool(in_archive) or any((data_dir / (download.name + end)).exists() for end in ("", PARTIAL))

@@ -216,7 +216,7 @@ class UnseenSamples(Samples):
 
 
 HIDDEN = ("boundaries are hidden, so Task.train is not available: the method must learn from batches as they pass "
-          "(augment_batch), or not be declared task_free")
+          "(prepare_batch), or not be declared task_free")
 UNSEEN = UnseenSamples()
 
 

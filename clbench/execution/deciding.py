@@ -67,8 +67,8 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
     rule = rule_of(spec, list(dict.fromkeys(p.label for p in whole)))
     records, _ = Store(out).read()
     seeds = sequence(spec.seeds, rule.most)
-    settings = {p.trial.setting for p in whole}
-    existing = [r for r in records if r.trial.setting in settings]
+    settings = {p.trial.environment for p in whole}
+    existing = [r for r in records if r.trial.environment in settings]
     if others := {str(r.until) for r in existing if r.until and r.until != rule}:
         raise SpecError(f"the results in {out} were made by {' and '.join(sorted(others))}, but this run has {rule}. A "
                         "rule must stay the same after its first interim analysis: use the earlier one, or start in "
@@ -81,8 +81,9 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
     last: dict[tuple[tuple[str, ...], str], int] = {}  # the last seed of each row that has a record
     for planned in more:
         if planned.trial.key in known:
-            last[planned.trial.setting, planned.trial.row] = planned.trial.seed
-    return [*first_trials, *(p for p in more if p.trial.seed <= last.get((p.trial.setting, p.trial.row), -1))]
+            last[planned.trial.environment, planned.trial.method_config] = planned.trial.seed
+    more = [p for p in more if p.trial.seed <= last.get((p.trial.environment, p.trial.method_config), -1)]
+    return [*first_trials, *more]
 
 
 def most(spec: Spec, whole: Sequence[PlannedTrial]) -> int:
@@ -92,7 +93,7 @@ def most(spec: Spec, whole: Sequence[PlannedTrial]) -> int:
 
 def _with_seeds(first: Sequence[PlannedTrial], seeds: Sequence[int]) -> Iterator[PlannedTrial]:
     """Yield the trials of other seeds, seed by seed."""
-    rows = {(p.trial.setting, p.trial.row): p for p in first}
+    rows = {(p.trial.environment, p.trial.method_config): p for p in first}
     for seed in seeds:
         for one in rows.values():
             yield replace(one, seen=(), trial=one.trial.model_copy(update={"seed": seed}))

@@ -18,7 +18,7 @@ from clbench.core.artifacts import save_tensors
 from clbench.core.errors import SpecError, StoreError, message_of
 from clbench.core.files import write_atomically
 from clbench.core.registry import discover
-from clbench.execution.loading import KeptModel, find_record, load_model
+from clbench.execution.loading import SavedModel, find_record, load_model
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.language_model import LanguageModel
 from clbench.models.network import Network
@@ -34,7 +34,7 @@ NEEDS = ("onnx", "onnxscript")  # of the extra clbench[onnx]
 class Program(nn.Module):
     """A model from raw samples to logits, with its preprocessing; what `torch.export` is given."""
 
-    def __init__(self, model: KeptModel, task: int | None) -> None:
+    def __init__(self, model: SavedModel, task: int | None) -> None:
         """Answer for one task, or for that of each sample if it is None."""
         super().__init__()
         self.model = model
@@ -74,7 +74,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
         if form == "safetensors" and task is not None:
             model, path = None, _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
         else:
-            model = KeptModel(store, record, discover(files=plugins))
+            model = SavedModel(store, record, discover(files=plugins))
             if form != "safetensors":
                 path = _write_program(model, to, form, task)
             elif model.network is not None:
@@ -109,7 +109,7 @@ def _copy_configuration(base: Path, to: Path) -> None:
                 write_atomically(to / path.name, path.read_bytes())
 
 
-def _write_description(record: Record, model: KeptModel | None, to: Path, task: int | None) -> Path:
+def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None) -> Path:
     """Write what the model is: its inputs, the names of its outputs, and how right it was."""
     stream = record.stream
     assert stream is not None
@@ -130,7 +130,7 @@ def _write_description(record: Record, model: KeptModel | None, to: Path, task: 
     return path
 
 
-def _write_program(model: KeptModel, to: Path, form: Format, task: int | None) -> Path:
+def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) -> Path:
     """Write a program, and check that it answers as the model does.
 
     Raises:

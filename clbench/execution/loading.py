@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from clbench.core.device import out_of_memory
 from clbench.core.entry_points import resolve
 from clbench.core.errors import DataError, SpecError, StoreError, typed_message
 from clbench.core.registry import Registry, discover
+from clbench.core.renamed import old_classes
 from clbench.data.stream import Stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -26,7 +27,7 @@ from clbench.results.store import MODEL, Store, matching
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.objectives import predicted_numbers
 from clbench.training import precision
-from clbench.training.building import build_model, build_strategy, channels_last, world_of
+from clbench.training.building import build_model, build_strategy, channels_last, stream_info_of
 from clbench.training.evaluation import evaluate
 from clbench.training.replica import Replica
 
@@ -41,7 +42,7 @@ class Answers(NamedTuple):
     numbers: list[float] | None = None  # of a model that predicts numbers: them, in the target's unit; no classes then
 
 
-class KeptModel(nn.Module):
+class SavedModel(nn.Module):
     """The final model of a trial: `predict` takes raw samples, and calling it takes prepared inputs.
 
     `network` is the plain network that it is, None where a method's own parts answer. `class_names` has a name for each
@@ -73,7 +74,7 @@ class KeptModel(nn.Module):
     @property
     def task_given(self) -> bool:
         """Tell whether it has to be told which task a sample is of."""
-        return self.strategy.world.task_given
+        return self.strategy.stream_info.task_given
 
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for outputs that take no part."""
@@ -121,9 +122,9 @@ class KeptModel(nn.Module):
                 x = self.prepare(part.to(device))
                 parts.append(self.answer(tokens.shortened([x])[0] if tokens.is_text(x) else x, task))
         logits = torch.cat([part.logits for part in parts]).float().cpu()
-        found = [part.task for part in parts]
-        tasks = None if found[0] is None else torch.cat([t for t in found if t is not None]).tolist()
-        if self.strategy.world.predicts_numbers:
+        inferred = [part.task for part in parts]
+        tasks = None if inferred[0] is None else torch.cat([t for t in inferred if t is not None]).tolist()
+        if self.strategy.stream_info.predicts_numbers:
             mean, deviation = self.outline.target
             values: list[float] = (predicted_numbers(logits).double() * deviation + mean).tolist()
             return Answers([], [], logits, tasks, values)
@@ -166,10 +167,10 @@ def rebuild(snapshot: Snapshot, trial: Trial, registry: Registry) -> Strategy:
         with seeds.scope(trial.seed, "init"):
             model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
         channels_last(model)
-        world = world_of(stream, trial.scenario, trial.seed, trial.weights is not None)
+        stream_info = stream_info_of(stream, trial.scenario, trial.seed, trial.weights is not None)
         with seeds.scope(trial.seed, "strategy"):
-            strategy = Strategy(model, world) if snapshot.header.kind == "network" else build_strategy(
-                trial.method, model, world, registry)
+            strategy = Strategy(model, stream_info) if snapshot.header.kind == "network" else build_strategy(
+                trial.method, model, stream_info, registry)
         restore(snapshot, Replica(strategy, stream, trial.seed), snapshot.header.recipe(trial.trained_by))
     except Exception as error:  # of a plugin, whose code may have changed since
         if out_of_memory(error):
@@ -194,7 +195,7 @@ def learned_stream(record: Record, runner: TrialRunner) -> Stream:
 
 @overload
 def load_model(run: str | os.PathLike[str], trial: str | None = None, task: None = None,
-               plugins: Sequence[str | os.PathLike[str]] = ()) -> KeptModel | Network: ...
+               plugins: Sequence[str | os.PathLike[str]] = ()) -> SavedModel | Network: ...
 
 
 @overload
@@ -203,10 +204,10 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, *, task: i
 
 
 def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int | None = None,
-               plugins: Sequence[str | os.PathLike[str]] = ()) -> KeptModel | Network:
+               plugins: Sequence[str | os.PathLike[str]] = ()) -> SavedModel | Network:
     """Return the final model of a trial: on the CPU, in eval mode.
 
-    Without `task` it is a `KeptModel`, which predicts as the trial did, for any method (`--keep models`). If no model
+    Without `task` it is a `SavedModel`, which predicts as the trial did, for any method (`--keep models`). If no model
     was saved and the method exports a network for each task (`lora`, `independent`), it is the network of the last
     task. With `task` it is the plain network that predicts for this task, if the method has one: the exported network
     of this task, or the saved network.
@@ -237,7 +238,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     if task is not None and not 0 <= task <= last:
         raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
     if is_saved and (task is None or not info.load_model):
-        model = KeptModel(store, record, registry)
+        model = SavedModel(store, record, registry)
         if task is None:
             return model
         if model.network is None:
@@ -265,3 +266,7 @@ def find_record(store: Store, trial: str | None) -> Record:
     problem = "several trials that fit" if fitting else f"no finished trial {trial or ''!r}"
     known = ", ".join(f"{r.name} ({r.key})" for r in fitting or records) or "(none)"
     raise StoreError(f"{store.directory} has {problem}: name one of {known}")
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_classes(globals(), {"KeptModel": "SavedModel"})  # until 0.3

@@ -13,10 +13,10 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from clbench.core.objective import ACCURACY, METRICS, Metric
-from clbench.execution.time_left import TimeLeft, alike, kind_of
+from clbench.execution.time_left import TimeLeft, is_comparable, kind_of
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial, Progress
-from clbench.experiment.workload import Foreseen
+from clbench.experiment.workload import WorkEstimate
 from clbench.results.records import Record
 
 EVERY = 30.0  # seconds without output after which a plain display prints the state of the run
@@ -114,7 +114,7 @@ class Display(Listener):
         cluster = f", on {plural(nodes, 'node')} of the Ray cluster" if nodes else ""
         self.say(f"{where} on {device}{cluster}", "dim")
         self.tally.left.ready(workers)
-        self.tally.left.known(r for r in self.records if alike(r, device, threads))
+        self.tally.left.known(r for r in self.records if is_comparable(r, device, threads))
 
     def note(self, text: str) -> None:
         """Print a note."""
@@ -124,9 +124,9 @@ class Display(Listener):
         """Store records of earlier trials; those made under the same conditions show how long trials take."""
         self.records = records
 
-    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
+    def take_estimate(self, planned: PlannedTrial, estimate: WorkEstimate) -> None:
         """Take what is known of a trial beforehand."""
-        self.tally.left.foreseen(kind_of(planned.trial), foreseen)
+        self.tally.left.take_estimate(kind_of(planned.trial), estimate)
 
     def started(self, planned: PlannedTrial) -> None:
         """Count it."""

@@ -117,7 +117,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     known = {r.key: r for r in records}
     staleness = check_stale(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data, note)
     reuse.add_missing_outputs(staleness, planned, known, spec.execution, store.artifacts)
-    staleness.notes += describe_other_settings({one.trial.setting for one in planned}, records)
+    staleness.notes += describe_other_settings({one.trial.environment for one in planned}, records)
     return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, staleness=staleness)
 
 

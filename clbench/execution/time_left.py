@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
-from clbench.experiment.workload import Foreseen, Speed, Workload, workload
+from clbench.experiment.workload import Speed, WorkEstimate, Workload, workload
 from clbench.results.provenance import machine
 from clbench.results.records import Record
 
@@ -24,15 +24,15 @@ USUAL = 5e7  # FLOPs that take as long as a step does without any, before anythi
 
 def kind_of(trial: Trial) -> Kind:
     """Return what trials share that differ in their seed only."""
-    return trial.setting, trial.row
+    return trial.environment, trial.method_config
 
 
 def method_of(trial: Trial) -> tuple[str, str]:
     """Return what two trials must share for the one's speed to tell the other's, and the method."""
-    return f"{trial.benchmark} {trial.model} {trial.validation:g}", trial.row
+    return f"{trial.benchmark} {trial.model} {trial.validation:g}", trial.method_config
 
 
-def alike(record: Record, device: str, threads: int | None) -> bool:
+def is_comparable(record: Record, device: str, threads: int | None) -> bool:
     """Tell whether a record was made on this machine and as a run with such workers makes its own."""
     origin = record.provenance
     return (origin.machine == machine() and (origin.device == "cpu") == (device == "cpu")
@@ -128,11 +128,11 @@ class TimeLeft:
                 self.earlier.setdefault(kind, []).append(result[1])
                 self.methods[kind] = method
 
-    def foreseen(self, kind: Kind, foreseen: Foreseen) -> None:
+    def take_estimate(self, kind: Kind, estimate: WorkEstimate) -> None:
         """Take what is known beforehand of the trials of a kind."""
-        if foreseen.workload is not None:
-            self.work[kind] = foreseen.workload
-        self.speed = foreseen.speed or self.speed
+        if estimate.workload is not None:
+            self.work[kind] = estimate.workload
+        self.speed = estimate.speed or self.speed
 
     def started(self, key: str, now: float) -> None:
         """Take a trial that starts, perhaps once more."""

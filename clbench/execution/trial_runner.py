@@ -33,7 +33,7 @@ from clbench.training.building import (
     for_model,
     require_kind,
     require_no_parts,
-    world_of,
+    stream_info_of,
 )
 from clbench.training.callbacks import probe
 from clbench.training.callbacks.curve import CurveCallback, cost_in_words
@@ -258,9 +258,9 @@ class TrialRunner:
         if check:
             check_model(model, trial.model, stream.input_shape, self.registry)
         self._weights_hash = model.weights_hash
-        world = world_of(stream, trial.scenario, trial.seed, trial.weights is not None)
+        stream_info = stream_info_of(stream, trial.scenario, trial.seed, trial.weights is not None)
         with seeds.scope(trial.seed, "strategy"):
-            strategy = build_strategy(trial.method, channels_last(model.to(self.device)), world, self.registry)
+            strategy = build_strategy(trial.method, channels_last(model.to(self.device)), stream_info, self.registry)
         require_no_parts(trial, strategy)
         return strategy.to(self.device), [*notes, *strategy.notes]
 
@@ -288,8 +288,8 @@ def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], com
     recipe = first.trial.trained_by
     loop = loop_for(replicas, recipe, callbacks, first.learned, compiler, cache_bytes, verify_caches)
     if first.learned:
-        loop.engine = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
-                                              [replica.optimizer_state for replica in replicas])
+        loop.train_step = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
+                                                  [replica.optimizer_state for replica in replicas])
     loop.run(first.learned)
 
 

@@ -64,8 +64,8 @@ def carry_out(experiment: run.Experiment, show: Show, command: str) -> list[Reco
         with show(experiment) as listener:
             run.execute(experiment, Round(listener, rule, printed), command=command, later=bool(printed))
         experiment.failed_keys |= {p.trial.key for p in experiment.missing}
-        settings = {p.trial.setting for p in experiment.planned}
-        setting_states = states([r for r in experiment.study() if r.trial.setting in settings], rule)
+        settings = {p.trial.environment for p in experiment.planned}
+        setting_states = states([r for r in experiment.study() if r.trial.environment in settings], rule)
         added = next_round(experiment.planned, setting_states, rule, seeds, places(experiment))
         with show(experiment) as listener:
             listener = Round(listener, rule, printed)

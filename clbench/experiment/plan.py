@@ -271,6 +271,6 @@ def part(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
     if parts > len(planned):
         raise SpecError(f"shard {shard!r}: the experiment has only {len(planned)} trials, so some parts would be "
                         "empty: use fewer parts")
-    kinds = list(dict.fromkeys((p.trial.setting, p.label) for p in planned))
-    dealt = sorted(range(len(planned)), key=lambda i: kinds.index((planned[i].trial.setting, planned[i].label)))
+    kinds = list(dict.fromkeys((p.trial.environment, p.label) for p in planned))
+    dealt = sorted(range(len(planned)), key=lambda i: kinds.index((planned[i].trial.environment, planned[i].label)))
     return [planned[i] for i in sorted(dealt[index::parts])]

@@ -115,7 +115,7 @@ class Trial(BaseModel):
         return self.recipe.model_copy(update=self.own_recipe)
 
     @property
-    def row(self) -> str:
+    def method_config(self) -> str:
         """Return the identity of a row within a setting: the method with every option and its own recipe."""
         options = {**self.method.options, **opt.recipe_options(self.own_recipe)}
         return str(Resolved(name=self.method.name, options=options))
@@ -126,7 +126,7 @@ class Trial(BaseModel):
         return self.model_copy(update={"seed": 0}).key
 
     @property
-    def setting(self) -> tuple[str, ...]:
+    def environment(self) -> tuple[str, ...]:
         """Return the parts that must agree for two trials' methods to be compared: all except method and seed."""
         return (str(self.benchmark), self.scenario, str(self.model), self.weights.sha256 if self.weights else "",
                 self.recipe.model_dump_json(), f"validation={self.validation:g}", str(self.preprocessing or ""),

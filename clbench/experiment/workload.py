@@ -41,7 +41,7 @@ class Speed(BaseModel):
     flops: float
 
 
-class Foreseen(BaseModel):
+class WorkEstimate(BaseModel):
     """What is known of a trial before it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -26,7 +26,7 @@ from clbench.training.building import build_model
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.replica import Replica
-from clbench.training.steps import Engine, make_engine
+from clbench.training.steps import TrainStep, make_train_step
 
 SECONDS = 5.0  # of work that a killed process may lose: no checkpoint is written sooner after the last one
 LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # of models, installed as releases
@@ -130,8 +130,9 @@ def is_plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> bo
     """Tell whether the network alone answers for a strategy, and is the trial's model as it was built."""
     if overrides(strategy, "forward") or overrides(strategy, "predict"):
         return False
+    stream_info = strategy.stream_info
     with torch.device("meta"):
-        fresh, _ = build_model(trial.model, None, strategy.world.input_shape, strategy.world.classes, registry)
+        fresh, _ = build_model(trial.model, None, stream_info.input_shape, stream_info.classes, registry)
     return layout(strategy.model) == layout(fresh)
 
 
@@ -148,11 +149,11 @@ def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
     It is empty where the next task does not continue with it.
     """
     tensors: dict[str, Tensor] = {}
-    if training.engine is None or training.recipe.optimizer_state != "keep":
+    if training.train_step is None or training.recipe.optimizer_state != "keep":
         return tensors
     members = len(training.replicas)
-    for name, parameter in training.engine.trained.items():
-        for key, value in training.engine.optimizer.state.get(parameter, {}).items():
+    for name, parameter in training.train_step.trained.items():
+        for key, value in training.train_step.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 stacked = members > 1 and value.dim() and len(value) == members
                 tensors[f"{name}/{key}"] = value[member] if stacked else value
@@ -160,8 +161,8 @@ def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
 
 
 def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
-                            states: Sequence[Mapping[str, Tensor]]) -> Engine | None:
-    """Return an engine whose optimizer has that state, one mapping per member; None where there is none."""
+                            states: Sequence[Mapping[str, Tensor]]) -> TrainStep | None:
+    """Return an train_step whose optimizer has that state, one mapping per member; None where there is none."""
     if not states[0]:
         return None
     names = {key.rpartition("/")[0] for key in states[0]}
@@ -170,19 +171,19 @@ def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
         for name, parameter in strategy.named_parameters():
             flags.append((parameter, parameter.requires_grad))
             parameter.requires_grad_(name in names)
-    engine = make_engine(strategies, recipe, None)
-    positions = {name: position for position, name in enumerate(engine.trained)}
-    whole = engine.optimizer.state_dict()
+    train_step = make_train_step(strategies, recipe, None)
+    positions = {name: position for position, name in enumerate(train_step.trained)}
+    whole = train_step.optimizer.state_dict()
     for key in states[0]:
         name, _, field = key.rpartition("/")
         values = [state[key] for state in states]
         value = torch.stack(values) if len(values) > 1 and values[0].dim() else values[0]
         whole["state"].setdefault(positions[name], {})[field] = value
-    engine.optimizer.load_state_dict(whole)
-    engine.close()
+    train_step.optimizer.load_state_dict(whole)
+    train_step.close()
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
-    return engine
+    return train_step
 
 
 def packages_of(strategy: Strategy) -> set[str]:

@@ -122,7 +122,7 @@ def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
     """
     strategy, problem, left_out = replica.strategy, "", {}
     if kind == "network":
-        strategy = Strategy(strategy.model, strategy.world)
+        strategy = Strategy(strategy.model, strategy.stream_info)
     try:
         state, tensors = capture(strategy)
     except SnapshotError as error:
@@ -133,7 +133,7 @@ def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
             left_out[name] = (str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
     if kind == "training" and not problem:
         tensors.update({f"{OPTIMIZER}{name}": tensor for name, tensor in (optimizer or {}).items()})
-        tensors[GENERATOR] = strategy.world.generator.get_state()
+        tensors[GENERATOR] = strategy.stream_info.generator.get_state()
     header = Header(kind=kind, learned=learned, steps=max(replica.costs.steps, default=0), outline=outline_of(replica),
                     state=state, problem=problem, left_out=left_out, conditions=dict(conditions or {}),
                     progress=Progress.model_validate(replica) if kind == "training" else None)
@@ -164,7 +164,7 @@ def first_logits(strategy: Strategy, stream: Stream) -> Tensor:
     with evaluating(strategy):
         for index in range(len(stream.tested_tasks)):
             inputs = next(stream.tests.batches(NOISE_SAMPLES, index))[0]
-            logits.append(strategy.predict(inputs, index if strategy.world.task_given else None).logits.flatten())
+            logits.append(strategy.predict(inputs, index if strategy.stream_info.task_given else None).logits.flatten())
     return torch.cat(logits)
 
 
@@ -226,7 +226,7 @@ def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Repl
             state, tensors = grow(state, tensors, original.strategy, replica.strategy)
         load(state, tensors, replica.strategy)
         if snapshot.generator is not None:
-            replica.strategy.world.generator.set_state(snapshot.generator)
+            replica.strategy.stream_info.generator.set_state(snapshot.generator)
     except Exception as error:  # of a plugin, which may expect to be trained, or of a state that does not fit
         if isinstance(error, SnapshotError) or out_of_memory(error):
             raise
@@ -238,7 +238,7 @@ def outline_of(replica: Replica) -> StreamOutline:
     """Return the outline of the stream that a replica learns."""
     stream = replica.stream
     raw = stored(stream.tasks[0].test)
-    offered = offered_outputs(stream, replica.strategy.world.scenario, len(stream.tasks))
+    offered = offered_outputs(stream, replica.strategy.stream_info.scenario, len(stream.tasks))
     return StreamOutline(
         sample_shape=list(raw.shape[1:]),
         sample_dtype="uint8" if raw.dtype == torch.uint8 else "int32" if stream.is_text else "float32",

@@ -20,11 +20,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from clbench.strategy.base import Strategy, World
-from clbench.strategy.granted import Phase
+from clbench.strategy.base import Strategy, StreamInfo
+from clbench.strategy.granted import PhaseSpec
 
 INNER = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes of a module
-UNCHANGING = (BaseModel, World, type, FunctionType, BuiltinFunctionType, ModuleType, torch.dtype, torch.device, Path)
+UNCHANGING = (BaseModel, StreamInfo, type, FunctionType, BuiltinFunctionType, ModuleType, torch.dtype, torch.device,
+              Path)
 CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -99,7 +100,7 @@ def is_plain(value: Any, also: Callable[[Any], bool] = lambda value: False) -> b
         return all(is_plain(key) and is_plain(inner, also) for key, inner in value.items())
     if type(value) in CONTAINERS.values():
         return all(is_plain(inner, also) for inner in value)
-    return value is None or type(value) in (bool, int, float, str, Phase) or also(value)
+    return value is None or type(value) in (bool, int, float, str, PhaseSpec) or also(value)
 
 
 def encode(value: Any) -> Any:
@@ -165,13 +166,13 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
         SnapshotError: something has a size of which it is not known how it grows.
     """
     before, after = original.state_dict(), larger.state_dict()
-    new_outputs = original.world.classes != larger.world.classes
+    new_outputs = original.stream_info.classes != larger.stream_info.classes
     grown = {}
     for name, tensor in tensors.items():
         if name in before and name in after:
             whole = _grown(tensor, before[name], after[name])
         else:
-            whole = None if new_outputs and original.world.classes in tensor.shape else tensor
+            whole = None if new_outputs and original.stream_info.classes in tensor.shape else tensor
         if whole is None:
             raise SnapshotError(f"it stores {name} {list(tensor.shape)}, of which it is not known how it grows with "
                                 "more outputs")
@@ -207,7 +208,8 @@ def _grown_attributes(state: StrategyState, original: Strategy, larger: Strategy
         SnapshotError: another attribute depends on these numbers: what was learned by the old one cannot be used.
     """
     before, after = plain_attributes(original), plain_attributes(larger)
-    sizes = {(original.world.classes, larger.world.classes), (original.world.tasks, larger.world.tasks)}
+    size, new_size = original.stream_info, larger.stream_info
+    sizes = {(size.classes, new_size.classes), (size.tasks, new_size.tasks)}
     attributes: dict[str, dict[str, Any]] = {}
     for where, values in state.attributes.items():
         attributes[where] = dict(values)
@@ -216,7 +218,7 @@ def _grown_attributes(state: StrategyState, original: Strategy, larger: Strategy
             if old == new:
                 continue
             if learned != old or (decode(old), decode(new)) not in sizes:
-                raise SnapshotError(f"its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for {original.world.tasks} "
-                                    f"tasks and {decode(new)} for {larger.world.tasks}")
+                raise SnapshotError(f"its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for {size.tasks} tasks and "
+                                    f"{decode(new)} for {new_size.tasks}")
             attributes[where][name] = new
     return attributes

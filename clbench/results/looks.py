@@ -84,12 +84,12 @@ def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
     if not lines and records and any(folder.glob("report.*")):
         recorded: dict[str, set[int]] = {}
         for record in records.values():
-            recorded.setdefault(setting_id(record.trial.setting), set()).add(record.trial.seed)
+            recorded.setdefault(setting_id(record.trial.environment), set()).add(record.trial.seed)
         new_lines = [*(_request_line(setting, sorted(seeds_there)) for setting, seeds_there in recorded.items()),
                      *_report_lines([*records.values()])]
     requested: dict[str, set[int]] = {}
     for plan in planned:
-        setting_seeds = requested.setdefault(setting_id(plan.trial.setting), set())
+        setting_seeds = requested.setdefault(setting_id(plan.trial.environment), set())
         setting_seeds |= {plan.trial.seed, *(sequence(seeds, plan.until.most) if plan.until else seeds)}
     for setting, setting_seeds in requested.items():
         logged: set[int] = set()
@@ -100,7 +100,7 @@ def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
             new_lines.append(_request_line(setting, unlogged))
     _append(folder, new_lines)
     seen = _seeds_shown_before((*lines, *new_lines))
-    return [replace(plan, seen=seen.get((setting_id(plan.trial.setting), plan.trial.seed), ())) for plan in planned]
+    return [replace(plan, seen=seen.get((setting_id(plan.trial.environment), plan.trial.seed), ())) for plan in planned]
 
 
 def forget(folder: Path, made: bool) -> None:
@@ -119,7 +119,7 @@ def _report_lines(records: Sequence[Record]) -> Iterator[Line]:
     by_setting: dict[str, dict[str, list[int]]] = {}
     for record in records:
         if record.status == "done":
-            by_label = by_setting.setdefault(setting_id(record.trial.setting), {})
+            by_label = by_setting.setdefault(setting_id(record.trial.environment), {})
             by_label.setdefault(record.label, []).append(record.trial.seed)
     for setting, by_label in by_setting.items():
         yield {"event": "report", "time": _now(), "setting": setting,

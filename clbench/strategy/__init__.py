@@ -11,12 +11,12 @@ from clbench.core.entry_points import lazy
 
 if TYPE_CHECKING:
     from clbench.data.samples import Samples
-    from clbench.strategy.base import Batch, Prediction, Strategy, Task, World
-    from clbench.strategy.granted import Budget, Phase
+    from clbench.strategy.base import Batch, Prediction, Strategy, StreamInfo, Task
+    from clbench.strategy.granted import Budget, PhaseSpec
 
-__all__ = ["Batch", "Budget", "Phase", "Prediction", "Samples", "Strategy", "Task", "World"]
+__all__ = ["Batch", "Budget", "PhaseSpec", "Prediction", "Samples", "Strategy", "StreamInfo", "Task"]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.data.samples": ("Samples",),
-    "clbench.strategy.base": ("Batch", "Prediction", "Strategy", "Task", "World"),
-    "clbench.strategy.granted": ("Budget", "Phase"),
-})
+    "clbench.strategy.base": ("Batch", "Prediction", "Strategy", "StreamInfo", "Task"),
+    "clbench.strategy.granted": ("Budget", "PhaseSpec"),
+}, old={"Phase": "clbench.strategy.granted", "World": "clbench.strategy.granted"})

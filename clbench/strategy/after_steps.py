@@ -30,11 +30,11 @@ class ActsAfterSteps(Strategy):
             self.completed_steps = self.steps
             self.after_step()
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Complete the latest step and begin the next one; the batch is that of the other bases."""
         self.complete_step()
         self.steps += 1
-        return super().augment_batch(batch)
+        return super().prepare_batch(batch)
 
     def after_task(self, task: Task) -> None:
         """Complete the last step, before what the other bases do."""

@@ -97,7 +97,7 @@ class Aligned(Strategy):
     @property
     def aligns(self) -> bool:
         """Tell whether the head is realigned."""
-        return bool(self.options.align) and self.world.seen_compete
+        return bool(self.options.align) and self.stream_info.seen_compete
 
     def head_of(self, output: int) -> tuple[nn.Linear, int]:
         """Return the layer that has an output, and which of its units it is. Default: those of the model's head."""
@@ -131,7 +131,7 @@ class Aligned(Strategy):
             if not weight.is_meta:  # where only shapes are counted, thousands of small steps would take minutes
                 weight, bias = realigned(weight, bias, self.met_in, self._draw, options.align_epochs,
                                          options.align_samples, options.align_lr, options.align_temperature,
-                                         self.world.generator)
+                                         self.stream_info.generator)
                 self._write_head(self.predicting_weight(weight), bias)
             self.count_steps(options.align_epochs * len(self.met))
 
@@ -168,7 +168,7 @@ class Aligned(Strategy):
         features = []
         for mean, factor, task in zip(self.class_means, self.class_factors, self.met_in, strict=True):
             near = shrink + (1 - shrink) * (task + 1) / tasks
-            noise = torch.randn(count, len(mean), generator=self.world.generator)
+            noise = torch.randn(count, len(mean), generator=self.stream_info.generator)
             features.append(near * mean + noise.to(mean) @ lower(factor, len(mean)).T)
         rows = torch.arange(len(self.met), device=self.class_means.device).repeat_interleave(count)
         return torch.cat(features), rows

@@ -1,4 +1,4 @@
-"""Strategy, the interface of methods; what it is given (World, Task, Batch) is in `clbench.strategy.granted`.
+"""Strategy, the interface of methods; what it is given (StreamInfo, Task, Batch) is in `clbench.strategy.granted`.
 
 A strategy is an `nn.Module`, and everything it remembers is a parameter or a buffer. The harness owns the stream, the
 data order, the optimizer, the budget, the evaluation and the clock. For each task in turn it calls:
@@ -6,7 +6,7 @@ data order, the optimizer, the budget, the evaluation and the clock. For each ta
     before_task(task)                       grow, freeze, reset; what is trained is what requires_grad
     for each step:
         observe(batch)                      with hidden boundaries only: learn as samples pass
-        batch = augment_batch(batch)        outside the pure part: replay, random draws from world.generator
+        batch = prepare_batch(batch)        outside the pure part: replay, random draws from stream_info.generator
         loss(batch)                         pure in parameters, buffers and batch
         edit_gradients(gradients)           projections and the like
     after_task(task)                        consolidate: Fisher, memory, prototypes
@@ -20,21 +20,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from clbench.core.options import NoOptions, Options
-from clbench.core.renamed import OldNames, Renamed
+from clbench.core.renamed import OldNames, Renamed, old_classes
 from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network
 from clbench.strategy.common_options import FixedOutputsOptions, OutputsOptions
-from clbench.strategy.granted import Batch, Budget, Phase, Prediction, Task, World
+from clbench.strategy.granted import Batch, Budget, PhaseSpec, Prediction, StreamInfo, Task
 from clbench.strategy.objectives import Objective, objective_of
 
-__all__ = ["Batch", "Prediction", "Strategy", "Task", "World", "declares", "overrides"]
+__all__ = ["Batch", "Prediction", "Strategy", "StreamInfo", "Task", "declares", "overrides"]
 
 
 class Strategy(OldNames, nn.Module):
@@ -42,7 +42,7 @@ class Strategy(OldNames, nn.Module):
 
     Args:
         model: the network before any method touched it, on its device; the strategy may wrap or replace its layers.
-        world: class count, number of tasks, scenario, input shape, generator.
+        stream_info: class count, number of tasks, scenario, input shape, generator.
         options: an instance of the options class that the strategy's `StrategyInfo` declares.
     """
 
@@ -68,22 +68,24 @@ class Strategy(OldNames, nn.Module):
     # can be divided (`recipe.accumulate`). A subclass that overrides `loss` declares it anew.
     loss_is_mean: bool = True
     extra_steps = 0  # taken in `after_task` of the latest task
-    active: Tensor
+    class_mask: Tensor
     starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # until 0.3
+    world, active, augment_batch = Renamed("stream_info"), Renamed("class_mask"), Renamed("prepare_batch")
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Keep the model; subclasses call this first."""
         super().__init__()
         self.model = model
-        self.world = world
-        complete = (options if options is not None else NoOptions()).settled(world.pretrained)
-        self.options = complete.in_scenario(world.scenario, world.boundaries)
+        self.stream_info = stream_info
+        complete = (options if options is not None else NoOptions()).settled(stream_info.pretrained)
+        self.options = complete.in_scenario(stream_info.scenario, stream_info.boundaries)
         # What `__init__` does otherwise than a reader of the options would think; the trial's record has it.
         self.notes: list[str] = []
         # Which outputs the harness activates for new samples; a loss that fixes its own has all so far to choose from.
         self.activated: Outputs = self.options.outputs if isinstance(self.options, OutputsOptions) else "seen"
-        # active[t, c]: does output c take part in the loss of a sample of task t? Set by the harness; not a memory.
-        self.register_buffer("active", torch.zeros(world.tasks, world.classes, dtype=torch.bool), persistent=False)
+        # class_mask[t, c]: does output c take part in the loss of a sample of task t? Set by the harness; not stored.
+        mask = torch.zeros(stream_info.tasks, stream_info.classes, dtype=torch.bool)
+        self.register_buffer("class_mask", mask, persistent=False)
 
     def before_task(self, task: Task) -> None:
         """Prepare for training on a task: grow, freeze, reset. Default: nothing."""
@@ -97,10 +99,10 @@ class Strategy(OldNames, nn.Module):
         """
         return 1
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Prepare for a phase (0, 1, ...) of a task; a new optimizer is made afterwards. Default: nothing."""
 
-    def phase_samples(self, task: Task, phase: Phase) -> Samples | None:
+    def phase_samples(self, task: Task, phase: PhaseSpec) -> Samples | None:
         """Return samples of its own that a phase's batches are drawn from, in passes of its own.
 
         It is asked after `before_phase`. Default: None, which means those of `training_samples`, whose passes go on
@@ -157,9 +159,9 @@ class Strategy(OldNames, nn.Module):
         return task.train
 
     def observe(self, batch: Batch) -> None:
-        """Learn from new raw samples before `augment_batch`, in place of `Task.train`; with hidden boundaries only."""
+        """Learn from new raw samples before `prepare_batch`, in place of `Task.train`; with hidden boundaries only."""
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch to train on: the stateful or random part of a step, on raw inputs. Default: unchanged."""
         return batch
 
@@ -177,11 +179,11 @@ class Strategy(OldNames, nn.Module):
     @property
     def objective(self) -> Objective:
         """Return what the model is trained for."""
-        return objective_of(self.world.objective)
+        return objective_of(self.stream_info.objective)
 
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
         """Return prepared batches of a stack as `loss` takes them; those of text have no more tokens than they need."""
-        return self.objective.collate(batches) if self.world.is_text else list(batches)
+        return self.objective.collate(batches) if self.stream_info.is_text else list(batches)
 
     def head_of_task(self, task: int | None) -> nn.Module:
         """Return the head that makes a language model's logits of what `forward` returned. Default: the model's."""
@@ -192,11 +194,11 @@ class Strategy(OldNames, nn.Module):
 
         The last `replayed` samples compete among all classes so far where only the current task's new ones do not.
         """
-        active = self.active.index_select(0, tasks)
-        if replayed and self.activated == "own" and self.world.seen_compete:
+        mask = self.class_mask.index_select(0, tasks)
+        if replayed and self.activated == "own" and self.stream_info.seen_compete:
             new = len(tasks) - replayed
-            active = torch.cat([active[:new], self.active.any(0).expand(replayed, -1)])
-        return logits.masked_fill(~active, float("-inf"))
+            mask = torch.cat([mask[:new], self.class_mask.any(0).expand(replayed, -1)])
+        return logits.masked_fill(~mask, float("-inf"))
 
     @property
     def outputs(self) -> Outputs:
@@ -250,7 +252,7 @@ class Strategy(OldNames, nn.Module):
             known = owner._buffers.get(last)
             is_buffer = last in owner._buffers or (owner is self and not hasattr(self, last))
             if is_buffer and (known is None or (known.shape, known.dtype) != (loaded.shape, loaded.dtype)):
-                owner.register_buffer(last, torch.empty_like(loaded, device=self.active.device))
+                owner.register_buffer(last, torch.empty_like(loaded, device=self.class_mask.device))
         return super().load_state_dict(state_dict, strict, assign)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
@@ -286,3 +288,7 @@ def declares(strategy: Strategy, fact: str) -> bool:
         if any(name in vars(cls) for name in BEHIND[fact]):
             return False
     return False
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_classes(globals(), {"World": "StreamInfo"})  # until 0.3

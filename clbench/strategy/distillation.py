@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clbench.core.options import Options
 from clbench.models.network import Network
-from clbench.strategy.base import Batch, Strategy, Task, World
+from clbench.strategy.base import Batch, Strategy, StreamInfo, Task
 
 
 class Distilled(Strategy):
@@ -23,13 +23,13 @@ class Distilled(Strategy):
     known: Tensor
     taught: Tensor
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with the network as it is."""
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         self.old = frozen_copy(model)  # registered from the start, for checkpoints
-        self.register_buffer("known", torch.zeros_like(self.active))  # [T, C]: outputs active after each task
+        self.register_buffer("known", torch.zeros_like(self.class_mask))  # [T, C]: outputs active after each task
         # [C]: outputs of the current task's classes
-        self.register_buffer("taught", torch.zeros_like(self.active[0]), persistent=False)
+        self.register_buffer("taught", torch.zeros_like(self.class_mask[0]), persistent=False)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Return the old network."""
@@ -43,7 +43,7 @@ class Distilled(Strategy):
     def after_task(self, task: Task) -> None:
         """Keep the network as it is now."""
         self.old = frozen_copy(self.model)
-        self.known[task.index] = self.active[task.index]
+        self.known[task.index] = self.class_mask[task.index]
 
     @torch.no_grad()
     def old_logits(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Distilled(Strategy):
 
         One group per old task if the task is given, else a single one of all outputs known by then.
         """
-        return list(self.known[:task]) if self.world.task_given else [self.known[task - 1]]
+        return list(self.known[:task]) if self.stream_info.task_given else [self.known[task - 1]]
 
     def class_counts(self) -> tuple[Tensor, Tensor]:
         """Return n_old and n_new, scalars: outputs known before the task and outputs that it teaches.

@@ -25,7 +25,7 @@ from torch import Tensor
 from clbench.core.errors import DivergedError, SpecError
 from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED
-from clbench.strategy.base import Batch, Strategy, World
+from clbench.strategy.base import Batch, Strategy, StreamInfo
 from clbench.strategy.objectives import predicted_numbers
 from clbench.strategy.per_sample_gradients import evaluating, mean_gradients
 
@@ -40,7 +40,7 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
     the meta device the result has shapes but no values.
 
     Args:
-        strategy: its `forward`, `mask` and `world.prepare` define log p; inactive outputs have probability 0.
+        strategy: its `forward`, `mask` and `stream_info.prepare` define log p; inactive outputs have probability 0.
         samples: raw samples, on the strategy's device.
         task: the task index passed to `forward`.
         generator: on the CPU; draws the samples (if `limit` is smaller than their number) and the labels (`sampled`).
@@ -55,10 +55,10 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
         SpecError: labels of a language model cannot be of this kind.
     """
     samples = samples.subset(limit, generator)
-    if strategy.world.predicts_tokens:
+    if strategy.stream_info.predicts_tokens:
         return _of_sequences(strategy, samples, task, kind, generator)
-    numbers = strategy.world.predicts_numbers
-    check_kind(strategy.world, kind)
+    numbers = strategy.stream_info.predicts_numbers
+    check_kind(strategy.stream_info, kind)
     draw = torch.randn if numbers else torch.rand
     draws = draw(len(samples), generator=generator, dtype=torch.float32) if kind == "sampled" else None
 
@@ -75,16 +75,16 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
     return mean_gradients(strategy, samples, task, read=log_p, seeds=seeds, measure=torch.square, layerwise=layerwise)
 
 
-def check_kind(world: World, kind: Kind) -> None:
+def check_kind(stream_info: StreamInfo, kind: Kind) -> None:
     """Refuse a kind of labels that an objective does not have.
 
     Raises:
         SpecError: all labels of a language model's item would have to be known, or the Fisher would be 0.
     """
-    if world.predicts_numbers and kind == "predicted":
+    if stream_info.predicts_numbers and kind == "predicted":
         raise SpecError("fisher = predicted takes the most probable label, which is the predicted number itself, so "
                         "the gradients are 0; choose fisher = exact, sampled or empirical")
-    if world.predicts_tokens and kind not in ("sampled", "empirical"):
+    if stream_info.predicts_tokens and kind not in ("sampled", "empirical"):
         raise SpecError(f"fisher = {kind} needs the distribution over all labels of an item, which a language model "
                         "does not give; choose fisher = sampled or fisher = empirical")
 
@@ -95,7 +95,7 @@ def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, g
 
     `sampled` draws one token for each target.
     """
-    check_kind(strategy.world, kind)
+    check_kind(strategy.stream_info, kind)
     parameters = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
     if not len(samples) or not parameters:
         raise ValueError(f"Fisher: needs samples and trainable parameters, got {len(samples)} and {len(parameters)}")
@@ -104,7 +104,7 @@ def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, g
         return sums
     with evaluating(strategy), torch.enable_grad():
         for item in samples.chunks(1):
-            batch, = strategy.collate([Batch(strategy.world.prepare(item.x), item.y, item.tasks, task)])
+            batch, = strategy.collate([Batch(strategy.stream_info.prepare(item.x), item.y, item.tasks, task)])
             assert batch.at is not None
             there = batch.y[0] != IGNORED
             log_p = strategy.head_of_task(task)(strategy(batch.x, task)[0, batch.at[0][there]]).float().log_softmax(1)

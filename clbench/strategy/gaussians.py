@@ -28,14 +28,14 @@ def features_of(strategy: Strategy, samples: Samples, features: Features) -> Ite
     """Yield raw samples in chunks, with their features [n, D]; the strategy is in eval mode during the iteration.
 
     Args:
-        strategy: its `world.prepare` turns raw samples into inputs; its modes are restored afterwards.
+        strategy: its `stream_info.prepare` turns raw samples into inputs; its modes are restored afterwards.
         samples: raw samples.
         features: computes features of prepared inputs [n, *input_shape].
     """
     with evaluating(strategy):
-        for part in samples.chunks(ITEMS if strategy.world.predicts_tokens else CHUNK):
+        for part in samples.chunks(ITEMS if strategy.stream_info.predicts_tokens else CHUNK):
             with torch.no_grad():
-                part_features = features(strategy.world.prepare(part.x))
+                part_features = features(strategy.stream_info.prepare(part.x))
             yield part, part_features
 
 
@@ -44,7 +44,7 @@ def class_means(strategy: Strategy, samples: Samples, features: Features) -> tup
 
     Args: as in `features_of`; there is at least one sample.
     """
-    classes = strategy.world.classes
+    classes = strategy.stream_info.classes
     total: Tensor | float = 0.0
     for part, part_features in features_of(strategy, samples, features):
         total = total + F.one_hot(part.y, classes).to(part_features.dtype).T @ part_features

@@ -1,22 +1,23 @@
-"""What the harness gives a strategy: its world, tasks and batches, and phases or a budget of steps."""
+"""What the harness gives a strategy: its stream_info, tasks and batches, and phases or a budget of steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from clbench.core.objective import CLASSIFICATION, HasObjective
+from clbench.core.renamed import old_classes
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class World(HasObjective):
+class StreamInfo(HasObjective):
     """What a strategy knows about its surroundings: the stream, the scenario, the inputs, the random generator."""
 
     classes: int  # C, the number of outputs; 0 for a language model, whose outputs are its vocabulary. For a numeric
@@ -65,7 +66,7 @@ class Task:
 class Batch:
     """One training batch: x [N, ...], y [N] int64, tasks [N] int64 (the task each sample came from).
 
-    In `augment_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model. Texts are tokens
+    In `prepare_batch` x is raw, as the stream stores it; in `loss` it is a float input of the model. Texts are tokens
     in both, int32 [N, L] with -1 after the last token of a sample. In `loss`, L is the length of the batch's longest
     text. `task` is the task being trained. `first_pass` is True if these samples of the task are seen for the first
     time. The last `replayed` samples were added by `extended`. `frozen` are the batch's rows of
@@ -125,7 +126,7 @@ class Budget:
     augment: Callable[[Tensor, bool], Tensor] | None = None
 
 
-class Phase(int):
+class PhaseSpec(int):
     """The number of a phase of a task, 0, 1, ..., and what the harness grants it.
 
     Args:
@@ -137,8 +138,12 @@ class Phase(int):
     steps: int
     lr: float
 
-    def __new__(cls, number: int, steps: int = 0, lr: float = 0.0) -> Phase:
+    def __new__(cls, number: int, steps: int = 0, lr: float = 0.0) -> PhaseSpec:
         """Make the number."""
         phase = super().__new__(cls, number)
         phase.steps, phase.lr = steps, lr
         return phase
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_classes(globals(), {"World": "StreamInfo", "Phase": "PhaseSpec"})  # until 0.3

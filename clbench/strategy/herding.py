@@ -29,7 +29,7 @@ from clbench.core.errors import SpecError
 from clbench.core.options import Options
 from clbench.data.samples import Samples
 from clbench.models.network import Network
-from clbench.strategy.base import Batch, Task, World
+from clbench.strategy.base import Batch, StreamInfo, Task
 from clbench.strategy.common_options import ExemplarOptions
 from clbench.strategy.gaussians import features_of
 from clbench.strategy.replay import SampleMemory
@@ -45,12 +45,12 @@ class HerdedMemory(SampleMemory):
     method: ClassVar[str]
     options: ExemplarOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no exemplars; SpecError where there will be more classes than they are to be."""
         assert isinstance(options, ExemplarOptions)
-        super().__init__(model, world, options)
-        times = world.tasks if world.shared_outputs else 1  # that a class comes
-        self._require(world.classes * times, times, "of each class (and, in scenario domain, task)")
+        super().__init__(model, stream_info, options)
+        times = stream_info.tasks if stream_info.shared_outputs else 1  # that a class comes
+        self._require(stream_info.classes * times, times, "of each class (and, in scenario domain, task)")
         self.sizes: list[int] = []  # of the sets of exemplars
         self.samples = 0  # of the task
         self.owed = 0  # exemplars that the batches so far leave to the next, in shares of 1 / samples
@@ -86,7 +86,7 @@ class HerdedMemory(SampleMemory):
         super().before_task(task)
         self.samples, self.owed = len(self.training_samples(task)), 0
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with its share of exemplars behind."""
         if not self.sizes:
             return batch

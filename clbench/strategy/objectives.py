@@ -19,7 +19,7 @@ from clbench.core import tokens
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, R2, REGRESSION, RMSE, ObjectiveInfo
 from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED, MULTIPLE, needed_tokens, rounded, token_scores
-from clbench.strategy.granted import Batch, World
+from clbench.strategy.granted import Batch, StreamInfo
 
 NO_VARIANCE = 1e-12  # of standardized targets: below it they are equal but for rounding
 
@@ -27,7 +27,7 @@ NO_VARIANCE = 1e-12  # of standardized targets: below it they are equal but for 
 class Trained(Protocol):
     """What an objective needs of a strategy (`clbench.strategy.base.Strategy`)."""
 
-    world: World
+    stream_info: StreamInfo
 
     def mask(self, logits: Tensor, tasks: Tensor, replayed: int = 0) -> Tensor:
         """Return logits [N, C] without the outputs that take no part."""
@@ -171,7 +171,7 @@ class Regression(Objective):
         error, variance = means["error"], means["square"] - means["target"].square()
         constant = variance <= NO_VARIANCE
         r2 = torch.where(constant, (error == 0).to(error), 1 - error / variance.masked_fill(constant, 1.0))
-        return {RMSE.name: strategy.world.target[1] * error.sqrt(), R2.name: r2}
+        return {RMSE.name: strategy.stream_info.target[1] * error.sqrt(), R2.name: r2}
 
     def contributions(self, strategy: Trained, scores: Mapping[str, Tensor], means: Mapping[str, Tensor]
                       ) -> dict[str, Tensor]:

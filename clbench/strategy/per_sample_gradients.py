@@ -35,7 +35,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
     the meta device the result has shapes but no values.
 
     Args:
-        strategy: its `forward` and `world.prepare` give the logits.
+        strategy: its `forward` and `stream_info.prepare` give the logits.
         samples: raw samples, on the strategy's device.
         task: the task index passed to `forward`.
         read: turns logits [N, C] and tasks [N] into outputs [N, C]; no sample may depend on another.
@@ -85,7 +85,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
 
 def _inputs(strategy: Strategy, samples: Samples, dtype: torch.dtype) -> Tensor:
     """Return samples as inputs of the model, numbers in a type; tokens stay what they are."""
-    x = strategy.world.prepare(samples.x)
+    x = strategy.stream_info.prepare(samples.x)
     return x.to(dtype) if x.is_floating_point() else x
 
 

@@ -15,10 +15,10 @@ from clbench.core.errors import SpecError
 from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network
-from clbench.strategy.base import Prediction, Strategy, Task, World
+from clbench.strategy.base import Prediction, Strategy, StreamInfo, Task
 from clbench.strategy.common_options import Infer, InferOptions, StartOptions
 from clbench.strategy.gaussians import TaskGaussians, class_means, features_of
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.strategy.objectives import prompts_of
 
 
@@ -38,7 +38,7 @@ class FrozenBase(Strategy, ABC):
         phases: int = self.options.phases(task.index) if self.model.has_body else 1
         return phases
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Go on from the base once it has been trained."""
         if phase == 1:
             self.base_learned(task)
@@ -104,15 +104,15 @@ class PerTaskStrategy(Strategy, ABC):
     options: InferOptions
     distance_order = 2.0  # p of the p-norm by which a prototype is near; 2 is the Euclidean distance
 
-    def __init__(self, model: Network, world: World, options: InferOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: InferOptions | None = None) -> None:
         """Freeze the starting model; subclasses unfreeze what they train in `before_task`.
 
         Raises:
             SpecError: tasks are to be inferred from the outputs of a language model or of numbers.
         """
-        super().__init__(model, world, options if options is not None else InferOptions())
-        if not world.has_classes and not world.task_given and self.options.infer != "gaussian":
-            source = "language model's items is inferred from their prompts" if world.predicts_tokens else (
+        super().__init__(model, stream_info, options if options is not None else InferOptions())
+        if not stream_info.has_classes and not stream_info.task_given and self.options.infer != "gaussian":
+            source = "language model's items is inferred from their prompts" if stream_info.predicts_tokens else (
                 "sample with a numeric target is inferred from its features")
             raise SpecError(f"without task IDs, the task of a {source}; choose infer = gaussian, or --scenario task")
         self.heads = nn.ModuleList()
@@ -144,17 +144,17 @@ class PerTaskStrategy(Strategy, ABC):
         if task.index != len(self.heads):
             raise ValueError(f"tasks are learned in order: expected task {len(self.heads) + 1}, "
                              f"got task {task.index + 1}")
-        if self.options.infer == "entropy" and not self.world.task_given and len(task.classes) == 1:
+        if self.options.infer == "entropy" and not self.stream_info.task_given and len(task.classes) == 1:
             raise SpecError(f"infer = entropy cannot weigh task {task.index + 1}, which has a single class (its "
                             "entropy is always 0); choose infer = max-logit, prototype or gaussian")
         self.requires_grad_(False)
-        self.heads.append(nn.Identity() if self.world.predicts_tokens else
-                          TaskHead(self.head_inputs, task.classes, self.world.classes, self.model.head.weight))
+        self.heads.append(nn.Identity() if self.stream_info.predicts_tokens else
+                          TaskHead(self.head_inputs, task.classes, self.stream_info.classes, self.model.head.weight))
 
     def after_task(self, task: Task) -> None:
         """Count the task as learned, so that it can be inferred; keep what inference needs of its shared features."""
-        if not self.world.has_classes and self.gaussians is not None:  # one Gaussian for the task
-            x = prompts_of(task.train.x, task.train.y) if self.world.predicts_tokens else task.train.x
+        if not self.stream_info.has_classes and self.gaussians is not None:  # one Gaussian for the task
+            x = prompts_of(task.train.x, task.train.y) if self.stream_info.predicts_tokens else task.train.x
             samples = Samples(x, torch.zeros(len(x), dtype=torch.int64), task.train.tasks)
             self.gaussians.learn(task.index, (0,), features_of(self, samples, self.inference_features))
         elif self.options.infer == "prototype":
@@ -169,7 +169,7 @@ class PerTaskStrategy(Strategy, ABC):
         Of a language model they are the mean over the tokens.
         """
         features = self.shared_features(x)
-        if self.world.predicts_tokens:
+        if self.stream_info.predicts_tokens:
             there = tokens.present(x)[:, :features.shape[1]].unsqueeze(2)
             features = (features * there).sum(1) / there.sum(1).clamp(min=1)
         return F.normalize(features, dim=1) if self.options.infer_normalize else features
@@ -192,7 +192,7 @@ class PerTaskStrategy(Strategy, ABC):
         """
         if task is not None:
             return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
-        if self.world.predicts_tokens:
+        if self.stream_info.predicts_tokens:
             return self.predict_by(x, self.infer_tasks(x))
         if not self.learned:
             return Prediction(self.model(x), torch.full((len(x),), -1, device=x.device))
@@ -263,19 +263,19 @@ def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, proto
     return torch.stack(nearest).argmin(0)
 
 
-def check_base(method: str, options: StartOptions, world: World, model: Network) -> list[str]:
+def check_base(method: str, options: StartOptions, stream_info: StreamInfo, model: Network) -> list[str]:
     """Return what a record should say of option `base`.
 
     Raises:
         SpecError: it does not fit the model: it needs weights that are missing, or ignores some.
     """
-    if options.base == "pretrained" and not world.pretrained:
+    if options.base == "pretrained" and not stream_info.pretrained:
         if not model.has_body:
             raise SpecError(f"{method}: base = pretrained, and this model is a head alone, with nothing before it that "
                             "could be; leave base out")
         raise SpecError(f"{method}: base = pretrained needs a pretrained model; pass --weights FILE, or choose "
                         "base = task1 or random")
-    if options.base == "random" and world.pretrained:
+    if options.base == "random" and stream_info.pretrained:
         raise SpecError(f"{method}: base = random, but the model is pretrained; leave --weights out, or choose "
                         "base = pretrained or task1")
     if options.base == "task1" and not model.has_body:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError
 from clbench.models.network import Network, Prefix, TokenNetwork
-from clbench.strategy.base import Batch, Task, World
+from clbench.strategy.base import Batch, StreamInfo, Task
 from clbench.strategy.common_options import StartOptions
 from clbench.strategy.per_task import FrozenBase, check_base
 
@@ -33,10 +33,10 @@ class PromptedStrategy(FrozenBase):
     options: StartOptions
     model: TokenNetwork
 
-    def __init__(self, model: Network, world: World, options: StartOptions) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: StartOptions) -> None:
         """Keep the model; SpecError where it has no tokens, or no place for prefixes that are needed."""
-        super().__init__(model, world, options)
-        self.notes += check_base(self.method, self.options, world, model)
+        super().__init__(model, stream_info, options)
+        self.notes += check_base(self.method, self.options, stream_info, model)
         if not isinstance(model, TokenNetwork):
             raise SpecError(f"{self.method} puts prompts {self.place} of a vision transformer, and this model has "
                             "none; with --model choose vit-tiny, vit-b16 or a plain vision transformer of timm, "

@@ -18,7 +18,7 @@ from clbench.core.errors import PluginError
 from clbench.core.options import Options
 from clbench.core.renamed import Renamed
 from clbench.models.network import Network
-from clbench.strategy.base import Batch, Strategy, Task, World
+from clbench.strategy.base import Batch, Strategy, StreamInfo, Task
 
 
 class QuadraticPenalty(Strategy, ABC):
@@ -33,9 +33,9 @@ class QuadraticPenalty(Strategy, ABC):
     offset: Tensor
     hold, hold_too = Renamed("anchor_here"), Renamed("add_anchor")  # until 0.3
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with F = 0, which is no penalty."""
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         self.register_buffer("offset", torch.zeros_like(next(self.parameters()).detach().flatten()[0]))
         self._cover_parameters()
 

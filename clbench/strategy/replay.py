@@ -34,7 +34,7 @@ from clbench.core.options import Options
 from clbench.core.renamed import Renamed
 from clbench.data.samples import Samples
 from clbench.models.network import Network
-from clbench.strategy.base import Batch, Strategy, World
+from clbench.strategy.base import Batch, Strategy, StreamInfo
 from clbench.strategy.common_options import QuotaOptions
 
 Balance = Literal["reservoir", "class"]
@@ -53,10 +53,10 @@ class SampleMemory(Strategy):
     memory_tasks: Tensor
     recall = Renamed("sample")  # until 0.3
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
-        super().__init__(model, world, options)
-        device = self.active.device
+        super().__init__(model, stream_info, options)
+        device = self.class_mask.device
         self.register_buffer("memory_x", torch.empty(0, device=device))
         self.register_buffer("memory_y", torch.empty(0, dtype=torch.int64, device=device))
         self.register_buffer("memory_tasks", torch.empty(0, dtype=torch.int64, device=device))
@@ -72,7 +72,7 @@ class SampleMemory(Strategy):
 
     def draw(self, count: int) -> Tensor:
         """Return the slots of `count` different samples, in random order; of all if there are fewer."""
-        index = torch.randperm(len(self.memory_y), generator=self.world.generator)[:count]
+        index = torch.randperm(len(self.memory_y), generator=self.stream_info.generator)[:count]
         return send(index, self.memory_y.device)
 
     def sample(self, count: int) -> Samples:
@@ -94,34 +94,34 @@ class ReplayMemory(SampleMemory):
     memory_full: Tensor
     remember = Renamed("offer")  # until 0.3
 
-    def __init__(self, model: Network, world: World, options: Options | None = None, *, capacity: int,
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None, *, capacity: int,
                  balance: Balance = "reservoir") -> None:
         """Start with an empty memory.
 
         Raises:
             SpecError: the memory is to be balanced or has a quota for each class, and there are no classes.
         """
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         quota = options if isinstance(options, QuotaOptions) else QuotaOptions()
         self.per_class, self.by_task = quota.per_class, quota.quota == "class-and-task"
-        if self.per_class and not world.has_classes:
+        if self.per_class and not stream_info.has_classes:
             raise SpecError(f"per_class = {self.per_class} counts the samples of each class, and this benchmark does "
                             "not have classes; choose a capacity")
-        if balance == "class" and not world.has_classes:
+        if balance == "class" and not stream_info.has_classes:
             raise SpecError("balance = class divides the memory among classes, which this benchmark does not have; "
                             "choose balance = reservoir")
         self.capacity, self.balance = capacity, balance
         self.joined = 0  # new samples with which `sample_share` has drawn others
         self._offered: int | None = None  # the sum of memory_seen, once it is known on the host
-        device = self.active.device
-        kinds = world.classes if world.has_classes else world.tasks
-        counted = world.classes * world.tasks if self.by_task else kinds
+        device = self.class_mask.device
+        kinds = stream_info.classes if stream_info.has_classes else stream_info.tasks
+        counted = stream_info.classes * stream_info.tasks if self.by_task else kinds
         self.register_buffer("memory_seen", torch.zeros(counted, dtype=torch.int64, device=device))
-        self.register_buffer("memory_full", torch.zeros(world.classes, dtype=torch.bool, device=device))
+        self.register_buffer("memory_full", torch.zeros(stream_info.classes, dtype=torch.bool, device=device))
 
     def offer(self, samples: Samples) -> None:
         """Offer raw samples to the memory, one after the other."""
-        draws = torch.rand(len(samples), 2, generator=self.world.generator, dtype=torch.float64)
+        draws = torch.rand(len(samples), 2, generator=self.stream_info.generator, dtype=torch.float64)
         kinds = self._groups(samples)
         if self.per_class:
             source = quota_slots(self._groups(self.memory).tolist(), kinds.tolist(), self.memory_seen.tolist(),
@@ -144,8 +144,8 @@ class ReplayMemory(SampleMemory):
     def _groups(self, samples: Samples) -> Tensor:
         """Return the group [N] in which each sample is counted: its class, its class and task, or its task."""
         if self.by_task:
-            return samples.tasks * self.world.classes + samples.y
-        return samples.y if self.world.has_classes else samples.tasks
+            return samples.tasks * self.stream_info.classes + samples.y
+        return samples.y if self.stream_info.has_classes else samples.tasks
 
     def sample_share(self, new: int, share: float) -> Samples:
         """Return samples to replay in a step with so many new ones, a share of their number, in random order.
@@ -159,7 +159,8 @@ class ReplayMemory(SampleMemory):
 
     def stored_loss(self, stored: Samples, task: int = 0) -> Tensor:
         """Return the mean cross-entropy on raw stored samples, as replayed in a batch of `task`; a scalar."""
-        batch, = self.collate([Batch(self.world.prepare(stored.x), stored.y, stored.tasks, task, replayed=len(stored))])
+        x = self.stream_info.prepare(stored.x)
+        batch, = self.collate([Batch(x, stored.y, stored.tasks, task, replayed=len(stored))])
         return self.cross_entropy(self(batch.x), batch)
 
     def _write(self, new: Samples, slots: Tensor) -> None:

@@ -41,7 +41,7 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
     Of a language model, whose blocks do not know where items end, the inputs are those of the items' tokens.
 
     Args:
-        strategy: whose inputs are prepared as its world says.
+        strategy: whose inputs are prepared as its stream_info says.
         run: the part of the network that calls the layers, on prepared inputs.
         layers: by name.
         samples: raw.
@@ -61,9 +61,10 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
     handles = [layer.register_forward_pre_hook(functools.partial(note, name)) for name, layer in layers.items()]
     try:
         with evaluating(strategy):
-            for part in map(strategy.objective.cut, samples.chunks(ITEMS if strategy.world.predicts_tokens else CHUNK)):
-                there = tokens.present(part.x) if strategy.world.predicts_tokens else None
-                run(strategy.world.prepare(part.x))
+            chunks = samples.chunks(ITEMS if strategy.stream_info.predicts_tokens else CHUNK)
+            for part in map(strategy.objective.cut, chunks):
+                there = tokens.present(part.x) if strategy.stream_info.predicts_tokens else None
+                run(strategy.stream_info.prepare(part.x))
     finally:
         for handle in handles:
             handle.remove()

@@ -75,7 +75,7 @@ def check_state(make: Make) -> None:
         b.learn(index)
     for name, module in b.strategy.named_modules():
         for attribute, value in vars(module).items():
-            if (attribute.startswith("_") and attribute in vars(nn.Module())) or attribute == "world":
+            if (attribute.startswith("_") and attribute in vars(nn.Module())) or attribute == "stream_info":
                 continue
             if any(True for _ in tensors_in(value)):
                 where = f"{name}.{attribute}".lstrip(".")
@@ -89,9 +89,9 @@ def check_loss_is_pure(make: Make) -> None:
     if case is None:
         return  # it trains nothing by gradients
     b, batch = case
-    batch = b.strategy.augment_batch(batch)
+    batch = b.strategy.prepare_batch(batch)
     batch = replace(batch, x=b.stream.prepare(batch.x))
-    before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()
+    before, drawn = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
     with seeds.scope(0):
         first = b.strategy.loss(batch)
     with seeds.scope(0):
@@ -101,8 +101,8 @@ def check_loss_is_pure(make: Make) -> None:
     if not torch.equal(first, second):
         raise NonConforming(f"loss of the same batch is {first.item()} and then {second.item()}: it is not pure")
     unchanged(before, b.strategy, "loss")
-    if not torch.equal(drawn, b.strategy.world.generator.get_state()):
-        raise NonConforming("loss draws from world.generator: draw in augment_batch, loss must be pure")
+    if not torch.equal(drawn, b.strategy.stream_info.generator.get_state()):
+        raise NonConforming("loss draws from stream_info.generator: draw in prepare_batch, loss must be pure")
 
 
 def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
@@ -123,29 +123,29 @@ def check_predict_changes_nothing(make: Make) -> None:
     for scenario in ("task", "class"):
         b = make(scenario)
         b.learn(0)
-        before, drawn = snapshot(b.strategy), b.strategy.world.generator.get_state()
+        before, drawn = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
         global_ones = seeds.state()
         evaluate(b.strategy, b.stream, scenario, learned=1)
         unchanged(before, b.strategy, "predict")
-        if not torch.equal(drawn, b.strategy.world.generator.get_state()) or global_ones != seeds.state():
+        if not torch.equal(drawn, b.strategy.stream_info.generator.get_state()) or global_ones != seeds.state():
             raise NonConforming("predict draws random numbers: an evaluation must not move what follows")
 
 
 def check_given_generator(make: Make) -> None:
-    """Check that `augment_batch` and `after_task` draw from `world.generator` only, not from any global one."""
+    """Check that `prepare_batch` and `after_task` draw from `stream_info.generator` only, not from any global one."""
     b = make("task")
     b.learn(0)
     index = 1
     task = b.replica.begin(index)
     with b.replica.training(index):
         TrainingLoop([b.replica], RECIPE).fit([task])
-    for what, call in (("augment_batch", lambda: b.strategy.augment_batch(b.batch(index))),
+    for what, call in (("prepare_batch", lambda: b.strategy.prepare_batch(b.batch(index))),
                        ("after_task", lambda: b.strategy.after_task(task))):
         before = seeds.state()
         call()
         if before != seeds.state():
             raise NonConforming(f"{what} draws from a global generator of torch, NumPy or Python: use "
-                                "generator=self.world.generator")
+                                "generator=self.stream_info.generator")
 
 
 def check_repeatable(make: Make) -> None:

@@ -72,8 +72,8 @@ def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor
     for index in range(len(stream.tasks)):
         loop.train_task(index)
         evaluate(b.strategy, stream, b.scenario, index + 1)
-    active = {"active": b.strategy.active}  # which is no memory, and not kept
-    return {**b.strategy.state_dict(), **active}, b.strategy.world.generator.get_state()
+    mask = {"class_mask": b.strategy.class_mask}  # not part of state_dict
+    return {**b.strategy.state_dict(), **mask}, b.strategy.stream_info.generator.get_state()
 
 
 SAMPLE_BUFFERS = ("memory_x", "memory_y", "memory_tasks")  # of a `SampleMemory`, whatever form it stores samples in
@@ -202,7 +202,7 @@ def predict_all(b: Bench, cache: PredictionCache) -> None:
     """Predict all test samples as an evaluation does."""
     b.strategy.eval()
     with torch.no_grad():
-        for given in given_tasks(b.strategy.world.scenario, TASKS):
+        for given in given_tasks(b.strategy.stream_info.scenario, TASKS):
             for _ in cache.predictions(b.strategy, b.stream.tests, BATCH, given):
                 pass
     cache.evaluations += 1

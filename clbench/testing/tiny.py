@@ -25,7 +25,7 @@ from clbench.models.network import Network
 from clbench.models.small import cnn, linear, mlp, resnet18, resnet20
 from clbench.models.vit import vit
 from clbench.strategy.base import Batch, Strategy, Task
-from clbench.training.building import channels_last, world_of
+from clbench.training.building import channels_last, stream_info_of
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
 
@@ -107,9 +107,9 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
         network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes))
-    world = world_of(stream, scenario, seed, pretrained=False)
+    stream_info = stream_info_of(stream, scenario, seed, pretrained=False)
     with seeds.scope(seed, "strategy"):
-        strategy = cls(network, world, opt.validate(info.options, options, info.name, "clbench methods"))
+        strategy = cls(network, stream_info, opt.validate(info.options, options, info.name, "clbench methods"))
     return Bench(strategy, stream, scenario, seed, info.task_free)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Strategy, Task
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 
 FEW = 50  # steps: with fewer, tasks of split-mnist-5k and of its rotations were not learned (docs/fair-comparison.md)
 
@@ -27,7 +27,7 @@ def steps_per_epoch(recipe: Recipe, samples: int) -> int:
     return math.ceil(samples / recipe.batch_size) * (recipe.repeats or 1)
 
 
-def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> list[Phase]:
+def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> list[PhaseSpec]:
     """Return the phases of a task, each with its part of the steps: at least one.
 
     Raises:
@@ -43,12 +43,12 @@ def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> lis
         one_each_left = steps - (len(shares) - number)
         ends.append(min(max(round(steps * done / total), ends[-1] + 1), one_each_left))
     parts = [end - begin for begin, end in itertools.pairwise(ends)]
-    return [Phase(number, part, recipe.lr) for number, part in enumerate(parts)]
+    return [PhaseSpec(number, part, recipe.lr) for number, part in enumerate(parts)]
 
 
-def whole_phase(recipe: Recipe, stream: Stream) -> Phase:
+def whole_phase(recipe: Recipe, stream: Stream) -> PhaseSpec:
     """Return the one phase that a stream with hidden boundaries is."""
-    return Phase(0, steps_of(recipe, sum(len(task.train) for task in stream.tasks)), recipe.lr)
+    return PhaseSpec(0, steps_of(recipe, sum(len(task.train) for task in stream.tasks)), recipe.lr)
 
 
 def granted_in_words(recipe: Recipe, samples: Sequence[int]) -> str:

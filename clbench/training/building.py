@@ -24,7 +24,7 @@ from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network
 from clbench.models.weights import MisfitError, fill, hash_tensors, load_weights, misfit, renamed
-from clbench.strategy.base import Strategy, World
+from clbench.strategy.base import Strategy, StreamInfo
 from clbench.strategy.per_task import PerTaskStrategy
 
 
@@ -211,23 +211,23 @@ def _as_planned(weights: Weights) -> Path:
     return Path(weights.path)
 
 
-def world_of(stream: Stream, scenario: Scenario, seed: int, pretrained: bool) -> World:
+def stream_info_of(stream: Stream, scenario: Scenario, seed: int, pretrained: bool) -> StreamInfo:
     """Return what a trial's strategy knows of its stream, with the generator of its seed."""
-    return World(classes=stream.classes, tasks=stream.told_tasks, scenario=scenario, input_shape=stream.input_shape,
-                 generator=seeds.generator(seed, "strategy"), pretrained=pretrained, prepare=stream.prepare,
-                 is_text=stream.is_text, objective=stream.objective, target=stream.target,
-                 boundaries=not stream.hidden)
+    return StreamInfo(
+        classes=stream.classes, tasks=stream.told_tasks, scenario=scenario, input_shape=stream.input_shape,
+        generator=seeds.generator(seed, "strategy"), pretrained=pretrained, prepare=stream.prepare,
+        is_text=stream.is_text, objective=stream.objective, target=stream.target, boundaries=not stream.hidden)
 
 
-def build_strategy(method: Resolved, model: Network, world: World, registry: Registry) -> Strategy:
+def build_strategy(method: Resolved, model: Network, stream_info: StreamInfo, registry: Registry) -> Strategy:
     """Return a method's strategy, untrained, around a model.
 
     Raises:
-        SpecError: its options do not fit the model or the world, or what is declared is no strategy.
+        SpecError: its options do not fit the model or the stream_info, or what is declared is no strategy.
     """
     info = registry.strategy(method.name)
     cls = resolve(info.strategy, f"method {info.name!r}")
-    strategy = cls(model, world, info.options.stored(method.options))
+    strategy = cls(model, stream_info, info.options.stored(method.options))
     if not isinstance(strategy, Strategy):
         raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
     return strategy

@@ -171,14 +171,14 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     budget, forward = BYTES if budget is None else budget, forward or nullcontext()
     first, raw = strategies[0], PhaseInputs(list(samples), list(samples))
     random = any(part.is_stochastic for part in samples)
-    if overrides(first, "augment_batch") or random or drawn < len(samples[0]):
+    if overrides(first, "prepare_batch") or random or drawn < len(samples[0]):
         return raw
     blocks, frozen = 0, False
     if drawn >= 2 * len(samples[0]) and enabled():
         frozen = overrides(first, "frozen_outputs")
         most = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
         # Of a language model, the outputs of the embedding alone would take memory and save nothing.
-        most *= most > 1 or not first.world.predicts_tokens
+        most *= most > 1 or not first.stream_info.predicts_tokens
         # Frozen outputs are computed from the inputs, so blocks are not cached without them.
         choices = [(most, frozen), (0, frozen), (0, False)]
         blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, budget))
@@ -198,14 +198,14 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
 
 def compute(strategy: Strategy, raw: Samples, blocks: int, frozen: bool = True) -> dict[str, Tensor]:
     """Return what the first blocks make of raw samples, under `INPUTS`, and what `frozen_outputs` returns for them."""
-    x = strategy.world.prepare(raw.x)
+    x = strategy.stream_info.prepare(raw.x)
     outputs = {INPUTS: strategy.model.run(x, 0, blocks) if blocks else x}
     return outputs | (dict(strategy.frozen_outputs(x)) if frozen else {})
 
 
 def chunk_size(strategy: Strategy, samples: int, frozen: bool) -> int:
     """Return how many samples are computed at once."""
-    each = 4 * math.prod(strategy.world.input_shape) * (tokens.WIDTH if strategy.world.is_text else 1)
+    each = 4 * math.prod(strategy.stream_info.input_shape) * (tokens.WIDTH if strategy.stream_info.is_text else 1)
     most = min(CHUNK, max(SMALLEST_CHUNK, math.ceil(samples / CHUNKS))) if frozen else PREPARED_AT_ONCE
     return min(most, max(1, CHUNK_BYTES // each))
 
@@ -249,7 +249,7 @@ def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Sample
     """
     if len(strategies) > 1 or drawn >= 2 * len(samples[0]) or samples[0].y.device.type != "cpu":
         return False
-    return (4 * batch * math.prod(strategies[0].world.input_shape) >= LARGE_BATCH
+    return (4 * batch * math.prod(strategies[0].stream_info.input_shape) >= LARGE_BATCH
             and not any(True for _ in strategies[0].frozen_modules()))
 
 
@@ -273,11 +273,11 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
     with torch.no_grad(), forward:
         frozen = compute(strategy, raw, blocks)
         later = frozen.pop(INPUTS)
-        for x, start in ((strategy.world.prepare(raw.x), 0), (later, blocks)):
+        for x, start in ((strategy.stream_info.prepare(raw.x), 0), (later, blocks)):
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
             with torch.random.fork_rng(), starting_at([strategy], start):
                 some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
-                some = strategy.objective.collate([some])[0] if strategy.world.predicts_tokens else some
+                some = strategy.objective.collate([some])[0] if strategy.stream_info.predicts_tokens else some
                 try:
                     losses.append(functional_call(Loss(strategy), state, arguments_of(some)))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:

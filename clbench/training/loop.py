@@ -5,7 +5,7 @@
         for each phase (a part of the task's steps):
             strategy.before_phase; new optimizer
             for each step:
-                batch: drawn, replay added (augment_batch), images augmented, prepared, texts collated
+                batch: drawn, replay added (prepare_batch), images augmented, prepared, texts collated
                 loss, gradients, edit_gradients, optimizer step
         strategy.after_task
 
@@ -33,7 +33,7 @@ from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Task
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.training import cache, precision
 from clbench.training.budget import phases_of, steps_of, steps_per_epoch
 from clbench.training.cache import PhaseInputs
@@ -43,26 +43,26 @@ from clbench.training.optimizers import keep_idle_rows, make_schedule
 from clbench.training.own_loop import fit_by_itself
 from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, divided, require_divisible, stackable
-from clbench.training.steps import Engine, Unstackable, make_engine
+from clbench.training.steps import TrainStep, Unstackable, make_train_step
 
 CHECK_EVERY = 256  # steps, after which is seen whether all replicas have diverged: to look waits for the device
 
 
-def take_step(engine: Engine, batches: Sequence[Batch], parts: int = 1) -> Tensor:
+def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -> Tensor:
     """Take one optimizer step on a prepared batch for each replica; return the losses [S], left on the device.
 
     Gradients are computed in so many parts of the batches, and added up.
     """
-    for parameter in engine.trained.values():
+    for parameter in train_step.trained.values():
         parameter.grad = None
     total: Tensor | float = 0.0
     for share, part in divided(batches, parts):
-        losses = share * engine.losses(part) if parts > 1 else engine.losses(part)
+        losses = share * train_step.losses(part) if parts > 1 else train_step.losses(part)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         total = total + losses.detach()
-    engine.edit_gradients()
-    with keep_idle_rows(engine.heads, int(len(batches) > 1)):
-        engine.optimizer.step()
+    train_step.edit_gradients()
+    with keep_idle_rows(train_step.heads, int(len(batches) > 1)):
+        train_step.optimizer.step()
     assert isinstance(total, Tensor)
     return total
 
@@ -97,7 +97,7 @@ class TrainingLoop:
         self.cache_bytes = cache_bytes
         self.verify_caches = verify_caches
         self.augment = replicas[0].stream.augment
-        self.engine: Engine | None = None  # the last one, for optimizer state that is kept
+        self.train_step: TrainStep | None = None  # the last one, for optimizer state that is kept
 
     def run(self, first: int = 0) -> None:
         """Train on all tasks from `first` on."""
@@ -115,7 +115,7 @@ class TrainingLoop:
 
     def train_task(self, index: int) -> list[TaskResult]:
         """Train on a task, note on each replica what it cost, and return a result for each."""
-        device = self.replicas[0].strategy.active.device
+        device = self.replicas[0].strategy.class_mask.device
         began = Clock.now()
         tasks = []
         for replica in self.replicas:
@@ -182,14 +182,14 @@ class TrainingLoop:
         return [TaskResult(steps, trainable, diverged(column, index), last_tenths(column, last))
                 for column in on_host(torch.stack(losses)).unbind(1)]
 
-    def _train_phase(self, phase: Phase, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
+    def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:
         """Take the steps of a phase of task `index`, which has so many steps, and append their losses [S]."""
         strategies = [replica.strategy for replica in self.replicas]
         inputs = self._inputs(samples, index, phase.steps * self.recipe.batch_size)
-        self.engine = make_engine(strategies, self.recipe, self.engine, self.compiler)
+        self.train_step = make_train_step(strategies, self.recipe, self.train_step, self.compiler)
         self.callbacks.on_phase(self, inputs)
-        schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps,
+        schedule = make_schedule(self.recipe, self.train_step.optimizer, phase.steps,
                                  steps_per_epoch(self.recipe, len(samples[0])))
         indices = [partial(sampler.following, torch.device("cpu")) for sampler in samplers]
         requests = [sampler.requests(strategy, phase.steps)
@@ -199,7 +199,7 @@ class TrainingLoop:
             if not losses:
                 self.callbacks.on_step(self, index, 0, steps)
             self._take_steps(phase.steps, replace(inputs, samples=ready), samplers, schedule, losses, index, steps)
-        self.engine.close()
+        self.train_step.close()
         inputs.verify(strategies, seeds.derive(self.replicas[0].seed, "phase", index, phase), self.verify_caches)
 
     def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
@@ -208,14 +208,14 @@ class TrainingLoop:
 
         `first` is the number of steps before those of the task.
         """
-        assert self.engine is not None
+        assert self.train_step is not None
         for _ in range(count):
             batches = [sampler.batch(part) if inputs.prepared else
                        sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
                        for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)]
             batches = self.replicas[0].strategy.collate(batches)
             with self.callbacks.around_step(self, batches):
-                losses.append(take_step(self.engine, batches, self.recipe.accumulate))
+                losses.append(take_step(self.train_step, batches, self.recipe.accumulate))
             if schedule is not None:
                 schedule.step()
             self.callbacks.on_step(self, index, len(losses), steps)
@@ -226,7 +226,7 @@ class TrainingLoop:
         """Return what the batches of a phase are drawn from: prepared or cached as far as that saves work."""
         if self.augment:
             return PhaseInputs(samples, samples)
-        forward = precision.forward(self.recipe, self.replicas[0].strategy.active.device)
+        forward = precision.forward(self.recipe, self.replicas[0].strategy.class_mask.device)
         around = [self.callbacks.around_prepare(replica) for replica in self.replicas]
         return cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, drawn,
                                   self.recipe.batch_size, forward, self.cache_bytes, around)
@@ -245,5 +245,5 @@ class TrainingLoop:
         if len(positions) == len(self.replicas):
             return
         self.replicas = [self.replicas[position] for position in positions]
-        if self.replicas and self.engine is not None:
-            self.engine.keep_members(positions)
+        if self.replicas and self.train_step is not None:
+            self.train_step.keep_members(positions)

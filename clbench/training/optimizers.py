@@ -184,7 +184,7 @@ def guarded_heads(strategy: Strategy, trained: Mapping[str, nn.Parameter], recip
         return []
     rows = {name: len(p) for name, p in strategy.named_parameters() if p.dim()}
     return [parameter for name, parameter in trained.items()
-            if rows.get(name) == strategy.world.classes and matches(name, strategy.head_parameters)]
+            if rows.get(name) == strategy.stream_info.classes and matches(name, strategy.head_parameters)]
 
 
 @contextmanager

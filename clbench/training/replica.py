@@ -23,7 +23,7 @@ from clbench.results.curve import Curve
 from clbench.results.items import ItemResults, ItemScores
 from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.training.budget import phases_of, steps_of, whole_phase
 from clbench.training.costs import Clock, Footprint
 
@@ -59,7 +59,7 @@ def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
     Float32 as the arithmetic is; what they agree on stays a number.
     """
     values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
-    return {name: torch.tensor(of, dtype=torch.float32, device=members[0].active.device)
+    return {name: torch.tensor(of, dtype=torch.float32, device=members[0].class_mask.device)
             for name, of in values.items() if len(set(of)) > 1}
 
 
@@ -168,14 +168,14 @@ class Replica:
         If boundaries are hidden, it begins once, and outputs become active with their first samples
         (`clbench.training.stream_loop`) unless all tasks share them.
         """
-        rules, task = scenario_rules(self.strategy.world.scenario), self.task(index)
+        rules, task = scenario_rules(self.strategy.stream_info.scenario), self.task(index)
         if self.stream.hidden and index:
             return task
         if self.stream.hidden:
-            self.strategy.active.fill_(rules.shared_outputs)
+            self.strategy.class_mask.fill_(rules.shared_outputs)
         else:
             for rows, outputs in rules.in_loss([t.taught for t in self.stream.tasks], index, self.strategy.activated):
-                self.strategy.active[rows.start:rows.stop, outputs] = True
+                self.strategy.class_mask[rows.start:rows.stop, outputs] = True
         with seeds.scope(self.seed, "strategy", index):
             self.strategy.before_task(task)
         return task
@@ -208,7 +208,7 @@ class Replica:
                     self.strategy.before_phase(task, phase)
 
 
-def begin_phase(strategy: Strategy, task: Task, phase: Phase) -> None:
+def begin_phase(strategy: Strategy, task: Task, phase: PhaseSpec) -> None:
     """Prepare a strategy for a phase of a task and set it to training mode."""
     strategy.before_phase(task, phase)
     strategy.train()

@@ -81,7 +81,7 @@ class BatchSampler:
     def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
         """Return the next batch of raw samples as the loss gets it: with replay, images augmented, prepared.
 
-        `around` returns a context in which the strategy computes; it is given the batch for `augment_batch`.
+        `around` returns a context in which the strategy computes; it is given the batch for `prepare_batch`.
         """
         if isinstance(samples, PhotoSamples) and crops_originals(self.augment, samples):
             part, crops = samples.take_crops(self.request(strategy))
@@ -91,13 +91,13 @@ class BatchSampler:
     def request(self, strategy: Strategy) -> Request:
         """Return what the next batch decodes of photos that stay in their files, with draws for its crops.
 
-        Whole photos are decoded as well where the strategy may store them (`augment_batch`).
+        Whole photos are decoded as well where the strategy may store them (`prepare_batch`).
         """
         index = self.following(torch.device("cpu"))
         if not isinstance(self.augment, RandomResizedCrop):
             return Request(index)
         return Request(index, self.augment, self.augment.draw(len(index), self.draws[0]),
-                       overrides(strategy, "augment_batch"))
+                       overrides(strategy, "prepare_batch"))
 
     def requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
         """Return what the next batches will decode, by copies of the generators as they are now."""
@@ -110,7 +110,7 @@ class BatchSampler:
         """Return a batch as the loss gets it; `crops` are new samples that are augmented already."""
         new = len(batch.y)
         with around(batch):
-            batch = strategy.augment_batch(batch)
+            batch = strategy.prepare_batch(batch)
         x = batch.x
         if crops is not None:
             x = torch.cat([crops, self.augmented(x[new:], replayed=True)]) if len(x) > new else crops
@@ -118,7 +118,7 @@ class BatchSampler:
             of_new, of_replay = self.draws
             x = self.augment(x, torch.cat([self.augment.draw(new, of_new),
                                            self.augment.draw(len(x) - new, of_replay)]))
-        return replace(batch, x=strategy.world.prepare(x))
+        return replace(batch, x=strategy.stream_info.prepare(x))
 
 
 class StreamSampler(BatchSampler):
@@ -145,7 +145,7 @@ class StreamSampler(BatchSampler):
 
     def activate(self, strategy: Strategy, begin: int, end: int) -> None:
         """Let the outputs of the samples of steps `begin` to `end` take part in losses from now on."""
-        strategy.active[:, self.y[begin * self.batch_size:end * self.batch_size]] = True
+        strategy.class_mask[:, self.y[begin * self.batch_size:end * self.batch_size]] = True
 
     def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
         """Return the next batch as the loss gets it; its outputs are activated, and draws restart."""

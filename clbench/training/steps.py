@@ -1,7 +1,7 @@
 """Losses and gradients of a single strategy, or of several members (seeds, strengths) stacked into one.
 
 A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
-the members are always up to date: `augment_batch`, `edit_gradients` and everything between tasks run on them as usual,
+the members are always up to date: `prepare_batch`, `edit_gradients` and everything between tasks run on them as usual,
 and only `loss` runs once for all, under `torch.func.vmap`. What is frozen and equal in all members, such as a
 pretrained base, is kept once until it is written to: vmap runs it on the samples of all members as one large product.
 """
@@ -32,7 +32,7 @@ class Unstackable(ValueError):
     """Trials cannot train as one stack, for the reason given; each trains alone."""
 
 
-class Engine(Protocol):
+class TrainStep(Protocol):
     """What an optimizer step needs; a new one is made for every phase of every task."""
 
     optimizer: torch.optim.Optimizer
@@ -57,29 +57,29 @@ class Engine(Protocol):
         """Keep the optimizer state of these members only."""
 
 
-def make_engine(strategies: Sequence[Strategy], recipe: Recipe, previous: Engine | None,
-                compiler: Compiler | None = None) -> Engine:
-    """Return the engine for one strategy or several seeds of it; moments go over from `previous` if the recipe says so.
+def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: TrainStep | None,
+                    compiler: Compiler | None = None) -> TrainStep:
+    """Return the training step of one strategy or of several seeds of it.
 
-    With a compiler it compiles the loss.
+    If the recipe keeps optimizer state, it is taken over from `previous`. A compiler compiles the loss.
 
     Raises:
         ValueError: no parameter requires a gradient.
     """
     one = len(strategies) == 1
-    forward = precision.forward(recipe, strategies[0].active.device, strategies[0] if compiler is None else None,
+    forward = precision.forward(recipe, strategies[0].class_mask.device, strategies[0] if compiler is None else None,
                                stacked=not one)
-    engine = SingleStep(strategies[0], recipe, forward) if one else StackedStep(strategies, recipe, forward)
+    train_step = SingleStep(strategies[0], recipe, forward) if one else StackedStep(strategies, recipe, forward)
     if compiler is not None:
-        engine.loss = compiler(engine.loss)
+        train_step.loss = compiler(train_step.loss)
     if previous is not None and recipe.optimizer_state == "keep":
-        for name, parameter in engine.trained.items():
+        for name, parameter in train_step.trained.items():
             known = previous.trained.get(name)
             if known is None or known not in previous.optimizer.state:
                 continue
-            if previous.sources[name] is engine.sources[name]:
-                engine.optimizer.state[parameter] = previous.optimizer.state[known]
-    return engine
+            if previous.sources[name] is train_step.sources[name]:
+                train_step.optimizer.state[parameter] = previous.optimizer.state[known]
+    return train_step
 
 
 class SingleStep:
@@ -266,7 +266,7 @@ class StackedStep:
         self._seen = [dict(member.named_buffers()) for member in self.members]
 
     def _follow_buffers(self) -> None:
-        """Stack buffers again that `augment_batch` replaced (those changed in place are views already)."""
+        """Stack buffers again that `prepare_batch` replaced (those changed in place are views already)."""
         now = [dict(member.named_buffers()) for member in self.members]
         for name in now[0]:
             if any(new[name] is not old.get(name) for new, old in zip(now, self._seen, strict=True)):

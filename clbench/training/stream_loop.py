@@ -36,7 +36,7 @@ from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
 from clbench.training.sampling import StreamSampler, require_divisible, stackable
-from clbench.training.steps import Unstackable, make_engine
+from clbench.training.steps import Unstackable, make_train_step
 
 
 class StreamLoop(TrainingLoop):
@@ -94,9 +94,9 @@ class StreamLoop(TrainingLoop):
             if not begin:
                 begin_phase(replica.strategy, task, phase)
             replica.strategy.train()
-        self.engine = make_engine([replica.strategy for replica in self.replicas], self.recipe, self.engine,
-                                  self.compiler)
-        schedule = make_schedule(self.recipe, self.engine.optimizer, phase.steps, phase.steps)
+        self.train_step = make_train_step([replica.strategy for replica in self.replicas], self.recipe, self.train_step,
+                                          self.compiler)
+        schedule = make_schedule(self.recipe, self.train_step.optimizer, phase.steps, phase.steps)
         if schedule is not None:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*before `optimizer.step", UserWarning)  # those are over
@@ -107,7 +107,7 @@ class StreamLoop(TrainingLoop):
         self.callbacks.on_step(self, index, 0, end - begin)
         losses: list[Tensor] = []
         self._take_steps(end - begin, inputs, samplers, schedule, losses, index, end - begin, begin)
-        self.engine.close()
+        self.train_step.close()
         return losses
 
 

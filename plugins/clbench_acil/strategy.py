@@ -32,7 +32,7 @@ from clbench_prototypes.closed_form import ClosedForm
 from clbench_prototypes.first_session import feature_width, settle
 from torch import Tensor, nn
 
-from clbench import Network, World
+from clbench import Network, StreamInfo
 from clbench_acil import ACILOptions
 
 PROJECTIONS, FEATURES = 8192, 768
@@ -54,14 +54,14 @@ class ACIL(ClosedForm):
     inverse: Tensor
     second_inverse: Tensor
 
-    def __init__(self, model: Network, world: World, options: ACILOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: ACILOptions | None = None) -> None:
         """Draw the projection, on the CPU so that it does not depend on the device."""
-        options = settle(options if options is not None else ACILOptions(), model, world)
+        options = settle(options if options is not None else ACILOptions(), model, stream_info)
         features = feature_width(model, options)
         width = options.projections or (PROJECTIONS if features >= FEATURES else PER_FEATURE * features)
-        super().__init__(model, world, options, width)
+        super().__init__(model, stream_info, options, width)
         bound = features**-0.5
-        drawn = torch.rand(features, width, generator=world.generator, device="cpu") * 2 * bound - bound
+        drawn = torch.rand(features, width, generator=stream_info.generator, device="cpu") * 2 * bound - bound
         self.register_buffer("projection", drawn.to(self.sums.device))
         self.weight = nn.Parameter(self.sums, requires_grad=False)
         self.register_buffer("inverse", self.sums.new_empty(0, 0))

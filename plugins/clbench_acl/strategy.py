@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Samples, Task, World
+from clbench import Batch, Network, Samples, StreamInfo, Task
 from clbench.core.device import send
 from clbench.core.errors import SpecError
 from clbench.models.builtin import CNNOptions
@@ -67,11 +67,11 @@ class ACL(SampleMemory, PerTaskStrategy):
     options: ACLOptions
     noise: Tensor
 
-    def __init__(self, model: Network, world: World, options: ACLOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: ACLOptions | None = None) -> None:
         """Start with no private modules; SpecError on texts, or where the model has no shared module to train."""
-        super().__init__(model, world, options if options is not None else ACLOptions())
+        super().__init__(model, stream_info, options if options is not None else ACLOptions())
         model.require_body("acl trains a module that tasks share before the head", "shared-private")
-        if world.is_text:
+        if stream_info.is_text:
             raise SpecError("acl: a private module reads a sample's numbers or pixels, and a text has none; choose "
                             "another method, or vectors of the texts (clbench embed)")
         self.private = nn.ModuleList()
@@ -88,7 +88,8 @@ class ACL(SampleMemory, PerTaskStrategy):
         """Add the task's head and private module, and a new discriminator; the shared module continues to train."""
         super().before_task(task)
         like, width = self.model.head.weight, super().head_inputs
-        self.private.append(private_module(self.model, self.world.input_shape, self.options.private_width).to(like))
+        private = private_module(self.model, self.stream_info.input_shape, self.options.private_width)
+        self.private.append(private.to(like))
         self.discriminator = nn.Sequential(nn.Linear(width, UNITS), nn.LeakyReLU(), nn.Linear(UNITS, UNITS),
                                            nn.Linear(UNITS, task.index + 2)).to(like)
         self.model.blocks.requires_grad_(True)
@@ -98,15 +99,15 @@ class ACL(SampleMemory, PerTaskStrategy):
         """Return the private modules of learned tasks."""
         return self.private[:self.learned]
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Append samples of earlier tasks to the batch, task by task, and draw noise for it."""
         counts = self.replays(len(batch.y))
         if sum(counts):
-            slots = [start + torch.randperm(size, generator=self.world.generator)[:count]
+            slots = [start + torch.randperm(size, generator=self.stream_info.generator)[:count]
                      for start, size, count in zip(self._starts(), self.kept, counts, strict=True)]
             batch = batch.extended(self.memory.take(send(torch.cat(slots), self.memory_y.device)))
         like = self.model.head.weight
-        noise = torch.randn(len(batch.y), self.model.head.in_features, generator=self.world.generator)
+        noise = torch.randn(len(batch.y), self.model.head.in_features, generator=self.stream_info.generator)
         self.noise = send(noise.to(like.dtype), like.device)
         return batch
 
@@ -138,7 +139,7 @@ class ACL(SampleMemory, PerTaskStrategy):
         super().after_task(task)
         self.train(self.training)
         if self.options.memory:
-            new = task.train.subset(self.options.memory, self.world.generator).materialized()
+            new = task.train.subset(self.options.memory, self.stream_info.generator).materialized()
             new = new.take(torch.arange(len(new), device=new.index_device))
             self.store(Samples.concat(self.memory, new) if self.kept else new)
             self.kept.append(len(new))

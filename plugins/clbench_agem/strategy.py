@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Batch, Network, Options, Samples, Task, World
+from clbench import Batch, Network, Options, Samples, StreamInfo, Task
 from clbench.strategy.replay import ReplayMemory
 from clbench_agem import AGEMOptions
 
@@ -32,11 +32,11 @@ class AGEM(ReplayMemory):
     drawn_y: Tensor
     drawn_tasks: Tensor
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
         options = options or AGEMOptions()
         assert isinstance(options, AGEMOptions)
-        super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
+        super().__init__(model, stream_info, options, capacity=options.capacity, balance=options.balance)
         for name in ("x", "y", "tasks"):  # of the step at hand, where boundaries are hidden
             self.register_buffer(f"drawn_{name}", getattr(self.memory, name).clone(), persistent=False)
 
@@ -48,15 +48,15 @@ class AGEM(ReplayMemory):
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients projected onto the half-space where the memory's loss does not rise."""
-        drawn = (self.sample(self.options.samples) if self.world.boundaries
+        drawn = (self.sample(self.options.samples) if self.stream_info.boundaries
                  else Samples(self.drawn_x, self.drawn_y, self.drawn_tasks))
         if not len(drawn):
             return gradients
         named = dict(self.named_parameters())
         parameters = [named[name] for name in gradients]
         reference: dict[str, Tensor] = {}
-        parts = drawn.chunks(ITEMS if self.world.predicts_tokens else len(drawn))
-        counts = [(part.y >= 0).sum() for part in drawn.chunks(ITEMS)] if self.world.predicts_tokens else []
+        parts = drawn.chunks(ITEMS if self.stream_info.predicts_tokens else len(drawn))
+        counts = [(part.y >= 0).sum() for part in drawn.chunks(ITEMS)] if self.stream_info.predicts_tokens else []
         for number, part in enumerate(parts):
             with torch.enable_grad():
                 loss = self.stored_loss(part)
@@ -70,7 +70,7 @@ class AGEM(ReplayMemory):
 
     def after_task(self, task: Task) -> None:
         """Offer the task's samples to the memory, if it has not been offered them as they passed."""
-        if self.world.boundaries:
+        if self.stream_info.boundaries:
             self.offer(task.train)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Options, Samples, Strategy, Task, World
+from clbench import Network, Options, Samples, Strategy, StreamInfo, Task
 from clbench.strategy.granted import Budget
 from clbench.training import precision
 from clbench_avalanche import driver
@@ -37,15 +37,15 @@ class Avalanche(Strategy):
              ("model.classifier.active_units_*", "counters"), ("model.layers.*", "columns"),
              ("model.classifier.classifiers.*", "heads"))
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Bring the model into the form that the strategy expects.
 
         Raises:
             SpecError: the strategy does not fit the model.
         """
         assert isinstance(options, AvalancheOptions)
-        super().__init__(model, world, options)
-        self.model = adapted(model, options.strategy, world.tasks, world.scenario)
+        super().__init__(model, stream_info, options)
+        self.model = adapted(model, options.strategy, stream_info.tasks, stream_info.scenario)
         self.agent: Any = None
         self.experiences: list[Experience] = []  # of `JointTraining`, which is given the whole stream
         self.samples = 0  # number of samples of the stream so far
@@ -58,7 +58,7 @@ class Avalanche(Strategy):
         Raises:
             SpecError: the memory is too small for the strategy (`without_waiting`).
         """
-        items = Items(task.train, self.world.prepare, budget.augment)
+        items = Items(task.train, self.stream_info.prepare, budget.augment)
         experience = Experience(task, items, self._label(task.index), self.samples, self.seen)
         joint = self.options.strategy == "JointTraining"
         if self.agent is None or joint:  # JointTraining trains only once; a new one starts from the current weights
@@ -68,12 +68,13 @@ class Avalanche(Strategy):
             self.agent.optimized_param_id = None
         self.experiences = [*self.experiences, experience] if joint else []
         if not isinstance(self.model, Columns | MultiHead):  # those mask by task label
-            self.agent._criterion.active = self.active[:task.index + 1].any(0)
+            self.agent._criterion.active = self.class_mask[:task.index + 1].any(0)
         recorder = driver.StepRecorder(budget)
         self.agent.plugins.append(recorder)
         self.agent.batch_order = driver.BatchOrder([*range(self.samples, self.samples + len(items))],
                                                    lambda: items.batch(budget.following()))
-        with driver.seeded(self.world.generator), driver.without_deprecations(), driver.without_waiting(self.agent):
+        with (driver.seeded(self.stream_info.generator), driver.without_deprecations(),
+              driver.without_waiting(self.agent)):
             self.agent.train(self.experiences if joint else experience, eval_streams=[])
         self.agent._train_cleanup()  # JointTraining does not clear its last batch
         self.agent.plugins.remove(recorder)
@@ -104,7 +105,7 @@ class Avalanche(Strategy):
 
     def _label(self, task: int) -> int:
         """Return the task label for Avalanche; in class-incremental streams it is always 0."""
-        return task if self.world.task_given else 0
+        return task if self.stream_info.task_given else 0
 
     def _build(self, budget: Budget) -> Any:
         """Return the strategy, untrained."""
@@ -112,9 +113,9 @@ class Avalanche(Strategy):
         follow: dict[str, dict[str, Any]] = {  # arguments that depend on the model
             "CWRStar": {"cwr_layer_name": "classifier"},
             "ER_AML": {"feature_extractor": getattr(self.model, "features", None)},
-            "GSS_greedy": {"input_size": self.world.input_shape}}
+            "GSS_greedy": {"input_size": self.stream_info.input_shape}}
         options = {**self.options.model_dump(), **follow.get(name, {})}
-        device = self.active.device
+        device = self.class_mask.device
         forward = precision.forward(budget.recipe, device)
         return driver.build(name, self.model, driver.Masked(), budget, device, forward, options)
 

@@ -52,7 +52,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Options, Phase, Samples, Task, World
+from clbench import Batch, Network, Options, PhaseSpec, Samples, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.strategy.distillation import Distilled
 from clbench.strategy.herding import HerdedMemory, first_labels, shortened, sizes_of
@@ -99,11 +99,11 @@ class BiC(HerdedMemory, Distilled):
     validation_y: Tensor
     validation_tasks: Tensor
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no exemplars, and nothing to correct."""
-        super().__init__(model, world, options or BiCOptions())
-        like = model.head.weight
-        self.correction, self.old_correction = Correction(world.classes, like), Correction(world.classes, like)
+        super().__init__(model, stream_info, options or BiCOptions())
+        like, classes = model.head.weight, stream_info.classes
+        self.correction, self.old_correction = Correction(classes, like), Correction(classes, like)
         self.register_buffer("validation_x", torch.empty(0, device=like.device))
         self.register_buffer("validation_y", torch.empty(0, dtype=torch.int64, device=like.device))
         self.register_buffer("validation_tasks", torch.empty(0, dtype=torch.int64, device=like.device))
@@ -119,11 +119,11 @@ class BiC(HerdedMemory, Distilled):
     @property
     def fewest(self) -> int:
         """Return 2: an exemplar and a validation sample; 1 where nothing is corrected."""
-        return 2 if self.world.seen_compete else 1
+        return 2 if self.stream_info.seen_compete else 1
 
     def validation_size(self, sets: int, of_class: int) -> int:
         """Return how many validation samples a set has at most."""
-        return math.ceil(self.options.validation * self.share(sets, of_class)) if self.world.seen_compete else 0
+        return math.ceil(self.options.validation * self.share(sets, of_class)) if self.stream_info.seen_compete else 0
 
     def set_size(self, sets: int, of_class: int) -> int:
         """Return how many exemplars a set has at most: what validation leaves of its share."""
@@ -138,7 +138,7 @@ class BiC(HerdedMemory, Distilled):
         self.new = [c for c in task.classes if c not in self.met]
         self.met = self.met + self.new
         self.correcting = False
-        self.correction.reset(self.new if self.met != self.new and self.world.seen_compete else ())
+        self.correction.reset(self.new if self.met != self.new and self.stream_info.seen_compete else ())
         self.hold_out(task)
         super().before_task(task)
 
@@ -153,7 +153,7 @@ class BiC(HerdedMemory, Distilled):
             if len(rows) == 1:
                 raise SpecError(f"bic: class {c} of task {task.index + 1} has a single sample, and one of each class "
                                 "is held out from training to find the correction; leave bic out for this stream")
-            drawn = torch.randperm(len(rows), generator=self.world.generator)[:min(size, len(rows) // 2)]
+            drawn = torch.randperm(len(rows), generator=self.stream_info.generator)[:min(size, len(rows) // 2)]
             self.held_out += rows[drawn].tolist()
             self.held_out_sizes += [len(drawn)]
 
@@ -168,9 +168,9 @@ class BiC(HerdedMemory, Distilled):
     def phases(self, task: Task) -> int | Sequence[float]:
         """Return the shares of training and correction; where there is nothing to correct, one phase."""
         share = self.options.correction_steps
-        return (1 - share, share) if self.world.seen_compete and self.new and self.met != self.new else 1
+        return (1 - share, share) if self.stream_info.seen_compete and self.new and self.met != self.new else 1
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Let either the network learn or the correction."""
         self.correcting = phase == 1
         self.rate = self.options.correction_lr / phase.lr
@@ -178,7 +178,7 @@ class BiC(HerdedMemory, Distilled):
             self.model.get_parameter(name).requires_grad_(not self.correcting)
         self.correction.requires_grad_(self.correcting)
 
-    def phase_samples(self, task: Task, phase: Phase) -> Samples | None:
+    def phase_samples(self, task: Task, phase: PhaseSpec) -> Samples | None:
         """Return the validation samples for the second phase: of each class so far equally many."""
         if phase != 1:
             return None
@@ -205,9 +205,9 @@ class BiC(HerdedMemory, Distilled):
         """Return the old network; in the second phase the present one, too."""
         return (self.old, self.model) if self.correcting else (self.old,)
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with its share of exemplars behind; in the second phase without."""
-        return batch if self.correcting else super().augment_batch(batch)
+        return batch if self.correcting else super().prepare_batch(batch)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted sum of cross-entropy and distillation; in the second phase cross-entropy, corrected."""

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Options, Prediction, Samples, World
+from clbench import Batch, Network, Options, Prediction, Samples, StreamInfo
 from clbench.strategy.after_steps import ActsAfterSteps
 from clbench.strategy.distillation import frozen_copy
 from clbench.strategy.replay import ReplayMemory
@@ -44,11 +44,11 @@ class CLSER(ActsAfterSteps, ReplayMemory):
     roles = (("plastic.*", "averaged networks"), ("stable.*", "averaged networks"), *ReplayMemory.roles)
     options: CLSEROptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory, and both averages at the network as it is."""
         options = options or CLSEROptions()
         assert isinstance(options, CLSEROptions)
-        super().__init__(model, world, options, capacity=options.capacity)
+        super().__init__(model, stream_info, options, capacity=options.capacity)
         self.plastic, self.stable = frozen_copy(model), frozen_copy(model)
         self.train(self.training)
 
@@ -56,9 +56,9 @@ class CLSER(ActsAfterSteps, ReplayMemory):
         """Return the averages."""
         return (self.plastic, self.stable)
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay; the memory is offered the new samples."""
-        batch = super().augment_batch(batch)
+        batch = super().prepare_batch(batch)
         new = Samples(batch.x, batch.y, batch.tasks)
         if len(self.memory_y):
             batch = batch.extended(self.sample_share(len(batch.y), self.options.share))
@@ -91,7 +91,7 @@ class CLSER(ActsAfterSteps, ReplayMemory):
         """Let each average follow the latest step, or not, by chance."""
         for average, rate, decay in ((self.plastic, self.options.plastic_rate, self.options.plastic_decay),
                                      (self.stable, self.options.stable_rate, self.options.stable_decay)):
-            follows = bool(torch.rand((), generator=self.world.generator) < rate)
+            follows = bool(torch.rand((), generator=self.stream_info.generator) < rate)
             rest = 1 - min(1 - 1 / (self.steps + 1), decay)
             for name, value in self.model.named_buffers():
                 average.get_buffer(name).copy_(value)

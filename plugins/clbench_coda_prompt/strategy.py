@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.models.network import Prefix
 from clbench.strategy.prompts import PromptedStrategy
@@ -52,18 +52,18 @@ class CodaPrompt(PromptedStrategy):
     roles = (("prompts.*", "prompts"), ("keys.*", "prompts"), ("attention.*", "prompts"))
     options: CodaPromptOptions
 
-    def __init__(self, model: Network, world: World, options: CodaPromptOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: CodaPromptOptions | None = None) -> None:
         """Keep the model; SpecError where it has no place for prompts or the components do not fit it or the stream."""
         options = options if options is not None else CodaPromptOptions()
-        super().__init__(model, world, options)
-        self.count, self.each = self.share("blocks", options.blocks, 5), options.components // world.tasks
+        super().__init__(model, stream_info, options)
+        self.count, self.each = self.share("blocks", options.blocks, 5), options.components // stream_info.tasks
         if self.count > self.model.depth:
             raise SpecError(f"coda-prompt has prompts in blocks = {self.count} blocks, and this model has "
                             f"{self.model.depth}; choose fewer, or a deeper model")
         if not self.each:
-            raise SpecError(f"coda-prompt: components = {options.components} cannot be shared out to {world.tasks} "
-                            f"tasks; choose components={world.tasks} or more")
-        if (total := self.each * world.tasks) > (width := model.head.in_features):
+            raise SpecError(f"coda-prompt: components = {options.components} cannot be shared out to "
+                            f"{stream_info.tasks} tasks; choose components={stream_info.tasks} or more")
+        if (total := self.each * stream_info.tasks) > (width := model.head.in_features):
             self.notes.append(f"coda-prompt: of {total} components only {width} can have orthogonal keys in a network "
                               f"of width {width}")
         self.prompts, self.keys, self.attention = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()

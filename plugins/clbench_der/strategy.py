@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Batch, Network, Options, Samples, World
+from clbench import Batch, Network, Options, Samples, StreamInfo
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.replay import ReplayMemory, write_slots
 from clbench_der import DEROptions, DERPPOptions
@@ -31,16 +31,16 @@ class DER(ReplayMemory):
     memory_logits: Tensor
     kept_logits: Tensor
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
         options = options or DEROptions()
         assert isinstance(options, DEROptions)
-        super().__init__(model, world, options, capacity=options.capacity)
-        none = torch.empty(0, world.classes, device=self.active.device)
+        super().__init__(model, stream_info, options, capacity=options.capacity)
+        none = torch.empty(0, stream_info.classes, device=self.class_mask.device)
         self.register_buffer("memory_logits", none)
         self.register_buffer("kept_logits", none.clone(), persistent=False)
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay behind; afterwards the memory is offered the new samples."""
         new = Samples(batch.x, batch.y, batch.tasks)
         if len(self.memory_y):
@@ -72,7 +72,7 @@ class DER(ReplayMemory):
     def _write(self, new: Samples, slots: Tensor) -> None:
         """Keep the logits of samples that are kept."""
         with torch.no_grad(), evaluating(self):
-            logits = self(self.world.prepare(new.x))
+            logits = self(self.stream_info.prepare(new.x))
         super()._write(new, slots)
         self.memory_logits = write_slots(self.memory_logits, logits, slots)
 
@@ -82,9 +82,9 @@ class DERPP(DER):
 
     options: DERPPOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
-        super().__init__(model, world, options or DERPPOptions())
+        super().__init__(model, stream_info, options or DERPPOptions())
 
     def extend(self, batch: Batch, new: int) -> Batch:
         """Return the batch with the second draw behind."""

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.models.network import Prefix
 from clbench.strategy.base import Prediction
@@ -54,10 +54,10 @@ class DualPrompt(PromptedStrategy):
     roles = (("g_prompts", "prompts"), ("e_prompts.*", "prompts"), ("keys.*", "prompts"))
     options: DualPromptOptions
 
-    def __init__(self, model: Network, world: World, options: DualPromptOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: DualPromptOptions | None = None) -> None:
         """Draw the G-Prompt; SpecError where the model has no place for prompts or too few blocks."""
         options = options if options is not None else DualPromptOptions()
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         self.shared = self.share("g_blocks", options.g_blocks, 2)
         self.own = self.share("e_blocks", options.e_blocks, 3)
         if self.shared + self.own > (depth := self.model.depth):

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Options, Task, World
+from clbench import Batch, Network, Options, StreamInfo, Task
 from clbench.strategy.herding import HerdedMemory
 from clbench.strategy.per_task import output_places
 from clbench_dynamic_er import DynamicEROptions
@@ -79,13 +79,13 @@ class DynamicER(HerdedMemory):
     head_parameters: ClassVar[tuple[str, ...]] = ("model.head.*", "parts.*", "auxiliary.*")
     options: DynamicEROptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with one extractor and no exemplars.
 
         Raises:
             SpecError: the model is a head alone, or as in `HerdedMemory`.
         """
-        super().__init__(model, world, options or DynamicEROptions())
+        super().__init__(model, stream_info, options or DynamicEROptions())
         model.require_body("dynamic-er adds layers before the head", "er, which replays samples to a head")
         self.extractors, self.parts = nn.ModuleList(), nn.ModuleList()
         self.auxiliary: AuxiliaryHead | None = None
@@ -110,7 +110,7 @@ class DynamicER(HerdedMemory):
             blocks.requires_grad_(False)
         where = {"device": head.weight.device, "dtype": head.weight.dtype}
         self.parts.append(nn.Linear(head.in_features, head.out_features, bias=False, **where))
-        self.auxiliary = AuxiliaryHead(head.in_features, task.classes, self.world.classes, head.weight)
+        self.auxiliary = AuxiliaryHead(head.in_features, task.classes, self.stream_info.classes, head.weight)
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
@@ -119,13 +119,13 @@ class DynamicER(HerdedMemory):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the features [N, D] of each extractor for inputs x [N, *input_shape]."""
-        found = [self.model.features(x)]
+        features = [self.model.features(x)]
         for blocks in self.columns[1:]:
             out = x
             for block in blocks:
                 out = block(out)
-            found.append(out)
-        return found
+            features.append(out)
+        return features
 
     def unit_features(self, x: Tensor) -> Tensor:
         """Return the normalized features [N, t D] of inputs [N, *input_shape], of all extractors together."""
@@ -153,7 +153,7 @@ class DynamicER(HerdedMemory):
     def after_task(self, task: Task) -> None:
         """Align the head, and choose exemplars."""
         new = [c for c in self.met if c in task.classes]
-        if self.old and self.options.align_weights and self.world.seen_compete:
+        if self.old and self.options.align_weights and self.stream_info.seen_compete:
             self.align(self.old, new)
         super().after_task(task)
 

@@ -14,7 +14,7 @@ from clbench_lora.selection import adapt as adapt_lora
 from clbench_lora.selection import remarks
 from torch import nn
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.strategy.per_task import FrozenBase, check_base
 from clbench_ease import SCALES, Kind
 from clbench_ease.bottleneck import AdaptedBlock, adapt
@@ -27,10 +27,10 @@ class TaskAdapters(FrozenBase):
     widths: ClassVar[Mapping[Kind, int]]  # of adapters by kind, if the options have none
     options: Any  # has the fields of AdapterKindOptions, among others
 
-    def __init__(self, model: Network, world: World, options: Any) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Any) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
-        super().__init__(model, world, options)
-        self.notes += check_base(self.method, self.options, world, model)
+        super().__init__(model, stream_info, options)
+        self.notes += check_base(self.method, self.options, stream_info, model)
         model.require_body(f"{self.method} adapts layers before the head", "ncm")
         width = options.width or self.widths[options.adapter]
         scale = options.scale or SCALES[options.adapter]

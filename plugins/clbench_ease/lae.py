@@ -37,10 +37,10 @@ from clbench_lora.selection import adapt as adapt_lora
 from clbench_lora.selection import has_parts, remarks
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.models.network import TokenNetwork
 from clbench.strategy.after_steps import ActsAfterSteps
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.strategy.per_task import FrozenBase, check_base
 from clbench_ease import LAEOptions
 from clbench_ease.bottleneck import AdaptedBlock, adapt
@@ -59,11 +59,11 @@ class LAE(ActsAfterSteps, FrozenBase):
     options: LAEOptions
     known: Tensor
 
-    def __init__(self, model: Network, world: World, options: LAEOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: LAEOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
         options = options if options is not None else LAEOptions()
-        super().__init__(model, world, options)
-        self.notes += check_base("lae", self.options, world, model)
+        super().__init__(model, stream_info, options)
+        self.notes += check_base("lae", self.options, stream_info, model)
         model.require_body("lae adapts layers before the head")
         self.adapted: Mapping[str, AdaptedBlock | LoRALayer]
         if options.adapter == "bottleneck":
@@ -73,7 +73,7 @@ class LAE(ActsAfterSteps, FrozenBase):
             self.notes += remarks(model, lora, "lae")
             self.adapted = adapt_lora(model, lora, "lae")
         self.first = model.first_with((AdaptedBlock, LoRALayer))
-        self.register_buffer("known", torch.zeros_like(self.active, device=model.head.weight.device))
+        self.register_buffer("known", torch.zeros_like(self.class_mask, device=model.head.weight.device))
         self.adapters = 0  # on each layer: none, the online one, both
         self.base_learns = False
         self.requires_grad_(False)
@@ -101,7 +101,7 @@ class LAE(ActsAfterSteps, FrozenBase):
         self._learn(base=task.index == 0 and self.phases(task) == 2,
                     adapter=not (task.index and self.options.freeze))
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Let the adapter learn in the second part of a later task's steps."""
         if task.index and phase == 1:
             self._learn(base=False, adapter=True)

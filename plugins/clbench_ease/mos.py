@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.core.device import send
 from clbench.strategy.after_steps import ActsAfterSteps
 from clbench.strategy.alignment import Aligned
@@ -74,9 +74,9 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
     task_means: Tensor
     prototypes: Tensor
 
-    def __init__(self, model: Network, world: World, options: MOSOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: MOSOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
-        super().__init__(model, world, options if options is not None else MOSOptions())
+        super().__init__(model, stream_info, options if options is not None else MOSOptions())
         like = model.head.weight.detach()
         for name in ("labels", "owners"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64, device=like.device))
@@ -135,11 +135,11 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         means, _ = class_means(self, task.train, lambda x: self.features_by(x, (0, -1)).transpose(0, 1).flatten(1))
         classes = send(torch.tensor(task.classes, device="cpu"), self.labels.device)
         # A class without samples has no direction.
-        first, own = means.to(self.prototypes)[classes].nan_to_num(nan=0.0).chunk(2, dim=1)
+        first, second = means.to(self.prototypes)[classes].nan_to_num(nan=0.0).chunk(2, dim=1)
         self.labels = torch.cat([self.labels, classes])
         self.owners = torch.cat([self.owners, torch.full_like(classes, task.index)])
         self.prototypes = torch.cat([self.prototypes, first])
-        self.task_means = torch.cat([self.task_means, own])
+        self.task_means = torch.cat([self.task_means, second])
         self.learned = task.index + 1
 
     def features_by(self, x: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -159,14 +159,14 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         if not self.learned or (task is not None and task >= self.learned):
             return Prediction(self.model(x), None if task is not None else torch.full((len(x),), -1, device=x.device))
         rows = self.owners >= 0 if task is None else self.owners == task
-        present = F.one_hot(self.labels, self.world.classes).bool() & rows[:, None]
+        present = F.one_hot(self.labels, self.stream_info.classes).bool() & rows[:, None]
         absent = ~present.any(0)
         features = self.features_by(x, tuple(range(self.learned)) if task is None else (0, task))
         similarity = self.similarity(features[0]).masked_fill(~rows, float("-inf"))
         logits = self.model.head(features).masked_fill(absent, float("-inf"))  # [T, N, C]
         if task is None:
             tasks = self.owners[similarity.argmax(1)]
-            if self.world.seen_compete:
+            if self.stream_info.seen_compete:
                 owner = torch.zeros_like(absent, dtype=torch.int64).index_copy(0, self.labels, self.owners)
                 next_tasks = owner[logits.argmax(2)]
                 for _ in range(self.options.moves):
@@ -176,7 +176,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
             tasks, chosen = None, logits[1]
         if not self.options.ensemble:
             return Prediction(chosen, tasks)
-        by_class = similarity.new_full((len(x), self.world.classes), float("-inf")).scatter_reduce(
+        by_class = similarity.new_full((len(x), self.stream_info.classes), float("-inf")).scatter_reduce(
             1, self.labels.expand(len(x), -1), similarity, "amax")
         both = chosen.double().softmax(1) + (self.learned * by_class).softmax(1)
         return Prediction((both / 2).log(), tasks)

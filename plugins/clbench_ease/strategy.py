@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.core.device import send
 from clbench.strategy.gaussians import class_means
 from clbench.strategy.per_task import output_places, placed
@@ -93,10 +93,10 @@ class EASE(TaskAdapters):
     prototypes: Tensor
     plain: Tensor
 
-    def __init__(self, model: Network, world: World, options: EASEOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: EASEOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
         options = options if options is not None else EASEOptions()
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         like = model.head.weight.detach()
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64, device=like.device))
         self.register_buffer("prototypes", like.new_empty(0, 0, like.shape[1]))
@@ -107,7 +107,7 @@ class EASE(TaskAdapters):
         """Add adapters and, in place of the last, a head; train these, or the network where task 0 is to make it."""
         self.requires_grad_(False)
         weight = self.model.head.weight
-        self.head = CosineHead(weight.shape[1], task.classes, self.world.classes, weight.detach())
+        self.head = CosineHead(weight.shape[1], task.classes, self.stream_info.classes, weight.detach())
         for layer in self.adapted.values():
             layer.add()
         self._learn(base=self.phases(task) == 2)
@@ -163,5 +163,5 @@ class EASE(TaskAdapters):
         scores = (cosines(features[:len(self.sizes)], prototypes) * weights.T[:, None]).sum(0)
         if self.options.beta:
             scores = scores + self.options.beta * cosines(features[-1:], self.plain.double()[:, None])[0]
-        logits = scores.new_full((len(x), self.world.classes), float("-inf"))
+        logits = scores.new_full((len(x), self.stream_info.classes), float("-inf"))
         return logits.scatter_reduce(1, self.labels.expand(len(x), -1), scores, "amax")

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Batch, Network, Options, Samples, Task, World
+from clbench import Batch, Network, Options, Samples, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.strategy.replay import ReplayMemory
 from clbench_er import EROptions, ReplayOptions
@@ -32,16 +32,16 @@ class ER(ReplayMemory):
     inputs_only_through_model = True
     options: ReplayOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
         options = options or EROptions()
         assert isinstance(options, ReplayOptions)
-        super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
+        super().__init__(model, stream_info, options, capacity=options.capacity, balance=options.balance)
         self.weights_by_task = isinstance(options, EROptions) and options.weights == "by-task"
-        if self.weights_by_task and not world.has_classes:
+        if self.weights_by_task and not stream_info.has_classes:
             raise SpecError("weights = by-task needs classes, which this benchmark does not have; choose weights = "
                             "constant")
-        if options.update == "task" and not world.boundaries:
+        if options.update == "task" and not stream_info.boundaries:
             self.notes.append("update = task: boundaries are hidden, so samples are offered to the memory as they pass")
 
     @property
@@ -49,7 +49,7 @@ class ER(ReplayMemory):
         """Tell whether the loss is a mean over samples: not if new and replayed ones have weights."""
         return not self.weights_by_task
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
         replayed = self.replay(batch)
         extended = batch.extended(replayed) if len(replayed) else batch
@@ -73,7 +73,7 @@ class ER(ReplayMemory):
     @property
     def as_they_pass(self) -> bool:
         """Tell whether the memory is offered samples in every step: with hidden boundaries no task ends before all."""
-        return self.options.update == "step" or not self.world.boundaries
+        return self.options.update == "step" or not self.stream_info.boundaries
 
     def after_task(self, task: Task) -> None:
         """Offer all of the task's samples to the memory, if it has not been offered them one by one."""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from clbench_er.strategy import ER
 from torch import Tensor
 
-from clbench import Batch, Network, Options, World
+from clbench import Batch, Network, Options, StreamInfo
 from clbench.models.network import CosineHead
 from clbench_er_ace import ERACEOptions
 
@@ -33,9 +33,9 @@ class ERACE(ER):
 
     options: ERACEOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory, and with the head that the options name."""
-        super().__init__(model, world, options or ERACEOptions())
+        super().__init__(model, stream_info, options or ERACEOptions())
         if self.options.head == "cosine":
             self.model.head = CosineHead(model.head, SCALE)
 

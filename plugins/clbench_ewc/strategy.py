@@ -20,7 +20,7 @@ there means something else here.
 
 from __future__ import annotations
 
-from clbench import Network, Options, Task, World
+from clbench import Network, Options, StreamInfo, Task
 from clbench.strategy.fisher import check_kind, diagonal_fisher
 from clbench.strategy.regularization import QuadraticPenalty
 from clbench_ewc import EWCOptions
@@ -31,10 +31,10 @@ class EWC(QuadraticPenalty):
 
     options: EWCOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with F = 0, which is no penalty; SpecError if the model has no such Fisher."""
-        super().__init__(model, world, options or EWCOptions())
-        check_kind(world, self.options.fisher)
+        super().__init__(model, stream_info, options or EWCOptions())
+        check_kind(stream_info, self.options.fisher)
 
     @property
     def weight(self) -> float:
@@ -43,8 +43,8 @@ class EWC(QuadraticPenalty):
 
     def after_task(self, task: Task) -> None:
         """Add the task's Fisher, taken at the parameters as they are now."""
-        new = diagonal_fisher(self, task.train, task.index, generator=self.world.generator, kind=self.options.fisher,
-                              limit=self.options.fisher_samples)
+        new = diagonal_fisher(self, task.train, task.index, generator=self.stream_info.generator,
+                              kind=self.options.fisher, limit=self.options.fisher_samples)
         if self.options.mode == "online":
             self.anchor_here(new, self.options.gamma)
         else:

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Strategy, Task, World
+from clbench import Batch, Network, Strategy, StreamInfo, Task
 from clbench.strategy.gaussians import features_of
 from clbench.strategy.per_task import check_base
 from clbench_fetril import FeTrILOptions
@@ -57,17 +57,17 @@ class FeTrIL(Strategy):
     old: Tensor
     class_tasks: Tensor
 
-    def __init__(self, model: Network, world: World, options: FeTrILOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: FeTrILOptions | None = None) -> None:
         """Start with no class; freeze the network if it is not to be trained in the first task."""
-        super().__init__(model, world, options if options is not None else FeTrILOptions())
-        self.notes += check_base("fetril", self.options, world, model)
+        super().__init__(model, stream_info, options if options is not None else FeTrILOptions())
+        self.notes += check_base("fetril", self.options, stream_info, model)
         self.base_learns = self.options.base == "task1" and model.has_body
         self.model.blocks.requires_grad_(self.base_learns)
         weight = model.head.weight.detach()
         self.register_buffer("sums", torch.zeros_like(weight))
-        self.register_buffer("counts", weight.new_zeros(world.classes))
+        self.register_buffer("counts", weight.new_zeros(stream_info.classes))
         for name, dtype in (("nearest", torch.int64), ("old", torch.bool), ("class_tasks", torch.int64)):
-            self.register_buffer(name, torch.zeros(world.classes, dtype=dtype, device=weight.device))
+            self.register_buffer(name, torch.zeros(stream_info.classes, dtype=dtype, device=weight.device))
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
@@ -117,7 +117,7 @@ class FeTrIL(Strategy):
     def _add_features(self, task: Task) -> None:
         """Let the means of the task's classes cover its samples."""
         for part, features in features_of(self, task.train, self.model.features):
-            labels = F.one_hot(part.y, self.world.classes).to(self.sums)
+            labels = F.one_hot(part.y, self.stream_info.classes).to(self.sums)
             self.sums.addmm_(labels.T, features.to(self.sums))
             self.counts += labels.sum(0)
         self.class_tasks[list(task.classes)] = task.index

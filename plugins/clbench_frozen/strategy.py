@@ -10,7 +10,7 @@ from __future__ import annotations
 from clbench_shared_private import SharedPrivateOptions
 from clbench_shared_private.strategy import SharedPrivate
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.strategy.per_task import FrozenBase, check_base
 from clbench_frozen import FrozenOptions
 
@@ -18,11 +18,11 @@ from clbench_frozen import FrozenOptions
 class Frozen(FrozenBase, SharedPrivate):
     """The model's blocks, frozen, and a head for each task."""
 
-    def __init__(self, model: Network, world: World, options: FrozenOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: FrozenOptions | None = None) -> None:
         """Start with no heads."""
         options = options if options is not None else FrozenOptions()
-        check_base("frozen", options, world, model)
-        super().__init__(model, world, SharedPrivateOptions(**options.model_dump()))
+        check_base("frozen", options, stream_info, model)
+        super().__init__(model, stream_info, SharedPrivateOptions(**options.model_dump()))
 
     def base_learned(self, task: Task) -> None:
         """Freeze W."""

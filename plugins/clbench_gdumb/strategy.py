@@ -30,9 +30,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Network, Options, Samples, Task, World
+from clbench import Network, Options, Samples, StreamInfo, Task
 from clbench.core.device import send
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.strategy.regularization import slot
 from clbench.strategy.replay import SampleMemory, write_slots
 from clbench_gdumb import GDumbOptions
@@ -43,11 +43,11 @@ class GDumb(SampleMemory):
 
     options: GDumbOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory, and note the weights."""
         options = options or GDumbOptions()
         assert isinstance(options, GDumbOptions)
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         for name, value in self._network().items():
             self.register_buffer(f"start__{slot(name)}", value.detach().clone(), persistent=False)
 
@@ -55,8 +55,8 @@ class GDumb(SampleMemory):
     def before_task(self, task: Task) -> None:
         """Offer the task's samples to the sampler, and reset the network to its initial weights."""
         count = len(task.train)
-        order = torch.randperm(count, generator=self.world.generator)
-        draws = torch.rand(count, generator=self.world.generator, dtype=torch.float64)
+        order = torch.randperm(count, generator=self.stream_info.generator)
+        draws = torch.rand(count, generator=self.stream_info.generator, dtype=torch.float64)
         new_groups, memory_groups = self._groups(task.train), self._groups(self.memory)
         source = greedy_slots(memory_groups, [new_groups[i] for i in order.tolist()], self.options.capacity, draws)
         slots = (source >= 0).nonzero()[:, 0]
@@ -69,7 +69,7 @@ class GDumb(SampleMemory):
         for name, value in self._network().items():
             value.copy_(self.get_buffer(f"start__{slot(name)}"))
 
-    def phase_samples(self, task: Task, phase: Phase) -> Samples:
+    def phase_samples(self, task: Task, phase: PhaseSpec) -> Samples:
         """Return the memory: the steps are those of the task, the samples are not."""
         return self.memory
 
@@ -79,7 +79,7 @@ class GDumb(SampleMemory):
 
     def _groups(self, samples: Samples) -> list[tuple[int, int]]:
         """Return what each sample counts as: its class and, in scenario `domain`, its task."""
-        tasks = samples.tasks.tolist() if self.world.shared_outputs else [0] * len(samples)
+        tasks = samples.tasks.tolist() if self.stream_info.shared_outputs else [0] * len(samples)
         return list(zip(tasks, samples.y.tolist(), strict=True))
 
 

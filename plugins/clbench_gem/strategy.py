@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Network, Options, Task, World
+from clbench import Network, Options, StreamInfo, Task
 from clbench.core.device import send
 from clbench.strategy.replay import ReplayMemory
 from clbench_gem import GEMOptions
@@ -35,11 +35,11 @@ class GEM(ReplayMemory):
 
     options: GEMOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
         options = options or GEMOptions()
         assert isinstance(options, GEMOptions)
-        super().__init__(model, world, options, capacity=options.capacity, balance=options.balance)
+        super().__init__(model, stream_info, options, capacity=options.capacity, balance=options.balance)
         self.slot_tasks: list[int] = []  # the task of each stored sample
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Phase, Task, World
+from clbench import Batch, Network, PhaseSpec, StreamInfo, Task
 from clbench.core.device import send
 from clbench.core.errors import SpecError
 from clbench.strategy.distillation import Distilled, distillation
@@ -61,17 +61,17 @@ class GenerativeReplay(Distilled):
     low: Tensor
     span: Tensor
 
-    def __init__(self, model: Network, world: World, options: GenerativeReplayOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: GenerativeReplayOptions | None = None) -> None:
         """Start with a new generator.
 
         Raises:
             SpecError: inputs are texts.
         """
-        super().__init__(model, world, options if options is not None else GenerativeReplayOptions())
-        if world.is_text:
+        super().__init__(model, stream_info, options if options is not None else GenerativeReplayOptions())
+        if stream_info.is_text:
             raise SpecError("generative-replay generates images or numbers, and this benchmark has texts; choose er")
         like = model.head.weight
-        self.generator = Generator(math.prod(world.input_shape), self.options.width, self.options.depth,
+        self.generator = Generator(math.prod(stream_info.input_shape), self.options.width, self.options.depth,
                                    self.options.latent).to(like)
         self.old_decoder = frozen(self.generator.decoder)
         for name in ("noise", "low", "span"):
@@ -84,7 +84,7 @@ class GenerativeReplay(Distilled):
         """Return the old network and the old decoder."""
         return (self.old, self.old_decoder)
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Work out how the generator's learning rate follows from the recipe's."""
         self.rate = 1.0 if self.options.generator_lr is None else self.options.generator_lr / phase.lr
 
@@ -92,12 +92,12 @@ class GenerativeReplay(Distilled):
         """Return the generator's."""
         return {"generator.*": self.rate}
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Draw noise for the step; the batch stays as it is, since `loss` makes the replayed inputs."""
         if not len(self.span):
             self._find_range(batch.x[:1])
         count = len(batch.y) * (3 if batch.task else 1)
-        noise = torch.randn(count, self.options.latent, generator=self.world.generator)
+        noise = torch.randn(count, self.options.latent, generator=self.stream_info.generator)
         self.noise = send(noise.to(self.model.head.weight.dtype), self.noise.device)
         return batch
 
@@ -106,10 +106,10 @@ class GenerativeReplay(Distilled):
         self.pixels = raw.dtype == torch.uint8
         like = self.model.head.weight
         if self.pixels:
-            self.low, white = (self.world.prepare(torch.full_like(raw, value))[0].to(like) for value in (0, 255))
+            self.low, white = (self.stream_info.prepare(torch.full_like(raw, value))[0].to(like) for value in (0, 255))
             self.span = white - self.low
         else:
-            self.low, self.span = (like.new_full(self.world.input_shape, value) for value in (0.0, 1.0))
+            self.low, self.span = (like.new_full(self.stream_info.input_shape, value) for value in (0.0, 1.0))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted losses of network and generator on new and generated inputs."""
@@ -127,7 +127,7 @@ class GenerativeReplay(Distilled):
         """Return the loss of logits [N, C] of generated inputs, given those of the old network, in a task; a scalar."""
         losses, temperature = [], self.options.temperature
         for outputs in self.old_outputs(task):
-            among = outputs if self.world.task_given else self.active.any(0)
+            among = outputs if self.stream_info.task_given else self.class_mask.any(0)
             if self.options.targets == "soft":
                 soft = distillation(logits, old, outputs, temperature, among)
                 losses.append(soft * temperature**2 / among.sum() if self.options.soft_loss == "scaled-mean" else soft)

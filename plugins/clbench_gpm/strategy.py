@@ -40,7 +40,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Strategy, Task, World
+from clbench import Network, Strategy, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.core.torch_private import NormWithStatistics
 from clbench.strategy.regularization import slot
@@ -57,9 +57,9 @@ class GPM(Strategy):
     roles = (("subspace__*", "subspaces"),)
     options: GPMOptions
 
-    def __init__(self, model: Network, world: World, options: GPMOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: GPMOptions | None = None) -> None:
         """Start with empty subspaces."""
-        super().__init__(model, world, options if options is not None else GPMOptions())
+        super().__init__(model, stream_info, options if options is not None else GPMOptions())
         self.tasks = 0  # that have begun
         for name, layer in self.projected().items():
             size = layer.weight[0].numel()
@@ -75,7 +75,7 @@ class GPM(Strategy):
         layers = {name: layer for name, layer in self.model.named_modules()
                   if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in attention_ids
                   and getattr(layer, "groups", 1) == 1}
-        if self.world.task_given or self.world.predicts_tokens:
+        if self.stream_info.task_given or self.stream_info.predicts_tokens:
             del layers["head"]
         return layers
 
@@ -85,7 +85,7 @@ class GPM(Strategy):
         if not task.index:
             return
         self.requires_grad_(False)
-        if self.world.task_given and not self.world.predicts_tokens:
+        if self.stream_info.task_given and not self.stream_info.predicts_tokens:
             self.model.head.requires_grad_(True)
         for name, layer in self.projected().items():
             layer.weight.requires_grad_(True)
@@ -112,7 +112,7 @@ class GPM(Strategy):
     def after_task(self, task: Task) -> None:
         """Extend the subspaces by the directions that the task's inputs need."""
         threshold = min(1.0, self.options.threshold + self.options.increase * task.index)
-        drawn = task.train.materialized().subset(self.options.samples, self.world.generator)
+        drawn = task.train.materialized().subset(self.options.samples, self.stream_info.generator)
         try:
             moments = input_moments(self, self.model, self.projected(), drawn)
         except SpecError as error:

@@ -40,9 +40,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.core.errors import SpecError
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench_hat import HATOptions
 
@@ -60,9 +60,9 @@ class HAT(PerTaskStrategy):
     options: HATOptions
     s: Tensor
 
-    def __init__(self, model: Network, world: World, options: HATOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: HATOptions | None = None) -> None:
         """Let all units be free; SpecError where the network is not a chain of plain layers."""
-        super().__init__(model, world, options if options is not None else HATOptions())
+        super().__init__(model, stream_info, options if options is not None else HATOptions())
         self.embeddings = nn.ModuleList()  # of each task, a vector for each layer
         self.samples = 0  # of the task
         self.batches, self.batch = 1, 0  # of a pass, and those of it that are done
@@ -77,12 +77,12 @@ class HAT(PerTaskStrategy):
         self.model.blocks.requires_grad_(True)
         self.embeddings.append(nn.ParameterList(nn.Parameter(torch.randn_like(used)) for used in self.used()))
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Note how many steps there are."""
         self.batches, self.batch = int(phase.steps), 0
 
     @torch.no_grad()
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch as it is; set s, and bring the embeddings back to where they may be."""
         if self.batch == 0:
             self.batches = min(self.batches, math.ceil(self.samples / len(batch.y)))

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Batch, Network, Options, Task, World
+from clbench import Batch, Network, Options, StreamInfo, Task
 from clbench.strategy.distillation import Distilled
 from clbench.strategy.gaussians import class_means
 from clbench.strategy.herding import HerdedMemory
@@ -54,22 +54,22 @@ class ICaRL(HerdedMemory, Distilled):
     options: ICaRLOptions
     means: Tensor
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no exemplars; SpecError where there will be more classes than they are to be."""
-        super().__init__(model, world, options or ICaRLOptions())
+        super().__init__(model, stream_info, options or ICaRLOptions())
         like = model.head.weight
         self.learned = 0  # tasks
-        self.register_buffer("means", like.new_full((world.classes, model.head.in_features), math.inf))
+        self.register_buffer("means", like.new_full((stream_info.classes, model.head.in_features), math.inf))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the binary cross-entropies of new outputs with the labels, and of old ones with what they were."""
         logits = self.model(batch.x)
-        targets = F.one_hot(batch.y, self.world.classes).to(logits.dtype)
+        targets = F.one_hot(batch.y, self.stream_info.classes).to(logits.dtype)
         old = self.known.any(0) & ~self.taught
         if batch.task:
             targets = torch.where(old, (self.old_logits(batch.x) / self.options.temperature).sigmoid(), targets)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return (losses * (old | self.active[batch.tasks])).sum(1).mean()
+        return (losses * (old | self.class_mask[batch.tasks])).sum(1).mean()
 
     def after_task(self, task: Task) -> None:
         """Store the network, shorten the existing sets of exemplars, add those of the task, and recompute all means."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from clbench import Network, Record, Task, World
+from clbench import Network, Record, StreamInfo, Task
 from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.registry import discover
@@ -40,15 +40,15 @@ class Independent(FrozenBase, PerTaskStrategy):
     parts_final = True
     options: IndependentOptions
 
-    def __init__(self, model: Network, world: World, options: IndependentOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: IndependentOptions | None = None) -> None:
         """Start with no copies; SpecError without the tasks of a language model's items."""
         options = options if options is not None else IndependentOptions()
-        if world.predicts_tokens and not world.task_given:
+        if stream_info.predicts_tokens and not stream_info.task_given:
             raise SpecError("independent: each copy of a language model has its own head, and no head is chosen by the "
                             "prompt; choose --scenario task, or lora:infer=gaussian")
-        super().__init__(model, world, options)
-        self.notes += check_base("independent", self.options, world, model)
-        if world.predicts_tokens:
+        super().__init__(model, stream_info, options)
+        self.notes += check_base("independent", self.options, stream_info, model)
+        if stream_info.predicts_tokens:
             self.notes.append("the copies of a language model are not exported, because each has all of its weights")
         self.copies = nn.ModuleList()
         self.copied_heads = nn.ModuleList()  # of a language model
@@ -60,7 +60,7 @@ class Independent(FrozenBase, PerTaskStrategy):
         super().before_task(task)
         copied: dict[int, object] = {}  # so that what is tied stays tied
         self.copies.append(copy.deepcopy(self.model.blocks, copied))
-        if self.world.predicts_tokens:
+        if self.stream_info.predicts_tokens:
             self.copied_heads.append(copy.deepcopy(self.model.head, copied))
         self._learn(base=self.phases(task) == 2)
 
@@ -112,7 +112,7 @@ class Independent(FrozenBase, PerTaskStrategy):
         The head is the task's own: its rows in their places, bias -inf elsewhere, so that the plain model answers what
         this strategy answers for the task. Nothing is written if there are no classes.
         """
-        if not self.world.has_classes:
+        if not self.stream_info.has_classes:
             return
         if task.index == 0:
             save_tensors(folder / BASE, self.model.state_dict(), {"format": "pt"})

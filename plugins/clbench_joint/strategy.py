@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clbench import Network, Options, Samples, Strategy, Task, World
+from clbench import Network, Options, Samples, Strategy, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.data.photo_samples import PhotoSamples
 from clbench.data.samples import StochasticSamples
@@ -31,9 +31,9 @@ class Joint(Strategy):
     kept_y: Tensor
     kept_tasks: Tensor
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no samples."""
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         for name in ("kept_x", "kept_y", "kept_tasks"):
             self.register_buffer(name, torch.empty(0))
         self.ends: list[int] = []  # where each task's samples end among those kept

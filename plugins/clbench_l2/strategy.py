@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Network, Options, Task, World
+from clbench import Network, Options, StreamInfo, Task
 from clbench.strategy.regularization import QuadraticPenalty
 from clbench_l2 import L2Options
 
@@ -27,9 +27,9 @@ class L2(QuadraticPenalty):
 
     options: L2Options
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no pull."""
-        super().__init__(model, world, options or L2Options())
+        super().__init__(model, stream_info, options or L2Options())
 
     @property
     def weight(self) -> float:

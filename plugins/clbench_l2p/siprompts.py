@@ -34,7 +34,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Samples, Task, World
+from clbench import Batch, Network, Samples, StreamInfo, Task
 from clbench.strategy.gaussians import features_of
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.strategy.prompts import PromptedStrategy
@@ -52,10 +52,10 @@ class SIPrompts(PromptedStrategy, PerTaskStrategy):
     parts_final = loss_is_mean = True
     options: SIPromptsOptions
 
-    def __init__(self, model: Network, world: World, options: SIPromptsOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SIPromptsOptions | None = None) -> None:
         """Start with no prompts; SpecError where the model has no tokens."""
         options = options if options is not None else SIPromptsOptions()
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         self.prompts = nn.ParameterList()
         self.distance_order = {"l1": 1.0, "l2": 2.0}[options.distance]
 
@@ -100,7 +100,7 @@ class SIPrompts(PromptedStrategy, PerTaskStrategy):
     def class_means(self, samples: Samples) -> Tensor:
         """Return the centroids [K, D] of raw samples, which take the place of class means."""
         features = torch.cat([part for _, part in features_of(self, samples, self.inference_features)])
-        return k_means(features, self.options.clusters, self.world.generator)
+        return k_means(features, self.options.clusters, self.stream_info.generator)
 
 
 def k_means(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:

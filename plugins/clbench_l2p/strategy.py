@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, World
+from clbench import Batch, Network, StreamInfo
 from clbench.strategy.prompts import PromptedStrategy
 from clbench_l2p import L2POptions
 
@@ -49,10 +49,10 @@ class L2P(PromptedStrategy):
     roles = (("prompts", "prompts"), ("keys", "prompts"))
     options: L2POptions
 
-    def __init__(self, model: Network, world: World, options: L2POptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: L2POptions | None = None) -> None:
         """Draw prompts and keys; SpecError where the model has no tokens."""
         options = options if options is not None else L2POptions()
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         width = model.head.in_features
         self.prompts = self.parameter(options.pool, options.length, width)
         self.keys = self.parameter(options.pool, width)

@@ -39,7 +39,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.strategy.fisher import check_kind, diagonal_fisher
 from clbench.strategy.regularization import quadratic, slot
 from clbench_lora import EWCLoRAOptions
@@ -59,10 +59,10 @@ class EWCLoRA(JoinedHeadsLoRA):
     roles = (("importance__*", "importance"), *JoinedHeadsLoRA.roles)
     options: EWCLoRAOptions
 
-    def __init__(self, model: Network, world: World, options: EWCLoRAOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: EWCLoRAOptions | None = None) -> None:
         """Install the adapted layers, with F = 0; SpecError if they do not fit the model, or it has no such Fisher."""
-        super().__init__(model, world, options if options is not None else EWCLoRAOptions())
-        check_kind(world, self.options.fisher)
+        super().__init__(model, stream_info, options if options is not None else EWCLoRAOptions())
+        check_kind(stream_info, self.options.fisher)
         for name, layer in self.adapted.items():
             self.register_buffer(f"importance__{slot(name)}", torch.zeros_like(layer.base_layer.weight,
                                                                                requires_grad=False))
@@ -104,7 +104,7 @@ class EWCLoRA(JoinedHeadsLoRA):
     def fisher(self, task: Task) -> dict[str, Tensor]:
         """Return the diagonal Fisher information of W on a task's samples, by adapted layer."""
         with self._weights_only():
-            fisher = diagonal_fisher(self, task.train, task.index, generator=self.world.generator,
+            fisher = diagonal_fisher(self, task.train, task.index, generator=self.stream_info.generator,
                                      kind=self.options.fisher, limit=self.options.fisher_samples)
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         return {name: fisher[names[id(whole)]][rows]

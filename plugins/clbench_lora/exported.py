@@ -34,7 +34,7 @@ class ExportedAdapters(Strategy):
     @property
     def base_name(self) -> str:
         """Return the folder or repository that has W of a language model; empty if W is nowhere else."""
-        if not self.world.predicts_tokens or self.options.base != "pretrained":
+        if not self.stream_info.predicts_tokens or self.options.base != "pretrained":
             return ""
         return published_as(self.model.weights_file)
 
@@ -73,7 +73,7 @@ class ExportedAdapters(Strategy):
         info = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
                            origin=origin, names=self.published_names(modules), class_names=task.class_names)
         prototype = self._buffers.get(f"prototype_{task.index}")
-        return adapter_of(self.adapted, position, head, self.world.classes, self.options, info, prototype,
+        return adapter_of(self.adapted, position, head, self.stream_info.classes, self.options, info, prototype,
                           self.base_name)
 
     def published_names(self, names: Iterable[str]) -> dict[str, str]:

@@ -36,7 +36,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Samples, Task, World
+from clbench import Network, Samples, StreamInfo, Task
 from clbench.strategy.regularization import slot
 from clbench.strategy.subspace import grown, packed, unpacked
 from clbench_lora import InfLoRAOptions
@@ -56,9 +56,9 @@ class InfLoRA(JoinedHeadsLoRA):
     roles = (("subspace__*", "subspaces"), *JoinedHeadsLoRA.roles)
     options: InfLoRAOptions
 
-    def __init__(self, model: Network, world: World, options: InfLoRAOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: InfLoRAOptions | None = None) -> None:
         """Install the adapted layers, with empty subspaces; SpecError if they do not fit the model."""
-        super().__init__(model, world, options if options is not None else InfLoRAOptions())
+        super().__init__(model, stream_info, options if options is not None else InfLoRAOptions())
         for name, layer in self.adapted.items():
             like = layer.base_layer.weight
             size = like[0].numel()
@@ -81,7 +81,7 @@ class InfLoRA(JoinedHeadsLoRA):
         """Extend the stored subspaces by the directions that the task needs; realign the heads where that is chosen."""
         super().after_task(task)
         start, end = self.options.threshold, self.options.final_threshold
-        threshold = start + (end - start) * task.index / self.world.tasks
+        threshold = start + (end - start) * task.index / self.stream_info.tasks
         for name, moment in self.moments(task.train).items():
             wider = grown(moment, self.stored_projector(name), threshold, self.options.criterion)
             self.get_buffer(f"subspace__{slot(name)}").copy_(packed(wider))

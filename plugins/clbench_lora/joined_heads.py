@@ -14,7 +14,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.strategy.alignment import Aligned
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import SummedOptions
@@ -31,9 +31,9 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
     inputs_only_through_model = True
     roles = (("heads.*", "heads"), *Aligned.roles, *SummedLoRA.roles)
 
-    def __init__(self, model: Network, world: World, options: SummedOptions) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SummedOptions) -> None:
         """Install the adapted layers; there is no head yet. SpecError if they do not fit the model."""
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         self.heads = nn.ModuleList()
         self.classes: list[tuple[int, ...]] = []  # of each head
         self.current: list[int] = []  # the heads of the current task
@@ -43,7 +43,7 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
         known = set(chain.from_iterable(self.classes))
         if new := tuple(c for c in task.classes if c not in known):
             head = self.model.head
-            self.heads.append(TaskHead(head.in_features, new, self.world.classes, head.weight))
+            self.heads.append(TaskHead(head.in_features, new, self.stream_info.classes, head.weight))
             self.classes.append(new)
         self.current = [i for i, classes in enumerate(self.classes) if set(classes) & set(task.classes)]
         super().before_task(task)

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import LoRAMeanOptions
 from clbench_lora.activation import activated
@@ -45,22 +45,22 @@ class LoRAMean(SummedLoRA):
     roles = (("heads.*", "heads"), *SummedLoRA.roles)
     options: LoRAMeanOptions
 
-    def __init__(self, model: Network, world: World, options: LoRAMeanOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: LoRAMeanOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
-        super().__init__(model, world, options if options is not None else LoRAMeanOptions())
+        super().__init__(model, stream_info, options if options is not None else LoRAMeanOptions())
         self.heads = nn.ModuleList()
         self.learned = 0  # number of tasks learned; while a task is being trained there is one head more
 
     def before_task(self, task: Task) -> None:
         """Add the task's head, then adapters; the head comes first, so that all methods get the same head."""
         head = self.model.head
-        if not self.world.predicts_tokens:
-            self.heads.append(TaskHead(head.in_features, task.classes, self.world.classes, head.weight))
+        if not self.stream_info.predicts_tokens:
+            self.heads.append(TaskHead(head.in_features, task.classes, self.stream_info.classes, head.weight))
         super().before_task(task)
 
     def heads_for(self, task: Task) -> Iterable[nn.Module]:
         """Return the task's head."""
-        return () if self.world.predicts_tokens else (self.heads[task.index],)
+        return () if self.stream_info.predicts_tokens else (self.heads[task.index],)
 
     def _learn(self, base: bool) -> None:
         """Train either W, without adapters, or the newest adapters, which are alone in the network."""
@@ -72,7 +72,7 @@ class LoRAMean(SummedLoRA):
         """Return the cross-entropy of the task's own adapters and head."""
         with self.known_first_layer(batch):
             features = self.model.features(batch.x)
-            head = self.model.from_features if self.world.predicts_tokens else self.heads[batch.task]
+            head = self.model.from_features if self.stream_info.predicts_tokens else self.heads[batch.task]
             return self.cross_entropy(head(features), batch)
 
     def after_task(self, task: Task) -> None:
@@ -97,9 +97,9 @@ class LoRAMean(SummedLoRA):
         with self.averaged():
             features = self.model.features(x)
         logits = self.model.from_features(features)
-        if task is not None and task < self.learned and not self.world.predicts_tokens:
+        if task is not None and task < self.learned and not self.stream_info.predicts_tokens:
             logits = self.heads[task](features)
-        elif self.learned and not self.world.predicts_tokens:
+        elif self.learned and not self.stream_info.predicts_tokens:
             task_logits = torch.stack([head(features) for head in self.heads[:self.learned]])
             known = ~task_logits.isneginf()
             mean = task_logits.masked_fill(~known, 0.0).sum(0) / known.sum(0).clamp(min=1)

@@ -43,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.strategy.gaussians import class_means
 from clbench.strategy.subspace import grown
 from clbench_lora import LoRASubOptions
@@ -68,13 +68,13 @@ class LoRASub(SummedLoRA):
     means: Tensor
     counts: Tensor
 
-    def __init__(self, model: Network, world: World, options: LoRASubOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: LoRASubOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
-        super().__init__(model, world, options if options is not None else LoRASubOptions())
+        super().__init__(model, stream_info, options if options is not None else LoRASubOptions())
         like = model.head.weight
         self.projecting = False  # whether the newest adapters learn within their spaces
-        self.register_buffer("means", like.new_zeros(world.classes, model.head.in_features))
-        self.register_buffer("counts", torch.zeros(world.classes, dtype=torch.int64, device=like.device))
+        self.register_buffer("means", like.new_zeros(stream_info.classes, model.head.in_features))
+        self.register_buffer("counts", torch.zeros(stream_info.classes, dtype=torch.int64, device=like.device))
         for name, layer in self.adapted.items():
             size = layer.base_layer.weight[0].numel()
             self.register_buffer(_slot("space", name), like.new_zeros(size, size), persistent=False)

@@ -28,7 +28,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from clbench import Batch, Network, World
+from clbench import Batch, Network, StreamInfo
 from clbench.strategy.alignment import Aligned
 from clbench_lora import OLoRAOptions
 from clbench_lora.shared_adapters import SummedLoRA
@@ -42,9 +42,9 @@ class OLoRA(Aligned, SummedLoRA):
     roles = (*Aligned.roles, *SummedLoRA.roles)
     options: OLoRAOptions
 
-    def __init__(self, model: Network, world: World, options: OLoRAOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: OLoRAOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
-        super().__init__(model, world, options if options is not None else OLoRAOptions())
+        super().__init__(model, stream_info, options if options is not None else OLoRAOptions())
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy over the active outputs plus the penalty."""

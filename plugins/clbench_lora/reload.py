@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from clbench import Network, Record, Task, World
+from clbench import Network, Record, StreamInfo, Task
 from clbench.core import seeds
 from clbench.core.artifacts import BASE
 from clbench.core.errors import SpecError, StoreError
@@ -52,14 +52,15 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
     except RuntimeError as error:
         raise StoreError(f"the base in {source.folder} does not fit model {trial.model}: "
                          f"{' '.join(str(error).split())[:200]}") from None
-    world = World(source.outputs, len(source.stream.classes) if tasks is None else tasks, trial.scenario, shape,
-                  seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare(),
-                  is_text=known.model(trial.model.name).text)
+    stream_info = StreamInfo(
+        source.outputs, len(source.stream.classes) if tasks is None else tasks, trial.scenario, shape,
+        seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare(),
+        is_text=known.model(trial.model.name).text)
     method = trial.method.model_copy(update={"options": {**trial.method.options, "base": "pretrained"}})
-    strategy = build_strategy(method, channels_last(model), world, known)
+    strategy = build_strategy(method, channels_last(model), stream_info, known)
     if not isinstance(strategy, LoRA):
         raise SpecError(f"method {trial.method.name!r} keeps no adapters that can be loaded; only lora's can")
-    if strategy.options.infer == "gaussian" and not world.task_given:
+    if strategy.options.infer == "gaussian" and not stream_info.task_given:
         raise SpecError("infer = gaussian has one covariance of all tasks, which the files of adapters do not have; "
                         "load adapters of a trial with infer = entropy, max-logit or prototype")
     return strategy

@@ -34,7 +34,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench_lora import SDLoRAOptions
 from clbench_lora.layers import LoRALayer
 from clbench_lora.shared_adapters import SummedLoRA
@@ -53,11 +53,11 @@ class SDLoRA(SummedLoRA):
     options: SDLoRAOptions
     lengths: Tensor
 
-    def __init__(self, model: Network, world: World, options: SDLoRAOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SDLoRAOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
-        super().__init__(model, world, options if options is not None else SDLoRAOptions())
+        super().__init__(model, stream_info, options if options is not None else SDLoRAOptions())
         self.magnitudes = nn.ParameterList()
-        self.register_buffer("lengths", model.head.weight.new_ones(world.tasks, len(self.adapted)))
+        self.register_buffer("lengths", model.head.weight.new_ones(stream_info.tasks, len(self.adapted)))
 
     def before_task(self, task: Task) -> None:
         """Divide the newest adapters by their lengths, set magnitudes, and add adapters of the task's rank."""

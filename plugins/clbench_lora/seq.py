@@ -23,7 +23,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clbench import Batch, Network, Samples, Task, World
+from clbench import Batch, Network, Samples, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.strategy.alignment import Aligned
 from clbench.strategy.replay import ReplayMemory
@@ -42,15 +42,15 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
     roles = (*Aligned.roles, *SummedLoRA.roles)
     options: SeqLoRAOptions
 
-    def __new__(cls, model: Any = None, world: Any = None, options: SeqLoRAOptions | None = None) -> SeqLoRA:
+    def __new__(cls, model: Any = None, stream_info: Any = None, options: SeqLoRAOptions | None = None) -> SeqLoRA:
         """Return an instance of the class that the options need: only one that replays has a memory to store."""
         replays = cls is SeqLoRA and options is not None and options.replay > 0
         return super().__new__(ReplayedSeqLoRA if replays else cls)
 
-    def __init__(self, model: Network, world: World, options: SeqLoRAOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SeqLoRAOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model, or cannot be merged into it."""
-        super().__init__(model, world, options if options is not None else SeqLoRAOptions())
-        if self.options.merge and world.predicts_tokens:
+        super().__init__(model, stream_info, options if options is not None else SeqLoRAOptions())
+        if self.options.merge and stream_info.predicts_tokens:
             self.notes.append("merge = true: adapters are not exported, because they are merged into W")
         if self.options.merge and self.options.bias:
             for name, layer in self.adapted.items():
@@ -77,26 +77,26 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
 
     def export(self, folder: Path, task: Task) -> None:
         """Write the adapter of a language model as it is after the task, in PEFT's format."""
-        if self.world.predicts_tokens and not self.options.merge:
+        if self.stream_info.predicts_tokens and not self.options.merge:
             self.write_task(folder, task, -1, None)
 
 
 class ReplayedSeqLoRA(ReplayMemory, SeqLoRA):
     """Sequential LoRA on batches with samples of earlier tasks behind."""
 
-    def __init__(self, model: Network, world: World, options: SeqLoRAOptions) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SeqLoRAOptions) -> None:
         """Start with an empty memory."""
-        super().__init__(model, world, options, capacity=options.capacity)
+        super().__init__(model, stream_info, options, capacity=options.capacity)
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with its replay samples behind; then the memory may be offered the new ones."""
         replayed = self.sample_share(len(batch.y), self.options.replay)
-        if not self.world.boundaries:
+        if not self.stream_info.boundaries:
             self.offer(Samples(batch.x, batch.y, batch.tasks))
         return batch.extended(replayed) if len(replayed) else batch
 
     def after_task(self, task: Task) -> None:
         """Offer the task's samples to the memory, if it has not been offered them as they passed."""
         super().after_task(task)
-        if self.world.boundaries:
+        if self.stream_info.boundaries:
             self.offer(task.train)

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from clbench import Network, Samples, Task, World
+from clbench import Network, Samples, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import FrozenBase, check_base
 from clbench.strategy.subspace import input_moments
@@ -36,10 +36,10 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
     heads_named: ClassVar[str] = "model.head.*"
     options: SummedOptions
 
-    def __init__(self, model: Network, world: World, options: SummedOptions) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SummedOptions) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
-        super().__init__(model, world, options)
-        self.notes += check_base(self.method, self.options, world, model)
+        super().__init__(model, stream_info, options)
+        self.notes += check_base(self.method, self.options, stream_info, model)
         self.notes += remarks(model, self.options, self.method)
         self.adapted = adapt(model, adapter_options(self.options), self.method)
         self.base_learns = False
@@ -59,7 +59,7 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
 
         A language model keeps the head that it has.
         """
-        return () if self.world.predicts_tokens else (self.model.head,)
+        return () if self.stream_info.predicts_tokens else (self.model.head,)
 
     def learning_rates(self) -> Mapping[str, float]:
         """Return `head_rate` for the heads."""

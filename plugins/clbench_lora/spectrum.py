@@ -212,7 +212,7 @@ def spectra(run: Path) -> list[Spectrum]:
     for record in records:
         if record.trial.method.name != "independent" or not (store.artifacts / record.key / BASE).is_file():
             continue
-        key = (*record.trial.setting, record.trial.row)
+        key = (*record.trial.environment, record.trial.method_config)
         spectrum = by_setting.setdefault(key, Spectrum(_setting(record), record.label))
         spectrum.changes += changes_of(record, store.artifacts / record.key)
         members.setdefault(key, []).append(record)
@@ -223,7 +223,7 @@ def spectra(run: Path) -> list[Spectrum]:
         raise StoreError(f"no trial of independent with its weights in {run}; clbench run --methods independent,lora "
                          f"--set lora.rank=1,4,16 --out {run} makes some")
     for key, spectrum in by_setting.items():
-        same = [r for r in records if r.trial.setting == key[:-1]]
+        same = [r for r in records if r.trial.environment == key[:-1]]
         _compare(spectrum, members[key], same)
     return list(by_setting.values())
 
@@ -234,7 +234,7 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
     groups: dict[str, list[Record]] = {}
     for record in same:
         if record.trial.method.name in ("frozen", "lora"):
-            groups.setdefault(record.trial.row, []).append(record)
+            groups.setdefault(record.trial.method_config, []).append(record)
     for group in (*groups.values(), list(full)):
         method, label = group[0].trial.method, group[0].label
         rank = {"frozen": 0, "independent": None}.get(method.name, method.options.get("rank"))

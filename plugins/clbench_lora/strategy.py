@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
 from clbench_lora import LoRAOptions
 from clbench_lora.activation import activated
@@ -37,11 +37,11 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
     inputs_only_through_model = parts_final = True
     options: LoRAOptions
 
-    def __init__(self, model: Network, world: World, options: LoRAOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: LoRAOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
         options = options if options is not None else LoRAOptions()
-        super().__init__(model, world, options)
-        self.notes += check_base("lora", self.options, world, model)
+        super().__init__(model, stream_info, options)
+        self.notes += check_base("lora", self.options, stream_info, model)
         self.notes += remarks(model, options)
         self.adapted = adapt(model, options)
         self.base_learns = False
@@ -106,7 +106,7 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
 
         A pretrained language model has W, and its head. Nothing is written of a model that predicts numbers.
         """
-        if not self.world.predicts_numbers:
+        if not self.stream_info.predicts_numbers:
             self.write_task(folder, task, task.index, self.exported_head(task))
 
     def adapter(self, task: Task, trial: str, base: str, number: int | None = None,

@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Options, Phase, Task, World
+from clbench import Batch, Network, Options, PhaseSpec, StreamInfo, Task
 from clbench.models.network import Block, CosineHead
 from clbench.strategy.distillation import Distilled
 from clbench.strategy.gaussians import features_of
@@ -63,11 +63,11 @@ class CosineReplay(HerdedMemory, Distilled):
     roles = (*HerdedMemory.roles, *Distilled.roles)
     options: Any
 
-    def __init__(self, model: Network, world: World, options: Any, head: CosineHead) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Any, head: CosineHead) -> None:
         """Give the network its head, before a copy is made, and start with no exemplars."""
         model.head = head
         removed = options.last_relu == "keep" or remove_last_relu(model)
-        super().__init__(model, world, options)
+        super().__init__(model, stream_info, options)
         if not removed:
             self.notes.append(f"{self.method}: the model's last block does not end in a ReLU; its features are as they "
                               "are")
@@ -94,7 +94,7 @@ class CosineReplay(HerdedMemory, Distilled):
         """Set the weights of new classes by their features."""
         raise NotImplementedError
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Work out how eta's learning rate follows from the recipe's."""
         self.rate = self.options.eta_lr / phase.lr
 
@@ -130,11 +130,11 @@ class LUCIR(CosineReplay):
     method = "lucir"
     options: LUCIROptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no exemplars."""
         options = options or LUCIROptions()
         assert isinstance(options, LUCIROptions)
-        super().__init__(model, world, options, CosineHead(model.head, options.eta, learned=True))
+        super().__init__(model, stream_info, options, CosineHead(model.head, options.eta, learned=True))
 
     @torch.no_grad()
     def imprint(self, task: Task, new: list[int]) -> None:
@@ -164,7 +164,7 @@ class LUCIR(CosineReplay):
 
     def ranking(self, cosines: Tensor, batch: Batch) -> Tensor:
         """Return the margin ranking loss of cosines [N, C], 0 where no sample is of an old class; a scalar."""
-        competing = self.taught & self.active.index_select(0, batch.tasks)
+        competing = self.taught & self.class_mask.index_select(0, batch.tasks)
         nearest = cosines.masked_fill(~competing, float("-inf")).topk(min(self.options.negatives, cosines.shape[1]))[0]
         target = cosines.gather(1, batch.y[:, None])
         counted = ~self.taught.index_select(0, batch.y)[:, None] & nearest.isfinite()

@@ -58,7 +58,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Batch, Network, Options, Task, World
+from clbench import Batch, Network, Options, StreamInfo, Task
 from clbench.strategy.distillation import Distilled, distillation
 from clbench_lwf import LwFOptions
 
@@ -69,9 +69,9 @@ class LwF(Distilled):
     inputs_only_through_model = loss_is_mean = True
     options: LwFOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no task learned."""
-        super().__init__(model, world, options or LwFOptions())
+        super().__init__(model, stream_info, options or LwFOptions())
         self.distils = False  # whether there is an old task
         if self.options.form == "all":
             self.activated = "all"
@@ -94,7 +94,7 @@ class LwF(Distilled):
         old, strength = self.frozen_outputs_of(batch)["old"], self.options.strength
         groups = self.old_outputs(batch.task)
         if self.options.weights == "by-old-tasks":
-            strength = strength * (1 if self.world.seen_compete else batch.task / len(groups))
+            strength = strength * (1 if self.stream_info.seen_compete else batch.task / len(groups))
         elif self.options.weights != "constant":
             share = 1 / (batch.task + 1)
             loss, strength = share * loss, strength * (1 - share) * self.options.temperature**2 / len(groups)
@@ -108,9 +108,9 @@ class LwF(Distilled):
             return self.cross_entropy(logits, batch)
         if self.options.form == "new-classes":
             return self.cross_entropy(logits.masked_fill(~self.taught, float("-inf")), batch)
-        targets = F.one_hot(batch.y, self.world.classes).to(logits.dtype)
+        targets = F.one_hot(batch.y, self.stream_info.classes).to(logits.dtype)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return (losses * (self.taught & self.active.index_select(0, batch.tasks))).sum(1).mean()
+        return (losses * (self.taught & self.class_mask.index_select(0, batch.tasks))).sum(1).mean()
 
     def distilled(self, logits: Tensor, old: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the distillation loss of a group of old outputs, as the form has it; a scalar.
@@ -127,7 +127,7 @@ class LwF(Distilled):
             losses = F.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none")
             loss = (losses * outputs).sum(1).mean()
         else:
-            if self.options.form == "zero-padded" and not self.world.task_given:
-                over = self.active.index_select(0, batch.tasks)
+            if self.options.form == "zero-padded" and not self.stream_info.task_given:
+                over = self.class_mask.index_select(0, batch.tasks)
             loss = distillation(logits, old, outputs, temperature, over)
         return loss / over.sum(-1).max() if self.options.weights == "by-task-mean" else loss

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Network, Options, Samples, Task, World
+from clbench import Network, Options, Samples, StreamInfo, Task
 from clbench.strategy.per_sample_gradients import evaluating, mean_gradients
 from clbench.strategy.regularization import QuadraticPenalty
 from clbench_mas import MASOptions
@@ -27,9 +27,9 @@ class MAS(QuadraticPenalty):
 
     options: MASOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with Omega = 0."""
-        super().__init__(model, world, options or MASOptions())
+        super().__init__(model, stream_info, options or MASOptions())
 
     @property
     def weight(self) -> float:
@@ -38,7 +38,7 @@ class MAS(QuadraticPenalty):
 
     def after_task(self, task: Task) -> None:
         """Add the task's importance and hold the parameters where they are."""
-        samples = task.train.subset(self.options.samples, self.world.generator)
+        samples = task.train.subset(self.options.samples, self.stream_info.generator)
         if self.options.batch > 1:
             self.anchor_here(self._of_batches(samples, task.index))
         else:
@@ -51,11 +51,11 @@ class MAS(QuadraticPenalty):
         sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
         if any(p.is_meta for p in parameters.values()):
             return sums
-        batches = torch.split(torch.randperm(len(samples), generator=self.world.generator), self.options.batch)
+        batches = torch.split(torch.randperm(len(samples), generator=self.stream_info.generator), self.options.batch)
         with evaluating(self), torch.enable_grad():
             for index in batches:
                 some = samples.take(index.to(samples.index_device))
-                outputs = self._active_outputs(self(self.world.prepare(some.x), task), some.tasks)
+                outputs = self._active_outputs(self(self.stream_info.prepare(some.x), task), some.tasks)
                 length = outputs.square().sum(1).mean()
                 gradients = torch.autograd.grad(length, list(parameters.values()), allow_unused=True)
                 for name, gradient in zip(parameters, gradients, strict=True):
@@ -65,4 +65,4 @@ class MAS(QuadraticPenalty):
 
     def _active_outputs(self, logits: Tensor, tasks: Tensor) -> Tensor:
         """Return logits [N, C] with 0 where an output is not active for the sample's task."""
-        return logits.masked_fill(~self.active[tasks], 0.0)
+        return logits.masked_fill(~self.class_mask[tasks], 0.0)

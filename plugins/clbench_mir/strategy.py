@@ -40,8 +40,8 @@ from clbench_er.strategy import ER
 from torch import Tensor
 from torch.func import functional_call
 
-from clbench import Batch, Network, Options, Samples, Task, World
-from clbench.strategy.granted import Phase
+from clbench import Batch, Network, Options, Samples, StreamInfo, Task
+from clbench.strategy.granted import PhaseSpec
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench_mir import MIROptions
 
@@ -51,12 +51,12 @@ class MIR(ER):
 
     options: MIROptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
-        super().__init__(model, world, options or MIROptions())
+        super().__init__(model, stream_info, options or MIROptions())
         self.lr = 0.0  # of the step that is imagined
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Note the learning rate."""
         self.lr = phase.lr
 
@@ -73,10 +73,10 @@ class MIR(ER):
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}
         with evaluating(self):
             with torch.enable_grad():
-                loss = self.loss(replace(batch, x=self.world.prepare(batch.x)))
+                loss = self.loss(replace(batch, x=self.stream_info.prepare(batch.x)))
                 gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             with torch.no_grad():
-                x = self.world.prepare(candidates.x)
+                x = self.stream_info.prepare(candidates.x)
                 ahead = {name: p - self.lr * g for (name, p), g in zip(parameters.items(), gradients, strict=True)
                          if g is not None}
                 return self._losses(functional_call(self, ahead, (x,)), candidates) - self._losses(self(x), candidates)

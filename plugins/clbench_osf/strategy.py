@@ -44,7 +44,7 @@ from typing import Any
 from clbench_lora.selection import choose
 from torch import Tensor, nn
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import FrozenBase, check_base
 from clbench_osf import OSFOptions
@@ -56,14 +56,14 @@ class OSF(FrozenBase):
 
     options: OSFOptions
 
-    def __init__(self, model: Network, world: World, options: OSFOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: OSFOptions | None = None) -> None:
         """Wrap the layers, which stay whole.
 
         Raises:
             SpecError: there are none.
         """
-        super().__init__(model, world, options if options is not None else OSFOptions())
-        self.notes += check_base("osf", self.options, world, model)
+        super().__init__(model, stream_info, options if options is not None else OSFOptions())
+        self.notes += check_base("osf", self.options, stream_info, model)
         chosen = choose(model, self.options.layers, "osf").layers
         has_linear = any(isinstance(layer, nn.Linear) for layer in chosen.values())
         convolutions = self.options.convolutions if self.options.convolutions is not None else not has_linear
@@ -82,7 +82,7 @@ class OSF(FrozenBase):
     def before_task(self, task: Task) -> None:
         """Divide the layers and train their small directions, or train all if the first task begins with it."""
         self.requires_grad_(False)
-        if not self.world.predicts_tokens:
+        if not self.stream_info.predicts_tokens:
             self.model.head.requires_grad_(True)
         self.base_learns = self.phases(task) == 2
         if self.base_learns:
@@ -100,7 +100,7 @@ class OSF(FrozenBase):
     def _divide(self, task: Task) -> None:
         """Divide the layers as the task needs it."""
         for layer in self.divided.values():
-            layer.divide(self.options.share(task.index, self.world.tasks))
+            layer.divide(self.options.share(task.index, self.stream_info.tasks))
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:

@@ -30,7 +30,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.core.torch_private import NormWithStatistics
 from clbench.strategy.per_task import PerTaskStrategy
@@ -50,11 +50,11 @@ class PackNet(PerTaskStrategy):
     parts_final = True
     options: PackNetOptions
 
-    def __init__(self, model: Network, world: World, options: PackNetOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: PackNetOptions | None = None) -> None:
         """Let all weights be free; SpecError where there are none, or more tasks than a byte can name."""
-        super().__init__(model, world, options if options is not None else PackNetOptions())
-        if world.tasks > FREE:
-            raise SpecError(f"packnet: a byte per weight names at most {FREE} tasks, and there are {world.tasks}")
+        super().__init__(model, stream_info, options if options is not None else PackNetOptions())
+        if stream_info.tasks > FREE:
+            raise SpecError(f"packnet: a byte per weight names at most {FREE} tasks, and there are {stream_info.tasks}")
         model.require_body("packnet shares out weights before the head")
         self.phase = 0
         for name, weight in self.packed().items():

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.core.errors import SpecError
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench_pnn import PNNOptions
@@ -72,14 +72,14 @@ class PNN(PerTaskStrategy):
     loss_is_mean = True
     options: PNNOptions
 
-    def __init__(self, model: Network, world: World, options: PNNOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: PNNOptions | None = None) -> None:
         """Find where laterals join; SpecError where the model has no such place."""
-        super().__init__(model, world, options if options is not None else PNNOptions())
+        super().__init__(model, stream_info, options if options is not None else PNNOptions())
         joins(model)
         self.start = copy.deepcopy(model.blocks) if self.options.start == "base" else None
         if self.start is None:
             self._require_resets()
-            if world.pretrained:
+            if stream_info.pretrained:
                 self.notes += ["pnn: later columns start from random weights, as the paper's do; with start = base "
                                "they start from the pretrained ones"]
         self.columns = nn.ModuleList()
@@ -110,7 +110,7 @@ class PNN(PerTaskStrategy):
     @property
     def parts_final(self) -> bool:  # type: ignore[override]
         """Return whether the task is given; else the newest column computes all earlier ones anyway."""
-        return self.world.task_given
+        return self.stream_info.task_given
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
         """Return the outputs of all blocks in the columns before the newest."""

@@ -56,7 +56,7 @@ import torch.nn.functional as F
 from clbench_lucir.strategy import CosineReplay
 from torch import Tensor
 
-from clbench import Batch, Network, Options, Phase, Samples, Task, World
+from clbench import Batch, Network, Options, PhaseSpec, Samples, StreamInfo, Task
 from clbench.core.device import send
 from clbench.models.network import Block
 from clbench.strategy.gaussians import features_of
@@ -73,21 +73,21 @@ class PODNet(CosineReplay):
     loss_is_mean = True
     options: PODNetOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no exemplars."""
         options = options or PODNetOptions()
         assert isinstance(options, PODNetOptions)
-        super().__init__(model, world, options, ProxyHead(model.head, options.eta, options.proxies))
+        super().__init__(model, stream_info, options, ProxyHead(model.head, options.eta, options.proxies))
         self.learning = [name for name, p in model.named_parameters() if p.requires_grad]
         self.finetunes = False  # whether this is the second phase
-        if world.is_text or not self._has_maps():
+        if stream_info.is_text or not self._has_maps():
             self.notes.append("podnet: no block has feature maps, so features alone are distilled (flat)")
 
     @torch.no_grad()
     def _has_maps(self) -> bool:
         """Return whether a block has feature maps, for an input of zeros."""
         self.eval()
-        maps, _ = stage_maps(self.model, self.model.head.weight.new_zeros(1, *self.world.input_shape))
+        maps, _ = stage_maps(self.model, self.model.head.weight.new_zeros(1, *self.stream_info.input_shape))
         self.train()
         return bool(maps)
 
@@ -99,7 +99,7 @@ class PODNet(CosineReplay):
         classes = send(torch.tensor(new), weight.device)
         groups = torch.cat([y for y, _ in parts]).to(weight.device)[:, None] == classes
         centers = clustered(torch.cat([features for _, features in parts]), groups, weight.shape[1],
-                            self.world.generator)
+                            self.stream_info.generator)
         rows = centers.to(weight.dtype) * weight[self.met].norm(dim=2).mean()
         weight[classes] = torch.where(groups.any(0)[:, None, None], rows, weight[classes])
 
@@ -113,7 +113,7 @@ class PODNet(CosineReplay):
         share = self.options.finetune_steps
         return (1 - share, share) if task.index and share else 1
 
-    def before_phase(self, task: Task, phase: Phase) -> None:
+    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
         """Choose exemplars before the second phase, in which the proxies alone learn."""
         super().before_phase(task, phase)
         if phase == 1:
@@ -128,7 +128,7 @@ class PODNet(CosineReplay):
             self.model.get_parameter(name).requires_grad_(not finetunes or name == "head.weight")
         self.train(self.training)
 
-    def phase_samples(self, task: Task, phase: Phase) -> Samples | None:
+    def phase_samples(self, task: Task, phase: PhaseSpec) -> Samples | None:
         """Return the exemplars for the second phase."""
         return self.memory if phase == 1 else None
 
@@ -144,9 +144,9 @@ class PODNet(CosineReplay):
         """Return how many numbers learn: all but the fixed proxies of old classes, which fine-tuning changes too."""
         return super().trainable() + (self.fixed * self.head.weight[0].numel() if self.finetunes else 0)
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with its share of exemplars behind; in the second phase without."""
-        return batch if self.finetunes else super().augment_batch(batch)
+        return batch if self.finetunes else super().prepare_batch(batch)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the NCA loss, with both distillations if there is an old network to distill and the blocks learn."""
@@ -170,13 +170,13 @@ class PODNet(CosineReplay):
         """Return the NCA loss of scaled similarities [N, C], -inf where an output does not compete; a scalar."""
         label = F.one_hot(y, similarities.shape[1]) > 0
         others = similarities.masked_fill(label, float("-inf"))
-        own = similarities.gather(1, y[:, None])[:, 0]
+        target = similarities.gather(1, y[:, None])[:, 0]
         if self.options.nca == "code":
             largest = similarities.amax(1, keepdim=True)
-            return (torch.cat([others, largest], 1).logsumexp(1) - own).mean()
+            return (torch.cat([others, largest], 1).logsumexp(1) - target).mean()
         lowest = torch.finfo(others.dtype).min / 2  # the gradient of logsumexp is not a number if nothing competes
         margin = self.head.scale * self.options.margin
-        return (others.clamp(min=lowest).logsumexp(1) - own + margin).clamp(min=0).mean()
+        return (others.clamp(min=lowest).logsumexp(1) - target + margin).clamp(min=0).mean()
 
     def restore_weights(self, task: Task) -> None:
         """Put old classes' weights back, unless fine-tuning has changed them."""

@@ -44,7 +44,7 @@ from clbench_lora.activation import activated
 from clbench_lora.layers import LoRALayer
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Samples, Strategy, Task, World
+from clbench import Batch, Network, Samples, Strategy, StreamInfo, Task
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import check_base
 from clbench_prototypes import AdaptOptions
@@ -61,7 +61,7 @@ class ClosedForm(Strategy, ABC):
 
     Args:
         model: the network before any method touched it.
-        world: where the strategy lives.
+        stream_info: where the strategy lives.
         options: `base`, `adapt` and the method's own.
         width: K; None for D.
     """
@@ -75,11 +75,12 @@ class ClosedForm(Strategy, ABC):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, model: Network, world: World, options: AdaptOptions, width: int | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: AdaptOptions,
+                 width: int | None = None) -> None:
         """Start with nothing summed up."""
-        options = settle(options, model, world)
-        super().__init__(model, world, options)
-        self.notes += check_base(self.method, self.options, world, model)
+        options = settle(options, model, stream_info)
+        super().__init__(model, stream_info, options)
+        self.notes += check_base(self.method, self.options, stream_info, model)
         self.learned = 0
         self.base_learns = self.options.base == "task1" and model.has_body
         self.adapters_learn = False
@@ -88,8 +89,8 @@ class ClosedForm(Strategy, ABC):
         if self.has_first_session and self.options.adapt == "none" and self.options.base == "pretrained":
             self.notes.append(f"{self.method}: without the first session of the paper (adapt = none)")
         width = width or feature_width(model, self.options)
-        self.register_buffer("sums", model.head.weight.new_zeros(world.classes, width, dtype=torch.float64))
-        self.register_buffer("counts", self.sums.new_zeros(world.classes))
+        self.register_buffer("sums", model.head.weight.new_zeros(stream_info.classes, width, dtype=torch.float64))
+        self.register_buffer("counts", self.sums.new_zeros(stream_info.classes))
         self.train(self.training)
 
     @property
@@ -165,7 +166,7 @@ class ClosedForm(Strategy, ABC):
         self.base_learns = self.adapters_learn = False
         self.model.requires_grad_(False)
         self.train(self.training)
-        if self.world.boundaries:
+        if self.stream_info.boundaries:
             self.learn(task.train, task.index + 1)
 
     @torch.no_grad()
@@ -176,8 +177,8 @@ class ClosedForm(Strategy, ABC):
     def learn(self, samples: Samples, learned: int) -> None:
         """Learn the features of raw samples and fit the rule again; `learned` tasks are then complete."""
         with evaluating(self):
-            features = torch.cat([self.features(self.world.prepare(part.x)) for part in samples.chunks(CHUNK)])
-        self.take_in(features, F.one_hot(samples.y, self.world.classes).to(features.device, torch.float64))
+            features = torch.cat([self.features(self.stream_info.prepare(part.x)) for part in samples.chunks(CHUNK)])
+        self.take_in(features, F.one_hot(samples.y, self.stream_info.classes).to(features.device, torch.float64))
         self.refit()
         self.learned = learned
 
@@ -197,9 +198,10 @@ class ClosedForm(Strategy, ABC):
 class LinearRule(ClosedForm):
     """The rule is linear: `weight` [C, K] and `bias` [C], fitted after each task."""
 
-    def __init__(self, model: Network, world: World, options: AdaptOptions, width: int | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: AdaptOptions,
+                 width: int | None = None) -> None:
         """Start with a rule of zeros."""
-        super().__init__(model, world, options, width)
+        super().__init__(model, stream_info, options, width)
         self.weight = nn.Parameter(self.sums.clone(), requires_grad=False)
         self.bias = nn.Parameter(self.counts.clone(), requires_grad=False)
 
@@ -223,9 +225,10 @@ class SecondOrder(LinearRule):
 
     moment: Tensor
 
-    def __init__(self, model: Network, world: World, options: AdaptOptions, width: int | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: AdaptOptions,
+                 width: int | None = None) -> None:
         """Start with nothing summed up; the moment takes its size later, so that a stack has no copies of zeros."""
-        super().__init__(model, world, options, width)
+        super().__init__(model, stream_info, options, width)
         self.register_buffer("moment", self.sums.new_empty(0, 0))
 
     def add(self, mapped: Tensor, labels: Tensor) -> None:

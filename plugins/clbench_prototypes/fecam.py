@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.models.network import TokenNetwork
 from clbench_prototypes import FeCAMOptions
 from clbench_prototypes.closed_form import ClosedForm
@@ -67,9 +67,9 @@ class FeCAM(ClosedForm):
     moment: Tensor
     class_total: Tensor
 
-    def __init__(self, model: Network, world: World, options: FeCAMOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: FeCAMOptions | None = None) -> None:
         """Start with no class."""
-        super().__init__(model, world, options if options is not None else FeCAMOptions())
+        super().__init__(model, stream_info, options if options is not None else FeCAMOptions())
         transformer = isinstance(model, TokenNetwork)
         chosen = self.options.tukey, self.options.alpha2
         self.tukey = chosen[0] if chosen[0] is not None else 1.0 if transformer else 0.5
@@ -145,7 +145,7 @@ class FeCAM(ClosedForm):
     def score(self, mapped: Tensor) -> Tensor:
         """Return negative squared distances [N, C] of mapped features [N, D]."""
         points, means = self.point(mapped), self.point(self.means)
-        logits = mapped.new_full((len(mapped), self.world.classes), float("-inf"))
+        logits = mapped.new_full((len(mapped), self.stream_info.classes), float("-inf"))
         factor = mapped.new_empty(0)
         for place, label in enumerate(self.met):
             if not (self.common and place):

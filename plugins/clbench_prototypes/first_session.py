@@ -11,7 +11,7 @@ from clbench_lora import AdapterOptions, Target
 from clbench_lora.layers import LoRALayer
 from clbench_lora.selection import adapt, has_parts, remarks
 
-from clbench import Network, World
+from clbench import Network, StreamInfo
 from clbench.core.errors import SpecError
 from clbench_prototypes import AdaptOptions
 
@@ -57,9 +57,9 @@ def install(method: str, model: Network, options: AdaptOptions, notes: list[str]
     return adapt(model, wanted, method)
 
 
-def settle(options: Chosen, model: Network, world: World) -> Chosen:
+def settle(options: Chosen, model: Network, stream_info: StreamInfo) -> Chosen:
     """Return options with concrete values in place of `auto`: those of a plan have them already."""
-    complete = options.settled(world.pretrained, (lambda: model) if world.pretrained else None)
+    complete = options.settled(stream_info.pretrained, (lambda: model) if stream_info.pretrained else None)
     assert isinstance(complete, type(options))
     return complete
 

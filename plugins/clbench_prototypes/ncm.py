@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Network, World
+from clbench import Network, StreamInfo
 from clbench_prototypes import NCMOptions
 from clbench_prototypes.closed_form import LinearRule
 
@@ -25,9 +25,9 @@ class NCM(LinearRule):
     method = "ncm"
     options: NCMOptions
 
-    def __init__(self, model: Network, world: World, options: NCMOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: NCMOptions | None = None) -> None:
         """Start with no class."""
-        super().__init__(model, world, options if options is not None else NCMOptions())
+        super().__init__(model, stream_info, options if options is not None else NCMOptions())
 
     def map(self, features: Tensor) -> Tensor:
         """Return the features, scaled to length 1 if that is wanted."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Network, World
+from clbench import Network, StreamInfo
 from clbench.core.device import send
 from clbench_prototypes import RanPACOptions
 from clbench_prototypes.closed_form import SecondOrder
@@ -48,15 +48,15 @@ class RanPAC(SecondOrder):
     projection: Tensor
     ridge: Tensor
 
-    def __init__(self, model: Network, world: World, options: RanPACOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: RanPACOptions | None = None) -> None:
         """Draw the projection, on the CPU so that it does not depend on the device."""
-        options = settle(options if options is not None else RanPACOptions(), model, world)
+        options = settle(options if options is not None else RanPACOptions(), model, stream_info)
         features = feature_width(model, options)
         width = PROJECTIONS if features >= FEATURES else PER_FEATURE * features
         if options.projections is not None:
             width = options.projections
-        super().__init__(model, world, options, width or features)
-        drawn = torch.randn(features, width, generator=world.generator, device="cpu")
+        super().__init__(model, stream_info, options, width or features)
+        drawn = torch.randn(features, width, generator=stream_info.generator, device="cpu")
         self.register_buffer("projection", drawn.to(self.sums.device))
         self.register_buffer("ridge", self.sums.new_tensor(options.ridge or 0.0))
 
@@ -74,7 +74,7 @@ class RanPAC(SecondOrder):
 
     def choose_ridge(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the best ridge on a fifth of a task's features [N, D], with candidates fitted to the others."""
-        order = send(torch.randperm(len(features), generator=self.world.generator, device="cpu"), features.device)
+        order = send(torch.randperm(len(features), generator=self.stream_info.generator, device="cpu"), features.device)
         fit_rows, validation_rows = order[:int(FITTED * len(order))], order[int(FITTED * len(order)):]
         candidates = self.candidates(features[fit_rows], labels[fit_rows])
         return self.best_ridge(candidates, features[validation_rows], labels[validation_rows])

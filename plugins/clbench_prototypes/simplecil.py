@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench import Network, World
+from clbench import Network, StreamInfo
 from clbench_prototypes import APEROptions, SimpleCILOptions
 from clbench_prototypes.closed_form import LinearRule
 
@@ -34,9 +34,9 @@ class SimpleCIL(LinearRule):
     method = "simplecil"
     options: SimpleCILOptions
 
-    def __init__(self, model: Network, world: World, options: SimpleCILOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SimpleCILOptions | None = None) -> None:
         """Start with no class."""
-        super().__init__(model, world, options if options is not None else SimpleCILOptions())
+        super().__init__(model, stream_info, options if options is not None else SimpleCILOptions())
 
     def rule(self) -> tuple[Tensor, Tensor]:
         """Return the directions of the means, and no bias."""
@@ -54,6 +54,6 @@ class APER(SimpleCIL):
     has_first_session = True
     options: APEROptions
 
-    def __init__(self, model: Network, world: World, options: APEROptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: APEROptions | None = None) -> None:
         """Start with no class, and with adapters where the options have them."""
-        super().__init__(model, world, options if options is not None else APEROptions())
+        super().__init__(model, stream_info, options if options is not None else APEROptions())

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clbench import Network, World
+from clbench import Network, StreamInfo
 from clbench.strategy.gaussians import linear_rule
 from clbench_prototypes import SLDAOptions
 from clbench_prototypes.closed_form import SecondOrder
@@ -30,9 +30,9 @@ class SLDA(SecondOrder):
     method = "slda"
     options: SLDAOptions
 
-    def __init__(self, model: Network, world: World, options: SLDAOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SLDAOptions | None = None) -> None:
         """Start with no class."""
-        super().__init__(model, world, options if options is not None else SLDAOptions())
+        super().__init__(model, stream_info, options if options is not None else SLDAOptions())
 
     def rule(self) -> tuple[Tensor, Tensor]:
         """Return L m and -m.L m/2."""

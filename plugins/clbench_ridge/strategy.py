@@ -15,7 +15,7 @@ import torch
 from clbench_prototypes.closed_form import SecondOrder
 from torch import Tensor
 
-from clbench import Network, World
+from clbench import Network, StreamInfo
 from clbench_ridge import RidgeOptions
 
 
@@ -25,9 +25,9 @@ class Ridge(SecondOrder):
     method = "ridge"
     options: RidgeOptions
 
-    def __init__(self, model: Network, world: World, options: RidgeOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: RidgeOptions | None = None) -> None:
         """Start with no class."""
-        super().__init__(model, world, options if options is not None else RidgeOptions())
+        super().__init__(model, stream_info, options if options is not None else RidgeOptions())
 
     def rule(self) -> tuple[Tensor, Tensor]:
         """Return W [C, D] and b [C]."""

@@ -29,7 +29,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from clbench import Network, Options, Task, World
+from clbench import Network, Options, StreamInfo, Task
 from clbench.strategy.regularization import QuadraticPenalty, slot
 from clbench_rwalk import RWalkOptions
 
@@ -46,10 +46,10 @@ class RWalk(QuadraticPenalty):
     roles = (*QuadraticPenalty.roles, *((f"{kind}__*", "importance") for kind in (*WALK, "fisher", "score")))
     options: RWalkOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with F = s = 0."""
         self.steps, self.interval_steps = 0, 0  # of all tasks; of the interval
-        super().__init__(model, world, options or RWalkOptions())
+        super().__init__(model, stream_info, options or RWalkOptions())
 
     @property
     def weight(self) -> float:

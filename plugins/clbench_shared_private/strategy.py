@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.strategy.per_task import PerTaskStrategy, check_base
 from clbench_shared_private import SharedPrivateOptions
 
@@ -28,11 +28,11 @@ class SharedPrivate(PerTaskStrategy):
     inputs_only_through_model = parts_final = True
     options: SharedPrivateOptions
 
-    def __init__(self, model: Network, world: World, options: SharedPrivateOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SharedPrivateOptions | None = None) -> None:
         """Start with the encoder frozen and no heads."""
         options = options if options is not None else SharedPrivateOptions()
-        super().__init__(model, world, options)
-        self.notes += check_base("shared-private", self.options, world, model)
+        super().__init__(model, stream_info, options)
+        self.notes += check_base("shared-private", self.options, stream_info, model)
         self.private = nn.ModuleList()
         self.encoder_learns = False
         self.train(self.training)

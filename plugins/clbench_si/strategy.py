@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Network, Options, Task, World
+from clbench import Network, Options, StreamInfo, Task
 from clbench.strategy.regularization import QuadraticPenalty, slot
 from clbench_si import SIOptions
 
@@ -30,9 +30,9 @@ class SI(QuadraticPenalty):
     roles = (*QuadraticPenalty.roles, ("path__*", "importance"), ("before__*", "importance"), ("pull__*", "importance"))
     options: SIOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with Omega = 0."""
-        super().__init__(model, world, options or SIOptions())
+        super().__init__(model, stream_info, options or SIOptions())
 
     @property
     def weight(self) -> float:

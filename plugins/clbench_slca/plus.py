@@ -39,7 +39,7 @@ import torch
 from clbench_lora.shared_adapters import SummedLoRA
 from torch import Tensor, nn
 
-from clbench import Batch, Network, Task, World
+from clbench import Batch, Network, StreamInfo, Task
 from clbench.strategy.alignment import Aligned
 from clbench_slca import SLCAPlusOptions
 
@@ -56,10 +56,10 @@ class SLCAPlus(Aligned, SummedLoRA):
     roles = (*Aligned.roles, *SummedLoRA.roles)
     options: SLCAPlusOptions
 
-    def __init__(self, model: Network, world: World, options: SLCAPlusOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SLCAPlusOptions | None = None) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""
         self.later = False  # whether the task is not the first
-        super().__init__(model, world, options if options is not None else SLCAPlusOptions())
+        super().__init__(model, stream_info, options if options is not None else SLCAPlusOptions())
 
     def grows(self, task: Task) -> bool:
         """Return whether it is the first task."""
@@ -113,7 +113,8 @@ class SLCAPlus(Aligned, SummedLoRA):
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Draw features [K n, D] of all classes so far, shorter ones of older classes, and the row of each."""
         features, rows = super()._draw()
-        growth = self.options.align_growth + SPREAD * (torch.rand(len(features), generator=self.world.generator) - 0.5)
+        noise = torch.rand(len(features), generator=self.stream_info.generator) - 0.5
+        growth = self.options.align_growth + SPREAD * noise
         lengths = 1 + growth * self.ages.repeat_interleave(self.options.align_samples)
         return features / lengths.to(features)[:, None], rows
 

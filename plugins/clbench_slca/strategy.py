@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clbench import Network, World
+from clbench import Network, StreamInfo
 from clbench.strategy.alignment import Aligned
 from clbench_slca import SLCAOptions
 
@@ -31,9 +31,9 @@ class SLCA(Aligned):
 
     options: SLCAOptions
 
-    def __init__(self, model: Network, world: World, options: SLCAOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: SLCAOptions | None = None) -> None:
         """Keep the model."""
-        super().__init__(model, world, options or SLCAOptions())
+        super().__init__(model, stream_info, options or SLCAOptions())
 
     def learning_rates(self) -> Mapping[str, float]:
         """Return 1 for the head and `slow` for all else."""

@@ -34,7 +34,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clbench import Batch, Network, Options, Task, World
+from clbench import Batch, Network, Options, StreamInfo, Task
 from clbench.strategy.distillation import Distilled
 from clbench.strategy.herding import HerdedMemory
 from clbench_wa import WAOptions
@@ -48,14 +48,14 @@ class WA(HerdedMemory, Distilled):
     roles = (*HerdedMemory.roles, *Distilled.roles)
     options: WAOptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with no exemplars."""
-        super().__init__(model, world, options or WAOptions())
+        super().__init__(model, stream_info, options or WAOptions())
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with its share of exemplars behind; clip what the step before left negative."""
         self.clip()
-        return super().augment_batch(batch)
+        return super().prepare_batch(batch)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted sum of cross-entropy and distillation."""
@@ -68,7 +68,7 @@ class WA(HerdedMemory, Distilled):
         self.clip()
         old = self.known.any(0)
         new = self.taught & ~old
-        if task.index and self.world.seen_compete:
+        if task.index and self.stream_info.seen_compete:
             self.align(old, new)
         super().after_task(task)
 

@@ -23,7 +23,7 @@ from clbench_hat.strategy import chain, gated_features
 from clbench_si.strategy import SI
 from torch import Tensor
 
-from clbench import Network, Task, World
+from clbench import Network, StreamInfo, Task
 from clbench.core.device import send
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench_xdg import XdGOptions
@@ -37,11 +37,11 @@ class XdG(PerTaskStrategy, SI):
     parts_final = False  # later tasks change shared weights a little
     options: XdGOptions
 
-    def __init__(self, model: Network, world: World, options: XdGOptions | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: XdGOptions | None = None) -> None:
         """Start without gates; SpecError where the network is not a chain of plain layers."""
         layers = chain(model, "xdg gates")
         model.head.requires_grad_(False)  # no task trains it, so that SI need not cover it
-        super().__init__(model, world, options if options is not None else XdGOptions())
+        super().__init__(model, stream_info, options if options is not None else XdGOptions())
         for number, (_, layer) in enumerate(layers):
             none = torch.empty(0, len(layer.weight), dtype=torch.bool, device=layer.weight.device)
             self.register_buffer(f"gates__{number}", none)

@@ -17,6 +17,7 @@ from clbench.strategy import common_options
 PLUGIN = '''
 import torch
 
+from clbench import World
 from clbench.core.errors import PluginError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.data.samples import Samples
@@ -29,7 +30,7 @@ class Replay(ReplayMemory):
 
     starts_over = "for no reason but to try it"
 
-    def __init__(self, model, world, options=None):
+    def __init__(self, model, world: World, options=None):
         super().__init__(model, world, options, capacity=20)
         if not self.model.blocks:
             raise PluginError("needs blocks")
@@ -41,6 +42,7 @@ class Replay(ReplayMemory):
         return [*super().frozen(), self.model.blocks[0]]
 
     def augment_batch(self, batch):
+        batch = super().augment_batch(batch)
         extended = batch.extended(self.recall(4)) if len(self.memory_y) else batch
         self.remember(Samples(batch.x, batch.y, batch.tasks))
         return extended
@@ -64,7 +66,8 @@ def clbench_strategies():
 CHANGES = {  # what its author changes
     "starts_over": "not_resumable", "frozen()": "frozen_modules()", "frozen(self)": "frozen_modules(self)",
     ".recall(": ".sample(", ".remember(": ".offer(", ".fixed()": ".materialized()", ".some(": ".subset(",
-    ".hold(": ".anchor_here(", "checked_on": "check_model", "unusable": "unavailable",
+    ".hold(": ".anchor_here(", "augment_batch": "prepare_batch", "self.world": "self.stream_info",
+    "World": "StreamInfo", "checked_on": "check_model", "unusable": "unavailable",
 }
 STILL_IN_DOCS = [
     "clbench.cli.group", "clbench.cli.listing.default", "clbench.cli.listing.describe", "clbench.models.network.Ports",
@@ -116,6 +119,10 @@ def test_a_plugin_written_for_the_old_names_gives_the_same_results(tmp_path):
         ("Replay.frozen", "return [*super().frozen(), self.model.blocks[0]]"),
         ("Replay.recall", "extended = batch.extended(self.recall(4)) if len(self.memory_y) else batch"),
         ("Replay.remember", "self.remember(Samples(batch.x, batch.y, batch.tasks))"),
+        ("clbench.strategy.granted.World", "from clbench import World"),
+        ("Replay.augment_batch", "class Replay(ReplayMemory):"),
+        ("Replay.augment_batch", "batch = super().augment_batch(batch)"),
+        ("Penalty.world", "train = task.train.fixed().some(10, self.world.generator)"),
         ("Samples.fixed", "train = task.train.fixed().some(10, self.world.generator)"),
         ("Samples.some", "train = task.train.fixed().some(10, self.world.generator)"),
         ("Penalty.hold",

@@ -32,7 +32,7 @@ def test_a_rule_on_an_incomplete_data_set_would_give_another_split(trees, monkey
     for split in ("inflora", "zheng"):
         with pytest.raises(DataError, match=r"gives 800 training and 200 test photos, and published are 24,000 "
                                             r"training and 6,000 test photos; some are missing or do not belong there"):
-            ImageNetROptions(split=split).found(trees)
+            ImageNetROptions(split=split).find_files(trees)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_random_splits_are_those_of_torch_over_the_order_of_imagefolder(trees, s
 
     files = ImageFolder(trees / "imagenet-r").imgs
     parts = torch.utils.data.random_split(range(1000), [800, 200], torch.Generator().manual_seed(seed))
-    found = ImageNetROptions(split=split).found(trees)
+    found = ImageNetROptions(split=split).find_files(trees)
     for photos, part in zip(found[:2], parts, strict=True):
         assert [str(file) for file in photos.files] == [files[row][0] for row in part]
         assert list(photos.labeled.labels) == [WNIDS[files[row][1]] for row in part]
@@ -104,7 +104,7 @@ def test_the_rule_of_random_splits_is_torchs(count, seed):
 
 def test_zhengs_split_is_stratified(trees):
     for options in (ImageNetROptions(split="zheng"), ImageNetAOptions()):
-        found = options.found(trees)
+        found = options.find_files(trees)
         assert Counter(found.test.labeled.labels) == dict.fromkeys(WNIDS, 1)
         assert not {*found.train.files} & {*found.test.files} and len(found.train.files) == 800
     labels = np.repeat(np.arange(7), [5, 9, 13, 20, 31, 40, 77])
@@ -133,7 +133,7 @@ def test_l2ps_lists_are_read(tmp_path):
     for name, index in (("train_list.txt", 0), ("val_list.txt", 1)):
         (tmp_path / "imagenet-r" / name).write_text(
             "".join(f"{wnid}/art_{index}.jpg {label}\n" for label, wnid in enumerate(WNIDS)))
-    found = ImageNetROptions(split="l2p").found(tmp_path)
+    found = ImageNetROptions(split="l2p").find_files(tmp_path)
     assert [file.name for file in found.test.files] == ["art_1.jpg"] * 200
 
 
@@ -141,14 +141,14 @@ def test_cub_has_its_official_split(trees):
     read = stream("split-cub200", trees, tasks=20)
     assert sizes(read) == [(10, 20, 10)] * 20
     assert names(read)[:2] == ["001.Bird_1", "002.Bird_2"]
-    found = CUBOptions().found(trees)
+    found = CUBOptions().find_files(trees)
     assert {file.name for file in found.test.files} == {"Bird_1.jpg"}
 
 
 def test_domainnet_has_domains_as_tasks_or_classes_of_all_domains(trees):
     read = stream("domainnet", trees, "domain")  # the lists of painting lack a class in training, another in the test
     assert sizes(read) == [(345, 345, 345)] * 2 + [(345, 344, 344)] + [(345, 345, 345)] * 3
-    assert {str(file).split("/")[-3] for file in DomainNetOptions().found(trees).train.files} == {*DOMAINS}
+    assert {str(file).split("/")[-3] for file in DomainNetOptions().find_files(trees).train.files} == {*DOMAINS}
     order = ["real", "quickdraw", "painting", "sketch", "infograph", "clipart"]
     read = stream("domainnet", trees, "domain", tasks_in_order=order)
     paths = [read.tasks[task].train.photos.table.path(int(read.tasks[task].train.photos.rows[0])) for task in range(6)]
@@ -159,7 +159,7 @@ def test_domainnet_has_domains_as_tasks_or_classes_of_all_domains(trees):
 
 
 def test_core50_ni_has_sessions_in_the_order_of_a_run_and_one_test(trees):
-    found = CORe50Options().found(trees)
+    found = CORe50Options().find_files(trees)
     assert found.train.labeled.task_names == ("s5", "s1", "s2", "s4", "s6", "s8", "s9", "s11")
     assert {file.parts[-3] for file in found.test.files} == {"s3", "s7", "s10"}
     read = stream("core50", trees, "domain")
@@ -183,7 +183,7 @@ def test_clear10_has_buckets_in_time_as_tasks(trees):
     read = stream("clear10", trees, "domain")
     assert sizes(read) == [(11, 22, 11)] * 10
     assert read.tasks[0].class_names[0] == "BACKGROUND"
-    assert CLEAR10Options().found(trees).train.labeled.tasks[0] == "1"
+    assert CLEAR10Options().find_files(trees).train.labeled.tasks[0] == "1"
 
 
 def test_preprocessing_is_that_of_the_papers_unless_a_size_is_given():
@@ -216,17 +216,17 @@ def test_missing_and_wrong_files_are_errors_that_say_what_to_do(tmp_path):
     root = tmp_path / "imagenet-r"
     options = ImageNetROptions()
     with pytest.raises(MissingDataError) as error:
-        options.found(tmp_path)
+        options.find_files(tmp_path)
     assert str(error.value) == f"benchmark 'split-imagenet-r' needs {what}, and {root} is not there. {source}{end}"
     named_trees.raw_imagenet(root, 1)
     shutil.rmtree(root / WNIDS[0])
     with pytest.raises(DataError) as error:
-        options.found(tmp_path)
+        options.find_files(tmp_path)
     assert str(error.value) == (f"benchmark 'split-imagenet-r': {what} in {root} is wrong: it has 199 folders of "
                                 f"classes and should have 200. {source}{end}")
     named_trees.raw_imagenet(root, 1)
     with pytest.raises(MissingDataError) as error:
-        options.found(tmp_path)
+        options.find_files(tmp_path)
     listed = ("clbench data get split-imagenet-r downloads it (dataloaders/splits of the repository "
               "GT-RIPL/CODA-Prompt)")
     assert str(error.value) == (f"benchmark 'split-imagenet-r' needs CODA-Prompt's list, and "
@@ -234,7 +234,7 @@ def test_missing_and_wrong_files_are_errors_that_say_what_to_do(tmp_path):
     (root / "imagenet-r_train.yaml").write_text("data: []\ntargets: []\n")
     digest = hashlib.sha256((root / "imagenet-r_train.yaml").read_bytes()).hexdigest()
     with pytest.raises(DataError) as error:
-        options.found(tmp_path)
+        options.find_files(tmp_path)
     assert str(error.value) == (
         f"benchmark 'split-imagenet-r': CODA-Prompt's list in {root / 'imagenet-r_train.yaml'} is wrong: its SHA-256 "
         f"is {digest} and should be {by_class.CODA_LISTS[0][1]}. {listed}{end}")
@@ -244,24 +244,24 @@ def test_lists_that_do_not_fit_their_photos_are_errors(tmp_path):
     cub = named_trees.cub(tmp_path / "CUB_200_2011")
     (cub / "images" / "007.Bird_7" / "Bird_0.jpg").unlink()
     with pytest.raises(DataError, match=r"1 of 400 photos that images.txt lists are not there; the first is .*007"):
-        CUBOptions().found(tmp_path)
+        CUBOptions().find_files(tmp_path)
     (cub / "train_test_split.txt").write_text("1 1\n")
     with pytest.raises(DataError, match="do not number the same photos; unpack the archive again"):
-        CUBOptions().found(tmp_path)
+        CUBOptions().find_files(tmp_path)
     core = named_trees.core50(tmp_path / "core50")
     shutil.rmtree(core / "core50_128x128" / "s5" / "o3")
     with pytest.raises(DataError, match="1 of 400 photos that the lists of run 0 name are not in"):
-        CORe50Options().found(tmp_path)
+        CORe50Options().find_files(tmp_path)
     with pytest.raises(MissingDataError, match=r"needs a list of CORe50, and .*run1/train_batch_00_filelist"):
-        CORe50Options(run=1).found(tmp_path)
+        CORe50Options(run=1).find_files(tmp_path)
     (core / "batches_filelists/NI_inc/run0/test_filelist.txt").write_text("photo.png 1\n")
     with pytest.raises(DataError, match=r"'photo.png' in the lists of run 0 is not sNN/oNN/FILE"):
-        CORe50Options().found(tmp_path)
+        CORe50Options().find_files(tmp_path)
     clear = named_trees.clear10(tmp_path / "clear10")
     for bucket in range(1, 11):
         shutil.rmtree(clear / "train" / "labeled_images" / str(bucket) / "bus")
     with pytest.raises(DataError, match="have 10 classes and should have 11; the data set is not complete"):
-        CLEAR10Options().found(tmp_path)
+        CLEAR10Options().find_files(tmp_path)
 
 
 @pytest.mark.parametrize("name", [

@@ -117,7 +117,7 @@ def test_keys_without_a_validation_split_are_what_they_were():
     trial = Trial.model_validate(kept)
     assert trial.key == path.stem
     held = trial.model_copy(update={"validation": 0.1})
-    assert held.key != trial.key and held.setting != trial.setting
+    assert held.key != trial.key and held.environment != trial.environment
     assert held.key != trial.model_copy(update={"validation": 0.2}).key
 
 

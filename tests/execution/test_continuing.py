@@ -133,7 +133,7 @@ def test_classes_with_the_names_of_old_ones_have_to_be_told_apart(pictures, tmp_
     assert same.R[0] == record.R[-1]  # the tests are the old ones
     assert clbench.load_model(tmp_path, same.key).outline.outputs == 4
     other = go_on(folder, record, PICTURES, out=tmp_path, classes="new")
-    assert same.key != other.key and same.trial.setting != other.trial.setting
+    assert same.key != other.key and same.trial.environment != other.trial.environment
     assert "same_classes" not in other.model_dump_json()  # the key of records that were made before it could be said
 
 

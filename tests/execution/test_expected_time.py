@@ -3,9 +3,9 @@
 import pytest
 from helpers.records import make_record
 
-from clbench.execution.time_left import TimeLeft, alike, kind_of, recorded
+from clbench.execution.time_left import TimeLeft, is_comparable, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial, Progress
-from clbench.experiment.workload import Foreseen, Speed, Workload
+from clbench.experiment.workload import Speed, WorkEstimate, Workload
 from clbench.results.provenance import machine
 
 STEP, RATE = 0.002, 5e9  # seconds of a step, FLOPs a second
@@ -39,7 +39,7 @@ def counted_works(speed):
     trials = {name: planned(name) for name in WORKS}
     left = TimeLeft(list(trials.values()))
     for name, load in WORKS.items():
-        left.foreseen(kind_of(trials[name].trial), Foreseen(workload=load, speed=speed))
+        left.take_estimate(kind_of(trials[name].trial), WorkEstimate(workload=load, speed=speed))
     return left, {kind_of(trials[name].trial): took(load) for name, load in WORKS.items()}
 
 
@@ -70,7 +70,7 @@ def test_a_method_takes_in_another_scenario_what_it_took_times_the_ratio_of_the_
     end(left, known, 8.0)
     assert left.expected() == {kind_of(p.trial): 8.0 for p in (known, other, third)}
     for one, flops in ((known, 10**10), (other, 3 * 10**10)):
-        left.foreseen(kind_of(one.trial), Foreseen(workload=Workload(
+        left.take_estimate(kind_of(one.trial), WorkEstimate(workload=Workload(
             steps=[0], train_flops=[flops], test_flops=[0, 0])))
     assert left.expected()[kind_of(other.trial)] == pytest.approx(24.0)
 
@@ -78,8 +78,9 @@ def test_a_method_takes_in_another_scenario_what_it_took_times_the_ratio_of_the_
 def test_records_of_the_folder_tell_before_anything_has_run():
     old = [make_record("er", seed, train_flops=[10**9] * 3, machine=machine()) for seed in range(2)]
     elsewhere = make_record("er", 2, machine="another")
-    assert [alike(r, "cpu", 1) for r in (*old, elsewhere)] == [True, True, False]
-    assert not alike(old[0], "cuda", 1) and not alike(old[0], "cpu", 2) and alike(old[0], "cpu", None)
+    assert [is_comparable(r, "cpu", 1) for r in (*old, elsewhere)] == [True, True, False]
+    assert not is_comparable(old[0], "cuda", 1) and not is_comparable(old[0], "cpu", 2)
+    assert is_comparable(old[0], "cpu", None)
     load, seconds = recorded(old[0])
     assert seconds == pytest.approx(3 * 1.0 + 3 * 0.25 + 4 * 0.1)
     assert load.steps == [70] * 3 and load.train_flops == [10**9] * 3
@@ -94,7 +95,7 @@ def test_records_of_the_folder_tell_before_anything_has_run():
 def test_a_resumed_trial_has_its_share_of_the_work_left():
     trial = planned("er")
     left = TimeLeft([trial])
-    left.foreseen(kind_of(trial.trial), Foreseen(workload=Workload(
+    left.take_estimate(kind_of(trial.trial), WorkEstimate(workload=Workload(
         steps=[1, 1, 8], train_flops=[0] * 3, test_flops=[0] * 4), speed=Speed(step=1.0, flops=1e9)))
     assert left.seconds(0.0) == pytest.approx(10)
     left.started(trial.trial.key, 0.0)

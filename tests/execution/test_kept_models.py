@@ -189,8 +189,8 @@ class Neighbors(Strategy):
 
     roles = (("memory", "replay"),)
 
-    def __init__(self, model, world, options=None):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
         self.register_buffer("memory", torch.ones(3))
 
     def forward(self, x, task=None):

@@ -235,7 +235,7 @@ def test_the_influence_of_an_item_on_the_rmse_is_its_derivative():
     from clbench.strategy.objectives import Regression
 
     class Known:
-        class world:
+        class stream_info:
             target = (10.0, 3.0)
 
     squares, y = torch.tensor([1.0, 4.0, 0.25]).double(), torch.tensor([0.0, 1.0, 2.0]).double()
@@ -254,7 +254,7 @@ def test_equal_targets_have_an_r2_of_0_or_1():
     from clbench.strategy.objectives import Regression
 
     class Known:
-        class world:
+        class stream_info:
             target = (0.0, 1.0)
 
     means = {"error": torch.tensor([0.0, 0.5]), "target": torch.ones(2), "square": torch.ones(2)}

@@ -24,7 +24,7 @@ def test_a_stack_is_seeds_of_one_method_in_one_setting(stack, device, size):
     assert max(map(len, groups)) == size <= ACCELERATOR_STACK
     assert sorted(p.trial.key for g in groups for p in g) == sorted(p.trial.key for p in planned)
     for group in groups:
-        assert len({(p.trial.setting, p.label) for p in group}) == 1
+        assert len({(p.trial.environment, p.label) for p in group}) == 1
         assert [p.trial.seed for p in group] == sorted({p.trial.seed for p in group})
 
 

@@ -31,8 +31,8 @@ PLUGIN = """
         size: int = 1
 
     class Planted(Strategy):
-        def __init__(self, model, world, options):
-            super().__init__(model, world, options)
+        def __init__(self, model, stream_info, options):
+            super().__init__(model, stream_info, options)
             self.wrong = min(abs(math.log10(options.knob) - 3) / 4, 1.0)
 
         def loss(self, batch):

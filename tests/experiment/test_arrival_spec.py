@@ -30,7 +30,8 @@ def test_the_defaults_are_no_part_of_a_trial():
 def test_what_is_set_is_part_of_key_and_setting():
     plain, blurred, hidden = (planned(recipe={"epochs": 1}, arrival=a)[0].trial
                               for a in ({}, {"blur": 0.1}, {"boundaries": "hidden"}))
-    assert len({plain.key, blurred.key, hidden.key}) == len({plain.setting, blurred.setting, hidden.setting}) == 3
+    trials = plain, blurred, hidden
+    assert len({trial.key for trial in trials}) == len({trial.environment for trial in trials}) == 3
     assert type(blurred).model_validate(blurred.model_dump(mode="json")) == blurred
     assert str(Arrival(blur=0.1, boundaries="hidden")) == "blur 0.1, boundaries hidden" and str(Arrival()) == ""
 

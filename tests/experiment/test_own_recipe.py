@@ -23,9 +23,10 @@ def test_it_is_in_the_key_and_not_in_what_makes_a_section():
                     planned([{"name": "lora", "recipe": {"lr": 0.01}}]), planned(["lora"], {"lora.recipe.lr": 0.01})):
         own, = written
         assert own.label == "lora:recipe.lr=0.01" and own.trial.own_recipe == {"lr": 0.01}
-        assert own.trial.recipe == plain.trial.recipe and own.trial.setting == plain.trial.setting
+        assert own.trial.recipe == plain.trial.recipe and own.trial.environment == plain.trial.environment
         assert own.trial.trained_by == Recipe(lr=0.01)
-        assert own.trial.key != plain.trial.key and own.family != plain.family and own.trial.row != plain.trial.row
+        assert own.trial.key != plain.trial.key and own.family != plain.family
+        assert own.trial.method_config != plain.trial.method_config
     assert len({p[0].trial.key for p in (planned(["lora:recipe.lr=0.01"]), planned(["lora"], ["lora.recipe.lr=0.01"]))}
                ) == 1
 

@@ -25,8 +25,8 @@ def test_parts_are_the_whole_and_even(methods, seeds, parts):
     assert sorted(p.trial.key for shard in found for p in shard) == sorted(p.trial.key for p in whole)
     sizes = [len(shard) for shard in found]
     assert max(sizes) - min(sizes) <= 1
-    for kind in {(p.trial.setting, p.label) for p in whole}:
-        counts = [sum((p.trial.setting, p.label) == kind for p in shard) for shard in found]
+    for kind in {(p.trial.environment, p.label) for p in whole}:
+        counts = [sum((p.trial.environment, p.label) == kind for p in shard) for shard in found]
         assert max(counts) - min(counts) <= 1
     assert all(shard == [p for p in whole if p in shard] for shard in found)
 

@@ -32,14 +32,14 @@ class StartsOver(Strategy):
 
 
 class Hides(Strategy):
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.drawn = iter(range(100))
 
 
 class HidesInside(Strategy):
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.parts = torch.nn.ModuleList([Counting(), torch.nn.ReLU()])
 
     def after_task(self, task):
@@ -60,11 +60,11 @@ class GrowsLate(Strategy):
 class Counts(Strategy):
     """Learns less from task to task, by what it keeps in plain attributes."""
 
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.seen, self.weights, self.most = 0, {0: (1.0,)}, float("-inf")
 
-    def augment_batch(self, batch):
+    def prepare_batch(self, batch):
         self.seen += len(batch.y)
         return batch
 

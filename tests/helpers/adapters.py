@@ -11,7 +11,7 @@ from clbench.experiment.trial import Resolved
 from clbench.results.records import Record
 from clbench.results.store import Store
 from clbench.training.building import build_model, channels_last
-from helpers.per_task import TASKS, learn, make_task, make_world
+from helpers.per_task import TASKS, learn, make_stream_info, make_task
 from helpers.records import make_record
 
 MODELS = {"mlp": {"width": 12, "depth": 2}, "cnn": {"channels": 4, "depth": 2}, "resnet20": {"width": 4},
@@ -39,7 +39,7 @@ def keep(run, kind="mlp", scenario="task", seed=0, tasks=None, dtype=torch.float
     """Train a few steps per task, make the adapters large, export as a run does; return the strategy and what it kept.
     """
     model, resolved = plain(kind, shape, seed=seed)
-    strategy = LoRA(channels_last(model).to(dtype), make_world(scenario), LoRAOptions(**options))
+    strategy = LoRA(channels_last(model).to(dtype), make_stream_info(scenario), LoRAOptions(**options))
     made = make_record("lora", seed, scenario=scenario, tasks=TASKS, label=f"lora:{kind}",
                        options=strategy.options.model_dump())
     trial = made.trial.model_copy(update={"model": resolved})

@@ -31,7 +31,7 @@ def begun(cls, options, scenario, moved=9):
         if index < 2:
             move(strategy, index)
             strategy.after_task(task(index))
-    b = strategy.augment_batch(batch(2))
+    b = strategy.prepare_batch(batch(2))
     assert b.replayed
     old = strategy.old(b.x).detach().numpy()
     move(strategy, moved)

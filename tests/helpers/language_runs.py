@@ -94,7 +94,8 @@ def as_transformers(samples):
 
 def as_batch(strategy, samples, task):
     """Return raw samples as a loss gets them."""
-    batch, = strategy.objective.collate([Batch(strategy.world.prepare(samples.x), samples.y, samples.tasks, task)])
+    x = strategy.stream_info.prepare(samples.x)
+    batch, = strategy.objective.collate([Batch(x, samples.y, samples.tasks, task)])
     return batch
 
 
@@ -102,4 +103,4 @@ def as_batch(strategy, samples, task):
 def logits(strategy, samples, task):
     """Return a strategy's logits [N, L, V] for raw samples."""
     strategy.eval()
-    return strategy.model.head(strategy.predict(strategy.world.prepare(samples.x), task).logits)
+    return strategy.model.head(strategy.predict(strategy.stream_info.prepare(samples.x), task).logits)

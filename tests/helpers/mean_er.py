@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from clbench import Batch, Network, Options, Prediction, Samples, StrategyInfo, Task, World, hookimpl
+from clbench import Batch, Network, Options, Prediction, Samples, StrategyInfo, StreamInfo, Task, hookimpl
 from clbench.strategy.replay import ReplayMemory
 
 
@@ -32,10 +32,10 @@ class MeanER(ReplayMemory):
     roles = (("stable.*", "averages"), ("plastic.*", "averages"))
     options: MeanEROptions
 
-    def __init__(self, model: Network, world: World, options: Options | None = None) -> None:
+    def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with two copies of the network and an empty memory."""
         options = options or MeanEROptions()
-        super().__init__(model, world, options, capacity=options.capacity)
+        super().__init__(model, stream_info, options, capacity=options.capacity)
         self.stable = copy.deepcopy(model).requires_grad_(False)
         self.plastic = copy.deepcopy(model).requires_grad_(False)
 
@@ -43,9 +43,9 @@ class MeanER(ReplayMemory):
         """Return the averages, which stay in eval mode."""
         return self.stable, self.plastic
 
-    def augment_batch(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """Update the averages with the weights after the last step, replay, and offer the new samples."""
-        draws = torch.rand(2, generator=self.world.generator).tolist()
+        draws = torch.rand(2, generator=self.stream_info.generator).tolist()
         for average, decay, rate, draw in zip(
                 (self.stable, self.plastic), (self.options.stable_decay, self.options.plastic_decay),
                 (self.options.stable_rate, self.options.plastic_rate), draws, strict=True):

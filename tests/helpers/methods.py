@@ -7,7 +7,7 @@ from torch import nn
 
 from clbench.data.samples import Samples
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Batch, Task, World
+from clbench.strategy.base import Batch, StreamInfo, Task
 
 TASKS, CLASSES, FEATURES = 3, 6, 5
 
@@ -26,9 +26,9 @@ def deep_model() -> Network:
 def make(cls, options, scenario="task", model=linear_model, seed=0):
     """Return a strategy in float64 that knows which outputs each task has."""
     torch.manual_seed(seed)
-    world = World(CLASSES, TASKS, scenario, (FEATURES,), torch.Generator().manual_seed(seed),
-                  prepare=torch.Tensor.double)
-    strategy = cls(model(), world, options).double()
+    stream_info = StreamInfo(CLASSES, TASKS, scenario, (FEATURES,), torch.Generator().manual_seed(seed),
+                             prepare=torch.Tensor.double)
+    strategy = cls(model(), stream_info, options).double()
     for t in range(TASKS if scenario == "task" else 0):
         activate(strategy, t)
     return strategy
@@ -36,10 +36,10 @@ def make(cls, options, scenario="task", model=linear_model, seed=0):
 
 def activate(strategy, task):
     """Switch a task's outputs on as the harness does."""
-    if strategy.world.scenario == "task":
-        strategy.active[task, 2 * task:2 * task + 2] = True
+    if strategy.stream_info.scenario == "task":
+        strategy.class_mask[task, 2 * task:2 * task + 2] = True
     else:
-        strategy.active[:task + 1, :2 * task + 2] = True
+        strategy.class_mask[:task + 1, :2 * task + 2] = True
 
 
 def task(index, n=12):

@@ -1,4 +1,4 @@
-"""A world of small tasks, a few steps of training by hand, and seeds stacked by torch.func."""
+"""A stream_info of small tasks, a few steps of training by hand, and seeds stacked by torch.func."""
 
 import math
 
@@ -9,15 +9,15 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from clbench.data.samples import Samples
 from clbench.models.builtin import CNNOptions, MLPOptions
 from clbench.models.small import cnn, mlp
-from clbench.strategy.base import Batch, Task, World
-from clbench.strategy.granted import Phase
+from clbench.strategy.base import Batch, StreamInfo, Task
+from clbench.strategy.granted import PhaseSpec
 
 IMAGE = (1, 8, 8)
 TASKS, CLASSES = 3, 6
 
 
-def make_world(scenario="task", classes=CLASSES, pretrained=False):
-    return World(classes, TASKS, scenario, IMAGE, torch.Generator().manual_seed(0), pretrained)
+def make_stream_info(scenario="task", classes=CLASSES, pretrained=False):
+    return StreamInfo(classes, TASKS, scenario, IMAGE, torch.Generator().manual_seed(0), pretrained)
 
 
 def make_model(kind="mlp", classes=CLASSES, seed=0, dtype=torch.float32):
@@ -43,7 +43,7 @@ def as_batch(task):
 
 
 def begin(strategy, task, seed=0):
-    strategy.active[task.index, list(task.classes)] = True
+    strategy.class_mask[task.index, list(task.classes)] = True
     with torch.random.fork_rng():
         torch.manual_seed(1000 * seed + task.index)
         strategy.before_task(task)
@@ -63,7 +63,7 @@ def learn(strategy, task, seed=0):
     begin(strategy, task, seed)
     trainable = []
     for phase in range(strategy.phases(task)):
-        strategy.before_phase(task, Phase(phase, 4, 0.5))
+        strategy.before_phase(task, PhaseSpec(phase, 4, 0.5))
         trainable.append(steps(strategy, task))
     strategy.after_task(task)
     return trainable
@@ -117,7 +117,7 @@ def check_stacking(make, tasks=2):
         for task in earlier:
             learn(strategy, task, seed)
         begin(strategy, final, seed)
-        strategy.before_phase(final, Phase(0, 4, 0.5))
+        strategy.before_phase(final, PhaseSpec(0, 4, 0.5))
         strategy.train()
         team.append(strategy)
         last.append(final)

@@ -11,7 +11,8 @@ def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model=None, do
     each = options if isinstance(options, list) else [options] * len(seeds_)
     benches = [bench(info, own, scenario, seed, model) for own, seed in zip(each, seeds_, strict=True)]
     for b in benches if double else ():
-        b.strategy.double().world = replace(b.strategy.world, prepare=lambda x, b=b: b.stream.prepare(x).double())
+        b.strategy.double().stream_info = replace(
+            b.strategy.stream_info, prepare=lambda x, b=b: b.stream.prepare(x).double())
     trainer = TrainingLoop([b.replica for b in benches], recipe)
     for index in range(tasks):
         results = trainer.train_task(index)

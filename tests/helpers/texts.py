@@ -12,7 +12,7 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask
 from clbench.models.hf_parts import Pool
 from clbench.models.network import Block, Ports, TokenNetwork
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.testing.tiny import CLASSES_PER_TASK, SAMPLES, TASKS, Bench
 
 WORDS, LENGTH, WIDTH = 24, 7, 8
@@ -83,8 +83,9 @@ def text_bench(info, options, scenario, seed=0, model=None):
     stream = tiny_texts(scenario)
     with seeds.scope(seed, "init"):
         network = TextNet(stream.classes)
-    world = World(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
-                  prepare=stream.prepare, is_text=True)
+    stream_info = StreamInfo(stream.classes, TASKS, scenario, stream.input_shape, seeds.generator(seed, "strategy"),
+                             prepare=stream.prepare, is_text=True)
     with seeds.scope(seed, "strategy"):
-        strategy = resolve(info.strategy, info.name)(network, world, opt.validate(info.options, options, info.name, ""))
+        settings = opt.validate(info.options, options, info.name, "")
+        strategy = resolve(info.strategy, info.name)(network, stream_info, settings)
     return Bench(strategy, stream, scenario, seed)

@@ -6,13 +6,14 @@ import torch
 from clbench_acil import ACILOptions
 from clbench_acil.strategy import ACIL, update
 from clbench_prototypes import closed_form
-from helpers.per_task import answer, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import answer, inputs, learn, make_model, make_stream_info, make_task
 
 M = 30
 
 
 def make(scenario="class", **options):
-    return ACIL(make_model(), make_world(scenario), ACILOptions(**{"base": "random", "projections": M, **options}))
+    settings = ACILOptions(**{"base": "random", "projections": M, **options})
+    return ACIL(make_model(), make_stream_info(scenario), settings)
 
 
 def projected(strategy, x):

@@ -29,7 +29,7 @@ def begun(options, scenario="task"):
     strategy = learned(options, 2, scenario)
     activate(strategy, 2)
     strategy.before_task(task(2))
-    return strategy, strategy.augment_batch(batch(2))
+    return strategy, strategy.prepare_batch(batch(2))
 
 
 def by_hand(strategy, b):

@@ -26,7 +26,7 @@ def test_a_gradient_that_agrees_is_left_as_it_is_and_no_reference_changes_nothin
 
 def test_a_step_does_not_raise_the_loss_on_the_whole_memory():
     strategy = make(AGEM, AGEMOptions(capacity=8, samples=8), "class", deep_model)
-    strategy.active[:] = True
+    strategy.class_mask[:] = True
     own = dict(strategy.named_parameters())
     b = batch(1)
     given = dict(zip(own, torch.autograd.grad(strategy.loss(b), list(own.values())), strict=True))

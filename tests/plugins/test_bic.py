@@ -14,7 +14,7 @@ from clbench.data.samples import Samples, StochasticSamples
 from clbench.experiment.spec import Recipe
 from clbench.results.metrics import acc
 from clbench.strategy.base import Task
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.testing.checks import bench
 from clbench.training.loop import TrainingLoop
 
@@ -27,12 +27,12 @@ def led(tasks, scenario="class", **options):
     for index in range(tasks + 1):
         activate(strategy, index)
         strategy.before_task(task(index))
-        strategy.before_phase(task(index), Phase(0, 4, 0.1))
+        strategy.before_phase(task(index), PhaseSpec(0, 4, 0.1))
         if index == tasks:
             break
         move(strategy, index)
         if strategy.phases(task(index)) != 1:
-            strategy.before_phase(task(index), Phase(1, 4, 0.1))
+            strategy.before_phase(task(index), PhaseSpec(1, 4, 0.1))
             move(strategy, 50 + index)
         strategy.after_task(task(index))
     return strategy
@@ -59,7 +59,7 @@ def test_the_corrected_logits_by_hand():
 
 def test_after_a_task_the_corrected_logits_answer_and_the_next_task_starts_over():
     strategy, x = led(1), batch(1).x
-    strategy.before_phase(task(1), Phase(1, 4, 0.1))
+    strategy.before_phase(task(1), PhaseSpec(1, 4, 0.1))
     move(strategy, 5)
     alpha, beta = strategy.correction.alpha.item(), strategy.correction.beta.item()
     assert alpha != 1 and beta != 0
@@ -73,7 +73,7 @@ def test_after_a_task_the_corrected_logits_answer_and_the_next_task_starts_over(
 @pytest.mark.parametrize("scenario", ["class", "task"])
 def test_the_loss_is_the_papers_and_distils_corrected_logits(scenario):
     strategy = led(2, scenario, temperature=3.0)
-    b = strategy.augment_batch(batch(2))
+    b = strategy.prepare_batch(batch(2))
     assert b.replayed
     alpha, beta = strategy.old_correction.alpha.item(), strategy.old_correction.beta.item()
     assert (alpha != 1) is (scenario == "class")
@@ -92,14 +92,14 @@ def test_the_loss_is_the_papers_and_distils_corrected_logits(scenario):
 def test_the_second_phase_is_cross_entropy_of_corrected_logits_and_learns_two_numbers():
     strategy = led(2)
     assert strategy.phases(task(2)) == (0.8, 0.2) and led(0).phases(task(0)) == 1
-    strategy.before_phase(task(2), Phase(1, 4, 0.02))
+    strategy.before_phase(task(2), PhaseSpec(1, 4, 0.02))
     strategy.train()
     assert [n for n, p in strategy.named_parameters() if p.requires_grad] == ["correction.alpha", "correction.beta"]
     assert strategy.trainable() == 2 and not strategy.model.training
     assert strategy.learning_rates() == {"correction.*": pytest.approx(5.0)}
     move(strategy, 3)
     b = batch(2)
-    assert strategy.augment_batch(b) is b
+    assert strategy.prepare_batch(b) is b
     q = corrected(strategy.model(b.x), strategy.correction.alpha.item(), strategy.correction.beta.item(), [4, 5])
     expected = sum(math.log(sum(math.exp(v) for v in row)) - row[y]
                    for row, y in zip(q.tolist(), b.y.tolist(), strict=True)) / len(b.y)
@@ -110,8 +110,8 @@ def test_the_validation_samples_are_balanced_of_the_task_itself_and_never_traine
     strategy = led(2)
     everything = {tuple(row) for t in range(3) for row in task(t).train.x.tolist()}
     # 24 for 6 classes is 4 each: 1 for validation and 3 exemplars.
-    chosen = strategy.phase_samples(task(2), Phase(1, 4, 0.1))
-    assert sorted(chosen.y.tolist()) == list(range(6)) and strategy.phase_samples(task(2), Phase(0, 4, 0.1)) is None
+    chosen = strategy.phase_samples(task(2), PhaseSpec(1, 4, 0.1))
+    assert sorted(chosen.y.tolist()) == list(range(6)) and strategy.phase_samples(task(2), PhaseSpec(0, 4, 0.1)) is None
     held = {tuple(row) for row in chosen.x.tolist()}
     train = strategy.training_samples(task(2))
     assert len(train) == 10 and held <= everything
@@ -144,7 +144,7 @@ def test_in_a_run_the_second_phase_moves_its_two_numbers_and_nothing_else():
 @pytest.mark.parametrize("scenario", ["task", "domain"])
 def test_where_nothing_is_corrected_nothing_is_held_out(scenario):
     strategy = make(BiC, BiCOptions(capacity=18), scenario, deep_model)
-    strategy.active[:] = True
+    strategy.class_mask[:] = True
     for index in range(2):
         strategy.before_task(task(index))
         assert strategy.phases(task(index)) == 1 and strategy.training_samples(task(index)) is not None

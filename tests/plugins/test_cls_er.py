@@ -24,10 +24,10 @@ def test_the_averages_after_n_steps_are_those_of_the_formula():
     plastic, stable, updates = parameters(strategy.model), parameters(strategy.model), 0
     draws = torch.Generator().manual_seed(0)
     for step in range(1, 13):
-        strategy.augment_batch(batch(0, 4))
+        strategy.prepare_batch(batch(0, 4))
         move(strategy, step)
         now = parameters(strategy.model)
-        strategy.world.generator.manual_seed(step)  # of the averaging of this step alone
+        strategy.stream_info.generator.manual_seed(step)  # of the averaging of this step alone
         draws.manual_seed(step)
         strategy.complete_step()
         a = min(1 - 1 / (step + 1), 0.6)
@@ -47,12 +47,12 @@ def test_each_step_is_averaged_once_and_the_last_one_when_the_task_ends():
     strategy = make(CLSER, CLSEROptions(stable_rate=1.0, plastic_rate=1.0), "class", deep_model)
     strategy.complete_step()  # there was no step
     start = parameters(strategy.model)
-    strategy.augment_batch(batch(0))
+    strategy.prepare_batch(batch(0))
     move(strategy, 0)
     now = parameters(strategy.model)
     strategy.after_task(task(0))
     strategy.after_task(task(0))  # the same step again
-    strategy.augment_batch(batch(0))
+    strategy.prepare_batch(batch(0))
     for p, a, b in zip(strategy.stable.parameters(), start, now, strict=True):
         torch.testing.assert_close(p, (a + b) / 2)  # a = 1 - 1/2 in the first step
 
@@ -104,7 +104,7 @@ def test_it_predicts_with_the_stable_average_and_only_the_network_learns():
 def test_as_many_samples_are_replayed_as_the_share_says_and_every_epoch_offers_them_again():
     strategy = make(CLSER, CLSEROptions(capacity=30, share=2.5), "class")
     for step in range(8):
-        replayed = strategy.augment_batch(Batch(*(getattr(batch(0, 6), f) for f in ("x", "y", "tasks")), 0,
+        replayed = strategy.prepare_batch(Batch(*(getattr(batch(0, 6), f) for f in ("x", "y", "tasks")), 0,
                                                 first_pass=step < 2)).replayed
     assert replayed == 15 and int(strategy.memory_seen.sum()) == 48
 
@@ -112,7 +112,7 @@ def test_as_many_samples_are_replayed_as_the_share_says_and_every_epoch_offers_t
 def test_trials_that_begin_with_the_same_weights_have_averages_of_their_own():
     models = [make(CLSER, CLSEROptions(stable_rate=1.0), "class", deep_model, seed=0) for _ in range(2)]
     for seed, strategy in enumerate(models):
-        strategy.world.generator.manual_seed(seed)
+        strategy.stream_info.generator.manual_seed(seed)
         activate(strategy, 0)
     alone = copy.deepcopy(models)
     recipe = Recipe(batch_size=6, optimizer="sgd", lr=0.2, iterations=5)

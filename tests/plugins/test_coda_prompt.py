@@ -5,14 +5,24 @@ import torch
 import torch.nn.functional as F
 from clbench_coda_prompt import CodaPromptOptions
 from clbench_coda_prompt.strategy import CodaPrompt, orthonormal
-from helpers.per_task import answer, as_batch, begin, check_stacking, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import (
+    answer,
+    as_batch,
+    begin,
+    check_stacking,
+    inputs,
+    learn,
+    make_model,
+    make_stream_info,
+    make_task,
+)
 
 from clbench.core.errors import SpecError
 from clbench.core.options import validate
 from clbench.models.builtin import ViTOptions
 from clbench.models.network import Prefix
 from clbench.models.vit import vit
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.training.costs import measure
 
 D, C, L, EACH = 8, 6, 4, 2
@@ -26,7 +36,7 @@ def transformer(seed=0, depth=3):
 
 def coda(scenario="class", seed=0, depth=3, **options):
     chosen = {"base": "random", "components": 3 * EACH + 1, "length": L, "blocks": 2, **options}
-    return CodaPrompt(transformer(seed, depth), make_world(scenario), CodaPromptOptions(**chosen))
+    return CodaPrompt(transformer(seed, depth), make_stream_info(scenario), CodaPromptOptions(**chosen))
 
 
 def numbers(*shape, seed=1):
@@ -171,7 +181,7 @@ def test_two_seeds_stacked_equal_one_by_one():
 
 def test_options_fit_the_network_and_the_stream_or_say_why_not():
     def blocks(depth, **options):
-        strategy = CodaPrompt(transformer(0, depth), make_world(), CodaPromptOptions(base="random", components=6,
+        strategy = CodaPrompt(transformer(0, depth), make_stream_info(), CodaPromptOptions(base="random", components=6,
                                                                                      **options))
         return strategy.count, len(strategy.notes)
 
@@ -183,7 +193,7 @@ def test_options_fit_the_network_and_the_stream_or_say_why_not():
     with pytest.raises(SpecError, match="length"):
         validate(CodaPromptOptions, {"length": 3}, "coda-prompt", "clbench methods")
     with pytest.raises(SpecError, match="coda-prompt puts prompts in the attention of a vision transformer, and"):
-        CodaPrompt(make_model(), make_world(), CodaPromptOptions())
+        CodaPrompt(make_model(), make_stream_info(), CodaPromptOptions())
     assert coda(components=100).notes == [
         "coda-prompt: of 99 components only 8 can have orthogonal keys in a network of width 8"]
     assert coda().each == EACH  # 7 // 3
@@ -197,7 +207,8 @@ def test_a_vision_transformer_of_timm_with_registers_answers_with_prompts():
 
     theirs = timm.create_model("test_vit", img_size=32, num_classes=4, reg_tokens=2)
     model = of_timm(theirs, theirs.get_classifier(), 4, None)
-    strategy = CodaPrompt(model, World(4, 2, "class", (3, 32, 32), torch.Generator()), CodaPromptOptions(base="random"))
+    stream_info = StreamInfo(4, 2, "class", (3, 32, 32), torch.Generator())
+    strategy = CodaPrompt(model, stream_info, CodaPromptOptions(base="random"))
     strategy.before_task(make_task(0))
     assert strategy.prompts[0].shape == (2, 50, 8, 64)
     x = torch.rand(2, 3, 32, 32)

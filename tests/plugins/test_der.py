@@ -12,7 +12,7 @@ from clbench.training.costs import measure
 
 def offer(strategy, rounds):
     for step in range(rounds):
-        strategy.augment_batch(batch(step % 3, 5 + step))
+        strategy.prepare_batch(batch(step % 3, 5 + step))
 
 
 @pytest.mark.parametrize("cls, options", [(DER, DEROptions(capacity=9)), (DERPP, DERPPOptions(capacity=9))])
@@ -26,10 +26,10 @@ def test_logits_stay_beside_the_samples_they_are_of(cls, options):
 def test_logits_are_those_of_when_a_sample_was_met():
     strategy = make(DER, DEROptions(capacity=50), "class")
     first = batch(0)
-    strategy.augment_batch(first)
+    strategy.prepare_batch(first)
     then = strategy.model(first.x).detach()
     move(strategy, 0)
-    strategy.augment_batch(batch(1))
+    strategy.prepare_batch(batch(1))
     torch.testing.assert_close(strategy.memory_logits[:6], then)
     torch.testing.assert_close(strategy.memory_logits[6:], strategy.model(batch(1).x).detach())
 
@@ -38,14 +38,14 @@ def test_logits_are_those_of_when_a_sample_was_met():
                                           (DERPP, DERPPOptions(capacity=9, alpha=0.4, beta=0.7))])
 def test_the_loss_by_hand(cls, options):
     strategy = make(cls, options, "class", deep_model)
-    strategy.active[:] = True
+    strategy.class_mask[:] = True
     offer(strategy, 3)
     move(strategy, 1)
     memory = copy.deepcopy(strategy.memory), strategy.memory_logits.clone()
     generator = torch.Generator()
-    generator.set_state(strategy.world.generator.get_state())
+    generator.set_state(strategy.stream_info.generator.get_state())
     new = batch(2, 4)
-    got = strategy.loss(strategy.augment_batch(new))
+    got = strategy.loss(strategy.prepare_batch(new))
     draws = [torch.randperm(9, generator=generator)[:4] for _ in range(2)]
     expected = F.cross_entropy(strategy.model(new.x), new.y)
     expected = expected + 0.4 * (strategy.model(memory[0].x[draws[0]]) - memory[1][draws[0]]).square().mean()
@@ -57,10 +57,10 @@ def test_the_loss_by_hand(cls, options):
 def test_the_first_batch_is_fine_tuning_and_what_is_kept_is_counted():
     strategy = make(DER, DEROptions(capacity=9), "class")
     b = batch(0)
-    strategy.active[:] = True
-    assert strategy.augment_batch(b) is b
+    strategy.class_mask[:] = True
+    assert strategy.prepare_batch(b) is b
     torch.testing.assert_close(strategy.loss(b), F.cross_entropy(strategy.model(b.x), b.y))
-    strategy.augment_batch(batch(1))
+    strategy.prepare_batch(batch(1))
     kept = measure(strategy)
     assert kept.replay_samples == 9
     assert kept.bytes["replay"] == 9 * (5 + 1 + 1 + 6) * 8  # inputs and logits (float64 here), label, task

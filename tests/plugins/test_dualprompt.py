@@ -13,8 +13,8 @@ from helpers.per_task import (
     inputs,
     learn,
     make_model,
+    make_stream_info,
     make_task,
-    make_world,
     steps,
 )
 
@@ -22,7 +22,7 @@ from clbench.core.errors import SpecError
 from clbench.models.builtin import ViTOptions
 from clbench.models.network import Prefix
 from clbench.models.vit import vit
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.training.costs import measure
 
 D, C = 8, 6
@@ -36,7 +36,7 @@ def transformer(seed=0, depth=3):
 
 def dualprompt(scenario="class", seed=0, depth=3, **options):
     chosen = {"base": "random", "g_length": 2, "e_length": 3, "e_blocks": 2, **options}
-    return DualPrompt(transformer(seed, depth), make_world(scenario), DualPromptOptions(**chosen))
+    return DualPrompt(transformer(seed, depth), make_stream_info(scenario), DualPromptOptions(**chosen))
 
 
 def spread(strategy, seed=0):
@@ -156,7 +156,7 @@ def test_two_seeds_stacked_equal_one_by_one():
 
 def test_blocks_are_the_papers_and_in_proportion_in_fewer():
     def blocks(depth, **options):
-        strategy = DualPrompt(transformer(0, depth), make_world(), DualPromptOptions(base="random", **options))
+        strategy = DualPrompt(transformer(0, depth), make_stream_info(), DualPromptOptions(base="random", **options))
         return strategy.shared, strategy.own, len(strategy.notes)
 
     assert [blocks(depth) for depth in (2, 4, 6, 12, 14)] == [(1, 1, 2), (1, 1, 2), (1, 2, 2), (2, 3, 0), (2, 3, 0)]
@@ -169,11 +169,11 @@ def test_blocks_are_the_papers_and_in_proportion_in_fewer():
 
 def test_refusals_say_the_way_out():
     with pytest.raises(SpecError, match="dualprompt puts prompts in the attention of a vision transformer, and"):
-        DualPrompt(make_model(), make_world(), DualPromptOptions())
+        DualPrompt(make_model(), make_stream_info(), DualPromptOptions())
     model = transformer()
     model.takes_prefixes = lambda: False
     with pytest.raises(SpecError, match="this one's attention has no known place for them; with --model choose vit-ti"):
-        DualPrompt(model, make_world(), DualPromptOptions())
+        DualPrompt(model, make_stream_info(), DualPromptOptions())
     with pytest.raises(SpecError, match="dualprompt: base = pretrained needs a pretrained model"):
         dualprompt(base="pretrained")
 
@@ -186,7 +186,8 @@ def test_a_vision_transformer_of_timm_with_registers_answers_with_prompts():
 
     theirs = timm.create_model("test_vit", img_size=32, num_classes=4, reg_tokens=2)
     model = of_timm(theirs, theirs.get_classifier(), 4, None)
-    strategy = DualPrompt(model, World(4, 2, "class", (3, 32, 32), torch.Generator()), DualPromptOptions(base="random"))
+    stream_info = StreamInfo(4, 2, "class", (3, 32, 32), torch.Generator())
+    strategy = DualPrompt(model, stream_info, DualPromptOptions(base="random"))
     strategy.before_task(make_task(0))
     assert strategy.e_prompts[0].shape == (2, strategy.own, 20, 64) and (strategy.shared, strategy.own) == (1, 2)
     x = torch.rand(2, 3, 32, 32)

@@ -25,7 +25,7 @@ def third_task(scenario="class", **options):
         move(strategy, index)
         if index < 2:
             strategy.after_task(task(index))
-    b = strategy.augment_batch(batch(2))
+    b = strategy.prepare_batch(batch(2))
     assert b.replayed
     return strategy, b
 
@@ -146,7 +146,7 @@ def test_batch_norm_of_earlier_extractors_keeps_its_statistics():
         strategy.before_task(task(index))
         strategy.train()
         old = strategy.model.blocks[1].body[1].running_mean.clone()
-        strategy.loss(strategy.augment_batch(batch(index)))
+        strategy.loss(strategy.prepare_batch(batch(index)))
         assert torch.equal(strategy.model.blocks[1].body[1].running_mean, old) == (index == 1)
         if not index:
             strategy.after_task(task(index))

@@ -10,7 +10,17 @@ from clbench_ease import EASEOptions
 from clbench_ease.bottleneck import AdaptedBlock
 from clbench_ease.prototypes import completed
 from clbench_ease.strategy import EASE
-from helpers.per_task import answer, as_batch, begin, check_stacking, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import (
+    answer,
+    as_batch,
+    begin,
+    check_stacking,
+    inputs,
+    learn,
+    make_model,
+    make_stream_info,
+    make_task,
+)
 from pydantic import ValidationError
 
 from clbench.core.errors import SpecError
@@ -29,10 +39,10 @@ def transformer(seed=0):
 def ease(scenario="class", seed=0, double=False, classes=C, **options):
     lora = options.get("adapter") == "lora"
     model = make_model(seed=seed, classes=classes) if lora else transformer(seed)
-    world = make_world(scenario, classes)
+    stream_info = make_stream_info(scenario, classes)
     if double:
-        model, world = model.double(), dataclasses.replace(world, prepare=torch.Tensor.double)
-    return EASE(model, world, EASEOptions(**{"base": "random", "width": W, "dropout": 0.0, **options}))
+        model, stream_info = model.double(), dataclasses.replace(stream_info, prepare=torch.Tensor.double)
+    return EASE(model, stream_info, EASEOptions(**{"base": "random", "width": W, "dropout": 0.0, **options}))
 
 
 def unit(rows):
@@ -214,7 +224,7 @@ def test_transformers_of_timm_have_bottlenecks_too():
     net = network(model, model.get_classifier(), C, None).eval()
     x = torch.rand(2, 3, 160, 160)
     before = net.features(x)
-    strategy = EASE(net, make_world(pretrained=True), EASEOptions())
+    strategy = EASE(net, make_stream_info(pretrained=True), EASEOptions())
     assert [type(layer) for layer in strategy.adapted.values()] == [AdaptedBlock] * len(model.blocks)
     begin(strategy, make_task(0))
     strategy.eval()
@@ -224,7 +234,7 @@ def test_transformers_of_timm_have_bottlenecks_too():
 
 def test_refusals_say_the_way_out():
     with pytest.raises(SpecError, match="no such block; choose adapter = lora, or with --model vit-tiny"):
-        EASE(make_model(), make_world(), EASEOptions())
+        EASE(make_model(), make_stream_info(), EASEOptions())
     with pytest.raises(SpecError, match="ease: base = pretrained needs a pretrained model"):
         ease(base="pretrained")
     with pytest.raises(ValidationError, match="the loss fixes outputs = own"):

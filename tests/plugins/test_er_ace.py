@@ -15,8 +15,8 @@ from clbench.testing import CHECKS, check
 def test_new_samples_compete_among_the_classes_of_their_batch_and_replayed_ones_among_all():
     strategy = make(ERACE, ERACEOptions(capacity=20), "class")
     activate(strategy, 1)
-    strategy.augment_batch(batch(0))
-    b = strategy.augment_batch(batch(1))
+    strategy.prepare_batch(batch(0))
+    b = strategy.prepare_batch(batch(1))
     assert b.replayed == 6
     logits = strategy.model(b.x)
     expected = F.cross_entropy(logits[:6, 2:4], b.y[:6] - 2) + F.cross_entropy(logits[6:, :4], b.y[6:])
@@ -34,8 +34,8 @@ def test_a_batch_of_new_classes_does_not_touch_old_outputs():
 def test_the_cosine_head_by_hand():
     strategy = make(ERACE, ERACEOptions(capacity=20, head="cosine"), "class", deep_model)
     activate(strategy, 1)
-    strategy.augment_batch(batch(0))
-    b = strategy.augment_batch(batch(1))
+    strategy.prepare_batch(batch(0))
+    b = strategy.prepare_batch(batch(1))
     assert b.replayed == 6
     features, weights = strategy.model.features(b.x).tolist(), strategy.model.head.weight.tolist()
 

@@ -16,7 +16,7 @@ from clbench.experiment.spec import Recipe
 from clbench.models.builtin import MLPOptions
 from clbench.models.network import Block, Network
 from clbench.models.small import mlp
-from clbench.strategy.base import Batch, Strategy, Task, World
+from clbench.strategy.base import Batch, Strategy, StreamInfo, Task
 from clbench.strategy.fisher import diagonal_fisher
 from clbench.training.loop import TrainingLoop
 
@@ -25,11 +25,11 @@ SHAPE, CLASSES, TASKS = (1, 3, 3), 6, 3
 
 def make(seed=0, network=None, **options):
     torch.manual_seed(seed)
-    world = World(CLASSES, TASKS, "task", SHAPE, torch.Generator().manual_seed(seed))
+    stream_info = StreamInfo(CLASSES, TASKS, "task", SHAPE, torch.Generator().manual_seed(seed))
     network = network or mlp(MLPOptions(width=6), SHAPE, CLASSES)
-    strategy = EWC(network, world, EWCOptions(**{"strength": 3.0, **options})).double()
+    strategy = EWC(network, stream_info, EWCOptions(**{"strength": 3.0, **options})).double()
     for t in range(TASKS):
-        strategy.active[t, 2 * t:2 * t + 2] = True
+        strategy.class_mask[t, 2 * t:2 * t + 2] = True
     return strategy
 
 
@@ -115,8 +115,8 @@ def test_online_decays_what_it_holds_for_every_new_task_and_anchors_at_the_lates
 
 def test_no_penalty_before_the_first_task_ends_nor_where_the_parameters_are_the_anchor():
     strategy = make(strength=1e5)
-    plain = Strategy(strategy.model, strategy.world)
-    plain.active.copy_(strategy.active)
+    plain = Strategy(strategy.model, strategy.stream_info)
+    plain.class_mask.copy_(strategy.class_mask)
     strategy.before_task(task(0))
     move(strategy, 0)
     assert strategy.penalty() == 0
@@ -185,7 +185,7 @@ def test_a_stack_of_two_under_adam_equals_each_alone(double, within):
 @pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "predicted"])
 def test_fisher_options_reach_the_estimate(fisher):
     strategy = make(fisher=fisher, fisher_samples=4)
-    state = strategy.world.generator.get_state()
+    state = strategy.stream_info.generator.get_state()
     before = torch.get_rng_state()
     strategy.before_task(task(0))
     strategy.after_task(task(0))
@@ -273,7 +273,7 @@ def test_memory_does_not_grow_with_tasks():
     for index in range(TASKS):
         strategy.before_task(task(index))
         strategy.after_task(task(index))
-        sizes.append(sum(v.numel() for n, v in strategy.named_buffers() if n != "active"))
+        sizes.append(sum(v.numel() for n, v in strategy.named_buffers() if n != "class_mask"))
     assert sizes == [2 * sum(p.numel() for p in strategy.parameters()) + 1] * TASKS
 
 

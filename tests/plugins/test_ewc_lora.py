@@ -17,8 +17,8 @@ from helpers.per_task import (
     inputs,
     learn,
     make_model,
+    make_stream_info,
     make_task,
-    make_world,
     steps,
 )
 from torch import nn
@@ -37,9 +37,9 @@ METHODS = {"ewc-lora": (EWCLoRA, EWCLoRAOptions), "lora-mean": (LoRAMean, LoRAMe
 
 def make(method="ewc-lora", kind="mlp", scenario="class", seed=0, dtype=DOUBLE, model=None, **options):
     cls, own = METHODS[method]
-    world = dataclasses.replace(make_world(scenario), prepare=lambda x: x.to(dtype))
+    stream_info = dataclasses.replace(make_stream_info(scenario), prepare=lambda x: x.to(dtype))
     model = make_model(kind, seed=seed, dtype=dtype) if model is None else model
-    return cls(model, world, own(**{"rank": 2, "base": "random", **options}))
+    return cls(model, stream_info, own(**{"rank": 2, "base": "random", **options}))
 
 
 def double(task):
@@ -288,8 +288,8 @@ def test_where_tasks_share_classes_the_heads_are_averaged():
 @pytest.mark.parametrize("scenario", ["class", "domain"])
 def test_each_task_learns_what_it_learns_in_lora_and_combine_gives_the_same(base, scenario):
     mean = make("lora-mean", scenario=scenario, base=base, alpha=3.0)
-    world = dataclasses.replace(make_world(scenario), prepare=torch.Tensor.double)
-    alone = LoRA(make_model(dtype=DOUBLE), world, LoRAOptions(rank=2, base=base, alpha=3.0))
+    stream_info = dataclasses.replace(make_stream_info(scenario), prepare=torch.Tensor.double)
+    alone = LoRA(make_model(dtype=DOUBLE), stream_info, LoRAOptions(rank=2, base=base, alpha=3.0))
     kinds = tasks(3, (0, 1) if scenario == "domain" else None)
     for task in kinds:
         assert learn(mean, task) == learn(alone, task)

@@ -6,7 +6,7 @@ import torch
 from clbench_prototypes import FeCAMOptions, NCMOptions
 from clbench_prototypes.fecam import FeCAM, correlations, covariance, shrunk
 from clbench_prototypes.ncm import NCM
-from helpers.per_task import answer, begin, make_world
+from helpers.per_task import answer, begin, make_stream_info
 from torch import nn
 
 from clbench.core.errors import SpecError
@@ -45,7 +45,7 @@ def tasks_of(make, each=20, classes=CLASSES):
 
 
 def learned(tasks, model=None, scenario="class", cls=FeCAM, options=None):
-    strategy = cls(model or pixels(), make_world(scenario), options or FeCAMOptions(base="random"))
+    strategy = cls(model or pixels(), make_stream_info(scenario), options or FeCAMOptions(base="random"))
     for task in tasks:
         begin(strategy, task)
         strategy.before_phase(task, 0)

@@ -15,7 +15,7 @@ from clbench_prototypes.ncm import NCM
 from clbench_prototypes.ranpac import RanPAC
 from clbench_prototypes.simplecil import SimpleCIL
 from clbench_prototypes.slda import SLDA
-from helpers.per_task import make_model, make_world
+from helpers.per_task import make_model, make_stream_info
 from helpers.stacks import lead
 from pydantic import ValidationError
 
@@ -40,8 +40,8 @@ def on_weights(method):
     cls, options = KINDS[method]
 
     class Given(cls):
-        def __init__(self, model, world, options=None):
-            super().__init__(model, dataclasses.replace(world, pretrained=True), options)
+        def __init__(self, model, stream_info, options=None):
+            super().__init__(model, dataclasses.replace(stream_info, pretrained=True), options)
 
     return StrategyInfo(method, Given, "", options)
 
@@ -160,14 +160,14 @@ def test_refusals_say_the_way_out(method, options):
     cls = KINDS[method][0]
     for base in ("auto", "random", "task1"):
         with pytest.raises(SpecError, match=rf"{method}: adapt = lora adapts a pretrained network, .* pass --weights"):
-            cls(make_model(), make_world("class"), options(adapt="lora", base=base))
+            cls(make_model(), make_stream_info("class"), options(adapt="lora", base=base))
     with pytest.raises(SpecError, match=f"{method}: rank = 99 exceeds the width"):
-        cls(make_model(), make_world("class", pretrained=True), options(adapt="lora", rank=99))
+        cls(make_model(), make_stream_info("class", pretrained=True), options(adapt="lora", rank=99))
     for idle in ({"rank": 2}, {"both": True, "adapt": "none"}, {"adapt": "bottleneck", "rank": 2}):
         with pytest.raises(ValidationError, match="is of the adapters of adapt = lora"):
             options(**idle)
     with pytest.raises(SpecError, match=f"{method}: adapt = bottleneck is put parallel to the MLPs of a vision"):
-        cls(make_model(), make_world("class", pretrained=True), options(adapt="bottleneck"))
+        cls(make_model(), make_stream_info("class", pretrained=True), options(adapt="bottleneck"))
 
 
 @pytest.mark.parametrize("options", [o for m, (_, o) in KINDS.items() if m != "seq-lora"])

@@ -13,7 +13,7 @@ from clbench_prototypes.ranpac import RanPAC
 from clbench_prototypes.simplecil import APER
 from clbench_ridge import RidgeOptions
 from clbench_ridge.strategy import Ridge
-from helpers.per_task import make_model, make_world
+from helpers.per_task import make_model, make_stream_info
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
@@ -31,8 +31,8 @@ def adapted(method, model="vit", **options):
     cls, kind = KINDS[method]
 
     class Given(cls):
-        def __init__(self, model, world, options=None):
-            super().__init__(model, dataclasses.replace(world, pretrained=True), options)
+        def __init__(self, model, stream_info, options=None):
+            super().__init__(model, dataclasses.replace(stream_info, pretrained=True), options)
 
     return bench(StrategyInfo(method, Given, "", kind), {"adapt": "bottleneck", **options}, "class", model=model)
 
@@ -71,7 +71,7 @@ def test_aper_is_simplecil_with_bottlenecks_and_both_features_where_it_can_be():
 def test_options_that_no_plan_settled_mean_the_same(cls, options):
     for model, adapt, factor in (("vit", "bottleneck", 1 + options.both), ("mlp", "none", 1)):
         network = MODELS[model]((1, 8, 8), 6)
-        strategy = cls(network, make_world("class", pretrained=True), options)
+        strategy = cls(network, make_stream_info("class", pretrained=True), options)
         assert (strategy.options.adapt, strategy.options.both) == (adapt, factor == 2)
         assert bool(strategy.adapted) == (adapt == "bottleneck")
         if hasattr(strategy, "projection"):
@@ -105,7 +105,7 @@ def test_aper_compares_with_class_means_of_both_features_by_the_closed_form():
     plain = bench(discover().strategy("naive"), {}, "class", model="vit").strategy.model.eval()
     for index in range(2):
         b.learn(index)
-    prepare, means = b.strategy.world.prepare, []
+    prepare, means = b.strategy.stream_info.prepare, []
     blocks = list(b.strategy.adapted.values())
 
     def both(x):
@@ -141,7 +141,7 @@ def test_a_record_says_that_there_was_no_first_session(method):
     assert note in adapted(method, adapt="none", **({"both": False} if method == "aper" else {})).strategy.notes
     assert note not in adapted(method).strategy.notes
     cls, options = KINDS[method]
-    assert note not in cls(make_model(), make_world("class"), options()).notes  # its base learns the first task
+    assert note not in cls(make_model(), make_stream_info("class"), options()).notes  # its base learns the first task
 
 
 # projections = 0
@@ -158,7 +158,7 @@ def data(mean=0.0):
 
 def on_features(cls, options, f, y):
     """Return a method with 12 features that has learned these."""
-    strategy = cls(make_model(), make_world("class", pretrained=True), options)
+    strategy = cls(make_model(), make_stream_info("class", pretrained=True), options)
     assert strategy.sums.shape[1] == f.shape[1]
     with torch.no_grad():
         strategy.take_in(f, y)

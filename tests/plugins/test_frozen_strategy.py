@@ -6,7 +6,7 @@ from clbench_lora import LoRAOptions
 from clbench_lora.strategy import LoRA
 from clbench_shared_private import SharedPrivateOptions
 from clbench_shared_private.strategy import SharedPrivate
-from helpers.per_task import answer, check_stacking, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import answer, check_stacking, inputs, learn, make_model, make_stream_info, make_task
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
@@ -16,7 +16,8 @@ BLOCKS, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 
 
 def frozen(kind="mlp", scenario="task", pretrained=False, seed=0, **options):
-    return Frozen(make_model(kind, seed=seed), make_world(scenario, pretrained=pretrained), FrozenOptions(**options))
+    stream_info = make_stream_info(scenario, pretrained=pretrained)
+    return Frozen(make_model(kind, seed=seed), stream_info, FrozenOptions(**options))
 
 
 def test_only_heads_learn_on_a_base_that_does_not_change():
@@ -48,7 +49,7 @@ def test_a_head_is_trained_as_logistic_regression_on_features():
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_the_base_of_task1_is_that_of_lora(kind):
     strategy = frozen(kind)
-    lora = LoRA(make_model(kind), make_world(), LoRAOptions(rank=2))
+    lora = LoRA(make_model(kind), make_stream_info(), LoRAOptions(rank=2))
     trainable = learn(strategy, make_task(0))
     learn(lora, make_task(0))
     assert len(trainable) == 2 and trainable[0] > trainable[1] == strategy.heads[0].weight.numel() + 2
@@ -58,7 +59,7 @@ def test_the_base_of_task1_is_that_of_lora(kind):
 
 def test_without_task1_it_is_shared_private_without_private_layers():
     ours, theirs = frozen(base="random", scenario="class"), SharedPrivate(
-        make_model(), make_world("class"), SharedPrivateOptions(base="random"))
+        make_model(), make_stream_info("class"), SharedPrivateOptions(base="random"))
     for i in range(2):
         learn(ours, make_task(i))
         learn(theirs, make_task(i))

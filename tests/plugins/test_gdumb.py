@@ -12,7 +12,7 @@ from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
 from clbench.strategy.base import Task
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.testing import tiny
 from clbench.testing.checks import bench
 from clbench.training.costs import measure
@@ -150,4 +150,4 @@ def test_only_what_the_method_is_can_be_chosen():
         validate(GDumbOptions, {"outputs": "own"}, "gdumb", "clbench methods")
     with pytest.raises(SpecError, match=r"gdumb\.capacity"):
         validate(GDumbOptions, {"capacity": 0}, "gdumb", "clbench methods")
-    assert make(GDumb, GDumbOptions(), "class").phase_samples(task(0), Phase(0)) is not None
+    assert make(GDumb, GDumbOptions(), "class").phase_samples(task(0), PhaseSpec(0)) is not None

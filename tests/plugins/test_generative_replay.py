@@ -12,8 +12,8 @@ from torch import nn
 from clbench.core.errors import SpecError
 from clbench.data.prepare import Prepare
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Batch, World
-from clbench.strategy.granted import Phase
+from clbench.strategy.base import Batch, StreamInfo
+from clbench.strategy.granted import PhaseSpec
 
 SMALL = {"width": 6, "depth": 2, "latent": 3}
 
@@ -81,11 +81,11 @@ def in_third_task(scenario, **options):
         if scenario == "class":
             activate(strategy, index)
         strategy.before_task(task(index))
-        strategy.before_phase(task(index), Phase(0, 3, 0.1))
+        strategy.before_phase(task(index), PhaseSpec(0, 3, 0.1))
         move(strategy, index)
         if index < 2:
             strategy.after_task(task(index))
-    return strategy, strategy.augment_batch(batch(2, 7))
+    return strategy, strategy.prepare_batch(batch(2, 7))
 
 
 @pytest.mark.parametrize("scenario", ["class", "task"])
@@ -113,7 +113,7 @@ def test_nothing_is_replayed_in_the_first_task_and_copies_are_made_after_it():
     strategy = make(GenerativeReplay, GenerativeReplayOptions(**SMALL), "class", deep_model)
     activate(strategy, 0)
     strategy.before_task(task(0))
-    b = strategy.augment_batch(batch(0, 5))
+    b = strategy.prepare_batch(batch(0, 5))
     assert strategy.noise.shape == (5, 3)
     expected = autoencoder_loss(strategy.generator, b.x.numpy(), strategy.noise.numpy(), False) + (
         strategy.cross_entropy(strategy.model(b.x), b).item())
@@ -135,12 +135,12 @@ def test_images_are_generated_as_pixels_and_prepared_as_real_ones():
     prepare = Prepare(mean=(0.2, 0.5), std=(0.3, 0.4))
     torch.manual_seed(0)
     model = Network([Block(nn.Flatten(), nn.Identity()), Block(nn.Linear(18, 4), nn.Tanh())], nn.Linear(4, 4))
-    world = World(4, 2, "class", (2, 3, 3), torch.Generator().manual_seed(0), prepare=prepare)
-    strategy = GenerativeReplay(model, world, GenerativeReplayOptions(**SMALL, targets="soft"))
-    strategy.active[:, :4] = True
+    stream_info = StreamInfo(4, 2, "class", (2, 3, 3), torch.Generator().manual_seed(0), prepare=prepare)
+    strategy = GenerativeReplay(model, stream_info, GenerativeReplayOptions(**SMALL, targets="soft"))
+    strategy.class_mask[:, :4] = True
     strategy.known[0, :2] = True
     raw = torch.randint(0, 256, (6, 2, 3, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    b = strategy.augment_batch(Batch(raw, torch.tensor([2, 3] * 3), torch.ones(6, dtype=torch.int64), 1))
+    b = strategy.prepare_batch(Batch(raw, torch.tensor([2, 3] * 3), torch.ones(6, dtype=torch.int64), 1))
     x, pixels = prepare(raw), raw.flatten(1).double().numpy() / 255
     strategy.double()  # the buffers too; batches follow
     b = Batch(x.double(), b.y, b.tasks, 1)
@@ -165,6 +165,6 @@ def test_the_generator_may_have_a_learning_rate_of_its_own():
 
 
 def test_texts_are_refused():
-    world = World(CLASSES, 2, "class", (FEATURES,), torch.Generator(), is_text=True)
+    stream_info = StreamInfo(CLASSES, 2, "class", (FEATURES,), torch.Generator(), is_text=True)
     with pytest.raises(SpecError, match="generative-replay generates images or numbers, and this benchmark has texts"):
-        GenerativeReplay(deep_model(), world)
+        GenerativeReplay(deep_model(), stream_info)

@@ -4,7 +4,7 @@ import torch
 from clbench_gpm import GPMOptions
 from clbench_gpm.strategy import GPM
 from helpers.methods import activate, deep_model, make, task
-from helpers.per_task import make_model, make_task, make_world
+from helpers.per_task import make_model, make_stream_info, make_task
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
@@ -133,7 +133,7 @@ def test_momentum_stays_in_the_complement_and_all_else_is_fixed(model, monkeypat
 
 def test_the_head_is_projected_where_its_rows_compete():
     for scenario, expected in (("task", False), ("class", True), ("domain", True)):
-        strategy = GPM(make_model("cnn"), make_world(scenario), GPMOptions())
+        strategy = GPM(make_model("cnn"), make_stream_info(scenario), GPMOptions())
         assert ("head" in strategy.projected()) is expected
         strategy.before_task(make_task(0))
         assert all(p.requires_grad for p in strategy.parameters())
@@ -143,7 +143,7 @@ def test_the_head_is_projected_where_its_rows_compete():
 
 
 def test_half_a_projector_per_layer_is_kept():
-    strategy = GPM(make_model(), make_world("class"), GPMOptions())
+    strategy = GPM(make_model(), make_stream_info("class"), GPMOptions())
     strategy.before_task(make_task(0))
     strategy.after_task(make_task(0))
     strategy.before_task(make_task(1))

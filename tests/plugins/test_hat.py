@@ -7,14 +7,24 @@ import torch
 import torch.nn.functional as F
 from clbench_hat import HATOptions
 from clbench_hat.strategy import HAT, spread
-from helpers.per_task import IMAGE, answer, as_batch, begin, check_stacking, make_model, make_task, make_world, steps
+from helpers.per_task import (
+    IMAGE,
+    answer,
+    as_batch,
+    begin,
+    check_stacking,
+    make_model,
+    make_stream_info,
+    make_task,
+    steps,
+)
 from helpers.training import loop
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.models.network import Block, Network
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.testing import tiny
 from clbench.testing.checks import bench
 from clbench.training.costs import measure
@@ -22,7 +32,7 @@ from clbench.training.costs import measure
 
 def make(kind="mlp", scenario="task", **options):
     torch.manual_seed(0)
-    return HAT(make_model(kind, dtype=torch.float64), make_world(scenario), HATOptions(**options)).double()
+    return HAT(make_model(kind, dtype=torch.float64), make_stream_info(scenario), HATOptions(**options)).double()
 
 
 def double(task):
@@ -34,7 +44,7 @@ def start(strategy, index, s=None):
     task = double(make_task(index))
     begin(strategy, task)
     strategy.double()
-    strategy.before_phase(task, Phase(0, 6, 0.1))
+    strategy.before_phase(task, PhaseSpec(0, 6, 0.1))
     if s is not None:
         strategy.s.fill_(s)
     return task
@@ -127,17 +137,17 @@ def test_gates_get_steeper_within_each_pass():
     strategy = make(s_max=100.0)
     task = double(make_task(0))
     begin(strategy, task)
-    strategy.before_phase(task, Phase(0, 7, 0.1))
+    strategy.before_phase(task, PhaseSpec(0, 7, 0.1))
     batch = as_batch(make_task(0, count=8))  # three batches of 8, of 24
     seen = []
     for _ in range(7):
-        strategy.augment_batch(batch)
+        strategy.prepare_batch(batch)
         seen.append(float(strategy.s))
     low = 1 / 100
     expected = [low, low + (100 - low) / 2, 100.0]
     assert seen == pytest.approx([*expected, *expected, low])
-    strategy.before_phase(task, Phase(0, 2, 0.1))  # fewer steps than a pass has batches
-    seen = [float(strategy.augment_batch(batch) and strategy.s) for _ in range(2)]
+    strategy.before_phase(task, PhaseSpec(0, 2, 0.1))  # fewer steps than a pass has batches
+    seen = [float(strategy.prepare_batch(batch) and strategy.s) for _ in range(2)]
     assert seen == pytest.approx([low, 100.0])
 
 
@@ -147,7 +157,7 @@ def test_embeddings_stay_within_reach():
     for e in strategy.embedding(0):
         e.data.fill_(9.0)
         e.data[0] = -7.0
-    strategy.augment_batch(as_batch(make_task(0, count=8)))
+    strategy.prepare_batch(as_batch(make_task(0, count=8)))
     assert all(e[0] == -6 and (e[1:] == 6).all() for e in strategy.embedding(0))
 
 
@@ -211,16 +221,16 @@ def test_a_real_task_trains_masks_that_are_nearly_binary_and_less_than_all(monke
 
 
 def test_two_seeds_stack():
-    check_stacking(lambda seed: HAT(make_model(seed=seed), make_world(), HATOptions()))
+    check_stacking(lambda seed: HAT(make_model(seed=seed), make_stream_info(), HATOptions()))
 
 
 @pytest.mark.parametrize("infer", ["entropy", "max-logit", "prototype"])
 def test_an_unknown_task_is_inferred(infer):
-    strategy = HAT(make_model(), make_world("class"), HATOptions(infer=infer))
+    strategy = HAT(make_model(), make_stream_info("class"), HATOptions(infer=infer))
     for index in range(2):
         task = make_task(index)
         begin(strategy, task)
-        strategy.before_phase(task, Phase(0, 4, 0.1))
+        strategy.before_phase(task, PhaseSpec(0, 4, 0.1))
         steps(strategy, task)
         strategy.after_task(task)
     found = answer(strategy)
@@ -230,7 +240,7 @@ def test_an_unknown_task_is_inferred(infer):
 
 
 def test_units_per_task_are_what_is_kept():
-    strategy = HAT(make_model(), make_world(), HATOptions())
+    strategy = HAT(make_model(), make_stream_info(), HATOptions())
     for index in range(2):
         begin(strategy, make_task(index))
         strategy.after_task(make_task(index))
@@ -238,9 +248,9 @@ def test_units_per_task_are_what_is_kept():
 
 
 def test_other_networks_are_refused():
-    world = make_world()
+    stream_info = make_stream_info()
     for body, what in ((torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8)), "BatchNorm1d"),
                        (torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.Linear(8, 8)), "other layers")):
         blocks = [Block(torch.nn.Sequential(torch.nn.Flatten(), body), torch.nn.ReLU())]
         with pytest.raises(SpecError, match=f"block 0 of this model has {what}"):
-            HAT(Network(blocks, torch.nn.Linear(8, 6)), world)
+            HAT(Network(blocks, torch.nn.Linear(8, 6)), stream_info)

@@ -110,7 +110,7 @@ def test_the_loss_is_the_papers(scenario):
     strategy = learned(scenario)
     activate(strategy, 2)
     strategy.before_task(task(2))
-    b = strategy.augment_batch(batch(2))
+    b = strategy.prepare_batch(batch(2))
     assert b.replayed == 6 * 8 // 12 and set(b.tasks.tolist()) <= {0, 1, 2}
     move(strategy, 9)
     own = {2: [4, 5], **({0: [], 1: []} if scenario == "task" else {0: [4, 5], 1: [4, 5]})}
@@ -119,7 +119,7 @@ def test_the_loss_is_the_papers(scenario):
     first = make(ICaRL, ICaRLOptions(), scenario, deep_model)
     activate(first, 0)
     first.before_task(task(0))
-    assert not first.augment_batch(batch(0)).replayed
+    assert not first.prepare_batch(batch(0)).replayed
     expected = papers_loss(first, batch(0), {0: [0, 1]}, [])
     torch.testing.assert_close(first.loss(batch(0)), expected, rtol=1e-12, atol=0)
 
@@ -131,7 +131,7 @@ def test_over_a_pass_as_many_exemplars_are_replayed_as_there_are(size):
     for _ in range(2):
         strategy.before_task(task(2))
         for passes in range(1, 4):
-            replayed = [strategy.augment_batch(Batch(part.x, part.y, part.tasks, 2)).replayed
+            replayed = [strategy.prepare_batch(Batch(part.x, part.y, part.tasks, 2)).replayed
                         for part in train.chunks(size)]
             assert sum(replayed) == 8 and all(n in (8 * size // 12, 8 * size // 12 + 1) for n in replayed[:-1]), passes
 
@@ -139,11 +139,11 @@ def test_over_a_pass_as_many_exemplars_are_replayed_as_there_are(size):
 def test_labels_teach_what_every_task_brings_anew():
     strategy = make(ICaRL, ICaRLOptions(capacity=18), "domain", deep_model)
     for index in range(2):
-        strategy.active[index] = True
+        strategy.class_mask[index] = True
         domain = Task(index, tuple(range(CLASSES)), task(index).train)
         strategy.before_task(domain)
         if index:
-            b = strategy.augment_batch(batch(1))
+            b = strategy.prepare_batch(batch(1))
             assert b.replayed
             expected = papers_loss(strategy, b, {0: range(CLASSES), 1: range(CLASSES)}, [])
             torch.testing.assert_close(strategy.loss(b), expected, rtol=1e-12, atol=0)
@@ -190,7 +190,7 @@ def test_targets_of_old_outputs_are_softened_by_the_temperature():
             move(strategy, 0)
             strategy.after_task(task(0))
     move(strategy, 1)
-    b = strategy.augment_batch(batch(1))
+    b = strategy.prepare_batch(batch(1))
     scores, old = (net(b.x).detach().numpy() for net in (strategy.model, strategy.old))
     targets = np.eye(CLASSES)[b.y.numpy()]
     targets[:, :2] = 1 / (1 + np.exp(-old[:, :2] / 2))

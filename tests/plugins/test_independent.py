@@ -7,7 +7,17 @@ from clbench_independent import IndependentOptions
 from clbench_independent.strategy import Independent
 from clbench_lora import LoRAOptions
 from clbench_lora.strategy import LoRA
-from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_model, make_task, make_world, steps
+from helpers.per_task import (
+    answer,
+    begin,
+    check_stacking,
+    inputs,
+    learn,
+    make_model,
+    make_stream_info,
+    make_task,
+    steps,
+)
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,7 +31,7 @@ BLOCKS, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 
 
 def independent(kind="mlp", scenario="task", pretrained=False, seed=0, **options):
-    return Independent(make_model(kind, seed=seed), make_world(scenario, pretrained=pretrained),
+    return Independent(make_model(kind, seed=seed), make_stream_info(scenario, pretrained=pretrained),
                        IndependentOptions(**options))
 
 
@@ -66,7 +76,7 @@ def test_the_base_of_task1_is_that_of_lora_and_copies_start_from_it():
     strategy.before_phase(task, 1)
     assert torch.equal(answer(strategy, 0).logits, before)
     strategy.after_task(task)
-    lora = LoRA(make_model(), make_world(), LoRAOptions(rank=2))
+    lora = LoRA(make_model(), make_stream_info(), LoRAOptions(rank=2))
     learn(lora, task)
     learn(ours := independent(), task)
     assert torch.equal(ours.shared_features(inputs()), lora.shared_features(inputs()))
@@ -78,7 +88,7 @@ def test_the_base_of_task1_is_that_of_lora_and_copies_start_from_it():
 def test_normalization_of_a_learned_copy_does_not_drift():
     model = make_model("cnn")
     model.blocks[1].body = nn.Sequential(model.blocks[1].body, nn.BatchNorm2d(8))
-    strategy = Independent(model, make_world(), IndependentOptions(base="random"))
+    strategy = Independent(model, make_stream_info(), IndependentOptions(base="random"))
     fresh = copy.deepcopy(model.blocks[1].body[1].state_dict())
     learn(strategy, make_task(0))
     learned = copy.deepcopy(strategy.copies[0].state_dict())
@@ -123,7 +133,7 @@ def test_exported_networks_answer_as_the_strategy_does(kind, tmp_path):
 def test_it_runs_on_residual_networks_and_transformers(model, tmp_path):
     registry = discover()
     network, _ = build_model(model, None, (1, 8, 8), 6, registry)
-    strategy = build_strategy(Resolved(name="independent", options={}), network, make_world("task"), registry)
+    strategy = build_strategy(Resolved(name="independent", options={}), network, make_stream_info("task"), registry)
     for i in range(2):
         learn(strategy, make_task(i))
         strategy.export(tmp_path, make_task(i))

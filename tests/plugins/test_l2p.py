@@ -5,14 +5,24 @@ import torch
 import torch.nn.functional as F
 from clbench_l2p import L2POptions
 from clbench_l2p.strategy import L2P
-from helpers.per_task import answer, as_batch, begin, check_stacking, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import (
+    answer,
+    as_batch,
+    begin,
+    check_stacking,
+    inputs,
+    learn,
+    make_model,
+    make_stream_info,
+    make_task,
+)
 
 from clbench.core.errors import SpecError
 from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved
 from clbench.models.network import TokenNetwork
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.testing.tiny import MODELS
 from clbench.training.building import build_model
 from clbench.training.costs import measure
@@ -27,7 +37,7 @@ def transformer(seed=0):
 
 
 def l2p(scenario="class", seed=0, spread=True, **options):
-    strategy = L2P(transformer(seed), make_world(scenario), L2POptions(**{"base": "random", **options}))
+    strategy = L2P(transformer(seed), make_stream_info(scenario), L2POptions(**{"base": "random", **options}))
     if spread:  # keys that start close to each other choose the same for all samples
         generator = torch.Generator().manual_seed(seed)
         for parameter in (strategy.prompts, strategy.keys):
@@ -127,7 +137,7 @@ def test_two_seeds_stacked_equal_one_by_one():
 
 def test_refusals_say_the_way_out():
     with pytest.raises(SpecError, match="this model has none; with --model choose vit-tiny, vit-b16 or a plain"):
-        L2P(make_model(), make_world(), L2POptions())
+        L2P(make_model(), make_stream_info(), L2POptions())
     with pytest.raises(SpecError, match="top = 5 prompts cannot be chosen from a pool of 3"):
         validate(L2POptions, {"pool": 3}, "l2p", "clbench methods")
     with pytest.raises(SpecError, match="l2p: base = pretrained needs a pretrained model"):
@@ -148,6 +158,6 @@ def test_vision_transformers_of_timm_take_prompts():
     x = torch.rand(2, *shape)
     with torch.no_grad():
         torch.testing.assert_close(model.eval().encode(model.embed(x))[:, 0], model.features(x))
-        strategy = L2P(model, World(4, 2, "class", shape, torch.Generator()), L2POptions(base="random"))
+        strategy = L2P(model, StreamInfo(4, 2, "class", shape, torch.Generator()), L2POptions(base="random"))
         strategy.before_task(make_task(0))
         assert strategy.prompts.shape == (10, 5, 192) and answer(strategy, None, x).logits.shape == (2, 4)

@@ -11,8 +11,8 @@ from helpers.methods import CLASSES, activate, batch, deep_model, make, task
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
-from clbench.strategy.base import World
-from clbench.strategy.granted import Phase
+from clbench.strategy.base import StreamInfo
+from clbench.strategy.granted import PhaseSpec
 from clbench.testing.checks import bench
 from clbench.testing.tiny import MODELS
 
@@ -39,9 +39,9 @@ def train(strategy, index, steps=4, lr=0.3):
     counts = [steps] if isinstance(shares, int) else [round(steps * share) for share in shares]
     online = []
     for number, count in enumerate(counts):
-        strategy.before_phase(task(index), Phase(number, count, lr))
+        strategy.before_phase(task(index), PhaseSpec(number, count, lr))
         for _ in range(count):
-            b = strategy.augment_batch(batch(index))
+            b = strategy.prepare_batch(batch(index))
             learning = [p for p in strategy.parameters() if p.requires_grad]
             for p, gradient in zip(learning, torch.autograd.grad(strategy.loss(b), learning), strict=True):
                 p.data -= lr * gradient
@@ -73,7 +73,7 @@ def test_only_the_head_learns_first_and_then_the_online_adapter_too():
     strategy.before_task(task(1))
     head = {"model.head.weight", "model.head.bias"}
     learning = [{n for n, p in strategy.named_parameters() if p.requires_grad}]
-    strategy.before_phase(task(1), Phase(1, 2, 0.1))
+    strategy.before_phase(task(1), PhaseSpec(1, 2, 0.1))
     learning.append({n for n, p in strategy.named_parameters() if p.requires_grad})
     name = "model.blocks.1.body.lora_{}.0.weight"
     assert learning == [head, head | {name.format("A"), name.format("B")}]
@@ -115,7 +115,7 @@ def test_before_the_second_task_the_online_adapter_predicts_alone():
 def test_the_loss_is_over_the_classes_of_the_task_with_the_online_adapter():
     strategy = lae()
     train(strategy, 0)
-    strategy.active[1, 2:4] = True
+    strategy.class_mask[1, 2:4] = True
     strategy.before_task(task(1))
     b = batch(1)
     with strategy.using(0):
@@ -126,8 +126,8 @@ def test_the_loss_is_over_the_classes_of_the_task_with_the_online_adapter():
 @pytest.mark.parametrize(("adapter", "names"), [
     ("lora", ["blocks.1.body.attention.k", "blocks.1.body.attention.v"]), ("bottleneck", ["blocks.1.body"])])
 def test_adapters_are_in_the_first_blocks_of_a_transformer(adapter, names):
-    world = World(CLASSES, 3, "class", (1, 8, 8), torch.Generator())
-    strategy = LAE(MODELS["vit"]((1, 8, 8), CLASSES), world, LAEOptions(base="random", adapter=adapter, blocks=1))
+    stream_info = StreamInfo(CLASSES, 3, "class", (1, 8, 8), torch.Generator())
+    strategy = LAE(MODELS["vit"]((1, 8, 8), CLASSES), stream_info, LAEOptions(base="random", adapter=adapter, blocks=1))
     assert list(strategy.adapted) == names
     assert all(isinstance(layer, AdaptedBlock) for layer in strategy.adapted.values()) is (adapter == "bottleneck")
 

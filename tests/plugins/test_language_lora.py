@@ -103,7 +103,7 @@ def test_merging_an_adapter_changes_no_answer(runs):
 def test_replayed_items_come_in_addition_with_their_own_targets(runs, method):
     replica = runs.replica(method, epochs=3)
     strategy, sizes = replica.strategy, []
-    augment, loss = strategy.augment_batch, strategy.loss
+    augment, loss = strategy.prepare_batch, strategy.loss
     seen = []
 
     def noting(batch):
@@ -111,7 +111,7 @@ def test_replayed_items_come_in_addition_with_their_own_targets(runs, method):
         sizes.append((batch.task, len(batch.y), extended.replayed))
         return extended
 
-    strategy.augment_batch, strategy.loss = noting, lambda batch: seen.append(batch) or loss(batch)
+    strategy.prepare_batch, strategy.loss = noting, lambda batch: seen.append(batch) or loss(batch)
     learn([replica])
     new = [4, 4, 2] * 9
     passed = [sum(new[:i]) for i in range(len(new) + 1)]

@@ -8,14 +8,24 @@ from clbench_lora import AdapterOptions, LoRAOptions
 from clbench_lora.layers import LoRALayer, width
 from clbench_lora.selection import adapt, select
 from clbench_lora.strategy import LoRA
-from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_model, make_task, make_world, steps
+from helpers.per_task import (
+    answer,
+    begin,
+    check_stacking,
+    inputs,
+    learn,
+    make_model,
+    make_stream_info,
+    make_task,
+    steps,
+)
 from torch import nn
 
 from clbench.core.errors import SpecError
 from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.models.network import Block, Network
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.testing.checks import TASKS, bench
 from clbench.training.costs import measure
 
@@ -28,7 +38,7 @@ CONVOLUTIONS = [
 
 
 def lora(kind="mlp", scenario="task", pretrained=False, dtype=torch.float32, seed=0, **options):
-    return LoRA(make_model(kind, dtype=dtype, seed=seed), make_world(scenario, pretrained=pretrained),
+    return LoRA(make_model(kind, dtype=dtype, seed=seed), make_stream_info(scenario, pretrained=pretrained),
                 LoRAOptions(**options))
 
 
@@ -257,7 +267,7 @@ def test_counts_at_the_size_of_a_vision_transformer():
     # Rank 10 on K and V of 12 blocks, 10-class head: B and head alone are the 192,010 that InfLoRA trains per task.
     with torch.device("meta"):
         model = Network([Block(Attention(768), nn.Identity()) for _ in range(12)], nn.Linear(768, 100))
-    strategy = LoRA(model, World(100, 10, "task", (768,), torch.Generator()),
+    strategy = LoRA(model, StreamInfo(100, 10, "task", (768,), torch.Generator()),
                     LoRAOptions(rank=10, layers=r".*\.attn\.[kv]", base="random"))
     strategy.before_task(make_task(0, tuple(range(10))))
     trained = {name: p.numel() for name, p in strategy.named_parameters() if p.requires_grad}
@@ -307,7 +317,7 @@ def test_base_phase_is_fine_tuning():
 def test_normalization_of_the_frozen_base_does_not_drift(base):
     model = make_model("cnn")
     model.blocks[1].body = nn.Sequential(model.blocks[1].body, nn.BatchNorm2d(8))
-    strategy = LoRA(model, make_world(), LoRAOptions(base=base))
+    strategy = LoRA(model, make_stream_info(), LoRAOptions(base=base))
     norm = model.blocks[1].body[1]
     fresh = copy.deepcopy(norm.state_dict())
     strategy.train()
@@ -356,11 +366,11 @@ def test_layers_choose():
 def test_layers_that_cannot_be_adapted_are_refused_and_the_model_is_left_alone():
     grouped = Network([Block(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten())], nn.Linear(144, 6))
     with pytest.raises(SpecError, match=r"blocks\.0\.body is a convolution in 2 groups"):
-        LoRA(grouped, make_world(), LoRAOptions())
+        LoRA(grouped, make_stream_info(), LoRAOptions())
     assert isinstance(grouped.blocks[0].body, nn.Conv2d)
     torchs = Network([Block(nn.MultiheadAttention(4, 2), nn.Identity())], nn.Linear(4, 6))
     with pytest.raises(SpecError, match=r"blocks\.0\.body\.out_proj is part of torch's nn\.MultiheadAttention"):
-        LoRA(torchs, make_world(), LoRAOptions())
+        LoRA(torchs, make_stream_info(), LoRAOptions())
 
 
 def test_pretrained_base_needs_weights_and_is_kept_as_it_is():

@@ -12,7 +12,7 @@ from clbench_lora.peft_format import base_tensors, fingerprint
 from clbench_lora.selection import adapt, choose, remarks, select
 from clbench_lora.strategy import LoRA
 from helpers.adapters import enlarge
-from helpers.per_task import answer, begin, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import answer, begin, inputs, learn, make_model, make_stream_info, make_task
 from torch import nn
 
 from clbench.accounting.count import count
@@ -204,7 +204,7 @@ def test_inputs_of_same_convolutions_are_those_that_its_weight_multiplies(side, 
 @pytest.mark.parametrize("options", [{}, {"dora": True}, {"bias": True, "alpha": 5.0}], ids=str)
 def test_same_convolutions_have_adapters_that_merge(options):
     model = inverted(same_convolution)
-    strategy = LoRA(model, make_world(), LoRAOptions(rank=1, base="random", **options))
+    strategy = LoRA(model, make_stream_info(), LoRAOptions(rank=1, base="random", **options))
     begin(strategy, make_task(0))
     enlarge(strategy, 0)
     ours = answer(strategy, 0).logits
@@ -223,7 +223,7 @@ def test_same_convolutions_have_adapters_that_merge(options):
 def test_inflora_measures_the_inputs_of_same_convolutions():
     from timm.layers.padding import pad_same
 
-    strategy = InfLoRA(inverted(same_convolution), make_world(), InfLoRAOptions(rank=1, base="random"))
+    strategy = InfLoRA(inverted(same_convolution), make_stream_info(), InfLoRAOptions(rank=1, base="random"))
     task = make_task(0)
     learn(strategy, task)
     moment = strategy.moments(task.train)["blocks.2.body.conv1"]
@@ -236,7 +236,7 @@ def test_inflora_measures_the_inputs_of_same_convolutions():
 
 def features(strategy, task):
     """Return the outputs of the first two blocks."""
-    x = strategy.world.prepare(task.train.x)
+    x = strategy.stream_info.prepare(task.train.x)
     for block in strategy.model.blocks[:2]:
         x = block(x)
     return x
@@ -249,7 +249,7 @@ def test_peft_gives_the_same_logits_on_same_convolutions():
         warnings.simplefilter("ignore")  # what PEFT's own imports complain about
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    strategy = LoRA(inverted(same_convolution), make_world(), LoRAOptions(rank=1, base="random", alpha=3.0))
+    strategy = LoRA(inverted(same_convolution), make_stream_info(), LoRAOptions(rank=1, base="random", alpha=3.0))
     task = make_task(0)
     begin(strategy, task)
     enlarge(strategy, 0)
@@ -279,7 +279,7 @@ class Reader(nn.Module):
 def test_a_weight_that_is_read_has_the_changes_of_the_active_adapters(options):
     model = Network([Block(Reader(), nn.Flatten())], nn.Linear(98, 6))
     plain = copy.deepcopy(model)
-    strategy = LoRA(model, make_world(), LoRAOptions(rank=2, base="random", **options))
+    strategy = LoRA(model, make_stream_info(), LoRAOptions(rank=2, base="random", **options))
     for index in range(2):
         begin(strategy, make_task(index))
         enlarge(strategy, index)
@@ -290,7 +290,7 @@ def test_a_weight_that_is_read_has_the_changes_of_the_active_adapters(options):
         ours = answer(strategy, task).logits
         torch.testing.assert_close(strategy.heads[task](plain.features(inputs())), ours, rtol=1e-5, atol=1e-5)
     assert torch.equal(model.blocks[0].body.read.weight, model.blocks[0].body.read.base_layer.weight)
-    idle = InfLoRA(Network([Block(Reader(), nn.Flatten())], nn.Linear(98, 6)), make_world(),
+    idle = InfLoRA(Network([Block(Reader(), nn.Flatten())], nn.Linear(98, 6)), make_stream_info(),
                    InfLoRAOptions(rank=1, base="random"))
     with pytest.raises(SpecError, match=r"inflora: blocks\.0\.body\.read is never called, so it has no inputs"):
         begin(idle, make_task(0))

@@ -15,7 +15,7 @@ from clbench_lora.reload import put
 from clbench_lora.selection import adapt, parts_of, select
 from clbench_lora.seq import SeqLoRA
 from clbench_lora.strategy import LoRA
-from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_task, make_world, steps
+from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_stream_info, make_task, steps
 from torch import nn
 
 from clbench.core.errors import SpecError, StoreError
@@ -26,7 +26,7 @@ from clbench.experiment.spec import build
 from clbench.models.builtin import ViTOptions
 from clbench.models.network import Block, Network
 from clbench.models.vit import vit
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.training.costs import measure
 
 WIDTH = 12
@@ -93,7 +93,7 @@ def transformer(fused=True, seed=0, dtype=torch.float32):
 
 def made(method="lora", scenario="task", fused=True, seed=0, dtype=torch.float32, targets=("q", "v"), **options):
     kind, known = METHODS[method]
-    return kind(transformer(fused, seed, dtype), make_world(scenario),
+    return kind(transformer(fused, seed, dtype), make_stream_info(scenario),
                 known(base="random", targets=list(targets), rank=3, **options))
 
 
@@ -244,7 +244,7 @@ def test_inflora_on_a_fused_vision_transformer_trains_as_many_as_its_paper_says(
     # Rank 10 on k and v of 12 blocks, and a head for 10 classes.
     with torch.device("meta"):
         model = Network([Block(Transformer(768), nn.Identity()) for _ in range(12)], nn.Linear(768, 100))
-    strategy = LoRA(model, World(100, 10, "task", (768,), torch.Generator()),
+    strategy = LoRA(model, StreamInfo(100, 10, "task", (768,), torch.Generator()),
                     LoRAOptions(rank=10, targets=["k", "v"], base="random"))
     strategy.before_task(make_task(0, tuple(range(10))))
     trained = {name: p.numel() for name, p in strategy.named_parameters() if p.requires_grad}

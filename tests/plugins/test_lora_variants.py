@@ -19,8 +19,8 @@ from helpers.per_task import (
     inputs,
     learn,
     make_model,
+    make_stream_info,
     make_task,
-    make_world,
     steps,
 )
 from torch import nn
@@ -35,7 +35,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.experiment.trial import Resolved
 from clbench.models.network import Block, Network
-from clbench.strategy.base import Task, World
+from clbench.strategy.base import StreamInfo, Task
 from clbench.strategy.subspace import grown, packed, rows, unpacked
 from clbench.training.building import build_model, build_strategy
 from clbench.training.costs import measure
@@ -48,9 +48,9 @@ ADAPTERS, HEAD = 2 * (64 + 12 + 12 + 12), 12 * 6 + 6  # of rank 2 on the two lay
 
 def make(method, kind="mlp", scenario="class", pretrained=False, seed=0, dtype=torch.float32, **options):
     cls, own = VARIANTS[method]
-    world = dataclasses.replace(make_world(scenario, pretrained=pretrained), prepare=lambda x: x.to(dtype))
+    stream_info = dataclasses.replace(make_stream_info(scenario, pretrained=pretrained), prepare=lambda x: x.to(dtype))
     chosen = {"rank": 2, "dropout": 0.0, "base": "random", **options}
-    return cls(make_model(kind, seed=seed, dtype=dtype), world, own(**chosen))
+    return cls(make_model(kind, seed=seed, dtype=dtype), stream_info, own(**chosen))
 
 
 def double(task):
@@ -129,7 +129,7 @@ def test_normalization_of_the_frozen_base_does_not_drift(method):
     model = make_model("cnn")
     model.blocks[1].body = nn.Sequential(model.blocks[1].body, nn.BatchNorm2d(8))
     cls, own = VARIANTS[method]
-    strategy = cls(model, make_world(), own(rank=2, base="random"))
+    strategy = cls(model, make_stream_info(), own(rank=2, base="random"))
     fresh = copy.deepcopy(model.blocks[1].body[1].state_dict())
     learn(strategy, make_task(0))
     strategy.train()
@@ -159,7 +159,7 @@ def test_variants_train_on_residual_networks_and_transformers(method, model, lay
     registry = discover()
     network, _ = build_model(Resolved(name=name, options=options), None, IMAGE, 6, registry)
     strategy = build_strategy(Resolved(name=method, options={"rank": 2, "layers": layers, "base": "random"}), network,
-                              make_world("class"), registry)
+                              make_stream_info("class"), registry)
     for i in range(2):
         learn(strategy, make_task(i))
     assert all(layer.lora_B[-1].weight.any() for layer in strategy.adapted.values())
@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused(method):
     make(method, base="pretrained", pretrained=True)
     with pytest.raises(SpecError, match=r"o-lora: rank = 8 exceeds the width 6 .*choose rank <= 6"):
         OLoRA(Network([Block(nn.Sequential(nn.Flatten(), nn.Linear(64, 6)), nn.Identity())], nn.Linear(6, 6)),
-              make_world(), OLoRAOptions(base="random"))
+              make_stream_info(), OLoRAOptions(base="random"))
 
 
 # seq-lora
@@ -217,7 +217,7 @@ def test_seq_lora_with_pissa_and_dora_starts_from_the_base():
 
 def test_seq_lora_step_by_hand():
     model = Network([Block(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), nn.Identity())], nn.Linear(5, 6)).double()
-    strategy = SeqLoRA(model, make_world("class"), SeqLoRAOptions(rank=2, alpha=6.0, base="random"))
+    strategy = SeqLoRA(model, make_stream_info("class"), SeqLoRAOptions(rank=2, alpha=6.0, base="random"))
     learn(strategy, double(make_task(0)))
     layer, task = strategy.adapted["blocks.0.body.1"], double(make_task(1))
     w, a, b, head = (t.detach().clone() for t in (layer.base_layer.weight, layer.lora_A[0].weight,
@@ -225,7 +225,7 @@ def test_seq_lora_step_by_hand():
     x = task.train.x.flatten(1)
     logits = (x @ (w + 3 * b @ a).T + layer.base_layer.bias.detach()) @ head.T + model.head.bias.detach()
     begin(strategy, task)
-    strategy.active[:2, :4] = True  # as the harness does in scenario class
+    strategy.class_mask[:2, :4] = True  # as the harness does in scenario class
     share = logits[:, :4].softmax(1)
     share[torch.arange(len(x)), task.train.y] -= 1
     delta = nn.functional.pad(share, (0, 2)) @ head / len(x)
@@ -250,7 +250,7 @@ def test_o_lora_penalty_by_hand(kind):
         first, second, newest = (a.weight.detach().numpy().reshape(2, -1) for a in layer.lora_A)
         expected += np.abs(first @ newest.T).sum() + np.abs(second @ newest.T).sum()
     assert strategy.overlap().item() == pytest.approx(expected, rel=1e-12)
-    strategy.active[2] = True
+    strategy.class_mask[2] = True
     plain = nn.functional.cross_entropy(strategy(task.train.x), task.train.y)
     assert strategy.loss(as_batch(task)).item() == pytest.approx(plain.item() + 0.7 * expected, rel=1e-12)
     strategy.overlap().backward()
@@ -366,7 +366,7 @@ def test_old_records_of_inflora_were_made_by_the_criterion_of_the_inputs():
 
 
 def test_o_lora_has_the_adapters_of_its_reference_code_by_default():
-    strategy = OLoRA(make_model(), make_world(), OLoRAOptions(base="random"))
+    strategy = OLoRA(make_model(), make_stream_info(), OLoRAOptions(base="random"))
     for layer in strategy.adapted.values():
         assert (layer.rank, layer.scaling, layer.lora_dropout.p) == (8, 4.0, 0.1)
 
@@ -498,9 +498,9 @@ def test_what_is_kept_whole_answers_as_before():
 def test_what_is_kept_whole_answers_as_before_behind_convolutions():
     model = Network([Block(nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(nn.ReLU(), nn.MaxPool2d(4), nn.Flatten()))],
                     nn.Linear(16, 6)).double()
-    world = World(6, 3, "class", (3, 8, 8), torch.Generator(), prepare=torch.Tensor.double)
-    strategy = InfLoRA(model, world, InfLoRAOptions(rank=2, base="random", threshold=1.0,
-                                                    criterion="inputs"))
+    stream_info = StreamInfo(6, 3, "class", (3, 8, 8), torch.Generator(), prepare=torch.Tensor.double)
+    strategy = InfLoRA(model, stream_info, InfLoRAOptions(rank=2, base="random", threshold=1.0,
+                                                          criterion="inputs"))
     first, second = (Task(i, (2 * i, 2 * i + 1), Samples(torch.rand(24, 3, 8, 8, dtype=torch.float64),
                                                          torch.arange(24) % 2 + 2 * i, torch.full((24,), i)))
                      for i in range(2))
@@ -570,9 +570,9 @@ def test_the_published_setting_trains_192_010_parameters_per_task():
         model, _ = build_model(Resolved(name="vit-b16", options=registry.model("vit-b16").options().model_dump()), None,
                                (3, 224, 224), 100, registry)
         none = torch.empty(2, 3, 224, 224)
-    world = World(100, 10, "class", (3, 224, 224), torch.Generator(), pretrained=True)
+    stream_info = StreamInfo(100, 10, "class", (3, 224, 224), torch.Generator(), pretrained=True)
     method = Resolved(name="inflora", options={"rank": 10, "layers": r".*\.attention\.[kv]", "base": "pretrained"})
-    strategy = build_strategy(method, model, world, registry)
+    strategy = build_strategy(method, model, stream_info, registry)
     for index in range(2):
         classes = tuple(range(10 * index, 10 * index + 10))
         task = Task(index, classes, Samples(none, torch.tensor(classes[:2]), torch.full((2,), index)))

@@ -5,7 +5,17 @@ import pytest
 import torch
 from clbench_lora import LoRASubOptions
 from clbench_lora.lorasub import LoRASub
-from helpers.per_task import answer, as_batch, begin, check_stacking, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import (
+    answer,
+    as_batch,
+    begin,
+    check_stacking,
+    inputs,
+    learn,
+    make_model,
+    make_stream_info,
+    make_task,
+)
 from helpers.per_task import steps as train
 from torch import nn
 
@@ -15,9 +25,9 @@ from clbench.strategy.base import Task
 
 
 def make(kind="mlp", scenario="class", model=None, **options):
-    world = dataclasses.replace(make_world(scenario), prepare=lambda x: x.double())
+    stream_info = dataclasses.replace(make_stream_info(scenario), prepare=lambda x: x.double())
     model = make_model(kind, dtype=torch.float64) if model is None else model
-    return LoRASub(model, world, LoRASubOptions(**{"rank": 2, "base": "random", **options}))
+    return LoRASub(model, stream_info, LoRASubOptions(**{"rank": 2, "base": "random", **options}))
 
 
 def double(task):
@@ -174,7 +184,7 @@ def test_the_loss_adds_the_triplet_loss_to_the_cross_entropy_of_the_own_classes(
     begin(strategy, task)
     features = strategy.model.features(task.train.x)
     own = nn.functional.cross_entropy(strategy.model.head(features)[:, 4:], task.train.y - 4)
-    strategy.active[:] = torch.block_diag(*[torch.ones(1, 2, dtype=torch.bool)] * 3)
+    strategy.class_mask[:] = torch.block_diag(*[torch.ones(1, 2, dtype=torch.bool)] * 3)
     expected = own + 0.7 * strategy.triplet(features, task.train.y)
     torch.testing.assert_close(strategy.loss(as_batch(task)), expected)
     assert strategy.outputs == "own"
@@ -211,5 +221,5 @@ def test_a_class_that_returns_has_the_mean_of_all_its_samples():
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_two_seeds_stacked_equal_one_by_one(kind):
-    check_stacking(lambda seed: LoRASub(make_model(kind, seed=seed), make_world("class"),
+    check_stacking(lambda seed: LoRASub(make_model(kind, seed=seed), make_stream_info("class"),
                                         LoRASubOptions(rank=2, base="random")))

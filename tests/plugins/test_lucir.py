@@ -10,7 +10,7 @@ from helpers.methods import CLASSES, FEATURES, activate, batch, deep_model, make
 from torch import nn
 
 from clbench.models.network import Block, Network
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 
 
 def unit(rows):
@@ -70,7 +70,7 @@ def test_the_logits_are_scaled_cosines_and_the_scale_learns_at_its_own_rate():
     f, w = strategy.model.features(x).detach().numpy(), strategy.model.head.weight.detach().numpy()
     np.testing.assert_allclose(strategy(x).detach().numpy(), 3.0 * unit(f) @ unit(w).T, rtol=1e-12, atol=1e-14)
     assert strategy.model.head.scale.requires_grad and strategy.model.head.bias is None
-    strategy.before_phase(task(0), Phase(0, 4, 0.01))
+    strategy.before_phase(task(0), PhaseSpec(0, 4, 0.01))
     assert strategy.learning_rates() == {"model.head.scale": pytest.approx(10.0)}
 
 

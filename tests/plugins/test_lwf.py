@@ -71,7 +71,7 @@ def begun(options, scenario):
     """Return the method in its third task, moved, with a batch, and the old network's logits for it."""
     strategy = make(LwF, options, scenario, deep_model)
     if scenario == "domain":
-        strategy.active[:] = True
+        strategy.class_mask[:] = True
     for index in range(3):
         if scenario != "domain":
             activate(strategy, index)
@@ -115,7 +115,7 @@ def test_the_loss_of_van_de_vens_code_since_2022_in_plain_torch(scenario):
     strategy, b, old = begun(LwFOptions(form="all", weights="by-old-tasks"), scenario)
     if scenario == "class":  # as the harness does for outputs = all
         assert strategy.activated == strategy.outputs == "all"
-        strategy.active[:] = True
+        strategy.class_mask[:] = True
         strategy.known[:2] = True
     logits = strategy.model(b.x).detach()
     groups = [slice(0, 2), slice(2, 4)] if scenario == "task" else [slice(0, 6)]
@@ -131,7 +131,7 @@ def test_with_all_outputs_the_harness_activates_classes_of_later_tasks():
 
     b = bench(discover().strategy("lwf"), {"form": "all"}, "class")
     b.learn(0)
-    assert b.strategy.active[0].all() and b.strategy.known[0].all()
+    assert b.strategy.class_mask[0].all() and b.strategy.known[0].all()
     other = bench(discover().strategy("lwf"), {"form": "all-seen"}, "class")
     other.learn(0)
     assert other.strategy.known[0].sum() == 2

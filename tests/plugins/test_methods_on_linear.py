@@ -6,7 +6,7 @@ from helpers.methods import TASKS
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.testing import tiny
 from clbench.testing.checks import bench
 from clbench.training.budget import phases_of, steps_of
@@ -80,8 +80,8 @@ def test_ncm_on_a_head_alone_sums_up_the_inputs():
     from clbench_prototypes.ncm import NCM
 
     b = bench(discover().strategy("ncm"), {}, "class", model="linear")
-    strategy = NCM(b.strategy.model, World(6, TASKS, "class", b.stream.input_shape, torch.Generator(),
-                                           prepare=b.stream.prepare), NCMOptions())
+    strategy = NCM(b.strategy.model, StreamInfo(6, TASKS, "class", b.stream.input_shape, torch.Generator(),
+                                                prepare=b.stream.prepare), NCMOptions())
     for index in range(2):
         strategy.after_task(b.replica.task(index))
     for index in range(2):

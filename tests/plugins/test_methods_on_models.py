@@ -6,7 +6,7 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import Resolved
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.testing import tiny
 from clbench.testing.checks import bench
 from clbench.training.building import build_model
@@ -49,8 +49,8 @@ def test_lora_on_attention_adapts_q_k_v_and_proj_of_every_block():
 def test_pnn_has_no_place_for_laterals_in_a_model_of_one_block():
     registry = discover()
     model, _ = build_model(Resolved(name="torchvision:mobilenet_v2"), None, (3, 32, 32), 4, registry)
-    world = World(4, 2, "task", (3, 32, 32), torch.Generator())
+    stream_info = StreamInfo(4, 2, "task", (3, 32, 32), torch.Generator())
     from clbench_pnn.strategy import PNN
 
     with pytest.raises(SpecError, match=r"pnn: no lateral connection is known for blocks\.0 \(Backbone\)"):
-        PNN(model, world)
+        PNN(model, stream_info)

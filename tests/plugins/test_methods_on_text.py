@@ -94,7 +94,7 @@ def test_batches_of_a_step_are_cut_off_behind_the_longest_of_all_members():
 def test_fisher_of_an_embedding_is_that_of_single_samples():
     strategy = text_bench(discover().strategy("naive"), {}, "task").strategy.double()
     samples = tiny_texts("task").tasks[0].train
-    strategy.active[0, :2] = True
+    strategy.class_mask[0, :2] = True
 
     def fisher(layerwise):
         return mean_gradients(strategy, samples, 0, read=lambda logits, _: logits.log_softmax(1),

@@ -8,7 +8,7 @@ from clbench_mir.strategy import MIR
 from helpers.methods import batch, deep_model, make, task
 
 from clbench.core.registry import discover
-from clbench.strategy.granted import Phase
+from clbench.strategy.granted import PhaseSpec
 from clbench.testing.checks import bench
 
 
@@ -17,11 +17,11 @@ def ready(scenario="class", lr=0.4, **options):
     strategy = make(MIR, MIROptions(**options), scenario, deep_model)
     for index in range(2):
         if scenario == "class":
-            strategy.active[:, :2 * index + 2] = True
+            strategy.class_mask[:, :2 * index + 2] = True
         strategy.after_task(task(index))
     if scenario == "class":
-        strategy.active[:] = True
-    strategy.before_phase(task(2), Phase(0, 10, lr))
+        strategy.class_mask[:] = True
+    strategy.before_phase(task(2), PhaseSpec(0, 10, lr))
     return strategy
 
 
@@ -49,7 +49,7 @@ def test_the_most_interfered_are_replayed_by_brute_force(scenario):
                  for x, y, t in zip(drawn.x, drawn.y, drawn.tasks, strict=True)]
     best = sorted(range(15), key=lambda i: -rises[i])[:5]
     torch.testing.assert_close(twin.scores(new, drawn), torch.tensor(rises, dtype=torch.float64), rtol=1e-9, atol=1e-12)
-    out = strategy.augment_batch(new)
+    out = strategy.prepare_batch(new)
     assert out.replayed == 5 and torch.equal(out.x[:6], new.x)
     assert torch.equal(out.x[6:], drawn.x[best]) and torch.equal(out.y[6:], drawn.y[best])
     assert torch.equal(out.tasks[6:], drawn.tasks[best])
@@ -61,9 +61,9 @@ def test_the_imagined_step_depends_on_the_learning_rate_and_leaves_no_trace():
     new, memory = batch(2), strategy.memory
     before = {n: t.clone() for n, t in strategy.state_dict().items()}
     small = strategy.scores(new, memory)
-    strategy.before_phase(task(2), Phase(0, 10, 0.8))
+    strategy.before_phase(task(2), PhaseSpec(0, 10, 0.8))
     large = strategy.scores(new, memory)
-    strategy.before_phase(task(2), Phase(0, 10, 0.0))
+    strategy.before_phase(task(2), PhaseSpec(0, 10, 0.0))
     assert strategy.scores(new, memory).abs().max() == 0 < (large - small).abs().max()
     assert all(torch.equal(before[n], t) for n, t in strategy.state_dict().items())
     assert all(p.grad is None for p in strategy.parameters())
@@ -75,41 +75,41 @@ def test_running_statistics_and_modes_are_left_alone():
     b.replica.begin(1)
     b.strategy.train()
     before = {n: t.clone() for n, t in b.strategy.model.state_dict().items()}
-    assert b.strategy.augment_batch(b.batch(1)).replayed == 3
+    assert b.strategy.prepare_batch(b.batch(1)).replayed == 3
     assert all(torch.equal(before[n], t) for n, t in b.strategy.model.state_dict().items())
     assert all(m.training for m in b.strategy.model.modules())
 
 
 def test_the_loss_is_the_mean_over_both():
     strategy = ready(capacity=24, replayed=5)
-    out = strategy.augment_batch(batch(2))
+    out = strategy.prepare_batch(batch(2))
     expected = F.cross_entropy(strategy.model(out.x), out.y)
     torch.testing.assert_close(strategy.loss(out), expected)
 
 
 def test_by_default_as_many_are_replayed_as_are_new_and_only_of_earlier_tasks():
     strategy = ready(capacity=24)
-    out = strategy.augment_batch(batch(2, 4))
+    out = strategy.prepare_batch(batch(2, 4))
     assert out.replayed == 4 and set(out.tasks[4:].tolist()) <= {0, 1}
     first = make(MIR, MIROptions(), "class", deep_model)
-    assert first.augment_batch(b := batch(0)) is b and not len(first.memory_y)
+    assert first.prepare_batch(b := batch(0)) is b and not len(first.memory_y)
     by_step = make(MIR, MIROptions(update="step"), "class", deep_model)
-    by_step.active[:, :2] = True
-    by_step.augment_batch(batch(0))
-    assert by_step.augment_batch(batch(0)).tasks[6:].tolist() == [0] * 6
+    by_step.class_mask[:, :2] = True
+    by_step.prepare_batch(batch(0))
+    assert by_step.prepare_batch(batch(0)).tasks[6:].tolist() == [0] * 6
 
 
 def test_a_memory_without_a_choice_is_replayed_whole():
     strategy = ready(capacity=3)
-    out = strategy.augment_batch(batch(2))
+    out = strategy.prepare_batch(batch(2))
     assert out.replayed == 3 and sorted(out.y[6:].tolist()) == sorted(strategy.memory_y.tolist())
 
 
 def test_outputs_of_new_samples_may_be_their_own():
     strategy = ready(capacity=24, outputs="own")
-    strategy.active[:] = False
+    strategy.class_mask[:] = False
     for index in range(3):
-        strategy.active[index, 2 * index:2 * index + 2] = True
+        strategy.class_mask[index, 2 * index:2 * index + 2] = True
     drawn = strategy.memory
     plain = copy.deepcopy(strategy.model)
     new = batch(2)

@@ -27,9 +27,9 @@ def adapter(strategy, number):
 
 
 def begin(strategy, index):
-    if strategy.world.scenario == "class":
-        strategy.active[index, [2 * index, 2 * index + 1]] = True
-    elif strategy.world.scenario == "domain":
+    if strategy.stream_info.scenario == "class":
+        strategy.class_mask[index, [2 * index, 2 * index + 1]] = True
+    elif strategy.stream_info.scenario == "domain":
         activate(strategy, index)
     strategy.before_task(task(index))
 
@@ -39,7 +39,7 @@ def train(strategy, index, steps=3, lr=0.5):
     begin(strategy, index)
     stepped = []
     for _ in range(steps):
-        b = strategy.augment_batch(batch(index))
+        b = strategy.prepare_batch(batch(index))
         learning = [p for p in strategy.parameters() if p.requires_grad]
         for p, gradient in zip(learning, torch.autograd.grad(strategy.loss(b), learning), strict=True):
             p.data -= lr * gradient
@@ -89,7 +89,7 @@ def test_after_each_step_the_adapter_moves_towards_the_mean_of_the_earlier_ones(
 
 def train_rest(strategy, index):
     """Take a step in a task that has begun, and end it."""
-    b = strategy.augment_batch(batch(index))
+    b = strategy.prepare_batch(batch(index))
     learning = [p for p in strategy.parameters() if p.requires_grad]
     for p, gradient in zip(learning, torch.autograd.grad(strategy.loss(b), learning), strict=True):
         p.data -= 0.5 * gradient
@@ -123,7 +123,7 @@ def by_hand(strategy, x, given=None, moves=3, ensemble=True):
     """Return p of the classes and the tasks whose adapters were used, sample by sample, as the authors' code."""
     head = strategy.model.head
     weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
-    refines = strategy.world.scenario == "class"
+    refines = strategy.stream_info.scenario == "class"
     prototypes, owners = [], []
     for t in range(strategy.learned):
         for c in (2 * t, 2 * t + 1):

@@ -9,7 +9,7 @@ from clbench_osf.layers import LOW, DividedConv2d, DividedLinear
 from clbench_osf.strategy import OSF
 from helpers.language_models import load, quiet
 from helpers.language_runs import LanguageRuns, as_batch, as_transformers, learn, logits, task_batches
-from helpers.per_task import TASKS, answer, begin, make_model, make_task, make_world, steps
+from helpers.per_task import TASKS, answer, begin, make_model, make_stream_info, make_task, steps
 from helpers.stacks import lead
 from torch import nn
 
@@ -25,7 +25,7 @@ LM = pytest.mark.extra("lm")
 
 
 def make(model="mlp", dtype=torch.float64, **options):
-    return OSF(make_model(model, dtype=dtype), make_world(), OSFOptions(**{"base": "random", **options}))
+    return OSF(make_model(model, dtype=dtype), make_stream_info(), OSFOptions(**{"base": "random", **options}))
 
 
 def task_of(index):
@@ -160,10 +160,10 @@ def test_layers_and_what_is_refused():
     strategy = make(layers="last")
     assert len(strategy.divided) == 1
     for options, first in (({}, "blocks.1."), ({"convolutions": True}, "blocks.0.")):
-        strategy = OSF(MODELS["vit"]((1, 8, 8), 6), make_world(), OSFOptions(base="random", **options))
+        strategy = OSF(MODELS["vit"]((1, 8, 8), 6), make_stream_info(), OSFOptions(base="random", **options))
         assert next(iter(strategy.divided)).startswith(first)
     with pytest.raises(SpecError, match="osf: convolutions = false, and layers = all has no Linear layer in it"):
-        OSF(MODELS["resnet20"]((1, 8, 8), 6), make_world(), OSFOptions(base="random", convolutions=False))
+        OSF(MODELS["resnet20"]((1, 8, 8), 6), make_stream_info(), OSFOptions(base="random", convolutions=False))
     with pytest.raises(SpecError, match="is not a regular expression"):
         validate(OSFOptions, {"layers": "("}, "osf", "clbench methods")
     for wrong in ({"preserved": 1.0}, {"final_preserved": -0.1}):

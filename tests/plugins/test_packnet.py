@@ -6,13 +6,13 @@ import pytest
 import torch
 from clbench_packnet import PackNetOptions
 from clbench_packnet.strategy import FREE, PackNet, free
-from helpers.per_task import answer, as_batch, begin, learn, make_model, make_task, make_world
+from helpers.per_task import answer, as_batch, begin, learn, make_model, make_stream_info, make_task
 from torch import nn
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.testing import tiny
 from clbench.testing.checks import bench
 from clbench.training.costs import measure
@@ -79,7 +79,7 @@ def test_each_task_owns_the_share_that_pruning_leaves_it(prune):
 
 
 def test_the_smallest_of_each_layer_are_pruned_and_the_rest_is_trained_again():
-    strategy = PackNet(make_model("cnn"), make_world("task"), PackNetOptions(prune=0.7))
+    strategy = PackNet(make_model("cnn"), make_stream_info("task"), PackNetOptions(prune=0.7))
     learn(strategy, make_task(0))
     task = make_task(1)
     begin(strategy, task)
@@ -106,7 +106,7 @@ def test_the_smallest_of_each_layer_are_pruned_and_the_rest_is_trained_again():
 
 
 def test_a_task_is_a_plain_network_with_the_weights_of_the_tasks_up_to_it():
-    strategy = PackNet(make_model(), make_world("task"), PackNetOptions(prune=0.5))
+    strategy = PackNet(make_model(), make_stream_info("task"), PackNetOptions(prune=0.5))
     for index in range(3):
         learn(strategy, make_task(index))
     for task in range(3):
@@ -120,7 +120,7 @@ def test_a_task_is_a_plain_network_with_the_weights_of_the_tasks_up_to_it():
 
 
 def test_what_learns_is_counted_and_not_what_lies_beside_it():
-    strategy = PackNet(make_model(), make_world("task"), PackNetOptions(prune=0.75))
+    strategy = PackNet(make_model(), make_stream_info("task"), PackNetOptions(prune=0.75))
     sizes = [64 * 12, 12 * 12]
     head, biases = 2 * 13, 24
     found = []
@@ -136,7 +136,7 @@ def test_what_learns_is_counted_and_not_what_lies_beside_it():
 
 
 def test_a_byte_is_kept_for_each_weight_and_nothing_else():
-    strategy = PackNet(make_model(), make_world("task"), PackNetOptions())
+    strategy = PackNet(make_model(), make_stream_info("task"), PackNetOptions())
     learn(strategy, make_task(0))
     kept = measure(strategy)
     weights = sum(w.numel() for w in strategy.packed().values())
@@ -146,7 +146,7 @@ def test_a_byte_is_kept_for_each_weight_and_nothing_else():
 
 
 def test_an_unknown_task_is_inferred_as_with_other_parts_per_task():
-    strategy = PackNet(make_model(), make_world("class"), PackNetOptions(infer="prototype"))
+    strategy = PackNet(make_model(), make_stream_info("class"), PackNetOptions(infer="prototype"))
     learn(strategy, make_task(0))
     first = strategy.shared_features(make_task(0).train.x)
     learn(strategy, make_task(1))
@@ -155,6 +155,6 @@ def test_an_unknown_task_is_inferred_as_with_other_parts_per_task():
 
 
 def test_there_are_at_most_as_many_tasks_as_a_byte_names():
-    world = World(512, 256, "task", (1, 8, 8), torch.Generator())
+    stream_info = StreamInfo(512, 256, "task", (1, 8, 8), torch.Generator())
     with pytest.raises(SpecError, match="at most 255 tasks, and there are 256"):
-        PackNet(make_model(classes=512), world)
+        PackNet(make_model(classes=512), stream_info)

@@ -6,7 +6,7 @@ import torch
 from clbench_pnn import PNNOptions
 from clbench_pnn.lateral import Lateral, joins
 from clbench_pnn.strategy import PNN
-from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_model, make_stream_info, make_task
 from torch import nn
 
 from clbench.core.errors import SpecError
@@ -15,7 +15,7 @@ from clbench.training.costs import measure
 
 
 def pnn(kind="mlp", scenario="task", dtype=torch.float32, seed=0, **options):
-    return PNN(make_model(kind, seed=seed, dtype=dtype), make_world(scenario), PNNOptions(**options))
+    return PNN(make_model(kind, seed=seed, dtype=dtype), make_stream_info(scenario), PNNOptions(**options))
 
 
 def dense(x, layer):
@@ -116,8 +116,8 @@ def test_the_base_that_columns_start_from_is_kept_and_never_trained():
 
 def test_random_columns_beside_pretrained_weights_are_noted():
     def notes(start, pretrained):
-        world = dataclasses.replace(make_world(), pretrained=pretrained)
-        return PNN(make_model(), world, PNNOptions(start=start)).notes
+        stream_info = dataclasses.replace(make_stream_info(), pretrained=pretrained)
+        return PNN(make_model(), stream_info, PNNOptions(start=start)).notes
 
     assert notes("random", True) == ["pnn: later columns start from random weights, as the paper's do; with "
                                      "start = base they start from the pretrained ones"]
@@ -135,8 +135,8 @@ def test_a_layer_that_cannot_be_drawn_anew_can_be_copied():
 
     model = Network([Block(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), Scale())], nn.Linear(5, 6))
     with pytest.raises(SpecError, match=r"blocks\.0\.activation \(Scale\) has no reset_parameters .* start = base"):
-        PNN(copy.deepcopy(model), make_world(), PNNOptions())
-    strategy = PNN(model, make_world(), PNNOptions(start="base"))
+        PNN(copy.deepcopy(model), make_stream_info(), PNNOptions())
+    strategy = PNN(model, make_stream_info(), PNNOptions(start="base"))
     for i in range(2):
         learn(strategy, make_task(i))
     assert answer(strategy, 1).logits.isfinite().sum() == 10
@@ -174,7 +174,7 @@ def test_scalars_start_small_and_different():
 def test_normalization_of_old_columns_does_not_drift():
     model = make_model("cnn")
     model.blocks[1].body = nn.Sequential(model.blocks[1].body, nn.BatchNorm2d(8))
-    strategy = PNN(model, make_world(), PNNOptions())
+    strategy = PNN(model, make_stream_info(), PNNOptions())
     learn(strategy, make_task(0))
     before = copy.deepcopy(model.blocks[1].body[1].state_dict())
     assert before["num_batches_tracked"] == 4
@@ -188,7 +188,7 @@ def test_lateral_follows_the_geometry_of_the_block():
     geometry = {"stride": 2, "padding": 1, "dilation": 2}
     model = Network([Block(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU()), Block(nn.Conv2d(6, 4, 3, **geometry), nn.ReLU()),
                      Block(nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), nn.ReLU())], nn.Linear(5, 6))
-    strategy = PNN(model, make_world(), PNNOptions())
+    strategy = PNN(model, make_stream_info(), PNNOptions())
     for i in range(2):
         learn(strategy, make_task(i))
     assert answer(strategy, 1).logits.isfinite().sum() == 10
@@ -205,10 +205,10 @@ def test_models_without_a_place_for_laterals_are_refused():
     for block, named in ((Residual(nn.Linear(64, 64), nn.ReLU()), "Linear"), (Block(two, nn.ReLU()), "Sequential"),
                          (Block(nn.MultiheadAttention(64, 2), nn.ReLU()), "MultiheadAttention")):
         with pytest.raises(SpecError, match=rf"pnn: no lateral connection is known for blocks\.0 \({named}\)"):
-            PNN(Network([block], nn.Linear(64, 6)), make_world(), PNNOptions())
+            PNN(Network([block], nn.Linear(64, 6)), make_stream_info(), PNNOptions())
     halved = Network([Block(nn.Linear(64, 64), nn.GLU())], nn.Linear(32, 6))
     with pytest.raises(SpecError, match=r"blocks\.0 gives 64 channels, which what follows it does not read"):
-        PNN(halved, make_world(), PNNOptions())
+        PNN(halved, make_stream_info(), PNNOptions())
 
 
 def test_inference_computes_each_column_once_and_answers_the_same():

@@ -15,8 +15,8 @@ from clbench.data.samples import Samples
 from clbench.models.builtin import ResNetCIFAR10Options
 from clbench.models.network import Block, Network
 from clbench.models.small import GlobalAverage, resnet20
-from clbench.strategy.base import Batch, Task, World
-from clbench.strategy.granted import Phase
+from clbench.strategy.base import Batch, StreamInfo, Task
+from clbench.strategy.granted import PhaseSpec
 
 IMAGE = (2, 6, 6)
 
@@ -37,17 +37,17 @@ def task(index, count=12):
 def third_task(scenario="class", **options):
     """Return a strategy that begins its third task with moved weights, and a batch with exemplars."""
     torch.manual_seed(0)
-    world = World(CLASSES, 3, scenario, IMAGE, torch.Generator().manual_seed(0), prepare=torch.Tensor.double)
-    strategy = PODNet(model(), world, PODNetOptions(**{"capacity": 12, "proxies": 3, **options})).double()
+    stream_info = StreamInfo(CLASSES, 3, scenario, IMAGE, torch.Generator().manual_seed(0), prepare=torch.Tensor.double)
+    strategy = PODNet(model(), stream_info, PODNetOptions(**{"capacity": 12, "proxies": 3, **options})).double()
     for index in range(3):
         activate(strategy, index)
         strategy.before_task(task(index))
-        strategy.before_phase(task(index), Phase(0, 3, 0.1))
+        strategy.before_phase(task(index), PhaseSpec(0, 3, 0.1))
         if index < 2:
             move(strategy, index)
             strategy.after_task(task(index))
     new = task(2).train
-    b = strategy.augment_batch(Batch(new.x, new.y, new.tasks, 2))
+    b = strategy.prepare_batch(Batch(new.x, new.y, new.tasks, 2))
     assert b.replayed
     move(strategy, 9)
     return strategy, b
@@ -136,17 +136,17 @@ def test_old_proxies_stay_until_all_proxies_alone_are_fine_tuned():
     assert strategy.trainable() == sum(p.numel() for p in strategy.model.parameters()) - 4 * 3 * 5
     assert strategy.learning_rates() == {"model.head.scale": pytest.approx(1.0)}
     old = strategy.old.head.weight.clone()
-    strategy.before_phase(task(2), Phase(1, 3, 0.1))
+    strategy.before_phase(task(2), PhaseSpec(1, 3, 0.1))
     assert torch.equal(weight[:4], old[:4])  # what weight decay has moved is put back
     learning = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
     assert set(learning) == {"model.head.weight"} and strategy.trainable() == weight.numel()
     assert strategy.learning_rates() == {"model.head.weight": 0.5}
     strategy.train()
     assert not strategy.model.blocks.training and strategy.model.head.training
-    memory = strategy.phase_samples(task(2), Phase(1, 3, 0.1))
+    memory = strategy.phase_samples(task(2), PhaseSpec(1, 3, 0.1))
     assert memory.y.bincount().tolist() == [2] * 6  # 12 exemplars of 6 classes
     exemplars = Batch(memory.x, memory.y, memory.tasks, 2)
-    assert strategy.augment_batch(exemplars) is exemplars
+    assert strategy.prepare_batch(exemplars) is exemplars
     scores = strategy.head.scale.item() * similarity(outputs(strategy.model, memory.x)[1], weight.detach().numpy())
     expected = nca(scores, memory.y.tolist(), [list(range(6))] * 12, "code", 0)
     assert strategy.loss(exemplars).item() == pytest.approx(expected, rel=1e-10)
@@ -162,7 +162,7 @@ def test_exemplars_are_the_same_without_fine_tuning():
     for share in (0.0, 0.2):
         strategy, _ = third_task(finetune_steps=share)
         if share:
-            strategy.before_phase(task(2), Phase(1, 3, 0.1))
+            strategy.before_phase(task(2), PhaseSpec(1, 3, 0.1))
         strategy.after_task(task(2))
         chosen.append(strategy.memory.x)
     assert strategy.sizes == [2] * 6
@@ -231,6 +231,7 @@ def test_one_proxy_is_a_cosine_head_and_stages_of_a_resnet_are_its_own():
 
 def test_a_network_without_maps_distills_features_alone_and_says_so():
     vectors = Network([Block(nn.Flatten(), nn.Identity()), Block(nn.Linear(72, 5), nn.ReLU())], nn.Linear(5, CLASSES))
-    world = World(CLASSES, 3, "class", IMAGE, torch.Generator())
-    assert PODNet(vectors, world).notes == ["podnet: no block has feature maps, so features alone are distilled (flat)"]
-    assert not PODNet(model(), world).notes
+    stream_info = StreamInfo(CLASSES, 3, "class", IMAGE, torch.Generator())
+    assert PODNet(vectors, stream_info).notes == [
+        "podnet: no block has feature maps, so features alone are distilled (flat)"]
+    assert not PODNet(model(), stream_info).notes

@@ -14,7 +14,7 @@ from clbench_prototypes.ncm import NCM
 from clbench_prototypes.ranpac import RIDGES, RanPAC
 from clbench_prototypes.simplecil import SimpleCIL
 from clbench_prototypes.slda import SLDA
-from helpers.per_task import answer, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import answer, inputs, learn, make_model, make_stream_info, make_task
 from helpers.training import loop
 
 from clbench.core.errors import SpecError
@@ -34,7 +34,7 @@ D, C = 12, 6
 
 def closed_form(method, scenario="class", **options):
     cls, declared = KINDS[method]
-    return cls(make_model(), make_world(scenario), declared(**{"base": "random", **options}))
+    return cls(make_model(), make_stream_info(scenario), declared(**{"base": "random", **options}))
 
 
 def features(x):
@@ -130,7 +130,7 @@ def test_ranpac_chooses_the_ridge_on_a_fifth_of_the_tasks_training_samples(count
     tasks = [make_task(i, count=count) for i in range(2)]
     for task in tasks:
         draws = torch.Generator()
-        draws.set_state(strategy.world.generator.get_state())
+        draws.set_state(strategy.stream_info.generator.get_state())
         learn(strategy, task)
     order = torch.randperm(count, generator=draws).numpy()
     fit, held = order[:int(0.8 * count)], order[int(0.8 * count):]
@@ -146,11 +146,11 @@ def test_ranpac_chooses_the_ridge_on_a_fifth_of_the_tasks_training_samples(count
 
 def test_the_projection_is_the_papers_size_for_its_network_and_drawn_from_the_seed():
     assert closed_form("ranpac").projection.shape == (D, 5 * D)
-    assert torch.equal(closed_form("ranpac").projection, torch.randn(D, 5 * D, generator=make_world().generator))
+    assert torch.equal(closed_form("ranpac").projection, torch.randn(D, 5 * D, generator=make_stream_info().generator))
     with torch.device("meta"):
         model = make_model()
         model.head = torch.nn.Linear(768, C)
-    assert RanPAC(model, make_world(), RanPACOptions(base="random")).projection.shape == (768, 10_000)
+    assert RanPAC(model, make_stream_info(), RanPACOptions(base="random")).projection.shape == (768, 10_000)
 
 
 @pytest.mark.parametrize("method", KINDS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from clbench_ridge import RidgeOptions
 from clbench_ridge.strategy import Ridge
-from helpers.per_task import answer, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import answer, inputs, learn, make_model, make_stream_info, make_task
 
 
 def features(x):
@@ -14,7 +14,7 @@ def features(x):
 
 
 def learned(tasks, strength, scenario="class"):
-    strategy = Ridge(make_model(), make_world(scenario), RidgeOptions(base="random", strength=strength))
+    strategy = Ridge(make_model(), make_stream_info(scenario), RidgeOptions(base="random", strength=strength))
     for task in tasks:
         assert learn(strategy, task) == []
     return strategy

@@ -88,5 +88,5 @@ def test_importance_is_scaled_over_all_parameters_together():
 def test_it_keeps_four_numbers_per_parameter_once_a_task_is_over():
     strategy = make(RWalk, RWalkOptions())
     fit(strategy, 0, optimizer="adam", lr=0.1, iterations=3)
-    stored = sum(b.numel() for n, b in strategy.named_buffers() if n not in ("active", "offset"))
+    stored = sum(b.numel() for n, b in strategy.named_buffers() if n not in ("class_mask", "offset"))
     assert stored == 4 * sum(p.numel() for p in strategy.parameters())

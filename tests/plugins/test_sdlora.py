@@ -4,7 +4,17 @@ import pytest
 import torch
 from clbench_lora import SDLoRAOptions
 from clbench_lora.sdlora import SDLoRA
-from helpers.per_task import answer, as_batch, begin, check_stacking, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import (
+    answer,
+    as_batch,
+    begin,
+    check_stacking,
+    inputs,
+    learn,
+    make_model,
+    make_stream_info,
+    make_task,
+)
 from helpers.per_task import steps as train
 from torch import nn
 
@@ -19,9 +29,9 @@ FORMS = [{}, {"norm": "product"}, {"magnitudes": "layer"}, {"magnitudes": "layer
 
 
 def make(kind="mlp", seed=0, scenario="class", model=None, **options):
-    world = dataclasses.replace(make_world(scenario), prepare=lambda x: x.double())
+    stream_info = dataclasses.replace(make_stream_info(scenario), prepare=lambda x: x.double())
     model = make_model(kind, seed=seed, dtype=torch.float64) if model is None else model
-    return SDLoRA(model, world, SDLoRAOptions(**{"rank": 2, "base": "random", **options}))
+    return SDLoRA(model, stream_info, SDLoRAOptions(**{"rank": 2, "base": "random", **options}))
 
 
 def double(task):
@@ -187,7 +197,8 @@ def test_two_seeds_stacked_equal_one_by_one(kind, options):
 
 
 def make_single(kind, seed, **options):
-    return SDLoRA(make_model(kind, seed=seed), make_world("class"), SDLoRAOptions(rank=2, base="random", **options))
+    settings = SDLoRAOptions(rank=2, base="random", **options)
+    return SDLoRA(make_model(kind, seed=seed), make_stream_info("class"), settings)
 
 
 @pytest.mark.parametrize("raw", [{"later_ranks": {"a": 2}}, {"later_ranks": {"2": 0}},

@@ -7,7 +7,18 @@ import pytest
 import torch
 from clbench_lora import SeqLoRAOptions
 from clbench_lora.seq import ReplayedSeqLoRA, SeqLoRA
-from helpers.per_task import CLASSES, TASKS, answer, as_batch, begin, learn, make_model, make_task, make_world, steps
+from helpers.per_task import (
+    CLASSES,
+    TASKS,
+    answer,
+    as_batch,
+    begin,
+    learn,
+    make_model,
+    make_stream_info,
+    make_task,
+    steps,
+)
 
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo
@@ -22,7 +33,7 @@ OPTIONS = [{}, {"alpha": 5.0}, {"scaling": "rslora", "rank": 3}, {"bias": True, 
 
 def make(model="mlp", scenario="task", seed=0, **options):
     options = {"rank": 2, "base": "random", **options}
-    return SeqLoRA(make_model(model, seed=seed), make_world(scenario), SeqLoRAOptions(**options))
+    return SeqLoRA(make_model(model, seed=seed), make_stream_info(scenario), SeqLoRAOptions(**options))
 
 
 def test_keys_are_those_of_before():
@@ -42,7 +53,7 @@ def test_each_step_replays_its_share_of_earlier_tasks(share):
     new = as_batch(make_task(1))
     part = Batch(new.x[:7], new.y[:7], new.tasks[:7], 1)
     for step in range(30):
-        batch = strategy.augment_batch(part)
+        batch = strategy.prepare_batch(part)
         exact = [math.floor(round(100 * share) * 7 * i / 100) for i in (step, step + 1)]
         assert batch.replayed == len(batch.y) - 7 == exact[1] - exact[0]
         assert torch.equal(batch.x[:7], part.x) and set(batch.tasks[7:].tolist()) <= {0}
@@ -53,7 +64,7 @@ def test_nothing_is_replayed_in_the_first_task_and_the_memory_is_a_reservoir_of_
     strategy = make(replay=0.5, capacity=4)
     begin(strategy, make_task(0))
     batch = as_batch(make_task(0))
-    assert strategy.augment_batch(batch) is batch and len(strategy.memory) == 0
+    assert strategy.prepare_batch(batch) is batch and len(strategy.memory) == 0
     for index in range(TASKS):
         learn(strategy, make_task(index)) if index else strategy.after_task(make_task(0))
     assert len(strategy.memory) == 4 and int(strategy.memory_seen.sum()) == 24 * TASKS
@@ -73,7 +84,7 @@ def test_the_loss_is_the_mean_over_new_and_replayed_samples():
     strategy = make(replay=0.5)
     learn(strategy, make_task(0))
     begin(strategy, make_task(1))
-    batch = strategy.augment_batch(as_batch(make_task(1)))
+    batch = strategy.prepare_batch(as_batch(make_task(1)))
     assert batch.replayed == 12
     parts = [Batch(batch.x[rows], batch.y[rows], batch.tasks[rows], 1) for rows in (slice(24), slice(24, None))]
     losses = [strategy.loss(part) for part in parts]
@@ -119,7 +130,7 @@ def test_a_bias_that_w_lacks_is_not_merged():
         if isinstance(module, torch.nn.Linear):
             module.bias = None
     with pytest.raises(SpecError, match=r"adds the adapter's bias to that of blocks\.\d\.body.*, which has none"):
-        SeqLoRA(model, make_world(), SeqLoRAOptions(merge=True, bias=True, base="random"))
+        SeqLoRA(model, make_stream_info(), SeqLoRAOptions(merge=True, bias=True, base="random"))
 
 
 def test_merging_needs_to_know_where_tasks_end():
@@ -137,9 +148,9 @@ def test_the_memory_and_the_aligned_head_keep_apart():
     strategy = make(scenario="class", replay=0.5, capacity=10, align=True, outputs="own")
     for index in range(2):
         task = make_task(index)
-        strategy.active[:, :2 * index + 2] = True
+        strategy.class_mask[:, :2 * index + 2] = True
         learn(strategy, task)
     assert strategy.aligns and len(strategy.memory) == 10 and strategy.met == [0, 1, 2, 3]
     assert (strategy.model.head.weight[:4] - strategy.unaligned_weight).abs().max() > 1e-3
-    batch = strategy.augment_batch(as_batch(make_task(1)))
+    batch = strategy.prepare_batch(as_batch(make_task(1)))
     assert batch.replayed == 12 - 2  # no more than there are

@@ -4,7 +4,7 @@ import pytest
 import torch
 from clbench_shared_private import SharedPrivateOptions
 from clbench_shared_private.strategy import SharedPrivate
-from helpers.per_task import answer, check_stacking, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import answer, check_stacking, inputs, learn, make_model, make_stream_info, make_task
 from torch import nn
 
 from clbench.core.errors import SpecError
@@ -14,7 +14,7 @@ ENCODER, HEAD = 64 * 12 + 12 + 12 * 12 + 12, 12 * 2 + 2
 
 
 def shared_private(kind="mlp", scenario="task", pretrained=False, seed=0, **options):
-    return SharedPrivate(make_model(kind, seed=seed), make_world(scenario, pretrained=pretrained),
+    return SharedPrivate(make_model(kind, seed=seed), make_stream_info(scenario, pretrained=pretrained),
                          SharedPrivateOptions(**options))
 
 
@@ -64,7 +64,7 @@ def test_private_hidden_layer_by_formula_and_by_hand():
 def test_normalization_of_the_encoder_does_not_drift_once_frozen():
     model = make_model("cnn")
     model.blocks[0].body = nn.Sequential(model.blocks[0].body, nn.BatchNorm2d(4))
-    strategy = SharedPrivate(model, make_world(), SharedPrivateOptions())
+    strategy = SharedPrivate(model, make_stream_info(), SharedPrivateOptions())
     norm = model.blocks[0].body[1]
     learn(strategy, make_task(0))
     before = copy.deepcopy(norm.state_dict())

@@ -107,7 +107,7 @@ def test_the_path_of_small_steps_adds_up_to_the_fall_of_the_loss():
 def test_si_keeps_two_numbers_per_parameter_once_a_task_is_over():
     strategy = make(SI, SIOptions())
     fit(strategy, 0, optimizer="adam", lr=0.1, iterations=3)
-    kept = sum(b.numel() for n, b in strategy.named_buffers() if n not in ("active", "offset"))
+    kept = sum(b.numel() for n, b in strategy.named_buffers() if n not in ("class_mask", "offset"))
     assert kept == 2 * sum(p.numel() for p in strategy.parameters())
 
 

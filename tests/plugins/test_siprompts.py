@@ -16,8 +16,8 @@ from helpers.per_task import (
     inputs,
     learn,
     make_model,
+    make_stream_info,
     make_task,
-    make_world,
     steps,
 )
 from pydantic import ValidationError
@@ -38,7 +38,7 @@ def transformer(seed=0):
 
 def siprompts(scenario="domain", seed=0, **options):
     chosen = {"base": "random", "length": L, "clusters": 4, **options}
-    return SIPrompts(transformer(seed), make_world(scenario), SIPromptsOptions(**chosen))
+    return SIPrompts(transformer(seed), make_stream_info(scenario), SIPromptsOptions(**chosen))
 
 
 def domains(count=3):
@@ -170,4 +170,4 @@ def test_features_are_scaled_by_default_only_if_something_reads_them():
 
 def test_a_network_without_tokens_is_refused():
     with pytest.raises(SpecError, match="s-iprompts puts prompts among the tokens of a vision transformer, and this"):
-        SIPrompts(make_model(), make_world(), SIPromptsOptions())
+        SIPrompts(make_model(), make_stream_info(), SIPromptsOptions())

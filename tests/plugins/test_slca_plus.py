@@ -20,7 +20,7 @@ def slca_plus(scenario="class", **options):
 
 
 def begin(strategy, index):
-    strategy.active[index, [2 * index, 2 * index + 1]] = True
+    strategy.class_mask[index, [2 * index, 2 * index + 1]] = True
     strategy.before_task(task(index))
 
 
@@ -102,11 +102,11 @@ def aligned(**options):
 
 def test_features_drawn_for_older_classes_are_shorter():
     strategy = aligned(align_growth=0.5)
-    strategy.world.generator.manual_seed(5)
+    strategy.stream_info.generator.manual_seed(5)
     features, rows = strategy._draw()
-    strategy.world.generator.manual_seed(5)
+    strategy.stream_info.generator.manual_seed(5)
     for row, (mean, factor) in enumerate(zip(strategy.class_means, strategy.class_factors, strict=True)):
-        noise = torch.randn(400, 7, generator=strategy.world.generator).double()
+        noise = torch.randn(400, 7, generator=strategy.stream_info.generator).double()
         plain = mean + noise @ lower(factor, 7).T
         ratio = plain / features[rows == row]
         assert torch.allclose(ratio, ratio[:, :1].expand(-1, 7))

@@ -44,7 +44,7 @@ def test_new_weights_are_scaled_to_the_mean_length_of_old_ones_by_hand():
 @pytest.mark.parametrize("scenario", ["task", "domain"])
 def test_where_new_classes_do_not_compete_with_old_ones_nothing_is_scaled(scenario):
     strategy = make(WA, WAOptions(capacity=18, clip=False), scenario, deep_model)
-    strategy.active[:] = True
+    strategy.class_mask[:] = True
     for index in range(2):
         strategy.before_task(task(index))
         move(strategy, index)
@@ -55,7 +55,7 @@ def test_where_new_classes_do_not_compete_with_old_ones_nothing_is_scaled(scenar
 
 def test_negative_weights_are_clipped_after_every_step():
     strategy = make(WA, WAOptions(capacity=12), "class", deep_model)
-    for consolidate in (lambda: strategy.augment_batch(batch(0)), lambda: strategy.after_task(task(0))):
+    for consolidate in (lambda: strategy.prepare_batch(batch(0)), lambda: strategy.after_task(task(0))):
         activate(strategy, 0)
         strategy.before_task(task(0))
         move(strategy, 0)

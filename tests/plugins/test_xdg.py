@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from clbench_xdg import XdGOptions
 from clbench_xdg.strategy import XdG
-from helpers.per_task import as_batch, begin, make_model, make_task, make_world
+from helpers.per_task import as_batch, begin, make_model, make_stream_info, make_task
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
@@ -17,7 +17,7 @@ from clbench.testing import MODELS
 
 def make(kind="mlp", scenario="task", **options):
     torch.manual_seed(0)
-    return XdG(make_model(kind, dtype=torch.float64), make_world(scenario), XdGOptions(**options)).double()
+    return XdG(make_model(kind, dtype=torch.float64), make_stream_info(scenario), XdGOptions(**options)).double()
 
 
 def double(index):
@@ -144,5 +144,5 @@ def test_the_penalty_is_that_of_si_on_the_layers_behind_the_gates():
 
 def test_other_networks_are_refused():
     with pytest.raises(SpecError, match=r"xdg gates the units of a chain of Linear and Conv2d layers .* packnet"):
-        XdG(MODELS["vit"]((1, 8, 8), 6), make_world(), XdGOptions())
+        XdG(MODELS["vit"]((1, 8, 8), 6), make_stream_info(), XdGOptions())
     assert discover().strategy("xdg").parts_per_task

@@ -306,7 +306,7 @@ def test_the_average_of_the_guide_is_a_moving_average_of_what_was_trained():
     for step in range(5):
         with torch.no_grad():
             weight += step
-        made.strategy.augment_batch(made.batch(0))
+        made.strategy.prepare_batch(made.batch(0))
         average = 0.75 * average + 0.25 * weight.detach().double()
     torch.testing.assert_close(made.strategy.teacher.head.weight.double(), average, atol=1e-5, rtol=1e-5)
-    assert len(made.strategy.memory_y) == 10 and made.strategy.augment_batch(made.batch(0)).replayed > 0
+    assert len(made.strategy.memory_y) == 10 and made.strategy.prepare_batch(made.batch(0)).replayed > 0

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.per_task import make_model, make_task, make_world
+from helpers.per_task import make_model, make_stream_info, make_task
 from torch import nn
 
 import clbench
@@ -32,7 +32,7 @@ class Mine(Aligned):
 
 
 def mine(scenario="class", **options):
-    return Mine(make_model(), make_world(scenario), MineOptions(align=True, **options))
+    return Mine(make_model(), make_stream_info(scenario), MineOptions(align=True, **options))
 
 
 def taught(method, options, scenario="class", tasks=TASKS, seed=0):
@@ -55,7 +55,7 @@ def test_the_gaussians_are_those_of_numpy():
     assert outputs == [3, 5]  # of class 4 there is no sample
     assert factors.shape == (2, 12 * 13 // 2)
     for output, mean, factor in zip(outputs, means, factors, strict=True):
-        x = strategy.world.prepare(task.train.x[task.train.y == output])
+        x = strategy.stream_info.prepare(task.train.x[task.train.y == output])
         own = strategy.model.features(x).detach().double().numpy()
         np.testing.assert_allclose(mean, own.mean(0), rtol=1e-5, atol=1e-7)
         triangle = lower(factor.double(), 12).numpy()
@@ -199,10 +199,10 @@ def test_draws_are_the_trials_own_and_another_seed_has_others():
     assert torch.equal(*heads)
     b = taught("slca", {}, tasks=1)
     task, before = b.replica.begin(1), torch.get_rng_state()
-    drawn = b.strategy.world.generator.get_state()
+    drawn = b.strategy.stream_info.generator.get_state()
     b.strategy.after_task(task)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(b.strategy.world.generator.get_state(), drawn)
+    assert not torch.equal(b.strategy.stream_info.generator.get_state(), drawn)
 
 
 def test_a_class_that_returns_has_the_gaussian_of_its_last_task():

@@ -10,21 +10,21 @@ from clbench.data.samples import Samples
 from clbench.models.builtin import CNNOptions, MLPOptions
 from clbench.models.network import Block, Network
 from clbench.models.small import cnn, mlp
-from clbench.strategy.base import Strategy, World
+from clbench.strategy.base import Strategy, StreamInfo
 from clbench.strategy.fisher import diagonal_fisher, draw_labels
 from clbench.strategy.per_sample_gradients import mean_gradients, per_sample_layers
 
 CLASSES, TASKS = 5, 2
 
 
-def world(shape=(1, 6, 6), **extra):
-    return World(CLASSES, TASKS, "class", shape, torch.Generator().manual_seed(3), **extra)
+def stream_info(shape=(1, 6, 6), **extra):
+    return StreamInfo(CLASSES, TASKS, "class", shape, torch.Generator().manual_seed(3), **extra)
 
 
 def make(network, shape=(1, 6, 6), **extra):
-    strategy = Strategy(network, world(shape, **extra)).double()
-    strategy.active[0, [0, 2, 4]] = True
-    strategy.active[1, :4] = True
+    strategy = Strategy(network, stream_info(shape, **extra)).double()
+    strategy.class_mask[0, [0, 2, 4]] = True
+    strategy.class_mask[1, :4] = True
     return strategy
 
 
@@ -45,8 +45,8 @@ def hand_loop(strategy, samples, weights):
     params = [p for p in strategy.parameters() if p.requires_grad]
     total = {n: torch.zeros_like(p) for n, p in zip(names, params, strict=True)}
     for i in range(len(samples)):
-        x = strategy.world.prepare(samples.x[i:i + 1]).double()
-        on = strategy.active[samples.tasks[i]].nonzero().flatten()
+        x = strategy.stream_info.prepare(samples.x[i:i + 1]).double()
+        on = strategy.class_mask[samples.tasks[i]].nonzero().flatten()
         log_p = F.log_softmax(strategy(x)[0, on], 0)
         for label, weight in weights(dict(zip(on.tolist(), log_p.detach().exp().tolist(), strict=True)), i).items():
             gradients = torch.autograd.grad(log_p[on.tolist().index(label)], params, retain_graph=True,
@@ -191,7 +191,7 @@ def test_softmax_regression_in_closed_form(layerwise):
     strategy = make(Network([Block(nn.Flatten(), nn.Identity())], nn.Linear(9, CLASSES)), (1, 3, 3))
     samples = data(6, (1, 3, 3))
     got = diagonal_fisher(strategy, samples, 0, generator=gen(), layerwise=layerwise)
-    x = strategy.world.prepare(samples.x).double()
+    x = strategy.stream_info.prepare(samples.x).double()
     p = torch.softmax(strategy.mask(strategy(x), samples.tasks), 1).detach()
     # d log p_c / d W_ij = (delta_ic - p_i) x_j, so sum_c p_c (delta_ic - p_i)^2 = p_i (1 - p_i)
     variance = p * (1 - p)

@@ -7,7 +7,7 @@ from torch import nn
 from clbench.core.errors import SpecError
 from clbench.data.samples import Samples
 from clbench.models.network import Network
-from clbench.strategy.base import Strategy, World
+from clbench.strategy.base import Strategy, StreamInfo
 from clbench.strategy.fisher import check_kind, diagonal_fisher
 
 N, D = 4000, 3
@@ -16,8 +16,8 @@ N, D = 4000, 3
 def linear(scenario="domain", outputs=1, tasks=2):
     torch.manual_seed(0)
     model = Network([nn.Identity()], nn.Linear(D, outputs))
-    strategy = Strategy(model, World(outputs, tasks, scenario, (D,), torch.Generator(), objective="regression"))
-    strategy.active[0, 0] = True
+    strategy = Strategy(model, StreamInfo(outputs, tasks, scenario, (D,), torch.Generator(), objective="regression"))
+    strategy.class_mask[0, 0] = True
     return strategy
 
 
@@ -56,4 +56,4 @@ def test_outputs_of_other_tasks_have_none(samples):
 
 def test_the_predicted_label_is_refused():
     with pytest.raises(SpecError, match="fisher = predicted"):
-        check_kind(linear().world, "predicted")
+        check_kind(linear().stream_info, "predicted")

@@ -11,7 +11,7 @@ from clbench.models.builtin import TextModelOptions
 from clbench.models.language_model import language_model
 from clbench.models.scoring import IGNORED, Scorer, TokenItem
 from clbench.models.weights import load_weights
-from clbench.strategy.base import Batch, Strategy, World
+from clbench.strategy.base import Batch, Strategy, StreamInfo
 from clbench.strategy.objectives import CausalLM
 from clbench.training.sampling import divided
 
@@ -29,8 +29,8 @@ def strategy(model, tmp_path_factory):
     folder = save(tmp_path_factory.mktemp("model"), model)
     network = language_model(f"hf:{folder}", TextModelOptions(), (LENGTH,))
     load_weights(network, folder / "model.safetensors")
-    return Strategy(network, World(0, 2, "task", (LENGTH,), torch.Generator(), pretrained=True, is_text=True,
-                                   prepare=lambda x: x, objective="causal-lm")).eval()
+    return Strategy(network, StreamInfo(0, 2, "task", (LENGTH,), torch.Generator(), pretrained=True, is_text=True,
+                                        prepare=lambda x: x, objective="causal-lm")).eval()
 
 
 def random_items(seed, count=6, longest=LENGTH):

@@ -44,7 +44,7 @@ def test_labels_of_new_samples_move_the_outputs_that_compete(method, model, outp
 @pytest.mark.parametrize(("outputs", "seen"), [("seen", 4), ("own", 4), ("all", 6)])
 def test_replayed_samples_compete_among_all_so_far(outputs, seen):
     b, batch = begun("er", {"capacity": 12, "outputs": outputs})
-    batch = b.strategy.augment_batch(b.strategy.augment_batch(batch))  # by now the memory has samples of this task too
+    batch = b.strategy.prepare_batch(b.strategy.prepare_batch(batch))  # by now the memory has samples of this task too
     new = 8
     assert batch.replayed and {0, 1} == set(batch.tasks[new:].tolist())
     batch = replace(batch, x=b.stream.prepare(batch.x))
@@ -59,7 +59,7 @@ def test_replayed_samples_compete_among_all_so_far(outputs, seen):
 @pytest.mark.parametrize("method", ["inflora", "er"])
 def test_elsewhere_the_scenario_decides(method, scenario):
     b, _ = begun(method, {}, scenario)
-    active = b.strategy.active[1]
+    active = b.strategy.class_mask[1]
     assert active.tolist() == ([False] * 2 + [True] * 2 + [False] * 2 if scenario == "task" else [True] * 2)
 
 

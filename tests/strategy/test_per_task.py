@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.per_task import answer, begin, inputs, learn, make_model, make_task, make_world
+from helpers.per_task import answer, begin, inputs, learn, make_model, make_stream_info, make_task
 from pydantic import ValidationError
 from torch import nn
 
@@ -28,7 +28,8 @@ class HeadsOnly(PerTaskStrategy):
 
 
 def heads_only(scenario="class", infer="entropy", classes=6, **options):
-    return HeadsOnly(make_model(classes=classes), make_world(scenario, classes), InferOptions(infer=infer, **options))
+    settings = InferOptions(infer=infer, **options)
+    return HeadsOnly(make_model(classes=classes), make_stream_info(scenario, classes), settings)
 
 
 def two_tasks_of_logits():
@@ -118,7 +119,7 @@ def test_prototypes_are_class_means_and_kept_only_when_used():
 def test_prototypes_are_taken_in_eval_mode_from_prepared_samples_in_chunks(monkeypatch):
     monkeypatch.setattr("clbench.strategy.gaussians.CHUNK", 7)
     strategy = heads_only(infer="prototype")
-    strategy.world = dataclasses.replace(strategy.world, prepare=lambda x: x / 2)
+    strategy.stream_info = dataclasses.replace(strategy.stream_info, prepare=lambda x: x / 2)
     strategy.model.blocks[1].body = nn.Sequential(strategy.model.blocks[1].body, nn.Dropout(0.5))
     task = make_task(0, count=30)
     begin(strategy, task)
@@ -150,7 +151,7 @@ def test_gaussian_takes_the_task_of_the_likeliest_class(normalize, scenario, cla
     tasks = [make_task(i, own, count=31) for i, own in enumerate(classes)]
     tasks = [dataclasses.replace(t, train=dataclasses.replace(t.train, x=t.train.x.double())) for t in tasks]
     seen, x = [], inputs(80, dtype=torch.float64)
-    strategy.world = dataclasses.replace(strategy.world, prepare=torch.Tensor.double)
+    strategy.stream_info = dataclasses.replace(strategy.stream_info, prepare=torch.Tensor.double)
     for task in tasks:
         strategy.after_task(begin(strategy, task) or task)
         seen.append(task)

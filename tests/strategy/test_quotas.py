@@ -23,14 +23,14 @@ from clbench.data.samples import Samples
 from clbench.models.builtin import MLPOptions
 from clbench.models.small import mlp
 from clbench.report.analysis.readable import as_ids, filled
-from clbench.strategy.base import Task, World
+from clbench.strategy.base import StreamInfo, Task
 
 CLASSES, TASKS = 4, 3
 
 
 def memory(options, seed=0, cls=ER, scenario="class"):
-    world = World(CLASSES, TASKS, scenario, (1, 2, 2), torch.Generator().manual_seed(seed))
-    return cls(mlp(MLPOptions(width=3, depth=1), (1, 2, 2), CLASSES), world, options)
+    stream_info = StreamInfo(CLASSES, TASKS, scenario, (1, 2, 2), torch.Generator().manual_seed(seed))
+    return cls(mlp(MLPOptions(width=3, depth=1), (1, 2, 2), CLASSES), stream_info, options)
 
 
 def stream(n, tasks=1):
@@ -109,7 +109,7 @@ def test_a_reloaded_memory_goes_on_as_it_would_have():
     straight.offer(first)
     resumed.offer(first)
     fresh.load_state_dict(resumed.state_dict())
-    fresh.world.generator.set_state(resumed.world.generator.get_state())
+    fresh.stream_info.generator.set_state(resumed.stream_info.generator.get_state())
     straight.offer(second)
     fresh.offer(second)
     assert numbers(fresh.memory) == numbers(straight.memory)
@@ -170,9 +170,9 @@ def test_a_quota_that_holds_too_few_is_refused():
     with pytest.raises(SpecError, match=r"per_class = 2 cannot hold an exemplar .* at least 3, or quota = class-and"):
         make(ICaRL, ICaRLOptions(per_class=2), "domain", deep_model)
     make(ICaRL, ICaRLOptions(per_class=2, quota="class-and-task"), "domain", deep_model)
-    world = World(0, TASKS, "task", (3,), torch.Generator(), objective="causal-lm")
+    stream_info = StreamInfo(0, TASKS, "task", (3,), torch.Generator(), objective="causal-lm")
     with pytest.raises(SpecError, match="per_class = 3 counts the samples of each class, and this benchmark does not"):
-        ER(deep_model(), world, EROptions(per_class=3))
+        ER(deep_model(), stream_info, EROptions(per_class=3))
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -8,15 +8,15 @@ from scipy import stats
 from clbench.data.samples import HostSamples, Samples, StochasticSamples
 from clbench.models.builtin import MLPOptions
 from clbench.models.small import mlp
-from clbench.strategy.base import World
+from clbench.strategy.base import StreamInfo
 from clbench.strategy.replay import ReplayMemory, class_balanced_slots, reservoir_slots
 
 CLASSES = 4
 
 
 def make(capacity=10, balance="reservoir", seed=0):
-    world = World(CLASSES, 3, "class", (1, 2, 2), torch.Generator().manual_seed(seed))
-    return ReplayMemory(mlp(MLPOptions(width=3, depth=1), (1, 2, 2), CLASSES), world, capacity=capacity,
+    stream_info = StreamInfo(CLASSES, 3, "class", (1, 2, 2), torch.Generator().manual_seed(seed))
+    return ReplayMemory(mlp(MLPOptions(width=3, depth=1), (1, 2, 2), CLASSES), stream_info, capacity=capacity,
                         balance=balance)
 
 
@@ -135,7 +135,7 @@ def test_draws_come_from_the_given_generator_only(balance):
             strategy.sample(4)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(a.memory_x, b.memory_x)
-    assert torch.equal(a.world.generator.get_state(), b.world.generator.get_state())
+    assert torch.equal(a.stream_info.generator.get_state(), b.stream_info.generator.get_state())
 
 
 def test_shapes_and_draws_depend_on_counts_only():
@@ -144,7 +144,7 @@ def test_shapes_and_draws_depend_on_counts_only():
         a.offer(stream(30, labels=[0] * 30))
         b.offer(stream(30, labels=[0, 1, 2] * 10))
         assert {k: v.shape for k, v in a.named_buffers()} == {k: v.shape for k, v in b.named_buffers()}
-        assert torch.equal(a.world.generator.get_state(), b.world.generator.get_state())
+        assert torch.equal(a.stream_info.generator.get_state(), b.stream_info.generator.get_state())
 
 
 def test_class_balance_evens_out_classes_that_come_one_after_the_other():
@@ -206,7 +206,7 @@ def test_state_dict_brings_everything_back(balance):
     old.offer(stream(40))
     new.load_state_dict(old.state_dict())
     assert new.memory_x.dtype == torch.uint8
-    new.world.generator.set_state(old.world.generator.get_state())
+    new.stream_info.generator.set_state(old.stream_info.generator.get_state())
     for strategy in (old, new):
         strategy.offer(stream(40, 40))
     for (name, a), (_, b) in zip(old.named_buffers(), new.named_buffers(), strict=True):

@@ -37,8 +37,8 @@ class Changes(PerTaskStrategy):
     parts_final = True
     factor = 1.0
 
-    def __init__(self, model, world, options=None):
-        super().__init__(model, world)
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info)
 
     def after_task(self, task):
         super().after_task(task)
@@ -80,8 +80,8 @@ def test_a_wrong_declaration_fails_a_run(name, tmp_path):
 class SaysNothing(Strategy):
     """A frozen network with a forward of its own."""
 
-    def __init__(self, model, world, options=None):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
         self.model.blocks.requires_grad_(False)
 
     def forward(self, x, task=None):
@@ -93,8 +93,8 @@ class SaysNo(SaysNothing):
 
 
 class Parts(PerTaskStrategy):
-    def __init__(self, model, world, options=None):
-        super().__init__(model, world)
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info)
 
     def forward_task(self, x, task):
         return self.heads[task](self.model.features(x))

@@ -16,8 +16,8 @@ class Keeps(Strategy):
 
     persistent = True
 
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.register_buffer("own", torch.empty(0), persistent=self.persistent)
 
     def kept(self, x):
@@ -29,7 +29,7 @@ class Keeps(Strategy):
 
 class KeepsInputs(Keeps):
     def kept(self, x):
-        return self.world.prepare(x).flatten(1)
+        return self.stream_info.prepare(x).flatten(1)
 
 
 class KeepsUncounted(Keeps):
@@ -42,7 +42,7 @@ class KeepsAsReplay(KeepsInputs):
 
 class KeepsAMean(Keeps):
     def kept(self, x):
-        return self.world.prepare(x).mean(0)
+        return self.stream_info.prepare(x).mean(0)
 
 
 @pytest.mark.parametrize(("cls", "words"), [

@@ -42,8 +42,8 @@ def test_no_boundary_reaches_a_method_that_is_task_free(name):
 class CountsRows(Strategy):
     """Learns of each evaluation, and so of each boundary."""
 
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.register_buffer("rows", torch.zeros(()))
 
     def train(self, mode=True):
@@ -56,7 +56,7 @@ class LooksAtTasks(Strategy):
     """Would train otherwise if it were told tasks; draws when a phase begins."""
 
     def before_phase(self, task, phase):
-        torch.rand(3, generator=self.world.generator)
+        torch.rand(3, generator=self.stream_info.generator)
 
     def loss(self, batch):
         return super().loss(batch) * (1 + batch.tasks.float().mean() + batch.task)

@@ -16,12 +16,12 @@ class HidesATensor(Strategy):
 
 class ImpureLoss(Strategy):
     def loss(self, batch):
-        return super().loss(batch) + torch.rand((), generator=self.world.generator)
+        return super().loss(batch) + torch.rand((), generator=self.stream_info.generator)
 
 
 class LossThatCounts(Strategy):
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.register_buffer("calls", torch.zeros(()))
 
     def loss(self, batch):
@@ -30,8 +30,8 @@ class LossThatCounts(Strategy):
 
 
 class LearnsFromTests(Strategy):
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.register_buffer("seen", torch.zeros(()))
 
     def predict(self, x, task=None):
@@ -40,7 +40,7 @@ class LearnsFromTests(Strategy):
 
 
 class GlobalRandomness(Strategy):
-    def augment_batch(self, batch):
+    def prepare_batch(self, batch):
         torch.rand(3)
         return batch
 
@@ -56,8 +56,8 @@ class WrongShape(Strategy):
 
 
 class RandomStart(Strategy):
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.register_buffer("noise", torch.rand(3, generator=torch.Generator().manual_seed(torch.seed())))
 
 
@@ -76,7 +76,7 @@ class TrainsNothing(Strategy):
     (ImpureLoss, "loss-is-pure", "it is not pure"),
     (LossThatCounts, "loss-is-pure", "loss changes calls"),
     (LearnsFromTests, "predict-changes-nothing", "predict changes seen"),
-    (GlobalRandomness, "given-generator", "augment_batch draws from a global generator of torch"),
+    (GlobalRandomness, "given-generator", "prepare_batch draws from a global generator of torch"),
     (PythonsRandomness, "given-generator", "after_task draws from a global generator of torch, NumPy or Python"),
     (WrongShape, "logits", r"logits are \[24, 2\], expected \[24, 6\]"),
     (RandomStart, "repeatable", "changes noise"),

@@ -148,7 +148,7 @@ class DriftsForOneSample(FrozenBlocks):
 
     def before_task(self, task):
         super().before_task(task)
-        self.register_buffer("mark", self.world.prepare(task.train.x[-1:])[0])
+        self.register_buffer("mark", self.stream_info.prepare(task.train.x[-1:])[0])
         self.register_buffer("changed", torch.zeros(()))
 
     def edit_gradients(self, gradients):
@@ -163,7 +163,7 @@ def test_every_batch_is_compared_on_demand(everything):
     b.strategy.train()
     x = torch.arange(40 * 64).reshape(40, 1, 8, 8) % 251  # all differ
     samples = Samples(x.to(torch.uint8), task.train.y[:1].expand(40), task.train.tasks[:1].expand(40))
-    b.strategy.mark = b.strategy.world.prepare(samples.x[-1:])[0]
+    b.strategy.mark = b.strategy.stream_info.prepare(samples.x[-1:])[0]
     inputs = cache.phase_inputs([b.strategy], [samples], 0, 80)
     b.strategy.changed += 1
     seed = next(s for s in range(99) if cache.seeds.derive(s, "cache") % 3 == 0)  # the first of three batches
@@ -264,7 +264,7 @@ def test_what_is_stored_is_each_chunk_as_it_would_be_joined(shape):
     b = bench(discover().strategy("naive"), {}, "task")
     x = torch.randint(0, 256, (2 * cache.PREPARED_AT_ONCE + 3, *shape), dtype=torch.uint8)
     samples = Samples(x, torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x), dtype=torch.long))
-    joined = torch.cat([b.strategy.world.prepare(part) for part in x.split(100)])
+    joined = torch.cat([b.strategy.stream_info.prepare(part) for part in x.split(100)])
     kept = cache.stored(b.strategy, samples, 0, False).x
     assert torch.equal(kept, joined) and kept.stride() == joined.stride()
 

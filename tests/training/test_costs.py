@@ -11,8 +11,8 @@ from clbench.training.costs import measure, role
 class Keeps(Strategy):
     roles = (("memory_*", "replay"), ("extra.*", "heads"))
 
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.register_buffer("memory_x", torch.zeros(7, 1, 8, 8, dtype=torch.uint8))
         self.register_buffer("memory_y", torch.zeros(7, dtype=torch.int64))
         self.register_buffer("scratch", torch.zeros(100), persistent=False)
@@ -36,8 +36,8 @@ class Renames(WithTeacher):
 
 
 class Mixed(Keeps, Renames):
-    def __init__(self, model, world, options):
-        WithTeacher.__init__(self, model, world, options)
+    def __init__(self, model, stream_info, options):
+        WithTeacher.__init__(self, model, stream_info, options)
 
 
 def test_a_class_adds_to_the_roles_of_its_bases():

@@ -47,7 +47,7 @@ def assert_same(one, other):
     tensors, tensors_2 = ({**dict(s.named_parameters()), **dict(s.named_buffers())} for s in (one, other))
     assert tensors.keys() == tensors_2.keys()
     assert [name for name, tensor in tensors.items() if not torch.equal(tensor, tensors_2[name])] == []
-    assert torch.equal(one.world.generator.get_state(), other.world.generator.get_state())
+    assert torch.equal(one.stream_info.generator.get_state(), other.stream_info.generator.get_state())
     assert [m.training for m in one.modules()] == [m.training for m in other.modules()]
 
 
@@ -90,9 +90,9 @@ def test_a_stack_is_the_same_and_predicts_as_its_members_do(name, options, monke
 class Stateful(Strategy):
     """Answers by what it keeps in a plain attribute, which a stack does not see."""
 
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
-        self.turn = int(torch.randint(0, world.classes, (1,), generator=world.generator))
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.turn = int(torch.randint(0, stream_info.classes, (1,), generator=stream_info.generator))
 
     def predict(self, x, task=None):
         return Prediction(torch.roll(self(x), self.turn, 1))

@@ -154,10 +154,11 @@ class Looks(Strategy):
 
 
 class Adds(Strategy):
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
-        self.scale = torch.nn.Linear(world.classes, world.classes)  # on the CPU; a run moves it to the device
-        self.register_buffer("order", torch.arange(world.classes))
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        classes = stream_info.classes
+        self.scale = torch.nn.Linear(classes, classes)  # on the CPU; a run moves it to the device
+        self.register_buffer("order", torch.arange(stream_info.classes))
 
     def forward(self, x, task=None):
         return self.scale(super().forward(x, task))[:, self.order.tolist()]

@@ -44,8 +44,8 @@ class Large(Strategy):
 
     keeps_less = "size=N"
 
-    def __init__(self, model, world, options=None):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
         self.register_buffer("table", torch.empty(200_000_000, dtype=torch.uint8))
 
 

@@ -12,7 +12,7 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.experiment.workload import Foreseen
+from clbench.experiment.workload import WorkEstimate
 
 REGISTRY = discover()
 RECIPES = {"epochs": {"epochs": 5, "batch_size": 10}, "iterations": {"iterations": 8, "batch_size": 8}}
@@ -71,4 +71,4 @@ def test_a_model_that_cannot_be_stepped_is_left_to_its_trial(runner, monkeypatch
 
     monkeypatch.setattr(estimator, "measure_speed", broken)
     one = planned("naive", RECIPES["epochs"])
-    assert estimator.CostEstimator(REGISTRY).estimate_time(one.trial, runner.stream(one.trial)) == Foreseen()
+    assert estimator.CostEstimator(REGISTRY).estimate_time(one.trial, runner.stream(one.trial)) == WorkEstimate()

@@ -18,7 +18,7 @@ class Oracle(Strategy):
 
     def predict(self, x, task=None):
         self.told = (*self.told, task)
-        logits = torch.zeros(len(x), self.world.classes)
+        logits = torch.zeros(len(x), self.stream_info.classes)
         logits[:, self.answer] = 1
         return Prediction(logits, torch.full((len(x),), 1))
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.accounting import callback
 from clbench.accounting.callback import FlopsCallback
-from clbench.accounting.flops import OWN, FlopCount
+from clbench.accounting.flops import FORMULAS, FlopCount
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.execution import trial_runner
@@ -31,7 +31,7 @@ def counted(run):
     """Return the FLOPs of a call as we count them, by torch's counter with our formulas, and by it alone."""
     with FlopCount() as ours:
         run()
-    with FlopCounterMode(display=False, custom_mapping=OWN) as theirs:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as theirs:
         run()
     with FlopCounterMode(display=False) as bare:
         run()
@@ -109,7 +109,7 @@ class EveryStep(FlopsCallback):
 
     @contextmanager
     def _every(self, replica):
-        with FlopCounterMode(display=False, custom_mapping=OWN) as count:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as count:
             yield
         self.totals[id(replica)] += count.get_total_flops()
 
@@ -215,10 +215,10 @@ class Grows(Strategy):
 
     looks = 0
 
-    def augment_batch(self, batch):
+    def prepare_batch(self, batch):
         self.looks += 1
         with torch.no_grad():
-            self.model(self.world.prepare(batch.x[:self.looks % 5 + 1]))
+            self.model(self.stream_info.prepare(batch.x[:self.looks % 5 + 1]))
             torch.ones(3, 3) @ torch.ones(3, 3)
         return batch
 
@@ -230,7 +230,7 @@ def test_draws_of_replay_are_counted_by_what_they_run():
     flops, runs = FlopsCallback(), []
     for _ in range(12):
         with flops.counted_draw(one.strategy, batch) as count:
-            assert isinstance(one.strategy.augment_batch(batch), Batch)
+            assert isinstance(one.strategy.prepare_batch(batch), Batch)
         runs.append(count.total)
     assert runs == [sample * (look % 5 + 1) + 2 * 27 for look in range(1, 13)]
     assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks

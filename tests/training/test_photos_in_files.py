@@ -111,7 +111,7 @@ def stream_of(folder, tmp_path, **options):
 class Replays(Strategy):
     """Adds the batch as it is stored, to what is replayed."""
 
-    def augment_batch(self, batch):
+    def prepare_batch(self, batch):
         self.stored = batch.x.clone()
         return batch.extended(Samples(batch.x[:5], batch.y[:5], batch.tasks[:5]))
 
@@ -120,10 +120,10 @@ def test_new_photos_are_cropped_from_the_originals_and_replayed_ones_as_in_memor
     stream = stream_of(folder, tmp_path, augment="random-resized-crop")
     train, crop = stream.tasks[0].train, stream.augment
     strategy = bench(discover().strategy("naive"), {}, "class", 0).strategy
-    replays = Replays(strategy.model, strategy.world)
-    object.__setattr__(replays.world, "prepare", lambda x: x)
+    replays = Replays(strategy.model, strategy.stream_info)
+    object.__setattr__(replays.stream_info, "prepare", lambda x: x)
     for one in (strategy, replays):
-        object.__setattr__(one.world, "prepare", lambda x: x)
+        object.__setattr__(one.stream_info, "prepare", lambda x: x)
         sampler, twin = (BatchSampler(len(train), 12, 0, 0, crop) for _ in range(2))
         for _ in range(3):
             batch = sampler.ready(one, train)

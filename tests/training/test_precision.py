@@ -124,7 +124,7 @@ def test_only_losses_and_predictions_are_rounded(tmp_path_factory):
             return getattr(Strategy, name)(self, *args)
         return call
 
-    names = ("before_task", "augment_batch", "loss", "edit_gradients", "after_task", "predict")
+    names = ("before_task", "prepare_batch", "loss", "edit_gradients", "after_task", "predict")
     cls = type("Notes", (Strategy,), {name: noting(name) for name in names})
     plugin = types.ModuleType("notes")
     plugin.clbench_strategies = hookimpl(specname="clbench_strategies")(lambda: [StrategyInfo("notes", cls, "")])

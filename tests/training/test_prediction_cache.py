@@ -107,8 +107,8 @@ class Scaled(PerTaskStrategy):
     parts_final = True
     factor = 1.0
 
-    def __init__(self, model, world, options=None):
-        super().__init__(model, world)
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info)
 
     def forward_task(self, x, task):
         return self.heads[task](self.model.features(x) * self.factor)
@@ -160,12 +160,12 @@ def test_the_starting_model_that_answers_for_coming_tasks_may_change():
 class Looks(Strategy):
     """A frozen network whose answers depend on the inputs in another way, too."""
 
-    def __init__(self, model, world, options=None):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
         self.model.blocks.requires_grad_(False)
 
     def predict(self, x, task=None):
-        return Prediction(self.model(x) + x.flatten(1).mean(1, keepdim=True) * torch.arange(self.world.classes))
+        return Prediction(self.model(x) + x.flatten(1).mean(1, keepdim=True) * torch.arange(self.stream_info.classes))
 
 
 class DeclaresWrongly(Looks):

@@ -215,8 +215,8 @@ def test_prompts_stack(method, options):
 class FollowsWeights(Strategy):
     """All seeds start from the same weights, as pretrained ones; a teacher follows them in each step."""
 
-    def __init__(self, model, world, options=None):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -224,7 +224,7 @@ class FollowsWeights(Strategy):
         self.teacher = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
-    def augment_batch(self, batch):
+    def prepare_batch(self, batch):
         for average, weight in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
             average.lerp_(weight, 0.5)
         return batch

@@ -37,8 +37,8 @@ UNEVEN = (30, 31, 11)  # no multiples of the batch
 class Notes(Strategy):
     """Keeps what it is told."""
 
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         self.calls, self.seen, self.outputs_at = [], [], []
 
     def before_task(self, task):
@@ -53,7 +53,7 @@ class Notes(Strategy):
     def observe(self, batch):
         assert batch.task == 0 and not batch.tasks.any() and batch.first_pass
         self.seen.append(batch.y.tolist())
-        self.outputs_at.append(self.active[0].nonzero()[:, 0].tolist())
+        self.outputs_at.append(self.class_mask[0].nonzero()[:, 0].tolist())
 
 
 NOTES = StrategyInfo("notes", Notes, "keeps what it is told", task_free=True)
@@ -197,9 +197,9 @@ def test_it_goes_on_in_the_middle_as_if_nothing_had_happened():
     fresh = bench(method("er"), {"capacity": 20}, "class", stream=stream)
     fresh.replica.retrace(1, recipe)
     fresh.strategy.load_state_dict(copy.deepcopy(half.strategy.state_dict()))
-    fresh.strategy.world.generator.set_state(half.strategy.world.generator.get_state())
+    fresh.strategy.stream_info.generator.set_state(half.strategy.stream_info.generator.get_state())
     on = StreamLoop([fresh.replica], recipe, learned=1)
-    on.engine = restore_optimizer_state([fresh.strategy], recipe, [moments])
+    on.train_step = restore_optimizer_state([fresh.strategy], recipe, [moments])
     for index in (1, 2):
         on.train_task(index)
     for name, value in snapshot(whole.strategy).items():

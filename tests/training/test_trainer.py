@@ -75,7 +75,7 @@ def first_step_of_second_task(state):
     trainer = TrainingLoop([b.replica], Recipe(lr=0.01, iterations=5, batch_size=8, optimizer_state=state))
     trainer.fit([task])
     trainer.fit([task])
-    return trainer.engine.optimizer.state[b.strategy.model.head.weight]["step"].item()
+    return trainer.train_step.optimizer.state[b.strategy.model.head.weight]["step"].item()
 
 
 def test_the_optimizer_forgets_or_keeps_its_state_across_tasks():
@@ -140,7 +140,7 @@ def test_learning_rates_are_multiplied_by_the_first_pattern_that_fits():
     before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
     trainer = TrainingLoop([b.replica], Recipe(optimizer="sgd", lr=1e-3, iterations=1))
     trainer.fit([task])
-    assert [g["lr"] for g in trainer.engine.optimizer.param_groups] == [5e-4, 1e-3, 1e-2]
+    assert [g["lr"] for g in trainer.train_step.optimizer.param_groups] == [5e-4, 1e-3, 1e-2]
     for name, parameter in b.strategy.named_parameters():
         rate = 1e-2 if name.endswith("bias") else 5e-4 if "head" in name else 1e-3
         torch.testing.assert_close(parameter.detach(), before[name] - rate * parameter.grad, rtol=1e-6, atol=1e-8)
@@ -186,7 +186,7 @@ def test_every_method_trains_its_heads_by_head_lr_or_refuses_it(name):
         with pytest.raises(SpecError, match="head_lr cannot be used with"):
             trainer.train_task(0)
     elif trainer.train_task(0)[0].steps:
-        assert 0.04 in {round(group["lr"], 9) for group in trainer.engine.optimizer.param_groups}
+        assert 0.04 in {round(group["lr"], 9) for group in trainer.train_step.optimizer.param_groups}
 
 
 def test_a_budget_too_small_for_the_phases_is_refused():
@@ -216,7 +216,7 @@ def test_cosine_goes_from_the_rate_to_nothing():
     b, task = prepared()
     trainer = TrainingLoop([b.replica], Recipe(optimizer="sgd", lr=0.1, iterations=10, schedule="cosine"))
     trainer.fit([task])
-    assert trainer.engine.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    assert trainer.train_step.optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -233,4 +233,4 @@ def test_the_outputs_in_the_loss(scenario, active):
     b = bench(NAIVE, {}, scenario)
     b.replica.begin(0)
     b.replica.begin(1)
-    assert [row.nonzero().flatten().tolist() for row in b.strategy.active] == active
+    assert [row.nonzero().flatten().tolist() for row in b.strategy.class_mask] == active

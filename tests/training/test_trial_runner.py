@@ -40,8 +40,8 @@ class Wide(Strategy):
 
     there = 0
 
-    def __init__(self, model, world, options):
-        super().__init__(model, world, options)
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
         if Wide.there == 2:
             raise torch.OutOfMemoryError("no memory for a third")
         Wide.there += 1

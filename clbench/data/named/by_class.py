@@ -13,7 +13,7 @@ from pydantic import Field
 
 from clbench.core.data_sets import DataSet, Download, Needed
 from clbench.core.errors import DataError
-from clbench.data.named.options import Found, NamedOptions
+from clbench.data.named.options import NamedOptions, SplitFiles
 from clbench.data.own.lists import listed_photos, photos_in, read_list
 from clbench.data.own.samples import Labeled, PhotoFiles, some
 
@@ -86,11 +86,11 @@ class ByClassOptions(NamedOptions):
         """Return the published files; PILOT's have no address from which a program could download them."""
         return () if self.split == "pilot" else super().downloads()
 
-    def find(self, root: Path, where: str) -> Found:
+    def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos of PILOT's folders `train` and `test`."""
         notes: list[str] = []
         train, test = (folders_by_text(root / part, where, notes) for part in ("train", "test"))
-        return Found(train, test, notes=notes)
+        return SplitFiles(train, test, notes=notes)
 
 
 def wnid_photos(root: Path, where: str) -> PhotoFiles:
@@ -139,7 +139,7 @@ class ImageNetROptions(ByClassOptions):
         """Return the archive, and CODA-Prompt's lists if the split has them."""
         return [download for download in super().downloads() if download.is_archive or self.split == "coda"]
 
-    def find(self, root: Path, where: str) -> Found:
+    def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos as the split divides them."""
         if self.split == "pilot":
             return super().find(root, where)
@@ -147,11 +147,11 @@ class ImageNetROptions(ByClassOptions):
             names = [name for name, _ in CODA_LISTS] if self.split == "coda" else L2P_LISTS
             lists = [root / name for name in names]
             train, test = listed_photos(root, lists[:1], lists[1:], where)
-            return Found(train, test, lists)
+            return SplitFiles(train, test, lists)
         return by_rule(wnid_photos(root, where), self.split, where)
 
 
-def by_rule(photos: PhotoFiles, split: str, where: str) -> Found:
+def by_rule(photos: PhotoFiles, split: str, where: str) -> SplitFiles:
     """Return photos, divided by a rule.
 
     Raises:
@@ -163,7 +163,7 @@ def by_rule(photos: PhotoFiles, split: str, where: str) -> Found:
                         "the data set is not complete")
     train, test = (stratified_rows(photos.labeled.labels, 42) if split == "zheng" else
                    random_rows(len(photos.files), {"inflora": 40, "dualprompt": 42}[split]))
-    return Found(chosen(photos, train), chosen(photos, test))
+    return SplitFiles(chosen(photos, train), chosen(photos, test))
 
 
 class ImageNetAOptions(ByClassOptions):
@@ -189,7 +189,7 @@ class ImageNetAOptions(ByClassOptions):
                       f"clbench data get split-imagenet-a downloads and unpacks it ({HENDRYCKS}imagenet-a.tar)",
                       classes=200, pattern=WNID),
 
-    def find(self, root: Path, where: str) -> Found:
+    def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos as the split divides them."""
         return super().find(root, where) if self.split == "pilot" else by_rule(wnid_photos(root, where), "zheng", where)
 
@@ -225,7 +225,7 @@ class CUBOptions(ByClassOptions):
                        classes=200),
                 *(Needed(name, "a list of the official split", source) for name in self.LISTS))
 
-    def find(self, root: Path, where: str) -> Found:
+    def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos as the split divides them."""
         if self.split == "pilot":
             return super().find(root, where)
@@ -244,7 +244,7 @@ class CUBOptions(ByClassOptions):
                 raise DataError(f"{where}: {len(missing)} of {len(files)} photos that images.txt lists are not there; "
                                 f"the first is {missing[0]}. Unpack the archive again")
             parts.append(PhotoFiles(files, Labeled([names[labels[row]] for row in rows], classes=classes)))
-        return Found(parts[0], parts[1], lists)
+        return SplitFiles(parts[0], parts[1], lists)
 
 
 class OmniBenchmarkOptions(ByClassOptions):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from clbench.core.data_sets import DataSet, Needed
 from clbench.core.errors import DataError
-from clbench.data.named.options import Found, NamedOptions
+from clbench.data.named.options import NamedOptions, SplitFiles
 from clbench.data.own.lists import listed_photos, photos_in, read_list
 from clbench.data.own.samples import Labeled, PhotoFiles
 
@@ -59,11 +59,11 @@ class DomainNetOptions(ByDomainOptions):
         """Tell that each domain has all classes: painting has no training photos of t-shirts, but test photos."""
         return True
 
-    def find(self, root: Path, where: str) -> Found:
+    def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos of the official lists."""
         lists = [[root / name for name in names] for names in DOMAIN_LISTS]
         train, test = listed_photos(root, lists[0], lists[1], where, tasks=True)
-        return Found(train, test, [*lists[0], *lists[1]])
+        return SplitFiles(train, test, [*lists[0], *lists[1]])
 
 
 class CORe50Options(ByDomainOptions):
@@ -120,7 +120,7 @@ class CORe50Options(ByDomainOptions):
                          "e3297508a8998ba0c99a83d6b36bde62) from the same page and unpack it there")
                   for name in self.lists()))
 
-    def find(self, root: Path, where: str) -> Found:
+    def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos of the lists. Folders name the classes, since lists number them in each run's order."""
         paths = [root / name for name in self.lists()]
         batches = [[path for path, _ in read_list(name, where)] for name in paths]
@@ -135,7 +135,7 @@ class CORe50Options(ByDomainOptions):
         parts = [PhotoFiles(part.files, Labeled(part.labeled.labels, of, classes=classes,
                                                  task_names=tuple(names[:-1])))
                  for part, of in ((train, tasks), (test, None))]
-        return Found(parts[0], parts[1], paths)
+        return SplitFiles(parts[0], parts[1], paths)
 
     def _photos(self, root: Path, paths: list[str], where: str) -> PhotoFiles:
         """Return photos with the object or category of each."""
@@ -162,9 +162,9 @@ class CLEAR10Options(ByDomainOptions):
 
     tasks: int | None = BY_CLASS
 
-    def find(self, root: Path, where: str) -> Found:
+    def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos of the given training and test folders; a bucket is a task."""
         notes: list[str] = []
         train, test = (photos_in(root / part / "labeled_images", where, notes, tasks=True)
                        for part in ("train", "test"))
-        return Found(train, test, notes=notes)
+        return SplitFiles(train, test, notes=notes)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from clbench.core.data_sets import MISSING, WRONG, DataSet, Download, Needed
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.hookspecs import BenchmarkInfo
+from clbench.core.renamed import old_classes
 from clbench.core.scenario import Scenario
 from clbench.data.own.samples import PhotoFiles
 from clbench.data.own_options import StoredTaskOptions
@@ -19,7 +20,7 @@ FILE_OPTIONS = ("split", "protocol", "run", "path")
 BUILD = "clbench.data.own.photos:build_named"
 
 
-class Found(NamedTuple):
+class SplitFiles(NamedTuple):
     """The photos of a benchmark.
 
     Args:
@@ -86,7 +87,7 @@ class NamedOptions(StoredTaskOptions):
         """Return the files that `clbench data get` downloads for these options."""
         return self.DATA.downloads
 
-    def find(self, root: Path, where: str) -> Found:
+    def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos below the folder of the data set; `where` names the benchmark in errors.
 
         Raises:
@@ -108,7 +109,7 @@ class NamedOptions(StoredTaskOptions):
         path = Path(self.path).expanduser()
         return path if path.is_absolute() or path.is_dir() else data_dir / path
 
-    def found(self, data_dir: Path) -> Found:
+    def find_files(self, data_dir: Path) -> SplitFiles:
         """Return the photos, after everything needed was checked.
 
         Raises:
@@ -137,17 +138,17 @@ class NamedOptions(StoredTaskOptions):
     @classmethod
     def check_files(cls, name: str, options: Mapping[str, Any], data_dir: Path) -> None:
         """Raise a `DataError` if something that a run needs is missing or wrong (`BenchmarkInfo.check`)."""
-        cls.stored(options).found(data_dir)
+        cls.stored(options).find_files(data_dir)
 
     @classmethod
     def list_files(cls, name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
         """Return all files that are read (`BenchmarkInfo.files`)."""
-        return files_of(cls.stored(options).found(data_dir))
+        return files_of(cls.stored(options).find_files(data_dir))
 
 
-def files_of(found: Found) -> list[Path]:
+def files_of(split: SplitFiles) -> list[Path]:
     """Return the files of photos and the lists."""
-    return [*found.train.files, *found.test.files, *found.lists]
+    return [*split.train.files, *split.test.files, *split.lists]
 
 
 def named_benchmark(summary: str, options: type[NamedOptions], scenarios: Sequence[Scenario],
@@ -158,3 +159,7 @@ def named_benchmark(summary: str, options: type[NamedOptions], scenarios: Sequen
     """
     return BenchmarkInfo(options.NAME, build, summary, options, scenarios=scenarios, cached=True,
                          files=options.list_files, check=options.check_files, data=options.DATA)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = old_classes(globals(), {"Found": "SplitFiles"})  # until 0.3

@@ -52,8 +52,8 @@ def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> Any:
 
 def build_named(options: NamedOptions, data_dir: Path, seed: int) -> Any:
     """Return the benchmark of the photos that the options find, as an Avalanche benchmark or a `RawStream`."""
-    found = options.found(data_dir)
-    return photo_benchmark(options.NAME, options.root(data_dir), files_of(found), found.train, found.test, found.notes,
+    split = options.find_files(data_dir)
+    return photo_benchmark(options.NAME, options.root(data_dir), files_of(split), split.train, split.test, split.notes,
                            options, data_dir, seed)
 
 

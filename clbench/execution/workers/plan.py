@@ -12,7 +12,7 @@ from clbench.execution.time_left import Kind, kind_of
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
-from clbench.experiment.workload import Foreseen
+from clbench.experiment.workload import WorkEstimate
 from clbench.results.records import Record
 
 ACCELERATOR_STACK = 32  # initial stack size; a stack that does not fit in memory is halved
@@ -30,7 +30,7 @@ class TrialQueue:
         # Positions in the plan and trials, by setting and kind, which are costly to format and so computed once.
         self.left: dict[tuple[str, ...], dict[Kind, list[tuple[int, PlannedTrial]]]] = {}
         for position, planned in enumerate(todo):
-            kinds = self.left.setdefault(planned.trial.setting, {})
+            kinds = self.left.setdefault(planned.trial.environment, {})
             kinds.setdefault(kind_of(planned.trial), []).append((position, planned))
         self.seconds: dict[Kind, float] = {}
 
@@ -102,7 +102,7 @@ class PreflightChecks:
 
     def skip_setting(self, planned: PlannedTrial) -> None:
         """Skip the other trials of a trial's setting."""
-        self.left = [p for p in self.left if p.trial.setting != planned.trial.setting]
+        self.left = [p for p in self.left if p.trial.environment != planned.trial.environment]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Listener:
     def known(self, records: Sequence[Record]) -> None:
         """Receive the records that the folder has already; their times may help to estimate those of other trials."""
 
-    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
+    def take_estimate(self, planned: PlannedTrial, estimate: WorkEstimate) -> None:
         """Receive what is known beforehand of a trial, and of others that differ in their seed only."""
 
     def started(self, planned: PlannedTrial) -> None:
@@ -172,9 +172,9 @@ class Relay(Listener):
         """Forward the event."""
         self.listener.known(records)
 
-    def foreseen(self, planned: PlannedTrial, foreseen: Foreseen) -> None:
+    def take_estimate(self, planned: PlannedTrial, estimate: WorkEstimate) -> None:
         """Forward the event."""
-        self.listener.foreseen(planned, foreseen)
+        self.listener.take_estimate(planned, estimate)
 
     def started(self, planned: PlannedTrial) -> None:
         """Forward the event."""

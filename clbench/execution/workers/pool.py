@@ -162,7 +162,7 @@ class Pool:
             if isinstance(event, Prepared):
                 self.checks.passed(event.notes)
                 if isinstance(request, Prepare):
-                    self.listener.foreseen(request.planned, event.foreseen)
+                    self.listener.take_estimate(request.planned, event.estimate)
             elif isinstance(event, Refused) and isinstance(request, Prepare):
                 self.checks.refused(request.planned, event.error())
             elif isinstance(event, Finished):

@@ -65,7 +65,7 @@ def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listene
             listener.ready(event.device, 0, plan.start.threads)
         elif isinstance(event, Prepared):
             checks.passed(event.notes)
-            listener.foreseen(current, event.foreseen)
+            listener.take_estimate(current, event.estimate)
         elif isinstance(event, Refused):
             checks.refused(current, event.error())
         elif isinstance(event, Running):
@@ -195,8 +195,8 @@ class Worker:
         """Answer `Prepare`. Errors other than `ClbenchError` are left to the trial, whose record stores them."""
         try:
             notes = self.runner.prepare(planned.trial, planned.label)
-            foreseen = self.runner.estimator.estimate_time(planned.trial, self.runner.stream(planned.trial))
-            self.send(Prepared(notes=notes, foreseen=foreseen))
+            estimate = self.runner.estimator.estimate_time(planned.trial, self.runner.stream(planned.trial))
+            self.send(Prepared(notes=notes, estimate=estimate))
         except ClbenchError as error:
             self.send(Refused(kind=type(error).__name__, message=str(error)))
         except Exception:

@@ -12,7 +12,7 @@ from clbench.core import errors
 from clbench.core.errors import ClbenchError
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
-from clbench.experiment.workload import Foreseen
+from clbench.experiment.workload import WorkEstimate
 from clbench.results.records import Failure, Provenance, Record
 
 
@@ -67,7 +67,7 @@ class Prepared(Message):
 
     type: Literal["prepared"] = "prepared"
     notes: list[str]
-    foreseen: Foreseen = Foreseen()
+    estimate: WorkEstimate = WorkEstimate()
 
 
 class Refused(Message):

@@ -177,8 +177,8 @@ class Setting:
     @cached_property
     def _as_given(self) -> list[MethodRecords]:
         """Return the methods in the order in which their records appear."""
-        rows = {row: i for i, row in enumerate(dict.fromkeys(r.trial.row for r in self.records))}
-        return sorted(self.methods, key=lambda m: rows[m.records[0].trial.row])
+        rows = {row: i for i, row in enumerate(dict.fromkeys(r.trial.method_config for r in self.records))}
+        return sorted(self.methods, key=lambda m: rows[m.records[0].trial.method_config])
 
     def best_first(self) -> Setting:
         """Return the setting with its methods sorted by their final mean, the best first and references last."""
@@ -208,7 +208,7 @@ def by_setting(records: Sequence[Record]) -> list[Setting]:
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in _distinct(records):
-        groups.setdefault(record.trial.setting, []).append(record)
+        groups.setdefault(record.trial.environment, []).append(record)
     if not groups:
         raise StoreError("no records to report; run an experiment first (clbench run --methods lora,ewc)")
     names = titles([group[0] for group in groups.values()])
@@ -244,7 +244,7 @@ def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRe
     added = any(record.until for record in records)
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(record.trial.row, []).append(record)
+        groups.setdefault(record.trial.method_config, []).append(record)
     labels = [clean(group[0].label) for group in groups.values()]
     methods = [MethodRecords(label if labels.count(label) == 1 else clean(full),
                              tuple(sorted(group, key=lambda r: r.trial.seed)),

@@ -45,12 +45,12 @@ def titles(records: Sequence[Record]) -> list[str]:
 
 def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequence[Record]) -> list[str]:
     """Return a line on the settings of a folder's records that are not planned; no line for none."""
-    others = {record.trial.setting: record for record in records}
+    others = {record.trial.environment: record for record in records}
     for setting in planned:
         others.pop(setting, None)
     if not others:
         return []
-    known = {record.trial.setting: record for record in records}
+    known = {record.trial.environment: record for record in records}
     names = dict(zip(known, titles([*known.values()]), strict=True))
     other_titles = [names[setting] for setting in others]
     more = f"; {len(other_titles) - MOST} more" if len(other_titles) > MOST else ""

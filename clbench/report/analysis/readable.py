@@ -128,7 +128,7 @@ def row_ids(records: Iterable[Record]) -> dict[str, str]:
     rows: dict[tuple[tuple[str, ...], str], set[str]] = {}  # by setting and short name
     for record in records:
         short = called.setdefault(record.label, _RECIPE.sub("", record.label))
-        rows.setdefault((record.trial.setting, short), set()).add(record.trial.row)
+        rows.setdefault((record.trial.environment, short), set()).add(record.trial.method_config)
     shared = {short for (_, short), row_keys in rows.items() if len(row_keys) > 1}
     return {label: label if short in shared else short for label, short in called.items()}
 

@@ -73,7 +73,7 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, ...], Group]:
     groups: dict[tuple[str, ...], Group] = {}
     for record in records:
         if record.status == "done":
-            groups.setdefault((*record.trial.setting, record.trial.row), []).append(record)
+            groups.setdefault((*record.trial.environment, record.trial.method_config), []).append(record)
     return groups
 
 

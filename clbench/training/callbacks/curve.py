@@ -37,7 +37,7 @@ from clbench.training.costs import Clock
 from clbench.training.evaluation import batch_size, given_tasks, offered_outputs
 from clbench.training.prediction_cache import predictions
 from clbench.training.replica import Replica, TaskResult
-from clbench.training.steps import Engine, StackedStep
+from clbench.training.steps import StackedStep, TrainStep
 
 FIRST = 50  # steps of a task, each of which has a point: what a boundary does is over soon
 OWN_LOOP = "trains by a loop of its own, so its accuracy while learning is known at the boundaries only"
@@ -92,7 +92,7 @@ class CurveCallback(Callback):
         self.samples = samples
         self.tests: dict[int, Tests] = {}  # by id of a stream
         self.spent = Clock(0.0, 0.0)  # on evaluations since the task began, all replicas together
-        self.engine: Engine | None = None  # whose members have been seen to predict alike by themselves and as one
+        self.train_step: TrainStep | None = None  # whose members are known to predict alike alone and as one
         self.as_one = True
 
     def new_curve(self, stream: Stream) -> Curve:
@@ -103,15 +103,15 @@ class CurveCallback(Callback):
         """Add a point to each curve, if one is due: what is right on the tasks so far."""
         if not due(step, steps, self.every):
             return
-        engine = training.engine if steps else None
+        train_step = training.train_step if steps else None
         replicas = training.replicas
-        device = replicas[0].strategy.active.device
+        device = replicas[0].strategy.class_mask.device
         synchronize(device)
         began = Clock.now()
         with untouched([replica.strategy for replica in replicas]):
             right = None
-            if isinstance(engine, StackedStep) and self.as_one:
-                right = self._as_one(training, engine, task + 1)
+            if isinstance(train_step, StackedStep) and self.as_one:
+                right = self._as_one(training, train_step, task + 1)
             for position, replica in enumerate(replicas):
                 add_point(self._curve(replica), task, step,
                           self.right(replica, training.recipe, task + 1) if right is None else right[position])
@@ -145,7 +145,7 @@ class CurveCallback(Callback):
         right = torch.zeros(learned, dtype=torch.int64, device=offered.device)
         size = batch_size(replica.stream, offered.device)
         with precision.forward(recipe, offered.device, replica.strategy):
-            for given in given_tasks(replica.strategy.world.scenario, learned):
+            for given in given_tasks(replica.strategy.stream_info.scenario, learned):
                 for prediction, y, tasks in predictions(replica.strategy, tests, size, given):
                     right.index_add_(0, tasks, (answered(prediction.logits, offered[tasks]) == y).long())
         return list(map(int, right.tolist()))
@@ -160,7 +160,7 @@ class CurveCallback(Callback):
             replica.curve = self.new_curve(replica.stream)
         return replica.curve
 
-    def _as_one(self, training: Training, engine: StackedStep, learned: int) -> list[list[int]] | None:
+    def _as_one(self, training: Training, train_step: StackedStep, learned: int) -> list[list[int]] | None:
         """Return the right answers of each replica, predicted as one; None where that cannot be, from now on."""
         replicas = training.replicas
         first = replicas[0]
@@ -173,14 +173,14 @@ class CurveCallback(Callback):
         size = batch_size(first.stream, offered.device)
         try:
             with precision.forward(training.recipe, offered.device, first.strategy, stacked=True):
-                for given in given_tasks(first.strategy.world.scenario, learned):
+                for given in given_tasks(first.strategy.stream_info.scenario, learned):
                     for batch in zip(*(part.batches(size, given) for part in tests), strict=True):
                         x = batch[0][0] if shared else torch.stack([part[0] for part in batch])
-                        logits = stacked_logits(engine, x, given, shared)
-                        if self.engine is not engine and not predict_alike(replicas, logits, x, given, shared):
+                        logits = stacked_logits(train_step, x, given, shared)
+                        if self.train_step is not train_step and not predict_alike(replicas, logits, x, given, shared):
                             self.as_one = False
                             return None
-                        self.engine = engine
+                        self.train_step = train_step
                         y, tasks = torch.stack([part[1] for part in batch]), batch[0][2]
                         right.index_add_(1, tasks, (answered(logits, offered[:, tasks]) == y).long())
         except RuntimeError as error:  # of what vmap cannot do: look at values, say
@@ -203,7 +203,7 @@ def add_point(curve: Curve, task: int, step: int, right: Sequence[int]) -> None:
 
 def outputs_offered(replica: Replica, learned: int) -> Tensor:
     """Return which outputs take part for a sample of each task, bool [T, C]."""
-    return offered_outputs(replica.stream, replica.strategy.world.scenario, learned)
+    return offered_outputs(replica.stream, replica.strategy.stream_info.scenario, learned)
 
 
 def predict_alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, given: int | None, shared: bool) -> bool:
@@ -224,15 +224,15 @@ class Logits(nn.Module):
         return self.strategy.predict(x, given).logits
 
 
-def stacked_logits(engine: StackedStep, x: Tensor, given: int | None, shared: bool) -> Tensor:
+def stacked_logits(train_step: StackedStep, x: Tensor, given: int | None, shared: bool) -> Tensor:
     """Return the logits [S, N, C] of the members of a stack, on x [N, ...] for all or on x [S, N, ...]."""
-    call = Logits(engine.members[0])
+    call = Logits(train_step.members[0])
 
     def logits(state: dict[str, Tensor], x: Tensor) -> Tensor:
         predicted: Tensor = functional_call(call, state, (x, given))
         return predicted
 
-    result: Any = vmap(logits, in_dims=(0, None if shared else 0), randomness="error")(engine.state(), x)
+    result: Any = vmap(logits, in_dims=(0, None if shared else 0), randomness="error")(train_step.state(), x)
     return result  # type: ignore[no-any-return]
 
 
@@ -247,7 +247,7 @@ def untouched(strategies: Sequence[Strategy]) -> Iterator[None]:
     modules = chain.from_iterable(strategy.modules() for strategy in strategies)
     modes = [(module, module.training) for module in modules]
     starts = [(strategy.model, strategy.model.start) for strategy in strategies if getattr(strategy.model, "start", 0)]
-    drawn = [(strategy.world.generator, strategy.world.generator.get_state()) for strategy in strategies]
+    drawn = [(strategy.stream_info.generator, strategy.stream_info.generator.get_state()) for strategy in strategies]
     try:
         for strategy in strategies:
             strategy.eval()

@@ -241,7 +241,7 @@ class ErrorDecomposition:
 
     def covers(self, replica: Replica, learned: int) -> bool:
         """Tell whether all is there that is due after `learned` tasks, the last one not among them."""
-        rows = learned if self.each and divides(replica.stream, replica.strategy.world.scenario) else 0
+        rows = learned if self.each and divides(replica.stream, replica.strategy.stream_info.scenario) else 0
         known = replica.probe
         probed = known is not None and (bool(known.missing) or len(known.learned) == learned)
         return len(replica.errors) >= rows and (probed or not self.probed)

@@ -53,10 +53,10 @@ class EvaluationCallback(Callback):
 
     def add_row(self, replica: Replica, recipe: Recipe, learned: int) -> None:
         """Evaluate on all tasks and add the row; decomposing its errors is no part of the time of evaluation."""
-        scenario, last = replica.strategy.world.scenario, learned == len(replica.stream.tasks)
+        scenario, last = replica.strategy.stream_info.scenario, learned == len(replica.stream.tasks)
         cache = self.caches.setdefault(id(replica), PredictionCache(replica.seed, self.verify_caches))
         began = Clock.now()
-        with precision.forward(recipe, replica.strategy.active.device, replica.strategy):
+        with precision.forward(recipe, replica.strategy.class_mask.device, replica.strategy):
             tally = self.decomposition.tally(replica.stream, scenario, learned)
             right: list[Tensor] = []
 

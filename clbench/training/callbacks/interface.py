@@ -9,7 +9,7 @@ A run calls them in this order; the methods that begin with `around` return cont
             around_prepare(replica)               before_phase, and computing what the phase caches
             on_phase
             for each step:
-                around_prepare(replica, batch)    augment_batch
+                around_prepare(replica, batch)    prepare_batch
                 around_step                       loss, gradients, optimizer step
                 on_step
         around_prepare(replica)                   after_task
@@ -31,7 +31,7 @@ from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, overrides
 from clbench.training.cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult
-from clbench.training.steps import Engine
+from clbench.training.steps import TrainStep
 
 
 class Training(Protocol):
@@ -39,7 +39,7 @@ class Training(Protocol):
 
     replicas: list[Replica]  # those that have not diverged
     recipe: Recipe
-    engine: Engine | None  # what takes steps at the moment, or took the last ones
+    train_step: TrainStep | None  # what takes steps at the moment, or took the last ones
     compiled: bool  # whether losses are compiled
 
 
@@ -52,7 +52,7 @@ class Callback:
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> AbstractContextManager[object]:
         """Return a context for what a strategy computes outside of steps, or by its own loop.
 
-        `batch` is given for `augment_batch`.
+        `batch` is given for `prepare_batch`.
         """
         return nullcontext()
 
@@ -66,7 +66,7 @@ class Callback:
     def on_step(self, training: Training, task: int, step: int, steps: int) -> None:
         """Act before the first step of a task (`step` is 0), then after each step.
 
-        Parameters still have the gradients of the step (`training.engine.trained`).
+        Parameters still have the gradients of the step (`training.train_step.trained`).
         """
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:

@@ -83,14 +83,14 @@ class LanguageCallback(Callback):
                 self._answer(replica, task)
 
     def _forward(self, replica: Replica, training: Training) -> Any:
-        return precision.forward(training.recipe, replica.strategy.active.device, replica.strategy)
+        return precision.forward(training.recipe, replica.strategy.class_mask.device, replica.strategy)
 
     def _score(self, replica: Replica, training: Training, task: int) -> None:
         """Add the scores of all general texts, under the part of `task` where the scenario gives the task."""
         strategy = replica.strategy
-        device = strategy.active.device
+        device = strategy.class_mask.device
         size = batch_size(replica.stream, device)
-        given = task if strategy.world.task_given else None
+        given = task if strategy.stream_info.task_given else None
         with untouched([strategy]), self._forward(replica, training):
             for texts in self.general:
                 sums: dict[str, float] = {}
@@ -110,7 +110,7 @@ class LanguageCallback(Callback):
         strategy, stream = replica.strategy, replica.stream
         last = learned + 1 == len(stream.tasks)
         for task in range(len(stream.tasks)) if last else (learned,):
-            given = task if strategy.world.task_given else None
+            given = task if strategy.stream_info.task_given else None
             x, y = stream.tasks[task].test.x[:ANSWERS], stream.tasks[task].test.y[:ANSWERS]
             prompts, responses = divide_items(x, y)
             most = min(max(map(len, responses)) + LONGER, stream.input_shape[0] - max(map(len, prompts)))
@@ -159,7 +159,7 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
         most: largest number of tokens of a continuation.
         ends: tokens that end a continuation.
     """
-    device, head = strategy.active.device, strategy.head_of_task(task)
+    device, head = strategy.class_mask.device, strategy.head_of_task(task)
     texts = [list(prompt) for prompt in prompts]
     open_rows = list(range(len(texts)))
     tasks = route(strategy, padded(texts).to(device), task)

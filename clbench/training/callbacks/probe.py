@@ -127,7 +127,7 @@ def sum_up(strategy: Strategy, stream: Stream, task: int) -> Moments:
 def _inputs(strategy: Strategy, stream: Stream, samples: Samples) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs of the model and labels, in the batches of the evaluation."""
     for part in samples.chunks(batch_size(stream, stream.tests.y.device)):
-        x = strategy.world.prepare(part.x)
+        x = strategy.stream_info.prepare(part.x)
         yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), part.y
 
 
