@@ -23,7 +23,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
     """Return the first step that applies, with its command, or nothing if none applies or the command is not known.
 
     The steps are: add the fine-tuning baseline; tune the untuned methods, if others were tuned or if the experiment is
-    a file with search spaces; collect more evidence such that tests stay valid.
+    a file with search spaces; collect more evidence in a way that keeps the tests valid.
     """
     command = _run_command(setting)
     if command is None:
@@ -100,7 +100,7 @@ def _with(command: Sequence[str], settings: dict[str, str]) -> str:
     return shlex.join(words)
 
 
-SHOWN, NAMES = 5, 3  # sentences, and names in a sentence
+SHOWN, NAMES = 5, 3  # the most sentences, and the most names in a sentence
 
 
 def cautions(setting: Setting) -> list[str]:
