@@ -1,4 +1,4 @@
-"""The columns of a metric: those of accuracy, or for another metric what was learned, what is kept, what was forgotten.
+"""The columns of a metric. For a metric other than accuracy, these are final values, learned values and forgetting.
 
 The columns of costs are the same for all metrics.
 """
@@ -39,7 +39,7 @@ def measures_of(metric: Metric) -> tuple[Measure, ...]:
 
 
 def with_general(measures: Sequence[Measure], records: Iterable[Record]) -> tuple[Measure, ...]:
-    """Return columns with those of general texts that records have scores of: how much the NLL changed by training."""
+    """Return columns with one more for each general text in the records: the change of its NLL through training."""
     names = dict.fromkeys(chain.from_iterable(record.general for record in records))
     if not names:
         return tuple(measures)
