@@ -88,7 +88,7 @@ def _overview(audit: Audit) -> Table:
 
 
 def dial_tables(audit: Audit) -> list[Table]:
-    """Return a table for each metric: the difference to the base at each scale of the adapter; none without a dial."""
+    """Return a table per metric with the differences to the base at each scale of the adapter, if there is a dial."""
     if not audit.dial:
         return []
     made: list[Table] = []
@@ -182,7 +182,7 @@ def _too_few(audit: Audit) -> str:
 
 
 def as_json(audit: Audit) -> str:
-    """Return all numbers as JSON; percentages are fractions there."""
+    """Return all numbers as JSON. Percentages are fractions there."""
     def plain(cells: Sequence[Comparison]) -> list[dict[str, Any]]:
         return [asdict(one) | {"metric": one.metric.name} for one in cells]
 

@@ -67,7 +67,7 @@ def _training_cpu(record: Record) -> float | None:
 
 
 def with_task_ids(record: Record) -> float | None:
-    """Return the final accuracy with given task IDs, mean over tasks; None if it is not known."""
+    """Return the mean over tasks of the final accuracy with given task IDs, or None if it is not known."""
     last = record.errors[-1] if record.errors else None
     if last is None or last.learned != len(record.R) - 1:
         return None
@@ -95,7 +95,7 @@ def _pooled(metric: Callable[[metrics.Matrix, Sequence[int]], float],
 
 def _of_each_task(value: Callable[[Record, Record | None], float | None]
                   ) -> Callable[[Record, Record | None], float | None]:
-    """Return a function that has no value for records whose tasks share one test set."""
+    """Return a function whose value is None for records whose tasks share one test set."""
     return lambda record, joint: None if record.common_test else value(record, joint)
 
 

@@ -168,7 +168,7 @@ def by_task(values: list[int]) -> str:
 
 
 def task_label(index: int, names: Sequence[str] = ()) -> str:
-    """Return what tables call a task, counted from 0.
+    """Return the name of a task in tables. `index` counts from 0.
 
     >>> task_label(0), task_label(1, ("dates", "codes"))
     ('task 1', 'task 2: codes')

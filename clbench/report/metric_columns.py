@@ -39,7 +39,7 @@ def measures_of(metric: Metric) -> tuple[Measure, ...]:
 
 
 def with_general(measures: Sequence[Measure], records: Iterable[Record]) -> tuple[Measure, ...]:
-    """Return columns with one more for each general text in the records: the change of its NLL through training."""
+    """Add a column to `measures` for each general text in the records: the change of its NLL through training."""
     names = dict.fromkeys(chain.from_iterable(record.general for record in records))
     if not names:
         return tuple(measures)
@@ -104,5 +104,5 @@ def _more(metric: Metric) -> Sequence[Measure]:
 
 
 def _of(metric: Metric, value: Callable[[metrics.Matrix], float | None]) -> Value:
-    """Return the function that computes a value from a record's matrix of a metric; None if the record lacks it."""
+    """Return a function that computes a value from a record's matrix of a metric, with the value None without it."""
     return lambda record, _: value(R) if (R := matrices(record).get(metric.name)) else None

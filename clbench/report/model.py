@@ -232,7 +232,7 @@ class Report:
 
     @property
     def every_figure(self) -> tuple[FigureData, ...]:
-        """Return the figures of the sections, then those of the whole report."""
+        """Return the figures of all sections, then the figures of the whole report."""
         return (*chain.from_iterable(section.figures for section in self.sections), *self.figures)
 
     @property

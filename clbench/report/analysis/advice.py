@@ -150,7 +150,7 @@ def _mixtures(setting: Setting) -> Iterator[str]:
 
 
 def _among(labels: Sequence[str], methods: Sequence[MethodRecords]) -> str:
-    """Name some of the methods, or all methods except the others if the others are few."""
+    """Name some of the labels, or write `all except ...` if that is shorter."""
     rest = [m.label for m in methods if m.label not in labels]
     if len(labels) > NAMES and len(rest) < NAMES:
         return f"all except {in_words(rest, NAMES)}" if rest else "all methods"

@@ -62,7 +62,7 @@ def _finals(setting: Setting) -> dict[str, dict[int, float]]:
 
 
 def _same(tests: Family | None, labels: Sequence[str]) -> bool:
-    """Return whether the tests are those of all pairs of these methods and of no others."""
+    """Return whether the tests compare exactly these methods."""
     return tests is not None and {*labels} == {p.first for p in tests.pairs} | {p.second for p in tests.pairs}
 
 
@@ -116,15 +116,13 @@ class Rival:
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a constraint: by how much the best method without it is better (None if no method is allowed)."""
+    """The price of a constraint: how much better the best method would be without the constraint."""
 
     flag: str
     method: str  # the best method without the constraint
     accuracy: float
-    difference: float | None
+    difference: float | None  # None if no method is allowed
     half_width: float | None
-
-
 @dataclass(frozen=True)
 class Choice:
     """The methods of a setting that meet the constraints, the best first."""
@@ -179,7 +177,7 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
 
 
 def values_of(setting: Setting, kind: Kind) -> dict[str, float | None]:
-    """Return the mean amount of each method over its seeds, or None if some record has not counted it."""
+    """Return the mean amount of each method over its seeds, or None if some record lacks the amount."""
     means: dict[str, float | None] = {}
     for label, by_seed in setting.values(kind.measure).items():
         known = [value for value in by_seed.values() if value is not None]
@@ -229,7 +227,7 @@ def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Set
 
 
 def _lead(pair: Pair, setting: Setting) -> Pair:
-    """Return a pair such that positive differences mean that its first method is better."""
+    """Return the pair, swapped if lower values are better, so that positive differences favor the first method."""
     return pair if setting.metric.direction == "up" else pair.swapped
 
 

@@ -161,7 +161,7 @@ def _count(labels: Sequence[str]) -> str:
 
 
 def _cost(setting: Setting, facts: Facts) -> str:
-    """Compare the costs of the best method that stores no samples with those of the best one.
+    """Compare the costs of the best method that stores no samples with the costs of the best method.
 
     If that is the same method, it is compared to the best other method that stores no samples and is cheaper in any
     cost.

@@ -103,7 +103,7 @@ def test_set_interval(records: Sequence[Record]) -> tuple[float, float] | None:
 
 
 def chance(record: Record) -> float | None:
-    """Return the ACC of guessing: the mean over tasks of 1 / n, for the n classes among which a prediction is chosen.
+    """Return the ACC of guessing: the mean over tasks of 1 / n, if a prediction is chosen among n classes.
 
     Return None for a trial that continues another, because the earlier tasks compete as well. Return None also for
     tasks without classes.

@@ -45,7 +45,7 @@ WHY = {  # reasons why a setting may have no figure of a kind
 
 def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | None, y: str | None,
          metric: str | None) -> Figure:
-    """Return a figure; arguments and errors are those of `Results.plot`."""
+    """Return a figure. The arguments and errors are those of `Results.plot`."""
     if kind != GRID and kind not in DRAWN:
         raise SpecError(unknown("plot", kind, [*DRAWN, GRID], "help(clbench.Results.plot)"))
     chosen = choose(by_setting(records), setting, kind)

@@ -1,4 +1,4 @@
-"""The heat map of two options of a method that were swept: what it shows, and how it is drawn."""
+"""The heat map of two swept options of a method: its data and its drawing."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def panels(title: str, count: int, width: float = 7.2, height: float = 4.6) -> t
 
 
 def add_title(figure: Figure, title: str) -> None:
-    """Add room at the top of a drawn figure and write its title there; everything else keeps its size."""
+    """Add room at the top of a drawn figure and write its title there. Everything else keeps its size."""
     width, height = figure.get_size_inches()
     share = height / (height + _TITLE)
     for axes in figure.axes:

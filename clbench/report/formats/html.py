@@ -74,7 +74,7 @@ def _asset(name: str) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Return escaped text that may be broken after a colon; an arrow stays with the word before it."""
+    """Return escaped text that may be broken after a colon. An arrow stays with the word before it."""
     from markupsafe import Markup
 
     parts = re.split("(?<=:)", re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", text))
