@@ -1,4 +1,4 @@
-"""Records -> report: one table model, rendered by any format. The names are imported when first used."""
+"""Build reports from records, as one table model that each format renders. Names are imported when first used."""
 
 from __future__ import annotations
 

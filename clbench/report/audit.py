@@ -1,6 +1,7 @@
-"""The report of an audit: what it found in a line, a table for each model, the dial, and how to read them.
+"""The report of an audit: its result in a line, a table for each model, the dial, and how to read them.
 
-The table and the remarks are the same on the terminal, in audit.md and in audit.html.
+The dial is a figure with tables of gain and loss at several scales of the adapter. Tables and remarks are the same on
+the terminal, in audit.md and in audit.html.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ DIAL_LINES = {"new": "-", "task": "-", "general": "--"}
 
 
 def value_text(value: float, metric: Metric) -> str:
-    """Return a value in its metric's unit: nats with three digits, percentages with one."""
+    """Return a value in its metric's unit: nats with three decimals, percentages with one."""
     return f"{100 * value:.1f}" if metric == EXACT else f"{value:.3f}"
 
 
@@ -47,12 +48,12 @@ def change_text(one: Comparison) -> str:
 
 
 def file_label(file: AuditedFile) -> str:
-    """Return how a table names a file."""
+    """Return the name of a file in tables, which includes its role."""
     return clean(f"{file.name} ({ROLES[file.role]})")
 
 
 def tables(audit: Audit) -> list[Table]:
-    """Return the tables: an overview if there are several models, one of each model, the dial."""
+    """Return the tables: an overview if there are several models, a table of each model, and the tables of the dial."""
     overview = [_overview(audit)] if len(audit.models) > 1 else []
     return [*overview, *(model_table(audit, model) for model in audit.models), *dial_tables(audit)]
 
@@ -87,7 +88,7 @@ def _overview(audit: Audit) -> Table:
 
 
 def dial_tables(audit: Audit) -> list[Table]:
-    """Return a table for each metric: the difference to the base at each scale of the adapter; none without a dial."""
+    """Return a table per metric with the differences to the base at each scale of the adapter, if there is a dial."""
     if not audit.dial:
         return []
     made: list[Table] = []
@@ -113,12 +114,12 @@ def _dial_text(point: DialPoint, file: AuditedFile, metric: Metric) -> str:
 
 
 def find(cells: Iterable[Comparison], model: str | None, file: str, metric: Metric) -> Comparison | None:
-    """Return the cell of a model (None: any), a file and a metric."""
+    """Return the first cell of a model (None: any model), a file and a metric, or None if there is none."""
     return next((c for c in cells if model in (None, c.model) and c.file == file and c.metric == metric), None)
 
 
 def headline(audit: Audit) -> list[str]:
-    """Return the result of each model in a line, and that of the dial."""
+    """Return a line with the result of each model, and a line with the result of the dial."""
     lines = []
     for model in audit.models:
         by_verdict: dict[str, list[str]] = {"lost": [], "kept": [], "inconclusive": []}
@@ -136,7 +137,7 @@ def headline(audit: Audit) -> list[str]:
 
 
 def remarks(audit: Audit) -> list[str]:
-    """Return a sentence for everything that a reader needs to know besides the tables."""
+    """Return the sentences that a reader needs in order to understand the tables."""
     lines = ["nll is the negative log-likelihood of the response in nats per token, averaged over items; exact is the "
              "percentage of items whose whole response greedy decoding would generate.",
              "Differences are model minus base, with 95% intervals over items, paired by item (Student's t for nll, "
@@ -156,7 +157,7 @@ def remarks(audit: Audit) -> list[str]:
 
 
 def _margin_line(audit: Audit, metric: Metric) -> str:
-    """Say what the margins of a metric are."""
+    """Describe the margins of a metric."""
     unit = "points" if metric == EXACT else metric.unit
     by_file = {one.file: one for one in audit.cells if one.metric == metric}
     if not by_file:
@@ -171,7 +172,7 @@ def _margin_line(audit: Audit, metric: Metric) -> str:
 
 
 def _too_few(audit: Audit) -> str:
-    """Say that the verdict on an unchanged exact match cannot be kept; empty if all files have enough items."""
+    """Explain that too few items rule out the verdict `kept` for an unchanged exact match; empty if items suffice."""
     few = [one.items for one in audit.cells if one.metric == EXACT and unchanged_reach(one.items) > one.margin]
     if not few:
         return ""
@@ -181,7 +182,7 @@ def _too_few(audit: Audit) -> str:
 
 
 def as_json(audit: Audit) -> str:
-    """Return all numbers as JSON; percentages are fractions there."""
+    """Return all numbers as JSON. Percentages are fractions there."""
     def plain(cells: Sequence[Comparison]) -> list[dict[str, Any]]:
         return [asdict(one) | {"metric": one.metric.name} for one in cells]
 
@@ -216,7 +217,7 @@ def files(audit: Audit) -> dict[str, str | bytes]:
 
 
 def markdown(audit: Audit) -> str:
-    """Return audit.md: the result of each model in a line, the tables, the dial, how to read them, settings."""
+    """Return audit.md: the result of each model in a line, the tables, the dial, how to read them, and settings."""
     blocks = [f"# {HEADING}", escape(summary(audit)), bullets(headline(audit))]
     for table in tables(audit):
         blocks += [f"## {escape(table.title)}", as_markdown(table)]

@@ -1,4 +1,4 @@
-"""The report formats that clbench brings, declared without importing them."""
+"""Declare the built-in report formats without importing their modules."""
 
 from __future__ import annotations
 

@@ -36,12 +36,12 @@ class Measure:
 
     column: Column
     value: Callable[[Record, Record | None], float | None]
-    table: str  # title of the table that it stands in
-    tested: bool = False  # `clbench compare` can test its differences: it is measured, and a direction is better
+    table: str  # title of the table that has this column
+    tested: bool = False  # `clbench compare` can test differences: values are measured, and a direction is better
     in_report: bool = False  # every report tests its differences
     cost: bool = False  # figures show accuracy against it
-    optional: bool = False  # left out of a table in which no record has a value
-    zero_competes: bool = True  # a method with 0 may be the best
+    optional: bool = False  # left out of a table if no record has a value
+    zero_competes: bool = True  # a method with 0 can be the best
 
 
 def _last(values: Sequence[float]) -> float | None:
@@ -67,7 +67,7 @@ def _training_cpu(record: Record) -> float | None:
 
 
 def with_task_ids(record: Record) -> float | None:
-    """Return the final accuracy with given task IDs, mean over tasks; None if it is not known."""
+    """Return the mean over tasks of the final accuracy with given task IDs, or None if it is not known."""
     last = record.errors[-1] if record.errors else None
     if last is None or last.learned != len(record.R) - 1:
         return None
@@ -76,7 +76,9 @@ def with_task_ids(record: Record) -> float | None:
 
 def _pooled(metric: Callable[[metrics.Matrix, Sequence[int]], float],
             scenario: str = "") -> Callable[[Record, Record | None], float | None]:
-    """Return the function that computes a pooled accuracy; None if all tasks have equally many test samples.
+    """Return a function that computes a pooled accuracy of a record.
+
+    The function returns None if all tasks have the same number of test samples.
 
     Args:
         metric: the function of R and the numbers of test samples.
@@ -93,7 +95,7 @@ def _pooled(metric: Callable[[metrics.Matrix, Sequence[int]], float],
 
 def _of_each_task(value: Callable[[Record, Record | None], float | None]
                   ) -> Callable[[Record, Record | None], float | None]:
-    """Return a function that has no value for records whose tasks share one test set."""
+    """Return a function whose value is None for records whose tasks share one test set."""
     return lambda record, joint: None if record.common_test else value(record, joint)
 
 
@@ -115,7 +117,7 @@ ACC = Measure(Column("ACC", "percent", "up", "accuracy"),
               lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
 FORGETTING = Measure(Column("forgetting", "points", "down"), _of_each_task(lambda r, _: metrics.forgetting(r.R)),
                      COMPARISON, tested=True, in_report=True)
-# A method that fits its classifier in closed form trains 0 parameters: another way of learning, not less of it.
+# An analytic classifier trains 0 parameters by gradients, but it learns in another way. So 0 is not the best value.
 TRAINABLE = Measure(Column("trainable params per task", "count", "down", "trainable parameters per task"),
                     lambda r, _: _last(r.costs.trainable),
                     COMPARISON, cost=True, zero_competes=False)
@@ -188,7 +190,7 @@ MEASURES = (  # in the order of the tables' columns
 
 
 def bytes_in_role(role: str) -> Measure:
-    """Return the column of the bytes that a method stores at the end in one role."""
+    """Return the column of the bytes that a method stores in one role after the last task."""
     return Measure(Column(clean(role), "bytes"),
                    lambda r, _: r.costs.bytes[-1].get(role, 0) if r.costs.bytes else None, BYTES_BY_ROLE)
 

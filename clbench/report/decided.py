@@ -1,4 +1,4 @@
-"""The verdicts on a setting as data: the best method, Pareto fronts, and comparisons to the baseline and to joint."""
+"""The verdicts on a setting as data: the best method, Pareto fronts, comparisons to baseline and joint training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clbench.core.objective import ACCURACY, Metric
 from clbench.experiment.until import UntilDecided
 from clbench.results.paired import Test
 
-# equal: on every seed; not tested: the same result on every seed, or near 100%; open: not decided
+# equal: on every seed; not tested: for the reason in `Against.untested`; open: no significant difference
 Verdict = Literal["better", "worse", "equal", "not tested", "open"]
 
 
@@ -21,25 +21,25 @@ class Against:
     method: str
     other: str
     seeds: int
-    difference: float  # mean
-    half_width: float | None  # of its own 95 % interval, not corrected; a repeated one where seeds were added
+    difference: float  # mean over seeds
+    half_width: float | None  # of the uncorrected 95% interval; a repeated interval if a rule added seeds
     low: float | None
     high: float | None
-    p: float  # corrected over the family
-    test: Test | None  # what decides; None with a single seed
+    p: float  # Holm-corrected over the family
+    test: Test | None  # None if the pair is not tested
     verdict: Verdict
-    every_seed: Literal["above", "below"] | None  # whether it is so on every seed, shown or not
-    needed: int | None  # about how many seeds would decide, where it is open and that can be reckoned
-    limited: int | None = None  # test samples, where it is open and they are too few for more seeds to help
-    untested: str = ""  # why it is not tested
+    every_seed: Literal["above", "below"] | None  # relative to `other` on all seeds; None if they disagree
+    needed: int | None  # if open: about how many seeds would make it significant; None if not known
+    limited: int | None = None  # if open: number of test samples, if they are too few for more seeds to help
+    untested: str = ""  # why the pair is not tested
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The comparisons of each method to one of the setting's methods, a family of tests planned in advance."""
+    """The comparisons of all methods to one method of the setting, as a family of tests planned in advance."""
 
     other: str
-    mean: float  # final mean of the other one
+    mean: float  # final mean of `other`
     tests: int
     pairs: tuple[Against, ...]  # in the order of the methods
 
@@ -55,18 +55,18 @@ class Compared:
 
 @dataclass(frozen=True)
 class Best:
-    """The method with the best final mean. It is chosen by the same data, so the family of tests has all pairs."""
+    """The method with the best final mean. The tested data also choose it, so the family of tests has all pairs."""
 
     method: str
     tests: int
     seeds: int
     test: Test | None
-    beaten: tuple[str, ...]  # shown to be worse
-    equal: tuple[str, ...]  # on every seed
-    open: tuple[str, ...]  # not told apart, the nearest first
-    needed: int | None  # about how many seeds would tell it from the nearest of those
+    beaten: tuple[str, ...]  # methods that are significantly worse
+    equal: tuple[str, ...]  # methods that are equal on every seed
+    open: tuple[str, ...]  # methods without a significant difference, the nearest first
+    needed: int | None  # about how many seeds would make the difference to `open[0]` significant
     untested: Mapping[str, str] = field(default_factory=dict)  # why a method is not tested against the best
-    limited: int | None = None  # test samples, where they are too few for more seeds to tell it from the nearest
+    limited: int | None = None  # number of test samples, if they are too few for more seeds to make it significant
 
     @property
     def decided(self) -> bool:
@@ -78,13 +78,13 @@ class Best:
 class Facts:
     """The verdicts on a setting."""
 
-    accuracy: Mapping[str, float]  # final mean of the section's metric by label, references too, the best first
+    accuracy: Mapping[str, float]  # final mean of each label, including references, the best first
     references: tuple[str, ...]
     best: Best | None  # None with fewer than two methods
-    baseline: Compared | None  # None where no record is of plain fine-tuning
+    baseline: Compared | None  # None if the setting has no baseline
     joint: Compared | None
-    fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # labels by title of a cost, by rising cost
-    until: UntilDecided | None = None  # the rule by which seeds were added, if they were: then all verdicts are by it
+    fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by title of a cost: labels by rising cost
+    until: UntilDecided | None = None  # the rule that added seeds, if any; all verdicts then account for it
     cautions: Mapping[str, str] = field(default_factory=dict)  # marks of methods that are underfit or at chance
 
     @property
@@ -99,13 +99,13 @@ class Facts:
 
     @property
     def undecided(self) -> dict[str, int | None]:
-        """Return the methods without a significant difference to the baseline, with about how many seeds would do."""
+        """Return the methods not significantly different from the baseline, each with an estimate of seeds needed."""
         return {p.method: p.needed for p in self.baseline.pairs if p.verdict == "open"} if self.baseline else {}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method that can be chosen, with its final mean and its amount of each kind in `choosing` (None: not known)."""
+    """A method that can be chosen, with its final mean and its amount of each of `choosing.KINDS` (None: unknown)."""
 
     label: str
     accuracy: float
@@ -116,21 +116,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateComparison:
-    """A method compared to one with a better mean, with the verdict of the family of all pairs."""
+    """The comparison of a method to one with a better mean. The family of tests has all pairs of methods."""
 
-    difference: float  # by which the better one is better; at least 0
+    difference: float  # how much better the better mean is; at least 0
     half_width: float | None
-    shown: bool
-    needed: int | None  # about how many seeds would show it, where it is not shown
+    shown: bool  # whether the difference is significant
+    needed: int | None  # if it is not significant: about how many seeds would make it significant
     untested: str = ""  # why there is no test
 
 
 @dataclass(frozen=True)
 class Choosable:
-    """The methods of a setting among which there is a choice."""
+    """The methods of a setting that a user can choose from."""
 
-    task_given: bool  # the test says the task
+    task_given: bool  # whether methods get the task ID of a test sample
     candidates: tuple[Candidate, ...]  # best first
-    comparisons: tuple[tuple[CandidateComparison, ...], ...]  # [i][k]: candidate i and candidate i + 1 + k
-    incomplete: tuple[str, ...]  # which have not all seeds, so that they are no choice
+    comparisons: tuple[tuple[CandidateComparison, ...], ...]  # [i][k] compares candidates i and i + 1 + k
+    incomplete: tuple[str, ...]  # methods without a result for every seed, which cannot be chosen
     metric: Metric = ACCURACY

@@ -20,7 +20,7 @@ ACCURACY_DEFINITION = (
     "between its training and the last task, minus the final one, averaged over tasks (Chaudhry 2018). Backward "
     "transfer (BWT) is the final accuracy minus that just after training, averaged over tasks (Lopez-Paz & Ranzato "
     "2017). Points are percentage points. docs/metrics.md has the formulas.")
-READING = (  # of the tables of any metric; {shares} are its values, if they are shares of test samples
+READING = (  # for tables of any metric; `definitions` replaces {values} and {Shares} by its names
     "± is half the width of a 95% confidence interval of the mean over seeds: Student's t with fewer than "
     f"{FEW} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015).",
     "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
@@ -59,7 +59,7 @@ ERRORS_DEFINITION = (
 def definitions(records: Iterable[Record]) -> tuple[str, ...]:
     """Return the definitions of the columns that the tables of some records show.
 
-    Older records have no FLOPs and no error decomposition.
+    Older records have no FLOPs and no error decomposition, so these definitions are optional.
     """
     records = list(records)
     metrics = metrics_of(records)

@@ -1,4 +1,4 @@
-"""An explained difference of two experiments: headline, table, remarks and waterfall, the same in every format."""
+"""The report of an explained difference between two experiments: headline, table, remarks and waterfall figure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_ROW, _HEAD, _FOOT = 30.0, 30.0, 62.0  # points: a row, above the first, below the last
+_ROW, _HEAD, _FOOT = 30.0, 30.0, 62.0  # heights in points: a row, the space above the first row and below the last
 UP, DOWN = PALETTE[2], PALETTE[1]
 FIGURE = "figures/waterfall.svg"
 HEADING = "Why two numbers differ"
@@ -112,11 +112,11 @@ def _rows(axes: Axes, explanation: Explanation) -> None:
         at += part.mean
     axes.plot([at, at], [len(explanation.ranked), len(explanation.ranked) + 1], color=PALE, linewidth=0.8, zorder=1.5)
     axes.axvline(attribution.a.mean, color=FAINT, linewidth=0.8, zorder=1)
-    axes.use_sticky_edges = False  # of bars, at which the axis would end
+    axes.use_sticky_edges = False  # otherwise the axis would end at the ends of the bars
     axes.margins(x=0.06)
 
 
-POINTS: tuple[Unit, ...] = ("percent", "points")  # fractions, whose differences are points
+POINTS: tuple[Unit, ...] = ("percent", "points")  # units of fractions, whose differences are in points
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Explanation:
     measures: tuple[Measure, Measure]
     seeds: tuple[int, ...]
     attribution: Attribution
-    combinations: int  # that were run
-    left_out: tuple[str, ...]  # a line each
+    combinations: int  # number of combinations of factors that were run
+    left_out: tuple[str, ...]  # a line for each seed that is left out
     records: tuple[Record, ...]
     ends: tuple[Trial, Trial]  # a trial of A and one of B
 
@@ -212,7 +212,7 @@ def settings(explanation: Explanation) -> list[tuple[str, str]]:
 
 
 def summed(series: Sequence[Estimate]) -> Estimate:
-    """Return the sum of changes of the same seeds, seed by seed."""
+    """Return the sum of several changes for each seed."""
     return over_seeds(np.array([fsum(values) for values in zip(*(one.values for one in series), strict=True)]))
 
 
@@ -223,7 +223,7 @@ def _cell(one: Estimate, unit: Unit) -> Cell:
 
 
 def remarks(explanation: Explanation) -> list[str]:
-    """Return a sentence for everything that a reader needs to know besides the table."""
+    """Return the sentences that a reader needs in order to understand the table."""
     attribution, count, unit = explanation.attribution, len(explanation.factors), explanation.unit
     how = (f"all {2**count} combinations" if not attribution.orders else
            f"a sample of {attribution.orders} orders (each with its reverse) of the factors; the intervals include "
@@ -262,7 +262,7 @@ def files(explanation: Explanation) -> dict[str, str | bytes]:
 
 
 def markdown(explanation: Explanation) -> str:
-    """Return explain.md: the result in a line, the table, the waterfall, remarks, each seed, settings and origin."""
+    """Return explain.md: result in a line, table, waterfall, remarks, values of each seed, settings and provenance."""
     seeds = by_seed(explanation)
     blocks = [f"# {HEADING}", escape(between(explanation)), f"**{escape(headline(explanation))}**",
               as_markdown(table(explanation)), f"![{escape(alt(explanation))}]({FIGURE})",

@@ -1,4 +1,4 @@
-"""Numbers, names and options of methods as text, the same in every format."""
+"""Format numbers, names and options of methods as text. All report formats share these functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clbench.experiment.trial import Trial
 from clbench.report.model import Unit
 
 Value = bool | int | float | str | None
-PREFIX = "option."  # of an option that is called as another column of its table
+PREFIX = "option."  # of an option if another column of the table already has its name
 
 
 def options_of(trial: Trial) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def options_of(trial: Trial) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Value:
-    """Return an option's value as a finite number, true or false, or text as the command line takes it."""
+    """Return an option's value as None, a bool, a finite number, or the text that the command line accepts."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float) and math.isfinite(value):
@@ -47,7 +47,7 @@ def column_names(options: Iterable[Mapping[str, Any]], other_columns: Iterable[s
 _SYMBOLS: dict[Unit, str] = {"bytes": "B", "flops": "FLOP"}
 _PREFIXES: dict[Unit, str] = {"bytes": "kMGT", "flops": "kMGTPE"}
 SIGNIFICANT: tuple[Unit, ...] = ("nats", "value")  # units whose values have three significant digits
-NONE = "\N{EN DASH}"  # what a table shows where there is no value
+NONE = "\N{EN DASH}"  # shown in a cell without a value
 
 
 def clean(text: object) -> str:
@@ -111,7 +111,7 @@ def difference_unit(unit: Unit) -> Unit:
 
 
 def signed(value: float, unit: Unit) -> str:
-    """Return a difference with its sign: points with one decimal, other units as `number` has them.
+    """Return a difference with its sign: points with one decimal, other units as in `number`.
 
     >>> signed(0.0123, "points"), signed(-0.5, "nats")
     ('+1.2', '-0.500')
@@ -119,7 +119,7 @@ def signed(value: float, unit: Unit) -> str:
     return f"{100 * value:+.1f}" if unit == "points" else f"{'+' * (value > 0)}{number(value, unit)}"
 
 
-MANY = 12  # names in a sentence; of more the first are told, and how many are left
+MANY = 12  # names in a sentence; a longer list is cut
 
 
 def named(names: Sequence[str], most: int = MANY) -> str:
@@ -141,7 +141,7 @@ def in_words(names: Sequence[str], most: int = MANY) -> str:
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]])) if shown else ""
 
 
-LONG = 600  # characters of the words that stand for a figure; longer ones are those of a table again
+LONG = 600  # characters of an alternative text; a longer text only repeats a table
 
 
 def brief(alt: str, title: str) -> str:
@@ -150,7 +150,7 @@ def brief(alt: str, title: str) -> str:
 
 
 def by_task(values: list[int]) -> str:
-    """Describe the values of tasks in words. Equal neighbors are joined; a long list keeps its ends and its maximum.
+    """Describe one value per task in words. Equal neighbors are joined. A long list keeps its ends and its maximum.
 
     >>> by_task([478410, 4100, 4100])
     '478,410 in task 1, 4,100 in tasks 2-3'
@@ -168,7 +168,7 @@ def by_task(values: list[int]) -> str:
 
 
 def task_label(index: int, names: Sequence[str] = ()) -> str:
-    """Return what tables call a task, counted from 0.
+    """Return the name of a task in tables. `index` counts from 0.
 
     >>> task_label(0), task_label(1, ("dates", "codes"))
     ('task 1', 'task 2: codes')

@@ -1,4 +1,4 @@
-"""Records and the tables of a report as data frames. pandas is imported when one is made, never with this module."""
+"""Records and the tables of a report as data frames. pandas is imported only when a data frame is made."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from clbench.results.records import Record, matrices
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-BEFORE = ("trial", "setting", "scenario", "method", "strategy", "reference", "status")  # the options' columns
-BEHIND = ("seed", "learned", "task")
-MEASURED: tuple[Unit, ...] = ("percent", "points", "nats", "value", "seconds")  # units of what has an interval
+BEFORE = ("trial", "setting", "scenario", "method", "strategy", "reference", "status")  # columns before the options
+BEHIND = ("seed", "learned", "task")  # columns after the options
+MEASURED: tuple[Unit, ...] = ("percent", "points", "nats", "value", "seconds")  # units of values that have an interval
 SEEDS = "seeds"
-LAST = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # behind the figures, the short ones at
-# the end: of a wide frame a terminal shows the first columns and the last
+LAST = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # columns after the numbers. Short ones
+# come last, because a terminal shows only the first and the last columns of a wide frame.
 VERDICTS = "verdicts"  # key of a comparison's `attrs`
 
 
 def tidy(records: Sequence[Record]) -> DataFrame:
-    """Return every value of R and of further metrics, a row for each task and row of R; see `Results.frame`."""
+    """Return every value of R and of further metrics, with a row for each task and row of R; see `Results.frame`."""
     pandas = _pandas()
     rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ def tidy(records: Sequence[Record]) -> DataFrame:
 
 
 def summary(records: Sequence[Record]) -> DataFrame:
-    """Return the comparison table of every setting, one below the other; see `Results.summary`."""
+    """Return the comparison tables of all settings in one data frame; see `Results.summary`."""
     sections = build(records, ids=True).sections
     rows = []
     for section in sections:
@@ -108,7 +108,7 @@ def _rows(table: Table) -> list[dict[str, Any]]:
         values: dict[str, Any] = {}
         for title, column, cell, has_ends in zip(titles, table.columns, row.cells, ends, strict=True):
             values[title] = cell.text if column.unit == "text" else cell.mean
-            if title == SEEDS and (count := re.match(r"\d+", cell.text)):  # of `5 of 6` those that there are
+            if title == SEEDS and (count := re.match(r"\d+", cell.text)):  # `5 of 6` means that 5 seeds have a value
                 values[title] = int(count[0])
             if has_ends:
                 values |= {f"{title} low": cell.low, f"{title} high": cell.high}

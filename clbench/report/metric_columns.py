@@ -1,4 +1,4 @@
-"""The columns of a metric: those of accuracy, or for another metric what was learned, what is kept, what was forgotten.
+"""The columns of a metric. For a metric other than accuracy, these are final values, learned values and forgetting.
 
 The columns of costs are the same for all metrics.
 """
@@ -39,7 +39,7 @@ def measures_of(metric: Metric) -> tuple[Measure, ...]:
 
 
 def with_general(measures: Sequence[Measure], records: Iterable[Record]) -> tuple[Measure, ...]:
-    """Return columns with those of general texts that records have scores of: how much the NLL changed by training."""
+    """Add a column to `measures` for each general text in the records: the change of its NLL through training."""
     names = dict.fromkeys(chain.from_iterable(record.general for record in records))
     if not names:
         return tuple(measures)
@@ -104,5 +104,5 @@ def _more(metric: Metric) -> Sequence[Measure]:
 
 
 def _of(metric: Metric, value: Callable[[metrics.Matrix], float | None]) -> Value:
-    """Return the function that computes a value from a record's matrix of a metric; None if the record lacks it."""
+    """Return a function that computes a value from a record's matrix of a metric, with the value None without it."""
     return lambda record, _: value(R) if (R := matrices(record).get(metric.name)) else None

@@ -1,6 +1,6 @@
-"""The one table model that every report format renders: cells carry their text and the numbers behind it.
+"""The table model that every report format renders. A cell has a text and the numbers that the text shows.
 
-Text is one line of printable characters, not escaped: each format escapes for itself.
+Texts are single lines of printable characters. They are not escaped, because each format escapes them in its own way.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ UNIT_SUFFIX = {"percent": " (%)", "points": " (points)", "nats": " (nats)", "sec
 
 @dataclass(frozen=True)
 class Column:
-    """A column: what it shows, in which unit, and whether higher ("up") or lower ("down") is better.
+    """A column with its unit, and whether higher ("up") or lower ("down") values are better.
 
-    Programs find it by its `title`, which is short (`ACC`); readers see the heading, in words (`accuracy`).
+    Programs find a column by its short `title` (`ACC`). Readers see its `heading` (`accuracy`).
     """
 
     title: str
     unit: Unit
     direction: Literal["up", "down"] | None = None
-    heading: str = ""  # empty: the title
+    heading: str = ""  # if empty, readers see the title
 
     @property
     def name(self) -> str:
@@ -57,10 +57,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text and, for a number, the mean over n seeds with the half width of its interval.
+    """A cell: its text and, if it shows a number, the mean over `n` seeds with the half width of its interval.
 
-    Numbers are raw: fractions, parameters, bytes, FLOPs, seconds. `bold` marks the values that tests show to be the
-    best of a column. In a column with a bold value, `second` marks the next best mean.
+    Numbers are raw: fractions, parameters, bytes, FLOPs, seconds. `bold` marks the significantly best values of a
+    column, or its smallest count. In a column with a bold value, `second` marks the next best mean.
     """
 
     text: str
@@ -113,9 +113,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Result:
-    """A method's raw numbers, seed by seed: fractions (or the section's metric), parameters, bytes, seconds.
+    """A method's raw numbers for each seed: values of the section's metric, parameters, bytes, seconds.
 
-    Only trials with status `done` count. Each tuple after `seeds` has one entry for each seed.
+    Accuracies are fractions. Only trials with status `done` are included. An axis marked [seed] has one entry for each
+    of `seeds`.
     """
 
     label: str
@@ -123,16 +124,16 @@ class Result:
     reference: bool
     complete: bool  # every seed of the section gave a result
     seeds: tuple[int, ...]
-    R: Matrices  # row 0 is before any training
+    R: Matrices  # [seed][row][task]; row 0 is before any training
     trainable: tuple[tuple[int, ...], ...]  # [seed][task]: parameters trained
-    parameters: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
-    bytes: tuple[tuple[int, ...], ...]  # [seed][task]: kept after the task
+    parameters: tuple[tuple[int, ...], ...]  # [seed][task]: parameters stored after the task
+    bytes: tuple[tuple[int, ...], ...]  # [seed][task]: bytes stored after the task
     seconds: tuple[float, ...]  # [seed]: training and consolidation
-    curves: tuple[Curve, ...] = ()  # of the seeds that have one: accuracy while tasks were learned
-    options: tuple[tuple[str, bool | int | float | str | None], ...] = ()  # of the method, by name; see option_columns
-    task_names: tuple[str, ...] = ()  # empty if tasks have no names, or other ones by seed
+    curves: tuple[Curve, ...] = ()  # accuracy during training, for each seed that recorded it
+    options: tuple[tuple[str, bool | int | float | str | None], ...] = ()  # (name, value) of the method's options
+    task_names: tuple[str, ...] = ()  # empty if tasks have no names, or if seeds differ in them
     scores: Mapping[str, Matrices] = field(default_factory=dict)  # matrices of further metrics, like R
-    common_test: bool = False  # all tasks share one test set: each row of R has one value
+    common_test: bool = False  # all tasks share one test set, so a row of R has the same value for every task
 
 
 @dataclass(frozen=True)
@@ -142,34 +143,34 @@ class FigurePoint:
     label: str
     strategy: str  # methods of one strategy share a color
     reference: bool
-    ranked: bool  # has a result for every seed and is no reference, so it may be on the Pareto front
+    ranked: bool  # has a result for every seed and is not a reference, so it can be on the Pareto front
     accuracy: float | None  # ACC, or the final mean of the figure's metric; mean over seeds
-    half_width: float | None  # of its interval
+    half_width: float | None  # of the 95% interval of `accuracy`
     trainable: float | None  # parameters trained in the last task
-    sizes: tuple[float, ...]  # parameters (or what the figure's `axis` names) stored after each task
+    sizes: tuple[float, ...]  # stored after each task: parameters, or the quantity that the figure's `axis` names
     rank: float | None = None  # mean over settings; 1 is the best
-    low: float | None = None  # ends of that interval; None with a single seed
+    low: float | None = None  # ends of the interval of `accuracy`; None with a single seed
     high: float | None = None
     compute: float | None = None  # FLOPs of all training
-    sweep: str = ""  # methods of one strategy that are joined by a line
+    sweep: str = ""  # a line joins the methods of one strategy that have the same `sweep`
 
 
 @dataclass(frozen=True)
 class FigureData:
     """A figure as data, with its title, caption and alternative text. It is drawn as `figures/<name>.svg`."""
 
-    kind: str  # how it is drawn: a key of `clbench.report.figures.draw.KINDS`
+    kind: str  # a key of `clbench.report.figures.draw.KINDS`
     name: str
     title: str
     subject: str  # the section's title
-    alt: str  # what it shows, in words
+    alt: str  # alternative text
     caption: str
-    points: tuple[FigurePoint, ...] = ()  # what pareto, growth and critical-difference draw
-    results: tuple[Result, ...] = ()  # what the other kinds draw
-    critical: float | None = None  # the critical difference: ranks that are closer cannot be told apart
-    axis: str = ""  # title of the vertical axis of growth
-    table: Table | None = None  # what arrival and errors draw
-    metric: Metric = ACCURACY  # of what results and points have
+    points: tuple[FigurePoint, ...] = ()  # data of the kinds pareto, growth and critical-difference
+    results: tuple[Result, ...] = ()  # data of the kinds curves, forgetting, heatmaps and steps
+    critical: float | None = None  # critical difference: ranks that are closer are not significantly different
+    axis: str = ""  # title of the vertical axis, for growth
+    table: Table | None = None  # data of the kinds arrival and errors
+    metric: Metric = ACCURACY  # the metric of `results` and `points`
 
     @property
     def brief(self) -> bool:
@@ -182,30 +183,30 @@ class Section:
     """One setting, in which every method had the same stream, model and training configuration."""
 
     title: str
-    summary: str  # the setting in a line
+    summary: str  # the setting in one line
     comparison: Table
     details: tuple[Table, ...]
-    matrices: tuple[Table, ...]  # R, mean over seeds, of each method
+    matrices: tuple[Table, ...]  # for each method, the mean of R over seeds
     seeds: tuple[int, ...]
     problems: tuple[str, ...]  # trials that failed, diverged or are missing
-    notes: tuple[str, ...]  # what the comparison alone does not tell
+    notes: tuple[str, ...]  # facts that the comparison table does not show
     settings: tuple[tuple[str, str], ...]
     provenance: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
     figures: tuple[FigureData, ...] = ()
     results: tuple[Result, ...] = ()  # in the order of the comparison's rows
     verdicts: tuple[str, ...] = ()  # results of the tests of paired differences, a sentence per metric
-    comparisons: tuple[Table, ...] = ()  # those differences, a table per metric
-    arrivals: Table | None = None  # training samples by the task during which they arrive, if not as the benchmark says
+    comparisons: tuple[Table, ...] = ()  # the paired differences, a table per metric
+    arrivals: Table | None = None  # training samples by the task in which they arrive; None if as the benchmark says
     anatomy: tuple[str, ...] = ()  # where the errors come from, a sentence per method
-    confusions: tuple[Table, ...] = ()  # which tasks are taken for which, and parts of errors after each task
-    headline: tuple[tuple[str, str], ...] = ()  # the first lines: what each is about, and what it says
-    setting: tuple[tuple[str, str], ...] = ()  # what the summary says, in pairs: benchmark, model, optimizer, ...
-    footnote: tuple[str, ...] = ()  # sentences under the comparison: how to read it, the tests, what names stand for
-    facts: Facts | None = None  # what the headline says, as data
-    choosable: Choosable | None = None  # what a reader can choose a method by; None where there is no choice
-    task_classes: tuple[str, ...] = ()  # names of each task's classes; empty if they have none, or other ones by seed
-    metric: Metric = ACCURACY  # of R; methods are ranked and tested by it
+    confusions: tuple[Table, ...] = ()  # confusion of tasks by each method, and its error decomposition after each task
+    headline: tuple[tuple[str, str], ...] = ()  # the first lines as (topic, text)
+    setting: tuple[tuple[str, str], ...] = ()  # the summary as (name, value): benchmark, model, optimizer, ...
+    footnote: tuple[str, ...] = ()  # sentences under the comparison: how to read it, the tests, the meaning of names
+    facts: Facts | None = None  # the verdicts behind the headline, as data
+    choosable: Choosable | None = None  # data for choosing a method; None if there are fewer than two
+    task_classes: tuple[str, ...] = ()  # class names of each task; empty if there are none, or if seeds differ in them
+    metric: Metric = ACCURACY  # the metric of R, by which methods are ranked and tested
 
     @property
     def matrix_title(self) -> str:
@@ -225,13 +226,13 @@ class Report:
     title: str
     sections: tuple[Section, ...]
     notes: tuple[str, ...]  # definitions that hold for all sections
-    rankings: tuple[Table, ...] = ()  # of methods across the sections, if enough sections share enough methods
-    ranking_verdicts: tuple[str, ...] = ()  # results of the tests of those ranks
-    figures: tuple[FigureData, ...] = ()  # of all sections together
+    rankings: tuple[Table, ...] = ()  # ranks of methods across sections, if enough sections share enough methods
+    ranking_verdicts: tuple[str, ...] = ()  # results of the tests of these ranks
+    figures: tuple[FigureData, ...] = ()  # figures across all sections
 
     @property
     def every_figure(self) -> tuple[FigureData, ...]:
-        """Return the figures of the sections, then those of the whole report."""
+        """Return the figures of all sections, then the figures of the whole report."""
         return (*chain.from_iterable(section.figures for section in self.sections), *self.figures)
 
     @property

@@ -1,4 +1,4 @@
-"""What `clbench.run` and `clbench.load` return: records, with tables and figures for work in Python and notebooks."""
+"""`Results`, which `clbench.run` and `clbench.load` return: records with tables and figures for notebooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-_NAMES = 4  # methods that a line names
+_NAMES = 4  # methods that the one-line description names
 _STYLE = ("<style>.clbench table {border-collapse: collapse; margin: .4em 0; font-variant-numeric: tabular-nums}"
           ".clbench th, .clbench td {text-align: right; padding: .2em .7em; white-space: nowrap}"
           ".clbench th:first-child, .clbench td.text {text-align: left}"
@@ -26,7 +26,7 @@ _STYLE = ("<style>.clbench table {border-collapse: collapse; margin: .4em 0; fon
 
 
 def in_a_line(records: Sequence[Record]) -> str:
-    """Describe the records in a line: their number, methods and number of seeds."""
+    """Describe the records in one line: their number, methods and number of seeds."""
     methods = list(dict.fromkeys(clean(r.label) for r in records))
     if not methods:
         return "Results(no records)"
@@ -61,7 +61,7 @@ def _section(section: Section) -> str:
 
 
 def _notes(notes: Sequence[str]) -> str:
-    """Return notes folded under a line."""
+    """Return the notes as a collapsed HTML element."""
     if not notes:
         return ""
     lines = "".join(f"<li>{escape(note)}</li>" for note in notes)
@@ -91,8 +91,8 @@ def _cell(cell: Cell, column: Column) -> str:
 class Results(list[Record]):
     """Records of trials: a list of `Record` that gives its tables as data frames and its figures.
 
-    Slices and sums of results are results, and `Results(r for r in results if ...)` keeps a part of them. Accuracies
-    are fractions, as in `Record.R`. Frames need pandas (`pip install 'clbench[notebook]'`); figures do not.
+    Slices and sums of results are results, and `Results(r for r in results if ...)` selects records. Accuracies are
+    fractions, as in `Record.R`. Data frames need pandas (`pip install 'clbench[notebook]'`); figures do not.
 
     >>> results = clbench.load("runs/split-mnist-5k")  # doctest: +SKIP
     >>> results.compare(baseline="naive")  # doctest: +SKIP
@@ -102,7 +102,7 @@ class Results(list[Record]):
         """Return the results with another metric of the objective in `Record.R`, as `clbench report --metric` does.
 
         Args:
-            name: name of the metric, such as "exact"; the former one is then among `Record.scores`.
+            name: name of the metric, such as "exact". The previous metric moves to `Record.scores`.
 
         Raises:
             SpecError: a record lacks the metric.
@@ -110,13 +110,15 @@ class Results(list[Record]):
         return Results(by_metric(self, name))
 
     def frame(self) -> DataFrame:
-        """Return every accuracy in a row of its own: tidy data, a pandas `DataFrame`.
+        """Return a tidy pandas `DataFrame` with one row for each accuracy.
 
-        Columns: `trial` (its key), `setting` (benchmark, scenario, model), `scenario`, `method` (its name in reports),
-        `strategy`, `reference`, `status`; a column for each option of the methods, missing for those that have no such
-        option (`option.NAME` where another column is called NAME); `seed`, `learned` (tasks learned so far; 0 is
-        before any), `task` (from 1), `accuracy` in [0, 1]. Trials that failed have the rows that they reached. Results
-        without classes have a column for each metric instead of `accuracy`, such as `nll` and `exact`, or `rmse`.
+        The columns are `trial` (its key), `setting` (benchmark, scenario, model), `scenario`, `method` (its name in
+        reports), `strategy`, `reference`, `status`, a column for each option, `seed`, `learned` (number of tasks
+        learned so far), `task` (from 1) and `accuracy` in [0, 1].
+
+        The column of an option is called `option.NAME` if another column is called NAME. Its values are missing for
+        methods without the option. Failed trials have rows for the tasks that they finished. For tasks without
+        classes, there is a column for each metric instead of `accuracy`, such as `nll` and `exact`, or `rmse`.
 
         Raises:
             ClbenchError: pandas is not installed.
@@ -129,9 +131,9 @@ class Results(list[Record]):
     def summary(self) -> DataFrame:
         """Return the report's comparison table: a row for each method of each setting, a pandas `DataFrame`.
 
-        Every figure is the mean over seeds, with the ends of its 95% interval in `NAME low` and `NAME high`.
-        Accuracies and points are fractions, costs in parameters, bytes, FLOPs and seconds. `seeds` counts those with a
-        result, `complete` says whether that is all of them.
+        Each number is the mean over seeds. The columns `NAME low` and `NAME high` have the ends of its 95% interval.
+        Accuracies and points are fractions; costs are parameters, bytes, FLOPs and seconds. `seeds` is the number of
+        seeds with a result, and `complete` is whether all seeds have one.
 
         Raises:
             ClbenchError: pandas is not installed.
@@ -144,14 +146,14 @@ class Results(list[Record]):
     def compare(self, baseline: str | None = None, metrics: str | Iterable[str] = ()) -> DataFrame:
         """Return the paired differences of methods, tested as `clbench compare` does: a pandas `DataFrame`.
 
-        A row for each method and metric, or for each pair where there is no baseline, with the mean difference over
-        shared seeds (fractions), the ends of its 95% interval, p-values and a verdict. What cannot be decided, and how
-        many seeds would do, is in `.attrs["verdicts"]`.
+        There is a row for each metric and method, or each pair of methods if there is no baseline. It has the mean
+        difference over shared seeds (fractions), the ends of its 95% interval, p-values and a verdict.
+        `.attrs["verdicts"]` names the test of each metric, or says why nothing could be tested.
 
         Args:
             baseline: label of the method that all others are compared with; None compares all pairs.
-            metrics: names of columns that can be tested, such as "ACC", "forgetting", "BWT", "training time"; by
-                default those that reports test: ACC and forgetting, or NLL, forgetting and exact match.
+            metrics: names of columns that can be tested, such as "ACC", "forgetting", "BWT", "training time". The
+                default is the columns that reports test: ACC and forgetting, or NLL, forgetting and exact match.
 
         Raises:
             ClbenchError: pandas is not installed.
@@ -170,15 +172,15 @@ class Results(list[Record]):
             kind: "curves", accuracy over tasks; "cost", accuracy against trainable parameters and compute with
                 Pareto fronts; "matrix", R of each method; "grid", a heat map of two options that were swept. The
                 report's other figures go by "forgetting", "growth", "steps", "errors" and "arrival".
-            setting: a setting's title, or a word of it such as "class"; needed where the results have several.
-            x: for "grid", the option along the horizontal axis, such as "rank" or "lora.rank"; None takes the swept
-                ones in their order.
-            y: for "grid", the option along the vertical axis; None as for `x`.
-            metric: for "grid", what the cells show: the title of a column of the report's tables, by default ACC (or
-                the final mean of another metric).
+            setting: a setting's title, or a word of it such as "class"; required if the results have several settings.
+            x: for "grid", the option along the horizontal axis, such as "rank" or "lora.rank"; by default the first
+                swept option that is not `y`.
+            y: for "grid", the option along the vertical axis; by default the remaining swept option.
+            metric: for "grid", the title of the report's column that the cells show; by default ACC (or the final
+                mean of another metric).
 
         Raises:
-            SpecError: no such kind, setting, option or metric; or there is nothing to draw, and why.
+            SpecError: no such kind, setting, option or metric, or nothing to draw; the message says why.
             StoreError: there are no records, or one trial has two that disagree.
         """
         from clbench.report.figures.draw import plot
@@ -195,17 +197,17 @@ class Results(list[Record]):
         return Results(record_or_slice) if isinstance(record_or_slice, list) else record_or_slice
 
     def __add__(self, other: Any) -> Results:  # type: ignore[override]  # a list of records or of anything else
-        """Return both one after the other."""
+        """Return the records of both, in this order."""
         return Results([*self, *other]) if isinstance(other, list) else NotImplemented
 
     def copy(self) -> Results:
-        """Return the same records as results of their own."""
+        """Return a shallow copy."""
         return Results(self)
 
     def __repr__(self) -> str:
-        """Return what there is in a line."""
+        """Return a one-line description."""
         return in_a_line(self)
 
     def _repr_html_(self) -> str:
-        """Return the comparison tables with their verdicts, as notebooks show them."""
+        """Return the first lines and comparison tables as HTML, which notebooks show."""
         return html(self)

@@ -1,4 +1,4 @@
-"""Records -> Report: every table of a report, in the one model that all formats render."""
+"""Build a `Report` from records: all tables of a report, in the model that every format renders."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ from clbench.report.formatting import by_task, clean, in_words, listed, listed_s
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
 from clbench.results.records import Record, metrics_of
 
-CLEAR, LEADING = 20, 10  # methods that a figure can show; of more, how many are shown for their accuracy alone
-Families = Mapping[Measure, Family]  # tests of all pairs, of the measures for which they are known already
+CLEAR, LEADING = 20, 10  # the most methods in a figure; if there are more, how many of the most accurate it shows
+Families = Mapping[Measure, Family]  # tests of all pairs, for the measures whose tests are already known
 
 
 def build(records: Sequence[Record], baseline: str | None = None, *, ids: bool = False,
           registry: Registry | None = None, metric: str | None = None) -> Report:
-    """Return the report on records: a section per setting, in the order in which settings and methods appear.
+    """Return the report on records, with a section per setting, in the order in which settings and methods appear.
 
     Args:
-        records: of all settings.
+        records: the records of all settings.
         baseline: the method that the others are compared with, by its name in tables, its id or its label, if a setting
             has it; by default fine-tuning (naive).
         ids: whether methods are called by their ids (`lora:rank=8`) instead of their display names (`LoRA r=8`).
-        registry: of the methods, for their display names; None for those that are installed.
+        registry: has the display names of the methods; None for the installed methods.
         metric: the metric by which methods are ranked and tested; None for the objective's primary one.
 
     Raises:
@@ -163,7 +163,7 @@ def _some(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug
 
 
 def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
-    """Add a column with what each method trains in each task to the table of costs, if that changes for any method."""
+    """Add a column with the parameters trained in each task to the table of costs, if they change for any method."""
     growth = [next((r.costs.trainable for r in m.done if len(set(r.costs.trainable)) > 1), None) for m in methods]
     if not any(growth):
         return costs
@@ -173,7 +173,7 @@ def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
 
 
 def _insert_after(measure: Measure, table: Table, column: Column, cells: Sequence[Cell]) -> Table:
-    """Return the comparison table with a new column after that of a measure."""
+    """Return the comparison table with a new column after the column of a measure."""
     at = table.index(measure.column.title) + 1
     return replace(table, columns=(*table.columns[:at], column, *table.columns[at:]),
                    rows=tuple(replace(row, cells=(*row.cells[:at], cell, *row.cells[at:]))

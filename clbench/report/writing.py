@@ -1,4 +1,4 @@
-"""Reports, their figures and explained differences, written into files."""
+"""Write reports, their figures, explained differences and audits into files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
-    """Write `report<suffix>` into a folder, whole or not at all, and return its path.
+    """Write `report<suffix>` into a folder atomically, and return its path.
 
     Raises:
         PluginError: the format cannot be loaded, raises, or returns something other than text.
@@ -39,11 +39,11 @@ def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
 
 
 def write_figures(report: Report, directory: Path, file_formats: Collection[FileFormat] = ()) -> list[Path]:
-    """Draw the report's figures into the folder's `figures/`, to which its text refers, and return their paths.
+    """Draw the report's figures into `figures/` below a folder, and return their paths.
 
     Args:
         report: the report, from `build`.
-        directory: folder of the report.
+        directory: folder of the report, whose text links to `figures/`.
         file_formats: formats in which every figure is drawn. Figures in report.md are always drawn as SVG, too.
 
     Raises:
@@ -74,7 +74,7 @@ def write_figure(data: FigureData, path: Path, file_format: FileFormat) -> None:
 
 
 def write_explained(explanation: Explanation, directory: Path) -> list[Path]:
-    """Write explain.md, explain.html and the waterfall into a folder, and return their paths.
+    """Write explain.md, explain.html and the waterfall figure into a folder, and return their paths.
 
     Raises:
         StoreError: a file cannot be written.
@@ -85,7 +85,7 @@ def write_explained(explanation: Explanation, directory: Path) -> list[Path]:
 
 
 def write_audit(audit: Audit, directory: Path) -> list[Path]:
-    """Write audit.md, audit.html, audit.json, and the figure of the dial if there is one; return their paths.
+    """Write audit.md, audit.html, audit.json and the dial figure, if there is one, and return their paths.
 
     Raises:
         StoreError: a file cannot be written.
@@ -96,14 +96,14 @@ def write_audit(audit: Audit, directory: Path) -> list[Path]:
 
 
 def _write_files(contents: Mapping[str, str | bytes], directory: Path) -> list[Path]:
-    """Write files by their names below a folder, and return their paths."""
+    """Write each content to its relative path below a folder, and return the paths."""
     for name, content in contents.items():
         _write(directory / name, content)
     return [directory / name for name in contents]
 
 
 def _write(path: Path, content: str | bytes, make_folder: bool = True) -> None:
-    """Write a file as a whole; an error is one line."""
+    """Write a file atomically. Raise a `StoreError` with a one-line message if that fails."""
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
     """Return the first step that applies, with its command, or nothing if none applies or the command is not known.
 
     The steps are: add the fine-tuning baseline; tune the untuned methods, if others were tuned or if the experiment is
-    a file with search spaces; collect more evidence such that tests stay valid.
+    a file with search spaces; collect more evidence in a way that keeps the tests valid.
     """
     command = _run_command(setting)
     if command is None:
@@ -100,7 +100,7 @@ def _with(command: Sequence[str], settings: dict[str, str]) -> str:
     return shlex.join(words)
 
 
-SHOWN, NAMES = 5, 3  # sentences, and names in a sentence
+SHOWN, NAMES = 5, 3  # the most sentences, and the most names in a sentence
 
 
 def cautions(setting: Setting) -> list[str]:
@@ -150,7 +150,7 @@ def _mixtures(setting: Setting) -> Iterator[str]:
 
 
 def _among(labels: Sequence[str], methods: Sequence[MethodRecords]) -> str:
-    """Name some of the methods, or all methods except the others if the others are few."""
+    """Name some of the labels, or write `all except ...` if that is shorter."""
     rest = [m.label for m in methods if m.label not in labels]
     if len(labels) > NAMES and len(rest) < NAMES:
         return f"all except {in_words(rest, NAMES)}" if rest else "all methods"

@@ -1,6 +1,6 @@
-"""A method chosen under constraints: counted facts filter, evidence ranks, and each constraint has its price.
+"""Choose a method under constraints on counted costs. Allowed methods are ranked, and each constraint has a price.
 
-`choosable` computes all possible outcomes, so that a page can choose as `choose` does.
+`choosable` computes all possible outcomes, so that the HTML page can choose as `choose` does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
     counted = {kind.name: values_of(setting, kind) for kind in KINDS}
     known = everything if _same(everything, [*finals]) else None
     tests = known or setting.tests(setting.final, finals)
-    # Of equal ones the first leads, as in `leader`; what a rule has dropped leads none that it has not.
+    # Of equal methods, the first leads, as in `leader`. Methods that a rule dropped come after all others.
     order = sorted(finals, key=lambda label: (label in tests.dropped, setting.metric.rank(over[label].mean)))
     pairs = {}
     for pair in tests.pairs:
@@ -62,7 +62,7 @@ def _finals(setting: Setting) -> dict[str, dict[int, float]]:
 
 
 def _same(tests: Family | None, labels: Sequence[str]) -> bool:
-    """Return whether the tests are those of all pairs of these methods and of no others."""
+    """Return whether the tests compare exactly these methods."""
     return tests is not None and {*labels} == {p.first for p in tests.pairs} | {p.second for p in tests.pairs}
 
 
@@ -89,7 +89,7 @@ class Limit:
     """A constraint: the maximum amount of a counted cost."""
 
     kind: Kind
-    flag: str  # as it was given: `--max-kept 5MB`
+    flag: str  # as the user gave it: `--max-kept 5MB`
     most: float
 
     def refusal(self, value: float | None) -> str | None:
@@ -106,25 +106,23 @@ class Rival:
     method: str
     accuracy: float  # or the final mean of another metric
     difference: float
-    half_width: float | None  # of its own 95 % interval
-    shown: bool  # to be worse than the chosen one, among all pairs of the setting
-    needed: int | None  # about how many seeds would show it, where it is not shown
+    half_width: float | None  # of the uncorrected 95% interval
+    shown: bool  # whether the rival is significantly worse, corrected for all pairs of the setting
+    needed: int | None  # if not: about how many seeds would make the difference significant
     caution: str = ""  # marks of a method that is underfit or at chance
     untested: str = ""  # why there is no test
-    limited: int | None = None  # test samples, where they are too few for more seeds to show it
+    limited: int | None = None  # number of test samples, if they are too few for more seeds to help
 
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a constraint: by how much the best method without it is better (None if no method is allowed)."""
+    """The price of a constraint: how much better the best method would be without the constraint."""
 
     flag: str
-    method: str  # the best without it
+    method: str  # the best method without the constraint
     accuracy: float
-    difference: float | None
+    difference: float | None  # None if no method is allowed
     half_width: float | None
-
-
 @dataclass(frozen=True)
 class Choice:
     """The methods of a setting that meet the constraints, the best first."""
@@ -136,10 +134,10 @@ class Choice:
     best: str | None  # None: no method is allowed
     accuracy: float | None
     half_width: float | None
-    costs: Mapping[str, float | None]  # of the best, by the kinds' names
+    costs: Mapping[str, float | None]  # of the best method, by the name of the kind
     rivals: tuple[Rival, ...]
     prices: tuple[Price, ...]
-    refused: Mapping[str, str]  # why, by method
+    refused: Mapping[str, str]  # the reason why a method is not allowed, by method
     metric: Metric = ACCURACY  # by which methods are ranked
 
     @property
@@ -154,8 +152,8 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
     Args:
         setting: the setting. Relative limits refer to its baseline.
         name: name of a kind.
-        given: an amount such as `5MB` or `20k`, a share of what sequential fine-tuning has such as `1%`, a multiple of
-            it such as `1.5x`, or a multiple of what another method has such as `2x-er`.
+        given: an amount such as `5MB` or `20k`, a share of the baseline's amount such as `1%`, a multiple of it such as
+            `1.5x`, or a multiple of another method's amount such as `2x-er`.
 
     Raises:
         SpecError: the text is none of these, or the setting lacks the method that it refers to.
@@ -179,7 +177,7 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
 
 
 def values_of(setting: Setting, kind: Kind) -> dict[str, float | None]:
-    """Return the mean amount of each method over its seeds, or None if some record has not counted it."""
+    """Return the mean amount of each method over its seeds, or None if some record lacks the amount."""
     means: dict[str, float | None] = {}
     for label, by_seed in setting.values(kind.measure).items():
         known = [value for value in by_seed.values() if value is not None]
@@ -229,7 +227,7 @@ def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Set
 
 
 def _lead(pair: Pair, setting: Setting) -> Pair:
-    """Return a pair such that positive differences mean that its first method is better."""
+    """Return the pair, swapped if lower values are better, so that positive differences favor the first method."""
     return pair if setting.metric.direction == "up" else pair.swapped
 
 

@@ -1,7 +1,7 @@
-"""Where the errors of methods come from: columns, a sentence for each method, and which tasks are taken for which.
+"""The error decomposition of methods: columns, a sentence for each method, and tables of confused tasks.
 
-Parts are shares of a task's test samples, averaged over tasks like ACC, so that they sum to what ACC lacks to 1.
-docs/error-analysis.md defines them.
+Parts are shares of a task's test samples, averaged over tasks like ACC, so they sum to 1 - ACC. docs/error-analysis.md
+defines them.
 """
 
 from __future__ import annotations
@@ -22,21 +22,24 @@ TITLE = "Error decomposition"
 LOST, PROBE = "points lost", "probe"
 WITHIN, BIAS, CONFUSED = "wrong in its task", "bias of the head", "confusion of tasks"
 MISGUIDED, OUTDONE, UNGUIDED = "wrong task guessed", "another task's output", "right only unguided"
-PARTS = (WITHIN, BIAS, CONFUSED, MISGUIDED, OUTDONE, UNGUIDED)  # in the order of bars
-NAMED = 4  # classes of a task that a table of confusions names
+PARTS = (WITHIN, BIAS, CONFUSED, MISGUIDED, OUTDONE, UNGUIDED)  # in the order in which bars stack them
+NAMED = 4  # class names of a task in a table of confusions
 RARE = (OUTDONE, UNGUIDED)
 HEADINGS = {WITHIN: "within-task error", BIAS: "task-recency bias", CONFUSED: "inter-task confusion",
             MISGUIDED: "wrong task inferred", OUTDONE: "another task's output", UNGUIDED: "right only without task ID"}
-FEW = 0.005  # of a share: what is less is no part worth a word
+FEW = 0.005  # a part that is smaller (as a share) is described as none
 
 
 def share(counts: Sequence[int], samples: Sequence[int]) -> float:
-    """Return the mean over tasks of the share of their samples."""
+    """Return the counts as shares of the samples of their tasks, averaged over tasks."""
     return fmean(n / of for n, of in zip(counts, samples, strict=True))
 
 
 def parts_of(counts: ErrorCounts) -> dict[str, float]:
-    """Return the parts of the errors of one row by name, those that a method of its kind has; they sum to the error."""
+    """Return the parts of the error in one row of R, by name. They sum to the error.
+
+    Methods that infer the task (`counts.corrected` is empty) have other parts than the remaining methods.
+    """
     def part(of: Sequence[int]) -> float:
         return share(of, counts.samples)
 
@@ -97,7 +100,7 @@ def measures(setting: Setting) -> list[Measure]:
 
 @dataclass(frozen=True)
 class Means:
-    """A method's means over seeds: parts by name, what is lost in all, and what the probe gets right."""
+    """A method's means over seeds: the error and its parts by name, and the accuracies of the probe."""
 
     parts: dict[str, float]
     lost: float
@@ -131,7 +134,7 @@ def sentences(methods: Sequence[MethodRecords]) -> list[str]:
 
 
 def sentence(means: Means) -> str:
-    """Return where a method loses most of its accuracy, and what to try.
+    """Describe where a method loses most of its accuracy, and what to try.
 
     >>> sentence(Means({WITHIN: 0.07, BIAS: 0.52, CONFUSED: 0.19}, 0.78, None, None, None))
     'loses 78 points, 71 of them by confusing classes of different tasks (52 by task-recency bias). Try to align the \
@@ -209,7 +212,7 @@ def _shared(values: Sequence[float]) -> Cell:
 
 
 def _named(index: int, named: NamedTasks | None) -> str:
-    """Return a task with the names of its classes, if all seeds have the same."""
+    """Return the label of a task, with the names of its classes if all seeds have the same."""
     if named is None or named.seed is not None:
         return f"task {index + 1}"
     names = named.tasks[index]

@@ -17,7 +17,7 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
 
     Args:
         setting: the setting whose methods are compared.
-        baseline: label of the method to which each is compared, by default sequential fine-tuning.
+        baseline: label of the method that all others are compared to, by default the setting's baseline.
         everything: the tests of the final means of all pairs, if they are already known.
     """
     values = setting.values(setting.final)
@@ -105,10 +105,10 @@ def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which (cost, gain) are on the Pareto front, by rising cost.
+    """Return the indices of the (cost, gain) points on the Pareto front, by rising cost.
 
-    A point is on it if no other costs less or the same and gains more, or costs less and gains the same; equal
-    points are on it together.
+    A point is on the front unless another point is at least as good in both numbers and better in one. Equal points
+    are on it together.
 
     >>> front([(2, 0.5), (1, 0.4), (3, 0.5), (4, 0.9)])
     [1, 0, 3]

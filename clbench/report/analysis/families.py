@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-Values = Mapping[str, Mapping[int, float]]  # a measure by method and seed
+Values = Mapping[str, Mapping[int, float]]  # values of a measure by method and seed
 Answers = Mapping[str, Mapping[int, "npt.NDArray[np.float32]"]]  # by method and seed: [N], score of each test sample
-SAME, NEAR = "every seed gave the same result", "near 100%"  # why a pair is not tested
+SAME, NEAR = "every seed gave the same result", "near 100%"  # reasons why a pair is not tested
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Pair:
     second: str
     differences: tuple[float, ...]  # first minus second, by seed; at least one
     p: float
-    corrected: float  # p, corrected over the family
-    test: Test | None  # what p comes from; None: not tested
-    family: int  # the number of tests
-    until: UntilDecided | None = None  # the rule by which seeds were added, which its p and interval take into account
-    strongest: int | None = None  # by such a rule: the number of seeds after which the result was most significant
+    corrected: float  # p, Holm-corrected over the family
+    test: Test | None  # the test that gave p; None if the pair is not tested
+    family: int  # number of tests in the family
+    until: UntilDecided | None = None  # the rule that added seeds, if any; p and the interval account for it
+    strongest: int | None = None  # if a rule added seeds: number of seeds at the most significant interim analysis
     untested: str = ""  # why there is no test although there are several seeds: `SAME` or `NEAR`
     crossed: Crossed | None = None  # over seeds and test samples, if all seeds share the samples and answers are known
 
@@ -69,7 +69,7 @@ class Pair:
     def limited(self) -> int | None:
         """Return the number of test samples if more seeds cannot make the difference significant, else None.
 
-        This is the case if the difference is below two of the standard errors that the test samples alone cause.
+        This is the case if the difference is at most two standard errors that are due to the test samples alone.
         """
         if self.crossed is None or abs(self.crossed.mean) > 2 * self.crossed.of_samples**0.5:
             return None
@@ -77,7 +77,7 @@ class Pair:
 
     @property
     def interval(self) -> Interval:
-        """Return the mean difference with its 95% interval for this pair alone, repeated after interim analyses."""
+        """Return the mean difference with its uncorrected 95% interval, a repeated one if a rule added seeds."""
         return sequential.interval_of(self.differences, self.until, self.crossed)
 
     @property
@@ -88,20 +88,20 @@ class Pair:
                        crossed=crossed)
 
     def better(self, direction: str | None) -> str:
-        """Return the method with the better mean; by a rule, after the seeds with the strongest result."""
+        """Return the method with the better mean. If a rule added seeds, only the first `strongest` seeds count."""
         return self.first if (sum(self.differences[:self.strongest]) > 0) == (direction == "up") else self.second
 
 
 @dataclass(frozen=True)
 class Family:
-    """Pairs whose p-values are corrected together, since any of them may be taken for a finding."""
+    """Pairs whose p-values are corrected together, because each significant pair is reported as a result."""
 
     column: Column
     pairs: tuple[Pair, ...]
 
     @property
     def until(self) -> UntilDecided | None:
-        """Return the rule by which seeds were added, if they were."""
+        """Return the rule that added seeds, or None if there was none."""
         return self.pairs[0].until if self.pairs else None
 
     @property
@@ -125,15 +125,16 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
     """Return the tests of all pairs of methods, or of each method with a baseline, on the seeds they share.
 
     Args:
-        column: what is compared.
-        values: by method and seed.
-        baseline: with which each of the others is compared; by default all pairs are.
-        of: the size of a larger family that these tests are of, which decides on the test.
-        until: the rule by which seeds were added, if they were; then sequential tests decide, in the seeds' order.
-        answers: of the test samples that all seeds share, if they are known; then tests are over seeds and samples.
+        column: the column whose values are compared.
+        values: the values by method and seed.
+        baseline: the method that all others are compared with; by default all pairs are compared.
+        of: size of a larger family that these tests belong to. The size determines the test.
+        until: the rule that added seeds, if any. Tests are then sequential, in the order of the seeds.
+        answers: scores of the test samples that all seeds share, if known. Tests are then over seeds and samples.
 
-    Two kinds of pairs are not tested, although they count in the size of the family: methods that each gave the same
-    value on every seed (without answers, such seeds are repetitions of one result), and accuracies near 100%.
+    Two kinds of pairs are not tested, but they count in the size of the family. One kind is two methods that each gave
+    the same value on every seed: without answers, these seeds only repeat one result. The other kind is accuracies near
+    100%.
     """
     chosen = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
     shared = [(a, b, sorted(values[a].keys() & values[b].keys())) for a, b in chosen]
@@ -156,7 +157,7 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
 
 def _test(differences: tuple[float, ...], size: int, until: UntilDecided | None, estimates: Sequence[Crossed],
           over_seeds: Mapping[tuple[float, ...], float]) -> tuple[Test | None, float, int | None]:
-    """Return which test decides on a pair, its p-value, and by a rule the number of seeds with the strongest result."""
+    """Return the test of a pair, its p-value, and `Pair.strongest`."""
     if until is not None:
         ps = [estimate.p for estimate in estimates] or None
         analysis = sequential.find_strongest_analysis(differences, until, ps)
@@ -168,7 +169,7 @@ def _test(differences: tuple[float, ...], size: int, until: UntilDecided | None,
 
 
 def _p_values(differences: Sequence[tuple[float, ...]], size: int) -> dict[tuple[float, ...], float]:
-    """Return the p-value of each series of differences over seeds; those of one length are tested together."""
+    """Return the p-value of each series of differences over seeds. Series of one length are tested in one call."""
     by_series: dict[tuple[float, ...], float] = {}
     for n in {len(d) for d in differences}:
         same = list(dict.fromkeys(d for d in differences if len(d) == n))
@@ -203,8 +204,8 @@ def _reason(column: Column, values: Values, first: str, second: str, seeds: Sequ
 def leader(column: Column, values: Values, tests: Family | None = None) -> str:
     """Return the method with the best mean, or the first of those that share it.
 
-    If a rule added seeds, significantly worse methods got no more of them. Their means are over other seeds, so such a
-    method is never returned.
+    If a rule added seeds, it dropped methods that were significantly worse. Their means are over fewer seeds, so they
+    are not returned unless all methods were dropped.
     """
     running = {name for name in values if not tests or name not in tests.dropped} or set(values)
     means = {name: fmean(by_seed.values()) for name, by_seed in values.items() if name in running}

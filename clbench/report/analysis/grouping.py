@@ -33,7 +33,7 @@ class Setting:
     seeds: tuple[int, ...]
     methods: tuple[MethodRecords, ...]
     records: tuple[Record, ...]
-    named_baseline: str | None = None  # the label of what somebody wants methods to be held against
+    named_baseline: str | None = None  # label of the baseline that the user chose
 
     @cached_property
     def metric(self) -> Metric:
@@ -66,7 +66,7 @@ class Setting:
     def answers(self, measure: Measure) -> Answers:
         """Return the scores of test samples by method and seed if the measure is `final` and all seeds share them.
 
-        The score is whether an answer is right, or without classes the sample's value of the metric.
+        The score is whether the answer is right or, for tasks without classes, the sample's value of the metric.
         """
         return self._answers if measure == self.final else {}
 
@@ -121,7 +121,7 @@ class Setting:
                 if label in included and by_seed and None not in by_seed.values()}
 
     def tests(self, measure: Measure, values: Values, baseline: str | None = None, of: int | None = None) -> Family:
-        """Return the tests of values from `compared`, as `family` does, with the setting's rule and answers."""
+        """Return `family` for values from `compared`, with the setting's rule and answers."""
         return family(measure.column, values, baseline, of, self.until, self.answers(measure))
 
     @cached_property
@@ -250,4 +250,4 @@ def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRe
                              tuple(sorted(group, key=lambda r: r.trial.seed)),
                              tuple(s for s in seeds if not added or s <= max(r.trial.seed for r in group)))
                for label, (full, group) in zip(labels, groups.items(), strict=True)]
-    return sorted(methods, key=lambda m: m.reference)  # stable
+    return sorted(methods, key=lambda m: m.reference)  # the sort is stable, so methods stay in order of appearance

@@ -14,15 +14,15 @@ from clbench.report.formatting import difference_unit, in_words, named, number, 
 from clbench.report.model import Cell, Column, Unit
 from clbench.results.paired import MOST_SEEDS
 
-Line = tuple[str, str]  # what it is about, and what it says
+Line = tuple[str, str]  # (topic, text)
 ANSWER, COST, TRADE_OFFS, CAUTION, NEXT = "Answer", "Cost", "Best trade-offs", "Caution", "Next"
 LEADS = {ANSWER: "", COST: "", TRADE_OFFS: "Best trade-offs by", CAUTION: "Caution:", NEXT: "Next:"}
-NAMES = 3  # that a line names; of more it says how many
-REFERENCES = 4  # likewise, for the line of references
+NAMES = 3  # names in a line; a longer list is cut
+REFERENCES = 4  # names in the line of references
 FRONTS = 4  # lines of trade-offs
 WHY = {SAME: "because every seed gave the same results.",
        NEAR: "because {values} within three standard deviations of 100% are too skewed for a test."}
-SIMILARITY_MARGIN = 0.1  # two costs that differ by less are called the same
+SIMILARITY_MARGIN = 0.1  # costs are treated as equal if they differ by a smaller share of the larger one
 
 
 def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
@@ -63,14 +63,14 @@ def _cell(pair: Against | None, setting: Setting) -> Cell:
 
 
 def _value(setting: Setting, facts: Facts, label: str) -> str:
-    """Return the final mean of a method: `91.2%`, or with the name of a metric that is no percentage."""
+    """Return the final mean of a method: `91.2%`. If it is not a percentage, the metric's name precedes it."""
     metric = setting.metric
     text = metric.text(facts.accuracy[label])
     return f"{text}%" if metric.is_share else f"{metric.label} {text}"
 
 
 def _with_value(setting: Setting, facts: Facts, label: str) -> str:
-    """Return a label with the final mean and the caution marks, never in two pairs of parentheses."""
+    """Return a label with the final mean and the caution marks. Only one pair of parentheses is used."""
     value = ", ".join(filter(None, [_value(setting, facts, label), facts.cautions.get(label, "")]))
     return f"{label} {value}" if label.endswith(")") else f"{label} ({value})"
 
@@ -126,7 +126,7 @@ def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> 
 
 
 def _needed(setting: Setting, facts: Facts, several: bool) -> str:
-    """Return a remark on how many seeds would make the smallest difference significant, after a space."""
+    """Return a remark on how many seeds would make the smallest difference significant. It begins with a space."""
     best = facts.best
     if facts.until or best is None:
         return ""
@@ -161,7 +161,7 @@ def _count(labels: Sequence[str]) -> str:
 
 
 def _cost(setting: Setting, facts: Facts) -> str:
-    """Compare the costs of the best method that stores no samples with those of the best one.
+    """Compare the costs of the best method that stores no samples with the costs of the best method.
 
     If that is the same method, it is compared to the best other method that stores no samples and is cheaper in any
     cost.
@@ -190,7 +190,7 @@ def _mean(setting: Setting, measure: Measure, label: str) -> float | None:
 
 
 COSTS = ((TRAINABLE, "trains", "parameters per task"), (BYTES, "stores", "bytes"),
-         (COMPUTE, "needs", "training compute"))  # what a method does with it, and what it is
+         (COMPUTE, "needs", "training compute"))  # the verb and the noun of a cost in a sentence
 
 
 def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, str]]:

@@ -20,7 +20,7 @@ LONGEST = 120  # characters of a cell
 
 
 def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:
-    """Yield a line on how far the accuracy on old tasks falls after a boundary, and how it comes back."""
+    """Yield a line on how far the accuracy on old tasks falls after a boundary, and how it recovers."""
     descriptions = [words for method in methods if (words := _gap(method))]
     if descriptions:
         yield ("Stability gap (docs/metrics.md): how the mean accuracy on old tasks changes after a new task begins, "
@@ -41,8 +41,8 @@ def _gap(method: MethodRecords) -> str:
             f"({len(recovery_lengths)} of {len(method_gaps)} gaps recover)")
 
 
-FALL, SHARE = 0.03, 0.02  # of the loss from tenth to tenth: in itself (nats), and as a share of it
-FAR = 20.0  # points of learning accuracy below joint training's
+FALL, SHARE = 0.03, 0.02  # smallest fall of the loss over the last two tenths: in nats, and as a share of it
+FAR = 20.0  # points of learning accuracy below joint training
 QUARTER = 4
 
 
@@ -79,7 +79,7 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
 def steps_of_authors(method: MethodRecords) -> int:
     """Return the steps of a method's authors if it took less than a quarter of them on pretrained weights, else 0.
 
-    The steps are those of a task. Tasks in which the method trains nothing do not count.
+    Steps are counted per task. Tasks in which the method trains nothing do not count.
     """
     if method.records[0].trial.weights is None:
         return 0
@@ -126,7 +126,7 @@ def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | Non
 
 
 def answers(methods: Sequence[MethodRecords]) -> tuple[Table, ...]:
-    """Return the table of each method's first seed; nothing if no record has answers."""
+    """Return the table of answers from the first seed of each method, or nothing if no record has answers."""
     rows = []
     for method in methods:
         record = next((record for record in method.done if record.answers), None)
@@ -142,6 +142,6 @@ def answers(methods: Sequence[MethodRecords]) -> tuple[Table, ...]:
 
 
 def _shown(text: str) -> str:
-    """Return a text on one line, its middle left out if it is long."""
+    """Return a text on one line. The middle of a long text is left out."""
     line = clean(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST // 2]} ... {line[-LONGEST // 2:]}"

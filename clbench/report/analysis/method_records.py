@@ -1,6 +1,6 @@
-"""The records of one method in one setting, and the facts about it that follow from them alone, with their marks.
+"""The records of one method in one setting, and the facts that follow from these records, with their marks in tables.
 
-Such facts are that a method is underfit, or not better than chance.
+Examples of such facts are that a method is underfit, or that it is not better than chance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clbench.results.stats import ROUNDING
 
 INFERS, RECIPE, STALE, UNDERFIT, CHANCE = "†", "¶", "※", "△", "○"
 OUTPUTS: dict[Outputs, str] = {"own": "‡", "all": "§"}
-SHORT = {  # in the footnote of a table
+SHORT = {  # explanations of the marks for the footnote of a table
     INFERS: "task ID inferred", OUTPUTS["own"]: "outputs = own in training",
     OUTPUTS["all"]: "outputs = all in training", STALE: "stale results",
     RECIPE: "trained with hyperparameters of its own (see the notes)", UNDERFIT: "underfit",
@@ -44,16 +44,17 @@ MARKS = {
     CHANCE: "Not better than guessing: the 95% interval that the test samples give (Wilson) includes chance, or is "
             "below it",
 }
-UNDERFIT_LOSS = 0.6  # of the chance loss
+UNDERFIT_LOSS = 0.6  # share of the chance loss
 
 
 def underfit(records: Sequence[Record]) -> float | None:
     """Return the mean share of the chance loss that is left after training if it is above `UNDERFIT_LOSS`, else None.
 
-    See `loss_share`. Why 0.6: of the 296 rows in `reports/` whose records have last losses, 30 are above it, all of
-    which learned their tasks badly: just after a task they got at most 58 % of ten classes right, or 64 % of two.
-    Rows that learned well are far below: at most 0.34 where tasks were learned to 85 %. A linear model after 20 steps
-    on stored features, whose replay ended 26 and 61 points below what 300 epochs give, has 0.65 to 0.91.
+    See `loss_share`. The threshold of 0.6 comes from the 296 rows in `reports/` whose records have last losses. Of
+    these rows, 30 are above it, and all 30 learned their tasks badly: their accuracy just after a task was at most 58%
+    with ten classes, or 64% with two. Rows that learned well are far below it: at most 0.34 if tasks were learned to
+    85%. A linear model after 20 steps on stored features has 0.65 to 0.91. Its replay ended 26 and 61 points below
+    the result of 300 epochs.
     """
     shares = [share for r in records if (share := loss_share(r)) is not None]
     if not shares or len(shares) < len(records):
@@ -62,12 +63,12 @@ def underfit(records: Sequence[Record]) -> float | None:
 
 
 def loss_share(record: Record) -> float | None:
-    """Return the last training loss as a share of the chance loss: the smaller of the median task and the first task.
+    """Return the last training loss as a share of the chance loss: the median over tasks or the first task's, if lower.
 
-    The last training loss is the mean over the last tenth of a task's steps. The chance loss is log n for the n classes
-    that compete with the label of a new sample. From the second task on, the loss may contain more than cross-entropy
-    (replay, distillation, a penalty). So the first task counts as well: a method that learned its first task is never
-    called underfit.
+    The last training loss is the mean over the last tenth of a task's steps. The chance loss is log n, if n classes
+    compete with the label of a new sample. From the second task on, the loss may contain more than cross-entropy
+    (replay, distillation, a penalty). The share of the first task is therefore an upper limit: a method that learned
+    its first task is never called underfit.
 
     Return None if the losses do not allow a judgment: no steps (analytic classifiers), older records, classes that
     return or arrive unevenly, or trials that continue others.
@@ -93,18 +94,19 @@ def test_samples(records: Sequence[Record]) -> int | None:
 
 
 def test_set_interval(records: Sequence[Record]) -> tuple[float, float] | None:
-    """Return the 95 % interval (Wilson) of a method's mean ACC that the number of test samples gives.
+    """Return the 95% interval (Wilson) of a method's mean ACC that follows from the number of test samples.
 
-    Return None for a metric that is no share of test samples.
+    Return None for a metric that is not a share of test samples.
     """
     samples = test_samples(records) if all(metric.is_share for metric in metrics_of(records)) else None
     return wilson_interval(fmean(acc(r.R) for r in records), samples) if samples else None
 
 
 def chance(record: Record) -> float | None:
-    """Return the ACC of guessing: the mean over tasks of 1 / n, for the n classes among which a prediction is chosen.
+    """Return the ACC of guessing: the mean over tasks of 1 / n, if a prediction is chosen among n classes.
 
-    None for a trial that continues another, whose own tasks are not all that compete, and for tasks without classes.
+    Return None for a trial that continues another, because the earlier tasks compete as well. Return None also for
+    tasks without classes.
     """
     if record.stream is None or record.trial.continues or not any(record.stream.classes):
         return None
@@ -134,10 +136,10 @@ def _equal(first: Sequence[float], second: Sequence[float]) -> bool:
 class MethodRecords:
     """The records of one method in one setting."""
 
-    label: str  # what tables call it: its display name, or its id
-    records: tuple[Record, ...]  # by seed
-    seeds: tuple[int, ...]  # of the whole setting; where seeds were added, of the method itself
-    id: str = ""  # what `--methods` calls it
+    label: str  # name in tables: the display name or the id
+    records: tuple[Record, ...]  # in the order of their seeds
+    seeds: tuple[int, ...]  # of the whole setting; if a rule added seeds, of this method
+    id: str = ""  # name for `--methods`
 
     def __post_init__(self) -> None:
         """Use the label as the id if there is no id."""
@@ -260,11 +262,11 @@ class MethodRecords:
 
 
 def names_of_tasks(records: Iterable[Record]) -> tuple[str, ...]:
-    """Return the names of tasks without classes; nothing if tasks have no names, or if records differ in them."""
+    """Return the names of tasks without classes, or nothing if tasks have no names or records differ in them."""
     names = {tuple(map(clean, r.stream.task_names)) for r in records if r.stream}
     return next(iter(names)) if len(names) == 1 else ()
 
 
 def done_records(methods: Iterable[MethodRecords]) -> list[Record]:
-    """Return the records with a result of several methods, method by method."""
+    """Return the records with a result of several methods, in the order of the methods."""
     return list(chain.from_iterable(m.done for m in methods))

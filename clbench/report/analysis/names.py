@@ -15,9 +15,9 @@ from clbench.results.records import Record
 
 MOST = 3  # differences that a title names, and settings that a line names
 PARTS = ("benchmark", "model", "weights", "recipe", "preprocessing", "validation", "arrival")  # of a trial's setting
-LONGEST = 400  # characters of a note on classes; what is longer is folded
-POINTED_AT = 20  # names that are shown of a task that is pointed at
-LEFT = (8, 3, 2)  # names that are left of a task, the fewer the longer the note would be
+LONGEST = 400  # characters of a note on classes; a longer note is cut
+POINTED_AT = 20  # class names that are shown if the pointer is on a task
+LEFT = (8, 3, 2)  # class names per task in a note that is cut; fewer if it is still too long
 Tasks = tuple[tuple[str, ...], ...]
 
 
@@ -44,7 +44,7 @@ def titles(records: Sequence[Record]) -> list[str]:
 
 
 def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequence[Record]) -> list[str]:
-    """Return a line on the settings of a folder's records that are not planned; no line for none."""
+    """Return a line on the settings of a folder's records that are not planned, or no line if there are none."""
     others = {record.trial.environment: record for record in records}
     for setting in planned:
         others.pop(setting, None)
@@ -61,7 +61,7 @@ def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequenc
 
 
 def facts(record: Record) -> dict[str, Any]:
-    """Return the parts of a record's setting by their dotted names; weights by their file."""
+    """Return the parts of a record's setting by their dotted names. The value of weights is their path."""
     trial = record.trial.model_dump(mode="json", include={*PARTS})
     if trial.get("weights"):
         trial["weights"] = trial["weights"]["path"]
@@ -79,7 +79,7 @@ class NamedTasks:
 
     Args:
         tasks: names by task, in the order of the stream.
-        seed: whose tasks these are, if seeds differ in them; None if all have the same.
+        seed: the seed that has these names, if seeds differ in them; None if all seeds have the same.
     """
 
     tasks: Tasks
@@ -97,7 +97,7 @@ class NamedTasks:
 
     @property
     def note(self) -> str:
-        """Return a note with the names of all tasks, folded to about `LONGEST` characters."""
+        """Return a note with the names of all tasks, cut to about `LONGEST` characters."""
         for most in (None, *LEFT):
             parts = self._in_words(most)
             if sum(map(len, parts)) <= LONGEST:
@@ -112,7 +112,7 @@ class NamedTasks:
         return "classes" if self.seed is None else f"classes of seed {self.seed} (other seeds have another order)"
 
     def _in_words(self, most: int | None) -> list[str]:
-        """Return a text for each task, or a single one if all have the same names; of each at most so many names."""
+        """Return a text with at most `most` names for each task, or a single text if all have the same names."""
         if len(self.tasks) > 1 and len(set(self.tasks)) == 1:
             return [f"in every task {_some(self.tasks[0], most)}"]
         return [f"task {i} {_some(names, most)}" for i, names in enumerate(self.tasks, start=1)]

@@ -72,7 +72,7 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
 
-BUDGET = ("epochs", "iterations", "batch_size")  # what decides on the number of steps
+BUDGET = ("epochs", "iterations", "batch_size")  # hyperparameters that determine the number of steps
 
 
 def own_recipe(label: str, trial: Trial) -> str:
@@ -256,7 +256,7 @@ def differences(records: Sequence[Record]) -> list[str]:
               for kind, values, consequence in kinds if len(values) > 1]
     methods: dict[str, set[str]] = {}
     for r in records:
-        if "method" not in r.provenance.code:  # of newer records the code itself is compared
+        if "method" not in r.provenance.code:  # for newer records, tables.py compares hashes of the code
             methods.setdefault(str(r.trial.method), set()).add(r.provenance.plugin)
     notes += [f"The seeds of {method} come from different versions of its plugin: {', '.join(sorted(plugins))}"
               for method, plugins in methods.items() if len(plugins) > 1]

@@ -46,7 +46,7 @@ def winners(setting: Setting, measure: Measure, tests: Family | None = None) -> 
     if tests is None:
         alone = setting.tests(measure, values, best, len(values) * (len(values) - 1) // 2)
         if setting.until is None and not all(p.equal or p.p <= ALPHA for p in alone.pairs if p.first in running):
-            return set()  # what is not shown by itself is not shown by a corrected p either
+            return set()  # a pair that is not significant alone is not significant after correction
         tests = setting.tests(measure, values)
         best = leader(column, running, tests)
     others = [pair for pair in tests.against(best) if pair.first in running]
@@ -61,11 +61,11 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, ba
     """Return the table of some of a family's pairs.
 
     Args:
-        title: what is compared.
+        title: the title of the table.
         tests: the family.
-        pairs: the rows.
-        setting: whose methods they are; pairs with fewer seeds than it has say so.
-        baseline: the second of all pairs, so that the first names a row; else both do.
+        pairs: the pairs, one for each row.
+        setting: the setting of the methods. Pairs with fewer seeds than the setting say so (`5 of 6`).
+        baseline: the second method of every pair, if it is always the same. Rows then have the first method's name.
     """
     unit = difference_unit(tests.column.unit)
     columns = (Column("seeds", "text"), Column("difference", unit), Column("test", "text"), Column("p", "number"),
@@ -107,7 +107,7 @@ def _verdict(pair: Pair, direction: str | None, baseline: str | None, setting: S
 
 
 def undecided(tests: Family) -> str | None:
-    """Explain why no pair can be tested: a single seed, or the same result on every seed. None if some pair can."""
+    """Explain why no pair can be tested (one seed, or equal results on all seeds). Return None if some pair can."""
     if any(pair.decidable for pair in tests.pairs):
         return None
     if reasons := dict.fromkeys(pair.untested for pair in tests.pairs if pair.untested):
@@ -122,7 +122,7 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
 
     Args:
         tests: the family.
-        shares: what percentages are called, such as accuracies.
+        shares: the name of the percentages, such as accuracies.
         against: the method to which all others are compared, if not all pairs are compared.
     """
     size, pairs = len(tests.pairs), tests.pairs
@@ -159,14 +159,14 @@ def _range(seeds: Sequence[int]) -> str:
 
 
 def verdict(tests: Family, best: str, others: Collection[str], rank: str, setting: Setting) -> str:
-    """Say in a sentence how the method with the best mean compares with each of the others.
+    """Describe how the method with the best mean compares with each of the others.
 
     Args:
-        tests: at least one pair.
-        best: the method.
-        others: all that are compared, whether they share seeds with it or not.
-        rank: which mean it has, in words.
-        setting: whose methods they are.
+        tests: a family with at least one pair.
+        best: the method with the best mean.
+        others: all other methods that are compared, including those that share no seed with it.
+        rank: the rank of its mean in words, such as "the best mean".
+        setting: the setting of the methods.
     """
     if (why := undecided(tests)) is not None:
         return f"Which method is best {why}"
@@ -212,7 +212,7 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
         if tests.pairs:
             complete = {label: by_seed for label, by_seed in values.items() if label in setting.eligible}
             best = leader(measure.column, complete or values, tests)
-            first = {best: values[best], **values}  # of equal means the first leads
+            first = {best: values[best], **values}  # `leader` returns the first of equal means
             rank = "the best mean" + ("" if leader(measure.column, first) == best else
                                       " of the remaining methods" if setting.until else
                                       " of the methods with all seeds")

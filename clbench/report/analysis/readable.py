@@ -1,8 +1,8 @@
-"""Settings for readers: methods by their display names (`LoRA r=4`), or by their ids (`lora`) for files and scripts.
+"""Give methods display names (`LoRA r=4`) for readers, or ids (`lora`) for files and scripts.
 
-Display names are made from options for readers, and read back into ids (`lora:rank=8`). The id of a row is its label
-without a recipe, if the rest distinguishes it: a search gives nearly every method a learning rate of its own. `¶` marks
-such rows, and a note has the recipes.
+A display name is made from the options of a method, and `as_ids` converts it back into an id (`lora:rank=8`). The id of
+a row leaves out the method's own hyperparameters if it is distinct without them, because tuning gives nearly every
+method its own learning rate. `¶` marks these rows, and a note lists the hyperparameters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import clean
 from clbench.results.records import Record, by_metric
 
-_COMMA = re.compile(r",(?![^(]*\))")  # outside of parentheses
+_COMMA = re.compile(r",(?![^(]*\))")  # a comma outside of parentheses
 _RECIPE = re.compile(rf":{re.escape(OWN_RECIPE)}[^:]*")
 
 
@@ -41,7 +41,7 @@ def option_names(display_name: str) -> set[str]:
 
 
 def filled(display_name: str, options: Mapping[str, Any]) -> str:
-    """Return a display name with the values of the options that it shows; a quota takes the place of a capacity.
+    """Return a display name with the values of its options. If `per_class` is set, it replaces `capacity`.
 
     >>> filled("LoRA r={rank}", {"rank": 8}), filled("ER ({capacity})", {"capacity": 200, "per_class": 20})
     ('LoRA r=8', 'ER (per_class=20)')
@@ -53,7 +53,7 @@ def filled(display_name: str, options: Mapping[str, Any]) -> str:
 
 
 def with_options(name: str, options: list[str]) -> str:
-    """Return a name with options behind it in parentheses, or inside the parentheses that it ends with.
+    """Return a name with options after it in parentheses, or at the end of its own final parentheses.
 
     >>> with_options("RanPAC", ["ridge=1e6"]), with_options("ER (500)", ["outputs=own"])
     ('RanPAC (ridge=1e6)', 'ER (500, outputs=own)')
@@ -75,7 +75,7 @@ def as_ids(methods: str, registry: Registry) -> str:
 
 
 def _as_id(text: str, registry: Registry, names: Mapping[str, str]) -> str:
-    """Return the id of a display name; other text as it is."""
+    """Return the id of a display name. Other text is returned unchanged."""
     if text.strip().partition(":")[0] in registry.strategies:
         return text
     for strategy, display_name in names.items():
@@ -97,9 +97,9 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
     Args:
         records: all records of one report.
         baseline: the method that others are compared with, by its display name, its id or its whole label.
-        hint: where its reader finds the names, for an error.
+        hint: where a user finds the names of methods, for an error message.
         ids: whether methods are called by their ids instead of their display names.
-        registry: of the methods, for their display names; None for those that are installed.
+        registry: has the display names of the methods; None for the installed methods.
         metric: the metric by which methods are ranked and tested; None for the objective's primary one.
 
     Raises:
@@ -134,7 +134,7 @@ def row_ids(records: Iterable[Record]) -> dict[str, str]:
 
 
 def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]) -> dict[str, str]:
-    """Return the display name of each method by its id; they are distinct.
+    """Return a distinct display name for each method, by its id.
 
     If methods share a name, the options that differ are added: `RanPAC (ridge=1e6)`. Labels that a user chose stay.
     """
@@ -171,7 +171,7 @@ def _with_display_names(setting: Setting, templates: Mapping[str, str]) -> Setti
 
 
 def _filled(method: MethodRecords, template: str) -> str:
-    """Return a display name with the method's options in it; the id if there is no such name."""
+    """Return a method's display name with its options filled in, or its id if it has no display name."""
     options = method.records[0].trial.method.options
     if not template or method.id.split(":")[0] != method.strategy or not option_names(template) <= options.keys():
         return method.id

@@ -18,7 +18,7 @@ Group = list[Record]
 
 @dataclass(frozen=True)
 class Pair:
-    """The records with a result that two runs have of a method."""
+    """The records of one method with a result, from two runs."""
 
     before: Group
     after: Group
@@ -43,8 +43,8 @@ class Pair:
 def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
     """Return the methods that both runs contain.
 
-    A method is paired with itself in the same setting. A method whose setting the other run does not have is paired by
-    its label with one of a setting of the same title (benchmark, scenario, model), if that label is unique there.
+    A method is paired with itself in the same setting. If the other run lacks its setting, it is paired with the method
+    of the same label in a setting of the same title (benchmark, scenario, model). The label must be unique there.
     """
     old, new = _groups(before), _groups(after)
     partner = {key: key for key in old if key in new}
@@ -85,7 +85,7 @@ def _by_name(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tupl
 
 
 def _cells(pair: Pair) -> dict[Column, Cell]:
-    """Return a method's row, by column."""
+    """Return the cells of a method's row, by column."""
     both = pair.both
     metric = metrics_of(pair.before)[0]
     measure = final_of(metric)

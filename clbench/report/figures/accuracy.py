@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SMALL = 7.5  # font size on the axes of small panels, in points
 _GAP, _HEAD = 0.3, 0.56  # inches between two panels, and above one
-_LEAST, _SHARE = 4.6, 0.42  # font size of numbers in cells: the smallest in points, and as a share of a cell's width
+_LEAST, _SHARE = 4.6, 0.42  # font size of numbers in cells: the minimum in points, and as a share of a cell's width
 
 
 def shades(results: Sequence[Result], styles: Mapping[str, StrategyStyle]) -> list[str]:
@@ -55,7 +55,7 @@ def wrapped_label(result: Result, most: int = 22, count: int = 3) -> str:
 
 
 def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
-    """Draw the mean of the metric over the tasks seen so far after each task, with its interval as a band."""
+    """Draw the metric's mean over the tasks seen so far, after each task, with its interval as a band."""
     figure, axes = style.canvas(data.subject, height=4.3)
     texts = list(map(wrapped_label, data.results))
     style.leave_room(figure, axes, texts)
@@ -164,7 +164,7 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
 
 
 def _grid(panels: int, tasks: int) -> tuple[int, float]:
-    """Return the number of panels in a row and the width of each in inches. Use three if numbers fit only then."""
+    """Return the number of panels in a row and their width in inches. A row has 4, or 3 if numbers only fit then."""
     for most in (4, 3, 4):
         across = min(panels, most)
         side = min(2.4, (6.6 - _GAP * (across - 1)) / across)

@@ -1,4 +1,4 @@
-"""How a section's training samples arrive: the note, and the figure. Drawing imports matplotlib."""
+"""The arrival of a section's training samples, as a table and a figure. Drawing imports matplotlib."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 TITLE = "Arrival of training samples"
-MOST_CLASSES = 20  # that are shown one by one; where there are more, or seeds have others in a task, tasks are shown
+MOST_CLASSES = 20  # rows for classes; with more classes, or if seeds differ in a task's classes, rows are tasks
 
 
 def arrivals(records: Sequence[Record]) -> Table | None:
@@ -58,7 +58,7 @@ def _classes(stream: StreamFacts) -> tuple[list[str], list[int]]:
 
 
 def _of_tasks(stream: StreamFacts, row: Sequence[int]) -> list[int]:
-    """Return counts by class as counts by the first task that a class is of."""
+    """Return counts by task instead of by class. A class counts for the first task that has it."""
     first: dict[int, int] = {}
     for task, classes in enumerate(stream.classes):
         for c in classes:
@@ -69,8 +69,8 @@ def _of_tasks(stream: StreamFacts, row: Sequence[int]) -> list[int]:
 CAPTION = ("Rows are the classes or tasks that training samples belong to, columns the tasks during which they arrive. "
            "The darker a cell, the larger its share of the row; numbers are samples, mean over seeds. Every method saw "
            "the same stream.")
-_CELL, _TALL = 0.62, 0.23  # inches
-_DARK = 0.6  # from here on white reads better
+_CELL, _TALL = 0.62, 0.23  # inches: the largest width of a cell, and the height of a row
+_DARK = 0.6  # share of a row from which white text is easier to read
 
 
 def arrival_figure(subject: str, slug: str, table: Table) -> FigureData:

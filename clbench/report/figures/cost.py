@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARGIN = 1.5  # beside a label
+_MARGIN = 1.5  # points of space to the left and right of a label
 
 
 def draw_pareto(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
-    """Draw the metric against each cost (log): every method, the Pareto front, each sweep as a line."""
+    """Draw the metric against each cost on a log axis, with the Pareto front and a line for each sweep."""
     sides = panels(data.points, data.metric)
     figure, axes = style.panels(data.subject, len(sides), 7.2 if len(sides) == 1 else 11.4)
     points = list(chain.from_iterable(side.points for side in sides))
@@ -69,7 +69,7 @@ def _draw_panel(axes: Axes, side: Panel, styles: Mapping[str, StrategyStyle]) ->
 
 
 def _steps(axes: Axes, best: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
-    """Draw the best value at each number of parameters, and return its corners."""
+    """Draw the best value at each cost as a stepped line, and return its corners."""
     corners = [best[0]]
     for before, after in pairwise(best):
         corners += [(after[0], before[1]), after]

@@ -26,11 +26,11 @@ SEEDS_MEAN = "mean"  # title of the column of means in the table of each seed
 class Panel(NamedTuple):
     """Accuracy, or the final mean of another metric, against one cost, for the methods that have a value of both."""
 
-    title: str  # of the cost
+    title: str  # title of the cost
     meaning: str
     unit: Unit
     points: tuple[FigurePoint, ...]
-    costs: tuple[float, ...]  # of each point
+    costs: tuple[float, ...]  # the cost of each point
     best: tuple[int, ...]  # the points on the Pareto front, by rising cost
     metric: Metric
 
@@ -48,12 +48,12 @@ class Panel(NamedTuple):
 
 
 def in_unit(unit: Unit) -> str:
-    """Return what follows a value in a sentence: ` %` or ` nats`."""
+    """Return the suffix of a value in a sentence: ` %`, ` nats` or nothing."""
     return {"percent": " %", "nats": " nats"}.get(unit, "")
 
 
 def axis_title(metric: Metric, what: str = "") -> str:
-    """Return the title of a metric's axis: `accuracy (%)`; it says so if lower values are better."""
+    """Return the title of a metric's axis: `accuracy (%)`. It says if lower values are better."""
     lower = ", lower is better" if metric.direction == "down" else ""
     return f"{metric.label}{what}{UNIT_SUFFIX.get(unit_of(metric), '')}{lower}"
 
@@ -73,7 +73,7 @@ def panels(points: Sequence[FigurePoint], metric: Metric = ACCURACY) -> list[Pan
 
 
 def figure_point(result: Result, accuracy: Cell, trainable: Cell, compute: Cell | None, sweep: str) -> FigurePoint:
-    """Return the numbers of a method for figures: those of its cells in the comparison, and its stored sizes."""
+    """Return a method's numbers for figures, from its cells in the comparison and its stored parameters."""
     same_length = len(set(map(len, result.parameters))) == 1
     return FigurePoint(result.label, result.strategy, result.reference, result.complete and not result.reference,
                        accuracy.mean, accuracy.half_width, trainable.mean,
@@ -110,14 +110,14 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], resu
                     metric: Metric) -> tuple[FigureData, ...]:
     """Return the figures of a section, without those that would show nothing.
 
-    Accuracy (or another metric) against cost needs methods that differ in cost, growth a method that grows, and what is
-    shown task by task more than one task, with a test set for each.
+    The Pareto figure needs methods that differ in cost, and the growth figure needs a method that grows. Figures over
+    tasks need more than one task. Forgetting and heat maps also need a test set for each task.
 
     Args:
         subject: the section's title.
-        slug: with which the names of the figures begin.
-        points: what pareto and growth show of each method.
-        results: what the other figures show of each method.
+        slug: prefix of the names of the figures.
+        points: data of each method for the Pareto and growth figures.
+        results: data of each method for the remaining figures.
         metric: the metric of R.
     """
     figures = [_pareto(subject, f"{slug}-pareto", points, metric), _growth(subject, f"{slug}-growth", points)]
@@ -211,7 +211,7 @@ def values_over_tasks(results: Sequence[Result], metric: Metric = ACCURACY) -> T
 
 
 def forgetting_per_task(results: Sequence[Result], metric: Metric = ACCURACY) -> Table:
-    """Return what was forgotten of each task but the last, see `metrics.forgetting_per_task`.
+    """Return the forgetting of each task but the last; see `metrics.forgetting_per_task`.
 
     There is no column if all tasks share one test set.
     """
@@ -220,7 +220,7 @@ def forgetting_per_task(results: Sequence[Result], metric: Metric = ACCURACY) ->
 
 
 def parameters_over_tasks(results: Sequence[Result]) -> Table:
-    """Return the parameters kept after each task."""
+    """Return the number of parameters stored after each task."""
     return _table("Total parameters after each task", lambda j, _: f"after {task_label(j)}", "count", results,
                   lambda r: r.parameters)
 

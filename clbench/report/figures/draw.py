@@ -1,6 +1,6 @@
-"""The figures of a report as the contents of files, and `Results.plot`.
+"""Draw the figures of a report as the contents of files, and implement `Results.plot`.
 
-Drawing imports matplotlib, this module does not.
+Functions that draw import matplotlib. Importing this module does not.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 DRAWN = {"curves": "curves", "cost": "pareto", "matrix": "heatmaps", "forgetting": "forgetting", "growth": "growth",
-         "steps": "steps", "errors": "errors", "arrival": "arrival"}  # what users say, and the report's kind of figure
+         "steps": "steps", "errors": "errors", "arrival": "arrival"}  # kinds of `Results.plot`, and the report's kinds
 GRID = "grid"
-DPI = 110  # of a figure on a screen
-WHY = {  # a setting may have no such figure
+DPI = 110  # resolution of a figure on a screen
+WHY = {  # reasons why a setting may have no figure of a kind
     "curves": "it needs a finished trial with more than one task", "matrix": "it needs a finished trial with more than "
     "one task", "forgetting": "it needs a finished trial with more than one task",
     "cost": "it needs methods that differ in trainable parameters or compute", "growth": "no method grows",
@@ -45,7 +45,7 @@ WHY = {  # a setting may have no such figure
 
 def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | None, y: str | None,
          metric: str | None) -> Figure:
-    """Return a figure; arguments and errors are those of `Results.plot`."""
+    """Return a figure. The arguments and errors are those of `Results.plot`."""
     if kind != GRID and kind not in DRAWN:
         raise SpecError(unknown("plot", kind, [*DRAWN, GRID], "help(clbench.Results.plot)"))
     chosen = choose(by_setting(records), setting, kind)
@@ -83,9 +83,9 @@ def choose(settings: Sequence[Setting], wanted: str | None, kind: str) -> Settin
 
 
 def shown(figure: Figure) -> Figure:
-    """Return a figure that was drawn without pyplot such that a notebook shows it as the last value of a cell."""
+    """Make notebooks show a figure that was drawn without pyplot if it is the last value of a cell, and return it."""
     figure.set_dpi(DPI)
-    vars(figure)["_original_dpi"] = figure.dpi  # that of `savefig` where the user gives none: what it was drawn at
+    vars(figure)["_original_dpi"] = figure.dpi  # the resolution that `savefig` uses by default
     vars(figure)["_repr_png_"] = functools.partial(png, figure)
     return figure
 

@@ -1,4 +1,4 @@
-"""The figure of where errors come from: a stacked bar of points lost for each method, and what a linear probe loses."""
+"""The figure of the error decomposition: for each method, a stacked bar of points lost, and the loss of a probe."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def draw_errors(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     axes.set_yticks(range(len(rows)), labels, fontsize=LABEL)
     drawn = set()
     for y, row in enumerate(rows):
-        ends = {True: 0.0, False: 0.0}  # of the bar to the right of 0, and to the left
+        ends = {True: 0.0, False: 0.0}  # ends of the bar to the right and to the left of 0
         for name in parts:
             mean = row.cells[titles.index(name)].mean
             if not mean:

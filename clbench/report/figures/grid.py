@@ -1,4 +1,4 @@
-"""The heat map of two options of a method that were swept: what it shows, and how it is drawn."""
+"""The heat map of two swept options of a method: its data and its drawing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clbench.report.model import Cell, Column
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SIDES = (0.95, 5.6), (0.5, 4.2)  # inches: the most of a cell and of all cells, in width and in height
+_SIDES = (0.95, 5.6), (0.5, 4.2)  # inches: largest width of a cell and of all cells, then the largest heights
 _RIGHT, _ABOVE, _BELOW = 0.85, 0.42, 0.58  # inches around the cells: for the scale, the title, the axis
 _LEAST = 30.0  # points: cells that are narrower have no numbers
 _HELP = "help(clbench.Results.plot)"
@@ -35,16 +35,16 @@ class Grid:
     column: Column
     x: str  # the option along the horizontal axis: strategy.option
     y: str
-    xs: tuple[str, ...]  # its values
+    xs: tuple[str, ...]  # values of `x`
     ys: tuple[str, ...]
     cells: Mapping[tuple[int, int], Cell]  # by position among the values of x and of y
 
 
 def grid(setting: Setting, x: str | None, y: str | None, metric: str | None) -> Grid:
-    """Return what the heat map of a setting shows; arguments as in `Results.plot`.
+    """Return the data of the heat map of a setting. The arguments are those of `Results.plot`.
 
     Raises:
-        SpecError: no such metric or option; not two swept options; or a third one differs, too.
+        SpecError: no such metric or option, fewer than two swept options, or a third option that also differs.
     """
     measure = setting.final if metric is None else _measure(setting, metric)
     strategy, across, up = _axes(setting, x, y)
@@ -170,7 +170,7 @@ def _few() -> Any:
 
 def _draw_cell(axes: Any, at: tuple[int, int], cell: Cell | None, data: Grid, scale: Any, width: float,
                height: float) -> None:
-    """Draw one cell `width` by `height` points large; one without a value is empty, with a dash."""
+    """Draw a cell of `width` by `height` points. A cell without a value is white, with a dash."""
     from matplotlib.patches import Rectangle
 
     i, j = at

@@ -1,4 +1,4 @@
-"""Placement of labels in a figure, so that they cover neither each other nor what is drawn."""
+"""Place labels in a figure so that they cover neither each other nor the drawing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # the preferred first
+_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # in order of preference
 _GAPS = (8.5, 12.0, 16.0, 24.0, 34.0, 46.0)
 _PASSES = 4
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle, all in points."""
+    """A rectangle in points. (x, y) is its lower left corner."""
 
     x: float
     y: float
@@ -47,8 +47,8 @@ def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, f
         anchors: the point that each label belongs to, (x, y) in points.
         sizes: (width, height) of each label.
         obstacles: (N, 2), points that a label should not cover.
-        weights: (N,), the cost of covering each.
-        bounds: labels stay within.
+        weights: (N,), the cost of covering each obstacle.
+        bounds: the area in which labels should stay.
     """
     taste = np.asarray([0.25 * gap + 0.4 * rank for gap, rank in product(_GAPS, range(len(_SIDES)))])
     options = [_around(anchor, size) for anchor, size in zip(anchors, sizes, strict=True)]

@@ -28,10 +28,11 @@ _TITLE = "Average ranks"
 
 
 def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[FigureData, ...]] | None:
-    """Rank the methods with a result for every seed of every setting by final means; return table, verdicts, figure.
+    """Rank methods by their final means across settings, and return the table, the verdicts and the figure.
 
-    Return None if ranks would be meaningless: with fewer than three such methods, with settings that share a benchmark
-    and so are not independent, or with fewer settings than the test needs. Methods are matched by their ids.
+    Only methods with a result for every seed of every setting are ranked. Methods are matched by their ids. Return None
+    if ranks would be meaningless: if fewer than three methods remain, if settings share a benchmark and are therefore
+    not independent, or if there are fewer settings than the test needs.
     """
     if len(settings) < LEAST_SETTINGS or len({str(s.records[0].trial.benchmark) for s in settings}) < len(settings):
         return None
@@ -69,7 +70,7 @@ def _table(settings: Sequence[Setting], labels: Sequence[str], ranks: Ranks) -> 
 
 
 def _label(settings: Sequence[Setting]) -> str:
-    """Return what methods are ranked by."""
+    """Return the metrics by which methods are ranked, in words."""
     labels = dict.fromkeys(setting.metric.label for setting in settings)
     return in_words(list(labels))
 
@@ -123,7 +124,7 @@ def draw_critical_difference(data: FigureData, styles: Mapping[str, StrategyStyl
                   for some in (labels[:half], labels[half:]))
     end = width - end
     axes.set_xlim(0, width)
-    axes.set_ylim(-(between + _STEP * half + 4), top)  # so that a unit is a point
+    axes.set_ylim(-(between + _STEP * half + 4), top)  # one unit of the axes is one point
     worst = max(len(points), math.ceil(ranks[-1]))
 
     def place(rank: float) -> float:
@@ -165,7 +166,7 @@ def groups(ranks: Sequence[float], critical: float) -> list[tuple[int, int]]:
 
 
 def _scale(axes: Axes, ticks: Sequence[float], critical: float, end: float | None) -> None:
-    """Draw the scale with its numbers, and above it the critical difference from its left end, if it has room there."""
+    """Draw the scale with its numbers, and above it the critical difference, if that fits on the scale."""
     axes.plot([ticks[0], ticks[-1]], [0, 0], color=PALE, linewidth=1.0, zorder=1)
     for rank, x in enumerate(ticks, start=1):
         axes.plot([x, x], [0, 5], color=PALE, linewidth=1.0, zorder=1)

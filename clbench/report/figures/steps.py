@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Point = tuple[int, float]  # steps over all tasks, accuracy
-MOST = 250  # points of a task that are drawn; the first ones, which a boundary is about, are left as they are
+Point = tuple[int, float]  # (number of steps over all tasks, accuracy)
+MOST = 250  # points drawn per task after the first `DENSE` points, which show the boundary and are all drawn
 DENSE = 51
 
 
@@ -32,9 +32,9 @@ class Course:
     Args:
         label: of the method.
         row: of the method in every table of its section.
-        ends: steps over all tasks at the end of each task; where seeds differ in that, of the longest.
-        tasks: the course of the accuracy on each task, from its own first step on.
-        old: of the mean accuracy on the tasks before the one that is trained, a piece for each task from the second on.
+        ends: number of steps over all tasks at the end of each task; if seeds differ, of the longest.
+        tasks: accuracy on each task, from its first training step on.
+        old: mean accuracy on the earlier tasks while a task is trained, for each task from the second on.
     """
 
     label: str
@@ -45,7 +45,7 @@ class Course:
 
     @property
     def low(self) -> float:
-        """Return the least accuracy."""
+        """Return the lowest accuracy."""
         return min(accuracy for _, accuracy in chain.from_iterable(self.tasks))
 
 
@@ -83,7 +83,7 @@ def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
 
 
 def thinned(steps: Sequence[int]) -> list[int]:
-    """Return at most about `MOST` of the steps that have a point: the first ones, then evenly spaced ones."""
+    """Return the first `DENSE` of the steps that have a point, then at most `MOST` evenly spaced ones."""
     rest = steps[DENSE:]
     return [*steps[:DENSE], *rest[::max(1, math.ceil(len(rest) / MOST))]]
 
@@ -108,8 +108,8 @@ def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureDa
 
 
 ACROSS = 2  # panels side by side
-DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.5)))  # for tasks beyond the colors
-_TALL, _HEAD, _FOOT = 2.0, 0.42, 0.42  # inches: a panel, what is above it, what is below
+DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.5)))  # line styles; the next one is used when all colors are used up
+_TALL, _HEAD, _FOOT = 2.0, 0.42, 0.42  # heights in inches: a panel, the space above it, the space below
 
 
 def draw_steps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:

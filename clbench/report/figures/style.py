@@ -1,6 +1,6 @@
-"""What all figures share: the styles of strategies, axes, labels of curves, and reproducible files.
+"""The shared parts of all figures: the styles of strategies, axes, labels of curves, and reproducible files.
 
-matplotlib is imported when something is drawn, never with this module, and without pyplot.
+matplotlib is imported only when a figure is drawn. pyplot is never imported.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito 2008, without the yellow and black, which do not show on white and beside text
+# Okabe & Ito 2008, without yellow, which is hard to see on white, and without black, which is the color of text
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "P", "v", "X", "<", ">", "p", "*")
 REFERENCE_MARKERS = ("v", "^", "s", "D")
 INK, PALE, FAINT = "#222222", "#6b6b6b", "#e4e4e4"
 LABEL = 8.5  # size of labels in points
 _TITLE = 0.24  # inches of room for the title of a figure
-PNG_DPI = 300  # what journals ask for
+PNG_DPI = 300  # a resolution that journals require
 _STYLE: dict[str, Any] = {
     "figure.dpi": 72, "figure.facecolor": "white", "font.family": ["DejaVu Sans"], "font.size": 9.5,
     "text.color": INK, "text.parse_math": False, "axes.edgecolor": PALE, "axes.labelcolor": INK, "axes.linewidth": 0.8,
@@ -62,7 +62,7 @@ def assign_styles(strategies: Sequence[tuple[str, bool]]) -> dict[str, StrategyS
         if reference:
             styles[name] = StrategyStyle(PALE, REFERENCE_MARKERS[reference_count % len(REFERENCE_MARKERS)])
             reference_count += 1
-        else:  # 6 colors and 11 markers: 66 pairs before one comes again
+        else:  # 6 colors and 11 markers give 66 distinct pairs
             styles[name] = StrategyStyle(PALETTE[method_count % len(PALETTE)], MARKERS[method_count % len(MARKERS)])
             method_count += 1
     return styles
@@ -76,18 +76,18 @@ def styled() -> Iterator[None]:
     settings: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items()
                                 if not key.startswith(("backend", "interactive"))}
     with matplotlib.rc_context(settings | _STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a label in a script the font has not
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the font may lack letters of a label
         yield
 
 
 def canvas(title: str, width: float = 7.2, height: float = 4.6) -> tuple[Figure, Axes]:
-    """Return an empty figure (inches) with one pair of axes, the title small above them."""
+    """Return an empty figure and its axes, with a small title above them. Sizes are in inches."""
     figure, (axes,) = panels(title, 1, width, height)
     return figure, axes
 
 
 def panels(title: str, count: int, width: float = 7.2, height: float = 4.6) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure (inches) with axes side by side that share the vertical scale, the title above them."""
+    """Return an empty figure and `count` axes side by side that share the vertical scale. Sizes are in inches."""
     figure = blank(width, height)
     edge, gap = 0.684 / width, 0.25 / width
     each = (1 - edge - 0.18 / width - gap * (count - 1)) / count
@@ -101,7 +101,7 @@ def panels(title: str, count: int, width: float = 7.2, height: float = 4.6) -> t
 
 
 def add_title(figure: Figure, title: str) -> None:
-    """Add room at the top of a drawn figure and write its title there; everything else keeps its size."""
+    """Add room at the top of a drawn figure and write its title there. Everything else keeps its size."""
     width, height = figure.get_size_inches()
     share = height / (height + _TITLE)
     for axes in figure.axes:
@@ -114,14 +114,14 @@ def add_title(figure: Figure, title: str) -> None:
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return a figure (inches) without axes."""
+    """Return a figure without axes. Sizes are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
 
 
 def encoded(figure: Figure, title: str, file_format: FileFormat) -> bytes:
-    """Return a figure as the content of a file, without dates, versions or random ids; PDF has its fonts embedded."""
+    """Return a figure as the content of a file, without dates, versions or random IDs. PDF files embed their fonts."""
     unnamed: dict[FileFormat, list[str]] = {"svg": ["Date", "Creator"], "pdf": ["CreationDate", "Creator", "Producer"],
                                             "png": ["Software"]}
     buffer = io.BytesIO()
@@ -168,7 +168,7 @@ def _round_ticks(axis: Any, factor: int) -> None:
 
 
 def log_counts(axis: Any, low: float, high: float) -> None:
-    """Give an axis a logarithmic scale from `low` to `high` with ticks at powers of ten, or 1-2-5 where few fit."""
+    """Set the ticks of a logarithmic axis from `low` to `high`: powers of ten, or finer steps if fewer than 3 fit."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -185,7 +185,7 @@ def log_counts(axis: Any, low: float, high: float) -> None:
 
 
 def text_width(text: str, size: float) -> float:
-    """Return the width of a line of text in points, as SVG and PDF have it: letters without a grid of pixels."""
+    """Return the width of a line of text in points, as in SVG and PDF files: without rounding to pixels."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

@@ -1,4 +1,4 @@
-"""What a reader of the page can choose: the methods that figures show, and a method under constraints, precomputed."""
+"""The choices of a reader of the page: the methods in the figures, and a method under constraints, precomputed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
 
 
 def typed(value: float) -> str:
-    """Return an amount as `clbench choose` takes it, to the last digit."""
+    """Return an amount with all its digits, as `clbench choose` accepts it."""
     return str(int(value)) if value == int(value) else repr(value)
 
 
@@ -76,7 +76,7 @@ def _decimals(metric: Metric) -> int:
 
 
 def _words(metric: Metric) -> list[str | int]:
-    """Return what the page says of a metric: label, unit of differences, title of its column, decimals, option."""
+    """Return the words for a metric on the page: label, unit of differences, title of its column, decimals, option."""
     unit = unit_of(metric)
     option = "" if objective_of(metric).primary == metric.name else f" --metric {metric.name}"
     return [metric.label, difference_unit(unit), metric.label + UNIT_SUFFIX.get(unit, ""), _decimals(metric), option]
@@ -98,11 +98,11 @@ def _shown(value: float, metric: Metric) -> int:
     return int(f"{100 * value if metric.is_share else value:.{_decimals(metric)}f}".replace(".", ""))
 
 
-FEW = 6  # methods: with more a reader can choose which are shown
-CLEAR = 16  # lines that a figure can hold apart; of more methods the leading ones are shown first
-BEST = 6  # methods that are leading by their accuracy alone
+FEW = 6  # methods; with more, a reader can choose which ones are shown
+CLEAR = 16  # lines that stay distinct in a figure; with more methods, only the leading ones are shown at first
+BEST = 6  # the number of most accurate methods that count as leading
 ALL, LEADING = "all methods", "the best, the Pareto fronts, references"
-FEWER, GROWN = 0.1, 1.1  # share of the parameters that is trained; growth of the parameters kept
+FEWER, GROWN = 0.1, 1.1  # limits: share of the parameters that is trained; growth of the stored parameters
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,13 @@ class LegendEntry:
     """A method in a legend with its style. `variant` distinguishes the methods of one strategy."""
 
     method: Result | FigurePoint
-    row: int  # of the method in every table
+    row: int  # position of the method in every table
     color: str  # a CSS class
     marker: str
     variant: int
     matrix: int | None = None  # position of its R among the section's matrices
-    shown: bool = True  # in the figures, until a reader chooses otherwise
-    kinds: tuple[str, ...] = ()  # by which a reader can choose it
+    shown: bool = True  # whether figures show the method at first
+    kinds: tuple[str, ...] = ()  # kinds of methods that it belongs to
 
 
 def chosen(section: Section, legend: Sequence[LegendEntry]) -> list[LegendEntry]:

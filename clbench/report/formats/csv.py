@@ -1,4 +1,4 @@
-"""The report as tidy CSV: every number of every trial in a row of its own, raw and with all its digits."""
+"""The report as tidy CSV: one row for each number of each trial, raw and with all its digits."""
 
 from __future__ import annotations
 

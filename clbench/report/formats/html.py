@@ -26,7 +26,7 @@ _SCRIPTS = ("dom.js", "axes.js", "lines.js", "panels.js", "steps.js", "arrival.j
             "tables.js", "filter.js", "choose.js", "page.js")
 
 
-# units whose texts a script can read; others have prefixes
+# units whose texts a script can parse; texts of other units have prefixes such as k
 PLAIN = ("percent", "points", "nats", "value", "count", "number", "seconds")
 
 
@@ -34,7 +34,7 @@ def render(report: Report, back: tuple[str, str] | None = None) -> str:
     """Return report.html: by section the tables, which can be sorted, figures, settings, provenance, commands.
 
     Args:
-        report: from `build`.
+        report: the report, from `build`.
         back: address and name of a page to which the first line links.
     """
     styles = style.assign_styles(report.strategies)
@@ -54,7 +54,7 @@ def render_page(template: str, **values: object) -> str:
 
 
 def image_source(svg: bytes) -> str:
-    """Return the source of an image that is part of the page."""
+    """Return a data URI of an SVG image, which makes it part of the page."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
@@ -74,7 +74,7 @@ def _asset(name: str) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Return escaped text that may be broken after a colon; an arrow stays with the word before it."""
+    """Return escaped text that may be broken after a colon. An arrow stays with the word before it."""
     from markupsafe import Markup
 
     parts = re.split("(?<=:)", re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", text))

@@ -16,12 +16,12 @@ SCHEMA = 1  # raised when a key changes its meaning or is removed, not for new k
 
 
 def render(report: Report) -> str:
-    """Return report.json; docs/reports.md says what it holds."""
+    """Return report.json. docs/reports.md describes its fields."""
     return json.dumps(data(report), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
 def data(report: Report) -> dict[str, Any]:
-    """Return the report as plain values: the fields of `clbench.report.model`, figures in words only."""
+    """Return the report as plain values: the fields of `clbench.report.model`, without the numbers of figures."""
     whole = _plain(report)
     for section in whole["sections"]:
         del section["choosable"]  # `clbench choose --format json` has it
@@ -30,14 +30,14 @@ def data(report: Report) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return dataclasses as dictionaries, as `dataclasses.asdict` does, which copies every number and takes longer."""
+    """Return dataclasses as dictionaries. `dataclasses.asdict` is slower, because it copies every number."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain, value))
-    if isinstance(value, Metric):  # as records name it, which leave out accuracy
+    if isinstance(value, Metric):  # as in records, which do not name accuracy
         return "" if value == ACCURACY else value.name
-    if isinstance(value, BaseModel):  # as a record writes it
+    if isinstance(value, BaseModel):  # as in a record
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
@@ -45,16 +45,16 @@ def _plain(value: Any) -> Any:
 
 
 def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a report or section with its figures in words, as `pictures`: their key in schema 1.
+    """Return the fields of a report or section, with figures in words under `pictures`, their key in schema 1.
 
-    Names of classes, texts about errors and the metric are left out if there are none.
+    Empty names of classes and texts about errors are left out, and so is the metric if it is accuracy.
     """
     return {"pictures" if name == "figures" else name: list(map(_in_words, value)) if name == "figures" else value
             for name, value in part.items() if value or name not in ("task_classes", "anatomy", "confusions", "metric")}
 
 
 def _with_curves(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's results, without curves, names of tasks and further metrics if there are none."""
+    """Return a method's results. Curves, names of tasks and further metrics are left out if there are none."""
     return {name: value for name, value in result.items() if value or name not in ("curves", "task_names", "scores")}
 
 

@@ -1,7 +1,7 @@
-r"""The report as a LaTeX document that compiles as it is, and whose tables can be copied into a paper.
+r"""The report as a complete LaTeX document whose tables can be copied into a paper.
 
-Each table is a `table` environment of its own between comments; it needs booktabs and adjustbox. The file is ASCII:
-what plain LaTeX cannot write stands as U+XXXX (`clbench.report.formats.latex.escape`).
+Each table is a separate `table` environment between comments. It needs booktabs and adjustbox. The file is ASCII.
+Characters that plain LaTeX lacks are written as U+XXXX (`clbench.report.formats.latex.escape`).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _rows(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _header(column: Column) -> str:
-    """Return a header on its lines."""
+    """Return the header of a column, as a nested tabular if it has several lines."""
     lines = replace(column, heading="").lines  # the short title, which `_abbreviations` explains
     if len(lines) == 1:
         return escape(lines[0])
@@ -115,7 +115,7 @@ def _header(column: Column) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    """Return a cell, numbers in math mode."""
+    """Return a cell, with its number in math mode."""
     if cell.mean is None:
         return escape(cell.text)
     number = r"[-+]?\d[\d,]*(?:\.\d+)?"
@@ -146,7 +146,7 @@ def _items(lines: Iterable[str]) -> str:
 _SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_",
             "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
             ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}",
-            "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}"}  # a command before these might take them
+            "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}"}  # else a command may read these
 _LETTERS = {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "å": "aa", "Å": "AA", "ł": "l",
             "Ł": "L", "đ": "dj", "Đ": "DJ", "þ": "th", "Þ": "TH", "ð": "dh",
             "\N{LATIN SMALL LETTER DOTLESS I}": "i", "ŋ": "ng", "Ŋ": "NG"}
@@ -161,18 +161,18 @@ _MATH = {"±": "pm", "\N{MULTIPLICATION SIGN}": "times", "÷": "div", "·": "cdo
          "→": "rightarrow", "←": "leftarrow", "↔": "leftrightarrow", "≤": "leq", "≥": "geq", "≠": "neq",
          "≈": "approx", "∞": "infty", "∈": "in", "√": "surd", "∑": "sum", "∂": "partial", "∇": "nabla",
          "\N{MINUS SIGN}": "-", "²": "^2", "³": "^3", "µ": "mu"}
-_GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"  # those that LaTeX has a command for
+_GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"  # letters that LaTeX has a command for
 _ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327\u0328",
                     "`'^~=u.\"rHvck", strict=True))
 
 
 def escape(text: str) -> str:
-    r"""Return text as LaTeX that shows it, ASCII alone; a character that plain LaTeX lacks becomes U+XXXX.
+    r"""Return ASCII LaTeX code that shows a text. A character that plain LaTeX lacks becomes U+XXXX.
 
     >>> print(escape("a_b & 50% ± é \u6f22"))
     a\_b \& 50\% $\pm$ \'{e} \texttt{U+6F22}
     """
-    return "".join(_character(c) + ("{}" if c == after and c in "-," else "")  # two would become one sign
+    return "".join(_character(c) + ("{}" if c == after and c in "-," else "")  # LaTeX joins two of them
                    for c, after in zip_longest(text, text[1:]))
 
 
@@ -188,7 +188,7 @@ def _character(c: str) -> str:
 
 
 def _greek(letter: str) -> str:
-    """Return the name of a Greek letter as LaTeX has it: alpha, Omega."""
+    """Return the name of a Greek letter in LaTeX: alpha, Omega."""
     name = unicodedata.name(letter).split()[-1].lower().replace("lamda", "lambda")
     return name if letter.islower() else name.capitalize()
 

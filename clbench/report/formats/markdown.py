@@ -1,4 +1,4 @@
-"""The report as GitHub-flavored markdown; all that comes from records is escaped."""
+"""The report as GitHub-flavored markdown. Text from records is escaped."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from clbench.report.analysis.headline import LEADS, NEXT
 from clbench.report.formatting import brief
 from clbench.report.model import Cell, FigureData, Report, Section, Table
 
-MOST_NOTES = 5  # that are shown; the others are folded
-MANY = 20  # methods: with more, what report.html and report.json hold in full is left out here
+MOST_NOTES = 5  # notes that are shown; the remaining ones are folded
+MANY = 20  # methods; with more, tables that are also in report.html and report.json are left out
 
 
 def render(report: Report) -> str:
@@ -27,7 +27,7 @@ def escape(text: str) -> str:
     """Return text that markdown shows literally: no markup, no HTML, no new cell, no mention of a user."""
     text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(text.split()))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
-    return re.sub(r"^(\d+(?=[.)] )|(?=[-+=](?:[-+= ]|$)))", r"\1\\", text)  # lists and headings begin so
+    return re.sub(r"^(\d+(?=[.)] )|(?=[-+=](?:[-+= ]|$)))", r"\1\\", text)  # lists and headings begin like this
 
 
 def _section(section: Section) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _headline(section: Section) -> Iterator[str]:
-    """Yield the first lines as a list; a command at the end of one is code."""
+    """Yield the first lines as list items. A command at the end of a line is formatted as code."""
     for about, text in section.headline:
         lead = f"**{escape(LEADS[about])}** " if LEADS[about] else ""
         what, _, command = text.partition(": ")

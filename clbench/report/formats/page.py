@@ -34,12 +34,12 @@ _DASHES = 5  # line styles in report.css, for the methods of one strategy
 
 @dataclass(frozen=True)
 class MatrixView:
-    """The table of R of one method, and what each seed gave for its cells."""
+    """The table of R of one method, and the values of each seed for its cells."""
 
     id: str
     table: Table
     seeds: tuple[int, ...]
-    values: list[list[str]]  # of each cell, a number per seed
+    values: list[list[str]]  # of each cell, the values of the seeds as text
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,21 @@ class FigureView:
     title: str
     caption: str
     alt: str  # what it shows, in words
-    tables: tuple[str, ...]  # ids
-    file: str  # its name when it is saved
-    axis: str = ""  # title of the vertical axis, or of the horizontal one of seeds
+    tables: tuple[str, ...]  # ids of the tables
+    file: str  # name of the saved file
+    axis: str = ""  # title of the vertical axis; for kind seeds, of the horizontal axis
     better: str = "up"  # whether higher values are better
     wide: bool = False
-    costs: tuple[CostAxis, ...] = ()  # of which a reader chooses one
-    final: int = 0  # the column of the comparison that is shown against a cost
+    costs: tuple[CostAxis, ...] = ()  # a reader chooses one of them
+    final: int = 0  # the column of the comparison that the figure shows against a cost
     critical: float | None = None  # the critical difference of ranks
-    courses: str = ""  # JSON: the lines of accuracy over steps, which are too many for a table
-    zooms: tuple[str, ...] = ()  # of which a reader chooses one: all steps, or those about a boundary
+    courses: str = ""  # JSON: accuracy over steps, which has too many values for a table
+    zooms: tuple[str, ...] = ()  # a reader chooses one of them: all steps, or the steps around a boundary
 
 
 @dataclass(frozen=True)
 class RankingView:
-    """The figure of average ranks; the entries of its legend count the columns of the table of ranks."""
+    """The figure of average ranks. The `row` of an entry in its legend is a column of the table of ranks."""
 
     legend: list[LegendEntry]
     figure: FigureView
@@ -81,18 +81,18 @@ class RankingView:
 
 @dataclass(frozen=True)
 class SectionView:
-    """A section as the template needs it."""
+    """The data of a section for the template."""
 
     id: str
     section: Section
     comparison: str  # id of the table
     legend: list[LegendEntry]
-    figure_tables: list[tuple[str, Table, tuple[str, ...]]]  # id, table, and what is shown of a column pointed at
+    figure_tables: list[tuple[str, Table, tuple[str, ...]]]  # id, table, hints shown for its columns
     matrices: list[MatrixView]
     figures: list[FigureView]
-    lean: bool = False  # there are many methods: what a cell's text tells is not written twice
-    packed: str = ""  # JSON: the matrices of many methods, of which a script makes tables
-    kinds: tuple[str, ...] = ()  # of methods, of which a reader chooses one; none where there are few
+    lean: bool = False  # many methods: numbers that follow from a cell's text are not repeated
+    packed: str = ""  # JSON: the matrices of many methods, which a script turns into tables
+    kinds: tuple[str, ...] = ()  # kinds of methods that a reader can filter by; empty if there are few methods
 
 
 def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, StrategyStyle]) -> SectionView:
@@ -167,8 +167,8 @@ def _has_matrix(result: Result) -> bool:
 def packed(matrices: Sequence[MatrixView]) -> str:
     """Return R of many methods as JSON for a script: id, title, unit, labels of rows, titles of columns, numbers.
 
-    Numbers are in units of 1/10,000. The values of each seed are left out: 60 methods' tables of R would be a third of
-    the page.
+    Numbers are in units of 1/10,000. The values of each seed are left out, because the tables of R of 60 methods would
+    be a third of the page.
     """
     return json.dumps([[m.id, m.table.title, m.table.columns[0].unit, [row.label for row in m.table.rows],
                         [column.title for column in m.table.columns],
@@ -209,7 +209,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
                    f"Total parameters after the last task: {_after_last_task(tables[parameters])}.",
                    (parameters,), f"{slug}-growth", axis="parameters"),
     ]
-    if tables[forgetting].columns:  # there are none with a single task, or with one test set for all tasks
+    if tables[forgetting].columns:  # no columns if there is a single task, or one test set for all tasks
         unit = tables[forgetting].columns[0].unit
         figures.append(FigureView(
             "bars", "Forgetting of each task",
@@ -273,7 +273,7 @@ def _costs(section: Section) -> tuple[CostAxis, ...]:
     for title in (m.column.title for m in measures_of(section.metric) if m.cost and m.column.title in there):
         costs = [cell.mean for cell in comparison.cells(title)]
         points = {i: (cost, -section.metric.rank(final)) for i in ranked
-                  if (cost := costs[i]) and (final := finals[i]) is not None}  # a log axis has no place for 0
+                  if (cost := costs[i]) and (final := finals[i]) is not None}  # a log axis has no 0
         rows = list(points)
         column = comparison.index(title)
         axes.append(CostAxis(comparison.columns[column].name, column, [rows[k] for k in front(list(points.values()))]))

@@ -1,10 +1,10 @@
-"""The colors of the HTML page, light and dark, and those of methods made visible on both."""
+"""The light and dark colors of the HTML page, and colors of methods with enough contrast on both."""
 
 from __future__ import annotations
 
 from clbench.report.figures.style import PALE, PALETTE
 
-LEAST = 3.0  # contrast that the marks of a figure need (WCAG 2.2, 1.4.11)
+LEAST = 3.0  # minimum contrast of the marks in a figure (WCAG 2.2, 1.4.11)
 LIGHT = {"paper": "#fdfdfb", "ink": "#1f2328", "soft": "#59616b", "rule": "#e2e2de", "wash": "#f3f3ef",
          "accent": "#0b5cad", "warn": "#8a3b00", "warn-paper": "#fdf1e4", "cold": "#eef1f3", "hot": "#103a5e",
          "on-cold": "#000000", "on-hot": "#ffffff"}

@@ -18,10 +18,10 @@ from clbench.report.model import Column, Report, Row, Section, Table
 _ASCII = {"±": "+/-", "↑": "(up)", "↓": "(down)", "†": "(t)", "‡": "(own)", "§": "(all)", "¶": "(recipe)",
           "※": "(stale)", "△": "(underfit)", "○": "(chance)", "\N{EN DASH}": "-"}
 _TITLE_OF_RANKS = "across settings"
-MOST_NOTES = 5  # that are shown; report.md has all
+MOST_NOTES = 5  # notes that are shown; report.md has all of them
 _PADDING = 3  # characters between two cells, at most
-_BEST = " *"  # behind the best of a column, where there is no bold
-_WIDTH = 120  # characters, where neither a terminal nor COLUMNS says how many there are
+_BEST = " *"  # after the best value of a column, if bold is not available
+_WIDTH = 120  # characters, if neither a terminal nor COLUMNS gives the width
 
 
 def standard_output() -> Console:
@@ -71,7 +71,7 @@ def show_tables(title: str, tables: Iterable[Table], verdicts: Iterable[str], co
 
 
 def show_table(table: Table, console: Console) -> None:
-    """Print one table, empty lines around it."""
+    """Print one table, with an empty line before and after it."""
     for part in fit(table, console.width, "" if console.is_terminal else _BEST):
         console.out()
         if console.is_terminal:
@@ -155,7 +155,7 @@ def _line(text: str, console: Console, style: str) -> None:
 
 
 def _encodable(text: str, console: Console) -> str:
-    """Return text in the characters that the console can write."""
+    """Return text with substitutes for characters that the console cannot encode."""
     try:
         text.encode(console.encoding)
     except UnicodeEncodeError:

@@ -16,8 +16,8 @@ from clbench.report.formats.markdown import bullets, escape
 from clbench.report.formatting import NONE, clean
 from clbench.results.verification import Checked, Verdict
 
-CORE, H100 = 50e9, 200e12  # FLOP/s: what a core of a CPU and a GPU are taken to do
-GPU_FROM = 100  # hours on one core
+CORE, H100 = 50e9, 200e12  # FLOP/s that are assumed for one CPU core and for a GPU
+GPU_FROM = 100  # hours on one core, from which on a GPU is needed
 LEGEND = f"""\
 reference, cells: a published table, and how many of its numbers clbench can repeat.
 run, reproduced: cells that the authors of clbench have run, and how many of these match the published number. The
@@ -85,12 +85,12 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
 
 def listing(references: Mapping[str, Reference], statuses: Mapping[str, Status],
             lacking_data: Collection[str]) -> str:
-    """Return a line for each reference, and below what the columns mean.
+    """Return a table with a line for each reference, followed by the meaning of its columns.
 
     Args:
-        references: by name.
-        statuses: likewise, of those whose work was counted.
-        lacking_data: names of references whose data are not there.
+        references: the references by name.
+        statuses: by name, the status of each reference whose work was counted.
+        lacking_data: names of the references whose data are missing.
     """
     rows = []
     for name, reference in references.items():
@@ -109,7 +109,7 @@ def listing(references: Mapping[str, Reference], statuses: Mapping[str, Status],
 
 
 def _hours(hours: float | None) -> str:
-    """Return hours with two significant digits, such as 0.42 or 1,300; a dash if nobody has counted the work."""
+    """Return hours with two significant digits, such as 0.42 or 1,300, or a dash if the work was not counted."""
     if hours is None:
         return NONE
     return f"{float(f'{hours:.2g}'):,g}" if hours >= 0.01 else "under 0.01"
