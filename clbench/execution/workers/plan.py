@@ -95,7 +95,7 @@ class PreflightChecks:
                 self.listener.note(note)
 
     def refused(self, planned: PlannedTrial, error: ClbenchError) -> None:
-        """Record that a trial cannot run; a `DataError` means no stream, so all trials of its setting are skipped."""
+        """Record that a trial cannot run; after a `DataError` no other trial of its setting is checked."""
         self.problems[str(error)] = error
         if isinstance(error, DataError):
             self.skip_setting(planned)
