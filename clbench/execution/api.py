@@ -175,15 +175,16 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     >>> results = clbench.run(benchmark=make_stream, methods=["er", MyStrategy])  # doctest: +SKIP
 
     Args:
-        spec: a TOML file, or a mapping of what one holds; None starts from the defaults.
+        spec: a TOML file, or a mapping with the content of a TOML file; None starts from the defaults.
         out: the run folder; None for `runs/<name of the file or the benchmark>`.
         shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
-            `["lora.rank=1,2"]`) make a row each.
+            `["lora.rank=1,2"]`) give one row per value.
         log: experiment loggers that get the records, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
         plugins: Python files with hook implementations, used without being installed.
-        stale: what to do with results in the folder that come from other code or data than the present ones: "refuse"
-            raises a `StaleError` that lists them, "rerun" trains them again, "keep" keeps them, marked in the tables.
+        stale: what to do with results in the folder that were made with other code or data than the present ones:
+            "refuse" raises a `StaleError` that lists them, "rerun" trains them again, and "keep" keeps them and marks
+            them in the tables.
         progress: whether to show progress as the command does: on standard error, or below the cell in a notebook.
             None shows it in a notebook or an interactive session only.
         {execution}
@@ -241,7 +242,7 @@ def load(*runs: str | os.PathLike[str]) -> Results:
     >>> results = clbench.load("runs/split-mnist-5k")  # doctest: +SKIP
 
     Args:
-        runs: the folders. A trial in several folders counts once; its successful record replaces a failed one.
+        runs: the folders. A trial in several folders counts once; a successful record of it replaces a failed one.
 
     Returns:
         All records, grouped by method. A file that is not a record is left out, and a warning names it.

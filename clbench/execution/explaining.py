@@ -63,8 +63,8 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
     Args:
         a: the file of the first experiment.
         b: the file of the second experiment.
-        metric: the metric, or A's and B's metrics, separated by a comma; by default those that reports rank by.
-        given: settings that override those of both files.
+        metric: the metric, or A's and B's metrics, separated by a comma; by default the metrics that rank methods.
+        given: settings that override the settings of both files.
         registry: the installed plugins.
         most: largest number of trials.
         done: the run folder.

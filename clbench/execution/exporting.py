@@ -150,7 +150,7 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
     args = [(x, torch.full((len(x),), 0)) if of_tasks else (x,) for x in examples]
     to.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _quiet():
-        expected = program(*args[1])  # also fills the caches of preprocessing, because the program must not
+        expected = program(*args[1])  # first, so that the program does not fill caches of preprocessing
         batch = {0: torch.export.Dim("batch", min=1, max=2**20)}
         shapes = {"images": batch, "tasks": batch} if of_tasks else {"images": batch}
         try:

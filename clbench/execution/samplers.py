@@ -77,7 +77,7 @@ class Grid:
 
     Attributes:
         added: the values beyond each axis, by option, in the order in which they were tried.
-        notes: what was added and which values were refused, in sentences.
+        notes: sentences on the added and the refused values.
     """
 
     def __init__(self, space: Space, whole: Collection[str] = (), widen: int = 0, refuse: Refuse = accept) -> None:
