@@ -51,7 +51,7 @@ def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
 
 
 def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | None) -> list[PlannedTrial]:
-    """Return the trials at the start of a run: all trials of the first seeds, and later ones with a record.
+    """Return the initial trials: all of the first seeds, and of later seeds up to the last one with a record, by row.
 
     Args:
         spec: the experiment.
