@@ -1,7 +1,7 @@
-"""`clbench.run`, the command `clbench run` as a function, and `clbench.load`: the results of earlier runs.
+"""`clbench.run` does the same as the command `clbench run`, and `clbench.load` returns the results of earlier runs.
 
-`clbench.run` also takes functions, Avalanche benchmarks and strategy classes. One that every process can import is
-replaced by its name, so its key and the identity of its code are the same as on the command line. A benchmark without
+`clbench.run` also takes functions, Avalanche benchmarks and strategy classes. An object that every process can import
+is replaced by its name, so its key and the hash of its code are the same as on the command line. A benchmark without
 such a name is identified by the hash of its samples. It exists in this process only, so its trials run here
 (`workers = 0`). A strategy class without a name is rejected, because nothing identifies its code.
 """
@@ -38,7 +38,7 @@ from clbench.report.analysis.readable import as_ids
 from clbench.report.results import Results
 from clbench.results.diff import by_method, merge_runs
 
-OBJECT = "object:"  # what the names of benchmarks begin with that are identified by their content
+OBJECT = "object:"  # prefix of the names of benchmarks that are identified by their content
 
 
 def name_objects(values: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
@@ -63,10 +63,10 @@ def name_objects(values: Mapping[str, Any], registry: Registry) -> dict[str, Any
 
 
 def run_here(spec: Spec) -> Spec:
-    """Return the experiment, set to run in this process if its benchmark exists in no other process.
+    """Return the experiment, set to run in this process if its benchmark exists in this process only.
 
     Raises:
-        SpecError: the experiment asks for other processes.
+        SpecError: the experiment asks for workers or a cluster, although its benchmark exists in this process only.
     """
     execution = spec.execution
     if not spec.benchmark.name.startswith(OBJECT):
@@ -111,7 +111,7 @@ def _benchmark(thing: Any, registry: Registry) -> Any:
 
 
 def _called(function: Callable[[], Any]) -> Any:
-    """Call a function with the global generators seeded as for seed 0, and return its result."""
+    """Call a function with the global random generators seeded as for seed 0, and return its result."""
     from clbench.data.avalanche.build import import_avalanche
 
     import_avalanche()
@@ -120,7 +120,7 @@ def _called(function: Callable[[], Any]) -> Any:
             return function()
     except ClbenchError:
         raise
-    except Exception as error:  # any error of the function becomes one line
+    except Exception as error:  # the function may raise any error
         raise SpecError(f"benchmark: the function failed: {format_error(error, function.__module__)}") from error
 
 
@@ -175,15 +175,16 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     >>> results = clbench.run(benchmark=make_stream, methods=["er", MyStrategy])  # doctest: +SKIP
 
     Args:
-        spec: a TOML file, or a mapping of what one holds; None starts from the defaults.
+        spec: a TOML file, or a mapping with the content of a TOML file; None starts from the defaults.
         out: the run folder; None for `runs/<name of the file or the benchmark>`.
         shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
-            `["lora.rank=1,2"]`) make a row each.
+            `["lora.rank=1,2"]`) give one row per value.
         log: experiment loggers that get the records, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
         plugins: Python files with hook implementations, used without being installed.
-        stale: what to do with results in the folder that come from other code or data than the present ones: "refuse"
-            raises a `StaleError` that lists them, "rerun" trains them again, "keep" keeps them, marked in the tables.
+        stale: what to do with results in the folder that were made with other code or data than the present ones:
+            "refuse" raises a `StaleError` that lists them, "rerun" trains them again, and "keep" keeps them and marks
+            them in the tables.
         progress: whether to show progress as the command does: on standard error, or below the cell in a notebook.
             None shows it in a notebook or an interactive session only.
         {execution}
@@ -241,7 +242,7 @@ def load(*runs: str | os.PathLike[str]) -> Results:
     >>> results = clbench.load("runs/split-mnist-5k")  # doctest: +SKIP
 
     Args:
-        runs: the folders. A trial in several folders counts once; its successful record replaces a failed one.
+        runs: the folders. A trial in several folders counts once; a successful record of it replaces a failed one.
 
     Returns:
         All records, grouped by method. A file that is not a record is left out, and a warning names it.
@@ -274,7 +275,7 @@ def _display(ready: experiment.Experiment) -> AbstractContextManager[Listener]:
 
     from clbench.execution.progress import display
 
-    below = notebook()  # there standard error has a red background, and rich would show each line as HTML of its own
+    below = notebook()  # notebooks show standard error in red, and each line of rich as separate HTML
     return display(Console(stderr=not below, highlight=False, force_jupyter=False,
                            force_terminal=False if below else None), ready.missing)
 

@@ -1,7 +1,7 @@
-"""Audit adapters and models for what they forgot: read files, score the base and each model, compare.
+"""Audit what adapters and models have forgotten: score the base and each model on files, and compare the scores.
 
-Scores are written to the output folder as soon as a model is scored on a file, and are not computed again. Their names
-are hashes of the model's files, the file of items and the settings.
+The scores of a model on a file are written to the output folder as soon as they are computed, and then reused. Their
+file name is a hash of the model's files, the file of items and the settings.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from clbench.results.audit import (
     stays_within,
 )
 
-FORMAT = 1  # of stored scores; a new number scores everything again
+FORMAT = 1  # version of the stored scores; a new number invalidates old files
 BASE = "base"
 SCORES = "scores"  # the folder of stored scores
 Note = Callable[[str], None]
@@ -52,7 +52,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """What is audited, and how."""
+    """The base, models and files of an audit, and its settings."""
 
     base: str
     models: tuple[Path, ...]
@@ -70,7 +70,7 @@ class AuditRequest:
 
 @dataclass(frozen=True)
 class ReadFile:
-    """A file of items as tokens."""
+    """A file of tokenized items."""
 
     name: str
     role: Role
@@ -82,8 +82,8 @@ class Auditor:
     """Reads the base's tokenizer and all files, and checks the models, before anything is scored.
 
     Args:
-        request: what is audited.
-        note: takes a line about progress.
+        request: the base, models, files and settings of the audit.
+        note: called with lines about progress.
 
     Raises:
         DataError: a folder or a file is missing or broken, or a model does not belong to the base.
@@ -105,10 +105,10 @@ class Auditor:
             self._check_dial()
         self.files = list(self._read())
         self.base_hash = fingerprint(folder)
-        self.stored: list[tuple[str, str, str]] = []  # model, file and path of scores
+        self.stored: list[tuple[str, str, str]] = []  # model, file and path of each file of scores
 
     def _check_dial(self) -> None:
-        """Check that there is one plain LoRA and a file of the new task."""
+        """Check that there is exactly one plain LoRA adapter and a file of the new task."""
         if len(self.candidates) != 1:
             raise SpecError(f"--scale takes one adapter, found {len(self.candidates)} models")
         check_plain(self.candidates[0])
@@ -117,7 +117,7 @@ class Auditor:
                             "new task by --new FILE")
 
     def _read(self) -> Iterator[ReadFile]:
-        """Yield the files, tokenized: the new task, other tasks, general texts."""
+        """Yield the tokenized files: the new task first, then other tasks, then general texts."""
         paths = [path for _, path in self.request.files]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise SpecError(f"{twice} is named twice")
@@ -140,7 +140,7 @@ class Auditor:
         for candidate in sorted(self.candidates, key=lambda c: c.kind == "model"):
             hashes = [self.base_hash, fingerprint(candidate.folder)]
             if candidate.kind == "model":
-                self.base.release()  # there may not be room for both
+                self.base.release()  # memory may not suffice for both
             load = self._whole if candidate.kind == "model" else self._adapted
             scores[candidate.label] = self._scores(candidate.label, hashes, partial(load, candidate))
             if self.request.scales:
@@ -172,7 +172,7 @@ class Auditor:
 
     def _dial(self, candidate: Candidate, hashes: Sequence[str], base_scores: Mapping[str, FileScores],
               full: Mapping[str, FileScores], floors: Mapping[tuple[str, str], float]) -> list[DialPoint]:
-        """Return the adapter's effect at each scale; the base is scale 0, and the adapter itself scale 1."""
+        """Return the adapter's effect at each scale; 0 is the base, and 1 the unscaled adapter."""
         points: dict[float, list[Cell]] = {}
         for scale in sorted(set(self.request.scales)):
             name = f"scale {scale:g}"
@@ -221,7 +221,7 @@ class Auditor:
     def _score(self, scorer: Scorer, file: ReadFile, name: str) -> FileScores:
         """Return the scores of one file."""
         start = time.monotonic()
-        # The noise floor needs another batch size, too.
+        # The noise floor must also include the rounding differences of another batch size.
         size = self.request.batch_size if scorer.precision == "fp32" else max(1, self.request.batch_size // 2)
         try:
             scores = scorer.score(file.tokens.items, size)
@@ -243,7 +243,7 @@ class Auditor:
         return sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def _stored(self, key: str) -> FileScores | None:
-        """Return scores that are in the output folder."""
+        """Return scores from the output folder, or None if they are not there."""
         if self.request.out is None or not (path := self._path(key)).is_file():
             return None
         try:

@@ -1,4 +1,4 @@
-"""The candidates of a search: their default space, means and standard errors, the choice, and their table."""
+"""The candidates of a search: the default search space, their scores, the choice of one, and a table of all."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, pla
               ) -> list[Space]:
     """Return the search space of each method.
 
-    If the experiment has no [tune.METHOD] table, it is the default space. Otherwise it is the space of the method's
-    label, or else of its strategy's name, or else an empty one.
+    If the experiment has no [tune.METHOD] table, every method has its default space. Otherwise a method has the space
+    of the table with its label, or else with its strategy's name, or else an empty space.
 
     Args:
         spec: the experiment.
@@ -45,7 +45,7 @@ def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, pla
 
 
 def _first_trials(methods: Sequence[MethodSpec], planned: Sequence[PlannedTrial]) -> list[Trial]:
-    """Return the first planned trial of each method; a plan has the methods in their order in each scenario."""
+    """Return the first planned trial of each method; a plan lists the methods in the same order in each scenario."""
     seed = planned[0].trial.seed
     trials = [p.trial for p in planned if p.trial.seed == seed]
     first: dict[int, Trial] = {}
@@ -74,7 +74,7 @@ def default_space(method: MethodSpec, spec: Spec, registry: Registry, options: M
         return dict(space)
     recipe = info.recipe if method.recipe == PUBLISHED else method.recipe
     assert not isinstance(recipe, str)
-    rate = changed(spec.recipe, recipe)[0].lr  # for its own batches
+    rate = changed(spec.recipe, recipe)[0].lr  # for the method's own batch size
     rates = tuple(float(f"{rate * factor:.{DIGITS}g}") for factor in RATE_FACTORS)
     # A searched part replaces the whole published recipe, so its other parts are added with a single value each.
     fixed = {name: (value,) for name, value in recipe.items() if method.recipe == PUBLISHED and name != "lr_per"}
@@ -82,7 +82,7 @@ def default_space(method: MethodSpec, spec: Spec, registry: Registry, options: M
                         for name, values in opt.recipe_options({**fixed, RATE: rates}).items()}}
 
 
-RATES = ("recipe.lr", "recipe.head_lr")  # the lowest of these is chosen in a tie, in this order
+RATES = ("recipe.lr", "recipe.head_lr")  # a tie is decided by the lowest of these, in this order
 LEGEND = """\
 A mean is that of {final} on the validation samples over the seeds. Its standard error is the sample
 standard deviation over the seeds, divided by the square root of their number. A candidate ties with the best mean if
@@ -96,9 +96,9 @@ def metric_of(tried: Tried) -> Metric:
 
 
 def score(tried: Tried) -> float:
-    """Return a number that is higher for better candidates: the mean over seeds, or minus it if lower is better.
+    """Return a number that is higher for better candidates: the mean over seeds, negated if lower values are better.
 
-    If a seed has no result, it is that of the worst possible value: 0 for accuracy.
+    If a seed has no result, it is the score of the worst possible value, which is 0 for accuracy.
     """
     metric = metric_of(tried)
     worst = metric.low if metric.direction == "up" else metric.high
@@ -128,7 +128,7 @@ def choose(tried: Sequence[Tried]) -> Tried:
     this difference. With one seed, or if no learning rate was searched, it is the candidate with the best mean.
     """
     ranked = ranking(tried)
-    return min((t for t in ranked if t is ranked[0] or _ties(t, ranked[0])), key=_rates)  # of equal rates the first
+    return min((t for t in ranked if t is ranked[0] or _ties(t, ranked[0])), key=_rates)  # the first of equal ones
 
 
 def _rates(tried: Tried) -> tuple[Any, ...]:
@@ -162,7 +162,7 @@ def tie_note(tried: Sequence[Tried]) -> str:
 
 
 def value_text(tried: Tried, value: float | None) -> str:
-    """Return a value of a candidate's metric: in percent with two decimals, or in its unit; empty for None."""
+    """Return a value of a candidate's metric as text: a share in percent, others in their unit; empty for None."""
     if value is None:
         return ""
     return f"{100 * value:.2f}" if metric_of(tried).is_share else significant(value)
@@ -174,13 +174,13 @@ def mean_value(tried: Tried) -> str:
 
 
 def mean_text(tried: Tried) -> str:
-    """Return a mean in percent and its standard error, as `57.00 ± 0.80`; the mean alone for one seed."""
+    """Return a mean and its standard error, such as `57.00 ± 0.80`; the mean alone for one seed."""
     error = standard_error(tried.acc)
     return mean_value(tried) + ("" if error is None else f" ± {value_text(tried, error)}")
 
 
 def candidates_page(searches: Sequence[Search]) -> str:
-    """Return a page in Markdown with a table of every candidate for each row and scenario of searches."""
+    """Return a Markdown page with a table of all candidates for each method and scenario of the searches."""
     parts = chain.from_iterable(map(_parts, searches))
     metrics = dict.fromkeys(metric_of(tried) for made in searches for tried in made.tried) or (ACCURACY,)
     final = in_words(["the average accuracy (ACC)" if metric == ACCURACY else f"the average {metric.label}"

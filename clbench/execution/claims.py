@@ -19,8 +19,8 @@ class TrialClaims:
 
     Args:
         store: the run folder.
-        known: its records by key, as read at the start; later records come from this process or another.
-        on_record: called with each record that another process has written, while its trial is locked.
+        known: the folder's records by key, as read at the start, to recognize records that are newer.
+        on_record: called with each record that another process has written; its trial is locked during the call.
         note: called with messages for the user.
     """
 
@@ -52,14 +52,14 @@ class TrialClaims:
         record = self.store.get(key)
         known = self.known.get(key)
         if record is None or (known and (record.status, record.provenance) == (known.status, known.provenance)):
-            return True  # the record to be replaced, which another process may have relabeled
+            return True  # this is the record to replace; another process may have changed its label
         self.on_record(record)
         self.release(key)
         return False
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
-        """Lock a finished trial inside the block, after waiting for other processes that read its record."""
+        """Lock a finished trial inside the block; wait first while another process has it locked."""
         while (acquired := self._lock(key)) is None and self.locks:
             time.sleep(POLL_SECONDS)
         try:

@@ -1,4 +1,4 @@
-"""`clbench continue`: a trial that had ended learns new tasks, without the samples of the old ones."""
+"""`clbench continue`: train a finished trial on new tasks, without the training samples of the old ones."""
 
 from __future__ import annotations
 
@@ -35,28 +35,35 @@ from clbench.training.facts import record_of
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
 
-Classes = Literal["same", "new"]  # whether classes with the names of old ones are these, or others
+Classes = Literal["same", "new"]  # whether new classes with the names of old classes are the same classes
 
 
 def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: ExecutionSettings, device: str = "auto",
                    out: Path | None = None, command: str = "", registry: Registry | None = None,
                    recipe: Mapping[str, Any] | None = None, classes: Classes | None = None) -> Record:
-    """Let a trial learn the tasks of another benchmark, and return the new record.
+    """Train a finished trial on the tasks of another benchmark, and return the new record.
 
-    It is stored, and its model and state are kept, in the folder `out`, by default the run's. In scenarios `task` and
-    `class` new classes have new outputs. Of the old tasks only test samples are read, where they are there, to see what
-    is forgotten (`Record.earlier`).
+    The record, the model and the state are stored in the folder `out`, by default that of the run. In scenarios `task`
+    and `class`, new classes get new outputs. Only the test samples of the old tasks are read, if they are available, to
+    measure forgetting (`Record.earlier`).
 
     Args:
-        trial: its `label/seed` or the beginning of its key; None where there is one.
-        command: what the user typed, kept in the record.
-        recipe: what differs from the trial's own recipe, as in {"epochs": 3}.
-        classes: whether new classes that have the names of old ones are the same, or others, which get new outputs.
+        run: the run folder of the finished trial.
+        trial: `label/seed`, or a prefix of the trial's key; None if the folder has one finished trial only.
+        benchmark: the benchmark with the new tasks.
+        settings: the execution settings.
+        device: auto | cpu | cuda[:i] | mps.
+        out: the run folder of the new record; None for `run`.
+        command: the command that the user typed, stored in the record.
+        registry: the installed plugins.
+        recipe: changes to the trial's training configuration, as in {"epochs": 3}.
+        classes: whether new classes with the names of old classes are the same ("same"), or different classes, which
+            get new outputs ("new"); None if no names are shared.
 
     Raises:
-        SpecError: its scenario, inputs or method do not allow it, or classes have the names of old ones and `classes`
-            does not say what they are.
-        StoreError: no such trial, or it has no state (`--keep state`).
+        SpecError: the trial's scenario, inputs or method do not allow it, or new classes have the names of old ones and
+            `classes` is None.
+        StoreError: there is no such trial, it has no state (`--keep state`), or the new record already exists.
         DataError: the data of the new tasks are missing.
     """
     store = Store(run)
@@ -126,10 +133,10 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
 
 
 def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a trial that goes on, and what its method has of its own, with changes to both.
+    """Return a trial's fields `recipe` and `own_recipe` with changes, or an empty dictionary if there are no changes.
 
     Raises:
-        SpecError: the changes do not go with the recipe.
+        SpecError: the changes are not valid for the recipe.
     """
     if not changes:
         return {}
@@ -140,10 +147,10 @@ def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: Trial,
            classes: Classes | None) -> Stream:
-    """Return the old tasks, with noise for their training samples, and behind them the new ones.
+    """Return a stream of the old tasks, with noise as training samples, followed by the new tasks.
 
     Raises:
-        SpecError: the new samples are no inputs of the model, or it is not clear which outputs they have.
+        SpecError: the model cannot take the new samples, or their outputs are ambiguous.
     """
     refuse_samples(outline, more, trial.benchmark.name)
     outputs = outputs_of(outline, more, trial, classes)
@@ -162,11 +169,11 @@ def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: 
 
 
 CONVERSIONS = {"uint8": 'x = (255 * x).round().clip(0, 255).astype("uint8"), if they are from 0 to 1',
-               "float32": 'x = x.astype("float32") / 255, if the old ones are from 0 to 1'}  # of arrays to a dtype
+               "float32": 'x = x.astype("float32") / 255, if the old ones are from 0 to 1'}  # by dtype
 
 
 def refuse_samples(outline: StreamOutline, more: Stream, benchmark: str) -> None:
-    """Raise a SpecError where new samples are no inputs of a model, and say how they become some."""
+    """Raise a SpecError that describes the required conversion if a model cannot take the new samples."""
     raw = stored(more.tasks[0].test)
     dtype, shape = str(raw.dtype).removeprefix("torch."), list(raw.shape[1:])
     given = f"benchmark {benchmark} has samples {shape} ({dtype}), the model takes {outline.sample_shape} " \
@@ -179,11 +186,11 @@ def refuse_samples(outline: StreamOutline, more: Stream, benchmark: str) -> None
 
 
 def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Classes | None) -> list[int]:
-    """Return the model's output of each class of new tasks, by the number that it has in their own stream.
+    """Return the index of the model's output for each class of the new stream, in the order of its class numbers.
 
     Raises:
-        SpecError: new classes have the names of old ones and `classes` does not say whether they are these, or what it
-            says does not go with the scenario or the names.
+        SpecError: new classes have the names of old ones and `classes` is None, or `classes` does not fit the scenario
+            or the names.
     """
     benchmark = f"benchmark {trial.benchmark.name}"
     if scenario_rules(trial.scenario).shared_outputs:

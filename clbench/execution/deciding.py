@@ -1,4 +1,4 @@
-"""The plan of `--until decided`: the seeds, the rule, the state of each setting, and the trials of the next round."""
+"""Plan `--until decided`: its rule and seeds, the state of each setting, and the trials of the next round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clbench.report.formatting import listed
 from clbench.results.records import Record
 from clbench.results.store import Store
 
-EQUAL = 5  # seeds on which two methods are equal to the last digit, or give one result each: no more are trained
+EQUAL = 5  # no seeds are added to two methods that are exactly equal on this many, or that give the same result on each
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
     """Return the rule of an experiment.
 
     Raises:
-        SpecError: it has too few seeds at the start or at most, or its baseline is not one of its methods.
+        SpecError: there are too few initial seeds, `max_seeds` is too small, there is only one method, or the baseline
+            is not one of the methods.
     """
     if spec.baseline not in (None, BEST, *labels):
         raise SpecError(f"--baseline: {unknown('method', spec.baseline or '', [*labels, BEST], 'clbench methods')}")
@@ -50,7 +51,7 @@ def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
 
 
 def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | None) -> list[PlannedTrial]:
-    """Return the trials at the start of a run: those of the first seeds, and those of later seeds in its folder.
+    """Return the initial trials: all of the first seeds, and of later seeds up to the last one with a record, by row.
 
     Args:
         spec: the experiment.
@@ -78,7 +79,7 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
                         "their order: choose another --out")
     known, first_trials = {r.key for r in records}, [replace(p, until=rule) for p in whole]
     more = list(_with_seeds(first_trials, seeds[rule.first:]))
-    last: dict[tuple[tuple[str, ...], str], int] = {}  # the last seed of each row that has a record
+    last: dict[tuple[tuple[str, ...], str], int] = {}  # the last seed with a record, by row
     for planned in more:
         if planned.trial.key in known:
             last[planned.trial.environment, planned.trial.method_config] = planned.trial.seed
@@ -92,7 +93,7 @@ def most(spec: Spec, whole: Sequence[PlannedTrial]) -> int:
 
 
 def _with_seeds(first: Sequence[PlannedTrial], seeds: Sequence[int]) -> Iterator[PlannedTrial]:
-    """Yield the trials of other seeds, seed by seed."""
+    """Yield the trials of the rows in `first` for further seeds, seed by seed."""
     rows = {(p.trial.environment, p.trial.method_config): p for p in first}
     for seed in seeds:
         for one in rows.values():
@@ -100,7 +101,7 @@ def _with_seeds(first: Sequence[PlannedTrial], seeds: Sequence[int]) -> Iterator
 
 
 def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
-    """Return the state of each setting, by the statistical tests of a report.
+    """Return the state of each setting, according to the same statistical tests as in reports.
 
     Raises:
         SpecError: all seeds share their test samples, and the records do not have the results of single samples.
@@ -148,10 +149,10 @@ def _verdict(pair: Pair, setting: Setting) -> str:
 
 def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State], rule: UntilDecided,
                seeds: Sequence[int], places: int) -> list[PlannedTrial]:
-    """Return the trials to be added: the next seeds of the inconclusive methods and of the baseline.
+    """Return the trials to add: the next seeds of the inconclusive methods and of the baseline.
 
-    Each round adds enough seeds to give every worker a trial. The interim analyses are still made after each seed, so
-    this only changes how many seeds are trained after the one that decides.
+    Each round adds enough seeds to give every worker a trial. An interim analysis still follows each seed, so the size
+    of a round only changes how many seeds are trained after the deciding one.
 
     Args:
         planned: all trials so far.
@@ -170,7 +171,7 @@ def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State],
     partners = {(s.scenario, s.partner) for s in setting_states if s.partner and (s.scenario, s.partner) in rows
                 and any(key[0] == s.scenario for key in going)}
     batch = max(1, places // max(1, len(going) + len(partners)))
-    wanted: dict[str, int] = {}  # by scenario: how many seeds the baseline needs
+    wanted: dict[str, int] = {}  # number of seeds that the baseline needs, by scenario
     added: list[PlannedTrial] = []
     for key in going:
         have = len(rows[key])

@@ -1,8 +1,8 @@
 """Compute a frozen network's features of all samples of a benchmark once, and store them in a file to train heads on.
 
 The features are the output of `network.features` in eval mode, for inputs that are prepared as in a trial. A batch
-never contains samples of two tasks, and the output of an interrupted command is cut to whole batches. So a resumed
-command writes a file with the same bytes as an uninterrupted one.
+never contains samples of two tasks, and the output of an interrupted command is truncated to whole batches. So a
+resumed command writes the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from clbench.training import precision
 from clbench.training.building import build_model, channels_last, check_model, for_model, require_kind
 from clbench.training.evaluation import batch_size
 
-EVERY = 15.0  # seconds between plain lines
+EVERY = 15.0  # seconds between progress lines if the output is not a terminal
 
 
 class EmbeddingProgress:
-    """Shows the number of finished samples, the elapsed and the remaining time. A context manager."""
+    """Shows the number of finished samples, the elapsed time and the remaining time. A context manager."""
 
     def __init__(self, console: Console, total: int) -> None:
-        """Begin with nothing done."""
+        """Start the clock."""
         self.console, self.total = console, total
         self.began = self.said = time.monotonic()
         self.bars = Bars(TextColumn("features", markup=False), BarColumn(bar_width=24),
@@ -54,14 +54,14 @@ class EmbeddingProgress:
         self.bar = self.bars.add_task("", total=total, state="")
 
     def __enter__(self) -> EmbeddingProgress:
-        """Start drawing, on a terminal."""
+        """Start to draw the progress bar if the console is a terminal."""
         if self.console.is_terminal:
             self.bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        """Leave the terminal as it was."""
+        """Remove the progress bar."""
         if self.console.is_terminal:
             self.bars.stop()
 
@@ -116,7 +116,7 @@ class Job:
         return sum(map(self.count, PARTS))
 
     def identity(self) -> dict[str, Any]:
-        """Return all that determines the features, to the last bit."""
+        """Return everything that the exact values of the features depend on."""
         body = {n: t for n, t in self.network.state_dict().items() if not n.startswith("head.")}
         return {"stream": self.stream.fingerprint, "weights": hash_tensors(body), "model": str(self.trial.model),
                 "precision": self.trial.recipe.precision, "batch": self.batch, "device": self.device.type,
@@ -150,7 +150,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
         settings: execution settings with the folder of data sets.
         device: device of the network (auto | cpu | cuda[:i] | mps).
         registry: the installed plugins.
-        batch: batch size; None chooses one that suits the device.
+        batch: batch size; None chooses one for the device.
 
     Raises:
         ClbenchError: the data are missing, the model does not fit them, or the model is only a head.
@@ -169,7 +169,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
         raise SpecError(f"benchmark {trial.benchmark.name!r} is for language models, which are not trained on "
                         "features; embed texts with labels instead (text:FILE.csv)")
     with seeds.scope(trial.seed, "init"):
-        # Its notes are on the head, which is not used.
+        # Ignore its notes, because they are about the unused head.
         network, _ = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, registry)
     if not network.has_body:
         raise SpecError(f"model {trial.model} is a head alone, which has no features but its inputs; choose another "
@@ -189,7 +189,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
 
 @dataclass(frozen=True)
 class Embedded:
-    """The number of samples that were computed, the number of reused ones from an earlier call, and the seconds."""
+    """The numbers of samples that were computed and that were reused from an earlier call, and the seconds."""
 
     computed: int
     reused: int
@@ -199,7 +199,7 @@ class Embedded:
 def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda done, reused: None) -> Embedded:
     """Write the features of all samples to a file, in the format of its suffix: safetensors or npz.
 
-    If it is interrupted, the finished parts stay in a folder next to the file, and the next call with the same job
+    After an interruption, the finished parts stay in a folder next to the file, and the next call with the same job
     continues from them.
 
     Args:
@@ -208,7 +208,7 @@ def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda 
         on_progress: called after each batch with the number of finished samples and the number of reused ones.
 
     Raises:
-        SpecError: the suffix is not that of a supported format.
+        SpecError: the suffix does not name a supported format.
         StoreError: another process writes the same file, or the file cannot be written.
         DataError: features are not finite.
     """
@@ -251,7 +251,7 @@ def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
     """Yield the features [n, D] of a part's batches, float32 and in order, after the first `skip` samples.
 
     Raises:
-        DataError: some are not finite.
+        DataError: features are not finite.
     """
     recipe, network = job.trial.recipe, job.network
     forward = precision.forward(recipe, job.device, network)

@@ -35,12 +35,12 @@ class Study:
     pair: Pair
     factors: tuple[Factor, ...]
     measures: tuple[Measure, Measure]
-    orders: tuple[Order, ...]  # none: all combinations are run
+    orders: tuple[Order, ...]  # sampled orders of the factors; empty if all combinations run
     trials: Mapping[int, tuple[PlannedTrial, ...]]  # of each combination, one per seed
 
     @property
     def planned(self) -> list[PlannedTrial]:
-        """Return every trial once, seeds outermost, so that early seeds are complete."""
+        """Return every trial once, seed by seed, so that an interrupted run has complete seeds."""
         trials_by_seed = zip(*self.trials.values(), strict=True)
         by_key = {planned_trial.trial.key: planned_trial for planned_trial in chain.from_iterable(trials_by_seed)}
         return list(by_key.values())
@@ -63,14 +63,15 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
     Args:
         a: the file of the first experiment.
         b: the file of the second experiment.
-        metric: the metric, or A's and B's metrics, separated by a comma; by default those that rank methods.
-        given: settings that override those of both files.
+        metric: the metric, or A's and B's metrics, separated by a comma; by default the metrics that rank methods.
+        given: settings that override the settings of both files.
         registry: the installed plugins.
         most: largest number of trials.
         done: the run folder.
 
     Raises:
-        SpecError: a file is not valid, metrics are unknown, too many or of different units; or as `compare`, `design`.
+        SpecError: a file is invalid, the metrics are unknown, more than two or of different units, or as in `compare`
+            and `design`.
     """
     titles = [name.strip() for name in metric.split(",")] if metric else []
     if len(titles) > 2:
@@ -84,7 +85,7 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
 
 
 def _measure(spec: Spec, title: Sequence[str], registry: Registry) -> Measure:
-    """Return the column of an experiment with this title; without a title, that by which its methods are ranked."""
+    """Return the column of an experiment with a title, or the column that ranks its methods if `title` is empty."""
     info = registry.benchmark(spec.benchmark.name)
     objective = info.objective_with(info.options.stored(spec.benchmark.options))
     metric = objective.metric(objective.primary)
@@ -101,7 +102,7 @@ def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path 
         done: the run folder; trials with a result in it are known to work.
 
     Raises:
-        SpecError: the smallest sample of orders needs more trials than `most`.
+        SpecError: the smallest possible number of trials is larger than `most`.
     """
     every = factors(pair.parts, refusing(pair, done))
     free = sum(1 << i for i, factor in enumerate(every) if factor.places == {METRIC})
@@ -124,7 +125,7 @@ def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path 
 
 
 def _named(every: Sequence[Factor], from_b: Sequence[Factor]) -> str:
-    """Return the name of a combination: A with the factors from B, or B without some factors if that is shorter."""
+    """Return the name of a combination: `A + factors`, or `B without factors` if that lists fewer factors."""
     rest = [factor.name for factor in every if factor not in from_b]
     if len(rest) < len(from_b):
         return f"B without {', '.join(rest)}" if rest else "B"

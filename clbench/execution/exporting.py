@@ -1,4 +1,4 @@
-"""`clbench export`: a trial's model as files that others than clbench read."""
+"""`clbench export`: write a trial's model in formats that other programs can read."""
 
 from __future__ import annotations
 
@@ -28,40 +28,42 @@ from clbench.results.store import MODEL, Store
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 PROGRAM, ONNX, ABOUT = "model.pt2", "model.onnx", "model.json"
-NEEDS = ("onnx", "onnxscript")  # of the extra clbench[onnx]
+NEEDS = ("onnx", "onnxscript")  # packages of the extra clbench[onnx]
 
 
 class Program(nn.Module):
-    """A model from raw samples to logits, with its preprocessing; what `torch.export` is given."""
+    """A model with its preprocessing, from raw samples to logits, in the form that `torch.export` takes."""
 
     def __init__(self, model: SavedModel, task: int | None) -> None:
-        """Answer for one task, or for that of each sample if it is None."""
+        """Predict for one task, or for the task of each sample if `task` is None."""
         super().__init__()
         self.model = model
         self.task = task
 
     def forward(self, images: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """Return logits [N, C] of raw samples [N, *sample_shape], -inf for outputs that take no part.
+        """Return logits [N, C] of raw samples [N, *sample_shape]; -inf for excluded outputs.
 
-        `tasks` [N] are the indices of their tasks, where the scenario gives them.
+        `tasks` [N] has the task index of each sample if the scenario gives it.
         """
         return self.model.answer(self.model.prepare(images), self.task if tasks is None else tasks).logits
 
 
 def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors", task: int | None = None,
            plugins: Sequence[Path] = ()) -> list[Path]:
-    """Write a trial's model to a folder and return the files: the model, and what it is, `model.json`.
+    """Write a trial's model and its description (`model.json`) to a folder, and return the paths of both files.
 
     Args:
-        trial: `label/seed`, or the beginning of a key; None if there is one trial only.
+        run: the run folder.
+        trial: `label/seed`, or a prefix of a key; None if the folder has one trial only.
+        to: the folder to write to.
         form: `safetensors` (weights), `torch-export` or `onnx` (programs from raw samples to logits).
-        task: index of the task that it answers for; None for all, which a program of a method with a part for each
-            task cannot do.
-        plugins: files of plugins that are not installed, as the run was given them.
+        task: index of the task to predict for; None for all tasks, which is not possible for a program of a method with
+            separate parts for each task.
+        plugins: files of plugins that are not installed, the same as for the run.
 
     Raises:
-        SpecError: there is no such model, or it cannot be a program.
-        StoreError: no such trial, nothing was kept of it, or files cannot be written.
+        SpecError: there is no such model, or it cannot be written as a program.
+        StoreError: there is no such trial, its model was not saved, or files cannot be written.
     """
     store = Store(run)
     record = find_record(store, trial)
@@ -89,7 +91,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
 
 
 def _write_weights(network: Network, record: Record, to: Path) -> Path:
-    """Write the weights of a plain network by their published names."""
+    """Write the weights of a plain network under their published names."""
     tensors = network.state_dict()
     if isinstance(network, LanguageModel) and network.tied:
         del tensors["head.weight"]
@@ -110,7 +112,7 @@ def _copy_configuration(base: Path, to: Path) -> None:
 
 
 def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None) -> Path:
-    """Write what the model is: its inputs, the names of its outputs, and how right it was."""
+    """Write a description of the model: its trial, inputs, names of outputs, and results."""
     stream = record.stream
     assert stream is not None
     about: dict[str, Any] = {
@@ -131,10 +133,10 @@ def _write_description(record: Record, model: SavedModel | None, to: Path, task:
 
 
 def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) -> Path:
-    """Write a program, and check that it answers as the model does.
+    """Write a model as a program and, for `torch-export`, check that the program gives the same logits as the model.
 
     Raises:
-        SpecError: it cannot be one.
+        SpecError: the model cannot be written as a program.
     """
     name = model.record.name
     if task is not None and not model.task_given:
@@ -148,7 +150,7 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
     args = [(x, torch.full((len(x),), 0)) if of_tasks else (x,) for x in examples]
     to.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _quiet():
-        expected = program(*args[1])  # also fills the caches of preprocessing, which no program is to fill
+        expected = program(*args[1])  # first, so that the program does not fill caches of preprocessing
         batch = {0: torch.export.Dim("batch", min=1, max=2**20)}
         shapes = {"images": batch, "tasks": batch} if of_tasks else {"images": batch}
         try:
@@ -161,7 +163,7 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
                 path = to / ONNX
                 torch.onnx.export(made, f=path, external_data=False, dynamo=True, verbose=False)
                 return path
-        except Exception as error:  # of any kind: what a method does in Python, a program may not
+        except Exception as error:  # of any type, because methods may run Python code that cannot be exported
             reason = message_of(error, 160)
             raise SpecError(f"{name} cannot be written as one program ({type(error).__name__}: {reason}); choose "
                             "--format safetensors and clbench.load_model") from None
@@ -174,7 +176,7 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporter tells its developers from users."""
+    """Suppress warnings and log messages of the exporter, which are meant for its developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

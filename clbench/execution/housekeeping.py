@@ -15,7 +15,7 @@ from clbench.core.registry import Registry
 from clbench.results.records import Record
 from clbench.results.store import ITEMS, Store
 
-FINAL_STATUSES = ("done", "diverged")  # records that no run replaces, so that their checkpoints are of no use
+FINAL_STATUSES = ("done", "diverged")  # runs do not replace these records, so their checkpoints are unused
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class RunFacts:
     methods: int
     seeds: int
     states: Counter[str]  # records by status
-    unreadable: int  # files among the records that are none
-    running: int  # trials that a process is running now
-    resumable: int  # trials with a checkpoint and without a record
+    unreadable: int  # number of files in the folder of records that are not valid records
+    running: int  # number of trials that a process is running now
+    resumable: int  # number of trials with a checkpoint and without a final record
     last: datetime.datetime | None  # when the last trial began
     bytes: int
 
@@ -80,9 +80,9 @@ def _running(store: Store) -> set[str]:
 def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list[Garbage]:
     """Return the unused files in run folders and in the cache of streams.
 
-    These are checkpoints of trials that are over, exported files of trials without a record and without a checkpoint,
-    and cached streams that no record of these folders would read with the installed code. Files that a running process
-    may need are not included.
+    Unused files are: checkpoints of trials that have ended, exported files of trials without a record and without a
+    checkpoint, scores of items without a record, and cached streams that no trial of these folders would read with the
+    installed code. Files that a running process may need are not included.
 
     Raises:
         StoreError: a run folder cannot be read.
@@ -112,7 +112,7 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
 
 
 def _streams(records: Iterable[Record], data_dir: Path, registry: Registry) -> set[str]:
-    """Return the names of the cached streams that records' trials would read."""
+    """Return the names of the cached streams that the trials of records would read."""
     from clbench.data import cache
     from clbench.data.contents import data_files
 
@@ -123,7 +123,7 @@ def _streams(records: Iterable[Record], data_dir: Path, registry: Registry) -> s
             info = registry.benchmark(benchmark.name)
             place = data_files(info, benchmark.options, data_dir).place if info.cached else ""
             used.add(cache.key_of(benchmark, seed, registry, place) or "")
-        except ClbenchError:  # the benchmark, or its files, are not there any more: nothing reads its stream
+        except ClbenchError:  # without the benchmark or its files, no trial can read its stream
             continue
     return used
 

@@ -13,7 +13,7 @@ from typing import Any
 
 
 class _State:
-    """The signals received so far; a single instance, because signals are per process."""
+    """The number of received signals and the state of deferral; a single instance, because signals are per process."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -26,7 +26,7 @@ _state = _State()
 
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """Handle both signals within the block, if this is the main thread."""
+    """Install handlers of both signals for the block, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -50,7 +50,7 @@ def _on_signal(number: int, frame: Any) -> None:
 
 @contextmanager
 def preserve_handlers() -> Iterator[None]:
-    """Restore the signal handlers after the block, in case third-party code replaces them."""
+    """Restore the signal handlers after the block, because third-party code may replace them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -62,7 +62,10 @@ def preserve_handlers() -> Iterator[None]:
 
 @contextmanager
 def defer_signals(wake: Callable[[], object] | None = None) -> Iterator[None]:
-    """Defer the first signal until the outermost such block ends; the signal calls `wake`, to end a wait inside it."""
+    """Defer the first signal until the outermost of these blocks ends.
+
+    The signal calls `wake`, which should end a wait inside the block.
+    """
     outer = _state.wake
     if wake is not None:
         _state.wake = wake

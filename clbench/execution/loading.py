@@ -33,27 +33,27 @@ from clbench.training.replica import Replica
 
 
 class Answers(NamedTuple):
-    """What a model answers to N samples."""
+    """The predictions of a model for N samples."""
 
-    classes: list[int]  # the winning output of each
-    names: list[str]  # its name
-    logits: Tensor  # [N, C], -inf for outputs that take no part; on the CPU
-    tasks: list[int] | None  # of the samples, as a method inferred them; None for one that infers none
-    numbers: list[float] | None = None  # of a model that predicts numbers: them, in the target's unit; no classes then
+    classes: list[int]  # the output with the highest logit, by sample
+    names: list[str]  # the names of these outputs
+    logits: Tensor  # [N, C] on the CPU; -inf for excluded outputs
+    tasks: list[int] | None  # inferred tasks of the samples; None if the method infers none
+    numbers: list[float] | None = None  # of a regression model, in the target's unit; `classes` is empty then
 
 
 class SavedModel(nn.Module):
     """The final model of a trial: `predict` takes raw samples, and calling it takes prepared inputs.
 
-    `network` is the plain network that it is, None where a method's own parts answer. `class_names` has a name for each
-    of the C outputs. On an accelerator after `.to(device)`.
+    `network` is the plain network if it alone makes the predictions, or None if the method has parts of its own.
+    `class_names` has a name for each of the C outputs. The model is on the CPU until `.to(device)` moves it.
     """
 
     def __init__(self, store: Store, record: Record, registry: Registry) -> None:
-        """Read what `--keep models` has kept of a record's trial in a run folder.
+        """Read the model of a record's trial that `--keep models` saved in a run folder.
 
         Raises:
-            StoreError: it is not there or does not fit.
+            StoreError: the file does not exist or does not fit the present code.
         """
         super().__init__()
         self.record = record
@@ -68,25 +68,26 @@ class SavedModel(nn.Module):
 
     @property
     def network(self) -> Network | None:
-        """Return the plain network that answers, if there is one."""
+        """Return the plain network if it alone makes the predictions, or else None."""
         return self.strategy.model if self.header.kind == "network" else None
 
     @property
     def task_given(self) -> bool:
-        """Tell whether it has to be told which task a sample is of."""
+        """Return whether predictions need the task of each sample."""
         return self.strategy.stream_info.task_given
 
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
-        """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for outputs that take no part."""
+        """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for excluded outputs."""
         return self.answer(inputs, task).logits
 
     def answer(self, inputs: Tensor, task: int | Tensor | None = None) -> Prediction:
-        """Return the prediction for prepared inputs [N, *input_shape], without outputs that take no part.
+        """Return the prediction for prepared inputs [N, *input_shape], with logits of -inf for excluded outputs.
 
-        A plain network also takes a task for each sample, int64 [N].
+        For a plain network, `task` may also be a tensor with the task of each sample, int64 [N].
 
         Raises:
-            SpecError: the scenario gives the task and it is not said, or there is none such; or it is a language model.
+            SpecError: the scenario gives the task and `task` is None, there is no such task, or this is a language
+                model.
         """
         if not self.outline.outputs:
             raise SpecError(f"{self.record.name} is a language model, which answers token by token: write it by "
@@ -103,16 +104,16 @@ class SavedModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Any, task: int | None = None, batch: int | None = None) -> Answers:
-        """Return the answers to raw samples.
+        """Return the predictions for raw samples.
 
         Args:
-            images: [N, *shape], as the benchmark has them: bytes of pixels (or numbers in [0, 1]), rows, or tokens.
-            task: index of the task that all of them are of; needed in scenario `task`, where only its classes compete,
-                and of no effect in the others.
-            batch: samples that are predicted at once; by default as many as the trial did.
+            images: [N, *shape], in the format of the benchmark: uint8 pixels (or numbers in [0, 1]), rows, or tokens.
+            task: index of the task of all samples. Scenario `task` requires it, and only the classes of this task
+                compete; the other scenarios ignore it.
+            batch: batch size; by default that of the trial's evaluation.
 
         Raises:
-            DataError: they have another shape or range.
+            DataError: the samples have another shape or range.
             SpecError: see `task`.
         """
         raw, recipe = self._raw(images), self.record.trial.trained_by
@@ -132,7 +133,7 @@ class SavedModel(nn.Module):
         return Answers(classes, [self.class_names[c] for c in classes], logits, tasks)
 
     def _raw(self, images: Any) -> Tensor:
-        """Return samples as the benchmark stores them."""
+        """Return samples with the dtype in which the benchmark stores them."""
         raw, shape = torch.as_tensor(images), self.outline.sample_shape
         if list(raw.shape[1:]) != shape or not len(raw):
             raise DataError(f"{self.record.name} takes samples [N, {', '.join(map(str, shape))}], not "
@@ -147,7 +148,7 @@ class SavedModel(nn.Module):
         return raw
 
     def evaluate(self, data_dir: Path) -> list[float]:
-        """Return the last row of the trial's R once more: the accuracy in [0, 1], or the metric, on each task."""
+        """Compute the last row of the trial's matrix R again: the accuracy in [0, 1] or another metric by task."""
         recipe, device = self.record.trial.trained_by, self.offered.device
         runner = TrialRunner(ExecutionSettings(data=data_dir), "cpu", "", self.registry)
         stream = learned_stream(self.record, runner).to(device)
@@ -157,10 +158,10 @@ class SavedModel(nn.Module):
 
 
 def rebuild(snapshot: Snapshot, trial: Trial, registry: Registry) -> Strategy:
-    """Return the strategy of a saved model, on the CPU and in eval mode; one of a plain network is naive.
+    """Return the strategy of a saved model, on the CPU and in eval mode; a plain network gets the base `Strategy`.
 
     Raises:
-        StoreError: the file does not fit the code that there is now.
+        StoreError: the file does not fit the present code.
     """
     stream = stand_in(snapshot.header.outline)
     try:
@@ -172,7 +173,7 @@ def rebuild(snapshot: Snapshot, trial: Trial, registry: Registry) -> Strategy:
             strategy = Strategy(model, stream_info) if snapshot.header.kind == "network" else build_strategy(
                 trial.method, model, stream_info, registry)
         restore(snapshot, Replica(strategy, stream, trial.seed), snapshot.header.recipe(trial.trained_by))
-    except Exception as error:  # of a plugin, whose code may have changed since
+    except Exception as error:  # any error of a plugin, whose code may have changed since
         if out_of_memory(error):
             raise
         reason = typed_message(error, 200)
@@ -182,7 +183,11 @@ def rebuild(snapshot: Snapshot, trial: Trial, registry: Registry) -> Strategy:
 
 
 def learned_stream(record: Record, runner: TrialRunner) -> Stream:
-    """Return the stream that a trial has learned; a ClbenchError if its data are not here, or are others now."""
+    """Return the stream that a trial has learned.
+
+    Raises:
+        ClbenchError: the data are missing or have changed, or the trial continues another one.
+    """
     trial = record.trial
     if trial.continues is not None:
         raise SpecError(f"{record.name} continues another trial: its tasks are of several benchmarks")
@@ -224,7 +229,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         run: the run folder.
         trial: `label/seed`, or a prefix of a key; None if the folder has one trial only.
         task: index of the task.
-        plugins: files of plugins that are not installed, as the run was given them.
+        plugins: files of plugins that are not installed, the same as for the run.
 
     Raises:
         SpecError: the trial has no saved model, or no plain network for a task.

@@ -1,4 +1,4 @@
-"""Progress output: live bars on a terminal; elsewhere a line per finished trial, and one if nothing ends for long."""
+"""Progress output: live bars on a terminal, and elsewhere a line for each finished trial and after long silence."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from clbench.experiment.workload import WorkEstimate
 from clbench.results.records import Record
 
 EVERY = 30.0  # seconds without output after which a plain display prints the state of the run
-SHOWN_TRIALS = 3  # running trials in such a line
-SHOWN_LINES = 12  # of the traceback of a failed trial; the record has all of it
+SHOWN_TRIALS = 3  # largest number of running trials in this line
+SHOWN_LINES = 12  # of a failed trial's traceback; the record has all lines
 
 
 class Tally:
     """The progress of a run and its timing."""
 
     def __init__(self, todo: Sequence[PlannedTrial]) -> None:
-        """Count the trials `todo`."""
+        """Start with none of the trials `todo` finished."""
         self.total = len(todo)
         self.done = 0
         self.shares: dict[str, float] = {}  # the finished share of each running trial
@@ -70,7 +70,7 @@ class Tally:
 
 
 class Display(Listener):
-    """Base class of both displays, which prints one-off messages as plain lines. A context manager."""
+    """Base class of both displays, which prints messages as plain lines. A context manager."""
 
     def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` on a console."""
@@ -81,18 +81,18 @@ class Display(Listener):
                       for p in todo}
         self.metrics = {p.trial.key: METRICS[p.metric] for p in todo}
         self.explained: set[tuple[str, str, str]] = set()
-        self.records: Sequence[Record] = ()  # of the folder
+        self.records: Sequence[Record] = ()  # all records of the run folder
 
     def __enter__(self) -> Display:
-        """Begin."""
+        """Return the display."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        """End."""
+        """Do nothing."""
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line as it is."""
+        """Print a line without markup or wrapping."""
         self.console.print(Text(text, style), soft_wrap=True)
 
     def run_started(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
@@ -121,19 +121,19 @@ class Display(Listener):
         self.say(text, "dim")
 
     def known(self, records: Sequence[Record]) -> None:
-        """Store records of earlier trials; those made under the same conditions show how long trials take."""
+        """Store the records of earlier trials; comparable ones are used to estimate the remaining time."""
         self.records = records
 
     def take_estimate(self, planned: PlannedTrial, estimate: WorkEstimate) -> None:
-        """Take what is known of a trial beforehand."""
+        """Use the estimated work of a trial to estimate the remaining time."""
         self.tally.left.take_estimate(kind_of(planned.trial), estimate)
 
     def started(self, planned: PlannedTrial) -> None:
-        """Count it."""
+        """Count the trial as running."""
         self.tally.start(planned.trial.key)
 
     def progress(self, event: Progress) -> None:
-        """Count it."""
+        """Count the finished share of the trial."""
         self.tally.progress(event)
 
     def finished(self, record: Record) -> None:
@@ -150,18 +150,18 @@ class Display(Listener):
 
 
 class PlainDisplay(Display):
-    """One line per finished trial, and one on the running trials if nothing was printed for `EVERY` seconds."""
+    """Prints a line for each finished trial, and one on the running trials after `EVERY` seconds without output."""
 
     def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` as lines."""
         super().__init__(console, todo)
-        self.running: dict[str, Progress | None] = {}  # by key: the last event of each
+        self.running: dict[str, Progress | None] = {}  # last event by key
         self.last = time.monotonic()  # when the last line was printed
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="clbench-progress", daemon=True)
 
     def __enter__(self) -> PlainDisplay:
-        """Start the thread that prints a line if one is due."""
+        """Start the thread that prints a line on the running trials after `EVERY` seconds without output."""
         self.last = time.monotonic()
         self.thread.start()
         return self
@@ -173,7 +173,7 @@ class PlainDisplay(Display):
         self.thread.join()
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line as it is, and store the time."""
+        """Print a line, and store the time."""
         super().say(text, style)
         self.last = time.monotonic()
 
@@ -191,12 +191,12 @@ class PlainDisplay(Display):
         return f"[{self.tally.done}/{self.tally.total}] {'; '.join([*words, self.tally.times()])}"
 
     def started(self, planned: PlannedTrial) -> None:
-        """Remember it."""
+        """Add the trial to the running ones."""
         super().started(planned)
         self.running[planned.trial.key] = None
 
     def progress(self, event: Progress) -> None:
-        """Remember it."""
+        """Store the last event of the trial."""
         super().progress(event)
         self.running[event.key] = event
 
@@ -209,10 +209,10 @@ class PlainDisplay(Display):
 
 
 class State(ProgressColumn):
-    """The text after a bar; that of the whole run changes with time."""
+    """The text after a bar. The text of the whole run is made at each drawing, because its times change."""
 
     def __init__(self, tally: Tally) -> None:
-        """Take the text of the whole run from its tally."""
+        """Store the tally, which gives the text of the whole run."""
         super().__init__()
         self.tally = tally
 
@@ -223,7 +223,7 @@ class State(ProgressColumn):
 
 
 class LiveDisplay(Display):
-    """A bar for the whole run and one for each running trial."""
+    """Draws a bar for the whole run and one for each running trial."""
 
     def __init__(self, console: Console, todo: Sequence[PlannedTrial]) -> None:
         """Show the trials `todo` on a terminal."""
@@ -240,11 +240,11 @@ class LiveDisplay(Display):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bars."""
         self.bars.stop()
 
     def started(self, planned: PlannedTrial) -> None:
-        """Add a bar, which replaces that of an earlier attempt."""
+        """Add a bar for the trial, or replace the bar of an earlier attempt."""
         super().started(planned)
         key = planned.trial.key
         if key in self.rows:

@@ -1,7 +1,8 @@
 """Check which results of a run folder are stale or lack outputs, before any of them is reused.
 
-Outputs beyond R, such as a probe, are not part of a trial's key. A trial whose record lacks one is trained again.
-Training is the same with and without it, so the new record has the same results as the old one, and this output.
+Outputs beyond the accuracy matrix R, such as the results of a probe, are not part of a trial's key. If a record lacks
+a requested output, its trial is trained again. Such outputs do not affect training, so the new record has the same
+results as the old one, and also this output.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
                         settings: ExecutionSettings, artifacts: Path) -> None:
     """Add to the report which current records lack outputs that the settings ask for; their trials run again.
 
-    `artifacts` has a folder with the saved files of each trial, by its key.
+    `artifacts` has a subfolder for the saved files of each trial, named by its key.
     """
     general = hashes_of(read_general(settings.general))
     for planned_trial in planned:
@@ -55,10 +56,10 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path, g
     """Return the flags that ask for outputs that a record lacks; empty if it has all of them, or if it failed.
 
     Args:
-        record: of a trial.
-        settings: of the run.
-        folder: has the saved files of the trial.
-        general: hashes of the files of general texts that the settings name.
+        record: the record of a trial.
+        settings: the execution settings of the run.
+        folder: the folder with the saved files of the trial.
+        general: hashes of the files of general texts in the settings, by name.
     """
     if record.status == "failed" or record.stream is None:
         return ""
@@ -81,10 +82,11 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path, g
 
 
 def merge_records(report: StalenessReport, before: Record | None, after: Record, note: Callable[[str], None]) -> Record:
-    """Return the record to store for a trial that has run, merged with its earlier record if it ran again.
+    """Return the record to store for a trial that has run, merged with its earlier record if outputs were missing.
 
-    Outputs that only the old record has are kept, because both records are of the same networks. If the results differ,
-    the new record replaces the old one, and `note` reports the differences.
+    Outputs that only the earlier record has are kept, because both trainings give the same network. If the results
+    differ, the new record replaces the earlier one, and `note` reports the differences. If the new trial failed, the
+    earlier record is kept.
     """
     if before is None or after.key not in report.lacking:
         return after
@@ -116,7 +118,7 @@ def silent(text: str) -> None:
 class StalenessReport:
     """The stale records with the reasons, the records that lack outputs, and notes for the user."""
 
-    reasons: dict[str, list[str]] = field(default_factory=dict)  # by the key of each trial
+    reasons: dict[str, list[str]] = field(default_factory=dict)  # by key: why the record is stale
     lacking: dict[str, str] = field(default_factory=dict)  # by key: the flags that ask for missing outputs
     notes: list[str] = field(default_factory=list)
 
@@ -130,9 +132,9 @@ def check_stale(planned: Sequence[PlannedTrial], records: Mapping[str, Record], 
                 data_dir: Path, verify: bool = False, note: Note = silent) -> StalenessReport:
     """Compare the records of planned trials with the installed code and the present data.
 
-    Records of older versions that do not contain the hash of their code or data are not stale. Neither are records of
-    another version of clbench, but a note names it. If there are records of a benchmark that is not cached, it is built
-    to read its data. With `verify`, all data files are read. `note` gets a message while a benchmark takes long.
+    Older records without a hash of their code or data are not stale. Records of another version of clbench are not
+    stale either, but a note names this version. If there are records of a benchmark that is not cached, the benchmark
+    is built to hash its data. With `verify`, all data files are read. `note` gets a message if this takes long.
 
     Raises:
         PluginError: code was edited after this process had imported it.
@@ -153,10 +155,10 @@ def check_stale(planned: Sequence[PlannedTrial], records: Mapping[str, Record], 
 def check_inputs(trials: Sequence[Trial], settings: ExecutionSettings, registry: Registry) -> None:
     """Check that the data of the trials to run are available, before anything slow is imported or started.
 
-    It checks nothing for a cluster, because the workers may have data that this machine does not have.
+    Nothing is checked for a cluster, because its nodes may have data that this machine does not have.
 
     Raises:
-        DataError: data are missing or cannot be correct.
+        DataError: data are missing or obviously wrong.
     """
     if settings.executor == "local":
         for benchmark in {str(t.benchmark): t.benchmark for t in trials}.values():

@@ -30,10 +30,10 @@ from clbench.results.provenance import changed, code_of
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store, other_weights
 
-FORMATS = ("md", "html")  # of a report, where none is asked for
+FORMATS = ("md", "html")  # of the reports that `write_report` writes
 EXECUTORS: dict[Executor, str] = {"local": "clbench.execution.workers.process",  # modules with a function `execute`
                                   "ray": "clbench.execution.workers.ray_cluster"}
-TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # the next run may succeed from the checkpoint
+TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # resuming from the checkpoint may succeed
 
 
 @dataclass
@@ -81,12 +81,12 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
             shard: str | None = None, on_stale: OnStale = "refuse", note: Note = silent) -> Experiment:
     """Plan an experiment, read its run folder and create the experiment loggers `log`; nothing is written.
 
-    `shard` selects a part (`2/8`); None means all. `on_stale` says what to do with stale records. `note` gets messages
-    on work that takes long.
+    `shard` selects a part (`2/8`); None means all. `on_stale` decides what to do with stale records. `note` is called
+    with messages about slow work.
 
     Raises:
         SpecError: the experiment cannot run as written, or the library of an experiment logger is missing.
-        StoreError: the folder cannot be read, or another file is in the place of a record of this experiment.
+        StoreError: the folder cannot be read, or the file of a record of this experiment is not a valid record.
     """
     whole = plan(spec, registry)
     refuse_doubles(whole)
@@ -102,7 +102,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
 
 def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: Path,
              on_stale: OnStale = "refuse", note: Note = silent) -> Experiment:
-    """Read the run folder of planned trials; `spec` has their device and execution settings.
+    """Read the run folder of planned trials, and check which of its records are stale or lack outputs.
 
     Raises:
         StoreError: as `prepare`.
@@ -131,9 +131,9 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
         later: whether this is a later round of a run; the first round has already reported the earlier records.
 
     Raises:
-        StaleError: records of the folder are stale, and `on_stale` is "refuse"; nothing has been done then.
+        StaleError: records of the folder are stale, and `on_stale` is "refuse"; nothing has been run or written then.
         StoreError: the folder cannot be written.
-        ClbenchError: bad input that shows only when the data are read; no trial has run then.
+        ClbenchError: bad input that is found only when the data are read; no trial has run then.
     """
     experiment.refuse_stale()
     check_inputs([p.trial for p in experiment.missing], experiment.spec.execution, experiment.registry)
@@ -159,17 +159,17 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
                     missing = keeper.claims.wait()
         except ClbenchError:
             looks.forget(store.directory, bool(made))
-            store.forget(made)  # bad input leaves nothing behind
+            store.forget(made)  # after bad input, no new folders remain
             raise
     return experiment.results()
 
 
 def plan_workers(experiment: Experiment, command: str,
                  claim: Callable[[PlannedTrial], bool] = lambda _: True) -> WorkerPlan:
-    """Return a plan with the numbers of workers and threads, chosen if the user has not set them.
+    """Return a plan with the numbers of workers and threads, which are chosen if the user has not set them.
 
-    The choice depends on the whole experiment and not only on its missing trials. A sum over two threads may differ in
-    its last bit from a sum over one, and a resumed run must give the same records as an uninterrupted one.
+    They depend on all trials of the experiment and not only on the missing ones, because a resumed run must give the
+    same records as an uninterrupted one. A sum over two threads may differ in its last bit from a sum over one.
     """
     settings, device = experiment.spec.execution, experiment.spec.device
     cores, on_cluster = usable_cores(), settings.executor == "ray"
@@ -199,7 +199,7 @@ class RecordKeeper(Relay):
         self.experiment = experiment
         self.failing: set[str] = set()
         self.planned = {planned.trial.key: planned for planned in experiment.planned}
-        self.contents: dict[str, str] = {}  # of published weights
+        self.contents: dict[str, str] = {}  # hashes of published weights
         for known in experiment.records.values():
             other_weights(known, self.contents)
         self.claims = TrialClaims(experiment.store, dict(experiment.records), self._add_external, listener.note)
@@ -228,13 +228,13 @@ class RecordKeeper(Relay):
         self.listener.finished(record)
 
     def relabel(self) -> None:
-        """Give the records of finished trials the labels of this experiment; other trials get them when they run."""
+        """Give the records of finished trials the labels of this experiment; trials that will run get them later."""
         records = self.experiment.records
         to_run = {planned.trial.key for planned in self.experiment.missing}
         for key in [key for key in self.planned if key in records and key not in to_run]:
             if self._labeled(records[key]) != records[key]:
                 with self.claims.alone(key):
-                    if record := self.experiment.store.get(key):  # another process may have written it just now
+                    if record := self.experiment.store.get(key):  # it may have changed since the start
                         records[key] = self._relabeled(record)
 
     def _labeled(self, record: Record) -> Record:
@@ -256,7 +256,7 @@ class RecordKeeper(Relay):
     def _add_external(self, record: Record) -> None:
         """Add a record that another process has written to the folder, and mark it if it is stale.
 
-        A stale record is kept, because otherwise the processes would overwrite each other's records.
+        A stale record is kept. Otherwise two processes with different code would overwrite each other's records.
         """
         reasons = changed(record, code_of(record.trial, self.experiment.registry))
         self.experiment.staleness.mark_current(record.key)
@@ -273,7 +273,7 @@ class RecordKeeper(Relay):
         for name, tracker in self.experiment.trackers.items():
             try:
                 tracker.log(record)
-            except Exception as error:  # third-party code and services must not cost records
+            except Exception as error:  # a failure of third-party code must not lose records
                 if name not in self.failing:
                     self.failing.add(name)
                     package = package_of(self.experiment.registry.tracker(name).tracker)

@@ -1,8 +1,7 @@
 """Propose the candidates of a search: a whole grid, or candidates of Optuna's tree-structured Parzen estimator (TPE).
 
-A grid is widened while its best candidate is at an edge. A sampler is deterministic: for the same scores it proposes
-the same candidates. So an interrupted search needs no file of its own to continue; the records of its trials are
-enough.
+A grid is widened while its best candidate is at an edge. A sampler is deterministic: it proposes the same candidates
+for the same scores. So an interrupted search can continue from the records of its trials alone.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from clbench.experiment.search import Range, Space
 SEED = 0
 STARTUP = 5  # candidates that TPE draws at random before it learns from their scores
 DIGITS = 3  # significant digits of the numbers that are tried
-HALF_DECADE = (2.99, 3.34)  # contains the ratio of 1 and 3, the ratio of 3 and 10, and the square root of 10
+HALF_DECADE = (2.99, 3.34)  # ratios of about half a decade: 3 / 1, 10 / 3 and the square root of 10
 
 Candidate = dict[str, Any]
 Refuse = Callable[[Candidate], str]  # returns why a candidate cannot be tried; empty if it can
@@ -47,7 +46,7 @@ def sampler_for(space: Space, whole: Collection[str], trials: int, widen: int = 
         whole: the options that take whole numbers only.
         trials: largest number of candidates, without those that widen a grid.
         widen: largest number of values by which a grid's axis is extended on each side.
-        refuse: returns why a candidate cannot be tried; values beyond an axis may be outside an option's limits.
+        refuse: returns why a candidate cannot be tried, because widening may exceed an option's limits.
     """
     finite = not any(isinstance(axis, Range) for axis in space.values())
     if finite and len(corners(space)) <= trials:
@@ -56,7 +55,7 @@ def sampler_for(space: Space, whole: Collection[str], trials: int, widen: int = 
 
 
 def corners(space: Space) -> list[Candidate]:
-    """Return every combination of an axis' values or, of a range, of its two ends."""
+    """Return every combination of the values of all axes; a range counts as its two ends."""
     return combinations({option: [axis.low, axis.high] if isinstance(axis, Range) else axis.values
                          for option, axis in space.items()})
 
@@ -74,11 +73,11 @@ def is_numeric(values: Sequence[Any]) -> bool:
 class Grid:
     """Tries every combination of a space's values at once, then widens each axis if the best candidate is at its edge.
 
-    In each round, such an axis gets one more value, which is combined with all values of the other axes.
+    In each round, such an axis gets one more value, which is combined with all values of the remaining axes.
 
     Attributes:
         added: the values beyond each axis, by option, in the order in which they were tried.
-        notes: what was added and which values were refused, in sentences.
+        notes: sentences on the added and the refused values.
     """
 
     def __init__(self, space: Space, whole: Collection[str] = (), widen: int = 0, refuse: Refuse = accept) -> None:
@@ -93,7 +92,7 @@ class Grid:
 
     def ask(self) -> list[Candidate]:
         """Return all combinations on the first call, then those that widening adds; an empty list at the end."""
-        if self.tried and max(self.scores) > 0:  # else no candidate gave a result, and none is the best
+        if self.tried and max(self.scores) > 0:  # otherwise no candidate has a result
             best = self.tried[self.scores.index(max(self.scores))]
             for option, above in self.steps_left:
                 self._extend(option, above, best)
@@ -108,7 +107,7 @@ class Grid:
 
     @property
     def notes(self) -> list[str]:
-        """Return remarks on the added and the refused values, in sentences."""
+        """Return sentences on the added and the refused values."""
         return [*(f"{option} was widened to {' and '.join(map(format_value, values))}, because the best mean was at an "
                   "edge of the values" for option, values in self.added.items()), *self.refusals]
 
@@ -147,8 +146,8 @@ def describe(candidate: Candidate) -> str:
 def next_value(inwards: Sequence[float], whole: bool = False) -> float | None:
     """Return the number that continues an axis beyond an edge, or None if no whole number does.
 
-    Positive numbers continue by the ratio of the second and third from the edge, so that 1, 3, 10, 30 is followed by
-    100. Of two positive numbers, those half a decade apart continue as 1, 3, 10 does; others by their ratio. Numbers
+    Three or more positive numbers continue by the ratio of the second and third from the edge, so that 100 follows
+    1, 3, 10, 30. Two positive numbers half a decade apart continue like 1, 3, 10, and others by their ratio. Numbers
     that are not all positive continue by the difference of the two at the edge.
 
     Args:
@@ -176,7 +175,7 @@ def next_value(inwards: Sequence[float], whole: bool = False) -> float | None:
 
 
 class TPE:
-    """Tries some random candidates together, and then one candidate after another that the scores suggest."""
+    """Tries some random candidates in one batch, and then single candidates that the TPE algorithm suggests."""
 
     def __init__(self, space: Space, whole: Collection[str], trials: int) -> None:
         """Search a space with a given number of candidates."""
@@ -209,7 +208,7 @@ class TPE:
             self.study.tell(trial, score)
 
     def _value(self, option: str, drawn: Any) -> Any:
-        """Return the value of a draw: the choice at its index, or a number rounded to a few digits."""
+        """Return the value for a drawn parameter: the choice with this index, or the number rounded to a few digits."""
         axis = self.space[option]
         if not isinstance(axis, Range):
             return axis.values[drawn]

@@ -1,9 +1,12 @@
-"""How long a run still takes: from the seconds that it has measured so far, from earlier records, and from the work.
+"""Estimate the remaining time of a run from its own timings, from earlier records, and from the amount of work.
 
-The kind of a trial is all but its seed. A trial takes as long as those of its kind that have ended, evaluation and all.
-Before one has ended, the tasks that running ones have learned tell it, each with its share of the work. Before that,
-records of the folder tell it; then the same method in another scenario, times the ratio of their work; then the work
-itself, at the speed of the trials that were measured, or of a few steps of the model if there are none.
+Trials of the same kind differ in their seed only. The time of a trial is estimated from the first available source:
+
+1. Finished trials of its kind, including their evaluation.
+2. The tasks that running trials of its kind have learned, each weighted by its share of the work.
+3. Records in the run folder.
+4. Trials of the same method in another scenario, scaled by the ratio of their work.
+5. Its amount of work, at the speed of the trials that were timed, or else of a few measured steps of the model.
 """
 
 from __future__ import annotations
@@ -18,29 +21,32 @@ from clbench.experiment.workload import Speed, WorkEstimate, Workload, workload
 from clbench.results.provenance import machine
 from clbench.results.records import Record
 
-Kind = tuple[tuple[str, ...], str]  # setting and method: trials that differ in their seed only
-USUAL = 5e7  # FLOPs that take as long as a step does without any, before anything says how many
+Kind = tuple[tuple[str, ...], str]  # setting and method: trials of a kind differ in their seed only
+USUAL = 5e7  # assumed FLOPs that take as long as the fixed overhead of a step, until the speed has been measured
 
 
 def kind_of(trial: Trial) -> Kind:
-    """Return what trials share that differ in their seed only."""
+    """Return the kind of a trial, which is equal for trials that differ in their seed only."""
     return trial.environment, trial.method_config
 
 
 def method_of(trial: Trial) -> tuple[str, str]:
-    """Return what two trials must share for the one's speed to tell the other's, and the method."""
+    """Return the benchmark and model, and the method; trials with the same ones take similar time per unit of work."""
     return f"{trial.benchmark} {trial.model} {trial.validation:g}", trial.method_config
 
 
 def is_comparable(record: Record, device: str, threads: int | None) -> bool:
-    """Tell whether a record was made on this machine and as a run with such workers makes its own."""
+    """Return whether a record was made on this machine, on the same kind of device and with as many threads."""
     origin = record.provenance
     return (origin.machine == machine() and (origin.device == "cpu") == (device == "cpu")
             and threads in (None, origin.threads))
 
 
 def recorded(record: Record) -> tuple[Workload | None, float] | None:
-    """Return the work of a finished trial, where its record counts it, and its seconds; None where it did not end."""
+    """Return the work and the seconds of a finished trial, or None for an unfinished one.
+
+    The work is None if the record does not have the steps and FLOPs of all tasks.
+    """
     costs, timings, stream = record.costs, record.timings, record.stream
     if record.status != "done" or stream is None or not timings.evaluate:
         return None
@@ -53,7 +59,7 @@ def recorded(record: Record) -> tuple[Workload | None, float] | None:
 
 @dataclass
 class Course:
-    """A running trial: when it began, and its share of the work and the time at the first and at the last event."""
+    """A running trial: its start time, and its finished share of work and the time at its first and last event."""
 
     began: float
     first: tuple[float, float] | None = None
@@ -61,27 +67,28 @@ class Course:
 
     @property
     def resumed(self) -> float:
-        """Return the share that was done before: the trial continued from a checkpoint."""
+        """Return the share of the work that was finished before this run, if the trial resumed from a checkpoint."""
         return self.first[0] if self.first else 0.0
 
     @property
     def pace(self) -> float | None:
-        """Return the seconds that all of the work takes as the tasks learned here did; None before the first."""
+        """Return the seconds for the whole work at the pace of this run's tasks; None before one is learned."""
         if self.first is None or self.last[0] <= self.first[0]:
             return None
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
 
     @property
     def whole(self) -> float | None:
-        """Return that with the seconds before its first task."""
+        """Return the seconds for the whole trial: the whole work and the time before the first task starts."""
         if self.first is None or self.pace is None:
             return None
         return self.first[1] - self.began + self.pace
 
     def left(self, expected: float, now: float) -> float:
-        """Return its remaining seconds where it is expected to take so many in all.
+        """Return the remaining seconds of a trial that is expected to take `expected` seconds as a whole.
 
-        Where they are over, it goes on at its own pace; before its first task is learned, as long again as so far.
+        If that time is over, the trial's own pace gives the rest. Before its first task is learned, it is assumed to
+        take as long again as so far.
         """
         elapsed = now - self.began
         left = expected * (1 - self.resumed) - elapsed
@@ -96,30 +103,31 @@ class Course:
 class TimeLeft:
     """Estimates the seconds until the last trial has ended.
 
-    Waiting trials go to as many places as trials have run at once, the longest first. The first trial of a kind is
-    mostly the slowest (data are read, caches filled), so the ratio of later ones to it holds for the other kinds, too.
+    It assumes that as many trials run at the same time as have done so far, and that the longest ones start first. The
+    first trial of a kind is usually the slowest, because it reads data and fills caches. So the ratio of later trials
+    to the first one is applied to the other kinds, too.
     """
 
     def __init__(self, todo: Sequence[PlannedTrial]) -> None:
-        """Take the trials of the run."""
+        """Store the trials that will run."""
         self.kinds: dict[str, Kind] = {planned.trial.key: kind_of(planned.trial) for planned in todo}
         self.methods = {kind_of(planned.trial): method_of(planned.trial) for planned in todo}
-        self.work: dict[Kind, Workload] = {}  # either as plain fine-tuning would have it, or counted for each method
+        self.work: dict[Kind, Workload] = {}  # that of sequential fine-tuning, or counted for each method
         self.speed: Speed | None = None
         self.earlier: dict[Kind, list[float]] = {}  # seconds of trials with a record
         self.waiting = dict.fromkeys(self.kinds)
         self.running: dict[str, Course] = {}
         self.took: dict[Kind, list[float]] = {}  # seconds of whole trials
         self.places = 1  # trials that run at once
-        self.others = 0.0  # seconds of the trials that another process has run meanwhile
+        self.others = 0.0  # expected seconds of the trials that another process has finished meanwhile
         self.began: float | None = None
 
     def ready(self, workers: int) -> None:
-        """Take the number of workers."""
+        """Set the number of trials that run at the same time, from the number of workers."""
         self.places = max(self.places, min(workers, len(self.kinds)))
 
     def known(self, records: Iterable[Record]) -> None:
-        """Take the seconds of records that were made as this run makes its own."""
+        """Store the times of earlier records, which must be comparable (`is_comparable`)."""
         models = {model for model, _ in self.methods.values()}
         for record in records:
             result = recorded(record)
@@ -129,20 +137,20 @@ class TimeLeft:
                 self.methods[kind] = method
 
     def take_estimate(self, kind: Kind, estimate: WorkEstimate) -> None:
-        """Take what is known beforehand of the trials of a kind."""
+        """Store an estimate of the work of a kind of trials and of the speed."""
         if estimate.workload is not None:
             self.work[kind] = estimate.workload
         self.speed = estimate.speed or self.speed
 
     def started(self, key: str, now: float) -> None:
-        """Take a trial that starts, perhaps once more."""
+        """Store that a trial starts, perhaps as a retry."""
         self.began = now if self.began is None else self.began
         self.waiting.pop(key, None)
         self.running[key] = Course(now)
         self.places = max(self.places, len(self.running))
 
     def progress(self, event: Progress, now: float) -> None:
-        """Take an event of a running trial."""
+        """Update the finished share of a running trial."""
         if course := self.running.get(event.key):
             work = self.work.get(self.kinds[event.key])
             share = event.task / event.tasks
@@ -152,7 +160,7 @@ class TimeLeft:
             course.first = course.first or course.last
 
     def finished(self, key: str, now: float) -> None:
-        """Take a trial that has ended here, or in another process that shares the run folder."""
+        """Store that a trial has ended, here or in another process that shares the run folder."""
         self.waiting.pop(key, None)
         if course := self.running.pop(key, None):
             whole = course.whole if course.resumed else now - course.began
@@ -163,16 +171,16 @@ class TimeLeft:
 
     @property
     def measured(self) -> bool:
-        """Tell whether this run has learned a task yet."""
+        """Return whether any trial of this run has learned a task."""
         return bool(self.took) or any(course.whole is not None for course in list(self.running.values()))
 
     @property
     def flops_of_a_step(self) -> float:
-        """Return how many FLOPs take as long as a step does without any."""
+        """Return the number of FLOPs that take as long as the fixed overhead of a step."""
         return USUAL if self.speed is None else max(self.speed.step * self.speed.flops, 1.0)
 
     def seconds(self, now: float) -> float | None:
-        """Return the estimate; None as long as there is nothing to tell it from."""
+        """Return the estimated remaining seconds, or None if nothing is known about any trial."""
         expected = self.expected()
         if not expected:
             return None
@@ -181,13 +189,13 @@ class TimeLeft:
         places = self.places
         if self.others and self.began is not None:
             places += round(self.others / max(now - self.began, 1e-9))
-        ends = sorted([*left, *[0.0] * (places - len(left))])  # when each place is free
+        ends = sorted([*left, *[0.0] * (places - len(left))])  # seconds until each place is free
         for seconds in waiting:
             heapq.heapreplace(ends, ends[0] + seconds)
         return max(ends, default=0.0)
 
     def expected(self) -> dict[Kind, float]:
-        """Return the seconds of a whole trial of each kind; of all kinds, or of none if nothing is known."""
+        """Return the expected seconds of a trial by kind: for all kinds, or for none if nothing is known."""
         known = self._known_seconds()
         amounts = {kind: work.amount(self.flops_of_a_step) for kind, work in self.work.items()}
         compared = [kind for kind in known if amounts.get(kind)]
@@ -205,13 +213,13 @@ class TimeLeft:
                 expected[kind] = known[similar] * (amounts[kind] / amounts[similar] if comparable else 1.0)
             elif rate is not None and amounts.get(kind):
                 expected[kind] = rate * amounts[kind]
-        if expected:  # a method that cannot be counted takes as long as the others do
+        if expected:  # methods whose work cannot be counted are assumed to take the mean time
             mean = fmean(expected.values())
             expected |= {kind: mean for kind in self.methods if kind not in expected}
         return expected
 
     def _known_seconds(self) -> dict[Kind, float]:
-        """Return the seconds of a whole trial of each kind that this run or a record has timed."""
+        """Return the seconds of a trial by kind, for the kinds that this run or a record has timed."""
         took = list(self.took.items())
         repeated = {kind: fmean(seconds[1:]) for kind, seconds in took if len(seconds) > 1}
         firsts = sum(seconds[0] for kind, seconds in took if kind in repeated)
@@ -223,6 +231,6 @@ class TimeLeft:
                 paces.setdefault(self.kinds[key], []).append(course.whole)
         measured |= {kind: fmean(seconds) for kind, seconds in paces.items()}
         earlier = {kind: fmean(seconds) for kind, seconds in self.earlier.items()}
-        both = [kind for kind in measured if kind in earlier]  # they tell how fast the machine is now
+        both = [kind for kind in measured if kind in earlier]  # they show the present speed of the machine
         drift = sum(measured[kind] for kind in both) / sum(earlier[kind] for kind in both) if both else 1.0
         return {kind: seconds * drift for kind, seconds in earlier.items()} | measured

@@ -50,15 +50,15 @@ from clbench.training.stream_loop import loop_for
 
 
 class TrialRunner:
-    """Runs trials in this process, one after the other; streams stay loaded between them."""
+    """Runs trials in this process, one after the other; the last stream stays in memory for the next trial."""
 
     def __init__(self, settings: ExecutionSettings, device: str, command: str, registry: Registry | None = None,
                  artifacts: Path | None = None, checkpoints: Path | None = None) -> None:
-        """Run on `device` (auto | cpu | cuda[:i] | mps), as the settings say; records keep `command`.
+        """Set up the device (auto | cpu | cuda[:i] | mps); `command` is stored in the records.
 
-        What strategies export goes to `artifacts`, a folder for each trial by its key; None: nowhere. So do long
-        trials' checkpoints to `checkpoints`; trials that have one there go on from it. SpecError where losses are to be
-        compiled and there is no compiler.
+        Strategies export files to `artifacts`. Long trials write checkpoints to `checkpoints`, and resume from them.
+        Both folders have a subfolder for each trial, named by its key; None disables them. It raises a SpecError if
+        losses are to be compiled and there is no compiler.
         """
         self.settings = settings
         self.artifacts = artifacts
@@ -68,19 +68,19 @@ class TrialRunner:
         self.registry = registry or discover()
         self.estimator = CostEstimator(self.registry)
         self._streams: dict[tuple[object, ...], Stream] = {}
-        self._verified: set[object] = set()  # benchmarks whose data files were read, if they are to be
+        self._verified: set[object] = set()  # benchmarks whose data files were verified
         self._weights_hash = ""  # of the published weights that the last trial started from
         if settings.compile:
             Compiler(self.device).probe()
 
     def prepare(self, trial: Trial, label: str = "") -> list[str]:
-        """Get a trial's stream (built and cached the first time), build its strategy once, and return notes.
+        """Load a trial's stream (built and cached the first time), build its strategy as a check, and return notes.
 
-        They say how many steps its tasks have, what the stream has to say, and what it will keep if that is much. They
-        call the method by its label, or else by its name.
+        The notes give the number of training steps, the stream's own notes, the cost of the probe, and a warning if the
+        strategy stores much. They name the method by `label`, or else by its name.
 
         Raises:
-            ClbenchError: the data are absent, or the benchmark, model or options do not go together.
+            ClbenchError: the data are missing, or the benchmark, model or options are incompatible.
         """
         self.note_code(trial)
         stream = self.stream(trial)
@@ -94,23 +94,23 @@ class TrialRunner:
 
     @cached_property
     def general(self) -> dict[str, FileContent]:
-        """The files of general texts by name, which are read once."""
+        """Return the files of general texts by name; they are read once."""
         return read_general(self.settings.general)
 
     def note_code(self, trial: Trial) -> None:
-        """Note the state of a trial's code before it is imported: the record tells what ran, not what came later."""
+        """Store the state of a trial's code before it is imported, so that the record describes the code that ran."""
         for names in provenance.packages_of(trial, self.registry).values():
             for name in names:
                 identity.note(name)
 
     def origin_of(self, trial: Trial) -> Provenance:
-        """Note the state of a trial's code, and return where and with what the trial runs."""
+        """Call `note_code`, and return the provenance of a trial: its machine, device, command, code and versions."""
         self.note_code(trial)
         return provenance.collect(str(self.registry.origin("method", trial.method.name)), self.device, self.command,
                                   provenance.code_of(trial, self.registry, identity.running))
 
     def run(self, planned: PlannedTrial, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
-        """Run one trial and return its record, whose status tells whether it went through.
+        """Run one trial and return its record, whose status says whether it succeeded.
 
         Raises:
             ClbenchError: bad input, as in `prepare`.
@@ -121,8 +121,8 @@ class TrialRunner:
                   ) -> list[Record]:
         """Run trials that differ in seed and `Scalar` options only as one stack and return their records.
 
-        Their times are equal shares. Those that go on from checkpoints after different tasks make several stacks. One
-        that finds no memory, to be built or to train, is halved.
+        Each record gets an equal share of the time. Trials that resume after different tasks run in separate stacks. A
+        stack is halved if there is not enough memory to build or train it.
 
         Raises:
             ClbenchError: bad input, as in `prepare`.
@@ -152,7 +152,7 @@ class TrialRunner:
             if len(members) == 1:
                 members[0].failure = failure_of(error, planned[0].trial, self.registry)
                 return [record_of(members[0], origin, memory, self._weights_hash)]
-            # What holds on to the stack's tensors must be gone before parts of it are tried: the traceback too.
+            # Retry only after this block, because the exception's traceback references the tensors of the stack.
             starved = out_of_memory(error)
             note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
         else:
@@ -164,14 +164,14 @@ class TrialRunner:
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
 
     def _halved(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:
-        """Run trials as two stacks, after collecting what reference cycles still hold of the whole one."""
+        """Run trials as two stacks, after freeing memory that reference cycles of the whole stack still hold."""
         gc.collect()
         half = len(planned) // 2
         return [*self.run_stack(planned[:half], on_progress), *self.run_stack(planned[half:], on_progress)]
 
     def _train(self, replicas: Sequence[Replica], on_progress: Callable[[Progress], None],
                checkpoints: CheckpointCallback | None, origin: Provenance) -> None:
-        """Train replicas together. What holds on to their tensors is gone afterwards, also after an error."""
+        """Train replicas together. As a separate function, it leaves no references to their tensors when it ends."""
         for replica in replicas:
             on_progress(replica.progress)
         trial = replicas[0].trial
@@ -182,7 +182,7 @@ class TrialRunner:
 
     def _callbacks(self, trial: Trial, on_progress: Callable[[Progress], None], checkpoints: CheckpointCallback | None,
                    origin: Provenance) -> list[Callback]:
-        """Return what watches the training of a trial and those stacked with it."""
+        """Return the callbacks for the training of a trial and of the trials in its stack."""
         decomposition = ErrorDecomposition.wanted(self.settings, trial.scenario)
         callbacks = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
                      language_callback(self.stream(trial), trial.benchmark.options, self.general),
@@ -192,18 +192,18 @@ class TrialRunner:
         return [callback for callback in callbacks if callback is not None]
 
     def _curve(self) -> CurveCallback | None:
-        """Return what evaluates trials while they learn, None if that is not asked for."""
+        """Return the callback that evaluates trials while they learn (`evaluate_every`), or None."""
         every = self.settings.evaluate_every
         return None if every is None else CurveCallback(every, self.settings.evaluate_samples)
 
     def _members(self, planned: Sequence[PlannedTrial], checkpoints: CheckpointCallback | None
                  ) -> list[Replica] | None:
-        """Return trials ready to train, None if there is not enough memory for all of them."""
+        """Return the replicas of trials, ready to train, or None if there is not enough memory for all of them."""
         try:
             members: list[Replica] = []
             for one in planned:
                 members.append(self._member(one, checkpoints))
-                if len(members) > 1:  # a pretrained base is in memory once
+                if len(members) > 1:  # so a pretrained backbone is in memory once
                     share_equal([members[0].strategy, members[-1].strategy])
             return members
         except Exception as error:
@@ -212,7 +212,7 @@ class TrialRunner:
         return None
 
     def _member(self, planned: PlannedTrial, checkpoints: CheckpointCallback | None = None) -> Replica:
-        """Return a trial with its stream and strategy, restored from its checkpoint if there is one, else untrained."""
+        """Return the replica of a trial, restored from its checkpoint if there is one, or else untrained."""
         def untrained() -> Replica:
             strategy, notes = self.build(planned.trial, stream)
             replica = Replica.of(planned, strategy, stream, notes)
@@ -238,7 +238,7 @@ class TrialRunner:
         key = (str(trial.benchmark), trial.scenario, trial.validation, seed, size, channels, trial.preprocessing,
                trial.arrival)
         if key not in self._streams:
-            self._streams.clear()  # one at a time: trials come sorted, and streams are large
+            self._streams.clear()  # only one at a time, because streams are large and trials are sorted by stream
             verify = self.settings.verify_data and key[0] not in self._verified
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
                                  trial.validation, verify)
@@ -248,9 +248,9 @@ class TrialRunner:
         return self._streams[key]
 
     def build(self, trial: Trial, stream: Stream, check: bool = False) -> tuple[Strategy, list[str]]:
-        """Return a trial's strategy, untrained and on the device, and notes on how it was made.
+        """Return a trial's untrained strategy on the device, and notes on its model and itself.
 
-        With `check` the model is run on one sample first.
+        With `check`, the model is first run on one sample.
         """
         with seeds.scope(trial.seed, "init"):
             require_kind(trial.model, stream, self.registry)
@@ -266,10 +266,10 @@ class TrialRunner:
 
 
 class ProgressCallback(Callback):
-    """Reports progress after each task, and lets strategies export what is to outlive the run."""
+    """Reports progress after each task, and lets strategies export files that stay after the run."""
 
     def __init__(self, on_progress: Callable[[Progress], None], artifacts: Path | None) -> None:
-        """Report to a function; export to a folder, if there is one, with a folder for each trial by its key."""
+        """Report to `on_progress`, and export to a subfolder of `artifacts` for each trial; None disables exports."""
         self.on_progress = on_progress
         self.artifacts = artifacts
 
@@ -283,7 +283,7 @@ class ProgressCallback(Callback):
 
 def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], compiler: Compiler | None = None,
                  cache_bytes: int | None = None, verify_caches: bool = False) -> None:
-    """Train replicas on their streams together, from the task on that they have not learned; see `TrainingLoop`."""
+    """Train replicas together on their streams, from the first task that they have not learned; see `TrainingLoop`."""
     first = replicas[0]
     recipe = first.trial.trained_by
     loop = loop_for(replicas, recipe, callbacks, first.learned, compiler, cache_bytes, verify_caches)
@@ -294,7 +294,7 @@ def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], com
 
 
 def describe_steps(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:
-    """Return lines on how many steps a trial has, and on what evaluating meanwhile costs if that is asked for."""
+    """Return lines on the number of a trial's steps and on the cost of evaluation during training, if it is enabled."""
     steps, every = steps_in_words(trial, label, stream), settings.evaluate_every
     cost = [] if every is None else [cost_in_words(trial.trained_by, stream, every, settings.evaluate_samples)]
     return [steps, *cost]

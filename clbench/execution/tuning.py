@@ -33,17 +33,17 @@ from clbench.experiment.sweeps import expand, types_of
 from clbench.results import metrics
 from clbench.results.records import Record
 
-EDGE = 0.02  # of a range: what is so near to an end may have its best value beyond
+EDGE = 0.02  # share of a range near each end within which the true optimum may lie outside the range
 EXAMPLE = "[tune.ewc] with strength = {low = 1e1, high = 1e7, log = true} (docs/tuning.md)"
 
 
 @dataclass
 class Row:
-    """A method in a scenario, and the candidates tried so far."""
+    """A method in a scenario, with its search space, its sampler and the candidates tried so far."""
 
-    entry: int  # which of the experiment's methods, sweeps taken apart
+    entry: int  # index among the experiment's methods after sweeps are expanded
     method: MethodSpec
-    label: str  # without the options that are searched
+    label: str  # without the searched options
     scenario: Scenario
     space: Space
     sampler: Sampler
@@ -57,7 +57,7 @@ class Row:
             "label": ":".join([self.label, *written]), "scenario": (self.scenario,)})
 
     def record_results(self, candidates: Sequence[Candidate], records: Sequence[Record]) -> None:
-        """Record the results of candidates and pass their scores to the sampler; the lowest if a seed has no result."""
+        """Store the results of candidates, and pass their scores to the sampler: the worst if a seed has no result."""
         fresh = []
         for chosen in candidates:
             label = self.candidate(chosen).label
@@ -71,7 +71,7 @@ class Row:
 
     @property
     def ranking(self) -> list[Tried]:
-        """Return each candidate once, the best mean first; ties in the order in which they were tried."""
+        """Return each candidate once, sorted from the best mean to the worst; ties stay in the order of the search."""
         return ranking(self.tried)
 
     @property
@@ -86,7 +86,7 @@ class Row:
 
     @property
     def at_edge(self) -> list[str]:
-        """Return the options whose value with the best mean is at an end of the searched numbers."""
+        """Return the options whose best value is at an end of the searched numbers."""
         best = self.ranking[0].options
         return [option for option, axis in self.space.items()
                 if _at_end(best[option], axis, self.added.get(option, ()))]
@@ -103,7 +103,7 @@ class Row:
 def _at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> bool:
     """Return whether a number is the smallest or largest of several searched values, or close to the end of a range.
 
-    `axis` has the searched values of the file, and `added` those by which it was widened.
+    `axis` has the searched values of the experiment, and `added` has the values by which it was widened.
     """
     if isinstance(axis, Range):
         if axis.log:
@@ -120,14 +120,14 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
 
     Args:
         spec: the experiment.
-        registry: what is installed.
-        trials: candidates per row at most, without those that widen a grid.
+        registry: the installed plugins.
+        trials: largest number of candidates per row, without those that widen a grid.
         only: labels or names; empty for all.
-        widen: values by which an axis of a grid is extended at most, on each side.
+        widen: largest number of values by which a grid's axis is extended on each side.
 
     Raises:
-        SpecError: no space, none in the experiment's scenarios, one for a method that is not there, or options that a
-            method does not take.
+        SpecError: there is no search space, or none in the experiment's scenarios; a search space is for an unknown
+            method; or a method does not take the searched options.
     """
     planned = plan(spec, registry)
     scenarios = list(dict.fromkeys(p.trial.scenario for p in planned))
@@ -170,19 +170,19 @@ def left_out(rows: Sequence[Row], spec: Spec, registry: Registry) -> list[str]:
 
 
 def _names(method: MethodSpec, space: Space, spec: Spec, registry: Registry) -> list[str]:
-    """Return the names of a method: its name, and its label, which is given or made of the options not searched."""
+    """Return a method's name and its label; without a label, one is made from the options that are not searched."""
     try:
         label = _label(method, space, spec.recipe, registry)
-    except SpecError:  # which `rows_of` reports
+    except SpecError:  # `rows_of` reports it
         label = method.label or method.name
     return [method.name, label]
 
 
 def _unknown_names(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[Space], names: Sequence[list[str]],
                    only: Sequence[str]) -> list[str]:
-    """Return a line for each name in `only` or [tune] that fits no method, or a method without a space.
+    """Return a line for each name in [tune] without a method, and for each name in `only` without a method to search.
 
-    `spaces` and `names` are the spaces and names of `methods`.
+    `spaces` and `names` are the spaces and names of `methods`, in the same order.
     """
     known = list(dict.fromkeys(chain.from_iterable(names)))
     tables = list(dict.fromkeys(filter(None, chain.from_iterable((m.label, m.name) for m in methods))))
@@ -198,14 +198,14 @@ def _unknown_names(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[S
 
 
 def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
-    """Return the label of a method without the searched options, after checking that the method has all of them."""
+    """Return a method's label without the searched options, after checking that the method takes all of them."""
     for corner in corners(space):
         valid = _validated(method, corner, recipe, registry)
     return method.label or opt.label(method.name, valid, never=space)
 
 
 def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry) -> opt.Options:
-    """Return the options of a method with a candidate's values, after checking them and its recipe."""
+    """Return the options of a method with a candidate's values, after checking them and the recipe."""
     there = method.with_options(candidate)
     options = registry.strategy(method.name).options
     valid = opt.validate(options, there.options, f"tune.{method.name}", "clbench methods")
@@ -226,10 +226,10 @@ def _refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: 
 def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
            show: Callable[[run.Experiment], AbstractContextManager[Listener]], command: str,
            on_stale: OnStale = "refuse") -> list[Record]:
-    """Run the candidates that the rows' samplers propose, round by round, and return all records in this order.
+    """Run the candidates that the rows' samplers propose, round by round, and return all records in order.
 
     Args:
-        rows: the rows from `rows_of`, which store the results.
+        rows: the rows from `rows_of`; the results are stored in them.
         spec: the experiment, with the seeds, the validation share and the execution settings of the search.
         registry: the installed plugins.
         out: the run folder of the search.
@@ -238,7 +238,7 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
         on_stale: what to do with stale records of an earlier search.
 
     Raises:
-        ClbenchError: as `experiment.prepare` and `execute`, or no candidate of a row has a result.
+        ClbenchError: as `run.prepare` and `run.execute`, or no candidate of a row has a result.
     """
     all_records: list[Record] = []
     while any(proposals := [row.sampler.ask() for row in rows]):
@@ -276,7 +276,7 @@ def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSp
             else:
                 same.append(row.scenario)
         rest = [s for s in method.scenario or scenarios if s not in {row.scenario for row in method_rows}]
-        if best and rest:  # where nothing was searched, it stays as it is
+        if best and rest:  # scenarios without a search keep the method unchanged
             best.append(({}, rest))
         methods += [method.with_options(options).model_copy(update={
             "scenario": tuple(here) if len(best) > 1 else method.scenario}) for options, here in best] or [method]
@@ -285,7 +285,7 @@ def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSp
 
 def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int], command: str,
             versions: dict[str, str], widen: int = 0) -> Search:
-    """Return the description of the search that is stored with the chosen options."""
+    """Return the description of a search, which is stored with the chosen options."""
     tpe = any(isinstance(row.sampler, TPE) for row in rows)
     ways = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
             *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]

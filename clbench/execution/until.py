@@ -1,4 +1,4 @@
-"""Carry out an experiment: once, or round by round until its question is decided (`--until decided`)."""
+"""Run an experiment once, or round by round until its comparisons are decided (`--until decided`)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Show = Callable[[run.Experiment], AbstractContextManager[Listener]]  # makes the
 
 
 class Round(Relay):
-    """Forwards to a listener what is new in a round: the rule in the first one, and each note once per run."""
+    """Forwards the events of a round to a listener, without repeating the ready event and notes of earlier rounds."""
 
     def __init__(self, listener: Listener, rule: UntilDecided, printed: set[str]) -> None:
-        """Wrap the listener; `printed` holds the notes so far, which all rounds share."""
+        """Wrap the listener; `printed` contains the notes that were forwarded so far, and all rounds share it."""
         super().__init__(listener)
         self.rule, self.printed = rule, printed
         self.first = not printed
@@ -44,7 +44,7 @@ class Round(Relay):
 
 
 def carry_out(experiment: run.Experiment, show: Show, command: str) -> list[Record]:
-    """Run the missing trials of an experiment, add seeds as its rule demands, and return all its records.
+    """Run the missing trials of an experiment, add seeds according to its rule, and return all its records.
 
     Args:
         experiment: the experiment from `run.prepare`.

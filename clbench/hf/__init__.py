@@ -1,4 +1,4 @@
-"""For those who train with Hugging Face's `Trainer`: watch what a language model forgets, and replay old tasks.
+"""Tools for Hugging Face's `Trainer`: measure what a language model forgets, and replay samples of old tasks.
 
 The names are imported when first used, so that replay needs neither torch nor transformers.
 """

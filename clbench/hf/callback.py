@@ -32,29 +32,29 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         trainer.add_callback(ForgettingCallback(trainer, ["beta.jsonl", "english"]))
 
     All files are scored before the first step, then at each evaluation of the trainer or every `every` steps, and at
-    the end, which is the best model if the trainer loads it then. They are scored as by `clbench forget`, but in the
-    precision of the training. For each file NAME.jsonl the trainer logs, and so its reporters do:
+    the end of training. With `load_best_model_at_end`, the last scores are those of the best model. Scoring works as in
+    `clbench forget`, but in the precision of the training. The trainer and its reporters log for each file NAME.jsonl:
 
     - `forget/NAME/nll`: negative log-likelihood of a response in nats per token, averaged over items.
-    - `forget/NAME/exact`: fraction of items whose whole response greedy decoding would generate, from 0 to 1; not for
-      plain texts.
-    - `forget/NAME/nll_difference`, `forget/NAME/exact_difference`: the value minus that before training. If training
-      resumes from a checkpoint, the value before training is that of the checkpoint's log.
+    - `forget/NAME/exact`: fraction of items whose whole response greedy decoding would generate, from 0 to 1; not
+      logged for plain texts.
+    - `forget/NAME/nll_difference`, `forget/NAME/exact_difference`: the value minus the value before training. If
+      training resumes from a checkpoint, the value before training is read from the checkpoint's log.
 
     Training is the same as without the callback: the modes of all modules and the global random generators of Python,
     NumPy and torch (CPU and CUDA) are restored, and no gradients are computed. Only durations that the trainer logs,
     such as `train_runtime`, include the scoring. If several processes train, the main one scores while the others wait.
 
     Args:
-        trainer: the `transformers.Trainer`, or one derived from it, which the callback is added to.
+        trainer: the `transformers.Trainer`, or an instance of a subclass, to which the callback is added.
         files: paths of `.jsonl`, `.json` or `.txt` files, or `english`, which comes with clbench; or a mapping from
             names to paths or to rows. A row is a dictionary `{"prompt", "response"}` or `{"messages": [...]}`, or a
             text.
-        tokenizer: of transformers; by default the trainer's `processing_class`.
+        tokenizer: a tokenizer of transformers; by default the trainer's `processing_class`.
         every: number of optimizer steps between scorings; None scores at each evaluation of the trainer.
         length: largest number of tokens of an item; by default the model's maximum, at most 1024.
         cut_responses: whether responses that do not fit are cut; otherwise they are an error.
-        batch_size: items at once; by default the trainer's `per_device_eval_batch_size`.
+        batch_size: number of items per batch; by default the trainer's `per_device_eval_batch_size`.
 
     Raises:
         DataError: a file cannot be read, or an item cannot be tokenized or does not fit.
@@ -83,10 +83,10 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
                 warnings.warn(f"{name}: {note} to {item_tokenizer.length} tokens", stacklevel=2)
         self.training = False
         self.before: dict[str, float] = {}  # scores before training
-        self.last_step: int | None = None  # of the last scoring in this training
+        self.last_step: int | None = None  # step of the last scoring in this training
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin a training."""
+        """Check that the model is not sharded, and move this callback to the first place."""
         trainer = self.trainer
         if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled
                                        and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3):
@@ -134,13 +134,13 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
                     values[f"forget/{name}/exact"] = fmean(scores.exact)
         self.before = self.before or self._before(state, values)
         differences = {f"{key}_difference": value - self.before[key] for key, value in values.items()}
-        should_log = control.should_log  # of the training loss, which logging sets to False
-        # Derived trainers add their running averages to what they log, and start these again: not for this entry.
+        should_log = control.should_log  # whether to log the training loss; `log` sets it to False
+        # Not `self.trainer.log`, because subclasses may add their running averages to the entry and reset them.
         Trainer.log(self.trainer, {**values, **differences})
         control.should_log = should_log
 
     def _before(self, state: Any, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the scores before training: those of the log if it resumes, or else those of now."""
+        """Return the scores before training: those in the log of a resumed training, or else the present `values`."""
         logged: dict[str, float] = {}
         for entry in reversed(state.log_history):
             logged |= {key: entry[key] for key in values if key in entry}
@@ -151,7 +151,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
 
 
 def _by_name(files: Sequence[str | Path] | Mapping[str, str | Path | Rows]) -> dict[str, str | Path | Rows]:
-    """Return files by the names under which they are logged."""
+    """Return the files by the name under which each is logged."""
     if isinstance(files, str | Path):
         raise SpecError(f"files: expected a list of paths or a mapping, found the path {str(files)!r}")
     if isinstance(files, Mapping):
@@ -170,7 +170,7 @@ def _by_name(files: Sequence[str | Path] | Mapping[str, str | Path | Rows]) -> d
 
 @contextmanager
 def leave_no_trace(model: nn.Module) -> Iterator[None]:
-    """Restore modes of modules and global random generators after the block.
+    """Restore the modes of all modules and the global random generators after the block.
 
     The generators are those of Python, of NumPy and of torch on the CPU and on the model's CUDA devices.
     """

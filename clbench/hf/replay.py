@@ -16,22 +16,22 @@ Data = TypeVar("Data")
 def replay_mix(new: Data, old: Data | Sequence[Data], share: float, seed: int) -> Data:
     """Return the new items and replayed old ones, shuffled, so that about `share` of the result is replayed.
 
-    Each new item is there once. Of n new items, `round(n * share / (1 - share))` old ones are added. Several old tasks
-    give the same number of items, up to one; the seed decides which tasks give one more. Within a task, items are drawn
-    without replacement; only if a task has too few of them, its items are repeated, each equally often, up to one.
+    Each new item occurs once. For n new items, `round(n * share / (1 - share))` old items are added. They are divided
+    equally among the old tasks; the seed decides which tasks add one more item if there is a remainder. Items of a task
+    are drawn without replacement. If a task has too few items, they are repeated, and their counts differ by at most 1.
 
     Args:
         new: the new task: a `datasets.Dataset` or a list of items.
         old: an old task of the same type, or a list of old tasks. A list of lists is a list of tasks.
-        share: of replayed items in the result, at least 0 and less than 1.
-        seed: of what is drawn and of the order, not negative. The global random generators are not used.
+        share: fraction of replayed items in the result, at least 0 and less than 1.
+        seed: seed of the drawn items and of the order, not negative. The global random generators are not used.
 
     Returns:
         A new `datasets.Dataset` with the columns of `new`, or a new list of the same objects.
 
     Raises:
         SpecError: `share` is out of bounds, a task is empty or of another type, or its columns differ from those of
-            `new`. Columns of a list are the keys that its dictionaries have.
+            `new`. The columns of a list are the keys of its dictionaries.
         ValueError: the seed is negative.
     """
     if not 0 <= share < 1:
@@ -50,13 +50,13 @@ def replay_mix(new: Data, old: Data | Sequence[Data], share: float, seed: int) -
 
 
 def _draw_order(new: int, old: Sequence[int], share: float, seed: int) -> list[int]:
-    """Return indices of items, in a random order, in what results if all old tasks follow the new one.
+    """Return the indices of the result's items, in random order, in the concatenation of the new and all old tasks.
 
     Args:
         new: number of new items.
         old: number of items of each old task.
-        share: of old items.
-        seed: of the draws.
+        share: fraction of old items in the result.
+        seed: seed of the draws.
     """
     draw = np.random.default_rng(seed)
     each, extra = divmod(round(new * share / (1 - share)), len(old))
@@ -72,12 +72,12 @@ def _draw_order(new: int, old: Sequence[int], share: float, seed: int) -> list[i
 
 
 def _is_dataset(value: object) -> bool:
-    """Tell if a value is a `datasets.Dataset`, without importing that library."""
+    """Return whether a value is a `datasets.Dataset`, without importing that library."""
     return any((kind.__module__, kind.__name__) == ("datasets.arrow_dataset", "Dataset") for kind in type(value).mro())
 
 
 def _are_tasks(old: object) -> bool:
-    """Tell if a value is a sequence of tasks, and not one task."""
+    """Return whether a value is a sequence of tasks, and not a single task."""
     return isinstance(old, list | tuple) and any(isinstance(part, list) or _is_dataset(part) for part in old)
 
 
@@ -100,14 +100,14 @@ def _check(name: str, task: Any, new: Any) -> None:
 
 
 def _columns(task: Any) -> dict[Any, Any]:
-    """Return the columns of a data set with their types, or for a list the keys or types of its items."""
+    """Return the columns of a `Dataset` with their types, or the keys or types of the items of a list."""
     if _is_dataset(task):
         return dict(task.features)
     return dict.fromkeys(chain.from_iterable(item if isinstance(item, Mapping) else [type(item)] for item in task))
 
 
 def _listed(columns: Mapping[Any, Any]) -> str:
-    """Return columns, or types of items, as an error shows them."""
+    """Return columns or types of items as text for an error message."""
     names = sorted(f"items of type {column.__name__}" if isinstance(column, type) else f"column {column!r}"
                    for column in columns)
     return ", ".join(names) or "no columns"

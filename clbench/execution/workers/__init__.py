@@ -1,1 +1,1 @@
-"""Where trials run: workers on this machine or on a Ray cluster, led by one pool."""
+"""Run trials in workers on this machine or on a Ray cluster, which a pool manages."""

@@ -1,4 +1,4 @@
-"""The input of an executor: the plan, the order of trials, the checks before the first one, and a listener."""
+"""The inputs of an executor: the worker plan, the queue of trials, the preflight checks, and the listener."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ ACCELERATOR_STACK = 32  # initial stack size; a stack that does not fit in memor
 
 
 class TrialQueue:
-    """Queue of trials: one setting after another, because streams are large; longest first within a setting.
+    """Queue of trials: one setting after another, because streams are large, and the longest first within a setting.
 
-    Kinds of trials that have not been timed yet count as longest. So each method starts early, and no long trial is
-    left to run alone at the end.
+    Kinds of trials without a measured time count as longest. So each method starts early, and no long trial is left to
+    run alone at the end.
     """
 
     def __init__(self, todo: Sequence[PlannedTrial]) -> None:
         """Queue the trials in the order of the plan."""
-        # Positions in the plan and trials, by setting and kind, which are costly to format and so computed once.
+        # Positions in the plan and trials, by setting and kind. These keys are slow to compute, so it is done once.
         self.left: dict[tuple[str, ...], dict[Kind, list[tuple[int, PlannedTrial]]]] = {}
         for position, planned in enumerate(todo):
             kinds = self.left.setdefault(planned.trial.environment, {})
@@ -35,10 +35,10 @@ class TrialQueue:
         self.seconds: dict[Kind, float] = {}
 
     def take(self, stack: int | None, device: str) -> list[PlannedTrial]:
-        """Remove and return the next trial and others of its setting that can train in the same stack.
+        """Remove and return the next trial, together with trials of its setting that can train in the same stack.
 
-        The others are further seeds of its method, then trials of methods that differ in `Scalar` options only. With
-        `stack=None` trials run one by one on a CPU and in stacks of `ACCELERATOR_STACK` on an accelerator.
+        These are further seeds of its method, then trials of methods that differ in `Scalar` options only. With
+        `stack=None`, trials run one by one on a CPU and in stacks of `ACCELERATOR_STACK` on an accelerator.
         """
         setting, here = next(iter(self.left.items()))
         kind = max(here, key=lambda k: (self.seconds.get(k, math.inf), -here[k][0][0]))  # ties: first in the plan
@@ -66,7 +66,7 @@ class PreflightChecks:
     """Checks before any trial starts that each method can be built on each setting's stream."""
 
     def __init__(self, todo: Sequence[PlannedTrial], listener: Listener) -> None:
-        """Take the first trial of every setting and method."""
+        """Select the first trial of every setting and method."""
         first: dict[Kind, PlannedTrial] = {}
         for planned in todo:
             first.setdefault(kind_of(planned.trial), planned)
@@ -79,7 +79,7 @@ class PreflightChecks:
         """Return the next trial to prepare; None when all have been checked.
 
         Raises:
-            ClbenchError: all have been checked and some cannot run; a line for each mistake.
+            ClbenchError: all have been checked, and some cannot run; the message has a line for each problem.
         """
         if self.left:
             return self.left.pop(0)
@@ -95,7 +95,7 @@ class PreflightChecks:
                 self.listener.note(note)
 
     def refused(self, planned: PlannedTrial, error: ClbenchError) -> None:
-        """Record that a trial cannot run; a `DataError` means no stream, so the rest of its setting is skipped."""
+        """Record that a trial cannot run; after a `DataError` no other trial of its setting is checked."""
         self.problems[str(error)] = error
         if isinstance(error, DataError):
             self.skip_setting(planned)
@@ -109,15 +109,15 @@ class PreflightChecks:
 class WorkerPlan:
     """The decisions of a run: the number of workers, their settings, and the callbacks for each trial.
 
-    The user's decisions are in the settings, which every worker gets.
+    The user's own choices are in `settings`, which every worker gets.
     """
 
     start: Start
-    workers: int  # processes; 0 runs in this one
-    shrink: bool  # whether fewer will do: one, where `auto` is an accelerator; as many as a cluster has room for
-    plugin: Callable[[str], str]  # strategy -> the distribution that brought it, with its version
-    claim: Callable[[PlannedTrial], bool] = lambda _: True  # called before a trial; False if another process has it
-    registry: Registry | None = None  # of this process, for trials that run in it: it may have more than plugins bring
+    workers: int  # number of processes; 0 means this process
+    shrink: bool  # whether to reduce the number: to one on an accelerator, or to what fits on a cluster
+    plugin: Callable[[str], str]  # maps a strategy's name to its distribution and version
+    claim: Callable[[PlannedTrial], bool] = lambda _: True  # called before a trial; False: do not run it
+    registry: Registry | None = None  # for trials in this process; it may have objects without a plugin
 
     @property
     def settings(self) -> ExecutionSettings:
@@ -129,19 +129,19 @@ class Listener:
     """Receives the events of a run; the base class ignores them."""
 
     def run_started(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
-        """Receive all trials of the experiment, and those that will be run now."""
+        """Receive all trials of the experiment, and the trials that will run now."""
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Receive the device and number of workers that are ready, and of cluster nodes (0: this machine)."""
+        """Receive the device, the numbers of workers and threads, and the number of cluster nodes (0: this machine)."""
 
     def note(self, text: str) -> None:
         """Receive a message for the user."""
 
     def known(self, records: Sequence[Record]) -> None:
-        """Receive the records that the folder has already; their times may help to estimate those of other trials."""
+        """Receive the records that are in the folder at the start; their times help to estimate the remaining time."""
 
     def take_estimate(self, planned: PlannedTrial, estimate: WorkEstimate) -> None:
-        """Receive what is known beforehand of a trial, and of others that differ in their seed only."""
+        """Receive the estimated work of a trial, and of all trials that differ from it in their seed only."""
 
     def started(self, planned: PlannedTrial) -> None:
         """Receive a trial that has started."""

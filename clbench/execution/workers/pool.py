@@ -1,7 +1,7 @@
-"""A pool of workers of any kind, each of which runs one trial after another.
+"""A pool of workers on one machine or on a cluster; each worker runs one trial or stack after another.
 
-If a worker dies, its trial is retried, and recorded as failed if the worker dies again; no other trial is affected. If
-the worker of a stack dies, most likely because memory ran out, the stack is retried as two halves.
+If a worker dies, its trial is retried up to `retries` times, and then recorded as failed; no other trial is affected.
+If the worker of a stack dies, most likely because memory ran out, the stack is retried as two halves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from clbench.execution.workers.protocol import (
 from clbench.experiment.trial import PlannedTrial
 from clbench.results.records import Failure
 
-TAIL_LINES = 60  # of a worker's standard error, kept to be shown with a failure
+TAIL_LINES = 60  # last lines of a worker's standard error, shown with a failure
 
 Inbox: TypeAlias = "queue.SimpleQueue[tuple[WorkerHandle, Message | Exception | None] | None]"  # None: stop
 
@@ -40,8 +40,8 @@ Inbox: TypeAlias = "queue.SimpleQueue[tuple[WorkerHandle, Message | Exception | 
 class WorkerHandle(ABC):
     """A worker that has been started.
 
-    Its messages are put into an inbox, together with the handle itself: events, an exception that is a bug and must be
-    raised, and None once, when the worker has died.
+    It puts pairs of itself and a message into an inbox. A message is an event, an exception that is a bug and must be
+    raised, or None, once, when the worker has died.
     """
 
     def __init__(self, inbox: Inbox) -> None:
@@ -55,7 +55,7 @@ class WorkerHandle(ABC):
 
     @abstractmethod
     def send(self, message: Message) -> None:
-        """Send a message; if the worker has died, it is lost, and the inbox reports the death sooner or later."""
+        """Send a message. If the worker has died, the message is lost, and the inbox receives None later."""
 
     @abstractmethod
     def end(self) -> None:
@@ -77,7 +77,7 @@ class WorkerHandle(ABC):
         return time.monotonic() - self.clock
 
     def last_stderr_line(self) -> str:
-        """Return the last line it wrote to standard error, if any."""
+        """Return a colon and the worker's last line on standard error; empty if there is none."""
         lines = [line.strip() for line in self.tail if line.strip()]
         return f": {lines[-1]}" if lines else ""
 
@@ -107,8 +107,8 @@ class Pool:
         self.links: list[WorkerHandle] = []
         self.device: str | None = None
         self.checker: WorkerHandle | None = None
-        self.again: deque[Sequence[PlannedTrial]] = deque()  # trials to retry, before those that wait
-        self.deaths: Counter[str] = Counter()  # of workers, by the key of the trial; "" for those that were not ready
+        self.again: deque[Sequence[PlannedTrial]] = deque()  # trials to retry, which run before waiting ones
+        self.deaths: Counter[str] = Counter()  # of workers, by the key of the trial; "" if not ready
 
     def run(self, todo: Sequence[PlannedTrial]) -> None:
         """Prepare, then run all trials; no worker is left when this returns or raises."""
@@ -116,7 +116,7 @@ class Pool:
         self.checks = PreflightChecks(todo, self.listener)
         self.checked = False
         try:
-            # A signal is queued in the inbox, so that the messages before it are handled and written.
+            # A signal puts None into the inbox, so that earlier messages are still handled and their records written.
             with interrupts.defer_signals(wake=lambda: self.inbox.put(None)):
                 for _ in range(min(self.plan.workers, len(todo))):
                     self.links.append(self.start(self.inbox))
@@ -125,7 +125,7 @@ class Pool:
                     if received is None:
                         break
                     link, event = received
-                    if link in self.links:  # not a stopped worker
+                    if link in self.links:  # false for a worker that was stopped
                         self.handle_message(link, event)
                         self.assign()
         finally:

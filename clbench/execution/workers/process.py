@@ -1,8 +1,8 @@
 """Workers on this machine: subprocesses, or this process only.
 
-Subprocesses have a session of their own, so Ctrl-C reaches only this process. They end when this process ends, even if
-it is killed. `python -m clbench.execution.workers.process` is a worker that speaks JSON lines and runs the trials it is
-given, one at a time.
+Each subprocess has its own session, so Ctrl-C reaches only this process. Subprocesses end when this process ends, even
+if it is killed. `python -m clbench.execution.workers.process` starts a worker, which reads requests and writes answers
+as lines of JSON, and handles one request at a time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) 
 
 
 def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
-    """Run trials in this process, one after the other (debugging, notebooks)."""
+    """Run trials in this process, one after the other, for debugging and notebooks."""
     checks, current = PreflightChecks(todo, listener), todo[0]
 
     def handle(event: Message) -> None:
@@ -86,18 +86,19 @@ def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listene
             worker.run(group)
 
 
-# glibc gives large activations back to the kernel after every step and takes page faults to get them again; with these
-# it keeps them (a small CNN on one thread: training 1.4, evaluation 3.4 times as fast). Other C libraries ignore them.
+# By default, glibc returns the memory of large activations to the kernel after every step, and page faults get it back.
+# With these settings glibc keeps it: a small CNN on one thread trains 1.4 times as fast and is evaluated 3.4 times as
+# fast. Other C libraries ignore them.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30),
              "MALLOC_TOP_PAD_": str(2**26)}
-DRAIN_SECONDS = 2.0  # given to a dead worker's pipes, which its children may hold open
+DRAIN_SECONDS = 2.0  # to read the remaining output of a dead worker, whose children may keep its pipes open
 
 
 class Process(WorkerHandle):
     """Handle of a worker process."""
 
     def __init__(self, start: Start, inbox: Inbox) -> None:
-        """Start the process; its messages go to `inbox`, and None when it has died."""
+        """Start the process; its messages are put into `inbox`, and None when it has died."""
         super().__init__(inbox)
         number = str(start.threads)
         threads = {} if start.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), number)
@@ -114,11 +115,11 @@ class Process(WorkerHandle):
         assert self.popen.stdout
         with self.popen.stdout as lines:
             for line in lines:
-                if not line.endswith("\n"):  # cut off by its writer's death
+                if not line.endswith("\n"):  # incomplete, because the worker died
                     break
                 try:
                     self.inbox.put((self, protocol.EVENTS.validate_json(line)))
-                except ValidationError as error:  # a bug; raised where it is seen, not in this thread
+                except ValidationError as error:  # a bug; the pool raises it, not this thread
                     self.inbox.put((self, error))
 
     def _collect(self) -> None:
@@ -128,14 +129,14 @@ class Process(WorkerHandle):
                 self.tail.append(line[:500])
 
     def _wait(self) -> None:
-        # Not the end of its output: a child of the worker may hold that open.
+        # The end of the output is no sign of death, because a child of the worker may keep it open.
         self.popen.wait()
         for thread in self._readers:
             thread.join(DRAIN_SECONDS)
         self.inbox.put((self, None))
 
     def send(self, message: Message) -> None:
-        """Send a message; if the worker has died, it is lost, and the inbox reports the death sooner or later."""
+        """Send a message. If the worker has died, the message is lost, and the inbox receives None later."""
         assert self.popen.stdin
         with contextlib.suppress(OSError):
             self.popen.stdin.write(message.line())
@@ -145,17 +146,17 @@ class Process(WorkerHandle):
         """Kill the worker and its child processes, even if it is busy."""
         if self.popen.poll() is None:
             if os.name == "posix":
-                with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
+                with contextlib.suppress(ProcessLookupError):  # it may have ended just now
                     os.killpg(self.popen.pid, signal.SIGKILL)
             else:
                 self.popen.kill()
         self.popen.wait()
         assert self.popen.stdin
-        with contextlib.suppress(OSError):  # what was still to be sent is lost
+        with contextlib.suppress(OSError):  # unsent data is lost
             self.popen.stdin.close()
 
     def exit_reason(self) -> str:
-        """Return how the process ended, as text."""
+        """Return how the worker ended; see `WorkerHandle.exit_reason`."""
         code = self.popen.returncode
         if code >= 0:
             return f"the worker process exited with code {code}"
@@ -165,7 +166,7 @@ class Process(WorkerHandle):
 
 
 class Worker:
-    """Answers requests, in a process of its own or in the user's process."""
+    """Handles requests, in a separate process or in the user's process."""
 
     def __init__(self, start: Start, send: Send, registry: Registry | None = None) -> None:
         """Import torch and set up the device; without a registry, discover the installed plugins.
@@ -179,12 +180,12 @@ class Worker:
         from clbench.execution.trial_runner import TrialRunner
         from clbench.results import provenance
 
-        # The first optimizer makes torch import seconds' worth of modules, which the first trial's clock must not see.
+        # The first optimizer makes torch import modules for seconds; the first trial's timings must not include this.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
         self.send = send
         self.runner = TrialRunner(start.settings, start.device, start.command,
                                   registry or discover(files=start.plugins), start.artifacts, start.checkpoints)
-        accelerated = self.runner.device.type != "cpu"  # known here first: with --device auto torch has to be asked
+        accelerated = self.runner.device.type != "cpu"  # with --device auto, it is known only now
         threads = start.alone if accelerated and start.alone is not None else start.threads
         if threads is not None:
             torch.set_num_threads(threads)
@@ -192,7 +193,7 @@ class Worker:
         send(Ready(device=str(self.runner.device), provenance=self.provenance))
 
     def prepare(self, planned: PlannedTrial) -> None:
-        """Answer `Prepare`. Errors other than `ClbenchError` are left to the trial, whose record stores them."""
+        """Handle `Prepare`. An error other than a `ClbenchError` occurs again in the trial, whose record stores it."""
         try:
             notes = self.runner.prepare(planned.trial, planned.label)
             estimate = self.runner.estimator.estimate_time(planned.trial, self.runner.stream(planned.trial))
@@ -204,7 +205,7 @@ class Worker:
             self.send(Prepared(notes=[]))
 
     def run(self, group: Sequence[PlannedTrial]) -> None:
-        """Answer `Run`; an exception that escapes the trials becomes a failed record of each."""
+        """Handle `Run`; an exception that no trial has handled makes a failed record of each trial."""
         started = datetime.datetime.now(datetime.timezone.utc)
         from clbench.training.facts import failure_of
 
@@ -219,10 +220,10 @@ class Worker:
 
 
 def main() -> None:
-    """Serve the parent process until it closes standard input or exits."""
+    """Handle requests of the parent process until it closes standard input or exits."""
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # Plugins must not print to or read from the streams of the protocol.
+    # Plugins must not read from or print to the streams that carry the messages.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     inbox: queue.SimpleQueue[str] = queue.SimpleQueue()

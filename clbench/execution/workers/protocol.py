@@ -27,17 +27,17 @@ class Message(BaseModel):
 
 
 class Start(Message):
-    """To a worker, first: import torch and get ready."""
+    """To a worker, as the first message: import torch and set up the device."""
 
     type: Literal["start"] = "start"
-    settings: ExecutionSettings  # as the user made them
+    settings: ExecutionSettings  # the user's settings
     device: str  # auto | cpu | cuda[:i] | mps
-    command: str  # kept in the records
-    threads: int | None  # of torch; None leaves torch's own choice (in the leading process only)
-    alone: int | None = None  # threads of the only worker that `shrink` leaves on an accelerator; None: as many
-    artifacts: Path | None = None  # where strategies export what is to outlive the run; None: nowhere
-    checkpoints: Path | None = None  # where long trials keep what they go on from; None: nowhere
-    plugins: tuple[Path, ...] = ()  # those that are files
+    command: str  # stored in the records
+    threads: int | None  # of torch; None keeps torch's default (if trials run in the managing process)
+    alone: int | None = None  # threads of a worker on an accelerator, if `shrink` leaves only one; None: `threads`
+    artifacts: Path | None = None  # folder for exported files; None: no exports
+    checkpoints: Path | None = None  # folder for checkpoints; None: no checkpoints
+    plugins: tuple[Path, ...] = ()  # files of plugins that are not installed
 
 
 class Prepare(Message):
@@ -48,14 +48,14 @@ class Prepare(Message):
 
 
 class Run(Message):
-    """To a worker: run a trial, or several seeds of one method as one stack."""
+    """To a worker: run one trial, or several that train as one stack."""
 
     type: Literal["run"] = "run"
     group: list[PlannedTrial]
 
 
 class Ready(Message):
-    """From a worker: it can take requests. `provenance` is that of its records, but for plugin and time."""
+    """From a worker: it can take requests. `provenance` is that of its records, without their plugin and time."""
 
     type: Literal["ready"] = "ready"
     device: str
@@ -71,14 +71,14 @@ class Prepared(Message):
 
 
 class Refused(Message):
-    """From a worker: the answer to `Start` or `Prepare` after an error of the user."""
+    """From a worker: the answer to `Start` or `Prepare` if the user's input is wrong (a `ClbenchError`)."""
 
     type: Literal["refused"] = "refused"
     kind: str
     message: str
 
     def error(self) -> ClbenchError:
-        """Return the error as it was raised in the worker."""
+        """Return an error of the same class and message as in the worker."""
         kind = getattr(errors, self.kind, ClbenchError)
         return kind(self.message) if issubclass(kind, ClbenchError) else ClbenchError(self.message)
 
@@ -94,7 +94,7 @@ class Died(Message):
     """From a node of a cluster: its worker has died."""
 
     type: Literal["died"] = "died"
-    cause: str  # as `WorkerHandle.exit_reason`
+    cause: str  # the text of `WorkerHandle.exit_reason`
     tail: list[str]  # the last lines of its standard error
 
 

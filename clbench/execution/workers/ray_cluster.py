@@ -1,8 +1,9 @@
 """The executor for a Ray cluster: the same pool of the same workers, on the cluster's nodes.
 
-A worker is a process as on one machine. An actor on its node manages it and forwards its messages. So streams and
-imports stay in memory from trial to trial. A dead process is distinguished from a dead node, and its last output is
-reported. A plugin cannot affect Ray's own process. Actors request a CPU from Ray for each thread of a worker, and GPUs.
+A worker is a process, as on one machine. An actor on its node manages it and forwards its messages. So streams and
+imports stay in memory between trials, dead processes are distinguished from dead nodes, the last output of a dead
+process is reported, and plugins cannot affect Ray's own process. An actor requests one CPU for each thread of its
+worker, and the GPUs of the worker.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from clbench.execution.workers.protocol import Died, Message, Note, Start
 from clbench.experiment.trial import PlannedTrial
 from clbench.results.store import MARK
 
-PORT = 6379  # of `ray start --head`, where no other is asked for
-REACH_SECONDS = 5.0  # for the address to answer; Ray itself would try for minutes
-END_SECONDS = 2.0  # for an actor to end its worker, before Ray kills both
+PORT = 6379  # default port of `ray start --head`
+REACH_SECONDS = 5.0  # timeout of a connection; Ray itself would try for minutes
+END_SECONDS = 2.0  # timeout for an actor to end its worker, before Ray kills both
 CALLS = 3  # calls that an actor serves at the same time: receiving takes long, and `send` and `end` must not wait
 
 
@@ -41,13 +42,13 @@ class ClusterError(ClbenchError):
 
 
 def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
-    """Run trials on the cluster and report each to the listener; returns when all have ended.
+    """Run trials on the cluster and report each to the listener; return when all have ended.
 
     Raises:
-        ClusterError: no cluster answers, or none of its nodes has what a worker needs.
-        ClbenchError: as `local.execute`.
+        ClusterError: no cluster answers, or no node has enough CPUs and GPUs for a worker.
+        ClbenchError: as `process.execute`.
     """
-    folder = plan.start.artifacts.parent if plan.start.artifacts else None  # of the run
+    folder = plan.start.artifacts.parent if plan.start.artifacts else None  # the run folder
     with connected(plan.settings.address) as ray, tempfile.NamedTemporaryFile(dir=folder, prefix=MARK) as mark:
         cluster = Cluster(ray, plan.start, Path(mark.name))
         workers = min(plan.workers, cluster.room()) if plan.shrink else plan.workers
@@ -60,7 +61,7 @@ def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) 
 def connected(address: str | None) -> Iterator[Any]:
     """Yield the connected Ray library; a connection made by the user's code is reused and left open.
 
-    Without an address it is RAY_ADDRESS, or Ray's own port on this machine.
+    The default address is RAY_ADDRESS, or else Ray's default port on this machine.
 
     Raises:
         ClusterError: Ray is not installed, or no cluster answers.
@@ -99,19 +100,19 @@ def reach(address: str) -> None:
 
 
 class Cluster:
-    """The cluster on which workers are started, and the resources of each."""
+    """The cluster on which workers are started, and the resources that each worker needs."""
 
     def __init__(self, ray: Any, start: Start, mark: Path) -> None:
         """Choose the number of GPUs per worker.
 
         Args:
-            ray: the library, connected.
-            start: the first message to each worker; its device says whether GPUs are wanted.
-            mark: a file in the run folder, by which a node sees whether it has that folder too.
+            ray: the connected Ray library.
+            start: the first message to each worker; its device decides whether a worker gets GPUs.
+            mark: a file in the run folder, by which a node checks whether it can access that folder.
 
         Raises:
             SpecError: device and GPUs contradict each other.
-            ClusterError: no node has what a worker needs.
+            ClusterError: no node has enough CPUs and GPUs for a worker.
         """
         self.ray = ray
         self.cpus = start.threads or 1
@@ -133,16 +134,16 @@ class Cluster:
             room = int(node.get("CPU", 0) // self.cpus)
             if self.gpus:
                 have = int(node.get("GPU", 0))
-                # A fraction is of one GPU, whatever is left of the others; 1 // 0.2 is 4, as 0.2 is a little more.
+                # A worker with a fraction of a GPU cannot use two GPUs. 1 // 0.2 is 4, because 0.2 is rounded up.
                 room = min(room, have // int(self.gpus) if self.gpus >= 1 else have * int(1 / self.gpus + 1e-9))
             rooms.append(room)
         return [room for room in rooms if room]
 
     def room(self) -> int:
-        """Return how many workers the cluster has room for.
+        """Return the number of workers that fit on the cluster.
 
         Raises:
-            ClusterError: for none.
+            ClusterError: none fits.
         """
         if rooms := self.nodes():
             return sum(rooms)
@@ -151,10 +152,10 @@ class Cluster:
         raise ClusterError(f"no node of the Ray cluster has the {need} that a worker takes, only {have or 'none'}")
 
     def start(self, inbox: Inbox) -> WorkerHandle:
-        """Ask for a worker; while the cluster has no room for it, it waits.
+        """Request a worker from Ray, which starts it when the cluster has free resources.
 
         Raises:
-            ClusterError: no node is left that could take it.
+            ClusterError: no node of the cluster is large enough for a worker.
         """
         self.room()
         actor = self.ray.remote(Host).options(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=CALLS).remote()
@@ -168,7 +169,7 @@ def gpus_of(device: str, requested: float | None, there: bool) -> tuple[float, s
     it.
 
     Raises:
-        SpecError: the device has an index, it contradicts the number of GPUs, or that is above 1 and not whole.
+        SpecError: the device has an index or contradicts the number of GPUs, or the number is above 1 and not whole.
     """
     kind = device.partition(":")[0]
     if ":" in device:
@@ -187,7 +188,7 @@ class Remote(WorkerHandle):
     """Handle of a worker on a node of the cluster."""
 
     def __init__(self, cluster: Cluster, actor: Any, inbox: Inbox) -> None:
-        """Listen to an actor that Ray has been asked to start."""
+        """Start a thread that receives the messages of an actor, which Ray may not have started yet."""
         super().__init__(inbox)
         self.cluster, self.actor = cluster, actor
         self.name, self.death = "", "the worker ended"
@@ -207,20 +208,20 @@ class Remote(WorkerHandle):
                         self.inbox.put((self, None))
                         return
                     self.inbox.put((self, message))
-        except ray.exceptions.RayTaskError as error:  # a bug; raised where it is seen, not in this thread
+        except ray.exceptions.RayTaskError as error:  # a bug; the pool raises it, not this thread
             self.inbox.put((self, error))
-        except ray.exceptions.RayError as error:  # the node has died, or only Ray's process there
+        except ray.exceptions.RayError as error:  # the node or Ray's process on it has died
             where = f" on node {self.name}" if self.name else ""
             self.death = f"Ray lost the worker{where} ({type(error).__name__})"
             self.tail.extend(f"{line}\n" for line in str(error).splitlines())
             self.inbox.put((self, None))
 
     def send(self, message: Message) -> None:
-        """Send a message, as `WorkerHandle` says."""
+        """Send a message; see `WorkerHandle.send`."""
         self.actor.send.remote(message)
 
     def end(self) -> None:
-        """Stop the worker and its actor, as `WorkerHandle` says."""
+        """Stop the worker and its actor; see `WorkerHandle.end`."""
         ray = self.cluster.ray
         if self.name:
             ray.wait([self.actor.end.remote()], timeout=END_SECONDS)
@@ -228,17 +229,17 @@ class Remote(WorkerHandle):
         self.listener.join(END_SECONDS)
 
     def exit_reason(self) -> str:
-        """Return how the worker ended, as `WorkerHandle` says."""
+        """Return how the worker ended; see `WorkerHandle.exit_reason`."""
         return self.death
 
 
 @dataclass(frozen=True)
 class Begin:
-    """What an actor needs to start its worker."""
+    """The data with which an actor starts its worker."""
 
     start: Start
     plugins: Mapping[str, bytes]  # source of each plugin that is a file, by file name
-    folder: str  # where the command was started
+    folder: str  # working directory of the command
     mark: str  # a file in the run folder
 
 
@@ -248,8 +249,8 @@ class Host:
     def begin(self, begin: Begin) -> str:
         """Start the worker and return the node's name.
 
-        The worker starts in the folder of the command, if the node has it. Without the run folder it writes no
-        artifacts and no checkpoints; a note says so.
+        The worker starts in the working directory of the command, if the node has it. If the node does not have the
+        run folder, the worker writes no artifacts and no checkpoints, and a note reports this.
         """
         name = socket.gethostname()
         self.inbox: Inbox = queue.SimpleQueue()
@@ -273,7 +274,7 @@ class Host:
         self.process.send(message)
 
     def receive(self) -> list[Message]:
-        """Wait for messages of the worker and return all that have arrived; `Died` is the last one ever."""
+        """Wait for messages of the worker and return all that have arrived; the last message of a worker is `Died`."""
         messages, self.messages = self.messages, []
         while not messages or not self.inbox.empty():
             entry = self.inbox.get()
