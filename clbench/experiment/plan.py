@@ -31,7 +31,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
         spec: the experiment.
         registry: the installed plugins.
         pretrained: whether to treat the model as pretrained; None means it is if weights are given.
-        side: width and height of its images in pixels, if they are known without the model's option `size`.
+        side: width and height of the model's images in pixels, if they are known without its option `size`.
 
     Raises:
         SpecError: names are unknown, options are wrong, or the benchmark does not support a scenario; a line for each.
@@ -127,7 +127,7 @@ def _default_scenario(info: BenchmarkInfo, options: opt.Options) -> tuple[Scenar
 
 
 def _chosen_outputs(options: opt.Options) -> str:
-    """Return the value of the option `outputs` if it differs from the method's default, now and before; or nothing."""
+    """Return the value of the option `outputs`; empty if it is the method's current or earlier default."""
     field, chosen = type(options).model_fields.get("outputs"), getattr(options, "outputs", None)
     defaults = [field and field.default, options.BEFORE.get("outputs"), None]
     return "" if chosen in defaults else str(chosen)
@@ -249,7 +249,7 @@ def resolved_benchmark(text: str, registry: Registry) -> Resolved:
     """Return a benchmark given as `name:option=value`, with all its options.
 
     Raises:
-        SpecError: there is none of that name, or an option is wrong.
+        SpecError: no benchmark has that name, or an option is wrong.
     """
     name, given = opt.parse_named(text)
     options = opt.validate(registry.benchmark(name).options, given, name, "clbench benchmarks")
