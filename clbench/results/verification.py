@@ -119,8 +119,8 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
     rule, n = reference.tolerance, seeds or len(accuracies)
     error = stdev(accuracies) / math.sqrt(n)
     published = cell.sem if cell.sd is None else cell.sd / math.sqrt(reference.seeds)
-    # An unpublished spread counts as zero, for which Welch's interval is Student's interval of our mean, whatever the
-    # number of values behind the other.
+    # An unpublished standard deviation counts as zero. Welch's interval then equals Student's interval of our mean, for
+    # any number of published values.
     half = welch_half_width((error, n), (published or 0.0, max(reference.seeds, 2)), rule.level)
     return half + rule.rounding + cell.allowance
 
