@@ -195,7 +195,7 @@ class Store:
 
     def remove_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of the trial with that key."""
-        shutil.rmtree(self.checkpoints / key, ignore_errors=True)  # remaining files do no harm, and are overwritten later
+        shutil.rmtree(self.checkpoints / key, ignore_errors=True)  # remaining files do no harm, and will be overwritten
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()  # if it was the last
 
