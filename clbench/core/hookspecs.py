@@ -80,7 +80,7 @@ class StrategyInfo:
     task_free: bool = False
     parts_per_task: bool = False
     display_name: str = ""
-    names_code: bool = False  # whether the name says where the code is: `package.module:Class`
+    names_code: bool = False  # whether the name gives the place of the code: `package.module:Class`
     family: str = "other"
     objectives: Sequence[str] = (CLASSIFICATION.name,)
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
@@ -127,7 +127,7 @@ class BenchmarkInfo:
     # Whether to cache the stream on disk. Options, seed, the code of its package and `files` must fully determine it.
     cached: bool = False
     any_name: bool = False  # whether `name` is a pattern, `images:*`; the call is then `build(name, options, ...)`
-    names_code: bool = False  # whether the name says where the code is: `package.module:function`
+    names_code: bool = False  # whether the name gives the place of the code: `package.module:function`
     # Data files. If the content of one changes, a cached stream is rebuilt. Either paths below the data folder, or a
     # function (or its `module:attribute`) of name, options and data folder that returns the paths of all files read.
     files: Sequence[str] | Callable[[str, Mapping[str, Any], Path], Sequence[Path]] = ()

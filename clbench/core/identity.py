@@ -129,7 +129,7 @@ def _find(name: str) -> Any:
     Its parent packages are imported. If that raises, the error is ignored, since importing the module raises it again.
     """
     here = os.getcwd()
-    sys.path.insert(0, here)  # where benchmarks given as `module:function` are looked for
+    sys.path.insert(0, here)  # benchmarks given as `module:function` may be there
     try:
         return importlib.util.find_spec(name)
     except Exception:

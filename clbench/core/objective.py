@@ -131,7 +131,7 @@ class ObjectiveInfo:
         """Return the metric of this name.
 
         Raises:
-            SpecError: there is none.
+            SpecError: the objective has no metric of this name.
         """
         for metric in self.metrics:
             if metric.name == name:

@@ -109,7 +109,7 @@ class Options(Strict):
         return value.split("+") if kind is list and isinstance(value, str) else value
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options with concrete values in place of those that depend on the model, such as `auto`.
+        """Return these options with concrete values in place of values that depend on the model, such as `auto`.
 
         The plan calls it before it makes a trial's key, so the key has these values. The default changes nothing.
 

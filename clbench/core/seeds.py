@@ -56,7 +56,7 @@ def scope(seed: int, *axes: str | int) -> Iterator[None]:
     import torch
 
     before = state()
-    with torch.random.fork_rng():  # which covers accelerators too
+    with torch.random.fork_rng():  # restores the generators of accelerators too
         reseed(seed, *axes)
         try:
             yield

@@ -186,7 +186,7 @@ def name_of(thing: Callable[..., Any]) -> str:
     if not _guarded(file):
         raise SpecError(f"{_written(Path(file))}, where {attribute} is defined, would run all over again when it is "
                         "imported; put the call of clbench under `if __name__ == \"__main__\":`")
-    spec = getattr(loaded, "__spec__", None)  # of `python -m package.module`
+    spec = getattr(loaded, "__spec__", None)  # exists after `python -m package.module`
     return f"{spec.name if spec else _written(Path(file))}:{attribute}"
 
 
@@ -271,7 +271,7 @@ def run_as_module(name: str, file: Path, code: bytes) -> ModuleType:
     spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(file)))
     assert spec
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # "name:attribute" in declarations leads here, and data classes and pickles look here
+    sys.modules[name] = module  # declarations ("name:attribute"), data classes and pickles use this entry
     try:
         # dont_inherit: else this file's `from __future__ import annotations` would hold for the user's too.
         exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)
