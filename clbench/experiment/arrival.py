@@ -38,7 +38,7 @@ class Arrival(Strict):
 
     @property
     def moves(self) -> bool:
-        """Return whether samples arrive in other tasks than those of the benchmark."""
+        """Return whether samples may arrive in other tasks than in the benchmark."""
         return bool(self.blur or self.repeat)
 
     @property

@@ -20,7 +20,7 @@ Keep = Literal["nothing", "models", "state"]
 
 @dataclass(frozen=True)
 class Flag:
-    """Details of a field for help texts, besides its name, type, bounds and description."""
+    """Details of a field for help texts that its name, type, bounds and description do not give."""
 
     metavar: str | None = None
     default: str = ""  # description of the default, if it is None

@@ -1,7 +1,7 @@
 """The factors in which two experiments differ, and every mixture of the two as a Spec.
 
 The values of a trial are stored by place, such as `("recipe", "lr")`. Each place at which A and B differ is a part. A
-mixture takes some of these parts from B and the rest from A. Parts become one factor if the plan refuses to mix them.
+mixture takes some of these parts from B and all others from A. Parts become one factor if the plan cannot mix them.
 This module does not import torch.
 """
 
@@ -215,8 +215,8 @@ def _values(given: Mapping[Place, Any], sides: Sequence[Mapping[Place, Any]], fr
 def factors(parts: Sequence[Part], refusal: Callable[[frozenset[Place]], str]) -> list[Factor]:
     """Return the parts as factors: each part is a factor of its own unless mixtures are refused.
 
-    For up to 10 factors all mixtures are checked, for more factors those with one or two factors from A or from B.
-    While any mixture is refused, two factors that it separates are merged: the pair whose union leaves the fewest
+    For up to 10 factors, all mixtures are checked. For more factors, only mixtures with one or two factors from A or
+    from B are checked. While a mixture is refused, two factors are merged: the pair whose union leaves the fewest
     mixtures refused.
 
     Args:

@@ -160,7 +160,7 @@ def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
     only.
 
     Raises:
-        SpecError: rows have the same trials; a line for each group of such rows.
+        SpecError: several rows have the same trials; the message has a line for each group of these rows.
     """
     rows: dict[str, list[str]] = {}
     for row in planned:
@@ -198,7 +198,7 @@ def tried_for(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.O
 def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> Searched | None:
     """Return the search from which a row has its options; None if there is none.
 
-    The candidates are those of every search of the row, because each search was an opportunity to improve the result.
+    The candidates of all searches of the row count, because each search was an opportunity to improve the result.
     """
     tried = tried_for(spec, method, scenario, options)
     once = {str((t.method, t.options)) for _, t in tried}
