@@ -137,7 +137,7 @@ def crossed(values: Array) -> Estimate:
 
 
 def needed(factors: int, orders: Sequence[Order] = ()) -> list[int]:
-    """Return the combinations that a table needs: all, or those along the orders and those one switch from A or B."""
+    """Return the combinations that a table needs: all, or those along the orders and one switch away from A or B."""
     if not orders:
         return list(range(2**factors))
     whole = 2**factors - 1

@@ -163,8 +163,9 @@ def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed
         by_seed: the mean of each seed, at least two; it may weight samples by task.
         scores: [seeds, samples], the score of each sample with each seed, or the difference of two methods' scores.
 
-    Mean squares are those of the two-way layout with one value in each cell. Degrees of freedom are Satterthwaite's
-    (1946), at least those of seeds. Source: Searle, Casella & McCulloch 1992, Variance Components, section 4.3.
+    The mean squares are computed in a two-way layout with one value in each cell. The degrees of freedom are
+    Satterthwaite's (1946), and at least seeds - 1. Source: Searle, Casella & McCulloch 1992, Variance Components,
+    section 4.3.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The log of a run folder, `looks.jsonl`: which seeds were asked for, and which each report has shown.
+"""The log of a run folder, `looks.jsonl`: which seeds were requested, and which seeds each report has shown.
 
 Statistical tests assume that the number of seeds, or a rule for adding seeds, was fixed in advance. The results do not
 show whether it was, so the log records it. A line `asked` says that a run requested seeds of a setting for the first

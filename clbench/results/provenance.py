@@ -88,7 +88,7 @@ PARTS = ("method", "benchmark", "model")
 def packages_of(trial: Trial, registry: Registry) -> dict[str, tuple[str, ...]]:
     """Return the packages (modules, files) that contain the code of a trial's method, benchmark and model, by part.
 
-    The packages of a part are those of its code and of its options. Parts that come with clbench have none, since the
+    The packages of a part contain its code and its options class. Parts that come with clbench have none, because the
     version and commit of clbench identify their code.
 
     Raises:

@@ -48,7 +48,7 @@ class Ranks:
     """The ranks of methods over settings. 1 is the best; methods with equal scores share the mean of their ranks."""
 
     ranks: tuple[tuple[float, ...], ...]  # [setting][method]
-    average: tuple[float, ...]  # of each method
+    average: tuple[float, ...]  # average rank of each method
     p: float  # p-value of Friedman's test that all methods are equal
     smallest_p: float  # that p-value if all settings ranked the methods in the same order
     critical: float  # smallest distance of average ranks that is significant at ALPHA
@@ -99,7 +99,7 @@ def welch_half_width(first: tuple[float, int], second: tuple[float, int], level:
     """Return the half width of Welch's interval for the difference of two means.
 
     Args:
-        first: the standard error of one mean and the number of values behind it.
+        first: the standard error of one mean and its number of values.
         second: likewise for the other mean.
         level: the level of the interval.
 

@@ -23,7 +23,7 @@ from clbench.results.records import Record
 from clbench.results.stats import welch_half_width
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
-METRICS: dict[str, Callable[[metrics.Matrix, Sequence[int]], float]] = {  # of R and the numbers of test samples
+METRICS: dict[str, Callable[[metrics.Matrix, Sequence[int]], float]] = {  # of R and the test samples per task
     "ACC": lambda R, _: metrics.acc(R), "AIA": lambda R, _: metrics.aia(R),
     "ACC-pooled": metrics.acc_pooled, "AIA-pooled": metrics.aia_pooled, "AIA-pooled-all": metrics.aia_pooled_all}
 MOST_SEEDS = 1000  # upper limit of the search in `seeds_needed`
