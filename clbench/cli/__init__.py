@@ -89,7 +89,7 @@ class LazyGroup(Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the short help of each command. Commands of plugins, which are not loaded, have their package instead."""
+        """Write the short help of each command; for commands of plugins, the package, so that no plugin is loaded."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
         if self.of_plugins:

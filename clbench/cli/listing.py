@@ -147,7 +147,7 @@ def written(value: Any) -> str:
 
 
 def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the names and values of a declaration's facts besides its summary and options."""
+    """Yield the names and values of a declaration's facts, without its summary and options."""
     yield from ((key, str(thing[key])) for key in ("family", "paper") if thing.get(key))
     if thing.get("scenarios"):
         first, *rest = thing["scenarios"]

@@ -34,7 +34,7 @@ MEANING = ("trainable: parameters that one task (of several the last) trains; by
            "1000 bytes; ratio to full: trainable parameters against full fine-tuning's.")
 MEANING_OF_MORE = ("parameters, bytes kept: all that the method holds after the last task, its memory of samples "
                    "included; FLOPs: of predicting one sample then, a multiply-add as two.")
-WIDTH = 100  # of paragraphs on the terminal
+WIDTH = 100  # columns of paragraphs on the terminal
 PREFIXES = ("", "K", "M", "G", "T", "P")
 SMALLEST = 10  # factors from here on are written as whole numbers
 
@@ -110,7 +110,7 @@ def scaled(value: float) -> str:
 
 
 def growth_of_bytes(counts: Sequence[Count], subject: str) -> FigureData:
-    """Return the figure of the bytes kept after each task; the first count, of full fine-tuning, is the reference."""
+    """Return the figure of the bytes stored after each task. The first count, of full fine-tuning, is the reference."""
     points = tuple(FigurePoint(c.method, c.method.partition(":")[0], c is counts[0], False, None, None, None,
                                tuple(map(float, c.bytes))) for c in counts if c.bytes)
     return FigureData("growth", "growth", "Bytes kept after each task", subject, "", "", points, axis="bytes kept")

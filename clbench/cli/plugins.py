@@ -45,7 +45,7 @@ THINGS = {
                        ("clbench run --benchmark {name} --methods naive,er",)),
     "model": Thing("a model", "model", ("clbench run --model {name} --methods naive,lora",)),
 }
-KINDS = {  # what each kind provides, and what its template contains (files in `templates/KIND`)
+KINDS = {  # thing that each kind provides, and content of its template (`templates/KIND`)
     "method": ("method", "an L2 penalty towards the weights after the last task"),
     "replay": ("method", "experience replay from a reservoir"),
     "regularization": ("method", "a penalty by each weight's Fisher information"),
