@@ -1,4 +1,4 @@
-"""`python -m clbench`."""
+"""Run the command line by `python -m clbench`."""
 
 from clbench.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: `clbench COMMAND`. A command's module is imported when the command, or its help, is asked for."""
+"""The command line: `clbench COMMAND`. A command's module is imported when the command or its help is requested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clbench.core import entry_points
 from clbench.core.errors import ClbenchError, PluginError, unknown
 from clbench.execution import interrupts
 
-COMMANDS = {  # import target and short help of each
+COMMANDS = {  # import target and short help of each command
     "run": ("clbench.cli.run:command", "Run an experiment and compare its methods."),
     "tune": ("clbench.cli.tune:command", "Tune methods' options on held-out training samples."),
     "report": ("clbench.cli.report:command", "Write a report again from the records of one or more runs."),
@@ -44,15 +44,15 @@ COMMANDS = {  # import target and short help of each
 
 
 class LazyGroup(Group):
-    """A group whose commands live in modules of their own, which import nothing heavy until they are called.
+    """A group whose commands are in separate modules, which import nothing large until the command is called.
 
-    Plugins bring more by the entry-point group `clbench.commands`. Its names are read, and nothing is loaded until a
-    command is called, so that no plugin can slow down or break `clbench --help`.
+    Plugins add commands by the entry-point group `clbench.commands`. Only its names are read until a command is called,
+    so that no plugin can slow down or break `clbench --help`.
     """
 
     @cached_property
     def of_plugins(self) -> dict[str, str]:
-        """Return the commands that installed plugins bring, `module:attribute` by name."""
+        """Return the commands that installed plugins provide: `module:attribute` by name."""
         return {name: value for name, value in entry_points.read("clbench.commands").items()
                 if name not in COMMANDS and not entry_points.disabled(name, value)}
 
@@ -73,7 +73,7 @@ class LazyGroup(Group):
         """Import a plugin's command.
 
         Raises:
-            PluginError: it cannot be imported, or is something else.
+            PluginError: the command cannot be imported, or is not a `click.Command`.
         """
         target = self.of_plugins[name]
         command = entry_points.resolve(target, f"command {name!r}")
@@ -89,7 +89,7 @@ class LazyGroup(Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the short help of each command; for a plugin's, which is not loaded for this, its package."""
+        """Write the short help of each command; for commands of plugins, the package, so that no plugin is loaded."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
         if self.of_plugins:
@@ -113,7 +113,7 @@ def group() -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 all done, 1 a trial failed or runs differ, 2 bad input, 130 interrupted.
 
-    SIGTERM, which clusters send before they kill, interrupts as Ctrl-C does.
+    SIGTERM, which clusters send before they kill a process, interrupts the run as Ctrl-C does.
     """
     with interrupts.handle_signals():
         code = call(sys.argv[1:] if args is None else list(args))
@@ -122,8 +122,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def call(args: Sequence[str]) -> int:
     """Run the command line and return the exit code; each user error is printed as one line."""
-    if COMPLETING in os.environ:  # a shell asks what the Tab key may add
-        from clbench.cli import completion  # noqa: F401  click finds what it declares
+    if COMPLETING in os.environ:  # a shell requests completions
+        from clbench.cli import completion  # noqa: F401  the import registers the completion class with click
     try:
         code = group.main(list(args), prog_name="clbench", standalone_mode=False)
     except ClbenchError as error:

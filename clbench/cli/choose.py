@@ -1,4 +1,4 @@
-"""`clbench choose`: the method to take under constraints, with the evidence and the price of each constraint."""
+"""`clbench choose`: choose a method under constraints, with the evidence and the cost of each constraint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AMOUNT = ("an amount (5MB, 20k), a share (1%) or a multiple (2x) of what naive has, or a multiple of another method's "
           "(2x-er)")
-SHOWN = 8  # methods that a line names
+SHOWN = 8  # largest number of methods that a line names
 _OPEN = "no significant difference"
 
 

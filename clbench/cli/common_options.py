@@ -1,4 +1,4 @@
-"""What several commands share: options, options made from `ExecutionSettings`, and task numbers, which count from 1."""
+"""Options that several commands share, options made from `ExecutionSettings`, and task numbers, which count from 1."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TaskNumber(IntType):
 
 
 class TaskNumbers(IntListType):
-    """A list of tasks with commas, as in 1,3."""
+    """A list of task numbers separated by commas, as in 1,3."""
 
     name = "tasks"
 
@@ -198,7 +198,7 @@ ARRIVAL = (
 
 
 def arrival_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say how training samples arrive."""
+    """Give a command the options for the arrival of training samples."""
     for option in reversed(ARRIVAL):
         command = option(command)
     return command
@@ -212,7 +212,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def changed_recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a recipe that change a trial's own, and the device."""
+    """Give a command the options of a recipe, which default to the trial's values, and the device."""
     command = recipe_options(command)
     for option in vars(command)["__click_params__"][-len(RECIPE):]:
         if option.name != "device":

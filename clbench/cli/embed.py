@@ -1,4 +1,4 @@
-"""`clbench embed`: keep a frozen network's features of a benchmark, so that heads can be compared on them."""
+"""`clbench embed`: store a frozen network's features of a benchmark, so that heads can be compared on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clbench.cli.common_options import execution_option, model_option, plugin_op
 from clbench.cli.completion import named
 from clbench.cli.help import Command
 
-HEADS = "ncm,slda,ranpac,er,ewc,naive,joint"  # what the next command compares
+HEADS = "ncm,slda,ranpac,er,ewc,naive,joint"  # methods in the suggested next command
 
 
 EXAMPLES = (

@@ -1,4 +1,4 @@
-"""What a dry run says of trials beside their state: what they train, and what they compute."""
+"""The forecasts of a dry run: parameters and FLOPs of each trial, and the time that missing trials will take."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ HEADERS = ("key", "method", "scenario", "seed", "state", "trainable", "training 
 
 
 class Forecast(NamedTuple):
-    """What the trials of a kind will train and compute: the last cells of the table, and the work."""
+    """The forecast for trials of one kind: the last cells of their rows in the table, and the estimated work."""
 
     cells: list[str]
     estimate: WorkEstimate
 
 
 def listing(ready: Experiment, duration: bool = True) -> str:
-    """Return a table of the trials: the state of each, and what it trains and computes.
+    """Return a table of the trials: the state, the trainable parameters and the FLOPs of each.
 
-    What is done has it in its record. The rest is counted on shapes, once for each setting and method. Notes go to
-    standard error.
+    The numbers of finished trials come from their records. For other trials they are counted on shapes, once for each
+    setting and method. Notes go to standard error.
 
-    With `duration`, a last line says how long the missing trials will take.
+    With `duration`, a last line shows how long the missing trials will take.
 
     Raises:
         ClbenchError: some trials cannot run as they are planned; a line for each mistake.
@@ -62,7 +62,7 @@ def listing(ready: Experiment, duration: bool = True) -> str:
 
 
 def needed(ready: Experiment, counted: Mapping[Kind, Forecast]) -> str:
-    """Return how long the missing trials will take, and how that is known; empty where it is not."""
+    """Return how long the missing trials will take, and the basis of this estimate; empty if there is none."""
     if not ready.missing or not (counted or ready.records):
         return ""
     from clbench.core.device import pick_device
@@ -94,7 +94,7 @@ def needed(ready: Experiment, counted: Mapping[Kind, Forecast]) -> str:
 
 
 def state(record: Record | None, ready: Experiment) -> str:
-    """Return how far a trial is, and whether its record does not stand any more."""
+    """Return the state of a trial, and whether its record is stale or lacks requested results."""
     if record is None:
         return "missing"
     if missing := ready.staleness.lacking.get(record.key):
@@ -103,14 +103,17 @@ def state(record: Record | None, ready: Experiment) -> str:
 
 
 def cells(trainable: Sequence[int], train_flops: Sequence[int] | None, inference_flops: Sequence[int]) -> list[str]:
-    """Return the last of the parameters, all training FLOPs, and the last FLOPs per sample; a dash for no figure."""
+    """Return three cells: trainable parameters of the last task, all training FLOPs, and last FLOPs per sample.
+
+    A value that is not known is a dash.
+    """
     return [f"{trainable[-1]:,}" if trainable else NONE,
             scaled(sum(train_flops)).strip() if train_flops else NONE,
             scaled(inference_flops[-1]).strip() if inference_flops else NONE]
 
 
 def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
-    """Return what trials to be run will train and compute, by setting and method.
+    """Return the forecasts for the missing trials, by setting and method.
 
     Raises:
         ClbenchError: as `listing`.
@@ -124,7 +127,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         return {}
     try:
         check_inputs([planned.trial for planned in checks.left], ready.spec.execution, ready.registry)
-    except MissingDataError as error:  # said before torch is imported
+    except MissingDataError as error:  # reported before torch is imported
         click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
         return {}
     from clbench.accounting.count import forecast
@@ -156,7 +159,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             checks.skip_setting(planned)
         except ClbenchError as error:
             checks.refused(planned, error)
-        except Exception as error:  # as in a run, where the trial's record has it
+        except Exception as error:  # a run would store the error in the trial's record
             notes[f"{name}: cannot be counted, {typed_message(error)}"] = None
         else:
             speed = speed or measured(planned, stream, ready)
@@ -174,7 +177,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
 
 
 def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed | None:
-    """Return how fast a trial's model is trained here, with the threads of a worker; None where that fails."""
+    """Return how fast a trial's model is trained here, with the threads of a worker; None if that fails."""
     import torch
 
     from clbench.accounting.estimator import measure_speed
@@ -185,7 +188,7 @@ def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed 
     try:
         torch.set_num_threads(plan_workers(ready, "").start.threads or before)
         return measure_speed(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry).speed
-    except Exception as error:  # the run itself will show why: say only that there is no estimate from it
+    except Exception as error:  # the run itself will report the cause
         click.echo(f"Note: no step of the model could be timed: {type(error).__name__}: {error}", err=True)
         return None
     finally:

@@ -1,4 +1,4 @@
-"""The help of commands: what they do, examples, then their options in groups."""
+"""The help of commands: the description, examples, then the options in groups."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-Examples = tuple[tuple[str, str], ...]  # command lines, and what each does ("" where the line says it)
+Examples = tuple[tuple[str, str], ...]  # command lines, each with an explanation or ""
 WHAT, HOW, WHERE = "What is run", "How it is trained", "Where and how it runs"
 ALL_OPTIONS = "clbench.all_options"  # in a context's `meta`: whether `--help-all` was given
 COMPLETING = "_CLBENCH_COMPLETE"  # set by the scripts of `clbench completion` when a shell asks
-ONE_LIST = 12  # so many options are easily read without headings
+ONE_LIST = 12  # up to this many options are shown without headings
 RUNS = frozenset({"device", "out", "shard", "log", "plugins", "stale", "dry_run", "opens", "quiet", "as_json",
                   "help_all",
                   "help", "_click_default_help"})  # by old and by new versions of click
@@ -23,7 +23,7 @@ class WithExamples(click.Command):
     """A command or a group of commands whose help has examples after the description."""
 
     def __init__(self, *args: Any, examples: Examples = (), **kwargs: Any) -> None:
-        """Take what `click.Command` takes, and examples."""
+        """Accept the arguments of `click.Command`, and examples."""
         super().__init__(*args, **kwargs)
         self.examples = examples
 
@@ -40,7 +40,7 @@ class Command(WithExamples):
     """
 
     def __init__(self, *args: Any, common: Collection[str] = (), **kwargs: Any) -> None:
-        """Take what `WithExamples` takes, and the parameters that `--help` shows; none: it shows all."""
+        """Accept the arguments of `WithExamples`, and the names of the options that `--help` shows; all if empty."""
         super().__init__(*args, **kwargs)
         self.common = frozenset(common)
         if common:
@@ -49,7 +49,7 @@ class Command(WithExamples):
                                             callback=show_all, help=f"Show all {shown + 2} options and exit."))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments; a list that a space has cut in two is an error that says so."""
+        """Parse the arguments; raise an error if a space has split a list in two."""
         for index, (first, second) in enumerate(() if ctx.resilient_parsing else pairwise(args)):
             cut = first.endswith(",") and not second.startswith("-") and not os.path.exists(second)
             if cut or second.startswith(","):

@@ -1,4 +1,4 @@
-"""The list commands: a line for everything that is installed of one kind, or everything about what is named."""
+"""The list commands: a line for each installed item of a kind, or all details of the named items."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clbench.core.options import Options
     from clbench.core.registry import Registry
 
-WIDTH = 99  # columns of what is printed
+WIDTH = 99  # columns of the output
 NAMED, PATTERN = "with a name", "any name"  # groups of benchmarks and models
 HEADINGS = {
     ("benchmark", NAMED): "Benchmarks by name (clbench data shows which data they need)",
@@ -33,7 +33,7 @@ METHOD_FIELDS = ("family", "year", "paper", "reference", "recipe", "objectives",
 
 
 def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], text: str) -> click.Command:
-    """Return a command that lists `Registry.<attribute>`, each thing with its fields `extra` and its options."""
+    """Return a command that lists `Registry.<attribute>`, each item with its fields `extra` and its options."""
 
     def run(names: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
         from clbench.core.entry_points import DISABLE
@@ -147,7 +147,7 @@ def written(value: Any) -> str:
 
 
 def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the names and values of a declaration's facts besides its summary and options."""
+    """Yield the names and values of a declaration's facts, without its summary and options."""
     yield from ((key, str(thing[key])) for key in ("family", "paper") if thing.get(key))
     if thing.get("scenarios"):
         first, *rest = thing["scenarios"]

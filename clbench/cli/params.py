@@ -1,4 +1,4 @@
-"""`clbench params`: what methods train, keep and compute, before anything is trained, as text, markdown or JSON."""
+"""`clbench params`: count parameters, storage and FLOPs of methods without training, as text, markdown or JSON."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ MEANING = ("trainable: parameters that one task (of several the last) trains; by
            "1000 bytes; ratio to full: trainable parameters against full fine-tuning's.")
 MEANING_OF_MORE = ("parameters, bytes kept: all that the method holds after the last task, its memory of samples "
                    "included; FLOPs: of predicting one sample then, a multiply-add as two.")
-WIDTH = 100  # of paragraphs on the terminal
+WIDTH = 100  # columns of paragraphs on the terminal
 PREFIXES = ("", "K", "M", "G", "T", "P")
 SMALLEST = 10  # factors from here on are written as whole numbers
 
 
 def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
-    """Return counts, that of full fine-tuning first, as `text`, `md` or `json`.
+    """Return counts as `text`, `md` or `json`. The first count is that of full fine-tuning.
 
-    `setting` says what was counted and becomes the heading. If it has a `model`, and not one layer only, bytes, FLOPs
-    and growth are shown too.
+    `setting` describes what was counted and becomes the heading. If it has a `model`, and not only one layer, bytes,
+    FLOPs and growth are shown too.
     """
     if form == "json":
         return json.dumps({**setting, "methods": [as_json(count, counts[0]) for count in counts]}, indent=2)
@@ -74,7 +74,7 @@ def as_json(count: Count, full: Count) -> dict[str, Any]:
 def factor(count: Count, full: Count) -> float | None:
     """Return how many times fewer parameters the last task trains than full fine-tuning does; None if it trains none.
 
-    Below 1 it trains more.
+    A value below 1 means that it trains more.
     """
     if not count.trainable or not full.trainable or not count.trainable[-1]:
         return None
@@ -102,7 +102,7 @@ def size(count: float) -> str:
 
 
 def scaled(value: float) -> str:
-    """Return a number with three digits and a decimal prefix of its unit, which is to follow."""
+    """Return a number with three digits and a decimal prefix, to which the unit can be appended."""
     power = 0
     while value >= 999.5 and power < len(PREFIXES) - 1:
         value, power = value / 1000, power + 1
@@ -110,7 +110,7 @@ def scaled(value: float) -> str:
 
 
 def growth_of_bytes(counts: Sequence[Count], subject: str) -> FigureData:
-    """Return the figure of the bytes kept after each task; the first count, of full fine-tuning, is the reference."""
+    """Return the figure of the bytes stored after each task. The first count, of full fine-tuning, is the reference."""
     points = tuple(FigurePoint(c.method, c.method.partition(":")[0], c is counts[0], False, None, None, None,
                                tuple(map(float, c.bytes))) for c in counts if c.bytes)
     return FigureData("growth", "growth", "Bytes kept after each task", subject, "", "", points, axis="bytes kept")

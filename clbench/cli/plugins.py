@@ -1,6 +1,6 @@
-"""`clbench new-plugin` and `clbench check`: begin a method, a benchmark or a model, and check methods.
+"""`clbench new-plugin` and `clbench check`: create a method, a benchmark or a model, and check methods.
 
-`clbench check` says whether strategies keep the rules that the harness relies on.
+`clbench check` checks whether strategies follow the rules that the harness relies on.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Thing:
-    """What a plugin can bring, as the registry calls it."""
+    """A kind of object that a plugin can provide: a method, a benchmark or a model."""
 
-    what: str  # it is, in a sentence
-    module: str  # that has its code
-    trial: tuple[str, ...]  # commands to try it with, once it is installed
+    what: str  # its name in a sentence
+    module: str  # name of the module with its code
+    trial: tuple[str, ...]  # commands to try it with after installation
 
 
 THINGS = {
@@ -45,14 +45,14 @@ THINGS = {
                        ("clbench run --benchmark {name} --methods naive,er",)),
     "model": Thing("a model", "model", ("clbench run --model {name} --methods naive,lora",)),
 }
-KINDS = {  # what each brings, and how it begins; its files are made of those in `templates/KIND`
+KINDS = {  # thing that each kind provides, and content of its template (`templates/KIND`)
     "method": ("method", "an L2 penalty towards the weights after the last task"),
     "replay": ("method", "experience replay from a reservoir"),
     "regularization": ("method", "a penalty by each weight's Fisher information"),
     "benchmark": ("benchmark", "images of stripes in noise"),
     "model": ("model", "a multilayer perceptron of tanh units"),
 }
-LONGEST = 40  # characters of a name, for lines that stay within 120
+LONGEST = 40  # largest number of characters of a name, so that lines stay within 120
 
 
 PLUGIN_EXAMPLES = (

@@ -1,4 +1,4 @@
-"""`clbench run`: run an experiment, show its table, keep its records."""
+"""`clbench run`: run an experiment, show its table and store its records."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def run_missing(ready: Experiment, dry_run: bool, quiet: bool = False) -> int | 
     Args:
         ready: the experiment.
         dry_run: whether to only list the trials.
-        quiet: whether no progress is shown.
+        quiet: whether to hide the progress.
     """
     from rich.console import Console
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path)
 PLACES = click.argument("places", nargs=-1, type=FOLDER, metavar="[DIR]...")
-RUNS = Path("runs")  # where run folders are by default
+RUNS = Path("runs")  # default folder of run folders
 HEADERS = ("run", "experiment", "methods", "seeds", "trials", "last", "size")
 HOUR, DAY = 60, 60 * 24  # minutes
 

@@ -1,4 +1,4 @@
-"""`clbench continue` and `clbench export`: a saved model learns new tasks, or becomes files to take home."""
+"""`clbench continue` and `clbench export`: train a saved model on new tasks, or export it to files."""
 
 from __future__ import annotations
 

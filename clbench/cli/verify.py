@@ -1,4 +1,4 @@
-"""`clbench verify`: repeat published numbers, and say of each whether it came out."""
+"""`clbench verify`: repeat published numbers, and report whether each is reproduced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _names(text: str | None) -> list[str]:
 
 
 def _lacks_data(reference: Reference, registry: Registry, folder: Path) -> bool:
-    """Return whether data of a reference's benchmarks are not in the data folder, or not all of them."""
+    """Return whether some data of a reference's benchmarks are missing from the data folder."""
     from clbench.cli.data import describe
     from clbench.core.options import validate
     from clbench.experiment.spec import Named
@@ -83,7 +83,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     called, reference = references.find(name)
     registry = discover()
     chosen = reference.choose(_names(scenario), _names(methods))
-    # Two numbers of one method, by two metrics, are of the same trials.
+    # Cells that differ only in the metric share their trials.
     planned_cells = reference.plan(chosen, registry, given, dry_run)
     planned = list({trial.trial.key: trial for trial in chain.from_iterable(planned_cells)}.values())
     ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}",

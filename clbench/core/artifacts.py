@@ -1,4 +1,4 @@
-"""Tensors as files, written whole or not at all, and the layout of the folder a trial exports to."""
+"""Write tensors to files atomically, and define the layout of the folder that a trial exports to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASE = "base.safetensors"  # in a trial's folder: the starting weights, by the m
 
 
 def task_folder(trial: Path, task: int) -> Path:
-    """Return the folder of a task's files within a trial's."""
+    """Return the folder of a task's files inside the folder of its trial."""
     return trial / f"task{task}"
 
 
@@ -34,7 +34,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         with open(temporary, "rb+") as handle:
             _sort_metadata(handle)
             os.fsync(handle.fileno())
-        temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it readable by its owner alone
+        temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,7 +48,7 @@ def _sort_metadata(file: BinaryIO) -> None:
         return
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-    assert len(text) == length  # the same words in another order
+    assert len(text) == length  # the same entries in another order
     file.seek(8)
     file.write(text)
 

@@ -1,6 +1,7 @@
-"""Data sets as declarations: which files they consist of, where these come from, and under which license.
+"""Declarations of data sets: their files, the sources of the files, and the license.
 
-`clbench data` shows them and checks what is there; `clbench data get` downloads what has an address and a checksum.
+`clbench data` shows the data sets and checks their files. `clbench data get` downloads files with an address and a
+checksum.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ class Needed:
     """A file or folder that a benchmark reads, below the folder of its data set.
 
     Args:
-        path: below the folder of the data set; `.` is this folder itself.
-        what: what it is.
-        source: where it comes from and how it gets there, as a sentence.
-        sha256: of a file, if it is known.
-        classes: of a folder, how many folders of classes it has; 0: it is a file, or a folder of anything.
-        pattern: a regular expression of the names of these folders.
+        path: the path below the folder of the data set; `.` is this folder itself.
+        what: a description of the file or folder.
+        source: where the file comes from and how to put it there, as a sentence.
+        sha256: the SHA-256 of a file, if it is known.
+        classes: the number of class folders in a folder; 0 means a file, or a folder with any content.
+        pattern: a regular expression for the names of the class folders.
     """
 
     path: str
@@ -37,7 +38,7 @@ class Needed:
     pattern: str = r"[^.].*"
 
     def check(self, root: Path) -> tuple[str, str]:
-        """Return `found`, `missing` or `wrong`, and what is wrong with it, below the folder of a data set."""
+        """Return `found`, `missing` or `wrong` and a description of the problem; `root` is the data set's folder."""
         path = root / self.path
         if not path.exists():
             return MISSING, ""
@@ -58,19 +59,19 @@ class Needed:
 
 
 def class_folders(root: Path, pattern: str = r"[^.].*") -> Iterator[Path]:
-    """Yield the folders in a folder whose whole names match a pattern."""
+    """Yield the folders in `root` whose full names match a pattern."""
     yield from (path for path in sorted(root.iterdir())
                 if re.fullmatch(pattern, path.name) and path.name != "__MACOSX" and path.is_dir())
 
 
 @dataclass(frozen=True)
 class Download:
-    """A published file. An archive holds the folder of its data set; another file belongs into this folder.
+    """A published file. An archive contains the folder of its data set; any other file is put into this folder.
 
     Args:
-        url: where it is.
-        size: in bytes; 0: not known.
-        sha256: of its content.
+        url: its address.
+        size: its size in bytes; 0 if it is not known.
+        sha256: the SHA-256 of its content.
     """
 
     url: str
@@ -84,7 +85,7 @@ class Download:
 
     @property
     def is_archive(self) -> bool:
-        """Tell whether it is unpacked after the download."""
+        """Return whether the file is unpacked after the download."""
         return self.name.endswith((".tar", ".tgz", ".tar.gz"))
 
 
@@ -94,11 +95,11 @@ class DataSet:
 
     Args:
         title: its name in papers.
-        folder: in the data folder, unless the user names another one.
-        license: of the data; `not known` if it was not found at the source.
-        citation: paper.
-        needed: what benchmarks read of it, as far as their options do not say it (`NamedOptions.needed`).
-        downloads: files with address and checksum, in the order in which they are unpacked.
+        folder: its folder inside the data folder, unless the user names another one.
+        license: the license of the data; `not known` if it was not found at the source.
+        citation: the paper.
+        needed: the files that benchmarks read, except those that their options name (`NamedOptions.needed`).
+        downloads: the files with address and checksum, in the order in which they are unpacked.
         automatic: whether a run downloads it if it is missing.
     """
 

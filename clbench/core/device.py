@@ -1,4 +1,4 @@
-"""Devices: find one by name, copy to it, wait for it."""
+"""Choose a device by its name, copy tensors to it, and wait for its queued work."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def room_for_samples(device: torch.device) -> int | None:
-    """Return the bytes that a stream's samples may take on a device; None on the host.
+    """Return how many bytes of a device's memory a stream's samples may use; None for the host.
 
-    It is half of the free memory. The other half is left for training.
+    This is half of the free memory. The other half is left for training.
     """
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
 
 
 def host_memory_left() -> int | None:
-    """Return the bytes of the host's memory that a new process may take; None if the system does not say it."""
+    """Return how many bytes of the host's memory a new process may use; None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

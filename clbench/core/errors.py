@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-NEAR = 0.15  # a name is offered if its similarity to what was typed is at most this far below the best one's
+NEAR = 0.15  # a name is suggested if its similarity is less than this below the similarity of the best match
 
 
 class ClbenchError(Exception):
@@ -41,7 +41,7 @@ class DivergedError(Exception):
 
 
 def message_of(error: BaseException, length: int | None = None) -> str:
-    """Return the message of an error in one line, or so many characters of it."""
+    """Return the message of an error in one line, cut to `length` characters."""
     return " ".join(str(error).split())[:length]
 
 

@@ -117,7 +117,7 @@ class Lock:
     """A lock that this process holds until `release` or until it ends."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Keep the file that `lock` has opened and locked."""
+        """Store the path and the descriptor of the file that `lock` has opened and locked."""
         self.path = path
         self.descriptor = descriptor
 

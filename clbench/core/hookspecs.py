@@ -44,8 +44,9 @@ class StrategyInfo:
     `recipe` is the training configuration of its paper or reference code, without the budget:
     `{"optimizer": "adam", "lr": 0.03}`. It applies only if the user asks for it (`recipe = "published"`).
 
-    `budget` is the budget that goes with it: `{"epochs": 20, "batch_size": 128, "samples": 5000}`, with the training
-    samples of a task of theirs. It is never used for training; reports compare it with what a run had.
+    `budget` is the training budget of the same source: `{"epochs": 20, "batch_size": 128, "samples": 5000}`, where
+    `samples` is its number of training samples per task. It is never used for training. Reports compare it with the
+    budget of a run.
 
     `task_free` says that the method learns from batches in order of arrival and needs neither the ends of tasks nor
     `Task.train`, so it can run with hidden boundaries. If it needs them with some of its options, the options class
@@ -55,12 +56,12 @@ class StrategyInfo:
     `display_name` is the method's name in reports, with options in braces: `"LoRA r={rank}"`. Without one, reports use
     its name and the options that differ from the defaults: `lora:rank=8`.
 
-    `family` is one of `FAMILIES`: the group in which lists show the method, with the first year in `paper`.
+    `family` is one of `FAMILIES`: the group in which lists show the method. They also show the first year in `paper`.
 
-    `objectives` are those that the method can train, of `clbench.core.objective.OBJECTIVES`.
+    `objectives` are the names in `clbench.core.objective.OBJECTIVES` that the method can train for.
 
-    `load_model(record, folder, task)` returns the network that predicts for a task, from the files that the strategy
-    has exported to the trial's folder (`clbench.load_model`).
+    `load_model(record, folder, task)` returns the network that predicts for a task. It reads the files that the
+    strategy has exported to the trial's folder (`clbench.load_model`).
     """
 
     name: str
@@ -68,9 +69,9 @@ class StrategyInfo:
     summary: str
     options: type[Options] = NoOptions
     paper: str = ""
-    reference: bool = False  # what others are measured against, such as a bound; set apart in tables
-    check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that checks use, if the method needs a certain one
-    unavailable: str = ""  # why it cannot be run, if so: it is not listed, and asking for it gives this reason
+    reference: bool = False  # whether other methods are compared with it, such as a bound; tables show it apart
+    check_model: str = "mlp"  # the model of `clbench.testing.MODELS` that conformance checks use
+    unavailable: str = ""  # why it cannot be run, or empty; with a reason it is not listed, and errors give the reason
     baseline: bool = False  # full fine-tuning: `clbench params` compares with it, `clbench pretrain` trains by it
     layer_rows: Sequence[tuple[str, str]] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +80,7 @@ class StrategyInfo:
     task_free: bool = False
     parts_per_task: bool = False
     display_name: str = ""
-    names_code: bool = False  # whether the name says where the code is: `package.module:Class`
+    names_code: bool = False  # whether the name gives the place of the code: `package.module:Class`
     family: str = "other"
     objectives: Sequence[str] = (CLASSIFICATION.name,)
     checked_on, unusable = Renamed("check_model"), Renamed("unavailable")  # until 0.3
@@ -122,22 +123,22 @@ class BenchmarkInfo:
     summary: str
     options: type[Options] = NoOptions
     scenarios: Sequence[Scenario] = tuple(SCENARIOS)  # the first is the default
-    seeded: bool = False  # whether the stream depends on the seed whatever its options are
-    cached: bool = False  # whether it is kept on disk: only where options, seed, its package's code and `files` make it
-    any_name: bool = False  # whether `name` is a pattern, `images:*`: `build(name, options, ...)` is told the name then
-    names_code: bool = False  # whether the name says where the code is: `package.module:function`
-    # Of data: where a content changes, the stream that is kept is made anew. Paths under the data folder, or a function
-    # (or its `module:attribute`) of name, options and data folder that returns the paths of all files that are read.
+    seeded: bool = False  # whether the stream depends on the seed for all values of its options
+    # Whether to cache the stream on disk. Options, seed, the code of its package and `files` must fully determine it.
+    cached: bool = False
+    any_name: bool = False  # whether `name` is a pattern, `images:*`; the call is then `build(name, options, ...)`
+    names_code: bool = False  # whether the name gives the place of the code: `package.module:function`
+    # Data files. If the content of one changes, a cached stream is rebuilt. Either paths below the data folder, or a
+    # function (or its `module:attribute`) of name, options and data folder that returns the paths of all files read.
     files: Sequence[str] | Callable[[str, Mapping[str, Any], Path], Sequence[Path]] = ()
-    # A function (or its `module:attribute`) of name, options and data folder that raises a `DataError` if what the
-    # benchmark reads is not there or cannot be right. It is called before anything is trained, so it must be quick and
-    # must not import torch.
+    # A function (or its `module:attribute`) of name, options and data folder. It raises a `DataError` if the data are
+    # missing or invalid. It is called before anything is trained, so it must be quick and must not import torch.
     check: str | Callable[[str, Mapping[str, Any], Path], object] = ""
-    objective: str = CLASSIFICATION.name  # what models are trained for on it, if its options do not say it
+    objective: str = CLASSIFICATION.name  # the training objective, unless the options have a property `objective`
     data: DataSet | None = None  # the data set, as `clbench data` shows it
 
     def objective_with(self, options: Options) -> ObjectiveInfo:
-        """Return what models are trained for on the benchmark with these options (their property `objective`)."""
+        """Return the training objective of the benchmark with these options."""
         return OBJECTIVES[getattr(options, "objective", None) or self.objective]
 
 
@@ -147,18 +148,18 @@ class ModelInfo:
 
     With 0 classes, a model of text is a causal language model, whose outputs are its vocabulary.
 
-    If the model has an option named `size`, clbench resizes images to this number of pixels, and `input_shape` has it.
-    A model of text (`text`) takes tokens, int32 [N, L]. Its name ends in `:NAME`, where NAME is the folder or
-    repository of the tokenizer. `own_weights(name)` returns the file of weights that it starts from by default.
+    If the model has an option named `size`, clbench resizes images to this number of pixels, and `input_shape` contains
+    it. A model of text (`text`) takes tokens, int32 [N, L]. Its name ends in `:NAME`, where NAME is the folder or
+    repository of the tokenizer. `own_weights(name)` returns the file of weights that the model starts from by default.
     """
 
     name: str
     build: str | Callable[..., Any]
     summary: str
     options: type[Options] = NoOptions
-    any_name: bool = False  # whether `name` is a pattern, `timm:*`: it is then `build(name, options, ...)`
+    any_name: bool = False  # whether `name` is a pattern, `timm:*`; the call is then `build(name, options, ...)`
     weights: str | WeightsSource = "clbench.models.published:HUB"  # where published weights come from
-    channels: int | None = None  # of the images it takes, if it takes no others; gray ones are then repeated
+    channels: int | None = None  # the only number of image channels it takes; gray images are repeated to match it
     text: bool = False
     own_weights: str | Callable[[str], Path] = ""
 
@@ -167,7 +168,7 @@ class ModelInfo:
 class ReportFormat:
     """A report format: `render(report)` takes a `clbench.report.Report` and returns the file's text.
 
-    With `ids`, methods have their names of `--methods` (`lora:rank=8`), for programs, instead of display names.
+    With `ids`, the report names methods as in `--methods` (`lora:rank=8`) instead of by display name, for programs.
     """
 
     name: str
@@ -179,10 +180,10 @@ class ReportFormat:
 
 @dataclass(frozen=True)
 class TrackerInfo:
-    """An experiment logger for `--log`: `tracker(options, folder)` returns one for a run folder.
+    """An experiment logger for `--log`: `tracker(options, folder)` returns a logger for a run folder.
 
-    It is a `clbench.results.tracking.Tracker`. It is created before any trial starts, so that it can report what is
-    missing with a `PluginError`, and it must not write anything at that time.
+    The logger is a `clbench.results.tracking.Tracker`. It is created before any trial starts, so that it can raise a
+    `PluginError` if something is missing. It must not write anything at that time.
     """
 
     name: str
@@ -193,29 +194,29 @@ class TrackerInfo:
 
 @hookspec
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Return the strategies that this plugin brings."""
+    """Return the strategies that this plugin provides."""
     return ()
 
 
 @hookspec
 def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
-    """Return the benchmarks that this plugin brings."""
+    """Return the benchmarks that this plugin provides."""
     return ()
 
 
 @hookspec
 def clbench_models() -> Sequence[ModelInfo]:
-    """Return the models that this plugin brings."""
+    """Return the models that this plugin provides."""
     return ()
 
 
 @hookspec
 def clbench_report_formats() -> Sequence[ReportFormat]:
-    """Return the report formats that this plugin brings."""
+    """Return the report formats that this plugin provides."""
     return ()
 
 
 @hookspec
 def clbench_trackers() -> Sequence[TrackerInfo]:
-    """Return the experiment loggers that this plugin brings; a run uses only those that it names."""
+    """Return the experiment loggers that this plugin provides; a run uses only the loggers that the user names."""
     return ()

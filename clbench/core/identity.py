@@ -24,11 +24,11 @@ from clbench.core import entry_points
 
 NOT_READ = frozenset({"ctx", "kind", "type_comment", "type_ignores"})  # fields that follow from others
 DOCUMENTS = (".md", ".rst", ".pyi", ".pyc", "~")  # endings of files that do not run and are not data
-LARGE = 2**24  # bytes: of a larger file the size and both ends count
-END = 2**20  # bytes of an end
-HEX = 16  # digits of a hash
-State = tuple[tuple[str, str, int, int], ...]  # of files: name in the package, path, size, time
-_ran: dict[str, tuple[ModuleType | None, State]] = {}  # by name: the module, if it was imported, and its files then
+LARGE = 2**24  # bytes; of a larger file, only the size and both ends are hashed
+END = 2**20  # bytes hashed at each end
+HEX = 16  # hexadecimal digits of a hash
+State = tuple[tuple[str, str, int, int], ...]  # for each file: name in the package, path, size, modification time
+_ran: dict[str, tuple[ModuleType | None, State]] = {}  # by name: the module if imported, and its files at that time
 
 
 def hash_of(*names: str) -> str:
@@ -46,7 +46,7 @@ def hash_of(*names: str) -> str:
 
 
 def running(*names: str) -> str:
-    """Return the hash that code had when this process first noted it.
+    """Return the hash that the code had when this process first recorded its state (`note`).
 
     Imported code stays the same in this process, even if its files change later.
     """
@@ -54,15 +54,15 @@ def running(*names: str) -> str:
 
 
 def edited(*names: str) -> list[str]:
-    """Return those of the names whose code has changed on disk since this process noted it."""
+    """Return the names whose code has changed on disk since this process recorded its state (`note`)."""
     return [name for name in names if (old := note(name)) != (new := _state(name)) and _hash(old) != _hash(new)]
 
 
 def note(name: str) -> State:
-    """Note the state of code's files once, before it is imported, and return it; the files are not read.
+    """Return the state of the files of a module, recorded once before the module is imported. Files are not read.
 
-    The state is noted again if the module was replaced (the file of a plugin that is read again), or if it was not
-    imported yet at the last call.
+    The state is recorded again if the module was replaced (as when the file of a plugin is run again), or if the module
+    was not imported yet at the last call.
     """
     module = sys.modules.get(name)
     before, state = _ran.get(name, (None, ()))
@@ -94,7 +94,7 @@ def _hash(files: State) -> str:
 
 @functools.lru_cache(maxsize=16384)
 def _hash_file(path: str, size: int, time: int) -> str:
-    """Return the hash of a file that was noted with that size and time, or a text if the file has changed since."""
+    """Return the hash of a file with that recorded size and time, or a message if the file has changed since."""
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if (status.st_size, status.st_mtime_ns) != (size, time):
@@ -110,7 +110,7 @@ def _hash_file(path: str, size: int, time: int) -> str:
 
 
 def _files(name: str) -> list[tuple[str, Path]]:
-    """Return the files that are a package's or a module's code, each with its name in the package."""
+    """Return the files of a package or module, each with its path inside the package."""
     if name.endswith(".py") and not name.isidentifier() and Path(name).is_file():
         return [(Path(name).name, Path(name))]
     module = sys.modules.get(name)
@@ -129,7 +129,7 @@ def _find(name: str) -> Any:
     Its parent packages are imported. If that raises, the error is ignored, since importing the module raises it again.
     """
     here = os.getcwd()
-    sys.path.insert(0, here)  # where benchmarks given as `module:function` are looked for
+    sys.path.insert(0, here)  # benchmarks given as `module:function` may be there
     try:
         return importlib.util.find_spec(name)
     except Exception:
@@ -141,7 +141,8 @@ def _find(name: str) -> Any:
 def package_of(module: str) -> str:
     """Return the outermost package with an `__init__.py` that contains a module; return the path of a file unchanged.
 
-    For a module in a plain folder (`experiments.streams`) it is the folder, whose other files the module may import.
+    For a module in a folder without `__init__.py` (`experiments.streams`), the folder is returned, because the module
+    may import its other files.
     """
     if module.endswith(".py"):
         return module
@@ -183,7 +184,7 @@ def hash_source(source: bytes) -> str:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that the code's author may mend
+            warnings.simplefilter("ignore")  # warnings about invalid escapes concern only the author of the source
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return hashlib.sha256(source).hexdigest()[:HEX]

@@ -1,6 +1,6 @@
-"""Objectives, which are what models are trained for, and the metrics by which they are judged (no torch).
+"""Training objectives, and the metrics by which models are evaluated. This module does not import torch.
 
-Values are raw, as everywhere: a percentage is a fraction between 0 and 1.
+Values are raw: a percentage is stored as a fraction between 0 and 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ Labels = Literal["classes", "tokens", "numbers"]
 
 
 def significant(value: float, size: float | None = None) -> str:
-    """Return a number with the decimals that give `size` (by default the number) three significant digits, at most 4.
+    """Return a number as text, with as many decimals as give `size` three significant digits, at most 4.
+
+    `size` is the number itself by default.
 
     >>> significant(6.5812), significant(123.4), significant(0.00123), significant(0.0123, 6.58), significant(0)
     ('6.58', '123', '0.0012', '0.01', '0.00')
@@ -28,17 +30,17 @@ def significant(value: float, size: float | None = None) -> str:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one item.
+    """A metric: its unit, its direction, its bounds and its names in texts.
 
     Args:
-        name: what records and `--metric` call it.
-        unit: for readers; a `percent` is stored as a fraction. Empty if values have none.
+        name: its name in records and for `--metric`.
+        unit: its unit in texts; a `percent` is stored as a fraction. Empty if values have no unit.
         direction: whether higher ("up") or lower ("down") values are better.
         low: the lowest possible value, if there is one.
         high: the highest possible value, if there is one.
-        label: what sentences call it; the name if empty.
-        plural: its values in a sentence; the label if empty.
-        short: what column titles call it; the label if empty.
+        label: its name in sentences; `name` if empty.
+        plural: the name of its values in sentences; the label if empty.
+        short: its name in column titles; the label if empty.
         meaning: its definition, which reports quote.
     """
 
@@ -53,7 +55,7 @@ class Metric:
     meaning: str = ""
 
     def __post_init__(self) -> None:
-        """Fill in the words that are not given."""
+        """Fill in the names that are not given."""
         object.__setattr__(self, "label", self.label or self.name)
         for word in ("plural", "short"):
             object.__setattr__(self, word, getattr(self, word) or self.label)
@@ -65,7 +67,7 @@ class Metric:
 
     @property
     def definition(self) -> str:
-        """Return the meaning, with the unit if a reader does not see it from the values."""
+        """Return the meaning, followed by the unit unless values are percentages or have no unit."""
         return self.meaning if self.is_share or not self.unit else f"{self.meaning}, in {self.unit}"
 
     @property
@@ -75,7 +77,7 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Return the label with a capital letter at its beginning."""
+        """Return the label with a capital first letter."""
         return self.label[:1].upper() + self.label[1:]
 
     def contains(self, value: float) -> bool:
@@ -92,7 +94,7 @@ class Metric:
         return max(values) if self.direction == "up" else min(values)
 
     def gain(self, before: float, after: float) -> float:
-        """Return by how much a value became better from `before` to `after`; negative if it became worse."""
+        """Return how much a value improved from `before` to `after`; negative if it got worse."""
         return after - before if self.direction == "up" else before - after
 
     def rank(self, value: float) -> float:
@@ -100,7 +102,7 @@ class Metric:
         return -value if self.direction == "up" else value
 
     def text(self, value: float) -> str:
-        """Return a value for a line of progress: a percentage with one decimal, or three significant digits.
+        """Return a value as progress lines show it: a percentage with one decimal, or three significant digits.
 
         >>> ACCURACY.text(0.9124), NLL.text(6.5812), NLL.text(0.04229)
         ('91.2', '6.58', '0.0423')
@@ -108,7 +110,7 @@ class Metric:
         return f"{100 * value:.1f}" if self.is_share else significant(value)
 
     def worsening(self, difference: float) -> float:
-        """Return by how much a value became worse if it changed by `difference`; negative if it became better."""
+        """Return how much a value got worse if it changed by `difference`; negative if it improved."""
         return difference if self.direction == "down" else -difference
 
 
@@ -116,8 +118,8 @@ class Metric:
 class ObjectiveInfo:
     """An objective, its metrics and its labels.
 
-    The matrix R is that of the primary metric. Labels are one class or one number for each sample, or a token at each
-    position whose prediction counts.
+    The matrix R holds values of the primary metric. Labels are one class or one number for each sample, or a token at
+    each position whose prediction counts.
     """
 
     name: str
@@ -129,7 +131,7 @@ class ObjectiveInfo:
         """Return the metric of this name.
 
         Raises:
-            SpecError: there is none.
+            SpecError: the objective has no metric of this name.
         """
         for metric in self.metrics:
             if metric.name == name:
@@ -160,7 +162,7 @@ def objective_of(metric: Metric) -> ObjectiveInfo:
 
 
 class HasObjective:
-    """Base of what has an objective by name (a stream, a benchmark, the stream_info of a strategy)."""
+    """Base of classes that have an objective by name, such as a stream, a benchmark and `StreamInfo`."""
 
     objective: str
 

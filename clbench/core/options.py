@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 
 class Strict(BaseModel):
-    """Base of the parts of a spec: frozen; unknown keys are errors, and so is true or false in place of a number.
+    """Base of the parts of a spec. It is frozen, and rejects unknown keys and booleans in place of numbers.
 
-    Fields in `LATER`, of the class or of a base, were added after the first records. They are not written while they
-    have their defaults, so that the keys of trials stay the same. Fields in `BEFORE` were added later too, but with
-    another default than the earlier behavior, whose value `BEFORE` has. They are not written while they have it.
+    Fields in `LATER`, of the class or of a base, were added after the first records. They are not written if they have
+    their defaults, so the keys of trials stay the same. `BEFORE` holds fields whose default differs from the earlier
+    behavior, with the value of the earlier behavior. They are not written if they have this value.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ()
     BEFORE: ClassVar[Mapping[str, Any]] = {}
 
-    # A class is built when it is first used: building all of those that a command reads took a third of its time.
+    # A class is built on first use: building all the classes that a command reads took a third of its time.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", defer_build=True)
 
     @model_serializer(mode="wrap")
@@ -54,13 +54,13 @@ class Strict(BaseModel):
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Self:
-        """Validate written values; an absent field gets the value of the behavior before the field was added."""
+        """Validate stored values; a missing field in `BEFORE` gets the value of the earlier behavior."""
         return cls.model_validate({**cls.BEFORE, **values})
 
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false in place of a number; pydantic would take them for 1 and 0."""
+        """Reject true and false in place of a number, because pydantic would read them as 1 and 0."""
         if isinstance(value, bool):
             allowed = _allowed(cls, info.field_name)
             if bool not in allowed and {int, float} & allowed:
@@ -75,16 +75,16 @@ def _allowed(model: type[BaseModel], field: str | None) -> set[Any]:
 
 
 class PerMember:
-    """Marks an option whose value may differ between the members of a stack."""
+    """Mark an option whose value may differ between vectorized trials (a stack)."""
 
 
-OWN_RECIPE = "recipe."  # what the names of the parts of a method's own recipe begin with, among its options
-# What may stand before a "=": a regular expression with one is a value.
+OWN_RECIPE = "recipe."  # prefix of the parts of a method's own recipe among its options
+# The name of an option before "=". Other text before "=", such as a regular expression, belongs to a value.
 _OPTION = re.compile(rf"\s*({re.escape(OWN_RECIPE)})?[\w-]+\s*")
-_WORD = r"\w+|[A-Za-z]\w*(-\w+)*"  # of a list that is written with plus signs
+_WORD = r"\w+|[A-Za-z]\w*(-\w+)*"  # an item of a list that is written with plus signs
 
 # A number that can be a zero-dimensional tensor in `loss`: trials that differ only in such options train as one stack.
-# `loss` may compute with it, as a factor, say, but not branch on it or use it as a size. Elsewhere it is a plain float.
+# `loss` may compute with it, but not branch on it or use it as a size. Elsewhere it is a plain float.
 Scalar = Annotated[float, PerMember()]
 
 
@@ -109,7 +109,7 @@ class Options(Strict):
         return value.split("+") if kind is list and isinstance(value, str) else value
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options with concrete values in place of those that depend on the model, such as `auto`.
+        """Return these options with concrete values in place of values that depend on the model, such as `auto`.
 
         The plan calls it before it makes a trial's key, so the key has these values. The default changes nothing.
 
@@ -127,7 +127,7 @@ class Options(Strict):
     def seed_problem(self, seeds: Sequence[int], validation: float) -> str:
         """Return why trials of these seeds cannot be run with these options; empty if they can.
 
-        `validation` is the share of the training samples that is evaluated on; 0: the test samples are.
+        `validation` is the share of the training samples that is held out for evaluation; 0 means the test samples.
         """
         return ""
 
@@ -154,7 +154,7 @@ def recipe_options(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class NoOptions(Options):
-    """For things that have no options."""
+    """Options of a method, benchmark or model that has no options."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class OptionDoc:
     default: Any  # None if there is no default
     required: bool
     meaning: str
-    searched: tuple[Any, ...] = ()  # by `clbench tune`, where nothing else is said
+    searched: tuple[Any, ...] = ()  # values that `clbench tune` tries by default
 
 
 def document(options: type[Options]) -> list[OptionDoc]:
@@ -182,10 +182,8 @@ def document(options: type[Options]) -> list[OptionDoc]:
 
 
 def _type_name(annotation: Any) -> str:
-    """Return the name of a type as users write its values: `int`, `entropy | prototype`, `int | none`.
-
-    The origin is read first, because `dict[str, int]` is an instance of `type` on Python 3.10 only.
-    """
+    """Return the name of a type as users write its values: `int`, `entropy | prototype`, `int | none`."""
+    # The origin is read first, because `dict[str, int]` is an instance of `type` on Python 3.10 only.
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(map(format_value, parts))
@@ -202,8 +200,8 @@ def _type_name(annotation: Any) -> str:
 def parse_named(text: str) -> tuple[str, dict[str, Any]]:
     """Split `name:option=value:option=value` into the name and typed values.
 
-    A part that is not `option=value` belongs to what is before it: to the name, so that `package.module:function` and
-    `torchvision:resnet18` are names, or to the value of an option, so that `last:4` is a value.
+    A part that is not `option=value` belongs to the part before it. So `package.module:function` and
+    `torchvision:resnet18` are names, and in `layers=last:4` the value is `last:4`.
 
     >>> parse_named("lora:layers=last:4:rank=8")
     ('lora', {'layers': 'last:4', 'rank': 8})
@@ -262,7 +260,7 @@ def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing
 
 
 def _unfinished(value: Any, options: type[Options], field: str = "") -> str:
-    """Return a hint on the part of a wrong value that lacks a value itself, such as `alpha` in `rank=4:alpha`."""
+    """Return a hint on the part of a wrong value that is not `option=value`, such as `alpha` in `rank=4:alpha`."""
     if not field or not isinstance(value, str) or ":" not in value:
         return ""
     annotation = options.model_fields[field].annotation
@@ -273,7 +271,7 @@ def _unfinished(value: Any, options: type[Options], field: str = "") -> str:
 
 
 def explain(error: ValidationError, options: type[Options], owner: str, listing: str) -> list[str]:
-    """Turn pydantic's errors about an options class into clbench's lines, with near names for unknown options."""
+    """Return pydantic's errors about an options class as lines of a message, with suggestions for unknown options."""
     lines = []
     for item in error.errors():
         where = ".".join([owner, *map(str, item["loc"][:1])])
@@ -293,7 +291,7 @@ def shown(value: Any) -> str:
 
 
 def label(name: str, options: Options, always: Collection[str] = (), never: Collection[str] = ()) -> str:
-    """Return `name:option=value` with options that are not defaults, in `always` or deciding; none in `never`."""
+    """Return `name:option=value` for options that are changed, in `always` or deciding, except those in `never`."""
     always = {*always, *(options.deciding & options.model_fields_set)}
     changed = [f"{k}={format_value(getattr(options, k))}" for k, f in type(options).model_fields.items()
                if k not in never and (k in always or f.is_required()

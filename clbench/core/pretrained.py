@@ -23,11 +23,11 @@ class Preprocessing(BaseModel):
     """How to turn images into the inputs that weights were trained on.
 
     Args:
-        interpolation: by which images are resized.
-        antialias: whether pixels are averaged where the image becomes smaller, as PIL does; it also decides which
-            bicubic kernel is meant (a = -0.5 as PIL's, without it -0.75).
-        mean: of each channel, in units of inputs scaled to [0, 1].
-        std: likewise.
+        interpolation: the interpolation by which images are resized.
+        antialias: whether pixels are averaged if the image becomes smaller, as PIL does. It also selects the bicubic
+            kernel: a = -0.5 with it, as in PIL, and a = -0.75 without it.
+        mean: the mean of each channel, for inputs scaled to [0, 1].
+        std: the standard deviation of each channel, likewise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,13 +38,13 @@ class Preprocessing(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Preprocessing:
-        """Refuse a mean and a deviation of different channels, and no deviation."""
+        """Reject a mean and a deviation of different lengths, and a deviation that is not above 0."""
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ValueError("mean and std need a number for each channel, and std is above 0")
         return self
 
     def __str__(self) -> str:
-        """Return it as notes show it: `bicubic, mean 0.5 0.5 0.5, deviation 0.5 0.5 0.5`."""
+        """Return the preprocessing as notes show it: `bicubic, mean 0.5 0.5 0.5, deviation 0.5 0.5 0.5`."""
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
         return f"{self.interpolation}{'' if self.antialias else ' without antialias'}, mean {mean}, deviation {std}"
 

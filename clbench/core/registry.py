@@ -52,9 +52,9 @@ class Registry:
     unavailable: dict[str, str] = field(default_factory=dict)  # methods that cannot be run, with the reason
     patterns: dict[str, dict[str, Any]] = field(default_factory=dict)  # kind -> declarations for many names, by pattern
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)  # (kind, name) -> origin
-    broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error, a line
+    broken: dict[str, str] = field(default_factory=dict)  # entry point -> its error as one line
     disabled: list[str] = field(default_factory=list)  # entry points that CLBENCH_DISABLE_PLUGINS names
-    files: list[Path] = field(default_factory=list)  # plugins that are files, absolute
+    files: list[Path] = field(default_factory=list)  # absolute paths of the plugins that are files
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("clbench"))
 
     def strategy(self, name: str) -> StrategyInfo:
@@ -106,7 +106,7 @@ class Registry:
         return self._find("benchmark", self.benchmarks, name)
 
     def listed(self, kind: str, known: Mapping[str, Info]) -> dict[str, Info]:
-        """Return all declarations of a kind as lists show them: first `known`, by name, then those with patterns."""
+        """Return all declarations of a kind in the order of lists: `known` sorted by name, then the patterns."""
         patterns = self.patterns.get(kind, {})
         return {**dict(sorted(known.items())),
                 **{name: patterns[name] for name in sorted(patterns, key=lambda n: (n.startswith("*"), n))}}
@@ -152,7 +152,7 @@ def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str
         PluginError: a file cannot be used.
     """
     paths = [Path(file) for file in files]
-    for path in paths:  # before the time that loading the others takes
+    for path in paths:  # checked first, because loading the installed plugins takes time
         if not path.exists():
             raise PluginError(f"cannot read the plugin {path.absolute()}: {os.strerror(errno.ENOENT)}")
     registry = Registry()

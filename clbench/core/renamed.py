@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 REMOVED_IN = "0.3"
-BETWEEN = {__name__, "abc", "clbench.core.entry_points", "importlib._bootstrap"}  # between a use and its warning
+BETWEEN = {__name__, "abc", "clbench.core.entry_points", "importlib._bootstrap"}  # modules whose frames `warn` skips
 Class = TypeVar("Class", bound=type)
 
 
@@ -27,11 +27,11 @@ class Renamed:
     """A class's member under its old name, as in `frozen = Renamed("frozen_modules")`."""
 
     def __init__(self, new: str) -> None:
-        """Keep the new name."""
+        """Store the new name."""
         self.new = new
 
     def __set_name__(self, owner: type, name: str) -> None:
-        """Take the name that it is assigned to as the old one."""
+        """Store the attribute's name as the old name."""
         self.old = name
 
     def __get__(self, instance: object | None, owner: type) -> Any:
@@ -70,7 +70,7 @@ def old_classes(module: Mapping[str, Any], names: Mapping[str, str]) -> Callable
 
 
 class OldNames:
-    """Base of classes with `Renamed` members: a subclass that overrides one by its old name overrides the new one."""
+    """Base of classes with `Renamed` members. A subclass that overrides an old name also overrides the new name."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Copy what a class defines under an old name to the new name."""
@@ -86,7 +86,7 @@ class OldNames:
 
 
 def old_keywords(cls: Class) -> Class:
-    """Let a class's constructor take its `Renamed` members by their old names."""
+    """Make the constructor of a class accept the old names of its `Renamed` members."""
     construct, names = cls.__init__, renamed(cls)  # type: ignore[misc]
 
     @functools.wraps(construct)

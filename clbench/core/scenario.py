@@ -14,7 +14,7 @@ from typing import Literal
 from clbench.core.errors import DataError
 
 Scenario = Literal["task", "class", "domain"]
-Outputs = Literal["seen", "own", "all"]  # which compete in training where the scenario leaves it open
+Outputs = Literal["seen", "own", "all"]  # outputs that compete in training, if the scenario leaves a choice
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class ScenarioRules:
 
     def in_loss(self, tasks: Sequence[Sequence[int]], index: int, outputs: Outputs = "seen"
                 ) -> list[tuple[range, list[int]]]:
-        """Return pairs of tasks and the outputs that are added to the loss of their samples when task `index` begins.
+        """Return pairs of tasks and the outputs that enter the loss of their samples from task `index` on.
 
         Args:
             tasks: the outputs of each task's classes.
             index: the task that begins.
-            outputs: the outputs that compete with the labels of its samples, if the scenario leaves a choice: the
-                classes of all tasks so far, the task's own classes, or all classes of the stream.
+            outputs: the outputs that compete with the labels of the task's samples, if the scenario leaves a choice:
+                the classes of all tasks so far, the task's own classes, or all classes of the stream.
         """
         new, every = range(index, index + 1), sorted(set(chain.from_iterable(tasks)))
         if self.shared_outputs:

@@ -14,7 +14,7 @@ class SearchValues:
     """
 
     def __init__(self, *values: Any) -> None:
-        """Name the values; `"none"` stands for None."""
+        """Store the values; `"none"` stands for None."""
         self.values = values
 
 

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     import torch
 
 FIRST_DEVELOPMENT_SEED = 1000  # seeds from here on are for tuning, those below for reported results
-MOST_SEEDS = 1000  # that a number of seeds may ask for; a typing error must not fill the memory
+MOST_SEEDS = 1000  # upper limit of a number of seeds, so that a typing error does not fill the memory
 DEVELOPMENT_BLOCKS = 10  # blocks of training samples that development seeds share
 
 
 def numbered(number: int, first: int = 0) -> tuple[int, ...]:
-    """Return so many seeds, counted from `first`.
+    """Return `number` consecutive seeds, counted from `first`.
 
     Raises:
-        ValueError: there are none, or more than MOST_SEEDS.
+        ValueError: `number` is below 1 or above MOST_SEEDS.
     """
     if number < 1:
         raise ValueError(f"at least one seed is needed, got {number}")
@@ -56,7 +56,7 @@ def scope(seed: int, *axes: str | int) -> Iterator[None]:
     import torch
 
     before = state()
-    with torch.random.fork_rng():  # which covers accelerators too
+    with torch.random.fork_rng():  # restores the generators of accelerators too
         reseed(seed, *axes)
         try:
             yield
@@ -81,7 +81,7 @@ def reseed(seed: int, *axes: str | int) -> None:
 class Course(AbstractContextManager[None]):
     """A context whose draws from the global generators continue where they stopped at its last exit.
 
-    The generators of accelerators are left alone.
+    The generators of accelerators are not affected.
     """
 
     def __init__(self, seed: int, *axes: str | int) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor
 DTYPE = torch.int32
 NO_TOKEN = -1
 VECTORS = 3  # dimensions of vectors [N, L, D]
-WIDTH = 256  # numbers that a token stands for where the memory of a batch is estimated: it becomes a vector
+WIDTH = 256  # assumed numbers per token in estimates of a batch's memory, because a token becomes a vector
 
 
 class HasType(Protocol):
-    """A tensor, or what becomes one."""
+    """An object with a dtype, such as a tensor."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,6 +1,6 @@
 """Functions and classes that a user names as `package.module:function` or `path/to/file.py:function`.
 
-`place` and `users_place` tell the file and line of user code that an exception comes from.
+`place` and `users_place` return the file and line of user code that an exception comes from.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _is_users(frame: FrameType, packages: tuple[str, ...]) -> bool:
     if str(frame.f_globals.get("__name__", "")).partition(".")[0] in packages:
         return True
     if not file.is_absolute() or set(INSTALLED) & set(file.parts):
-        return False  # what is frozen or made by exec has no path
+        return False  # frozen code, and code run by `exec`, has no path
     return not any(library in file.parents for library in LIBRARIES)
 
 
@@ -119,7 +119,7 @@ def load_function(name: str, kind: str) -> Callable[[], Any]:
 
     Args:
         name: `package.module:function` or `path/to/file.py:function`; a relative path begins in the current directory.
-        kind: what the function makes, for error messages: "benchmark".
+        kind: what the function returns, for error messages: "benchmark".
 
     Raises:
         DataError: the module, file or function does not exist, or it is not a function.
@@ -186,7 +186,7 @@ def name_of(thing: Callable[..., Any]) -> str:
     if not _guarded(file):
         raise SpecError(f"{_written(Path(file))}, where {attribute} is defined, would run all over again when it is "
                         "imported; put the call of clbench under `if __name__ == \"__main__\":`")
-    spec = getattr(loaded, "__spec__", None)  # of `python -m package.module`
+    spec = getattr(loaded, "__spec__", None)  # exists after `python -m package.module`
     return f"{spec.name if spec else _written(Path(file))}:{attribute}"
 
 
@@ -218,7 +218,7 @@ def _guarded(file: str) -> bool:
 
 
 def check_file(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
-    """Raise a `DataError` if `path/to/file.py:function` names a benchmark's file that is not there."""
+    """Raise a `DataError` if `path/to/file.py:function` names a benchmark's file that does not exist."""
     if file := file_of(name):
         _require(file, name, "benchmark")
 
@@ -271,7 +271,7 @@ def run_as_module(name: str, file: Path, code: bytes) -> ModuleType:
     spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(file)))
     assert spec
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # "name:attribute" in declarations leads here, and data classes and pickles look here
+    sys.modules[name] = module  # declarations ("name:attribute"), data classes and pickles use this entry
     try:
         # dont_inherit: else this file's `from __future__ import annotations` would hold for the user's too.
         exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)

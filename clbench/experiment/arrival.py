@@ -17,7 +17,7 @@ from clbench.core.scenario import Scenario
 Boundaries = Literal["given", "hidden"]
 ONE_PASS = ("with boundaries = hidden the stream passes once, one step per batch, so {name} = {value} does not apply: "
             "leave it out")
-ONLINE_EVERY = 50  # steps between looks at the accuracy of `online`, where no number is given
+ONLINE_EVERY = 50  # default number of steps between evaluations with `online`
 ONLINE_BATCH = 10  # new samples per step of `online`, the batches of the papers in which each sample is seen once
 
 
@@ -38,7 +38,7 @@ class Arrival(Strict):
 
     @property
     def moves(self) -> bool:
-        """Return whether samples arrive in other tasks than those of the benchmark."""
+        """Return whether samples may arrive in other tasks than in the benchmark."""
         return bool(self.blur or self.repeat)
 
     @property
@@ -56,7 +56,7 @@ class Arrival(Strict):
         return ", ".join(f"{name} {format_value(value)}" for name, value in self.model_dump().items())
 
     def scenario_problem(self, scenario: Scenario) -> str:
-        """Return why it is incompatible with a scenario; empty if it is compatible."""
+        """Return why this arrival is incompatible with a scenario; empty if it is compatible."""
         if scenario != "task" or not (self.moves or self.hidden):
             return ""
         name = "blur" if self.blur else "repeat" if self.repeat else "boundaries = hidden"
@@ -64,12 +64,12 @@ class Arrival(Strict):
                 "or domain")
 
     def method_problem(self, method: str, needs_boundaries: str, parts_per_task: bool) -> str:
-        """Return why a method cannot learn from such a stream, empty if it can.
+        """Return why a method cannot learn from a stream with this arrival; empty if it can.
 
         Args:
-            method: its label.
-            needs_boundaries: why it needs to know where tasks end; empty if it does not.
-            parts_per_task: whether it has a part for each task.
+            method: the label of the method.
+            needs_boundaries: why the method needs to know where tasks end; empty if it does not.
+            parts_per_task: whether the method has a part for each task.
         """
         if parts_per_task and self.moves:
             name = "blur" if self.blur else "repeat"
@@ -85,8 +85,8 @@ class Arrival(Strict):
 def settle(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return an experiment's plain values, with the recipe completed for `online` and hidden boundaries.
 
-    `online` means one pass in batches of 10, with evaluation during training. Hidden boundaries mean one pass. Other
-    given values take precedence.
+    `online` means one pass in batches of 10, with evaluation during training. Hidden boundaries mean one pass. A batch
+    size or evaluation interval that the user gave takes precedence.
 
     Raises:
         ValueError: a budget is given that is not one pass.

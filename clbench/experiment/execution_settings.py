@@ -20,10 +20,10 @@ Keep = Literal["nothing", "models", "state"]
 
 @dataclass(frozen=True)
 class Flag:
-    """Details of a field for help texts, besides its name, type, bounds and description."""
+    """Details of a field for help texts that its name, type, bounds and description do not give."""
 
     metavar: str | None = None
-    default: str = ""  # in words, where the default is None
+    default: str = ""  # description of the default, if it is None
 
 
 class ExecutionSettings(Strict):
@@ -104,7 +104,7 @@ class ExecutionSettings(Strict):
     @field_validator("general", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        """Read a list with commas."""
+        """Split text at commas into a list."""
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("executor", mode="before")
@@ -117,7 +117,7 @@ class ExecutionSettings(Strict):
 
     @model_validator(mode="after")
     def _one_place(self) -> ExecutionSettings:
-        """Reject settings of the other executor."""
+        """Reject settings that do not apply to the chosen executor."""
         if self.executor == "local" and (self.address is not None or self.gpus is not None):
             raise ValueError("--address and --gpus apply only to a Ray cluster: add --executor ray, or leave them out")
         if self.executor == "ray" and self.workers == 0:

@@ -1,7 +1,7 @@
 """The factors in which two experiments differ, and every mixture of the two as a Spec.
 
 The values of a trial are stored by place, such as `("recipe", "lr")`. Each place at which A and B differ is a part. A
-mixture takes some of these parts from B and the rest from A. Parts become one factor if the plan refuses to mix them.
+mixture takes some of these parts from B and all others from A. Parts become one factor if the plan cannot mix them.
 This module does not import torch.
 """
 
@@ -22,10 +22,10 @@ from clbench.experiment.spec import Spec, build
 from clbench.experiment.trial import PlannedTrial, Resolved
 
 Place = tuple[str, str]  # a table of the experiment and a name in it
-METRIC: Place = ("metric", "name")  # decides on no trial
-KINDS = ("benchmark", "model", "method")  # what has a name and options
+METRIC: Place = ("metric", "name")  # does not affect any trial
+KINDS = ("benchmark", "model", "method")  # tables with a name and options
 BUDGET: Place = ("recipe", "budget")
-EVERY_UP_TO = 10  # parts: of so many, all mixtures are planned to find what cannot be mixed
+EVERY_UP_TO = 10  # up to this number of factors, all mixtures are planned to find which are refused
 NAMES: Mapping[Place, str] = {
     ("recipe", "lr"): "learning rate", ("recipe", "head_lr"): "learning rate of the heads",
     ("recipe", "schedule_by"): "steps of the schedule", ("recipe", "head_decay"): "weight decay of the heads",
@@ -40,8 +40,8 @@ class Part:
 
     place: Place
     name: str  # in words
-    a: str  # A's value, as a reader wants it
-    b: str
+    a: str  # A's value as text
+    b: str  # B's value as text
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class Pair:
 
     a: Spec
     b: Spec
-    names: tuple[str, str]  # of both
+    names: tuple[str, str]  # names of A and B
     registry: Registry
     seeds: tuple[int, ...]
-    sides: tuple[dict[Place, Any], dict[Place, Any]]  # all parts of A and of B
+    sides: tuple[dict[Place, Any], dict[Place, Any]]  # all values of A and of B
     parts: tuple[Part, ...]
-    refusals: dict[frozenset[Place], str] = field(default_factory=dict)  # why mixtures cannot be planned, or ""
+    refusals: dict[frozenset[Place], str] = field(default_factory=dict)  # why a mixture cannot be planned, or ""
 
     def mixture(self, from_b: Collection[Place], seeds: Sequence[int] | None = None) -> list[PlannedTrial]:
         """Return the trials, one per seed, that have the parts at these places from B and the others from A.
@@ -174,7 +174,7 @@ def _options(kind: str, name: str, registry: Registry) -> type[Options]:
 
 
 def _differing(a: Mapping[Place, Any], b: Mapping[Place, Any]) -> tuple[Part, ...]:
-    """Return the parts that differ; an option that only one side has belongs to the part of the name."""
+    """Return the parts that differ. An option that only one side has is covered by the part of the name."""
     places = [place for place in a if place in b and a[place] != b[place]]
     words = [_name(place) for place in places]
     return tuple(Part(place, word if words.count(word) == 1 else f"{place[0]}'s {word}", _shown(place, a[place]),
@@ -215,8 +215,8 @@ def _values(given: Mapping[Place, Any], sides: Sequence[Mapping[Place, Any]], fr
 def factors(parts: Sequence[Part], refusal: Callable[[frozenset[Place]], str]) -> list[Factor]:
     """Return the parts as factors: each part is a factor of its own unless mixtures are refused.
 
-    For up to 10 factors all mixtures are checked, for more factors those with one or two factors from A or from B.
-    While any mixture is refused, two factors that it separates are merged: the pair whose union leaves the fewest
+    For up to 10 factors, all mixtures are checked. For more factors, only mixtures with one or two factors from A or
+    from B are checked. While a mixture is refused, two factors are merged: the pair whose union leaves the fewest
     mixtures refused.
 
     Args:

@@ -20,7 +20,7 @@ from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource
 from clbench.experiment.spec import Named
 from clbench.experiment.trial import Weights, hash_of_name
 
-NAME = re.compile(r"[A-Z][A-Z0-9_]*|timm|(timm|hf-hub):.+")  # what is taken for a name where no such file is there
+NAME = re.compile(r"[A-Z][A-Z0-9_]*|timm|(timm|hf-hub):.+")  # names of weights, unless a file has this path
 
 RGB = 3  # channels
 
@@ -67,7 +67,7 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
 
 
 def header(path: Path) -> dict[str, str]:
-    """Return the metadata in the header of a safetensors file; nothing for another kind of file."""
+    """Return the metadata in the header of a safetensors file; empty for other files."""
     if path.suffix != ".safetensors":
         return {}
     from safetensors import SafetensorError, safe_open
@@ -76,14 +76,15 @@ def header(path: Path) -> dict[str, str]:
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})
     except SafetensorError:
-        return {}  # loading it says so
+        return {}  # loading the file reports the error
 
 
 def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Weights | None, known: PretrainedInfo,
                   problems: list[str], info: ModelInfo) -> Inputs:
     """Return the options of benchmark and model with the size and normalization that the weights need.
 
-    A benchmark of texts gets the model's tokenizer. Options that the user gave stay. Mistakes are added to `problems`.
+    A benchmark of texts gets the model's tokenizer. Options that the user gave are not changed. Mistakes are added to
+    `problems`.
 
     Args:
         benchmark: the validated options of the benchmark.
@@ -141,7 +142,7 @@ def network_of(info: ModelInfo, inputs: Inputs, known: int | None = None, classe
         try:
             with torch.device("meta"):
                 return build(inputs.model, shape, classes)
-        except Exception:  # of anybody's model
+        except Exception:  # third-party models may raise anything
             return None
 
     return network

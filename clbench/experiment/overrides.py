@@ -16,8 +16,8 @@ from clbench.core.options import format_value, parse_value
 from clbench.experiment.search import Search
 from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
 
-BUDGET = ("epochs", "iterations", "batch_size")  # of a file, in place of which `--online` has its own
-LONG = ("outcomes", "tried")  # of a search: lists with a value on each line
+BUDGET = ("epochs", "iterations", "batch_size")  # keys of a file's recipe that `--online` replaces
+LONG = ("outcomes", "tried")  # keys of a search whose lists are written with one value per line
 
 
 def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     method of the file with its recipe is used.
     """
     out = dict(values)
-    if given.get("online") and isinstance(out.get("recipe"), Mapping):  # which a file's budget does not contradict
+    if given.get("online") and isinstance(out.get("recipe"), Mapping):  # it replaces the file's budget
         out["recipe"] = {k: v for k, v in out["recipe"].items() if k not in BUDGET}
     for key, value in given.items():
         if value is None:
@@ -41,7 +41,7 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
                 continue  # a mistake in the file, which validation reports
             inside = {k: v for k, v in inside.items() if {k, key} != {"epochs", "iterations"} or given.get(k)}
             if key == "lr" and given.get("lr_per") is None:
-                inside.pop("lr_per", None)  # which was for the rate of the file
+                inside.pop("lr_per", None)  # it belongs to the learning rate of the file
             out[table] = {**inside, key: value}
         elif key == "methods":
             out["methods"] = _pick(values.get("methods"), value)
@@ -71,7 +71,7 @@ def _calls(method: Any) -> set[str]:
 
 
 def _writes(text: str, method: Any) -> bool:
-    """Return whether a text has the name and options of an unparsed method of a file, and the same recipe or none."""
+    """Return whether a text means an unparsed method of a file: same name and options, and the same or no recipe."""
     try:
         one, other = MethodSpec.model_validate(text), MethodSpec.model_validate(method)
     except ValidationError:
@@ -91,7 +91,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         SpecError: a setting does not have that form or names no method of the experiment; a line for each mistake.
     """
     methods, problems = list(spec.methods), []
-    # A rate cancels an lr_per that was there before (`combine`), so an lr_per that is set comes after it.
+    # Setting a learning rate removes an earlier lr_per (`combine`), so settings of lr_per are applied last.
     for setting in sorted(settings, key=lambda text: text.partition("=")[0].endswith(".lr_per")):
         names = set(chain.from_iterable(map(_names, methods)))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
@@ -131,7 +131,7 @@ def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str
 
 
 def tomlkit() -> Any:
-    """Return the library that writes TOML, which an extra brings."""
+    """Import and return tomlkit, which writes TOML and is installed by the extra `tune`."""
     try:
         import tomlkit
     except ImportError:
@@ -140,7 +140,7 @@ def tomlkit() -> Any:
 
 
 def write_tuned(path: Path, source: Path, methods: Sequence[MethodSpec], made: Search) -> Spec:
-    """Write the experiment of a file with these methods and this search; earlier searches of other rows stay.
+    """Write the experiment of a file with these methods and this search; keep earlier searches of other rows.
 
     Returns:
         The experiment that was written.

@@ -31,7 +31,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
         spec: the experiment.
         registry: the installed plugins.
         pretrained: whether to treat the model as pretrained; None means it is if weights are given.
-        side: width and height of its images in pixels, if they are known without the model's option `size`.
+        side: width and height of the model's images in pixels, if they are known without its option `size`.
 
     Raises:
         SpecError: names are unknown, options are wrong, or the benchmark does not support a scenario; a line for each.
@@ -127,7 +127,7 @@ def _default_scenario(info: BenchmarkInfo, options: opt.Options) -> tuple[Scenar
 
 
 def _chosen_outputs(options: opt.Options) -> str:
-    """Return the value of the option `outputs` if it differs from the method's default, now and before; or nothing."""
+    """Return the value of the option `outputs`; empty if it is the method's current or earlier default."""
     field, chosen = type(options).model_fields.get("outputs"), getattr(options, "outputs", None)
     defaults = [field and field.default, options.BEFORE.get("outputs"), None]
     return "" if chosen in defaults else str(chosen)
@@ -160,7 +160,7 @@ def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
     only.
 
     Raises:
-        SpecError: rows have the same trials; a line for each group of such rows.
+        SpecError: several rows have the same trials; the message has a line for each group of these rows.
     """
     rows: dict[str, list[str]] = {}
     for row in planned:
@@ -198,7 +198,7 @@ def tried_for(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.O
 def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> Searched | None:
     """Return the search from which a row has its options; None if there is none.
 
-    The candidates are those of every search of the row, because each search was an opportunity to improve the result.
+    The candidates of all searches of the row count, because each search was an opportunity to improve the result.
     """
     tried = tried_for(spec, method, scenario, options)
     once = {str((t.method, t.options)) for _, t in tried}
@@ -249,7 +249,7 @@ def resolved_benchmark(text: str, registry: Registry) -> Resolved:
     """Return a benchmark given as `name:option=value`, with all its options.
 
     Raises:
-        SpecError: there is none of that name, or an option is wrong.
+        SpecError: no benchmark has that name, or an option is wrong.
     """
     name, given = opt.parse_named(text)
     options = opt.validate(registry.benchmark(name).options, given, name, "clbench benchmarks")

@@ -11,20 +11,20 @@ from clbench.core.options import Strict
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "quarter-cosine", "steps"]
-DECAY = 0.1  # of the rate at milestones, where the recipe says nothing else
+DECAY = 0.1  # default factor of the learning rate at milestones
 DEFAULT_EPOCHS = 10
 FEATURE_EPOCHS = 300
 """Epochs of a linear model on stored features, if an experiment gives no budget.
 
-Why so many: the usual 10 epochs are tens of steps on a few hundred samples a task, after which a linear model is
-underfit. With 240 samples a task in three tasks, scenario class, lr 1e-3, one seed, experience replay had an ACC of
+The usual 10 epochs are tens of steps on a few hundred samples per task, after which a linear model is underfit. With
+240 samples per task in three tasks, scenario class, lr 1e-3 and one seed, experience replay had an ACC of
 
     epochs                              10    30   100   300  1000
     MNIST, randomly projected (256)    24.4  52.3  80.7  85.3  87.7
     Gaussian clusters (128)            74.3  99.3 100.0 100.0 100.0
 
-and the training loss at the end of a task, of the chance loss, was at most 0.78, 0.55, 0.27, 0.13, 0.03 on the first
-and 0.93, 0.79, 0.45, 0.14, 0.02 on the second. A step of such a model costs next to nothing.
+The training loss at the end of a task, divided by the chance loss, was at most 0.78, 0.55, 0.27, 0.13, 0.03 on the
+first and 0.93, 0.79, 0.45, 0.14, 0.02 on the second. A step of such a model costs almost nothing.
 """
 
 
@@ -65,7 +65,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:
-        """Refuse two budgets, and options that the optimizer would ignore."""
+        """Reject two budgets and options that would have no effect, and fill in the default number of epochs."""
         if self.epochs is not None and self.iterations is not None:
             raise ValueError("epochs and iterations both set the budget: give only one of them")
         if self.momentum and self.optimizer != "sgd":
@@ -85,13 +85,13 @@ class Recipe(Strict):
 
 
 def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a recipe with changes to them; a new lr is not for the lr_per samples of the old one."""
+    """Return the parts of a recipe with changes. A new lr removes the lr_per of the old lr."""
     unchanged = {name: value for name, value in parts.items() if name != "lr_per" or "lr" not in changes}
     return {**unchanged, **changes}
 
 
 def with_final_rate(recipe: Recipe) -> Recipe:
-    """Return a recipe whose learning rate is for its own batches, also if it is given for lr_per samples."""
+    """Return a recipe without lr_per, with the learning rate scaled to its batch size."""
     if recipe.lr_per is None:
         return recipe
     return recipe.model_copy(update={"lr": recipe.lr * recipe.batch_size / recipe.lr_per, "lr_per": None})
@@ -100,7 +100,7 @@ def with_final_rate(recipe: Recipe) -> Recipe:
 def settle_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return an experiment's plain values; the recipe gets `FEATURE_EPOCHS` for the model `linear` on `arrays:FILE`.
 
-    A given budget takes precedence. The recipe has the number as if it had been given, so it is part of the key.
+    A given budget takes precedence. The recipe stores the number as if the user had given it, so the key contains it.
     """
     out = dict(values)
     recipe = out.get("recipe") or {}
@@ -112,6 +112,6 @@ def settle_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(given: Any) -> str:
-    """Return the name of a benchmark or model as an experiment has it: text, a table, or an object with a name."""
+    """Return the name of a benchmark or model that is given as text, as a table, or as an object with a name."""
     name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", given)
     return name if isinstance(name, str) else ""

@@ -1,4 +1,4 @@
-"""Reference: a published setting with its numbers, from TOML, and the trials that repeat it.
+"""References: published settings with their numbers, read from TOML, and the trials that repeat them.
 
 Each cell of a published table is a method in a scenario, with its own recipe if the paper's recipes differ. The file
 states the criterion for a reproduced number before anything runs: see `Tolerance` and docs/verify.md.
@@ -28,11 +28,11 @@ from clbench.experiment.trial import PlannedTrial, Weights
 
 LISTING = "clbench verify"
 STATUS = "status.json"
-# The final average accuracy, or the mean of those after each task. Pooled accuracies weight tasks by their numbers of
-# test samples, of the tasks learned so far or of all tasks; after the last task these two are equal.
+# ACC is the final average accuracy, AIA the mean of the average accuracies after each task. Pooled accuracies weight
+# tasks by their numbers of test samples. They cover the tasks learned so far, or all tasks ("-all").
 CellMetric = Literal["ACC", "AIA", "ACC-pooled", "AIA-pooled", "AIA-pooled-all"]
 UNKNOWN_WEIGHTS = Weights(path="not given", sha256="")
-HALF_UNIT = 0.005 + 1e-9  # of the second decimal
+HALF_UNIT = 0.005 + 1e-9  # half a unit of the second decimal
 
 
 class Cell(Strict):
@@ -42,15 +42,15 @@ class Cell(Strict):
     method: MethodSpec
     metric: CellMetric = "ACC"
     published: float = Field(ge=0, le=100)
-    runs: tuple[float, ...] = ()  # every run behind it, where a log holds several
+    runs: tuple[float, ...] = ()  # result of each run, if the source lists them
     sem: float | None = Field(None, gt=0)  # standard error of the mean over the reference's seeds
-    sd: float | None = Field(None, gt=0)  # or their standard deviation
-    allowance: float = Field(0.0, ge=0)  # points granted beyond both spreads and the rounding, for a stated reason
-    reason: str = ""  # or where a spread comes from that the paper does not give
-    widest: float | None = Field(None, gt=0)  # instead of the reference's, where the published spread is large
-    benchmark: Named | None = None  # instead of the experiment's
-    model: Named | None = None
-    recipe: dict[str, Any] = Field({})  # what differs from the experiment's
+    sd: float | None = Field(None, gt=0)  # standard deviation over the seeds, instead of `sem`
+    allowance: float = Field(0.0, ge=0)  # points added to the tolerance for a stated reason
+    reason: str = ""  # reason for the allowance, or source of a standard deviation that the paper does not give
+    widest: float | None = Field(None, gt=0)  # replaces the reference's value if the published deviation is large
+    benchmark: Named | None = None  # replaces the experiment's benchmark
+    model: Named | None = None  # replaces the experiment's model
+    recipe: dict[str, Any] = Field({})  # parts of the recipe that differ from the experiment's
 
     @property
     def label(self) -> str:
@@ -59,7 +59,7 @@ class Cell(Strict):
 
     @model_validator(mode="after")
     def _one_spread(self) -> Cell:
-        """Reject two spreads, a missing spread without an allowance, and an allowance without a reason."""
+        """Reject `sem` together with `sd`, neither of them without an allowance, and an allowance without a reason."""
         if self.sem is not None and self.sd is not None:
             raise ValueError("give sem or sd, not both")
         if self.sem is None and self.sd is None and not self.allowance:
@@ -70,7 +70,7 @@ class Cell(Strict):
 
     @model_validator(mode="after")
     def _of_its_runs(self) -> Cell:
-        """Reject runs whose mean or deviation differs from the published one by more than half a unit (last digit)."""
+        """Reject runs whose mean or standard deviation differs from the published value by more than rounding."""
         if self.runs:
             if abs(fmean(self.runs) - self.published) > HALF_UNIT:
                 raise ValueError(f"published is {self.published:g}, the mean of the runs {fmean(self.runs):.3f}")
@@ -82,10 +82,10 @@ class Cell(Strict):
 class Tolerance(Strict):
     """The allowed difference between our mean and the published one, in points; fixed before the reference runs."""
 
-    level: float = Field(0.99, gt=0.5, lt=1)  # of the interval of the difference of the means
+    level: float = Field(0.99, gt=0.5, lt=1)  # confidence level of the interval of the difference of the means
     rounding: float = Field(0.005, ge=0)  # half a unit of the last published digit
-    widest: float = Field(2.0, gt=0)  # a wider tolerance would be met by chance: it decides nothing
-    amended: str = ""  # what was changed of the rule after the first runs all the same, and why
+    widest: float = Field(2.0, gt=0)  # with a wider tolerance agreement could be chance, so it is inconclusive
+    amended: str = ""  # how the rule was changed after the first runs, and why
 
 
 class Reference(Strict):
@@ -93,19 +93,19 @@ class Reference(Strict):
 
     title: str
     paper: str
-    source: str  # which table of it
+    source: str  # table of the paper
     url: str
     code: str = ""
-    weights: str = ""  # what they start from, where that has to be given (`clbench verify NAME --weights FILE`)
-    seeds: int = Field(ge=1)  # behind each published number; of one run no spread is known
-    notes: tuple[str, ...] = ()  # how the setting is known to differ from the paper's
+    weights: str = ""  # pretrained weights that the user must name (`clbench verify NAME --weights FILE`)
+    seeds: int = Field(ge=1)  # number of runs behind each published number; a single run has no standard deviation
+    notes: tuple[str, ...] = ()  # known differences from the paper's setting
     tolerance: Tolerance = Tolerance()
-    experiment: dict[str, Any]  # as `clbench run` takes it, without scenario and methods
+    experiment: dict[str, Any]  # values as `clbench run` reads them, without scenario and methods
     cells: tuple[Cell, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _whole(self) -> Reference:
-        """Reject duplicate cells, and keys of the experiment that the cells give."""
+        """Reject duplicate cells, keys of the experiment that the cells set, and wrong seeds, runs or tolerances."""
         names = [f"{c.label} in scenario {c.scenario}" + (f", {c.metric}" if c.metric != "ACC" else "")
                  for c in self.cells]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -135,7 +135,7 @@ class Reference(Strict):
                            "methods": [{**cell.method.model_dump(), "label": cell.label}]}, self.title)
 
     def widest(self, cell: Cell) -> float:
-        """Return the tolerance of a cell, in points, beyond which it decides nothing."""
+        """Return the largest tolerance of a cell, in points, with which agreement counts as reproduced."""
         return cell.widest or self.tolerance.widest
 
     def choose(self, scenarios: Iterable[str] = (), methods: Iterable[str] = ()) -> list[Cell]:
@@ -159,7 +159,7 @@ class Reference(Strict):
         """Return the trials of each cell.
 
         Args:
-            cells: some of the reference's.
+            cells: some of the cells of the reference.
             registry: the installed plugins.
             given: settings that override those of the file.
             dry_run: whether nothing will be trained, so that weights need not be given. The trials then have
@@ -178,10 +178,10 @@ class Reference(Strict):
 
 
 class Status(Strict):
-    """What is known of a reference that comes with clbench (`benchmarks/reference_status.py` writes it)."""
+    """The cost and the verdicts of a reference that comes with clbench, from `benchmarks/reference_status.py`."""
 
-    flops: float | None = Field(None, gt=0)  # of training and evaluating all cells for one seed; None: not counted
-    verdicts: dict[str, int] = Field({})  # cells by verdict, of the records in reports/verify
+    flops: float | None = Field(None, gt=0)  # for training and evaluating all cells with one seed; None: not counted
+    verdicts: dict[str, int] = Field({})  # number of cells by verdict, from the records in reports/verify
 
 
 class Statuses(RootModel[dict[str, Status]]):
@@ -222,7 +222,7 @@ def shipped() -> dict[str, Path]:
 
 
 def statuses() -> dict[str, Status]:
-    """Return the status of each reference that comes with clbench, by name; none for one that has not been counted."""
+    """Return the statuses of references that come with clbench, by name; a reference may have none."""
     file = _folder() / STATUS
     return Statuses.model_validate_json(file.read_text(encoding="utf-8")).root if file.is_file() else {}
 

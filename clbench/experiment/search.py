@@ -17,7 +17,7 @@ class Axis(Strict):
 
 
 class Range(Axis):
-    """Numbers from `low` to `high`, both included; with `log`, each order of magnitude is as likely as another."""
+    """Numbers from `low` to `high`, both included; with `log`, all orders of magnitude are equally likely."""
 
     low: int | float = Field(description="Smallest value.")
     high: int | float = Field(description="Largest value.")
@@ -41,7 +41,7 @@ class Choices(Axis):
     @model_validator(mode="before")
     @classmethod
     def _from_list(cls, value: Any) -> Any:
-        """Accept a list for the table."""
+        """Accept a list in place of the table."""
         return {"values": value} if isinstance(value, list | tuple) else value
 
 
@@ -62,7 +62,7 @@ def _flat(value: Any) -> Any:
     return {**{k: v for k, v in value.items() if k != "recipe"}, **recipe_options(recipe)}
 
 
-Space = Annotated[dict[str, AnyAxis], BeforeValidator(_flat)]  # by option of a method, or `recipe.` and a part of one
+Space = Annotated[dict[str, AnyAxis], BeforeValidator(_flat)]  # by option of the method, such as `rank` or `recipe.lr`
 
 
 class Searched(Strict):

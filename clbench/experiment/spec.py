@@ -1,4 +1,4 @@
-"""Spec: an experiment as the user wrote it, from a TOML file or the command line, validated whole."""
+"""Spec: an experiment as the user wrote it, from a TOML file or the command line, validated as a whole."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Named(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        """Accept `name:option=value` for the table."""
+        """Accept `name:option=value` in place of the table."""
         if isinstance(value, str):
             try:
                 name, options = parse_named(value)
@@ -49,17 +49,17 @@ class Named(Strict):
         return value
 
 
-PUBLISHED = "published"  # instead of a method's own recipe: that of its paper (`StrategyInfo.recipe`)
+PUBLISHED = "published"  # value of a method's `recipe` that selects the recipe of its paper (`StrategyInfo.recipe`)
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """Return a recipe with changes, and those of them that make a difference.
+    """Return a recipe with changes, and the parts that differ from before.
 
     A budget in epochs replaces one in iterations and vice versa. Another optimizer has no momentum, and another
-    schedule no milestones, unless they are given. Results have no lr_per (`with_final_rate`).
+    schedule no milestones, unless they are given. The results have no lr_per (`with_final_rate`).
 
     Raises:
-        SpecError: the changes do not go with the recipe; a line each.
+        SpecError: the changes are not valid for the recipe; the message has a line for each mistake.
     """
     values = recipe.model_dump()
     if {"epochs", "iterations"} & set(changes):
@@ -107,7 +107,7 @@ class MethodSpec(Named):
 
     @model_validator(mode="after")
     def _recipe_apart(self) -> MethodSpec:
-        """Take what was given as an option `recipe.lr`, or `recipe`, for a part of the recipe; check its names."""
+        """Move options such as `recipe.lr` and `recipe` to the recipe, and check the names of its parts."""
         if any(name.startswith(OWN_RECIPE) or name == "recipe" for name in self.options):
             apart = self.with_options(self.options, fresh=True)
             object.__setattr__(self, "options", apart.options)
@@ -138,7 +138,7 @@ class MethodSpec(Named):
         return {**self.options, **recipe_options({} if isinstance(self.recipe, str) else self.recipe)}
 
     def runs_in(self, scenario: Scenario) -> bool:
-        """Tell whether the method has a row in a scenario."""
+        """Return whether the method has a row in a scenario."""
         return not self.scenario or scenario in self.scenario
 
 
@@ -220,7 +220,7 @@ def build(values: Mapping[str, Any], source: str = "") -> Spec:
         return Spec.model_validate(dict(values))
     except ValidationError as error:
         prefix = f"{source}: " if source else ""
-        # A list is also too short if its members are invalid, which has an error of its own.
+        # If the items of a list are invalid, pydantic also reports the list as too short.
         mistakes = [i for i in error.errors() if i["type"] != "too_short" or not i["input"]]
         raise SpecError("\n".join(dict.fromkeys(prefix + _explain(item) for item in mistakes))) from None
 

@@ -33,9 +33,9 @@ class Resolved(BaseModel):
 
 
 class Weights(BaseModel):
-    """A file of weights, whose content and not its path defines a trial, or published weights by name."""
+    """Pretrained weights: a file, whose content and not its path is part of a trial's key, or a published name."""
 
-    DESCRIPTION: ClassVar[set[str]] = {"path", "licence", "training_data"}  # what is no part of a trial's key
+    DESCRIPTION: ClassVar[set[str]] = {"path", "licence", "training_data"}  # fields that are not part of a trial's key
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: str = Field(
@@ -70,7 +70,7 @@ class Continued(Strict):
 class Trial(BaseModel):
     """One training run: everything that defines its result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # in its key, too
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # also in the key
     benchmark: Resolved = Field(description="Benchmark with all options.")
     scenario: Scenario = Field(description="Scenario.")
     model: Resolved = Field(description="Model with all options.")
@@ -98,9 +98,9 @@ class Trial(BaseModel):
 
     @property
     def key(self) -> str:
-        """Return the trial's name in the store: a hash of what defines it, 16 hexadecimal digits."""
+        """Return the trial's name in the store: 16 hexadecimal digits, a hash of everything that defines its result."""
         left_out: dict[str, Any] = {"weights": Weights.DESCRIPTION}
-        if not self.validation:  # records from before there was such a thing keep their keys
+        if not self.validation:  # keeps the keys of records that are older than the field
             left_out["validation"] = True
         if self.preprocessing is None:
             left_out["preprocessing"] = True
@@ -111,7 +111,7 @@ class Trial(BaseModel):
 
     @property
     def trained_by(self) -> Recipe:
-        """Return the recipe that the trial is trained by: the experiment's, with what the method has of its own."""
+        """Return the recipe that the trial is trained with: the experiment's recipe, updated by the method's own."""
         return self.recipe.model_copy(update=self.own_recipe)
 
     @property
@@ -122,7 +122,7 @@ class Trial(BaseModel):
 
     @property
     def seedless(self) -> str:
-        """Return a key that trials share which differ in nothing but the seed."""
+        """Return a key that is the same for trials that differ only in their seed."""
         return self.model_copy(update={"seed": 0}).key
 
     @property
@@ -141,11 +141,11 @@ class PlannedTrial:
     trial: Trial
     label: str
     reference: bool
-    family: str = ""  # trials of a setting that have the same one, not empty, may train as one stack: see `Scalar`
+    family: str = ""  # trials of a setting with the same family, not empty, may train as one stack (see `Scalar`)
     searched: Searched | None = None  # the search that its method's options come from
     until: UntilDecided | None = None  # the rule by which its seed was added
-    seen: tuple[int, ...] = ()  # seeds that a report had shown before this one was asked for
-    metric: str = ACCURACY.name  # of R
+    seen: tuple[int, ...] = ()  # seeds that a report had shown before this seed was requested
+    metric: str = ACCURACY.name  # metric of R
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from clbench.core.errors import unknown
 
-FIRST = 3  # the fewest seeds of a look: t of two has one degree of freedom, and shows next to nothing
-MOST = 30  # by default
-BEST = "best"  # as a baseline: which method is best is asked, of all pairs
+FIRST = 3  # fewest seeds of an interim analysis: with two seeds, t has one degree of freedom and almost no power
+MOST = 30  # default for the largest number of seeds
+BEST = "best"  # value of `baseline`: all pairs are tested to find the best method
 
 
 class UntilDecided(BaseModel):

@@ -1,4 +1,4 @@
-"""What a trial has to do, in steps and FLOPs, and how fast a machine does it: what estimates of time stand on."""
+"""The work of a trial, in steps and FLOPs, and the speed of a machine. Run times are estimated from these."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Workload(BaseModel):
-    """The work of a trial. T tasks; row k of the test stands after k learned tasks."""
+    """The work of a trial on T tasks. Row k of the matrix R is evaluated after k learned tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: list[int]  # of training on each task
-    train_flops: list[int]  # likewise
-    test_flops: list[int]  # of each row, T + 1 of them
+    steps: list[int]  # optimizer steps of training on each task
+    train_flops: list[int]  # FLOPs of training on each task
+    test_flops: list[int]  # FLOPs of evaluating each of the T + 1 rows
 
     def amount(self, flops_of_a_step: float, learned: int | None = None) -> float:
-        """Return all of the work in steps, where so many FLOPs take as long as what a step costs without any.
+        """Return the work as a number of steps, with FLOPs converted to steps.
 
-        With `learned` it is the work on so many tasks and their rows.
+        `flops_of_a_step` FLOPs take as long as the part of a step that does not depend on FLOPs. With `learned`, only
+        the first `learned` tasks and the rows up to them count.
         """
         rows = None if learned is None else learned + 1
         flops = sum(self.train_flops[:learned]) + sum(self.test_flops[:rows])
         return sum(self.steps[:learned]) + flops / flops_of_a_step
 
     def share(self, task: int, flops_of_a_step: float) -> float:
-        """Return which share of the work is over, from 0 to 1, once so many tasks are learned and their rows filled."""
+        """Return the share of the work, from 0 to 1, that is done after `task` tasks and the rows up to them."""
         if task == 0:
             return 0.0
         return self.amount(flops_of_a_step, task) / max(self.amount(flops_of_a_step), 1e-9)
 
 
 class Speed(BaseModel):
-    """How fast a machine trains a model: what a step takes without FLOPs, in seconds, and FLOPs per second."""
+    """The speed at which a machine trains a model: seconds per step without its FLOPs, and FLOPs per second."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,19 +43,23 @@ class Speed(BaseModel):
 
 
 class WorkEstimate(BaseModel):
-    """What is known of a trial before it runs."""
+    """The workload of a trial and the speed of the machine, as far as they are known before the trial runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    workload: Workload | None = None  # None: it cannot be counted on shapes
-    speed: Speed | None = None  # where it was measured
+    workload: Workload | None = None  # None if it cannot be counted on shapes
+    speed: Speed | None = None  # None if it was not measured
 
 
 def workload(steps: Sequence[int], train_flops: Sequence[int], inference_flops: Sequence[float],
              tested: int) -> Workload:
-    """Return the work on a stream from that on each task, the FLOPs of predicting a sample after it, and test samples.
+    """Return the work of a trial on a stream. Row 0 of R is assumed to cost as much as row 1.
 
-    Row 0 costs what row 1 does.
+    Args:
+        steps: the optimizer steps on each task.
+        train_flops: the FLOPs of training on each task.
+        inference_flops: the FLOPs of predicting one sample after each task.
+        tested: the number of test samples in each row.
 
     >>> workload([5, 10], [50, 100], [3, 4], 30).test_flops
     [90, 90, 120]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Table = Mapping[int, Sequence[float]]  # the outcome of each seed by combination
 Order = tuple[int, ...]
-LEAST_PAIRS = 2  # of orders: from one pair nothing is known of how much pairs differ
+LEAST_PAIRS = 2  # pairs of orders; a single pair gives no variance between pairs
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Attribution:
 
     a: Estimate
     b: Estimate
-    difference: Estimate  # B less A
-    parts: tuple[Estimate, ...]  # Shapley values; they sum to the difference, and do so for each seed
-    from_a: tuple[Estimate, ...]  # what each factor changes in A by itself
-    from_b: tuple[Estimate, ...]  # what B has more than B without it
-    orders: int  # of factors that were averaged over; 0: all there are
+    difference: Estimate  # B minus A
+    parts: tuple[Estimate, ...]  # Shapley values; they sum to the difference, also for each seed
+    from_a: tuple[Estimate, ...]  # change in A if only this factor is as in B
+    from_b: tuple[Estimate, ...]  # B minus B with this factor as in A
+    orders: int  # number of sampled orders that were averaged; 0: all orders
 
 
 def attribute(table: Table, factors: int, orders: Sequence[Order] = ()) -> Attribution:
@@ -137,7 +137,7 @@ def crossed(values: Array) -> Estimate:
 
 
 def needed(factors: int, orders: Sequence[Order] = ()) -> list[int]:
-    """Return the combinations that a table needs: all, or those along the orders and those one switch from A or B."""
+    """Return the combinations that a table needs: all, or those along the orders and one switch away from A or B."""
     if not orders:
         return list(range(2**factors))
     whole = 2**factors - 1
@@ -146,7 +146,7 @@ def needed(factors: int, orders: Sequence[Order] = ()) -> list[int]:
 
 
 def trials(combinations: Sequence[int], free: int = 0) -> int:
-    """Return how many trainings the combinations need. The factors of the bits in `free` need no own training."""
+    """Return how many trainings the combinations need. The factors of the bits in `free` need no extra training."""
     return len({chosen & ~free for chosen in combinations})
 
 
@@ -174,13 +174,13 @@ def draw(factors: int, most: int, free: int = 0) -> list[Order]:
 
 
 def least(factors: int, free: int = 0) -> int:
-    """Return the smaller of the trainings per seed of the smallest sample of orders and of all combinations."""
+    """Return the smallest possible number of trainings per seed, of a sample of orders or of all combinations."""
     few = list(itertools.chain.from_iterable(itertools.islice(_pairs(factors), LEAST_PAIRS)))
     return min(trials(needed(factors, few), free), trials(needed(factors), free))
 
 
 def _pairs(factors: int) -> Iterator[tuple[Order, Order]]:
-    """Yield random orders with their reverses, always the same."""
+    """Yield random orders with their reverses. Every call yields the same orders."""
     import numpy as np
 
     generator = np.random.default_rng(0)

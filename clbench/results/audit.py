@@ -1,4 +1,4 @@
-"""What a fine-tuned language model lost: paired differences to its base, with intervals and verdicts.
+"""The losses of a fine-tuned language model: paired differences to its base, with intervals and verdicts.
 
 A cell is one metric of one file under one model. It is *lost* if the 95% interval of the difference lies beyond the
 margin in the bad direction, and the test of this stays significant after Holm's correction over all cells of the audit.
@@ -27,7 +27,7 @@ from clbench.results.stats import ALPHA, LEVEL, holm, t_interval
 Verdict = Literal["kept", "lost", "inconclusive"]
 Role = Literal["new", "task", "general"]
 MARGINS = {NLL.name: 0.05, EXACT.name: 0.01}  # nats per token, fraction of items
-FLOORS = 3  # noise floors that a margin has at least
+FLOORS = 3  # a margin is at least this multiple of the noise floor
 _STEPS = 60  # halvings of an interval of width 2
 
 
@@ -39,13 +39,13 @@ class FileScores:
     exact: tuple[bool, ...] = ()
 
     def values(self, metric: Metric) -> tuple[float, ...]:
-        """Return the values of a metric, an item each; none if the file has no such metric."""
+        """Return the values of a metric, one per item; empty if the file does not have the metric."""
         return tuple(map(float, self.exact)) if metric == EXACT else self.nll
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one file under one model, next to the base."""
+    """One metric of one file under one model, compared with the base."""
 
     model: str
     file: str
@@ -58,7 +58,7 @@ class Cell:
     high: float | None
     floor: float
     margin: float
-    p: float  # that the model is worse by more than the margin only by chance; two-sided, as the interval is
+    p: float  # two-sided p-value of the test that the model is worse by more than the margin
     corrected_p: float = 1.0
     verdict: Verdict = "inconclusive"
 
@@ -138,12 +138,12 @@ class AuditedFile:
     name: str
     role: Role
     items: int
-    notes: tuple[str, ...] = ()  # what was cut
+    notes: tuple[str, ...] = ()  # remarks on texts that were cut
 
 
 @dataclass(frozen=True)
 class DialPoint:
-    """An adapter at one scale: the cells of all files, and whether the losses on the other files stay within."""
+    """An adapter at one scale: the cells of all files, and whether losses on other files stay within the margins."""
 
     scale: float
     cells: tuple[Cell, ...]
@@ -206,7 +206,7 @@ def score_z(gained: int, lost: int, items: int, difference: float) -> float:
     -3.1623
     """
     excess = gained - lost - items * difference
-    # Maximum likelihood of the probability to lose an item, given the difference.
+    # Maximum-likelihood estimate of the probability of losing an item, given the difference.
     b = (2 * items - gained + lost) * difference - gained - lost
     c = -lost * difference * (1 - difference)
     losing = (math.sqrt(max(b * b - 8 * items * c, 0.0)) - b) / (4 * items)

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-NEAR = 0.02  # accuracies that lie no further apart are taken to be the same; in the length of a gap and its recovery
+NEAR = 0.02  # accuracies that differ by at most this count as equal for the length of a gap
 
 
 class Gap(NamedTuple):
@@ -138,7 +138,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-Numbers = Annotated[  # long lists, which are written on one line: "0 1 2 3"
+Numbers = Annotated[  # long lists are written as text on one line: "0 1 2 3"
     list[int], BeforeValidator(lambda value: list(map(int, value.split())) if isinstance(value, str) else value),
     PlainSerializer(lambda value: " ".join(map(str, value)), return_type=str, when_used="json")]
 

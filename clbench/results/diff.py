@@ -18,7 +18,7 @@ from clbench.results.curve import Curve
 from clbench.results.records import Record, item_ids, metric_of
 from clbench.results.store import Problem, Store, run_folders
 
-MOST_SHOWN = 20  # of the run folders that an error lists
+MOST_SHOWN = 20  # largest number of run folders that an error lists
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Merged:
     """One record of each trial, ordered by folder and then by the start time of the trials."""
 
     records: tuple[Record, ...]
-    problems: tuple[Problem, ...]  # files that are no records
-    notes: tuple[str, ...]  # where one record was taken for another
+    problems: tuple[Problem, ...]  # files that are not valid records
+    notes: tuple[str, ...]  # messages about records that another record replaces
 
 
 def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merged:
@@ -80,7 +80,7 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
 
 
 def _no_records(folder: Path, command: str) -> str:
-    """Return the message that a folder has no records. It lists the run folders below that the user may have meant."""
+    """Return the message for a folder without records. It lists the run folders below it that the user may mean."""
     inner = run_folders([folder]) if folder.is_dir() and not (folder / "records").is_dir() else []
     if not inner:
         return f"no records in {folder / 'records'}; clbench run --out {folder} makes some"

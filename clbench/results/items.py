@@ -1,4 +1,4 @@
-"""Results of single test items: which ones a trial classified correctly, with the statistics of this, or their scores.
+"""Results of single test items: whether a trial classified them correctly, or their scores, with statistics of both.
 
 If every seed is tested on the same samples, a t-test over seeds ignores that other test samples would give other
 results. More seeds do not help. Here, seeds and samples are crossed random effects with one answer in each cell. The
@@ -7,7 +7,7 @@ that of seeds or of samples alone. `benchmarks/error_rates.py` simulates the err
 
 Language models have scores, and so have models that predict numbers. They are in a compressed file next to the record,
 `records/KEY.items.npz`: an array [N] for each metric, in the order of the stream's test items. Numbers are float32, and
-what is right or wrong is bool. The record has the SHA-256 of the file.
+right or wrong answers are bool. The record has the SHA-256 of the file.
 
 numpy is imported only when bits or scores are used, so that reading records does not wait for it.
 """
@@ -106,7 +106,7 @@ def wilson_interval(accuracy: float, samples: int) -> tuple[float, float]:
 
 
 def difference_error(first: float, second: float, samples: int) -> float:
-    """Return the standard error of the difference of two accuracies that were measured on so many test samples each.
+    """Return the standard error of the difference of two accuracies, each measured on `samples` test samples.
 
     It assumes independent test sets. Methods share a test set and mostly err on the same samples, so the true error is
     smaller. Only the answers to each sample show by how much.
@@ -121,8 +121,8 @@ class Crossed:
     mean: float
     seeds: int
     samples: int
-    by_seed: float  # variance of the mean if seeds alone were random
-    by_sample: float  # likewise, if samples alone were
+    by_seed: float  # variance of the mean if only seeds were random
+    by_sample: float  # variance of the mean if only samples were random
     residual: float  # variance of the mean that is due to their interaction
     df: float
 
@@ -161,10 +161,11 @@ def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed
 
     Args:
         by_seed: the mean of each seed, at least two; it may weight samples by task.
-        scores: [seeds, samples], what each seed gives for each sample, or the difference of two methods.
+        scores: [seeds, samples], the score of each sample with each seed, or the difference of two methods' scores.
 
-    Mean squares are those of the two-way layout with one value in each cell. Degrees of freedom are Satterthwaite's
-    (1946), at least those of seeds. Source: Searle, Casella & McCulloch 1992, Variance Components, section 4.3.
+    The mean squares are computed in a two-way layout with one value in each cell. The degrees of freedom are
+    Satterthwaite's (1946), and at least seeds - 1. Source: Searle, Casella & McCulloch 1992, Variance Components,
+    section 4.3.
     """
     import numpy as np
 
@@ -229,7 +230,7 @@ class ItemScores(RecordPart):
         return base64.b64decode(self.content)
 
     def with_file(self, content: bytes) -> ItemScores | None:
-        """Return the scores with the content of their file, or None if it is another file's."""
+        """Return the scores with the content of their file, or None if the content is that of another file."""
         if hashlib.sha256(content).hexdigest() != self.sha256:
             return None
         return self.model_copy(update={"content": base64.b64encode(content).decode()})

@@ -1,4 +1,4 @@
-"""The log of a run folder, `looks.jsonl`: which seeds were asked for, and which each report has shown.
+"""The log of a run folder, `looks.jsonl`: which seeds were requested, and which seeds each report has shown.
 
 Statistical tests assume that the number of seeds, or a rule for adding seeds, was fixed in advance. The results do not
 show whether it was, so the log records it. A line `asked` says that a run requested seeds of a setting for the first
@@ -106,7 +106,7 @@ def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
 def forget(folder: Path, made: bool) -> None:
     """Remove the log of a folder that was created for a run that could not start."""
     if made:
-        with contextlib.suppress(OSError):  # the folder is gone, say, which is what ended the run
+        with contextlib.suppress(OSError):  # for example, the folder was removed, which ended the run
             (folder / FILE).unlink()
 
 
@@ -149,7 +149,7 @@ def _append(folder: Path, lines: Sequence[Line]) -> None:
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:  # a line is one write, so processes do not mix theirs
+        with open(path, "a", encoding="utf-8") as file:  # lines are written at once, so that processes do not mix them
             file.write("".join(json.dumps(line) + "\n" for line in lines))
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error

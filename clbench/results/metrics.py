@@ -1,13 +1,13 @@
 """Metrics of continual learning, as pure functions of the matrix R of accuracies, or of another metric of tasks.
 
-R is a list of T + 1 rows of T accuracies: row 0 stands before any training, row i after training on the i-th task;
-column j belongs to task j (0-based), so task j was just learned in row j + 1. In the formulas a(i, j) is the accuracy
-on the j-th task after training on the i-th, both counted from 1 as the papers do: a(i, j) = R[i][j - 1].
+R is a list of T + 1 rows of T accuracies. Row 0 is measured before any training, row i after training on the i-th task.
+Column j belongs to task j (0-based), so task j was just learned in row j + 1. In the formulas, a(i, j) is the accuracy
+on the j-th task after training on the i-th, both counted from 1 as in the papers: a(i, j) = R[i][j - 1].
 
 Functions whose formula has a difference take the metric of R. If lower values are better, max becomes min and
 differences change their sign, so forgetting is positive if a task got worse, and BWT and FWT if tasks got better.
 
-Results have the unit of R (fractions in a record). What is not defined for a single task is None.
+Results have the unit of R (fractions in a record). Metrics that are not defined for a single task return None.
 docs/metrics.md compares these definitions with those of other toolkits.
 """
 
@@ -74,7 +74,7 @@ def aia_pooled(R: Matrix, samples: Sequence[int]) -> float:
 
 
 def aia_pooled_all(R: Matrix, samples: Sequence[int]) -> float:
-    """Return the accuracy over the test samples of all tasks, also of those to come, averaged over the tasks.
+    """Return the accuracy over the test samples of all tasks, including later ones, averaged over the rows after tasks.
 
     Source: the domain-incremental results of McDonnell et al. 2023 (RanPAC, arXiv 2307.02251).
     """
@@ -82,7 +82,7 @@ def aia_pooled_all(R: Matrix, samples: Sequence[int]) -> float:
 
 
 def forgetting_per_task(R: Matrix, metric: Metric = ACCURACY) -> list[float]:
-    """Return f(j) = max_{j <= l < T} a(l, j) - a(T, j) for the first T - 1 tasks; negative where a task got better.
+    """Return f(j) = max_{j <= l < T} a(l, j) - a(T, j) for the first T - 1 tasks; negative if a task got better.
 
     Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), equation 3, from the row after the task was trained on.
     """
@@ -169,7 +169,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _checked(R: Matrix) -> list[list[float]]:
-    """Return R as lists of floats, or say what is wrong with its shape."""
+    """Return R as lists of floats, or raise an error about its shape or values."""
     rows = [list(map(float, row)) for row in R]
     tasks = len(rows) - 1
     if tasks < 1:

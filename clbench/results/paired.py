@@ -1,11 +1,11 @@
-"""Which test compares two methods seed by seed, and how many seeds would be needed.
+"""Choose the test that compares two methods seed by seed, and estimate how many seeds it needs.
 
-With fewer than `FEW` seeds it is the paired t-test, which assumes normal differences. With more it is the sign-flip
-test, which assumes only that a difference is as likely as its negative, if its smallest p-value can be significant in a
-family of that size, else the t-test. The numbers of seeds and tests choose, never the results. If all seeds share their
-test samples and records say which were answered correctly, `clbench.results.items` replaces both. Close to 100%
-differences are skewed and t-tests err too often, so methods there are not tested. `benchmarks/error_rates.py` simulates
-all of it.
+With fewer than `FEW` seeds, it is the paired t-test, which assumes normal differences. With more seeds, it is the
+sign-flip test, which assumes only that a difference is as likely as its negative. If the smallest p-value of that test
+cannot be significant in a family of that size, it is the t-test again. The choice depends only on the numbers of seeds
+and tests, never on the results. If all seeds share their test samples and records say which were answered correctly,
+`clbench.results.items` replaces both tests. Close to 100%, differences are skewed and t-tests err too often, so methods
+with such accuracies are not tested. `benchmarks/error_rates.py` simulates the error rates.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Literal
 from clbench.results.items import Crossed
 from clbench.results.stats import ALPHA, FEW, ROUNDING, sign_flip_p, smallest_p
 
-Test = Literal["flips", "t", "crossed", "sequential"]  # the last if seeds were added until decided: `sequential`
-MOST_SEEDS = 100  # more are not worth naming
+Test = Literal["flips", "t", "crossed", "sequential"]  # "sequential" if `--until decided` added seeds
+MOST_SEEDS = 100  # larger numbers of needed seeds are not reported
 NEAR_LIMIT = 3  # standard deviations over seeds; a mean accuracy that is closer to 100% is not tested
 
 
 def deciding_test(seeds: int, family: int) -> Test | None:
-    """Return the test of a pair with so many seeds in a family of so many tests; None for one seed.
+    """Return the test of a pair with `seeds` seeds in a family of `family` tests; None for one seed.
 
     >>> deciding_test(8, 1), deciding_test(6, 1), deciding_test(8, 36), deciding_test(1, 1)
     ('flips', 't', 't', None)
@@ -64,9 +64,9 @@ def paired_t_p(differences: Sequence[Sequence[float]]) -> list[float]:
 
 
 def p_values(differences: Sequence[Sequence[float]], family: int) -> list[float]:
-    """Return the p-value of each series of one length by the test that decides in a family of so many; 1 for one seed.
+    """Return the p-value of each series by `deciding_test`; 1 for one seed. All series have the same length.
 
-    They are not corrected; `clbench.results.stats.holm` corrects them.
+    The p-values are not corrected; `clbench.results.stats.holm` corrects them.
     """
     test = deciding_test(len(differences[0]), family)
     if test is None:
@@ -75,15 +75,15 @@ def p_values(differences: Sequence[Sequence[float]], family: int) -> list[float]
 
 
 def seeds_to_show(differences: Sequence[float], family: int, crossed: Crossed | None = None) -> int | None:
-    """Return about how many seeds would show a difference in its family if mean and variance stay as they are.
+    """Estimate how many seeds would make a difference significant in its family if mean and variance do not change.
 
-    At least one more than there are. None if `MOST_SEEDS` would not be enough, or if there is no deviation to estimate
-    it from (a single seed, or equal differences).
+    Return at least one more seed than there are. Return None if `MOST_SEEDS` would not be enough, or if nothing can be
+    estimated (a single seed, or equal differences).
 
     Args:
-        differences: by seed.
+        differences: one per seed.
         family: the number of tests.
-        crossed: the estimate over seeds and test samples, whose variance has a part that seeds do not lower.
+        crossed: the estimate over seeds and test samples, whose variance has a part that more seeds do not reduce.
     """
     from scipy.special import stdtr
 
@@ -98,7 +98,7 @@ def seeds_to_show(differences: Sequence[float], family: int, crossed: Crossed | 
 
     if not shown(MOST_SEEDS):
         return None
-    low, high = n, MOST_SEEDS  # more seeds show more
+    low, high = n, MOST_SEEDS  # bisection works, because more seeds give a smaller p
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if shown(middle) else (middle, high)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def collect(plugin: str, device: torch.device, command: str, code: Mapping[str, Code] | None = None) -> Provenance:
-    """Describe the present process, for a trial of that code that starts now on `device`."""
+    """Return the provenance of a trial that starts now in this process, with this code, on `device`."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -68,8 +68,8 @@ def git_commit() -> str | None:
 def machine() -> str:
     """Return the processor, its usable cores, the system and preloaded libraries, in words.
 
-    A library in LD_PRELOAD (a memory allocator, OpenMP, what chooses MKL's code) can change every time by a factor, so
-    runs with it and without are two machines.
+    A library in LD_PRELOAD (a memory allocator, OpenMP, a library that selects MKL's code) can change all times by a
+    factor. So runs with it and without it count as runs on different machines.
     """
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -88,7 +88,7 @@ PARTS = ("method", "benchmark", "model")
 def packages_of(trial: Trial, registry: Registry) -> dict[str, tuple[str, ...]]:
     """Return the packages (modules, files) that contain the code of a trial's method, benchmark and model, by part.
 
-    The packages of a part are those of its code and of its options. Parts that come with clbench have none, since the
+    The packages of a part contain its code and its options class. Parts that come with clbench have none, because the
     version and commit of clbench identify their code.
 
     Raises:
@@ -126,7 +126,7 @@ class CodeNow:
     """The installed code, read once for all trials with the same names."""
 
     def __init__(self, registry: Registry) -> None:
-        """Begin with none."""
+        """Start with an empty cache."""
         self.registry = registry
         self._known: dict[tuple[str, ...], dict[str, Code]] = {}
 

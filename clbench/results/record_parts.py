@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 
 class RecordPart(BaseModel):
-    """Base of the parts of a record. What is in `LATER` came after the first records and is not written while empty."""
+    """Base of the parts of a record. Fields in `LATER` are newer than the first records and not written if empty."""
 
     LATER: ClassVar[tuple[str, ...]] = ()
 
@@ -17,7 +17,7 @@ class RecordPart(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what came later and is not there, so that an older record is written as it was."""
+        """Leave out empty fields that were added later, so that an older record is written unchanged."""
         written: dict[str, Any] = write(self)
         return {name: value for name, value in written.items() if value or name not in self.LATER}
 
@@ -65,7 +65,7 @@ class StreamFacts(RecordPart):
 
 
 class Costs(RecordPart):
-    """What a method cost, per task: a list has one entry for each task that was trained."""
+    """The costs of a method. Each list has one entry for each task that was trained."""
 
     trainable: list[int] = Field(
         [], description="Parameters with `requires_grad` while the task was trained, in its largest phase.")
@@ -107,11 +107,11 @@ class Timings(RecordPart):
 
 
 class ErrorCounts(RecordPart):
-    """Where the errors of one row of R come from, in test samples: lists have an entry for each of its learned tasks.
+    """The error decomposition of one row of R, in test samples. Lists have an entry for each task learned by then.
 
-    `clbench.training.callbacks.error_decomposition` counts them, docs/error-analysis.md defines what reports show.
-    `corrected` is empty for a method that infers the task; `misguided`, `outdone` and `only_unguided` are empty for the
-    others.
+    `clbench.training.callbacks.error_decomposition` counts the errors. docs/error-analysis.md defines what reports
+    show. `corrected` is empty for a method that infers the task. `misguided`, `outdone` and `only_unguided` are empty
+    for all other methods.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("corrected", "misguided", "outdone", "only_unguided")
@@ -150,14 +150,14 @@ class Probe(RecordPart):
 
 
 class Earlier(RecordPart):
-    """Accuracy in [0, 1] on the tasks that a continued trial had learned as another, its parent."""
+    """Accuracy in [0, 1] on the tasks that the parent of a continued trial had learned."""
 
     before: list[float] = Field(description="Accuracy on each earlier task, before training continued.")
     after: list[list[float]] = Field(description="Accuracy on each earlier task, after each new task.")
 
 
 class Answer(RecordPart):
-    """What a language model answers to a test prompt, generated greedily."""
+    """The answers of a language model to a test prompt, generated greedily."""
 
     task: int = Field(description="Task of the prompt.")
     prompt: str = Field(description="Prompt.")
@@ -178,7 +178,7 @@ class Failure(RecordPart):
 
 
 class Code(RecordPart):
-    """The code of a trial's method, benchmark or model, as far as it is not clbench's own."""
+    """The code of a trial's method, benchmark or model, unless it comes with clbench."""
 
     packages: list[str] = Field(description="Packages, modules or a file.")
     hash: str = Field(description="Hash of their code without comments, docstrings and layout.")
@@ -186,7 +186,7 @@ class Code(RecordPart):
 
 
 class Provenance(RecordPart):
-    """Where and with what a record was made."""
+    """The code, versions, machine, time and command with which a record was made."""
 
     versions: dict[str, str] = Field(description="Versions of Python and of the libraries that a result depends on.")
     plugin: str = Field(description="Distribution that brought the method, with its version.")

@@ -1,9 +1,9 @@
-"""Record: what a trial left behind. Raw facts only; every figure of a report is derived from it later.
+"""Record: the raw facts of a finished trial. Every figure of a report is derived from records later.
 
-Indices: T tasks; row 0 of R stands before any training, row i after training on task i - 1 (0-based tasks).
+Indices: T tasks; row 0 of R is measured before any training, row i after training on task i - 1 (0-based tasks).
 
-R is of the objective's primary metric, and further metrics have matrices like it. Everything that is computed from R,
-such as forgetting, follows a chosen metric if records enter it by `by_metric`.
+R holds values of the objective's primary metric, and further metrics have matrices of the same shape. `by_metric` puts
+another metric in the place of R, so that everything computed from R, such as forgetting, refers to that metric.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
-DIGITS = 16  # of the hash of a stream
+DIGITS = 16  # hexadecimal digits of the hash of a stream
 
 
 class Record(RecordPart):
@@ -150,12 +150,12 @@ class Record(RecordPart):
 
     @property
     def learned(self) -> int:
-        """Return how many tasks a finished trial has learned, with those of the trials that it continues."""
+        """Return how many tasks a finished trial has learned, including the tasks of the trials that it continues."""
         return len(self.R) - 1 + (self.trial.continues.tasks if self.trial.continues else 0)
 
     @property
     def common_test(self) -> bool:
-        """Return whether all tasks share one test set, so that nothing is known of a single task."""
+        """Return whether all tasks share one test set, so that R has no accuracy of a single task."""
         return self.stream is not None and self.stream.common_test
 
     @property
@@ -165,18 +165,18 @@ class Record(RecordPart):
         return f"{metric.short} {metric.text(acc(self.R))}"
 
     def __repr__(self) -> str:
-        """Return the trial and how it ended in a line; `model_dump` gives everything."""
+        """Return the trial and its result or status as one line; `model_dump` gives everything."""
         ended = self.result if self.status == "done" else self.status
         return f"Record({self.name}, {self.trial.benchmark.name}, scenario {self.trial.scenario}: {ended})"
 
     __str__ = __repr__
 
     def facts(self) -> dict[str, Any]:
-        """Return what the same trial gives again: all but timings, memory, FLOPs, last losses, curve and provenance.
+        """Return the reproducible fields: no timings, memory, FLOPs, last losses, curve, provenance and so on.
 
-        FLOPs depend a little on the kernels that a machine has, losses in their last digits on whether seeds were
-        stacked, and older records have neither; nor has every record a curve, which `clbench.results.diff` compares, or
-        the anatomy of its errors. Names of classes are no result.
+        FLOPs depend slightly on the kernels of a machine, and the last digits of losses depend on whether seeds were
+        vectorized. Older records have neither. Not every record has a curve, which `clbench.results.diff` compares, or
+        an error decomposition. Names of classes are not results.
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
             "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True, "errors": True,
@@ -186,7 +186,7 @@ class Record(RecordPart):
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:
-        """Return the facts without what the key stands for or the user chose: two records of a trial agree in them."""
+        """Return the facts in which two records of a trial must agree: without the trial, its label and its search."""
         known = ("trial", "label", "reference", "searched", "outputs")
         return {name: fact for name, fact in self.facts().items() if name not in known}
 
@@ -230,7 +230,7 @@ def metrics_of(records: Iterable[Record]) -> list[Metric]:
 
 
 def item_ids(record: Record) -> str | None:
-    """Return the hash of the test items of which a record has single results, or None if it has none."""
+    """Return the hash of the test items whose single results a record has, or None if it has none."""
     if record.items is not None:
         return record.items.ids
     return record.item_scores.ids if record.item_scores is not None and record.item_scores.content else None

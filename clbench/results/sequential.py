@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-NODES, GRID = 24, 240  # of the integrals: with twice as many, probabilities change by less than 1 %
-SMALLEST = 1e-8  # of q for which the probability is integrated; below it is in proportion to q
-PER_DECADE = 2  # values of q, between which the probability is interpolated
+NODES, GRID = 24, 240  # sizes of the integrals: with twice as many, probabilities change by less than 1 %
+SMALLEST = 1e-8  # smallest q for which the probability is integrated; below it, it is proportional to q
+PER_DECADE = 2  # values of q per decade, between which the probability is interpolated
 
 
 class InterimAnalysis(NamedTuple):
@@ -62,17 +62,17 @@ def p_by_look(differences: Sequence[Sequence[float]] | Floats, first: int) -> Fl
     """Return p of the paired t test of the first n differences of each series, for n from `first` on.
 
     Args:
-        differences: (series, seeds), at least `first` seeds.
-        first: at least 2.
+        differences: (series, seeds), with at least `first` seeds.
+        first: the smallest n, at least 2.
 
-    As in `clbench.results.paired.paired_t_p`, differences that are all equal have the p of sign flips.
+    As in `clbench.results.paired.paired_t_p`, differences that are all equal have the p of the sign-flip test.
     """
     import numpy as np
     from scipy.special import stdtr
 
     series = np.asarray(differences, dtype=np.float64)
     n = np.arange(1, series.shape[1] + 1)
-    off = series - series[:, :1]  # or the squares would hide a small deviation
+    off = series - series[:, :1]  # otherwise rounding errors of the squares would hide a small deviation
     mean_off = off.cumsum(axis=1) / n
     squares = np.maximum((off**2).cumsum(axis=1) - n * mean_off**2, 0.0)[:, first - 1:]
     mean, n = (series[:, :1] + mean_off)[:, first - 1:], n[first - 1:]
@@ -116,7 +116,7 @@ def find_strongest_analysis(differences: Sequence[float], rule: UntilDecided,
 
 
 def chance(q: float, rule: UntilDecided) -> float:
-    """Return the probability under no difference that p of some interim analysis is at most q * weight."""
+    """Return the probability, if there is no difference, that some interim analysis has p at most q * weight."""
     if q >= 1:
         return 1.0
     if q < SMALLEST:
@@ -128,9 +128,9 @@ def critical(seeds: int, rule: UntilDecided, level: float = ALPHA) -> float:
     """Return the critical t of the interim analysis after that many seeds.
 
     Args:
-        seeds: from `rule.first` to `rule.most`.
+        seeds: the number of seeds, from `rule.first` to `rule.most`.
         rule: defines the interim analyses.
-        level: of all interim analyses together.
+        level: the significance level of all interim analyses together.
     """
     return -t_quantile(seeds - 1, threshold(level, rule) * weight(seeds, rule.most) / 2)
 
@@ -138,9 +138,9 @@ def critical(seeds: int, rule: UntilDecided, level: float = ALPHA) -> float:
 def repeated_interval(values: Sequence[float], rule: UntilDecided, crossed: Crossed | None = None) -> Interval:
     """Return the mean of values, one per seed, with its 95% repeated interval.
 
-    There is no interval before the first interim analysis. All intervals contain the true mean together with
-    probability 95%, so one may stop at any time. Seeds after the first `rule.most` do not count. If there is an
-    estimate over seeds and samples, its variance is used.
+    There is no interval before the first interim analysis. With probability 95%, the intervals of all analyses contain
+    the true mean, so one may stop at any time. Seeds after the first `rule.most` do not count. If there is an estimate
+    over seeds and samples, its variance is used.
     """
     values = values[:rule.most]
     n, mean = len(values), fmean(values)
@@ -192,7 +192,7 @@ def _threshold(first: int, most: int, level: float) -> float:
 
 @functools.cache
 def _table(first: int, most: int) -> Callable[[float], Floats]:
-    """Return the logarithm of the chance of q as a function of that of q, from `SMALLEST` to 1."""
+    """Return an interpolation of log(chance(q)) as a function of log(q), for q from `SMALLEST` to 1."""
     import numpy as np
     from scipy.interpolate import PchipInterpolator
 
@@ -208,18 +208,19 @@ def _t(seeds: int, p: float) -> float:
 
 
 def crossing(boundary: Sequence[float], first: int, nodes: int = NODES, grid: int = GRID) -> float:
-    """Return the probability under no difference that |t| reaches a boundary at any interim analysis.
+    """Return the probability, if there is no difference, that |t| reaches a boundary at any interim analysis.
 
     Args:
         boundary: a positive t for each number of seeds from `first` on.
-        first: at least 2.
-        nodes: of Gauss and Legendre's quadrature over the next seed.
-        grid: values of t in asinh(t), between which the probability is interpolated, from above.
+        first: the number of seeds of the first analysis, at least 2.
+        nodes: the number of nodes of the Gauss-Legendre quadrature over the next difference.
+        grid: the number of values of t, evenly spaced in asinh(t). The probability is interpolated between them, from
+            above.
     """
     import numpy as np
     from scipy.special import stdtr
 
-    later: Floats | None = None  # from each value of t now: the probability to cross after this look
+    later: Floats | None = None  # for each t on the grid: the probability of crossing after this analysis
     now = np.zeros(0)
     for n in range(first + len(boundary) - 2, first - 1, -1):
         then, now = now, np.linspace(0.0, math.asinh(boundary[n - first]), grid)
@@ -232,16 +233,17 @@ def crossing(boundary: Sequence[float], first: int, nodes: int = NODES, grid: in
 
 
 def _next_look(t: Floats, n: int, bound: float, then: Floats, later: Floats | None, nodes: int) -> Floats:
-    """Return the probability to cross at n + 1 seeds or after them, from t of n seeds.
+    """Return, for values of t of n seeds, the probability of crossing a boundary at n + 1 seeds or later.
 
-    With a = sqrt(n) r, r(n + 1) sqrt(n + 1) = sqrt(1 + a^2) sin(v), v = u + atan(a) within pi / 2 of atan(a): it is
-    within the boundary for |v| <= s, and for v >= pi - s, where the new difference is so large that t falls again.
+    With a = sqrt(n) r: r(n + 1) sqrt(n + 1) = sqrt(1 + a^2) sin(v), and v = u + atan(a) lies within pi / 2 of atan(a).
+    The next t is within the boundary for |v| <= s. It is also within it for v >= pi - s, because the new difference is
+    then so large that t falls again.
     """
     import numpy as np
     from scipy.special import betaln, stdtr
 
     a = t * np.sqrt(n / (n - 1 + t * t))
-    shift, size = np.arctan(a), np.sqrt((1 + a * a) / (n + 1))  # of r(n + 1)
+    shift, size = np.arctan(a), np.sqrt((1 + a * a) / (n + 1))  # size scales r(n + 1)
     low, high = shift - math.pi / 2, shift + math.pi / 2
     s = np.arcsin(np.minimum(1.0, bound / math.sqrt(n + bound * bound) / size))
     above = [stdtr(n, -math.sqrt(n) * np.tan(np.minimum(v - shift, math.pi / 2))) for v in (s, math.pi - s)]

@@ -1,6 +1,6 @@
 """Statistics over seeds and over settings: intervals, paired tests, corrections, ranks.
 
-numpy and scipy are imported where they are used: importing scipy.stats takes longer than the rest of a report.
+Functions import numpy and scipy themselves, because importing scipy.stats takes longer than the rest of a report.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-LEVEL = 0.95  # of the intervals of means
-ALPHA = 0.05  # a difference is shown where its corrected p is not above this
-FEW = 8  # seeds; below, intervals and tests are Student's t
-RESAMPLES = 9999  # at most
-EXACT_TO = 16  # seeds: up to here all 2^n sign flips are counted, beyond as many random ones as for this number
-IN_CACHE = 1 << 18  # numbers in one step of the sign flips
-ROUNDING = 1e-12  # values no further apart than this are equal
+LEVEL = 0.95  # level of the confidence intervals of means
+ALPHA = 0.05  # a difference is significant if its corrected p is not above this
+FEW = 8  # with fewer seeds, intervals and tests are Student's t
+RESAMPLES = 9999  # largest number of bootstrap resamples
+EXACT_TO = 16  # up to this many seeds, all 2^n sign flips are counted; beyond, as many random ones as for this number
+IN_CACHE = 1 << 18  # numbers in one step of the sign flips, which fit into the cache
+ROUNDING = 1e-12  # values that differ by no more than this count as equal
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Interval:
 
     @property
     def half_width(self) -> float | None:
-        """Return half the width; the mean is in the middle of a Student t interval, and near that of a BCa one."""
+        """Return half the width. The mean is the middle of a Student t interval, and near the middle of a BCa one."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
@@ -48,10 +48,10 @@ class Ranks:
     """The ranks of methods over settings. 1 is the best; methods with equal scores share the mean of their ranks."""
 
     ranks: tuple[tuple[float, ...], ...]  # [setting][method]
-    average: tuple[float, ...]  # of each method
-    p: float  # of Friedman's test that all methods are alike
-    smallest_p: float  # what that p would be if all settings ranked the methods alike
-    critical: float  # average ranks less apart than this cannot be told apart, at ALPHA
+    average: tuple[float, ...]  # average rank of each method
+    p: float  # p-value of Friedman's test that all methods are equal
+    smallest_p: float  # that p-value if all settings ranked the methods in the same order
+    critical: float  # smallest distance of average ranks that is significant at ALPHA
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -99,9 +99,9 @@ def welch_half_width(first: tuple[float, int], second: tuple[float, int], level:
     """Return the half width of Welch's interval for the difference of two means.
 
     Args:
-        first: the standard error of one mean and the number of values behind it.
-        second: those of the other.
-        level: of the interval.
+        first: the standard error of one mean and its number of values.
+        second: likewise for the other mean.
+        level: the level of the interval.
 
     Raises:
         ClbenchError: a number of values below 2, which has no standard error.
@@ -120,11 +120,12 @@ def welch_half_width(first: tuple[float, int], second: tuple[float, int], level:
 def _bca(values: Sequence[float]) -> Interval:
     """Return the mean of values that are not all equal with its BCa bootstrap interval at the expanded level.
 
-    BCa: Efron 1987, Better bootstrap confidence intervals. Its ends are quantiles of the resampled means, which scatter
-    too little by sqrt((n - 1) / n) and have no t's tails. So the normal quantile of the level gives way to that of
-    Hesterberg's expanded percentile interval, sqrt(n / (n - 1)) * t(n - 1): Hesterberg 2015, What teachers should know
-    about the bootstrap, The American Statistician 69(4). `scipy.stats.bootstrap` at that level is the same but for the
-    resamples: with 5 seeds it would take 100,000 to see tails of 0.1 %, where 126 weighted ones are all there are.
+    BCa: Efron 1987, Better bootstrap confidence intervals. Its ends are quantiles of the resampled means, whose
+    deviation is too small by sqrt((n - 1) / n) and which lack the tails of t. So the normal quantile of the level is
+    replaced by that of Hesterberg's expanded percentile interval, sqrt(n / (n - 1)) * t(n - 1): Hesterberg 2015, What
+    teachers should know about the bootstrap, The American Statistician 69(4). `scipy.stats.bootstrap` at that level
+    differs only in the resamples: with 5 seeds, it would need 100,000 to resolve tails of 0.1 %. Here, the 126 weighted
+    resamples are all that exist.
     """
     import numpy as np
     from scipy.special import ndtr, ndtri
@@ -133,13 +134,13 @@ def _bca(values: Sequence[float]) -> Interval:
     off = np.asarray(values) - mean
     counts, weights = _resamples(n)
     means = counts @ off / n
-    close = 1e-9 * np.abs(off).max()  # means no further from the mean are equal to it, half of them count as below
+    close = 1e-9 * np.abs(off).max()  # means this close to the mean count as equal to it, half of them as below
     bias = ndtri(weights[means < -close].sum() + weights[np.abs(means) <= close].sum() / 2)
     acceleration = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
     expanded = math.sqrt(n / (n - 1)) * t_quantile(n - 1, (1 + LEVEL) / 2)
     z = bias + np.array([-expanded, expanded])
     wanted = ndtr(bias + z / (1 - acceleration * z))
-    if len(weights) == RESAMPLES:  # all weigh the same, so no order of all is needed
+    if len(weights) == RESAMPLES:  # the weights are equal, so a partial sort is enough
         places = np.minimum(np.searchsorted(_equal_shares(), wanted), RESAMPLES - 1)
         low, high = mean + np.partition(means, places)[places]
     else:
@@ -279,7 +280,7 @@ def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
 
 
 def settings_needed(methods: int) -> int:
-    """Return the smallest number of settings with which Friedman's test of so many methods can be significant."""
+    """Return the smallest number of settings with which Friedman's test of `methods` methods can be significant."""
     from scipy.stats import chi2
 
     return next(n for n in range(2, 100) if chi2.sf(n * (methods - 1), methods - 1) <= ALPHA)

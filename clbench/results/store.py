@@ -1,6 +1,6 @@
 """The store: a run folder with one JSON file per trial. Writes are atomic, and copying files merges folders.
 
-Without classes, scores of single items are in a second file, `<key>.items.npz`, whose hash the record has.
+For objectives without classes, a second file `<key>.items.npz` has the scores of single items. The record has its hash.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from clbench.core.errors import StoreError
 from clbench.core.files import sweep, write_atomically
 from clbench.results.records import Record
 
-MARK = ".seen-by-nodes-"  # how the files begin by which nodes of a cluster know the folder: there while a run lasts
+MARK = ".seen-by-nodes-"  # prefix of the files by which cluster nodes recognize the folder, present during a run
 MARK_SECONDS = 30 * 86400.0  # longer than any run
-DEPTH = 3  # folders below one that is named, in which run folders are looked for
-ITEMS = ".items.npz"  # how files of item scores end
-MODEL, STATE = "model.safetensors", "state.safetensors"  # in a trial's artifacts: what `--keep` keeps of it
+DEPTH = 3  # levels of subfolders in which run folders are searched
+ITEMS = ".items.npz"  # suffix of files of item scores
+MODEL, STATE = "model.safetensors", "state.safetensors"  # files in a trial's artifacts that `--keep` saves
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        """Return the line that is shown."""
+        """Return the problem as one line."""
         return f"{self.path} is left alone: {self.reason}"
 
 
@@ -56,7 +56,8 @@ def other_weights(record: Record, contents: dict[str, str]) -> str:
 
     Args:
         record: the record of a trial.
-        contents: content hashes of the weights of earlier records, by the hash of their name. The record's is added.
+        contents: content hashes of the weights of earlier records, by the hash of their name. The hash of this record's
+            weights is added.
     """
     weights, content = record.trial.weights, record.provenance.weights
     if weights is None or not content or contents.setdefault(weights.sha256, content) == content:
@@ -72,8 +73,8 @@ class Store:
         """Store the folder's path. Nothing is read or created yet."""
         self.directory = directory
         self.records = directory / "records"
-        self.artifacts = directory / "artifacts"  # by trial's key: what strategies export (adapters, weights)
-        self.checkpoints = directory / "checkpoints"  # by trial's key: what a trial that is not over goes on from
+        self.artifacts = directory / "artifacts"  # by key of the trial: files that strategies export
+        self.checkpoints = directory / "checkpoints"  # by key of the trial: the state from which it resumes
         self.locks = directory / "locks"  # a file for each trial that is being run
 
     def path(self, key: str) -> Path:
@@ -119,7 +120,7 @@ class Store:
         return record and self._with_items(record)[0]
 
     def _record(self, key: str) -> Record | None:
-        """Return what `get` does, without the scores of items."""
+        """Return the record of that key without the scores of its items, or None if there is none."""
         if not os.path.lexists(self.path(key)):
             return None
         record_or_problem = read_record(self.path(key))
@@ -129,7 +130,7 @@ class Store:
         return record_or_problem
 
     def _with_items(self, record: Record) -> tuple[Record, list[Problem]]:
-        """Return a record with the scores of its items, and what is wrong with the file that has them."""
+        """Return a record with the scores of its items, and the problems with the file of the scores."""
         if record.item_scores is None:
             return record, []
         path = self.items_path(record.key)
@@ -167,7 +168,7 @@ class Store:
     def forget(made: Sequence[Path]) -> None:
         """Remove the folders that were created and are still empty."""
         for folder in made:
-            with contextlib.suppress(OSError):  # it holds something, or was not made after all
+            with contextlib.suppress(OSError):  # it is not empty, or was never created
                 folder.rmdir()
 
     def write(self, record: Record) -> Path:
@@ -194,14 +195,14 @@ class Store:
 
     def remove_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of the trial with that key."""
-        shutil.rmtree(self.checkpoints / key, ignore_errors=True)  # what is left is overwritten, and does no harm
+        shutil.rmtree(self.checkpoints / key, ignore_errors=True)  # remaining files do no harm, and will be overwritten
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()  # if it was the last
 
     def clear(self, key: str) -> None:
         """Remove the exported files of the trial with that key, unless the trial will resume from a checkpoint."""
         if not (self.checkpoints / key).exists():
-            shutil.rmtree(self.artifacts / key, ignore_errors=True)  # what is left is overwritten
+            shutil.rmtree(self.artifacts / key, ignore_errors=True)  # remaining files will be overwritten
 
     def _files(self) -> Sequence[Path]:
         try:

@@ -161,8 +161,8 @@ def steps(record: Record) -> Iterator[Step]:
 def final(record: Record) -> dict[str, float]:
     """Return ACC, forgetting and BWT as fractions; an empty mapping unless the trial is done.
 
-    With another metric of R, its final mean is returned instead of ACC, and those of further metrics, too. If all tasks
-    share one test set, forgetting and BWT are left out.
+    With another metric of R, its final mean replaces ACC. The final means of further metrics are included too. If all
+    tasks share one test set, forgetting and BWT are left out.
     """
     if record.status != "done":
         return {}

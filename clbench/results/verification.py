@@ -23,7 +23,7 @@ from clbench.results.records import Record
 from clbench.results.stats import welch_half_width
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
-METRICS: dict[str, Callable[[metrics.Matrix, Sequence[int]], float]] = {  # of R and the numbers of test samples
+METRICS: dict[str, Callable[[metrics.Matrix, Sequence[int]], float]] = {  # of R and the test samples per task
     "ACC": lambda R, _: metrics.acc(R), "AIA": lambda R, _: metrics.aia(R),
     "ACC-pooled": metrics.acc_pooled, "AIA-pooled": metrics.aia_pooled, "AIA-pooled-all": metrics.aia_pooled_all}
 MOST_SEEDS = 1000  # upper limit of the search in `seeds_needed`
@@ -119,8 +119,8 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
     rule, n = reference.tolerance, seeds or len(accuracies)
     error = stdev(accuracies) / math.sqrt(n)
     published = cell.sem if cell.sd is None else cell.sd / math.sqrt(reference.seeds)
-    # An unpublished spread counts as zero, for which Welch's interval is Student's interval of our mean, whatever the
-    # number of values behind the other.
+    # An unpublished standard deviation counts as zero. Welch's interval then equals Student's interval of our mean, for
+    # any number of published values.
     half = welch_half_width((error, n), (published or 0.0, max(reference.seeds, 2)), rule.level)
     return half + rule.rounding + cell.allowance
 
