@@ -247,6 +247,21 @@ def test_an_onnx_program_answers_as_the_model(run, tmp_path):
     assert np.allclose(found, clbench.load_model(run, record.key).predict(images).logits, atol=1e-5)
 
 
+@pytest.mark.extra("onnx")
+def test_an_onnx_program_that_answers_differently_is_refused(run, tmp_path, monkeypatch):
+    export_as_is = torch.onnx.export
+
+    def export_another(program, **settings):
+        for parameter in program.state_dict.values():
+            parameter.data.mul_(1.01)
+        return export_as_is(program, **settings)
+
+    monkeypatch.setattr(torch.onnx, "export", export_another)
+    with pytest.raises(SpecError, match="its logits differ from the model's"):
+        export(run, records_of(run)["er", "class"].key, tmp_path, "onnx")
+    assert not list(tmp_path.glob("*.onnx"))
+
+
 def test_weights_are_those_of_the_plain_network(run, tmp_path):
     by = records_of(run)
     exported, _ = export(run, by["er", "class"].key, tmp_path / "er")
