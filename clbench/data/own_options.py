@@ -149,7 +149,7 @@ class ColumnOptions(OwnOptions):
 
     @property
     def tasks_are_named(self) -> bool:
-        """Tell whether a column names the tasks."""
+        """Return whether a column names the tasks."""
         return self.task_column is not None
 
     def _named_by(self) -> str:
@@ -181,7 +181,7 @@ class ImagesOptions(OwnOptions, StoredTaskOptions):
 
     @property
     def tasks_are_named(self) -> bool:
-        """Tell whether folders name the tasks."""
+        """Return whether folders name the tasks."""
         return self.tasks_from == "folders"
 
     def _named_by(self) -> str:

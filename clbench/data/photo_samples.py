@@ -117,10 +117,10 @@ class PhotoSamples(Samples):
         return PhotoSamples(self.photos, y, tasks)
 
     def joined(self, others: Sequence[Samples]) -> Samples:
-        """Return these samples and others as one; photos in files stay there.
+        """Return these samples and others as one; photos stay in their files.
 
         Raises:
-            SpecError: the others are held in memory.
+            SpecError: other samples are held in memory.
         """
         parts = [self, *(part for part in others if isinstance(part, PhotoSamples))]
         if len(parts) <= len(others):

@@ -1,4 +1,4 @@
-"""RawStream: a benchmark as tensors with its own labels, before a scenario assigns outputs; the cache stores these."""
+"""`RawStream`: a benchmark as tensors with its own labels, before a scenario assigns outputs. The cache stores it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.own.pixels import PhotoFormat
 from clbench.data.photo_files import Photos, PhotoTable
 
-NO_SCALE = (0.0, 1.0)  # mean and deviation that change nothing
+NO_SCALE = (0.0, 1.0)  # mean and standard deviation that change nothing
 TABLE = ("names", "ends", "sizes", "hashes")  # the tensors of a `PhotoTable`
 
 
@@ -210,7 +210,7 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     """Return a stream whose test samples are a part of the training samples; the original test samples are dropped.
 
     Each task has its own held-out samples, even if the tasks share one test set.
-    The choice depends on the seed alone, so it is the same for all methods. Within a class it does not depend on the
+    The choice depends only on the seed, so it is the same for all methods. Within a class it does not depend on the
     task. If tasks show the same images (permuted, rotated), the same images are therefore held out of all tasks.
 
     Args:

@@ -198,7 +198,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
         raise SpecError(f"benchmark {benchmark.name!r}: {problem}")
     raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
     if raw.common_test:
-        common_outputs(raw, scenario, benchmark.name)  # raises now: validation must not tune for a test that fails
+        common_outputs(raw, scenario, benchmark.name)  # raise now: a run with validation must not hide this error
     stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
     return replace(stream, data=raw.digest)
 

@@ -45,7 +45,7 @@ class Layout:
     permutations: tuple[torch.Tensor, ...] = ()
     augment: str = ""
     size: int | None = None  # pixels per side to which photos of several sizes are resized
-    class_names: tuple[str, ...] = ()  # of labels 0, 1, ..., if they have names
+    class_names: tuple[str, ...] = ()  # names of the labels 0, 1, ..., if they have names
     orders: tuple[tuple[int, ...], ...] = ()  # labels of each task in order, if the experiences do not say it
     notes: tuple[str, ...] = ()  # how the data were read, for the user
     text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
@@ -60,7 +60,7 @@ def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
     from torchvision.transforms import Compose, Pad
 
     datasets.mnist_like("MNIST", data_dir)  # downloads it or raises; Avalanche then finds it there
-    if options.task_sizes:  # which Avalanche's SplitMNIST does not take
+    if options.task_sizes:  # Avalanche's SplitMNIST has no such option
         return _split(*datasets.mnist_like("MNIST", data_dir), options, seed, "MNIST")
     transform = Compose([ToBytes(), Pad(options.padding)]) if options.padding else ToBytes()
     benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed),

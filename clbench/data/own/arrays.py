@@ -111,7 +111,7 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
 def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
     """Return the array of a file as X, and the array of the file of labels as y."""
     labels = options.labels or options.targets
-    assert labels is not None  # `check_arrays`
+    assert labels is not None  # `check_arrays` requires one
     contents: Arrays = {}
     for key, file in (("X", path), ("y", labels_file(path, labels, data_dir, where))):
         try:

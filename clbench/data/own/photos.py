@@ -117,7 +117,7 @@ def pixel_layout(options: PixelOptions, notes: list[str]) -> Layout:
 
 def read_photos(sources: Sequence[Any], options: PhotoOptions, where: str,
                 opened: Callable[[Any], Image.Image] = Image.open, way_out: str = "") -> tuple[Tensor, list[str]]:
-    """Return photos uint8 [N, C, H, W], C = 1 if all are gray, else 3, and notes on what was done to them.
+    """Return photos uint8 [N, C, H, W], C = 1 if all are gray, else 3, and notes on how they were changed.
 
     Args:
         sources: one source for each photo: a path, or another argument of `opened`.

@@ -21,7 +21,7 @@ class Labeled:
         tasks: each sample's task; None if the data do not name tasks.
         groups: each sample's group; a group is never divided between training and test. None if there are no groups.
         classes: all classes in their natural order. If empty, classes are sorted by name, and numbers by size.
-        task_names: all tasks in their natural order; likewise.
+        task_names: all tasks in their natural order. If empty, tasks are sorted likewise.
     """
 
     labels: Sequence[str]
