@@ -1,8 +1,8 @@
-"""Training samples rearranged among the tasks of a stream: a long tail, classes that return, blurred boundaries.
+"""Rearrange the training samples of a stream among its tasks: long tails, recurring classes and blurry boundaries.
 
-docs/task-free-streams.md defines the three and says whose they are. All draws are of the data-order axis of the seed.
-Test samples stay as they are, and the outputs of classes too. A task's training samples are those that arrive while it
-lasts, so for a method it is a task like any other, some of whose classes are those of other tasks.
+docs/task-free-streams.md defines the three settings and cites their sources. All random draws use the data-order axis
+of the seed. Test samples and the outputs of classes do not change. The training samples of a task are those that arrive
+during it. A method sees an ordinary task, but some of the task's classes may belong to other tasks.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from clbench.experiment.arrival import Arrival
 
 
 def arrive(stream: Stream, arrival: Arrival, scenario: Scenario, seed: int, name: str) -> Stream:
-    """Return a stream whose training samples arrive as `arrival` says; the same object if that changes nothing.
+    """Return a stream whose training samples are rearranged by `arrival`; the same object if nothing changes.
 
     Args:
-        stream: on the CPU, as the scenario presents it.
-        arrival: what to change.
-        scenario: of the stream.
-        seed: of the trial.
-        name: of the benchmark, for errors.
+        stream: a stream on the CPU, with the outputs of the scenario.
+        arrival: the changes to make.
+        scenario: the scenario of the stream.
+        seed: the trial's seed.
+        name: the benchmark's name, for error messages.
 
     Raises:
-        DataError: there is a single task to blur, or a task would have no samples.
+        DataError: samples should move between tasks but there is only one task, or a task would have no samples.
     """
     if arrival.hidden:
         stream = replace(stream, hidden=True)
@@ -56,13 +56,14 @@ def arrive(stream: Stream, arrival: Arrival, scenario: Scenario, seed: int, name
 
 
 class Plan:
-    """Which sample arrives when: flat columns over all training samples of a stream, in the order of its tasks.
+    """The task in which each training sample arrives: flat columns over all training samples, in task order.
 
-    `home` is the task that a sample is of, `row` its place there, `when` the task during which it arrives (-1: never).
+    For each sample, `home` is its original task and `row` its row in that task. `when` is the task during which it
+    arrives (-1: never).
     """
 
     def __init__(self, stream: Stream, scenario: Scenario, seed: int) -> None:
-        """Begin with every sample in its own task."""
+        """Let every sample arrive in its original task."""
         self.before, self.seed = stream, seed
         self.tasks = len(stream.tasks)
         sizes = [len(task.train) for task in stream.tasks]
@@ -71,11 +72,11 @@ class Plan:
         self.y = torch.cat([task.train.y for task in stream.tasks])
         self.when = self.home.clone()
         self.shared = scenario_rules(scenario).shared_outputs
-        # Outputs that all tasks share are of another class in each.
+        # If tasks share outputs, an output stands for another class in each task.
         self.group = self.y + self.home * stream.classes if self.shared else self.y
 
     def drawn(self, what: str, *axes: int) -> torch.Generator:
-        """Return the generator of a draw."""
+        """Return the generator for the random draw `what`."""
         return seeds.generator(self.seed, "data", what, *axes)
 
     def shuffled(self, rows: Tensor, what: str, *axes: int) -> Tensor:
@@ -83,9 +84,10 @@ class Plan:
         return rows[torch.randperm(len(rows), generator=self.drawn(what, *axes))]
 
     def thin(self, ratio: float) -> None:
-        """Keep round(n ratio^(-k / (K - 1))) of the n samples of the class of rank k among K, ranks drawn; at least 1.
+        """Keep round(n ratio^(-k / (K - 1))) of the n samples of each class, but at least 1.
 
-        A class that several tasks have is thinned in each of them.
+        K is the number of classes, and k the random rank of the class. If several tasks have a class, it is thinned in
+        each of them.
         """
         groups = torch.unique(self.group).tolist()
         ranks = torch.randperm(len(groups), generator=self.drawn("imbalance")).tolist()
@@ -97,7 +99,7 @@ class Plan:
                 self.when[left] = -1
 
     def bring_back(self, probability: float) -> None:
-        """Let each class return in each later task with a probability, its samples shared out equally, in turn."""
+        """Let each class return in each later task with a probability; its samples are divided equally, in turn."""
         for task in range(self.tasks - 1):
             for group in torch.unique(self.group[self.home == task]).tolist():
                 draws = torch.rand(self.tasks - task - 1, generator=self.drawn("repeat", group, task))
@@ -107,9 +109,10 @@ class Plan:
                 self.when[rows] = places[torch.arange(len(rows)) % len(places)]
 
     def blur(self, share: float) -> None:
-        """Move round(share n) of the n samples of each class in each task to the other tasks, dealt out in turn.
+        """Move round(share n) of the n samples of each class in each task to the other tasks, in turn.
 
-        Tasks of one size keep it: the i-th sample that task t gives goes to task t + 1 + (i mod (T - 1)), modulo T.
+        The i-th sample that leaves task t goes to task t + 1 + (i mod (T - 1)), modulo T. Tasks of equal size therefore
+        keep their size.
         """
         now = self.when.clone()
         for task in range(self.tasks):
@@ -121,7 +124,7 @@ class Plan:
             self.when[rows] = (task + 1 + torch.arange(len(rows)) % (self.tasks - 1)) % self.tasks
 
     def stream(self, arrival: Arrival, name: str) -> Stream:
-        """Return the stream in which samples arrive as planned."""
+        """Return the stream with its training samples rearranged by this plan."""
         total = hashlib.sha256(f"{self.before.fingerprint} {arrival}".encode())
         total.update(self.when.numpy().tobytes())
         tasks, counts = [], []
@@ -139,9 +142,9 @@ class Plan:
 
     def _met(self, task: StreamTask, there: set[int], moved: bool
              ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Return the classes that a task's training samples have and their names: its own, then others of the stream.
+        """Return the classes of a task's training samples, and their names: its own classes first, then others.
 
-        Shared outputs have no name where a task has samples of several classes for one.
+        If tasks share outputs and samples moved, an output may stand for several classes, so there are no names.
         """
         pairs = chain.from_iterable(zip_longest(t.classes, t.class_names) for t in (task, *self.before.tasks))
         pairs_there = [(c, name) for c, name in pairs if c in there]
@@ -152,9 +155,10 @@ class Plan:
 
 
 def gathered(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, task: int) -> Samples:
-    """Return samples of several tasks as those of one, with labels y [N]: the i-th is rows[i] of parts[home[i]].
+    """Gather samples of several tasks into one: sample i is row `rows[i]` of `parts[home[i]]`, with label `y[i]`.
 
-    Inputs are copied; permuted ones are permuted now, each as its own task has it. Photos stay in their files.
+    Inputs are copied. Permuted inputs are permuted now, each by the permutation of its original task. Photos stay in
+    their files.
     """
     tasks = torch.full_like(y, task)
     photos = [part.photos for part in parts if isinstance(part, PhotoSamples)]

@@ -37,7 +37,7 @@ DATA = {
     NEWSGROUPS: _files("20 Newsgroups", NEWSGROUPS, "benchmarks/texts/fetch.py of clbench writes it", automatic=False),
 }
 BY_CLASS: tuple[Scenario, ...] = ("class", "task", "domain")
-NAMED: tuple[BenchmarkInfo, ...] = (  # those that papers use, of photos
+NAMED: tuple[BenchmarkInfo, ...] = (  # photo benchmarks that papers use
     named_benchmark("10 x 20 classes of ImageNet-R (art, cartoons, toys); six published splits", ImageNetROptions,
                     BY_CLASS),
     named_benchmark("10 x 20 classes of ImageNet-A, hard photos", ImageNetAOptions, BY_CLASS),
@@ -60,7 +60,7 @@ class ImageOptions(Options):
 
 
 class SplitOptions(ClassOptions, ImageOptions):
-    """Options of the benchmarks that split MNIST and its kin."""
+    """Options of the benchmarks that split MNIST and Fashion-MNIST."""
 
     LATER: ClassVar[tuple[str, ...]] = ("padding", "mean", "deviation")
 
@@ -81,7 +81,7 @@ class SplitOptions(ClassOptions, ImageOptions):
 
 
 class CIFARInputs(ClassOptions):
-    """How the images of CIFAR become inputs."""
+    """Options for turning CIFAR images into inputs."""
 
     normalize: Literal["dataset", "imagenet", "none", "model"] = Field(
         "dataset", description="whose mean and deviation inputs are normalized by; none keeps them in [0, 1]; model: "
@@ -94,12 +94,12 @@ class CIFARInputs(ClassOptions):
     @field_validator("augment", mode="before")
     @classmethod
     def _by_truth(cls, value: Any) -> Any:
-        """Read true and false, as they were written before there was a choice."""
+        """Accept true and false, which were the only values of earlier versions."""
         return {True: "crop-flip", False: "none"}[value] if isinstance(value, bool) else value
 
     @field_serializer("augment")
     def _as_truth(self, value: str) -> bool | str:
-        """Write true and false as they always were, so that trials keep their keys."""
+        """Write crop-flip as true and none as false, as earlier versions did, so that trials keep their keys."""
         return {"crop-flip": True, "none": False}.get(value, value)
 
 
@@ -128,7 +128,7 @@ class CIFAR100Options(CIFAROptions):
 
     @model_validator(mode="after")
     def _has_some(self) -> CIFAR100Options:
-        """Refuse a stream of no classes."""
+        """Refuse a stream without classes."""
         if not self.used:
             raise ValueError("part = held-out needs held_out = number of classes")
         return self
@@ -149,7 +149,7 @@ class B50Options(CIFAROptions):
 
     @property
     def ordered(self) -> int:
-        """Return how many classes have an order."""
+        """Return the number of classes in the class order."""
         return self.classes
 
     @property

@@ -1,14 +1,14 @@
-"""Streams on disk: one safetensors file each, memory-mapped, so that only the first run imports Avalanche.
+"""Cache streams on disk, one memory-mapped safetensors file each, so that only the first run imports Avalanche.
 
-A file is named by a hash of what defines the stream: benchmark, options, the seed where it matters, the code that
-builds it (plugin, version, what its package says: `clbench.core.identity`), the folder of files that are the user's
-own, and this format. With the tensors it stores their hash, which is checked on reading, and the hashes of the data
-files they were made from (`contents`): if a content has changed, the stream is built again in place of the old one.
+A file is named by a hash of everything that defines the stream: benchmark, options, the seed if it matters, the code
+that builds the stream (plugin, version and identity of its package: `clbench.core.identity`), the folder of the user's
+own files, and the format of the cache. The file stores the tensors and their hash, which is checked on reading. It also
+stores the hashes of the data files (`contents`). If a data file has changed, the stream is built again.
 
-A stream is cached only if its declaration says that nothing but options, seed, code and the data files that it names
-define it (`BenchmarkInfo.cached`, `files`). Never cached are a benchmark given as `package.module:function` and one
-that was registered in this process only, since their code has no version, and a stream with random transforms, which
-need the data set itself.
+A stream is cached only if its declaration says that options, seed, code and the named data files alone define it
+(`BenchmarkInfo.cached`, `files`). Benchmarks given as `package.module:function`, or registered only in this process,
+are never cached, because their code has no version. Neither are streams with random transforms, which need the data
+set itself.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from clbench.core.registry import Registry
 from clbench.data.contents import Contents, contents_of, data_files, index_of
 from clbench.experiment.trial import Resolved
 
-if TYPE_CHECKING:  # torch is imported by who reads or writes a stream, not by who asks what is known of one
+if TYPE_CHECKING:  # torch is imported only to read or write a stream, not to look one up
     from clbench.data.raw import RawStream
 
 FORMAT = 4
 
 
 class Unusable(Exception):
-    """A cache file cannot be used, for the reason given."""
+    """Raised if a cache file cannot be used; the message gives the reason."""
 
 
 def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
-    """Tell whether a benchmark's stream differs from seed to seed."""
+    """Return whether a benchmark's stream depends on the seed."""
     by_options = any(benchmark.options.get(name) == "seed" for name in ("class_order", "train_draw", "test_draw"))
     return registry.benchmark(benchmark.name).seeded or by_options
 
@@ -52,16 +52,17 @@ def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Regi
                   build: Callable[[], RawStream], verify: bool = False) -> RawStream:
     """Return a stream from its file, or build it and write the file.
 
-    A file that cannot be read is built again; where the folder cannot be written, nothing is cached. Notes say so.
+    If the file cannot be read, the stream is built again. If the folder cannot be written, nothing is cached. Notes
+    report both.
 
     Args:
-        benchmark: its name and all its options.
-        seed: of the trial.
+        benchmark: the benchmark's name and all its options.
+        seed: the trial's seed.
         data_dir: the folder of data sets, with the cache in `streams/`.
-        registry: what is installed.
-        build: makes the stream.
-        verify: whether all data files are read to see if they are what the stream was made of, and not only those whose
-            size or times have changed.
+        registry: the installed benchmarks.
+        build: builds the stream.
+        verify: whether to read all data files again to compare their hashes, and not only files whose size or times
+            have changed.
 
     Raises:
         DataError: the data files cannot be listed or read.
@@ -77,7 +78,7 @@ def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Regi
     path = folder / f"{key}.safetensors"
     with contextlib.suppress(Unusable, FileNotFoundError):
         return _noting(read_stream(path, contents), contents.notes)
-    with locked(path.with_suffix(".lock")):  # one process builds it, the others find it built
+    with locked(path.with_suffix(".lock")):  # one process builds the stream, the others read its file
         return _noting(_fill(path, benchmark, data_dir, registry, contents, build), contents.notes)
 
 
@@ -100,7 +101,7 @@ def _fill(path: Path, benchmark: Resolved, data_dir: Path, registry: Registry, c
     raw = build()
     if raw.is_stochastic:
         return raw
-    files = data_files(registry.benchmark(benchmark.name), benchmark.options, data_dir)  # some may be there only now
+    files = data_files(registry.benchmark(benchmark.name), benchmark.options, data_dir)  # the build may have added some
     after = contents_of(files, index_of(path.parent, benchmark.name, files))
     if contents.differ_from(after.hashes):
         notes.append("data files changed while the stream was made of them, so it was not cached; run again when they "
@@ -136,15 +137,15 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
 
 
 def _package(build: str | Callable[..., Any]) -> str:
-    """Return the package whose code builds a stream: the top-level one; for clbench's own, `clbench.data`."""
+    """Return the top-level package whose code builds a stream, or `clbench.data` for clbench's own benchmarks."""
     package = package_of(build)
     return "clbench.data" if package == "clbench" else package
 
 
 def known_digest(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry, verify: bool = False) -> str:
-    """Return the hash of the stream that `read_or_build` would read from its file; empty where it would build it.
+    """Return the hash of the stream that `read_or_build` would read from its file; empty if it would build the stream.
 
-    Only the head of the file is read, without torch: its tensors are checked by who reads them.
+    Only the header of the file is read, without torch. The tensors are checked when they are read.
 
     Raises:
         DataError: the data files cannot be listed or read.
@@ -164,7 +165,7 @@ def known_digest(benchmark: Resolved, seed: int, data_dir: Path, registry: Regis
 
 
 def write_stream(path: Path, raw: RawStream, hashes: Mapping[str, str]) -> None:
-    """Write a stream, made of files with these hashes, whole or not at all."""
+    """Write a stream, with the hashes of the files that it was made from, atomically."""
     from clbench.core.artifacts import save_tensors
 
     facts = {"format": FORMAT, "orders": raw.orders, "mean": raw.mean, "std": raw.std, "notes": raw.notes,
@@ -181,8 +182,8 @@ def read_stream(path: Path, contents: Contents) -> RawStream:
     """Return the stream in a file, memory-mapped and checked against its hash.
 
     Raises:
-        FileNotFoundError: there is none.
-        Unusable: it is damaged, or the data files that it was made from have other contents now.
+        FileNotFoundError: the file does not exist.
+        Unusable: the file is damaged, or the data files that it was made from have changed.
     """
     from clbench.data.own.pixels import PhotoFormat
     from clbench.data.raw import NO_SCALE, RawStream

@@ -18,7 +18,7 @@ _ORDERS = "natural, seed, numpy:N or python:N"
 
 
 class ClassDivision(Options):
-    """In which order classes come, and how many each task has."""
+    """Options for the order of the classes and the number of classes in each task."""
 
     LATER: ClassVar[tuple[str, ...]] = ("task_sizes",)
 
@@ -47,7 +47,7 @@ class ClassDivision(Options):
 
     @model_validator(mode="after")
     def _one_order_and_one_number(self) -> ClassDivision:
-        """Refuse two orders of classes, and a number of tasks next to their sizes."""
+        """Refuse two class orders, and a number of tasks together with task sizes."""
         if self.classes_in_order and self.class_order != "natural":
             raise ValueError(f"give classes_in_order or class_order = {self.class_order}, not both")
         if self.task_sizes and self.tasks is not None and "tasks" in self.model_fields_set:
@@ -83,7 +83,7 @@ class ClassOptions(ClassDivision):
 
     @property
     def ordered(self) -> int:
-        """Return how many classes have an order."""
+        """Return the number of classes in the class order."""
         return self.used
 
     @property
@@ -93,7 +93,7 @@ class ClassOptions(ClassDivision):
 
     @model_validator(mode="after")
     def _divides(self) -> ClassOptions:
-        """Refuse tasks of unequal size, unless their sizes are given, and lists that are not of all classes."""
+        """Refuse incomplete lists of classes, and tasks that do not divide the classes equally or by their sizes."""
         if len(set(self.classes_in_order)) != len(self.classes_in_order) or (
                 self.classes_in_order and len(self.classes_in_order) != self.ordered):
             raise ValueError(f"classes_in_order should list each of the {self.ordered} classes once")
@@ -109,11 +109,12 @@ class ClassOptions(ClassDivision):
 
 
 class PerClassOptions(Options):
-    """Options that give a trial some samples of each class: the first ones, or a block that its seed alone has.
+    """Options that limit the samples of each class: to the first ones, or to a block that depends on the trial's seed.
 
-    With `seed`, each class's samples of a part, in one fixed order that is shuffled once for everybody
-    (`datasets.chosen_rows`), are cut into blocks of `train_per_class` or `test_per_class`, and seed s takes block s.
-    Development seeds take block s mod 10 of the training samples, and no block of the test samples.
+    With `train_draw` or `test_draw` = `seed`, the samples of each class are shuffled once, in the same way for all
+    trials (`datasets.chosen_rows`). They are cut into blocks of `train_per_class` or `test_per_class` samples, and
+    seed s takes block s. Development seeds take block s mod 10 of the training samples, and no block of the test
+    samples.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("train_draw", "test_draw")
@@ -138,7 +139,7 @@ class PerClassOptions(Options):
         return self
 
     def block(self, part: str, seed: int) -> int | None:
-        """Return which block of each class's samples of a part, `train` or `test`, a seed has; None: the first ones."""
+        """Return the index of a seed's block in a part, `train` or `test`; None: the first samples of each class."""
         if getattr(self, f"{part}_draw") == "first":
             return None
         if seed < FIRST_DEVELOPMENT_SEED:
@@ -146,7 +147,7 @@ class PerClassOptions(Options):
         return seed % DEVELOPMENT_BLOCKS if part == "train" else None
 
     def seed_problem(self, seeds: Sequence[int], validation: float) -> str:
-        """Return which seeds have no block of samples, and why."""
+        """Return an error message about the first seed without a block of samples; empty if there is none."""
         for part, size in zip(("train", "test"), self.smallest_class, strict=True):
             for seed in seeds:
                 if problem := self.block_problem(part, seed, size):
@@ -159,7 +160,7 @@ class PerClassOptions(Options):
         return ""
 
     def block_problem(self, part: str, seed: int, size: int) -> str:
-        """Return why a seed has no block of a class of `size` samples; empty if it has one."""
+        """Return an error message if a class of `size` samples has no block for a seed; else an empty string."""
         block, count = self.block(part, seed), getattr(self, f"{part}_per_class")
         if block is None or (block + 1) * count <= size:
             return ""
@@ -171,12 +172,12 @@ class PerClassOptions(Options):
 
 
 def order_classes(options: ClassDivision, seed: int, classes: int) -> list[int]:
-    """Return the order in which classes 0, 1, ... come by `class_order`.
+    """Return the classes 0, 1, ... in the order of the option `class_order`.
 
     Args:
-        options: how.
-        seed: of the trial, for `seed` only.
-        classes: number of classes.
+        options: the options.
+        seed: the trial's seed, used only if `class_order` is `seed`.
+        classes: the number of classes.
     """
     order: list[int] = list(range(classes))
     if options.class_order == "seed":
@@ -184,17 +185,17 @@ def order_classes(options: ClassDivision, seed: int, classes: int) -> list[int]:
 
         order = torch.randperm(classes, generator=seeds.generator(seed, "classes")).tolist()
     kind, _, number = options.class_order.partition(":")
-    if kind == "numpy":  # as numpy.random.seed(N) and numpy.random.permutation
+    if kind == "numpy":  # the same order as numpy.random.seed(N) and numpy.random.permutation
         import numpy as np
 
         order = np.random.RandomState(int(number)).permutation(classes).tolist()
-    elif kind == "python":  # as random.seed(N) and random.shuffle
+    elif kind == "python":  # the same order as random.seed(N) and random.shuffle
         random.Random(int(number)).shuffle(order)
     return order
 
 
 def positions(given: Sequence[str], known: Sequence[str]) -> list[int] | None:
-    """Return the positions of names in `known`; None if they are not each of these once."""
+    """Return the positions of names in `known`; None if `given` does not have each known name once."""
     if sorted(given) != sorted(known):
         return None
     place = {name: i for i, name in enumerate(known)}
@@ -228,7 +229,7 @@ class PhotoOptions(PixelOptions):
 
     @model_validator(mode="after")
     def _one_size(self) -> PhotoOptions:
-        """Refuse a resize without a crop, a crop that is larger than what it is cut out of, and two sizes."""
+        """Refuse resize or crop alone, a crop larger than resize, and a size together with both."""
         if self.resize is None or self.crop is None:
             if self.resize != self.crop:
                 raise ValueError("resize and crop go together, as in resize=256 and crop=224; give both or neither")
@@ -240,7 +241,7 @@ class PhotoOptions(PixelOptions):
 
 
 class StoredPhotoOptions(PhotoOptions):
-    """Options of photos in files of their own."""
+    """Options of photos of which each has its own file."""
 
     LATER: ClassVar[tuple[str, ...]] = ("read",)
 

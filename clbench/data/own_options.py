@@ -1,4 +1,4 @@
-"""Options of the benchmarks made of one's own data (`images:`, `arrays:`, `table:`, `hf:`), and checks of their paths.
+"""Options of the benchmarks of user data (`images:`, `arrays:`, `table:`, `hf:`), and checks of their paths.
 
 Nothing here imports torch or Avalanche. A run checks paths before it starts a worker (`BenchmarkInfo.check`).
 """
@@ -25,12 +25,12 @@ EXPECTED = "expected X and y, or X_train, y_train, X_test and y_test, and if the
 
 
 def check_path(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
-    """Raise a `DataError` if a benchmark `kind:PATH` names a file or folder that is not there."""
+    """Raise a `DataError` if the file or folder of a benchmark `kind:PATH` does not exist."""
     locate(name, data_dir)
 
 
 def check_arrays(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
-    """Raise a `DataError` if `arrays:FILE` is not there, is of no kind that is read, or has no inputs or labels."""
+    """Raise a `DataError` if the file of `arrays:FILE` is missing, has an unknown format, or lacks inputs or labels."""
     where = f"benchmark {name!r}"
     path, *_ = array_files(name, options, data_dir)
     kind = path.suffix.lower()
@@ -54,7 +54,7 @@ def check_arrays(name: str, options: Mapping[str, Any], data_dir: Path) -> None:
 
 
 def require_arrays(names: Iterable[str], where: str, targets: str | None = None) -> None:
-    """Raise a `DataError` that names the first array that a file lacks, of inputs and labels (or targets)."""
+    """Raise a `DataError` that names the first missing array of inputs and labels (or targets)."""
     names, y = [*names], targets or "y"
     required = ("X_train", f"{y}_train", "X_test", f"{y}_test") if "X_train" in names else ("X", y)
     if missing := [key for key in required if key not in names]:
@@ -78,7 +78,7 @@ def labels_file(path: Path, labels: str, data_dir: Path, where: str) -> Path:
 
 
 class TaskOptions(ClassDivision):
-    """How samples with a test part are divided into tasks."""
+    """Options for dividing samples into tasks, for data that have a test part."""
 
     tasks: int | None = Field(None, ge=1, description="number of tasks, by class; none: the tasks that the data name, "
                               "else as many as give two classes to each, at most 5")
@@ -90,17 +90,17 @@ class TaskOptions(ClassDivision):
 
     @property
     def tasks_are_named(self) -> bool:
-        """Tell whether the options themselves say that the data name the tasks."""
+        """Return whether the options say that the data name the tasks."""
         return False
 
     @property
     def common_test(self) -> bool:
-        """Tell whether all tasks that the data name have the whole test part as their test."""
+        """Return whether each task that the data name is tested on the whole test part."""
         return False
 
     @property
     def shared_classes(self) -> bool:
-        """Tell whether each task that the data name has all classes, also those of which it has no photos."""
+        """Return whether each task that the data name has all classes, even classes of which it has no photos."""
         return False
 
     @property
@@ -110,7 +110,7 @@ class TaskOptions(ClassDivision):
 
     @model_validator(mode="after")
     def _one_division(self) -> TaskOptions:
-        """Refuse classes in an order where the data name the tasks."""
+        """Refuse options that divide the data by class if the data name the tasks."""
         if self.tasks_are_named:
             given = [name for name, value in (("tasks", self.tasks), ("task_sizes", self.task_sizes),
                                               ("classes_in_order", self.classes_in_order),
@@ -126,7 +126,7 @@ class TaskOptions(ClassDivision):
 
 
 class OwnOptions(TaskOptions):
-    """How samples of any kind and source are divided into tasks, and into training and test."""
+    """Options for dividing user data of any kind into tasks, and into training and test samples."""
 
     LATER: ClassVar[tuple[str, ...]] = ("class_names_by",)
 
@@ -149,16 +149,16 @@ class ColumnOptions(OwnOptions):
 
     @property
     def tasks_are_named(self) -> bool:
-        """Tell whether a column names the tasks."""
+        """Return whether a column names the tasks."""
         return self.task_column is not None
 
     def _named_by(self) -> str:
-        """Return the option that names the column."""
+        """Return the option that names the column of tasks."""
         return f"task_column = {self.task_column}"
 
 
 class StoredTaskOptions(TaskOptions, StoredPhotoOptions):
-    """Options of photos in files of their own that are divided into tasks."""
+    """Options of photos that are divided into tasks; each photo has its own file."""
 
 
 class ImagesOptions(OwnOptions, StoredTaskOptions):
@@ -181,16 +181,16 @@ class ImagesOptions(OwnOptions, StoredTaskOptions):
 
     @property
     def tasks_are_named(self) -> bool:
-        """Tell whether folders name the tasks."""
+        """Return whether folders name the tasks."""
         return self.tasks_from == "folders"
 
     def _named_by(self) -> str:
-        """Return the option that says so."""
+        """Return the option that says that folders name the tasks."""
         return "tasks_from = folders"
 
     @model_validator(mode="after")
     def _lists_of_training_photos(self) -> ImagesOptions:
-        """Refuse a list of test photos alone, and groups that lists do not have."""
+        """Refuse a list of test photos without a list of training photos, and groups together with lists."""
         if self.test_list and not self.train_list:
             raise ValueError("test_list goes with train_list, the list of the training photos; give both")
         if self.train_list and self.groups_from == "folders":
@@ -200,7 +200,7 @@ class ImagesOptions(OwnOptions, StoredTaskOptions):
 
 
 class FeatureOptions(ColumnOptions):
-    """Options of data whose other columns are inputs; they may have numbers to predict instead of classes."""
+    """Options of data whose remaining columns are inputs; targets are classes or numbers to predict."""
 
     TARGET: ClassVar[str] = ""  # the option that names numbers to predict
 
@@ -208,12 +208,12 @@ class FeatureOptions(ColumnOptions):
 
     @property
     def target(self) -> str | None:
-        """Return what the numbers to predict are called; None if there are classes."""
+        """Return the name of the numbers to predict; None if there are classes."""
         return getattr(self, self.TARGET) if self.TARGET else None
 
     @property
     def objective(self) -> str:
-        """Return what models are trained for."""
+        """Return the name of the training objective."""
         return (CLASSIFICATION if self.target is None else REGRESSION).name
 
     @model_validator(mode="after")
@@ -252,7 +252,7 @@ class TableOptions(FeatureOptions):
 
 
 class TokenOptions(Options):
-    """Options of benchmarks of texts: how these become tokens."""
+    """Options for turning texts into tokens."""
 
     tokenizer: str = Field("", description="whose tokens texts are: a folder or a repository as in hf:NAME; none: the "
                            "model's own")

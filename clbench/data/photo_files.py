@@ -17,19 +17,19 @@ from torch import Tensor
 from clbench.core.compat import usable_cores
 from clbench.data.own.pixels import PhotoFormat, read_photo
 
-MOST_THREADS = 16  # that decode; more wait for each other in Python
+MOST_THREADS = 16  # limit on decoding threads; more would wait for each other in Python
 PIECE = 4  # photos that a thread decodes in a row
-AHEAD, AHEAD_BYTES = 3, 2**27  # batches that are decoded ahead at most, and bytes of these
+AHEAD, AHEAD_BYTES = 3, 2**27  # limits on batches that are decoded ahead: their number, and their bytes
 
 
 class Crop(NamedTuple):
-    """Parts of N photos, each of which is resized and perhaps mirrored.
+    """Parts of N photos; each part is resized and possibly mirrored.
 
     Args:
         boxes: top, left, height and width of each part in its photo, int64 [N, 4].
-        mirrored: bool [N].
-        height: of the results.
-        width: of the results.
+        mirrored: whether each part is mirrored, bool [N].
+        height: height of the resized parts.
+        width: width of the resized parts.
     """
 
     boxes: Tensor
@@ -40,13 +40,13 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PhotoTable:
-    """What is known of the files of all photos of a benchmark, as tensors, which are stored and memory-mapped.
+    """Paths, sizes and hashes of all photo files of a benchmark, as tensors that are stored and memory-mapped.
 
     Args:
         root: folder of the files.
         names: uint8, the paths below the root, one after the other.
-        ends: int64 [N], where each path ends.
-        sizes: int32 [N, 2], height and width of each photo as it is looked at.
+        ends: int64 [N], the end of each path in `names`.
+        sizes: int32 [N, 2], height and width of each photo after the rotation that its EXIF data ask for.
         hashes: uint8 [N, 32], the SHA-256 of each file.
     """
 
@@ -74,7 +74,7 @@ class PhotoTable:
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """A lazy array of photos, uint8 [N, C, H, W] once they are decoded: those in the given rows of a table."""
+    """A lazy array of the photos in the given rows of a table; decoded photos are uint8 [N, C, H, W]."""
 
     table: PhotoTable
     rows: Tensor  # int64 [N]
@@ -90,7 +90,7 @@ class Photos:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes that they would take if they were decoded."""
+        """Return the number of bytes of the decoded photos."""
         return self.shape.numel()
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ class Photos:
 
     @staticmethod
     def concat(parts: Sequence[Photos]) -> Photos:
-        """Return several arrays of photos of one table as one."""
+        """Concatenate several arrays of photos of the same table."""
         first = parts[0]
         if any(part.table is not first.table or part.format != first.format for part in parts):
             raise ValueError("photos of different benchmarks cannot be joined")
@@ -128,9 +128,9 @@ class Photos:
         return Reading(self).finished().images
 
     def read_chunks(self, size: int, first: int = 0) -> Iterator[Tensor]:
-        """Yield the photos decoded, `size` at a time, from the chunk with the number `first` on.
+        """Yield decoded photos, `size` at a time; `first` is the index of the first chunk to yield.
 
-        While one chunk is used, the next ones are decoded.
+        The next chunks are decoded while one is used.
         """
         starts = range(first * size, len(self), size)
         for reading in in_turn(Reading(self[begin:begin + size]) for begin in starts):
@@ -138,16 +138,16 @@ class Photos:
 
 
 class Reading:
-    """A batch of photos that threads decode: whole ones as their format says, parts of them, or both."""
+    """A batch of photos that threads decode: the whole photos in their format, parts of them, or both."""
 
     def __init__(self, photos: Photos, crop: Crop | None = None, whole: bool = True, pinned: bool = False) -> None:
-        """Begin to decode.
+        """Start to decode.
 
         Args:
-            photos: the batch.
-            crop: parts that are wanted as well.
-            whole: whether the whole photos are wanted.
-            pinned: whether the results are to be in pinned memory, from where a CUDA device copies them.
+            photos: the photos of the batch.
+            crop: parts of the photos that are decoded too; None for no parts.
+            whole: whether the whole photos are decoded.
+            pinned: whether the results are in pinned memory, from where a CUDA device copies them.
         """
         count, channels, height, width = photos.shape
         self.photos, self.crop = photos, crop
@@ -159,7 +159,7 @@ class Reading:
 
     @property
     def ahead(self) -> int:
-        """Return how many such batches may be decoded ahead."""
+        """Return how many batches of this size may be decoded ahead."""
         size = sum(part.nbytes for part in (self._images, self._crops) if part is not None)
         return min(AHEAD, AHEAD_BYTES // max(1, size))
 
@@ -189,12 +189,12 @@ class Reading:
         return self
 
     def cancel(self) -> None:
-        """Decode no more of the photos than have been begun."""
+        """Cancel the decoding of photos that no thread has started."""
         for future in self.futures:
             future.cancel()
 
     def _decode(self, piece: range) -> None:
-        """Decode some photos of the batch."""
+        """Decode the photos of the batch at the positions `piece`."""
         photos = self.photos
         for i in piece:
             row = int(photos.rows[i])
@@ -205,9 +205,9 @@ class Reading:
 
 
 def in_turn(started: Iterable[Reading]) -> Generator[Reading, None, None]:
-    """Yield batches in order, each decoded, while the next ones are being decoded.
+    """Yield decoded batches in order, while threads decode the next batches.
 
-    `started` begins to decode a batch when it is asked for it.
+    The iterable `started` starts to decode a batch when the batch is requested from it.
     """
     waiting = deque[Reading]()
     try:
@@ -223,11 +223,11 @@ def in_turn(started: Iterable[Reading]) -> Generator[Reading, None, None]:
 
 
 def _empty(shape: tuple[int, ...], pinned: bool) -> Tensor:
-    """Return memory for bytes."""
+    """Return an uninitialized uint8 tensor."""
     return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Return the threads that decode in a process: as many as it may use cores. A fork has no threads of its parent."""
+    """Return the decoding threads of a process; cached by process, because a fork has no threads of its parent."""
     return ThreadPoolExecutor(min(MOST_THREADS, usable_cores()), thread_name_prefix="photos")

@@ -1,4 +1,4 @@
-"""PhotoSamples: labeled photos that stay in their files and are decoded batch by batch, ahead of their use."""
+"""`PhotoSamples`: labeled photos that stay in their files and are decoded batch by batch, ahead of their use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ UNREAD = ("the photos stay in their files (read = files), and this method needs 
 
 
 class Request(NamedTuple):
-    """A batch to decode: the rows of its samples, int64 [M], with crops of the originals, their draws, or both."""
+    """A batch to decode: the rows of its samples, int64 [M].
+
+    If `crop` and its random `draws` are given, crops of the original photos are decoded. If `whole`, the whole photos
+    are decoded.
+    """
 
     rows: Tensor
     crop: RandomResizedCrop | None = None
@@ -32,7 +36,7 @@ class PhotoSamples(Samples):
     """Samples whose inputs are photos in files; labels and tasks are on the device, to which batches are copied."""
 
     def __init__(self, photos: Photos, y: Tensor, tasks: Tensor) -> None:
-        """Keep photos [N, C, H, W], not decoded, and labels and tasks [N]."""
+        """Store photos [N, C, H, W], which are not decoded, and labels and tasks [N]."""
         for name, value in (("photos", photos), ("y", y), ("tasks", tasks)):
             object.__setattr__(self, name, value)
 
@@ -44,7 +48,7 @@ class PhotoSamples(Samples):
 
     @property
     def x(self) -> Tensor:
-        """Refuse: all inputs may not fit in memory.
+        """Raise an error, because all inputs together may not fit in memory.
 
         Raises:
             SpecError: always.
@@ -57,7 +61,7 @@ class PhotoSamples(Samples):
         return torch.device("cpu")
 
     def begin(self, request: Request) -> Reading:
-        """Begin to decode a batch."""
+        """Start to decode a batch."""
         photos, crop = self.photos[request.rows], None
         if request.crop is not None and request.draws is not None:
             height, width = (side[:, None] for side in photos.sizes.long().unbind(1))
@@ -67,7 +71,7 @@ class PhotoSamples(Samples):
         return Reading(photos, crop, request.whole, pinned=self.y.device.type == "cuda")
 
     def reading(self, request: Request) -> Reading:
-        """Return a batch decoded."""
+        """Decode a batch and return it."""
         return self.begin(request).finished()
 
     def take(self, index: Tensor) -> Samples:
@@ -92,18 +96,18 @@ class PhotoSamples(Samples):
         return Samples(send(x, self.y.device), self.y[there], self.tasks[there])
 
     def restricted(self, index: Tensor) -> PhotoSamples:
-        """Return only the samples at `index`, which are not decoded."""
+        """Return only the samples at `index`, without decoding them."""
         there = send(index, self.y.device)
         return PhotoSamples(self.photos[index], self.y[there], self.tasks[there])
 
     def subset(self, limit: int | None, generator: torch.Generator) -> Samples:
-        """Return `limit` of the samples, drawn without replacement; they are not decoded."""
+        """Return `limit` samples drawn without replacement; they are not decoded."""
         if limit is None or limit >= len(self):
             return self
         return self.restricted(torch.randperm(len(self), generator=generator)[:limit])
 
     def chunks(self, size: int, first: int = 0) -> Iterator[Samples]:
-        """Yield the samples in order, `size` at a time, decoded; only those from the chunk `first` on."""
+        """Yield decoded samples in order, `size` at a time; `first` is the index of the first chunk to yield."""
         for number, x in enumerate(self.photos.read_chunks(size, first), start=first):
             rows = slice(number * size, number * size + len(x))
             yield Samples(send(x, self.y.device), self.y[rows], self.tasks[rows])
@@ -113,10 +117,10 @@ class PhotoSamples(Samples):
         return PhotoSamples(self.photos, y, tasks)
 
     def joined(self, others: Sequence[Samples]) -> Samples:
-        """Return these samples and others as one; photos in files stay there.
+        """Return these samples and others as one; photos stay in their files.
 
         Raises:
-            SpecError: the others are held in memory.
+            SpecError: other samples are held in memory.
         """
         parts = [self, *(part for part in others if isinstance(part, PhotoSamples))]
         if len(parts) <= len(others):
@@ -126,15 +130,15 @@ class PhotoSamples(Samples):
 
 
 def crops_originals(augment: Augmentation | None, samples: Samples) -> bool:
-    """Tell whether new samples are cropped out of the original photos, and not augmented as replayed ones are."""
+    """Return whether new samples are cropped from the original photos, and not augmented like replayed samples."""
     return isinstance(samples, PhotoSamples) and isinstance(augment, RandomResizedCrop)
 
 
 class PhotosAhead(PhotoSamples):
-    """Photos whose next batches are being decoded, in the order in which they are asked for."""
+    """Photos whose next batches are decoded ahead, in the order of the requests."""
 
     def __init__(self, samples: PhotoSamples, requests: Iterator[Request]) -> None:
-        """Decode what is requested, ahead of its use."""
+        """Store the requests, in the order in which the batches will be used."""
         super().__init__(samples.photos, samples.y, samples.tasks)
         object.__setattr__(self, "readings", in_turn(map(samples.begin, requests)))
 
@@ -151,11 +155,11 @@ class PhotosAhead(PhotoSamples):
 
 @contextmanager
 def decoded_ahead(samples: Sequence[Samples], requests: Sequence[Iterator[Request]]) -> Iterator[list[Samples]]:
-    """Give samples of which photos in files are decoded before they are asked for; others stay as they are.
+    """Yield samples whose photos in files are decoded ahead of their use; all other samples are unchanged.
 
     Args:
-        samples: of each member.
-        requests: what each member will ask for, in order.
+        samples: the samples of each replica.
+        requests: the batches that each replica will request, in order.
     """
     ready = [PhotosAhead(part, ahead) if isinstance(part, PhotoSamples) else part
              for part, ahead in zip(samples, requests, strict=True)]

@@ -18,25 +18,25 @@ from clbench.core.device import send
 from clbench.data.samples import Samples, StochasticSamples
 
 DEPTH = 4  # steps to prefetch at most
-Next = Callable[[], Tensor]  # the indices of a member's next batch
+Next = Callable[[], Tensor]  # returns the indices of a replica's next batch
 
 
 class PrefetchedDraws(IterableDataset[list[Tensor | seeds.State]]):
-    """Yields, for each step, the inputs of every member's batch and the state of the global generators after it."""
+    """Yields, for each step, the inputs of every replica's batch and the state of the global generators after it."""
 
     def __init__(self, samples: Sequence[StochasticSamples], indices: Sequence[Next], steps: int) -> None:
-        """Draw for `steps` steps the samples that each member's indices give."""
+        """Store the samples and index functions of each replica, and the number of steps."""
         self.samples, self.indices, self.steps = samples, indices, steps
 
     def __iter__(self) -> Iterator[list[Tensor | seeds.State]]:
-        """Draw in the order of training: step by step, in a step one member after the other."""
+        """Draw in the order of training: step by step, and within a step one replica after the other."""
         for _ in range(self.steps):
             inputs = [part.drawn(following()) for part, following in zip(self.samples, self.indices, strict=True)]
             yield [*inputs, seeds.state()]
 
 
 class PrefetchedSamples(Samples):
-    """Samples whose draws come from a queue, in the order in which they are asked for."""
+    """Samples whose inputs come from a queue of draws, in the order of the requests."""
 
     is_stochastic = True
 
@@ -53,13 +53,13 @@ class PrefetchedSamples(Samples):
         return torch.device("cpu")
 
     def take(self, index: Tensor) -> Samples:
-        """Return the samples at `index` (int64 [M]), which must be those that were drawn next."""
+        """Return the samples at `index` (int64 [M]), which must be the indices of the next draw in the queue."""
         there = send(index, self.y.device)
         return Samples(send(next(self.queue), self.x.device), self.y[there], self.tasks[there])
 
 
 def core_to_spare(device: torch.device) -> bool:
-    """Tell whether another process can draw while this one trains: with an accelerator, where forks are safe.
+    """Return whether another process can draw while this one trains: with an accelerator, if forks are safe.
 
     On a CPU all cores train already, so drawing in another process costs more than it gains.
     """
@@ -68,16 +68,17 @@ def core_to_spare(device: torch.device) -> bool:
 
 @contextmanager
 def prefetched(samples: Sequence[Samples], indices: Sequence[Next], steps: int) -> Iterator[list[Samples]]:
-    """Give samples that another process draws before they are asked for, if all of them have random transforms.
+    """Yield samples that another process draws ahead of their use, if all of them have random transforms.
 
-    The draws are those that this process would make: the other one starts with the state of the global generators, and
-    this one continues with the state it ended with. It is a fork, since the objects under an Avalanche data set often
-    cannot be pickled; it runs one thread and never touches the device. Without `core_to_spare` samples are drawn here.
+    The draws are the same as without prefetching. The other process starts with the state of the global generators, and
+    this process continues with the state in which the other one ended. The other process is a fork, because the objects
+    inside an Avalanche data set often cannot be pickled. It runs one thread and never touches the device. Without
+    `core_to_spare`, this process draws the samples.
 
     Args:
-        samples: of each member.
-        indices: functions that give the indices of each member's next batch; the fork calls its own copies of them.
-        steps: how many batches each member takes at most.
+        samples: the samples of each replica.
+        indices: functions that return the indices of each replica's next batch; the fork calls its own copies.
+        steps: the largest number of batches of each replica.
     """
     stochastic = [part for part in samples if isinstance(part, StochasticSamples)]
     if len(stochastic) < len(samples) or not core_to_spare(samples[0].y.device):
@@ -88,7 +89,7 @@ def prefetched(samples: Sequence[Samples], indices: Sequence[Next], steps: int) 
         PrefetchedDraws(stochastic, indices, steps), batch_size=None, num_workers=1, prefetch_factor=DEPTH,
         multiprocessing_context="fork", pin_memory=samples[0].y.device.type == "cuda",
         worker_init_fn=lambda _: seeds.restore(state),
-        generator=torch.Generator())  # the loader draws a seed from it; not from ours
+        generator=torch.Generator())  # the loader draws a seed, which must not come from the global generator
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # about forks, from Python 3.12 on

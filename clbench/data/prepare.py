@@ -1,4 +1,4 @@
-"""Raw samples as inputs of the model: scaled, resized, standardized, and augmented in training.
+"""Turn raw samples into inputs of the model: scale, resize and standardize them, and augment them in training.
 
 Augmentations are drawn for each sample and applied to a whole batch on its device.
 """
@@ -22,11 +22,11 @@ PADDING = 4  # pixels of zeros on each side before the crop
 
 
 class Augmentation(Protocol):
-    """What is done to training images; what it draws depends on the number of samples alone, and not on the device."""
+    """An augmentation of training images; its draws depend only on the number of samples, not on the device."""
 
     @property
     def name(self) -> str:
-        """The name, as the option `augment` has it."""
+        """The name of the augmentation, a value of the option `augment`."""
 
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Return the draws for `count` samples [count, ...], from a generator on the CPU."""
@@ -35,7 +35,7 @@ class Augmentation(Protocol):
         """Return raw images x [N, C, H, W] augmented by draws [N, ...]; x itself is not changed."""
 
     def sized(self, size: int | None) -> Augmentation:
-        """Return the augmentation for images that become inputs of `size` pixels a side, None for their own size."""
+        """Return the augmentation for inputs of `size` x `size` pixels; None: the size of the images themselves."""
 
 
 class CropFlip:
@@ -65,19 +65,19 @@ class CropFlip:
         columns = torch.where(draws[:, 2:] == 1, columns.flip(1), columns) + draws[:, 1:2]
         padded = F.pad(x, [PADDING] * 4)
         number = torch.arange(len(x), device=x.device)[:, None, None]
-        # Indexed on both sides of the channels, which thus come out last: the layout convolutions are fastest in.
+        # Indexing on both sides of the channels puts them last, the layout in which convolutions are fastest.
         return padded[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """The usual augmentation of ImageNet (Szegedy et al. 2015): 8 to 100 % of an image, resized, half flipped.
+    """The usual augmentation of ImageNet (Szegedy et al. 2015): crop 8 to 100% of each image, resize it, flip half.
 
-    It does what torchvision's `RandomResizedCrop(size)` and `RandomHorizontalFlip()` do, bicubic and with antialias as
-    on PIL images, for a whole batch at once. A part is resized once, straight to `size`, that of the model's inputs.
+    It does what torchvision's `RandomResizedCrop(size)` and `RandomHorizontalFlip()` do on PIL images, bicubic and with
+    antialiasing, for a whole batch at once. A crop is resized once, directly to `size`, the size of the model's inputs.
     """
 
-    size: int | None = None  # None: that of the images themselves
+    size: int | None = None  # None: the size of the images themselves
 
     name: ClassVar[str] = "random-resized-crop"
     scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
@@ -85,7 +85,7 @@ class RandomResizedCrop:
     tries: ClassVar[int] = 10
 
     def sized(self, size: int | None) -> RandomResizedCrop:
-        """Return the augmentation that gives images of `size` pixels a side."""
+        """Return the augmentation that gives images of `size` x `size` pixels."""
         return replace(self, size=size)
 
     def draw(self, count: int, generator: Generator) -> Tensor:
@@ -93,10 +93,10 @@ class RandomResizedCrop:
         return torch.rand(count, 4 * self.tries + 1, dtype=torch.float64, generator=generator)
 
     def boxes(self, draws: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
-        """Return top, left, height and width of each part, int64 [N, 4]: of the first try that fits, as torchvision.
+        """Return top, left, height and width of each crop, int64 [N, 4], by the rule of torchvision.
 
-        Where none of ten fits, it is the largest part in the middle whose ratio is allowed. The sides of the images are
-        numbers, or int64 [N, 1] where they differ.
+        The first of ten tries that fits into the image is used. If none fits, the crop is the largest centered one with
+        an allowed aspect ratio. Height and width of the images are numbers, or int64 [N, 1] if they differ.
         """
         height, width = (torch.as_tensor(side).expand(len(draws), 1) for side in (height, width))
         area, shape, top, left = draws[:, :-1].view(len(draws), self.tries, 4).unbind(2)
@@ -121,7 +121,7 @@ class RandomResizedCrop:
         return draws[:, -1] < 0.5
 
     def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
-        """Return images [N, C, size, size] of images x [N, C, H, W], by draws of `draw`."""
+        """Return images x [N, C, H, W] cropped and resized to [N, C, size, size], by the draws of `draw`."""
         height, width = x.shape[2:]
         out = (height, width) if self.size is None else (self.size, self.size)
         boxes = self.boxes(draws, height, width)
@@ -141,9 +141,10 @@ CUBIC = -0.5  # the parameter a of PIL's bicubic kernel
 
 
 def resize(x: Tensor, size: int, interpolation: Interpolation, antialias: bool) -> Tensor:
-    """Return images [N, C, size, size] of images x [N, C, H, W], float32.
+    """Resize float32 images x [N, C, H, W] to [N, C, size, size].
 
-    The shorter side becomes `size`; of a longer one the middle is taken. A bicubic result may leave the range of x.
+    The shorter side becomes `size`, and the middle of the longer side is cut out. Bicubic results may leave the range
+    of x.
     """
     height, width = x.shape[2:]
     if (height, width) == (size, size):
@@ -161,18 +162,19 @@ def resize(x: Tensor, size: int, interpolation: Interpolation, antialias: bool) 
 def windows(begin: Tensor, length: Tensor, side: int, out: int) -> Tensor:
     """Return the matrices [N, out, side] that resize a part of each column of pixels to `out` pixels, bicubic.
 
-    Row i holds the weights of the pixels of which output pixel i is made: PIL's bicubic kernel (a = -0.5) around the
-    place of i in the part, as wide as the part is shrunk (antialias), normalized over the pixels of the part.
+    Row i holds the weights of the input pixels for output pixel i: PIL's bicubic kernel (a = -0.5), centered at the
+    position of pixel i in the part. The kernel is stretched if the part shrinks (antialiasing), and normalized over the
+    pixels of the part.
 
     Args:
         begin: first pixel of each part, int64 [N].
-        length: pixels of each part, int64 [N].
-        side: pixels of the column.
-        out: pixels of the result.
+        length: number of pixels of each part, int64 [N].
+        side: number of pixels of the column.
+        out: number of pixels of the result.
     """
     step = length.double()[:, None, None] / out
     stretch = step.clamp(min=1)
-    # Within the part, as PIL has it: a window of whole pixels around the center, cut off at the part's ends.
+    # As in PIL, the window of pixels around the center is cut off at the ends of the part.
     center = (torch.arange(out, dtype=torch.float64)[:, None] + 0.5) * step
     pixel = torch.arange(side, dtype=torch.float64) - begin[:, None, None]
     weights = cubic((pixel + 0.5 - center) / stretch)
@@ -201,10 +203,10 @@ class Prepare:
     Args:
         mean: one number per channel (axis 1), or none.
         std: likewise.
-        size: pixels along each side to which images are resized; None: they are left as they are.
-        interpolation: by which.
+        size: pixels along each side to which images are resized; None: images are not resized.
+        interpolation: the interpolation for resizing.
         antialias: see `Preprocessing`.
-        channels: to which the channel of gray images is repeated; None: it is not.
+        channels: number of channels to which gray images are repeated; None: they are not repeated.
     """
 
     mean: tuple[float, ...] = ()
@@ -215,9 +217,9 @@ class Prepare:
     channels: int | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return float32 inputs [N, *input_shape] of raw samples [N, ...], on their device; x is left as it is.
+        """Return float32 inputs [N, *input_shape] of raw samples x [N, ...], on the same device; x is not changed.
 
-        Of tokens it returns these, int32 [N, L].
+        Tokens, int32 [N, L], are returned unchanged.
         """
         if tokens.is_text(x):
             return x
@@ -227,7 +229,7 @@ class Prepare:
             out.div_(255)
         if self.size is not None:
             out = resize(out, self.size, self.interpolation, self.antialias)
-            out = out.clamp(0, 1) if image else out  # bicubic goes beyond
+            out = out.clamp(0, 1) if image else out  # bicubic results may exceed the range
         if self.channels is not None:
             out = out.expand(-1, self.channels, -1, -1)
         if self.mean:
@@ -246,7 +248,7 @@ class Prepare:
 def along(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor | float:
     """Return a single number, or numbers shaped to broadcast along the channels of a tensor with `dims` dimensions.
 
-    The tensor is made once, since sending it waits for the device.
+    The tensor is made once, because sending it waits for the device.
     """
     if len(values) == 1:
         return values[0]

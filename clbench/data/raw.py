@@ -1,4 +1,4 @@
-"""RawStream: a benchmark as tensors with its own labels, before a scenario assigns outputs; the cache stores these."""
+"""`RawStream`: a benchmark as tensors with its own labels, before a scenario assigns outputs. The cache stores it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.own.pixels import PhotoFormat
 from clbench.data.photo_files import Photos, PhotoTable
 
-NO_SCALE = (0.0, 1.0)  # mean and deviation that change nothing
+NO_SCALE = (0.0, 1.0)  # mean and standard deviation that change nothing
 TABLE = ("names", "ends", "sizes", "hashes")  # the tensors of a `PhotoTable`
 
 
@@ -25,19 +25,18 @@ TABLE = ("names", "ends", "sizes", "hashes")  # the tensors of a `PhotoTable`
 class Split:
     """The samples of one experience: inputs x [N, ...] and the benchmark's own labels y.
 
-    Labels are int64 [N], tokens int32 [N, L], or standardized numbers float32 [N].
+    Labels are int64 [N], tokens int32 [N, L], or standardized numbers float32 [N]. Inputs may be photos that stay in
+    their files. If there is a permutation, x are the inputs of the first task, before their pixels are permuted
+    (`samples.PermutedSamples`).
 
-    Inputs may be photos that stay in their files.
-
-    `rows` [N] int64 are a test split's rows in the test part of the data set, before it was cut down and divided; None
-    where they are not known, and for training samples. With a permutation, x are the first task's inputs, before their
-    pixels are permuted (`samples.PermutedSamples`).
+    `rows` int64 [N] are the rows of a test split in the test part of the data set, before samples were selected and
+    divided into tasks. It is None if they are not known, and for training samples.
     """
 
     x: Tensor | Photos
     y: Tensor
     permutation: Tensor | None = None
-    draw: Callable[[int], Tensor] | None = None  # draws a sample once more, where transforms are random
+    draw: Callable[[int], Tensor] | None = None  # returns a new draw of a sample, if transforms are random
     rows: Tensor | None = None
 
 
@@ -49,15 +48,15 @@ class RawStream(HasObjective):
         train: one split per task.
         test: one split per task, or a single one that all tasks share.
         orders: the classes of each task in the order of the stream.
-        mean: of each channel, in units of inputs scaled to [0, 1]; empty where inputs are not normalized.
-        std: likewise.
-        notes: how it was read.
-        augment: name of the augmentation of training images (`augmentation.AUGMENTATIONS`), empty for none.
-        class_names: of labels 0, 1, ...; empty where classes have none. They change no result, so `digest` leaves them
-            out.
-        objective: what models are trained for on it.
-        task_names: of the tasks, where the data name them and tasks have no classes.
-        target: mean and deviation that a numeric target was standardized by.
+        mean: mean of each channel, in units of inputs scaled to [0, 1]; empty if inputs are not normalized.
+        std: standard deviation of each channel, likewise.
+        notes: how the data were read.
+        augment: name of the augmentation of training images (`prepare.AUGMENTATIONS`), empty for none.
+        class_names: names of the labels 0, 1, ...; empty if classes have no names. They affect no result, so `digest`
+            leaves them out.
+        objective: what models are trained for.
+        task_names: names of the tasks, if the data name them and tasks have no classes.
+        target: mean and standard deviation by which a numeric target was standardized.
     """
 
     train: tuple[Split, ...]
@@ -83,9 +82,9 @@ class RawStream(HasObjective):
         return any(split.draw is not None for split in self.train)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name but `side_tensors`; inputs that permuted tasks share occur once.
+        """Return all tensors except `side_tensors`, by name; inputs that permuted tasks share occur once.
 
-        In the place of photos that stay in their files, it has the hashes of these.
+        Photos that stay in their files are replaced by the hashes of the files.
         """
         out: dict[str, Tensor] = {}
         for part, splits in (("train", self.train), ("test", self.test)):
@@ -98,9 +97,9 @@ class RawStream(HasObjective):
         return out
 
     def side_tensors(self) -> dict[str, Tensor]:
-        """Return tensors that change no result: the rows of each test split as far as they are known, and the table.
+        """Return the tensors that affect no result: known rows of test splits, and the table of photos.
 
-        The table is that of photos that stay in their files, of which each split has rows.
+        The table describes photos that stay in their files. For each split, its rows in the table are included.
         """
         out = {f"rows/{task}": split.rows for task, split in enumerate(self.test) if split.rows is not None}
         if self.photos is not None:
@@ -118,7 +117,7 @@ class RawStream(HasObjective):
 
     @cached_property
     def digest(self) -> str:
-        """Return a hash over all tensors, the class orders and the normalization; of photos in files, their format."""
+        """Return a hash over all tensors, class orders, normalization, augmentation and the format of photos."""
         form = None if self.photos is None else repr(self.photos.format)
         scale = [] if self.target == NO_SCALE else [self.target]
         constants = (self.orders, self.mean, self.std, *filter(None, [self.augment, form]), *scale)
@@ -135,9 +134,9 @@ class RawStream(HasObjective):
                      class_names: tuple[str, ...] = (), objective: str = CLASSIFICATION.name,
                      task_names: tuple[str, ...] = (), target: tuple[float, float] = NO_SCALE,
                      photos: tuple[str, PhotoFormat] | None = None) -> RawStream:
-        """Return the stream whose `tensors()` and `side_tensors()` these are; KeyError if one is missing.
+        """Rebuild a stream from its `tensors()` and `side_tensors()`; raise a KeyError if one is missing.
 
-        `photos` is the folder of photos that stay in their files, and what they become.
+        `photos` has the folder and the format of photos that stay in their files.
         """
         table = None if photos is None else PhotoTable(photos[0], *(tensors[f"photos/{name}"] for name in TABLE))
 
@@ -192,7 +191,7 @@ def common_outputs(raw: RawStream, scenario: Scenario, name: str) -> dict[int, i
 
 
 def relabel(y: Tensor, table: dict[int, int], where: str, lacking: str = "its training experience has not") -> Tensor:
-    """Return the outputs of labels y [N]; `lacking` says in an error where a class is missing.
+    """Return the outputs of labels y [N]; `lacking` ends the error message about classes without an output.
 
     Raises:
         DataError: the table has no output for a label.
@@ -210,8 +209,8 @@ REDRAWN = "validation samples are one draw of each from the random training tran
 def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     """Return a stream whose test samples are a part of the training samples; the original test samples are dropped.
 
-    Each task has its own held-out samples, also if the tasks share one test set.
-    The choice depends on the seed alone, so it is the same for all methods. Within a class it does not depend on the
+    Each task has its own held-out samples, even if the tasks share one test set.
+    The choice depends only on the seed, so it is the same for all methods. Within a class it does not depend on the
     task. If tasks show the same images (permuted, rotated), the same images are therefore held out of all tasks.
 
     Args:
@@ -255,6 +254,6 @@ def choose(y: Tensor, share: float, seed: int, where: str) -> tuple[Tensor, Tens
 
 
 def _draw(split: Split, rows: Tensor) -> Callable[[int], Tensor] | None:
-    """Return the function that draws a kept sample once more; None if the split's transforms are not random."""
+    """Return a function that draws the remaining sample `index` again; None if the transforms are not random."""
     draw = split.draw
     return None if draw is None else lambda index: draw(int(rows[index]))

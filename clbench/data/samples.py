@@ -1,4 +1,4 @@
-"""Samples: labeled inputs; plain, on the host next to a device, permuted on demand, or with random transforms."""
+"""Labeled samples: plain, with inputs on the host, with inputs permuted on demand, or with random transforms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clbench.core.renamed import OldNames, Renamed
 
 
 def pick(rows: Tensor, index: Tensor) -> Tensor:
-    """Return the rows [M, ...] at `index` (int64 [M]): `rows[index]`, several times as fast, in the same layout."""
+    """Return `rows[index]` [M, ...] for `index` int64 [M], in the same memory layout, but several times as fast."""
     return rows.index_select(0, index) if rows.is_contiguous() else rows[index]
 
 
@@ -39,7 +39,7 @@ class Samples(OldNames):
 
     @property
     def frozen(self) -> Mapping[str, Tensor] | None:
-        """Return the outputs of frozen modules that are stored for them, [N, ...] by name; None if there are none."""
+        """Return the stored outputs of frozen modules for these samples, [N, ...] by name; None if there are none."""
         return None
 
     @property
@@ -52,23 +52,23 @@ class Samples(OldNames):
         return Samples(pick(self.x, index), pick(self.y, index), pick(self.tasks, index))
 
     def restricted(self, index: Tensor) -> Samples:
-        """Return samples of the same kind that are only those at `index` (int64 [M], on `index_device`)."""
+        """Return samples of the same kind, only those at `index` (int64 [M], on `index_device`)."""
         return self.take(index)
 
     def materialized(self) -> Samples:
-        """Return samples whose inputs do not change: of stochastic ones the one draw in `x`, else these samples."""
+        """Return samples with fixed inputs: the draw in `x` if these samples are stochastic, else the same object."""
         return Samples(self.x, self.y, self.tasks) if self.is_stochastic else self
 
     def subset(self, limit: int | None, generator: torch.Generator) -> Samples:
-        """Return `limit` of the samples, drawn without replacement; all if there are not more or `limit` is None."""
+        """Return `limit` samples drawn without replacement; all samples if there are no more or `limit` is None."""
         if limit is None or limit >= len(self):
             return self
         return self.take(torch.randperm(len(self), generator=generator)[:limit].to(self.index_device))
 
     def chunks(self, size: int, first: int = 0) -> Iterator[Samples]:
-        """Yield the samples in order, `size` at a time; stochastic ones as the one draw in `x`.
+        """Yield the samples in order, `size` at a time; stochastic samples have the inputs in `x`.
 
-        `first` is the number of the chunk to begin with.
+        `first` is the index of the first chunk to yield.
         """
         columns = (torch.split(column, size) for column in (self.x, self.y, self.tasks))
         for x, y, tasks in islice(zip(*columns, strict=True), first, None):
@@ -86,19 +86,19 @@ class Samples(OldNames):
                        torch.cat([p.tasks for p in parts]))
 
     def relabeled(self, y: Tensor, tasks: Tensor) -> Samples:
-        """Return samples of the same kind and inputs with other labels and tasks [N]."""
+        """Return samples of the same kind, with the same inputs but other labels and tasks [N]."""
         return Samples(self.x, y, tasks)
 
     def of_one_task(self) -> Samples:
-        """Return samples whose inputs do not change, as those of task 0."""
+        """Return samples with fixed inputs (`materialized`) and the task index 0."""
         return self.materialized().relabeled(self.y, torch.zeros_like(self.tasks))
 
 
 class PermutedInputCache:
     """A cache of the permuted inputs that were used last; the tasks of a stream share it.
 
-    The cache holds the training inputs of one task (47 MB for MNIST as uint8). Those of ten tasks would take 470 MB per
-    process.
+    The cache holds the training inputs of one task (47 MB for MNIST as uint8). The inputs of ten tasks would take
+    470 MB per process.
     """
 
     def __init__(self) -> None:
@@ -107,14 +107,14 @@ class PermutedInputCache:
         self.x: Tensor | None = None
 
     def get(self, key: int, make: Callable[[], Tensor]) -> Tensor:
-        """Return what is held under `key`; if that is something else, make it and hold it instead."""
+        """Return the inputs with this key; if the cache holds other inputs, replace them by the result of `make`."""
         if self.x is None or self.key != key:
             self.x = None  # freed before the next one is made
             self.key, self.x = key, make()
         return self.x
 
     def __getstate__(self) -> dict[str, None]:
-        """Leave the inputs out of pickles: they can be made again."""
+        """Leave the inputs out of pickles, because they can be computed again."""
         return {"key": None, "x": None}
 
 
@@ -127,7 +127,7 @@ class PermutedSamples(Samples):
     """Samples whose inputs are permuted on demand."""
 
     def __init__(self, base: Tensor, permutation: Tensor, y: Tensor, tasks: Tensor, cache: PermutedInputCache) -> None:
-        """Keep the inputs [N, ...], the permutation [P] of a sample's P elements, and the labels."""
+        """Store the inputs [N, ...], the permutation [P] of a sample's P elements, and the labels."""
         for name, value in (("base", base), ("permutation", permutation), ("y", y), ("tasks", tasks), ("cache", cache)):
             object.__setattr__(self, name, value)
 
@@ -150,14 +150,14 @@ class PermutedSamples(Samples):
 
 
 class HostSamples(Samples):
-    """Samples with inputs on the host and labels on the device; batches are copied when they are asked for.
+    """Samples with inputs on the host and labels on the device; batches are copied when they are requested.
 
     A batch is gathered into pinned memory and copied from there while the device goes on computing. Only the batch is
     pinned, so the data may be memory-mapped and larger than the host's memory.
     """
 
     def __init__(self, host: Tensor, y: Tensor, tasks: Tensor) -> None:
-        """Keep inputs [N, ...] on the host, and labels and tasks [N] on the device."""
+        """Store inputs [N, ...] on the host, and labels and tasks [N] on the device."""
         for name, value in (("host", host), ("y", y), ("tasks", tasks)):
             object.__setattr__(self, name, value)
 
@@ -165,7 +165,7 @@ class HostSamples(Samples):
 
     @property
     def x(self) -> Tensor:
-        """Return all inputs on the device; those of one task may fit where the whole stream does not."""
+        """Return all inputs on the device. The inputs of one task may fit even if those of the stream do not."""
         return self.host.to(self.y.device)
 
     @property
@@ -187,7 +187,7 @@ class HostSamples(Samples):
         return HostSamples(self.host, y, tasks)
 
     def restricted(self, index: Tensor) -> Samples:
-        """Return only those at `index`; their inputs are copied, on the host."""
+        """Return only the samples at `index`; their inputs are copied and stay on the host."""
         there = send(index, self.y.device)
         return HostSamples(self.host[index], self.y[there], self.tasks[there])
 
@@ -201,15 +201,15 @@ class UnseenSamples(Samples):
     """The samples of a stream with hidden boundaries: they arrive in batches and are never available all at once."""
 
     def __init__(self) -> None:
-        """Hold nothing."""
+        """Do not store any samples."""
 
     def __len__(self) -> int:
-        """Refuse."""
+        """Raise a SpecError, because task boundaries are hidden."""
         raise SpecError(HIDDEN)
 
     @property
     def x(self) -> Tensor:
-        """Refuse."""
+        """Raise a SpecError, because task boundaries are hidden."""
         raise SpecError(HIDDEN)
 
     y = tasks = x
@@ -221,7 +221,7 @@ UNSEEN = UnseenSamples()
 
 
 class StochasticSamples(Samples):
-    """Samples with random transforms, drawn by an Avalanche data set for every batch; `x` is one draw, always the same.
+    """Samples with random transforms, drawn by an Avalanche data set for every batch; `x` is one fixed draw.
 
     Draws come from the global generators, which the harness seeds for every task of every trial.
     """
@@ -229,7 +229,7 @@ class StochasticSamples(Samples):
     is_stochastic = True
 
     def __init__(self, x: Tensor, y: Tensor, tasks: Tensor, draw: Callable[[int], Tensor]) -> None:
-        """Keep one draw x [N, ...] with its labels, and `draw(i)`, which draws sample i once more."""
+        """Store one draw x [N, ...] with its labels, and `draw(i)`, which returns a new draw of sample i."""
         super().__init__(x, y, tasks)
         object.__setattr__(self, "draw", draw)
 
@@ -259,5 +259,5 @@ class StochasticSamples(Samples):
         return StochasticSamples(self.x[there], self.y[there], self.tasks[there], lambda i: self.draw(numbers[i]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Refuse to be pickled: the objects under an Avalanche data set often cannot be."""
+        """Raise a TypeError, because the objects inside an Avalanche data set often cannot be pickled."""
         raise TypeError("samples with random transforms cannot be pickled")

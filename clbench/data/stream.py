@@ -1,4 +1,4 @@
-"""Stream: a benchmark as tensors, as the scenario presents it; `load_stream` reads it from the cache or builds it."""
+"""A `Stream` holds a benchmark's tasks as tensors, labeled for a scenario; `load_stream` reads or builds it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSample
 from clbench.data.tests import Tests
 from clbench.experiment.trial import Resolved
 
-TEST_BYTES = 2**30  # test samples are kept as inputs of the model up to this size, beyond it as they are stored
+TEST_BYTES = 2**30  # test samples are stored as inputs of the model up to this size; larger ones stay raw
 
 
 @dataclass(frozen=True)
 class StreamTask:
-    """One task: its classes (outputs of the model, in stream order), training and test samples (y are outputs).
+    """One task: its classes (outputs of the model, in stream order), and its training and test samples.
 
-    `class_names` are those of `classes`, in their order; empty where they have none. Where training samples arrive
-    otherwise than the benchmark has them (`clbench.data.arrival`), `met` are the classes that they have, with their
-    names; empty where these are `classes`.
+    The labels y of samples are outputs of the model. `class_names` are the names of `classes`, in the same order;
+    empty if classes have no names. If training samples are rearranged among tasks (`clbench.data.arrival`), `met` are
+    the classes of this task's training samples, and `met_names` their names. Otherwise both are empty.
     """
 
     classes: tuple[int, ...]
@@ -45,16 +45,16 @@ class StreamTask:
     class_names: tuple[str, ...] = ()
     met: tuple[int, ...] = ()
     met_names: tuple[str, ...] = ()
-    test_rows: Tensor | None = None  # of the test samples, as `raw.Split.rows`; on the CPU
+    test_rows: Tensor | None = None  # rows of the test samples (`raw.Split.rows`), on the CPU
 
     @property
     def taught(self) -> tuple[int, ...]:
-        """Return the classes that its training samples have."""
+        """Return the classes of the task's training samples."""
         return self.met or self.classes
 
     @property
     def taught_names(self) -> tuple[str, ...]:
-        """Return their names, in their order; empty where they have none."""
+        """Return the names of `taught`, in the same order; empty if classes have no names."""
         return self.met_names if self.met else self.class_names
 
 
@@ -63,22 +63,22 @@ class Stream(HasObjective):
     """A stream of tasks.
 
     Args:
-        tasks: in order.
+        tasks: the tasks in order.
         classes: C, the number of outputs.
-        input_shape: of one prepared sample.
-        prepare: raw samples [N, ...] -> float32 inputs [N, *input_shape], or tokens int32 [N, L].
+        input_shape: the shape of one prepared sample.
+        prepare: turns raw samples [N, ...] into float32 inputs [N, *input_shape], or tokens int32 [N, L].
         fingerprint: hash over all tensors, labels and the constants of `prepare`.
-        notes: how it was read.
+        notes: how the data were read.
         augment: augments training images; None for no augmentation.
-        data: hash of the benchmark, before scenario and validation split.
-        arrivals: training samples that arrive during each task, by class, or where tasks share outputs by the task that
-            they are of; empty where they arrive as the benchmark has them.
-        hidden: whether a method gets it as one task (`clbench.training.stream_loop`).
-        objective: what models are trained for. Of `causal-lm`, labels are int32 [N, L]: the token at a position whose
-            prediction counts, else -100; there are no classes. Of `regression`, they are standardized float32 [N]; the
-            only class of a task is its output.
-        task_names: of tasks without classes, where the data name them.
-        target: mean and deviation that a numeric target was standardized by.
+        data: hash of the benchmark, before the scenario and the validation split are applied.
+        arrivals: the number of training samples of each class that arrive during each task. If tasks share outputs,
+            samples are counted by their original task instead. Empty if samples are not rearranged.
+        hidden: whether a method gets the stream as one task (`clbench.training.stream_loop`).
+        objective: what models are trained for. For `causal-lm`, labels are int32 [N, L]: the token at each position
+            whose prediction counts, else -100; there are no classes. For `regression`, labels are standardized
+            float32 [N], and the only class of a task is its output.
+        task_names: the names of tasks without classes, if the data name them.
+        target: mean and standard deviation by which a numeric target was standardized.
         common_test: whether all tasks have the same test samples. These are evaluated once.
     """
 
@@ -99,21 +99,21 @@ class Stream(HasObjective):
 
     @property
     def is_text(self) -> bool:
-        """Tell whether the samples are tokens."""
+        """Return whether the samples are tokens."""
         return tokens.is_text(stored(self.tasks[0].train))
 
     @property
     def told_tasks(self) -> int:
-        """Return the number of tasks that a strategy gets to know: 1 if the boundaries are hidden."""
+        """Return the number of tasks that a strategy sees: 1 if task boundaries are hidden."""
         return 1 if self.hidden else len(self.tasks)
 
     def arrived(self, learned: int) -> list[int]:
-        """Return the outputs of the classes of which a sample has arrived in the first `learned` tasks."""
+        """Return the sorted outputs of the classes that have training samples in the first `learned` tasks."""
         return sorted(set(chain.from_iterable(task.taught for task in self.tasks[:learned])))
 
     @property
     def tested_tasks(self) -> tuple[StreamTask, ...]:
-        """Return the tasks whose test samples are evaluated: the first one for all if they share one test set."""
+        """Return the tasks whose test samples are evaluated: only the first one if all share one test set."""
         return self.tasks[:1] if self.common_test else self.tasks
 
     @cached_property
@@ -124,7 +124,7 @@ class Stream(HasObjective):
         photos = [part.photos for part in parts if isinstance(part, PhotoSamples)]
         prepared = self.prepare if size <= TEST_BYTES and not photos else None
         xs = [] if photos else [part.x if prepared is None else prepared(part.x) for part in parts]
-        x = Photos.concat(photos) if photos else xs[0] if len(xs) == 1 else torch.cat(xs)  # no copy of a single one
+        x = Photos.concat(photos) if photos else xs[0] if len(xs) == 1 else torch.cat(xs)  # a single one is not copied
         return Tests(x, torch.cat([part.y for part in parts]),
                      torch.cat([torch.full((len(part),), index, device=part.y.device)
                                 for index, part in enumerate(parts)]),
@@ -133,9 +133,9 @@ class Stream(HasObjective):
     def to(self, device: torch.device | str, room: int | None = None) -> Stream:
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
 
-        If all samples together take more than `room` bytes (None: no limit), training inputs stay on the host, and
-        batches are copied from there. Inputs that permuted tasks share move to the device in any case, photos that stay
-        in their files in no case.
+        If all samples together take more than `room` bytes (None: no limit), training inputs stay on the host and are
+        copied batch by batch. Inputs that permuted tasks share always move to the device. Photos that stay in their
+        files never do.
         """
         moved: dict[int, Tensor] = {}
         cache = PermutedInputCache()
@@ -167,7 +167,7 @@ class Stream(HasObjective):
 
 
 def stored(samples: Samples) -> Tensor | Photos:
-    """Return the inputs [N, ...] of samples where they lie; of permuted ones those before the permutation."""
+    """Return the stored inputs [N, ...] of samples, without a copy; permuted inputs are returned unpermuted."""
     if isinstance(samples, PermutedSamples):
         return samples.base
     if isinstance(samples, PhotoSamples):
@@ -180,31 +180,32 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     """Return a benchmark's stream, from the cache under `data_dir` or built by Avalanche and then cached.
 
     Args:
-        benchmark: its name and all its options.
+        benchmark: the benchmark's name and all its options.
         scenario: `task`, `class` or `domain`.
-        seed: of the trial; used only if the stream depends on it (`cache.depends_on_seed`) or for the validation split.
+        seed: the trial's seed; used only if the stream depends on it (`cache.depends_on_seed`) or for validation.
         data_dir: folder of data sets and of the cache (`streams/`).
-        registry: what is installed.
-        validation: share of the training samples that replaces the test samples; 0 leaves both as they are.
-        verify: whether all data files are read to see if the cached stream was made of them (`cache.read_or_build`).
+        registry: the installed benchmarks.
+        validation: share of the training samples that replaces the test samples; 0 changes nothing.
+        verify: whether to read all data files again, even if their size and times are the same
+            (`cache.read_or_build`).
 
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
-        SpecError: the benchmark's options give nothing to a trial of this seed.
+        SpecError: the benchmark's options leave a trial of this seed without samples.
     """
     options = registry.benchmark(benchmark.name).options.stored(benchmark.options)
     if problem := options.seed_problem([seed], validation):
         raise SpecError(f"benchmark {benchmark.name!r}: {problem}")
     raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
     if raw.common_test:
-        common_outputs(raw, scenario, benchmark.name)  # validation does not choose for a test that is refused later
+        common_outputs(raw, scenario, benchmark.name)  # raise now: a run with validation must not hide this error
     stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
     return replace(stream, data=raw.digest)
 
 
 def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
                    verify: bool = False) -> RawStream:
-    """Return a benchmark with its own labels, from the cache or built; `load_stream` says how and raises what."""
+    """Return a benchmark with its own labels, from the cache or built; arguments and errors as in `load_stream`."""
     def build() -> RawStream:
         info = registry.benchmark(benchmark.name)
         options = info.options.stored(benchmark.options)
@@ -220,7 +221,7 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
 
 
 def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
-    """Return a raw stream as the scenario presents it; `name` is the benchmark's, for errors."""
+    """Return a raw stream with the outputs of the scenario; `name` is the benchmark's name, for error messages."""
     common = common_outputs(raw, scenario, name) if raw.common_test else None
     if not raw.has_classes:
         return _unlabeled(raw, scenario, name)
@@ -248,9 +249,9 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
 
 
 def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
-    """Return a stream without classes, whose labels stay as they are.
+    """Return the stream of a benchmark without classes; its labels do not change.
 
-    Numbers have an output for each task if the scenario gives the task, and else one that all tasks share.
+    Numeric targets have one output per task if the scenario gives the task ID. Otherwise all tasks share one output.
     """
     rules, outputs = scenario_rules(scenario), [tuple[int, ...]()] * len(raw.train)
     if rules.seen_compete:
@@ -268,7 +269,7 @@ def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
 
 
 def lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:
-    """Return samples of a split; inputs with a permutation or random transforms are made when they are asked for."""
+    """Return the samples of a split; permutations and random transforms are applied when inputs are requested."""
     if split.draw is not None and isinstance(split.x, Tensor):
         return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
     if split.permutation is None or isinstance(split.x, Photos):
@@ -277,9 +278,9 @@ def lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Sam
 
 
 def eagerly(split: Split, y: Tensor, task: int) -> Samples:
-    """Return samples with their inputs ready, permuted ones too: tests are read after every task.
+    """Return the samples of a split, with permutations applied now, because tests are read after every task.
 
-    Photos that stay in their files stay there.
+    Photos that stay in their files are not read.
     """
     x = split.x
     if split.permutation is not None and isinstance(x, Tensor):

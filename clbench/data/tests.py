@@ -1,4 +1,4 @@
-"""Tests: the test samples of a stream, in batches."""
+"""`Tests`: the test samples of a stream, in batches."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from clbench.models.scoring import needed_tokens
 class Tests:
     """Test samples of several tasks, one task after the other: x [N, ...], labels y [N], task indices tasks [N].
 
-    `sizes` are the numbers of samples; `prepare` is to be applied to x, None if x are already inputs of the model.
-    Photos that stay in their files are decoded batch by batch, while earlier batches are used. `token_labels` says
-    whether labels are those of language models, y [N, L].
+    `sizes` are the numbers of samples per task. `batches` applies `prepare` to x; None if x are already inputs of the
+    model. Photos that stay in their files are decoded batch by batch, while earlier batches are used. `token_labels`
+    says whether labels are those of language models, y [N, L].
     """
 
     x: Tensor | Photos
@@ -33,9 +33,9 @@ class Tests:
     token_labels: bool = False
 
     def batches(self, size: int, task: int | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield inputs of the model, labels and task indices of all samples, or of one task's, in batches.
+        """Yield batches of model inputs, labels and task indices, for all samples or for those of one task.
 
-        `first` is the number of the batch to begin with. Tokens are cut off behind the longest sample of a batch.
+        `first` is the index of the first batch to yield. Tokens are cut to the longest sample of each batch.
         """
         begin, end = self._range(task)
         inputs: Iterator[Tensor]
@@ -50,11 +50,11 @@ class Tests:
             yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), y, tasks
 
     def labels(self, size: int, task: int | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield labels and task indices alone, in the same batches."""
+        """Yield only labels and task indices, in the same batches."""
         begin, end = self._range(task)
         parts = (torch.split(column[begin:end], size) for column in (self.y, self.tasks))
         yield from islice(zip(*parts, strict=True), first, None)
 
     def _range(self, task: int | None) -> tuple[int, int]:
-        """Return where the samples of a task begin and end, or all samples."""
+        """Return the first row and the end (exclusive) of a task's samples, or of all samples."""
         return (0, len(self.y)) if task is None else (sum(self.sizes[:task]), sum(self.sizes[:task + 1]))

@@ -44,13 +44,13 @@ class Layout:
     std: tuple[float, ...] = ()
     permutations: tuple[torch.Tensor, ...] = ()
     augment: str = ""
-    size: int | None = None  # to which photos of several sizes are brought
-    class_names: tuple[str, ...] = ()  # of labels 0, 1, ..., if they have names
-    orders: tuple[tuple[int, ...], ...] = ()  # labels of each task in order, where the experiences do not say it
-    notes: tuple[str, ...] = ()  # how the data were read, for whoever runs it
+    size: int | None = None  # pixels per side to which photos of several sizes are resized
+    class_names: tuple[str, ...] = ()  # names of the labels 0, 1, ..., if they have names
+    orders: tuple[tuple[int, ...], ...] = ()  # labels of each task in order, if the experiences do not say it
+    notes: tuple[str, ...] = ()  # how the data were read, for the user
     text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
-    # Of each task: its test samples' rows in the data set's test part. Empty: their rows in the one data set under all
-    # test experiences, if there is one (`build.test_rows`). Of a test set that all tasks share: one entry.
+    # Rows of each task's test samples in the test part of the data set; one entry if all tasks share a test set. If
+    # empty, the rows in the data set that all test experiences share are used, if there is one (`build.test_rows`).
     test_rows: tuple[torch.Tensor, ...] = ()
 
 
@@ -60,7 +60,7 @@ def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
     from torchvision.transforms import Compose, Pad
 
     datasets.mnist_like("MNIST", data_dir)  # downloads it or raises; Avalanche then finds it there
-    if options.task_sizes:  # which Avalanche's SplitMNIST does not take
+    if options.task_sizes:  # Avalanche's SplitMNIST has no such option
         return _split(*datasets.mnist_like("MNIST", data_dir), options, seed, "MNIST")
     transform = Compose([ToBytes(), Pad(options.padding)]) if options.padding else ToBytes()
     benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed),
@@ -79,7 +79,7 @@ def split_fashion_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any
 
 
 def permuted_mnist(options: PermutedOptions, data_dir: Path, seed: int) -> Any:
-    """Return permuted MNIST: zero-padded images, as they are in task 0, with permuted pixels in the others."""
+    """Return permuted MNIST: zero-padded images, unchanged in task 0, with permuted pixels in all other tasks."""
     from avalanche.benchmarks.classic.cmnist import PixelsPermutation
 
     train, test = (padded(part, options.padding) for part in datasets.mnist_like("MNIST", data_dir))
@@ -91,7 +91,7 @@ def permuted_mnist(options: PermutedOptions, data_dir: Path, seed: int) -> Any:
 
 
 def rotated_mnist(options: RotatedOptions, data_dir: Path, seed: int) -> Any:
-    """Return rotated MNIST: task t is turned by t / tasks of `degrees`, counter-clockwise, nearest pixel."""
+    """Return rotated MNIST: task t is rotated counter-clockwise by degrees * t / tasks, by nearest neighbors."""
     from torchvision.transforms import RandomRotation
 
     angles = [options.degrees * task / options.tasks for task in range(options.tasks)]
@@ -106,7 +106,7 @@ def split_cifar10(options: CIFAROptions, data_dir: Path, seed: int) -> Any:
 
 
 def split_cifar100(options: CIFAR100Options, data_dir: Path, seed: int) -> Any:
-    """Return CIFAR-100, split by class, without the held-out classes, or only these."""
+    """Return CIFAR-100 split by class: all classes except the held-out ones, or only the held-out classes."""
     begin = options.classes - options.held_out if options.part == "held-out" else 0
     return _split_cifar("CIFAR100", options, data_dir, seed, begin)
 
@@ -129,20 +129,20 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, be
     mean, std = kinds.get(options.normalize, ((), ()))
     setattr(benchmark, LAYOUT, Layout(mean, std, augment="" if options.augment == "none" else options.augment,
                                       class_names=names,
-                                      test_rows=rows_by_task(benchmark, rows)))  # the last part's
+                                      test_rows=rows_by_task(benchmark, rows)))  # `rows` of the test part
     return benchmark
 
 
 def custom(name: str, options: CustomOptions, data_dir: Path, seed: int) -> Any:
-    """Return what the function `package.module:function` or `path/to/file.py:function` returns.
+    """Return the benchmark that the function `package.module:function` or `path/to/file.py:function` returns.
 
-    Modules of the current directory, or of the file's, can be imported.
+    The function can import modules from the current directory, or from the directory of its file.
     """
     return sized(load_function(name, "benchmark")(), options)
 
 
 def sized(benchmark: Any, options: CustomOptions) -> Any:
-    """Return a benchmark that says to which size its photos are brought, if the options do."""
+    """Attach a `Layout` with the size of photos to a benchmark if the options give a size, and return the benchmark."""
     if options.size is not None and hasattr(benchmark, "train_stream") and not hasattr(benchmark, LAYOUT):
         setattr(benchmark, LAYOUT, Layout(size=options.size))
     return benchmark
@@ -152,12 +152,12 @@ def class_order(options: ClassOptions, seed: int, names: Sequence[str] = ()) -> 
     """Return the order in which the classes come.
 
     Args:
-        options: how.
-        seed: of the trial.
-        names: of the classes; empty if they have numbers only.
+        options: the options with the class order.
+        seed: the trial's seed.
+        names: the names of the classes; empty if classes have only numbers.
 
     Raises:
-        DataError: `classes_in_order` has other names than the classes.
+        DataError: `classes_in_order` does not have each class once.
     """
     if not options.classes_in_order:
         return order_classes(options, seed, options.ordered)
@@ -171,7 +171,7 @@ def class_order(options: ClassOptions, seed: int, names: Sequence[str] = ()) -> 
 
 
 def padded(images: Images, pixels: int) -> Images:
-    """Return images with so many zero pixels on each side."""
+    """Return images with `pixels` zero pixels added on each side."""
     return Images(torch.nn.functional.pad(images.x, [pixels] * 4), images.y) if pixels else images
 
 
@@ -192,7 +192,7 @@ def _split(train: Images, test: Images, options: SplitOptions, seed: int, datase
 
 
 def split_by_class(train: Images, test: Images, sizes: Sequence[int], order: list[int]) -> Any:
-    """Return a benchmark whose tasks have different classes, as many as `sizes` says."""
+    """Return a benchmark whose tasks have disjoint classes; `sizes` are the numbers of classes."""
     from avalanche.benchmarks import nc_benchmark
     from torch.utils.data import TensorDataset
 
@@ -201,7 +201,7 @@ def split_by_class(train: Images, test: Images, sizes: Sequence[int], order: lis
 
 
 def rows_by_task(benchmark: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return `rows` [N] of the N test samples that `split_by_class` was given, in the order of each task's samples."""
+    """Return the entries of `rows` [N] for each task's test samples; `split_by_class` was given N test samples."""
     leaves = [leaf_rows(e.dataset, np.arange(len(e.dataset))) for e in benchmark.test_stream]
     return tuple(rows[torch.from_numpy(leaf[1])] for leaf in leaves if leaf is not None)
 

@@ -50,9 +50,9 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
 
 
 def as_raw(benchmark: Any, where: str, seeded: bool = False) -> RawStream:
-    """Return an Avalanche benchmark as tensors, and a stream as it is.
+    """Return an Avalanche benchmark as tensors; a `RawStream` is returned unchanged.
 
-    `where` names it in errors, `seeded` says that it is one seed's own.
+    `where` is its name in errors, and `seeded` says whether it depends on the seed.
     """
     if isinstance(benchmark, RawStream):
         return benchmark
@@ -70,7 +70,7 @@ def as_raw(benchmark: Any, where: str, seeded: bool = False) -> RawStream:
 
 
 def test_rows(experiences: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-    """Return the rows of each experience's samples in the data set that all share; nothing if there are several."""
+    """Return the rows of each experience's samples in the data set that all share; empty if they do not share one."""
     leaves, rows = [], []
     for experience in experiences:
         leaf_and_rows = leaf_rows(experience.dataset, np.arange(len(experience.dataset)))
@@ -122,7 +122,7 @@ def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
 
 
 def _named(orders: Sequence[Sequence[int]], names: Sequence[str], where: str) -> None:
-    """Check that every class has a name, where classes have names."""
+    """Check that every class has a name, if classes have names."""
     strange = [label for label in chain.from_iterable(orders) if not 0 <= label < len(names)]
     if names and strange:
         raise DataError(f"{where} names {len(names)} classes, and there is a class {strange[0]}; name the labels 0, 1, "
@@ -130,7 +130,7 @@ def _named(orders: Sequence[Sequence[int]], names: Sequence[str], where: str) ->
 
 
 def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:
-    """Return an experience as a split; if it is the first one permuted, only the permutation is stored."""
+    """Return an experience as a split; for a permuted copy of the first experience, store only the permutation."""
     if permutation is None or read.x is first:
         return Split(read.x, read.y, draw=read.draw)
     if not torch.equal(read.x, permute(first, permutation)):
@@ -147,7 +147,7 @@ def _order(experience: Any, present: list[int]) -> tuple[int, ...]:
 
 
 def _merged(notes: list[str]) -> list[str]:
-    """Return a single note for many: the first, with the number of others."""
+    """Merge several notes into one: the first note, with the number of the others."""
     return notes if len(notes) < 2 else [f"{notes[0]} (and {len(notes) - 1} more experiences)"]
 
 

@@ -1,7 +1,7 @@
-"""An experience of an Avalanche benchmark as two tensors, exactly as iterating its data set would give them.
+"""Read an experience of an Avalanche benchmark as two tensors, exactly as iterating its data set would give them.
 
 Known data sets are read as whole arrays (`whole.py`), 4 to 23 times faster than item by item. The result is compared
-bit for bit with a sample of items, each read twice. Anything unknown or unequal is read item by item.
+bit for bit with a sample of items, each read twice. Unknown data sets, and those that differ, are read item by item.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHUNK = 8192  # rows that are transformed at once, to bound memory
 class Experience:
     """Inputs x [N, ...] (uint8, else float32), labels y [N] int64, and a note if it was read item by item.
 
-    With random transforms x is one draw, and `draw(i)` draws sample i once more.
+    If transforms are random, x is one draw, and `draw(i)` returns a new draw of sample i.
     """
 
     x: Tensor
@@ -38,7 +38,7 @@ class Experience:
 
 
 class SeveralShapes(DataError):
-    """Samples have not all one type and shape."""
+    """Raised if samples differ in type or shape."""
 
     way_out = ("every sample must have one type and shape: photos are brought to the size that the model, or the "
                "benchmark, is given (--model NAME:size=224)")
@@ -50,13 +50,14 @@ def materialise(dataset: Any, group: str, where: str, size: int | None = None, t
     Args:
         dataset: an Avalanche data set; items are (x, y) or (x, y, task label).
         group: `train` or `eval`, the group of transforms to apply.
-        where: what is read, for errors and notes.
-        size: pixels to which each photo is brought, the shorter side resized (bicubic) and the middle cut out.
+        where: the name of the experience, for errors and notes.
+        size: pixels per side of each photo, after its shorter side is resized (bicubic) and the middle is cut out.
         text: whether samples are tokens, which stay integers.
 
     Raises:
-        SeveralShapes: samples are not alike.
-        DataError: no samples, random transforms in a test, inputs of an unknown type, labels that are no integers.
+        SeveralShapes: samples differ in type or shape.
+        DataError: there are no samples, a test has random transforms, inputs have an unknown type, or labels are not
+            integers.
     """
     data = getattr(dataset, group)() if hasattr(dataset, group) else dataset
     if size is not None:
@@ -79,10 +80,10 @@ def materialise(dataset: Any, group: str, where: str, size: int | None = None, t
 
 
 class Sized:
-    """A data set whose photos are brought to one size."""
+    """A data set whose photos are resized to one size."""
 
     def __init__(self, data: Any, size: int, where: str) -> None:
-        """Bring the photos of `data` to `size` pixels."""
+        """Resize the photos of `data` to `size` x `size` pixels."""
         self.data, self.size, self.where = data, size, where
 
     def __len__(self) -> int:
@@ -156,7 +157,7 @@ def _item(item: Sequence[Any], where: str) -> tuple[Tensor, int]:
 
 
 def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
-    """Tell whether two samples are the same to the bit (NaN equals itself)."""
+    """Return whether two samples are equal bit for bit (NaN equals NaN)."""
     (a, label), (b, other_label) = one, other
     return (a.dtype == b.dtype and a.shape == b.shape and label == other_label
             and (torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())))

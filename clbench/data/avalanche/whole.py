@@ -1,4 +1,4 @@
-"""Avalanche data sets as whole arrays, read through index maps, concatenations and transforms down to their data."""
+"""Read Avalanche data sets as whole arrays, through index maps, concatenations and transforms down to their data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from clbench.data.samples import permute
 
 
 class NotBatchable(Exception):
-    """Something, named in the message, cannot be read or transformed as a whole."""
+    """Raised if a data set or transform, named in the message, is not known to work on whole arrays."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch of images, uint8 [N, C, H, W], that would be PIL images one by one."""
+    """A batch of images, uint8 [N, C, H, W], that the data set gives as PIL images one by one."""
 
     x: Tensor
 
 
 class ToBytes:
-    """Images in [0, 1] as uint8: undoes the division by 255 exactly and takes a quarter of the memory."""
+    """Convert images in [0, 1] to uint8, which exactly undoes the division by 255 and takes a quarter of the memory."""
 
     clbench_batched = True  # does the same on [C, H, W] and [N, C, H, W]
 
@@ -36,12 +36,12 @@ class ToBytes:
 
 
 Batch = Tensor | Pictures
-# Transforms of torchvision (v1) that treat all images of a batch alike, whatever their parameters.
+# Transforms of torchvision (v1) that treat all images of a batch alike, with any parameters.
 BATCHWISE_TRANSFORMS = ("Normalize", "ConvertImageDtype", "Pad", "CenterCrop", "Resize", "Grayscale")
 
 
 def apply(transform: Callable[..., Any] | None, x: Batch) -> Batch:
-    """Return a batch transformed as its images would be one by one; raise `NotBatchable` if that is not known."""
+    """Transform a batch as its images would be one by one; raise `NotBatchable` if the result could differ."""
     if transform is None:
         return x
     cls = type(transform)
@@ -107,7 +107,7 @@ def read_arrays(data: Any, rows: np.ndarray[Any, Any], group: str | None = None)
 
 
 def leaf_rows(data: Any, rows: np.ndarray[Any, Any]) -> tuple[Any, np.ndarray[Any, Any]] | None:
-    """Return the data set at the bottom from which items `rows` are read, and their rows in it; None if several are."""
+    """Return the innermost data set that has items `rows`, and their rows in it; None if there are several."""
     from avalanche.benchmarks.utils.data import AvalancheDataset
     from avalanche.benchmarks.utils.flat_data import FlatData
 
@@ -142,7 +142,7 @@ def _indices(indices: Any) -> np.ndarray[Any, Any]:
 
 def _parts(datasets: Sequence[Any], sizes: Sequence[int], rows: np.ndarray[Any, Any],
            group: str | None) -> tuple[Batch, Labels]:
-    """Read rows of a concatenation."""
+    """Read rows of concatenated data sets."""
     if len(datasets) == 1:
         return read_arrays(datasets[0], rows, group)
     owners = np.searchsorted(np.asarray(sizes), rows, side="right")
@@ -190,7 +190,7 @@ def _labels(transform: Callable[[Any], Any] | None, y: Labels) -> Labels:
 
 
 def _leaf(data: Any, rows: np.ndarray[Any, Any]) -> tuple[Batch, Labels]:
-    """Read rows of a data set whose items are known to be those of its arrays."""
+    """Read rows from the arrays of a data set, if its items are known to be those of the arrays."""
     index = torch.from_numpy(rows)
     if isinstance(data, TensorDataset):
         if type(data).__getitem__ is not TensorDataset.__getitem__ or len(data.tensors) < 2:

@@ -1,5 +1,5 @@
-"""Benchmarks of photos that papers use, by name: options, which files they read, and how these are split.
+"""Photo benchmarks that papers use: their options, the files that they read, and their splits.
 
-A benchmark is a subclass of `NamedOptions` and its `BenchmarkInfo` by `named_benchmark`. Nothing here imports torch
-until photos are read.
+To add a benchmark, subclass `NamedOptions` and pass the class to `named_benchmark`. Nothing here imports torch until
+photos are read.
 """

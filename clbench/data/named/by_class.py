@@ -1,4 +1,4 @@
-"""Benchmarks by class, of a folder for each class: ImageNet-R, ImageNet-A, CUB-200-2011 and OmniBenchmark."""
+"""Photo benchmarks split by class, from a folder per class: ImageNet-R, ImageNet-A, CUB-200-2011 and OmniBenchmark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clbench.data.named.options import NamedOptions, SplitFiles
 from clbench.data.own.lists import listed_photos, photos_in, read_list
 from clbench.data.own.samples import Labeled, PhotoFiles, some
 
-TRAIN_SHARE = 0.8  # of photos that a rule divides
+TRAIN_SHARE = 0.8  # share of training photos if a rule divides them
 WNID = r"n\d{8}"
 HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks/"
 CODA = ("https://raw.githubusercontent.com/GT-RIPL/CODA-Prompt/6417d4f68754be68b697c7ca2323ee61e791e1a3/dataloaders/"
@@ -33,8 +33,8 @@ PILOT = ("The README of the repository sun-hailong/LAMDA-PILOT links to {} (MD5 
 def random_rows(count: int, seed: int) -> tuple[list[int], list[int]]:
     """Return the rows that `torch.utils.data.random_split` gives to training (80%) and to test, with torch's seed.
 
-    The permutation is that of `torch.randperm` on the CPU: a Fisher-Yates shuffle by the same Mersenne Twister. It is
-    written out, because data are checked where torch is not imported.
+    The permutation equals that of `torch.randperm` on the CPU: a Fisher-Yates shuffle with the same Mersenne Twister.
+    It is implemented here because data are checked without importing torch.
     """
     import numpy as np  # not at the top: `clbench methods` reads this module and needs no numpy
 
@@ -56,7 +56,7 @@ def stratified_rows(labels: Sequence[str], seed: int) -> tuple[list[int], list[i
 
 
 def chosen(photos: PhotoFiles, rows: Sequence[int]) -> PhotoFiles:
-    """Return some photos, in the order of rows."""
+    """Return the photos at `rows`, in that order."""
     labeled = photos.labeled
     return PhotoFiles(tuple(photos.files[row] for row in rows),
                       Labeled([labeled.labels[row] for row in rows],
@@ -65,7 +65,7 @@ def chosen(photos: PhotoFiles, rows: Sequence[int]) -> PhotoFiles:
 
 
 def folders_by_text(root: Path, where: str, notes: list[str]) -> PhotoFiles:
-    """Return the photos in a folder of classes; these are sorted as text, as ImageFolder does it. Notes are added."""
+    """Return the photos in a folder of classes, which are sorted as text, as in ImageFolder; append to `notes`."""
     photos = photos_in(root, where, notes)
     return PhotoFiles(photos.files, replace(photos.labeled, classes=tuple(sorted(set(photos.labeled.labels)))))
 
@@ -78,12 +78,12 @@ def pilot_parts(classes: int, archive: str, md5: str, folder: str) -> tuple[Need
 
 
 class ByClassOptions(NamedOptions):
-    """Options of data sets in folders of classes, which are divided by a rule or lie in PILOT's folders."""
+    """Options of data sets with a folder per class; by default, the split is that of PILOT's folders."""
 
     split: str
 
     def downloads(self) -> Sequence[Download]:
-        """Return the published files; PILOT's have no address from which a program could download them."""
+        """Return the files to download; none for PILOT's split, whose files a program cannot download."""
         return () if self.split == "pilot" else super().downloads()
 
     def find(self, root: Path, where: str) -> SplitFiles:
@@ -94,8 +94,8 @@ class ByClassOptions(NamedOptions):
 
 
 def wnid_photos(root: Path, where: str) -> PhotoFiles:
-    """Return the photos in the folders that are named by WordNet, sorted by folder and file name."""
-    photos = folders_by_text(root, where, [])  # lists and README.txt lie there, too, and need no note
+    """Return the photos in folders with names from WordNet, sorted by folder and file name."""
+    photos = folders_by_text(root, where, [])  # lists and README.txt in it need no note
     return chosen(photos, [row for row, label in enumerate(photos.labeled.labels) if re.fullmatch(WNID, label)])
 
 
@@ -152,7 +152,7 @@ class ImageNetROptions(ByClassOptions):
 
 
 def by_rule(photos: PhotoFiles, split: str, where: str) -> SplitFiles:
-    """Return photos, divided by a rule.
+    """Divide photos into training and test by the rule of `split`.
 
     Raises:
         DataError: a class has too few photos for the rule.
@@ -213,7 +213,7 @@ class CUBOptions(ByClassOptions):
 
     @property
     def published(self) -> tuple[int, int]:
-        """Return the numbers of the official split."""
+        """Return the numbers of photos of the official split; 0 and 0 for another split."""
         return self.SAMPLES if self.split == "official" else (0, 0)
 
     def needed(self) -> tuple[Needed, ...]:

@@ -30,11 +30,11 @@ class ByDomainOptions(NamedOptions):
 
     @property
     def tasks_are_named(self) -> bool:
-        """Tell whether tasks are those that the data name."""
+        """Return whether tasks are those that the data name."""
         return self.tasks is None and not self.task_sizes
 
     def _named_by(self) -> str:
-        """Return what says so."""
+        """Return the condition under which the data name the tasks."""
         return "as long as neither tasks nor task_sizes is given"
 
 
@@ -56,7 +56,7 @@ class DomainNetOptions(ByDomainOptions):
 
     @property
     def shared_classes(self) -> bool:
-        """Tell that each domain has all classes: painting has no training photos of t-shirts, but test photos."""
+        """Return True, because each domain has all classes. Painting has only test photos of t-shirts."""
         return True
 
     def find(self, root: Path, where: str) -> SplitFiles:
@@ -86,7 +86,7 @@ class CORe50Options(ByDomainOptions):
 
     @model_validator(mode="after")
     def _tasks_of_lists(self) -> CORe50Options:
-        """Refuse tasks by class, which the lists of NC have, and categories there."""
+        """Refuse options for tasks by class, and categories with protocol NC."""
         if self.tasks is not None or self.task_sizes:
             raise ValueError("tasks are those of the lists; protocol=nc has tasks by class")
         if self.protocol == "nc" and self.labels == "categories":
@@ -96,7 +96,7 @@ class CORe50Options(ByDomainOptions):
 
     @property
     def common_test(self) -> bool:
-        """Tell that all tasks have the same test: the photos of all objects in sessions 3, 7 and 10."""
+        """Return True, because all tasks have the same test: the photos of all objects in sessions 3, 7 and 10."""
         return True
 
     @property
@@ -105,7 +105,7 @@ class CORe50Options(ByDomainOptions):
         return "domain" if self.protocol == "ni" else "class"
 
     def lists(self) -> list[str]:
-        """Return the lists of the tasks in order, then that of the test, below the folder of the data set."""
+        """Return the paths of the lists below the data set's folder: one per task in order, then that of the test."""
         folder = f"batches_filelists/{self.protocol.upper()}_inc/run{self.run}"
         return [f"{folder}/{name}_filelist.txt" for name in
                 (*(f"train_batch_{batch:02}" for batch in range(self.BATCHES[self.protocol])), "test")]
@@ -121,7 +121,7 @@ class CORe50Options(ByDomainOptions):
                   for name in self.lists()))
 
     def find(self, root: Path, where: str) -> SplitFiles:
-        """Return the photos of the lists. Folders name the classes, since lists number them in each run's order."""
+        """Return the listed photos. Folders name the classes, because the lists of each run number them differently."""
         paths = [root / name for name in self.lists()]
         batches = [[path for path, _ in read_list(name, where)] for name in paths]
         if strange := [path for batch in batches for path in batch if not re.match(r"s\d+/o\d+/", path)]:
@@ -138,7 +138,7 @@ class CORe50Options(ByDomainOptions):
         return SplitFiles(parts[0], parts[1], paths)
 
     def _photos(self, root: Path, paths: list[str], where: str) -> PhotoFiles:
-        """Return photos with the object or category of each."""
+        """Return photos labeled with their object or category."""
         files = tuple(root / self.PHOTOS / path for path in paths)
         if missing := [path for path, file in zip(paths, files, strict=True) if not file.is_file()]:
             raise DataError(f"{where}: {len(missing)} of {len(files)} photos that the lists of run {self.run} name are "

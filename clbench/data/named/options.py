@@ -1,4 +1,4 @@
-"""NamedOptions: the base of the options of benchmarks that papers use, and how they become a `BenchmarkInfo`."""
+"""The base class for the options of photo benchmarks that papers use, and the function that declares a benchmark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SplitFiles(NamedTuple):
     Args:
         train: training photos.
         test: test photos.
-        lists: the files that say which photos these are.
+        lists: the files that list these photos.
         notes: what a user who runs the benchmark should know.
     """
 
@@ -39,7 +39,7 @@ class SplitFiles(NamedTuple):
 class NamedOptions(StoredTaskOptions):
     """Options of a benchmark that papers use. A subclass names its data and finds its photos (`find`).
 
-    Its fields are those of photos and of tasks, with the defaults of the papers.
+    Its fields are the options of photos and of tasks, with the defaults of the papers.
     """
 
     NAME: ClassVar[str]
@@ -60,7 +60,7 @@ class NamedOptions(StoredTaskOptions):
     @model_validator(mode="before")
     @classmethod
     def _size_or_crop(cls, values: Any) -> Any:
-        """Read a size in place of the default resize and crop, and refuse one of these without the other."""
+        """Let `size` replace the default resize and crop, and refuse resize or crop alone."""
         if isinstance(values, Mapping):
             given = {"resize", "crop"} & values.keys()
             if len(given) == 1:
@@ -71,7 +71,7 @@ class NamedOptions(StoredTaskOptions):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write resize and crop together, also if they have their defaults."""
+        """Write both resize and crop, even if they have their defaults."""
         return {**super()._without_defaults(write), "resize": self.resize, "crop": self.crop}
 
     @property
@@ -80,7 +80,7 @@ class NamedOptions(StoredTaskOptions):
         return self.SAMPLES
 
     def needed(self) -> tuple[Needed, ...]:
-        """Return what is read with these options."""
+        """Return the files and folders that are read with these options."""
         return self.DATA.needed
 
     def downloads(self) -> Sequence[Download]:
@@ -91,7 +91,7 @@ class NamedOptions(StoredTaskOptions):
         """Return the photos below the folder of the data set; `where` names the benchmark in errors.
 
         Raises:
-            DataError: they are not there, or cannot be right.
+            DataError: the photos are missing or wrong.
         """
         raise NotImplementedError
 
@@ -103,14 +103,14 @@ class NamedOptions(StoredTaskOptions):
                                       if name in fields and getattr(self, name) != fields[name].default)])
 
     def root(self, data_dir: Path) -> Path:
-        """Return the folder of the data set: a relative path from here on if it is there, else from the data folder."""
+        """Return the data set's folder; a relative path is searched in the working directory, then the data folder."""
         if self.path is None:
             return data_dir / self.DATA.folder
         path = Path(self.path).expanduser()
         return path if path.is_absolute() or path.is_dir() else data_dir / path
 
     def find_files(self, data_dir: Path) -> SplitFiles:
-        """Return the photos, after everything needed was checked.
+        """Check that all needed files are present, and return the photos.
 
         Raises:
             DataError: something is missing or wrong.

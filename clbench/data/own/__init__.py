@@ -1,1 +1,1 @@
-"""Benchmarks made of one's own data: formats read, samples divided into tasks, an Avalanche benchmark of them."""
+"""Benchmarks of user data: read the formats, divide samples into tasks, and build an Avalanche benchmark."""

@@ -1,6 +1,6 @@
-"""`arrays:FILE`: inputs and labels in a file of arrays as a benchmark, such as what `clbench embed` writes.
+"""The benchmark `arrays:FILE`: inputs and labels from a file of arrays, such as a file that `clbench embed` writes.
 
-Keys are X, y and, if there are such, task and group; or X_train, y_train, X_test, y_test and the like.
+Keys are X, y and optionally task and group, or X_train, y_train, X_test, y_test and so on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clbench.data.own.samples import Labeled, as_text, locate, some
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
 
 Arrays = dict[str, Any]  # of torch or numpy
-CHANNELS = (1, 3)  # an axis of so many is that of colors
+CHANNELS = (1, 3)  # sizes of an axis of color channels
 
 
 def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
@@ -72,7 +72,7 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
 
 
 def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
-    """Return the benchmark of a parquet file: columns of numbers, or one column of lists, as they are."""
+    """Return the benchmark of a parquet file: columns of numbers, or one column of lists, without standardization."""
     read = read_table(path, where)
     label, notes = label_column(list(read.columns), options, where)
     used = feature_columns(read, label, options, where)
@@ -109,9 +109,9 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
 
 
 def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
-    """Return the array of a file as X and that of the file of labels as y."""
+    """Return the array of a file as X, and the array of the file of labels as y."""
     labels = options.labels or options.targets
-    assert labels is not None  # `check_arrays`
+    assert labels is not None  # `check_arrays` requires one
     contents: Arrays = {}
     for key, file in (("X", path), ("y", labels_file(path, labels, data_dir, where))):
         try:
@@ -163,10 +163,10 @@ def _text(values: Any, count: int, where: str) -> list[str]:
 
 
 def _inputs(x: Tensor, where: str) -> tuple[Tensor, list[str]]:
-    """Return inputs as they are stored, and notes.
+    """Return inputs in the form in which they are stored, and notes.
 
-    Bytes of three or four dimensions are images: [N, H, W], [N, C, H, W] or [N, H, W, C]. All else becomes float32 and
-    stays as it is, [N, D] above all; numbers of four dimensions may have their channels last, too.
+    Bytes of three or four dimensions are images: [N, H, W], [N, C, H, W] or [N, H, W, C]. All other arrays become
+    float32 and keep their shape, usually [N, D]. Only channels that come last in four dimensions are moved.
     """
     if x.ndim < 2 or not len(x):
         raise DataError(f"{where} is {list(x.shape)}, expected rows [N, D] or images [N, H, W, C]")

@@ -1,7 +1,7 @@
-"""Benchmarks of one's own samples, once they are read and divided: of classes for Avalanche, or of numbers to predict.
+"""Build benchmarks from user data that were read and divided: Avalanche benchmarks, or streams of numeric targets.
 
-Numbers are standardized by the mean and the population standard deviation of the first task's training targets, so that
-published learning rates fit any unit. Metrics and predictions are in the target's unit.
+Numeric targets are standardized by the mean and the population standard deviation of the first task's training targets,
+so that published learning rates fit any unit. Metrics and predictions are in the target's unit.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def own_benchmark(x: Tensor, labeled: Labeled, options: TaskOptions, seed: int, 
     Args:
         x: inputs [N, ...], of the training part if there is a test part.
         labeled: labels and, if the data name them, tasks and groups of x.
-        options: how they are divided.
-        seed: of the trial; for the order of classes alone.
-        where: names the data in errors.
+        options: the options for the division.
+        seed: the trial's seed, used only for the order of classes.
+        where: the name of the data in errors.
         x_test: inputs of the test part [M, ...]; None: a share of x is held out.
         test: labels, tasks and groups of the test part.
-        layout: what else there is to say, notes above all; those on the division are put after its own.
+        layout: further facts about the inputs, such as notes; notes on the division are appended.
 
     Raises:
-        DataError: as `divide` raises it.
+        DataError: `divide` raises an error.
     """
     return built(divide(labeled, test, options, seed, where), x, x if x_test is None else x_test, layout or Layout())
 
 
 def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -> Any:
-    """Return an Avalanche benchmark of divided samples; `x_test` is `x_train` where the test is held out of it."""
+    """Return an Avalanche benchmark of divided samples; `x_test` is `x_train` if the test is held out of it."""
     train, test = ([Images(x[torch.from_numpy(rows)], torch.from_numpy(y[rows])) for rows in tasks]
                    for x, y, tasks in ((x_train, division.y_train, division.train),
                                        (x_test, division.y_test, division.test)))
@@ -57,7 +57,7 @@ def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -
 
 
 def describe_copies(train: Sequence[Tensor], test: Sequence[Tensor]) -> list[str]:
-    """Return a note on how many test samples are copies of training samples; none if none is."""
+    """Return a note on the number of test samples that are copies of training samples; empty if there are none."""
     repeated = copies(train, test)
     tested = sum(map(len, test))
     return [f"{repeated} of {tested} test samples are exact copies of training samples"] if repeated else []
@@ -82,15 +82,15 @@ def _contents(inputs: Sequence[Tensor]) -> Iterator[bytes]:
 
 def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Tensor], name: str, *,
                   mean: Sequence[float] = (), std: Sequence[float] = (), notes: Sequence[str] = ()) -> RawStream:
-    """Return the stream of samples with targets.
+    """Return the stream of samples with numeric targets.
 
     Args:
-        division: of `divide_targets`.
-        x: inputs [N, ...] of the samples and of the test part, which are the same if there is no test part.
-        targets: float64 [N] likewise.
-        name: of the target.
-        mean: that inputs are standardized by; empty if they are not.
-        std: likewise.
+        division: the result of `divide_targets`.
+        x: inputs [N, ...] of the samples and, if there is one, of the test part.
+        targets: targets float64 [N], likewise.
+        name: the name of the target.
+        mean: the means by which inputs are standardized; empty if they are not.
+        std: the standard deviations, likewise.
         notes: how inputs were read.
     """
     first = targets[0][torch.from_numpy(division.train[0])]

@@ -1,4 +1,4 @@
-"""Files with columns (CSV, JSON lines, parquet): reading them, and `table:FILE`, rows of numbers as a benchmark.
+"""Read files with columns (CSV, JSON lines, parquet), and build the benchmark `table:FILE` from rows of numbers.
 
 Errors name row and column. Numbers are standardized by the training samples of the first task.
 """
@@ -63,10 +63,10 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
 
 
 def feature_columns(read: Table, label: str, options: FeatureOptions, where: str) -> list[str]:
-    """Return the columns that are inputs: all but those of labels, tasks and groups, and those that are left out.
+    """Return the input columns: all columns except labels, tasks, groups and those of the option `leave_out`.
 
     Raises:
-        DataError: none is left, or one that is to be left out is not there.
+        DataError: no column remains, or `leave_out` names a column that does not exist.
     """
     if strange := [c for c in options.leave_out if c not in read.columns]:
         raise DataError(f"{where}: leave_out names {some(strange)}, its columns are {some(read.columns)}")
@@ -82,19 +82,19 @@ def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
     return [locate(name, data_dir)]
 
 
-LABEL = "label"  # the column of labels where none is named and there is one of this name
+LABEL = "label"  # the column of labels if the user names none
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns by name, all of N values."""
+    """Columns by name, each with N values."""
 
     columns: Mapping[str, Sequence[Any]]
 
     def place(self, index: int, column: str) -> str:
-        """Return how an error names a cell; rows are counted from 1, below the names of columns."""
+        """Return the name of a cell in errors; rows are counted from 1, without the header."""
         return f"row {index + 1}, column {column!r}"
 
 
@@ -102,8 +102,8 @@ def read_table(path: Path, where: str) -> Table:
     """Return the columns of a .csv, .tsv, .jsonl (an object on each line) or .parquet file.
 
     Raises:
-        DataError: it cannot be read, has no header or rows of other lengths.
-        PluginError: a .parquet file, and pyarrow is not installed.
+        DataError: the file cannot be read, has no header, or has rows of different lengths.
+        PluginError: the file is a .parquet file, and pyarrow is not installed.
     """
     if path.suffix.lower() == ".parquet":
         return _parquet(path, where)
@@ -134,7 +134,7 @@ def read_table(path: Path, where: str) -> Table:
 
 
 def _json_lines(path: Path, where: str) -> Table:
-    """Return the values of the objects on a file's lines by their keys; None where an object has none."""
+    """Return a column for each key of the JSON objects on a file's lines; None if an object lacks the key."""
     rows = []
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -167,10 +167,10 @@ def _parquet(path: Path, where: str) -> Table:
 
 
 def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> tuple[str, list[str]]:
-    """Return which column has the labels or the numbers to predict, and a note where the user did not say it.
+    """Return the column of the labels or of the numbers to predict, and a note if the user did not name it.
 
     Raises:
-        DataError: the column that an option names is not there.
+        DataError: an option names a column that does not exist, or no column is left for labels.
     """
     for option in ("label_column", "target_column", "targets", "task_column", "group"):
         named = getattr(options, option, None)
@@ -214,10 +214,10 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
 
 
 def numbers(table: Table, columns: Iterable[str], where: str) -> Tensor:
-    """Return the values of columns as float64 [N, D]; a column of lists gives as many as its lists have.
+    """Return the values of columns as float64 [N, D]; a column of lists gives one column per element.
 
     Raises:
-        DataError: a value is missing, no number or not finite, or lists are of several lengths.
+        DataError: a value is missing, not a number or not finite, or lists differ in length.
     """
     parts = []
     for column in columns:
@@ -255,7 +255,7 @@ def _lists(table: Table, column: str, where: str) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """Return a value as a number; None if it is none."""
+    """Return a value as a number; None if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Samples divided into tasks, and into training and test: alike for every seed and class, groups kept whole."""
+"""Divide samples into tasks, and into training and test; groups stay whole, and all seeds get the same test samples."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from clbench.data.own.samples import Labeled, in_order, some
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
-FEW = 10  # a class with fewer training samples is named
-DEFAULT_TASKS = 5  # at most so many, of at least two classes each, where nobody says how many
+FEW = 10  # a note names classes with fewer training samples
+DEFAULT_TASKS = 5  # at most, each of at least two classes, if the user gives no number
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
 
     Args:
         train: the samples, or the training part.
-        test: the test part; None: `options.held_out` of the samples becomes one.
-        options: how. If neither the number nor the sizes of tasks are given and `train.tasks` is, these are the tasks.
-        seed: of the order of classes, where that is asked for; what is held out does not depend on it.
-        where: names the data in errors.
+        test: the test part; None: a share `options.held_out` of the samples becomes the test.
+        options: the options. `train.tasks`, if given, are the tasks unless a number or sizes of tasks are given.
+        seed: the seed of the class order, if the options ask for one; the held-out samples do not depend on it.
+        where: the name of the data in errors.
 
     Raises:
-        DataError: fewer than two classes, tasks that are too many or lack samples, a test part with classes or tasks
-            that the training part has not, a list of classes or tasks that is not all of them.
+        DataError: there are fewer than two classes, too many tasks, or too few samples in a task; the test part has
+            classes or tasks that the training part lacks; or a list of classes or tasks is incomplete.
     """
     if not len(train.labels):
         raise DataError(f"{where} has no samples")
@@ -85,8 +85,8 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
             task_of[list(order)] = task
         names, of = [], [task_of[part] for part in y]
     if test is None:
-        assert isinstance(options, OwnOptions)  # others are of benchmarks with a test part
-        # By class alone where tasks are of classes: these differ with the order, and what is held out must not.
+        assert isinstance(options, OwnOptions)  # other options belong to benchmarks with a test part
+        # Tasks by class depend on the class order. Held-out samples must not, so they are chosen by class alone.
         test_mask, note = hold_out(of[0] if named else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
         rows = [np.flatnonzero((of[0] == t) & ~test_mask) for t in range(len(orders))]
         test_rows = [np.flatnonzero((of[0] == t) & test_mask) for t in range(len(orders))]
@@ -109,10 +109,10 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
     """Divide samples with numeric targets into the tasks that the data name, and into training and test.
 
     Args:
-        train: tasks and groups of the samples, or of the training part; labels do not count.
-        test: those of the test part; None: `options.held_out` of each task's samples becomes one.
-        options: how.
-        where: names the data in errors.
+        train: tasks and groups of the samples, or of the training part; labels are ignored.
+        test: tasks and groups of the test part; None: a share `options.held_out` of each task becomes the test.
+        options: the options for the division.
+        where: the name of the data in errors.
 
     Raises:
         DataError: the data do not name the tasks, or a task has too few samples.
@@ -170,7 +170,7 @@ def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: st
 
 
 def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str) -> list[int]:
-    """Return the positions of names in the order that an option gives, which must list each once."""
+    """Return the positions in `known` of the names that an option lists; it must list each known name once."""
     places = positions(given, known)
     if places is None:
         missing, strange = [n for n in known if n not in given], [n for n in given if n not in known]
@@ -216,7 +216,7 @@ def _tested(titles: Sequence[str], test_rows: Sequence[Rows], where: str) -> Non
 
 
 def _groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
-    """Return a note on groups that the data themselves have in training and in test."""
+    """Return a note on groups that occur both in the training part and in the test part of the data."""
     if train.groups is None or test.groups is None:
         return []
     both = in_order(set(train.groups) & set(test.groups))
@@ -224,7 +224,7 @@ def _groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
 
 
 def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """Return a note on classes that only one task has, where tasks share others."""
+    """Return a note on classes that only one task has, if tasks share other classes."""
     pairs = np.unique(np.stack([y, of]), axis=1)
     labels, counts = np.unique(pairs[0], return_counts=True)
     alone = [f"{classes[c]} ({tasks[pairs[1][pairs[0] == c][0]]})" for c in labels[counts == 1] if counts.max() > 1]
@@ -234,13 +234,14 @@ def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str
 def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -> tuple[npt.NDArray[np.bool_], str]:
     """Choose a share of each class in each task as the test, and return its mask [N] and a note; groups stay whole.
 
-    It depends on the samples and their order only. At least one sample of each class in each task stays in training.
+    The choice depends only on the samples and their order. At least one sample of each class in each task stays in
+    training.
 
     Args:
         tasks: each sample's task [N].
         y: each sample's label [N].
-        groups: of each sample, None where each is its own.
-        share: to be held out, in (0, 1).
+        groups: each sample's group; None if samples have no groups.
+        share: the share to hold out, in (0, 1).
     """
     cells = np.unique(np.stack([tasks, y]), axis=1, return_inverse=True)[1].reshape(-1)
     mask = np.zeros(len(y), bool)
@@ -260,14 +261,14 @@ def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -
 
 
 def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
-    """Choose groups whose samples come near to a share of each cell: of each class in each task.
+    """Choose groups whose samples are close to a share of each cell; a cell is a class in a task.
 
-    One group after the other is taken if it brings the shares nearer and leaves training something of each cell; then
-    a cell without any gets the smallest group that does the latter, if there is one.
+    Groups are tried one by one. A group is chosen if it brings the shares closer and leaves training samples in each
+    cell. Then a cell without chosen samples gets the smallest group that leaves training samples, if there is one.
 
     Args:
-        counts: samples of each group in each cell.
-        share: to come near to.
+        counts: the number of samples of each group in each cell.
+        share: the share to approach.
     """
     totals = counts.sum(0)
     target, test_counts, chosen = share * totals, np.zeros_like(totals), np.zeros(len(counts), bool)
@@ -293,6 +294,6 @@ def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[
 
 
 def _shuffled(count: int, *axes: str | int) -> Rows:
-    """Return 0..count-1 in an order that is always the same."""
+    """Return 0..count-1 in a random order that is fixed for each `axes`."""
     order: Rows = torch.randperm(count, generator=seeds.generator(0, *axes)).numpy()
     return order

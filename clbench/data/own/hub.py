@@ -1,4 +1,4 @@
-"""`hf:NAME`: a data set that the library `datasets` reads, from the Hugging Face Hub or a folder, as a benchmark."""
+"""The benchmark `hf:NAME`: a data set that the library `datasets` reads from the Hugging Face Hub or a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clbench.data.own_options import HubOptions
 
 TRAIN, TESTS = "train", ("test", "validation")
 SAVED = ("dataset_dict.json", "state.json")  # a folder with one of them was written by save_to_disk
-UNLABELED = -1  # what a ClassLabel has in a test whose labels are kept back
+UNLABELED = -1  # the value of a ClassLabel in a test part whose labels are not published
 
 
 def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
@@ -49,7 +49,7 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
 
 
 def hub_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
-    """Return the files that are read: those of a local folder, or what the library has laid down of a data set."""
+    """Return the files that are read: the files of a local folder, or the library's cache files of a data set."""
     local = _local(name, data_dir)
     if local is not None:
         return [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
@@ -64,7 +64,7 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
 
     Raises:
         PluginError: the library is not installed.
-        DataError: it cannot load the data set.
+        DataError: the library cannot load the data set.
     """
     where = f"benchmark {name!r}"
     try:
@@ -88,14 +88,14 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
                                      split=options.split)
     except ClbenchError:
         raise
-    except Exception as error:  # of the library, of what it reads with or of the network
+    except Exception as error:  # from the library, its readers or the network
         text = typed_message(error)
         raise (MissingDataError if elsewhere else DataError)(
             f"{elsewhere or f'{where}: '}the library datasets cannot load it: {text[:300]}") from error
 
 
 def _local(name: str, data_dir: Path) -> Path | None:
-    """Return the folder or file that a name stands for; None where it is a data set of the Hub."""
+    """Return the folder or file that a name stands for; None if it is a data set of the Hub."""
     try:
         return locate(name, data_dir)
     except MissingDataError:
@@ -103,7 +103,7 @@ def _local(name: str, data_dir: Path) -> Path | None:
 
 
 def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | None, list[str]]:
-    """Return the training or only part, the test part if there is one, and notes."""
+    """Return the training part (or the only part), the test part (or None), and notes."""
     if not isinstance(loaded, Mapping):
         return loaded, None, []
     names = list(loaded)
@@ -120,7 +120,7 @@ def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | Non
 
 
 def _label(train: Any, options: HubOptions, where: str) -> tuple[str, list[str]]:
-    """Return which column has the labels: the one named, else the only one that is a ClassLabel, else as in tables."""
+    """Return the column of labels, and notes: the named one, else the only ClassLabel, else as in tables."""
     labels = [c for c, feature in train.features.items() if _kind(feature) == "ClassLabel"]
     column, notes = label_column(list(train.features), options, where)
     if notes and len(labels) == 1:  # the column was a guess
@@ -129,7 +129,7 @@ def _label(train: Any, options: HubOptions, where: str) -> tuple[str, list[str]]
 
 
 def _known(part: Any, label: str, options: HubOptions, where: str) -> Labeled:
-    """Return labels, tasks and groups of a part, by the names of a ClassLabel where there are such."""
+    """Return labels, tasks and groups of a part; values of a ClassLabel are replaced by their names."""
     columns: dict[str, list[Any]] = {}
     classes: list[str] = []
     for column in filter(None, (label, options.task_column, options.group)):
@@ -143,7 +143,7 @@ def _known(part: Any, label: str, options: HubOptions, where: str) -> Labeled:
 
 
 def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:
-    """Return the inputs of each part and notes: the texts named, else the one column of images, else all numbers."""
+    """Return the inputs of each part, and notes: the named texts, else the only column of images, else all numbers."""
     features = parts[0].features
     if (column := options.text_column) is not None:
         if column not in features:

@@ -1,7 +1,8 @@
-"""The benchmark `instructions:PATH`: prompts and responses, a file or a folder for each task, as tokens.
+"""The benchmark `instructions:PATH`: prompts and responses as tokens, with a file or a folder for each task.
 
-A folder has for each task NAME.jsonl, of which a share is held out as the test, or a folder NAME with train.jsonl and
-test.jsonl; .json files may take their places. Other files are not tasks. A single file names its tasks in a field.
+PATH is a folder that has for each task NAME.jsonl, of which a share is held out as the test, or a folder NAME with
+train.jsonl and test.jsonl. The files can also be .json files. Other files are not tasks. PATH can also be a single
+file, in which a field names the task of each item.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class TaskItems:
 
 
 def instructions(name: str, options: InstructionOptions, data_dir: Path, seed: int) -> RawStream:
-    """Return the stream of the tasks of a folder or a file; the seed does not matter.
+    """Return the stream of the tasks of a folder or a file; it does not depend on the seed.
 
     Raises:
         DataError: a file cannot be read, a task lacks items, or an item does not fit into `length` tokens.
@@ -62,7 +63,7 @@ def instructions(name: str, options: InstructionOptions, data_dir: Path, seed: i
 
 
 def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]:
-    """Return tokens [N, L] and labels [N, L], int32: the token itself where it is scored, else -100."""
+    """Return tokens and labels, both int32 [N, L]; a label is the token itself if it is scored, else -100."""
     x = torch.full((len(items), length), tokens.NO_TOKEN, dtype=tokens.DTYPE)
     y = torch.full((len(items), length), IGNORED, dtype=tokens.DTYPE)
     for row, item in enumerate(items):
@@ -121,7 +122,7 @@ def _tasks_of_file(path: Path, options: InstructionOptions, where: str) -> Itera
 
 
 def _held_out(name: str, items: list[Item], options: InstructionOptions, where: str) -> TaskItems:
-    """Return a task of which a share of the items is the test, the same for every seed."""
+    """Return a task with a share of its items held out as the test, the same items for every seed."""
     count = min(max(round(options.held_out * len(items)), 1), len(items) - 1)
     if count < 1:
         raise DataError(f"{where}: task {name!r} has one item only; it needs one to train on and one to test")
@@ -143,7 +144,7 @@ def _ordered(tasks: list[TaskItems], options: InstructionOptions, where: str) ->
 
 
 def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> Iterator[str]:
-    """Yield what a user should know: what was cut, and test items that are training items too."""
+    """Yield notes for the user: on items that were cut, and on test items that are copies of training items."""
     for what, field in (("prompts", "cut_prompts"), ("responses", "cut_responses")):
         if count := sum(getattr(part, field) for pair in parts for part in pair):
             yield f"{count} {what} were cut to fit"

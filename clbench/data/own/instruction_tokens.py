@@ -1,4 +1,4 @@
-"""Items of `instructions` as tokens of a model, with the tokens that are scored.
+"""Turn items of `instructions` into tokens of a model, and mark the tokens that are scored.
 
 Prompt and response are tokenized separately, so the response is scored exactly as a model would have to generate it.
 """
@@ -13,7 +13,7 @@ from clbench.core.errors import DataError, SpecError, message_of
 from clbench.data.own.instructions import ASSISTANT, Conversation, Item, PlainText, Prompted
 from clbench.models.scoring import TokenItem
 
-LENGTH = 1024  # tokens of an item, at most, if the user does not say it
+LENGTH = 1024  # largest number of tokens of an item, if the user does not set it
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Tokenized:
 
     @property
     def have_responses(self) -> bool:
-        """Whether an exact match means something for all items."""
+        """Whether all items have a response, which an exact match requires."""
         return all(item.has_response for item in self.items)
 
 
@@ -42,7 +42,7 @@ class ItemTokenizer:
     """Turns items into tokens.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: a tokenizer of transformers.
         length: largest number of tokens of an item.
         cut_responses: whether a response that does not fit is cut; otherwise it is an error.
     """
@@ -90,8 +90,8 @@ class ItemTokenizer:
     def _conversation(self, item: Conversation) -> tuple[list[int], list[int]]:
         """Return the tokens of a conversation up to the end of the assistant's last turn.
 
-        A turn is what follows the conversation before it, rendered with the prompt to generate. It ends with the EOS
-        that the template writes; what comes after that is never generated.
+        A turn consists of the tokens that follow the earlier messages, which are rendered with the generation prompt.
+        It ends with the EOS that the template writes, because tokens after the EOS are never generated.
         """
         scored: list[int] = []
         ids: list[int] = []
@@ -111,21 +111,24 @@ class ItemTokenizer:
         return ids, scored
 
     def _rendered(self, item: Conversation, count: int, prompt: bool) -> list[int]:
-        """Return the tokens of the first messages; the template writes all special tokens itself."""
+        """Return the tokens of the first `count` messages; the chat template writes all special tokens itself."""
         if self.tokenizer.chat_template is None:
             raise DataError(f"{item.place}: it has messages, and the tokenizer has no chat template; give it one "
                             "(--chat-template FILE), or use prompt and response")
         messages = [{"role": role, "content": content} for role, content in item.messages[:count]]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        except Exception as error:  # a template is code of a model's author, which raises what it likes
+        except Exception as error:  # a template is code of a model's author, which may raise any error
             reason = message_of(error) or type(error).__name__
             raise DataError(f"{item.place}: the chat template does not take the first {count} messages: "
                             f"{reason}") from None
         return self._plain(text)
 
     def _cut(self, ids: list[int], scored: list[int], place: str) -> tuple[list[int], list[int], bool]:
-        """Return tokens that fit: first without the start of the prompt, then without the end of the response."""
+        """Return tokens that fit, the scored positions, and whether the response was cut.
+
+        The start of the prompt is cut first, then the end of the response.
+        """
         start = len(self.start) if ids[:len(self.start)] == list(self.start) else 0
         excess, first = len(ids) - self.length, scored[0]
         if excess <= first - max(1, start):
@@ -157,12 +160,12 @@ def fitting_length(wanted: int | None, most: int | None, model: str) -> int:
     """Return the largest number of tokens of an item.
 
     Args:
-        wanted: by the user; None if the user does not say it.
-        most: that the model takes; None if that is not known.
-        model: its name, for the error.
+        wanted: the number that the user sets; None if the user does not set it.
+        most: the largest number that the model takes; None if it is not known.
+        model: the name of the model, for the error.
 
     Raises:
-        SpecError: the model takes fewer than the user wants.
+        SpecError: the user wants more tokens than the model takes.
     """
     if wanted is not None and most is not None and wanted > most:
         raise SpecError(f"length {wanted}: {model} takes at most {most} tokens")
@@ -170,7 +173,7 @@ def fitting_length(wanted: int | None, most: int | None, model: str) -> int:
 
 
 def start_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """Return the special tokens that a tokenizer puts at the start of a text: none, or usually BOS."""
+    """Return the special tokens that a tokenizer puts at the start of a text: usually BOS, or none."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
     for position in range(len(whole) - len(bare) + 1):

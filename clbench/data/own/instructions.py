@@ -18,7 +18,7 @@ from clbench.core.errors import DataError, SpecError
 PROBES = {"english": Path(__file__).parents[1] / "probe" / "english.txt"}  # texts that come with clbench
 ROLES = ("system", "user", "assistant", "tool")
 ASSISTANT = "assistant"
-HASH_DIGITS = 16  # of the hash of a file in a record
+HASH_DIGITS = 16  # length of the hash of a file in a record
 FORMS = '{"prompt": ..., "response": ...} or {"messages": [...]}'
 
 
@@ -26,10 +26,10 @@ FORMS = '{"prompt": ..., "response": ...} or {"messages": [...]}'
 class Prompted:
     """A prompt and the response to it. Only the response is scored."""
 
-    place: str  # as an error names it: file and line
+    place: str  # file and line, for errors
     prompt: str
     response: str
-    task: str = ""  # where a field names it
+    task: str = ""  # if a field names it
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ Item = Prompted | Conversation | PlainText
 
 @dataclass(frozen=True)
 class FileContent:
-    """What was read of a file: its items and the SHA-256 of its bytes."""
+    """The items of a file, and the SHA-256 of its bytes."""
 
     items: tuple[Item, ...]
     sha256: str
@@ -91,7 +91,7 @@ def read_content(path: Path, task_field: str | None = None) -> FileContent:
 
 
 def find_file(name: str | Path) -> Path:
-    """Return a path, or that of the text that comes with clbench if there is no such file and a text has this name."""
+    """Return the path of a file, or of clbench's own text of this name if the file does not exist."""
     path = Path(name).expanduser()
     return path if path.exists() else PROBES.get(str(path), path)
 
@@ -100,8 +100,8 @@ def read_general(names: Iterable[str]) -> dict[str, FileContent]:
     """Read the files of general texts (`--general`), each once, and return them by their names without folders.
 
     Raises:
-        SpecError: two have the same name.
-        DataError: one cannot be read.
+        SpecError: two files have the same name.
+        DataError: a file cannot be read.
     """
     contents: dict[str, FileContent] = {}
     for name in names:
@@ -113,7 +113,7 @@ def read_general(names: Iterable[str]) -> dict[str, FileContent]:
 
 
 def hashes_of(general: Mapping[str, FileContent]) -> dict[str, str]:
-    """Return the hash of each file of general texts, as records keep it."""
+    """Return the hash of each file of general texts, as records store it."""
     return {name: content.sha256[:HASH_DIGITS] for name, content in general.items()}
 
 
@@ -121,11 +121,11 @@ def make_items(name: str, rows: Iterable[Any]) -> list[Item]:
     """Return rows as items: objects as in a file, or texts.
 
     Args:
-        name: of the rows, for errors.
-        rows: of dictionaries `{"prompt", "response"}` or `{"messages": [...]}`, and of strings.
+        name: the name of the rows, for errors.
+        rows: dictionaries `{"prompt", "response"}` or `{"messages": [...]}`, and strings.
 
     Raises:
-        DataError: there are none, or one has another form.
+        DataError: there are no rows, or a row has another form.
     """
     items = [PlainText(place, row) if isinstance(row, str) else _item(place, row, None)
              for place, row in ((f"{name}, item {number}", row) for number, row in enumerate(rows, start=1))]
@@ -176,7 +176,7 @@ def _from_paragraphs(path: Path, text: str, task_field: str | None) -> Iterator[
     """Yield the paragraphs of a text, which blank lines separate.
 
     Raises:
-        DataError: a field is to name their tasks.
+        DataError: a field should name the tasks, but texts have no fields.
     """
     if task_field is not None:
         raise DataError(f"{path}: texts have no field {task_field!r}; expected a file that ends in .jsonl or .json")

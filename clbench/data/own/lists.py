@@ -1,6 +1,6 @@
-"""Lists of photos with their labels: from folders, as torchvision's ImageFolder has them, or from a file.
+"""Find photos and their labels, in folders as for torchvision's ImageFolder, or in a file that lists them.
 
-A file has lines `PATH LABEL`, or is YAML with `data` and `targets`.
+Such a file has lines `PATH LABEL`, or is YAML with `data` and `targets`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from clbench.data.own_options import ImagesOptions
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation")  # names of the folders of parts
 YAML = (".yaml", ".yml")
-TRIED = 100  # photos whose paths tell which leading folders are not below the folder of the photos
+TRIED = 100  # paths that are searched for leading folders outside the folder of the photos
 
 Entries = tuple[tuple[str, str], ...]  # path and label of each photo
 
 
 def find_photos(name: str, options: ImagesOptions, data_dir: Path) -> tuple[PhotoFiles, PhotoFiles | None, list[str]]:
-    """Return the photos of `images:DIR`, the training or only part and the test part if there is one, and notes.
+    """Return the training photos (or all photos) of `images:DIR`, the test photos (or None), and notes.
 
     Raises:
-        DataError: no such folder, no photos in it, or folders that do not lie as the options say.
+        DataError: the folder does not exist or has no photos, or its folders do not fit the options.
     """
     root = locate(name, data_dir)
     where = f"benchmark {name!r}"
@@ -65,15 +65,15 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
 
     Args:
         root: the folder.
-        where: names the benchmark in errors.
-        notes: on files that were left out; they are added.
-        tasks: whether there is a folder for each task, and in it one for each class.
-        groups: whether folders within those of classes are groups.
+        where: the name of the benchmark in errors.
+        notes: a list to which notes on skipped files are appended.
+        tasks: whether the outer folders are tasks, and the folders in them classes.
+        groups: whether the folders in those of the classes are groups.
 
     Raises:
-        DataError: no photos, or they do not lie in such folders.
+        DataError: there are no photos, or they are not in such folders.
     """
-    depth = 2 if tasks else 1  # folders that tell task and class
+    depth = 2 if tasks else 1  # levels of folders that name task and class
     files, others, shallow, deep = [], 0, 0, 0
     for path in sorted(_files(root)):
         inner = len(path.relative_to(root).parts) - 1
@@ -107,13 +107,13 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """Yield the folders in a folder, but hidden ones, by name; none if it is not there."""
+    """Yield the folders in a folder except hidden ones, sorted by name; none if the folder does not exist."""
     if root.is_dir():
         yield from sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Yield the files under a folder at any depth, but hidden ones; links are followed, as ImageFolder does."""
+    """Yield the files under a folder at any depth, except hidden ones; links are followed, as in ImageFolder."""
     for path in root.iterdir():
         if path.name.startswith(".") or path.name == "__MACOSX":
             continue
@@ -124,10 +124,10 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def find_lists(names: Sequence[str], root: Path, data_dir: Path, where: str) -> list[Path]:
-    """Return files of lists; they are searched in the folder of the photos, the working directory and the data folder.
+    """Return the paths of list files, searched in the photos' folder, the working directory and the data folder.
 
     Raises:
-        MissingDataError: one is in none of these.
+        MissingDataError: a list is in none of these folders.
     """
     lists = []
     for name in names:
@@ -141,21 +141,21 @@ def find_lists(names: Sequence[str], root: Path, data_dir: Path, where: str) -> 
 
 def listed_photos(root: Path, train: Sequence[Path], test: Sequence[Path], where: str, tasks: bool = False
                   ) -> tuple[PhotoFiles, PhotoFiles]:
-    """Return the training and test photos that files list, in their order.
+    """Return the training and test photos of list files, in the order of the lists.
 
-    Leading folders of all paths that are not below the root are left out: `data/imagenet-r/n01/a.jpg` is
-    `n01/a.jpg` in the folder `imagenet-r`. If each label has photos in folders of one name and no other label has, this
-    is the name of the class; classes come in the order of their labels.
+    Leading folders that are not below the root are removed from all paths: `data/imagenet-r/n01/a.jpg` becomes
+    `n01/a.jpg` if the root is `imagenet-r`. If labels and names of folders match one to one, the names of the folders
+    become the names of the classes. Classes come in the order of their labels.
 
     Args:
-        root: folder of the photos.
+        root: the folder of the photos.
         train: lists of training photos.
-        test: lists of test photos; there may be none.
-        where: names the benchmark in errors.
+        test: lists of test photos; may be empty.
+        where: the name of the benchmark in errors.
         tasks: whether the outer folder of each path is its task.
 
     Raises:
-        DataError: a list cannot be read, or names photos that are not there.
+        DataError: a list cannot be read, or names photos that do not exist.
     """
     parts = [[entry for path in lists for entry in read_list(path, where)] for lists in (train, test)]
     entries, names = [*parts[0], *parts[1]], " and ".join(path.name for path in [*train, *test])
@@ -181,7 +181,7 @@ def read_list(path: Path, where: str) -> Entries:
     """Return path and label of each photo that a file lists.
 
     Raises:
-        DataError: the file cannot be read, or is not such a list.
+        DataError: the file cannot be read, or is not a list of photos.
     """
     try:
         status = path.stat()
@@ -195,7 +195,7 @@ def read_list(path: Path, where: str) -> Entries:
 
 @functools.lru_cache(maxsize=32)
 def _read(path: Path, changed: int, size: int) -> Entries:
-    """Return what a file lists; `changed` and `size` tell when it has to be read again."""
+    """Return the entries of a list file; `changed` and `size` are only part of the cache's key."""
     if path.suffix.lower() in YAML:
         return _from_yaml(path)
     entries = []
@@ -209,7 +209,7 @@ def _read(path: Path, changed: int, size: int) -> Entries:
 
 
 def _from_yaml(path: Path) -> Entries:
-    """Return what a YAML file lists: `data` are paths, `targets` their labels."""
+    """Return the entries of a YAML file: `data` are paths, `targets` their labels."""
     try:
         import yaml
     except ImportError:
@@ -228,7 +228,7 @@ def _from_yaml(path: Path) -> Entries:
 
 
 def _below(root: Path, paths: Sequence[str]) -> list[str]:
-    """Return paths without leading folders, the same number of all, that are not below the root."""
+    """Return all paths without the leading folders that are not below the root; the number is the same for all."""
     parts = [re.split(r"[\\/]+", path.removeprefix("./")) for path in paths]
     tried = parts[:TRIED]
     cut = next((leading for leading in range(max(map(len, tried)))
@@ -237,7 +237,7 @@ def _below(root: Path, paths: Sequence[str]) -> list[str]:
 
 
 def _named(labels: list[str], folders: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Return labels as names of folders, and these in the order of the labels, if they say the same."""
+    """Return folder names as labels, and these names in label order, if both match; else the labels and no names."""
     pairs = set(zip(labels, folders, strict=True))
     name = dict(pairs)
     if len(name) != len(pairs) or len({folder for _, folder in pairs}) != len(pairs):

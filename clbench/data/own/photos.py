@@ -1,6 +1,6 @@
-"""Photos as one tensor of bytes, or read from their files batch by batch; `images:DIR` and named photos as benchmarks.
+"""Build the benchmark `images:DIR` and named photo benchmarks, from a tensor of bytes or from files, batch by batch.
 
-Photos are rotated as their EXIF data say, resized to one size and converted to RGB. Notes describe what was done.
+Photos are rotated as their EXIF data say, resized to one size and converted to RGB. Notes describe these changes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from clbench.data.own_options import ImagesOptions, StoredTaskOptions
 from clbench.data.photo_files import Photos, PhotoTable
 from clbench.data.raw import RawStream, Split
 
-DEFAULT_SIZE = 32  # pixels, where neither the user nor the model says: what small networks are made for
-AS_THEY_ARE = 64  # pixels up to which photos that are all of one size are left so
+DEFAULT_SIZE = 32  # pixels per side if neither user nor model sets it: usual for small networks
+AS_THEY_ARE = 64  # pixels per side; photos of a single size up to this keep their size
 SHOWN = 3  # unreadable files that an error names
 KINDS = {"P": "of a palette", "PA": "of a palette", "RGBA": "with transparency, which was dropped",
          "LA": "gray with transparency, which was dropped", "CMYK": "CMYK"}
@@ -40,7 +40,7 @@ Out = TypeVar("Out")
 
 
 def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of the photos in a folder, or a `RawStream` where they stay in their files.
+    """Return the Avalanche benchmark of the photos in a folder, or a `RawStream` if they stay in their files.
 
     Raises:
         DataError: the folder does not exist, or `find_photos`, `read_photos` or `divide` raises an error.
@@ -59,18 +59,18 @@ def build_named(options: NamedOptions, data_dir: Path, seed: int) -> Any:
 
 def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,
                     notes: Sequence[str], options: StoredTaskOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of photos, or a `RawStream` where they stay in their files.
+    """Return the Avalanche benchmark of photos, or a `RawStream` if they stay in their files.
 
     Args:
-        name: of the benchmark.
-        root: folder of all photos.
+        name: the name of the benchmark.
+        root: the folder of all photos.
         files: all files that the benchmark reads, as its declaration lists them.
-        train: the training photos, or all.
-        test: the test photos; None: a share of the others is held out.
-        notes: on how they were chosen.
-        options: how they are read and divided.
+        train: the training photos, or all photos.
+        test: the test photos; None: a share of the photos is held out.
+        notes: notes on how the photos were chosen.
+        options: the options for reading and dividing photos.
         data_dir: the data folder.
-        seed: of the trial.
+        seed: the trial's seed.
 
     Raises:
         DataError: `read_photos` or `divide` raises an error.
@@ -87,7 +87,7 @@ def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFi
 
 def _in_files(name: str, root: Path, listed_paths: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,
               notes: Sequence[str], options: StoredTaskOptions, data_dir: Path, seed: int) -> RawStream:
-    """Return the stream of photos that stay in their files; only the heads of these are read, and their hashes."""
+    """Return the stream of photos that stay in their files; files are hashed, but only their headers are decoded."""
     where = f"benchmark {name!r}"
     files = [*train.files, *(test.files if test else ())]
     with ThreadPoolExecutor(_threads()) as pool:
@@ -117,17 +117,17 @@ def pixel_layout(options: PixelOptions, notes: list[str]) -> Layout:
 
 def read_photos(sources: Sequence[Any], options: PhotoOptions, where: str,
                 opened: Callable[[Any], Image.Image] = Image.open, way_out: str = "") -> tuple[Tensor, list[str]]:
-    """Return photos uint8 [N, C, H, W], C = 1 if all are gray, else 3, and notes on what was done to them.
+    """Return photos uint8 [N, C, H, W], C = 1 if all are gray, else 3, and notes on how they were changed.
 
     Args:
-        sources: one for each photo: paths, or what `opened` takes.
-        options: to which size photos are brought, and how.
-        where: names the data in errors.
+        sources: one source for each photo: a path, or another argument of `opened`.
+        options: the options for the size of photos.
+        where: the name of the data in errors.
         opened: opens a source.
-        way_out: what the error says where the photos do not fit into memory.
+        way_out: advice that the error adds if the photos do not fit into memory.
 
     Raises:
-        DataError: some cannot be read, of which the first three are named, or they do not fit into memory.
+        DataError: photos cannot be read (the error names the first three), or they do not fit into memory.
     """
     with ThreadPoolExecutor(_threads()) as pool:
         heads = _heads(pool, sources, opened, where)
@@ -151,9 +151,9 @@ def read_photos(sources: Sequence[Any], options: PhotoOptions, where: str,
 
 
 def format_of(heads: Sequence[Head], options: PhotoOptions) -> tuple[PhotoFormat, list[str]]:
-    """Return what photos with these heads become, and notes on it.
+    """Return the format to which photos with these headers are converted, and notes on it.
 
-    Without options of a size, it is `DEFAULT_SIZE`, unless all photos are of one size of at most `AS_THEY_ARE`.
+    If the options have no size, it is `DEFAULT_SIZE`, unless all photos have a single size of at most `AS_THEY_ARE`.
     """
     shapes = {(head.width, head.height) for head in heads}
     notes, size = [], options.size
@@ -183,13 +183,13 @@ def _threads() -> int:
 
 def _heads(pool: ThreadPoolExecutor, sources: Sequence[Any], opened: Callable[[Any], Image.Image],
            where: str) -> list[Head]:
-    """Return the head of each photo."""
+    """Return the header of each photo."""
     return _all(pool, lambda item: head_of(opened(item[1])), list(enumerate(sources)), where)
 
 
 def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items: Sequence[tuple[int, Any]],
          where: str) -> list[Out]:
-    """Do work on each numbered source and return the results, or raise one error that names the first that failed."""
+    """Call `work` for each numbered source and return the results, or raise one error that names the first failures."""
     def attempt(item: tuple[int, Any]) -> tuple[Out | None, str]:
         try:
             return work(item), ""
@@ -207,13 +207,13 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items
 
 
 def _sizes(shapes: set[tuple[int, int]]) -> str:
-    """Say of what sizes photos are."""
+    """Return a description of the sizes of photos."""
     least, most = min(shapes, key=lambda s: s[0] * s[1]), max(shapes, key=lambda s: s[0] * s[1])
     return f"{least[0]} x {least[1]}" + ("" if len(shapes) == 1 else f" to {most[0]} x {most[1]}")
 
 
 def _modes(heads: Sequence[Head], gray: bool) -> list[str]:
-    """Return notes on photos that were not RGB, with counts, and on those that were turned."""
+    """Return notes with the numbers of photos that were not RGB, and of photos that were rotated."""
     counts = Counter("gray" if h.mode in GRAY else KINDS.get(h.mode, h.mode) for h in heads if h.mode != "RGB")
     turned = sum(head.turned for head in heads)
     notes = [f"{turned} of {len(heads)} photos were turned upright as their EXIF says"] if turned else []

@@ -1,4 +1,4 @@
-"""A photo's pixels, by Pillow: upright as its EXIF data say, gray or RGB, resized, cut."""
+"""Decode photos with Pillow: rotate them as their EXIF data say, convert them to gray or RGB, resize and crop them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 
 from clbench.core.errors import DataError, typed_message
 
-GRAY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # of Pillow's modes
-ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that exchange the sides
+GRAY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # modes of Pillow
+ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that swap width and height
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 Bytes = npt.NDArray[np.uint8]
 Filter = Literal["bicubic", "bilinear"]
@@ -20,10 +20,10 @@ Filter = Literal["bicubic", "bilinear"]
 
 @dataclass(frozen=True)
 class PhotoFormat:
-    """What photos become: sides in pixels, channels (1: gray, 3: RGB), and how they are resized.
+    """The format to which photos are converted: sides in pixels, channels (1: gray, 3: RGB), and resizing.
 
-    Without `resize`, the shorter side becomes that of the result, and large JPEGs are decoded at a reduced scale. With
-    it, the shorter side becomes `resize` pixels, as torchvision's `Resize` does it. Then the middle is cut out.
+    Without `resize`, the shorter side is resized to that of the result, and large JPEGs are decoded at a reduced scale.
+    With `resize`, the shorter side becomes `resize` pixels, as in torchvision's `Resize`. Then the middle is cut out.
     """
 
     height: int
@@ -34,7 +34,7 @@ class PhotoFormat:
 
 
 class Head(NamedTuple):
-    """What is known of a photo before its pixels are read: sides as it is looked at, mode, whether EXIF turns it."""
+    """A photo's header: width and height after the rotation by EXIF, mode, and whether EXIF rotates or mirrors it."""
 
     width: int
     height: int
@@ -43,7 +43,7 @@ class Head(NamedTuple):
 
 
 def head_of(image: Image.Image) -> Head:
-    """Return what a photo's head says, and close the file."""
+    """Return a photo's header, and close the file."""
     with image:
         turn = image.getexif().get(ORIENTATION, 1)
         width, height = image.size[::-1] if turn in TURNED else image.size
@@ -52,7 +52,7 @@ def head_of(image: Image.Image) -> Head:
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
     """Return a photo upright, gray or RGB."""
-    image.load()  # what a photo says of itself may come behind its pixels
+    image.load()  # metadata may follow the pixels in the file
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -64,9 +64,9 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
 
 
 def shrink(image: Image.Image, form: PhotoFormat) -> None:
-    """Let a JPEG that is more than twice as large as wanted be decoded at a half, quarter or eighth.
+    """Let Pillow decode a JPEG that is more than twice as large as needed at a half, quarter or eighth of its size.
 
-    It is never decoded below twice the size, as Pillow's thumbnails are.
+    The decoded photo is at least twice as large as needed, as for Pillow's thumbnails.
     """
     scale = 2 * min(form.height, form.width) / min(image.size)
     if scale < 1:
@@ -74,7 +74,7 @@ def shrink(image: Image.Image, form: PhotoFormat) -> None:
 
 
 def formed(image: Image.Image, form: PhotoFormat) -> Image.Image:
-    """Return an upright photo resized, with the middle cut out, as its format says."""
+    """Return an upright photo, resized and center-cropped to a format."""
     width, height = image.size
     if form.resize is None:
         if image.size == (form.width, form.height):
@@ -92,7 +92,7 @@ def formed(image: Image.Image, form: PhotoFormat) -> Image.Image:
 
 
 def into(out: Bytes, image: Image.Image, mirrored: bool = False) -> None:
-    """Write a photo's pixels to an array [C, H, W], mirrored if that is wanted."""
+    """Write a photo's pixels to an array [C, H, W]; mirror them if `mirrored`."""
     pixels = np.asarray(image).reshape(*out.shape[1:], out.shape[0])
     np.copyto(out, (pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1))
 
@@ -102,12 +102,12 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
     """Decode a photo into arrays [C, H, W].
 
     Args:
-        path: of the file.
-        size: its height and width, as they are known.
-        form: of the whole photo.
-        whole: gets the whole photo; None if it is not wanted.
+        path: the path of the file.
+        size: the expected height and width of the photo.
+        form: the format of the whole photo.
+        whole: receives the whole photo; None if it is not needed.
         part: top, left, height and width of a part, and whether it is mirrored.
-        crop: gets the part, resized.
+        crop: receives the resized part; None if it is not needed.
 
     Raises:
         DataError: the photo cannot be read, or has another size.

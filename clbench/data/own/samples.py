@@ -1,4 +1,4 @@
-"""Labeled: samples as a format is read, before they are divided; files of photos; and where files are looked for."""
+"""Labels of samples before they are divided, files of photos, and the search for the file or folder of a benchmark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Labeled:
         tasks: each sample's task; None if the data do not name tasks.
         groups: each sample's group; a group is never divided between training and test. None if there are no groups.
         classes: all classes in their natural order. If empty, classes are sorted by name, and numbers by size.
-        task_names: all tasks in their natural order; likewise.
+        task_names: all tasks in their natural order. If empty, tasks are sorted likewise.
     """
 
     labels: Sequence[str]
@@ -33,7 +33,7 @@ class Labeled:
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """Photos of one part of the data: their files, and what folders or lists say of them."""
+    """Photos of one part of the data: their files, and their labels, tasks and groups from folders or lists."""
 
     files: tuple[Path, ...]
     labeled: Labeled
@@ -43,7 +43,7 @@ def as_text(values: Iterable[Any]) -> list[str]:
     """Return labels, tasks or groups as text: 3 and 3.0 are both `3`, bytes are UTF-8."""
     out = []
     for value in values:
-        if hasattr(value, "item"):  # a number or text of NumPy, which is not imported for this
+        if hasattr(value, "item"):  # a number or text of NumPy, checked without importing it
             value = value.item()
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -65,16 +65,16 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def some(names: Iterable[str]) -> str:
-    """Return names as text, the first few of them and how many others there are."""
+    """Return names as text: the first few, and the number of the others."""
     every = list(names)
     return ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN} more" if len(every) > SHOWN else "")
 
 
 def locate(name: str, data_dir: Path) -> Path:
-    """Return the file or folder that a benchmark named `kind:PATH` reads: from here on, else from the data folder.
+    """Return the path of a benchmark `kind:PATH`, searched in the working directory, then in the data folder.
 
     Raises:
-        MissingDataError: it is in neither place.
+        MissingDataError: the path is in neither place.
     """
     written = name.partition(":")[2]
     if not written:

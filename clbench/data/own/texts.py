@@ -1,7 +1,7 @@
-"""Benchmarks of texts: `text:FILE`, `text:FOLDER` and `split-newsgroups`, as tokens.
+"""Benchmarks of texts as tokens: `text:FILE`, `text:FOLDER` and `split-newsgroups`.
 
-A text becomes the tokens of the model's own tokenizer, with the special ones that the tokenizer puts around a text, cut
-off at `length`. Nothing else is done to it.
+A text becomes the tokens of the model's own tokenizer, with the special tokens that the tokenizer puts around a text.
+They are cut off at `length`. Texts are not changed in any other way.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AT_ONCE = 1024  # texts that go to the tokenizer together
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts with what is known of them, in the order in which they were read."""
+    """Texts with their labels, tasks and groups, in the order in which they were read."""
 
     texts: list[str]
     known: Labeled
@@ -56,7 +56,7 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
     """Return 20 Newsgroups split by class: 11,293 training and 7,528 test documents.
 
     Raises:
-        MissingDataError: its files are not there.
+        MissingDataError: the files of the data set are missing.
     """
     where = "benchmark 'split-newsgroups'"
     if missing := [data_dir / file for file in NEWSGROUPS if not (data_dir / file).is_file()]:
@@ -72,7 +72,7 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
         rows = chosen_rows(y, options, part, seed)  # only these are tokenized
         made.append(Images(tokenized([read_part.texts[i] for i in rows.tolist()], options, where), y[rows]))
     benchmark = split_by_class(made[0], made[1], options.sizes, class_order(options, seed, names))
-    layout = Layout(text=True, class_names=tuple(names), test_rows=rows_by_task(benchmark, rows))  # the last part's
+    layout = Layout(text=True, class_names=tuple(names), test_rows=rows_by_task(benchmark, rows))  # of the test part
     setattr(benchmark, LAYOUT, layout)
     return benchmark
 
@@ -100,7 +100,7 @@ def tokenizer_files(options: Mapping[str, Any]) -> list[Path]:
 def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts | None]:
     """Return the training and the test part of `text:...`; None for a test part that is to be held out.
 
-    A folder has `train` and `test`, each a file or a folder, or neither; a folder's files are a task each.
+    A folder has both `train` and `test`, each a file or a folder, or neither. Each file of a folder is a task.
     """
     place, where = locate(name, data_dir), f"benchmark {name!r}"
     if place.is_file():
@@ -138,7 +138,7 @@ def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
 
 
 def read(path: Path, options: TextOptions, where: str) -> Texts:
-    """Return the texts of a file with columns (`columns.read_table`), by those that the options name.
+    """Return the texts of a file with columns (`columns.read_table`); the options name the columns.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or a value is missing.
@@ -153,7 +153,7 @@ def read(path: Path, options: TextOptions, where: str) -> Texts:
 
 
 def texts_of(values: Sequence[Any], where: str) -> list[str]:
-    """Return a column of texts; DataError where one is missing."""
+    """Return a column of texts; raise a DataError if a value is not text."""
     for number, value in enumerate(values, 1):
         if not isinstance(value, str):
             raise DataError(f"{where}: row {number} has no text but {value!r}")
@@ -166,7 +166,7 @@ def length_note(options: TokenOptions) -> str:
 
 
 def tokenized(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor:
-    """Return texts as tokens, int32 [N, length]; `tokens.NO_TOKEN` behind the last of each.
+    """Return texts as tokens, int32 [N, length], padded at the end with `tokens.NO_TOKEN`.
 
     Raises:
         SpecError: transformers is not installed.
