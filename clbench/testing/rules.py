@@ -60,7 +60,7 @@ def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
     tasks = []
     for index, (end, size) in enumerate(zip(accumulate(sizes), sizes, strict=True)):
         rows = torch.arange(end - size, end)
-        shuffled = torch.randperm(size, generator=seeds.generator(seed, "data", index))  # the harness's shuffle, undone below
+        shuffled = torch.randperm(size, generator=seeds.generator(seed, "data", index))  # as the harness will shuffle
         tasks.append(replace(stream.tasks[index], train=passing.take(rows[shuffled.argsort()])))
     return replace(stream, tasks=tuple(tasks), hidden=True)
 
