@@ -65,9 +65,9 @@ class PromptedStrategy(FrozenBase):
         return self.model.head
 
     def grow(self, task: Task) -> None:
-        """Add prompts or layers for a task; afterwards, only parameters in `learning` and the head are trained.
+        """Add prompts or layers for a task. Default: nothing.
 
-        Default: nothing.
+        Afterwards, existing prompts and layers are frozen unless `learning` returns their parameters.
         """
 
     def before_task(self, task: Task) -> None:

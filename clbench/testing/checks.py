@@ -185,7 +185,7 @@ def check_trains(make: Make) -> None:
 def check_checkpoint(make: Make) -> None:
     """Check that a trial that resumes from a checkpoint after two tasks gives the same result as without interruption.
 
-    If the checkpoint cannot be restored, the strategy must give the reason in `not_resumable`.
+    If the trial cannot resume, the strategy must give the reason in `not_resumable`.
     """
     whole, killed, fresh = (make("task") for _ in range(3))
     for index in range(TASKS - 1):
