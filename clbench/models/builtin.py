@@ -21,14 +21,14 @@ class MLPOptions(Options):
 
     @model_validator(mode="after")
     def _has_units(self) -> MLPOptions:
-        """Refuse a width of layers that there are not."""
+        """Reject a width if there are no hidden layers."""
         if self.depth == 0 and self.width != WIDTH:
             raise ValueError("width is of hidden layers, and depth = 0 has none; leave width out, or choose depth >= 1")
         return self
 
 
 class VisionOptions(Options):
-    """Options of every model of images."""
+    """Base of the options of all image models."""
 
     LATER: ClassVar[tuple[str, ...]] = ("size",)
 
@@ -56,7 +56,7 @@ class ResNetCIFAR10Options(VisionOptions):
 
 
 class ViTOptions(VisionOptions):
-    """Options of `vit-tiny`; the defaults are DeiT-Ti's (arXiv 2012.12877) but for the patch, which suits 32 px."""
+    """Options of `vit-tiny`; the defaults are DeiT-Ti's (arXiv 2012.12877), except for the patch size, for 32 px."""
 
     patch: int = Field(4, ge=1, description="pixels along each side of a patch; divides the image's side")
     width: int = Field(192, ge=1, description="numbers per token; a multiple of `heads`")
@@ -66,7 +66,7 @@ class ViTOptions(VisionOptions):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ViTOptions:
-        """Refuse heads of unequal width."""
+        """Reject a width that is not a multiple of the number of heads."""
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
@@ -84,7 +84,7 @@ Pooling = Literal["mean", "cls", "last"]
 
 
 class TextModelOptions(Options):
-    """Options of models of text."""
+    """Options of text models."""
 
     pool: Pooling | None = Field(None, description="what becomes the features of a text: the mean of its tokens, the "
                                  "first token or the last; none: as the model's sentence-transformers configuration "

@@ -1,7 +1,7 @@
-"""Causal language models and PEFT's adapters: load them, check that an adapter fits its base, and scale LoRA.
+"""Causal language models and PEFT adapters: load them, check that an adapter fits its base, and scale LoRA.
 
-The base is loaded once. Adapters are put onto it and taken off again; afterwards the base must give the same logits as
-before, or it is loaded again. No code that a folder brings is ever run.
+The base is loaded once. Adapters are added to it and removed again. If the base then gives other logits than before, it
+is loaded again. No code from a model's folder is ever run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from clbench.core.errors import DataError, SpecError, StoreError, message_of
 from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, Candidate, fingerprint, read_config
 
-PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # others also change the base
+PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other values also change the base
 NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",
              "trainable_token_indices": "trained token embeddings", "alora_invocation_tokens": "activated LoRA",
              "arrow_config": "Arrow routing", "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA",
@@ -30,7 +30,7 @@ NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a
 
 
 def package(name: str) -> Any:
-    """Return an installed library, whose warnings and progress bars are off.
+    """Import a library and return it, without warnings and progress bars.
 
     Raises:
         SpecError: it is not installed.
@@ -48,10 +48,10 @@ def package(name: str) -> Any:
 
 
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
-    """Return the tokenizer of a base, with another chat template if a file has one.
+    """Return the tokenizer of a base, with the chat template of the file `template` if it is given.
 
     Raises:
-        DataError: it cannot be loaded, or the file cannot be read.
+        DataError: the tokenizer or the file cannot be read.
     """
     with _explained(folder, "its tokenizer"):
         tokenizer = package("transformers").AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
@@ -64,7 +64,7 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
 
 
 def longest(folder: Path) -> int | None:
-    """Return how many tokens a model takes; None if its configuration does not say it."""
+    """Return the maximum number of tokens of a model, or None if its configuration does not have it."""
     with _explained(folder, "its configuration"):
         config = package("transformers").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     most = getattr(config, "max_position_embeddings", None)
@@ -87,7 +87,7 @@ def load_model(folder: Path, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _explained(folder: Path, what: str) -> Iterator[None]:
-    """Turn what libraries raise about a folder into one line."""
+    """Convert exceptions of libraries inside the block into a `DataError` of one line about `what` in a folder."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -99,30 +99,30 @@ def _explained(folder: Path, what: str) -> Iterator[None]:
             raise DataError(f"{folder}: {what} does not fit: {first[1]} has the shape {first[2]} in its file and "
                             f"{first[3]} in the model") from None
         raise DataError(f"{folder}: {what} cannot be loaded: {message_of(error, 300)}") from None
-    except Exception as error:  # libraries raise many kinds about broken files, down to those of Rust
+    except Exception as error:  # for broken files, libraries raise many types, including those of Rust extensions
         raise DataError(f"{folder}: {what} cannot be loaded: {type(error).__name__}: "
                         f"{message_of(error, 300)}") from None
 
 
 class Base:
-    """A base that is kept in memory while adapters are put onto it.
+    """A base model that stays in memory while adapters are added and removed.
 
     Args:
-        folder: of the base.
-        name: as the user names it.
-        tokenizer: of the base.
-        device: where it is loaded when it is needed.
+        folder: the folder of the base.
+        name: the name that the user gave.
+        tokenizer: the tokenizer of the base.
+        device: the device of the model, which is loaded at the first use.
     """
 
     def __init__(self, folder: Path, name: str, tokenizer: Any, device: torch.device) -> None:
-        """Load nothing yet."""
+        """Store the arguments without loading the model."""
         self.folder, self.name, self.tokenizer, self.device = folder, name, tokenizer, device
         self._model: Any = None
         self._logits: Tensor | None = None
 
     @property
     def model(self) -> Any:
-        """Return the base without adapters."""
+        """Return the base without adapters, loaded if necessary."""
         if self._model is None:
             self._model = load_model(self.folder, self.device)
             self._logits = self._probe()
@@ -136,18 +136,18 @@ class Base:
         return logits
 
     def release(self) -> None:
-        """Free the memory of the base, which is loaded again if it is needed."""
+        """Free the memory of the base, which is loaded again at the next use."""
         self._model = None
 
     @contextlib.contextmanager
     def adapted(self, candidate: Candidate) -> Iterator[Any]:
-        """Put an adapter onto the base for the block, and take it off afterwards.
+        """Add an adapter to the base inside the block, and remove it afterwards.
 
         Raises:
-            DataError: it does not fit the base, or cannot be loaded.
+            DataError: the adapter does not fit the base, or cannot be loaded.
         """
         base, peft = self.model, package("peft")
-        self._model = None  # an error leaves parts of the adapter in it, so it is not used again then
+        self._model = None  # after an error, parts of the adapter remain in the model, so it must not be used again
         with _explained(candidate.folder, f"the adapter, for the base {self.name},"):
             model = peft.PeftModel.from_pretrained(base, str(candidate.folder), is_trainable=False)
             self._check_weights(peft, model, candidate)
@@ -157,9 +157,9 @@ class Base:
             self.release()  # some initializations of adapters change the base
 
     def _check_weights(self, peft: Any, model: Any, candidate: Candidate) -> None:
-        """Check that a LoRA's file has exactly the weights that its layers in this base need."""
+        """Check that the file of a LoRA adapter has exactly the weights that its layers in this base need."""
         if read_config(candidate.folder, "adapter").get("peft_type") != "LORA":
-            return  # other kinds leave out what a seed gives, or rename what they save
+            return  # other kinds do not save tensors that a seed determines, or rename the tensors that they save
         saved = set(importlib.import_module("peft.utils").load_peft_weights(str(candidate.folder), device="cpu"))
         used = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
         strange = [key for key in sorted(saved - used) if "embed_tokens" not in key and "lm_head" not in key]
@@ -171,7 +171,7 @@ class Base:
                             + (f" and {others} other weights" if others else ""))
 
     def check(self, candidate: Candidate, any_base: bool = False) -> None:
-        """Check by small files that a candidate belongs to this base.
+        """Check that a candidate belongs to this base, without loading weights.
 
         Args:
             candidate: an adapter or a model.
@@ -197,7 +197,7 @@ class Base:
                                 f"{self.name} {sizes[1]}; name the base that it was trained from")
 
     def _check_name(self, candidate: Candidate, named: str) -> None:
-        """Check that an adapter names this base: by the last part of its path, or by the files if they are here."""
+        """Check that an adapter names this base: compare the last part of the path, or the files if they are local."""
         published = str(read_config(self.folder, "model").get("_name_or_path", ""))
         base_names = {self.name, str(self.folder.resolve()), published}
         if Path(named).name.lower() in {Path(name).name.lower() for name in base_names if name}:
@@ -213,7 +213,7 @@ def check_plain(candidate: Candidate) -> None:
     """Check that an adapter is a plain LoRA, whose update can be scaled.
 
     Raises:
-        SpecError: it is something else.
+        SpecError: it is of another kind, or uses an extension of LoRA.
     """
     reason = "it is a whole model"
     if candidate.kind == "adapter":
@@ -230,30 +230,31 @@ def check_plain(candidate: Candidate) -> None:
 
 
 class LoraScale:
-    """Multiplies the update of a LoRA that is on a model.
+    """Scales the update of a LoRA adapter in a model.
 
     Args:
-        model: of PEFT, with one adapter.
+        model: a model of PEFT with one adapter.
     """
 
     def __init__(self, model: Any) -> None:
-        """Note the scaling of each layer."""
+        """Store the original scaling of each layer."""
         layer_class = importlib.import_module("peft.tuners.lora").LoraLayer
         self.layers = [(layer, dict(layer.scaling)) for layer in model.modules() if isinstance(layer, layer_class)]
 
     def set(self, scale: float) -> None:
-        """Set the update to `scale` times that of the adapter as it was loaded."""
+        """Set the update to `scale` times the update of the adapter as it was loaded."""
         for layer, original in self.layers:
             for name, value in original.items():
                 layer.scaling[name] = value * scale
 
 
 def export_scaled(candidate: Candidate, scale: float, target: Path) -> None:
-    """Write an adapter for PEFT whose update is `scale` times that of another: its B times `scale`.
+    """Write a copy of an adapter, for PEFT, whose update is scaled: its B matrices are multiplied by `scale`.
 
     Raises:
-        SpecError: the adapter is no plain LoRA.
-        StoreError: the folder has files, or cannot be written.
+        SpecError: the adapter is not a plain LoRA.
+        DataError: the adapter's weights are not in safetensors.
+        StoreError: the folder is not empty, or cannot be written.
     """
     check_plain(candidate)
     source = next(candidate.folder / name for name in ADAPTER_WEIGHTS if (candidate.folder / name).is_file())

@@ -1,7 +1,7 @@
-"""Where text models of Hugging Face's kind and PEFT's adapters lie: folders with their files (no torch).
+"""Find the folders of Hugging Face text models and PEFT adapters. This module does not import torch.
 
-`hf:NAME` is looked for as a folder, then as `models/NAME` under the data folder, then on Hugging Face's hub (its cache
-first). Weights are read from `model.safetensors` only, and no code that a folder or repository brings is ever run.
+For `hf:NAME`, clbench looks for a folder, then for `models/NAME` in the data folder, then on Hugging Face's hub (its
+cache first). Weights are read only from `model.safetensors`, and no code in a folder or repository is ever run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from clbench.core.errors import DataError, SpecError, message_of
 from clbench.core.files import hash_file
 
 WEIGHTS = "model.safetensors"
-CACHED = "models--"  # what the folders of repositories begin with in the hub's cache
-LONGEST = 8.0  # seconds until Hugging Face's hub counts as out of reach
-PATTERNS = ("*.json", "*.txt", "*.model", WEIGHTS)  # of a repository: configuration, tokenizer, weights
-LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors", "*.jinja")  # weights in several files, chat template
+CACHED = "models--"  # prefix of the folders of repositories in the hub's cache
+LONGEST = 8.0  # seconds after which Hugging Face's hub counts as unreachable
+PATTERNS = ("*.json", "*.txt", "*.model", WEIGHTS)  # files to download: configuration, tokenizer, weights
+LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors", "*.jinja")  # also weights in several files, and the chat template
 Kind = Literal["adapter", "model"]
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -36,7 +36,7 @@ HASHED = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "token
 
 
 def inner(model: str) -> str:
-    """Return the folder or repository that a model's name `hf:NAME` says, with a revision behind it if it has one."""
+    """Return NAME of a model `hf:NAME`: a folder or a repository, with `@REVISION` if it has one."""
     name = model.partition(":")[2]
     if not name:
         raise SpecError(f"model {model!r}: name a folder or a repository on Hugging Face's hub, as in "
@@ -45,14 +45,14 @@ def inner(model: str) -> str:
 
 
 def folder_of(name: str, patterns: Sequence[str] = PATTERNS) -> Path:
-    """Return the folder in which a model and its tokenizer lie.
+    """Return the folder of a model and its tokenizer.
 
     Args:
         name: a folder, or a repository on Hugging Face's hub.
-        patterns: the files of a repository that are downloaded.
+        patterns: the files to download from a repository.
 
     Raises:
-        DataError: it is neither here nor to be had.
+        DataError: the model was not found and cannot be downloaded.
     """
     places = [Path(name).expanduser(), files.default_data_dir() / "models" / name]
     for place in places:
@@ -66,10 +66,10 @@ def folder_of(name: str, patterns: Sequence[str] = PATTERNS) -> Path:
 
 
 def hub_problem(hub: Any) -> str:
-    """Return why Hugging Face's hub cannot be reached, empty if it can: found out by one request, without a retry.
+    """Return why Hugging Face's hub cannot be reached, or an empty string if it can, by one request without a retry.
 
-    Its library tries each file six times, with a line for each try, which takes half a minute where there is no
-    connection.
+    The library itself tries each file six times and prints a line for each try. Without a connection, this takes half a
+    minute.
 
     Args:
         hub: the library huggingface_hub.
@@ -80,10 +80,10 @@ def hub_problem(hub: Any) -> str:
         try:
             hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=LONGEST / 2)
             problem[0] = ""
-        except Exception as error:  # of the library that it makes requests with, which differs between releases
+        except Exception as error:  # the type depends on its HTTP library, which differs between releases
             problem[0] = message_of(error, 200) or type(error).__name__
 
-    # In a thread, since looking up the address is not bound by that time.
+    # In a thread, because the timeout does not apply to the DNS lookup.
     thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(LONGEST)
@@ -91,7 +91,7 @@ def hub_problem(hub: Any) -> str:
 
 
 def _from_hub(name: str, repository: str, revision: str | None, paths: str, patterns: Sequence[str]) -> Path:
-    """Return the folder of a repository in the hub's cache, downloaded if need be."""
+    """Return the folder of a repository in the hub's cache, downloaded if necessary."""
     try:
         hub: Any = importlib.import_module("huggingface_hub")
         errors: Any = importlib.import_module("huggingface_hub.errors")
@@ -116,7 +116,7 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
 
 
 def published_as(weights: str) -> str:
-    """Return the folder or repository of the model whose weights are in a file; empty if the file is not such a one.
+    """Return the repository or folder of a Hugging Face model, given its weights file; empty for any other file.
 
     Args:
         weights: path of the file.
@@ -131,10 +131,10 @@ def published_as(weights: str) -> str:
 
 
 def weights_of(model: str) -> Path:
-    """Return the file of the weights with which a model `hf:NAME` comes.
+    """Return the weights file of a model `hf:NAME`.
 
     Raises:
-        DataError: it has none in a form that is read.
+        DataError: there is no `model.safetensors`.
     """
     folder = folder_of(inner(model))
     path = folder / WEIGHTS
@@ -168,12 +168,12 @@ def base_folder(name: str) -> Path:
 
 
 def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
-    """Return the adapters and models of folders. A folder with `checkpoint-N` is a series in the order of N.
+    """Return the adapters and models in folders. A folder with `checkpoint-N` is a series in the order of N.
 
-    If such a folder is a model itself, that one comes after its checkpoints.
+    If a folder with checkpoints also has an adapter or a model itself, this comes after the checkpoints.
 
     Raises:
-        DataError: a folder is missing, or has neither.
+        DataError: a folder is missing, or has neither an adapter nor a model.
     """
     labeled: list[tuple[Path, str]] = []
     for path in paths:
@@ -194,7 +194,7 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
 
 
 def _kind(folder: Path) -> Kind:
-    """Return what a folder has, after a look at whether its files are there.
+    """Return whether a folder has an adapter or a model, and check that its files can be read.
 
     Raises:
         DataError: a file is missing or cannot be read.
@@ -232,6 +232,6 @@ def read_config(folder: Path, kind: Kind) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash of the files that make a model: configuration, weights, tokenizer."""
+    """Return a hash of the files of a model: configuration, weights and tokenizer."""
     files = sorted({path for pattern in HASHED for path in folder.glob(pattern)})
     return sha256("\n".join(f"{path.name} {hash_file(path)}" for path in files).encode()).hexdigest()

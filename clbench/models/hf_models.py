@@ -1,10 +1,10 @@
-"""Text models of Hugging Face's transformers as networks of tokens: an embedding, a block for each layer, a head.
+"""Text models of Hugging Face's transformers as networks: an embedding, a block for each layer, and a head.
 
 Encoders like BERT (BERT, MiniLM, RoBERTa, XLM-R, ELECTRA) and decoders like Llama (Llama, Mistral, Qwen, SmolLM) are
 divided into blocks that consist of transformers' own modules. Other models (DeBERTa, DistilBERT, GPT-2, ModernBERT) are
-one block. When a network is built, its features are compared with those of the library's own model.
+one block. When a network is built, its features are compared with the features of the library's own model.
 
-Inputs are tokens, int32 [N, L] with -1 after the last token of a sample (`clbench.core.tokens`). Between blocks, such
+Inputs are tokens, int32 [N, L] with -1 after the last token of a sample (`clbench.core.tokens`). Between blocks,
 padding is a vector of zeros, so blocks need no mask as a second input.
 """
 
@@ -39,17 +39,17 @@ from clbench.models.hf_parts import (
 from clbench.models.language_model import language_model
 from clbench.models.network import Block, Network, Prefix, TokenNetwork
 
-SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # places that are lost before the first token's
+SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # unused positions before the position of the first token
 ENCODERS = {"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel"}
 
 
 def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...], classes: int) -> Network:
-    """Return the network of a text model, untrained; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
+    """Return the untrained network of a text model; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
 
-    With 0 classes it is that of a causal language model.
+    With 0 classes, return the network of a causal language model.
 
     Raises:
-        SpecError: the model cannot take texts of that length, or is none of text.
+        SpecError: the model cannot take texts of this length, or clbench does not support it.
         DataError: there is no such folder or repository.
     """
     if not classes:
@@ -80,7 +80,7 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
 
 
 def pooling_of(folder: Path) -> Pooling | None:
-    """Return how sentence-transformers pools a model's tokens into one vector; None if the folder does not say it."""
+    """Return the pooling in a model's sentence-transformers configuration, or None if the folder does not have one."""
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return None
@@ -91,19 +91,19 @@ def pooling_of(folder: Path) -> Pooling | None:
 
 
 class TextEncoder(TokenNetwork):
-    """An encoder of BERT's kind."""
+    """An encoder like BERT."""
 
     @property
     def end(self) -> Pool:
-        """Return what makes features of the last layer's tokens."""
+        """Return the module that turns the tokens of the last layer into features."""
         return cast(Pool, cast(Any, self.blocks[-1]).activation)
 
     def normalized(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] as they are: the layers end in a norm."""
+        """Return tokens [N, L, D] unchanged, because the last layer ends in a norm."""
         return self.end.normalized(tokens)
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """Return features [N, D] of what `encode` returns [N, L, D]."""
+        """Return features [N, D], given the result of `encode` [N, L, D]."""
         return self.end.pooled(tokens)
 
     def takes_prefixes(self) -> bool:
@@ -111,7 +111,7 @@ class TextEncoder(TokenNetwork):
         return True
 
     def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D], as a layer does whose attention has a prefix."""
+        """Return the output [N, L, D] of an encoder layer for tokens [N, L, D], with a prefix in its attention."""
         unit, there = cast(Any, body).unit, present(tokens)
         attention = unit.attention.self
         q, k, v = (layer(tokens).unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
@@ -124,7 +124,7 @@ class TextEncoder(TokenNetwork):
 
 
 def encoder(model: Any, width: int, pool: Pooling, head: nn.Linear) -> Network:
-    """Return the network of an encoder: its embedding, a block for each layer, the pooling, the head."""
+    """Return the network of an encoder: its embedding, a block for each layer, the pooling and the head."""
     layers = list(model.encoder.layer)
     blocks = [Block(Embedding(model, width), nn.Identity()),
               *(Block(EncoderLayer(unit, width), nn.Identity()) for unit in layers)]
@@ -135,7 +135,7 @@ def encoder(model: Any, width: int, pool: Pooling, head: nn.Linear) -> Network:
 
 
 def decoder(model: Any, width: int, pool: Pooling, head: nn.Linear) -> Network:
-    """Return the network of a decoder: its embedding, a block for each layer, the norm and pooling, the head."""
+    """Return the network of a decoder: its embedding, a block for each layer, the norm, the pooling and the head."""
     layers = list(model.layers)
     blocks = [Block(Tokens(model.embed_tokens), nn.Identity()),
               *(Block(DecoderLayer(unit, model.rotary_emb, width), nn.Identity()) for unit in layers)]
@@ -146,26 +146,26 @@ def decoder(model: Any, width: int, pool: Pooling, head: nn.Linear) -> Network:
 
 
 def whole(model: Any, pool: Pooling, head: nn.Linear) -> Network:
-    """Return the network of a model that is not taken apart."""
+    """Return a network with the whole model as one block."""
     aliases = {name: f"blocks.0.body.model.{name}" for name, _ in (
         *model.named_children(), *model.named_parameters(recurse=False))}
     return Network([Block(Whole(model), Pool(pool))], head, aliases, published=True, conform=Conform(model))
 
 
 class Conform:
-    """Weights as they are published, under the names that the library's model has: without the heads of other tasks.
+    """Convert published weights to the names of the library's model, without the heads of other tasks.
 
     Args:
-        model: of the library; its names and shapes are kept, not its weights.
+        model: a model of the library. Its names are stored, not its weights.
     """
 
     def __init__(self, model: Any) -> None:
-        """Note what the model has."""
+        """Store the names of the model's weights."""
         self.prefix = f"{model.base_model_prefix}."
         self.names = set(model.state_dict())
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the weights that the model has, by its names."""
+        """Return the published weights that the model has, by the names in the model."""
         out = {}
         for name, tensor in weights.items():
             inside = name.removeprefix(self.prefix)
@@ -177,10 +177,10 @@ class Conform:
 
 @torch.no_grad()
 def compare(name: str, network: Network, model: Any, config: Any, pool: Pooling) -> None:
-    """Check that a network gives the features of the library's model, on two short texts of random tokens.
+    """Check that a network has the same features as the library's model, on two short texts of arbitrary tokens.
 
     Raises:
-        SpecError: the features differ, so clbench does not know this kind of model.
+        SpecError: the features differ, so clbench does not support this kind of model.
     """
     if next(network.parameters()).is_meta:
         return

@@ -1,6 +1,6 @@
-"""The parts of which networks of text are made, around the modules of Hugging Face's transformers.
+"""The parts of text networks, which wrap modules of Hugging Face's transformers.
 
-Between them go tokens [N, L, D], and a token that is none is zero in all parts (`clbench.core.tokens.present`).
+They pass tokens [N, L, D] to each other. Padding is a vector of zeros (`clbench.core.tokens.present`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from clbench.core.tokens import present
 from clbench.models.builtin import Pooling
 from clbench.models.network import Ports
 
-TOLERANCE = 1e-4  # of features that are of the order of 1
+TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
 
 
 def home() -> Any:
-    """Return the package transformers; SpecError where it is not installed."""
+    """Return the package transformers.
+
+    Raises:
+        SpecError: it is not installed.
+    """
     try:
         return importlib.import_module("transformers")
     except ModuleNotFoundError:
@@ -29,32 +33,32 @@ def home() -> Any:
 
 
 def attention_of(package: Any, config: Any) -> str:
-    """Return the implementation of attention to ask for: torch's fused one where the model has it."""
+    """Return the implementation of attention to use: torch's fused one if the model supports it."""
     kind = package.AutoModel._model_mapping.get(type(config), None)
     return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
 
 
 def is_decoder(model: Any) -> bool:
-    """Tell whether a model is a decoder of Llama's kind."""
+    """Return whether a model is a decoder like Llama."""
     return all(hasattr(model, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
 
 
 class Pool(nn.Module):
-    """One vector of a text's tokens: their mean, the first or the last; after a norm where the model ends in one.
+    """Pool the tokens of a text into one vector: their mean, the first or the last, after the model's final norm.
 
     Args:
-        pool: which.
-        norm: the model's last norm, if its layers do not end in one.
+        pool: the kind of pooling.
+        norm: the model's final norm; None if it has none after its last layer.
     """
 
     def __init__(self, pool: Pooling, norm: nn.Module | None = None) -> None:
-        """Keep the norm."""
+        """Store the pooling and the norm."""
         super().__init__()
         self.pool = pool
         self.norm = norm if norm is not None else nn.Identity()
 
     def normalized(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] after the norm; those that are none stay zero."""
+        """Return tokens [N, L, D] after the norm; padding stays zero."""
         if isinstance(self.norm, nn.Identity):
             return tokens
         return cast(Tensor, self.norm(tokens)) * present(tokens).unsqueeze(-1)
@@ -75,7 +79,10 @@ class Pool(nn.Module):
 
 
 def additive(there: Tensor, like: Tensor, causal: bool = False) -> Tensor:
-    """Return what is added to attention, [N, 1, 1 or L, L]: minus infinity where a key is none, or lies ahead."""
+    """Return the additive attention mask [N, 1, 1 or L, L].
+
+    It is the lowest number of the dtype of `like` for keys that are padding, and for later keys if `causal`; else 0.
+    """
     mask = there[:, None, None, :]
     if causal:
         length = there.shape[1]
@@ -85,15 +92,15 @@ def additive(there: Tensor, like: Tensor, causal: bool = False) -> Tensor:
 
 
 class Embedding(nn.Module):
-    """The embedding of an encoder: of each token a vector, with its position.
+    """The embedding of an encoder: a vector for each token, with its position.
 
     Args:
-        model: of the library.
-        width: D.
+        model: a model of the library.
+        width: the width of tokens, D.
     """
 
     def __init__(self, model: Any, width: int) -> None:
-        """Take over the model's embedding, with the projection behind it that ELECTRA may have."""
+        """Use the model's embedding, and the projection after it that ELECTRA may have."""
         super().__init__()
         self.embeddings = model.embeddings
         self.embeddings_project = getattr(model, "embeddings_project", nn.Identity())
@@ -101,55 +108,55 @@ class Embedding(nn.Module):
         self.ports = Ports(1, width, tokens=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of tokens' numbers x [N, L]."""
+        """Return tokens [N, L, D] for token IDs x [N, L]."""
         there = present(x)
         tokens = self.embeddings(input_ids=x.masked_fill(~there, self.padding).long())
         return cast(Tensor, self.embeddings_project(tokens)) * there.unsqueeze(-1)
 
 
 class EncoderLayer(nn.Module):
-    """A layer of an encoder, which looks at the tokens that are there."""
+    """A layer of an encoder, whose attention ignores padding."""
 
     def __init__(self, unit: nn.Module, width: int) -> None:
-        """Keep the library's layer."""
+        """Store the library's layer."""
         super().__init__()
         self.unit = unit
         self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        """Return the layer's output [N, L, D] for tokens [N, L, D]."""
         there = present(tokens)
         out = self.unit(tokens, additive(there, tokens))
         return cast(Tensor, out[0] if isinstance(out, tuple) else out) * there.unsqueeze(-1)
 
 
 class Tokens(nn.Module):
-    """The embedding of a decoder of Llama's kind: of each token a vector, without its position."""
+    """The embedding of a decoder like Llama: a vector for each token, without its position."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
-        """Keep the model's embedding."""
+        """Store the model's embedding."""
         super().__init__()
         self.embed_tokens = embedding
         self.ports = Ports(1, embedding.embedding_dim, tokens=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of tokens' numbers x [N, L]."""
+        """Return tokens [N, L, D] for token IDs x [N, L]."""
         there = present(x)
         return cast(Tensor, self.embed_tokens(x.masked_fill(~there, 0).long())) * there.unsqueeze(-1)
 
 
 class DecoderLayer(nn.Module):
-    """A layer of a decoder of Llama's kind: each token looks at those before it, turned by their places."""
+    """A layer of a decoder like Llama, with causal attention and rotary position embeddings."""
 
     def __init__(self, unit: nn.Module, rotary: nn.Module, width: int) -> None:
-        """Keep the library's layer, and a copy of what turns queries and keys, which has no weights."""
+        """Store the library's layer, and a copy of the rotary position embedding, which has no weights."""
         super().__init__()
         self.unit = unit
         self.rotary = copy.deepcopy(rotary)  # `functional_call` does not restore buffers of a module with two names
         self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        """Return the layer's output [N, L, D] for tokens [N, L, D]."""
         there = present(tokens)
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
         out = self.unit(tokens, attention_mask=additive(there, tokens, causal=True), position_ids=places,
@@ -158,16 +165,16 @@ class DecoderLayer(nn.Module):
 
 
 class Whole(nn.Module):
-    """A whole text model as the body of one block: tokens' numbers in, one vector of each token out."""
+    """A whole text model as the body of one block, from token IDs to a vector for each token."""
 
     def __init__(self, model: Any) -> None:
-        """Keep the model."""
+        """Store the model."""
         super().__init__()
         self.model = model
         self.padding = int(model.config.pad_token_id or 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of tokens' numbers x [N, L]."""
+        """Return tokens [N, L, D] for token IDs x [N, L]."""
         there = present(x)
         out = self.model(input_ids=x.masked_fill(~there, self.padding).long(), attention_mask=there.long())
         return cast(Tensor, out.last_hidden_state) * there.unsqueeze(-1)

@@ -1,11 +1,11 @@
-"""Causal language models of transformers as networks: an embedding, a block for each layer, the model's own head.
+"""Causal language models of transformers as networks: an embedding, a block for each layer, and the model's own head.
 
 Decoders like Llama (Llama, Mistral, Qwen, SmolLM) are divided into blocks; other models (GPT-2) are one block. A
-network returns hidden states [N, L, D] after the final norm. Its head, which may share its weights with the embedding,
-is applied by the objective where tokens are scored (`clbench.strategy.objectives`).
+network returns hidden states [N, L, D] after the final norm. The objective applies the head at scored positions only
+(`clbench.strategy.objectives`). The head may share its weights with the embedding.
 
 Inputs are tokens, int32 [N, L] with -1 after the last token of a sample. Attention is causal, so padding at the end
-changes nothing before it, and blocks need no mask.
+does not change the outputs before it, and blocks need no mask.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from clbench.models.hf_files import folder_of, inner
 from clbench.models.hf_parts import TOLERANCE, DecoderLayer, Tokens, attention_of, home, is_decoder
 from clbench.models.network import Block, Network
 
-OLD_HEAD = "embed_out."  # what files of GPT-NeoX call the head
+OLD_HEAD = "embed_out."  # prefix of the head in files of GPT-NeoX
 
 
 class LanguageModel(Network):
-    """A network whose outputs are hidden states [N, L, D] of all positions; `head` makes logits [..., V] of them."""
+    """A network that returns the hidden states [N, L, D] of all positions; `head` maps them to logits [..., V]."""
 
     def from_features(self, features: Tensor) -> Tensor:
         """Return hidden states [N, L, D], which are the features."""
@@ -36,15 +36,15 @@ class LanguageModel(Network):
 
     @property
     def tied(self) -> bool:
-        """Return whether the head has the weights of the embedding."""
+        """Return whether the head shares its weights with the embedding."""
         return any(parameter is self.head.weight for parameter in self.blocks.parameters())
 
 
 class CausalLayer(DecoderLayer):
-    """A layer of a decoder of Llama's kind without a mask: padding at the end changes nothing before it."""
+    """A layer of a decoder like Llama without a mask, because padding at the end does not change outputs before it."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        """Return the layer's output [N, L, D] for tokens [N, L, D]."""
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
         out = self.unit(tokens, attention_mask=None, position_ids=places,
                         position_embeddings=self.rotary(tokens, places))
@@ -52,23 +52,23 @@ class CausalLayer(DecoderLayer):
 
 
 class WholeDecoder(nn.Module):
-    """A whole body as one block: tokens in, a vector of each token out."""
+    """A whole decoder as the body of one block, from token IDs to a vector for each token."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the model."""
+        """Store the model."""
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return hidden states [N, L, D] of tokens x [N, L]."""
+        """Return hidden states [N, L, D] for token IDs x [N, L]."""
         return cast(Tensor, self.model(input_ids=x.clamp(min=0).long(), use_cache=False)[0])
 
 
 def language_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...]) -> Network:
-    """Return the network of a causal language model, untrained; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
+    """Return the untrained network of a causal language model; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
 
     Raises:
-        SpecError: the model cannot take items of that length, or is no causal language model.
+        SpecError: the model cannot take items of this length, or is not a causal language model that clbench supports.
         DataError: there is no such folder or repository.
     """
     if options.pool is not None:
@@ -95,7 +95,7 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
 
 
 def _network(model: Any, config: Any, length: int) -> LanguageModel:
-    """Return the network of a library's model: in blocks if it is a decoder of Llama's kind, else in one."""
+    """Return the network of a library's model, in several blocks if it is a decoder like Llama, else in one block."""
     prefix = model.base_model_prefix
     body, head = getattr(model, prefix), model.get_output_embeddings()
     head_name = next(name for name, module in model.named_modules() if module is head)
@@ -115,16 +115,16 @@ def _network(model: Any, config: Any, length: int) -> LanguageModel:
 
 
 class Conform:
-    """Weights as they are published, under the names that the library's model has; a tied head is added.
+    """Convert published weights to the names of the library's model, and add the weights of a tied head.
 
     Args:
-        model: of the library; its names are kept, not its weights.
-        prefix: of the names of its body.
-        head: name of its head.
+        model: a model of the library. Its names are stored, not its weights.
+        prefix: the prefix of names in the model's body.
+        head: the name of the model's head.
     """
 
     def __init__(self, model: Any, prefix: str, head: str) -> None:
-        """Note what the model has."""
+        """Store the names of the model's weights."""
         self.names = set(model.state_dict())
         self.prefix = prefix
         self.head = head
@@ -133,10 +133,10 @@ class Conform:
                               if parameter is model.get_input_embeddings().weight)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the weights that the model has, by its names.
+        """Return the published weights that the model has, by the names in the model.
 
         Raises:
-            DataError: there is no head, which would then be untrained.
+            DataError: there is no head, so that it would be untrained.
         """
         out = {}
         for name, tensor in weights.items():
@@ -155,10 +155,10 @@ class Conform:
 
 @torch.no_grad()
 def _compare(name: str, network: LanguageModel, model: Any, config: Any) -> None:
-    """Check that a network gives the logits of the library's model, on two short texts.
+    """Check that a network has the same logits as the library's model, on two short texts.
 
     Raises:
-        SpecError: they differ, so clbench does not know this kind of model.
+        SpecError: the logits differ, so clbench does not support this kind of model.
     """
     if next(network.parameters()).is_meta:
         return

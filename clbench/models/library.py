@@ -1,8 +1,8 @@
-"""Models of timm and torchvision as networks, and how they are cut into blocks.
+"""Divide models of timm and torchvision into blocks of a `Network`.
 
-A model is a chain if it calls its modules one after the other, each on the output of the one before, and does nothing
+A model is a chain if it calls its modules one after the other, each on the output of the previous one, and does nothing
 else. `torch.fx` detects chains: it runs `forward` on a proxy for the input and records all calls. A chain can be cut
-between any two modules and computes the same function. A model that is not a chain stays whole.
+between any two modules and still computes the same function. A model that is not a chain becomes one block.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, fx, nn
 from clbench.core.errors import SpecError
 from clbench.models.network import Block, Network, Ports
 
-POOLING = ("global_pool", "avgpool", "head")  # where features become one vector, in the names of timm and torchvision
+POOLING = ("global_pool", "avgpool", "head")  # modules of timm and torchvision that pool feature maps into a vector
 
 
 class Stage(NamedTuple):
-    """The end of a block: the module that gives its output, channels of the output, and pixels per output position."""
+    """The last module of a block, the channels of its output, and the factor by which the image's side is reduced."""
 
     module: str
     channels: int
@@ -29,21 +29,21 @@ class Stage(NamedTuple):
 
 
 class Calls(fx.Tracer):
-    """Writes down the modules that a model calls itself, and does not look into them."""
+    """Records the modules that a model calls directly, and not the calls inside these modules."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Look into none."""
+        """Return True, so that no module is traced inside."""
         return True
 
 
 def chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
-    """Return the modules of a chain with their names, in order; None if the model is none.
+    """Return the modules of a chain with their names, in order; None if the model is not a chain.
 
-    A call of `flatten` from dimension 1 on counts as a module, with an empty name.
+    A call of `flatten` from dimension 1 counts as a module with an empty name.
     """
     try:
         nodes = list(Calls().trace(model).nodes)
-    except Exception:  # whatever the model does on the way with a stand-in for a tensor: it is no chain then
+    except Exception:  # `forward` may raise anything on a proxy; in this case, the model is not a chain
         return None
     modules: list[tuple[str, nn.Module]] = []
     for before, node in itertools.pairwise(nodes):
@@ -62,15 +62,15 @@ def chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
 
 
 class Steps(nn.Sequential):
-    """Modules of a library's model, one after the other, under the names they have there (with _ for a dot).
+    """A sequence of modules of a library's model, under their original names with _ instead of dots.
 
     Args:
-        steps: name and module of each.
-        ports: inputs and outputs of all together, if lateral connections may be attached.
+        steps: the name and the module of each step.
+        ports: inputs and outputs of the sequence, if lateral connections may be attached.
     """
 
     def __init__(self, steps: Sequence[tuple[str, nn.Module]], ports: Ports | None = None) -> None:
-        """Keep the modules."""
+        """Add the modules."""
         super().__init__()
         for number, (name, module) in enumerate(steps):
             self.add_module(name.replace(".", "_") or str(number), module)
@@ -79,19 +79,20 @@ class Steps(nn.Sequential):
 
 def cut(model: nn.Module, stages: Sequence[Stage], features: int,
         maps: bool = True) -> tuple[list[Block], dict[str, str]] | None:
-    """Return a model's blocks, one up to the end of each stage, and the names that they give its modules.
+    """Return a model's blocks, one for each stage, and the names of its modules in them.
 
-    What follows the last stage belongs to the last block: up to the global pooling to its body, then to its activation.
+    Modules after the last stage belong to the last block: those before the global pooling to its body, the others to
+    its activation.
 
     Args:
-        model: its classifier is replaced by the identity.
-        stages: in order.
-        features: numbers per sample that the model gives.
-        maps: whether stages give feature maps [N, C, H, W]; only then blocks get ports.
+        model: a model whose classifier was replaced by the identity.
+        stages: the stages, in order.
+        features: the number of features per sample, which the model returns.
+        maps: whether the stages return feature maps [N, C, H, W]; only then do blocks get ports.
 
     Returns:
-        blocks and `{name in the model: name in a network of these blocks}`; None where the model is no chain, or does
-        not call each stage's last module.
+        The blocks and `{name in the model: name in a network of these blocks}`; None if the model is not a chain, or
+        does not call the last module of each stage.
     """
     steps = chain(model)
     if steps is None:
@@ -125,14 +126,14 @@ def cut(model: nn.Module, stages: Sequence[Stage], features: int,
     return blocks, aliases
 
 
-CHANNELS = 3  # of the images that these models take
+CHANNELS = 3  # of the input images
 
 
 class Backbone(nn.Module):
-    """A whole model without its classifier; as a submodule, so that names stay apart."""
+    """A whole model without its classifier. The model is a submodule, so that its names have a common prefix."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the model."""
+        """Store the model."""
         super().__init__()
         self.model = model
 
@@ -143,7 +144,7 @@ class Backbone(nn.Module):
 
 
 def square(name: str, input_shape: tuple[int, ...]) -> int:
-    """Return the side of the images that a model is given; SpecError if they have no 3 channels or no square shape."""
+    """Return the side of the input images in pixels; SpecError if they do not have 3 channels or are not square."""
     if len(input_shape) != 3 or input_shape[0] != CHANNELS or input_shape[1] != input_shape[2]:
         raise SpecError(f"model {name!r} takes square images with {CHANNELS} channels, this benchmark has inputs "
                         f"{list(input_shape)}; choose a size ({name}:size=224) or another model or benchmark")
@@ -151,7 +152,7 @@ def square(name: str, input_shape: tuple[int, ...]) -> int:
 
 
 def whole_patches(name: str, side: int, patch: int) -> None:
-    """Refuse images of `side` pixels that cannot be cut into patches; SpecError names the nearest size that can."""
+    """Raise a `SpecError` with the nearest valid size if images of `side` pixels cannot be cut into whole patches."""
     if side % patch:
         nearest = max(patch, round(side / patch) * patch)
         raise SpecError(f"model {name!r} cuts images into patches of {patch} x {patch} pixels, this benchmark has "
@@ -168,14 +169,14 @@ def without(model: nn.Module, classifier: nn.Linear) -> str:
 
 def in_stages(model: nn.Module, classifier: nn.Linear, classes: int, stages: Sequence[Stage], maps: bool,
               conform: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None) -> Network:
-    """Return a network of a model's stages and a new head, or of the whole model as one block where it is no chain.
+    """Return a network of a model's stages and a new head, or with one block if the model is not a chain.
 
     Args:
-        model: of the library; the network uses its modules.
-        classifier: its last layer, in whose place the head comes.
-        classes: outputs of the head.
-        stages: see `splitting.cut`.
-        maps: likewise.
+        model: a model of the library, whose modules the network uses.
+        classifier: the model's last layer, which the head replaces.
+        classes: the number of outputs of the head.
+        stages: see `cut`.
+        maps: see `cut`.
         conform: see `Network`.
     """
     name = without(model, classifier)
@@ -189,6 +190,6 @@ def in_stages(model: nn.Module, classifier: nn.Linear, classes: int, stages: Seq
 
 
 def children(model: nn.Module) -> list[str]:
-    """Return the names of a model's modules and of its own parameters and buffers."""
+    """Return the names of a model's direct submodules, parameters and buffers."""
     tensors: list[tuple[str, Any]] = [*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)]
     return [name for name, _ in (*model.named_children(), *tensors)]

@@ -1,4 +1,4 @@
-"""Network: the structure of every model, so that a strategy can cut, copy and widen any of them."""
+"""Network: the common structure of all models, which lets strategies cut, copy and widen any model."""
 
 from __future__ import annotations
 
@@ -14,48 +14,49 @@ from torch.func import functional_call
 
 from clbench.core.errors import SpecError
 
-SHORTEST = 1e-5  # length that a vector is divided by at least
+SHORTEST = 1e-5  # minimum norm in a normalization
 
 
 class CosineHead(nn.Linear):
     """Logits [N, C] of features [N, D]: `scale` times the cosine of each sample with each class's weights; no bias.
 
-    The weights begin as those of a linear head.
+    The initial weights are the weights of a linear head.
 
     Args:
-        head: the linear head; its weights [C, D] are taken over.
-        scale: what cosines are multiplied by.
-        learned: whether the scale is a parameter that begins there, and not a constant.
+        head: the linear head, whose parameter `weight` [C, D] is used.
+        scale: the factor of the cosines.
+        learned: whether the scale is a parameter with this initial value, instead of a constant.
     """
 
     scale: float | nn.Parameter
 
     def __init__(self, head: nn.Linear, scale: float, learned: bool = False) -> None:
-        """Take over the weights."""
-        super().__init__(head.in_features, head.out_features, bias=False, device="meta")  # so it draws nothing
+        """Use the weights of the linear head."""
+        super().__init__(head.in_features, head.out_features, bias=False, device="meta")  # draws no random numbers
         self.weight = head.weight
         self.scale = nn.Parameter(head.weight.new_tensor(scale)) if learned else scale
 
     def cosines(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the cosines [N, C] of features [N, D] with weights [C, D], by default the head's own."""
+        """Return the cosines [N, C] of features [N, D] with weights [C, D], by default the head's weights."""
         weight = self.weight if weight is None else weight
         return F.linear(F.normalize(x, eps=SHORTEST), F.normalize(weight, eps=SHORTEST))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return logits [N, C] for features [N, D]."""
         return self.scale * self.cosines(x)
 
 
 class Ports(NamedTuple):
     """Inputs and outputs of a body of several layers: the attribute `ports` of a residual unit or transformer block.
 
-    PNN attaches its lateral connections by them. A body that is a single Linear or Conv2d needs none.
+    PNN needs them to attach lateral connections. A body that is a single Linear or Conv2d layer needs no ports.
     """
 
-    inputs: int  # channels
-    outputs: int
+    inputs: int  # number of channels
+    outputs: int  # number of channels
     stride: int = 1  # of feature maps
-    # Tokens [N, L, channels] and not feature maps [N, channels, H, W]; one that is zero in all parts is none (text).
+    # Whether inputs and outputs are tokens [N, L, channels] instead of feature maps [N, channels, H, W]. In networks
+    # for text, a token of zeros is padding.
     tokens: bool = False
 
 
@@ -69,7 +70,7 @@ class Prefix(NamedTuple):
     values: Tensor  # [N, P, D]
 
     def before(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values [N, heads, P + L, d] of all heads, of those of the tokens [N, heads, L, d]."""
+        """Return keys and values [N, heads, P + L, d]: the prefix, then those of the tokens [N, heads, L, d]."""
         prefix_keys, prefix_values = (
             part.to(keys.dtype).reshape(*part.shape[:2], keys.shape[1], keys.shape[3]).transpose(1, 2) for part in self)
         return torch.cat([prefix_keys, keys], 2), torch.cat([prefix_values, values], 2)
@@ -79,7 +80,7 @@ class Block(nn.Module):
     """One layer of a network: `activation(body(x))`; PNN adds lateral connections between the two."""
 
     def __init__(self, body: nn.Module, activation: nn.Module) -> None:
-        """Keep the affine part (with normalization) and what follows (nonlinearity, pooling, flattening)."""
+        """Store the affine part with its normalization, and the layers after it (nonlinearity, pooling, flattening)."""
         super().__init__()
         self.body = body
         self.activation = activation
@@ -96,46 +97,46 @@ class Network(nn.Module):
     Args:
         blocks: modules from inputs [N, *input_shape] to features [N, D].
         head: a linear layer from D features to C classes.
-        aliases: published names of weights (or beginnings of such names) -> their names in this model.
-        published: whether files that are written (adapters) have the published names, as a library's model needs them.
-        conform: changes weights with published names so that they fit this model's input size and layout.
+        aliases: published names of weights (or prefixes of such names) -> their names in this model.
+        published: whether exported files, such as adapters, use the published names, so that the library can read them.
+        conform: converts weights with published names to this model's input size and layout.
     """
 
     def __init__(self, blocks: Iterable[Block], head: nn.Linear, aliases: Mapping[str, str] | None = None,
                  published: bool = False,
                  conform: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None) -> None:
-        """Keep blocks and head."""
+        """Store the blocks and the head."""
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.head = head
         self.aliases = dict(aliases or {})
         self.published = published
         self.conform = conform
-        self.weights_hash = ""  # of the content of weights that were loaded by a name
-        self.weights_file = ""  # from which weights were loaded, its path
-        self.start = 0  # the first block to run: the harness computes the outputs of frozen first blocks once
+        self.weights_hash = ""  # hash of weights that were loaded by name
+        self.weights_file = ""  # path of the file from which weights were loaded
+        self.start = 0  # first block to run; greater than 0 if the harness caches the outputs of frozen first blocks
 
     @property
     def has_body(self) -> bool:
-        """Tell whether there is anything to learn, adapt or load before the head: the model `linear` has nothing."""
+        """Return whether the blocks have parameters; the model `linear` has only a head."""
         return any(True for _ in self.blocks.parameters())
 
     def require_body(self, does: str, instead: str = "frozen, which trains a head per task") -> None:
-        """Refuse a model that is a head alone.
+        """Check that the model has more than a head.
 
         Args:
-            does: what a method does before the head, as in `lora adapts layers before the head`.
-            instead: a method that a head is enough for.
+            does: why a method needs layers before the head, as in `lora adapts layers before the head`.
+            instead: a method that needs only a head, for the error message.
 
         Raises:
-            SpecError: there is nothing before the head.
+            SpecError: the blocks have no parameters.
         """
         if not self.has_body:
             raise SpecError(f"{does}, and this model is a head alone; choose {instead}, or a model with layers, as in "
                             "--model mlp")
 
     def published_name(self, name: str) -> str:
-        """Return the name that files have for a module, parameter or buffer of this network, by its name here."""
+        """Return the name in exported files of a module, parameter or buffer, given its name in this network."""
         if not self.published:
             return name
         fitting = [(prefix, alias) for alias, prefix in self.aliases.items()
@@ -146,16 +147,16 @@ class Network(nn.Module):
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return features [N, D] of inputs [N, *input_shape].
 
-        `weights` take the place of the blocks' own parameters, by name in this network.
+        `weights` replace parameters of the blocks, by name in this network.
         """
         return self.run(x, self.start, None, weights)
 
     def first_with(self, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> int:
-        """Return the number of the first block that has a module of a kind in it; there is one."""
+        """Return the index of the first block that contains a module of type `kind`; there must be one."""
         return next(i for i, block in enumerate(self.blocks) if any(isinstance(m, kind) for m in block.modules()))
 
     def run(self, x: Tensor, begin: int, end: int | None, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return what the blocks from `begin` to before `end` (None: all that are left) make of their input x."""
+        """Return the output of blocks `begin` to `end - 1` (to the last if `end` is None) for their input x."""
         for number, block in itertools.islice(enumerate(self.blocks), begin, end):
             if weights is None:
                 x = block(x)
@@ -166,7 +167,7 @@ class Network(nn.Module):
         return x
 
     def from_features(self, features: Tensor) -> Tensor:
-        """Return what `forward` returns for inputs with these features [N, D]: logits [N, C]."""
+        """Return the result of `forward`, logits [N, C], for inputs with these features [N, D]."""
         logits: Tensor = self.head(features)
         return logits
 
@@ -176,31 +177,31 @@ class Network(nn.Module):
 
 
 class TokenNetwork(Network, ABC):
-    """A network of tokens in two parts, so that others (prompts) can be put between them.
+    """A transformer in two parts, `embed` and `encode`, so that prompts can be added to the tokens between them.
 
-    The first block is the embedding, the others are transformer blocks; the last one's activation ends in a norm and
-    what makes one vector of the tokens. In eval mode `features(x) = pooled(encode(embed(x)))`.
+    The first block is the embedding; the others are transformer blocks. The activation of the last block is the final
+    norm and the pooling of tokens into one vector. In eval mode, `features(x) = pooled(encode(embed(x)))`.
     """
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """Return features [N, D] of what `encode` returns [N, L, D]. Default: the first token, the class token."""
+        """Return features [N, D], given the result of `encode` [N, L, D]. Default: the first token, the class token."""
         return tokens[:, 0]
 
     @abstractmethod
     def normalized(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
+        """Return tokens [N, L, D] after the final norm."""
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of inputs x [N, *input_shape], with their positions; a class token is the first."""
+        """Return tokens [N, L, D] with positions for inputs x [N, *input_shape]; a class token comes first."""
         tokens: Tensor = self.blocks[0](x)
         return tokens
 
     def encode(self, tokens: Tensor, prefixes: Mapping[int, Prefix] | None = None) -> Tensor:
-        """Return the output of all layers for any number of tokens [N, L, D]: normalized, same shape.
+        """Return the normalized output [N, L, D] of all transformer blocks for any number of tokens [N, L, D].
 
         Args:
-            tokens: what `embed` returns, perhaps with others among them.
-            prefixes: of the attention of transformer blocks, by their number, from 0.
+            tokens: the result of `embed`, with or without additional tokens.
+            prefixes: prefixes for the attention of transformer blocks, by the index of the block, from 0.
         """
         prefixes = prefixes or {}
         *inner, last = itertools.islice(self.blocks, 1, None)
@@ -218,27 +219,27 @@ class TokenNetwork(Network, ABC):
         return len(self.blocks) - 1
 
     def takes_prefixes(self) -> bool:
-        """Tell whether the attention of each transformer block can have a prefix. Default: no."""
+        """Return whether the attention of each transformer block supports prefixes. Default: False."""
         return False
 
     def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D], by the body of a transformer block whose attention has a prefix.
+        """Return the output [N, L, D] of a transformer block's body for tokens [N, L, D], with a prefix in attention.
 
-        A network that `takes_prefixes` defines it. Without dropout, a prefix of no keys gives what the body does.
+        Networks whose `takes_prefixes` is True define it. Without dropout, an empty prefix gives the output of `body`.
         """
         raise SpecError(f"{type(self).__name__} has no place for the prefixes of attention")
 
 
 class TransformerBlock(nn.Module):
-    """A transformer block of a library, with its ports."""
+    """A transformer block of a library, with ports."""
 
     def __init__(self, unit: nn.Module, width: int) -> None:
-        """Keep the block, whose tokens have `width` numbers."""
+        """Store the block; `width` is the width of its tokens."""
         super().__init__()
         self.unit = unit
         self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        """Return the block's output [N, L, D] for tokens [N, L, D]."""
         out: Tensor = self.unit(tokens)
         return out

@@ -1,6 +1,6 @@
-"""Where published weights come from: a repository on Hugging Face's hub, timm's names, torchvision's names.
+"""Sources of published weights: repositories on Hugging Face's hub, timm's names and torchvision's names.
 
-Nothing is unpickled: tensors are read from safetensors, or by `torch.load` with `weights_only`.
+Reading weights never runs code in them: tensors are read from safetensors, or by `torch.load` with `weights_only`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clbench.models.hf_files import hub_problem
 from clbench.models.timm_models import home, known
 from clbench.models.weights import read_weights
 
-FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # of weights in a repository
+FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # weights files in a repository
 HUB_NAME = re.compile(r"hf-hub:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -30,7 +30,7 @@ class Hub:
     names = "a file, or hf-hub:OWNER/NAME"
 
     def find(self, model: str, name: str) -> NamedWeights:
-        """Return the weights of a repository at the commit that the cache has, else at the hub's newest."""
+        """Return the weights of a repository, at the commit in the cache or else at the latest commit on the hub."""
         match = HUB_NAME.fullmatch(name)
         if not match:
             raise SpecError(f"weights {name!r}: model {model!r} takes {self.names}, and no such file is there")
@@ -49,7 +49,7 @@ class Hub:
         return read_weights(in_hub(match["repository"], match["revision"], FILES))
 
     def info(self, model: str) -> PretrainedInfo:
-        """Return nothing: a model of clbench itself has no weights of its own."""
+        """Return empty information, because clbench's own models have no published weights."""
         return PretrainedInfo()
 
 
@@ -59,7 +59,7 @@ class Timm(Hub):
     names = "a file, timm, timm:TAG or hf-hub:OWNER/NAME"
 
     def find(self, model: str, name: str) -> NamedWeights:
-        """Return the weights of a model that has such a tag; `timm` stands for the tag in its name, or the default."""
+        """Return the weights `timm:TAG` of a model; `timm` means the tag in the model's name, or the default tag."""
         source, _, tag = name.partition(":")
         if source != "timm":
             return super().find(model, name)
@@ -81,24 +81,24 @@ class Timm(Hub):
         return NamedWeights(f"hf-hub:{repository}@{file.parent.name}", info)
 
     def info(self, model: str) -> PretrainedInfo:
-        """Return what timm says of the model's default weights."""
+        """Return timm's information on the model's default weights, without the license."""
         config = home().get_pretrained_cfg(known(model))
         return PretrainedInfo() if config is None else parse_weights_info(
             {k: v for k, v in config.to_dict().items() if k != "license"})
 
 
 class Torchvision(Hub):
-    """torchvision's own weights, such as IMAGENET1K_V1, which it keeps in torch's hub folder."""
+    """torchvision's own weights, such as IMAGENET1K_V1, which torchvision stores in torch's hub folder."""
 
     names = "a file, hf-hub:OWNER/NAME or one of torchvision's names such as IMAGENET1K_V1"
 
     def find(self, model: str, name: str) -> NamedWeights:
-        """Return the weights that torchvision has of a model by that name."""
+        """Return torchvision's weights of a model with this name, or the weights of a repository on the hub."""
         return (NamedWeights(name, preset(self._named(model, name)))
                 if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) else super().find(model, name))
 
     def load(self, model: str, name: str) -> Mapping[str, Tensor]:
-        """Return the tensors of weights by torchvision's name; it checks the hash that is part of their address."""
+        """Return the tensors of weights by torchvision's name; torchvision checks the hash in their URL."""
         if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
             return super().load(model, name)
         try:
@@ -109,7 +109,7 @@ class Torchvision(Hub):
         return weights
 
     def info(self, model: str) -> PretrainedInfo:
-        """Return what torchvision says of the model's default weights."""
+        """Return torchvision's information on the model's default weights, without license and training data."""
         from torchvision.models import get_model_weights
 
         default = next(iter(get_model_weights(model.partition(":")[2])), None)
@@ -126,7 +126,7 @@ class Torchvision(Hub):
 
 
 def preset(weights: Any) -> PretrainedInfo:
-    """Return what torchvision's weights say of themselves."""
+    """Return the image size, preprocessing, license and training data of torchvision's weights."""
     transforms = weights.transforms()
     interpolation = transforms.interpolation.value
     kind = interpolation if interpolation in ("nearest", "bilinear", "bicubic") else "bicubic"
@@ -144,11 +144,13 @@ def torch_hub() -> Path:
 
 
 def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed: bool = True) -> Any:
-    """Return the first of some files that a repository has, from the cache, else downloaded; None if none is needed.
+    """Return the path of the first of the files `names` that a repository has, from the cache or else downloaded.
+
+    If there is none, return None unless it is `needed`.
 
     Raises:
         SpecError: huggingface_hub is not installed.
-        DataError: there is none, or it is not in the cache and cannot be downloaded.
+        DataError: a needed file does not exist, or is not in the cache and cannot be downloaded.
     """
     try:
         hub: Any = importlib.import_module("huggingface_hub")
@@ -165,7 +167,7 @@ def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed
         for name in names:
             try:
                 return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
-            except errors.EntryNotFoundError as error:  # no such file; or none in the cache, and no connection
+            except errors.EntryNotFoundError as error:  # no such file, or not in the cache and no connection
                 reason = reason if offline or not isinstance(error, OSError) else message_of(error, 200)
             except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
                 reason = message_of(error, 200)

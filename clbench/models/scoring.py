@@ -4,8 +4,8 @@ An item's `nll` is the mean over its scored tokens, in nats and computed in floa
 token is the most likely one, given the true tokens before it. Greedy decoding gives the whole response if and only if
 that holds. Nothing depends on the batch size, the order or the padding, up to rounding.
 
-Only hidden states at scored positions [N, K, D] reach the head, in pieces whose logits take at most 64 MB. Models that
-compute more than the head's product there (`split`) are run as a whole.
+The head is applied only to the hidden states at scored positions, in pieces whose logits take at most 64 MiB. A model
+whose logits are not simply the head applied to the body's output (`split`) is run as a whole.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORED = -100  # the target of a place that is not scored
-MULTIPLE = 16  # to which numbers of tokens are rounded up, so that few shapes occur
-LOGIT_BYTES = 64 * 2**20  # of one piece
+IGNORED = -100  # the target of a position that is not scored
+MULTIPLE = 16  # numbers of tokens are rounded up to multiples of it, so that few shapes occur
+LOGIT_BYTES = 64 * 2**20  # maximum size of the logits of a piece
 TOLERANCE = 1e-4  # of logits, relative to the largest
 Precision = Literal["fp32", "bf16"]
 
@@ -32,19 +32,19 @@ class TokenItem:
 
     ids: tuple[int, ...]
     scored: tuple[int, ...]
-    has_response: bool = True  # otherwise it is a text, for which an exact match means nothing
+    has_response: bool = True  # otherwise it is a plain text, for which an exact match has no meaning
 
 
 @dataclass(frozen=True)
 class TokenBatch:
     """Items as tensors, padded on the right.
 
-    `at` are the positions whose outputs predict the targets `y`; where an item has fewer targets than others, `at` is 0
-    and `y` is -100.
+    `at` has the positions whose outputs predict the targets `y`. If an item has fewer targets than others, `at` is 0
+    and `y` is -100 in the remaining places.
     """
 
     ids: Tensor  # int64 [N, L]
-    mask: Tensor  # int64 [N, L]: 1 for a token, 0 for padding. It is made from lengths, as padding may be EOS
+    mask: Tensor  # int64 [N, L]: 1 for a token, 0 for padding; computed from lengths, because padding may be EOS
     at: Tensor  # int64 [N, K]
     y: Tensor  # int64 [N, K]
 
@@ -62,7 +62,7 @@ class ItemScores:
 
 
 def collate(items: Sequence[TokenItem], padding: int = 0, multiple: int = 1) -> TokenBatch:
-    """Return items as a batch whose L and K are rounded up to a multiple."""
+    """Return items as a batch, with L and K rounded up to multiples of `multiple`."""
     length = rounded(max(len(item.ids) for item in items), multiple)
     targets = rounded(max(len(item.scored) for item in items), multiple)
     ids = torch.full((len(items), length), padding)
@@ -84,7 +84,7 @@ def rounded(count: int, multiple: int) -> int:
 
 
 def needed_tokens(y: Tensor) -> int:
-    """Return how many tokens items with labels y [N, L] need, up to the last target, rounded up to `MULTIPLE`."""
+    """Return the number of tokens up to the last target in labels y [N, L], rounded up to a multiple of `MULTIPLE`."""
     return min(y.shape[1], rounded(int((y != IGNORED).any(0).nonzero().max()) + 1, MULTIPLE))
 
 
@@ -93,19 +93,19 @@ class Scorer:
 
     Args:
         model: a causal language model of transformers, with or without adapters of PEFT.
-        device: where the model is.
-        precision: of the forward pass; losses are always computed in float32.
+        device: the device of the model.
+        precision: the precision of the forward pass; losses are always computed in float32.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, precision: Precision = "fp32") -> None:
-        """Find out whether body and head can be run separately."""
+        """Set the model to eval mode and check whether its body and head can be run separately."""
         self.model, self.device, self.precision = model, device, precision
         model.eval()
         self.parts = split(model, device)
 
     @torch.no_grad()
     def score(self, items: Sequence[TokenItem], batch_size: int) -> ItemScores:
-        """Return the scores of items. They are run in the order of their lengths, so that little is padded."""
+        """Return the scores of items. Items are run in order of length, so that there is little padding."""
         order = sorted(range(len(items)), key=lambda i: -len(items[i].ids))
         nll, exact = [0.0] * len(items), [False] * len(items)
         start = 0
@@ -119,7 +119,7 @@ class Scorer:
         return ItemScores(tuple(nll), tuple(exact))
 
     def _fitting(self, batch_size: int, length: int) -> int:
-        """Return how many items of a length are run at once: fewer if the logits of all tokens have to be computed."""
+        """Return the batch size for items of a length; it is smaller if the logits of all tokens must be computed."""
         if self.parts:
             return batch_size
         return max(1, min(batch_size, LOGIT_BYTES // (4 * length * int(cast(Any, self.model).config.vocab_size))))
@@ -137,7 +137,7 @@ class Scorer:
                 losses, right = token_scores(picked, targets, head)
             else:
                 logits = cast(Any, self.model)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-                offset = logits.shape[1] - batch.ids.shape[1]  # of virtual tokens before the first
+                offset = logits.shape[1] - batch.ids.shape[1]  # number of virtual tokens before the first token
                 losses, right = token_scores(logits[rows, batch.at[rows, columns] + offset], targets, nn.Identity())
         counts = there.sum(1)
         sums = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, losses)
@@ -146,15 +146,15 @@ class Scorer:
 
 
 def token_scores(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the nll [M] of targets [M] in float32, and whether each is the most likely token [M].
+    """Return the nll [M] of targets [M] in float32, and whether each target is the most likely token [M].
 
     Args:
-        hidden: what the head takes, [M, D].
-        targets: tokens.
-        head: returns logits [m, V] of [m, D].
+        hidden: inputs of the head, [M, D].
+        targets: token IDs.
+        head: maps [m, D] to logits [m, V].
     """
     losses, right = [], []
-    rows = 1  # the first piece shows how many tokens there are
+    rows = 1  # the logits of the first piece have the size of the vocabulary, which determines the next pieces
     start = 0
     while start < len(hidden):
         logits = head(hidden[start:start + rows]).float()
@@ -168,10 +168,10 @@ def token_scores(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tenso
 
 @torch.no_grad()
 def split(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module] | None:
-    """Return a model's body and head if the head applied to the body's output gives the model's logits.
+    """Return a model's body and head, or None if the head applied to the body's output does not give the logits.
 
-    Some models scale or clip logits after the head, and some adapters need the whole model. So this compares both on a
-    few tokens.
+    Some models scale or clip logits after the head, and some adapters need the whole model. Therefore, both logits are
+    compared on a few tokens.
     """
     whole = cast(Any, model)
     inner: Any = whole.get_base_model() if hasattr(whole, "get_base_model") else model
@@ -189,7 +189,7 @@ def split(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module]
 
 @contextlib.contextmanager
 def _cast(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Run matrix products in bfloat16 inside the block, if that is the precision."""
+    """Run matrix products in bfloat16 inside the block if `precision` is bf16."""
     if precision == "fp32":
         yield
     else:

@@ -19,29 +19,29 @@ from clbench.models.network import Block, Network, Ports
 
 
 def conv3x3(channels: int, out: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 3x3 convolution without bias that keeps the size, or halves it with stride 2."""
+    """Return a 3x3 convolution without bias. With stride 1, it keeps the size of maps; with stride 2, it halves it."""
     return nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
 
 
 class PadShortcut(nn.Module):
-    """He et al.'s shortcut A: take every second pixel, pad channels with zeros on both sides; no parameters."""
+    """He et al.'s shortcut A: take every second pixel and pad channels with zeros on both sides; no parameters."""
 
     def __init__(self, channels: int, out: int) -> None:
-        """Go from `channels` to `out` channels at half the size."""
+        """Compute the padding from `channels` to `out` channels."""
         super().__init__()
         self.before = (out - channels) // 2
         self.after = out - channels - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return maps [N, out, H / 2, W / 2] of x [N, channels, H, W]."""
+        """Return maps [N, out, H / 2, W / 2] for x [N, channels, H, W]."""
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class GlobalAverage(nn.Module):
-    """The mean of every map: AdaptiveAvgPool2d(1) bit for bit, which on channels-last maps vmap would run in a loop."""
+    """The mean of every map. It equals AdaptiveAvgPool2d(1), which vmap would run in a loop on channels-last maps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features [N, C] of maps x [N, C, H, W]."""
+        """Return features [N, C] of maps x [N, C, H, W], bit for bit those of AdaptiveAvgPool2d(1)."""
         return x.mean((-2, -1))
 
 
@@ -49,14 +49,14 @@ class Residual(nn.Module):
     """Two 3x3 convolutions (batch norm after each, ReLU between) plus a shortcut; the ReLU after it is the block's.
 
     Args:
-        channels: of the input.
+        channels: channels of the input.
         out: channels of the output.
-        stride: 2 halves the size.
-        padded: whether a shortcut that changes the shape is `PadShortcut`, or else a 1x1 convolution with batch norm.
+        stride: stride of the first convolution; 2 halves the size.
+        padded: whether a shortcut that changes the shape is `PadShortcut` instead of a 1x1 convolution with batch norm.
     """
 
     def __init__(self, channels: int, out: int, stride: int, padded: bool) -> None:
-        """Initialize as torch does."""
+        """Create the layers with torch's default initialization."""
         super().__init__()
         self.ports = Ports(channels, out, stride)
         self.conv1, self.bn1 = conv3x3(channels, out, stride), nn.BatchNorm2d(out)
@@ -67,7 +67,7 @@ class Residual(nn.Module):
                 nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return maps [N, out, H / stride, W / stride] of x [N, channels, H, W]."""
+        """Return maps [N, out, H / stride, W / stride] for x [N, channels, H, W]."""
         out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         shortcut: Tensor = self.shortcut(x)
         return out + shortcut
@@ -90,9 +90,9 @@ def resnet32(options: ResNetCIFAR10Options, input_shape: tuple[int, ...], classe
 
 
 def _resnet(input_shape: tuple[int, ...], classes: int, widths: Sequence[int], units: int, padded: bool) -> Network:
-    """Return a stem, stages of residual units, global average pooling and the head.
+    """Return a network of a stem, stages of residual units, global average pooling and a head.
 
-    `aliases` are the names of the same weights in widely used code (kuangliu's, akamaster's).
+    Its `aliases` are the names of the weights in widely used code (kuangliu's, akamaster's).
     """
     stem = Block(nn.Sequential(conv3x3(input_shape[0], widths[0]), nn.BatchNorm2d(widths[0])), nn.ReLU())
     aliases = {"conv1": "blocks.0.body.0", "bn1": "blocks.0.body.1", "linear": "head"}
@@ -120,12 +120,12 @@ def mlp(options: MLPOptions, input_shape: tuple[int, ...], classes: int) -> Netw
 
 
 def linear(options: NoOptions, input_shape: tuple[int, ...], classes: int) -> Network:
-    """Return a linear head on flattened inputs; its one block only flattens, so that features are the inputs."""
+    """Return a linear head on flattened inputs. Its only block flattens, so that the features are the inputs."""
     return Network([Block(nn.Flatten(), nn.Identity())], nn.Linear(math.prod(input_shape), classes))
 
 
 def cnn(options: CNNOptions, input_shape: tuple[int, ...], classes: int) -> Network:
-    """Return `depth` stages of 3x3 convolution, ReLU and 2x2 max pooling, channels doubling, then a linear head."""
+    """Return `depth` stages of 3x3 convolution, ReLU and 2x2 max pooling, with doubling channels, and a linear head."""
     channels, height, width = input_shape
     blocks = []
     for stage in range(options.depth):

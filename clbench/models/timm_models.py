@@ -1,6 +1,6 @@
 """Models of timm as networks: plain vision transformers block by block, convolutional networks stage by stage.
 
-Anything else is one block. The head is what timm calls the classifier (`get_classifier`).
+Any other model is one block. The head replaces timm's classifier (`get_classifier`).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, 
 
 
 def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], classes: int) -> Network:
-    """Return a model of timm, untrained; `name` is `timm:vit_tiny_patch16_224` and the like, with or without a tag.
+    """Return an untrained model of timm, such as `timm:vit_tiny_patch16_224`.
 
     Args:
-        name: with the source before it.
-        _options: nothing here depends on them; images are resized before.
-        input_shape: [3, S, S]; models of a fixed input size are made for S pixels.
-        classes: C.
+        name: timm's name with the prefix `timm:`, with or without a tag.
+        _options: not used here, because images are resized before.
+        input_shape: [3, S, S]; a model with a fixed input size is built for S pixels.
+        classes: the number of classes, C.
 
     Raises:
-        SpecError: timm is absent, has no such model, or the model has no single linear classifier.
+        SpecError: timm is not installed or has no such model, or the model's classifier is not a single linear layer.
     """
     inner = known(name)
     side = square(name, input_shape)
@@ -51,7 +51,7 @@ def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], class
 
 
 def home() -> Any:
-    """Return the package timm; SpecError where it is not installed."""
+    """Return the package timm; SpecError if it is not installed."""
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError:
@@ -60,7 +60,7 @@ def home() -> Any:
 
 
 def known(name: str) -> str:
-    """Return timm's name of a model `timm:NAME`; SpecError if it has none such, or not with such a tag."""
+    """Return NAME of a model `timm:NAME`; SpecError if timm has no such model or no such tag of the model."""
     inner, package = name.partition(":")[2], home()
     architecture, _, tag = inner.partition(".")
     if not package.is_model(architecture):
@@ -71,7 +71,7 @@ def known(name: str) -> str:
 
 
 def create(inner: str, side: int, classes: int) -> nn.Module:
-    """Return a model as timm makes it, untrained; one of a fixed input size is made for `side` pixels."""
+    """Return an untrained model of timm; a model with a fixed input size is built for `side` pixels."""
     package = home()
     fixed = package.get_pretrained_cfg(inner)
     sized = {"img_size": side} if fixed is not None and fixed.fixed_input_size else {}
@@ -80,9 +80,9 @@ def create(inner: str, side: int, classes: int) -> nn.Module:
 
 
 def convert_weights(inner: str, side: int, classes: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return published weights as timm changes them on loading: renamed, position embeddings resampled to the size.
+    """Return published weights as timm converts them for loading: renamed, and position embeddings resampled.
 
-    timm does it by a function of the module that a model is written in; it asks the model for shapes only.
+    timm's function for this is in the Python module of the model's class. It uses only the shapes of the model.
     """
     with torch.device("meta"):
         model = create(inner, side, classes)
@@ -97,7 +97,7 @@ class Embedding(nn.Module):
     """The embedding of timm's vision transformers: patches, class and register tokens, positions."""
 
     def __init__(self, model: Any) -> None:
-        """Take over the parts of a VisionTransformer."""
+        """Use the modules and parameters of a VisionTransformer."""
         super().__init__()
         self.ports = Ports(model.patch_embed.proj.in_channels, model.embed_dim, tokens=True)
         for name in PARTS:
@@ -114,7 +114,7 @@ class Embedding(nn.Module):
     pos_embed: Tensor | None
 
     def reset_parameters(self) -> None:
-        """Draw tokens and positions as timm does."""
+        """Initialize tokens and position embeddings as timm does."""
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.reg_token):
@@ -122,8 +122,8 @@ class Embedding(nn.Module):
                 nn.init.normal_(token, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of images x [N, 3, H, W]."""
-        # timm's own method, which reads the attributes taken over above.
+        """Return tokens [N, L, D] for images x [N, 3, H, W]."""
+        # `with_positions` is timm's method; it reads the attributes that `__init__` copied from the model.
         tokens: Tensor = self.norm_pre(self.patch_drop(self.with_positions(self, self.patch_embed(x))))
         return tokens
 
@@ -132,10 +132,10 @@ PARTS = ("patch_embed", "cls_token", "reg_token", "pos_embed", "pos_drop", "patc
 
 
 class Pool(nn.Module):
-    """The end of timm's vision transformers: norm, then the class token or the mean of the others, norm, dropout."""
+    """The end of timm's vision transformers: norm, pooling (the class token or the mean of tokens), norm, dropout."""
 
     def __init__(self, model: Any) -> None:
-        """Take over the parts of a VisionTransformer."""
+        """Use the modules of a VisionTransformer."""
         super().__init__()
         self.norm, self.fc_norm, self.head_drop = model.norm, model.fc_norm, model.head_drop
         averages = model.global_pool == "avg"
@@ -153,38 +153,38 @@ class TimmTransformer(TokenNetwork):
     """A plain vision transformer of timm, whose features are its class token."""
 
     def normalized(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
+        """Return tokens [N, L, D] after the final norm."""
         return cast(Tensor, self.blocks[-1].get_submodule("activation.norm")(tokens))
 
     def takes_prefixes(self) -> bool:
-        """Return True if all blocks are timm's plain ones, with its plain attention."""
+        """Return whether all blocks are timm's `Block` with timm's `Attention`."""
         plain = home().models.vision_transformer
         units = [cast(Any, block).body.unit for block in self.blocks[1:]]
         return all(type(unit) is plain.Block and type(unit.attn) is plain.Attention for unit in units)
 
     def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D], as timm's `Block` does, with a prefix."""
+        """Return the output [N, L, D] of timm's `Block` for tokens [N, L, D], with a prefix in its attention."""
         unit = cast(Any, body).unit
         tokens = tokens + unit.drop_path1(unit.ls1(attention(unit.attn, unit.norm1(tokens), prefix)))
         return cast(Tensor, tokens + unit.drop_path2(unit.ls2(unit.mlp(unit.norm2(tokens)))))
 
 
 def attention(layer: Any, x: Tensor, prefix: Prefix) -> Tensor:
-    """Return tokens [N, L, D] of tokens x [N, L, D], as timm's `Attention` does, with a prefix.
+    """Return the output [N, L, D] of timm's `Attention` for tokens x [N, L, D], with a prefix.
 
-    Where timm normalizes queries and keys, those of the prefix are not.
+    If the layer normalizes queries and keys, the keys of the prefix are not normalized.
     """
     q, k, v = layer.qkv(x).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
     k, v = prefix.before(layer.k_norm(k), v)
     mixed = F.scaled_dot_product_attention(layer.q_norm(q), k, v,
                                            dropout_p=layer.attn_drop.p if layer.training else 0.0)
-    norm, gate = getattr(layer, "norm", nn.Identity()), getattr(layer, "gate", None)  # not in older ones
+    norm, gate = getattr(layer, "norm", nn.Identity()), getattr(layer, "gate", None)  # not in older releases
     mixed = norm(mixed.transpose(1, 2).flatten(2))
     return cast(Tensor, layer.proj_drop(layer.proj(mixed if gate is None else mixed * gate(x).sigmoid())))
 
 
 def transformer(model: Any, classifier: nn.Linear, classes: int, conform: Any) -> Network:
-    """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm, head."""
+    """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm and head."""
     name = without(model, classifier)
     units = [TransformerBlock(unit, model.embed_dim) for unit in model.blocks]
     blocks = [Block(Embedding(model), nn.Identity()), *(Block(unit, nn.Identity()) for unit in units)]

@@ -1,7 +1,7 @@
 """Models of torchvision as networks: ResNets stage by stage, vision transformers block by block, others as one block.
 
-The head replaces the last linear layer. `nn.MultiheadAttention` is rebuilt from plain layers, so that each can be
-adapted, measured and replaced.
+The head replaces the last linear layer. `nn.MultiheadAttention` is rebuilt from Linear layers, so that each of them can
+be adapted, measured and replaced.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from clbench.models.builtin import VisionOptions
 from clbench.models.library import Stage, in_stages, square, whole_patches, without
 from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, TransformerBlock
 
-NAMES = {"in_proj_weight": "qkv.weight", "in_proj_bias": "qkv.bias"}  # torch's names -> those here
+NAMES = {"in_proj_weight": "qkv.weight", "in_proj_bias": "qkv.bias"}  # torch's names -> names in `SelfAttention`
 
 
 class SelfAttention(nn.Module):
-    """The same function as a `nn.MultiheadAttention` whose query, key and value are one tensor, without a mask.
+    """Self-attention that computes the same as `nn.MultiheadAttention` without a mask, from Linear layers.
 
-    Torch's keeps q, k and v as a parameter outside of layers and reads the weight of `out_proj` without calling it.
-    Here both are Linear layers that are called; they take over torch's parameters, which keep their values.
+    In torch's module, the weights of q, k and v are a parameter outside of layers, and `out_proj` is never called. Here
+    both are Linear layers that are called. They use torch's parameters with their values.
 
     Args:
-        attention: torch's, with batches first, one width for q, k and v, and no bias or zeros added to k and v.
+        attention: torch's module, with `batch_first`, one width for q, k and v, and no `bias_k` or `add_zero_attn`.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
-        """Take over the parameters."""
+        """Use the parameters of torch's module."""
         super().__init__()
         self.heads, self.dropout = attention.num_heads, attention.dropout
         width, bias = attention.embed_dim, attention.in_proj_bias
@@ -46,7 +46,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False,
                 prefix: Prefix | None = None) -> tuple[Tensor, None]:
-        """Return tokens [N, L, width] of tokens [N, L, width], and None in place of the weights of the attention."""
+        """Return the output [N, L, width] for tokens [N, L, width], and None instead of attention weights."""
         if key is not query or value is not query or need_weights:
             raise NotImplementedError("only self-attention, and without its weights")
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(query).chunk(3, 2))
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
 
 
 def with_plain_layers(model: nn.Module) -> dict[str, str]:
-    """Replace each `nn.MultiheadAttention` of a model that can be; return torch's names of its tensors -> the new."""
+    """Replace each `nn.MultiheadAttention` that `SelfAttention` supports; return torch's tensor names -> new names."""
     new_names: dict[str, str] = {}
     for name, module in list(model.named_modules()):
         if (type(module) is nn.MultiheadAttention and module.batch_first and module._qkv_same_embed_dim
@@ -69,10 +69,10 @@ def with_plain_layers(model: nn.Module) -> dict[str, str]:
 
 
 def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...], classes: int) -> Network:
-    """Return a classification model of torchvision, untrained; `name` is `torchvision:resnet18` and the like.
+    """Return an untrained classification model of torchvision; `name` is, for example, `torchvision:resnet18`.
 
     Raises:
-        SpecError: torchvision has no such model, or it ends in no linear layer.
+        SpecError: torchvision has no such model, or the model has no linear layer.
     """
     import torchvision.models as home
 
@@ -82,7 +82,7 @@ def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...]
         raise SpecError(unknown("torchvision model", inner, names, "torchvision's list_models()"))
     sized = {"image_size": side} if inner.startswith("vit_") else {}
     if sized:
-        whole_patches(name, side, int(inner.rpartition("_")[2]))  # vit_b_16 and the like
+        whole_patches(name, side, int(inner.rpartition("_")[2]))  # vit_b_16 has patches of 16 pixels
     model: Any = home.get_model(inner, weights=None, **sized)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
@@ -102,29 +102,29 @@ class Embedding(nn.Module):
     """The embedding of torchvision's vision transformers: patches, a class token, positions."""
 
     def __init__(self, model: Any) -> None:
-        """Take over the parts of a VisionTransformer."""
+        """Use the modules and parameters of a VisionTransformer."""
         super().__init__()
         self.ports = Ports(model.conv_proj.in_channels, model.hidden_dim, tokens=True)
         self.conv_proj, self.class_token = model.conv_proj, model.class_token
         self.pos_embedding, self.dropout = model.encoder.pos_embedding, model.encoder.dropout
 
     def reset_parameters(self) -> None:
-        """Draw tokens and positions as torchvision does."""
+        """Initialize the class token and position embeddings as torchvision does."""
         nn.init.zeros_(self.class_token)
         nn.init.normal_(self.pos_embedding, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of images x [N, 3, H, W]."""
+        """Return tokens [N, L, D] for images x [N, 3, H, W]."""
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1)
         return cast(Tensor, self.dropout(tokens + self.pos_embedding))
 
 
 class ClassToken(nn.Module):
-    """Norm, then the class token, then what comes before the classifier, if anything does."""
+    """The end of torchvision's vision transformers: norm, class token, and any layers before the classifier."""
 
     def __init__(self, model: Any) -> None:
-        """Take over the parts of a VisionTransformer."""
+        """Use the modules of a VisionTransformer."""
         super().__init__()
         self.ln, self.heads = model.encoder.ln, model.heads
 
@@ -137,15 +137,15 @@ class TorchvisionTransformer(TokenNetwork):
     """A vision transformer of torchvision."""
 
     def normalized(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] after the final norm, of tokens [N, L, D]."""
+        """Return tokens [N, L, D] after the final norm."""
         return cast(Tensor, self.blocks[-1].get_submodule("activation.ln")(tokens))
 
     def takes_prefixes(self) -> bool:
-        """Return True if each block's attention is of plain layers."""
+        """Return whether the attention of each block is a `SelfAttention`."""
         return all(isinstance(cast(Any, block).body.unit.self_attention, SelfAttention) for block in self.blocks[1:])
 
     def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D], as torchvision's block does, with a prefix."""
+        """Return the output [N, L, D] of torchvision's block for tokens [N, L, D], with a prefix in its attention."""
         unit = cast(Any, body).unit
         x = unit.ln_1(tokens)
         mixed = tokens + unit.dropout(unit.self_attention(x, x, x, prefix=prefix)[0])
@@ -153,7 +153,7 @@ class TorchvisionTransformer(TokenNetwork):
 
 
 def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
-    """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm, head."""
+    """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm and head."""
     name = without(model, classifier)
     renamed = with_plain_layers(model.encoder.layers)  # so that q, k, v and proj can be adapted
     layers = dict(model.encoder.layers.named_children())
@@ -173,7 +173,7 @@ def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
 
 
 def convert_weights(side: int, patch: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return published weights with their position embedding resampled to a size, as torchvision does it."""
+    """Return published weights with the position embedding resampled to `side`, as torchvision does it."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     name = "encoder.pos_embedding"

@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929) with plain Linear q, k, v and proj in attention.
 
-The embedding of patches is the first `Block`, each transformer block another; the last one's activation is the final
-layer norm followed by the selection of the class token.
+The patch embedding is the first `Block`, followed by one for each transformer block. The activation of the last one is
+the final layer norm and the selection of the class token.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from clbench.core.errors import SpecError
 from clbench.models.builtin import ViTOptions
 from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork
 
-EPS = 1e-6  # of the layer norms, as in the reference codes
+EPS = 1e-6  # of layer norms, as in the reference codes
 
 
 class Embedding(nn.Module):
-    """A class token followed by the patches as tokens, with a position added to each.
+    """The embedding: a class token and a token for each patch, with position embeddings added.
 
     Args:
-        channels: of the image.
-        side: of the image, pixels.
-        patch: side of a patch, pixels.
-        width: numbers per token.
+        channels: the number of channels of an image.
+        side: the side of an image in pixels.
+        patch: the side of a patch in pixels.
+        width: the width of tokens.
     """
 
     def __init__(self, channels: int, side: int, patch: int, width: int) -> None:
-        """Draw the class token and the positions."""
+        """Create the patch projection, the class token and the position embeddings."""
         super().__init__()
         self.ports = Ports(channels, width, tokens=True)
         self.patches = nn.Conv2d(channels, width, patch, patch)
@@ -40,31 +40,31 @@ class Embedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the class token and the positions: normal, standard deviation 0.02, truncated at 2."""
+        """Initialize the class token and the position embeddings: normal, standard deviation 0.02, truncated at 2."""
         nn.init.trunc_normal_(self.token, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L + 1, width] of images x [N, channels, side, side], L patches each."""
+        """Return tokens [N, L + 1, width] for images x [N, channels, side, side] of L patches each."""
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         return torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], 1) + self.position
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; q, k, v and proj are Linear layers of their own, so that each can be adapted."""
+    """Multi-head self-attention; q, k, v and proj are separate Linear layers, so that each can be adapted."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Initialize as torch does linear layers."""
+        """Create the layers with torch's default initialization."""
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Return tokens [N, L, width] of tokens x [N, L, width]."""
+        """Return the output [N, L, width] for tokens x [N, L, width]."""
         q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         if prefix is not None:
             k, v = prefix.before(k, v)
-        # Not F.scaled_dot_product_attention, which vmap runs in a loop (stacked seeds, per-sample gradients).
+        # Not F.scaled_dot_product_attention: vmap runs it in a loop (vectorized trials, per-sample gradients).
         mixed = (q @ k.transpose(2, 3) * k.shape[3]**-0.5).softmax(3) @ v
         return cast(Tensor, self.proj(mixed.transpose(1, 2).flatten(2)))
 
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
     """A pre-norm transformer block: attention, then an MLP with GELU, each added to its input."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
-        """Initialize as torch does."""
+        """Create the layers with torch's default initialization."""
         super().__init__()
         self.ports = Ports(width, width, tokens=True)
         self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Return tokens [N, L, width] of tokens x [N, L, width]."""
+        """Return the output [N, L, width] for tokens x [N, L, width]."""
         x = x + self.attention(self.norm1(x), prefix)
         return cast(Tensor, x + self.mlp(self.norm2(x)))
 
@@ -90,7 +90,7 @@ class ClassToken(nn.Module):
     """Selects the first token."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [N, width] of tokens x [N, L, width]."""
+        """Return the first token [N, width] of tokens x [N, L, width]."""
         return x[:, 0]
 
 
@@ -98,7 +98,7 @@ class VisionTransformer(TokenNetwork):
     """The network that `vit` builds."""
 
     def normalized(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, width] after the final layer norm, of tokens [N, L, width]."""
+        """Return tokens [N, L, width] after the final layer norm."""
         end = self.blocks[-1].activation
         assert isinstance(end, nn.Sequential)
         return cast(Tensor, end[0](tokens))
@@ -108,7 +108,7 @@ class VisionTransformer(TokenNetwork):
         return True
 
     def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
-        """Return tokens [N, L, width] of tokens [N, L, width], by a block whose attention has a prefix."""
+        """Return the output [N, L, width] of a block for tokens [N, L, width], with a prefix in its attention."""
         return cast(Tensor, body(tokens, prefix))
 
 
@@ -136,7 +136,7 @@ TIMM = {"cls_token": "blocks.0.body.token", "pos_embed": "blocks.0.body.position
 
 
 def own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights with the names of timm's `VisionTransformer` by the names of `vit`; others stay as they are."""
+    """Rename weights of timm's `VisionTransformer` to the names of `vit`; weights with other names stay unchanged."""
     depth = len({match[1] for name in weights if (match := re.match(r"blocks\.(\d+)\.attn\.", name))})
     out = {}
     for name, tensor in weights.items():

@@ -1,8 +1,8 @@
 """Load weights from a file into a model.
 
 Vision transformers of google-research/vision_transformer are .npz files, such as the original ViT-B/16
-(`imagenet21k/ViT-B_16.npz`), from which L2P and DualPrompt start. Their kernels are those of flax: of linear layers
-[in, out], of convolutions [height, width, in, out], and of attention with an axis for heads.
+(`imagenet21k/ViT-B_16.npz`), from which L2P and DualPrompt start. Their kernels have the layouts of flax: [in, out] for
+linear layers, [height, width, in, out] for convolutions, and an additional axis of heads for attention.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from clbench.core.errors import DataError, message_of
 from clbench.models.network import Network
 
 WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name
-SHOWN = 3  # tensors that an error names of each kind
-INSIDE = ("state_dict", "model")  # keys under which training scripts store the weights among other things
+SHOWN = 3  # number of tensors that an error message names for each problem
+INSIDE = ("state_dict", "model")  # keys of the weights in checkpoints of training scripts
 BLOCK = "Transformer/encoderblock_"  # names in Google's files
 ATTENTION = "MultiHeadDotProductAttention_1"
-LEFT_OUT = ("pre_logits/",)  # a layer before the head of the files from ImageNet-21k, which timm leaves out as well
+LEFT_OUT = ("pre_logits/",)  # a layer before the head in files for ImageNet-21k, which timm omits too
 
 
 def load_weights(model: Network, path: Path) -> list[str]:
-    """Copy the weights of a file into the model; a head of another size is not loaded.
+    """Copy the weights of a file into the model, except a head of another size.
 
     The file is safetensors, a state dict that `torch.load` reads with `weights_only` (no code in it is ever run), or
-    one of Google's vision transformers (.npz), which then has timm's names.
-    Its names are the model's own (`model.state_dict()`) or published ones (`model.aliases`), with or without
-    DataParallel's `module.` before them.
+    one of Google's vision transformers (.npz), which is converted to timm's names.
+    The names in the file are the model's own (`model.state_dict()`) or published names (`model.aliases`), with or
+    without DataParallel's prefix `module.`.
 
-    Returns notes on what was left out.
+    Returns notes on weights that were not loaded.
 
     Raises:
         DataError: the file cannot be read, or a tensor other than the head's is missing, unknown or of another shape.
@@ -51,7 +51,10 @@ def load_weights(model: Network, path: Path) -> list[str]:
 
 
 def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Copy weights with the model's or published names into the model, as `load_weights` does; errors name `source`."""
+    """Copy weights with the model's own or published names into the model, as `load_weights` does.
+
+    Errors name `source`.
+    """
     state = model.state_dict()
     if model.conform is not None and not set(weights) <= set(state):
         weights = model.conform(weights)
@@ -65,10 +68,10 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
 
 
 class MisfitError(DataError):
-    """Weights that are not those of the model; `given` are its tensors by the model's names."""
+    """Error for weights that do not fit the model; `given` has the weights under the model's names."""
 
     def __init__(self, message: str, given: Mapping[str, Tensor]) -> None:
-        """Keep the tensors, to find out whose they are."""
+        """Store the weights, so that a model that they fit can be suggested."""
         super().__init__(message)
         self.given = given
 
@@ -76,7 +79,7 @@ class MisfitError(DataError):
 def misfit(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Return why tensors do not fit a model: missing, unknown, or of another shape; empty if they fit.
 
-    The head and `num_batches_tracked` are left out. Files from before batch norm counted its batches lack the latter.
+    The head and `num_batches_tracked` are ignored. Files of old releases of torch do not have the latter.
     """
     def body(names: Iterable[str]) -> list[str]:
         return sorted(n for n in names if not n.startswith("head.") and not n.endswith(".num_batches_tracked"))
@@ -93,10 +96,10 @@ def misfit(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, without the prefixes and keys that training scripts add.
 
-    Numbers of any precision become float32.
+    Floating-point tensors of any precision become float32.
 
     Raises:
-        DataError: it cannot be read, or holds something else.
+        DataError: the file cannot be read, or does not have tensors by name.
     """
     try:
         content: Any = (load_file(path) if path.suffix == ".safetensors" else read_npz(path) if path.suffix == ".npz"
@@ -116,7 +119,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def renamed(given: Mapping[str, Tensor], state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return tensors under the model's own names: the longest alias that a published name begins with is replaced."""
+    """Return tensors under the model's own names: the longest alias that is a prefix of a name is replaced."""
     if set(given) <= set(state):
         return dict(given)
     out = {}
@@ -128,7 +131,7 @@ def renamed(given: Mapping[str, Tensor], state: Mapping[str, Tensor], aliases: M
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors in hexadecimal: of names, types, shapes and bytes, in the order of names."""
+    """Return the SHA-256, in hexadecimal, of the names, dtypes, shapes and bytes of tensors, in the order of names."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -138,10 +141,10 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by timm's names.
+    """Return the tensors of a .npz file by timm's names.
 
     Raises:
-        ValueError: it is not a vision transformer of google-research/vision_transformer.
+        ValueError: the file is not a vision transformer of google-research/vision_transformer.
     """
     with path.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
@@ -151,7 +154,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def timm_tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return arrays with Google's names and layouts as tensors with timm's.
+    """Convert arrays with Google's names and layouts to tensors with timm's names and layouts.
 
     Raises:
         ValueError: an array is missing or unknown.

@@ -1,6 +1,7 @@
-"""What authors of methods read and build on; `clbench.strategy.base` says when each method is called.
+"""The interface of methods and base classes for them; `clbench.strategy.base` says when each method is called.
 
-The names are imported when first used: options of strategies are declared in this package too and need no torch.
+Names are imported when they are first used, because modules that declare options are in this package and must not
+import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Classifier alignment (SLCA: Zhang et al. 2023, arXiv 2303.05118): the head alone is trained again after each task.
+"""Classifier alignment (SLCA: Zhang et al. 2023, arXiv 2303.05118): train only the head again after each task.
 
 The heads of different tasks were trained separately, so no training step has compared their outputs. After each task,
 the mean m_c and the covariance S_c of the features of each of its classes are stored. From the second task on, features
@@ -17,19 +17,20 @@ The paper leaves some details open. These are from the authors' code (GengDavid/
 - 5 epochs with 256 features per class, drawn again in each epoch, in batches of 256: one step for each class.
 - SGD with learning rate 0.01, momentum 0.9 and weight decay 5e-4, with a cosine schedule over the epochs.
 - Temperature 0.1, and 1e-4 I is added to S_c.
-- After t tasks, the means of the classes of task i are scaled by 0.9 + 0.1 i / t. As far as we know, this is in the
-  code only (`align_shrink = 1` does not scale them).
+- After t tasks, the means of the classes of task i are scaled by 0.9 + 0.1 i / t. As far as we know, only the code
+  does this (`align_shrink = 1` does not scale them).
 
-Other codes differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code (methods/inflora_ca1.py)
-has them too, but no recall: the next alignment continues from the previous one. SLCA++ (`slca++`) scales the drawn
-features instead of the means. The code assumes that all tasks have equally many classes. Here, as in Mammoth, the
-actual task of each class is used. A class that returns has the Gaussian of its last task.
+Other implementations differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code
+(methods/inflora_ca1.py) has them too, but no recall: the next alignment continues from the previous one. SLCA++
+(`slca++`) scales the drawn features instead of the means. The authors' code assumes that all tasks have equally many
+classes. Here, as in Mammoth, the actual task of each class is used. A class that returns has the Gaussian of its last
+task.
 
 Here, S_c is stored as its Cholesky factor L with S_c + 1e-4 I = L L^T. Only its D (D + 1) / 2 nonzero numbers are
-stored, half of the size of S_c, and a feature is m_c + L z. The code stores all of S_c in float32, where rounding may
-make it no longer positive definite. Random numbers are drawn on the CPU, from the trial's own generator. The steps
-count as steps of the task, in addition to its budget; each trains the head alone. A count on shapes alone includes the
-steps, but not their FLOPs.
+stored, half of the size of S_c, and a drawn feature is m_c + L z. The authors' code stores all of S_c in float32, and
+rounding may make it no longer positive definite. Random numbers are drawn on the CPU, from the trial's own generator.
+The steps count as steps of the task, in addition to its budget; each trains only the head. A dry run on the meta device
+counts the steps, but not their FLOPs.
 
 Alignment needs features that hardly move (the paper's slow learner), because old Gaussians are never estimated again.
 With Adam at 1e-3 the features move by more than the width of a class; with the paper's SGD (0.01, momentum 0.9) they do
@@ -58,21 +59,21 @@ from clbench.strategy.gaussians import features_of
 
 RIDGE = 1e-4  # added to variances
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
-SHORTEST = 1e-7  # added to lengths of logits
+SHORTEST = 1e-7  # added to norms of logits
 
 Draw = Callable[[], tuple[Tensor, Tensor]]
 
 
 class Aligned(Strategy):
-    """A strategy whose head is realigned after each task where its options say so (`AlignOptions`).
+    """A strategy that realigns the head after each task if its options (`AlignOptions`) say so.
 
-    It stands before other bases: `class Mine(Aligned, Other)`, with `roles = (*Aligned.roles, ...)`, and options that
-    inherit `AlignOptions`. A strategy of its own `before_task` or `after_task` calls super's. Where the head is not the
-    model's, `head_of` says where a class has its weights.
+    It must be the first base class: `class Mine(Aligned, Other)`, with `roles = (*Aligned.roles, ...)`. The options
+    inherit from `AlignOptions`. A subclass that overrides `before_task` or `after_task` calls super's. A subclass whose
+    head is not the model's overrides `head_of`.
 
     The buffers have a row for each class so far: `class_means` [K, D], `class_factors` [K, D (D + 1) / 2], and
-    `unaligned_weight` [K, D] and `unaligned_bias` [K], the head as it was trained. There are none before they are
-    needed. `met` and `met_in` have each row's output and task.
+    `unaligned_weight` [K, D] and `unaligned_bias` [K], the head before its alignment. They are registered when they are
+    first needed. `met` and `met_in` have the output and the task of each row.
     """
 
     roles: tuple[tuple[str, str], ...] = (("class_means", "class statistics"), ("class_factors", "class statistics"),
@@ -85,7 +86,7 @@ class Aligned(Strategy):
     unaligned_bias: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Start without classes; say where the option changes nothing."""
+        """Start without classes; add a note if `align = true` has no effect in this scenario."""
         super().__init__(*args, **kwargs)
         assert isinstance(self.options, AlignOptions)
         self.met: list[int] = []
@@ -96,19 +97,19 @@ class Aligned(Strategy):
 
     @property
     def aligns(self) -> bool:
-        """Tell whether the head is realigned."""
+        """Return whether the head is realigned."""
         return bool(self.options.align) and self.stream_info.seen_compete
 
     def head_of(self, output: int) -> tuple[nn.Linear, int]:
-        """Return the layer that has an output, and which of its units it is. Default: those of the model's head."""
+        """Return the layer and the index of its unit for an output. Default: the model's head, with the same index."""
         return self.model.head, output
 
     def head_features(self, x: Tensor) -> Tensor:
-        """Return what heads read, [N, D], of inputs [N, *input_shape]. Default: the model's features."""
+        """Return the inputs [N, D] of heads for inputs x [N, *input_shape]. Default: the model's features."""
         return self.model.features(x)
 
     def before_task(self, task: Task) -> None:
-        """Train on from the head as it was before it was aligned."""
+        """Restore the head from before its alignment, if the class `recalls` it."""
         if self.met and self.recalls:
             self._write_head(self.unaligned_weight, self.unaligned_bias)
         super().before_task(task)
@@ -128,7 +129,7 @@ class Aligned(Strategy):
             self.register_buffer("unaligned_bias", bias)
         if len(set(self.met_in)) > 1:
             options = self.options
-            if not weight.is_meta:  # where only shapes are counted, thousands of small steps would take minutes
+            if not weight.is_meta:  # on the meta device, thousands of small steps would take minutes
                 weight, bias = realigned(weight, bias, self.met_in, self._draw, options.align_epochs,
                                          options.align_samples, options.align_lr, options.align_temperature,
                                          self.stream_info.generator)
@@ -136,12 +137,12 @@ class Aligned(Strategy):
             self.count_steps(options.align_epochs * len(self.met))
 
     def predicting_weight(self, weight: Tensor) -> Tensor:
-        """Return the weights [K, D] that predict, from realigned ones. Default: these."""
+        """Return the weights [K, D] for predictions, given the realigned weights. Default: unchanged."""
         return weight
 
     @torch.no_grad()
     def _write_head(self, weight: Tensor, bias: Tensor) -> None:
-        """Give the head the weights [K, D] and biases [K] of the classes so far."""
+        """Copy the weights [K, D] and biases [K] of the classes so far into the head."""
         for output, row, number in zip(self.met, weight, bias, strict=True):
             layer, unit = self.head_of(output)
             layer.weight[unit] = row
@@ -178,14 +179,14 @@ def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], feat
               ) -> tuple[list[int], Tensor, Tensor]:
     """Return the classes that have samples, their mean features [K, D] and their factors [K, D (D + 1) / 2].
 
-    A factor is the lower triangle, row by row, of L with L L^T = S + 1e-4 I and S the covariance of the features, by
-    n - 1 (0 for a single sample). It is computed in float64 and has the dtype of the features.
+    A factor is the lower triangle, row by row, of L with L L^T = S + 1e-4 I. S is the covariance of the features with
+    denominator n - 1, or 0 for a single sample. It is computed in float64, and the result has the features' dtype.
 
     Args:
         strategy: the strategy; it is in eval mode during the computation.
         samples: raw samples.
         classes: the outputs of a task.
-        features: computes the features of prepared inputs [n, *input_shape].
+        features: a function from prepared inputs [n, *input_shape] to features [n, D].
     """
     train = samples.materialized()
     all_features = torch.cat([part for _, part in features_of(strategy, train, features)])
@@ -207,7 +208,7 @@ def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], feat
 
 
 def lower(numbers: Tensor, size: int) -> Tensor:
-    """Return the lower triangular matrix [size, size] with these numbers [size (size + 1) / 2], row by row."""
+    """Return the lower triangular matrix [size, size] whose entries, row by row, are `numbers`."""
     whole = numbers.new_zeros(size, size)
     row, column = torch.tril_indices(size, size, device=numbers.device)
     whole[row, column] = numbers
@@ -216,13 +217,13 @@ def lower(numbers: Tensor, size: int) -> Tensor:
 
 def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, epochs: int, batch: int, lr: float,
               temperature: float | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the weights [K, D] and biases [K] of a linear head after steps on drawn features.
+    """Return the weights [K, D] and biases [K] of a linear head after training on drawn features.
 
     Args:
         weight: the initial weights [K, D].
         bias: the initial biases [K].
         tasks: the task of each output.
-        draw: returns features [N, D] and their outputs, int64 [N]; it is called again for each epoch.
+        draw: returns features [N, D] and their rows in `weight`, int64 [N]; it is called for each epoch.
         epochs: the number of epochs.
         batch: the number of features in a step.
         lr: the initial learning rate; it decreases along a cosine from epoch to epoch.
@@ -251,6 +252,6 @@ def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, ep
 
 
 def normalized(logits: Tensor, groups: Sequence[Tensor]) -> Tensor:
-    """Return logits [N, K] divided by the mean length of their parts; `groups` has the columns of each."""
+    """Return logits [N, K] divided by the mean of their norms over `groups`, the columns of each task."""
     lengths = [logits.index_select(1, columns).norm(dim=1) + SHORTEST for columns in groups]
     return logits / torch.stack(lengths).mean(0)[:, None]

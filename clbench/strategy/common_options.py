@@ -1,4 +1,4 @@
-"""Options that several strategies share; no torch, so that listing them is fast."""
+"""Options that several strategies share. This module does not import torch, so that options are listed quickly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clbench.core.scenario import Outputs, Scenario
 
 
 class QuotaOptions(Options):
-    """How many samples of each class are stored, if the classes do not share a capacity."""
+    """Options for a fixed number of stored samples per class, instead of a capacity that all classes share."""
 
     LATER: ClassVar[tuple[str, ...]] = ("per_class", "quota")
 
@@ -24,13 +24,13 @@ class QuotaOptions(Options):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return that the samples of each task are counted apart."""
+        """Return the reason if `quota` counts the samples of each task separately."""
         return ("quota = class-and-task counts the samples of each task; choose quota = class"
                 if self.quota == "class-and-task" else super().needs_boundaries)
 
     @model_validator(mode="after")
     def _one_size(self) -> QuotaOptions:
-        """Refuse two sizes of a memory, a way to share a capacity that is not used, and a quota of nothing."""
+        """Reject `per_class` together with `capacity` or `balance`, and `quota` without `per_class`."""
         if self.per_class is None:
             if self.quota != "class":
                 raise ValueError(f"quota = {self.quota} says what per_class counts; give per_class too")
@@ -43,7 +43,7 @@ class QuotaOptions(Options):
 
 
 class ExemplarOptions(QuotaOptions):
-    """How many exemplars there are."""
+    """Options for the number of exemplars."""
 
     capacity: int = Field(200, ge=1, description="K: exemplars for all classes together, at least one for each class")
 
@@ -53,9 +53,10 @@ ALIGN = ("in scenario class, train the head alone after each task but the first,
 
 
 class AlignOptions(Options):
-    """Whether and how the head is realigned; a strategy whose paper does so redeclares `align` with that default.
+    """Options for whether and how the head is realigned.
 
-    The other defaults are those of the authors' code (SLCA).
+    If the paper of a strategy realigns the head, its options redeclare `align` with default True. The other defaults
+    are from the authors' code (SLCA).
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("align", "align_epochs", "align_samples", "align_lr", "align_temperature",
@@ -74,7 +75,7 @@ class AlignOptions(Options):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return that the head is realigned after each task."""
+        """Return the reason if the head is realigned after each task."""
         return "align = true realigns the head after each task" if self.align else super().needs_boundaries
 
 
@@ -83,7 +84,7 @@ Base = Literal["auto", "task1", "random", "pretrained"]
 
 
 class InferOptions(Options):
-    """How a task is inferred if the scenario does not give it (class, domain)."""
+    """Options for task-ID inference, if the scenario does not give the task ID (class, domain)."""
 
     LATER: ClassVar[tuple[str, ...]] = ("infer_normalize",)
 
@@ -95,12 +96,12 @@ class InferOptions(Options):
 
     @property
     def from_features(self) -> bool:
-        """Tell whether the task is inferred from shared features."""
+        """Return whether the task is inferred from shared features."""
         return self.infer in ("prototype", "gaussian")
 
     @model_validator(mode="after")
     def _is_used(self) -> InferOptions:
-        """Refuse to scale features that nothing reads."""
+        """Reject `infer_normalize` if the task is not inferred from features."""
         if self.infer_normalize and not self.from_features:
             raise ValueError(f"infer_normalize = true scales shared features, which infer = {self.infer} does not "
                              "read; leave it out, or infer by prototype or gaussian where the method can")
@@ -108,30 +109,33 @@ class InferOptions(Options):
 
 
 class StartOptions(Options):
-    """Where the frozen part that all tasks share comes from."""
+    """Options for the source of the frozen weights that all tasks share."""
 
     base: Base = Field("auto", description="shared weights: trained on the first task and then frozen, left as they "
                        "were initialized, or those of --weights as they are; auto: pretrained with --weights, else "
                        "task1")
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options with `auto` replaced: pretrained weights are frozen, others learn the first task."""
+        """Return these options with `auto` replaced by `pretrained` if the model is pretrained, else by `task1`."""
         chosen: Base = "pretrained" if pretrained else "task1"
         return self.model_copy(update={"base": chosen}) if self.base == "auto" else self
 
     @property
     def needs_boundaries(self) -> str:
-        """Return why the end of the first task must be known: otherwise the base would be trained on all tasks."""
+        """Return the reason if the base trains on the first task only, so that the end of this task must be known."""
         reason = "base = task1 trains the base on the first task; choose base = pretrained or random"
         return reason if self.base == "task1" else super().needs_boundaries
 
     def phases(self, task: int) -> int:
-        """Return the number of phases of a task: two for the first with `task1` (the shared part first), else one."""
+        """Return the number of phases of a task: 2 for the first task with `base = task1`, else 1.
+
+        The shared weights are trained in the first of two phases.
+        """
         return 2 if self.base == "task1" and task == 0 else 1
 
 
 class BaseOptions(StartOptions, InferOptions):
-    """Where the frozen part comes from, and how a task is inferred."""
+    """Options for the source of the frozen weights and for task-ID inference."""
 
 
 MEANING = ("in scenario class, the outputs among which the label of a new sample competes in training: of all classes "
@@ -140,7 +144,7 @@ MEANING = ("in scenario class, the outputs among which the label of a new sample
 
 
 class OutputsOptions(Options):
-    """The choice of outputs; a strategy whose paper has another one redeclares the field with that default."""
+    """Options for which outputs compete in training. If a paper differs, redeclare the field with its default."""
 
     LATER: ClassVar[tuple[str, ...]] = ("outputs",)
 
@@ -148,26 +152,29 @@ class OutputsOptions(Options):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return that the classes of the task at hand are those of a task."""
+        """Return the reason if only the classes of the current task compete."""
         return ("outputs = own are those of the task at hand; choose outputs = seen" if self.outputs == "own"
                 else super().needs_boundaries)
 
 
 class OwnOutputsOptions(OutputsOptions):
-    """The choice of a method that trains new classes alone in scenario class, where earlier records have `seen`."""
+    """As `OutputsOptions`, with default `own`; earlier records, which do not have the field, used `seen`."""
 
     BEFORE: ClassVar[Mapping[str, Any]] = {"outputs": "seen"}
 
     outputs: Outputs = Field("own", description=MEANING)
 
     def in_scenario(self, scenario: Scenario, boundaries: bool) -> Options:
-        """Return `seen` in place of `own` if both mean the same, or if nobody chose `own` and boundaries are hidden."""
+        """Return these options with `own` replaced by `seen` if both are equivalent.
+
+        `own` is also replaced if boundaries are hidden and the user did not choose `own`.
+        """
         same = scenario != "class" or (not boundaries and "outputs" not in self.model_fields_set)
         return self.model_copy(update={"outputs": "seen"}) if same and self.outputs == "own" else self
 
 
 class FixedOutputsOptions(Options):
-    """The same for a method whose loss says itself what competes: another value is an error."""
+    """The option `outputs` of a method whose loss determines which outputs compete; any other value is an error."""
 
     LATER: ClassVar[tuple[str, ...]] = ("outputs",)
 
@@ -176,14 +183,14 @@ class FixedOutputsOptions(Options):
 
     @property
     def fixed_outputs(self) -> Outputs:
-        """Return the outputs among which new samples compete."""
+        """Return which outputs compete for new samples."""
         raise NotImplementedError
 
     @model_validator(mode="after")
     def _is_fixed(self) -> FixedOutputsOptions:
-        """Refuse another choice."""
+        """Reject any other value, and store None if the user gives the value of the loss."""
         if self.outputs not in (None, self.fixed_outputs):
             raise ValueError(f"outputs = {self.outputs}, but the loss fixes outputs = {self.fixed_outputs}; leave it "
                              "out")
-        object.__setattr__(self, "outputs", None)  # so that it is the same trial
+        object.__setattr__(self, "outputs", None)  # so that the key of the trial does not depend on it
         return self

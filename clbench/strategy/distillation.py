@@ -1,4 +1,4 @@
-"""Distillation from a copy of the network as it was before: a base of the strategies that distil."""
+"""Base class of strategies that distill from a copy of the network after the last task."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from clbench.strategy.base import Batch, Strategy, StreamInfo, Task
 
 
 class Distilled(Strategy):
-    """Base of strategies that keep the network as it was after the last task (`old`) and its outputs (`known`).
+    """Base of strategies that store a copy of the network after the last task (`old`) and its outputs (`known`).
 
-    A subclass with its own `before_task` calls this one's, for `taught`.
+    A subclass that overrides `before_task` calls super's, which sets `taught`.
     """
 
     roles: tuple[tuple[str, str], ...] = (("old.*", "old network"), ("known", "counters"))
@@ -24,9 +24,9 @@ class Distilled(Strategy):
     taught: Tensor
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with the network as it is."""
+        """Start with a copy of the initial network."""
         super().__init__(model, stream_info, options)
-        self.old = frozen_copy(model)  # registered from the start, for checkpoints
+        self.old = frozen_copy(model)  # from the start, so that checkpoints can restore it
         self.register_buffer("known", torch.zeros_like(self.class_mask))  # [T, C]: outputs active after each task
         # [C]: outputs of the current task's classes
         self.register_buffer("taught", torch.zeros_like(self.class_mask[0]), persistent=False)
@@ -36,12 +36,12 @@ class Distilled(Strategy):
         return (self.old,)
 
     def before_task(self, task: Task) -> None:
-        """Note which outputs the task's labels teach."""
+        """Mark the outputs of the task's classes in `taught`."""
         self.taught.zero_()
         self.taught[list(task.classes)] = True
 
     def after_task(self, task: Task) -> None:
-        """Keep the network as it is now."""
+        """Store a copy of the network and its active outputs."""
         self.old = frozen_copy(self.model)
         self.known[task.index] = self.class_mask[task.index]
 
@@ -52,16 +52,16 @@ class Distilled(Strategy):
         return logits
 
     def old_outputs(self, task: int) -> list[Tensor]:
-        """Return the groups of outputs, [C] booleans, among which the old network chooses before `task`.
+        """Return the groups of outputs, bool [C], over which the old network's softmax is computed in `task`.
 
-        One group per old task if the task is given, else a single one of all outputs known by then.
+        If the task is given, there is a group for each earlier task, else one group of all outputs known before `task`.
         """
         return list(self.known[:task]) if self.stream_info.task_given else [self.known[task - 1]]
 
     def class_counts(self) -> tuple[Tensor, Tensor]:
-        """Return n_old and n_new, scalars: outputs known before the task and outputs that it teaches.
+        """Return n_old and n_new, scalars: the numbers of outputs known before the task and of outputs of its classes.
 
-        While the task is trained; an output that is both counts as both.
+        The numbers are valid during the training of the task. An output that is old and new counts in both.
         """
         dtype = self.model.head.weight.dtype
         return self.known.any(0).sum().to(dtype), self.taught.sum().to(dtype)
@@ -72,15 +72,15 @@ class Distilled(Strategy):
         return known / (known + new)
 
     def balanced(self, logits: Tensor, old: Tensor, batch: Batch, temperature: float) -> Tensor:
-        """Return (1 - s) cross-entropy + s distillation, with s = `old_share()`; in the first task cross-entropy.
+        """Return (1 - s) cross-entropy + s distillation, with s = `old_share()`; in the first task, cross-entropy only.
 
-        The distillation is summed over the groups of old outputs.
+        The distillation loss is the sum over the groups of old outputs (`old_outputs`).
 
         Args:
-            logits: [N, C].
-            old: [N, C], of the old network.
+            logits: logits of the new network, [N, C].
+            old: logits of the old network, [N, C].
             batch: the samples.
-            temperature: of the distillation.
+            temperature: the temperature of the distillation.
         """
         labels = self.cross_entropy(logits, batch)
         if not batch.task:
@@ -97,15 +97,15 @@ def frozen_copy(model: Network) -> Network:
 
 def distillation(logits: Tensor, old: Tensor, outputs: Tensor, temperature: float, among: Tensor | None = None
                  ) -> Tensor:
-    """Return the mean cross-entropy between old and new softmax over some outputs, both at a temperature; a scalar.
+    """Return the mean cross-entropy between the softmax of old and new logits, both at a temperature; a scalar.
 
     Args:
-        logits: [N, C].
-        old: [N, C], of the old network: the target.
-        outputs: [C], which outputs take part.
+        logits: logits of the new network, [N, C].
+        old: logits of the old network, [N, C]; their softmax is the target.
+        outputs: the outputs of the old softmax, bool [C].
         temperature: divides the logits.
-        among: [C] or [N, C], over which outputs the new softmax is, `outputs` among them; the target of the others is
-            0. None: `outputs`.
+        among: the outputs of the new softmax, bool [C] or [N, C], which include `outputs`. The targets of additional
+            outputs are 0. None means `outputs`.
     """
     new = (logits / temperature).masked_fill(~(outputs if among is None else among), float("-inf"))
     target = (old / temperature).masked_fill(~outputs, float("-inf"))

@@ -6,10 +6,10 @@ the most probable one (`predicted`). The last two are not the Fisher information
 1905.12558; van de Ven 2025, arXiv 2502.11756). Gradients are squared sample by sample; the square of a batch's mean
 gradient, which some toolkits use (Avalanche 0.6), is a different and usually smaller quantity.
 
-A label with weight w is given to log p as a gradient of sqrt(w), so that the square has weight w.
+For a label with weight w, the gradient of log p at this label is set to sqrt(w), so that the square has weight w.
 
-If the model predicts a number f, log p(y|x) is -(y - f)^2 but for a constant: a Gaussian whose variance of 1/2 makes
-the squared error its negative log-likelihood. Targets are standardized. Then F_i = 2 E_x (df / d theta_i)^2.
+If the model predicts a number f, p is a Gaussian with variance 1/2, so that its negative log-likelihood is the squared
+error: log p(y|x) = -(y - f)^2 up to a constant. Targets are standardized. Then F_i = 2 E_x (df / d theta_i)^2.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
                     kind: Kind = "exact", limit: int | None = None, layerwise: bool = True) -> dict[str, Tensor]:
     """Return the mean diagonal Fisher over samples, by name of each parameter that requires a gradient.
 
-    The strategy is in eval mode meanwhile; its modes, parameters and gradients are unchanged afterwards. For weights on
-    the meta device the result has shapes but no values.
+    During the computation, the strategy is in eval mode. Afterwards its modes, parameters and gradients are unchanged.
+    For weights on the meta device, the result has shapes but no values.
 
     Args:
         strategy: its `forward`, `mask` and `stream_info.prepare` define log p; inactive outputs have probability 0.
         samples: raw samples, on the strategy's device.
         task: the task index passed to `forward`.
         generator: on the CPU; draws the samples (if `limit` is smaller than their number) and the labels (`sampled`).
-        kind: where the labels come from.
+        kind: the source of the labels, see above.
         limit: number of samples to use, drawn without replacement; None for all.
-        layerwise: compute linear and convolutional layers in closed form (same result, faster) where possible; False
-            uses `torch.func` for every parameter.
+        layerwise: use closed forms for layers that have one, such as linear and convolutional layers (same result,
+            faster); False uses `torch.func` for every parameter.
 
     Raises:
-        ValueError: no samples, or nothing to train.
-        DivergedError: the model gives NaN.
-        SpecError: labels of a language model cannot be of this kind.
+        ValueError: there are no samples or no trainable parameters.
+        DivergedError: the model's probabilities are NaN.
+        SpecError: the model's objective does not support this kind.
     """
     samples = samples.subset(limit, generator)
     if strategy.stream_info.predicts_tokens:
@@ -76,10 +76,10 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
 
 
 def check_kind(stream_info: StreamInfo, kind: Kind) -> None:
-    """Refuse a kind of labels that an objective does not have.
+    """Check that the objective supports a kind of labels.
 
     Raises:
-        SpecError: all labels of a language model's item would have to be known, or the Fisher would be 0.
+        SpecError: a language model would need its distribution over all labels of an item, or the Fisher would be 0.
     """
     if stream_info.predicts_numbers and kind == "predicted":
         raise SpecError("fisher = predicted takes the most probable label, which is the predicted number itself, so "
@@ -91,9 +91,10 @@ def check_kind(stream_info: StreamInfo, kind: Kind) -> None:
 
 def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, generator: torch.Generator
                   ) -> dict[str, Tensor]:
-    """Return the Fisher of a language model: log p of an item is the sum over its targets, each after the true tokens.
+    """Return the Fisher of a language model.
 
-    `sampled` draws one token for each target.
+    log p of an item is the sum over its targets, each given the true tokens before it. `sampled` draws one token for
+    each target.
     """
     check_kind(strategy.stream_info, kind)
     parameters = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
@@ -123,9 +124,9 @@ def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, g
 
 
 def _number_seed(out: Tensor, kind: Kind, y: Tensor, normal: Tensor | None) -> Tensor:
-    """Return the gradient [N, C] of log p by the outputs [N, C], of which one is active for each sample.
+    """Return the gradient [N, C] of log p with respect to the outputs [N, C], one of which is active for each sample.
 
-    With y = f + e, it is 2 e at the active output. The mean square of e is 1/2 under the model, which gives `exact`.
+    With y = f + e, it is 2 e at the active output. For `exact`, e^2 is replaced by 1/2, its mean under the model.
     """
     if kind == "empirical":
         slope = 2 * (y - predicted_numbers(out))
@@ -135,9 +136,10 @@ def _number_seed(out: Tensor, kind: Kind, y: Tensor, normal: Tensor | None) -> T
 
 
 def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[Tensor]:
-    """Yield gradients [N, C] for log_p [N, C], each with at most one label per sample: the root of that label's weight.
+    """Yield gradients [N, C] for log_p [N, C]: the square root of a label's weight at that label, else 0.
 
-    `exact` yields one for each output that is active for any sample; for samples where it is not active it is 0.
+    Each gradient has at most one label per sample. `exact` yields one gradient for each output that is active for any
+    sample, with 0 for samples for which the output is not active.
     """
     if kind == "exact":
         root = (log_p / 2).exp()
@@ -153,7 +155,7 @@ def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[T
 def draw_labels(log_p: Tensor, u: Tensor) -> Tensor:
     """Return one label for each row of log_p [N, C] by inverting its distribution at uniform numbers u [N] in [0, 1).
 
-    Each draw depends on its own row only, so not on the chunks or the device. Labels of probability 0 are never drawn.
+    Each draw depends on its row only, and not on the chunks or the device. Labels of probability 0 are never drawn.
     """
     cumulative = log_p.cpu().double().exp().cumsum(1)
     labels = torch.searchsorted(cumulative, (u.double() * cumulative[:, -1])[:, None], right=True)

@@ -1,8 +1,8 @@
-"""Statistics of features: means of classes, and Gaussians with one covariance.
+"""Statistics of features: class means, and Gaussians with a shared covariance, by which strategies infer the task.
 
-Every class is as likely as any other. With S the covariance of all samples about their class means and
-L = ((1 - shrinkage) S + shrinkage I)^-1, the log-density of a class with mean m at f is f.L m - m.L m/2, up to terms
-that are the same for all classes: linear discriminant analysis. Strategies infer the task by it.
+The Gaussians are linear discriminant analysis with equal prior probabilities. Let S be the covariance of all samples
+about their class means, and L = ((1 - shrinkage) S + shrinkage I)^-1. The log-density at f of a class with mean m is
+f.L m - m.L m/2, up to terms that are equal for all classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clbench.strategy.base import Strategy
 from clbench.strategy.per_sample_gradients import evaluating
 
 CHUNK = 1024  # samples at a time
-ITEMS = 32  # of a language model, whose features of all tokens are in memory
+ITEMS = 32  # the same for a language model, which has features for each token
 
 Features = Callable[[Tensor], Tensor]
 
@@ -30,7 +30,7 @@ def features_of(strategy: Strategy, samples: Samples, features: Features) -> Ite
     Args:
         strategy: its `stream_info.prepare` turns raw samples into inputs; its modes are restored afterwards.
         samples: raw samples.
-        features: computes features of prepared inputs [n, *input_shape].
+        features: a function from prepared inputs [n, *input_shape] to features.
     """
     with evaluating(strategy):
         for part in samples.chunks(ITEMS if strategy.stream_info.predicts_tokens else CHUNK):
@@ -57,13 +57,13 @@ SHRINKAGE = 1e-4  # share of the identity; Hayes & Kanan 2020, arXiv 1909.01520,
 
 
 def linear_rule(sums: Tensor, counts: Tensor, moment: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
-    """Return the weights L m [K, D] and biases -m.L m/2 [K] of K classes; those of a class without samples are 0.
+    """Return the weights L m [K, D] and biases -m.L m/2 [K] of K classes; they are 0 for a class without samples.
 
     Args:
-        sums: of each class's features [K, D], float64.
-        counts: its number of samples [K], float64.
-        moment: sum of f f^T over the features f of all samples [D, D], float64.
-        shrinkage: as above, above 0.
+        sums: the sum of the features of each class [K, D], float64.
+        counts: the number of samples of each class [K], float64.
+        moment: the sum of f f^T over the features f of all samples [D, D], float64.
+        shrinkage: the share of the identity, greater than 0 (see the formula above).
     """
     means = sums / counts.clamp(min=1)[:, None]
     covariance = (moment - sums.T @ means) / counts.sum()
@@ -73,15 +73,15 @@ def linear_rule(sums: Tensor, counts: Tensor, moment: Tensor, shrinkage: float) 
 
 
 class TaskGaussians(nn.Module):
-    """A Gaussian for each class of each task, all of one covariance: the task of a sample is that of the likeliest.
+    """Infer the task of a sample from Gaussians, one for each class of each task, with a shared covariance.
 
-    A class that several tasks have has a Gaussian for each. All buffers are float64. What is kept are running sums:
-    `sums` [K, D], `counts` [K] and the one second moment `moment` [D, D] of all tasks; and what follows from them,
-    `weight` [K, D] and `bias` [K]. `task` [K] says whose the Gaussians are. K grows by the number of a task's classes.
+    A class that returns has a Gaussian for each of its tasks. The buffers `sums` [K, D], `counts` [K] and `moment`
+    [D, D] (of all tasks) are running sums. The buffers `weight` [K, D] and `bias` [K] are computed from them. All of
+    them are float64. `task` [K] has the task of each Gaussian. K grows by the number of classes of each task.
 
     Args:
-        features: D.
-        device: where the buffers are.
+        features: the number of features, D.
+        device: the device of the buffers.
     """
 
     sums: Tensor
@@ -92,7 +92,7 @@ class TaskGaussians(nn.Module):
     task: Tensor
 
     def __init__(self, features: int, device: torch.device) -> None:
-        """Start with no class; the moment takes its size with the first, so that a stack has no copies of zeros."""
+        """Start without classes; `moment` gets its size in `learn`, so that vectorized trials store no zeros."""
         super().__init__()
         for name, shape in (("sums", (0, features)), ("counts", (0,)), ("moment", (0, 0)), ("weight", (0, features)),
                             ("bias", (0,))):
@@ -101,7 +101,7 @@ class TaskGaussians(nn.Module):
 
     @torch.no_grad()
     def learn(self, task: int, classes: Sequence[int], parts: Iterable[tuple[Samples, Tensor]]) -> None:
-        """Add a task's features, given in parts [n, D] with their samples, and fit the rule again."""
+        """Add a task's features, given in parts [n, D] with their samples, and update `weight` and `bias`."""
         class_ids = send(torch.tensor(classes, device="cpu"), self.sums.device)
         sums = self.sums.new_zeros(len(classes), self.sums.shape[1])
         counts = self.sums.new_zeros(len(classes))
@@ -119,8 +119,8 @@ class TaskGaussians(nn.Module):
         self.bias = bias.masked_fill(self.counts == 0, float("-inf"))
 
     def infer(self, features: Tensor) -> Tensor:
-        """Return the task [N] of the class whose Gaussian is the likeliest at features [N, D]; the earliest of equals.
+        """Return the task [N] of the most likely class for features [N, D]; ties go to the earliest class.
 
-        In float64, which autocast leaves alone.
+        It is computed in float64, which autocast does not change.
         """
         return self.task[F.linear(features.double(), self.weight, self.bias).argmax(1)]

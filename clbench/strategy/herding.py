@@ -1,4 +1,4 @@
-"""Exemplars chosen by herding (Rebuffi et al. 2017, arXiv 1611.07725): a memory with a set of them for each class.
+"""A memory of exemplars that are chosen by herding (Rebuffi et al. 2017, arXiv 1611.07725), a set for each class.
 
 Exemplars x_1, x_2, ... of a class are picked one after the other. Each pick brings the mean of the picked features as
 near as possible to the mean of all features phi (algorithm 4). All classes seen share K equally; if the number per
@@ -6,11 +6,11 @@ class shrinks, the first exemplars are kept. Features are L2-normalized. With un
 largest phi(x) . (k mu - sum of the picked features). No sample is picked twice. With `per_class` N, each class has N
 exemplars instead, from the beginning on.
 
-Exemplars are mixed into the training samples in proportion, so both are seen equally often. A pass replays as many
-exemplars as the memory has, distributed over its batches (small batches may have none). Reference codes append
-exemplars to the task's samples, which lengthens the epoch. Here, every method has the same number of steps, and each
-step has the same new samples. A class that returns (in scenario `domain`, every class returns with each task) has a set
-from each of its tasks.
+Exemplars are mixed into the training samples in proportion, so that both are seen equally often. A pass replays as many
+exemplars as the memory has, distributed over its batches. A small batch may have none. Reference codes append exemplars
+to the task's samples, which lengthens the epoch. Here, every method has the same number of steps, and each step has the
+same new samples. A class that returns (in scenario `domain`, every class returns with each task) has a set from each of
+its tasks.
 """
 
 from __future__ import annotations
@@ -36,48 +36,52 @@ from clbench.strategy.replay import SampleMemory
 
 
 class HerdedMemory(SampleMemory):
-    """Base of strategies that replay exemplars: the memory holds set after set, each in the order of herding.
+    """Base of strategies that replay exemplars. The memory stores one set after the other, each in herding order.
 
-    A strategy that distils as well inherits from this first and from `Distilled` second. Subclasses name themselves
-    in `method`, for errors.
+    A strategy that also distills inherits from this class first and from `Distilled` second. Subclasses set `method`,
+    their name in error messages.
     """
 
     method: ClassVar[str]
     options: ExemplarOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with no exemplars; SpecError where there will be more classes than they are to be."""
+        """Start without exemplars.
+
+        Raises:
+            SpecError: the memory would be too small for the classes of the stream.
+        """
         assert isinstance(options, ExemplarOptions)
         super().__init__(model, stream_info, options)
-        times = stream_info.tasks if stream_info.shared_outputs else 1  # that a class comes
+        times = stream_info.tasks if stream_info.shared_outputs else 1  # the number of tasks that have a class
         self._require(stream_info.classes * times, times, "of each class (and, in scenario domain, task)")
         self.sizes: list[int] = []  # of the sets of exemplars
-        self.samples = 0  # of the task
-        self.owed = 0  # exemplars that the batches so far leave to the next, in shares of 1 / samples
+        self.samples = 0  # the number of samples of the task
+        self.owed = 0  # fraction of an exemplar that the next batch still has to replay, in units of 1 / samples
 
     @property
     def fewest(self) -> int:
-        """Return how many samples of a class are kept at least. Default: 1."""
+        """Return the minimum number of stored samples of a set. Default: 1."""
         return 1
 
     @property
     def needed(self) -> str:
-        """Return the same in words."""
+        """Return the minimum in words, for error messages."""
         return "an exemplar" if self.fewest == 1 else f"{self.fewest} samples"
 
     @property
     def labels(self) -> list[int]:
-        """Return the class of each set; -1 if sets share a capacity, because reading classes waits for the device."""
+        """Return the class of each set; -1 if sets share a capacity, which avoids waiting for the device."""
         if self.options.per_class is None:
             return [-1] * len(self.sizes)
         return first_labels(self.memory_y, self.sizes)
 
     def before_task(self, task: Task) -> None:
-        """Begin to share the exemplars out among the task's samples.
+        """Start to distribute the exemplars over the batches of the task.
 
         Raises:
-            SpecError: there will be more sets of exemplars than exemplars, which only a stream with classes that return
-                leaves to be seen here.
+            SpecError: after the task, there would be too few exemplars for the number of sets. `__init__` cannot detect
+                this if classes return.
         """
         labels = [*self.labels, *task.classes]
         self._require(len(labels), max(Counter(labels).values()),
@@ -87,14 +91,14 @@ class HerdedMemory(SampleMemory):
         self.samples, self.owed = len(self.training_samples(task)), 0
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its share of exemplars behind."""
+        """Return the batch with its share of exemplars appended."""
         if not self.sizes:
             return batch
         count, self.owed = divmod(self.owed + sum(self.sizes) * len(batch.y), self.samples)
         return batch.extended(self.sample(count))
 
     def after_task(self, task: Task) -> None:
-        """Choose exemplars of the task."""
+        """Choose the exemplars of the task."""
         super().after_task(task)
         self.keep_exemplars(task)
 
@@ -115,7 +119,7 @@ class HerdedMemory(SampleMemory):
         self.sizes = self.sizes + [len(rows) for rows in chosen]
 
     def share(self, sets: int, of_class: int) -> int:
-        """Return how many samples a set may have.
+        """Return the maximum number of samples in a set.
 
         Args:
             sets: number of all sets, which share the capacity.
@@ -126,7 +130,7 @@ class HerdedMemory(SampleMemory):
         return self.options.per_class // (of_class if self.options.quota == "class" else 1)
 
     def set_size(self, sets: int, of_class: int) -> int:
-        """Return how many exemplars a set has at most, with arguments as in `share`. Default: all that it may have."""
+        """Return the maximum number of exemplars in a set, with arguments as in `share`. Default: `share`."""
         return self.share(sets, of_class)
 
     def _require(self, sets: int, of_class: int, of_what: str) -> None:
@@ -146,19 +150,19 @@ class HerdedMemory(SampleMemory):
 
 
 def first_labels(y: Tensor, sizes: Sequence[int]) -> list[int]:
-    """Return the label of the first sample of each set, given labels y [N] set after set; of an empty set -1."""
+    """Return the label of the first sample of each set, or -1 for an empty set; labels y [N] are set after set."""
     labels, starts = y.tolist(), accumulate(sizes, initial=0)
     return [labels[start] if size else -1 for size, start in zip(sizes, starts, strict=False)]
 
 
 def sizes_of(labels: Sequence[int], size: Callable[[int, int], int]) -> list[int]:
-    """Return the size of each set by `size(sets, of_class)`, given the class of each."""
+    """Return the size of each set, computed by `size(sets, of_class)`, given the class of each set."""
     counts = Counter(labels)
     return [size(len(labels), counts[label]) for label in labels]
 
 
 def shortened(samples: Samples, sizes: list[int], most: Sequence[int]) -> tuple[Samples, list[int]]:
-    """Return samples, stored set after set, with at most so many of each set, and the new sizes of the sets."""
+    """Return samples, stored set after set, reduced to the first most[i] samples of set i, and the new set sizes."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
     left = [min(size, count) for size, count in zip(most, sizes, strict=True)]
     slots = [torch.arange(end - count, end - count + new) for end, count, new in zip(ends, sizes, left, strict=True)]
@@ -166,20 +170,20 @@ def shortened(samples: Samples, sizes: list[int], most: Sequence[int]) -> tuple[
 
 
 def herding(features: Tensor, count: int) -> Tensor:
-    """Return which rows to pick, int64 [count], or all where there are fewer, so that their mean follows that of all.
+    """Return the indices of rows, int64 [count], whose mean approximates the mean of all rows; all n rows if n < count.
 
-    The k-th is argmin_x |mu - (phi(x) + sum of those before) / k| among the rows that are left. On the meta device,
-    where features have no values, it is the first rows.
+    The k-th row is argmin_x |mu - (phi(x) + sum of the earlier picks) / k| among the remaining rows. On the meta
+    device, where features have no values, the first rows are returned.
 
     Args:
         features: phi [n, D].
-        count: how many.
+        count: the number of rows to pick.
     """
     count = min(count, len(features))
     if features.is_meta:
         return torch.arange(count)
     mean, squares = features.mean(0), features.square().sum(1)
-    wanted = mean.clone()  # k mu minus the sum of those picked
+    wanted = mean.clone()  # k mu minus the sum of the picked features
     left = torch.zeros_like(squares)
     picked = torch.empty(count, dtype=torch.int64, device=features.device)
     for k in range(count):

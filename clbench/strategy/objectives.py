@@ -1,4 +1,4 @@
-"""What an objective does with a strategy's outputs: batches, loss and scores of items.
+"""Training objectives: how each one collates batches, and computes the loss and the scores of items from outputs.
 
 `classification` and `regression` take outputs [N, C]. `causal-lm` takes hidden states [N, L, D] and applies the
 model's head to the scored positions only, because the logits of all positions would take most of the memory.
@@ -21,61 +21,61 @@ from clbench.data.samples import Samples
 from clbench.models.scoring import IGNORED, MULTIPLE, needed_tokens, rounded, token_scores
 from clbench.strategy.granted import Batch, StreamInfo
 
-NO_VARIANCE = 1e-12  # of standardized targets: below it they are equal but for rounding
+NO_VARIANCE = 1e-12  # with a smaller variance, standardized targets count as equal up to rounding
 
 
 class Trained(Protocol):
-    """What an objective needs of a strategy (`clbench.strategy.base.Strategy`)."""
+    """The part of a strategy (`clbench.strategy.base.Strategy`) that an objective uses."""
 
     stream_info: StreamInfo
 
     def mask(self, logits: Tensor, tasks: Tensor, replayed: int = 0) -> Tensor:
-        """Return logits [N, C] without the outputs that take no part."""
+        """Return logits [N, C], with -inf at outputs that are not active."""
 
     def head_of_task(self, task: int | None) -> nn.Module:
         """Return the head of a language model."""
 
 
 class Objective(ABC):
-    """What a model is trained for."""
+    """Base of training objectives."""
 
     info: ClassVar[ObjectiveInfo]
 
     @abstractmethod
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return the batches of a stack of trials, whose inputs are prepared, as `Strategy.loss` takes them."""
+        """Return the batches of vectorized trials, with prepared inputs, in the form for `Strategy.loss`."""
 
     def cut(self, samples: Samples) -> Samples:
-        """Return raw samples without tokens that no batch of them needs. Default: unchanged."""
+        """Return raw samples without the tokens that no batch of them needs. Default: unchanged."""
         return samples
 
     @abstractmethod
     def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
-        """Return the mean loss of what `Strategy.forward` returned for a batch, a scalar."""
+        """Return the mean loss of a batch, a scalar; `out` is the result of `Strategy.forward`."""
 
     @abstractmethod
     def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
-        """Return values [N] for the outputs of N items, by name, from whose means over items the metrics follow.
+        """Return scores [N] of N items, by name. `metrics` computes the metrics from their means over items.
 
         Args:
-            strategy: whose outputs they are.
-            out: what `Strategy.predict` returned; logits are -inf where an output takes no part.
+            strategy: the strategy that returned `out`.
+            out: the result of `Strategy.predict`; logits are -inf at outputs that are not active.
             y: labels as the stream stores them.
-            task: what `Strategy.predict` was given.
+            task: the argument `task` of `Strategy.predict`.
         """
 
     def metrics(self, strategy: Trained, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return each task's metrics [T] from the means [T] of its items' `scores`. Default: the means."""
+        """Return the metrics of each task [T], given the mean `scores` of its items [T]. Default: the means."""
         return dict(means)
 
     def contributions(self, strategy: Trained, scores: Mapping[str, Tensor], means: Mapping[str, Tensor]
                       ) -> dict[str, Tensor]:
-        """Return values [N] of items by metric, whose mean over a task's items is the metric. Default: the scores.
+        """Return the contributions [N] of items to each metric, whose mean over a task is the metric. Default: scores.
 
         Args:
-            strategy: whose scores they are.
-            scores: of N items.
-            means: the means [N] of the scores over the task of each item.
+            strategy: the strategy that has these scores.
+            scores: the scores of N items.
+            means: for each item, the mean scores of its task [N].
         """
         return dict(scores)
 
@@ -86,7 +86,7 @@ class Classification(Objective):
     info = CLASSIFICATION
 
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return batches of text, all cut off behind the longest sample of any."""
+        """Return batches of text, truncated to the length of the longest sample in any of them."""
         return [_cut(batch, x) for batch, x in zip(batches, tokens.shortened([b.x for b in batches]), strict=True)]
 
     def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
@@ -94,21 +94,21 @@ class Classification(Objective):
         return F.cross_entropy(strategy.mask(out, batch.tasks, batch.replayed), batch.y)
 
     def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
-        """Return whether each sample's highest logit is that of its label."""
+        """Return 1 for each sample whose label has the highest logit, else 0."""
         return {"accuracy": (out.argmax(1) == y).float()}
 
 
 class CausalLM(Objective):
     """Predict the next token: cross-entropy over the scored tokens; `nll` and `exact` of each item.
 
-    The training loss is the mean over the scored tokens of the batch, as in transformers. An item's `nll` is the mean
-    over its own, so that long responses do not count more than short ones.
+    The training loss is the mean over all scored tokens of the batch, as in transformers. An item's `nll` is the mean
+    over the scored tokens of the item, so that long responses do not count more than short ones.
     """
 
     info = CAUSAL_LM
 
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return batches cut off behind the last target of any, with targets and their positions.
+        """Return batches with targets and their positions, truncated after the last target in any of them.
 
         The numbers of tokens L and of targets K are rounded up to multiples of 16.
         """
@@ -124,19 +124,19 @@ class CausalLM(Objective):
         return made
 
     def cut(self, samples: Samples) -> Samples:
-        """Return samples cut off behind the last target of any."""
+        """Return samples, truncated after the last target in any of them."""
         length = needed_tokens(samples.y)
         return Samples(samples.x[:, :length], samples.y[:, :length], samples.tasks)
 
     def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of the targets, in float32, of hidden states [N, L, D]."""
+        """Return the mean cross-entropy of the targets, in float32, given hidden states [N, L, D]."""
         assert batch.at is not None
         places = batch.at.to(out.device).unsqueeze(2).expand(-1, -1, out.shape[2])
         logits = strategy.head_of_task(batch.task)(out.gather(1, places)).float()
         return F.cross_entropy(logits.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORED)
 
     def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
-        """Return nll [N] in nats per token and exact [N], 0 or 1, of hidden states [N, L, D] and labels [N, L]."""
+        """Return nll [N] in nats per token and exact [N], 0 or 1, given hidden states [N, L, D] and labels [N, L]."""
         scored = y[:, 1:out.shape[1]] != IGNORED
         rows, columns = scored.nonzero(as_tuple=True)
         losses, right = token_scores(out[rows, columns], y[rows, columns + 1].long(), strategy.head_of_task(task))
@@ -149,25 +149,25 @@ class CausalLM(Objective):
 class Regression(Objective):
     """Predict a number: mean squared error of the standardized target; `rmse` in the target's unit, and `r2`.
 
-    A sample has one active output, that of its task or the one that all tasks share.
+    A sample has one active output: the output of its task, or the output that all tasks share.
     """
 
     info = REGRESSION
 
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return the batches as they are."""
+        """Return the batches unchanged."""
         return list(batches)
 
     def loss(self, strategy: Trained, out: Tensor, batch: Batch) -> Tensor:
-        """Return the mean squared error of each sample's active output of [N, C]."""
+        """Return the mean squared error of the samples' active outputs, given outputs [N, C]."""
         return F.mse_loss(predicted_numbers(strategy.mask(out, batch.tasks, batch.replayed)), batch.y)
 
     def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
-        """Return the squared error, the target and its square, all standardized."""
+        """Return the squared error, the target and the squared target of each sample, in standardized units."""
         return {"error": (predicted_numbers(out) - y).square(), "target": y, "square": y.square()}
 
     def metrics(self, strategy: Trained, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return `rmse` and `r2`. If all targets of a task are equal, `r2` is 1 without errors and 0 with some."""
+        """Return `rmse` and `r2`. If all targets of a task are equal, `r2` is 1 without any error, else 0."""
         error, variance = means["error"], means["square"] - means["target"].square()
         constant = variance <= NO_VARIANCE
         r2 = torch.where(constant, (error == 0).to(error), 1 - error / variance.masked_fill(constant, 1.0))
@@ -175,10 +175,10 @@ class Regression(Objective):
 
     def contributions(self, strategy: Trained, scores: Mapping[str, Tensor], means: Mapping[str, Tensor]
                       ) -> dict[str, Tensor]:
-        """Return values of items whose means are the metrics.
+        """Return the contributions of items, whose means are the metrics.
 
-        That of the root of a mean m of squares s is linear about m: sqrt(m) + (s - m) / (2 sqrt(m)), the influence of
-        an item. The variance of a task's targets in `r2` is taken as fixed.
+        For `rmse`, the square root of a mean m of squares s, the contribution is linearized about m:
+        sqrt(m) + (s - m) / (2 sqrt(m)). For `r2`, the variance of a task's targets is treated as a constant.
         """
         task = self.metrics(strategy, means)
         share = (scores["error"] - means["error"]) / means["error"].clamp(min=torch.finfo(torch.float64).tiny)
@@ -188,17 +188,17 @@ class Regression(Objective):
 
 
 def predicted_numbers(out: Tensor) -> Tensor:
-    """Return the one output [N] of [N, C] that takes part for each sample; the others are -inf."""
+    """Return the active output of each sample [N], given outputs [N, C] that are -inf everywhere else."""
     return out.amax(1)
 
 
 def prompts_of(x: Tensor, y: Tensor) -> Tensor:
-    """Return tokens x [N, L] up to the first target of each item; what comes after is padding."""
+    """Return tokens x [N, L] in which the first target of each item and everything after it are padding."""
     return x.masked_fill((y != IGNORED).cumsum(1) > 0, tokens.NO_TOKEN)
 
 
 def _cut(batch: Batch, x: Tensor) -> Batch:
-    """Return a batch with inputs x, which may have fewer tokens, and with stored outputs cut off likewise."""
+    """Return a batch with inputs x, which may have fewer tokens, and with its stored outputs truncated to match."""
     if batch.frozen is None or x.shape[1] == batch.x.shape[1]:
         return replace(batch, x=x)
     frozen: Mapping[str, Tensor] = {
@@ -212,5 +212,5 @@ _OBJECTIVES: dict[str, Objective] = {objective.info.name: objective
 
 
 def objective_of(name: str) -> Objective:
-    """Return the objective of a name."""
+    """Return the objective with a name."""
     return _OBJECTIVES[name]

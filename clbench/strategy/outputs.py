@@ -1,4 +1,4 @@
-"""The old place of two classes of `clbench.strategy.common_options`, for plugins that import them from here."""
+"""Deprecated module: two classes of `clbench.strategy.common_options`, for plugins that import them from here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Means over samples of a measure of per-sample gradients: of their squares, say, which a batch's gradient hides.
+"""Means over samples of a measure of per-sample gradients, such as their squares.
 
-Linear and convolutional layers and embeddings use the closed forms below, everything else `torch.func`.
+They cannot be computed from the gradient of a batch. Linear layers, convolutions and embeddings use the closed forms
+below; all other layers use `torch.func`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy
 
-BUDGET = 2**25  # about how many numbers a chunk of samples may hold at a time: 128 MiB in float32
+BUDGET = 2**25  # approximate number of values in memory for a chunk of samples: 128 MiB in float32
 LARGEST_CHUNK = 512
 
 Read = Callable[[Tensor, Tensor], Tensor]
@@ -29,23 +30,23 @@ Measure = Callable[[Tensor], Tensor]
 
 def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Read, seeds: Seeds, measure: Measure,
                    layerwise: bool = True) -> dict[str, Tensor]:
-    """Return the mean over samples of the measured gradients of read(logits), by name of each trainable parameter.
+    """Return the mean over samples of `measure` of the gradients of read(logits), by name of the trainable parameter.
 
-    The strategy is in eval mode meanwhile; its modes, parameters and gradients are unchanged afterwards. For weights on
-    the meta device the result has shapes but no values.
+    During the computation, the strategy is in eval mode. Afterwards its modes, parameters and gradients are unchanged.
+    For weights on the meta device, the result has shapes but no values.
 
     Args:
         strategy: its `forward` and `stream_info.prepare` give the logits.
         samples: raw samples, on the strategy's device.
         task: the task index passed to `forward`.
         read: turns logits [N, C] and tasks [N] into outputs [N, C]; no sample may depend on another.
-        seeds: given detached outputs [N, C] and the slice of samples they belong to, returns gradients [N, C] of the
-            outputs; the gradients that follow from each of them are measured separately, then added up.
-        measure: torch.square or torch.abs, of each sample's gradient of each parameter.
-        layerwise: use closed forms where possible (same result, faster).
+        seeds: given detached outputs [N, C] and the slice of their samples, returns gradients [N, C] with respect to
+            the outputs. Each is backpropagated and measured separately, and the results are added.
+        measure: torch.square or torch.abs, applied to each sample's gradient of each parameter.
+        layerwise: use closed forms for the layers that have one (same result, faster).
 
     Raises:
-        ValueError: no samples, or nothing to train.
+        ValueError: there are no samples or no trainable parameters.
     """
     parameters: dict[str, Tensor] = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
     if not len(samples) or not parameters:
@@ -55,7 +56,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
     sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
     if any(p.is_meta for p in parameters.values()):
         return sums
-    # Attention as plain products: the CPU's kernel has no rule for gradients of single samples.
+    # Compute attention by matrix products, because the fused CPU kernel does not support per-sample gradients.
     with evaluating(strategy), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         probe = _inputs(strategy, next(samples.chunks(4)), dtype)
         layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
@@ -66,7 +67,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
 
         def one(values: dict[str, Tensor], x: Tensor, tasks: Tensor, seed: Tensor) -> Tensor:
             out = read(functional_call(strategy, values, (x[None], task)), tasks[None])[0]
-            return (out.masked_fill(seed == 0, 0.0) * seed).sum()  # log p of an inactive output is -inf
+            return (out.masked_fill(seed == 0, 0.0) * seed).sum()  # inactive outputs are -inf, and -inf * 0 is NaN
 
         per_sample = vmap(grad(one), in_dims=(None, 0, 0, 0))
         for number, some in enumerate(samples.chunks(chunk)):
@@ -76,7 +77,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
             out = read(logits, tasks)
             fed = seeds(out.detach(), part)
             _add_layers(sums, out, taps, fed, measure)
-            with torch.no_grad():  # else gradients of these gradients, by other weights, are kept until the end
+            with torch.no_grad():  # otherwise the graph for second derivatives stays in memory until the end
                 for seed in fed if rest else ():
                     for name, g in per_sample(rest, x, tasks, seed).items():
                         sums[name] += measure(g).sum(0)
@@ -84,14 +85,14 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
 
 
 def _inputs(strategy: Strategy, samples: Samples, dtype: torch.dtype) -> Tensor:
-    """Return samples as inputs of the model, numbers in a type; tokens stay what they are."""
+    """Return samples as inputs of the model, converted to `dtype` unless they are tokens."""
     x = strategy.stream_info.prepare(samples.x)
     return x.to(dtype) if x.is_floating_point() else x
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module and its children into eval mode inside the block, and restore each one's mode after it."""
+    """Set a module and its children to eval mode inside the block, and restore the mode of each afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -103,7 +104,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def _add_layers(sums: dict[str, Tensor], out: Tensor, taps: list[Tap], seeds: Sequence[Tensor],
                 measure: Measure) -> None:
-    """Add a chunk's measured gradients of the layers that have a closed form."""
+    """Add the measured gradients of a chunk to `sums`, for the layers that have a closed form."""
     if not taps:
         return
     outputs = [tap.output for tap in taps]
@@ -156,10 +157,11 @@ def tapped(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) ->
 
 
 def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tensor, task: int) -> list[Layer]:
-    """Return the layers whose closed form holds: called once, one row per sample, weights used nowhere else.
+    """Return the layers whose closed form is valid.
 
-    The last two are tested on x [N, ...]: a gradient of the first sample's logits must reach no other row, and the
-    closed form must give autograd's gradient of the weights.
+    Such a layer is called once, with one row per sample, and its weights are used nowhere else. The last two conditions
+    are tested on x [N, ...]: the gradient of the first sample's logits must be 0 for other rows, and the closed form
+    must be equal to autograd's gradient of the weights.
     """
     names = {id(p): name for name, p in parameters.items()}
     candidates = []
@@ -174,7 +176,7 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
     taps = [t for t in taps if calls.count(id(t.layer.module)) == 1 and _row_per_sample(t, len(x))]
     if not taps:
         return []
-    # a direction in which no gradient vanishes by symmetry or saturation, as a loss's might
+    # An arbitrary direction: with a loss, gradients could vanish by symmetry or saturation.
     direction = torch.arange(logits.numel(), device=logits.device).cos().reshape(logits.shape).to(logits.dtype)
     first = direction.clone()
     first[1:] = 0
@@ -188,14 +190,14 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
 
 
 def _row_per_sample(tap: Tap, samples: int) -> bool:
-    """Tell whether a tap has the shape that the closed form needs."""
+    """Return whether a tap has the shape that the closed form needs."""
     dims = tap.input.dim()
     return (tap.output.requires_grad and len(tap.input) == samples
             and (dims == 4 if isinstance(tap.layer.module, nn.Conv2d) else dims >= 2))
 
 
 def _has_closed_form(module: nn.Module) -> bool:
-    """Tell whether a module is a plain linear layer, embedding, or ungrouped, zero-padded 2-D convolution."""
+    """Return whether a module is a plain linear layer, an embedding, or an ungrouped, zero-padded 2-D convolution."""
     if type(module) is nn.Embedding:
         return module.max_norm is None and not module.scale_grad_by_freq
     if type(module) is nn.Conv2d:
@@ -204,7 +206,7 @@ def _has_closed_form(module: nn.Module) -> bool:
 
 
 def _agrees(tap: Tap, delta: Tensor | None, true: Mapping[str, Tensor | None]) -> bool:
-    """Compare a layer's closed-form gradients, summed over samples, with autograd's."""
+    """Return whether a layer's closed-form gradients, summed over samples, agree with autograd's."""
     for name, total in (measured_sums([tap], [[delta]], lambda g: g) if delta is not None else {}).items():
         expected = true[name]
         if expected is None or (total - expected).abs().max() > 1e-3 * expected.abs().max():
@@ -213,7 +215,7 @@ def _agrees(tap: Tap, delta: Tensor | None, true: Mapping[str, Tensor | None]) -
 
 
 def per_sample(tap: Tap, delta: Tensor) -> dict[str, Tensor]:
-    """Return the gradients [N, *shape] of a layer's trainable parameters, given those of its output [N, ...]."""
+    """Return the gradients [N, *shape] of a layer's trainable parameters, given the gradient of its output [N, ...]."""
     module, a = tap.layer.module, tap.input
     if isinstance(module, nn.Conv2d):
         assert not isinstance(module.padding, str)
@@ -230,9 +232,9 @@ def per_sample(tap: Tap, delta: Tensor) -> dict[str, Tensor]:
 
 
 def embedded(tap: Tap, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows of an embedding that have gradients, and these: int64 [P] and [P, D], a pair per row and sample.
+    """Return row numbers of an embedding, int64 [P], and their gradients [P, D], for each pair of sample and row.
 
-    A row that a sample looks up several times has the sum. One that is the embedding's padding has none.
+    If a sample looks up a row several times, the gradient is the sum. It is 0 for the embedding's padding row.
     """
     module = tap.layer.module
     assert isinstance(module, nn.Embedding)
@@ -247,12 +249,12 @@ def embedded(tap: Tap, delta: Tensor) -> tuple[Tensor, Tensor]:
 
 def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]],
                   measure: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return a measure of the per-sample gradients by parameter, summed over samples and over several backward passes.
+    """Return `measure` of the per-sample gradients by parameter, summed over samples and over several backward passes.
 
     Args:
-        taps: of one forward pass.
-        deltas: for each backward pass the gradient at each tap's output, None where it has no influence.
-        measure: torch.square or torch.abs: of a product it must be the product of the factors' measures.
+        taps: the taps of one forward pass.
+        deltas: for each backward pass, the gradient at each tap's output; None if the output has no influence.
+        measure: torch.square or torch.abs; the measure of a product must be the product of the measures.
     """
     sums: dict[str, Tensor] = {}
     flat: dict[int, Tensor] = {}  # index of a tap with one vector per sample -> the summed measure of its deltas
@@ -282,7 +284,7 @@ def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]]
 
 
 def activation_numbers(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> int:
-    """Estimate how many numbers per sample a pass over these layers holds at once."""
+    """Return an estimate of the number of values per sample in memory during a pass over these layers."""
     with torch.no_grad():
         _, taps = tapped(network, layers, x, task)
     activations = sum(2 * (t.input.numel() + t.output.numel()) // len(x) for t in taps)
@@ -290,7 +292,7 @@ def activation_numbers(network: nn.Module, layers: Sequence[Layer], x: Tensor, t
 
 
 def _temporary(tap: Tap) -> int:
-    """Return how many temporary numbers per sample `per_sample` needs."""
+    """Return the number of temporary values per sample that `per_sample` needs."""
     module = tap.layer.module
     positions = tap.output[0].numel() // len(module.weight)
     return 2 * module.weight.numel() + positions * module.weight[0].numel()

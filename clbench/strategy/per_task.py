@@ -1,4 +1,4 @@
-"""Strategies with a separate part for each task, the inference of an unknown task, and frozen bases."""
+"""Base classes of strategies with separate parts per task and of strategies with a frozen base; task-ID inference."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from clbench.strategy.objectives import prompts_of
 
 
 class FrozenBase(Strategy, ABC):
-    """Splits the first task in two phases where the base is to be trained; it stands before other bases.
+    """Base of strategies with a frozen base, which is trained in the first of two phases of the first task if needed.
 
-    Subclasses let the base learn in `before_task` if the task has two phases, and define `base_learned`.
+    It must come before other base classes. Subclasses make the base trainable in `before_task` if the task has two
+    phases, and define `base_learned`.
     """
 
     options: Any  # has the fields of StartOptions, among others
 
     def phases(self, task: Task) -> int | Sequence[float]:
-        """Return 2 for the first task with `base = task1`: one phase for the base, one for the parts on top of it.
+        """Return 2 for the first task with `base = task1`: a phase for the base, and one for the parts on top of it.
 
-        Return 1 if the model consists of a head alone, so that no steps are spent on a base that does not exist.
+        Return 1 if the model has only a head, so that no steps are used for a base that does not exist.
         """
         phases: int = self.options.phases(task.index) if self.model.has_body else 1
         return phases
 
     def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Go on from the base once it has been trained."""
+        """Call `base_learned` after the phase that trains the base."""
         if phase == 1:
             self.base_learned(task)
 
@@ -48,7 +49,7 @@ class FrozenBase(Strategy, ABC):
         """Freeze the trained base, and make the parts on top of it trainable."""
 
 
-SAME = "Conv2dSame"  # timm's convolution, whose padding depends on the size of the images, as TensorFlow's does
+SAME = "Conv2dSame"  # timm's convolution with TensorFlow's padding, which depends on the size of the images
 
 
 class TaskHead(nn.Linear):
@@ -58,15 +59,15 @@ class TaskHead(nn.Linear):
         features: width D of its input.
         classes: the task's outputs, in the order of the head's own units.
         outputs: number of all outputs, C.
-        like: a parameter whose device and dtype the head takes.
+        like: a tensor with the device and dtype of the head.
     """
 
     place: Tensor
 
     def __init__(self, features: int, classes: tuple[int, ...], outputs: int, like: Tensor) -> None:
-        """Initialize as torch does for any linear layer."""
+        """Initialize the weights as `nn.Linear` does."""
         super().__init__(features, len(classes), device=like.device, dtype=like.dtype)
-        # A buffer, not an attribute: stacked seeds may have their classes in different orders.
+        # A buffer and not an attribute, because the order of classes may differ between vectorized trials.
         self.register_buffer("place", output_places(classes, outputs).to(like.device), persistent=False)
 
     def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:
@@ -78,37 +79,37 @@ class TaskHead(nn.Linear):
 
 
 def output_places(classes: Sequence[int], outputs: int) -> Tensor:
-    """Return where each of all outputs stands among a task's K classes, int64 [outputs]; K for those of no class."""
+    """Return the index of each output among a task's K classes, int64 [outputs]; K for outputs of other tasks."""
     place = torch.full((outputs,), len(classes))
     place[list(classes)] = torch.arange(len(classes))
     return place
 
 
 def placed(logits: Tensor, place: Tensor) -> Tensor:
-    """Return logits [N, outputs] from those of a task's classes [N, K]; -inf elsewhere. `place` is `output_places`."""
+    """Return logits [N, outputs], given a task's logits [N, K] and `output_places`; -inf at outputs of other tasks."""
     return F.pad(logits, (0, 1), value=float("-inf")).index_select(1, place)
 
 
 class PerTaskStrategy(Strategy, ABC):
-    """Base of strategies that use a separate part for each task; subclasses define it.
+    """Base of strategies that use a separate part for each task; subclasses define the parts.
 
-    A given task that has not been learned yet is answered by the starting model (the shared, frozen part and the
-    original head), so that all logits are finite. Without a task id only learned tasks compete: each sample gets the
-    logits of the task inferred for it. If no task has been learned, these are the starting model's, and the task is -1.
+    With a given task ID, a task that is not learned yet gets the logits of the starting model (the shared, frozen
+    weights and the original head), which are finite. Without a task ID, only learned tasks compete. Each sample gets
+    the logits of its inferred task. Before the first task is learned, the starting model predicts, and the task is -1.
 
-    Parts of a language model have the model's own head, so a task's head changes nothing: it is `nn.Identity`.
+    All parts of a language model use the model's own head, so the head of each task is `nn.Identity`.
     """
 
     roles: tuple[tuple[str, str], ...] = (("heads.*", "heads"), ("prototype_*", "prototypes"),
                                           ("gaussians.moment", "second moments"), ("gaussians.*", "prototypes"))
     options: InferOptions
-    distance_order = 2.0  # p of the p-norm by which a prototype is near; 2 is the Euclidean distance
+    distance_order = 2.0  # p of the p-norm for the distance to prototypes; 2 is the Euclidean distance
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: InferOptions | None = None) -> None:
-        """Freeze the starting model; subclasses unfreeze what they train in `before_task`.
+        """Freeze the starting model. Subclasses unfreeze parameters that they train in `before_task`.
 
         Raises:
-            SpecError: tasks are to be inferred from the outputs of a language model or of numbers.
+            SpecError: there are no classes, and the task would be inferred by another rule than `gaussian`.
         """
         super().__init__(model, stream_info, options if options is not None else InferOptions())
         if not stream_info.has_classes and not stream_info.task_given and self.options.infer != "gaussian":
@@ -116,31 +117,31 @@ class PerTaskStrategy(Strategy, ABC):
                 "sample with a numeric target is inferred from its features")
             raise SpecError(f"without task IDs, the task of a {source}; choose infer = gaussian, or --scenario task")
         self.heads = nn.ModuleList()
-        self.learned = 0  # number of tasks learned; while a task is being trained there is one head more
+        self.learned = 0  # number of learned tasks; during training, there is one more head
         weight = self.model.head.weight
         self.gaussians = (TaskGaussians(weight.shape[1], weight.device) if self.options.infer == "gaussian" else None)
         self.model.requires_grad_(False)
 
     @abstractmethod
     def forward_task(self, x: Tensor, task: int) -> Tensor:
-        """Return the logits [N, C] of the part of `task`, which has a head already; -inf outside the task's classes."""
+        """Return the logits [N, C] of the part of `task`, whose head exists; -inf outside the task's classes."""
 
     @property
     def outputs(self) -> Outputs:
-        """Return `own`: a task's head has its own classes."""
+        """Return `own`, because a task's head has outputs for its own classes only."""
         return "own"
 
     @abstractmethod
     def shared_features(self, x: Tensor) -> Tensor:
-        """Return features [N, D] of inputs [N, *input_shape] that neither depend on the task nor change later."""
+        """Return features [N, D] of inputs [N, *input_shape] that do not depend on the task and do not change later."""
 
     @property
     def head_inputs(self) -> int:
-        """Return the input width of a task's head. Default: that of the model's features."""
+        """Return the input width of a task's head. Default: the width of the model's features."""
         return self.model.head.in_features
 
     def before_task(self, task: Task) -> None:
-        """Freeze everything and add the task's head, before other new layers, so that all methods get the same head."""
+        """Freeze everything and add the task's head. It is the first new layer, so all methods get the same head."""
         if task.index != len(self.heads):
             raise ValueError(f"tasks are learned in order: expected task {len(self.heads) + 1}, "
                              f"got task {task.index + 1}")
@@ -152,7 +153,7 @@ class PerTaskStrategy(Strategy, ABC):
                           TaskHead(self.head_inputs, task.classes, self.stream_info.classes, self.model.head.weight))
 
     def after_task(self, task: Task) -> None:
-        """Count the task as learned, so that it can be inferred; keep what inference needs of its shared features."""
+        """Count the task as learned, and store the statistics of its shared features that task-ID inference needs."""
         if not self.stream_info.has_classes and self.gaussians is not None:  # one Gaussian for the task
             x = prompts_of(task.train.x, task.train.y) if self.stream_info.predicts_tokens else task.train.x
             samples = Samples(x, torch.zeros(len(x), dtype=torch.int64), task.train.tasks)
@@ -164,9 +165,9 @@ class PerTaskStrategy(Strategy, ABC):
         self.learned = task.index + 1
 
     def inference_features(self, x: Tensor) -> Tensor:
-        """Return the features [N, D] that a task is inferred from: the shared ones, scaled if the options say so.
+        """Return the features [N, D] for task-ID inference: shared features, normalized if the options say so.
 
-        Of a language model they are the mean over the tokens.
+        For a language model, they are the mean over the tokens.
         """
         features = self.shared_features(x)
         if self.stream_info.predicts_tokens:
@@ -175,20 +176,20 @@ class PerTaskStrategy(Strategy, ABC):
         return F.normalize(features, dim=1) if self.options.infer_normalize else features
 
     def class_means(self, samples: Samples) -> Tensor:
-        """Return the mean features [K, D] that prototypes are, of each of the K classes that occur in raw samples."""
+        """Return the prototypes [K, D], the mean features of each of the K classes that occur in raw samples."""
         means, count = class_means(self, samples, self.inference_features)
         means = means[count > 0]
         return F.normalize(means, dim=1) if self.options.infer_normalize else means
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return logits [N, C] for inputs [N, *input_shape]; `task` None means that it must be inferred."""
+        """Return logits [N, C] for inputs [N, *input_shape]; if `task` is None, it is inferred."""
         return self.predict(x, task).logits
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return logits [N, C] and, if the task was not given, the one inferred for each sample [N] (-1: none).
+        """Return logits [N, C] and, if `task` is None, the inferred task of each sample [N] (-1: no task is learned).
 
-        Of a language model the task is inferred from all tokens of x. Where these have a response too, it is inferred
-        from the prompts first (`infer_tasks`), and `predict_by` takes it.
+        For a language model, the task is inferred from all tokens of x. If these include a response, call `infer_tasks`
+        on the prompts and `predict_by` with its result instead.
         """
         if task is not None:
             return Prediction(self.forward_task(x, task) if task < len(self.heads) else self.model(x))
@@ -207,7 +208,7 @@ class PerTaskStrategy(Strategy, ABC):
         return self.gaussians.infer(self.inference_features(prompts))
 
     def predict_by(self, x: Tensor, tasks: Tensor) -> Prediction:
-        """Return the outputs for each item under the part of its task [N], with these tasks; -1: the starting model."""
+        """Return the outputs of each item by the part of its task [N], and the tasks; -1 means the starting model."""
         out: Tensor | None = None
         for task in torch.unique(tasks).tolist():
             rows = (tasks == task).nonzero().flatten()
@@ -218,11 +219,11 @@ class PerTaskStrategy(Strategy, ABC):
         return Prediction(out, tasks)
 
     def chosen(self, logits: Tensor, features: Tensor | None) -> Prediction:
-        """Return for each sample the logits [N, C] of the task inferred for it, and that task [N].
+        """Return the inferred task [N] of each sample and the logits [N, C] of this task.
 
         Args:
-            logits: [learned tasks, N, C].
-            features: those of `inference_features` [N, D] where they are what infers the task.
+            logits: logits of each learned task, [learned tasks, N, C].
+            features: `inference_features` [N, D], or None if the task is inferred from logits.
         """
         if self.gaussians is not None:
             assert features is not None
@@ -233,23 +234,24 @@ class PerTaskStrategy(Strategy, ABC):
         return Prediction(logits[inferred, torch.arange(logits.shape[1], device=logits.device)], inferred)
 
     def learned_logits(self, x: Tensor) -> Tensor:
-        """Return the logits [learned tasks, N, C] of every learned task's part."""
+        """Return the logits of the part of each learned task, [learned tasks, N, C]."""
         return torch.stack([self.forward_task(x, task) for task in range(self.learned)])
 
 
 def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, prototypes: Iterable[Tensor] = (),
                order: float = 2.0) -> Tensor:
-    """Return the task [N] inferred for each sample; ties go to the earliest task.
+    """Return the inferred task [N] of each sample; ties go to the earliest task.
 
-    `entropy` takes the task with the lowest entropy (nats) of the softmax over its own classes, not normalized: tasks
-    with more classes can have more entropy. `max-logit` takes the task with the largest logit. `prototype` takes the
-    task of the nearest class mean in shared features. `gaussian` is another's: `TaskGaussians`.
+    `entropy` selects the task with the lowest entropy (nats) of the softmax over its own classes. The entropy is not
+    normalized, so tasks with more classes can have more entropy. `max-logit` selects the task with the largest logit.
+    `prototype` selects the task of the nearest class mean in shared features. For `gaussian`, see `TaskGaussians`.
 
     Args:
+        how: the rule, except `gaussian`.
         logits: [T, N, C], -inf outside a task's own classes.
-        features: shared features [N, D] (prototype).
-        prototypes: class means [K_t, D] of each task (prototype).
-        order: p of the p-norm of their distance; 2 is the Euclidean one.
+        features: shared features [N, D], for `prototype`.
+        prototypes: class means [K_t, D] of each task, for `prototype`.
+        order: p of the p-norm of the distance; 2 is the Euclidean distance.
     """
     if how == "entropy":
         entropy: Tensor = torch.special.entr(logits.softmax(2)).sum(2)
@@ -257,17 +259,17 @@ def infer_task(how: Infer, logits: Tensor, features: Tensor | None = None, proto
     if how == "max-logit":
         return logits.amax(2).argmax(0)
     assert features is not None
-    # Without matrix products, so that the distance of a sample does not depend on its batch.
+    # Matrix products would make the distances of a sample depend on its batch.
     nearest = [torch.cdist(features, means, order, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
                for means in prototypes]
     return torch.stack(nearest).argmin(0)
 
 
 def check_base(method: str, options: StartOptions, stream_info: StreamInfo, model: Network) -> list[str]:
-    """Return what a record should say of option `base`.
+    """Check that option `base` fits the model, and return notes for the record.
 
     Raises:
-        SpecError: it does not fit the model: it needs weights that are missing, or ignores some.
+        SpecError: `base` needs pretrained weights and there are none, or it ignores them.
     """
     if options.base == "pretrained" and not stream_info.pretrained:
         if not model.has_body:
@@ -288,7 +290,7 @@ def conv_like(layer: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
     size = (layer.kernel_size[0], layer.kernel_size[1])
     geometry: dict[str, Any] = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
     where: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    if type(layer).__name__ == SAME:  # older ones take neither device nor dtype
+    if type(layer).__name__ == SAME:  # in older releases of timm, it takes neither device nor dtype
         del geometry["padding_mode"]
         same: nn.Conv2d = type(layer)(channels, out, size, bias=False, **geometry).to(**where)
         return same

@@ -19,22 +19,26 @@ from clbench.strategy.base import Batch, StreamInfo, Task
 from clbench.strategy.common_options import StartOptions
 from clbench.strategy.per_task import FrozenBase, check_base
 
-START = 0.01  # what is drawn uniformly lies below, as in google-research/l2p
+START = 0.01  # upper bound of the uniform initialization, as in google-research/l2p
 DEPTH = 12  # transformer blocks of the papers' network
 
 
 class PromptedStrategy(FrozenBase):
-    """A transformer that is frozen once it is trained, what subclasses add to it, and the network's own head."""
+    """A vision transformer that is frozen after its training, the prompts of subclasses, and the model's own head."""
 
     method: ClassVar[str]
     place: ClassVar[str] = "among the tokens"
-    in_attention: ClassVar[bool] = False  # whether `encode` is given prefixes
+    in_attention: ClassVar[bool] = False  # whether the method needs a network whose attention takes prefixes
     loss_is_mean = True
     options: StartOptions
     model: TokenNetwork
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: StartOptions) -> None:
-        """Keep the model; SpecError where it has no tokens, or no place for prefixes that are needed."""
+        """Store the model.
+
+        Raises:
+            SpecError: the model has no tokens, or the method needs prefixes and the model does not support them.
+        """
         super().__init__(model, stream_info, options)
         self.notes += check_base(self.method, self.options, stream_info, model)
         if not isinstance(model, TokenNetwork):
@@ -45,7 +49,7 @@ class PromptedStrategy(FrozenBase):
             raise SpecError(f"{self.method} puts prompts {self.place} of a vision transformer, and this one's "
                             "attention has no known place for them; with --model choose vit-tiny, vit-b16 or one of "
                             "timm whose blocks are its Block with its Attention, or take l2p, which needs no place")
-        self.prompted = False  # whether prompts are in use; the plain network answers before
+        self.prompted = False  # whether prompts are in use; before that, the network predicts without prompts
         self.train(self.training)
 
     @abstractmethod
@@ -54,26 +58,29 @@ class PromptedStrategy(FrozenBase):
 
     @abstractmethod
     def prompted_loss(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch once prompts are in use."""
+        """Return the loss of a batch when prompts are in use."""
 
     def current_head(self) -> nn.Module:
         """Return the head that the current task trains. Default: the model's."""
         return self.model.head
 
     def grow(self, task: Task) -> None:
-        """Add what a task needs; everything older is frozen afterwards unless it is `learning`. Default: nothing."""
+        """Add prompts or layers for a task. Default: nothing.
+
+        Afterwards, existing prompts and layers are frozen unless `learning` returns their parameters.
+        """
 
     def before_task(self, task: Task) -> None:
-        """Train prompts, or the network where the first task is to make it."""
+        """Prepare to train the prompts, or the network in the first of two phases."""
         self.grow(task)
         self._learn(base=self.phases(task) == 2)
 
     def base_learned(self, task: Task) -> None:
-        """Freeze the network."""
+        """Freeze the network's blocks and train the prompts."""
         self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
-        """Train either the network's blocks or prompts; the head is trained with both."""
+        """Make either the network's blocks or the prompts trainable, and the head in both cases."""
         self.prompted = not base
         self.requires_grad_(False)
         self.current_head().requires_grad_(True)
@@ -83,23 +90,23 @@ class PromptedStrategy(FrozenBase):
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks once they are frozen."""
+        """Return the blocks if prompts are in use, because the blocks are frozen then."""
         return (self.model.blocks,) if self.prompted else ()
 
     def query(self, x: Tensor) -> Tensor:
-        """Return the frozen network's features [N, D] of inputs x, of length 1."""
+        """Return the frozen network's features [N, D] of inputs x, normalized to length 1."""
         return F.normalize(self.model.features(x), dim=1)
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Return the query of each sample once prompts are in use."""
+        """Return the query of each sample if prompts are in use."""
         return {"query": self.query(x)} if self.prompted else {}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the loss with prompts once they are in use, before that plain cross-entropy."""
+        """Return `prompted_loss` if prompts are in use, else the cross-entropy."""
         return self.prompted_loss(batch) if self.prompted else super().loss(batch)
 
     def parameter(self, *shape: int) -> nn.Parameter:
-        """Return a new parameter that is not part of the model, uniform in [0, 0.01)."""
+        """Return a new parameter with the model's device and dtype, drawn uniformly from [0, 0.01)."""
         return nn.Parameter(self.model.head.weight.detach().new_empty(shape).uniform_(0, START))
 
     def prefixed_features(self, x: Tensor, prefixes: dict[int, Prefix]) -> Tensor:
@@ -107,11 +114,13 @@ class PromptedStrategy(FrozenBase):
         return self.model.pooled(self.model.encode(self.model.embed(x), prefixes))
 
     def share(self, option: str, chosen: int | None, papers: int) -> int:
-        """Return how many blocks have prompts: as chosen, else the paper's number, in proportion in fewer than 12.
+        """Return the number of blocks with prompts: `chosen`, else the paper's number.
+
+        In a network with fewer than 12 blocks, the paper's number is reduced in proportion.
 
         Args:
-            option: its name.
-            chosen: its value.
+            option: name of the option, for the note.
+            chosen: value of the option; None if the user did not set it.
             papers: the number in the paper's network of 12 blocks.
         """
         depth = self.model.depth

@@ -1,9 +1,9 @@
-"""A quadratic penalty that holds parameters near earlier values, weighted by importance: a base of EWC, SI, MAS and L2.
+"""Quadratic penalty on changes of parameters, weighted by importance: the base class of EWC, SI, MAS and L2.
 
     cross-entropy + weight/2 (sum F (theta - m)^2 + c)
 
-The methods differ in what F is and when it is computed. F, the anchor m and the constant c are buffers: two numbers
-per parameter, however many tasks there were (one where F is the same for all, `no_importance`).
+The methods differ in the definition of F and in the time when it is computed. F, the anchor m and the constant c are
+buffers. They have two values per parameter for any number of tasks, or one if F is equal for all (`no_importance`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class QuadraticPenalty(Strategy, ABC):
     hold, hold_too = Renamed("anchor_here"), Renamed("add_anchor")  # until 0.3
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with F = 0, which is no penalty."""
+        """Start with F = 0, so that there is no penalty."""
         super().__init__(model, stream_info, options)
         self.register_buffer("offset", torch.zeros_like(next(self.parameters()).detach().flatten()[0]))
         self._cover_parameters()
@@ -63,15 +63,15 @@ class QuadraticPenalty(Strategy, ABC):
         return quadratic(self.weight, self.offset, importances_and_shifts())
 
     def no_importance(self, parameter: Tensor) -> Tensor:
-        """Return F = 0 for a parameter, of a shape that broadcasts to it. Default: its own, a number per weight."""
+        """Return F = 0 for a parameter, in a shape that broadcasts to the parameter's shape. Default: this shape."""
         return torch.zeros_like(parameter, requires_grad=False)
 
     def covers(self, name: str) -> bool:
-        """Tell whether a parameter has been trained, so that it has a quadratic."""
+        """Return whether a parameter has buffers for F and m, because it is or was trainable."""
         return f"importance__{slot(name)}" in self._buffers
 
     def quadratic(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return F and m of a parameter that has a quadratic."""
+        """Return F and m of a parameter that has these buffers (`covers`)."""
         return self.get_buffer(f"importance__{slot(name)}"), self.get_buffer(f"anchor__{slot(name)}")
 
     @torch.no_grad()
@@ -89,14 +89,14 @@ class QuadraticPenalty(Strategy, ABC):
 
         A sum of quadratics is one quadratic: if the t-th was added at theta_t,
         sum_t F_t (theta - theta_t)^2 = F (theta - m)^2 + c,  F = sum_t F_t,  m = sum_t F_t theta_t / F.
-        Where F was 0, m is theta_now bit for bit: what no later task uses then has a gradient of exactly 0. Adam would
-        make whole steps of a gradient of rounding errors.
+        If F was 0, m is theta_now bit for bit. Parameters that no later task uses then have a gradient of exactly 0.
+        With a gradient of rounding errors, Adam would take steps of full size.
         """
         for name, parameter in self.named_parameters():
             if name in new:
                 importance, anchor = self.quadratic(name)
                 total = importance + new[name]
-                share = torch.where(total > 0, new[name] / total, 1.0)  # F = 0 and new = 0: the anchor does not matter
+                share = torch.where(total > 0, new[name] / total, 1.0)  # if F = 0 and new = 0, the anchor has no effect
                 shift = parameter - anchor
                 self.offset += (importance * share * shift.square()).sum()
                 anchor.copy_(torch.lerp(anchor, parameter, share.to(anchor.dtype)))
@@ -118,16 +118,16 @@ class QuadraticPenalty(Strategy, ABC):
 def quadratic(weight: float, offset: Tensor, shifts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return weight/2 (sum F d^2 + offset), a scalar.
 
-    F d is computed once, for the value and as the gradient; so only first derivatives are correct.
+    F d is computed once and used for the value and for the gradient. Therefore, only first derivatives are correct.
 
     Args:
-        weight: of the penalty.
+        weight: the weight of the penalty.
         offset: c, a scalar.
         shifts: pairs of F and d; F broadcasts to d's shape.
     """
     total = offset
     for importance, raw_shift in shifts:
-        shift = raw_shift.to(importance.dtype)  # autocast may have rounded what was computed
+        shift = raw_shift.to(importance.dtype)  # with autocast, the difference may have a lower precision
         total = total + torch.dot((importance * shift).detach().flatten(), shift.flatten())
     return weight * (total - 0.5 * total.detach())
 

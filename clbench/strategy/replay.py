@@ -1,7 +1,7 @@
 """Replay memory: base classes of strategies that store some samples of the stream in buffers and draw from them.
 
-`SampleMemory` has the buffers and the draws and leaves the choice of samples to the strategy. `ReplayMemory` chooses
-samples while the stream passes, in one of two ways.
+`SampleMemory` has the buffers and draws from them; the strategy chooses the samples. `ReplayMemory` chooses samples
+while they arrive, in one of two ways.
 
 `reservoir` is Algorithm R (Vitter 1985): after n samples, each of them is in the memory with the same probability
 capacity/n. `class` is the class-balancing reservoir CBRS (Chrysakis & Moens 2020, "Online Continual Learning from
@@ -9,12 +9,12 @@ Imbalanced Data"). Once the memory is full, a sample of a class that has never b
 replaces a sample of the largest class. A sample of any other class replaces a sample of the same class, with a
 probability that makes the class's part of the memory a reservoir sample of that class.
 
-With a quota of N samples of each class, or of each class in each task (`QuotaOptions`), every such group has a
-reservoir of its own with N slots, and the memory grows with each new group.
+With a quota of N samples of each class, or of each class in each task (`QuotaOptions`), every class (or class in a
+task) has a reservoir of N slots, and the memory grows with each new one.
 
-Random numbers come from the generator on the CPU. Each offered sample uses two, whether the memory takes it or not. The
+Random numbers come from the generator on the CPU. Each offered sample uses two, whether it is stored or not. The
 numbers therefore depend only on the number of offered samples, never on the device. With `reservoir`, a step reads
-nothing back from the device. `class` needs the labels and waits for them.
+nothing back from the device. `class` must wait for the labels.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ Balance = Literal["reservoir", "class"]
 
 
 class SampleMemory(Strategy):
-    """Base of strategies that keep samples: `store` sets them, `draw` and `sample` pick some of them at random.
+    """Base of strategies that store samples: `store` replaces them, `draw` and `sample` select some at random.
 
-    The M kept samples are in the buffers memory_x [M, ...] (raw, as the stream stores them), memory_y [M] and
+    The M stored samples are in the buffers memory_x [M, ...] (raw, as the stream stores them), memory_y [M] and
     memory_tasks [M].
     """
 
@@ -63,32 +63,32 @@ class SampleMemory(Strategy):
 
     @property
     def memory(self) -> Samples:
-        """Return the samples that are kept."""
+        """Return the stored samples."""
         return Samples(self.memory_x, self.memory_y, self.memory_tasks)
 
     def store(self, samples: Samples) -> None:
-        """Keep these raw samples and no others."""
+        """Replace the memory by these raw samples."""
         self.memory_x, self.memory_y, self.memory_tasks = samples.x, samples.y, samples.tasks
 
     def draw(self, count: int) -> Tensor:
-        """Return the slots of `count` different samples, in random order; of all if there are fewer."""
+        """Return the slots of `count` different samples, in random order, or of all samples if there are fewer."""
         index = torch.randperm(len(self.memory_y), generator=self.stream_info.generator)[:count]
         return send(index, self.memory_y.device)
 
     def sample(self, count: int) -> Samples:
-        """Return `count` different samples of the memory, in random order; all if it holds fewer."""
+        """Return `count` different samples of the memory, in random order, or all samples if there are fewer."""
         return self.memory.take(self.draw(count))
 
 
 class ReplayMemory(SampleMemory):
     """Base of strategies with a memory of the stream so far, to which `offer` offers samples.
 
-    It grows up to its capacity, or with the quota of its options. memory_seen [C] counts the samples offered so far,
-    by class, or with a quota of classes in tasks [T C] by both; memory_full [C] marks the classes that have been the
-    largest one in the memory (for `class` only). Without classes, tasks take their place in memory_seen.
+    It grows up to its capacity, or by the quota in its options. memory_seen [C] is the number of samples offered so far
+    by class, or [T C] by task and class with `quota = class-and-task`. If there are no classes, it is [T] by task.
+    memory_full [C] marks the classes that have been the largest class in the memory (only with `class`).
     """
 
-    # "counters": one number per class, not per sample; with the role "replay" they would count as stored inputs
+    # They have one number per class, not per sample. With the role "replay", they would count as stored inputs.
     roles: tuple[tuple[str, str], ...] = (("memory_seen", "counters"), ("memory_full", "counters"), *SampleMemory.roles)
     memory_seen: Tensor
     memory_full: Tensor
@@ -99,7 +99,7 @@ class ReplayMemory(SampleMemory):
         """Start with an empty memory.
 
         Raises:
-            SpecError: the memory is to be balanced or has a quota for each class, and there are no classes.
+            SpecError: the memory is balanced by class or has a quota per class, but there are no classes.
         """
         super().__init__(model, stream_info, options)
         quota = options if isinstance(options, QuotaOptions) else QuotaOptions()
@@ -111,8 +111,8 @@ class ReplayMemory(SampleMemory):
             raise SpecError("balance = class divides the memory among classes, which this benchmark does not have; "
                             "choose balance = reservoir")
         self.capacity, self.balance = capacity, balance
-        self.joined = 0  # new samples with which `sample_share` has drawn others
-        self._offered: int | None = None  # the sum of memory_seen, once it is known on the host
+        self.joined = 0  # number of new samples for which `sample_share` has drawn samples
+        self._offered: int | None = None  # the sum of memory_seen, if it is known on the host
         device = self.class_mask.device
         kinds = stream_info.classes if stream_info.has_classes else stream_info.tasks
         counted = stream_info.classes * stream_info.tasks if self.by_task else kinds
@@ -138,38 +138,38 @@ class ReplayMemory(SampleMemory):
             self._offered += len(samples)
         self.memory_seen.index_add_(0, kinds, torch.ones_like(kinds))
         slots = (source >= 0).nonzero()[:, 0]
-        if len(slots):  # only these are taken: all inputs of a task may not fit on the device
+        if len(slots):  # copy only the selected samples, because the inputs of a task may not fit on the device
             self._write(samples.materialized().take(send(source[slots], samples.index_device)), slots)
 
     def _groups(self, samples: Samples) -> Tensor:
-        """Return the group [N] in which each sample is counted: its class, its class and task, or its task."""
+        """Return the index of each sample's counter [N]: by class, by task and class, or by task."""
         if self.by_task:
             return samples.tasks * self.stream_info.classes + samples.y
         return samples.y if self.stream_info.has_classes else samples.tasks
 
     def sample_share(self, new: int, share: float) -> Samples:
-        """Return samples to replay in a step with so many new ones, a share of their number, in random order.
+        """Return about `share * new` samples, in random order, to replay in a step with `new` new samples.
 
-        After n new samples, floor(n share) samples were asked for in all steps together. With B new samples in each
-        step, step i (from 0) asks for floor((i + 1) B share) - floor(i B share). It gets as many as the memory has.
+        Over all steps so far, with n new samples, floor(n share) samples are requested. With B new samples in each
+        step, step i (from 0) requests floor((i + 1) B share) - floor(i B share). It gets fewer if the memory has fewer.
         """
         before, self.joined = self.joined, self.joined + new
-        exact = Fraction(str(share))  # 0.29 of 100 samples is 29, which it is not in binary numbers
+        exact = Fraction(str(share))  # with floats, floor(0.29 * 100) is 28
         return self.sample(math.floor(self.joined * exact) - math.floor(before * exact))
 
     def stored_loss(self, stored: Samples, task: int = 0) -> Tensor:
-        """Return the mean cross-entropy on raw stored samples, as replayed in a batch of `task`; a scalar."""
+        """Return the mean cross-entropy of raw stored samples, as if replayed in a batch of `task`; a scalar."""
         x = self.stream_info.prepare(stored.x)
         batch, = self.collate([Batch(x, stored.y, stored.tasks, task, replayed=len(stored))])
         return self.cross_entropy(self(batch.x), batch)
 
     def _write(self, new: Samples, slots: Tensor) -> None:
-        """Put raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the end are appended."""
+        """Write raw samples into slots (int64 [N], ascending, on the CPU); slots beyond the end are appended."""
         self.store(Samples(write_slots(self.memory_x, new.x, slots), write_slots(self.memory_y, new.y, slots),
                            write_slots(self.memory_tasks, new.tasks, slots)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load as any strategy does, and take the number of offered samples from what is loaded."""
+        """Load a state dict as any strategy does; the number of offered samples is then computed from it."""
         self._offered = None
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -188,17 +188,17 @@ def write_slots(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
 
 
 def reservoir_slots(memory_size: int, seen: int, capacity: int, draws: Tensor) -> Tensor:
-    """Return which of N new samples ends up in each slot (-1: none), the same as Algorithm R run one by one.
+    """Return which of N new samples is stored in each slot (-1: none), exactly as in sequential Algorithm R.
 
     Args:
         memory_size: the number of samples in the memory.
         seen: the number of samples offered so far.
         capacity: the number of slots.
         draws: [N], uniform in [0, 1), float64, on the CPU. If the slots are full, sample i (from 0) goes to slot
-            floor(draws[i] (seen + i + 1)) if there is such a slot.
+            floor(draws[i] (seen + i + 1)) if this slot exists.
 
     Returns:
-        int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
+        int64 [M], for M slots in use afterwards. If several samples go to one slot, the last is stored.
     """
     number = torch.arange(len(draws))
     slots = (draws * (seen + number + 1)).long()
@@ -210,17 +210,19 @@ def reservoir_slots(memory_size: int, seen: int, capacity: int, draws: Tensor) -
 
 
 def quota_slots(memory_groups: list[int], groups: list[int], seen: list[int], quota: int, draws: Tensor) -> Tensor:
-    """Return which of N new samples ends up in each slot (-1: none), the same as Algorithm R in each group.
+    """Return which of N new samples is stored in each slot (-1: none), exactly as in Algorithm R in each group.
+
+    A group has the samples of a class, or of a class in a task.
 
     Args:
         memory_groups: the groups of the samples in the memory, by slot.
-        groups: of the new samples.
-        seen: samples offered so far, by group.
-        quota: slots of a group, which are numbered in ascending order.
+        groups: the groups of the new samples.
+        seen: the number of samples offered so far, by group.
+        quota: the number of slots of a group, which are numbered in ascending order.
         draws: [N], uniform in [0, 1), float64, on the CPU: as in `reservoir_slots`, within the sample's group.
 
     Returns:
-        int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
+        int64 [M], for M slots in use afterwards. If several samples go to one slot, the last is stored.
     """
     slots: dict[int, list[int]] = {}
     for index, group in enumerate(memory_groups):
@@ -240,22 +242,23 @@ def quota_slots(memory_groups: list[int], groups: list[int], seen: list[int], qu
 
 def class_balanced_slots(memory_labels: list[int], labels: list[int], seen: list[int], full: list[bool], capacity: int,
                          draws: Tensor) -> Tensor:
-    """Return which of N new samples ends up in each slot (-1: none), the same as CBRS run one by one.
+    """Return which of N new samples is stored in each slot (-1: none), exactly as in sequential CBRS.
 
-    No class is marked as the largest before the memory is full: among a few samples the largest class is random, and
-    in the paper no class grows once it has been the largest. Slots of a class, and classes that tie for the largest,
-    are numbered in ascending order when a random number picks one of them.
+    No class is marked as the largest before the memory is full, because the largest class among a few samples is
+    random. In the paper, a class does not grow after it has been the largest. If a random number selects a slot of a
+    class, or a class among ties for the largest, these are numbered in ascending order.
 
     Args:
         memory_labels: the labels in the memory, by slot.
-        labels: of the new samples.
-        seen: samples offered so far, by class.
-        full: whether a class has been the largest; changed in place.
-        capacity: slots.
-        draws: [N, 2], uniform in [0, 1), float64, on the CPU: the first number accepts, the second picks the slot.
+        labels: the labels of the new samples.
+        seen: the number of samples offered so far, by class.
+        full: whether each class has been the largest; changed in place.
+        capacity: the number of slots.
+        draws: [N, 2], uniform in [0, 1), float64, on the CPU. The first number accepts the sample or not, the second
+            selects the slot.
 
     Returns:
-        int64 [M], M slots in use afterwards; of several samples for one slot the last stays.
+        int64 [M], for M slots in use afterwards. If several samples go to one slot, the last is stored.
     """
     slots: list[list[int]] = [[] for _ in full]
     for index, label in enumerate(memory_labels):

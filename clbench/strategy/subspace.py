@@ -1,13 +1,13 @@
 """Subspaces of a layer's inputs: measure them, grow them by GPM's criterion, and store them.
 
-All functions take the layer's inputs as their uncentered second moment C = sum x x^T. Its eigenvectors are the left
-singular vectors of the matrix of inputs, its eigenvalues the squares of the singular values: the energy. A subspace is
-represented by the projector P onto it.
+All functions take the uncentered second moment C = sum x x^T of a layer's inputs. Its eigenvectors are the left
+singular vectors of the matrix of inputs. Its eigenvalues are the squares of the singular values, called energy. A
+subspace is represented by the projector P onto it.
 
-The upper triangle of P is stored. Unlike a basis it is unique, and no shape depends on values, so that seeds can be
-stacked and sizes counted without data. Its d (d + 1) / 2 numbers are about the most that DualGPM stores, which is the
-smaller of a basis of the subspace and one of its orthogonal complement (Liang & Li 2023, Adaptive Plasticity
-Improvement for Continual Learning, CVPR).
+The upper triangle of P is stored. Unlike a basis, P is unique, and its shape does not depend on values, so that trials
+can be vectorized and storage can be counted without data. DualGPM stores a basis of the subspace or of its orthogonal
+complement, the smaller of the two (Liang & Li 2023, Adaptive Plasticity Improvement for Continual Learning, CVPR). The
+d (d + 1) / 2 values of P are about the maximum size of this basis.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from clbench.strategy.gaussians import ITEMS
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import SAME
 
-CHUNK = 64  # samples per step of the pass that collects inputs
-ROUNDING = 32  # energies below this many epsilons of the total count as rounding errors
+CHUNK = 64  # samples per forward pass when inputs are collected
+ROUNDING = 32  # energies smaller than this multiple of epsilon times the total count as rounding errors
 
 
 @torch.no_grad()
 def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: Mapping[str, nn.Module],
                   samples: Samples, inner: Callable[[Any], Any] = lambda layer: layer) -> dict[str, Tensor]:
-    """Return the uncentered second moment [d, d] of each layer's inputs over raw samples, in eval mode, by layer.
+    """Return the uncentered second moment [d, d] of each layer's inputs over raw samples, in eval mode, by layer name.
 
-    Of a language model, whose blocks do not know where items end, the inputs are those of the items' tokens.
+    For a language model, padding is excluded, because its blocks do not mask it.
 
     Args:
-        strategy: whose inputs are prepared as its stream_info says.
-        run: the part of the network that calls the layers, on prepared inputs.
-        layers: by name.
-        samples: raw.
-        inner: what `rows` is given for one of the layers; by default the layer itself.
+        strategy: the strategy, whose `stream_info.prepare` prepares the samples.
+        run: runs the part of the network that calls the layers, on prepared inputs.
+        layers: the layers by name.
+        samples: raw samples.
+        inner: maps a layer to the layer that is passed to `rows`. Default: the layer itself.
 
     Raises:
-        SpecError: a layer is never called, so that nothing can be known about its inputs.
+        SpecError: a layer is never called, so its inputs are unknown.
     """
     sums: dict[str, Tensor] = {}
-    there: Tensor | None = None  # the tokens of the items at hand [N, L]
+    there: Tensor | None = None  # bool [N, L], false for padding
 
     def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen = rows(inner(layer), inputs[0] if there is None else inputs[0] * there.unsqueeze(-1))
@@ -74,11 +74,11 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
 
 
 def rows(layer: Any, x: Tensor) -> Tensor:
-    """Return the vectors that a layer multiplies its weight with, one per output position: [M, in] or [M, in·kh·kw].
+    """Return the vectors that a layer multiplies by its weight, one per output position: [M, in] or [M, in·kh·kw].
 
     Args:
-        layer: a Linear or Conv2d layer, or what has the weight of a Linear one.
-        x: its input: [..., in], or images [N, in, H, W].
+        layer: a Linear or Conv2d layer, or a module whose weight has the layout of a Linear layer.
+        x: the input of the layer, [..., in], or images [N, in, H, W].
     """
     if not isinstance(layer, nn.Conv2d):
         return x.flatten(0, -2)
@@ -91,12 +91,13 @@ def rows(layer: Any, x: Tensor) -> Tensor:
 
 
 def same_padding(layer: nn.Conv2d, x: Tensor) -> list[int]:
-    """Return the zeros that a "same" convolution adds to images: left, right, top, bottom; the odd one comes last.
+    """Return the padding of a "same" convolution for images x: left, right, top, bottom.
 
-    With them there are ceil(side / stride) outputs along each side, as in TensorFlow.
+    There are ceil(side / stride) outputs along each side, as in TensorFlow. If the total padding of an axis is odd, the
+    right or bottom side gets one more.
     """
     padding = []
-    for axis in (1, 0):  # the width first, as `F.pad` has it
+    for axis in (1, 0):  # `F.pad` takes the width first
         side, stride = x.shape[axis - 2], layer.stride[axis]
         reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
         total = max((math.ceil(side / stride) - 1) * stride + reach - side, 0)
@@ -123,20 +124,20 @@ def residual(moment: Tensor, projector: Tensor) -> Tensor:
 
 def grown(moment: Tensor, projector: Tensor, threshold: float,
           criterion: Literal["inputs", "moment"] = "inputs") -> Tensor:
-    """Return the projector [d, d] onto a subspace, extended by as few directions as it needs to hold a share of energy.
+    """Return the projector [d, d] onto a subspace, extended by the fewest directions that reach a share of the energy.
 
     `inputs` is the criterion of GPM (Saha et al. 2021, arXiv 2103.09762, equation 9): |P X|^2 + |(X - PX)_k|^2 >=
     threshold |X|^2 with the smallest k, for inputs X as columns.
 
-    `moment` is what the reference code of InfLoRA does (liangyanshuo/InfLoRA, `update_DualGPM`): the same with the
-    second moment C = X X^T in the place of X, so that the energies are eigenvalues of C^2, the fourth powers of the
-    singular values of X. The first directions, those of an empty subspace, are one fewer than needed, but at least one.
+    `moment` is the criterion in the reference code of InfLoRA (liangyanshuo/InfLoRA, `update_DualGPM`). It has the
+    second moment C = X X^T in place of X, so the energies are eigenvalues of C^2, the fourth powers of the singular
+    values of X. If the subspace is empty, it adds one direction fewer than needed, but at least one.
 
     Args:
-        moment: of the inputs [d, d].
+        moment: the second moment of the inputs [d, d].
         projector: P of the subspace so far [d, d].
-        threshold: share in (0, 1].
-        criterion: what counts as energy.
+        threshold: share of the energy, in (0, 1].
+        criterion: the definition of energy, see above.
     """
     matrix, floor = moment.double(), rounding(moment)
     if criterion == "moment":
@@ -161,7 +162,7 @@ def packed(projector: Tensor) -> Tensor:
 
 
 def unpacked(numbers: Tensor, size: int) -> Tensor:
-    """Return the symmetric matrix [size, size] from what `packed` returned."""
+    """Return the symmetric matrix [size, size], given the result of `packed`."""
     whole = numbers.new_zeros(size, size)
     i, j = _above(whole)
     whole[i, j] = numbers
@@ -175,5 +176,5 @@ def _above(matrix: Tensor) -> Tensor:
 
 
 def rounding(moment: Tensor) -> Tensor:
-    """Return the energy, a scalar in float64, below which energies are rounding errors of the moment's dtype."""
+    """Return the threshold, a scalar in float64, below which energies are rounding errors of the moment's dtype."""
     return ROUNDING * torch.finfo(moment.dtype).eps * moment.double().trace()

@@ -1,6 +1,7 @@
-"""For authors of methods: the rules of the interface as checks, and a tiny stream to try a method on.
+"""Tools for authors of methods: conformance checks of the interface, and a tiny stream on which to test a method.
 
-The names are imported when first used, since pytest loads the fixtures of `clbench.testing.pytest_plugin` everywhere.
+Names are imported when they are first used, because pytest loads `clbench.testing.pytest_plugin` wherever clbench is
+installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conformance checks for strategies: what the harness relies on, with a message for each violation.
+"""Conformance checks for strategies: the rules on which the harness relies, with a message for each violation.
 
 from clbench.testing import CHECKS, check
 
@@ -6,7 +6,7 @@ from clbench.testing import CHECKS, check
     def test_conforms(name):
         check("my-method", name)
 
-Each check leads the strategy through a tiny synthetic stream (three tasks of two classes) in some scenario.
+Each check runs the strategy on a tiny synthetic stream (three tasks of two classes) in one or more scenarios.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ __all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConfor
 
 
 def check_logits(make: Make) -> None:
-    """Check that `predict` gives finite logits [N, C] for learned, coming and unknown tasks, the same each time.
+    """Check that `predict` returns logits [N, C] for learned, future and unknown tasks, the same in each call.
 
-    `forward` may give others: a method may predict with an averaged copy of its weights.
+    Logits must not be NaN, and each sample must have a finite one. `forward` may return other logits, because a method
+    may predict with an average of its weights.
     """
     for scenario in SCENARIOS:
         b = make(scenario)
@@ -69,7 +70,7 @@ def check_logits(make: Make) -> None:
 
 
 def check_state(make: Make) -> None:
-    """Check that all that is remembered is a parameter or a buffer: no tensor hides elsewhere."""
+    """Check that no attribute holds a tensor that is neither a parameter nor a buffer."""
     b = make("task")
     for index in range(TASKS):
         b.learn(index)
@@ -87,7 +88,7 @@ def check_loss_is_pure(make: Make) -> None:
     """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator."""
     case = training(make, 1) or training(make, 0)
     if case is None:
-        return  # it trains nothing by gradients
+        return  # the method has no training steps
     b, batch = case
     batch = b.strategy.prepare_batch(batch)
     batch = replace(batch, x=b.stream.prepare(batch.x))
@@ -106,7 +107,7 @@ def check_loss_is_pure(make: Make) -> None:
 
 
 def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
-    """Return a strategy in the first phase of a task and raw samples of it; None where the task has no phase."""
+    """Return a strategy in the first phase of a task and a raw batch of the task; None if the task has no phases."""
     b = make("task")
     for earlier in range(index):
         b.learn(earlier)
@@ -119,7 +120,7 @@ def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
 
 
 def check_predict_changes_nothing(make: Make) -> None:
-    """Check that evaluation leaves no trace: test data cannot be learned from."""
+    """Check that an evaluation changes no state, so that the strategy cannot learn from test data."""
     for scenario in ("task", "class"):
         b = make(scenario)
         b.learn(0)
@@ -132,7 +133,7 @@ def check_predict_changes_nothing(make: Make) -> None:
 
 
 def check_given_generator(make: Make) -> None:
-    """Check that `prepare_batch` and `after_task` draw from `stream_info.generator` only, not from any global one."""
+    """Check that `prepare_batch` and `after_task` do not draw from global generators, only `stream_info.generator`."""
     b = make("task")
     b.learn(0)
     index = 1
@@ -161,7 +162,7 @@ def check_repeatable(make: Make) -> None:
 
 
 def check_copy(make: Make) -> None:
-    """Check that a deep copy learns on without touching the original."""
+    """Check that training a deep copy does not change the original."""
     b = make("task")
     b.learn(0)
     before = snapshot(b.strategy)
@@ -182,9 +183,9 @@ def check_trains(make: Make) -> None:
 
 
 def check_checkpoint(make: Make) -> None:
-    """Check that a trial can go on from a checkpoint after two tasks as if nothing had happened.
+    """Check that a trial that resumes from a checkpoint after two tasks gives the same result as without interruption.
 
-    A strategy that says why it starts over instead (`not_resumable`) must not be gone on from.
+    If the trial cannot resume, the strategy must give the reason in `not_resumable`.
     """
     whole, killed, fresh = (make("task") for _ in range(3))
     for index in range(TASKS - 1):
@@ -211,7 +212,7 @@ def check_checkpoint(make: Make) -> None:
 
 
 def check_learning_rates(make: Make) -> None:
-    """Check that every pattern of `learning_rates` fits a parameter: one that is misspelled would change nothing."""
+    """Check that every pattern of `learning_rates` matches a parameter; a misspelled pattern would have no effect."""
     b = make("task")
     idle: dict[str, bool] = {}
     for index in range(TASKS):
@@ -242,10 +243,10 @@ CHECKS: dict[str, Callable[[Make], None]] = {
 
 
 def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Run one of `CHECKS` on a method, by its name or its declaration, with options.
+    """Run one of `CHECKS` on a method with options; `method` is its name or its declaration.
 
     Raises:
-        NonConforming: the rule that is broken, in words.
+        NonConforming: the method breaks the rule; the message explains how.
         ClbenchError: there is no such method, check or option.
     """
     if name not in CHECKS:
@@ -254,18 +255,21 @@ def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | No
 
 
 def suggest(method: str | StrategyInfo, options: Mapping[str, Any] | None = None) -> list[str]:
-    """Return what a method, by its name or its declaration, could declare to be evaluated faster, a line each."""
+    """Return suggestions of declarations that would make a method's evaluation faster, a line for each.
+
+    `method` is the method's name or its declaration.
+    """
     return suggested_declarations(maker(method, options))
 
 
 def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None) -> Make:
-    """Return what makes a `Bench` of a method, given a scenario, and perhaps a seed and a stream."""
+    """Return a function that makes a `Bench` of a method, given a scenario and optionally a seed and a stream."""
     info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
     return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a value and in its lists, tuples, sets and dictionaries."""
+    """Yield the tensors in a value, including those in nested lists, tuples, sets and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -282,7 +286,7 @@ def snapshot(strategy: Strategy) -> dict[str, Tensor]:
 
 
 def unchanged(before: Mapping[str, Tensor], after: Strategy | Mapping[str, Tensor], by: str) -> None:
-    """Raise if a parameter or buffer differs from what it was."""
+    """Raise `NonConforming` if a parameter or buffer was added, removed or changed."""
     now = after.state_dict() if isinstance(after, Strategy) else after
     for name in sorted(before.keys() ^ now.keys()):
         raise NonConforming(f"{by} adds or removes {name}")

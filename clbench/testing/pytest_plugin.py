@@ -1,14 +1,14 @@
-"""Fixtures for the tests of plugins; pytest loads this wherever clbench is installed, so it imports nothing heavy.
+"""Pytest fixtures for tests of plugins. pytest loads this module wherever clbench is installed, so imports are light.
 
     def test_it_keeps_the_rules(clbench_check):        # one test for each rule of clbench.testing.CHECKS
         clbench_check("my-method:strength=3")
 
     def test_it_remembers(clbench_bench):
-        bench = clbench_bench("my-method", "task")     # on a tiny stream, as the harness leads it
+        bench = clbench_bench("my-method", "task")     # on a tiny stream, trained as by the harness
         bench.learn(0)
         assert bench.strategy ...
 
-`clbench_bench` gives a `clbench.testing.Bench`; methods are written as on the command line.
+`clbench_bench` returns a `clbench.testing.Bench`. Methods are written as on the command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test for each rule of one that uses `clbench_check`."""
+    """Parametrize each test that uses `clbench_check` by the rules in `CHECKS`."""
     if "clbench_check" in metafunc.fixturenames:
         from clbench.testing import CHECKS
 
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def clbench_check(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Return `check(method)`, which raises, in words, where `name:option=value` breaks the rule at hand."""
+    """Return `check(method)`, which raises if a method `name:option=value` breaks the rule of the test."""
     from clbench.core.options import parse_named
     from clbench.testing import check
 
@@ -46,7 +46,7 @@ def clbench_check(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 @pytest.fixture
 def clbench_bench() -> Callable[..., Bench]:
-    """Return `bench(method, scenario="task", seed=0, model="mlp")`: `name:option=value` on a tiny stream."""
+    """Return `bench(method, scenario="task", seed=0, model="mlp")`, for a method `name:option=value`."""
     from clbench.core.options import parse_named
     from clbench.core.registry import discover
     from clbench.testing import bench

@@ -1,4 +1,4 @@
-"""Rules that need more than one call: what a strategy declares, hidden task boundaries, and stored samples."""
+"""Checks that need several runs or functions of their own: declarations, hidden boundaries and stored samples."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from clbench.training.prediction_cache import PredictionCache
 from clbench.training.sampling import StreamSampler
 from clbench.training.stream_loop import StreamLoop
 
-SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks in streams of the same samples; batches have 8
+SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks, for three divisions of the samples; batches have 8
 
 
 def check_task_free(make: Make) -> None:
-    """Check that a method which is declared `task_free` learns the same whatever the hidden boundaries are.
+    """Check that the result of a method that is declared `task_free` does not depend on the hidden boundaries.
 
-    Streams have the same samples in the same order and are evaluated at other boundaries, after other numbers of steps.
-    With options that need boundaries (`Options.needs_boundaries`) there is nothing to check.
+    The streams have the same samples in the same order, but they are evaluated at different boundaries. If the options
+    need boundaries (`Options.needs_boundaries`), there is nothing to check.
     """
     for scenario in ("class", "domain"):
         first = make(scenario)
@@ -54,19 +54,19 @@ def check_task_free(make: Make) -> None:
 
 
 def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
-    """Return a stream with hidden boundaries whose samples pass in the same order as in `stream`, in other tasks."""
+    """Return a stream with hidden boundaries and the same order of samples as `stream`, divided into other tasks."""
     order = StreamSampler([task.train for task in stream.tasks], 1, seed)
     passing = Samples.concat(*(task.train.take(rows) for task, rows in zip(stream.tasks, order.rows, strict=True)))
     tasks = []
     for index, (end, size) in enumerate(zip(accumulate(sizes), sizes, strict=True)):
         rows = torch.arange(end - size, end)
-        shuffled = torch.randperm(size, generator=seeds.generator(seed, "data", index))  # which the harness will do
+        shuffled = torch.randperm(size, generator=seeds.generator(seed, "data", index))  # as the harness will shuffle
         tasks.append(replace(stream.tasks[index], train=passing.take(rows[shuffled.argsort()])))
     return replace(stream, tasks=tuple(tasks), hidden=True)
 
 
 def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the state in which a stream leaves a strategy, and that of its generator."""
+    """Return the state of a strategy after training on a stream, and the state of its generator."""
     b = make(scenario, stream=stream)
     loop = StreamLoop([b.replica], RECIPE.model_copy(update={"epochs": 1}))
     for index in range(len(stream.tasks)):
@@ -76,14 +76,14 @@ def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor
     return {**b.strategy.state_dict(), **mask}, b.strategy.stream_info.generator.get_state()
 
 
-SAMPLE_BUFFERS = ("memory_x", "memory_y", "memory_tasks")  # of a `SampleMemory`, whatever form it stores samples in
+SAMPLE_BUFFERS = ("memory_x", "memory_y", "memory_tasks")  # of a `SampleMemory`
 
 
 def check_stored_samples(make: Make) -> None:
-    """Check that stored samples have the role "replay": reports count them as replay samples.
+    """Check that stored samples have the role "replay", by which reports count them.
 
-    The buffers of a `SampleMemory` hold samples by definition. Any other parameter or buffer does if one of its rows
-    equals a training sample of the tiny stream, as the stream stores it or as the model gets it.
+    The buffers of a `SampleMemory` hold samples by definition. Another parameter or buffer holds samples if one of its
+    rows equals a training sample of the tiny stream, raw or prepared.
     """
     for scenario in ("task", "class"):
         b = make(scenario)
@@ -106,13 +106,13 @@ def check_stored_samples(make: Make) -> None:
 
 
 def known_samples(stream: Stream) -> Tensor:
-    """Return all training samples of a stream as rows [N, D] float64, raw ones and prepared ones."""
+    """Return all training samples of a stream, raw and prepared, as rows [N, D] in float64."""
     raw = torch.cat([task.train.materialized().x for task in stream.tasks])
     return torch.cat([raw.flatten(1).double(), stream.prepare(raw).flatten(1).double()])
 
 
 def holds_samples(tensor: Tensor, known: Tensor) -> bool:
-    """Tell whether a row of a tensor, read as rows of a sample's length, is one of the known samples [N, D]."""
+    """Return whether a tensor, reshaped to rows of length D, has a row that equals one of the known samples [N, D]."""
     length = known.shape[1]
     if not tensor.numel() or tensor.numel() % length or tensor.is_complex():
         return False
@@ -121,25 +121,25 @@ def holds_samples(tensor: Tensor, known: Tensor) -> bool:
 
 
 SCENARIOS: tuple[Scenario, ...] = ("task", "class")
-BATCH = 8  # test samples that are predicted at once
-MUCH = 1.5  # times as fast, from which a declaration is suggested
+BATCH = 8  # test samples per call of `predict`
+MUCH = 1.5  # minimum speedup for which a declaration is suggested
 FACTS = ("parts_final", "inputs_only_through_model")
 
 
 class CountedCache(PredictionCache):
-    """A cache that counts the FLOPs of verification apart: on few samples they are most of all."""
+    """A cache that counts the FLOPs of verification separately, because with few samples they are most of the total."""
 
     verification = 0
 
     def _verify(self, *args: Any) -> None:
-        """Compute a batch again and count it."""
+        """Compute a batch again and count the FLOPs."""
         with FlopCount() as count:
             super()._verify(*args)
         self.verification += count.total
 
 
 def check_declarations(make: Make) -> None:
-    """Check that all that is cached because of a declaration is the same when it is computed again."""
+    """Check that all values that are cached because of a declaration are the same when they are computed again."""
     for scenario in SCENARIOS:
         b, cache = make(scenario), PredictionCache(everything=True)
         try:
@@ -150,7 +150,7 @@ def check_declarations(make: Make) -> None:
 
 
 def suggested_declarations(make: Make) -> list[str]:
-    """Return a line for each fact that the strategy says nothing of, that holds here, and that would save much."""
+    """Return a line for each fact that is not declared, holds on the tiny stream, and would save much computation."""
     lines = []
     for fact in FACTS:
         gains = [gain(make, scenario, fact) for scenario in SCENARIOS]
@@ -162,7 +162,7 @@ def suggested_declarations(make: Make) -> list[str]:
 
 
 def gain(make: Make, scenario: Scenario, fact: str) -> float:
-    """Return how many times as fast evaluations would be with a declaration, by FLOPs; 0 if it is wrong or made."""
+    """Return the speedup of evaluations by a declaration, in FLOPs; 0 if it is wrong or the class already sets it."""
     without, declared = make(scenario), make(scenario)
     if without.strategy.owns_loop or is_decided(without.strategy, fact):
         return 0
@@ -176,13 +176,13 @@ def gain(make: Make, scenario: Scenario, fact: str) -> float:
 
 
 def is_decided(strategy: Strategy, fact: str) -> bool:
-    """Return whether a strategy declares a fact, or says itself that it does not hold."""
+    """Return whether a strategy declares a fact as true, or a subclass of `Strategy` sets it to any value."""
     subclasses = type(strategy).__mro__[:type(strategy).__mro__.index(Strategy)]
     return declares(strategy, fact) or any(fact in vars(cls) for cls in subclasses)
 
 
 def evaluation_flops(b: Bench) -> int:
-    """Return the FLOPs of all evaluations of a trial, without what verifies the cache."""
+    """Return the FLOPs of all evaluations of a trial, without the verification of the cache."""
     cache, total = CountedCache(everything=True), 0
     for _ in train_tasks(b):
         with FlopCount() as count:
@@ -192,14 +192,14 @@ def evaluation_flops(b: Bench) -> int:
 
 
 def train_tasks(b: Bench) -> Iterator[int]:
-    """Train on each task and yield its index; what training caches is verified."""
+    """Train on each task and yield its index; caches of the training are verified."""
     for index in range(TASKS):
         TrainingLoop([b.replica], RECIPE, verify_caches=True).train_task(index)
         yield index
 
 
 def predict_all(b: Bench, cache: PredictionCache) -> None:
-    """Predict all test samples as an evaluation does."""
+    """Predict all test samples, as in an evaluation."""
     b.strategy.eval()
     with torch.no_grad():
         for given in given_tasks(b.strategy.stream_info.scenario, TASKS):

@@ -1,4 +1,4 @@
-"""The tiny synthetic stream on which strategies are checked: three tasks of two classes."""
+"""The tiny synthetic stream for checks of strategies: three tasks of two classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
 
 
-# The built-in models, tiny.
+# Tiny versions of the built-in models.
 MODELS: dict[str, Callable[[tuple[int, ...], int], Network]] = {
     "mlp": partial(mlp, MLPOptions(width=12)),
     "linear": partial(linear, NoOptions()),
@@ -50,13 +50,13 @@ class NonConforming(AssertionError):
 
 @dataclass
 class Bench:
-    """A strategy on a tiny stream."""
+    """A strategy together with its tiny stream."""
 
     strategy: Strategy
     stream: Stream
     scenario: Scenario
     seed: int = 0
-    task_free: bool = False  # whether the method is declared so
+    task_free: bool = False  # whether the method is declared as `task_free`
 
     @property
     def replica(self) -> Replica:
@@ -71,13 +71,13 @@ class Bench:
         return self.replica.task(index)
 
     def batch(self, index: int) -> Batch:
-        """Return the first raw samples of a task as a batch."""
+        """Return the first eight samples of a task as a raw batch."""
         part = self.stream.tasks[index].train.take(torch.arange(8))
         return Batch(part.x, part.y, part.tasks, index)
 
 
 def tiny_stream(scenario: Scenario) -> Stream:
-    """Return three tasks of 24 training and 24 test images [1, 8, 8]: a bright bar per class in noise."""
+    """Return three tasks of 24 training and 24 test images [1, 8, 8]: noise with a bright bar for each class."""
     generator = torch.Generator().manual_seed(0)
     shared = scenario_rules(scenario).shared_outputs
 
@@ -97,9 +97,10 @@ def tiny_stream(scenario: Scenario) -> Stream:
 
 def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
           model: str | None = None, stream: Stream | None = None) -> Bench:
-    """Return a strategy, untrained, on the tiny stream or another and a model of `MODELS`; its own unless named.
+    """Return an untrained strategy with a stream, by default the tiny one.
 
-    The model's weights lie as they do in a run.
+    The model is `MODELS[model]`, by default the model for checks in the method's declaration. Its weights have the same
+    memory format as in a run.
     """
     stream = stream or tiny_stream(scenario)
     cls = resolve(info.strategy, f"method {info.name!r}")
