@@ -153,7 +153,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         return torch.stack(features)
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return log p [N, C], -inf for classes not learned, and the task [N] of the adapters used, if no task is given.
+        """Return log p [N, C], -inf for classes not learned, and the task [N] of the adapters used if none is given.
 
         If no task has been learned, or the given one has not, return the network's logits without adapters.
         """
