@@ -28,7 +28,7 @@ class L2(QuadraticPenalty):
     options: L2Options
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with no pull."""
+        """Start with no penalty."""
         super().__init__(model, stream_info, options or L2Options())
 
     @property
@@ -41,7 +41,7 @@ class L2(QuadraticPenalty):
         return parameter.new_zeros((), requires_grad=False)
 
     def after_task(self, task: Task) -> None:
-        """Hold the parameters where they are, and forget where they were held before."""
+        """Anchor the parameters at their current values, in place of the earlier anchor."""
         ones = {name: torch.ones_like(self.quadratic(name)[0]) for name, _ in self.named_parameters()
                 if self.covers(name)}
         self.anchor_here(ones, decay=0.0)
