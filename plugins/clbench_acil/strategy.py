@@ -6,7 +6,7 @@ x = ReLU(h). For the rows X and labels Y of a chunk of samples,
     R <- R - R X^T (I + X R X^T)^-1 X R          R = I / gamma at first
     W <- W + R X^T (Y - X W)
 
-so that R = (sum x x^T + gamma I)^-1 and W is the ridge regression on all samples so far, but for rounding (float64).
+so that R = (sum x x^T + gamma I)^-1 and W is the ridge regression on all samples so far, up to rounding (float64).
 Nothing depends on how samples are divided into chunks or tasks.
 
 DS-AL (`compensation = C`) has a second stream, which is fitted in the same way to the errors of the main stream. Its

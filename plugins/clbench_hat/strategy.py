@@ -32,7 +32,7 @@ rises over these steps. Their clipping of the norm of gradients at 10,000 is lef
 used; here the penalty is then 0. They test the weights of the epoch that was best on held-out data.
 
 If the task is not known, it is inferred as in the other methods with a part per task (`infer`); the paper does not
-infer tasks. `prototype` then uses the features behind the first task's masks. These features stay the same only as far
+infer tasks. `prototype` then uses the features after the first task's masks. These features stay the same only as far
 as those masks are saturated. The network must be a chain of Linear and Conv2d layers with ReLU and pooling (`mlp`,
 `cnn`). With normalization or residual connections, units would change in spite of their masks.
 """
@@ -57,7 +57,7 @@ AFTER = nn.ReLU | nn.MaxPool2d | nn.Flatten | nn.Identity  # may follow a layer:
 
 
 class HAT(PerTaskStrategy):
-    """The model's layers behind masks; the buffers `used__*` are u_l, and `s` how steep the gates are in this step."""
+    """The model's layers followed by masks; the buffers `used__*` are u_l, and `s` is the s of the current step."""
 
     roles = (("embeddings.*", "masks"), ("used__*", "masks"), *PerTaskStrategy.roles)
     loss_is_mean = True
@@ -99,7 +99,7 @@ class HAT(PerTaskStrategy):
         return batch
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy of the task's head behind the gates, plus the penalty on new units."""
+        """Return the cross-entropy of the task's head after the gated layers, plus the penalty on new units."""
         masks = [(self.s * e).sigmoid() for e in self.embedding(batch.task)]
         free = [1 - used for used in self.used()]
         new_units = torch.stack([(mask * left).sum() for mask, left in zip(masks, free, strict=True)]).sum()
@@ -151,12 +151,12 @@ class HAT(PerTaskStrategy):
         return [(self.options.s_max * e).sigmoid() for e in self.embedding(task)]
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
-        """Return the logits [N, C] of the task's head behind its masks."""
+        """Return the logits [N, C] of the task's head after its masks."""
         logits: Tensor = self.heads[task](gated_features(self.model, x, self.masks(task)))
         return logits
 
     def shared_features(self, x: Tensor) -> Tensor:
-        """Return the features [N, D] behind the first task's masks."""
+        """Return the features [N, D] after the first task's masks."""
         return gated_features(self.model, x, self.masks(0))
 
     def _bound(self) -> None:

@@ -1,6 +1,6 @@
 """L2: a penalty toward the last task's weights, with the same strength for each: EWC without Fisher information.
 
-    loss: cross-entropy + strength sum (theta - theta*)^2      theta* where the last task ended; no 1/2
+    loss: cross-entropy + strength sum (theta - theta*)^2      theta* after the last task; no 1/2
 
 Kirkpatrick et al. 2017 (arXiv 1612.00796, figure 2) compare EWC with this baseline. In Hsu et al. 2018 (arXiv
 1810.12488), it is as strong as SI and EWC. This implementation follows the code of Hsu et al.: there is one anchor, the
