@@ -25,7 +25,7 @@ class ACILOptions(AdaptOptions):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return that the second regression is of whole tasks."""
+        """Return why boundaries are needed: the second regression is fitted to whole tasks."""
         return ("compensation fits the rest of each task" if self.compensation else super().needs_boundaries)
 
 

@@ -6,20 +6,20 @@ x = ReLU(h). For the rows X and labels Y of a chunk of samples,
     R <- R - R X^T (I + X R X^T)^-1 X R          R = I / gamma at first
     W <- W + R X^T (Y - X W)
 
-so that R = (sum x x^T + gamma I)^-1 and W is the ridge regression on all samples so far, but for rounding (float64).
+so that R = (sum x x^T + gamma I)^-1 and W is the ridge regression on all samples so far, up to rounding (float64).
 Nothing depends on how samples are divided into chunks or tasks.
 
-DS-AL (`compensation = C`) has a second stream, which is fitted in the same way to what the main stream misses. Its
+DS-AL (`compensation = C`) has a second stream, which is fitted in the same way to the errors of the main stream. Its
 inputs are tanh(h). Its targets are Y - X W with the main stream's W after the task, and 0 for classes that are not
 among the task's ("previous label cleansing"). The logits are those of the main stream plus C times those of the second.
 
 - ACIL's regression is that of `ranpac` with a fixed ridge. It stores R instead of the sums. Its P is drawn like the
   weights of a linear layer of torch, uniformly within 1 / sqrt(D); RanPAC's is drawn from N(0, 1).
 - In the authors' code (ZHUANGHP/Analytic-continual-learning), ACIL and DS-AL have 8192 random features for CIFAR-100,
-  also on the 64 features of a ResNet-32. R has M^2 numbers in float64, so that fewer are the default here for small
+  also on the 64 features of a ResNet-32. R has M^2 numbers in float64, so the default here is smaller for small
   networks (`projections`).
-- Their code fits the second stream after each batch, to what the main stream of that moment misses. Here it is
-  fitted after the whole task, as in the equations of the paper, so that the size of chunks makes no difference.
+- Their code fits the second stream after each batch, to the errors that the main stream has then. Here it is fitted
+  after the whole task, as in the equations of the paper, so that the size of chunks makes no difference.
 - Their first task has half of the classes, and trains the network with SGD (learning rate 0.5, cosine, weight decay
   5e-4). Here the experiment determines the first task, as for the other analytic classifiers
   (`clbench_prototypes.closed_form`).
@@ -36,13 +36,13 @@ from clbench import Network, StreamInfo
 from clbench_acil import ACILOptions
 
 PROJECTIONS, FEATURES = 8192, 768
-PER_FEATURE = 5  # of smaller networks
+PER_FEATURE = 5  # projections for each feature of a smaller network
 
 
 class ACIL(ClosedForm):
     """Recursive ridge regression; `projection` [D, M] is P, `inverse` [M, M] is R, empty before any task.
 
-    `weight` [C, M] is W^T. With DS-AL, `second_inverse` and `second_weight` are those of the second stream.
+    `weight` [C, M] is W^T. With DS-AL, `second_inverse` and `second_weight` are the same for the second stream.
     """
 
     method = "acil"
@@ -68,14 +68,14 @@ class ACIL(ClosedForm):
         self.register_buffer("second_inverse", self.sums.new_empty(0, 0))
         second = torch.zeros_like(self.weight if options.compensation else self.weight[:0])
         self.second_weight = nn.Parameter(second, requires_grad=False)
-        self.sums = self.sums.new_empty(0, 0)  # which nothing reads
+        self.sums = self.sums.new_empty(0, 0)  # not used by this method
 
     def map(self, features: Tensor) -> Tensor:
         """Return P f."""
         return features @ self.projection.double()
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
-        """Update the main stream by all features [N, D], and then the second one, if there is one."""
+        """Update the main stream with features [N, D] and their labels, and then the second stream, if there is one."""
         if not len(self.inverse):
             self.inverse = self.identity(self.options.ridge)
         for mapped, part_labels in self.chunks(features, labels):
@@ -102,7 +102,7 @@ class ACIL(ClosedForm):
 
 
 def update(inverse: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> None:
-    """Take rows [N, M] with targets [N, C] into R [M, M] and W^T [C, M], in place."""
+    """Update R [M, M] and W^T [C, M] in place with rows [N, M] and targets [N, C]."""
     seen = rows @ inverse  # [N, M]: R is symmetric
     system = seen @ rows.T
     system.diagonal().add_(1)

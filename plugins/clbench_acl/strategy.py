@@ -14,7 +14,7 @@ be forgotten.
 S is the model without its head, for any model. P_t is a narrow network of the same kind that reads the inputs. If the
 model has convolutions, P_t has stages of convolution and pooling (the model `cnn`, with half as many channels at first
 as `private_width`) down to maps of about 8 x 8, and a dense layer. Otherwise, P_t is one dense layer, like the authors'
-for MNIST. P_t therefore needs nothing of the model but its inputs. Heads are linear like those of the other methods
+for MNIST. P_t therefore depends only on the model's inputs. Heads are linear like those of the other methods
 (the authors': two hidden layers).
 
 With `memory`, about as many stored samples as new ones are appended to each batch, equally many of each earlier task.
@@ -54,9 +54,9 @@ from clbench.strategy.per_task import PerTaskStrategy
 from clbench.strategy.replay import SampleMemory
 from clbench_acl import ACLOptions
 
-UNITS = 175  # of the discriminator's hidden layers, the authors'
+UNITS = 175  # width of the discriminator's hidden layers, as in the authors' code
 NOISE = 0  # the discriminator's label for z'; that of task t is t + 1
-SIDE = 8  # of the maps that a private module's convolutions end with, if four stages are enough
+SIDE = 8  # side of the maps after a private module's last convolution, if four stages are enough
 
 
 class ACL(SampleMemory, PerTaskStrategy):
@@ -68,7 +68,7 @@ class ACL(SampleMemory, PerTaskStrategy):
     noise: Tensor
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: ACLOptions | None = None) -> None:
-        """Start with no private modules; SpecError on texts, or where the model has no shared module to train."""
+        """Start with no private modules; SpecError on texts, or if the model has no shared module to train."""
         super().__init__(model, stream_info, options if options is not None else ACLOptions())
         model.require_body("acl trains a module that tasks share before the head", "shared-private")
         if stream_info.is_text:
@@ -76,7 +76,7 @@ class ACL(SampleMemory, PerTaskStrategy):
                             "another method, or vectors of the texts (clbench embed)")
         self.private = nn.ModuleList()
         self.discriminator: nn.Module = nn.Identity()
-        self.kept: list[int] = []  # samples of each task, in the order of tasks
+        self.kept: list[int] = []  # number of stored samples of each task
         self.register_buffer("noise", self.model.head.weight.new_empty(0), persistent=False)
 
     @property
@@ -116,7 +116,7 @@ class ACL(SampleMemory, PerTaskStrategy):
         return [min(size, math.ceil(new / len(self.kept))) for size in self.kept]
 
     def _starts(self) -> list[int]:
-        """Return where each task's samples begin in the memory."""
+        """Return the index in the memory at which each task's samples begin."""
         return [sum(self.kept[:task]) for task in range(len(self.kept))]
 
     def loss(self, batch: Batch) -> Tensor:
@@ -135,7 +135,7 @@ class ACL(SampleMemory, PerTaskStrategy):
                 + self.options.orthogonality * overlap(shared, private))
 
     def after_task(self, task: Task) -> None:
-        """Take the task among the learned ones, and keep some of its samples."""
+        """Count the task as learned, and store some of its samples."""
         super().after_task(task)
         self.train(self.training)
         if self.options.memory:
@@ -145,11 +145,11 @@ class ACL(SampleMemory, PerTaskStrategy):
             self.kept.append(len(new))
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
-        """Return the logits [N, C] of the shared module as it is now, and of the task's private one and head."""
+        """Return the logits [N, C] of the current shared module with the task's private module and head."""
         return self._answer(x, self.model.features(x), task)
 
     def learned_logits(self, x: Tensor) -> Tensor:
-        """Return the logits [learned tasks, N, C] of all private parts on shared features computed once."""
+        """Return the logits [learned tasks, N, C] of all private parts; the shared features are computed once."""
         shared = self.model.features(x)
         return torch.stack([self._answer(x, shared, task) for task in range(self.learned)])
 
@@ -159,12 +159,12 @@ class ACL(SampleMemory, PerTaskStrategy):
         return logits
 
     def shared_features(self, x: Tensor) -> Tensor:
-        """Return the shared features [N, D], which later tasks change: nothing is inferred from them."""
+        """Return the shared features [N, D]; later tasks change them, so no task is inferred from them."""
         return self.model.features(x)
 
 
 def private_module(model: Network, input_shape: tuple[int, ...], width: int) -> nn.Module:
-    """Return a narrow network of the kind of the model, from inputs to `width` numbers of at least 0."""
+    """Return a narrow network of the model's kind, which maps inputs to `width` nonnegative numbers."""
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         stages = math.ceil(math.log2(max(input_shape[1:]) / SIDE))
         options = CNNOptions(channels=max(1, width // 2), depth=min(max(1, stages), 4))
@@ -173,7 +173,7 @@ def private_module(model: Network, input_shape: tuple[int, ...], width: int) -> 
 
 
 def reversed_gradient(x: Tensor, weight: float) -> Tensor:
-    """Return x, whose gradient is that of the result times -weight."""
+    """Return x; the backward pass multiplies its gradient by -weight."""
     return x.detach() - weight * (x - x.detach())
 
 

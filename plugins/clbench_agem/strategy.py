@@ -1,15 +1,16 @@
-"""A-GEM: the gradient is projected where it would raise the mean loss on samples of earlier tasks.
+"""A-GEM: project the gradient if it would raise the mean loss on stored samples of earlier tasks.
 
-With g the gradient of the batch and r that of a random batch of the memory: g where g.r >= 0, else
-g - (g.r / r.r) r  (eq. 11). One product for all parameters together, not one per layer.
+Let g be the gradient of the batch and r the gradient of a random batch of the memory. A step uses g if g.r >= 0, and
+otherwise g - (g.r / r.r) r (eq. 11). There is one inner product over all parameters together, not one per layer.
 
-The memory is offered a task's samples when the task ends, so it holds earlier tasks only, as the paper's reference
-gradient wants; classes share it equally, or with `per_class` and `quota` each class in each task has so many random
-samples, as in the authors' code of 2018 (later versions have ring buffers). Samples of the memory are not augmented.
-Mammoth offers its reservoir one random batch of each task instead, when the task ends.
+The memory is offered a task's samples when the task ends. It therefore holds samples of earlier tasks only, as the
+paper's reference gradient requires. Classes share the memory equally. With `per_class` and `quota`, the memory instead
+holds a fixed number of random samples of each class in each task, as in the authors' code of 2018 (later versions have
+ring buffers). Samples of the memory are not augmented. Mammoth instead offers its reservoir one random batch of each
+task when the task ends.
 
-Where boundaries are hidden, the memory is offered samples as they pass, in every step, after the step's reference has
-been drawn: that is then of the whole stream up to the batch, the task at hand included.
+If task boundaries are hidden, every step offers its batch to the memory, after it has drawn its reference samples. The
+reference samples then come from the whole stream before the batch, including the current task.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from clbench import Batch, Network, Options, Samples, StreamInfo, Task
 from clbench.strategy.replay import ReplayMemory
 from clbench_agem import AGEMOptions
 
-ITEMS = 8  # of a language model whose gradients are computed at once
+ITEMS = 8  # items of a language model per backward pass
 
 
 class AGEM(ReplayMemory):
@@ -37,11 +38,11 @@ class AGEM(ReplayMemory):
         options = options or AGEMOptions()
         assert isinstance(options, AGEMOptions)
         super().__init__(model, stream_info, options, capacity=options.capacity, balance=options.balance)
-        for name in ("x", "y", "tasks"):  # of the step at hand, where boundaries are hidden
+        for name in ("x", "y", "tasks"):  # the current step's reference samples, if boundaries are hidden
             self.register_buffer(f"drawn_{name}", getattr(self.memory, name).clone(), persistent=False)
 
     def observe(self, batch: Batch) -> None:
-        """Draw the step's reference, and then offer the batch to the memory."""
+        """Draw the step's reference samples, and then offer the batch to the memory."""
         drawn = self.sample(self.options.samples)
         self.drawn_x, self.drawn_y, self.drawn_tasks = drawn.x, drawn.y, drawn.tasks
         self.offer(Samples(batch.x, batch.y, batch.tasks))
@@ -60,7 +61,7 @@ class AGEM(ReplayMemory):
         for number, part in enumerate(parts):
             with torch.enable_grad():
                 loss = self.stored_loss(part)
-                if counts:  # a mean over targets: each part weighs as many as it has
+                if counts:  # the loss is a mean over targets, so a part is weighted by its targets
                     loss = loss * (counts[number] / torch.stack(counts).sum())
                 part_gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for name, gradient in zip(gradients, part_gradients, strict=True):
@@ -69,13 +70,13 @@ class AGEM(ReplayMemory):
         return project(gradients, reference)
 
     def after_task(self, task: Task) -> None:
-        """Offer the task's samples to the memory, if it has not been offered them as they passed."""
+        """Offer the task's samples to the memory, unless `observe` has offered them (hidden boundaries)."""
         if self.stream_info.boundaries:
             self.offer(task.train)
 
 
 def project(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return gradients without the part that points against `reference` (what it lacks counts as 0)."""
+    """Return gradients without their component against `reference`; a name that it lacks counts as 0."""
     along = sum_of_products(gradients, reference)
     length = sum_of_products(reference, reference)
     share = torch.where(along < 0, along / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0)
@@ -83,5 +84,5 @@ def project(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[
 
 
 def sum_of_products(a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
-    """Return the inner product of what both have, a scalar."""
+    """Return the inner product of a and b over the names in b, a scalar."""
     return torch.stack([(a[name] * b[name]).sum() for name in b]).sum()

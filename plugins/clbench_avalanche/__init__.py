@@ -12,7 +12,7 @@ from clbench import StrategyInfo, hookimpl
 from clbench_avalanche import options as o
 
 PAPER = "Lomonaco et al. 2021, arXiv 2104.00405 (Avalanche)"
-ORIGINS = {  # the paper of each method, where it has one of its own
+ORIGINS = {  # the paper of each method that has its own
     "EWC": "Kirkpatrick et al. 2017, arXiv 1612.00796",
     "LwF": "Li & Hoiem 2016, arXiv 1606.09282",
     "SynapticIntelligence": "Zenke et al. 2017, arXiv 1703.04200",

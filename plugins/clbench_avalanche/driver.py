@@ -1,4 +1,4 @@
-"""Drive an Avalanche strategy by the recipe: batches in the harness's order, steps recorded, no output."""
+"""Run an Avalanche strategy by the training configuration: use the harness's batches, record steps, print nothing."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Batches(Sampler[list[int]]):
     """One pass over a task's samples in the harness's batches."""
 
     def __init__(self, following: Callable[[], Tensor], count: int) -> None:
-        """Give `count` batches in each pass."""
+        """Yield `count` batches in each pass, from `following`."""
         self.following, self.count = following, count
 
     def __len__(self) -> int:
-        """Return the batches of a pass."""
+        """Return the number of batches in a pass."""
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -52,18 +52,18 @@ class Batches(Sampler[list[int]]):
 
 
 class StepRecorder(SupervisedPlugin):  # type: ignore[misc]
-    """Records the losses of a task's steps and what they train, steps the schedule, and ends the task in time."""
+    """Records a task's losses and number of trained weights, steps the schedule, and ends the task on budget."""
 
     def __init__(self, budget: Budget) -> None:
-        """Record one task."""
+        """Start to record one task."""
         super().__init__()
         self.budget = budget
         self.losses: list[Tensor] = []
-        self.trainable = 0  # numbers that the first step can change; some strategies freeze more at the end of a task
+        self.trainable = 0  # weights that the first step can change; some strategies freeze more at the end of a task
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
 
     def before_training_epoch(self, strategy: Any, **_: Any) -> None:
-        """Count what is trained and start the schedule, now that the number of steps is known."""
+        """Count the trained weights and start the schedule, now that the number of steps is known."""
         if self.losses:
             return
         self.trainable = sum(p.numel() for p in strategy.model.parameters() if p.requires_grad)
@@ -118,12 +118,12 @@ def without_deprecations() -> Iterator[None]:
 
 @contextmanager
 def without_waiting(agent: Any) -> Iterator[None]:
-    """Raise an error where a strategy would wait forever because its memory is too small to fill a batch.
+    """Raise an error if a strategy would wait forever because its memory is too small to fill a batch.
 
     `cycle`, with which Avalanche's modules repeat a loader, never returns if the loader has no batch.
 
     Raises:
-        SpecError: such a batch was asked for.
+        SpecError: the strategy requested such a batch.
     """
     def cycle(loader: DataLoader[Any]) -> Iterator[Any]:
         if not len(loader):
@@ -149,7 +149,7 @@ def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device
     base: Any = getattr(supervised, name)
 
     def make_train_dataloader(self: Any, **arguments: Any) -> None:
-        """Use the harness's batches if exactly the task's own samples are trained on."""
+        """Use the harness's batches if the strategy trains on exactly the task's samples."""
         if places(self.adapted_dataset) == self.batch_order.places:
             count = math.ceil(len(self.adapted_dataset) / self.train_mb_size)
             self.dataloader = DataLoader(self.adapted_dataset, collate_fn=self.adapted_dataset.collate_fn,
@@ -158,7 +158,7 @@ def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device
             base.make_train_dataloader(self, **arguments)
 
     def in_precision(self: Any) -> Tensor:
-        """Run the model on the batch in the recipe's precision."""
+        """Run the model on the batch in the configured precision."""
         with forward:
             logits: Tensor = base.forward(self)
         return logits

@@ -16,22 +16,22 @@ from torch.utils.data import Dataset
 from clbench import Samples, Task
 from clbench.data.photo_samples import PhotoSamples
 
-PLACE = "place"  # attribute of a data set: the places of its samples in the stream, counted from the beginning
+PLACE = "place"  # attribute of a data set: the indices of its samples in the whole stream
 
 
 class Items(Dataset[tuple[Tensor, int]]):
     """Training samples as single inputs of the model.
 
-    The inputs of a batch of the harness are made together (`batch`), so that they are augmented as for every other
-    method; all others get draws of their own.
+    The inputs of a batch of the harness are computed together (`batch`), so that they are augmented as for every other
+    method. All other inputs are augmented separately.
     """
 
     def __init__(self, samples: Samples, prepare: Callable[[Tensor], Tensor],
                  augment: Callable[[Tensor, bool], Tensor] | None) -> None:
-        """Prepare all samples once, if nothing about them is random and they are in memory."""
+        """Prepare all samples once if they are in memory and neither random nor augmented."""
         self.samples, self.prepare, self.augment = samples, prepare, augment
         self.ready = None
-        self.made: dict[int, Tensor] = {}  # inputs of the last batch that have not been asked for yet, by index
+        self.made: dict[int, Tensor] = {}  # inputs of the last batch that have not been fetched yet, by index
         self.labels: list[int] = samples.y.tolist()
         if augment is None and not samples.is_stochastic and not isinstance(samples, PhotoSamples):
             self.ready = torch.cat([prepare(part.x).cpu().contiguous() for part in samples.chunks(1024)])
@@ -51,7 +51,7 @@ class Items(Dataset[tuple[Tensor, int]]):
         return x, self.labels[place]
 
     def batch(self, places: Tensor) -> Tensor:
-        """Make the items of a batch, whose indices [N] are asked for next, and return the indices."""
+        """Compute the items of the batch at indices [N], which are fetched next, and return the indices."""
         if self.ready is None:
             self.made = dict(zip(places.tolist(), self._inputs(places, replayed=False), strict=True))
         return places
@@ -70,10 +70,10 @@ class Experience(CLExperience):  # type: ignore[misc]
 
         Args:
             task: the task.
-            items: its samples.
-            label: its task label: its index in scenario `task`, else 0, as in Avalanche's class-incremental streams.
-            begin: how many samples of the stream come before it.
-            seen: classes met before.
+            items: the task's samples.
+            label: the task label: its index in scenario `task`, else 0, as in Avalanche's class-incremental streams.
+            begin: number of samples of the stream before the task.
+            seen: classes of earlier tasks.
         """
         super().__init__(current_experience=task.index, origin_stream=None)
         self.dataset: Any = TaskAwareSupervisedClassificationDataset([items], data_attributes=[
@@ -86,5 +86,5 @@ class Experience(CLExperience):  # type: ignore[misc]
 
 
 def places(dataset: Any) -> list[int]:
-    """Return the places in the stream of a data set's samples; empty if it consists of something else."""
+    """Return the indices in the stream of a data set's samples; empty if they are not samples of the stream."""
     return list(getattr(dataset, PLACE, ()))

@@ -43,7 +43,7 @@ class Single(BaseModel, nn.Module):  # type: ignore[misc]
 
 
 class MultiHead(BaseModel, MultiTaskModule):  # type: ignore[misc]
-    """A network whose outputs belong to tasks: those of other tasks are masked by task label."""
+    """A network whose outputs belong to tasks: the task label determines which outputs are masked."""
 
     active: Tensor
 
@@ -106,7 +106,7 @@ class Columns(PNN):  # type: ignore[misc]
             pnn_layer.columns[0].itoh.load_state_dict(layer.state_dict())
 
     def logits(self, x: Tensor, label: int) -> Tensor:
-        """Return logits [N, C] of the task's column, MASKED beyond its head; zeros for a task not seen yet."""
+        """Return logits [N, C] of the task's column, MASKED outside its head; zeros for a task not seen yet."""
         if label not in self.layers[-1].task_to_module_idx:
             return x.new_zeros(len(x), self.classes)
         logits: Tensor = self.forward_single_task(x, label)
@@ -114,12 +114,12 @@ class Columns(PNN):  # type: ignore[misc]
 
 
 def adapted(network: Network, strategy: str, tasks: int, scenario: str) -> Single | MultiHead | Columns:
-    """Return the model for a strategy: `PNNStrategy` has its own, scenario `task` an output mask by task label.
+    """Return the model for a strategy: `Columns` for `PNNStrategy`, `MultiHead` in scenario `task`, else `Single`.
 
-    Strategies that run the model without task labels have one head in scenario `task` too.
+    Strategies that run the model without task labels have a single head in scenario `task`, too.
 
     Raises:
-        SpecError: the network has not the layers that the strategy trains.
+        SpecError: the network lacks layers that the strategy trains.
     """
     if strategy == "LFL":
         network.require_body("avalanche:LFL trains features behind a frozen head", "avalanche:LwF")

@@ -1,9 +1,9 @@
-"""The options of Avalanche's strategies, as in their constructors; written out, since importing it takes seconds.
+"""The options of Avalanche's strategies, as in their constructors.
 
-A test compares them with the constructors. Left out are arguments that do not choose the method: the training
-arguments, which the recipe sets; layer names and shapes, which follow from the model; and `verbose`. Lists with a
-number for each experience, which some strategies accept, are not supported. Options without a default in Avalanche are
-named in `open`.
+They are written out, because an import of Avalanche takes seconds. A test compares them with the constructors.
+Arguments that do not choose the method are left out: the training arguments, which the training configuration sets;
+layer names and shapes, which follow from the model; and `verbose`. Lists with a number for each experience, which some
+strategies accept, are not supported. `open` names the options without a default in Avalanche.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class FromScratchTrainingOptions(AvalancheOptions):
 class EWCOptions(AvalancheOptions):
     """Options of `EWC`.
 
-    The default strength is that of `ewc` at a batch size of 128, had the gradients of a batch no common part: without
-    the 1/2, times the batch size by which squares of a batch's mean gradient are smaller than means of squares.
+    The default strength corresponds to that of `ewc` at a batch size of 128: half of it, because there is no 1/2 here,
+    times the batch size. If the gradients in a batch have no common part, the square of their mean is smaller than the
+    mean of their squares by this factor.
     """
 
     strategy = "EWC"
@@ -98,7 +99,7 @@ class MASOptions(AvalancheOptions):
 
 
 class LFLOptions(AvalancheOptions):
-    """Options of `LFL`; the default weight is nobody's choice."""
+    """Options of `LFL`; the default weight is arbitrary."""
 
     strategy = "LFL"
     open = frozenset({"lambda_e"})
@@ -147,7 +148,7 @@ class AGEMOptions(AvalancheOptions):
 
 
 class DEROptions(AvalancheOptions):
-    """Options of `DER`, which is DER++ where beta is not 0."""
+    """Options of `DER`, which is DER++ if beta is not 0."""
 
     strategy = "DER"
     mem_size: int = Field(200, ge=1, description=MEM_SIZE)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from clbench_avalanche.experience import places
 
-# Attributes that are no state of the strategy: the model and the optimizer are the harness's, results of the last step
-# are no memory of the past, and what a data loader reads is found where it is stored.
+# Attributes that are not state of the strategy. The model and the optimizer belong to the harness, results of the last
+# step are not memory, and the samples that a data loader reads are found where they are stored.
 SKIPPED = frozenset({
     "model", "optimizer", "optimized_param_id", "evaluator", "clock", "dataloader", "replay_loader",
     "buffer_dataloader", "buffer_dliter", "mbatch", "mb_output", "loss", "batch_logits", "mb_buffer_x", "mb_buffer_y",
@@ -35,7 +35,7 @@ class AgentState:
 
 
 def agent_state(agent: Any) -> AgentState:
-    """Return the state of a strategy without its model; a tensor that is reached by two names counts once."""
+    """Return the state of a strategy without its model; a tensor with two names counts once."""
     storages = {storage(t) for t in (*agent.model.parameters(), *agent.model.buffers())}
     state, seen = AgentState(), {id(agent.model)}
     reached = [*_walk(agent, "", seen, state)]

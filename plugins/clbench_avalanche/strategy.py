@@ -1,10 +1,10 @@
 """Avalanche's strategies (avalanche.training.supervised, 0.6) as methods of clbench.
 
 The harness provides the stream, its samples as inputs of the model, the optimizer and its schedule, the budget, the
-outputs that take part, and the evaluation; also the batches and their order, except for strategies with their own
-loader. The strategy's own code does the rest: its loop, its losses, its plugins. After each task its state is collected
-from its attributes and registered as buffers (as parameters if it belongs to a network), so that it is counted.
-docs/avalanche.md says what differs from clbench's own methods.
+outputs that take part, and the evaluation. It also provides the batches and their order, except for strategies with
+their own loader. The strategy's own code provides the loop, the losses and the plugins. After each task, its state is
+collected from its attributes and registered as buffers (as parameters if it belongs to a network), so that it is
+counted. docs/avalanche.md says what differs from clbench's own methods.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Avalanche(Strategy):
         super().__init__(model, stream_info, options)
         self.model = adapted(model, options.strategy, stream_info.tasks, stream_info.scenario)
         self.agent: Any = None
-        self.experiences: list[Experience] = []  # of `JointTraining`, which is given the whole stream
+        self.experiences: list[Experience] = []  # for `JointTraining`, which needs all tasks so far
         self.samples = 0  # number of samples of the stream so far
-        self.trained = 0  # numbers that the last task's steps could change
+        self.trained = 0  # number of weights that the last task's steps could change
         self.seen: set[int] = set()  # classes
 
     def fit(self, task: Task, budget: Budget) -> Tensor:
@@ -67,7 +67,7 @@ class Avalanche(Strategy):
             self.agent.optimizer = budget.optimizer(self.agent.model.parameters())
             self.agent.optimized_param_id = None
         self.experiences = [*self.experiences, experience] if joint else []
-        if not isinstance(self.model, Columns | MultiHead):  # those mask by task label
+        if not isinstance(self.model, Columns | MultiHead):  # these models mask by task label
             self.agent._criterion.active = self.class_mask[:task.index + 1].any(0)
         recorder = driver.StepRecorder(budget)
         self.agent.plugins.append(recorder)
@@ -88,7 +88,7 @@ class Avalanche(Strategy):
         return torch.stack(recorder.losses)
 
     def trainable(self) -> int:
-        """Return how many numbers the last task's steps could change."""
+        """Return the number of weights that the last task's steps could change."""
         return self.trained
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
@@ -122,8 +122,8 @@ class Avalanche(Strategy):
     def _keep(self, state: AgentState, new: Samples) -> None:
         """Register the state of the strategy as buffers and parameters.
 
-        Its memories refer to whole data sets of which they use a few samples; only these are counted. They are taken
-        from the samples registered before and from the task's own.
+        Its memories refer to whole data sets but use only a few of their samples; only these samples are counted. They
+        come from the samples registered before and from the task's samples.
         """
         before = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("replay__")}
         for name in [n for n in (*self._buffers, *self._parameters) if n.startswith(("kept__", "replay__"))]:
@@ -145,7 +145,7 @@ class Avalanche(Strategy):
             samples = Samples.concat(Samples(*(before[f"replay__{f}"][old] for f in ("x", "y", "tasks"))), samples)
         for field, column in (("x", samples.x), ("y", samples.y), ("tasks", samples.tasks)):
             self.register_buffer(f"replay__{field}", column)
-        # To find the samples by in the next task; not persistent, so not counted.
+        # Needed in the next task to find the samples; not persistent, so not counted.
         self.register_buffer("replay__places", places, persistent=False)
         if state.logits:
             self.register_buffer("replay__logits", torch.cat(state.logits))

@@ -12,7 +12,7 @@ from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 
 
 class BiCOptions(FixedOutputsOptions, ExemplarOptions):
-    """Options of `bic`; the defaults are the paper's, but for the share, which the paper has no equivalent of."""
+    """Options of `bic`; the defaults are the paper's, except the share, which does not occur in the paper."""
 
     temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared in the distillation")
     validation: float = Field(0.1, gt=0, le=0.5, description="share of a class's part of the memory that is held out "
@@ -23,7 +23,7 @@ class BiCOptions(FixedOutputsOptions, ExemplarOptions):
 
     @property
     def fixed_outputs(self) -> Outputs:
-        """Return `seen`: labels compete among all classes so far, which is what makes the bias that is corrected."""
+        """Return `seen`: labels compete among all classes so far, which causes the bias that is corrected."""
         return "seen"
 
 

@@ -73,7 +73,7 @@ class Correction(nn.Module):
 
     @torch.no_grad()
     def reset(self, outputs: Sequence[int]) -> None:
-        """Begin with outputs that are to be corrected, which they are not yet."""
+        """Choose the outputs to correct, and start with alpha = 1 and beta = 0."""
         self.alpha.fill_(1.0)
         self.beta.zero_()
         self.corrected.zero_()
@@ -85,9 +85,9 @@ class Correction(nn.Module):
 
 
 class BiC(HerdedMemory, Distilled):
-    """Fine-tuning on new samples and exemplars with distillation; the task's own correction is found afterwards.
+    """Fine-tuning on new samples and exemplars with distillation, followed by training of the task's correction.
 
-    validation_x, validation_y and validation_tasks hold the validation samples of earlier tasks, set after set.
+    validation_x, validation_y and validation_tasks hold the validation samples of earlier tasks, one set after another.
     """
 
     method = "bic"
@@ -108,29 +108,29 @@ class BiC(HerdedMemory, Distilled):
         self.register_buffer("validation_y", torch.empty(0, dtype=torch.int64, device=like.device))
         self.register_buffer("validation_tasks", torch.empty(0, dtype=torch.int64, device=like.device))
         self.learning = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.met: list[int] = []  # classes of the tasks so far, the present one among them
-        self.new: list[int] = []  # those of the present task's classes that no earlier one had
-        self.validation_sizes: list[int] = []  # of the sets of validation samples
-        self.held_out: list[int] = []  # which of the task's samples are
+        self.met: list[int] = []  # classes of the tasks so far, including the current one
+        self.new: list[int] = []  # classes of the current task that no earlier task had
+        self.validation_sizes: list[int] = []  # sizes of the sets of validation samples
+        self.held_out: list[int] = []  # indices of the task's validation samples
         self.held_out_sizes: list[int] = []
         self.correcting = False  # whether this is the second phase
-        self.rate = 1.0  # what multiplies the recipe's learning rate there
+        self.rate = 1.0  # factor of the configured learning rate in that phase
 
     @property
     def fewest(self) -> int:
-        """Return 2: an exemplar and a validation sample; 1 where nothing is corrected."""
+        """Return 2 (an exemplar and a validation sample), or 1 if nothing is ever corrected."""
         return 2 if self.stream_info.seen_compete else 1
 
     def validation_size(self, sets: int, of_class: int) -> int:
-        """Return how many validation samples a set has at most."""
+        """Return the largest number of validation samples that a set may have."""
         return math.ceil(self.options.validation * self.share(sets, of_class)) if self.stream_info.seen_compete else 0
 
     def set_size(self, sets: int, of_class: int) -> int:
-        """Return how many exemplars a set has at most: what validation leaves of its share."""
+        """Return the largest number of exemplars of a set: its share, less the validation samples."""
         return self.share(sets, of_class) - self.validation_size(sets, of_class)
 
     def before_task(self, task: Task) -> None:
-        """Hold validation samples out, and start with no correction of the new classes.
+        """Hold out validation samples, and reset the correction for the new classes.
 
         Raises:
             SpecError: a class has a single sample, or as in `HerdedMemory`.
@@ -158,7 +158,7 @@ class BiC(HerdedMemory, Distilled):
             self.held_out_sizes += [len(drawn)]
 
     def training_samples(self, task: Task) -> Samples:
-        """Return the task's samples but for those that are held out."""
+        """Return the task's samples without the held-out ones."""
         if not self.held_out:
             return task.train
         left = torch.ones(len(task.train), dtype=torch.bool)
@@ -166,12 +166,12 @@ class BiC(HerdedMemory, Distilled):
         return task.train.restricted(left.nonzero()[:, 0].to(task.train.index_device))
 
     def phases(self, task: Task) -> int | Sequence[float]:
-        """Return the shares of training and correction; where there is nothing to correct, one phase."""
+        """Return the shares of training and correction, or one phase if there is nothing to correct."""
         share = self.options.correction_steps
         return (1 - share, share) if self.stream_info.seen_compete and self.new and self.met != self.new else 1
 
     def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Let either the network learn or the correction."""
+        """Train either the network (first phase) or the correction (second phase)."""
         self.correcting = phase == 1
         self.rate = self.options.correction_lr / phase.lr
         for name in self.learning:
@@ -179,14 +179,14 @@ class BiC(HerdedMemory, Distilled):
         self.correction.requires_grad_(self.correcting)
 
     def phase_samples(self, task: Task, phase: PhaseSpec) -> Samples | None:
-        """Return the validation samples for the second phase: of each class so far equally many."""
+        """Return the validation samples for the second phase, equally many of each class so far."""
         if phase != 1:
             return None
         left, _ = self.left_of_validation([*self.labels, *task.classes])
         return Samples.concat(left, self.task_validation(task))
 
     def left_of_validation(self, labels: Sequence[int]) -> tuple[Samples, list[int]]:
-        """Return the validation samples of earlier tasks that stay with sets of these classes, and their sizes."""
+        """Return earlier tasks' validation samples that are kept if sets have these classes, and the sets' sizes."""
         samples, counts = Samples(self.validation_x, self.validation_y, self.validation_tasks), Counter(labels)
         most = [self.validation_size(len(labels), counts[label] or 1)
                 for label in first_labels(self.validation_y, self.validation_sizes)]
@@ -198,19 +198,19 @@ class BiC(HerdedMemory, Distilled):
         return train.take(torch.tensor(self.held_out, dtype=torch.int64).to(train.index_device))
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Return the correction's."""
+        """Return the factor of the correction's learning rate."""
         return {"correction.*": self.rate}
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the old network; in the second phase the present one, too."""
+        """Return the old network; in the second phase, also the current network."""
         return (self.old, self.model) if self.correcting else (self.old,)
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its share of exemplars behind; in the second phase without."""
+        """Return the batch with its share of exemplars appended; in the second phase, return it unchanged."""
         return batch if self.correcting else super().prepare_batch(batch)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the weighted sum of cross-entropy and distillation; in the second phase cross-entropy, corrected."""
+        """Return cross-entropy and distillation, weighted; in the second phase, the corrected logits' cross-entropy."""
         logits = self(batch.x, batch.task)
         if self.correcting:
             return self.cross_entropy(logits, batch)

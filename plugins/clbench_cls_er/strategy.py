@@ -1,4 +1,4 @@
-"""CLS-ER: replay whose logits stay near those of two averages of the weights, a plastic and a stable one.
+"""CLS-ER: replay, with logits kept near those of two averages of the weights, a plastic and a stable one.
 
 After each step, each average follows the weights theta with a probability of its own:
 
@@ -14,13 +14,14 @@ The stable average makes the predictions, as in the paper.
 
 As in the authors' code (NeurAI-Lab/CLS-ER), the step counts from 1 over all tasks, the memory is a reservoir to which
 every epoch offers its samples again, and the squared error is a mean over all outputs. `share` is the quotient of
-their `minibatch_size` and `batch_size`. Differences to that code:
+their `minibatch_size` and `batch_size`. Differences from that code:
 
 - Cross-entropies, and the probabilities that choose the target, are over each sample's active outputs. The authors'
   are over all outputs in every scenario.
 - The averages compute in eval mode, with the running statistics of the network that learns. The authors' averages are
   copies in training mode, whose normalization uses the batch and keeps statistics of its own.
-- An average takes in a step when the next one begins, or when the task ends (clbench.strategy.after_steps).
+- The averages are updated for a step when the next step begins, or when the task ends
+  (clbench.strategy.after_steps).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class CLSER(ActsAfterSteps, ReplayMemory):
     options: CLSEROptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with an empty memory, and both averages at the network as it is."""
+        """Start with an empty memory, and with both averages equal to the network."""
         options = options or CLSEROptions()
         assert isinstance(options, CLSEROptions)
         super().__init__(model, stream_info, options, capacity=options.capacity)
@@ -57,7 +58,7 @@ class CLSER(ActsAfterSteps, ReplayMemory):
         return (self.plastic, self.stable)
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its replay; the memory is offered the new samples."""
+        """Return the batch with replayed samples appended, and offer the new samples to the memory."""
         batch = super().prepare_batch(batch)
         new = Samples(batch.x, batch.y, batch.tasks)
         if len(self.memory_y):
@@ -77,7 +78,7 @@ class CLSER(ActsAfterSteps, ReplayMemory):
 
     @torch.no_grad()
     def target(self, x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
-        """Return for each replayed sample the logits [N, C] of the average that is surer of its label."""
+        """Return, per replayed sample, the logits [N, C] of the average with the larger probability of its label."""
         plastic, stable = self.plastic(x), self.stable(x)
         surer = [self.mask(logits, tasks, len(y)).softmax(1).gather(1, y[:, None]) for logits in (plastic, stable)]
         return torch.where(surer[1] > surer[0], stable, plastic)
@@ -88,7 +89,7 @@ class CLSER(ActsAfterSteps, ReplayMemory):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Let each average follow the latest step, or not, by chance."""
+        """Update each average with its probability, and copy the network's buffers to both."""
         for average, rate, decay in ((self.plastic, self.options.plastic_rate, self.options.plastic_decay),
                                      (self.stable, self.options.stable_rate, self.options.stable_decay)):
             follows = bool(torch.rand((), generator=self.stream_info.generator) < rate)

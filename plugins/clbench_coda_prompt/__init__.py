@@ -12,7 +12,7 @@ from clbench.strategy.common_options import MEANING, OutputsOptions, StartOption
 
 
 class CodaPromptOptions(OutputsOptions, StartOptions):
-    """Options of `coda-prompt`; the defaults are the paper's but for `ortho`, which is its code's."""
+    """Options of `coda-prompt`; the defaults are the paper's, except `ortho`, which is that of its code."""
 
     components: int = Field(100, ge=1, description="M: prompt components of all tasks together; each of T tasks adds "
                             "the whole part of M / T")

@@ -7,26 +7,27 @@
     loss = cross-entropy of head(class token) + ortho * sum over blocks of o(P) + o(K) + o(A)
     o(B) = mean over the entries of (B B^T - I)^2
 
-Each task adds M / T components and trains them and the head; those of earlier tasks stay as they are. No prompt is
-chosen and no task is inferred: all components learned so far take part in every answer. Cross-entropy is by default
-over the classes of the task at hand alone, as in the paper and all codes.
+Each task adds M / T components and trains them and the head. Components of earlier tasks do not change. No prompt is
+chosen and no task is inferred: every prediction uses all components learned so far. By default, the cross-entropy is
+over the classes of the current task alone, as in the paper and all codes.
 
-Reference codes differ, from the paper and from each other; this follows the authors' present code (GT-RIPL/
-CODA-Prompt):
+Reference codes differ from the paper and from each other. This implementation follows the authors' current code
+(GT-RIPL/CODA-Prompt):
 
-- Components start orthonormal to each other and to all earlier ones, by Gram-Schmidt when their task begins. The
-  paper's first code drew all of them at once, orthogonal, before the first task. The authors project on each earlier
-  component apart, which is exact only while those are orthogonal; here the projection is exact. Beyond the width of a
-  vector (which they would divide by rounding errors) components are unit vectors without an order.
+- When a task begins, its components start orthonormal to each other and to all earlier ones, by Gram-Schmidt. The
+  paper's first code drew all components at once, orthogonal, before the first task. The authors project on each earlier
+  component separately, which is exact only while these are orthogonal. Here the projection is exact. If there are more
+  components than a vector has numbers, the additional ones are random unit vectors. (For these, the authors' code
+  would divide by rounding errors.)
 - The penalty: the paper has ||B B^T - I|| with lambda = 0.1. The first code has the mean of the squares times 1e-6
-  times 0.1. The present one has the mean of the squares, and its scripts (as PILOT's) the weight 0.
-- The paper writes the prompt into attention as here, behind the projections.
-- Components that M / T leaves over are not used in any code; here they are not made.
+  times 0.1. The current code has the mean of the squares, and its scripts (like PILOT's) set the weight to 0.
+- In the paper, as here, the prompt enters attention after the projections.
+- If M is not a multiple of T, the remaining components are not used in any code. Here they are not created.
 
 The authors train with Adam at a learning rate of 0.001, batches of 128, 20 epochs (CIFAR-100). In epoch e of E, counted
 from 0, the rate is multiplied by cos(99 pi e / (200 (E - 1))), a quarter of a cosine (`recipe=published`). Their
-scheduler repeats the first value in epoch 1, because its own count starts late, and so ends one value earlier; here it
-does not. The network is pretrained (`base = pretrained`).
+scheduler repeats the first value in epoch 1, because its own count starts late, and so ends one value earlier. The
+schedule here does not. The network is pretrained (`base = pretrained`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from clbench_coda_prompt import CodaPromptOptions
 
 
 class CodaPrompt(PromptedStrategy):
-    """A frozen transformer; for each task `prompts` [B, m, L_p, D], `keys` and `attention` [B, m, D] of B blocks."""
+    """A frozen transformer with, per task, `prompts` [B, m, L_p, D], `keys` and `attention` [B, m, D] for B blocks."""
 
     method = "coda-prompt"
     place, in_attention = "in the attention", True
@@ -53,7 +54,11 @@ class CodaPrompt(PromptedStrategy):
     options: CodaPromptOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: CodaPromptOptions | None = None) -> None:
-        """Keep the model; SpecError where it has no place for prompts or the components do not fit it or the stream."""
+        """Store the model; `prompts`, `keys` and `attention` are empty until the first task.
+
+        Raises:
+            SpecError: the model has no place for prompts or too few blocks, or there are fewer components than tasks.
+        """
         options = options if options is not None else CodaPromptOptions()
         super().__init__(model, stream_info, options)
         self.count, self.each = self.share("blocks", options.blocks, 5), options.components // stream_info.tasks
@@ -79,7 +84,7 @@ class CodaPrompt(PromptedStrategy):
             parts.append(nn.Parameter(new.reshape(self.count, self.each, *shape)))
 
     def learning(self) -> Iterable[nn.Parameter]:
-        """Return the components of the task at hand."""
+        """Return the components of the current task."""
         return self.prompts[-1], self.keys[-1], self.attention[-1]
 
     def weights(self, query: Tensor) -> Tensor:
@@ -109,7 +114,7 @@ class CodaPrompt(PromptedStrategy):
 
 
 def overlap(vectors: Tensor) -> Tensor:
-    """Return the sum over blocks of the mean squared entry of V V^T - I, of vectors V [B, M, K]."""
+    """Return the sum over blocks of the mean squared entry of V V^T - I, for vectors V [B, M, K]."""
     gram = vectors @ vectors.mT
     return (gram - torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)).square().mean((1, 2)).sum()
 
@@ -117,7 +122,8 @@ def overlap(vectors: Tensor) -> Tensor:
 def orthonormal(earlier: Tensor, count: int) -> Tensor:
     """Return new vectors [B, count, K] that are orthonormal, also to earlier ones [B, M, K].
 
-    They are Gaussian draws, by Gram-Schmidt. Those that no dimension is left for are only made as long as 1.
+    They are Gaussian draws, orthogonalized by a QR decomposition. Vectors for which no dimension is left are only
+    scaled to length 1.
     """
     blocks, before, width = earlier.shape
     drawn = earlier.new_empty(blocks, count, width).normal_()

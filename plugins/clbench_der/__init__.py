@@ -20,7 +20,7 @@ class DEROptions(OutputsOptions):
 
 
 class DERPPOptions(DEROptions):
-    """Options of `der++`; likewise."""
+    """Options of `der++`; the default weights are what the authors chose for the same setting."""
 
     alpha: Annotated[Scalar, SearchValues(0.1, 0.5)] = Field(
         0.1, ge=0, description="weight of the squared error to the logits that were kept")

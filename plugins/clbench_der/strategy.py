@@ -25,7 +25,7 @@ from clbench_der import DEROptions, DERPPOptions
 
 
 class DER(ReplayMemory):
-    """Replay of logits: memory_logits [M, C] are kept, kept_logits [R, C] those of the draw at hand."""
+    """Replay of logits: `memory_logits` [M, C] are the stored ones, `kept_logits` [R, C] those of the current draw."""
 
     options: DEROptions
     memory_logits: Tensor
@@ -41,7 +41,7 @@ class DER(ReplayMemory):
         self.register_buffer("kept_logits", none.clone(), persistent=False)
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its replay behind; afterwards the memory is offered the new samples."""
+        """Return the batch with replayed samples appended, and then offer the new samples to the memory."""
         new = Samples(batch.x, batch.y, batch.tasks)
         if len(self.memory_y):
             drawn = self.draw(len(batch.y))
@@ -51,7 +51,7 @@ class DER(ReplayMemory):
         return batch
 
     def extend(self, batch: Batch, new: int) -> Batch:
-        """Return the batch with what else is replayed, given the number of new samples. Default: nothing else."""
+        """Append further replayed samples to the batch, given the number of new samples. Default: none."""
         return batch
 
     def loss(self, batch: Batch) -> Tensor:
@@ -66,11 +66,11 @@ class DER(ReplayMemory):
         return loss
 
     def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor | float:
-        """Return the loss of what `extend` added, which begins at row `start`. Default: 0."""
+        """Return the loss of the samples that `extend` appended, which begin at row `start`. Default: 0."""
         return 0.0
 
     def _write(self, new: Samples, slots: Tensor) -> None:
-        """Keep the logits of samples that are kept."""
+        """Store new samples in slots of the memory, with their logits."""
         with torch.no_grad(), evaluating(self):
             logits = self(self.stream_info.prepare(new.x))
         super()._write(new, slots)
@@ -87,7 +87,7 @@ class DERPP(DER):
         super().__init__(model, stream_info, options or DERPPOptions())
 
     def extend(self, batch: Batch, new: int) -> Batch:
-        """Return the batch with the second draw behind."""
+        """Return the batch with the second draw appended."""
         return batch.extended(self.sample(new))
 
     def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor:

@@ -5,29 +5,32 @@
     q = the frozen network's features of x;  loss = cross-entropy + pull * (1 - cos(q, key_t)) in training task t
     test: E of the given task, else of the learned task whose key is most like q;  logits = head(class token)
 
-G and the head are trained on all tasks, E_t and key_t on task t alone. Cross-entropy is by default over the classes of
-the task at hand alone, as in all reference codes.
+G and the head are trained on all tasks, E_t and key_t on task t alone. By default, the cross-entropy is over the
+classes of the current task alone, as in all reference codes.
 
-Reference codes differ, from the paper and from each other; this follows the paper and, where that is silent, the
-authors' code (google-research/l2p):
+Reference codes differ from the paper and from each other. This implementation follows the paper and, if the paper does
+not specify a detail, the authors' code (google-research/l2p):
 
-- The paper writes prompts in front of the inputs of attention and halves a prompt of length L into L/2 keys and L/2
-  values. The authors' code and its PyTorch port put L keys and L values behind the projections; so does this. CODA's
-  re-implementation (GT-RIPL/CODA-Prompt) halves, with L_g = 6, as 5 has no half.
-- L_g = 5 and L_e = 20 are the paper's and the authors' for ImageNet-R; their code has L_e = 5 for Split-CIFAR-100.
-- A task's key is one for all blocks, as in the paper and the authors' code; CODA's re-implementation has a key for each
-  block, so that blocks may choose different tasks, and keeps the sum of (1 - cos) over a batch instead of the mean.
-- In all codes the keys of tasks that were not learned yet take part in the match at test time, and in the authors'
-  and the port's configuration for Split-CIFAR-100 a batch votes (`batchwise_prompt`; not for ImageNet-R). Here learned
-  tasks compete, for each sample.
-- A task's E starts as the last task's (`shared_prompt_pool`) in the authors' code, the port and PILOT; CODA's draws it.
+- The paper puts prompts in front of the inputs of attention, and splits a prompt of length L into L/2 keys and L/2
+  values. The authors' code, its PyTorch port and clbench put L keys and L values after the projections. CODA's
+  re-implementation (GT-RIPL/CODA-Prompt) splits the prompt, with L_g = 6 because 5 is odd.
+- L_g = 5 and L_e = 20 are the values of the paper, and of the authors for ImageNet-R. Their code has L_e = 5 for
+  Split-CIFAR-100.
+- A task has one key for all blocks, as in the paper and the authors' code. CODA's re-implementation has a key for each
+  block, so blocks may choose different tasks. It also has the sum of (1 - cos) over a batch instead of the mean.
+- In all codes, the keys of tasks that have not been learned yet take part in the match at test time. In the authors'
+  and the port's configuration for Split-CIFAR-100, a batch votes (`batchwise_prompt`; not for ImageNet-R). Here, only
+  learned tasks compete, and each sample is matched separately.
+- In the authors' code, the port and PILOT, a task's E starts as the last task's (`shared_prompt_pool`). CODA's
+  re-implementation draws it.
 - Prompts and keys start uniform in [0, 0.01), as in the authors' code; in the port in [-1, 1), in CODA's in [0, 1).
-- pull is 1 in the authors' code, the port and CODA's, 0.1 in PILOT's configuration.
-- No code uses a task id to choose E at test; here scenario `task` does, since E_t was trained so.
+- `pull` is 1 in the authors' code, the port and CODA's re-implementation, and 0.1 in PILOT's configuration.
+- No code uses a task ID to choose E at test time. Here, scenario `task` does, because E_t was trained for that task.
 
 The authors train with Adam at a constant learning rate of 0.005 (ImageNet-R) or 0.03 (Split-CIFAR-100) for 256 samples
-per step, scaled in proportion to the batch, and clip gradients to norm 1; PILOT has 0.001. `recipe=published` is theirs
-for ImageNet-R, which goes with the default `e_length = 20`. The network is pretrained (`base = pretrained`).
+per step, scaled in proportion to the batch, and clip gradients to norm 1. PILOT has 0.001. `recipe=published` is the
+authors' configuration for ImageNet-R, which matches the default `e_length = 20`. The network is pretrained
+(`base = pretrained`).
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class DualPrompt(PromptedStrategy):
     options: DualPromptOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: DualPromptOptions | None = None) -> None:
-        """Draw the G-Prompt; SpecError where the model has no place for prompts or too few blocks."""
+        """Draw the G-Prompt; SpecError if the model has no place for prompts or too few blocks."""
         options = options if options is not None else DualPromptOptions()
         super().__init__(model, stream_info, options)
         self.shared = self.share("g_blocks", options.g_blocks, 2)
@@ -76,11 +79,11 @@ class DualPrompt(PromptedStrategy):
         self.keys.append(self.parameter(width))
 
     def learning(self) -> Iterable[nn.Parameter]:
-        """Return the G-Prompt, and the E-Prompt and key of the task at hand."""
+        """Return the G-Prompt, and the E-Prompt and key of the current task."""
         return self.g_prompts, self.e_prompts[-1], self.keys[-1]
 
     def similarity(self, query: Tensor) -> Tensor:
-        """Return the cosine [N, tasks] of each sample's query [N, D] and each task's key."""
+        """Return the cosine [N, tasks] between each sample's query [N, D] and each task's key."""
         return query @ F.normalize(torch.stack(list(self.keys)), dim=1).T
 
     def answer(self, x: Tensor, e_prompts: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ class DualPrompt(PromptedStrategy):
         return self.cross_entropy(logits, batch) + self.options.pull * pull
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return logits [N, C] and, if the task is not given or has not been learned, the one whose key fits best."""
+        """Return logits [N, C] and, if the task is not given or not learned, the task [N] with the most similar key."""
         if not self.prompted:
             return Prediction(super().forward(x, task), None if task is not None else
                               torch.full((len(x),), -1, device=x.device))

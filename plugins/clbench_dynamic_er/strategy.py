@@ -1,4 +1,4 @@
-"""DER (Yan et al. 2021, "Dynamically Expandable Representation"): each task adds a feature extractor, and one head.
+"""DER (Yan et al. 2021, "Dynamically Expandable Representation"): each task adds a feature extractor to one head.
 
 It is not `der`, which is dark experience replay. In task t the extractors of earlier tasks are frozen, in eval mode. A
 new one begins as a copy of the latest. The head reads the features of all extractors,
@@ -26,8 +26,8 @@ After each task but the first, the weights of new classes are scaled to the mean
   append them to the task's samples. The paper stores 2000; by default, the classes so far share `capacity` here.
 
 Beyond the paper: if the task is known, labels compete within a task. The alignment applies to new classes that compete
-with old ones, which happens only in scenario `class`. Where all tasks share all classes (scenario `domain`), the
-auxiliary head's output for others has no samples.
+with old ones, which happens only in scenario `class`. If all tasks share all classes (scenario `domain`), the
+auxiliary head's output for other classes has no samples.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class DynamicER(HerdedMemory):
         model.require_body("dynamic-er adds layers before the head", "er, which replays samples to a head")
         self.extractors, self.parts = nn.ModuleList(), nn.ModuleList()
         self.auxiliary: AuxiliaryHead | None = None
-        self.met: list[int] = []  # classes of the tasks so far, the present one among them
-        self.old: list[int] = []  # those of earlier tasks that the present one does not have
+        self.met: list[int] = []  # classes of the tasks so far, including the current one
+        self.old: list[int] = []  # classes of earlier tasks that the current task does not have
 
     @property
     def columns(self) -> list[nn.ModuleList]:
@@ -98,7 +98,7 @@ class DynamicER(HerdedMemory):
         return [self.model.blocks, *self.extractors]
 
     def before_task(self, task: Task) -> None:
-        """Freeze the extractors and add one with its part of the head, from the second task on."""
+        """From the second task on, freeze the extractors, and add one with its part of the head."""
         super().before_task(task)
         self.old = [c for c in self.met if c not in task.classes]
         self.met = self.met + [c for c in task.classes if c not in self.met]
@@ -139,7 +139,7 @@ class DynamicER(HerdedMemory):
         return logits
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy, from the second task on with the auxiliary loss."""
+        """Return the cross-entropy; from the second task on, add the auxiliary loss."""
         features = self.features(batch.x)
         loss = self.cross_entropy(self.logits(features), batch)
         if self.auxiliary is None:
@@ -159,7 +159,7 @@ class DynamicER(HerdedMemory):
 
     @torch.no_grad()
     def align(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """Scale the weights of new outputs to the mean length of those of old outputs."""
+        """Scale the weights of new outputs so that their mean length is that of the weights of old outputs."""
         weights = [self.model.head.weight, *(part.get_parameter("weight") for part in self.parts)]
         lengths = torch.cat(weights, 1).norm(dim=1)
         gamma = lengths[list(old)].mean() / lengths[list(new)].mean()

@@ -21,10 +21,10 @@ from clbench_ease.bottleneck import AdaptedBlock, adapt
 
 
 class TaskAdapters(FrozenBase):
-    """A frozen network with adapters per task; `adapted` maps the name of an adapted layer or block to it."""
+    """A frozen network with adapters per task; `adapted` maps names to adapted layers or blocks."""
 
     method: ClassVar[str]
-    widths: ClassVar[Mapping[Kind, int]]  # of adapters by kind, if the options have none
+    widths: ClassVar[Mapping[Kind, int]]  # default width of adapters, by kind
     options: Any  # has the fields of AdapterKindOptions, among others
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Any) -> None:
@@ -51,7 +51,7 @@ class TaskAdapters(FrozenBase):
         self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
-        """Train either the network or the newest adapters, and the head that goes with them."""
+        """Train either the network or the newest adapters, each with its head (`choose_head`)."""
         self.base_learns = base
         self.model.blocks.requires_grad_(base)
         for layer in self.adapted.values():
@@ -62,10 +62,10 @@ class TaskAdapters(FrozenBase):
 
     @abstractmethod
     def choose_head(self, base: bool) -> None:
-        """Let the head learn that is trained with the network, or the one that is trained with adapters."""
+        """Make the head trainable that belongs to the network (`base`), or the one that belongs to the adapters."""
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the network once it is frozen; the adapters in it still learn."""
+        """Return the network once it is frozen; its adapters are still trained."""
         return () if self.base_learns else (self.model,)
 
     def train(self, mode: bool = True) -> TaskAdapters:
@@ -76,5 +76,5 @@ class TaskAdapters(FrozenBase):
         return self
 
     def using(self, task: int | None) -> AbstractContextManager[None]:
-        """Return a context with the adapters of a task (-1: the newest; None: none); outside none is active."""
+        """Return a context in which only the adapters of a task (-1: the newest; None: no task) are active."""
         return activated(self.adapted.values(), () if task is None else (task,))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clbench import Network
 from clbench.core.errors import SpecError
 
-# Transformer blocks h + MLP(norm(h)) by the names of their classes, here and in timm and torchvision, with the norm's.
+# Class names of transformer blocks h + MLP(norm(h)), here and in timm and torchvision, and the names of their norms.
 NORMS = {"Transformer": "norm2", "Block": "norm2", "EncoderBlock": "ln_2"}
 
 
@@ -26,10 +26,10 @@ class Bottleneck(nn.Module):
     """One adapter: s up(dropout(ReLU(down(h)))).
 
     Args:
-        norm: a layer norm whose width, device and dtype it takes.
+        norm: a layer norm whose width, device and dtype the adapter takes.
         width: numbers in the middle.
         scale: s.
-        dropout: share of these that is zeroed in training.
+        dropout: share of the numbers in the middle that is zeroed in training.
     """
 
     def __init__(self, norm: nn.LayerNorm, width: int, scale: float, dropout: float) -> None:
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class Tap(nn.Module):
-    """A norm that notes its input until it is fetched."""
+    """A norm that stores its latest input until `fetch` returns it."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         """Wrap the norm."""
@@ -71,7 +71,7 @@ class Tap(nn.Module):
 
 
 class AdaptedBlock(nn.Module):
-    """A transformer block with a bottleneck per task; used like a `LoRALayer`: `active` has the index of what is on."""
+    """A transformer block with a bottleneck per task; `active` has the indices of those in use, as in `LoRALayer`."""
 
     def __init__(self, block: nn.Module, norm: str, width: int, scale: float, dropout: float) -> None:
         """Wrap a block; it has no adapter yet."""
@@ -98,7 +98,7 @@ class AdaptedBlock(nn.Module):
         return dict(self.adapters[adapter].named_parameters())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens [N, L, D] of tokens [N, L, D]."""
+        """Return the output tokens [N, L, D] for input tokens [N, L, D]."""
         out: Tensor = self.block(tokens)
         tap = self.get_submodule(self.tap)
         assert isinstance(tap, Tap)
@@ -109,7 +109,7 @@ class AdaptedBlock(nn.Module):
 
 
 def transformer_blocks(model: Network) -> dict[str, nn.Module]:
-    """Return the blocks of a model that bottlenecks can be put in, by name."""
+    """Return the blocks of a model that can have bottlenecks, by name."""
     return {f"blocks.{name}": block for name, block in model.blocks.named_modules()
             if isinstance(getattr(block, NORMS.get(type(block).__name__, ""), None), nn.LayerNorm)
             and hasattr(block, "mlp")}

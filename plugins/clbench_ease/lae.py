@@ -19,7 +19,7 @@ The authors' code (gqk/LAE) was read; of the paper, its abstract and a summary. 
 - A network without key and value layers has low-rank adapters on all layers. This is an addition of clbench.
 - The code makes an average of averages with `num_emas`. All its configurations have one.
 - The code leaves out the last, smaller batch of an epoch, and does not normalize images.
-- An average takes in a step when the next one begins, or when the task ends (clbench.strategy.after_steps).
+- The average is updated for a step when the next step begins, or when the task ends (clbench.strategy.after_steps).
 
 With `base = task1`, the first half of the first task's steps trains the network and the head.
 """
@@ -74,18 +74,18 @@ class LAE(ActsAfterSteps, FrozenBase):
             self.adapted = adapt_lora(model, lora, "lae")
         self.first = model.first_with((AdaptedBlock, LoRALayer))
         self.register_buffer("known", torch.zeros_like(self.class_mask, device=model.head.weight.device))
-        self.adapters = 0  # on each layer: none, the online one, both
+        self.adapters = 0  # number on each layer: 0, then 1 (online), then 2 (online and offline)
         self.base_learns = False
         self.requires_grad_(False)
         self.train(self.training)
 
     @property
     def accumulates(self) -> bool:
-        """Tell whether there are offline adapters."""
+        """Return whether there are offline adapters."""
         return self.adapters == 2
 
     def phases(self, task: Task) -> int | Sequence[float]:
-        """Return the two parts of the steps of a later task, the first with a frozen adapter."""
+        """Return the shares of the two phases of a later task; the adapter is frozen in the first phase."""
         freeze = self.options.freeze
         return (freeze, 1 - freeze) if task.index and freeze else super().phases(task)
 
@@ -102,7 +102,7 @@ class LAE(ActsAfterSteps, FrozenBase):
                     adapter=not (task.index and self.options.freeze))
 
     def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Let the adapter learn in the second part of a later task's steps."""
+        """Make the adapter trainable in the second phase of a later task."""
         if task.index and phase == 1:
             self._learn(base=False, adapter=True)
         elif not task.index:
@@ -113,7 +113,7 @@ class LAE(ActsAfterSteps, FrozenBase):
         self._learn(base=False, adapter=True)
 
     def _learn(self, base: bool, adapter: bool) -> None:
-        """Train the head, and the network or the online adapters or neither."""
+        """Train the head and, in addition, the network (`base`), the online adapters (`adapter`), or neither."""
         self.base_learns = base
         self.requires_grad_(False)
         self.model.head.requires_grad_(True)
@@ -125,34 +125,34 @@ class LAE(ActsAfterSteps, FrozenBase):
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks once they are frozen; the adapters in them still learn."""
+        """Return the blocks once they are frozen; their adapters may still be trained."""
         return () if self.base_learns else (self.model.blocks,)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy with the online adapters; of the network while that is trained."""
+        """Return the cross-entropy with the online adapters, or without adapters while the network is trained."""
         with self.using(None if self.base_learns else ONLINE):
             return self.cross_entropy(self.model(batch.x), batch)
 
     def after_step(self) -> None:
-        """Let the offline adapters, if there are any, follow the latest step."""
+        """Update the offline adapters, if there are any, after the latest step."""
         for layer in self.adapted.values() if self.accumulates else ():
             self._average(layer, self.options.decay)
 
     @torch.no_grad()
     def _average(self, layer: AdaptedBlock | LoRALayer, decay: float) -> None:
-        """Move the offline adapter of a layer towards the online one; with a decay of 0, to it."""
+        """Move the offline adapter of a layer toward the online one; a decay of 0 makes them equal."""
         online = layer.parameters_of(ONLINE)
         for name, offline in layer.parameters_of(OFFLINE).items():
             offline.lerp_(online[name], 1 - decay)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return log p [N, C]; before the second task the logits with the online adapter, or those of the network."""
+        """Return log p [N, C]; before the second task, the logits with the online adapter or of the network."""
         if not self.accumulates:
             with self.using(None if self.base_learns or not self.adapters else ONLINE):
                 return super().forward(x, task)
         given = self.known.any(0) if task is None else self.known[task]
         learned = given | ~given.any()  # all outputs, if the given task has not been learned
-        hidden = self.model.run(x, self.model.start, self.first)  # what adapters do not change runs once
+        hidden = self.model.run(x, self.model.start, self.first)  # layers before the adapters run only once
         logs = []
         for number in (ONLINE, OFFLINE):
             with self.using(number):
@@ -161,7 +161,7 @@ class LAE(ActsAfterSteps, FrozenBase):
         return torch.maximum(*logs)
 
     def using(self, number: int | None) -> AbstractContextManager[None]:
-        """Return a context with adapters of a number (None: none); outside none is active."""
+        """Return a context in which only the adapters of a number (ONLINE or OFFLINE; None: no number) are active."""
         return activated(self.adapted.values(), () if number is None else (number,))
 
 

@@ -1,4 +1,4 @@
-"""MOS: model surgery (Sun et al. 2025, arXiv 2412.09441): merged adapters per task, retrieved and refined at the test.
+"""MOS: model surgery (Sun et al. 2025, arXiv 2412.09441): merged adapters per task, chosen and refined at test time.
 
 Training of task b, with adapters A_b that start where those of the last task ended, and a head h of all outputs:
 
@@ -18,8 +18,8 @@ Test, with f_t the features with the adapters of task t and p_c the mean f_1 of 
 
 The authors' code (sun-hailong/AAAI25-MOS) was read; of the paper, its abstract. Details and differences:
 
-- The code merges in place in every forward pass, again for each transformer block, and in those of the test too. With
-  12 blocks, a step merges 13 times, and predictions change adapters. As we understand the paper, a step merges once.
+- The code merges in place in every forward pass, also at test time, and again for each transformer block. With 12
+  blocks, a step merges 13 times, and predictions change adapters. As we understand the paper, a step merges once.
 - The code's adapters are those of EASE with 16 numbers in the middle, factor 0.1 and dropout 0.1. `adapter = lora` is
   an addition of clbench for other networks.
 - The head learns at a tenth of the rate of the adapters (`head_rate`), and its rows of other classes decay.
@@ -27,10 +27,10 @@ The authors' code (sun-hailong/AAAI25-MOS) was read; of the paper, its abstract.
   variances only, here always covariances.
 - The code trains 20 epochs for CIFAR-100, with batches of 48, rate 0.03 and weight decay 5e-4. For ImageNet-R it has
   10 epochs, 16, 0.05 and 5e-3.
-- A merge follows a step when the next one begins, or when the task ends (clbench.strategy.after_steps). Accuracy that
-  is measured within a task comes from the adapters of the tasks before.
+- The merge of a step is done when the next step begins, or when the task ends (clbench.strategy.after_steps). Accuracy
+  that is measured within a task comes from the adapters of the tasks before.
 - The paper studies scenario `class`. If the task is given, its adapters are used, and only its classes have a
-  probability. In scenario `domain` a class does not tell its task, so t is that of the most similar mean.
+  probability. In scenario `domain`, a class does not identify a task, so t is the task of the most similar mean.
 
 The paper's network is pretrained (`base = pretrained`). With `base = task1`, the first half of the first task's steps
 trains the network and its head.
@@ -59,8 +59,9 @@ TEMPERATURE = 0.8  # of the contrast
 class MOS(ActsAfterSteps, Aligned, TaskAdapters):
     """A frozen network, adapters per task, and the network's own head.
 
-    The buffers have a row for each class of each learned task: `labels` [K], its output, `owners` [K], the task,
-    `task_means` [K, D], the mean features with the adapters of that task, and `prototypes` [K, D], with the first.
+    The buffers have a row for each class of each learned task. `labels` [K] is its output and `owners` [K] its task.
+    `task_means` [K, D] are its mean features with the adapters of that task, and `prototypes` [K, D] its mean features
+    with the first task's adapters.
     """
 
     method, widths = "mos", MOS_WIDTHS
@@ -85,7 +86,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         self.learned = 0  # number of tasks
 
     def before_task(self, task: Task) -> None:
-        """Add adapters, which start where those of the last task ended; train these, or the network first."""
+        """Add adapters that start as those of the last task ended; train these, or the network first."""
         super().before_task(task)
         self.requires_grad_(False)
         for layer in self.adapted.values():
@@ -97,7 +98,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         self._learn(base=self.phases(task) == 2)
 
     def choose_head(self, base: bool) -> None:
-        """Train the network's head with both."""
+        """Train the network's head, both with the network and with adapters."""
         self.model.head.requires_grad_(True)
 
     def learning_rates(self) -> Mapping[str, float]:
@@ -106,7 +107,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the newest adapters towards the mean of the earlier ones."""
+        """Move the newest adapters toward the mean of the earlier ones."""
         for layer in self.adapted.values() if self.learned else ():
             earlier = [layer.parameters_of(task) for task in range(self.learned)]
             for name, parameter in layer.parameters_of(-1).items():
@@ -114,7 +115,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
                 parameter.lerp_(mean, self.options.merge)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy plus the contrast; the cross-entropy alone while the network is trained."""
+        """Return the cross-entropy plus the contrast, or the cross-entropy alone while the network is trained."""
         if self.base_learns:
             return self.cross_entropy(self.model(batch.x), batch)
         features = self.head_features(batch.x)
@@ -134,7 +135,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         super().after_task(task)
         means, _ = class_means(self, task.train, lambda x: self.features_by(x, (0, -1)).transpose(0, 1).flatten(1))
         classes = send(torch.tensor(task.classes, device="cpu"), self.labels.device)
-        # A class without samples has no direction.
+        # The mean of a class without samples is NaN; 0 in its place gives cosines of 0.
         first, second = means.to(self.prototypes)[classes].nan_to_num(nan=0.0).chunk(2, dim=1)
         self.labels = torch.cat([self.labels, classes])
         self.owners = torch.cat([self.owners, torch.full_like(classes, task.index)])
@@ -143,7 +144,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         self.learned = task.index + 1
 
     def features_by(self, x: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Return features [T, N, D] with the adapters of tasks; blocks before the first adapted run once for all."""
+        """Return features [T, N, D] with the adapters of T tasks; earlier blocks run once for all."""
         hidden = self.model.run(x, self.model.start, self.first)
         features = []
         for task in tasks:
@@ -152,9 +153,9 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         return torch.stack(features)
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return log p [N, C], -inf for classes not learned, and the task [N] whose adapters were used, if not given.
+        """Return log p [N, C], -inf for classes not learned, and the task [N] of the adapters used if none is given.
 
-        Before the first task is learned, and for a given task that is not, the network answers without adapters.
+        If no task has been learned, or the given one has not, return the network's logits without adapters.
         """
         if not self.learned or (task is not None and task >= self.learned):
             return Prediction(self.model(x), None if task is not None else torch.full((len(x),), -1, device=x.device))
@@ -182,7 +183,7 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         return Prediction((both / 2).log(), tasks)
 
     def similarity(self, features: Tensor) -> Tensor:
-        """Return the cosines [N, K] of features [N, D] with the prototypes, in float64, which autocast leaves alone."""
+        """Return the cosines [N, K] of features [N, D] and prototypes, in float64, which autocast does not reduce."""
         return F.normalize(features.double(), dim=1) @ F.normalize(self.prototypes.double(), dim=1).T
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:

@@ -13,7 +13,7 @@ passes.
 
 The paper, its code (sun-hailong/CVPR24-Ease; LAMDA-PILOT has the same) and clbench differ:
 
-- As we read the paper, the missing prototype of an old class is combined once, from the newest task's classes
+- As we understand the paper, the missing prototype of an old class is combined once, from the newest task's classes
   (`donors = next`). The code can do that (`recalc_sim = false`). The configurations that we saw combine it from the
   classes of all later tasks, and recompute it after each task (`donors = later`, the default here).
 - The code divides alpha by the number of other subspaces, as here.
@@ -78,8 +78,9 @@ class CosineHead(nn.Module):
 class EASE(TaskAdapters):
     """A frozen network, adapters per task, and the newest task's head.
 
-    The buffers are for K classes of T learned tasks, in their order: `labels` [K], their outputs, and `prototypes`
-    [K, T, D], the missing ones filled in; with `beta` also `plain` [K, D], those without adapters.
+    The buffers describe the K classes of T learned tasks, in the order of the tasks. `labels` [K] are their outputs,
+    and `prototypes` [K, T, D] their prototypes, with missing ones filled in. With `beta`, `plain` [K, D] are the
+    prototypes without adapters.
     """
 
     method, widths = "ease", WIDTHS
@@ -104,7 +105,7 @@ class EASE(TaskAdapters):
         self.sizes: list[int] = []  # number of classes of each learned task
 
     def before_task(self, task: Task) -> None:
-        """Add adapters and, in place of the last, a head; train these, or the network where task 0 is to make it."""
+        """Add adapters and replace the head by a new one; train these, or the network if task 0 is to train it."""
         self.requires_grad_(False)
         weight = self.model.head.weight
         self.head = CosineHead(weight.shape[1], task.classes, self.stream_info.classes, weight.detach())
@@ -113,12 +114,12 @@ class EASE(TaskAdapters):
         self._learn(base=self.phases(task) == 2)
 
     def choose_head(self, base: bool) -> None:
-        """Train the network's own head with the network, else the newest adapters' head."""
+        """Train the network's own head together with the network, and otherwise the newest adapters' head."""
         self.model.head.requires_grad_(base)
         self.head.requires_grad_(not base)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy of the newest adapters' head; of the network while that is trained."""
+        """Return the cross-entropy of the newest adapters' head, or of the network while the network is trained."""
         if self.base_learns:
             return self.cross_entropy(self.model(batch.x), batch)
         with self.using(-1):
@@ -132,7 +133,7 @@ class EASE(TaskAdapters):
         tasks, old = len(self.sizes), len(self.labels)
         classes = send(torch.tensor(task.classes, device="cpu"), self.labels.device)
         means, _ = class_means(self, task.train, lambda x: self.subspaces(x, tasks).flatten(1))
-        # A class without samples has no direction.
+        # The mean of a class without samples is NaN; 0 in its place gives cosines of 0.
         class_prototypes = means.to(self.prototypes)[classes].nan_to_num(nan=0.0)
         class_prototypes = class_prototypes.view(len(class_prototypes), -1, self.model.head.in_features)
         self.labels = torch.cat([self.labels, classes])
@@ -145,7 +146,7 @@ class EASE(TaskAdapters):
 
     def subspaces(self, x: Tensor, tasks: int) -> Tensor:
         """Return features [N, T, D] by the adapters of the first T tasks; with `beta`, add those without adapters."""
-        hidden = self.model.run(x, self.model.start, self.first)  # what adapters do not change runs once
+        hidden = self.model.run(x, self.model.start, self.first)  # layers before the adapters run only once
         features = []
         for task in [*range(tasks), *([None] if self.options.beta else [])]:
             with self.using(task):
@@ -153,10 +154,10 @@ class EASE(TaskAdapters):
         return torch.stack(features, 1)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return logits [N, C], -inf for classes not learned; the starting network's while there is none."""
+        """Return logits [N, C], -inf for classes not learned; the starting network's if no suitable task is learned."""
         if not self.sizes or (task is not None and task >= len(self.sizes)):
             return super().forward(x, task)
-        # Cosines are close to each other, so in float64, which autocast leaves alone.
+        # Cosines are close to each other, so they are computed in float64, which autocast does not reduce.
         features = self.subspaces(x, len(self.sizes)).double().transpose(0, 1)
         prototypes = self.prototypes.double()
         weights = subspace_weights(self.sizes, self.options.alpha, prototypes)

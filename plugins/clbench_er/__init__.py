@@ -12,7 +12,7 @@ from clbench.strategy.common_options import OutputsOptions, QuotaOptions
 
 
 class ReplayOptions(QuotaOptions):
-    """What the memory is and when it is filled."""
+    """Options of a replay memory: its size, its balance, and when samples are offered to it."""
 
     capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
     balance: Literal["reservoir", "class"] = Field(
@@ -34,7 +34,7 @@ class EROptions(OutputsOptions, ReplayOptions):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return that the weights count the tasks."""
+        """Return why boundaries are needed: weights by task count the tasks."""
         return ("weights = by-task counts the tasks; choose weights = constant" if self.weights == "by-task"
                 else super().needs_boundaries)
 

@@ -1,18 +1,19 @@
-"""Experience replay: every step trains on new samples and as many from a small memory of the stream.
+"""Experience replay: every step trains on new samples and on as many samples from a small memory of the stream.
 
-As in Chaudhry et al. 2019 (arXiv 1902.10486): draw the replay batch, take one step on the mean loss over both, and
-offer the new samples to the memory. Each sample is offered once however many epochs there are, as in the single pass
-they study, so that the memory stays a uniform sample of the stream. The memory is that of clbench.strategy.replay.
+A step is that of Chaudhry et al. 2019 (arXiv 1902.10486). It draws the replay batch, takes one step on the mean loss
+over new and replayed samples, and offers the new samples to the memory. With several epochs, each sample is still
+offered only once. This corresponds to the single pass that they study, and the memory stays a uniform sample of the
+stream. The memory is that of clbench.strategy.replay.
 
-With `share = s` a step replays fewer samples, or more, than are new: s for each new one, as in training sets that mix a
-share of old samples into the new ones. The replayed samples come in addition, so the batch has 1 + s times its size.
+With `share = s`, a step replays s samples for each new one, as in training sets that mix a share of old samples into
+the new ones. The replayed samples are added to the batch, so the batch has 1 + s times its size.
 
 With `weights = by-task`, the loss in task t is 1 / t times the mean over the new samples plus 1 - 1 / t times the mean
 over the replayed ones, as in van de Ven's code (GMvandeVen/continual-learning).
 
-With `update = task` the memory is offered a task's samples after the task, as in Avalanche's Replay: nothing is
-replayed in the first task, and none of the task at hand in any. Where boundaries are hidden, it is offered them in
-every step all the same: else it would be `naive`.
+With `update = task`, the memory is offered a task's samples after the task, as in Avalanche's Replay. Nothing is then
+replayed in the first task, and samples of the current task are never replayed. If task boundaries are hidden, the
+samples are still offered in every step. Otherwise the method would be the same as `naive`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from clbench_er import EROptions, ReplayOptions
 
 
 class ER(ReplayMemory):
-    """Fine-tuning on batches with a replay batch behind: equally large, or what the options and the memory allow."""
+    """Fine-tuning on batches of new and replayed samples; their ratio follows from the options and the memory."""
 
     inputs_only_through_model = True
     options: ReplayOptions
@@ -46,11 +47,11 @@ class ER(ReplayMemory):
 
     @property
     def loss_is_mean(self) -> bool:  # type: ignore[override]
-        """Tell whether the loss is a mean over samples: not if new and replayed ones have weights."""
+        """Return whether the loss is a mean over samples; it is not if new and replayed samples have weights."""
         return not self.weights_by_task
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its replay samples behind; afterwards the memory may be offered the new ones."""
+        """Append replayed samples to the batch; then, in the first pass, offer the new ones to the memory if due."""
         replayed = self.replay(batch)
         extended = batch.extended(replayed) if len(replayed) else batch
         if batch.first_pass and self.as_they_pass:
@@ -58,7 +59,7 @@ class ER(ReplayMemory):
         return extended
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of all samples, or weighted means of that of new and of replayed ones."""
+        """Return the mean cross-entropy of all samples, or a weighted sum of the means of new and replayed ones."""
         if not batch.replayed or not self.weights_by_task:
             return super().loss(batch)
         share, new = 1 / (batch.task + 1), len(batch.y) - batch.replayed
@@ -67,15 +68,15 @@ class ER(ReplayMemory):
         return share * losses[:new].mean() + (1 - share) * losses[new:].mean()
 
     def replay(self, batch: Batch) -> Samples:
-        """Return the samples to replay with a raw batch, at random. Default: as many as are new, or a share of them."""
+        """Return the samples to replay with a raw batch. Default: random ones, `share` (or 1) for each new sample."""
         return self.sample_share(len(batch.y), self.options.share if isinstance(self.options, EROptions) else 1)
 
     @property
     def as_they_pass(self) -> bool:
-        """Tell whether the memory is offered samples in every step: with hidden boundaries no task ends before all."""
+        """Return whether samples are offered in every step; with hidden boundaries, the whole stream is one task."""
         return self.options.update == "step" or not self.stream_info.boundaries
 
     def after_task(self, task: Task) -> None:
-        """Offer all of the task's samples to the memory, if it has not been offered them one by one."""
+        """Offer all of the task's samples to the memory, unless the steps have already offered them."""
         if not self.as_they_pass:
             self.offer(task.train)

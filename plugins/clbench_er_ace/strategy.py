@@ -1,18 +1,18 @@
-"""ER-ACE: new samples compete among the classes of their own batch only, replayed ones among all that are active.
+"""ER-ACE: new samples compete only among the classes of their own batch, replayed samples among all active classes.
 
-So that the first samples of new classes do not push the outputs of old ones down, which no new sample would pull up
-again (eq. 4 and 5). The two losses are added, each a mean over its samples, as in the authors' code; `er` takes one
-mean over both.
+The first samples of new classes therefore do not push down the outputs of old classes, which no new sample would raise
+again (eq. 4 and 5). The loss is the sum of two means, one over new and one over replayed samples, as in the authors'
+code. `er` takes one mean over both.
 
-Where reference codes differ: the authors' and Mammoth's leave classes not met yet in the denominator of new samples;
-here they are not active. Mammoth masks and replays from the second task on; here, and in the authors' code (earlier
-versions of which masked from the second task on), it is from the first step on.
+Reference codes differ: the authors' code and Mammoth keep classes that have not been seen yet in the denominator for
+new samples. Here these classes are not active. Mammoth masks and replays from the second task on. Here and in the
+authors' code, both begin with the first step (earlier versions of the authors' code masked from the second task on).
 
-`head = cosine` is the authors' network for er-ace and er-aml, but not for their baselines (pclucas14/AML): logits are
-10 cos(features, weights of the class), without bias. Mammoth has it by default too. Avalanche and the default here
-leave the model its linear head; tables that compare er-ace with the cosine to others without it compare two things.
-Differences: here the weights begin as those of the model's head, there as those of a new linear layer; there 1e-5 is
-added to lengths, here shorter ones count as 1e-5.
+`head = cosine` is the authors' network for er-ace and er-aml, but not for their baselines (pclucas14/AML). Its logits
+are 10 cos(features, weights of the class), without bias. It is also Mammoth's default. Avalanche and the default here
+keep the model's linear head. A table that compares er-ace with the cosine head to other methods without it compares two
+things at once. Differences: here the weights start as those of the model's head, in the authors' code as those of a new
+linear layer. Their code adds 1e-5 to lengths; here, lengths below 1e-5 count as 1e-5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clbench import Batch, Network, Options, StreamInfo
 from clbench.models.network import CosineHead
 from clbench_er_ace import ERACEOptions
 
-SCALE = 10.0  # of cosines, the authors'
+SCALE = 10.0  # factor of the cosines, as in the authors' code
 
 
 class ERACE(ER):
@@ -34,7 +34,7 @@ class ERACE(ER):
     options: ERACEOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with an empty memory, and with the head that the options name."""
+        """Start with an empty memory, and with the head of the option `head`."""
         super().__init__(model, stream_info, options or ERACEOptions())
         if self.options.head == "cosine":
             self.model.head = CosineHead(model.head, SCALE)

@@ -15,7 +15,8 @@ class EWCOptions(OutputsOptions):
     """Options of `ewc`.
 
     The default strength is that of van de Ven's code (its version of 2022, with the exact Fisher) for Split-MNIST,
-    scenario `task`; it was not tuned here. The best value moves by orders of magnitude with benchmark and scenario.
+    scenario `task`; it was not tuned here. The best value differs by orders of magnitude between benchmarks and
+    scenarios.
     """
 
     strength: Annotated[Scalar, SearchValues(1e1, 1e3, 1e5, 1e7, 1e9)] = Field(

@@ -1,20 +1,21 @@
-"""FeTrIL: the features of a new class, moved to the mean of an old class, stand in for the old class.
+"""FeTrIL: features of a new class, shifted to the mean of an old class, replace those of the old class.
 
 The network is frozen after the first task, or from the start with a given base. The mean features m_c of each class are
-stored, and nothing else. In a later task every old class c is lent the features of one new class n(c), that with the
+stored, and nothing else. In a later task, every old class c uses the features of one new class n(c), the one with the
 most similar mean:
 
     pseudo-features of c:  f(x) + m_c - m_n(c)   for each x of class n(c)          (equation 1)
 
 The head of all classes is trained on new features and pseudo-features together.
 
-A batch holds the pseudo-features that its new samples give, and the loss is the mean cross-entropy over both. The
-harness draws batches of new samples, so that a step has more pseudo-features the more old classes there are. PyCIL's
-code (models/fetril.py) draws batches of a fixed size from all features of both kinds; the mix of classes is the same.
-Other differences:
+A batch has the pseudo-features of its new samples, and the loss is the mean cross-entropy over both. The harness draws
+batches of new samples, so the number of pseudo-features in a step grows with the number of old classes. PyCIL's code
+(models/fetril.py) draws batches of a fixed size from all features of both kinds; the mix of classes is the same. Other
+differences:
 
 - The paper's main results have a linear support vector machine for each task instead of a head that is trained by
-  gradient steps; it calls the latter FeTrIL with a fully connected layer. PyCIL has both. The machine is left out.
+  gradient steps; it calls the latter FeTrIL with a fully connected layer. PyCIL has both. The support vector
+  machine is left out.
 - The paper and PyCIL compare means by their cosine; the authors' published code (GregoirePetit/FeTrIL) takes the
   Euclidean distance: `nearest`.
 - PyCIL computes features without augmentation. Here a batch is augmented if the experiment augments it; means never
@@ -42,9 +43,9 @@ from clbench_fetril import FeTrILOptions
 class FeTrIL(Strategy):
     """A frozen network whose head is trained on new features and pseudo-features.
 
-    The buffers `sums` [C, D] and `counts` [C] are of the features of each class so far. `nearest` [C] is n(c),
-    `old` [C] says which classes are lent features in the current task, and `class_tasks` [C] is the task in which a
-    class came last.
+    The buffers `sums` [C, D] and `counts` [C] are of the features of each class so far. `nearest` [C] is n(c), and
+    `old` [C] marks the classes that have pseudo-features in the current task. `class_tasks` [C] is the latest task of
+    each class.
     """
 
     roles = (("sums", "prototypes"), ("counts", "prototypes"), ("nearest", "counters"), ("old", "counters"),
@@ -58,7 +59,7 @@ class FeTrIL(Strategy):
     class_tasks: Tensor
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: FeTrILOptions | None = None) -> None:
-        """Start with no class; freeze the network if it is not to be trained in the first task."""
+        """Start with no classes; freeze the network unless the first task is to train it."""
         super().__init__(model, stream_info, options if options is not None else FeTrILOptions())
         self.notes += check_base("fetril", self.options, stream_info, model)
         self.base_learns = self.options.base == "task1" and model.has_body
@@ -76,7 +77,7 @@ class FeTrIL(Strategy):
 
     @torch.no_grad()
     def before_task(self, task: Task) -> None:
-        """Find the new class that lends its features to each old one, from the second task on."""
+        """From the second task on, find the new class whose features each old class uses."""
         if not task.index:
             return
         self._add_features(task)
@@ -96,13 +97,13 @@ class FeTrIL(Strategy):
         self._add_features(task)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of the batch and of the pseudo-features that it gives."""
+        """Return the mean cross-entropy of the batch and of its pseudo-features."""
         logits = self.model(batch.x)
         if not batch.task:
             return self.cross_entropy(logits, batch)
         means = self.means
-        moves = F.linear(means - means[self.nearest], self.model.head.weight)  # [C, C], of the logits
-        lent = (batch.y[:, None] == self.nearest) & self.old  # [N, C]: does sample n stand in for class c?
+        moves = F.linear(means - means[self.nearest], self.model.head.weight)  # [C, C], shifts of the logits
+        lent = (batch.y[:, None] == self.nearest) & self.old  # [N, C]: whether sample n gives class c a pseudo-feature
         samples, classes = lent.shape
         moved = logits[:, None] + self.mask(moves, self.class_tasks, classes)  # [N, C, C]
         pseudo = -moved.log_softmax(2).diagonal(dim1=1, dim2=2)
@@ -115,7 +116,7 @@ class FeTrIL(Strategy):
         return self.sums / self.counts.clamp_min(1)[:, None]
 
     def _add_features(self, task: Task) -> None:
-        """Let the means of the task's classes cover its samples."""
+        """Add the features of the task's samples to the sums and counts of their classes."""
         for part, features in features_of(self, task.train, self.model.features):
             labels = F.one_hot(part.y, self.stream_info.classes).to(self.sums)
             self.sums.addmm_(labels.T, features.to(self.sums))
@@ -124,7 +125,7 @@ class FeTrIL(Strategy):
 
 
 def nearest(means: Tensor, new: Tensor, by: str) -> Tensor:
-    """Return for each class the one among the `new` ones [C] whose mean [C, D] is most similar or nearest, [C]."""
+    """Return for each class the `new` class (mask [C]) whose mean [C, D] is most similar or nearest, int64 [C]."""
     if by == "cosine":
         unit = F.normalize(means, dim=1)
         similarity = unit @ unit.T

@@ -1,4 +1,4 @@
-"""`frozen`: a frozen base and a head per task (linear probing), what adapters are measured against from below."""
+"""`frozen`: a head per task on a frozen backbone (linear probing), a lower reference for adapters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class FrozenOptions(BaseOptions):
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare the strategy, a bound: lora at rank 0."""
+    """Declare the strategy, a reference: it is `lora` at rank 0."""
     return (StrategyInfo("frozen", "clbench_frozen.strategy:Frozen",
                          "trains only a head for each task, on the frozen backbone (linear probe)",
                          FrozenOptions, reference=True, layer_rows=(("frozen", "base=pretrained"),),

@@ -1,8 +1,8 @@
-"""Linear probing: heads on features that do not change.
+"""Linear probing: train a head for each task, on features that do not change.
 
-This is `shared-private` without private layers, but for the first task with `base = task1`: there W has the first half
-of the steps and the head alone the second, as in `lora`, whose W is then the same bit for bit. So it is what `lora`
-would be at rank 0.
+This is `shared-private` without private layers, except in the first task with `base = task1`. There, the first half of
+the steps trains W as in `lora`, so that both methods have the same W, bit for bit. The second half trains the head
+alone. The method is therefore what `lora` would be at rank 0.
 """
 
 from __future__ import annotations

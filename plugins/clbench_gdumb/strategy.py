@@ -1,28 +1,28 @@
 """GDumb: a greedy sampler and a dumb learner (Prabhu et al. 2020, ECCV).
 
-The sampler (algorithm 1) takes a sample if its class has fewer than k / |Y| in the memory, for k slots and |Y| classes
-met so far. If the memory is full, a random sample of the class with the most goes. Nothing else is ever replaced, so
-the first samples of a class are the ones that stay. The learner forgets everything and trains on the memory alone.
+The sampler (algorithm 1) stores a sample if its class has fewer than k / |Y| samples in the memory, for k slots and |Y|
+classes seen so far. If the memory is full, the sample replaces a random sample of the largest class. Nothing else is
+ever replaced, so the first samples of a class stay. The learner discards its weights and trains on the memory alone.
 
-A task's samples pass the sampler once, in random order, before its steps. Then all the task's steps, as many as every
-method has, are taken on passes over the memory: its own samples are not seen otherwise. They begin from the weights
-that the network had before the first task (with `--weights`, the pretrained ones), and so do running statistics. These
-are not kept: a trial makes its network from its seed, so one that is resumed has them again. What a task trained is
-lost, save for an optimizer's moments where the recipe keeps them (`optimizer_state = keep`), which this method should
-not have.
+Before the steps of a task, its samples pass the sampler once, in random order. All the task's steps, as many as every
+method has, are then passes over the memory. They use no other samples of the task. They start from the weights and
+running statistics that the network had before the first task (with `--weights`, the pretrained ones). No checkpoint
+stores these: a trial builds its network from its seed, so a resumed trial has them again. What a task trained is lost,
+except an optimizer's moments if the training configuration keeps them (`optimizer_state = keep`). Do not use that
+setting with this method.
 
 The authors train for up to 256 passes (SGD, learning rate from 0.05 to 0.0005 along cosines with restarts, batches
-of 16, weight decay 1e-6, norms of gradients up to 10, CutMix with probability 0.5 except on MNIST); none of it is here,
-but for what the recipe says.
+of 16, weight decay 1e-6, norms of gradients up to 10, CutMix with probability 0.5 except on MNIST). None of this is
+part of the method here; the training configuration decides.
 
-Where reference codes differ: the authors' code takes the first k / C samples of each of all C classes, without the
-stream, and trains once, after the last task. Mammoth has a reservoir, which is not balanced, and also trains once.
-Avalanche refills by a reservoir for each class and starts each task from a copy of the first network, as here; its
-epochs are over the memory, so it takes far fewer steps. Of classes that tie for the most, the paper leaves open which
-one loses a sample; here it is the one met first.
+Reference codes differ: the authors' code takes the first k / C samples of each of all C classes, without the stream,
+and trains once, after the last task. Mammoth has a reservoir, which is not balanced, and also trains once. Avalanche
+refills by a reservoir for each class and starts each task from a copy of the first network, as here. Its epochs are
+over the memory, so it takes far fewer steps. If several classes are the largest, the paper leaves open which one
+loses a sample. Here it is the class that was seen first.
 
-Beyond the paper: in scenario `domain` every task brings the same classes, and the sampler would keep the first task's
-samples for good. There a class of a task counts as a class.
+Beyond the paper: in scenario `domain`, every task has the same classes, so the sampler would keep the first task's
+samples forever. There, each class of each task counts as a class of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class GDumb(SampleMemory):
     options: GDumbOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with an empty memory, and note the weights."""
+        """Start with an empty memory, and copy the initial weights."""
         options = options or GDumbOptions()
         assert isinstance(options, GDumbOptions)
         super().__init__(model, stream_info, options)
@@ -70,15 +70,15 @@ class GDumb(SampleMemory):
             value.copy_(self.get_buffer(f"start__{slot(name)}"))
 
     def phase_samples(self, task: Task, phase: PhaseSpec) -> Samples:
-        """Return the memory: the steps are those of the task, the samples are not."""
+        """Return the memory, on which all steps of the task are trained."""
         return self.memory
 
     def _network(self) -> dict[str, Tensor]:
-        """Return the network's parameters and buffers by name, also those that no checkpoint keeps."""
+        """Return the network's parameters and buffers by name, including non-persistent buffers."""
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def _groups(self, samples: Samples) -> list[tuple[int, int]]:
-        """Return what each sample counts as: its class and, in scenario `domain`, its task."""
+        """Return the group in which each sample counts: (its task in scenario `domain`, else 0; its class)."""
         tasks = samples.tasks.tolist() if self.stream_info.shared_outputs else [0] * len(samples)
         return list(zip(tasks, samples.y.tolist(), strict=True))
 
@@ -88,13 +88,13 @@ def greedy_slots(memory_groups: list[tuple[int, int]], offered: list[tuple[int, 
     """Return which of N new samples ends up in each slot (-1: none), by algorithm 1 of the paper.
 
     Args:
-        memory_groups: the classes in the memory, by slot.
-        offered: the classes of the new samples, in order.
+        memory_groups: the group of each stored sample, by slot (see `GDumb._groups`).
+        offered: the groups of the new samples, in order.
         capacity: the number of slots.
-        draws: [N], uniform in [0, 1), float64, on the CPU: they choose which sample of the largest class is replaced.
+        draws: [N], uniform in [0, 1), float64, on the CPU: they choose which sample of the largest group is replaced.
 
     Returns:
-        int64 [M], M slots in use afterwards.
+        int64 [M], for the M slots in use afterwards.
     """
     members: dict[tuple[int, int], list[int]] = {}
     for index, group in enumerate(memory_groups):

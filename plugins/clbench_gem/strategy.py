@@ -1,13 +1,13 @@
-"""GEM: the gradient is projected where it would raise the loss on stored samples of any earlier task.
+"""GEM: project the gradient if it would raise the loss on stored samples of any earlier task.
 
-With g the gradient of the batch and G [t, P] those of the mean losses on the stored samples of each earlier task, a
-step is left alone if G g >= 0. Otherwise it is G^T v + g, where v solves the dual problem (eq. 11)
+Let g be the gradient of the batch, and G [t, P] the gradients of the mean losses on the stored samples of each earlier
+task. A step uses g if G g >= 0. Otherwise it uses G^T v + g, where v solves the dual problem (eq. 11)
 
     minimize  1/2 v^T (G G^T) v + (G g)^T v    over  v >= margin
 
 With a margin of 0 this is the step nearest to g that raises none of these losses (to first order). All stored samples
 of a task take part in every step, so a step costs one pass over the memory. On a GPU, each step waits for the
-inner products, from which the dual problem is solved on the CPU.
+inner products, because the dual problem is solved on the CPU.
 
 As in the authors' code (facebookresearch/GradientEpisodicMemory), `RIDGE` is added to the diagonal of G G^T, which
 gives the problem one solution, and the margin (`memory_strength`) is the lower bound of v. The paper adds it to the
@@ -43,7 +43,7 @@ class GEM(ReplayMemory):
         self.slot_tasks: list[int] = []  # the task of each stored sample
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gradients of the nearest step that raises the loss of no earlier task."""
+        """Return the gradients of the nearest step that does not raise the loss of any earlier task."""
         if not self.slot_tasks:
             return gradients
         step = torch.cat([gradient.flatten() for gradient in gradients.values()])
@@ -69,7 +69,7 @@ class GEM(ReplayMemory):
 
 
 def project(gradient: Tensor, memory: Tensor, margin: float) -> Tensor:
-    """Return the gradient [P], or its projection where it points against a row of `memory` [t, P]."""
+    """Return the gradient [P], or its projection if it points against a row of `memory` [t, P]."""
     along = memory @ gradient
     products = memory @ memory.T
     weights = dual_weights(products, along, margin).to(memory)

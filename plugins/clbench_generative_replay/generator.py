@@ -40,7 +40,7 @@ class Generator(nn.Module):
         self.decoder = dense([latent, *hidden, inputs])
 
     def loss(self, x: Tensor, noise: Tensor, pixels: bool) -> Tensor:
-        """Return the negative evidence lower bound, divided by D: the mean over inputs x [N, D], a scalar.
+        """Return the negative evidence lower bound divided by D, a scalar: the mean over inputs x [N, D].
 
         Args:
             x: pixels in [0, 1], or numbers.
@@ -58,6 +58,6 @@ class Generator(nn.Module):
 
 @torch.no_grad()
 def generated(decoder: nn.Module, latent: Tensor, pixels: bool) -> Tensor:
-    """Return what a decoder makes of latent points [N, Z]: pixels in [0, 1], their means, or numbers [N, D]."""
+    """Return a decoder's outputs [N, D] for latent points [N, Z]: the means of pixels in [0, 1], or numbers."""
     decoded: Tensor = decoder(latent)
     return decoded.sigmoid() if pixels else decoded

@@ -1,13 +1,13 @@
-"""Generative replay: a generator is trained with the network and makes the inputs that are replayed.
+"""Generative replay: a generator is trained with the network, and generates the inputs that are replayed.
 
-After each task the network and the decoder are copied. In task t, each step makes as many inputs x' as are new, by the
-old decoder from standard normal points. The old network labels them, with its class or with its probabilities. Network
-and generator are trained on both, the generator on inputs alone:
+After each task, the network and the decoder are copied. In task t, each step generates as many inputs x' as there are
+new ones. The old decoder computes them from standard normal points. The old network labels them, with its predicted
+class or with its probabilities. The network and the generator are trained on x and x'; the generator uses no labels:
 
     loss = 1 / t loss(x, y) + (1 - 1 / t) loss(x', y')
 
-The loss of the network is the cross-entropy; that of the generator is a variational autoencoder's, divided by the
-number of pixels. In scenario `class` old outputs give the label, and it competes among all classes so far. If the task
+The network's loss is the cross-entropy. The generator's loss is that of a variational autoencoder, divided by the
+number of pixels. In scenario `class`, old outputs give the label, and it competes among all classes so far. If the task
 is known, the loss on x' is a mean over old tasks, each with its own outputs: an input may be replayed for any of them.
 
 This is "DGR" of van de Ven & Tolias 2019 and of van de Ven's code (GMvandeVen/continual-learning,
@@ -16,18 +16,19 @@ out here. Their share of new samples is a free number (equation 1).
 
 Differences between the code and this implementation:
 
-- Since 2022 the code's default lets all classes of the stream compete (`outputs = all`). In its experiments on CIFAR,
-  convolutions that were trained in advance precede the generator. Here it has dense layers on flat inputs of any size,
-  which make poor photos.
-- Its autoencoder has a sigmoid and the cross-entropy on MNIST, and an identity and half the squared error on
-  standardized CIFAR. Here images (uint8) have the former, on pixels in [0, 1] for any preparation; other inputs
-  have the latter.
-- Replayed inputs are what the decoder puts out. They are not augmented, and new ones are if the experiment augments.
-- The generator's optimizer is the recipe's (`generator_lr` changes its learning rate). Theirs is a second Adam with the
-  classifier's learning rate, which does the same steps.
+- Since 2022, the code's default lets all classes of the stream compete (`outputs = all`). In its experiments on CIFAR,
+  convolutions that were trained in advance precede the generator. Here, the generator has dense layers on flat inputs
+  of any size, which generate poor photos.
+- The code's autoencoder has a sigmoid and the cross-entropy on MNIST, and an identity and half the squared error on
+  standardized CIFAR. Here, images (uint8) have the former, on pixels in [0, 1] for any preparation. Other inputs have
+  the latter.
+- Replayed inputs are the decoder's outputs. They are never augmented; new inputs are if the experiment augments them.
+- The generator has the optimizer of the training configuration (`generator_lr` changes its learning rate). The code
+  has a second Adam with the classifier's learning rate, which takes the same steps.
 
-The stored copies count as storage, the generator among the weights that are trained. The recipe's numbers are of
-Split-MNIST: 2000 steps a task. On Permuted MNIST it was 5000 steps, 1000 units and a learning rate of 1e-4.
+The stored copies count as storage, and the generator counts among the trained weights. The published training
+configuration is that for Split-MNIST: 2000 steps per task. On Permuted MNIST, it was 5000 steps, 1000 units and a
+learning rate of 1e-4.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ from clbench_generative_replay.generator import Generator, generated
 
 
 class GenerativeReplay(Distilled):
-    """Fine-tuning with replay of inputs that `old_decoder` makes and `old` labels; `generator` learns to make them.
+    """Fine-tuning with replay of inputs that `old_decoder` generates and `old` labels; `generator` is trained along.
 
-    The buffer `noise` [N, Z] or, with replay, [3N, Z] is drawn for each step: for the new inputs, the latent points to
-    decode, and for what they are decoded to. Pixels p in [0, 1] are prepared to `low` + p `span` [*input_shape].
+    The buffer `noise` [N, Z] or, with replay, [3N, Z] is drawn for each step. Its three parts are the generator's noise
+    for new inputs, the latent points to decode, and the generator's noise for the decoded inputs. Pixels p in [0, 1]
+    are prepared to `low` + p `span` [*input_shape].
     """
 
     roles = (("generator.*", "generator"), ("old_decoder.*", "old generator"), *Distilled.roles)
@@ -65,7 +67,7 @@ class GenerativeReplay(Distilled):
         """Start with a new generator.
 
         Raises:
-            SpecError: inputs are texts.
+            SpecError: the inputs are texts.
         """
         super().__init__(model, stream_info, options if options is not None else GenerativeReplayOptions())
         if stream_info.is_text:
@@ -77,7 +79,7 @@ class GenerativeReplay(Distilled):
         for name in ("noise", "low", "span"):
             self.register_buffer(name, like.new_empty(0), persistent=False)
         self.pixels = False  # whether raw inputs are images
-        self.rate = 1.0  # what multiplies the recipe's learning rate for the generator
+        self.rate = 1.0  # the generator's learning rate, divided by that of the training configuration
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
@@ -85,11 +87,11 @@ class GenerativeReplay(Distilled):
         return (self.old, self.old_decoder)
 
     def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Work out how the generator's learning rate follows from the recipe's."""
+        """Set the factor between the learning rate of the training configuration and the generator's."""
         self.rate = 1.0 if self.options.generator_lr is None else self.options.generator_lr / phase.lr
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Return the generator's."""
+        """Return the factor of the generator's learning rate."""
         return {"generator.*": self.rate}
 
     def prepare_batch(self, batch: Batch) -> Batch:
@@ -102,7 +104,7 @@ class GenerativeReplay(Distilled):
         return batch
 
     def _find_range(self, raw: Tensor) -> None:
-        """Find out what black and white pixels of raw inputs [1, ...] are prepared to, if these are images."""
+        """Set `low` and `span` from prepared black and white images if the raw inputs [1, ...] are images."""
         self.pixels = raw.dtype == torch.uint8
         like = self.model.head.weight
         if self.pixels:
@@ -112,7 +114,7 @@ class GenerativeReplay(Distilled):
             self.low, self.span = (like.new_full(self.stream_info.input_shape, value) for value in (0.0, 1.0))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the weighted losses of network and generator on new and generated inputs."""
+        """Return the weighted sum of the losses of network and generator on new and on generated inputs."""
         new = ((batch.x - self.low) / self.span).flatten(1)
         noise = torch.split(self.noise, len(new))
         loss = super().loss(batch) + self.generator.loss(new, noise[0], self.pixels)
@@ -124,7 +126,7 @@ class GenerativeReplay(Distilled):
         return share * loss + (1 - share) * (replayed + self.generator.loss(past, noise[2], self.pixels))
 
     def replay_loss(self, logits: Tensor, old: Tensor, task: int) -> Tensor:
-        """Return the loss of logits [N, C] of generated inputs, given those of the old network, in a task; a scalar."""
+        """Return the loss, a scalar, of logits [N, C] of generated inputs, given the old network's logits [N, C]."""
         losses, temperature = [], self.options.temperature
         for outputs in self.old_outputs(task):
             among = outputs if self.stream_info.task_given else self.class_mask.any(0)
@@ -137,7 +139,7 @@ class GenerativeReplay(Distilled):
         return torch.stack(losses).mean()
 
     def after_task(self, task: Task) -> None:
-        """Keep the network and the decoder as they are now."""
+        """Store copies of the network and of the decoder."""
         super().after_task(task)
         self.old_decoder = frozen(self.generator.decoder)
         self.train(self.training)

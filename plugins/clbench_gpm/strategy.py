@@ -51,7 +51,7 @@ from clbench_gpm import GPMOptions
 class GPM(Strategy):
     """Fine-tuning with projected gradients; `subspace__*` are projectors (`packed`), `projector__*` the same unpacked.
 
-    The unpacked ones are there while a task is trained, from the second on.
+    The unpacked ones exist only while a task is trained, from the second task on.
     """
 
     roles = (("subspace__*", "subspaces"),)
@@ -60,7 +60,7 @@ class GPM(Strategy):
     def __init__(self, model: Network, stream_info: StreamInfo, options: GPMOptions | None = None) -> None:
         """Start with empty subspaces."""
         super().__init__(model, stream_info, options if options is not None else GPMOptions())
-        self.tasks = 0  # that have begun
+        self.tasks = 0  # number of tasks that have begun
         for name, layer in self.projected().items():
             size = layer.weight[0].numel()
             self.register_buffer(f"subspace__{slot(name)}", packed(layer.weight.detach().new_zeros(size, size)))
@@ -68,7 +68,7 @@ class GPM(Strategy):
 
     def projected(self) -> dict[str, nn.Linear | nn.Conv2d]:
         """Return the layers whose gradients are projected, by name in the model."""
-        attention_ids: set[int] = set()  # of the modules inside attention, whose layers are not called
+        attention_ids: set[int] = set()  # ids of modules inside attention, whose layers are never called
         for module in self.model.modules():
             if isinstance(module, nn.MultiheadAttention):
                 attention_ids.update(map(id, module.modules()))
@@ -80,7 +80,7 @@ class GPM(Strategy):
         return layers
 
     def before_task(self, task: Task) -> None:
-        """Fix all but the projected layers, from the second task on, and have their projectors at hand."""
+        """From the second task on, freeze all but the projected layers and a per-task head; unpack the projectors."""
         self.tasks = task.index + 1
         if not task.index:
             return
@@ -93,7 +93,7 @@ class GPM(Strategy):
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the layers with running statistics, after the first task."""
+        """Return the layers with running statistics, from the second task on."""
         return [m for m in self.model.modules() if isinstance(m, NormWithStatistics)] if self.tasks > 1 else ()
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -43,9 +43,9 @@ from clbench_icarl import ICaRLOptions
 
 
 class ICaRL(HerdedMemory, Distilled):
-    """The memory holds the exemplars; `means` [C, D] are those of classes.
+    """Replay and distillation; the memory holds the exemplars, and `means` [C, D] are the class means.
 
-    The means of a class without exemplars are infinitely far.
+    The mean of a class without exemplars is infinite.
     """
 
     method = "icarl"
@@ -55,14 +55,14 @@ class ICaRL(HerdedMemory, Distilled):
     means: Tensor
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with no exemplars; SpecError where there will be more classes than they are to be."""
+        """Start with no exemplars; SpecError if there will be more classes than exemplars."""
         super().__init__(model, stream_info, options or ICaRLOptions())
         like = model.head.weight
-        self.learned = 0  # tasks
+        self.learned = 0  # number of tasks
         self.register_buffer("means", like.new_full((stream_info.classes, model.head.in_features), math.inf))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the binary cross-entropies of new outputs with the labels, and of old ones with what they were."""
+        """Return the binary cross-entropies of new outputs with labels, and of old ones with the old network's."""
         logits = self.model(batch.x)
         targets = F.one_hot(batch.y, self.stream_info.classes).to(logits.dtype)
         old = self.known.any(0) & ~self.taught
@@ -79,9 +79,9 @@ class ICaRL(HerdedMemory, Distilled):
         self.learned = task.index + 1
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return minus the distance to the mean of each class [N, C], -inf where it has no exemplars.
+        """Return minus the distance to the mean of each class [N, C], -inf for classes without exemplars.
 
-        While there is none that could answer, the network's logits.
+        If no task has been learned, or the given one has not, return the network's logits.
         """
         if not self.learned or (task is not None and task >= self.learned):
             logits: Tensor = self.model(x)

@@ -1,4 +1,4 @@
-"""`independent`: a full fine-tuned copy of one starting network per task, which is what LoRA replaces."""
+"""`independent`: a fully fine-tuned copy of one starting network per task, which LoRA replaces."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from clbench.strategy.common_options import BaseOptions
 
 
 class IndependentOptions(BaseOptions):
-    """Options of `independent`; W is what every copy starts from."""
+    """Options of `independent`; every copy starts from W."""
 
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare the strategy, a bound: lora at full rank."""
+    """Declare the strategy, a reference: it is `lora` at full rank."""
     return (StrategyInfo("independent", "clbench_independent.strategy:Independent",
                          "fine-tunes a full copy of the starting network for each task",
                          IndependentOptions, reference=True, load_model="clbench_independent.strategy:load_model",

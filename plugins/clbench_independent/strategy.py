@@ -1,11 +1,11 @@
-"""Full fine-tuning per task: every task has a copy of the whole network, all started from the same W.
+"""Full fine-tuning per task: each task has its own copy of the whole network, and all copies start from the same W.
 
-Nothing is forgotten, nothing is shared but the start, and each task costs a whole network: what LoRA (Hu et al. 2021,
-arXiv 2106.09685) replaces. The changes of the weights are measured by `clbench lora spectrum`.
+Nothing is forgotten, nothing is shared except the start, and each task costs a whole network. LoRA (Hu et al. 2021,
+arXiv 2106.09685) replaces this method. `clbench lora spectrum` measures the changes of the weights.
 
-W is that of `lora` bit for bit: with `base = task1` the first half of the first task's steps trains it, and the second
-half the first copy, with the head trained on. With `base = random` or `pretrained` the tasks have nothing in common but
-weights that no task trained.
+W is that of `lora`, bit for bit. With `base = task1`, the first half of the first task's steps trains W, and the second
+half trains the first copy; the head is trained in both. With `base = random` or `pretrained`, the tasks have nothing in
+common except weights that no task trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, che
 from clbench.training.building import build_model
 from clbench_independent import IndependentOptions
 
-MODEL = "model.safetensors"  # in a task's folder: all weights, by the plain model's own names
+MODEL = "model.safetensors"  # in a task's folder: all weights, by the names of the plain model
 
 
 class Independent(FrozenBase, PerTaskStrategy):
@@ -41,7 +41,11 @@ class Independent(FrozenBase, PerTaskStrategy):
     options: IndependentOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: IndependentOptions | None = None) -> None:
-        """Start with no copies; SpecError without the tasks of a language model's items."""
+        """Start with no copies.
+
+        Raises:
+            SpecError: the model is a language model, and the scenario gives no task IDs.
+        """
         options = options if options is not None else IndependentOptions()
         if stream_info.predicts_tokens and not stream_info.task_given:
             raise SpecError("independent: each copy of a language model has its own head, and no head is chosen by the "
@@ -51,21 +55,21 @@ class Independent(FrozenBase, PerTaskStrategy):
         if stream_info.predicts_tokens:
             self.notes.append("the copies of a language model are not exported, because each has all of its weights")
         self.copies = nn.ModuleList()
-        self.copied_heads = nn.ModuleList()  # of a language model
+        self.copied_heads = nn.ModuleList()  # heads of the copies of a language model
         self.base_learns = False
         self.train(self.training)
 
     def before_task(self, task: Task) -> None:
-        """Add the task's head and copy; train it, or W where the first task is to make it."""
+        """Add the task's head and copy; train the copy, or W if the first task is to train it."""
         super().before_task(task)
-        copied: dict[int, object] = {}  # so that what is tied stays tied
+        copied: dict[int, object] = {}  # memo of deepcopy, so that tied weights stay tied
         self.copies.append(copy.deepcopy(self.model.blocks, copied))
         if self.stream_info.predicts_tokens:
             self.copied_heads.append(copy.deepcopy(self.model.head, copied))
         self._learn(base=self.phases(task) == 2)
 
     def base_learned(self, task: Task) -> None:
-        """Freeze W and go on with the copy, which starts from it."""
+        """Freeze W, and train the copy, which starts from W."""
         self.copies[-1].load_state_dict(self.model.blocks.state_dict())
         for head in self.copied_heads[-1:]:
             head.load_state_dict(self.model.head.state_dict())
@@ -84,7 +88,7 @@ class Independent(FrozenBase, PerTaskStrategy):
         return [*self.copies[:self.learned], *(() if self.base_learns else (self.model.blocks,))]
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
-        """Return the logits [N, C] of the task's copy, and of its head (of W while W is trained)."""
+        """Return the logits [N, C] of the task's copy and head; while W is trained, those of W and the head."""
         if self.base_learns:
             features = self.model.features(x)
         else:
@@ -97,7 +101,7 @@ class Independent(FrozenBase, PerTaskStrategy):
         return logits
 
     def head_of_task(self, task: int | None) -> nn.Module:
-        """Return the head of the copy that answers for a task of a language model."""
+        """Return the head of a language model's copy for a task, or W's head if no copy is used."""
         if self.base_learns or task is None or task >= len(self.copied_heads):
             return self.model.head
         return self.copied_heads[task]
@@ -107,10 +111,10 @@ class Independent(FrozenBase, PerTaskStrategy):
         return self.model.features(x)
 
     def export(self, folder: Path, task: Task) -> None:
-        """Write the task's network by the plain model's names; with the first, W.
+        """Write the task's network under the names of the plain model; for the first task, also write W.
 
-        The head is the task's own: its rows in their places, bias -inf elsewhere, so that the plain model answers what
-        this strategy answers for the task. Nothing is written if there are no classes.
+        The head has the task's rows in their places, and a bias of -inf elsewhere. The plain model then predicts the
+        same as this strategy does for the task. Nothing is written if there are no classes.
         """
         if not self.stream_info.has_classes:
             return
@@ -126,7 +130,11 @@ class Independent(FrozenBase, PerTaskStrategy):
 
 
 def load_model(record: Record, folder: Path, task: int) -> Network:
-    """Return a task's network; StoreError if its file is not there or does not fit."""
+    """Return a task's network.
+
+    Raises:
+        StoreError: the model is a language model, or the task's file is missing or does not fit.
+    """
     assert record.stream is not None
     if not any(record.stream.classes):
         raise StoreError("independent does not save the copies of a language model; use lora, or save the strategy "

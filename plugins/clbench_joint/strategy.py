@@ -1,4 +1,4 @@
-"""Joint training: the model continues from its current weights, on the union of all tasks seen so far.
+"""Joint training: continue from the current weights on the union of all tasks seen so far.
 
 The stored data count as replay memory. With a budget in iterations, each task gets the same number of steps (as in van
 de Ven & Tolias 2019, arXiv 1904.07734). With a budget in epochs, the number of steps grows with the data.
@@ -24,7 +24,7 @@ from clbench.data.samples import StochasticSamples
 
 
 class Joint(Strategy):
-    """Keeps every training sample in its buffers and draws the batches from all of them."""
+    """Stores every training sample in buffers and trains on all of them."""
 
     roles = (("kept_*", "replay"),)
     kept_x: Tensor
@@ -36,15 +36,15 @@ class Joint(Strategy):
         super().__init__(model, stream_info, options)
         for name in ("kept_x", "kept_y", "kept_tasks"):
             self.register_buffer(name, torch.empty(0))
-        self.ends: list[int] = []  # where each task's samples end among those kept
+        self.ends: list[int] = []  # for each task, the index after its last stored sample
         self.photos: PhotoSamples | None = None  # samples of all tasks whose inputs stay in their files
-        self.draws: list[Callable[[int], Tensor] | None] = []  # of each task, what draws its samples anew
+        self.draws: list[Callable[[int], Tensor] | None] = []  # functions that draw each task's samples again
 
     def before_task(self, task: Task) -> None:
         """Add the task's samples to the stored samples.
 
         Raises:
-            SpecError: photos of earlier tasks stayed in files that are not at hand any more.
+            SpecError: photos of earlier tasks stayed in files that are no longer available.
         """
         new = task.train
         if task.index and self.photos is None and len(self.kept_x) < len(self.kept_y):
@@ -71,7 +71,7 @@ class Joint(Strategy):
         samples = self.stored_samples
         if not any(self.draws):
             return samples
-        host = samples.x.cpu()  # samples are drawn there, where no device may be touched
+        host = samples.x.cpu()  # `draw` runs on the CPU and must not use the device
 
         def draw(index: int) -> Tensor:
             number = bisect_right(self.ends, index)

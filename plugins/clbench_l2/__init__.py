@@ -1,4 +1,4 @@
-"""`l2`: every parameter is pulled back to where the last task left it (the L2 baseline of Kirkpatrick et al. 2017)."""
+"""`l2`: every parameter is pulled to its value after the last task (the L2 baseline of Kirkpatrick et al. 2017)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """L2: a penalty toward the last task's weights, with the same strength for each: EWC without Fisher information.
 
-    loss: cross-entropy + strength sum (theta - theta*)^2      theta* where the last task ended; no 1/2
+    loss: cross-entropy + strength sum (theta - theta*)^2      theta* after the last task; no 1/2
 
 Kirkpatrick et al. 2017 (arXiv 1612.00796, figure 2) compare EWC with this baseline. In Hsu et al. 2018 (arXiv
 1810.12488), it is as strong as SI and EWC. This implementation follows the code of Hsu et al.: there is one anchor, the
@@ -28,7 +28,7 @@ class L2(QuadraticPenalty):
     options: L2Options
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
-        """Start with no pull."""
+        """Start with no penalty."""
         super().__init__(model, stream_info, options or L2Options())
 
     @property
@@ -41,7 +41,7 @@ class L2(QuadraticPenalty):
         return parameter.new_zeros((), requires_grad=False)
 
     def after_task(self, task: Task) -> None:
-        """Hold the parameters where they are, and forget where they were held before."""
+        """Anchor the parameters at their current values, in place of the earlier anchor."""
         ones = {name: torch.ones_like(self.quadratic(name)[0]) for name, _ in self.named_parameters()
                 if self.covers(name)}
         self.anchor_here(ones, decay=0.0)

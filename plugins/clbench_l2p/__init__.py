@@ -23,7 +23,7 @@ class L2POptions(OutputsOptions, StartOptions):
 
     @model_validator(mode="after")
     def _enough(self) -> L2POptions:
-        """Refuse to choose more prompts than there are."""
+        """Raise an error if more prompts are to be chosen than there are."""
         if self.top > self.pool:
             raise ValueError(f"top = {self.top} prompts cannot be chosen from a pool of {self.pool}")
         return self

@@ -12,12 +12,12 @@ The authors' code (iamwangyabin/S-Prompts) was read; of the paper, its abstract 
 
 - The nearest centroid has the smallest sum of absolute differences in the code, while its k-means minimizes squared
   ones: `distance`.
-- The code computes the features for k-means on augmented images, here on plain ones. Its k-means is scikit-learn's.
-  Here, too, it starts ten times by k-means++ and the best result counts.
-- A prompt starts as the weights of a linear layer from D to L do, uniform within 1/sqrt(D). Prompts have no position
-  embedding. Both are as in the code.
-- The code predicts with one pass for the inferred task. Here, all parts are computed, of which none ever changes, so
-  that clbench can store their predictions; the other ways to infer a task need them.
+- The code computes the features for k-means on augmented images; here they are computed on plain ones. The code uses
+  scikit-learn's k-means. As there, k-means starts ten times by k-means++ and the best result counts.
+- A prompt is initialized like the weights of a linear layer from D to L, uniform within 1/sqrt(D). Prompts have no
+  position embedding. Both are as in the code.
+- The code predicts with one pass for the inferred task. Here, the parts of all tasks are computed. The parts never
+  change, so clbench can store their predictions. The other ways to infer a task need all predictions.
 - Weight decay is 5e-4 in the first task and 2e-4 later. `recipe=published` has 2e-4 for all tasks, and the budget is
   that for CORe50. The repository's configurations are for S-liPrompts; only that for CDDB has the name of S-iPrompts,
   with 10 epochs.
@@ -40,7 +40,7 @@ from clbench.strategy.per_task import PerTaskStrategy
 from clbench.strategy.prompts import PromptedStrategy
 from clbench_l2p import SIPromptsOptions
 
-STARTS = 10  # of k-means, of which the best counts, as in scikit-learn when the code was written
+STARTS = 10  # runs of k-means, of which the best is used, as in scikit-learn when the authors' code was written
 ROUNDS = 300
 
 
@@ -53,7 +53,7 @@ class SIPrompts(PromptedStrategy, PerTaskStrategy):
     options: SIPromptsOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: SIPromptsOptions | None = None) -> None:
-        """Start with no prompts; SpecError where the model has no tokens."""
+        """Start with no prompts; SpecError if the model has no tokens."""
         options = options if options is not None else SIPromptsOptions()
         super().__init__(model, stream_info, options)
         self.prompts = nn.ParameterList()
@@ -83,12 +83,12 @@ class SIPrompts(PromptedStrategy, PerTaskStrategy):
         return self.cross_entropy(self.forward_task(batch.x, batch.task), batch)
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
-        """Return the logits [N, C] with the task's prompt and head; without prompts while the network is trained."""
+        """Return the logits [N, C] with the task's prompt and head; while the network is trained, without prompts."""
         logits: Tensor = self.heads[task](self.prompted_features(x, task) if self.prompted else self.model.features(x))
         return logits
 
     def prompted_features(self, x: Tensor, task: int) -> Tensor:
-        """Return features [N, D] with the prompt of a task behind the class token."""
+        """Return features [N, D] with the prompt of a task after the class token."""
         tokens = self.model.embed(x)
         prompt = self.prompts[task].expand(len(tokens), -1, -1)
         return self.model.pooled(self.model.encode(torch.cat([tokens[:, :1], prompt, tokens[:, 1:]], 1)))
@@ -98,7 +98,7 @@ class SIPrompts(PromptedStrategy, PerTaskStrategy):
         return self.model.features(x)
 
     def class_means(self, samples: Samples) -> Tensor:
-        """Return the centroids [K, D] of raw samples, which take the place of class means."""
+        """Return the centroids [K, D] of raw samples, which replace class means here."""
         features = torch.cat([part for _, part in features_of(self, samples, self.inference_features)])
         return k_means(features, self.options.clusters, self.stream_info.generator)
 
@@ -136,7 +136,7 @@ def k_means(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor
 
 
 def first_centroids(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return points [K, D] among points [N, D]: each next one by its squared distance to those before (k-means++)."""
+    """Return K of the points [N, D], drawn in turn in proportion to squared distance to earlier ones (k-means++)."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     while len(chosen) < count:
         distances = squared_distances(points, points[chosen]).amin(1).cpu()
@@ -146,5 +146,5 @@ def first_centroids(points: Tensor, count: int, generator: torch.Generator) -> T
 
 
 def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
-    """Return the squared distances [N, K] of points [N, D] and centroids [K, D]."""
+    """Return the squared distances [N, K] between points [N, D] and centroids [K, D]."""
     return torch.cdist(points, centroids, compute_mode="donot_use_mm_for_euclid_dist").square()

@@ -50,7 +50,7 @@ class L2P(PromptedStrategy):
     options: L2POptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: L2POptions | None = None) -> None:
-        """Draw prompts and keys; SpecError where the model has no tokens."""
+        """Draw prompts and keys; SpecError if the model has no tokens."""
         options = options if options is not None else L2POptions()
         super().__init__(model, stream_info, options)
         width = model.head.in_features
@@ -58,7 +58,7 @@ class L2P(PromptedStrategy):
         self.keys = self.parameter(options.pool, width)
 
     def learning(self) -> Iterable[nn.Parameter]:
-        """Return prompts and keys: all tasks train all of them."""
+        """Return all prompts and keys, because every task trains all of them."""
         return self.prompts, self.keys
 
     def answer(self, x: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
