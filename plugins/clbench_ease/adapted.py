@@ -25,7 +25,7 @@ class TaskAdapters(FrozenBase):
 
     method: ClassVar[str]
     widths: ClassVar[Mapping[Kind, int]]  # default width of adapters, by kind
-    options: Any  # has the fields of AdapterKindOptions, among others
+    options: Any  # has the options adapter, width, scale and dropout
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Any) -> None:
         """Install the adapted layers; SpecError if they do not fit the model."""

@@ -64,7 +64,7 @@ def _environment() -> Environment:
 
     environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.tests["told_by"] = _text_is_exact
+    environment.tests["exact_as_text"] = _text_is_exact
     environment.filters |= {"brief": brief, "breakable": _breakable, "digits": _digits, "sha256": _sha256}
     return environment
 

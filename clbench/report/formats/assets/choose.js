@@ -8,11 +8,11 @@ function choosing(section) {
   fields.append(make("legend", { class: "hush" }, "Constraints"));
   const sliders = kinds.map(([, title, , amounts, texts]) => {
     const label = make("label", {}, `${title[0].toUpperCase()}${title.slice(1)}, at most`);
-    const [told, input] = [make("output"), make("input", { type: "range", min: 0, max: amounts.length, step: 1, value: amounts.length })];
-    label.append(told, input);
+    const [shown, input] = [make("output"), make("input", { type: "range", min: 0, max: amounts.length, step: 1, value: amounts.length })];
+    label.append(shown, input);
     if (amounts.length > 1) fields.append(label);
     return { input, get most() { return Number(input.value); }, get used() { return this.most < amounts.length; },
-      tell() { told.textContent = this.used ? texts[this.most] : "any"; input.setAttribute("aria-valuetext", told.textContent); } };
+      update() { shown.textContent = this.used ? texts[this.most] : "any"; input.setAttribute("aria-valuetext", shown.textContent); } };
   });
   const [samples, unknown] = ["No stored samples", "Task ID unknown"].map((text) => {
     const [label, box] = [make("label", { class: "tick" }), make("input", { type: "checkbox" })];
@@ -21,26 +21,26 @@ function choosing(section) {
     return box;
   });
   const command = make("code");
-  const [line, told] = [make("pre", { tabindex: "0", role: "region", "aria-label": "The same as a command" }), make("div")];
+  const [line, shown] = [make("pre", { tabindex: "0", role: "region", "aria-label": "The same as a command" }), make("div")];
   const brief = make("p", { role: "status", class: "hush" }); // what a screen reader says of a change
   line.append(command);
-  const limits = () => [ // each tells why a method is left out, or nothing
+  const limits = () => [ // each returns why a method is left out, or nothing
     ...sliders.map((slider, k) => slider.used && { flag: `--max-${kinds[k][0]} ${kinds[k][3][slider.most]}`,
       name: `${kinds[k][1]} ≤ ${kinds[k][4][slider.most]}`, refuses: (method) => refusal(method[3 + k], slider.most, kinds[k]) }),
     samples.checked && { flag: "--no-samples-kept", name: "no stored samples",
       refuses: (method) => [, "stores samples", "replay samples not recorded"].at(method[2]) },
   ].filter(Boolean);
   const apply = () => {
-    for (const slider of sliders) slider.tell();
+    for (const slider of sliders) slider.update();
     const active = limits();
     command.textContent = [`clbench choose RUN${settings[0][4][4]}`, ...active.map(({ flag }) => flag), ...unknown.checked ? ["--task-id unknown"] : []].join(" ");
-    const asked = settings.filter(([, , given]) => !(unknown.checked && given));
-    brief.textContent = asked.map((setting) => `${setting[1]}: ${setting[5][bestOf(setting[5], active)]?.[0] ?? "none"}`).join("; ");
-    told.replaceChildren(...asked.map((setting) => chosenOf(setting, kinds, active)),
-      ...asked.length ? [] : [make("p", {}, "Every setting here gives the task ID at test time. Run with --scenario class or domain.")]);
+    const chosen = settings.filter(([, , given]) => !(unknown.checked && given));
+    brief.textContent = chosen.map((setting) => `${setting[1]}: ${setting[5][bestOf(setting[5], active)]?.[0] ?? "none"}`).join("; ");
+    shown.replaceChildren(...chosen.map((setting) => chosenOf(setting, kinds, active)),
+      ...chosen.length ? [] : [make("p", {}, "Every setting here gives the task ID at test time. Run with --scenario class or domain.")]);
   };
   fields.addEventListener("input", apply);
-  section.append(fields, brief, told, make("p", { class: "key" }, "This command does the same; RUN is the run folder:"), line);
+  section.append(fields, brief, shown, make("p", { class: "key" }, "This command does the same; RUN is the run folder:"), line);
   apply();
 }
 
@@ -93,7 +93,7 @@ function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods
   return made;
 }
 
-// The methods that are left, the best first, and what tells the best from each.
+// The methods that are left, the best first, and the difference of the best to each.
 function remaining(methods, left, pair, kinds, title, headings) {
   const table = make("table");
   const head = table.createTHead().insertRow();

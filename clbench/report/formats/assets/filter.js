@@ -11,7 +11,7 @@ function isOf(text, label) {
 
 function filterable(bar, methods, redraw) {
   const section = bar.closest("section");
-  const [select, input, told] = [bar.querySelector("select"), bar.querySelector("input"), bar.querySelector("output")];
+  const [select, input, shown] = [bar.querySelector("select"), bar.querySelector("input"), bar.querySelector("output")];
   bar.hidden = false;
   const apply = () => {
     const part = input.value.trim().toLowerCase();
@@ -23,7 +23,7 @@ function filterable(bar, methods, redraw) {
     for (const row of section.querySelectorAll("tr[data-row]")) {
       row.hidden = hidden.some((label) => isOf(labelOf(row), label));
     }
-    told.textContent = wanted.length < methods.length ? `${wanted.length} of ${methods.length}` : "";
+    shown.textContent = wanted.length < methods.length ? `${wanted.length} of ${methods.length}` : "";
     redraw();
   };
   select.addEventListener("change", apply);
