@@ -2,8 +2,8 @@
 
     from clbench_lora import adapters
 
-    kept = adapters.find("runs/mine", "lora:rank=4/0")
-    adapters.merge(kept, 2, Path("merged.safetensors"))
+    saved = adapters.find("runs/mine", "lora:rank=4/0")
+    adapters.merge(saved, 2, Path("merged.safetensors"))
 
 `clbench_lora.reload` rebuilds strategies from them. `clbench_lora.evaluate` tests them and trains further adapters.
 """
@@ -138,7 +138,7 @@ def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
 def refuse_foreign(source: TrialAdapters, adapter: Adapter, registry: Registry | None = None) -> None:
     """Raise a SpecError if PEFT would compute a layer of an adapter differently.
 
-    PEFT's Conv2d adapters support neither dilation nor padding modes other than zeros, and would answer wrongly.
+    PEFT's Conv2d adapters support neither dilation nor padding modes other than zeros, and would compute wrong outputs.
     """
     trial = source.record.trial
     with torch.device("meta"):

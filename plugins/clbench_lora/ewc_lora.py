@@ -29,7 +29,7 @@ Differences to the authors' code (yaoyz96/low-rank-cl, methods/ewclora.py):
 The code adapts k and v of every block with rank 10 (30 on DomainNet), s = 1, gamma = 1 and Kaiming-uniform A. Except
 for DomainNet's rank, these are the defaults here. It trains with Adam at learning rate 5e-4, and the heads at 5e-3
 (ImageNet-R: 5e-4 for both, with weight decay 5e-3), in batches of 128. The rate falls along half a cosine within each
-task, once per epoch. `recipe=published` is the configuration for CIFAR-100; without it, the run's configuration holds.
+task, once per epoch. `recipe=published` is the configuration for CIFAR-100; otherwise, the run's configuration applies.
 """
 
 from __future__ import annotations

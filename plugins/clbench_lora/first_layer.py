@@ -59,7 +59,7 @@ class FirstLayerOnce(Strategy):
 def first_layer(model: Network) -> tuple[int, list[nn.Module], LoRALayer] | None:
     """Return the first adapted block's index, the modules that its body runs before its adapted layer, and this layer.
 
-    Return None if the adapted layer is nested deeper in the body.
+    Return None if this layer is nested deeper in the body.
     """
     block = model.first_with(LoRALayer)
     body: Any = model.blocks[block].body

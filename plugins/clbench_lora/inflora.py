@@ -26,7 +26,7 @@ The paper and the code adapt k and v of all attention layers (`targets = k+v`). 
 subspace is stored for both; here each layer has its own. The code works with projectors [d, d] and stores bases. Here,
 only half of the symmetric projector is stored (`clbench.strategy.subspace`), which is DualGPM's upper bound. The inputs
 are those of the training samples without augmentation. The rank is 10, as in the code. The code's learning rate falls
-along a quarter of a cosine within each task, as with `recipe=published`; otherwise the training configuration holds.
+along a quarter of a cosine within each task, as with `recipe=published`; otherwise the training configuration applies.
 """
 
 from __future__ import annotations

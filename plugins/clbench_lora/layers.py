@@ -152,7 +152,7 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Set what the newest adapter takes from the current W. `add` does it; repeat it after each change of W."""
+        """Initialize what the newest adapter takes from W. `add` calls it; call it again after W has changed."""
         weight = self.base_layer.weight
         if self.lora_magnitude_vector is not None:
             self.lora_magnitude_vector[-1].copy_(weight.flatten(1).norm(dim=1))
@@ -244,7 +244,7 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the newest adapter to W and its bias, and reset it to change nothing. The layer's output stays."""
+        """Add the newest adapter to W and its bias, then reset it to change nothing. The output stays the same."""
         weight, bias = self.merged_weight(-1), self.merged_bias(-1)
         self.base_layer.weight.copy_(weight)
         if bias is not None:
@@ -264,7 +264,7 @@ class LoRALayer(nn.Module):
 
 
 class FusedLoRA(nn.Module):
-    """One Linear layer for q, k and v, with a separate adapter on each of some of these parts.
+    """One Linear layer for q, k and v, with separate adapters on some of these parts.
 
     Each adapted part is a child module, a `LoRALayer` on its `Rows`. It trains as a separate Linear layer would.
 
