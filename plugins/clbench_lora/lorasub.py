@@ -1,9 +1,9 @@
 """LoRA-Sub, or LoRA-DRS (Liu & Chang 2025, arXiv 2503.18985): adapters that change in a drift-resistant space.
 
 Before task t > 1, its samples are passed through W - sum_{i < t} B_i A_i, the network with the earlier adapters
-subtracted. The task may use the space that the strongest directions of a layer's inputs in this network span: the
-fewest that hold a share of the inputs' energy (`threshold`). P is the projector onto this space. Each step dA of the
-optimizer becomes dA P, so that
+subtracted. The strongest directions of a layer's inputs in this network span the space that the task may use: the
+fewest directions that hold a share of the inputs' energy (`threshold`). P is the projector onto this space. Each step
+dA of the optimizer becomes dA P, so that
 
     h = W x + sum_{i <= t} B_i A_i x,    A_t = A_start + (sum of steps) P
 

@@ -31,7 +31,7 @@ from clbench_xdg import XdGOptions
 
 
 class XdG(PerTaskStrategy, SI):
-    """The model's layers, followed by gates; the buffers `gates__*` [T, units] are the units that are on in each task."""
+    """The model's layers, each with gates; the buffers `gates__*` [T, units] are the units that are on in each task."""
 
     roles = (("gates__*", "masks"), *SI.roles, *PerTaskStrategy.roles)
     loss_is_mean = True
