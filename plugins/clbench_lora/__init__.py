@@ -1,4 +1,4 @@
-"""`lora`: a frozen base and, for each task, low-rank adapters and a head; and variants with shared adapters."""
+"""`lora`: a frozen backbone with low-rank adapters and a head for each task; and variants with shared adapters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
     "SummedOptions", "Target", "clbench_strategies",
 ]
 BOTH, ALL = ("classification", "causal-lm"), ("classification", "causal-lm", "regression")  # objectives
-CIFAR = {"epochs": 20, "batch_size": 128, "samples": 5000}  # budget of a task of ten classes of CIFAR-100
+CIFAR = {"epochs": 20, "batch_size": 128, "samples": 5000}  # budget of a CIFAR-100 task with ten classes
 
 
 @hookimpl

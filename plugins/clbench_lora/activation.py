@@ -1,4 +1,4 @@
-"""Which adapters of a layer take part in its output, for as long as a block of code runs."""
+"""Activate adapters of layers while a block of code runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Adapted(Protocol):
-    """A layer with adapters, of which those with the indices in `active` take part."""
+    """A layer with adapters. The adapters with the indices in `active` contribute to its output."""
 
     active: tuple[int, ...]
 
 
 @contextmanager
 def activated(layers: Iterable[Adapted], indices: tuple[int, ...]) -> Iterator[None]:
-    """Let these adapters of each layer take part inside the block, and after it those of before."""
+    """Activate the adapters with these indices in each layer inside the block, and restore `active` afterward."""
     before = [(layer, layer.active) for layer in layers]
     try:
         for layer, _ in before:

@@ -1,11 +1,11 @@
-"""Adapters that outlive their run: inspect, export, merge, combine and remove them.
+"""Inspect, export, merge, combine and remove the adapters that a run has saved.
 
     from clbench_lora import adapters
 
-    kept = adapters.find("runs/mine", "lora:rank=4/0")
-    adapters.merge(kept, 2, Path("merged.safetensors"))
+    saved = adapters.find("runs/mine", "lora:rank=4/0")
+    adapters.merge(saved, 2, Path("merged.safetensors"))
 
-`clbench_lora.reload` rebuilds strategies from them, `clbench_lora.evaluate` tests them and trains another one.
+`clbench_lora.reload` rebuilds strategies from them. `clbench_lora.evaluate` tests them and trains further adapters.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = ["LayerSummary", "TrialAdapters", "combine", "export", "find", "layer_
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer of an adapter: what it is, what it costs, how much it changes."""
+    """The rank, the size and the effect of an adapter on one layer."""
 
     name: str
     rank: int
     alpha: float
     parameters: int
     bytes: int
-    change: float  # Frobenius norm of the change of W over that of W
+    change: float  # Frobenius norm of the change of W, divided by the norm of W
 
 
 def layer_summaries(adapter: Adapter, base: dict[str, Tensor]) -> list[LayerSummary]:
@@ -62,17 +62,17 @@ def export(source: TrialAdapters, task: int, to: Path) -> None:
 
     Raises:
         StoreError: the folder is not empty, or cannot be written.
-        SpecError: PEFT has no such layers.
+        SpecError: PEFT would compute a layer differently (`refuse_foreign`).
     """
     _hand_on(source, source.adapter(task), to)
 
 
 def combine(source: TrialAdapters, tasks: Sequence[int], weights: Sequence[float], to: Path) -> Adapter:
-    """Write the weighted sum of tasks' adapters (`arithmetic.combined`) as `export` does, and return it.
+    """Export the weighted sum of tasks' adapters (`arithmetic.combined`), and return it.
 
     Raises:
         SpecError: these adapters cannot be combined, or a task is named twice.
-        StoreError: as `export`.
+        StoreError: see `export`.
     """
     if len(set(tasks)) != len(tasks):
         raise SpecError(f"tasks {', '.join(map(str, tasks))}: one is named twice; add its weights up")
@@ -82,10 +82,10 @@ def combine(source: TrialAdapters, tasks: Sequence[int], weights: Sequence[float
 
 
 def merge(source: TrialAdapters, task: int, to: Path) -> None:
-    """Write the weights of a plain model that is the same function as W with the task's adapter and head.
+    """Write the weights of a plain model that computes the same function as W with the task's adapter and head.
 
     Raises:
-        SpecError: `arithmetic.merged`; the name does not end in .safetensors.
+        SpecError: the adapter cannot be merged (`arithmetic.merged`), or the name does not end in .safetensors.
         StoreError: the file cannot be written.
     """
     source.refuse_language_model("merge", "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() merges it, "
@@ -101,27 +101,27 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
 
 
 def remove(source: TrialAdapters, task: int) -> None:
-    """Delete a task's adapter; the others do not depend on it, so their answers stay the same, bit for bit.
+    """Delete a task's adapter. Other adapters do not depend on it, so their outputs stay the same, bit for bit.
 
     Raises:
-        StoreError: there is none, or it cannot be deleted.
+        StoreError: the task has no adapter, or it cannot be deleted.
     """
     source.check(task)
     folder = task_folder(source.folder, task)
     gone = folder.with_name(f".{folder.name}.removed")
     try:
-        if gone.exists():  # left by a crash; `replace` needs the name
+        if gone.exists():  # left by a crash; `replace` needs a free name
             shutil.rmtree(gone)
-        folder.replace(gone)  # atomically; what a crash leaves behind is no adapter any more
+        folder.replace(gone)  # atomic: after a crash, the rest of the folder is not found as an adapter
         shutil.rmtree(gone)
     except OSError as error:
         raise StoreError(f"cannot remove {folder}: {error.strerror or error}") from None
 
 
 def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
-    """Write an adapter, its base and its card to an empty folder, if PEFT can read them.
+    """Write an adapter, its base and its model card to an empty folder, if PEFT can compute the adapter.
 
-    The base of a language model is written only if it is nowhere else.
+    The base is not written if it is a pretrained language model, whose own folder or repository has it.
     """
     refuse_foreign(source, adapter)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -138,7 +138,7 @@ def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
 def refuse_foreign(source: TrialAdapters, adapter: Adapter, registry: Registry | None = None) -> None:
     """Raise a SpecError if PEFT would compute a layer of an adapter differently.
 
-    PEFT's Conv2d adapters support neither dilation nor padding modes other than zeros, and would answer wrongly.
+    PEFT's Conv2d adapters support neither dilation nor padding modes other than zeros, and would compute wrong outputs.
     """
     trial = source.record.trial
     with torch.device("meta"):

@@ -34,10 +34,10 @@ def delta(adapter: Adapter, layer: str, weight: Tensor) -> Tensor:
 
 
 def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a plain model that is the same function as the base with the adapter.
+    """Return the weights of a plain model that computes the same function as the base with the adapter.
 
-    Sums are computed in float64 and rounded once. The head is the adapter's, if it has one: -inf outside its own
-    classes.
+    Sums are computed in float64 and rounded once. If the adapter has a head, the model gets it: its bias is -inf
+    outside the adapter's own classes.
 
     Raises:
         SpecError: the adapter has a bias on a layer without one, so the plain model has no place for it.
@@ -62,13 +62,13 @@ def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapter:
     """Return the adapter whose change of W is the weighted sum of the adapters' changes, exactly.
 
-    The ranks add up: the A's are stacked by rows, the w s B's by columns, with s = 1. (The product of a mean of the A's
-    and a mean of the B's would be another matrix.) In the head each class has its own task's row; if several tasks have
-    a class, its row is their weighted mean.
+    The ranks add up: the A's are stacked by rows and the w s B's by columns, and the result has s = 1. (The product of
+    a mean of the A's and a mean of the B's would be another matrix.) In the head, each class has its own task's row; if
+    several tasks have a class, its row is their weighted mean.
 
     Args:
-        adapters: by task, at least one, all of the same trial.
-        weights: of each, in the same order.
+        adapters: the adapters by task; at least one, and all of the same trial.
+        weights: the weight of each adapter, in the same order.
 
     Raises:
         SpecError: the number of weights is wrong; dora (it scales W's own rows, so its change has no low rank);
@@ -124,9 +124,12 @@ def _combined_head(parts: Sequence[tuple[Adapter, float]], classes: Sequence[int
 
 
 def _class_names(adapters: Sequence[Adapter], classes: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of a mixture's classes; an output that is another class in each task has all their names."""
+    """Return the names of a mixture's classes. An output that is a different class in each task gets all their names.
+
+    The result is empty if any class has no name.
+    """
     names: dict[int, dict[str, None]] = {}
     for adapter in adapters:
-        for output, name in zip(adapter.info.classes, adapter.info.class_names, strict=False):  # there may be none
+        for output, name in zip(adapter.info.classes, adapter.info.class_names, strict=False):  # it may have no names
             names.setdefault(output, {})[name] = None
     return tuple(" / ".join(names[output]) for output in classes) if len(names) == len(classes) else ()

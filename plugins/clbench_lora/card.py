@@ -1,4 +1,4 @@
-"""The model card of an adapter that is handed on: README.md, as the Hub and PEFT have it."""
+"""The model card of an exported adapter: a README.md in the format of the Hugging Face Hub and PEFT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CARD = "README.md"
 
 
 def card(source: TrialAdapters, adapter: Adapter) -> str:
-    """Return the card of an adapter of a trial, in markdown: what it is of, its classes by output, how to load it."""
+    """Return the model card of a trial's adapter in Markdown: its origin, its classes by output, and how to load it."""
     trial, info = source.record.trial, adapter.info
     benchmark = info.origin.benchmark if info.origin else trial.benchmark
     if info.task is None:
@@ -45,5 +45,5 @@ def classes(adapter: Adapter) -> list[str]:
 
 
 def named(adapter: Adapter) -> list[str]:
-    """Return what an adapter's classes are called: by their names, or by their outputs where they have none."""
+    """Return the names of an adapter's classes, or `class` and the output if they have no names."""
     return list(adapter.info.class_names) or [f"class {output}" for output in adapter.info.classes]

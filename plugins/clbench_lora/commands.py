@@ -1,4 +1,4 @@
-"""The commands `clbench adapters`, for what trials of lora keep, and `clbench lora`."""
+"""The commands `clbench adapters`, for adapters that trials have saved, and `clbench lora`."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ device = click.option("--device", default="auto", show_default=True, metavar="DE
 
 
 def to(what: str, metavar: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option that names where something is written."""
+    """Return the option `--to`, the path of a command's output."""
     return click.option("--to", "to", type=FOLDER, required=True, metavar=metavar, help=what)
 
 
 def outputs(adapter: Adapter) -> str:
-    """Return the outputs of an adapter's classes, with their names where they have some."""
+    """Return the outputs of an adapter's classes as text, with the classes' names if they have any."""
     names = adapter.info.class_names
     return ", ".join(f"{output} {name}" for output, name in zip(adapter.info.classes, names, strict=True)) if names \
         else ", ".join(map(str, adapter.info.classes))
 
 
 def floats(text: str) -> list[float]:
-    """Read a list such as 0.5,0.5."""
+    """Parse a list such as 0.5,0.5."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:

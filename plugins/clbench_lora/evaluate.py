@@ -1,4 +1,4 @@
-"""Put kept adapters back on their streams: test any of them again, and train one more task on their base."""
+"""Test saved adapters again on their tasks, and train an adapter for one more task on their base."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from clbench_lora.run_adapters import TrialAdapters
 
 def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, data_dir: Path | None = None,
                    device: str = "auto") -> dict[int, float]:
-    """Return the accuracy in [0, 1] of kept adapters on the test samples of their own tasks.
+    """Return the accuracy in [0, 1] of saved adapters on the test samples of their own tasks.
 
-    The scenario is the trial's. If it does not give the task, the task is inferred among the named ones, and only their
+    The scenario is the trial's. If it does not give the task ID, the task is inferred among `tasks`, and only their
     outputs compete.
 
     Args:
-        source: what the trial has kept.
-        tasks: which adapters; by default all.
-        data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
+        source: the trial's saved adapters.
+        tasks: the tasks whose adapters are tested; by default all.
+        data_dir: folder of the data sets; None for CLBENCH_DATA or the user's cache folder.
         device: auto | cpu | cuda[:i] | mps.
 
     Raises:
-        SpecError: adapters of several benchmarks, and the task must be inferred.
+        SpecError: the adapters belong to several benchmarks, and the task must be inferred.
         DataError: the data are missing, or differ from those of the trial.
-        StoreError: as `reload.load`.
+        StoreError: see `reload.load`.
     """
     source.refuse_language_model("eval", "clbench forget BASE ADAPTER --tasks FILE scores them")
     numbers = source.tasks if tasks is None else list(tasks)
@@ -65,7 +65,7 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
 
 
 def home(source: TrialAdapters, number: int) -> Origin:
-    """Return where a kept adapter's task comes from."""
+    """Return where a saved adapter's task comes from."""
     return source.adapter(number).info.origin or Origin(
         benchmark=source.record.trial.benchmark, task=number, fingerprint=source.stream.fingerprint)
 
@@ -79,22 +79,23 @@ def same_data(stream: Stream, origin: Origin) -> None:
 
 def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, data_dir: Path | None = None,
         device: str = "auto") -> int:
-    """Train another adapter and head on a kept base by the trial's recipe, and return its number.
+    """Train another adapter and head on a saved base in the trial's configuration, and return their task's number.
 
-    The base and the other adapters are only read. Seeds are those of the trial, so that on the same machine a removed
-    task comes back bit for bit. The exception is the first task with `base = task1`: the adapter now gets the whole
-    budget, of which W took half in the trial.
+    The base and the other adapters are only read. Seeds are those of the trial, so on the same machine the adapter of a
+    removed task is reproduced bit for bit. The exception is the first task with `base = task1`: the adapter now gets
+    the whole budget, of which W took half in the trial.
 
     Args:
-        source: what the trial has kept.
-        task: its index in the benchmark.
-        benchmark: by default the trial's. A task of another one gets the next free number, and its classes are the
-            first outputs, as in that benchmark alone.
-        data_dir: where data sets are kept; None for CLBENCH_DATA or the user's cache folder.
+        source: the trial's saved adapters.
+        task: index of the task in the benchmark.
+        benchmark: the task's benchmark; by default the trial's. A task of another benchmark gets the next free number,
+            and its classes are the first outputs, as in that benchmark alone.
+        data_dir: folder of the data sets; None for CLBENCH_DATA or the user's cache folder.
         device: auto | cpu | cuda[:i] | mps.
 
     Raises:
-        SpecError: no such task, inputs of another shape, more classes than the model has outputs, or training diverged.
+        SpecError: the task does not exist, its inputs have another shape, it has more classes than the model has
+            outputs, or training diverged.
         StoreError: the task already has an adapter, or files cannot be read or written.
         DataError: the data are missing, or differ from those of the trial.
     """
@@ -113,7 +114,7 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
         same_data(stream, origin.model_copy(update={"fingerprint": source.stream.fingerprint}))
     number = task if is_trial_benchmark else max([*source.tasks, len(source.stream.classes) - 1]) + 1
     strategy = reload.rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
-    # So that the task has its index in the benchmark, on which data order and draws depend.
+    # With earlier tasks reserved, the task has its index in the benchmark, on which data order and draws depend.
     for earlier in stream.tasks[:task]:
         reload.reserve(strategy, earlier.classes)
     replica = Replica(strategy, stream, trial.seed)
@@ -129,7 +130,7 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
 
 
 def check_fits(source: TrialAdapters, stream: Stream, benchmark: Resolved, task: int) -> None:
-    """Raise a SpecError if a task of a stream cannot be trained on a kept base."""
+    """Raise a SpecError if a task of a stream cannot be trained on a saved base."""
     if not 0 <= task < len(stream.tasks):
         raise SpecError(f"benchmark {benchmark.name!r} has tasks 0 to {len(stream.tasks) - 1}, not {task}")
     if list(stream.input_shape) != source.stream.input_shape:

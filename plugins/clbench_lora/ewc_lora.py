@@ -1,34 +1,35 @@
-"""EWC-LoRA (Zheng et al. 2026, arXiv 2602.17559): one low-rank adapter, held by the Fisher information of W itself.
+"""EWC-LoRA (Zheng et al. 2026, arXiv 2602.17559): one low-rank adapter, with a penalty by the Fisher information of W.
 
-While task t is learned, W is frozen as the last task left it, and A and B are trained on
+While task t is trained, W is frozen as the last task left it, and A and B are trained on
 
     cross-entropy + strength/2 sum_ij F_ij (s B A)_ij^2      (summed over the adapted layers)
 
-where s B A is the change of W that the task makes. F is the diagonal Fisher information of W, not of A and B: these
-have no importance of their own, since many pairs make the same change. After the task F <- gamma F + F_t, with F_t
-taken at the weights as they are then, and W <- W + s B A; the next task starts with a new A, and B = 0. So there is one
-adapter however many tasks, and the anchor of EWC is W. What it costs is F: as many numbers as the adapted weights have,
-[out, in] for each of these layers; `clbench params` and records count it as `importance`. Each task has a head for its
-new classes, trained on the cross-entropy over the task's own classes (`outputs`); nothing holds the heads.
+where s B A is the change of W that the task makes. F is the diagonal Fisher information of W, not of A and B. A and B
+have no importance of their own, because many pairs make the same change. After the task, F <- gamma F + F_t, with F_t
+computed at the task's final weights, and W <- W + s B A. The next task starts with a new A, and B = 0. There is thus
+one adapter for any number of tasks, and the anchor of EWC is W. The cost is F: as many numbers as the adapted weights
+have, [out, in] for each of these layers. `clbench params` and records count it as `importance`. Each task has a head
+for its new classes, trained on the cross-entropy over the task's own classes (`outputs`). No penalty protects heads.
 
-F_t needs no gradient by a product s B A that nobody stores: it is that of the frozen W, whose gradient is the same
-(`clbench.strategy.fisher`), with the adapter merged into it.
+F_t does not need the gradient with respect to the product s B A, which is not stored. F_t is the Fisher information of
+the frozen W with the adapter merged into it, whose gradient is the same (`clbench.strategy.fisher`).
 
-Where the authors' code (yaoyz96/low-rank-cl, methods/ewclora.py) is something else:
+Differences to the authors' code (yaoyz96/low-rank-cl, methods/ewclora.py):
 
 - Its F_t squares the mean gradient of each batch of 128, with the true labels, and takes the mean over batches. Here
-  gradients are squared sample by sample. If the mean over all samples vanishes, as at the end of training, the square
-  of a mean of 128 is 1/128 of that, and its lambda of 1e7 is 1e7 / 128 here: the default of `strength`. The labels are
-  the true ones here too (`fisher = empirical`); the others are options.
-- After a task it adds the new A to the sum of the A's and the new B to the sum of the B's. (B1 + B2)(A1 + A2) also has
-  B1 A2 and B2 A1, which no task trained: from the second task on the network jumps, and the next task starts from it.
-  (It tests before that.) Its rank stays r. Here W gets the product, and the network answers as it did.
-- Inputs of its F_t are augmented as in training.
+  gradients are squared sample by sample. If the mean gradient over all samples vanishes, as at the end of training, the
+  square of a mean of 128 is 1/128 of the mean of squares. Its lambda of 1e7 thus corresponds to 1e7 / 128 here, the
+  default of `strength`. The labels are the true ones here too (`fisher = empirical`); other labels are options.
+- After a task, it adds the new A to the sum of the A's and the new B to the sum of the B's. (B1 + B2)(A1 + A2) also
+  contains B1 A2 and B2 A1, which no task trained. From the second task on, the network's function therefore jumps, and
+  the next task starts from there. (It tests before that.) Its rank stays r. Here, the product is added to W, and the
+  network's outputs do not change.
+- It augments the inputs for F_t as in training.
 
-It adapts k and v of every block with rank 10, s = 1, gamma = 1 and Kaiming-uniform A, the defaults here; rank 30 on
-DomainNet. It is trained by Adam with learning rate 5e-4, for heads 5e-3 (ImageNet-R: 5e-4 for both, with weight decay
-5e-3), with batches of 128. The rate falls along half a cosine within each task, once per epoch. `recipe=published` is
-that of CIFAR-100; otherwise these are the run's.
+The code adapts k and v of every block with rank 10 (30 on DomainNet), s = 1, gamma = 1 and Kaiming-uniform A. Except
+for DomainNet's rank, these are the defaults here. It trains with Adam at learning rate 5e-4, and the heads at 5e-3
+(ImageNet-R: 5e-4 for both, with weight decay 5e-3), in batches of 128. The rate falls along half a cosine within each
+task, once per epoch. `recipe=published` is the configuration for CIFAR-100; otherwise, the run's configuration applies.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from clbench_lora.layers import LoRALayer, Rows
 
 
 class EWCLoRA(JoinedHeadsLoRA):
-    """A frozen base W that takes in each task's adapter, and the penalty on its change by the Fisher information.
+    """A frozen backbone W into which each task's adapter is merged, and a Fisher penalty on the change of W.
 
     The buffers `importance__*` are F of each adapted layer, in the shape of its W.
     """
@@ -60,7 +61,11 @@ class EWCLoRA(JoinedHeadsLoRA):
     options: EWCLoRAOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: EWCLoRAOptions | None = None) -> None:
-        """Install the adapted layers, with F = 0; SpecError if they do not fit the model, or it has no such Fisher."""
+        """Install the adapted layers, with F = 0.
+
+        Raises:
+            SpecError: they do not fit the model, or the model's objective does not allow this `fisher`.
+        """
         super().__init__(model, stream_info, options if options is not None else EWCLoRAOptions())
         check_kind(stream_info, self.options.fisher)
         for name, layer in self.adapted.items():
@@ -92,7 +97,7 @@ class EWCLoRA(JoinedHeadsLoRA):
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Add the adapters to W, which changes no answer, and the task's Fisher information to F; realign the heads."""
+        """Add the adapters to W, which changes no output, and the task's Fisher information to F; realign the heads."""
         for layer in self.adapted.values():
             layer.base_layer.weight.add_(layer.delta_weight(-1))
             for parameter in layer.lora_B[-1].parameters():
@@ -112,7 +117,7 @@ class EWCLoRA(JoinedHeadsLoRA):
 
     @contextmanager
     def _weights_only(self) -> Iterator[None]:
-        """Inside the block only the weights of adapted layers require gradients, and no adapter is active."""
+        """Let only the weights of adapted layers require gradients, and no adapter be active, inside the block."""
         before = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         self.requires_grad_(False)
         try:
@@ -126,7 +131,7 @@ class EWCLoRA(JoinedHeadsLoRA):
 
 
 def _place(layer: LoRALayer) -> tuple[Tensor, slice]:
-    """Return the parameter that an adapted layer's W is in, and which of its rows W is."""
+    """Return the parameter that contains an adapted layer's W, and the slice of the rows that are W."""
     base = layer.base_layer
     if isinstance(base, Rows):
         return base.layer.weight, base.rows

@@ -1,4 +1,4 @@
-"""Base of strategies whose adapters are written in PEFT's format, and what is written of W."""
+"""Base of strategies that write their adapters, and W if needed, in PEFT's format."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from clbench_lora.peft_format import (
 
 
 class ExportedAdapters(Strategy):
-    """A strategy with adapters on a frozen W; `adapted` are its layers by name."""
+    """A strategy with adapters on a frozen W; `adapted` contains its adapted layers by name."""
 
     adapted: dict[str, LoRALayer]
     options: Any  # has the fields of AdapterOptions and StartOptions, among others
-    base_hash = ""  # of a published W, once it is computed
+    base_hash = ""  # fingerprint of a published W; empty until it is computed
 
     @property
     def base_name(self) -> str:
-        """Return the folder or repository that has W of a language model; empty if W is nowhere else."""
+        """Return the folder or repository of a language model that has W; empty if W is not published."""
         if not self.stream_info.predicts_tokens or self.options.base != "pretrained":
             return ""
         return published_as(self.model.weights_file)
 
     def write_task(self, folder: Path, task: Task, position: int, head: TaskHead | None) -> None:
-        """Write an adapter to the task's folder, and with the first task W, if it is nowhere else.
+        """Write an adapter to the task's folder. With the first task, also write W, unless it is published.
 
         Args:
-            folder: the trial's.
-            task: which one.
+            folder: the trial's folder.
+            task: the task.
             position: the index of the adapter in its layers.
-            head: the task's; None for a language model.
+            head: the task's head; None for a language model.
         """
         base = folder / BASE
         if self.base_name:
@@ -58,14 +58,14 @@ class ExportedAdapters(Strategy):
 
     def described(self, task: Task, trial: str, base: str, position: int, head: TaskHead | None,
                   number: int | None = None, origin: Origin | None = None) -> Adapter:
-        """Return a learned task's adapter and head as PEFT sees them.
+        """Return a learned task's adapter and head in PEFT's form.
 
         Args:
             task: the task, with its index in this strategy.
             trial: the key of the trial it belongs to.
             base: the fingerprint of W.
             position: the index of the adapter in its layers.
-            head: the task's; None for a language model.
+            head: the task's head; None for a language model.
             number: the task's number in that trial; by default its index.
             origin: where the task comes from, if not from the trial's benchmark.
         """
@@ -77,5 +77,5 @@ class ExportedAdapters(Strategy):
                           self.base_name)
 
     def published_names(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the names that files have for modules or tensors of the model; none where they are the same."""
+        """Return the names in files of modules or tensors of the model; empty if the model has no published names."""
         return {name: self.model.published_name(name) for name in names} if self.model.published else {}

@@ -1,17 +1,17 @@
-"""Adapters and their base as files that `peft` can load.
+"""Write and read adapters and their base as files that `peft` can load.
 
-A task's folder holds
+A task's folder contains
 
     adapter_config.json         PEFT's LoraConfig
     adapter_model.safetensors   A and B (bias, magnitude) of each layer and the head, by PEFT's names
-    clbench.json                `AdapterInfo`: what PEFT's files have no place for
+    clbench.json                `AdapterInfo`: facts that PEFT's files have no place for
     prototype.safetensors       the task's class means, with infer = prototype only
 
-and the trial's folder above it `base.safetensors`: W, by the names of the model without adapters. A pretrained
-language model's W is not written, as its own folder or repository has it; its adapters have no head. Of a model of
-timm, torchvision or transformers all names are those that the library gives, so that its model takes both files;
-`clbench.json` and the metadata of the base say which names these are here. All are safetensors or JSON; nothing in them
-is ever executed, and no path in them is followed.
+The trial's folder above it contains `base.safetensors`: W, by the names of the model without adapters. The W of a
+pretrained language model is not written, because its own folder or repository has it. Its adapters have no head. For
+models of timm, torchvision or transformers, all names are the library's, so that its model can load both files.
+`clbench.json` and the metadata of the base map these names to the names in clbench. All files are safetensors or JSON.
+Nothing in them is ever executed, and no path in them is followed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_adapter(folder: Path) -> Adapter:
     """Return the adapter of a folder.
 
     Raises:
-        StoreError: it is missing, incomplete, or not what `write_adapter` writes.
+        StoreError: the adapter is missing, incomplete, or not in the format of `write_adapter`.
     """
     prototype = folder / PROTOTYPE
     try:
@@ -110,8 +110,8 @@ def write_base(path: Path, base: Mapping[str, Tensor], names: Mapping[str, str] 
 
     Args:
         path: the file.
-        base: its tensors by their names here.
-        names: the names that they have in the file, where these are others.
+        base: the tensors by their names in clbench.
+        names: the names in the file by those in clbench, if they differ.
 
     Raises:
         StoreError: it cannot be written.
@@ -129,7 +129,7 @@ def noted_fingerprint(path: Path) -> str:
     """Return the fingerprint in the metadata of a base's file, without reading the tensors.
 
     Raises:
-        StoreError: the file is missing or has none.
+        StoreError: the file is missing or has no fingerprint.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -139,7 +139,7 @@ def noted_fingerprint(path: Path) -> str:
 
 
 def read_base(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a base by their names here.
+    """Return the tensors of a base by their names in clbench.
 
     Raises:
         StoreError: the file is missing or not in safetensors format.
@@ -152,7 +152,7 @@ def read_base(path: Path) -> dict[str, Tensor]:
 
 
 def published_names(path: Path) -> dict[str, str]:
-    """Return the names that a base's tensors have in its file, by their names here; empty if they are the same.
+    """Return the names of a base's tensors in its file, by their names in clbench; empty if they are the same.
 
     Raises:
         StoreError: the file is missing or not in safetensors format.

@@ -19,7 +19,7 @@ NAME = "first adapted layer"
 
 
 class FirstLayerOnce(Strategy):
-    """Base of strategies on adapted layers; it stands before other bases."""
+    """Base of strategies with adapted layers. It must come before other base classes."""
 
     inputs_only_through_model = loss_is_mean = True
     base_learns: bool
@@ -43,7 +43,7 @@ class FirstLayerOnce(Strategy):
 
     @contextmanager
     def known_first_layer(self, batch: Batch) -> Iterator[None]:
-        """Give the first adapted layer its W x inside the block, if that is stored for the batch."""
+        """Give the first adapted layer its W x inside the `with` block, if the batch has it stored."""
         position = first_layer(self.model) if batch.frozen else None
         if position is None or batch.frozen is None:
             yield
@@ -57,7 +57,10 @@ class FirstLayerOnce(Strategy):
 
 
 def first_layer(model: Network) -> tuple[int, list[nn.Module], LoRALayer] | None:
-    """Return the first adapted block, what its body runs before its adapted layer, and the layer; None if neither."""
+    """Return the first adapted block's index, the modules that its body runs before its adapted layer, and this layer.
+
+    Return None if this layer is nested deeper in the body.
+    """
     block = model.first_with(LoRALayer)
     body: Any = model.blocks[block].body
     parts = list(body) if isinstance(body, nn.Sequential) else [body]

@@ -1,9 +1,9 @@
-"""Base of the LoRA variants with summed adapters and a head for each task's new classes; all heads answer together.
+"""Base of the LoRA variants with summed adapters and a head for each task's new classes; all heads predict together.
 
-With `align = true` the heads are realigned after each task (`clbench.strategy.alignment`).
+With `align = true`, the heads are realigned after each task (`clbench.strategy.alignment`).
 
-If no class of a task is new (scenario `domain`, or classes that return) no head is added; the heads of the task's
-classes are trained further, which changes their answers for earlier tasks. A language model keeps the head that it has.
+If no class of a task is new (scenario `domain`, or classes that return), no head is added. The heads of the task's
+classes are trained further, which changes their outputs for earlier tasks. A language model keeps its own head.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from clbench_lora.shared_adapters import SummedLoRA
 
 
 class JoinedHeadsLoRA(Aligned, SummedLoRA):
-    """A frozen base W with adapters, all active, and a head for each task's new classes, which only that task trains.
+    """A frozen backbone W with adapters, all active, and a head for each task's new classes.
 
-    Subclasses define as for `SummedLoRA` when adapters are added, and what part of them learns.
+    Only tasks with these classes train the head. Subclasses define `grows` and `learning`, as for `SummedLoRA`.
     """
 
     heads_named = "heads.*"
@@ -32,14 +32,14 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
     roles = (("heads.*", "heads"), *Aligned.roles, *SummedLoRA.roles)
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: SummedOptions) -> None:
-        """Install the adapted layers; there is no head yet. SpecError if they do not fit the model."""
+        """Install the adapted layers, without a head. Raise a SpecError if they do not fit the model."""
         super().__init__(model, stream_info, options)
         self.heads = nn.ModuleList()
         self.classes: list[tuple[int, ...]] = []  # of each head
-        self.current: list[int] = []  # the heads of the current task
+        self.current: list[int] = []  # indices of the current task's heads
 
     def before_task(self, task: Task) -> None:
-        """Add a head for new classes, then adapters; the head comes first, so that all methods get the same head."""
+        """Add a head for new classes, then adapters. The head is created first, so all methods get the same head."""
         known = set(chain.from_iterable(self.classes))
         if new := tuple(c for c in task.classes if c not in known):
             head = self.model.head
@@ -53,14 +53,14 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
         return [self.heads[i] for i in self.current]
 
     def head_of(self, output: int) -> tuple[nn.Linear, int]:
-        """Return the head of the task that brought a class first, and its unit there."""
+        """Return the head of the task that first had a class, and the index of the class in that head."""
         head, classes = next((head, classes) for head, classes in zip(self.heads, self.classes, strict=True)
                              if output in classes)
         assert isinstance(head, TaskHead)
         return head, classes.index(output)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return the logits [N, C] of all heads; for classes without a head those of the original head."""
+        """Return the logits [N, C] of all heads. Classes without a head get the logits of the original head."""
         features = self.model.features(x)
         logits = self.model.from_features(features)
         for head in self.heads:

@@ -1,4 +1,4 @@
-"""Low-rank adapters on Linear and Conv2d layers or parts of them, and the selection of these layers."""
+"""Low-rank adapters on Linear and Conv2d layers, or on parts of Linear layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clbench_lora import Init, Target
 
 FUSED: tuple[Target, ...] = ("q", "k", "v")  # the parts of a layer named qkv, in the order of its rows
 
-# What a module around a layer may ask of it: timm's DaViT reads the size of a convolution to pad its input, say.
+# Attributes that a parent module may read: timm's DaViT, for example, reads a convolution's size to pad its input.
 GEOMETRY = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding",
             "dilation", "groups")
 
@@ -32,7 +32,7 @@ class Rows:
     """
 
     def __init__(self, layer: nn.Linear, part: int, parts: int) -> None:
-        """Note which rows."""
+        """Compute which rows of the weight belong to the part."""
         self.layer = layer
         self.in_features = layer.in_features
         self.out_features = layer.out_features // parts
@@ -51,23 +51,23 @@ class Rows:
 
 
 class LoRALayer(nn.Module):
-    """A layer W with low-rank adapters: h = Wx + s B(Ax), summed over the active adapters; Wx if none is active.
+    """A layer W with low-rank adapters: h = Wx + the sum of s B(Ax) over the active adapters.
 
-    A is random and B is zero, so a new adapter changes nothing. `active` has the indices of the active adapters.
+    A is random and B is zero, so a new adapter changes nothing. `active` holds the indices of the active adapters.
 
     The references differ. The paper draws A from a Gaussian. microsoft/loralib and PEFT (by default) draw it
     Kaiming-uniform (a = √5), as `init = kaiming` does here; `gaussian` is PEFT's, N(0, 1 / r^2). PEFT's defaults are
     rank 8 and `lora_alpha` 8; loralib's `lora_alpha` is 1 for every rank. On Conv2d, this class has PEFT's form: A is
     a convolution with r output channels and the layer's geometry (including its dilation and padding mode), and B is
     a 1x1 convolution. BA thus has rank r as a matrix [out, in·kh·kw]. loralib's Conv2d factorizes a matrix
-    [out·k, in·k] with rank r·k instead. Names are PEFT's, with the task's index in place of the adapter's name.
+    [out·k, in·k] with rank r·k instead. Parameter names are PEFT's, with the task's index as the adapter's name.
 
     `init = pissa` (Meng et al. 2024, arXiv 2404.02948) starts A and B from the r largest singular values of W. The
-    paper subtracts them from W. Here W is shared by all tasks; instead the start (`pissa_A`, `pissa_B`) is subtracted
-    from the adapter's output: h = Wx + s (BA - B0 A0) x, which is the same function.
+    paper subtracts them from W. Here W is shared by all tasks, so the start (`pissa_A`, `pissa_B`) is subtracted from
+    the adapter's output instead: h = Wx + s (BA - B0 A0) x, which is the same function.
 
-    `dora` (Liu et al. 2024, arXiv 2402.09353) learns the length of each row of W + s BA separately from its direction;
-    the length in the denominator is a constant in the gradient, as in the paper (4.3) and in PEFT.
+    `dora` (Liu et al. 2024, arXiv 2402.09353) learns the length of each row of W + s BA separately from its direction.
+    The gradient treats the length in the denominator as a constant, as in the paper (section 4.3) and in PEFT.
 
     Args:
         base_layer: the layer W, which does not change; or some of its rows, in a `FusedLoRA`.
@@ -75,7 +75,7 @@ class LoRALayer(nn.Module):
         scaling: s.
         init: how A (with pissa also B) is initialized.
         dropout: the share of the adapter's inputs that are zeroed in training.
-        bias: whether B has a bias, which s multiplies too (PEFT's `lora_bias`); not with dora.
+        bias: whether B has a bias, which is also multiplied by s (PEFT's `lora_bias`). Not allowed with dora.
         dora: whether each adapter learns the length of the rows.
     """
 
@@ -96,16 +96,16 @@ class LoRALayer(nn.Module):
         self.lora_bias = bias
         self.lora_magnitude_vector = nn.ParameterList() if dora else None
         self.active: tuple[int, ...] = ()
-        self.output: Tensor | None = None  # W x, where it is known (`first_layer`)
-        for name in GEOMETRY:  # which modules around a layer may read
+        self.output: Tensor | None = None  # W x, if it is computed in advance (`first_layer`)
+        for name in GEOMETRY:
             if hasattr(base_layer, name):
                 setattr(self, name, getattr(base_layer, name))
 
     @property
     def weight(self) -> Tensor:
-        """Return W with the changes of the active adapters, for a module that reads it instead of calling the layer.
+        """Return W plus the changes of the active adapters, for modules that read it instead of calling the layer.
 
-        The adapters' dropout is not in it, and who looks at the layer's inputs (InfLoRA) sees none.
+        In this case the adapters have no dropout, and hooks on the layer's inputs (InfLoRA) are not called.
         """
         weight: Tensor = self.base_layer.weight
         for adapter in self.active:
@@ -114,7 +114,7 @@ class LoRALayer(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """Return W's bias plus those of the active adapters, as `weight`."""
+        """Return the bias of W plus the biases of the active adapters; see `weight`."""
         bias: Tensor | None = self.base_layer.bias
         for adapter in self.active if self.lora_bias else ():
             adapter_bias = self._bias_of(adapter)
@@ -152,7 +152,7 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Let the newest adapter start from the current W; `add` calls it, and it must be called again if W changes."""
+        """Initialize what the newest adapter takes from W. `add` calls it; call it again after W has changed."""
         weight = self.base_layer.weight
         if self.lora_magnitude_vector is not None:
             self.lora_magnitude_vector[-1].copy_(weight.flatten(1).norm(dim=1))
@@ -162,8 +162,8 @@ class LoRALayer(nn.Module):
             a, b = (part[-1].get_parameter("weight") for part in (self.lora_A, self.lora_B))
             a.copy_(root[:, None] * v[:self.rank])
             b.copy_(u[:, :self.rank] * root)
-            # Copies of A and B, laid out as they are: products of the same values in another layout may be rounded
-            # otherwise, and h would not be Wx at first.
+            # Copies with the memory layout of A and B: in another layout, products of the same values may be rounded
+            # differently, and h would not be Wx at the start.
             self.register_buffer("pissa_A", a.clone())
             self.register_buffer("pissa_B", b.clone())
 
@@ -182,7 +182,7 @@ class LoRALayer(nn.Module):
 
         Args:
             x: the input.
-            out: the layer's output Wx, which is computed if it is not given; with `Rows` it must be.
+            out: the layer's output Wx. It must be given for `Rows`; otherwise it is computed if it is not given.
         """
         if out is None:
             assert not isinstance(self.base_layer, Rows)
@@ -192,7 +192,7 @@ class LoRALayer(nn.Module):
         x = self.lora_dropout(x)
         for adapter in self.active:
             low: Tensor = self.lora_A[adapter](x)
-            # Scaled where there are r values, not where there are as many as outputs; but a bias of B is scaled too.
+            # Scaling r values costs less than scaling all outputs, but a bias of B must be scaled too.
             added: Tensor = (self.scaling * self.lora_B[adapter](low) if self.lora_bias
                              else self.lora_B[adapter](self.scaling * low))
             if self.init == "pissa":
@@ -203,7 +203,7 @@ class LoRALayer(nn.Module):
         return out
 
     def _rescaled(self, out: Tensor, added: Tensor, adapter: int) -> Tensor:
-        """Return what DoRA adds to Wx + b: rows are rescaled to the learned lengths, and the bias is left out."""
+        """Return the term that DoRA adds to Wx + b. Rows are rescaled to the learned lengths, but not the bias."""
         assert self.lora_magnitude_vector is not None
         length = (self.base_layer.weight + self._product(adapter)).flatten(1).norm(dim=1).detach()
         scale = self._along(self.lora_magnitude_vector[adapter] / length)
@@ -231,7 +231,7 @@ class LoRALayer(nn.Module):
         return merged * scale.view(-1, *[1] * (merged.dim() - 1)) - self.base_layer.weight
 
     def merged_weight(self, adapter: int) -> Tensor:
-        """Return the weight of a plain layer that, with `merged_bias`, is the same function as W with the adapter."""
+        """Return the weight of a plain layer that computes, with `merged_bias`, the same as W with the adapter."""
         return self.base_layer.weight + self.delta_weight(adapter)
 
     def merged_bias(self, adapter: int) -> Tensor | None:
@@ -244,7 +244,7 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the newest adapter to W and its bias, and make it change nothing; the layer gives what it gave before."""
+        """Add the newest adapter to W and its bias, then reset it to change nothing. The output stays the same."""
         weight, bias = self.merged_weight(-1), self.merged_bias(-1)
         self.base_layer.weight.copy_(weight)
         if bias is not None:
@@ -264,9 +264,9 @@ class LoRALayer(nn.Module):
 
 
 class FusedLoRA(nn.Module):
-    """One Linear layer for q, k and v, with adapters on some of these parts, each with an A and B of its own.
+    """One Linear layer for q, k and v, with separate adapters on some of these parts.
 
-    Each adapted part is a child, a `LoRALayer` on its `Rows`, and learns as a Linear layer of its own would.
+    Each adapted part is a child module, a `LoRALayer` on its `Rows`. It trains as a separate Linear layer would.
 
     Args:
         base_layer: the layer W [3 out, in].
@@ -296,5 +296,5 @@ class FusedLoRA(nn.Module):
 
 
 def width(layer: nn.Linear | nn.Conv2d | Rows) -> int:
-    """Return the largest possible rank of a change of the layer, whose weight is taken as a matrix [out, the rest]."""
+    """Return the largest possible rank of a change of the layer's weight, as a matrix [out, all other dimensions]."""
     return min(layer.weight.shape[0], math.prod(layer.weight.shape[1:]))

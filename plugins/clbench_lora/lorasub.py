@@ -1,8 +1,9 @@
 """LoRA-Sub, or LoRA-DRS (Liu & Chang 2025, arXiv 2503.18985): adapters that change in a drift-resistant space.
 
-Before task t > 1 its samples go through W - sum_{i < t} B_i A_i, the network with the earlier adapters subtracted. The
-directions that a layer's inputs have there, the fewest that hold a share of their energy (`threshold`), span the space
-that the task may use; P is the projector onto it. Each step dA of the optimizer becomes dA P, so that
+Before task t > 1, its samples are passed through W - sum_{i < t} B_i A_i, the network with the earlier adapters
+subtracted. The strongest directions of a layer's inputs in this network span the space that the task may use: the
+fewest directions that hold a share of the inputs' energy (`threshold`). P is the projector onto this space. Each step
+dA of the optimizer becomes dA P, so that
 
     h = W x + sum_{i <= t} B_i A_i x,    A_t = A_start + (sum of steps) P
 
@@ -11,28 +12,30 @@ of the unit features f of a batch:
 
     mean of max(0, |f - farthest of its class| - |f - nearest of another class| + margin)
 
-where the mean features of earlier tasks' classes, scaled to length 1, count as other classes too. The nearest class
-mean answers, among unit features; means are those of the samples after their task, and do not follow what is learned
-later.
+The mean features of earlier tasks' classes, scaled to length 1, count as features of other classes too. The class whose
+mean is nearest among unit features is predicted. Means are computed after their task and are not updated later.
 
-This follows LibContinual's `lora_sub.py` (RL-VIG), adapted from the authors' code (scarlet0703/LoRA-Sub-DRS), of which
-only copies of its main file and its triplet loss were at hand; they agree. Where these go beyond the paper, the
-defaults are theirs:
+This follows LibContinual's `lora_sub.py` (RL-VIG), which is adapted from the authors' code (scarlet0703/LoRA-Sub-DRS).
+Of the latter, only copies of its main file and its triplet loss were available; they agree. If these codes go beyond
+the paper, the defaults here follow the codes:
 
-- P is divided by its Frobenius norm, the square root of its dimensions (`scaled`), which the paper's P P^T g is not.
-- B is projected as well, by the P of the inputs, which has the size of the outputs in k and v (`project_b`). Where the
-  sizes differ there is nothing to project with, and B learns freely.
-- It is what Adam makes of the gradient that is projected, not the gradient. Here it is so for any optimizer: the
-  parameters take the steps as they are while they learn, the network sees them projected, and after the task they
-  become what the network sees.
+- P is divided by its Frobenius norm, the square root of the dimension of its space (`scaled`). The paper's P P^T g has
+  no such factor.
+- B is projected as well, by the P of the inputs (`project_b`). In k and v, there are as many outputs as inputs. If the
+  numbers differ, no projection is possible, and B is trained without one.
+- The step that Adam computes is projected, not the gradient. Here this holds for any optimizer. During training, the
+  parameters take unprojected steps, and the network uses their projection. After the task, the parameters are set to
+  their projection.
 
-They adapt k and v with rank 10 and train by Adam with learning rate 5e-4, the heads with 2e-3 (ImageNet-R: 5e-4, with
-margin 2 and strength 0.2). The rates fall along a quarter of a cosine, once per epoch. `recipe=published` is that of
-CIFAR-100. They have a head per task, here it is the model's, whose rows of other classes do not learn; answers need
-none. Their space is that of augmented samples, here of plain ones.
+The codes adapt k and v with rank 10. They train with Adam at learning rate 5e-4, and the heads at 2e-3 (ImageNet-R:
+5e-4, with margin 2 and strength 0.2). The rates fall along a quarter of a cosine, once per epoch. `recipe=published` is
+the configuration for CIFAR-100. The codes have a head per task. Here it is the model's head, in which the rows of other
+classes are not trained; predictions need no head. The codes compute the space from augmented samples; here samples are
+not augmented.
 
-Beyond the paper: a class that returns has the mean of all its samples, each as it was in its task, and its own mean is
-no other class in the triplet loss. Before the first task is over, the head answers.
+Beyond the paper: the mean of a class that returns is that of all its samples, each with its features after its own
+task. In the triplet loss, this mean does not count as another class for the class's own samples. Until the first task
+ends, the head predicts.
 """
 
 from __future__ import annotations
@@ -50,14 +53,14 @@ from clbench_lora import LoRASubOptions
 from clbench_lora.layers import LoRALayer
 from clbench_lora.shared_adapters import SummedLoRA, adapter_moments
 
-TINY = 1e-12  # squared distances below it count as it, since a square root has no slope at 0
+TINY = 1e-12  # lower bound of squared distances, because a square root has no finite gradient at 0
 
 
 class LoRASub(SummedLoRA):
-    """A frozen base W, adapters per task, a head to learn with, and class means to answer with.
+    """A frozen backbone W with adapters for each task. A head is used in training, and class means predict.
 
-    `means` [C, D] are the mean features of classes, and `counts` [C] the number of their samples. The buffers
-    `space__*` and `start__*` are a layer's P and A_start while a task is learned. They are recomputed for each task and
+    `means` [C, D] are the mean features of classes, and `counts` [C] the number of their samples. While a task is
+    trained, the buffers `space__*` and `start__*` are a layer's P and A_start. They are recomputed for each task and
     not stored.
     """
 
@@ -69,10 +72,10 @@ class LoRASub(SummedLoRA):
     counts: Tensor
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: LoRASubOptions | None = None) -> None:
-        """Install the adapted layers; SpecError if they do not fit the model."""
+        """Install the adapted layers. Raise a SpecError if they do not fit the model."""
         super().__init__(model, stream_info, options if options is not None else LoRASubOptions())
         like = model.head.weight
-        self.projecting = False  # whether the newest adapters learn within their spaces
+        self.projecting = False  # whether the newest adapters are projected onto their spaces
         self.register_buffer("means", like.new_zeros(stream_info.classes, model.head.in_features))
         self.register_buffer("counts", torch.zeros(stream_info.classes, dtype=torch.int64, device=like.device))
         for name, layer in self.adapted.items():
@@ -82,7 +85,7 @@ class LoRASub(SummedLoRA):
 
     @torch.no_grad()
     def begin(self, task: Task) -> None:
-        """Compute the spaces of a later task; train A_t and B_t within them from now on."""
+        """Train A_t and B_t from now on; from the second task on, compute the spaces that they are projected onto."""
         super().begin(task)
         self.projecting = task.index > 0
         if not self.projecting:
@@ -95,14 +98,14 @@ class LoRASub(SummedLoRA):
         for name, moment in moments.items():
             space = grown(moment, torch.zeros_like(moment), self.options.threshold)
             if self.options.scaled:
-                space = space / space.norm().clamp(min=1)  # 0 if the inputs are
+                space = space / space.norm().clamp(min=1)  # the norm is 0 if all inputs are 0
             start = self.adapted[name].parameters_of(-1)["lora_A.weight"].flatten(1)
             self.get_buffer(_slot("space", name)).copy_(space)
             self.get_buffer(_slot("start", name)).copy_(start)
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Let the newest adapters become what the network sees of them, and take the means of the task's classes."""
+        """Set the newest adapters to their projections, and update the means of the task's classes."""
         for name, weight in self.projected().items():
             self.model.get_parameter(name).copy_(weight)
         self.projecting = False
@@ -113,7 +116,7 @@ class LoRASub(SummedLoRA):
         self.counts += counts
 
     def projected(self) -> dict[str, Tensor]:
-        """Return the newest A and B after projection, by name in the model; none if nothing is projected.
+        """Return the newest A and B after projection, by name in the model; empty if nothing is projected.
 
         Gradients reach the parameters unprojected, so the optimizer computes its step before the projection.
         """
@@ -146,9 +149,9 @@ class LoRASub(SummedLoRA):
         return F.relu(farthest - nearest + self.options.margin).mean()
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return minus the distances [N, C] to the unit means, -inf for classes without; before any, logits."""
+        """Return the negative distances [N, C] to unit means, -inf for classes without one; logits if there is none."""
         features = self.model.features(x, self.projected())
-        # Without matrix products: the distance of a sample then does not depend on which batch it is in.
+        # Without matrix products, the distances of a sample do not depend on the batch that it is in.
         far = torch.cdist(F.normalize(features), F.normalize(self.means), compute_mode="donot_use_mm_for_euclid_dist")
         near = (-far).masked_fill(self.counts == 0, -math.inf)
         return torch.where(self.counts.any(), near, self.model.head(features))
@@ -160,13 +163,13 @@ def _slot(kind: str, name: str) -> str:
 
 
 def _is_square(layer: LoRALayer) -> bool:
-    """Tell whether a layer's weight, as a matrix [out, the rest], is square."""
+    """Return whether a layer's weight is square as a matrix [out, all other dimensions]."""
     weight = layer.base_layer.weight
     return len(weight) == weight[0].numel()
 
 
 def _seen(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return the value, whose gradient is the parameter's as if it were the parameter itself."""
+    """Return `value`, whose gradient is passed to `parameter` unchanged, as in a straight-through estimator."""
     return value.detach() + (parameter - parameter.detach())
 
 

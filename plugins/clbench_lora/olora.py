@@ -5,20 +5,20 @@ each earlier A_i, which are frozen:
 
     cross-entropy + lambda_orth sum_{i < t} sum_{jk} |(A_i A_t^T)_{jk}|      (summed over the adapted layers)
 
-Paper and reference code (cmnfriend/O-LoRA) differ: the paper squares the entries, the code takes absolute values, as
-here. Both vanish at the same place, but the gradient of the absolute value does not fade near it. The code has a second
-term, lambda_2 times the norms of A_t and B_t, which is not in the paper and is left out. Their scripts for orders 1 to
-3 have lambda_orth = 0.5 and lambda_2 = 0, as here; the one for 15 tasks (long.sh) has others for later tasks, up to 5
-and 0.3.
+Paper and reference code (cmnfriend/O-LoRA) differ: the paper squares the entries, and the code takes absolute values,
+as here. Both are zero at the same place, but the gradient of the absolute value does not vanish near it. The code has a
+second term, lambda_2 times the norms of A_t and B_t, which is not in the paper and is left out. The authors' scripts
+for orders 1 to 3 have lambda_orth = 0.5 and lambda_2 = 0, as here. Their script for 15 tasks (long.sh) has other values
+for later tasks, up to 5 and 0.3.
 
-The adapters are by default the code's (src/run_uie_lora.py): r = 8, lora_alpha = 32, so that their outputs are
-multiplied by 4, and lora_dropout = 0.1. As there, one mask per layer is for the adapters of all tasks, also where the
-earlier ones are frozen. What draws in its loss cannot train in a stack, so these trials train one by one;
-`dropout = 0` allows stacks.
+The default adapters are those of the code (src/run_uie_lora.py): r = 8, lora_alpha = 32, which multiplies their outputs
+by 4, and lora_dropout = 0.1. As in the code, one dropout mask per layer applies to the adapters of all tasks, including
+the frozen ones. Trials whose loss draws random numbers cannot be vectorized (trained in a stack), so these trials train
+one by one. `dropout = 0` allows stacks.
 
-Their models are language models that generate answers, so that only the labels of a task's own samples are trained on.
-Here the model's head has all classes. In scenario class, the cross-entropy is over the task's own classes (`outputs`),
-and otherwise nothing protects the head. On Conv2d, A is taken as a matrix [r, in·kh·kw].
+The authors' models are language models that generate answers, so only the labels of a task's own samples are trained
+on. Here the model's head has all classes. In scenario class, the cross-entropy is over the task's own classes
+(`outputs`); apart from that, nothing protects the head. On Conv2d, A is taken as a matrix [r, in·kh·kw].
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from clbench_lora.shared_adapters import SummedLoRA
 
 
 class OLoRA(Aligned, SummedLoRA):
-    """A frozen base W, adapters per task, and the penalty on overlap of the newest with the earlier ones."""
+    """A frozen backbone W, adapters per task, and a penalty on the overlap of the newest adapters with earlier ones."""
 
     method = "o-lora"
     inputs_only_through_model = loss_is_mean = True
@@ -43,7 +43,7 @@ class OLoRA(Aligned, SummedLoRA):
     options: OLoRAOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: OLoRAOptions | None = None) -> None:
-        """Install the adapted layers; SpecError if they do not fit the model."""
+        """Install the adapted layers. Raise a SpecError if they do not fit the model."""
         super().__init__(model, stream_info, options if options is not None else OLoRAOptions())
 
     def loss(self, batch: Batch) -> Tensor:

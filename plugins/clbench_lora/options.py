@@ -30,10 +30,10 @@ Norm = Literal["factors", "product"]
 
 
 class LowRankOptions(Options):
-    """Which layers have adapters, of which rank and scale."""
+    """Options for the adapted layers and for the rank and scale of their adapters."""
 
     LATER: ClassVar[tuple[str, ...]] = ("targets",)
-    PAPER: ClassVar[tuple[Target, ...]] = ("q", "v")  # what the method's paper adapts in a transformer
+    PAPER: ClassVar[tuple[Target, ...]] = ("q", "v")  # the parts of a transformer that the method's paper adapts
 
     rank: int = Field(4, ge=1, description="rank r of the adapters; at most the width of every layer they are on")
     rank_pattern: dict[str, int] = Field({}, description="other ranks for layers whose whole name a regular expression "
@@ -52,10 +52,10 @@ class LowRankOptions(Options):
                                   "gets adapters for each part apart; all-linear means all Linear layers. Without it "
                                   "and layers, a pretrained transformer has adapters where the method's paper has them "
                                   "(docs/adapters.md)")
-    deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # all: on all layers, wherever the paper has adapters
+    deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # if given, even as all, the paper's targets are unused
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options, with the paper's targets where nobody chose layers and the network has such parts."""
+        """Return these options, with the paper's targets if no layers are chosen and the network has such parts."""
         options = super().settled(pretrained, network)
         if network is None or {"layers", "targets"} & self.model_fields_set:
             return options
@@ -66,7 +66,7 @@ class LowRankOptions(Options):
     @field_validator("layers")
     @classmethod
     def _compiles(cls, layers: str) -> str:
-        """Refuse what is no regular expression."""
+        """Reject strings that are not regular expressions."""
         try:
             re.compile(layers)
         except re.error as error:
@@ -76,14 +76,14 @@ class LowRankOptions(Options):
     @field_validator("targets")
     @classmethod
     def _in_order(cls, targets: list[Target]) -> list[Target]:
-        """Name each target once, in one order, so that q+v and v+q are the same trial."""
+        """Sort the targets and remove duplicates, so that q+v and v+q are the same trial."""
         if ALL_LINEAR in targets and {*targets} != {ALL_LINEAR}:
             raise ValueError("all-linear has the other targets in it; name it alone")
         return [target for target in get_args(Target) if target in targets]
 
     @model_validator(mode="after")
     def _has_targets(self) -> LowRankOptions:
-        """Refuse mlp within attention, which has none."""
+        """Reject the target mlp for `layers = attention`, because attention has no mlp."""
         if self.layers == "attention" and "mlp" in self.targets:
             raise ValueError("layers = attention has q, k, v and proj, not mlp; leave layers out, or mlp")
         return self
@@ -91,7 +91,7 @@ class LowRankOptions(Options):
     @field_validator("rank_pattern")
     @classmethod
     def _ranks(cls, patterns: dict[str, int]) -> dict[str, int]:
-        """Refuse patterns that are none and ranks below 1."""
+        """Reject patterns that are not regular expressions, and ranks below 1."""
         for pattern, rank in patterns.items():
             cls._compiles(pattern)
             if rank < 1:
@@ -100,7 +100,7 @@ class LowRankOptions(Options):
 
 
 class AdapterOptions(LowRankOptions):
-    """Which layers have adapters, and what these are."""
+    """Options for the adapted layers and for the form of their adapters."""
 
     init: Init = Field("kaiming", description="A Kaiming-uniform (PEFT's) or Gaussian, with B zero; or both from the "
                        "largest singular values of W (pissa: Meng et al. 2024; Linear layers only)")
@@ -109,7 +109,7 @@ class AdapterOptions(LowRankOptions):
 
     @model_validator(mode="after")
     def _goes_with_dora(self) -> AdapterOptions:
-        """Refuse dora with pissa or bias, which nobody has defined."""
+        """Reject dora with pissa or with a bias, because nobody has defined these combinations."""
         if self.dora and self.init == "pissa":
             raise ValueError("dora goes with init = kaiming or gaussian, not with pissa")
         if self.dora and self.bias:
@@ -122,7 +122,7 @@ class LoRAOptions(AdapterOptions, BaseOptions):
 
 
 class SummedOptions(LowRankOptions, StartOptions):
-    """What methods whose adapters are summed have in common."""
+    """Common options of the methods that sum their adapters."""
 
     LATER: ClassVar[tuple[str, ...]] = ("head_rate",)
 
@@ -141,19 +141,19 @@ class SeqLoRAOptions(OwnOutputsOptions, AlignOptions, AdapterOptions, SummedOpti
 
     @model_validator(mode="after")
     def _is_used(self) -> SeqLoRAOptions:
-        """Refuse the capacity of a memory that nothing reads."""
+        """Reject a capacity if nothing is replayed."""
         if self.capacity != type(self).model_fields["capacity"].default and not self.replay:
             raise ValueError(f"capacity = {self.capacity} is of a memory, and replay = 0 needs none; leave it out")
         return self
 
     @property
     def needs_boundaries(self) -> str:
-        """Return that the adapter is merged after each task."""
+        """Return why boundaries must be known: with `merge = true`, the adapter is merged after each task."""
         return "merge = true merges the adapter after each task" if self.merge else super().needs_boundaries
 
 
 class OLoRAOptions(OwnOutputsOptions, AlignOptions, SummedOptions):
-    """Options of `o-lora`; its adapters and the weight of the penalty are by default those of its reference code."""
+    """Options of `o-lora`; the default adapters and penalty weight are those of its reference code."""
 
     rank: int = Field(8, ge=1, description=LowRankOptions.model_fields["rank"].description)
     alpha: float | None = Field(32.0, gt=0, description=LowRankOptions.model_fields["alpha"].description)
@@ -186,21 +186,21 @@ class InfLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
                               "(moment: the authors' code)")
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options with `auto` replaced by the alpha that makes the rows of A as long as the authors'."""
+        """Return these options with `auto` replaced by an alpha that corresponds to the authors' length of A's rows."""
         options = super().settled(pretrained, network)
         return options.model_copy(update={"alpha": self.rank / math.sqrt(3)}) if self.alpha == "auto" else options
 
     @field_validator("alpha")
     @classmethod
     def _is_positive(cls, alpha: float | str | None) -> float | str | None:
-        """Refuse a scale of 0 or below."""
+        """Reject a scale of 0 or below."""
         if isinstance(alpha, float) and not alpha > 0:
             raise ValueError(f"should be greater than 0, got {alpha:g}")
         return alpha
 
     @model_validator(mode="after")
     def _grows(self) -> InfLoRAOptions:
-        """Refuse a threshold that falls."""
+        """Reject a final threshold below the first one."""
         if self.final_threshold < self.threshold:
             raise ValueError(f"final_threshold = {self.final_threshold:g} is below threshold = {self.threshold:g}; it "
                              "should be at least that")
@@ -225,7 +225,7 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
     @field_validator("later_ranks")
     @classmethod
     def _of_tasks(cls, ranks: dict[str, int]) -> dict[str, int]:
-        """Refuse what is no task or no rank; put the tasks in order."""
+        """Reject invalid task numbers and ranks, and sort by task."""
         for task, rank in ranks.items():
             if not task.isdecimal() or int(task) < 1 or rank < 1:
                 raise ValueError(f"{task!r} = {rank} should be the number of a task, 1 or more, and a rank of at least "
@@ -272,5 +272,5 @@ class LoRAMeanOptions(FixedOutputsOptions, SummedOptions):
 
     @property
     def fixed_outputs(self) -> Outputs:
-        """Return `own`: a task's head has its own classes, and it is trained alone."""
+        """Return `own`: each task trains its own head, which has only the task's classes."""
         return "own"

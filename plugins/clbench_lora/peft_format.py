@@ -1,4 +1,4 @@
-"""One task's adapter in PEFT's form: its configuration and its tensors, by PEFT's names."""
+"""Convert one task's adapter to PEFT's form: a configuration, and tensors by PEFT's names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clbench.strategy.per_task import TaskHead
 from clbench_lora import AdapterOptions
 from clbench_lora.layers import LoRALayer, Rows
 
-PREFIX = "base_model.model."  # what PEFT puts before the names of the model's modules
+PREFIX = "base_model.model."  # PEFT's prefix of the names of the model's modules
 HEAD = "head"
 
 
@@ -32,7 +32,7 @@ class Origin(BaseModel):
 
 
 class AdapterInfo(BaseModel):
-    """What is known about an adapter beyond PEFT's configuration."""
+    """Facts about an adapter that PEFT's configuration does not contain."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal[1] = 1
@@ -42,12 +42,12 @@ class AdapterInfo(BaseModel):
     base: str  # sha256 of W (`fingerprint`)
     origin: Origin | None = None
     mixture: dict[int, float] = {}  # task -> weight
-    names: dict[str, str] = {}  # of adapted modules and the head: here -> in the files, where these are others
-    class_names: tuple[str, ...] = ()  # of `classes`, in their order; empty, and not written, where they have none
+    names: dict[str, str] = {}  # of adapted modules and the head: in clbench -> in the files, if they differ
+    class_names: tuple[str, ...] = ()  # of `classes`, in the same order; empty, and not written, if they have none
 
     @model_serializer(mode="wrap")
     def _without_absent_names(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write no empty list of names, so that files of classes without names are what they always were."""
+        """Omit an empty list of class names, so that files without names are the same as before there were names."""
         facts: dict[str, Any] = handler(self)
         if not self.class_names:
             facts.pop("class_names", None)
@@ -79,7 +79,7 @@ class PeftConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter: its configuration, its tensors by PEFT's names, and what else is known about it."""
+    """One adapter: its configuration, its tensors by PEFT's names, and further facts about it."""
 
     config: PeftConfig
     tensors: dict[str, Tensor]
@@ -88,7 +88,7 @@ class Adapter:
 
     @property
     def number(self) -> str:
-        """Return the task's number as people count, from 1; of a weighted sum of adapters, what it is."""
+        """Return the task's number, counted from 1, or `a weighted sum` for a weighted sum of adapters."""
         return "a weighted sum" if self.info.task is None else str(self.info.task + 1)
 
     @property
@@ -119,18 +119,18 @@ class Adapter:
 
     @property
     def has_head(self) -> bool:
-        """Tell whether it has a head; that of a language model does not, as the model keeps its own."""
+        """Return whether the adapter has a head. Adapters of language models have none; the model keeps its own."""
         return self.config.modules_to_save is not None
 
     @property
     def head(self) -> tuple[Tensor, Tensor]:
-        """Return the head's weight [C, D] and bias [C], -inf outside the adapter's own classes."""
+        """Return the head's weight [C, D] and its bias [C], which is -inf outside the adapter's own classes."""
         return self.tensors[f"{PREFIX}{HEAD}.weight"], self.tensors[f"{PREFIX}{HEAD}.bias"]
 
 
 def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: bool = False, dora: bool = False,
               bias: bool = False, dropout: float = 0.0) -> PeftConfig:
-    """Return PEFT's configuration for layers with these ranks and alphas; values unlike the first get patterns.
+    """Return PEFT's configuration for layers with these ranks and alphas; values other than the first get patterns.
 
     The keys of patterns are plain names: releases of PEFT differ in how they read regular expressions there, but all
     take a plain name for itself.
@@ -143,7 +143,7 @@ def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: 
 
 
 def of_language_model(config: PeftConfig, base: str | None) -> PeftConfig:
-    """Return a configuration for a language model, whose head is its own; `base` is its folder or repository."""
+    """Return a configuration for a language model, which keeps its own head; `base` is its folder or repository."""
     return config.model_copy(update={"task_type": "CAUSAL_LM", "modules_to_save": None,
                                      "base_model_name_or_path": base or None})
 
@@ -153,19 +153,20 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead | 
                options: AdapterOptions, info: AdapterInfo, prototype: Tensor | None = None, base: str = "") -> Adapter:
     """Return one adapter of a strategy's layers in PEFT's form.
 
-    A pissa adapter is a difference from its start, h = Wx + s (BA - B0 A0) x. It becomes an ordinary adapter of rank
-    2r, exactly: A stacked over A0, B next to -B0. The adapters of n parts of one layer (`FusedLoRA`) become one of rank
-    n r, exactly: the A's stacked, the B's as blocks of a matrix that is 0 elsewhere (`joined`).
+    A pissa adapter is a difference from its start, h = Wx + s (BA - B0 A0) x. It becomes an exactly equal ordinary
+    adapter of rank 2r: A is stacked over A0, and B is put next to -B0. The adapters of n parts of one layer
+    (`FusedLoRA`) become one exactly equal adapter of rank n r: the A's are stacked, and the B's are blocks of a matrix
+    that is 0 elsewhere (`joined`).
 
     Args:
-        layers: the adapted layers, or parts of such, by name.
+        layers: the adapted layers, or adapted parts of layers, by name.
         position: the index of the adapter in them.
-        head: the task's, for the outputs `info.classes`; None for a language model.
+        head: the task's head, for the outputs `info.classes`; None for a language model.
         outputs: number of all outputs, C.
-        options: of the layers.
-        info: stored with it.
-        prototype: class means [K, D], stored with it.
-        base: the folder or repository of W, where it is published.
+        options: the options of the layers.
+        info: facts to store with the adapter.
+        prototype: class means [K, D] to store with the adapter.
+        base: the folder or repository of W, if it is published.
     """
     tensors, ranks, alphas = {}, {}, {}
     rslora = options.scaling == "rslora"
@@ -187,7 +188,7 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead | 
 
 
 def by_module(layers: Mapping[str, LoRALayer]) -> dict[str, list[LoRALayer]]:
-    """Return adapted layers by the names that they have in the model without adapters; parts of one layer together."""
+    """Return adapted layers by their names in the model without adapters; parts of one layer are in one list."""
     modules: dict[str, list[LoRALayer]] = {}
     for name, layer in layers.items():
         module = name.rpartition(".")[0] if isinstance(layer.base_layer, Rows) else name
@@ -216,13 +217,13 @@ def stored(members: Sequence[LoRALayer], position: int) -> dict[str, Tensor]:
 
 
 def joined(rows: Sequence[Rows], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of one adapter on a whole layer that does what adapters on some of its rows do.
+    """Return the tensors of one adapter on a whole layer that equals separate adapters on some of its rows.
 
-    B and its bias are 0 for all other rows, and dora's length is that of W's own row.
+    For all other rows, B and its bias are 0, and dora's length is the length of W's own row.
 
     Args:
         rows: the adapted parts of the layer.
-        parts: the tensors of each part's adapter, all of one rank and scale.
+        parts: the tensors of each part's adapter, all of the same rank and scale.
     """
     weight = rows[0].layer.weight
     a = torch.cat([part["lora_A.weight"] for part in parts])
@@ -240,7 +241,7 @@ def joined(rows: Sequence[Rows], parts: Sequence[Mapping[str, Tensor]]) -> dict[
 
 
 def separated(rows: Sequence[Rows], whole: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Return the tensors of each part's adapter, of which `joined` made these."""
+    """Return the tensors of each part's adapter from the tensors `whole`; the inverse of `joined`."""
     return [{"lora_A.weight": a, "lora_B.weight": block[part.rows],
              **{name: whole[name][part.rows] for name in whole.keys() - {"lora_A.weight", "lora_B.weight"}}}
             for part, a, block in zip(rows, whole["lora_A.weight"].chunk(len(rows)),
@@ -262,6 +263,6 @@ def base_tensors(model: Network, layers: Mapping[str, LoRALayer]) -> dict[str, T
 def fingerprint(base: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a base in hexadecimal: of names, dtypes, shapes and bytes of its tensors, without the head.
 
-    Adapters have their own head, so the base's does not matter.
+    Adapters have their own head, so the head of the base does not matter.
     """
     return hash_tensors({name: tensor for name, tensor in base.items() if not name.startswith(f"{HEAD}.")})

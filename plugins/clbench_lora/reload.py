@@ -1,6 +1,6 @@
-"""Strategies rebuilt from any of a trial's kept adapters, on their base.
+"""Rebuild strategies from any of a trial's saved adapters, on their base.
 
-On the same machine a reloaded strategy gives the same answers as the original one, bit for bit.
+On the same machine, a reloaded strategy gives the same outputs as the original one, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
     Because W is loaded, the option `base` of the rebuilt strategy is always `pretrained`, even if the trial's differs.
 
     Args:
-        source: what the trial has saved.
+        source: the trial's saved adapters.
         tasks: the total number of tasks to expect; by default the trial's.
         prepare: turns raw samples into inputs.
         registry: the installed plugins.
 
     Raises:
-        SpecError: adapters of the trial's method cannot be loaded, or their files lack what infers their task.
+        SpecError: adapters of the trial's method cannot be loaded, or their files lack what is needed to infer tasks.
         StoreError: the base does not fit the trial's model.
     """
     source.refuse_language_model("reload", "peft.PeftModel.from_pretrained(base, adapter) loads one")
@@ -68,10 +68,10 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
 
 def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Prepare | None = None,
          registry: Registry | None = None) -> LoRA:
-    """Return a strategy that has learned the given tasks (by default all kept ones); its task i is the i-th of them.
+    """Return a strategy that has learned the given tasks (by default all saved ones); its task i is the i-th of them.
 
     Raises:
-        SpecError, StoreError: as `rebuild`; an adapter is missing, has another base, or does not fit.
+        SpecError, StoreError: see `rebuild`; also if an adapter is missing, has another base, or does not fit.
     """
     numbers = source.tasks if tasks is None else list(tasks)
     strategy = rebuild(source, max(len(numbers), len(source.stream.classes)), prepare, registry)
@@ -105,7 +105,7 @@ def reserve(strategy: LoRA, classes: Sequence[int]) -> None:
 
 @torch.no_grad()
 def put(strategy: LoRA, adapter: Adapter) -> None:
-    """Add a task to a strategy, to be answered with this adapter.
+    """Add a task with this adapter to a strategy.
 
     Raises:
         StoreError: layers, ranks or parts of the adapter differ from the strategy's.
@@ -125,10 +125,10 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
 
 
 def fill(members: Sequence[LoRALayer], adapter: Adapter, name: str) -> None:
-    """Set the newest adapter of a layer, or of its adapted parts, to what is stored for the layer of this name.
+    """Copy the stored adapter of the layer `name` to the newest adapter of this layer, or of its adapted parts.
 
     Raises:
-        StoreError: something is missing or of another shape, or belongs to no part.
+        StoreError: a tensor is missing or has another shape, or B has values outside the parts' blocks.
     """
     values = {}
     for part, like in stored(members, -1).items():
@@ -139,13 +139,13 @@ def fill(members: Sequence[LoRALayer], adapter: Adapter, name: str) -> None:
         values[part] = value
     rows = [layer.base_layer for layer in members if isinstance(layer.base_layer, Rows)]
     for layer, parts in zip(members, separated(rows, values) if rows else [values], strict=True):
-        if layer.init == "pissa":  # stored with rank 2r, its start below
+        if layer.init == "pissa":  # stored with rank 2r: the adapter, then its start
             a, b = parts["lora_A.weight"], parts["lora_B.weight"]
             layer.pissa_A.copy_(a[layer.rank:])
             layer.pissa_B.copy_(-b[:, layer.rank:])
             parts.update({"lora_A.weight": a[:layer.rank], "lora_B.weight": b[:, :layer.rank]})
         for part, parameter in layer.parameters_of(-1).items():
-            parameter.copy_(parts[part].view_as(parameter))  # magnitudes are [1, out, 1, 1] on convolutions
+            parameter.copy_(parts[part].view_as(parameter))  # stored magnitudes of convolutions are [1, out, 1, 1]
     if rows and not torch.equal(stored(members, -1)["lora_B.weight"].cpu(), values["lora_B.weight"].cpu()):
         raise StoreError(f"adapter of task {adapter.number}: lora_B.weight of {name} has numbers outside of its "
                          "parts' blocks, so it is not one of the trial's method")

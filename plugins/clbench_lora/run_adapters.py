@@ -1,4 +1,4 @@
-"""The bases and adapters that the trials of a run have kept, found by the trial's name."""
+"""Find the bases and adapters that the trials of a run have saved."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from clbench.training.building import build_model
 from clbench_lora.files import INFO, check_base, published_names, read_adapter, read_base
 from clbench_lora.peft_format import Adapter, fingerprint
 
-METHODS = ("lora", "seq-lora")  # that write adapters
+METHODS = ("lora", "seq-lora")  # methods that write adapters
 
 
 @dataclass(frozen=True)
 class TrialAdapters:
-    """The base and the adapters, one per task, that a trial has kept in `folder`."""
+    """The base and the adapters, one per task, that a trial has saved in `folder`."""
 
     record: Record
     folder: Path
@@ -37,7 +37,7 @@ class TrialAdapters:
 
     @property
     def stream(self) -> StreamFacts:
-        """Return what the record says of the trial's stream."""
+        """Return the facts about the trial's stream from its record."""
         if self.record.stream is None:
             raise StoreError(f"record {self.record.key} knows no stream; run the trial again")
         return self.record.stream
@@ -49,14 +49,15 @@ class TrialAdapters:
 
     @property
     def of_language_model(self) -> bool:
-        """Tell whether the trial's model is a language model, which has no classes."""
+        """Return whether the trial's model is a language model, which has no classes."""
         return not self.outputs
 
     def refuse_language_model(self, what: str, instead: str) -> None:
-        """Refuse a command on adapters of a language model, and say what does the same.
+        """Raise a SpecError if the adapters belong to a language model.
 
-        Raises:
-            SpecError: they are of one.
+        Args:
+            what: the command that needs a classifier.
+            instead: the error's advice for language models.
         """
         if self.of_language_model:
             raise SpecError(f"{what} is for classifiers, and {self.name} is of a language model; {instead}")
@@ -73,7 +74,7 @@ class TrialAdapters:
 
     @property
     def has_base(self) -> bool:
-        """Tell whether W is in the folder, and not in that of a pretrained language model."""
+        """Return whether W is in the trial's folder. The W of a pretrained language model is in the model's own."""
         return (self.folder / BASE).is_file()
 
     def model(self) -> Network:
@@ -83,7 +84,7 @@ class TrialAdapters:
 
     @property
     def names(self) -> dict[str, str]:
-        """Return the names that the tensors of W have in files, by their names here; empty if they are the same."""
+        """Return the names of W's tensors in files, by their names in clbench; empty if they are the same."""
         return published_names(self.folder / BASE)
 
     @cached_property
@@ -111,27 +112,27 @@ class TrialAdapters:
 
 
 def trials_with_adapters(run: Path) -> list[TrialAdapters]:
-    """Return what the trials of a run folder have kept, in the order in which they were run.
+    """Return the trials of a run folder that have saved adapters, in the order in which they were run.
 
     Raises:
         StoreError: the folder cannot be read.
     """
     store = Store(run)
     records, _ = store.read()
-    # Other methods keep a base, too.
+    # Other methods save a base, too, but no adapters.
     trials = [TrialAdapters(r, store.artifacts / r.key) for r in records if r.trial.method.name in METHODS]
     return [trial for trial in trials if trial.has_base or any(trial.folder.glob(f"task*/{INFO}"))]
 
 
 def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
-    """Return what one trial of a run folder has kept.
+    """Return the saved adapters of one trial of a run folder.
 
     Args:
         run: the run folder.
-        trial: `label/seed`, or the beginning of a key; None if only one trial has kept adapters.
+        trial: `label/seed`, or the beginning of a key. It may be None if only one trial has saved adapters.
 
     Raises:
-        StoreError: no such trial has kept adapters, or several match.
+        StoreError: no matching trial has saved adapters, or several trials match.
     """
     everything = trials_with_adapters(Path(run))
     if not everything:

@@ -1,4 +1,4 @@
-"""SD-LoRA (Wu et al. 2025, arXiv 2501.13198): adapters per task, summed; magnitudes and directions learned apart.
+"""SD-LoRA (Wu et al. 2025, arXiv 2501.13198): summed adapters per task, with separate magnitudes and directions.
 
 Task t trains A_t, B_t and the magnitudes a_1, ..., a_t on
 
@@ -41,10 +41,10 @@ from clbench_lora.shared_adapters import SummedLoRA
 
 
 class SDLoRA(SummedLoRA):
-    """A frozen base W, adapters per task with magnitudes, and the model's head over all classes.
+    """A frozen backbone W, adapters per task with magnitudes, and the model's head over all classes.
 
-    `magnitudes` has one parameter per task, [1] or [layers]. The buffer `lengths` [T, layers] is what the adapters of
-    tasks are divided by; 1 for the newest.
+    `magnitudes` has one parameter per task, [1] or [layers]. The buffer `lengths` [T, layers] contains the norms that
+    the tasks' adapters are divided by; 1 for the newest.
     """
 
     method = "sd-lora"
@@ -54,7 +54,7 @@ class SDLoRA(SummedLoRA):
     lengths: Tensor
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: SDLoRAOptions | None = None) -> None:
-        """Install the adapted layers; SpecError if they do not fit the model."""
+        """Install the adapted layers. Raise a SpecError if they do not fit the model."""
         super().__init__(model, stream_info, options if options is not None else SDLoRAOptions())
         self.magnitudes = nn.ParameterList()
         self.register_buffer("lengths", model.head.weight.new_ones(stream_info.tasks, len(self.adapted)))
@@ -82,16 +82,17 @@ class SDLoRA(SummedLoRA):
         self.magnitudes.requires_grad_(True)
 
     def length(self, layer: LoRALayer) -> Tensor:
-        """Return what a layer's newest adapter is divided by, a scalar; 1 if it is zero, as then it has no direction.
+        """Return the norm that a layer's newest adapter is divided by, a scalar.
 
-        The adapter's scale is a part of its magnitude, and divided out with it.
+        It is 1 if the adapter is zero, because it then has no direction. The adapter's scale is part of its magnitude
+        and is divided out as well.
         """
         a, b = (part.flatten(1) for part in layer.parameters_of(-1).values())
         norm = layer.scaling * ((b @ a).norm() if self.options.norm == "product" else a.norm() * b.norm())
         return torch.where(norm > 0, norm, torch.ones_like(norm))
 
     def weights(self) -> dict[str, Tensor]:
-        """Return all B_i times what the magnitudes make of them, by name in the model."""
+        """Return each B_i times its magnitude, divided by its length, by name in the model."""
         if self.base_learns:
             return {}
         scaled_weights = {}
@@ -107,5 +108,5 @@ class SDLoRA(SummedLoRA):
 
 
 def _weight(part: nn.Module) -> Tensor:
-    """Return a part's weight; not by `get_parameter`, since torch.func replaces parameters by plain tensors."""
+    """Return a module's weight, without `get_parameter`, because torch.func replaces parameters by plain tensors."""
     return cast(Tensor, part.weight)

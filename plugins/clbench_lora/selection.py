@@ -1,4 +1,4 @@
-"""Which layers of a model get adapters, of which rank, by the options of the methods."""
+"""Select the layers of a model that get adapters, and their ranks, by the options of the methods."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from clbench.strategy.per_task import SAME
 from clbench_lora import ALL_LINEAR, AdapterOptions, LowRankOptions, Target
 from clbench_lora.layers import FUSED, FusedLoRA, LoRALayer, Rows, width
 
-# q, k, v and output projection within a module named attention, in the spellings that models use.
+# Names of q, k, v and output projections within an attention module, in the spellings that models use.
 ATTENTION = r"(.*\.)?(\w+_)?att(n|ention)\w*\.(.*\.)?(q|k|v|qkv|proj|query|key|value|(q|k|v|o|out)_proj)"
 
-# How a layer in attention says by the end of its name what it is; any other layer of `ATTENTION` is the projection.
+# Last parts of the names of q, k and v in attention; any other layer that `ATTENTION` matches is the projection.
 ENDS: dict[str, Target] = {"q": "q", "query": "q", "q_proj": "q", "k": "k", "key": "k", "k_proj": "k",
                            "v": "v", "value": "v", "v_proj": "v"}
 MLP = r"(.*\.)?mlp(\..*)?"
 
-# Modules that hand their layers' weights to a function: torchvision's Swin transformers.
+# Modules that pass their layers' weights to a function instead of calling the layers: torchvision's Swin transformers.
 READERS = {"ShiftedWindowAttention"}
 
 
 class Selection(NamedTuple):
-    """What `layers` and `targets` select of a model, by module name, in the model's order."""
+    """The layers of a model that `layers` and `targets` select, by module name, in the model's order."""
 
-    layers: dict[str, nn.Linear | nn.Conv2d]  # what is adapted
-    left_out: str  # what `all`, `last` and `blocks` pass over, and why, in words
+    layers: dict[str, nn.Linear | nn.Conv2d]  # the layers to adapt
+    left_out: str  # a description of the layers that `all`, `last` and `blocks` skip, and why
 
 
 def select(model: Network, layers: str, method: str = "lora",
@@ -42,19 +42,19 @@ def select(model: Network, layers: str, method: str = "lora",
 
 
 def choose(model: Network, layers: str, method: str = "lora", targets: Sequence[Target] = ()) -> Selection:
-    """Return what `layers` and `targets` select of a model's blocks.
+    """Select layers of a model's blocks by `layers` and `targets`.
 
     Args:
         model: the model.
         layers: all | last | last:N (the last N layers) | blocks:N (all layers of the last N blocks that have any) |
-            attention | a regular expression that must fit a whole name (as PEFT's `target_modules`). The first four
-            pass over layers that cannot be adapted (`obstacle`), and N counts without them.
-        method: whose option it is, for errors.
-        targets: if there are any, of these layers only those that are, or contain, one of them (`is_one_of`).
+            attention | a regular expression that must match a whole name (as PEFT's `target_modules`). The first four
+            skip layers that cannot be adapted (`obstacle`), and N does not count these.
+        method: the method's name, for errors.
+        targets: if not empty, only layers that are, or contain, one of these parts are selected (`is_one_of`).
 
     Raises:
-        SpecError: no layer matches, or none is one of the targets; there are fewer than N; or one that an expression
-            matches cannot be adapted.
+        SpecError: no layer matches; a target matches no layer; there are fewer than N layers or blocks; or a layer
+            that `attention` or a regular expression matches cannot be adapted.
     """
     candidates: dict[str, nn.Linear | nn.Conv2d] = {
         f"blocks.{name}": module for name, module in model.blocks.named_modules()
@@ -87,7 +87,7 @@ def choose(model: Network, layers: str, method: str = "lora", targets: Sequence[
 
 
 def has_parts(model: Network | None, targets: Sequence[Target]) -> bool:
-    """Tell whether a model has layers that are these parts, and can be adapted."""
+    """Return whether a model has layers that are these parts and can be adapted."""
     try:
         return model is not None and bool(choose(model, "all", targets=targets).layers)
     except SpecError:
@@ -96,7 +96,7 @@ def has_parts(model: Network | None, targets: Sequence[Target]) -> bool:
 
 def _last(candidates: Mapping[str, nn.Module], obstacles: Mapping[str, str], blocks: int, unit: str, count: int,
           wanted: str) -> list[str]:
-    """Return the names of the layers from the first of the last `count` layers or blocks on, in the model's order."""
+    """Return the names of all layers from the start of the last `count` layers or blocks, in the model's order."""
     usable = [name for name in candidates if name not in obstacles]
     units = usable if unit == "last" else list(dict.fromkeys(map(_block, usable)))
     if usable and not 1 <= count <= len(units):
@@ -117,7 +117,7 @@ def _block(name: str) -> str:
 
 
 def obstacle(model: Network, name: str) -> str:
-    """Return what a layer is that it cannot be adapted, as `a convolution in 4 groups`; empty if it can be."""
+    """Return why a layer cannot be adapted, such as `a convolution in 4 groups`; an empty string if it can be."""
     layer, parent = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
     if isinstance(layer, nn.Conv2d):
         if layer.groups > 1:
@@ -135,19 +135,19 @@ def obstacle(model: Network, name: str) -> str:
 
 
 def remarks(model: Network, options: LowRankOptions, method: str = "lora") -> list[str]:
-    """Return what a record should say of the layers that `options` selects, before the model is adapted.
+    """Return notes for the record about the layers that `options` select. Call this before the model is adapted.
 
     Raises:
-        SpecError: as `choose`.
+        SpecError: see `choose`.
     """
     left_out = choose(model, options.layers, method, options.targets).left_out
     return [f"layers = {options.layers} leaves out what cannot be adapted: {left_out}"] if left_out else []
 
 
 def _described(left_out: Sequence[str], candidates: Iterable[str], obstacles: Mapping[str, str]) -> str:
-    """Describe left-out layers; those whose names differ in numbers only are grouped, as in `blocks.*.conv2`.
+    """Describe skipped layers. Layers whose names differ only in numbers are grouped, as in `blocks.*.conv2`.
 
-    From the left, as many numbers as possible become a `*`, as long as the pattern matches no layer outside the group.
+    From the left, as many numbers as possible become a `*`, as long as the pattern matches only skipped layers.
     """
     others = [name for name in candidates if name not in left_out]
     groups: dict[tuple[str, str], list[str]] = {}
@@ -162,12 +162,12 @@ def _described(left_out: Sequence[str], candidates: Iterable[str], obstacles: Ma
 
 
 def is_one_of(targets: Sequence[Target], name: str, layer: nn.Module) -> bool:
-    """Tell whether a layer is, or contains, one of the targets."""
+    """Return whether a layer is, or contains, one of the targets."""
     return bool({*parts_of(name)} & {*targets}) or (ALL_LINEAR in targets and isinstance(layer, nn.Linear))
 
 
 def parts_of(name: str) -> tuple[Target, ...]:
-    """Return what a layer is by its name: q, k, v, proj or mlp; all of q, k and v if it is named qkv; else nothing."""
+    """Return the parts that a layer is by its name: q, k, v, proj or mlp; q, k and v if it is named qkv; or none."""
     if re.fullmatch(MLP, name):
         return ("mlp",)
     if not re.fullmatch(ATTENTION, name):
@@ -177,7 +177,7 @@ def parts_of(name: str) -> tuple[Target, ...]:
 
 
 def divided(name: str, targets: Sequence[Target]) -> bool:
-    """Tell whether a layer is one for q, k and v, of which the targets are parts."""
+    """Return whether a layer is one layer for q, k and v, and at least one of these is a target."""
     return parts_of(name) == FUSED and bool({*FUSED} & {*targets})
 
 
@@ -185,7 +185,7 @@ def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targe
               blocked: str) -> dict[str, nn.Linear | nn.Conv2d]:
     """Return the layers that are, or contain, one of the targets; each target must match at least one layer.
 
-    `blocked` describes the layers that were left out.
+    `blocked` describes the targets' layers that were skipped because they cannot be adapted.
     """
     wanted = f"{method}: targets = {'+'.join(targets)}"
     layers = {name: layer for name, layer in chosen.items() if is_one_of(targets, name, layer)}
@@ -209,7 +209,7 @@ def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targe
 
 
 def rank_of(name: str, options: AdapterOptions) -> int:
-    """Return a layer's rank: that of the first pattern that matches its whole name, else the common rank."""
+    """Return a layer's rank: the rank of the first pattern that matches its whole name, else the common rank."""
     return next((rank for pattern, rank in options.rank_pattern.items() if re.fullmatch(pattern, name)), options.rank)
 
 
@@ -220,14 +220,14 @@ def scaling_of(rank: int, options: AdapterOptions) -> float:
 
 
 def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict[str, LoRALayer]:
-    """Put adapters on each layer that `options` selects, and return these by module name.
+    """Put adapters on each layer that `options` select, and return the adapted layers by module name.
 
-    A layer becomes a `LoRALayer`. With targets in it, a layer named qkv becomes a `FusedLoRA`, and what is returned are
-    its adapted parts, as `qkv.q` and so on.
+    A layer becomes a `LoRALayer`. A layer named qkv of which targets are parts becomes a `FusedLoRA`; its adapted parts
+    are returned instead of it, as `qkv.q` and so on.
 
     Raises:
-        SpecError: as `choose`; a rank exceeds its layer's width; a pattern matches no layer; pissa on a convolution.
-            The model is unchanged then.
+        SpecError: see `choose`; or a rank exceeds its layer's width, a pattern matches no layer, or pissa is used on a
+            convolution. The model is then unchanged.
     """
     chosen = select(model, options.layers, method, options.targets)
     idle = [p for p in options.rank_pattern if not any(re.fullmatch(p, name) for name in chosen)]
@@ -236,7 +236,7 @@ def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict
     wrapped: dict[str, LoRALayer | FusedLoRA] = {}
     for name, layer in chosen.items():
         rank = rank_of(name, options)
-        if rank > width(layer):  # that of a qkv's parts, too
+        if rank > width(layer):  # of a qkv layer, this is also the width of its parts
             shape = "x".join(map(str, layer.weight.shape))
             raise SpecError(f"{method}: rank = {rank} exceeds the width {width(layer)} of {name} (weight {shape}); "
                             f"choose rank <= {min(map(width, chosen.values()))}, another rank_pattern, or other layers")

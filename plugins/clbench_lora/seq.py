@@ -1,21 +1,21 @@
-"""Sequential LoRA: one set of adapters, trained further from task to task.
+"""Sequential LoRA: one set of adapters, trained on one task after another.
 
-This is LoRA (Hu et al. 2021, arXiv 2106.09685) without any provision for several tasks, fine-tuning confined to rank r:
-the baseline SeqLoRA of Wang et al. 2023 (arXiv 2310.14152). Nothing is done against forgetting; if it forgets less than
+This is LoRA (Hu et al. 2021, arXiv 2106.09685) without any provision for several tasks: fine-tuning confined to rank r.
+It is the baseline SeqLoRA of Wang et al. 2023 (arXiv 2310.14152). Nothing prevents forgetting. If it forgets less than
 `naive`, that is due to the rank.
 
-With `merge = true` the adapter is added to W after each task, and the next task trains a new one from there: what all
-tasks change together is no longer confined to rank r.
+With `merge = true`, the adapter is added to W after each task, and the next task trains a new adapter from there. The
+change that all tasks make together is then no longer confined to rank r.
 
-With `replay = s` samples of earlier tasks are mixed into the batches, s for each new one, as in training sets to which
-a share of old samples is added. They come in addition to the new ones, so a batch has 1 + s times its size. The memory
-is the reservoir of `er` with `update = task`: it is offered a task's samples after the task, so that nothing is
-replayed in the first. Where boundaries are hidden, it is offered samples as they pass.
+With `replay = s`, samples of earlier tasks are mixed into the batches, s for each new sample. This is as in training
+sets to which a share of old samples is added. The replayed samples are added to the new ones, so a batch has 1 + s
+times its size. The memory is the reservoir of `er` with `update = task`: it is offered a task's samples after the task,
+so nothing is replayed in the first task. If boundaries are hidden, it is offered samples as they arrive.
 
 In scenario class, the cross-entropy is over the task's own classes (`outputs`), as in the baselines of the papers on
 low-rank adapters (Zheng et al. 2026, arXiv 2602.17559). With hidden boundaries it is over all classes seen.
 
-After each task the adapter of a language model is written for PEFT, as far as it has come.
+After each task, the current adapter of a language model is written in PEFT's format.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from clbench_lora.shared_adapters import SummedLoRA
 
 
 class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
-    """A frozen base W, one adapter on each selected layer, and the model's head over all classes, as in `naive`.
+    """A frozen backbone W, one adapter on each selected layer, and the model's head over all classes, as in `naive`.
 
-    With options that replay it is a `ReplayedSeqLoRA`.
+    If the options ask for replay, the instance is a `ReplayedSeqLoRA`.
     """
 
     method = "seq-lora"
@@ -43,12 +43,12 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
     options: SeqLoRAOptions
 
     def __new__(cls, model: Any = None, stream_info: Any = None, options: SeqLoRAOptions | None = None) -> SeqLoRA:
-        """Return an instance of the class that the options need: only one that replays has a memory to store."""
+        """Create an instance of the class that the options need. Only the class with replay stores a memory."""
         replays = cls is SeqLoRA and options is not None and options.replay > 0
         return super().__new__(ReplayedSeqLoRA if replays else cls)
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: SeqLoRAOptions | None = None) -> None:
-        """Install the adapted layers; SpecError if they do not fit the model, or cannot be merged into it."""
+        """Install the adapted layers. Raise a SpecError if they do not fit the model or cannot be merged into it."""
         super().__init__(model, stream_info, options if options is not None else SeqLoRAOptions())
         if self.options.merge and stream_info.predicts_tokens:
             self.notes.append("merge = true: adapters are not exported, because they are merged into W")
@@ -63,13 +63,13 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
         return task.index == 0
 
     def before_task(self, task: Task) -> None:
-        """Prepare as other summed adapters; after a merged adapter start a new one."""
+        """Prepare the adapters for the task; if the previous adapter was merged, start a new one."""
         super().before_task(task)
         for layer in self.adapted.values() if self.options.merge and task.index else ():
             layer.restart()
 
     def after_task(self, task: Task) -> None:
-        """Realign the head and merge the adapters, where the options say so; merging changes no answer."""
+        """Realign the head and merge the adapters, if the options ask for it. Merging changes no output."""
         super().after_task(task)
         for layer in self.adapted.values() if self.options.merge else ():
             layer.merge()
@@ -82,21 +82,21 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
 
 
 class ReplayedSeqLoRA(ReplayMemory, SeqLoRA):
-    """Sequential LoRA on batches with samples of earlier tasks behind."""
+    """Sequential LoRA on batches to which samples of earlier tasks are appended."""
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: SeqLoRAOptions) -> None:
         """Start with an empty memory."""
         super().__init__(model, stream_info, options, capacity=options.capacity)
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its replay samples behind; then the memory may be offered the new ones."""
+        """Return the batch with replayed samples appended; with hidden boundaries, offer the new ones to the memory."""
         replayed = self.sample_share(len(batch.y), self.options.replay)
         if not self.stream_info.boundaries:
             self.offer(Samples(batch.x, batch.y, batch.tasks))
         return batch.extended(replayed) if len(replayed) else batch
 
     def after_task(self, task: Task) -> None:
-        """Offer the task's samples to the memory, if it has not been offered them as they passed."""
+        """Offer the task's samples to the memory, unless boundaries are hidden: then it was offered each batch."""
         super().after_task(task)
         if self.stream_info.boundaries:
             self.offer(task.train)

@@ -1,10 +1,10 @@
-"""Base of the LoRA variants whose adapters are shared by all tasks: their outputs are summed.
+"""Base of the LoRA variants whose adapters are shared by all tasks: the adapters' outputs are summed.
 
-Unlike in `lora`, no adapter belongs to a task at the test. So the task is neither needed nor inferred, and the answers
-for old tasks can change.
+Unlike in `lora`, predictions do not select an adapter by task. The task is therefore neither needed nor inferred, and
+the outputs for old tasks can change.
 
-`base` means the same as in `lora`: with `base = task1` the first half of the first task's steps trains W and the head
-by plain fine-tuning; then W is frozen, and the second half trains the first adapters and the head.
+`base` means the same as in `lora`. With `base = task1`, the first half of the first task's steps trains W and the head
+by plain fine-tuning. Then W is frozen, and the second half trains the first adapters and the head.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from clbench_lora.selection import adapt, remarks
 
 
 class SummedLoRA(FirstLayerOnce, FrozenBase):
-    """A frozen base W with adapters on each selected layer of the blocks, all active, and the model's own head.
+    """A frozen backbone W with adapters on each selected layer of the blocks, all active, and the model's own head.
 
-    Subclasses define when adapters are added, what part of them learns, and what else they need. `adapted` maps the
-    name of each adapted layer (as in the model given) to its `LoRALayer`.
+    Subclasses define when adapters are added (`grows`) and which of their parameters are trained (`learning`).
+    `adapted` maps the name of each adapted layer (as in the original model) to its `LoRALayer`.
     """
 
     roles: tuple[tuple[str, str], ...] = (("*.lora_*", "adapters"), ("*.pissa_[AB]", "adapters"))
@@ -37,7 +37,7 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
     options: SummedOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: SummedOptions) -> None:
-        """Install the adapted layers; SpecError if they do not fit the model."""
+        """Install the adapted layers. Raise a SpecError if they do not fit the model."""
         super().__init__(model, stream_info, options)
         self.notes += check_base(self.method, self.options, stream_info, model)
         self.notes += remarks(model, self.options, self.method)
@@ -47,7 +47,7 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
         self.train(self.training)
 
     def grows(self, task: Task) -> bool:
-        """Tell whether a task gets its own adapters. Default: yes."""
+        """Return whether a task gets its own adapters. Default: yes."""
         return True
 
     def learning(self, layer: LoRALayer) -> Iterable[nn.Parameter]:
@@ -57,16 +57,16 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
     def heads_for(self, task: Task) -> Iterable[nn.Module]:
         """Return the heads that a task trains. Default: the model's head, which has all outputs.
 
-        A language model keeps the head that it has.
+        The head of a language model is not trained.
         """
         return () if self.stream_info.predicts_tokens else (self.model.head,)
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Return `head_rate` for the heads."""
+        """Return `head_rate` as the factor of the heads' learning rate; empty if it is 1."""
         return {self.heads_named: self.options.head_rate} if self.options.head_rate != 1 else {}
 
     def before_task(self, task: Task) -> None:
-        """Add adapters; train them, or W if the first task begins with it."""
+        """Add adapters. Train them, or W if the first task starts with W."""
         self.requires_grad_(False)
         if self.grows(task):
             for layer in self.adapted.values():
@@ -76,17 +76,17 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
         self._learn(base=True) if self.phases(task) == 2 else self.begin(task)
 
     def base_learned(self, task: Task) -> None:
-        """Freeze W and train the adapters, which start from it."""
+        """Freeze W, and train the adapters, which start from the trained W."""
         for layer in self.adapted.values():
             layer.settle()
         self.begin(task)
 
     def begin(self, task: Task) -> None:
-        """Train adapters from now on; W does not change any more."""
+        """Train the adapters from now on; W no longer changes."""
         self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
-        """Train either W, without adapters, or adapters, all of them active."""
+        """Train either W without adapters, or the task's adapters with all adapters active."""
         self.base_learns = base
         self.model.blocks.requires_grad_(base)
         for layer in self.adapted.values():
@@ -98,11 +98,11 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks once W is frozen; the adapters in them still learn."""
+        """Return the blocks once W is frozen; the adapters in them are still trained."""
         return () if self.base_learns else (self.model.blocks,)
 
     def train(self, mode: bool = True) -> SummedLoRA:
-        """Set the mode; the adapters' dropout follows it even though the blocks around it stay in eval mode."""
+        """Set the mode. The adapters' dropout follows it even while the frozen blocks stay in eval mode."""
         super().train(mode)
         for layer in self.adapted.values():
             layer.lora_dropout.train(mode)
@@ -112,7 +112,7 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
 def adapter_moments(strategy: SummedLoRA, samples: Samples, run: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Return the uncentered second moment [d, d] of each adapted layer's inputs over raw samples, by layer.
 
-    `run` is given prepared inputs and calls the layers.
+    `run` takes prepared inputs and must call the layers.
 
     Raises:
         SpecError: a layer is never called.
@@ -124,7 +124,7 @@ def adapter_moments(strategy: SummedLoRA, samples: Samples, run: Callable[[Tenso
 
 
 def adapter_options(options: LowRankOptions) -> AdapterOptions:
-    """Return `AdapterOptions` with these values; options that these lack have the defaults of `lora`."""
+    """Return these options as `AdapterOptions`; options that they lack get the defaults of `lora`."""
     if isinstance(options, AdapterOptions):
         return options
     return AdapterOptions(**{name: getattr(options, name) for name in LowRankOptions.model_fields})

@@ -1,12 +1,13 @@
-"""How low the rank of fine-tuning is: the singular values of the change of W by full fine-tuning, layer by layer.
+"""Measure the rank of fine-tuning: the singular values of the change of W by full fine-tuning, layer by layer.
 
-LoRA rests on the hypothesis that this change has a low intrinsic rank (Hu et al. 2021, arXiv 2106.09685, section 1).
-Here it is measured on the trials of `independent` and compared with the accuracy that `lora` reaches at each rank. The
+LoRA is based on the hypothesis that this change has a low intrinsic rank (Hu et al. 2021, arXiv 2106.09685, section 1).
+Here the rank is measured on the trials of `independent` and compared with the accuracy of `lora` at each rank. The
 energy of a change is the sum of its squared singular values, which is its squared Frobenius norm. The best change of
-rank r has the r largest of them: its share is their sum over the sum of all (Eckart & Young 1936).
+rank r has the r largest singular values. Its share of the energy is the sum of their squares divided by the sum of all
+squares (Eckart & Young 1936).
 
-The weight of one layer for q, k and v is measured twice: whole, as an adapter on all of it changes it, and each third
-apart, as adapters with `targets` do.
+The weight of one layer for q, k and v is measured twice: as a whole, as one adapter on it changes it, and in thirds, as
+adapters with `targets` change it.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from clbench_lora import Target
 from clbench_lora.layers import FUSED
 from clbench_lora.selection import parts_of
 
-SHARES = (0.90, 0.95, 0.99)  # of the energy
-MODEL = "model.safetensors"  # what `independent` exports for each task
+SHARES = (0.90, 0.95, 0.99)  # shares of the energy
+MODEL = "model.safetensors"  # the file that `independent` exports for each task
 DIMENSIONS = (2, 4)  # of the weights of Linear and Conv2d layers
 
 
@@ -48,7 +49,7 @@ class Change:
     layer: str
     shape: tuple[int, ...]
     singular: tuple[float, ...]
-    whole: str | None = None  # of a part: the layer that it is a part of
+    whole: str | None = None  # for a part of a layer: the whole layer
 
     @property
     def full_rank(self) -> int:
@@ -77,7 +78,7 @@ class Reached:
 
 @dataclass
 class Spectrum:
-    """The changes of all trials of one method of `independent` in one setting, and the results of others there."""
+    """The changes by all trials of one configuration of `independent` in a setting, and results of other methods."""
 
     setting: str
     label: str
@@ -87,12 +88,12 @@ class Spectrum:
 
     @property
     def layers(self) -> list[str]:
-        """Return the layers, by the numbers in their names, so that blocks are in the model's order."""
+        """Return the layers, sorted by the numbers in their names, so that blocks are in the model's order."""
         return list(dict.fromkeys(c.layer for c in self.changes))
 
     @property
     def finest(self) -> list[str]:
-        """Return the layers in the same order, the parts of a layer in place of it."""
+        """Return the layers in the same order, with the parts of a layer instead of it if it has parts."""
         return list(dict.fromkeys(c.layer for c in parted(self.changes)))
 
     def of(self, layer: str) -> list[Change]:
@@ -101,7 +102,7 @@ class Spectrum:
 
 
 def singular_values(change: Tensor) -> Tensor:
-    """Return the singular values [R], largest first, in float64, of a change of W taken as a matrix [out, the rest]."""
+    """Return the singular values [R], largest first, in float64, of a change of W as a matrix [out, all others]."""
     values: Tensor = torch.linalg.svdvals(change.double().flatten(1))
     return values
 
@@ -131,7 +132,7 @@ def rank_holding(singular: Sequence[float], share: float) -> int:
 def energy_at(changes: Sequence[Change], rank: int) -> float:
     """Return the share of the energy of all changes together that the best changes of a rank hold.
 
-    Of a layer with parts either it or its parts should be among them (`unparted`, `parted`).
+    If a layer has parts, `changes` should contain either the layer or its parts (`unparted`, `parted`).
     """
     total = _energy(c.singular for c in changes)
     energy = _energy(c.singular[:rank] for c in changes)
@@ -149,7 +150,7 @@ def unparted(changes: Iterable[Change]) -> list[Change]:
 
 
 def parted(changes: Sequence[Change]) -> list[Change]:
-    """Return the changes of layers, those of its parts in place of a layer that has any."""
+    """Return the changes of layers, with the parts of a layer instead of it if it has parts."""
     wholes = {c.whole for c in changes}
     return [c for c in changes if c.layer not in wholes]
 
@@ -187,20 +188,20 @@ def changes_of(record: Record, folder: Path) -> Iterator[Change]:
 
 
 def _numbered(item: tuple[str, Tensor]) -> list[tuple[int, str]]:
-    """Return a layer's name as what it is sorted by, numbers by their value."""
+    """Return the key that sorts a layer by its name, with numbers compared by their value."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in item[0].split(".")]
 
 
 def thirds(layer: str, change: Tensor) -> dict[Target, Tensor]:
-    """Return the change of a layer for q, k and v by these parts, as views; nothing for any other layer."""
+    """Return the changes of q, k and v in one layer for all three, as views; an empty dict for any other layer."""
     fused = parts_of(layer) == FUSED and change.dim() == DIMENSIONS[0] and len(change) == len(FUSED) * change.shape[1]
     return dict(zip(FUSED, change.chunk(len(FUSED)), strict=True)) if fused else {}
 
 
 def spectra(run: Path) -> list[Spectrum]:
-    """Return the spectra of a run folder: one for each setting and row of `independent` in it.
+    """Return the spectra of a run folder: one for each setting and configuration of `independent` in it.
 
-    Rows differ in an option, or in a recipe of their own, as in reports.
+    Configurations differ in an option or in the training configuration of the method, as rows of reports do.
 
     Raises:
         StoreError: there is no finished trial of `independent` with its weights, or files cannot be read.
@@ -229,7 +230,7 @@ def spectra(run: Path) -> list[Spectrum]:
 
 
 def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record]) -> None:
-    """Add the results of frozen, lora and independent in a setting, by rank, and notes on what differs."""
+    """Add the results of frozen, lora and independent in a setting, by rank, and notes on their differences."""
     start = full[0].trial.method.options["base"]
     groups: dict[str, list[Record]] = {}
     for record in same:

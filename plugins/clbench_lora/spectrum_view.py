@@ -1,4 +1,4 @@
-"""Spectra as text, markdown or JSON, and their figure."""
+"""Show spectra as text, Markdown or JSON, and draw them as a figure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEANING_OF_PARTS = ("A layer for q, k and v at once is shown whole, as one adapt
                     "adapters with targets do; energies are of what a method adapts, the whole or the parts.")
 MEANING_OF_ACC = ("ACC: mean over seeds ± half of the 95% confidence interval. Energy: what the best change of that "
                   "rank holds of the changes of all layers, tasks and seeds together.")
-MOST_NAMES = 8  # up to so many curves are named in a legend
+MOST_NAMES = 8  # legends name the curves up to this number
 
 
 def show(spectra: Sequence[Spectrum], form: str) -> str:
@@ -86,9 +86,9 @@ def _as_json(s: Spectrum) -> dict[str, Any]:
 
 
 def draw(spectra: Sequence[Spectrum], path: Path) -> None:
-    """Draw into a .png or .svg file, for each spectrum: energy against rank for each layer, and accuracy against rank.
+    """Draw spectra into a .png or .svg file: energy against rank for each layer, and accuracy against rank.
 
-    Each spectrum is a row with both; the same numbers give the same bytes.
+    Each spectrum is a row with both plots. The same numbers give the same bytes.
 
     Raises:
         StoreError: the file cannot be written.
@@ -109,7 +109,7 @@ def draw(spectra: Sequence[Spectrum], path: Path) -> None:
 
 
 def _energies(figure: Figure, axes: Axes, s: Spectrum) -> None:
-    """Draw a curve for each layer (or its parts): its mean over tasks and seeds, the first dark, the last light."""
+    """Draw each layer's (or its parts') mean over tasks and seeds, from the first layer (dark) to the last (light)."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

@@ -1,10 +1,10 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685), one set of adapters per task on a base that does not change.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685), with one set of adapters per task on a frozen backbone.
 
-The paper adapts one pretrained model to one task. Here each task of the stream gets its own adapters and head. Nothing
-that an old task's answers are computed from is trained again, so they stay the same bit for bit.
+The paper adapts one pretrained model to one task. Here each task of the stream gets its own adapters and head. Later
+tasks do not train anything that an earlier task's outputs depend on, so these outputs stay the same, bit for bit.
 
-With `base = task1` there is no pretrained model: the first half of the first task's steps trains W and the task's head
-by plain fine-tuning; then W is frozen, and the second half trains the first adapters and the head.
+With `base = task1`, there is no pretrained model. The first half of the first task's steps trains W and the task's head
+by plain fine-tuning. Then W is frozen, and the second half trains the first adapters and the head.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from clbench_lora.selection import adapt, remarks
 
 
 class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
-    """A frozen base W; per task one adapter on each selected layer of the blocks, and a head.
+    """A frozen backbone W; each task has one adapter on each selected layer of the blocks, and a head.
 
-    `adapted` maps the name of each adapted layer (as in the model given) to its `LoRALayer`.
+    `adapted` maps the name of each adapted layer (as in the original model) to its `LoRALayer`.
     """
 
     roles = (("*.lora_*", "adapters"), ("*.pissa_[AB]", "adapters"), *PerTaskStrategy.roles)
@@ -38,7 +38,7 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
     options: LoRAOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: LoRAOptions | None = None) -> None:
-        """Install the adapted layers; SpecError if they do not fit the model."""
+        """Install the adapted layers. Raise a SpecError if they do not fit the model."""
         options = options if options is not None else LoRAOptions()
         super().__init__(model, stream_info, options)
         self.notes += check_base("lora", self.options, stream_info, model)
@@ -48,14 +48,14 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
         self.train(self.training)
 
     def before_task(self, task: Task) -> None:
-        """Add the task's head and adapters; train them, or W if the first task begins with it."""
+        """Add the task's head and adapters. Train them, or W and the head if the first task starts with W."""
         super().before_task(task)
         for layer in self.adapted.values():
             layer.add()
         self._learn(base=self.phases(task) == 2)
 
     def base_learned(self, task: Task) -> None:
-        """Freeze W and train the adapters, which start from it."""
+        """Freeze W, and train the adapters, which start from the trained W."""
         for layer in self.adapted.values():
             layer.settle()
         self._learn(base=False)
@@ -70,7 +70,7 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> LoRA:
-        """Set the mode; the adapters' dropout follows it even though the blocks around it stay in eval mode."""
+        """Set the mode. The adapters' dropout follows it even while the frozen blocks stay in eval mode."""
         super().train(mode)
         for layer in self.adapted.values():
             layer.lora_dropout.train(mode)
@@ -88,7 +88,7 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
         return logits
 
     def learned_logits(self, x: Tensor) -> Tensor:
-        """Return the logits [learned tasks, N, C] of all adapters; blocks before the first adapted run once for all."""
+        """Return the logits [learned tasks, N, C] of all adapters. Blocks before the first adapted one run once."""
         first = self.model.first_with(LoRALayer)
         hidden = self.model.run(x, 0, first)
         logits = []
@@ -102,16 +102,17 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
         return self.model.features(x)
 
     def export(self, folder: Path, task: Task) -> None:
-        """Write the task's adapter and head in PEFT's format; with the first task also W, which stays the same.
+        """Write the task's adapter and head in PEFT's format; with the first task also W, which does not change later.
 
-        A pretrained language model has W, and its head. Nothing is written of a model that predicts numbers.
+        For a pretrained language model, W and the head are not written, because the model's own files contain them. For
+        a model that predicts numbers, nothing is written.
         """
         if not self.stream_info.predicts_numbers:
             self.write_task(folder, task, task.index, self.exported_head(task))
 
     def adapter(self, task: Task, trial: str, base: str, number: int | None = None,
                 origin: Origin | None = None) -> Adapter:
-        """Return a learned task's adapter and head as PEFT sees them (`described`)."""
+        """Return a learned task's adapter and head in PEFT's form (`described`)."""
         return self.described(task, trial, base, task.index, self.exported_head(task), number, origin)
 
     def exported_head(self, task: Task) -> TaskHead | None:
@@ -120,5 +121,5 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
         return head if isinstance(head, TaskHead) else None
 
     def active_adapter(self, task: int | None) -> AbstractContextManager[None]:
-        """Return a context with the adapters of a task (None: no adapters); outside none is active."""
+        """Return a context manager that activates a task's adapters (None: no adapters); outside it, none is active."""
         return activated(self.adapted.values(), () if task is None else (task,))

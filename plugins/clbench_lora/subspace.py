@@ -1,4 +1,4 @@
-"""Where an adapter may write: InfLoRA's A, in what the stored subspaces (clbench.strategy.subspace) leave free."""
+"""Compute InfLoRA's A, whose rows are orthogonal to the stored subspaces (`clbench.strategy.subspace`)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def design(moment: Tensor, projector: Tensor, rank: int, of: Criterion = "inputs
 
     With the inputs X [d, N] and C = X X^T these are the left singular vectors of X - PX, or of C - PC.
 
-    The rows are orthonormal. If fewer than `rank` directions are left, the other rows are 0, since nothing can be
-    learned there without interference.
+    The rows are orthonormal. If fewer than `rank` directions are left, the remaining rows are 0, because nothing more
+    can be learned without interference.
 
     Args:
-        moment: of the new task's inputs [d, d].
+        moment: second moment C of the new task's inputs [d, d].
         projector: P of the stored subspace [d, d].
         rank: at most d.
-        of: whose directions these are: of the inputs X, or of their second moment C.
+        of: take the directions of the inputs X (`inputs`) or of their second moment C (`moment`).
     """
     matrix, floor = moment.double(), rounding(moment)
     if of == "moment":

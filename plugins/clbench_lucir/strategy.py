@@ -1,14 +1,14 @@
 """LUCIR (Hou et al. 2019, CVPR, "Learning a Unified Classifier Incrementally via Rebalancing").
 
 Logits are eta times the cosine of a sample's features f and a class's weights w_c, without bias. New classes thus
-cannot dominate through longer weights. eta is learned. The loss on new samples and exemplars is, each term a mean over
-its samples,
+cannot dominate through longer weights. eta is learned. The loss on new samples and exemplars is as follows. Each term
+is a mean over its samples.
 
     cross-entropy over all classes so far
     + lambda (1 - cos(f, f')), with f' the old network's features,  lambda = lambda_base sqrt(n_old / n_new)
-    + of samples of old classes, for each of the K new classes c with the largest cosines: max(0, m - cos_y + cos_c)
+    + for samples of old classes and each of the K new classes c with the largest cosines: max(0, m - cos_y + cos_c)
 
-with lambda_base = 5, K = 2, m = 0.5, where n counts classes. The weights of old classes no longer change: while a task
+Here, lambda_base = 5, K = 2, m = 0.5, and n counts classes. The weights of old classes no longer change: while a task
 is trained, they are the old network's. The last ReLU before the head is removed, so that features have both signs.
 
 Reference codes differ:
@@ -54,7 +54,7 @@ from clbench_lucir import LUCIROptions
 
 
 class CosineReplay(HerdedMemory, Distilled):
-    """Base of methods that replay exemplars with a cosine head, whose weights of old classes stay as they were.
+    """Base of methods that replay exemplars with a cosine head, whose weights of old classes do not change.
 
     Subclasses define `imprint` and use `weight` in their loss. The options have the fields `eta_lr`, `imprint` and
     `last_relu` of `LUCIROptions`.
@@ -64,16 +64,16 @@ class CosineReplay(HerdedMemory, Distilled):
     options: Any
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Any, head: CosineHead) -> None:
-        """Give the network its head, before a copy is made, and start with no exemplars."""
+        """Replace the network's head before the network is copied, and start with no exemplars."""
         model.head = head
         removed = options.last_relu == "keep" or remove_last_relu(model)
         super().__init__(model, stream_info, options)
         if not removed:
             self.notes.append(f"{self.method}: the model's last block does not end in a ReLU; its features are as they "
                               "are")
-        self.met: list[int] = []  # classes of the tasks so far, the present one among them
-        self.fixed = 0  # how many of them have weights that no longer change
-        self.rate = 1.0  # what multiplies the recipe's learning rate for eta
+        self.met: list[int] = []  # classes of the tasks so far, including the current one
+        self.fixed = 0  # number of these classes whose weights no longer change
+        self.rate = 1.0  # factor of the learning rate for eta
 
     @property
     def head(self) -> CosineHead:
@@ -82,7 +82,7 @@ class CosineReplay(HerdedMemory, Distilled):
         return self.model.head
 
     def before_task(self, task: Task) -> None:
-        """Note which weights stay, and give new classes their mean features as weights, if that is chosen."""
+        """Count the fixed weights, and initialize the weights of new classes by their features if `imprint` is set."""
         super().before_task(task)
         self.fixed = len(set(self.met) - set(task.classes))
         new = [c for c in task.classes if c not in self.met]
@@ -91,34 +91,34 @@ class CosineReplay(HerdedMemory, Distilled):
         self.met = self.met + new
 
     def imprint(self, task: Task, new: list[int]) -> None:
-        """Set the weights of new classes by their features."""
+        """Set the weights of new classes from their features."""
         raise NotImplementedError
 
     def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Work out how eta's learning rate follows from the recipe's."""
+        """Compute the factor that gives eta its own learning rate."""
         self.rate = self.options.eta_lr / phase.lr
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Return eta's."""
+        """Return the factor of eta's learning rate."""
         return {"model.head.scale": self.rate}
 
     def trainable(self) -> int:
-        """Return how many numbers learn: all but the fixed weights of old classes."""
+        """Return the number of trained values: all but the fixed weights of old classes."""
         return super().trainable() - self.fixed * self.head.weight[0].numel()
 
     @property
     def weight(self) -> Tensor:
-        """Return the head's weights [C, ...] as they are in the present task: those of old classes are the old ones."""
+        """Return the head's weights [C, ...] for the current task, with those of old classes from the old network."""
         fixed = (self.known.any(0) & ~self.taught).to(self.head.weight.device)  # masks have values in a dry run
         return torch.where(fixed.view(-1, *[1] * (self.head.weight.dim() - 1)), self.old.head.weight, self.head.weight)
 
     def after_task(self, task: Task) -> None:
-        """Put old classes' weights back, keep the network, and choose exemplars."""
+        """Restore the weights of old classes, store a copy of the network, and choose exemplars."""
         self.restore_weights(task)
         super().after_task(task)
 
     def restore_weights(self, task: Task) -> None:
-        """Put old classes' weights back."""
+        """Restore the weights of old classes."""
         if task.index:
             with torch.no_grad():
                 self.head.weight.copy_(self.weight)
@@ -163,7 +163,7 @@ class LUCIR(CosineReplay):
         return loss + strength * turned + self.options.ranking * self.ranking(cosines, batch)
 
     def ranking(self, cosines: Tensor, batch: Batch) -> Tensor:
-        """Return the margin ranking loss of cosines [N, C], 0 where no sample is of an old class; a scalar."""
+        """Return the margin ranking loss of cosines [N, C], a scalar; 0 if no sample is of an old class."""
         competing = self.taught & self.class_mask.index_select(0, batch.tasks)
         nearest = cosines.masked_fill(~competing, float("-inf")).topk(min(self.options.negatives, cosines.shape[1]))[0]
         target = cosines.gather(1, batch.y[:, None])

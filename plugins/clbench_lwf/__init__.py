@@ -38,13 +38,13 @@ class LwFOptions(FixedOutputsOptions):
 
     @property
     def fixed_outputs(self) -> Outputs:
-        """Return the outputs that the form has compete with a label; in `lwf-mc` each is on its own."""
+        """Return the outputs that compete with a label in this form; in `lwf-mc`, each has a sigmoid of its own."""
         if self.form == "all":
             return "all"
         return "own" if self.form in ("new-classes", "lwf-mc") else "seen"
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options, with LwF.MC's own temperature, 1, where none was chosen."""
+        """Return these options, with LwF.MC's own temperature, 1, if no temperature is chosen."""
         papers = self.form == "lwf-mc" and "temperature" not in self.model_fields_set
         return self.model_copy(update={"temperature": 1.0}) if papers else self
 

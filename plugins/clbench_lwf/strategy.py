@@ -77,7 +77,7 @@ class LwF(Distilled):
             self.activated = "all"
 
     def before_task(self, task: Task) -> None:
-        """Distil from the second task on."""
+        """Distill from the second task on."""
         super().before_task(task)
         self.distils = task.index > 0
 
@@ -103,7 +103,7 @@ class LwF(Distilled):
         return loss
 
     def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of logits [N, C] with the labels, as the form has it; a scalar."""
+        """Return the loss of logits [N, C] with the labels, as the form defines it; a scalar."""
         if self.options.form in ("all-seen", "zero-padded", "all"):
             return self.cross_entropy(logits, batch)
         if self.options.form == "new-classes":
@@ -113,12 +113,12 @@ class LwF(Distilled):
         return (losses * (self.taught & self.class_mask.index_select(0, batch.tasks))).sum(1).mean()
 
     def distilled(self, logits: Tensor, old: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the distillation loss of a group of old outputs, as the form has it; a scalar.
+        """Return the distillation loss of a group of old outputs, as the form defines it; a scalar.
 
         Args:
-            logits: [N, C].
-            old: [N, C], of the old network.
-            outputs: [C], the group.
+            logits: logits of the current network [N, C].
+            old: logits of the old network [N, C].
+            outputs: which outputs are in the group [C].
             batch: the samples.
         """
         temperature, over = self.options.temperature, outputs

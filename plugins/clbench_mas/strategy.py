@@ -3,12 +3,12 @@
     Omega <- Omega + mean over samples of |d ||f(x)||^2 / d theta|      after each task
     loss:  cross-entropy + lambda sum Omega (theta - theta*)^2          theta* the latest; no 1/2
 
-f are the active outputs (logits) of the sample. As in the paper (section 4.1) the magnitude is taken sample by sample;
-the authors' code, Hsu et al.'s and Avalanche's take that of a batch's mean gradient, in which samples cancel: option
-`batch`, a mean over random batches of a task, each with the same weight (the last one may be smaller). A strength means
-something else then. Hsu et al. also take the mean of the squared outputs instead of their sum: of C outputs their
-coefficient is C times the strength here. The sum over tasks is that of the authors' code; Avalanche averages old and
-new.
+f are the active outputs (logits) of the sample. As in the paper (section 4.1), the magnitude is taken sample by sample.
+The authors' code, Hsu et al.'s and Avalanche's take the magnitude of a batch's mean gradient, in which samples cancel.
+The option `batch` does the same: importance is then a mean over random batches of a task, all with the same weight (the
+last one may be smaller). A strength then has another meaning. Hsu et al. also take the mean of the squared outputs
+instead of their sum. With C outputs, their coefficient is C times the strength here. Importance is summed over tasks as
+in the authors' code; Avalanche averages old and new.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class MAS(QuadraticPenalty):
 
     @property
     def weight(self) -> float:
-        """Return the penalty's weight, half of which is the strength."""
+        """Return the weight of the penalty, which is twice the strength."""
         return 2 * self.options.strength
 
     def after_task(self, task: Task) -> None:
-        """Add the task's importance and hold the parameters where they are."""
+        """Add the task's importance, and anchor the parameters at their current values."""
         samples = task.train.subset(self.options.samples, self.stream_info.generator)
         if self.options.batch > 1:
             self.anchor_here(self._of_batches(samples, task.index))

@@ -47,17 +47,17 @@ from clbench_mir import MIROptions
 
 
 class MIR(ER):
-    """Experience replay of what the new samples interfere with most."""
+    """Experience replay of the stored samples that new samples interfere with most."""
 
     options: MIROptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
         super().__init__(model, stream_info, options or MIROptions())
-        self.lr = 0.0  # of the step that is imagined
+        self.lr = 0.0  # learning rate of the virtual step
 
     def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Note the learning rate."""
+        """Store the learning rate."""
         self.lr = phase.lr
 
     def replay(self, batch: Batch) -> Samples:

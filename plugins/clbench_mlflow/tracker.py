@@ -1,4 +1,6 @@
-"""Records as MLflow runs in a SQLite file; `mlflow ui --backend-store-uri sqlite:///<run folder>/mlflow.db` shows them.
+"""Write records as MLflow runs to a SQLite file.
+
+`mlflow ui --backend-store-uri sqlite:///<run folder>/mlflow.db` shows them.
 
 MLflow's file store is in maintenance mode, and from 3.7 on it needs an explicit opt-in.
 """
@@ -14,7 +16,7 @@ from clbench.results import tracking
 from clbench.results.records import Record
 from clbench_mlflow import MLflowOptions
 
-RUN = "clbench.run"  # the tag that tells a training from every other
+RUN = "clbench.run"  # the tag that identifies the run of a trial
 ENDS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 
 
@@ -22,10 +24,10 @@ class MLflow:
     """Writes a run of `<folder>/mlflow.db` for each record."""
 
     def __init__(self, options: MLflowOptions, folder: Path) -> None:
-        """Import MLflow, its reports of usage switched off; the database is made with the first record."""
+        """Import MLflow, with its usage reports disabled. The database is created with the first record."""
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it would tell of every table it makes
-        for module in ("sqlalchemy", "alembic"):  # what mlflow-skinny leaves out
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # otherwise it logs every table that it creates
+        for module in ("sqlalchemy", "alembic"):  # mlflow-skinny does not include these
             tracking.library(module, "mlflow", "'clbench[mlflow]'")
         self.mlflow = tracking.library("mlflow", "mlflow", "'clbench[mlflow]'")
         self.options = options
@@ -33,13 +35,13 @@ class MLflow:
 
     @cached_property
     def client(self) -> Any:
-        """Return the client of the run folder's database; ignore a server that the environment names."""
+        """Return the client of the run folder's database, even if the environment names a server."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.mlflow.MlflowClient(f"sqlite:///{(self.folder / 'mlflow.db').absolute()}")
 
     @cached_property
     def experiment(self) -> str:
-        """Return the ID of the experiment; create it if needed, with the run folder as the place of its artifacts."""
+        """Return the ID of the experiment. If needed, create it, with its artifacts in the run folder."""
         experiment = self.client.get_experiment_by_name(self.options.experiment)
         if experiment is not None:
             return str(experiment.experiment_id)

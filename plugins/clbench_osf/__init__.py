@@ -30,11 +30,11 @@ class OSFOptions(OutputsOptions, StartOptions):
     @field_validator("layers")
     @classmethod
     def _compiles(cls, layers: str) -> str:
-        """Refuse what is no regular expression."""
+        """Reject strings that are not regular expressions."""
         return LowRankOptions._compiles(layers)
 
     def share(self, task: int, tasks: int) -> float:
-        """Return the share that a task (from 0) of so many preserves."""
+        """Return the share of directions that task `task` (from 0) of `tasks` tasks preserves."""
         if self.final_preserved is None or tasks < 2:
             return self.preserved
         return self.preserved + (self.final_preserved - self.preserved) * task / (tasks - 1)

@@ -1,4 +1,4 @@
-"""Layers whose weight is divided into large singular directions, which are fixed, and small ones, which learn.
+"""Layers whose weight is divided into large singular directions, which are fixed, and small ones, which are trained.
 
 W = U_high diag(s_high) V_high + U_low diag(s_low) V_low
 
@@ -18,9 +18,9 @@ LOW, HIGH = ("u_low", "s_low", "v_low"), ("u_high", "v_high")
 class DividedLayer(nn.Module):
     """A layer around `base_layer`, whole or divided; subclasses compute its output.
 
-    Divided, the base layer's weight is the part of the large directions, and `u_low` [out, r], `s_low` [r] and `v_low`
-    [r, in] are parameters. `u_high` [out, k] and `v_high` [k, in] are what their gradients are made orthogonal to.
-    Whole, these are None.
+    While it is divided, the base layer's weight is the part of the large directions, and `u_low` [out, r], `s_low` [r]
+    and `v_low` [r, in] are parameters. Their gradients are made orthogonal to `u_high` [out, k] and `v_high` [k, in].
+    While it is whole, these five are None.
 
     Args:
         base_layer: the layer; its weight and bias are not trained here.
@@ -54,12 +54,12 @@ class DividedLayer(nn.Module):
 
     @torch.no_grad()
     def join(self) -> None:
-        """Make the weight whole, with what was learned."""
+        """Add the trained part to the weight, and make the layer whole."""
         self.base_layer.weight.add_(self.low().view_as(self.base_layer.weight))
         self.discard()
 
     def discard(self) -> None:
-        """Forget the parts."""
+        """Remove the parts, which makes the layer whole; the weight does not change."""
         for name in (*LOW, *HIGH):
             setattr(self, name, None)
 
@@ -69,7 +69,7 @@ class DividedLayer(nn.Module):
         return (self.u_low * self.s_low) @ self.v_low
 
     def orthogonal(self, part: str, gradient: Tensor) -> Tensor:
-        """Return the gradient of `u_low`, `s_low` or `v_low` without what lies in the large directions."""
+        """Return the gradient of `u_low`, `s_low` or `v_low` without its part in the large directions."""
         if part == "u_low":
             assert self.u_high is not None
             return gradient - self.u_high @ (self.u_high.T @ gradient)

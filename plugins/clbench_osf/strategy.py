@@ -1,8 +1,8 @@
 """OSF: full fine-tuning within the small singular directions of each weight, orthogonal to the large ones.
 
-Before a task each layer's weight is divided by its singular values, W = U_high S_high V_high + U_low S_low V_low. The
-large directions are taken for what earlier tasks need. They are fixed, and U_low, S_low and V_low are trained. Their
-gradients are made orthogonal to the large directions:
+Before a task, each layer's weight is divided by its singular values, W = U_high S_high V_high + U_low S_low V_low. The
+large directions are assumed to be those that earlier tasks need. They are fixed. U_low, S_low and V_low are trained,
+and their gradients are made orthogonal to the large directions:
 
     grad U_low  <-  grad U_low - U_high U_high^T grad U_low
     grad V_low  <-  grad V_low - grad V_low V_high^T V_high
@@ -18,8 +18,8 @@ run_finetuning.sh) and PEFT's guide let it rise from task to task, from 0 by 1/T
 Gradients are those of PEFT. As there, only the layers' weights are trained, and not their biases, embeddings or
 normalization layers; the authors' scripts train the latter, too. Differences from PEFT:
 
-- PEFT adds U_low S_low V_low minus its start to the output of W. Here the start is subtracted from W once, which gives
-  the same output at half of the additional cost.
+- PEFT adds the output of U_low S_low V_low minus its initial value to that of W. Here the initial value is subtracted
+  from W once, which gives the same output at half of the additional cost.
 - PEFT's guide takes the model of the next task from `unload()`. In release 0.21 that discards what was learned. Here it
   is kept, as by PEFT's `merge_and_unload()`.
 - A classifier's head is trained from task to task as in `naive`, and nothing protects it. A language model's head stays
@@ -32,8 +32,8 @@ Beyond the paper and PEFT, which divide Linear layers only: a convolution is div
 [out, in·height·width]. By default this happens only in networks whose chosen layers are all convolutions. The patch
 embedding of a vision transformer then stays as it is, as in PEFT; `convolutions = true` divides it, too.
 
-With `base = task1` the first half of the first task's steps trains all weights and the head. What is not divided does
-not learn after that.
+With `base = task1`, the first half of the first task's steps trains all weights and the head. Weights that are not
+divided are not trained after that.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from clbench_osf.layers import LOW, DividedConv2d, DividedLayer, DividedLinear
 
 
 class OSF(FrozenBase):
-    """A network whose layers are divided while a task is trained; `divided` are these by name in the model."""
+    """A network whose layers are divided while a task is trained; `divided` contains them by name in the model."""
 
     options: OSFOptions
 
@@ -80,7 +80,7 @@ class OSF(FrozenBase):
         self.train(self.training)
 
     def before_task(self, task: Task) -> None:
-        """Divide the layers and train their small directions, or train all if the first task begins with it."""
+        """Divide the layers and train their small directions, or all weights if the first task starts with these."""
         self.requires_grad_(False)
         if not self.stream_info.predicts_tokens:
             self.model.head.requires_grad_(True)
@@ -92,23 +92,23 @@ class OSF(FrozenBase):
             self._divide(task)
 
     def base_learned(self, task: Task) -> None:
-        """Freeze what has been trained, and go on within the small directions."""
+        """Freeze all weights, and continue with the small directions."""
         self.base_learns = False
         self.model.blocks.requires_grad_(False)
         self._divide(task)
 
     def _divide(self, task: Task) -> None:
-        """Divide the layers as the task needs it."""
+        """Divide the layers by the share that the task preserves."""
         for layer in self.divided.values():
             layer.divide(self.options.share(task.index, self.stream_info.tasks))
         self.train(self.training)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks, unless all of them learn; the divided layers in them do."""
+        """Return the blocks, unless all of their weights are trained; small directions in them are always trained."""
         return () if self.base_learns else (self.model.blocks,)
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gradients without what lies in the large directions."""
+        """Return the gradients without their parts in the large directions."""
         edited = dict(gradients)
         for name, layer in self.divided.items():
             for part in LOW:
@@ -118,12 +118,12 @@ class OSF(FrozenBase):
         return edited
 
     def after_task(self, task: Task) -> None:
-        """Make the layers whole again, which changes no answer."""
+        """Make the layers whole again, which changes no output."""
         for layer in self.divided.values():
             layer.join()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load as any strategy does; layers that are whole in the state become whole."""
+        """Load a state as any strategy does. Layers that are whole in the state become whole."""
         for name, layer in self.divided.items():
             if f"model.{name}.{LOW[0]}" not in state_dict:
                 layer.discard()

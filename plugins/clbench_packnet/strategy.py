@@ -37,13 +37,14 @@ from clbench.strategy.per_task import PerTaskStrategy
 from clbench.strategy.regularization import slot
 from clbench_packnet import PackNetOptions
 
-FREE = 255  # the owner of weights that are nobody's; tasks are numbers below
+FREE = 255  # the owner of free weights; tasks have smaller numbers
 
 
 class PackNet(PerTaskStrategy):
-    """The model's blocks, shared out; the buffers `owner__*` (uint8, one for each weight) say to whom.
+    """The model's blocks, whose weights are divided among tasks; `owner__*` (uint8) are the task of each weight.
 
-    While a task learns, `learning__*` mark the weights that do and `fixed__*` hold the values of all others.
+    While a task is trained, `learning__*` mark the weights that are trained, and `fixed__*` hold the values of all
+    other weights.
     """
 
     roles = (("owner__*", "masks"), *PerTaskStrategy.roles)
@@ -51,7 +52,7 @@ class PackNet(PerTaskStrategy):
     options: PackNetOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: PackNetOptions | None = None) -> None:
-        """Let all weights be free; SpecError where there are none, or more tasks than a byte can name."""
+        """Make all weights free. Raise a SpecError if there are none, or more tasks than a byte can number."""
         super().__init__(model, stream_info, options if options is not None else PackNetOptions())
         if stream_info.tasks > FREE:
             raise SpecError(f"packnet: a byte per weight names at most {FREE} tasks, and there are {stream_info.tasks}")
@@ -63,12 +64,12 @@ class PackNet(PerTaskStrategy):
                 self.register_buffer(f"{part}__{slot(name)}", None, persistent=False)
 
     def packed(self) -> dict[str, Tensor]:
-        """Return the weights that are shared out, by name in the model."""
+        """Return the weights that are divided among tasks, by name in the model."""
         return {f"blocks.{name}.weight": module.weight for name, module in self.model.blocks.named_modules()
                 if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)}
 
     def before_task(self, task: Task) -> None:
-        """Add the task's head and open the weights; with the first task, everything."""
+        """Add the task's head, and make the weights trainable; in the first task, all parameters."""
         super().before_task(task)
         if task.index == 0:
             self.model.blocks.requires_grad_(True)
@@ -77,7 +78,7 @@ class PackNet(PerTaskStrategy):
         self.train(self.training)
 
     def phases(self, task: Task) -> int:
-        """Return 2: all that is free, then what pruning leaves."""
+        """Return 2: the first phase trains all free weights, the second those that pruning leaves."""
         return 2
 
     @torch.no_grad()
@@ -100,7 +101,7 @@ class PackNet(PerTaskStrategy):
             setattr(self, f"learning__{slot(name)}", learning)
 
     def trainable(self) -> int:
-        """Return how many numbers the phase can change, of the weights only those that learn."""
+        """Return the number of values that the phase trains; of divided weights, only those that it can change."""
         numbers = super().trainable()
         task = len(self.heads) - 1
         for weight in self.packed().values():
@@ -111,7 +112,7 @@ class PackNet(PerTaskStrategy):
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Fix what the task has learned; what was pruned is 0."""
+        """Fix the task's weights, and set the pruned weights to 0."""
         for name, weight in self._weights(task.index).items():
             self.packed()[name].copy_(weight)
         super().after_task(task)
@@ -135,7 +136,7 @@ class PackNet(PerTaskStrategy):
         return self.model.features(x, self._weights(0))
 
     def _weights(self, task: int) -> dict[str, Tensor]:
-        """Return the weights that a task is answered with, by name in the model."""
+        """Return the weights that predictions for a task use, by name in the model."""
         if task >= self.learned:
             return {name: torch.where(self._part("learning", name), weight, self._part("fixed", name))
                     for name, weight in self.packed().items()}
@@ -148,7 +149,7 @@ class PackNet(PerTaskStrategy):
 
 
 def free(size: int, tasks: int, prune: float) -> int:
-    """Return how many of a layer's weights are free after so many tasks."""
+    """Return how many of a layer's `size` weights are free after `tasks` tasks."""
     for _ in range(tasks):
         size = round(prune * size)
     return size

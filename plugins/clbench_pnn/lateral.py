@@ -22,29 +22,29 @@ ALPHA = 0.1  # the scalars start uniform between 0 and this
 
 @dataclass(frozen=True)
 class Join:
-    """Where laterals join: what reads a block's output (a layer, or a body of several), and that output's channels."""
+    """A place where laterals join: the layer or body that reads a block's output, and the channels of that output."""
 
     reader: nn.Linear | nn.Conv2d | Ports
     channels: int  # n_{i-1}: units of a dense layer, channels of a convolution, numbers per token
 
     @property
     def outputs(self) -> int:
-        """Return the units or channels that the reader puts out."""
+        """Return the number of output units or channels of the reader."""
         return outputs(self.reader)
 
     @property
     def tokens(self) -> bool:
-        """Tell whether the block's output is tokens [N, L, channels]."""
+        """Return whether the block's output is tokens [N, L, channels]."""
         return isinstance(self.reader, Ports) and self.reader.tokens
 
 
 def outputs(reader: nn.Linear | nn.Conv2d | Ports) -> int:
-    """Return the units or channels that a layer or body puts out."""
+    """Return the number of output units or channels of a layer or body."""
     return reader.outputs if isinstance(reader, Ports) else reader.weight.shape[0]
 
 
 def joins(model: Network) -> list[Join]:
-    """Return where laterals join, from the second block through the head.
+    """Return the places where laterals join, from the second block through the head.
 
     Raises:
         SpecError: a block is not built so that a lateral can be added between its body and its activation.
@@ -87,23 +87,24 @@ def reader(block: nn.Module, name: str) -> nn.Linear | nn.Conv2d | Ports:
 
 
 class Lateral(nn.Module):
-    """U relu(V [a_1 h^(1), ..., a_k h^(k)]): what k earlier columns add to a layer before its activation.
+    """U relu(V [a_1 h^(1), ..., a_k h^(k)]): the term that k earlier columns add to a layer before its activation.
 
-    V reduces the concatenated outputs h^(j) of the previous block to n_{i-1} / reduction channels: a dense
-    layer (on each token, where they are tokens), or a 1x1 convolution where they are feature maps, also where the layer
-    itself reads them flattened. U has the geometry of the layer it is added to; it is a 1x1 convolution with the body's
-    stride, or a dense layer on each token, where it is added to a body of several layers. V has a bias, U has none.
+    V reduces the concatenated outputs h^(j) of the previous block to n_{i-1} / reduction channels. It is a dense layer
+    (applied to each token, if the outputs are tokens). If they are feature maps, it is a 1x1 convolution, even if the
+    layer itself reads them flattened. U has the geometry of the layer it is added to. If it is added to a body of
+    several layers, it is a 1x1 convolution with the body's stride, or a dense layer on each token. V has a bias, U has
+    none.
 
     Args:
-        join: the layer it adds to, and the channels of each h^(j).
-        out: units or channels that the layer puts out (the head's differ from task to task).
+        join: the layer to which the term is added, and the channels of each h^(j).
+        out: number of output units or channels of the layer (for the head, they differ from task to task).
         columns: k.
         reduction: divides the width of V.
         like: a parameter whose device and type the lateral takes.
     """
 
     def __init__(self, join: Join, out: int, columns: int, reduction: int, like: Tensor) -> None:
-        """Initialize V and U as torch does, the scalars a_j (`alpha`) with small random values (the paper's words)."""
+        """Initialize V and U by torch's default, and the scalars a_j (`alpha`) with small random values (the paper)."""
         super().__init__()
         where: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         read, reduced, to = columns * join.channels, max(1, join.channels // reduction), join.reader
@@ -126,7 +127,7 @@ class Lateral(nn.Module):
             self.U = nn.Conv2d(reduced, out, 1, to.stride, bias=False, **where)
 
     def forward(self, earlier: Sequence[Tensor]) -> Tensor:
-        """Return what to add to the layer's output, from the outputs of the previous block in the earlier columns."""
+        """Return the term to add to the layer's output, given the previous block's outputs in the earlier columns."""
         maps = [a * h for a, h in zip(self.alpha.unbind(), earlier, strict=True)]
         if self.dense:
             maps = [h.flatten(1) for h in maps]

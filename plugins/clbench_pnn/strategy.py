@@ -1,6 +1,6 @@
 """Progressive neural networks (Rusu et al. 2016, arXiv 1606.04671), on any model whose blocks are of known kinds.
 
-These are dense and convolution layers, residual units and transformer blocks.
+Known kinds are dense and convolution layers, residual units and transformer blocks.
 
 From the second block through the head, column k computes
 h_i^(k) = act_i(body_i(h_{i-1}^(k)) + U relu(V [a_j h_{i-1}^(j)]_{j<k})), with one scalar a_j per earlier column.
@@ -65,7 +65,7 @@ class Column(nn.Module):
 class PNN(PerTaskStrategy):
     """The model's own blocks are column 0; `columns` holds the later ones, `heads` the head of each column.
 
-    With `start = base`, `start` is what column 0 started from, and every later one does.
+    With `start = base`, `start` is a copy of the blocks that column 0 started from and every later column starts from.
     """
 
     roles = (("model.blocks.*", "columns"), ("columns.*", "columns"), ("start.*", "base"), *PerTaskStrategy.roles)
@@ -73,7 +73,7 @@ class PNN(PerTaskStrategy):
     options: PNNOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: PNNOptions | None = None) -> None:
-        """Find where laterals join; SpecError where the model has no such place."""
+        """Check where laterals join. Raise a SpecError if the model has no such place."""
         super().__init__(model, stream_info, options if options is not None else PNNOptions())
         joins(model)
         self.start = copy.deepcopy(model.blocks) if self.options.start == "base" else None
@@ -109,7 +109,7 @@ class PNN(PerTaskStrategy):
 
     @property
     def parts_final(self) -> bool:  # type: ignore[override]
-        """Return whether the task is given; else the newest column computes all earlier ones anyway."""
+        """Return whether the task is given; if it is not, the newest column computes all earlier ones anyway."""
         return self.stream_info.task_given
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
@@ -145,7 +145,7 @@ class PNN(PerTaskStrategy):
     def _blocks(self, x: Tensor, count: int, known: Mapping[str, Tensor] | None = None) -> list[list[Tensor]]:
         """Return the outputs of each block in the first `count` columns.
 
-        `known` are those of the columns before, by `output_name`.
+        `known` are outputs of earlier columns that are already computed, by `output_name`.
         """
         columns = [self.model.blocks, *(column.get_submodule("blocks") for column in self.columns[:count - 1])][:count]
         outputs: list[list[Tensor]] = []
@@ -170,7 +170,7 @@ class PNN(PerTaskStrategy):
         return logits
 
     def _lateral(self, column: int, place: int, hidden: list[Tensor]) -> Tensor:
-        """Return what the columns before `column` add at a place, from their outputs before it."""
+        """Return the term that earlier columns add to `column` at a place, given the outputs before that place."""
         laterals = self.columns[column - 1].get_submodule("laterals")
         assert isinstance(laterals, nn.ModuleList)
         added: Tensor = laterals[place](hidden[:column])

@@ -1,4 +1,4 @@
-"""The head of PODNet, several weight vectors per class, and the clusters of features that these begin with."""
+"""The head of PODNet with several weight vectors per class, and the k-means that initializes these."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 from clbench.core.device import send
 from clbench.models.network import SHORTEST, CosineHead
 
-ROUNDS = 20  # of k-means
+ROUNDS = 20  # iterations of k-means
 
 
 class ProxyHead(CosineHead):
     """Logits [N, C] of features [N, D]: `scale` times the average of a sample's cosines with a class's K proxies.
 
-    The average is weighted by the softmax of the cosines. The weights are [C, K, D]; the first proxies begin as the
-    weights of a linear head, the others are drawn as torch draws these.
+    The average is weighted by the softmax of the cosines. The weights are [C, K, D]. The first proxy of each class
+    starts as its weights in a linear head. The others are drawn as torch draws the weights of linear layers.
 
     Args:
         head: the linear head.
-        scale: what the learned scale begins with.
+        scale: the initial value of the learned scale.
         proxies: K.
     """
 
     def __init__(self, head: nn.Linear, scale: float, proxies: int) -> None:
-        """Take over the weights, and draw the others."""
+        """Copy the linear head's weights to the first proxies, and draw the others."""
         super().__init__(head, scale, learned=True)
         first = head.weight.detach()
         others = torch.empty(len(first), proxies - 1, head.in_features, dtype=first.dtype, device=first.device)
@@ -44,8 +44,8 @@ class ProxyHead(CosineHead):
 def clustered(features: Tensor, groups: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return the centers [G, K, D] of K clusters in each of G groups of features, by k-means.
 
-    Centers begin at K random features of the group; a group with fewer features repeats one. A cluster without features
-    keeps its center. Nothing is read back from the device.
+    Centers start at K random features of the group; a group with fewer features repeats one. A cluster without features
+    keeps its center. No value is read back from the device.
 
     Args:
         features: [N, D].

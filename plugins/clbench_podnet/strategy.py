@@ -4,42 +4,42 @@ A class has K proxies. With normalized features h and proxies theta, its similar
 
     y_c = sum over k of softmax_k(<theta_ck, h>) <theta_ck, h>
 
-The loss on new samples and exemplars is, from the second task on and each term a mean over its samples,
+From the second task on, the loss on new samples and exemplars is as follows. Each term is a mean over its samples.
 
     NCA loss of eta y
     + lambda_c sqrt(n / n_new) POD-spatial:  mean over stages of |p(f_l) - p(f'_l)|
     + lambda_f sqrt(n / n_new) POD-flat:     1 - cos(h, h')
 
-where f_l are the feature maps at the end of stage l before the activation, f' and h' are those of the old network, and
+Here, f_l are the feature maps at the end of stage l before the activation, f' and h' are those of the old network, and
 n counts classes so far. p squares a map [channels, height, width], sums it over the width and over the height, and
-normalizes both sums together. eta is learned. The proxies of old classes do not change. At the end the head alone is
-fine-tuned on exemplars, of which there are equally many of each class (`finetune_steps`).
+normalizes both sums together. eta is learned. The proxies of old classes do not change. At the end, only the head is
+fine-tuned, on equally many exemplars of each class (`finetune_steps`).
 
 The NCA loss of a sample with label y is, for s = eta y:
 
     paper:  max(0, log(sum over i != y of exp s_i) - (s_y - eta delta))
     code:   log(sum over i != y of exp s_i + exp max_i s_i) - s_y
 
-The authors' code (arthurdouillard/incremental_learning.pytorch) subtracts the margin from all similarities, so that it
-cancels; leaves the hinge out; and replaces the label's term in the denominator by the largest similarity, where the
-paper leaves it out. PyCIL does the same. `nca` chooses.
+The authors' code (arthurdouillard/incremental_learning.pytorch) subtracts the margin from all similarities, so it
+cancels. It omits the hinge. In the denominator, it replaces the label's term, which the paper omits, by the largest
+similarity. PyCIL does the same. The option `nca` chooses between them.
 
 Other differences:
 
 - The authors' code takes 2 y_c - 2, the negative squared distance of unit vectors. The paper and PyCIL take the cosine,
-  as here; eta = 2 begins as theirs.
-- A stage is a sequence of blocks whose maps have one shape. The authors' network counts its last residual unit as a
-  fourth stage; PyCIL has three. Blocks without maps (dense layers, tokens) have no POD-spatial; a note says if there
-  are none.
-- The authors' code begins with the centers of k-means of a class's normalized features as its proxies, at the mean
-  length of the other ones (`imprint`). Here k-means begins at random features and has 20 rounds, without restarts.
-  PyCIL does not imprint.
-- Fine-tuning: the authors train the head for 20 epochs at half of the first learning rate, the proxies of old classes
-  too, as here. PyCIL trains everything but these. Here the steps are a share of the task's, since all methods have the
-  same budget, and eta stays.
+  as here. With eta = 2, training starts as in the authors' code.
+- A stage is a sequence of blocks whose maps have the same shape. The authors' network counts its last residual unit as
+  a fourth stage; PyCIL has three. Blocks without maps (dense layers, tokens) have no POD-spatial. The record has a note
+  if no block has maps.
+- The authors' code initializes a class's proxies with the centers of k-means of its normalized features, scaled to the
+  mean length of the other proxies (`imprint`). Here k-means starts at random features and has 20 iterations, without
+  restarts. PyCIL does not imprint.
+- Fine-tuning: the authors train the head for 20 epochs at half of the first learning rate, including the proxies of old
+  classes, as here. PyCIL trains everything except these proxies. Here the steps are a share of the task's steps,
+  because all methods have the same budget, and eta is not trained.
 - lambda_c is 3 in the paper and the authors' code, and 5 in PyCIL.
-- The authors' code limits each number of a gradient to 5 and takes color jitter; here this is up to the experiment. The
-  paper's second evaluation, by the nearest mean of exemplars, is left out.
+- The authors' code limits each number of a gradient to 5 and uses color jitter; here the experiment determines this.
+  The paper's second evaluation, by the nearest mean of exemplars, is left out.
 - The paper stores 20 exemplars per class (`per_class = 20`); by default, the classes so far share `capacity` here.
   Exemplars are herded and mixed in (clbench.strategy.herding); the codes append them to the task's samples.
 
@@ -67,7 +67,7 @@ MAP_DIMS = 4
 
 
 class PODNet(CosineReplay):
-    """Fine-tuning on new samples and exemplars with proxies and distillation; then the head alone on exemplars."""
+    """Fine-tuning on new samples and exemplars with proxies and distillation, then of the head alone on exemplars."""
 
     method = "podnet"
     loss_is_mean = True
@@ -104,7 +104,7 @@ class PODNet(CosineReplay):
         weight[classes] = torch.where(groups.any(0)[:, None, None], rows, weight[classes])
 
     def before_task(self, task: Task) -> None:
-        """Let all learn again, and begin the proxies of new classes."""
+        """Make the whole network trainable again, and initialize the proxies of new classes."""
         self._let_learn(False)
         super().before_task(task)
 
@@ -114,7 +114,7 @@ class PODNet(CosineReplay):
         return (1 - share, share) if task.index and share else 1
 
     def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Choose exemplars before the second phase, in which the proxies alone learn."""
+        """Choose exemplars before the second phase, which trains only the proxies."""
         super().before_phase(task, phase)
         if phase == 1:
             self.restore_weights(task)
@@ -122,7 +122,7 @@ class PODNet(CosineReplay):
             self._let_learn(True)
 
     def _let_learn(self, finetunes: bool) -> None:
-        """Let the proxies of all classes learn alone, or else the network."""
+        """Train only the proxies of all classes if `finetunes` is set, else the whole network."""
         self.finetunes = finetunes
         for name in self.learning:
             self.model.get_parameter(name).requires_grad_(not finetunes or name == "head.weight")
@@ -133,7 +133,7 @@ class PODNet(CosineReplay):
         return self.memory if phase == 1 else None
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Return eta's, or that of fine-tuning."""
+        """Return the factor of eta's learning rate, or in fine-tuning that of the proxies' learning rate."""
         return {"model.head.weight": self.options.finetune_rate} if self.finetunes else super().learning_rates()
 
     def frozen_modules(self) -> Sequence[torch.nn.Module]:
@@ -141,15 +141,15 @@ class PODNet(CosineReplay):
         return (self.old, self.model.blocks) if self.finetunes else (self.old,)
 
     def trainable(self) -> int:
-        """Return how many numbers learn: all but the fixed proxies of old classes, which fine-tuning changes too."""
+        """Return the number of trained values: all but old classes' fixed proxies, which only fine-tuning trains."""
         return super().trainable() + (self.fixed * self.head.weight[0].numel() if self.finetunes else 0)
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its share of exemplars behind; in the second phase without."""
+        """Return the batch with its share of exemplars appended; in the second phase, return it unchanged."""
         return batch if self.finetunes else super().prepare_batch(batch)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the NCA loss, with both distillations if there is an old network to distill and the blocks learn."""
+        """Return the NCA loss, plus both distillations if there is an old network and the blocks are trained."""
         maps, features = stage_maps(self.model, batch.x)
         fixes = batch.task > 0 and not self.finetunes
         similarities = self.head.scale * self.head.cosines(features, self.weight if fixes else None)
@@ -174,17 +174,17 @@ class PODNet(CosineReplay):
         if self.options.nca == "code":
             largest = similarities.amax(1, keepdim=True)
             return (torch.cat([others, largest], 1).logsumexp(1) - target).mean()
-        lowest = torch.finfo(others.dtype).min / 2  # the gradient of logsumexp is not a number if nothing competes
+        lowest = torch.finfo(others.dtype).min / 2  # the gradient of logsumexp is NaN if nothing competes
         margin = self.head.scale * self.options.margin
         return (others.clamp(min=lowest).logsumexp(1) - target + margin).clamp(min=0).mean()
 
     def restore_weights(self, task: Task) -> None:
-        """Put old classes' weights back, unless fine-tuning has changed them."""
+        """Restore the weights of old classes, unless fine-tuning has changed them."""
         if not self.finetunes:
             super().restore_weights(task)
 
     def keep_exemplars(self, task: Task) -> None:
-        """Choose exemplars, unless fine-tuning has needed them."""
+        """Choose exemplars, unless this was done before fine-tuning."""
         if not self.finetunes:
             super().keep_exemplars(task)
 

@@ -1,4 +1,4 @@
-"""`ncm`, `simplecil`, `aper`, `slda`, `ranpac`, `fecam`: classifiers in closed form on features of a frozen network."""
+"""`ncm`, `simplecil`, `aper`, `slda`, `ranpac`, `fecam`: analytic classifiers on the features of a frozen network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADAPT = ("what the first task trains in a pretrained network, with a head, befor
 
 
 class AdaptOptions(StartOptions):
-    """Whether the first task adapts a pretrained network before it is frozen for good."""
+    """Options for adapting a pretrained network in the first task, before it is frozen permanently."""
 
     LATER: ClassVar[tuple[str, ...]] = ("adapt", "rank", "both")
 
@@ -28,7 +28,7 @@ class AdaptOptions(StartOptions):
                        "has them: twice as many, for two passes")
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options with `auto` replaced: bottlenecks where a pretrained network has a place for them."""
+        """Return these options with `auto` replaced: `bottleneck` if a pretrained network can have it, else `none`."""
         options = super().settled(pretrained, network)
         if self.adapt != "auto":
             return options
@@ -52,7 +52,7 @@ class AdaptOptions(StartOptions):
 
     @model_validator(mode="after")
     def _adapts(self) -> AdaptOptions:
-        """Refuse options of adapters where there are none."""
+        """Reject options of adapters if there are no adapters."""
         if self.adapt != "lora" and self.rank != RANK:
             raise ValueError("rank is of the adapters of adapt = lora; add that, or leave rank out")
         if self.adapt == "none" and self.both:
@@ -105,7 +105,7 @@ class RanPACOptions(AdaptOptions):
 class FeCAMOptions(AdaptOptions):
     """Options of `fecam`; the defaults are the paper's, and those of the authors' code for vision transformers.
 
-    Their code for CIFAR-100 shrinks twice, which is `alpha1=3:alpha2=3` here.
+    The authors' code for CIFAR-100 shrinks twice, which corresponds to `alpha1=3:alpha2=3` here.
     """
 
     covariance: Literal["class", "common"] = Field("class", description="a covariance matrix for each class, or one "
@@ -121,14 +121,14 @@ class FeCAMOptions(AdaptOptions):
 
     @model_validator(mode="after")
     def _stays_positive(self) -> FeCAMOptions:
-        """Refuse a shrinkage that may leave no covariance matrix."""
+        """Reject a shrinkage whose result may not be a covariance matrix."""
         if self.alpha2 is not None and self.alpha2 > self.alpha1:
             raise ValueError(f"alpha2 = {self.alpha2:g} is above alpha1 = {self.alpha1:g}; the sum may then have "
                              "negative variances, so choose alpha2 <= alpha1")
         return self
 
 
-FIRST_SESSION: Mapping[str, Any] = {  # of RanPAC and APER
+FIRST_SESSION: Mapping[str, Any] = {  # training configuration of RanPAC and APER
     "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine",
     "schedule_by": "epoch", "head_decay": "learning"}
 

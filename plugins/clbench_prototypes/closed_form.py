@@ -54,14 +54,14 @@ CHUNK = 1024  # samples per step of a pass
 
 
 class ClosedForm(Strategy, ABC):
-    """A frozen network and, on a map of its D features to K numbers, a rule that gives logits.
+    """A frozen network, whose D features are mapped to K numbers, and a rule that computes logits from these.
 
-    The buffers `sums` [C, K] and `counts` [C] are the sums of mapped features and the number of samples by class.
-    Answers are the network's own where no task is learned, and for a given task that is not.
+    The buffers `sums` [C, K] and `counts` [C] are the sums of mapped features and the number of samples by class. If no
+    task is learned yet, or a given task is not, the network's own logits are returned.
 
     Args:
-        model: the network before any method touched it.
-        stream_info: where the strategy lives.
+        model: the network, not yet changed by any method.
+        stream_info: facts about the stream.
         options: `base`, `adapt` and the method's own.
         width: K; None for D.
     """
@@ -77,7 +77,7 @@ class ClosedForm(Strategy, ABC):
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: AdaptOptions,
                  width: int | None = None) -> None:
-        """Start with nothing summed up."""
+        """Start with empty sums."""
         options = settle(options, model, stream_info)
         super().__init__(model, stream_info, options)
         self.notes += check_base(self.method, self.options, stream_info, model)
@@ -95,27 +95,27 @@ class ClosedForm(Strategy, ABC):
 
     @property
     def inputs_only_through_model(self) -> bool:  # type: ignore[override]
-        """Return whether the inputs run through the model as it is: not where its adapters are switched off, too."""
+        """Return whether inputs only run through the model as it is. With `both`, they also run without adapters."""
         return not self.options.both
 
     @abstractmethod
     def score(self, mapped: Tensor) -> Tensor:
-        """Return logits [N, C] of mapped features [N, K], float64; those of classes not met do not matter."""
+        """Return logits [N, C] of mapped features [N, K], float64. Logits of classes not seen yet are ignored."""
 
     def refit(self) -> None:
         """Fit the rule again to the current sums. By default, do nothing: the rule reads the sums."""
 
     def map(self, features: Tensor) -> Tensor:
-        """Return what the rule reads, [N, K], of features [N, D], both float64. Default: the features."""
+        """Return the rule's inputs [N, K] for features [N, D], both float64. Default: the features."""
         return features
 
     def add(self, mapped: Tensor, labels: Tensor) -> None:
-        """Sum up mapped features [N, K] with one-hot labels [N, C], float64."""
+        """Add mapped features [N, K] with one-hot labels [N, C], float64, to the sums."""
         self.sums += labels.T @ mapped
         self.counts += labels.sum(0)
 
     def take_in(self, features: Tensor, labels: Tensor) -> None:
-        """Learn a task's features [N, D] with one-hot labels [N, C]. By default, add them to the sums."""
+        """Add a task's features [N, D] with one-hot labels [N, C] to the stored statistics. Default: to the sums."""
         for mapped, part_labels in self.chunks(features, labels):
             self.add(mapped, part_labels)
 
@@ -133,7 +133,7 @@ class ClosedForm(Strategy, ABC):
             return torch.cat([self.model.features(x), features], 1)
 
     def before_task(self, task: Task) -> None:
-        """Train new adapters and the head in the first task, if they are wanted."""
+        """In the first task, add adapters and train them and the head, if the options ask for adapters."""
         self.adapters_learn = bool(self.adapted) and task.index == 0
         if self.adapters_learn:
             for layer in self.adapted.values():
@@ -147,13 +147,13 @@ class ClosedForm(Strategy, ABC):
         return int((self.base_learns or bool(self.adapted)) and task.index == 0)
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the network once it is frozen; its blocks while only the adapters in them learn, and the head."""
+        """Return the network once it is frozen, or its blocks while only adapters in them and the head are trained."""
         if self.base_learns:
             return ()
         return (self.model.blocks,) if self.adapters_learn else (self.model,)
 
     def train(self, mode: bool = True) -> ClosedForm:
-        """Set the mode; the dropout of bottlenecks follows it only while they learn."""
+        """Set the mode. The dropout of bottlenecks follows it only while they are trained."""
         super().train(mode)
         for layer in self.adapted.values() if self.adapters_learn else ():
             if isinstance(layer, AdaptedBlock):
@@ -171,7 +171,7 @@ class ClosedForm(Strategy, ABC):
 
     @torch.no_grad()
     def observe(self, batch: Batch) -> None:
-        """Learn a batch at once: sums need no task."""
+        """Learn a batch immediately, because sums need no task boundaries."""
         self.learn(Samples(batch.x, batch.y, batch.tasks), 1)
 
     def learn(self, samples: Samples, learned: int) -> None:
@@ -183,15 +183,15 @@ class ClosedForm(Strategy, ABC):
         self.learned = learned
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return logits [N, C] by the rule, -inf for classes not met yet; or the network's own (see the class)."""
+        """Return logits [N, C] by the rule, -inf for classes not seen yet; or the network's own (see the class)."""
         if not self.learned or (task is not None and task >= self.learned):
             return super().forward(x, task)
-        # In float64, which autocast leaves alone: the rule was fitted in it.
+        # In float64, as the rule was fitted; autocast does not change this dtype.
         return self.score(self.map(self.features(x).double())).masked_fill(self.counts == 0, float("-inf"))
 
     @property
     def means(self) -> Tensor:
-        """Return the class means [C, K] of mapped features, 0 for classes not met."""
+        """Return the class means [C, K] of mapped features, 0 for classes not seen yet."""
         return self.sums / self.counts.clamp(min=1)[:, None]
 
 
@@ -207,10 +207,10 @@ class LinearRule(ClosedForm):
 
     @abstractmethod
     def rule(self) -> tuple[Tensor, Tensor]:
-        """Return weight [C, K] and bias [C] from what has been summed up; those of classes not met do not matter."""
+        """Return weight [C, K] and bias [C], computed from the sums. Rows of classes not seen yet are ignored."""
 
     def refit(self) -> None:
-        """Take the rule over."""
+        """Copy the current rule to `weight` and `bias`."""
         weight, bias = self.rule()
         self.weight.copy_(weight)
         self.bias.copy_(bias)
@@ -221,18 +221,18 @@ class LinearRule(ClosedForm):
 
 
 class SecondOrder(LinearRule):
-    """Sums up second moments too: `moment` [K, K] is the sum of h h^T over mapped features h, empty before any task."""
+    """Also sums second moments: `moment` [K, K] is the sum of h h^T over mapped features h, empty before any task."""
 
     moment: Tensor
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: AdaptOptions,
                  width: int | None = None) -> None:
-        """Start with nothing summed up; the moment takes its size later, so that a stack has no copies of zeros."""
+        """Start with empty sums. The moment gets its size later, so that vectorized trials have no copies of zeros."""
         super().__init__(model, stream_info, options, width)
         self.register_buffer("moment", self.sums.new_empty(0, 0))
 
     def add(self, mapped: Tensor, labels: Tensor) -> None:
-        """Sum up mapped features [N, K] with one-hot labels [N, C], float64."""
+        """Add mapped features [N, K] with one-hot labels [N, C], float64, to the sums and the second moment."""
         super().add(mapped, labels)
         if not len(self.moment):
             self.moment = self.sums.new_zeros(2 * (mapped.shape[1],))

@@ -1,4 +1,4 @@
-"""FeCAM (Goswami et al. 2023, arXiv 2309.14062): the nearest class mean by a Mahalanobis distance of each class's own.
+"""FeCAM (Goswami et al. 2023, arXiv 2309.14062): the nearest class mean, with a Mahalanobis distance per class.
 
     d_c(x) = (g(x) - m_c)^T R_c^-1 (g(x) - m_c),  the logit is -d_c(x)
 
@@ -8,34 +8,35 @@ comes from the covariance S of the class's f^lambda in two steps:
     S'  = S + alpha1 V1 I + alpha2 V2 (1 - I)    shrinkage: V1 is the mean variance, V2 the mean off the diagonal
     R_c = S'_ij / sqrt(S'_ii S'_jj)              correlations, so that distances to different classes compare
 
-`covariance = common` has one S' for all classes: the mean of the tasks' covariances, each weighed by its number of
-classes and each of all samples of a task about their common mean, shrunk but not made correlations, as in the code.
+With `covariance = common`, all classes have one S': the mean of the tasks' covariances, weighted by the tasks' numbers
+of classes. A task's covariance is that of all its samples around their common mean. As in the code, the mean is shrunk
+but not turned into correlations.
 
-Vision transformers have features below 0, of which there is no square root. The authors' scripts for them
-(FeCAM_vit_*.py) leave Tukey's power out, take features of length 1 for means and covariances alike, and shrink with
-alpha1 = 1, alpha2 = 0. A `TokenNetwork` gets the same here if nothing else is chosen, and any network with `tukey=1`
-and `alpha2=0`. Other features below 0 (behind SiLU, say) keep their sign: sign(f) |f|^lambda, which is Tukey's power
-where there are none.
+Vision transformers have negative features, which have no square root. The authors' scripts for them (FeCAM_vit_*.py)
+omit Tukey's power, use features of length 1 for means and covariances alike, and shrink with alpha1 = 1, alpha2 = 0.
+These are the defaults for a `TokenNetwork` here; any network gets them with `tukey=1` and `alpha2=0`. Other negative
+features (after SiLU, for example) keep their sign: sign(f) |f|^lambda, which is Tukey's power if none is negative.
 
-Where this differs from the paper and its code (dipamgoswami/FeCAM) otherwise:
+Other differences to the paper and its code (dipamgoswami/FeCAM):
 
-- The code for convolutional networks shrinks a class's S twice. As the second V1 and V2 are 1 + alpha times the first,
-  this is once with alpha (2 + alpha): `alpha1=3:alpha2=3` is its CIFAR-100. The paper and the scripts for vision
-  transformers shrink once, as is done here. Of a common S the code leaves the first task's part as it is; here all
-  is shrunk.
-- The code averages V2 over entries that are not exactly 0. Where features are dead (ReLU), V2 can then exceed V1 and
-  S' have negative eigenvalues. Here V2 is the mean over all, so that S' cannot while alpha2 <= alpha1.
-- After the first task the code for convolutional networks takes the Euclidean distance to the weights of the trained
-  head, as if there were no FeCAM yet. Here every task has the same rule.
-- The code inverts by a pseudo-inverse, rounded to float32; here it is a Cholesky factor in float64.
-- Samples of a class that comes back (`domain`) are one class with those before. The authors' script for CORe50 shrinks
-  each domain's S and averages that with the mean so far, so that the last domain weighs half.
-- A class with no spread in any feature (one sample, say) has R_c = I, the Euclidean distance; the code has NaN.
-- LAMDA-PILOT's `fecam` is another rule: it adds 100 I to S, and takes `corrcoef` of the result, which is correlations
-  of the rows of a covariance. It is not followed.
+- The code for convolutional networks shrinks a class's S twice. The second V1 and V2 are 1 + alpha times the first, so
+  this equals shrinking once with alpha (2 + alpha): `alpha1=3:alpha2=3` corresponds to its CIFAR-100. The paper and the
+  scripts for vision transformers shrink once, as is done here. Of a common S, the code does not shrink the first task's
+  part; here all of it is shrunk.
+- The code averages V2 over entries that are not exactly 0. If features are dead (ReLU), V2 can then exceed V1, and S'
+  can have negative eigenvalues. Here V2 is the mean over all entries, so S' has none as long as alpha2 <= alpha1.
+- After the first task, the code for convolutional networks does not use FeCAM yet, but the Euclidean distance to the
+  weights of the trained head. Here every task has the same rule.
+- The code computes a pseudo-inverse, rounded to float32. Here, a Cholesky factor in float64 is used.
+- If a class returns (`domain`), its old and new samples are treated as one class. The authors' script for CORe50
+  shrinks each domain's S and averages it with the mean so far, so half of the weight is the last domain's.
+- A class with no spread in any feature (with one sample, for example) has R_c = I, the Euclidean distance. The code has
+  NaN.
+- LAMDA-PILOT's `fecam` is another rule, which is not followed here. It adds 100 I to S and takes `corrcoef` of the
+  result, which gives correlations of the rows of a covariance.
 
-A second moment of D^2 numbers in float64 is kept for each class met: C D^2 in the end. The factor of R_c is computed
-where it is needed instead of kept, which would double that. It costs as much as the distances of D / 3 samples.
+A second moment of D^2 numbers in float64 is stored for each class seen: C D^2 in the end. The factor of R_c is computed
+when it is needed. Storing it would double the storage; computing it costs as much as the distances of D / 3 samples.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ from clbench_prototypes.closed_form import ClosedForm
 class FeCAM(ClosedForm):
     """Mahalanobis distances to class means.
 
-    `powers` [C, D] are the sums of f^lambda. `moment_0`, `moment_1`, ... [D, D] are those of f^lambda (f^lambda)^T of
-    the classes in `met`, in that order; with a common covariance `moment` is the sum of the tasks' covariances, each
-    times the number of its classes, and `class_total` the sum of these numbers.
+    `powers` [C, D] are the sums of f^lambda. `moment_0`, `moment_1`, ... [D, D] are the sums of f^lambda (f^lambda)^T
+    for the classes in `met`, in that order. With a common covariance, `moment` is the sum of the tasks' covariances,
+    each times the number of its classes, and `class_total` is the sum of these numbers.
     """
 
     method = "fecam"
@@ -76,7 +77,7 @@ class FeCAM(ClosedForm):
         self.alpha2 = chosen[1] if chosen[1] is not None else 0.0 if transformer else self.options.alpha1
         self.common = self.options.covariance == "common"
         self.met: list[int] = []
-        self.current: list[int] = []  # the task's classes, by their places in `met`
+        self.current: list[int] = []  # the task's classes, by their positions in `met`
         if self.common:
             self.register_buffer("moment", self.sums.new_empty(0, 0))
             self.register_buffer("class_total", self.sums.new_zeros(()))
@@ -84,7 +85,7 @@ class FeCAM(ClosedForm):
             self.register_buffer("powers", torch.zeros_like(self.sums))
 
     def map(self, features: Tensor) -> Tensor:
-        """Return the features; of length 1 where no power is taken."""
+        """Return the features, scaled to length 1 if no power is taken."""
         return F.normalize(features, dim=1) if self.tukey == 1 else features
 
     def power(self, mapped: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class FeCAM(ClosedForm):
         return mapped if self.tukey == 1 else mapped.sign() * mapped.abs() ** self.tukey
 
     def point(self, mapped: Tensor) -> Tensor:
-        """Return what distances are measured between, [N, D]: f^lambda of length 1; or f, where no power is taken."""
+        """Return the points [N, D] whose distances are measured: f^lambda of length 1, or f if no power is taken."""
         return mapped if self.tukey == 1 else F.normalize(self.power(mapped), dim=1)
 
     def after_task(self, task: Task) -> None:
@@ -106,14 +107,14 @@ class FeCAM(ClosedForm):
         super().after_task(task)
 
     def add(self, mapped: Tensor, labels: Tensor) -> None:
-        """Sum up mapped features [N, D] with one-hot labels [N, C], and their powers and products by class."""
+        """Add mapped features [N, D] with one-hot labels [N, C] to the sums, and their powers and products by class."""
         super().add(mapped, labels)
         if self.common:
             return
         powers = self.power(mapped)
         self.powers += labels.T @ powers
         for place in self.current:
-            # Zeros for others' samples: to select the class's own would wait for the device.
+            # Samples of other classes are set to 0, because selecting the class's samples would wait for the device.
             class_powers = powers * labels[:, self.met[place], None]
             self.get_buffer(f"moment_{place}").addmm_(class_powers.T, class_powers)
 
@@ -135,7 +136,7 @@ class FeCAM(ClosedForm):
         self.class_total += classes
 
     def metric(self, place: int) -> Tensor:
-        """Return R_c [D, D] of a class by its place in `met`; or S' of all, where it is common."""
+        """Return R_c [D, D] of a class, given its position in `met`, or S' of all classes if it is common."""
         if self.common:
             return shrunk(self.moment / self.class_total, self.options.alpha1, self.alpha2)
         label = self.met[place]
@@ -172,7 +173,7 @@ def shrunk(matrix: Tensor, alpha1: float, alpha2: float) -> Tensor:
 
 
 def correlations(matrix: Tensor) -> Tensor:
-    """Return the correlations [D, D] of a covariance; those of a matrix of zeros are I."""
+    """Return the correlations [D, D] of a covariance, which are I for a matrix of zeros."""
     deviation = matrix.diagonal().clamp(min=0).sqrt()
     deviation = deviation.masked_fill(deviation == 0, 1.0)
     out = matrix / torch.outer(deviation, deviation)

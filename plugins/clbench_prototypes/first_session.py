@@ -21,25 +21,25 @@ DROPOUT = 0.1  # in bottlenecks, as in AdaptFormer's and APER's code
 
 
 def takes_bottlenecks(model: Any) -> bool:
-    """Tell whether a network has transformer blocks that bottlenecks can be put in; None is no network."""
+    """Return whether a model is a network with transformer blocks that can have bottlenecks; False for None."""
     return isinstance(model, Network) and bool(transformer_blocks(model))
 
 
 def install(method: str, model: Network, options: AdaptOptions, notes: list[str]
             ) -> dict[str, LoRALayer] | dict[str, AdaptedBlock]:
-    """Put layers for adapters into a model, where options ask for them, and return these by name.
+    """Put adapter layers into a model if the options ask for them, and return these layers by name.
 
-    Low-rank ones are on q and v of a transformer, and on all layers of another network. Bottlenecks are parallel to the
-    MLPs of a vision transformer, of the width and scale of `ease`.
+    Low-rank adapters are on q and v of a transformer, and on all layers of other networks. Bottlenecks are parallel to
+    the MLPs of a vision transformer, with the width and scale of `ease`.
 
     Args:
-        method: whose options they are, for errors.
-        model: is changed.
+        method: the method's name, for errors.
+        model: changed in place.
         options: with `base` settled.
-        notes: gets what a record should say.
+        notes: a list to which notes for the record are added.
 
     Raises:
-        SpecError: the base is not a pretrained one, or the model has no layer for adapters of that rank.
+        SpecError: the base is not pretrained, or the model has no layer for adapters of that rank.
     """
     if options.adapt == "none":
         return {}
@@ -58,12 +58,12 @@ def install(method: str, model: Network, options: AdaptOptions, notes: list[str]
 
 
 def settle(options: Chosen, model: Network, stream_info: StreamInfo) -> Chosen:
-    """Return options with concrete values in place of `auto`: those of a plan have them already."""
+    """Return options with concrete values instead of `auto`. The options in a plan already have them."""
     complete = options.settled(stream_info.pretrained, (lambda: model) if stream_info.pretrained else None)
     assert isinstance(complete, type(options))
     return complete
 
 
 def feature_width(model: Network, options: AdaptOptions) -> int:
-    """Return the number of features D that a rule is given; `options` are settled."""
+    """Return the number of features D that a rule gets; `options` must be settled."""
     return model.head.in_features * (2 if options.both else 1)

@@ -80,9 +80,9 @@ class RanPAC(SecondOrder):
         return self.best_ridge(candidates, features[validation_rows], labels[validation_rows])
 
     def candidates(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return W^T for each of `RIDGES` from these features alone, [17, M, C]; NaN where rounding forbids it.
+        """Return W^T for each of `RIDGES`, fitted to these features alone, [17, M, C]; NaN if rounding prevents a fit.
 
-        Of (H^T H + r I)^-1 H^T Y = H^T (H H^T + r I)^-1 Y, H [N, M], the side with the smaller system is computed.
+        With H [N, M], (H^T H + r I)^-1 H^T Y = H^T (H H^T + r I)^-1 Y. The side with the smaller system is computed.
         """
         few = len(features) < self.sums.shape[1]
         if few:

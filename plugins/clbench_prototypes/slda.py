@@ -25,7 +25,7 @@ from clbench_prototypes.closed_form import SecondOrder
 
 
 class SLDA(SecondOrder):
-    """Linear discriminant analysis of features; it keeps sums by class and one second moment."""
+    """Linear discriminant analysis of features; only sums by class and one second moment are stored."""
 
     method = "slda"
     options: SLDAOptions

@@ -1,4 +1,4 @@
-"""`ridge`: a ridge classifier in closed form on the features of a frozen network, what heads are compared with."""
+"""`ridge`: an analytic ridge classifier on the features of a frozen network, with which heads are compared."""
 
 from __future__ import annotations
 

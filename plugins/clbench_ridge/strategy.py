@@ -20,7 +20,7 @@ from clbench_ridge import RidgeOptions
 
 
 class Ridge(SecondOrder):
-    """Ridge regression of one-hot labels; it keeps sums by class and one second moment of the features, in float64."""
+    """Ridge regression of one-hot labels; sums by class and one second moment of the features are stored in float64."""
 
     method = "ridge"
     options: RidgeOptions
@@ -35,7 +35,7 @@ class Ridge(SecondOrder):
         mean, shares = self.sums.sum(0) / samples, self.counts / samples
         system = self.moment - samples * torch.outer(mean, mean)
         system.diagonal().add_(self.options.strength)
-        # The sum over samples of (y - p) (f - m)^T is that of y f^T less the samples of each class times m.
+        # The sum over samples of (y - p) (f - m)^T is the sum of y f^T minus each class's number of samples times m.
         products = self.sums - torch.outer(self.counts, mean)
         weight = torch.linalg.solve(system, products.T).T
         return weight, shares - weight @ mean

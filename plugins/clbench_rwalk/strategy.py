@@ -1,4 +1,4 @@
-"""RWalk: importance is a running Fisher information (EWC++) plus a score of what a parameter's path gained.
+"""RWalk: importance is a running Fisher information (EWC++) plus a score of the gain along a parameter's path.
 
     F <- alpha g^2 + (1 - alpha) F                                      in each step, g the gradient of the batch
     s <- s + relu(dL / (1/2 F (change of theta)^2 + epsilon))           after each interval of steps
@@ -12,7 +12,7 @@ parameters together. The gradient is that of the cross-entropy alone: the penalt
 
 The paper also stores samples of old tasks in scenario `class`. Here nothing is stored.
 
-The gradient is the mean of the batch, as in both codes that were read, and F begins with the first one's squares. An
+The gradient is the mean of the batch, as in both codes below, and F starts as the square of the first gradient. An
 interval that the end of a task cuts short counts too. Differences to these codes:
 
 - facebookresearch/agem (the first author's): F is updated once in an interval, by the sum of squared gradients since
@@ -39,8 +39,9 @@ WALK = ("path", "before", "pull", "start", "gain")  # buffers of a task
 class RWalk(QuadraticPenalty):
     """Fine-tuning with the penalty; the buffers `fisher__*` and `score__*` are F and s.
 
-    While a task is trained, `path__*` is dL since `start__*`, where the interval began, `before__*` and `pull__*` are
-    where the latest step began and its gradient, and `gain__*` is the task's own score.
+    There are further buffers while a task is trained. `start__*` are the parameters at the start of the interval, and
+    `path__*` is dL since then. `before__*` are the parameters before the latest step, and `pull__*` is its gradient.
+    `gain__*` is the task's own score.
     """
 
     roles = (*QuadraticPenalty.roles, *((f"{kind}__*", "importance") for kind in (*WALK, "fisher", "score")))
@@ -48,16 +49,16 @@ class RWalk(QuadraticPenalty):
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with F = s = 0."""
-        self.steps, self.interval_steps = 0, 0  # of all tasks; of the interval
+        self.steps, self.interval_steps = 0, 0  # number of steps in all tasks, and in the interval
         super().__init__(model, stream_info, options or RWalkOptions())
 
     @property
     def weight(self) -> float:
-        """Return the penalty's weight, half of which is the strength."""
+        """Return the weight of the penalty, which is twice the strength."""
         return 2 * self.options.strength
 
     def before_task(self, task: Task) -> None:
-        """Begin the walk where the task begins."""
+        """Start to record paths from the current parameters."""
         super().before_task(task)
         for name, parameter in self.named_parameters():
             if self.covers(name) and f"fisher__{slot(name)}" not in self._buffers:
@@ -71,7 +72,7 @@ class RWalk(QuadraticPenalty):
 
     @torch.no_grad()
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Account for the step before, update F, and note where this step starts; gradients stay as they are."""
+        """Account for the previous step, update F, and store where this step starts. The gradients do not change."""
         self._account()
         if self.interval_steps == self.options.interval:
             self._close_interval()
@@ -88,7 +89,7 @@ class RWalk(QuadraticPenalty):
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Make importance of F and the scores, and anchor the parameters where they are."""
+        """Compute the importance from F and the scores, and anchor the parameters at their current values."""
         self._account()
         self._close_interval()
         walked = {name: parameter for name, parameter in self.named_parameters() if self._walks(name)}
@@ -105,7 +106,7 @@ class RWalk(QuadraticPenalty):
                 delattr(self, f"{kind}__{slot(name)}")
 
     def _account(self) -> None:
-        """Add what the latest step gained, by its gradient; the next call without a step between adds nothing."""
+        """Add the gain of the latest step, by its gradient. A second call before the next step adds nothing."""
         for name, parameter in self.named_parameters():
             if self._walks(name):
                 before = self._part("before", name)
@@ -113,7 +114,7 @@ class RWalk(QuadraticPenalty):
                 before.copy_(parameter)
 
     def _close_interval(self) -> None:
-        """Add the interval's scores, and begin the next interval here."""
+        """Add the interval's scores, and start the next interval at the current parameters."""
         for name, parameter in self.named_parameters():
             if self._walks(name):
                 path, start = self._part("path", name), self._part("start", name)
@@ -124,7 +125,7 @@ class RWalk(QuadraticPenalty):
         self.interval_steps = 0
 
     def _walks(self, name: str) -> bool:
-        """Tell whether a parameter is trained in the current task."""
+        """Return whether a parameter is trained in the current task."""
         return f"path__{slot(name)}" in self._buffers
 
     def _part(self, kind: str, name: str) -> Tensor:

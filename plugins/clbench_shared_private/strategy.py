@@ -19,9 +19,9 @@ from clbench_shared_private import SharedPrivateOptions
 
 
 class SharedPrivate(PerTaskStrategy):
-    """The model's blocks as shared encoder; per task a private head, after a private hidden layer if there is one.
+    """The model's blocks as a shared encoder; each task has a private head, and with `private_width` a hidden layer.
 
-    With `base = task1` the first task trains encoder, private layer and head together, as fine-tuning does.
+    With `base = task1`, the first task trains encoder, private layer and head together, as fine-tuning does.
     """
 
     roles = (("private.*", "heads"), *PerTaskStrategy.roles)
@@ -43,7 +43,7 @@ class SharedPrivate(PerTaskStrategy):
         return self.options.private_width or super().head_inputs
 
     def before_task(self, task: Task) -> None:
-        """Add the task's private layers; open the encoder where the first task is to train it."""
+        """Add the task's private layers. Make the encoder trainable if this task trains it."""
         super().before_task(task)
         width, like = self.options.private_width, self.model.head.weight
         hidden: nn.Module = nn.Identity()
@@ -54,7 +54,7 @@ class SharedPrivate(PerTaskStrategy):
         self._learn(encoder=self.options.base == "task1" and task.index == 0)
 
     def after_task(self, task: Task) -> None:
-        """Freeze the encoder for good, then let the task take part in inference."""
+        """Freeze the encoder permanently, and count the task as learned."""
         self._learn(encoder=False)
         super().after_task(task)
 

@@ -1,17 +1,17 @@
-"""Synaptic intelligence: importance is a parameter's share in the fall of the loss, summed along its path.
+"""Synaptic intelligence: importance is a parameter's share in the decrease of the loss, summed along its path.
 
     omega = - sum over steps of (d loss / d theta) (change of theta)
     Omega <- relu(Omega + omega / ((theta_end - theta_start)^2 + xi))   after each task
     loss:  cross-entropy + c sum Omega (theta - theta*)^2               theta* the latest; no 1/2
 
 The gradient is that of the cross-entropy alone, as in the authors' code (ganguli-lab/pathint, `unreg_grads`): the
-penalty's, 2 c Omega (theta - theta*), is taken off. Their code also has the relu, which the paper does not mention;
-without it noise can make an importance negative and the loss unbounded. van de Ven's and Avalanche's codes take the
-gradient of the whole loss; Avalanche also clips Omega at 0.001. With `gradient = total` it is as in van de Ven's code:
-the gradient of the whole loss, and no relu.
+penalty's gradient, 2 c Omega (theta - theta*), is subtracted. Their code also has the relu, which the paper does not
+mention. Without it, noise can make an importance negative and the loss unbounded. Van de Ven's and Avalanche's codes
+take the gradient of the whole loss; Avalanche also clips Omega at 0.001. `gradient = total` is the form of van de Ven's
+code: the gradient of the whole loss, and no relu.
 
-What a step changed is known when the next one begins: its gradient and starting point wait in buffers until then. They
-are let go after the task.
+The change that a step makes is known when the next step begins. Until then, the step's gradient and starting point are
+stored in buffers. These are removed after the task.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class SI(QuadraticPenalty):
 
     @property
     def weight(self) -> float:
-        """Return the penalty's weight, half of which is the strength."""
+        """Return the weight of the penalty, which is twice the strength."""
         return 2 * self.options.strength
 
     def before_task(self, task: Task) -> None:
-        """Begin the path where the task begins, which is where parameters are anchored from now on."""
+        """Start to record paths from the current parameters, and anchor the parameters there from now on."""
         super().before_task(task)
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -52,7 +52,7 @@ class SI(QuadraticPenalty):
 
     @torch.no_grad()
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Account for the step before, and note where this one starts and what pulls it; gradients stay as they are."""
+        """Account for the previous step, and store this step's start and gradient. The gradients do not change."""
         for name, parameter in self.named_parameters():
             if name in gradients and f"path__{slot(name)}" in self._buffers:
                 before, pull = self._account(name, parameter)
@@ -65,7 +65,7 @@ class SI(QuadraticPenalty):
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
-        """Make importance of the path and hold the parameters where they are."""
+        """Compute the importance from the path, and anchor the parameters at their current values."""
         for name, parameter in self.named_parameters():
             if f"path__{slot(name)}" in self._buffers:
                 self._account(name, parameter)
@@ -80,7 +80,7 @@ class SI(QuadraticPenalty):
                     delattr(self, f"{kind}__{slot(name)}")
 
     def _account(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
-        """Add what the step since `before` gained, and return the buffers `before` and `pull`."""
+        """Add the gain of the step since `before` to the path, and return the buffers `before` and `pull`."""
         path, before, pull = (self.get_buffer(f"{kind}__{slot(name)}") for kind in ("path", "before", "pull"))
         path.sub_(pull * (parameter - before))
         return before, pull

@@ -57,7 +57,7 @@ class SLCAPlus(Aligned, SummedLoRA):
     options: SLCAPlusOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: SLCAPlusOptions | None = None) -> None:
-        """Install the adapted layers; SpecError if they do not fit the model."""
+        """Install the adapted layers. Raise a SpecError if they do not fit the model."""
         self.later = False  # whether the task is not the first
         super().__init__(model, stream_info, options if options is not None else SLCAPlusOptions())
 
@@ -66,12 +66,12 @@ class SLCAPlus(Aligned, SummedLoRA):
         return task.index == 0
 
     def before_task(self, task: Task) -> None:
-        """Note which task it is, for the learning rates."""
+        """Store whether this is the first task, on which the learning rates depend."""
         self.later = task.index > 0
         super().before_task(task)
 
     def begin(self, task: Task) -> None:
-        """Train adapters from now on; in the first task they start in the main directions of their layers."""
+        """Train adapters from now on. In the first task, A starts as the main directions of the layer's weight."""
         for layer in () if self.later else self.adapted.values():
             a = layer.parameters_of(0)["lora_A.weight"]
             directions = torch.linalg.svd(layer.base_layer.weight.detach().flatten(1), full_matrices=False).Vh
@@ -85,7 +85,7 @@ class SLCAPlus(Aligned, SummedLoRA):
             parameter.requires_grad_(True)
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Return the factors of the head, of the adapters and of all else; none while W is trained."""
+        """Return factors for the head, the adapters and all other parameters; only the head's while W is trained."""
         if self.base_learns:
             return super().learning_rates()
         slow = self.options.slow
@@ -93,7 +93,7 @@ class SLCAPlus(Aligned, SummedLoRA):
                 "model.*": slow}
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Return nothing: biases and norms before the first adapted layer learn too."""
+        """Return nothing, because biases and norms before the first adapted layer are trained too."""
         return {}
 
     def loss(self, batch: Batch) -> Tensor:
@@ -111,7 +111,7 @@ class SLCAPlus(Aligned, SummedLoRA):
         return max(self.met_in) - torch.tensor(self.met_in)
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        """Draw features [K n, D] of all classes so far, shorter ones of older classes, and the row of each."""
+        """Draw features [K n, D] of all classes so far, scaled down for older classes, and the row of each feature."""
         features, rows = super()._draw()
         noise = torch.rand(len(features), generator=self.stream_info.generator) - 0.5
         growth = self.options.align_growth + SPREAD * noise
@@ -119,7 +119,7 @@ class SLCAPlus(Aligned, SummedLoRA):
         return features / lengths.to(features)[:, None], rows
 
     def predicting_weight(self, weight: Tensor) -> Tensor:
-        """Return realigned weights [K, D], larger ones of older classes."""
+        """Return realigned weights [K, D], scaled up for older classes."""
         return weight * (1 + self.options.align_growth * self.ages).to(weight)[:, None]
 
 

@@ -1,4 +1,4 @@
-"""Records as TensorBoard event files, written without torch by TensorBoard's own writer."""
+"""Write records as TensorBoard event files, with TensorBoard's own writer and without torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TensorBoard:
 
 
 def write(record: Record, folder: Path) -> None:
-    """Write hyperparameters, scalars at the number of tasks learned, and how the trial ended, as an event file."""
+    """Write an event file with hyperparameters, scalars by the number of learned tasks, and the trial's status."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import summary_v2
@@ -57,9 +57,9 @@ def write(record: Record, folder: Path) -> None:
 
 
 def ended(well: bool, time: float) -> Any:
-    """Return the summary with which the table of hyperparameters shows how a run ended.
+    """Return the summary that makes the table of hyperparameters show a run's final status.
 
-    TensorBoard's own function for it (`hparams.summary.session_end_pb`) needs TensorFlow.
+    TensorBoard's own function for this (`hparams.summary.session_end_pb`) needs TensorFlow.
     """
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2

@@ -20,7 +20,7 @@ class WAOptions(FixedOutputsOptions, ExemplarOptions):
 
     @property
     def fixed_outputs(self) -> Outputs:
-        """Return `seen`: labels compete among all classes so far, which is what makes the bias that is corrected."""
+        """Return `seen`: labels compete among all classes so far, which causes the bias that WA corrects."""
         return "seen"
 
 

@@ -1,32 +1,34 @@
-"""WA (Zhao et al. 2020, arXiv 1911.07053): replay, distil, and then make new weights as long as old ones.
+"""WA (Zhao et al. 2020, arXiv 1911.07053): replay, distill, and then scale new weights to the length of old ones.
 
 The network is trained on the task's samples and exemplars with
 
     (1 - s) cross-entropy over all classes so far + s distillation over the old ones,  s = n_old / (n_old + n_new)
 
-at temperature 2, n counting classes. Few exemplars stand against many new samples, so the head's weight vectors of new
-classes come out longer and win too often. After the task they are scaled,
+at temperature 2, where n counts classes. There are few exemplars and many new samples, so the head's weight vectors of
+new classes become longer, and new classes are predicted too often. After the task, these vectors are scaled,
 
     w_c <- gamma w_c for new c,  gamma = mean over old c of |w_c| / mean over new c of |w_c|,
 
-without a sample or a parameter. The network so aligned answers, is the old network of the next task and is trained on.
+which needs no samples and no parameters. The aligned network predicts. In the next task, it is the old network, and it
+is trained further.
 
-So that a weight's length says how high its logit is, the paper keeps the head's weights from becoming negative (its
-features are not, after a ReLU): after every step negative ones are set to 0 (`clip`). Here this happens before the next
-step and after the last one, which is the same. On features of both signs (transformers, `tanh`), take `clip=false`.
+In the paper, the length of a weight vector should determine how high its logit is. The head's weights are therefore
+kept from becoming negative (the features are not negative, after a ReLU): negative weights are set to 0 after every
+step (`clip`). Here this happens before the next step and after the last one, which is equivalent. For features of both
+signs (transformers, `tanh`), use `clip=false`.
 
-Where reference codes differ. No code by the authors was found. PyCIL does not clip (nor does
-runhang/Incremental-Learning-with-Weight-Aligning) and weighs the two losses 1 and 2 in every task. It aligns twice,
-the second time by gamma = 1. The paper writes its head without biases; PyCIL's and the head here have them, and gamma
-does not touch them. It herds exemplars, too, but appends them to the task's samples, where here they are mixed in
+Differences to reference codes: no code by the authors was found. PyCIL does not clip (nor does
+runhang/Incremental-Learning-with-Weight-Aligning) and weights the two losses by 1 and 2 in every task. It aligns twice,
+the second time with gamma = 1. The paper writes its head without biases. PyCIL's head and the head here have biases,
+which gamma does not change. PyCIL also herds exemplars, but appends them to the task's samples; here they are mixed in
 (clbench.strategy.herding).
 
-Published recipe: SGD, momentum 0.9, rate 0.1, weight decay (5e-4 on CIFAR-100 in the first task, 2e-4 later, in PyCIL).
+Published configuration: SGD with momentum 0.9, learning rate 0.1 and weight decay (in PyCIL, 5e-4 on CIFAR-100 in the
+first task and 2e-4 later).
 
-Beyond the paper: where the task is known, labels compete within a task and each old task's outputs are distilled by
-themselves. Outputs that are old and the task's own (scenario `domain`, classes that return) have labels and are
-distilled, and count in both n. Aligned are classes that are new, where old ones compete with them: only in scenario
-`class`.
+Beyond the paper: if the task is known, labels compete within a task, and each old task's outputs are distilled
+separately. Outputs that are both old and the task's own (scenario `domain`, classes that return) have labels, are
+distilled, and count in both n. New classes are aligned only if old classes compete with them, in scenario `class`.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class WA(HerdedMemory, Distilled):
         super().__init__(model, stream_info, options or WAOptions())
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch with its share of exemplars behind; clip what the step before left negative."""
+        """Clip weights that the previous step made negative, and return the batch with its exemplars appended."""
         self.clip()
         return super().prepare_batch(batch)
 
@@ -64,7 +66,7 @@ class WA(HerdedMemory, Distilled):
                              self.options.temperature)
 
     def after_task(self, task: Task) -> None:
-        """Align the head, keep the network as it is then, and choose exemplars."""
+        """Align the head, store a copy of the aligned network, and choose exemplars."""
         self.clip()
         old = self.known.any(0)
         new = self.taught & ~old
@@ -74,15 +76,15 @@ class WA(HerdedMemory, Distilled):
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Set negative weights of the head to 0, if that is chosen."""
+        """Set negative weights of the head to 0, if `clip` is set."""
         if self.options.clip:
             self.model.head.weight.clamp_(min=0)
 
     @torch.no_grad()
     def align(self, old: Tensor, new: Tensor) -> None:
-        """Scale the weights of new outputs [C] to the mean length of those of old outputs [C]; without either, do not.
+        """Scale the weights of new outputs [C] to the mean length of the weights of old outputs [C].
 
-        Nor where either mean is 0, as it can become by clipping.
+        Do nothing if there are no old or no new outputs, or if either mean is 0, which clipping can cause.
         """
         lengths = self.model.head.weight.norm(dim=1)
         gamma = (lengths * old).sum() / old.sum() * new.sum() / (lengths * new).sum()

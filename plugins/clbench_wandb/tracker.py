@@ -1,4 +1,4 @@
-"""Records as offline runs of Weights & Biases; `wandb sync <run folder>/wandb/offline-run-*` uploads them."""
+"""Write records as offline runs of Weights & Biases; `wandb sync <run folder>/wandb/offline-run-*` uploads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class WandB:
     """Writes a run `<folder>/wandb/offline-run-<time>-<id>` for each record."""
 
     def __init__(self, options: WandBOptions, folder: Path) -> None:
-        """Import wandb, its error reports to its makers switched off."""
+        """Import wandb, with its error reports disabled."""
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         self.wandb = tracking.library("wandb", "wandb", "'clbench[wandb]'")
         self.options = options
@@ -30,7 +30,7 @@ class WandB:
             if (folder / WHOLE).exists():
                 return
             shutil.rmtree(folder)
-        # The trial is over: what this process is and does would say nothing about it.
+        # The trial is over, so facts about this process would say nothing about it.
         quiet = self.wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True,
                                     x_disable_stats=True, x_disable_meta=True)
         self.folder.mkdir(parents=True, exist_ok=True)

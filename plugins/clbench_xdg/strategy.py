@@ -1,18 +1,19 @@
-"""XdG: in each task, a random share of every hidden layer's units is switched off; synaptic intelligence does the rest.
+"""XdG: in each task, a random share of every hidden layer's units is switched off; SI protects the shared weights.
 
 The output of layer l in task t is multiplied, unit by unit, by a gate of 0 or 1. Gates are drawn once, when the task
 begins, and are fixed from then on. Two tasks share few units: with a share of 0.8 off, a weight between two units
-takes part in 4% of the tasks. What tasks still share is held by the penalty of SI (`clbench_si`) on the layers.
+takes part in 4% of the tasks. The penalty of SI (synaptic intelligence, `clbench_si`) on the layers protects weights
+that tasks still share.
 
 In each layer, exactly round(gated x units) units are off, as the paper says. The authors' code (nmasse/
 Context-Dependent-Gating) draws each unit by itself; that of van de Ven (GMvandeVen/continual-learning) switches off an
 exact number. The latter has gates without SI by default: `strength = 0`. Each task has a head of its own here, which
 SI does not cover, because no later task trains it. The authors have one head for permuted MNIST; for other benchmarks
-they also study one head for each task. They train with dropout of 0.5 behind each hidden layer, which a model of
+they also study one head for each task. They train with dropout of 0.5 after each hidden layer, which a model of
 clbench has only if its options say so, and with EWC instead of SI as a second variant, which is left out.
 
-Where the task is not known it is inferred as with the other methods that have a part per task (`infer`), which the
-paper does not do. The network must be a chain of Linear and Conv2d layers with ReLU and pooling (`mlp`, `cnn`); the
+If the task is not known, it is inferred as with the other methods that have a part per task (`infer`), which the paper
+does not do. The network must be a chain of Linear and Conv2d layers with ReLU and pooling (`mlp`, `cnn`); the
 units of a convolution are its channels.
 """
 
@@ -30,7 +31,7 @@ from clbench_xdg import XdGOptions
 
 
 class XdG(PerTaskStrategy, SI):
-    """The model's layers behind gates; the buffers `gates__*` [T, units] say which units are on in each task."""
+    """The model's layers, each with gates; the buffers `gates__*` [T, units] are the units that are on in each task."""
 
     roles = (("gates__*", "masks"), *SI.roles, *PerTaskStrategy.roles)
     loss_is_mean = True
@@ -38,16 +39,16 @@ class XdG(PerTaskStrategy, SI):
     options: XdGOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: XdGOptions | None = None) -> None:
-        """Start without gates; SpecError where the network is not a chain of plain layers."""
+        """Start without gates. Raise a SpecError if the network is not a chain of plain layers."""
         layers = chain(model, "xdg gates")
-        model.head.requires_grad_(False)  # no task trains it, so that SI need not cover it
+        model.head.requires_grad_(False)  # no task trains it, so SI does not have to cover it
         super().__init__(model, stream_info, options if options is not None else XdGOptions())
         for number, (_, layer) in enumerate(layers):
             none = torch.empty(0, len(layer.weight), dtype=torch.bool, device=layer.weight.device)
             self.register_buffer(f"gates__{number}", none)
 
     def before_task(self, task: Task) -> None:
-        """Add the task's head, draw its gates, and begin the path of SI in the layers."""
+        """Add the task's head, draw its gates, and start the paths of SI in the layers."""
         PerTaskStrategy.before_task(self, task)
         self.heads[task.index].requires_grad_(False)
         self.model.blocks.requires_grad_(True)
@@ -61,7 +62,7 @@ class XdG(PerTaskStrategy, SI):
             setattr(self, f"gates__{number}", torch.cat([gates, send(drawn, gates.device)]))
 
     def after_task(self, task: Task) -> None:
-        """Make importance of the path, and count the task as learned."""
+        """Compute the importance from the paths, and count the task as learned."""
         SI.after_task(self, task)
         PerTaskStrategy.after_task(self, task)
 
@@ -70,11 +71,11 @@ class XdG(PerTaskStrategy, SI):
         return [self.get_buffer(f"gates__{number}")[task] for number in range(len(self.model.blocks))]
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
-        """Return the logits [N, C] of the task's head behind its gates."""
+        """Return the logits [N, C] of the task's head, with the task's gates applied."""
         gates = [gate.to(x.dtype) for gate in self.gates(task)]
         logits: Tensor = self.heads[task](gated_features(self.model, x, gates))
         return logits
 
     def shared_features(self, x: Tensor) -> Tensor:
-        """Return the features [N, D] without gates, which later tasks change: nothing is inferred from them."""
+        """Return the features [N, D] without gates. Later tasks change these, so they are not used to infer tasks."""
         return self.model.features(x)
