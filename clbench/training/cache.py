@@ -38,7 +38,7 @@ from clbench.strategy.base import Batch, Strategy, declares, overrides
 from clbench.training.steps import Loss, arguments_of
 
 SWITCH = "CLBENCH_CACHE_FROZEN"  # environment variable; 0 turns the caches off
-BYTES = 2**30  # that a phase caches at most, all members together, unless the execution settings have another limit
+BYTES = 2**30  # limit of what a phase caches, all members together; the execution settings can change it
 CHUNK, CHUNK_BYTES = 1024, 2**24  # most samples that frozen blocks compute at once, and most bytes of their inputs
 CHUNKS = 8  # smallest number of chunks of the samples, so that computing one chunk again costs little
 SMALLEST_CHUNK = 16

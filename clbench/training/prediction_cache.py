@@ -24,9 +24,9 @@ from clbench.strategy.base import Prediction, Strategy, declares, overrides
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.cache import enabled, frozen_blocks, identical, misuse, starting_at
 
-BYTES = 2**28  # that the stored outputs of one trial take at most
+BYTES = 2**28  # limit of the stored outputs of one trial
 BATCHES = 8  # smallest number of batches of the samples, so that computing one batch again costs little
-SMALLEST = 32  # samples in a batch, even if there are fewer than `BATCHES` batches then
+SMALLEST = 32  # samples in a batch, even if this makes fewer batches than `BATCHES`
 Batches = Iterator[tuple[Prediction, Tensor, Tensor]]
 
 

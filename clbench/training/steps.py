@@ -129,7 +129,7 @@ class OptionsView:
         return self._values[name] if name in self._values else getattr(self._options, name)
 
 
-# With no setting of `randomness` does vmap give a member the random numbers that it draws alone.
+# Under vmap, a member gets other random numbers than alone, with every setting of `randomness`.
 DRAWS = "its loss draws random numbers (dropout, say), which in a stack would depend on the other trials"
 
 

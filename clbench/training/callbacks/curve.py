@@ -7,8 +7,8 @@ once for each task and are the same for all seeds and methods.
 
 Everything that an evaluation could change is restored: the global generators and the strategy's own, the mode of each
 module, and the block at which the model starts. `Strategy.predict` must not change state, and evaluations do not count
-as training time. A stack predicts for all members at once, under `torch.func.vmap`, if the logits of each member are
-those that it has alone.
+as training time. A stack predicts for all members at once, under `torch.func.vmap`, if each member then has the same
+logits as alone.
 """
 
 from __future__ import annotations
