@@ -1,1 +1,1 @@
-"""What methods cost: FLOPs of training and prediction, and estimates made before anything is trained."""
+"""Costs of methods: FLOPs of training and prediction, and estimates that are made before training."""

@@ -1,12 +1,12 @@
-"""FLOPs of training, counted at one step of each kind, times the number of such steps; and FLOPs of predictions.
+"""FLOPs of training and of predictions. In a phase, one step of each kind is counted, for all steps of this kind.
 
-Steps of a phase are of one kind if their batches have the same shape; where gradients are edited, the strategy's own
-buffers too. What a member of a stack computes is what it would compute alone, and a compiled loss counts as the
-uncompiled one: there the loss of the first member is run once more, by itself, for each kind of step. What is cached
-for a phase (`clbench.training.cache`) is counted once, where it is computed.
+Steps are of one kind if their batches have the same shapes; if gradients are edited, the strategy's own buffers must
+have the same shapes, too. A member of a stack counts as if it trained alone, and a compiled loss as if it were not
+compiled. In both cases, the loss of the first member runs once more, alone, for each kind of step. What a phase caches
+(`clbench.training.cache`) is counted once, when it is computed.
 
-What draws replay (`prepare_batch`) can compute more or less from step to step, in calls of modules: these count
-each time, and the rest once for each kind of draw. A strategy's own loop is counted as a whole.
+Calls of modules in `prepare_batch` can differ from step to step, so they are counted in every step, and the other
+operations once for each kind of draw. A strategy's own training loop is counted as a whole.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from clbench.training.steps import Loss, TrainStep, arguments_of
 
 
 class FlopsCallback(Callback):
-    """Counts the FLOPs of training on each task, and of predicting a sample after it, for the costs of replicas."""
+    """Adds the FLOPs of training on each task, and of predicting a sample after it, to the costs of replicas."""
 
     def __init__(self) -> None:
-        """Begin at 0."""
-        self.totals: Counter[int] = Counter()  # of the task at hand, by id of the replica
-        self.steps: dict[Hashable, list[int]] = {}  # of a step of each kind in this phase, for each replica
-        self.draws: dict[Hashable, int] = {}  # of a draw of each kind in this phase, without calls of modules
+        """Start at 0."""
+        self.totals: Counter[int] = Counter()  # FLOPs of the current task, by id of the replica
+        self.steps: dict[Hashable, list[int]] = {}  # FLOPs of a step of each kind in this phase, for each replica
+        self.draws: dict[Hashable, int] = {}  # FLOPs of a draw of each kind in this phase, without module calls
 
     @contextmanager
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> Iterator[None]:
-        """Count what a strategy computes outside of steps or by its own loop, or in `prepare_batch` for a batch."""
+        """Count the FLOPs of a strategy outside of steps or in its own loop; with a batch, those of `prepare_batch`."""
         if batch is not None and not overrides(replica.strategy, "prepare_batch"):
             yield
             return
@@ -54,7 +54,7 @@ class FlopsCallback(Callback):
 
     @contextmanager
     def counted_draw(self, strategy: Strategy, batch: Batch) -> Iterator[FlopCount]:
-        """Count what `prepare_batch` computes for a batch in the block; the total is there at the end."""
+        """Count the FLOPs of `prepare_batch` for a batch inside the block; the total is complete when it ends."""
         kind = len(batch.y), batch.first_pass, sizes_of(strategy)
         with counted_modules() as count:
             if kind in self.draws:
@@ -66,12 +66,12 @@ class FlopsCallback(Callback):
         count.total += self.draws[kind]
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
-        """Begin with no kind of step counted."""
+        """Forget the counts of the previous phase."""
         self.steps, self.draws = {}, {}
 
     @contextmanager
     def around_step(self, training: Training, batches: Sequence[Batch]) -> Iterator[None]:
-        """Add the FLOPs of a step, which is counted if it is the first of its kind."""
+        """Add the FLOPs of a step; count them if it is the first step of its kind."""
         strategies = [replica.strategy for replica in training.replicas]
         kind = kind_of_step(strategies[0], batches[0])
         if kind in self.steps:
@@ -96,7 +96,7 @@ class FlopsCallback(Callback):
             replica.costs.train_flops.append(self.totals.pop(id(replica), 0))
 
     def on_task(self, training: Training, task: int) -> None:
-        """Add the FLOPs of predicting a sample to the costs; where the scenario gives the task, the mean over tasks."""
+        """Add the FLOPs of predicting a sample to the costs; if the task ID is given, the mean over tasks."""
         for replica in training.replicas:
             strategy, tests = replica.strategy, replica.stream.tests
             size = batch_size(replica.stream, tests.y.device)
@@ -110,7 +110,7 @@ class FlopsCallback(Callback):
 
 
 def kind_of_step(strategy: Strategy, batch: Batch) -> Hashable:
-    """Return what steps of a phase that cost the same have in common."""
+    """Return the kind of a step; steps of one kind in a phase have the same FLOPs."""
     sizes = sizes_of(strategy) if overrides(strategy, "edit_gradients") else ()
     return batch.x.shape, batch.y.shape, batch.replayed, sizes
 
@@ -122,10 +122,10 @@ def sizes_of(strategy: Strategy) -> tuple[torch.Size, ...]:
 
 @contextmanager
 def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
-    """Count what each strategy computes in `edit_gradients` inside the block."""
+    """Count the FLOPs of each strategy's `edit_gradients` inside the block."""
     counts = [FlopCount() for _ in strategies]
     try:
-        for strategy, count in zip(strategies, counts, strict=True):  # an train_step need not know of it
+        for strategy, count in zip(strategies, counts, strict=True):  # the training step need not know of it
             vars(strategy)["edit_gradients"] = count(strategy.edit_gradients)
         yield counts
     finally:
@@ -134,9 +134,9 @@ def counted_edits(strategies: Sequence[Strategy]) -> Iterator[list[FlopCount]]:
 
 
 def flops_alone(strategy: Strategy, train_step: TrainStep, batch: Batch) -> int:
-    """Return the FLOPs of the loss and its gradients where a strategy trains alone, uncompiled.
+    """Return the FLOPs of the loss and its gradients if a strategy trains alone, uncompiled.
 
-    It leaves no trace: no running statistics, no draws.
+    Running statistics and random generators stay unchanged.
     """
     buffers = {f"strategy.{name}": buffer.clone() for name, buffer in strategy.named_buffers()}
     trained = [p for p in strategy.parameters() if p.requires_grad]
@@ -148,18 +148,18 @@ def flops_alone(strategy: Strategy, train_step: TrainStep, batch: Batch) -> int:
 
 
 def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None, size: int) -> Fraction:
-    """Return the FLOPs of predicting one sample in batches of `size`, whatever of it is cached.
+    """Return the FLOPs of predicting one sample in batches of `size`, as if nothing were cached.
 
-    Of a language model they include the head, at the scored positions.
+    For a language model, they include the head at the scored positions.
 
-    Part of a batch's cost does not depend on its size (dora's weights), so batches of one and of two are counted.
+    Part of the FLOPs does not depend on the batch size (dora's weights), so batches of one and two samples are counted.
 
     Args:
-        strategy: after some tasks.
+        strategy: the strategy that predicts.
         x: two samples, as inputs of the model; or one, if there are no more.
-        y: their labels.
-        given: their task, None if the scenario does not give it.
-        size: of the batches.
+        y: the labels of x.
+        given: the task of x; None if the scenario does not give it.
+        size: number of samples in a batch.
     """
     training = strategy.training
     strategy.eval()
@@ -171,5 +171,5 @@ def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None
                 strategy.objective.scores(strategy, prediction.logits, y[:len(part)], given)
         totals.append(count.total)
     strategy.train(training)
-    each = (totals[1] - totals[0]) or totals[0]  # there may be one sample only
+    each = (totals[1] - totals[0]) or totals[0]  # x may have a single sample
     return Fraction(each) + Fraction(totals[0] - each, size)

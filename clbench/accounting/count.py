@@ -1,4 +1,4 @@
-"""What a method trains, stores and computes, counted in a dry run."""
+"""Count the trainable parameters, the storage and the FLOPs of methods in a dry run."""
 
 from __future__ import annotations
 
@@ -29,55 +29,55 @@ from clbench.training.evaluation import batch_size, given_tasks
 
 @dataclass
 class Count:
-    """What a method trains and stores, a list entry for each task, and what a forward pass computes."""
+    """The costs of a method. Each list has an entry for each task."""
 
     method: str
-    trainable: list[int] = field(default_factory=list)  # parameters, in the phase that has most
+    trainable: list[int] = field(default_factory=list)  # parameters, in the phase with the most
     trainable_bytes: list[int] = field(default_factory=list)
-    kept: list[Footprint] = field(default_factory=list)  # after the task
+    kept: list[Footprint] = field(default_factory=list)  # storage after the task
     flops: int | None = None  # of predicting one sample, a multiplication and its addition counted as two
-    train_flops: list[int] | None = None  # of training on each task, where that is counted too
+    train_flops: list[int] | None = None  # of training on each task, if counted
     steps: list[int] = field(default_factory=list)  # of training on each task
-    row_flops: list[Fraction] = field(default_factory=list)  # of predicting one sample after each task, where counted
+    row_flops: list[Fraction] = field(default_factory=list)  # of predicting one sample after each task, if counted
     note: str | None = None  # why lists end early
     remarks: list[str] = field(default_factory=list)  # the strategy's own notes
-    model_bytes: int = 0  # of the network before any method touched it
+    model_bytes: int = 0  # of the network before the method changes it
     keeps_less: str = ""  # `Strategy.keeps_less`
 
     @property
     def parameters(self) -> list[int]:
-        """Return all parameters that are stored after each task."""
+        """Return the number of parameters that are stored after each task."""
         return [sum(footprint.parameters.values()) for footprint in self.kept]
 
     @property
     def bytes(self) -> list[int]:
-        """Return all bytes that are stored after each task."""
+        """Return the number of bytes that are stored after each task."""
         return [sum(footprint.bytes.values()) for footprint in self.kept]
 
     @property
     def notes(self) -> list[str]:
-        """Return what the figures of the last task do not say."""
+        """Return notes on the method that the figures of the last task do not show."""
         varying = [f"trains {by_task(self.trainable)}"] if len(set(self.trainable)) > 1 else []
         return [*varying, *self.remarks, *([self.note] if self.note else [])]
 
 
 def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool = False,
           training: bool = False) -> Count:
-    """Return what a trial's method trains, stores and computes on a stream of shapes.
+    """Return what a trial's method trains, stores and computes on a stream without values.
 
-    Where a method asks for values that only data can give, the count ends there and its note says so.
+    If the method needs values that only data can give, the count ends there, and its note says so.
 
     Args:
         planned: the trial; its benchmark and seed do not matter.
-        stream: with inputs on the meta device.
-        registry: what is installed.
-        pretrained: whether the model is to be taken for a pretrained one.
-        training: whether the FLOPs of training by the trial's recipe are counted, and predictions as a record has them:
-            in batches as on a CPU and, if the scenario gives the task, the mean over tasks. Otherwise predictions are
-            of one sample of the last task.
+        stream: a stream with inputs on the meta device.
+        registry: the installed plugins.
+        pretrained: whether the model counts as pretrained.
+        training: whether to count the FLOPs of training by the trial's recipe. Predictions are then counted as in
+            records: in batches as on a CPU and, if the task ID is given, as the mean over tasks. Otherwise one sample
+            of the last task is predicted.
 
     Raises:
-        SpecError: model, method and stream do not go together.
+        SpecError: model, method and stream do not fit together.
     """
     trial = planned.trial
     with torch.device("meta"):
@@ -99,7 +99,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
                     result.row_flops.append(row_flops(strategy, stream, given[min(index, len(given) - 1)], batch))
             tested = given if training else given[-1:]
             result.flops = round(mean(row_flops(strategy, stream, task, batch) for task in tested))
-        except RuntimeError as error:  # what torch raises where a value is asked of a shape
+        except RuntimeError as error:  # torch raises it if the value of a meta tensor is needed
             done = f"{len(result.kept)} of {stream.told_tasks} tasks"
             result.note = f"cannot be counted without data after {done} ({typed_message(error, 200)})"
     if run is None:
@@ -115,19 +115,19 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
 
 
 def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count:
-    """Return the count of a trial as it stands, with the FLOPs of its training; `stream` is `stream_without_values`.
+    """Return the count of a trial with the FLOPs of its training; `stream` comes from `stream_without_values`.
 
-    Not counted is what consolidation computes from values only (per-sample gradients, decompositions).
+    Operations of consolidation that need values (per-sample gradients, decompositions) are not counted.
 
     Raises:
-        SpecError: model, method and stream do not go together.
+        SpecError: model, method and stream do not fit together.
     """
     with on_shapes():
         return count(planned, stream, registry, planned.trial.weights is not None, training=True)
 
 
 def row_flops(strategy: Strategy, stream: Stream, given: int | None, batch: int) -> Fraction:
-    """Return the FLOPs of predicting a test sample, of all tasks or of the given one, in batches of a size at most."""
+    """Return the FLOPs of predicting a test sample, of the given task or of all, in batches of at most `batch`."""
     tested = stream.tested_tasks if given is None else stream.tasks[given:given + 1]
     kind = tokens.DTYPE if stream.is_text else torch.float32
     x = torch.empty(2, *stream.input_shape, dtype=kind, device="meta")
@@ -136,15 +136,15 @@ def row_flops(strategy: Strategy, stream: Stream, given: int | None, batch: int)
 
 
 def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:
-    """Return what methods train and store of a model that is one layer (without bias), its head left out.
+    """Return what methods train and store for a model of one layer without bias; its head does not count.
 
     Args:
-        shape: of the weight: [outputs, inputs] of a Linear, [out, in, height, width] of a Conv2d.
-        methods: label and method of each; the model counts as pretrained.
-        registry: what is installed.
+        shape: the shape of the weight, [outputs, inputs] for a Linear, [out, in, height, width] for a Conv2d.
+        methods: pairs of label and method; the model counts as pretrained.
+        registry: the installed plugins.
 
     Raises:
-        SpecError: a layer has no such shape, or a method does not fit it.
+        SpecError: no layer has such a shape, or a method does not fit the layer.
     """
     stream = stream_of_shapes(1, 1, (1,), "task", 1)
     counts = []
@@ -162,7 +162,7 @@ def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], r
 
 
 def layer(shape: Sequence[int]) -> nn.Module:
-    """Return the layer whose weight has a shape, without bias."""
+    """Return a layer without bias whose weight has the given shape."""
     match shape:
         case outputs, inputs:
             return nn.Linear(inputs, outputs, bias=False)

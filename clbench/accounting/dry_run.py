@@ -1,12 +1,12 @@
-"""The dry run: what methods train, store and compute, counted before anything is trained.
+"""Dry runs, which count what methods train, store and compute before anything is trained.
 
-The training loop leads a method's real code through the tasks, on torch's meta device: weights and inputs have shapes
-and no values, so models of any size cost nothing. What shapes can depend on (labels, masks, counters, the draws of a
-replay memory) has its values, on the CPU.
+The training loop runs a method's real code through all tasks on torch's meta device. Weights and inputs have shapes but
+no values, so models of any size cost nothing. Tensors on which shapes can depend (labels, masks, counters, the draws of
+a replay buffer) have values and are on the CPU.
 
-Every kind of step (batch shape and phase) is taken once, to be counted; its FLOPs are added for each such step of the
-recipe. From the third pass over a task on, a step costs what the step at its place in the previous pass did: a replay
-memory is filled in the first pass.
+One step of every kind (batch shape and phase) is taken and counted, and its FLOPs are added for each step of this kind.
+From the third pass over a task on, a step has the FLOPs of the step at the same place in the previous pass, because a
+replay buffer is filled in the first pass.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import BatchSampler, StreamSampler
 from clbench.training.stream_loop import in_one_task
 
-# Optimizers count as 0, and products as many in any precision; autocast leaves tensors without values as they are.
+# Optimizers count as 0, and products have the same FLOPs in any precision; autocast does not change meta tensors.
 CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None, "precision": "fp32"}
 
 
 class DryRun(TrainingLoop):
-    """The training loop on shapes, for one strategy.
+    """The training loop on tensors without values, for one strategy.
 
     Args:
-        strategy: made by `strategy_of_shapes`.
-        stream: with inputs on the meta device.
-        recipe: how it would be trained.
-        counted: whether all steps of a phase are taken and their FLOPs counted, and not only the batches of one pass
-            drawn, for a replay memory. Where a loss asks for values, the rest of the run draws batches only.
+        strategy: a strategy from `strategy_of_shapes`.
+        stream: a stream with inputs on the meta device.
+        recipe: the training configuration.
+        counted: whether to count the FLOPs of all steps of a phase. If not, only the batches of one pass are drawn, to
+            fill a replay buffer. This is also done for the remaining phases of a run once a loss needs values.
     """
 
     def __init__(self, strategy: Strategy, stream: Stream, recipe: Recipe, counted: bool) -> None:
@@ -65,11 +65,11 @@ class DryRun(TrainingLoop):
         self.uncounted = ""  # why the FLOPs of training cannot be counted
 
     def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
-        """Lead the strategy through the phases of a task.
+        """Run the phases of a task.
 
         Raises:
-            SpecError: the recipe grants fewer steps than there are phases.
-            RuntimeError: the strategy asks for values, or trains by a loop of its own.
+            SpecError: the recipe gives a task fewer steps than it has phases.
+            RuntimeError: the strategy needs values, or has its own training loop.
         """
         strategy, task = self.strategy, tasks[0]
         if strategy.owns_loop:
@@ -88,15 +88,15 @@ class DryRun(TrainingLoop):
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:
-        """Lead the strategy through a phase; the losses are zeros, since nothing has values."""
+        """Run a phase; the losses are zeros, because meta tensors have no values."""
         parameters, size = with_gradient(self.strategy)
-        trainable = self.strategy.trainable()  # packnet trains a part of its parameters
+        trainable = self.strategy.trainable()  # packnet trains only a part of each parameter
         self.trainable[-1] = max(self.trainable[-1], (trainable, size * trainable // max(parameters, 1)))
         if self.counted and not self.uncounted:
             try:
                 super()._train_phase(phase, samples, samplers, losses, index, steps)
                 return
-            except (RuntimeError, TypeError) as error:  # what torch raises where a value is asked of a shape
+            except (RuntimeError, TypeError) as error:  # torch raises them if a value is needed
                 self.uncounted = typed_message(error, 200)
         sampler, one_pass = samplers[0], math.ceil(len(samples[0]) / self.recipe.batch_size)
         for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
@@ -109,7 +109,7 @@ class DryRun(TrainingLoop):
         """Take a step of each kind and add the FLOPs of all steps.
 
         Raises:
-            RuntimeError, TypeError: the loss asks for values.
+            RuntimeError, TypeError: the loss needs values.
         """
         assert self.train_step is not None
         replica, sampler, totals = self.replicas[0], samplers[0], self.flops.totals
@@ -137,14 +137,14 @@ class DryRun(TrainingLoop):
         losses += [torch.zeros(1)] * count
 
     def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
-        """Return what batches are drawn from; a stream with hidden boundaries is stored raw."""
+        """Return the inputs of a phase; those of a stream with hidden boundaries stay raw."""
         if not self.strategy.stream_info.boundaries:
             return PhaseInputs(samples, samples)
         return super()._inputs(samples, index, drawn)
 
     def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
                   ) -> list[BatchSampler]:
-        """Return what draws batches; from a stream with hidden boundaries they come as its samples arrive."""
+        """Return the batch sampler; for a stream with hidden boundaries, it draws samples in order of arrival."""
         if phase is None and not self.strategy.stream_info.boundaries:
             return [StreamSampler(samples, self.recipe.batch_size, 0, self.augment)]
         return super()._samplers(samples, tasks, phase)
@@ -152,7 +152,7 @@ class DryRun(TrainingLoop):
 
 def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
                        registry: Registry) -> Strategy:
-    """Return a method's strategy around a model without values; its integers and masks have theirs."""
+    """Return a method's strategy for a model without values; only integer and boolean buffers keep their values."""
     strategy = build_strategy(method, model, stream_info_of(stream, scenario, 0, pretrained), registry)
     valued = []
     for module in strategy.modules():
@@ -165,6 +165,6 @@ def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenari
 
 
 def with_gradient(module: nn.Module) -> tuple[int, int]:
-    """Return the parameters that require a gradient, and the bytes they take."""
+    """Return the number of parameters that require a gradient, and their bytes."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return sum(p.numel() for p in trained), sum(map(nbytes, trained))

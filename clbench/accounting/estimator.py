@@ -1,9 +1,9 @@
-"""Estimates made before a trial runs, in little time: of the time that it takes, and of what its method stores.
+"""Quick estimates before a trial runs: of the time that it takes, and of the storage of its method.
 
-Time: a few steps of the model are measured as plain fine-tuning trains it, which is taken for any method's work until a
-trial of the method has ended; no code of a plugin runs but in its trials.
+Time: clbench measures a few steps of sequential fine-tuning of the model. They stand for every method until a trial of
+the method has ended, because the code of a plugin runs only in its trials.
 
-Storage: what a strategy stores from the start, counted on the strategy itself, which a run builds anyway.
+Storage: the bytes that a strategy stores from the start, counted on the strategy itself, which a run builds anyway.
 
 `--dry-run` counts both for each method (`clbench.accounting.count`).
 """
@@ -32,14 +32,14 @@ from clbench.training.costs import measure, model_bytes
 from clbench.training.loop import take_step
 from clbench.training.steps import make_train_step
 
-TIMED_SECONDS = 0.05  # of steps that are timed, of each size
-MOST_SECONDS = 1.0  # that one of them is to take
-FEW = 4  # samples in a step that shows what a step costs by itself
-FLOOR = 100_000_000  # bytes that are no burden, however small the data are
+TIMED_SECONDS = 0.05  # minimum for all timed steps of one batch size
+MOST_SECONDS = 1.0  # intended maximum for one timed step
+FEW = 4  # samples in a small step, which shows the fixed costs of a step
+FLOOR = 100_000_000  # bytes up to which there is no warning, even if the data are small
 
 
 class ModelSpeed(NamedTuple):
-    """What a few steps of a model showed: its speed, and FLOPs of training on a sample and of predicting one."""
+    """The measured speed of a model, and the FLOPs of training on one sample and of predicting one."""
 
     speed: Speed
     train_flops: float
@@ -47,20 +47,20 @@ class ModelSpeed(NamedTuple):
 
 
 class CostEstimator:
-    """Estimates the costs of the trials of a run; the steps of each model are measured once."""
+    """Estimates the costs of the trials of a run; the speed of each model is measured once."""
 
     def __init__(self, registry: Registry) -> None:
-        """Start with no speed known."""
+        """Start without measured speeds."""
         self.registry = registry
         self.speeds: dict[str, ModelSpeed | None] = {}
 
     def estimate_time(self, trial: Trial, stream: Stream) -> WorkEstimate:
-        """Return the work of plain fine-tuning in a trial, and its speed; nothing where a step of the model fails."""
+        """Return the workload of sequential fine-tuning in a trial, and its speed; nothing if a step of it fails."""
         model = f"{trial.benchmark} {trial.model}"
         if model not in self.speeds:
             try:
                 self.speeds[model] = measure_speed(trial, stream, self.registry)
-            except Exception:  # the trial itself will show it
+            except Exception:  # the trial itself will report the error
                 self.speeds[model] = None
         measured = self.speeds[model]
         if measured is None:
@@ -69,7 +69,7 @@ class CostEstimator:
 
 
 def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
-    """Return the work of plain fine-tuning on a stream: steps on all samples, and tests on those of all tasks."""
+    """Return the workload of sequential fine-tuning on a stream: its training steps and its tests on all tasks."""
     recipe, samples = trial.trained_by, [len(task.train) for task in stream.tasks]
     steps = [steps_of(recipe, size) for size in samples]
     drawn = [recipe.epochs * size if recipe.epochs else count * recipe.batch_size
@@ -79,11 +79,11 @@ def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
 
 
 def counted_work(count: Count, stream: Stream) -> Workload | None:
-    """Return the work on a stream as a dry run counted it; None where it did not count the FLOPs."""
+    """Return the workload on a stream that a dry run has counted; None if it did not count the FLOPs."""
     if not count.train_flops or not count.row_flops:
         return None
     steps, flops, rows = count.steps, count.train_flops, [float(row) for row in count.row_flops]
-    if stream.hidden:  # it was counted as one task
+    if stream.hidden:  # the dry run counted it as one task
         samples = [len(task.train) for task in stream.tasks]
         shares = [size / sum(samples) for size in samples]
         steps, flops = [round(steps[0] * share) for share in shares], [round(flops[0] * share) for share in shares]
@@ -92,9 +92,9 @@ def counted_work(count: Count, stream: Stream) -> Workload | None:
 
 
 def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpeed:
-    """Return what some steps of a trial's model show, by the experiment's recipe, on few samples and on many.
+    """Return the speed of a trial's model, from steps with few and with many samples by the experiment's recipe.
 
-    Nothing is left of it: the model is another one, and the generators go on from where they stood.
+    The steps train a model of their own, and the random generators are restored.
     """
     recipe, samples = trial.recipe, stream.tasks[0].train
     device = stream.tests.y.device
@@ -112,7 +112,7 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
         def timed(size: int) -> tuple[int, int, float]:
             batch = first_batch(size)
             with FlopCount() as count:
-                take_step(train_step, [batch])  # the first is slow, too
+                take_step(train_step, [batch])  # not timed, because the first step is slow
             return size, count.total, seconds_of(lambda: take_step(train_step, [batch]), device)
 
         few, few_flops, short = timed(min(FEW, len(samples)))
@@ -129,7 +129,7 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
 
 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that a step takes, the mean of a few."""
+    """Return the mean seconds that a step takes, measured on a few steps."""
     repeats, began = 0, time.perf_counter()
     while repeats == 0 or time.perf_counter() - began < TIMED_SECONDS:
         step()
@@ -139,10 +139,10 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
 
 
 def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | None:
-    """Return the line on what a method stores, None where that is less than the data or no burden.
+    """Return a warning about the storage of a method; None if it is less than that of the data, or small.
 
-    `extra` is the number of bytes that it stores in addition to the model, `data` that of all training samples.
-    `keeps_less` is `Strategy.keeps_less`, what makes it store less.
+    `extra` is the number of bytes that the method stores in addition to the model, and `data` that of all training
+    samples. `keeps_less` is the option that makes the method store less (`Strategy.keeps_less`).
     """
     if extra <= max(FLOOR, data):
         return None
@@ -157,6 +157,6 @@ def data_bytes(stream: Stream) -> int:
 
 
 def storage_warning(label: str, strategy: Strategy, stream: Stream) -> str | None:
-    """Return the line on what an untrained strategy stores already, None where that is little."""
+    """Return a warning about the storage of an untrained strategy; None if it is small."""
     extra = sum(measure(strategy).bytes.values()) - model_bytes(strategy.model)
     return storage_line(label, extra, data_bytes(stream), strategy.keeps_less)

@@ -1,4 +1,4 @@
-"""Streams of shapes, and contexts in which torch computes on tensors without values as on any others."""
+"""Streams without values, and contexts in which torch computes on meta tensors as on any other tensors."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from clbench.data.stream import Stream, StreamTask, stored
 from clbench.training.precision import KNOWN, with_all_heads
 
 aten: Any = torch.ops.aten
-# How many rows a mask picks is in its values.
+# The shape of a result can depend on the values of the index, such as a mask.
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 PLAIN = (Tensor, nn.Parameter)
 
 
 class Form(NamedTuple):
-    """What a tensor is but for its values."""
+    """The properties of a tensor except its values."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -46,12 +46,12 @@ class Form(NamedTuple):
 
 def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], scenario: Scenario,
                      samples: int, text: bool = False) -> Stream:
-    """Return a stream of inputs without values, uint8 as images are stored, and labels that go round the classes.
+    """Return a stream with uint8 inputs without values, like stored images, and labels that cycle through the classes.
 
-    `classes` are those of all tasks together, `samples` the training samples of each; a `text` consists of tokens.
+    `classes` is the number for all tasks together, `samples` that of each task. If `text`, inputs are tokens.
 
     Raises:
-        SpecError: the classes cannot be shared out.
+        SpecError: the classes cannot be divided equally among the tasks.
     """
     if classes % tasks:
         raise SpecError(f"{classes} classes cannot be shared out equally among {tasks} tasks; choose a multiple of "
@@ -69,7 +69,7 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
 
 
 def stream_without_values(stream: Stream) -> Stream:
-    """Return a stream on the CPU with the shapes and types of its inputs only; labels and tasks keep their values."""
+    """Return a copy of a CPU stream with the shapes and dtypes of its inputs only; labels and tasks keep values."""
     made: dict[int, Tensor] = {}  # tasks may share their inputs
 
     def samples(part: Samples) -> Samples:
@@ -83,15 +83,15 @@ def stream_without_values(stream: Stream) -> Stream:
 
 
 class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context in which operations take tensors of the CPU (labels, masks) beside tensors without values.
+    """Context in which operations accept CPU tensors (labels, masks) together with meta tensors.
 
-    What shapes an operation makes of which is remembered: torch finds out in Python, which takes most of the time.
+    The shapes of results are stored, because torch computes them in Python, which takes most of the time.
     """
 
-    remembered: ClassVar[dict[Hashable, list[Form]]] = {}  # what an operation makes of its arguments
+    remembered: ClassVar[dict[Hashable, list[Form]]] = {}  # forms of results, by operation and forms of arguments
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation; where an argument has no values, no other needs any."""
+        """Run an operation; if an argument is a meta tensor, first make the others meta tensors."""
         kwargs = kwargs or {}
         if not isinstance(func, OpOverload) or any(kind.__torch_dispatch__ is not ORDINARY for kind in types):
             return NotImplemented
@@ -108,7 +108,7 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 results = tuple([torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
                                  for form in self.remembered[key]])
                 return results[0] if len(results) == 1 else results
-        with without_torch_functions():  # what torch computes shapes with, in Python, need not come by again
+        with without_torch_functions():  # torch's Python code for shapes need not be intercepted
             out = func(*args, **kwargs)
         results = out if isinstance(out, tuple) else (out,)
         if key is not None and all(isinstance(value, Tensor) and value.is_meta for value in results):
@@ -118,12 +118,12 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @cache
 def is_pure(func: OpOverload) -> bool:
-    """Tell whether an operation makes new tensors only: neither views of its arguments nor changes in them."""
+    """Return whether an operation only makes new tensors, and neither returns views of arguments nor changes them."""
     return all(part.alias_info is None for part in (*func._schema.arguments, *func._schema.returns))
 
 
 def flat(values: Any) -> Iterator[Any]:
-    """Yield arguments, those inside lists and tuples too."""
+    """Yield all arguments, including those inside lists and tuples."""
     for value in values:
         if isinstance(value, list | tuple):
             yield from flat(value)
@@ -132,7 +132,7 @@ def flat(values: Any) -> Iterator[Any]:
 
 
 def form_of(value: Any) -> Any:
-    """Return a tensor's form, and any other argument with its type: 1, 1.0 and True are equal."""
+    """Return the form of a tensor, or any other argument with its type, because 1, 1.0 and True are equal."""
     if isinstance(value, Tensor):
         return Form(value.shape, value.stride(), value.dtype, value.is_meta)
     if isinstance(value, list | tuple):
@@ -141,18 +141,18 @@ def form_of(value: Any) -> Any:
 
 
 def shaped(value: Any) -> Any:
-    """Return an argument whose tensors have no values."""
+    """Return an argument with its tensors on the meta device, except tensors of dimension 0."""
     if isinstance(value, list | tuple):
         return type(value)(map(shaped, value))
     return value.to("meta") if isinstance(value, Tensor) and value.dim() else value
 
 
 class FusedAttention(TorchFunctionMode):
-    """A context in which attention on shapes is the fused one that runs take, whose gradients cost more."""
+    """Context in which attention on meta tensors is the fused one of real runs, whose gradients cost more."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
                            kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Call a function of torch."""
+        """Call a torch function."""
         kwargs = kwargs or {}
         if (func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.keys() <= KNOWN
                 and not kwargs.get("dropout_p") and flash_attention_enabled()
@@ -166,6 +166,6 @@ class FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def on_shapes() -> Iterator[None]:
-    """Enter a context in which strategies train and predict on shapes as they would on values."""
+    """Let strategies train and predict on meta tensors, inside the block, as they do on other tensors."""
     with OnShapes(), FusedAttention():  # type: ignore[no-untyped-call]
         yield

@@ -1,4 +1,4 @@
-"""Callbacks that write snapshots: of trials that may be interrupted, and of finished ones (`--keep`)."""
+"""Callbacks that write snapshots: checkpoints of unfinished trials, models and states of finished ones (`--keep`)."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.replica import Replica
 from clbench.training.steps import TrainStep, make_train_step
 
-SECONDS = 5.0  # of work that a killed process may lose: no checkpoint is written sooner after the last one
-LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # of models, installed as releases
+SECONDS = 5.0  # minimum between two checkpoints, so a killed process may lose this much work
+LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # model libraries, identified by their release
 
 
 @dataclass(eq=False)
 class CheckpointCallback(Callback):
-    """Writes checkpoints of trials that run together after their tasks, and restores trials from them."""
+    """Writes checkpoints of replicas between their tasks, and restores trials from checkpoints."""
 
-    folder: Path  # has a folder for each trial by its key
+    folder: Path  # has a folder for each trial, named by its key
     origin: Provenance
     decomposition: ErrorDecomposition
     since: float = field(default_factory=time.monotonic)  # time of the last checkpoint
-    general: Mapping[str, str] = field(default_factory=dict)  # hashes of the files that are to be scored, by name
+    general: Mapping[str, str] = field(default_factory=dict)  # hashes of the files of general texts to score, by name
 
     def on_task(self, training: Training, task: int) -> None:
         """Write a checkpoint of each replica if the last one is old enough, but not after the last task.
 
-        A full disk does not stop training; the record notes it.
+        A full disk does not stop training; the record then has a note.
         """
         if task + 1 == len(training.replicas[0].stream.tasks) or time.monotonic() - self.since < SECONDS:
             return
@@ -61,10 +61,10 @@ class CheckpointCallback(Callback):
         """Restore a new trial from its checkpoint, if there is one.
 
         Raises:
-            SnapshotError: that cannot be done; the replica is then unusable.
+            SnapshotError: the checkpoint cannot be used; the replica is then unusable.
         """
         for package in packages_of(replica.strategy) - LIBRARIES:
-            identity.note(package)  # now: by the first checkpoint the files may differ from those that were imported
+            identity.note(package)  # now, because the files may change between import and the first checkpoint
         path = self.folder / replica.trial.key / STATE
         if not path.is_file():
             return
@@ -92,42 +92,42 @@ class CheckpointCallback(Callback):
 
 @dataclass(eq=False)
 class SaveCallback(Callback):
-    """Saves models, and states where these are asked for, once all tasks are learned."""
+    """Saves models, and states if requested, when all tasks are learned."""
 
-    folder: Path  # has a folder for each trial by its key
+    folder: Path  # has a folder for each trial, named by its key
     states: bool  # whether to save states too
     origin: Provenance
     registry: Registry
 
     def on_end(self, training: Training) -> None:
-        """Write the files. A full disk costs no record, which notes it."""
+        """Write the files. If the disk is full, the record is still written and has a note."""
         for member, replica in enumerate(training.replicas):
             folder, tasks = self.folder / replica.trial.key, len(replica.stream.tasks)
             plain = is_plain_network(replica.strategy, replica.trial, self.registry)
             try:
                 write(folder / MODEL, replica, tasks, "network" if plain else "strategy")
-                if self.states:  # of a trial that continues another, all tasks
+                if self.states:  # a trial that continues another counts all tasks
                     write_training_state(folder / STATE, training, member, tasks, self.origin)
             except OSError as error:
                 replica.add_note(f"no model could be kept: {error.strerror or error}")
 
 
 def write_training_state(path: Path, training: Training, member: int, learned: int, origin: Provenance) -> None:
-    """Write a training snapshot of one replica that has learned so many tasks; OSError if it cannot be written."""
+    """Write a training snapshot of a replica that has learned `learned` tasks; raise OSError if that fails."""
     replica = training.replicas[member]
     replica.started = replica.started or origin.started
     write(path, replica, learned, "training", conditions_of(replica, origin), optimizer_state(training, member))
 
 
 def conditions_of(replica: Replica, origin: Provenance) -> dict[str, str]:
-    """Return what must be the same for a trial to go on from a checkpoint as if it had never stopped, by name."""
+    """Return, by name, the values that must be the same when a trial resumes, so that its results do not change."""
     return {"trial": replica.trial.key, "code": code_of(replica.strategy), "data": replica.stream.fingerprint,
             "libraries": ", ".join(f"{name} {release}" for name, release in sorted(origin.versions.items())),
             "device": origin.device, "number of threads": str(origin.threads)}
 
 
 def is_plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> bool:
-    """Tell whether the network alone answers for a strategy, and is the trial's model as it was built."""
+    """Return whether a strategy predicts by its network alone, which still has the structure of the trial's model."""
     if overrides(strategy, "forward") or overrides(strategy, "predict"):
         return False
     stream_info = strategy.stream_info
@@ -137,17 +137,14 @@ def is_plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> bo
 
 
 def layout(network: nn.Module) -> list[Any]:
-    """Return what a network is made of: its modules, whether they are hooked, and the shapes of its tensors."""
+    """Return the structure of a network: its modules, whether they have hooks, and the shapes of its tensors."""
     return [[(name, type(module), bool(module._forward_hooks or module._forward_pre_hooks))
              for name, module in network.named_modules()],
             [(name, tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()]]
 
 
 def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
-    """Return the state of one replica's optimizer, as `<parameter>/<field>`.
-
-    It is empty where the next task does not continue with it.
-    """
+    """Return the optimizer state of one replica, by `<parameter>/<field>`; empty if the next task does not need it."""
     tensors: dict[str, Tensor] = {}
     if training.train_step is None or training.recipe.optimizer_state != "keep":
         return tensors
@@ -162,12 +159,12 @@ def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
 
 def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
                             states: Sequence[Mapping[str, Tensor]]) -> TrainStep | None:
-    """Return an train_step whose optimizer has that state, one mapping per member; None where there is none."""
+    """Return a training step whose optimizer has these states, one for each member; None if they are empty."""
     if not states[0]:
         return None
     names = {key.rpartition("/")[0] for key in states[0]}
     flags = []
-    for strategy in strategies:  # what was trained last may be frozen by now
+    for strategy in strategies:  # parameters that were trained last may be frozen by now
         for name, parameter in strategy.named_parameters():
             flags.append((parameter, parameter.requires_grad))
             parameter.requires_grad_(name in names)
@@ -187,9 +184,9 @@ def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
 
 
 def packages_of(strategy: Strategy) -> set[str]:
-    """Return the packages of all that a strategy is made of: its own, its model's, and clbench.
+    """Return the packages whose code a strategy uses: its own, its model's, and clbench.
 
-    clbench counts here, though no record is stale for it alone: a trial is not to be half an old clbench's.
+    clbench counts here, although it alone makes no record stale, because one trial must not mix two versions of it.
     """
     packages = {"clbench"}
     for module in strategy.modules():
@@ -198,9 +195,9 @@ def packages_of(strategy: Strategy) -> set[str]:
 
 
 def code_of(strategy: Strategy) -> str:
-    """Return the identity of the code of all that a strategy is made of, as this process noted it.
+    """Return an identifier of the code that a strategy uses, as this process noted it.
 
-    Libraries of models count by their version: reading all of transformers takes 13 s.
+    Model libraries count by their version, because reading all of transformers takes 13 s.
     """
     packages = packages_of(strategy)
     releases = [f"{name} {version(name)}" for name in sorted(packages & LIBRARIES)]

@@ -1,9 +1,9 @@
 """Snapshots of replicas: one safetensors file with tensors and, as JSON in its metadata, a header.
 
-- A training snapshot has what training continues with. It is the checkpoint of an interrupted trial, and what
-  `--keep state` saves of a finished one.
-- A model snapshot has what predictions need, which `--keep models` saves: the network alone if that answers for the
-  method (naive, ewc, er and kin), else the strategy without what only training needs (old samples, Fisher terms).
+- A training snapshot has the state from which training continues. It is the checkpoint of an unfinished trial, or the
+  state of a finished one (`--keep state`).
+- A model snapshot has the tensors that predictions need (`--keep models`). If the method predicts by its network alone
+  (such as naive, ewc and er), this is the network. Else it is the strategy without replay samples and Fisher terms.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from clbench.training.costs import role
 from clbench.training.evaluation import batch_size, offered_outputs
 from clbench.training.replica import Replica
 
-Kind = Literal["training", "strategy", "network"]  # the latter two are of models
-OPTIMIZER, GENERATOR = "/optimizer/", "/generator"  # begin names of tensors that are not the strategy's
+Kind = Literal["training", "strategy", "network"]  # the last two are model snapshots
+OPTIMIZER, GENERATOR = "/optimizer/", "/generator"  # prefixes of the names of tensors that are not the strategy's
 TO_LEARN = frozenset(("replay", "counters", "importance", "old network", "class statistics", "subspaces"))  # roles
-NOISE_SAMPLES = 4  # of each class, where the samples themselves are not there
+NOISE_SAMPLES = 4  # of each class, in place of samples that are not available
 
 
 class Progress(BaseModel):
-    """What is known so far of a trial in training: fields of its `Replica`, by the same names."""
+    """The results of a trial in training so far: fields of its `Replica` with the same names."""
 
     model_config = ConfigDict(from_attributes=True, extra="forbid", frozen=True)
     R: list[list[float]]
@@ -64,7 +64,7 @@ class Progress(BaseModel):
 
 
 class StreamOutline(BaseModel):
-    """What a model takes and answers, and the classes of the tasks that it has learned."""
+    """The inputs and outputs of a model, and the classes of the tasks that it has learned."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     sample_shape: list[int]  # of a raw sample
@@ -72,18 +72,18 @@ class StreamOutline(BaseModel):
     input_shape: list[int]  # of a prepared one
     prepare: Prepare
     outputs: int
-    class_names: list[str]  # of each output; those of several tasks where it is another class in each
+    class_names: list[str]  # of each output; several names if the output is another class in each task
     classes: list[list[int]]  # of each task, as outputs
-    taught: list[list[int]]  # those of its training samples
-    offered: list[list[bool]]  # by task and output: whether it takes part in the answer to a sample
-    hidden: bool  # whether it was learned without boundaries
+    taught: list[list[int]]  # of the training samples of each task, as outputs
+    offered: list[list[bool]]  # by task and output: whether the output competes in predictions
+    hidden: bool  # whether task boundaries were hidden
     batch: int  # samples that the trial predicted at once
-    objective: str = ""  # in older files without a name
+    objective: str = ""  # empty in older files
     target: tuple[float, float] = NO_SCALE  # mean and deviation of a standardized target
 
 
 class Header(BaseModel):
-    """What a snapshot has apart from tensors."""
+    """The contents of a snapshot except its tensors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[2] = 2
@@ -92,18 +92,18 @@ class Header(BaseModel):
     steps: int  # optimizer steps of its longest task
     outline: StreamOutline
     state: StrategyState
-    problem: str  # why there is no state in it
+    problem: str  # why the snapshot has no state; empty if it has one
     left_out: dict[str, tuple[str, list[int]]]  # dtype and shape of tensors that only training needs
-    progress: Progress | None  # this and what follows is in training snapshots
-    conditions: dict[str, str]  # what must be the same for a trial to go on as if it had never stopped, by name
+    progress: Progress | None  # only in training snapshots, like `conditions`
+    conditions: dict[str, str]  # values that must not change for a trial to resume, by name
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return the trial's recipe for a pass through noise: of so few samples an epoch might be too short."""
+        """Return the recipe with a budget in iterations, because an epoch of the few noise samples may be too short."""
         return recipe.model_copy(update={"epochs": None, "iterations": max(self.steps, 1)})
 
 
 class Snapshot(NamedTuple):
-    """What a file has."""
+    """The contents of a snapshot file."""
 
     header: Header
     tensors: dict[str, Tensor]  # of the strategy
@@ -113,12 +113,12 @@ class Snapshot(NamedTuple):
 
 def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
           conditions: Mapping[str, str] | None = None, optimizer: Mapping[str, Tensor] | None = None) -> None:
-    """Write a snapshot of a replica that has learned so many tasks, replacing an older one.
+    """Write a snapshot of a replica that has learned `learned` tasks, replacing an older one.
 
     If the strategy cannot be saved, the snapshot says why. `conditions` and `optimizer` are for training snapshots.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     strategy, problem, left_out = replica.strategy, "", {}
     if kind == "network":
@@ -141,7 +141,7 @@ def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
 
 
 def training_state(strategy: Strategy, stream: Stream) -> set[str]:
-    """Return the names of state that only training needs, by its role; none where predictions change without it."""
+    """Return the names of tensors that only training needs, by their roles; none if predictions change without them."""
     state = strategy.state_dict()
     names = {name for name, tensor in state.items() if tensor.numel() and role(strategy, name) in TO_LEARN}
     copies = {name: state[name].clone() for name in names}
@@ -151,7 +151,7 @@ def training_state(strategy: Strategy, stream: Stream) -> set[str]:
             state[name].zero_()
         try:
             unchanged = torch.equal(first_logits(strategy, stream), expected)
-        except Exception:  # of a method that predicts with it
+        except Exception:  # the method predicts with these tensors
             unchanged = False
         for name, values in copies.items():
             state[name].copy_(values)
@@ -159,7 +159,7 @@ def training_state(strategy: Strategy, stream: Stream) -> set[str]:
 
 
 def first_logits(strategy: Strategy, stream: Stream) -> Tensor:
-    """Return the logits of the first test samples of each task, one after the other."""
+    """Return the concatenated logits of the first test samples of each task."""
     logits = []
     with evaluating(strategy):
         for index in range(len(stream.tested_tasks)):
@@ -169,10 +169,10 @@ def first_logits(strategy: Strategy, stream: Stream) -> Tensor:
 
 
 def read(path: Path) -> Snapshot:
-    """Return a snapshot.
+    """Read a snapshot.
 
     Raises:
-        SnapshotError: it is damaged, or of another format.
+        SnapshotError: the file is damaged or has another format.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -191,10 +191,10 @@ def read(path: Path) -> Snapshot:
 
 
 def read_saved(path: Path, keep: Literal["models", "state"]) -> Snapshot:
-    """Return what `--keep` has saved of a finished trial.
+    """Return a snapshot that `--keep` has saved of a finished trial.
 
     Raises:
-        StoreError: it is not there, cannot be read, or says why there is no state in it.
+        StoreError: the file does not exist, cannot be read, or has no state; the error then says why.
     """
     again = f"run the experiment again with --keep {keep}"
     if not path.is_file():
@@ -209,12 +209,12 @@ def read_saved(path: Path, keep: Literal["models", "state"]) -> Snapshot:
 
 
 def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Replica | None = None) -> None:
-    """Give a new replica's strategy what a snapshot has: the structure after the learned tasks, then the state.
+    """Restore a snapshot into a new replica's strategy: first the structure after the learned tasks, then the state.
 
-    If the replica is to have more tasks and outputs than the trial had, `original` is another new one of the old size.
+    If the replica has more tasks and outputs than the saved trial, `original` is another new replica of the old size.
 
     Raises:
-        SnapshotError: that cannot be done; the strategy is then unusable.
+        SnapshotError: the snapshot cannot be restored; the strategy is then unusable.
     """
     header, state, tensors = snapshot.header, snapshot.header.state, snapshot.tensors
     if header.problem:
@@ -227,7 +227,7 @@ def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Repl
         load(state, tensors, replica.strategy)
         if snapshot.generator is not None:
             replica.strategy.stream_info.generator.set_state(snapshot.generator)
-    except Exception as error:  # of a plugin, which may expect to be trained, or of a state that does not fit
+    except Exception as error:  # a plugin may need training first, or the state does not fit
         if isinstance(error, SnapshotError) or out_of_memory(error):
             raise
         reason = typed_message(error, 200)
@@ -235,7 +235,7 @@ def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Repl
 
 
 def outline_of(replica: Replica) -> StreamOutline:
-    """Return the outline of the stream that a replica learns."""
+    """Return the outline of a replica's stream and model."""
     stream = replica.stream
     raw = stored(stream.tasks[0].test)
     offered = offered_outputs(stream, replica.strategy.stream_info.scenario, len(stream.tasks))
@@ -250,16 +250,16 @@ def outline_of(replica: Replica) -> StreamOutline:
 
 
 def names_of(stream: Stream) -> list[str]:
-    """Return a name for each output: those of its classes, which may differ between tasks; else its number."""
+    """Return a name for each output: the names of its classes, which may differ between tasks, or else its number."""
     names: dict[int, dict[str, None]] = {}
     for task in stream.tasks:
-        for output, name in zip(task.classes, task.class_names, strict=False):  # there may be none
+        for output, name in zip(task.classes, task.class_names, strict=False):  # there may be no names
             names.setdefault(output, {})[name] = None
     return [" / ".join(names.get(output, {str(output): None})) for output in range(stream.classes)]
 
 
 def stand_in(outline: StreamOutline) -> Stream:
-    """Return a stream with an outline, and noise in the place of samples: structure, and nothing to learn."""
+    """Return a stream with an outline and with noise instead of samples, to rebuild the structure of a strategy."""
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, outline.sample_dtype)
     objective = outline.objective or (CLASSIFICATION if outline.outputs else CAUSAL_LM).name
@@ -274,7 +274,7 @@ def stand_in(outline: StreamOutline) -> Stream:
         if outline.outputs:
             y = torch.tensor(outputs, dtype=torch.float32 if objective == REGRESSION.name else torch.int64)
             y = y.repeat(NOISE_SAMPLES)
-        else:  # of a language model: all tokens but the first are scored
+        else:  # a language model, of which all tokens but the first are scored
             y = x.clone()
             y[:, 0] = IGNORED
         return Samples(x, y, torch.full((count,), task))

@@ -1,12 +1,12 @@
-"""What a strategy has learned, as tensors and JSON, and how a new strategy gets it, which may be larger.
+"""The state of a strategy as tensors and JSON, and how it is loaded into a new strategy, which may be larger.
 
-A strategy's structure is not saved. It is built anew and goes through `before_task` and `before_phase` of the learned
+The structure of a strategy is not saved. A new strategy goes through `before_task` and `before_phase` of the learned
 tasks without training, which adds heads, columns and adapters as before. Then every tensor is loaded by its name, and
-plain attributes and `requires_grad` are set. A state that does not fit is refused. Nothing in it is ever run.
+plain attributes and `requires_grad` are set. A state that does not fit is refused. A state is never executed as code.
 
-A state grows for a strategy with more tasks and outputs by comparing two untrained ones, of the old and the new size.
-Where their tensors differ in shape, it grows in the same dimensions: what was learned comes first, behind it stands
-what the larger one has untrained. What cannot be grown so is refused.
+To grow a state for a strategy with more tasks and outputs, clbench compares untrained strategies of the old and the new
+size. If a tensor has different shapes in them, the saved tensor grows in the same dimensions: learned values come
+first, followed by the untrained values of the larger strategy. A state that cannot grow in this way is refused.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class SnapshotError(Exception):
-    """A state cannot be saved, read or restored, for the reason given."""
+    """Raised if a state cannot be saved, read or restored; the message has the reason."""
 
 
 class StrategyState(BaseModel):
-    """What a strategy has learned apart from its tensors."""
+    """The state of a strategy except its tensors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     parameters: list[str] = []
     trained: list[str] = []  # parameters that require a gradient
-    attributes: dict[str, dict[str, Any]] = {}  # plain ones, by module
+    attributes: dict[str, dict[str, Any]] = {}  # encoded plain attributes, by module
     empty: list[str] = []  # buffers that are None
 
 
 def capture(strategy: Strategy) -> tuple[StrategyState, dict[str, Tensor]]:
-    """Return what a strategy has learned.
+    """Return the state of a strategy, and its tensors by name.
 
     Raises:
-        SnapshotError: it has something that cannot be saved.
+        SnapshotError: a part of the state cannot be saved.
     """
     if strategy.not_resumable:
         raise SnapshotError(strategy.not_resumable)
@@ -69,11 +69,11 @@ def capture(strategy: Strategy) -> tuple[StrategyState, dict[str, Tensor]]:
 def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
     """Return the encoded plain attributes of a strategy's modules, by the modules' names.
 
-    The method's own modules may have no others but those that are the same when the strategy is built anew. Torch's
-    modules, the model's and copies of them learn by their tensors alone.
+    The method's own modules may have other attributes only if these are the same when the strategy is built again.
+    Modules of torch and of the model, and copies of them, store what they learn in tensors only.
 
     Raises:
-        SnapshotError: a module of the method has another attribute.
+        SnapshotError: a module of the method has an attribute that is not allowed.
     """
     modules = {id(module) for module in strategy.modules()}
     model_classes = {type(module) for module in strategy.model.modules()}
@@ -95,7 +95,7 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
 
 
 def is_plain(value: Any, also: Callable[[Any], bool] = lambda value: False) -> bool:
-    """Tell whether a value is a number, a string, None, something else that is allowed, or a container of such."""
+    """Return whether a value is a number, a string, None, allowed by `also`, or a container of such values."""
     if type(value) is dict:
         return all(is_plain(key) and is_plain(inner, also) for key, inner in value.items())
     if type(value) in CONTAINERS.values():
@@ -115,7 +115,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return the value that was encoded; ValueError, TypeError or KeyError if none was."""
+    """Return the value that was encoded; raise ValueError, TypeError or KeyError if the encoding is invalid."""
     if not isinstance(value, dict):
         return value
     (kind, inner), = value.items()
@@ -127,14 +127,14 @@ def decode(value: Any) -> Any:
 
 
 def load(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy) -> None:
-    """Load what was learned into a strategy with the same structure.
+    """Load a state into a strategy with the same structure.
 
-    Exceptions of torch and of Python say that it does not fit; the strategy is then unusable.
+    A state that does not fit can also raise errors of torch and Python. After any error, the strategy is unusable.
 
     Raises:
-        SnapshotError: it has other parameters, or the state is none.
+        SnapshotError: the strategy has other parameters, or the state sets an internal attribute of torch.
     """
-    absent = strategy.state_dict().keys() - tensors.keys()  # buffers that learning has removed
+    absent = strategy.state_dict().keys() - tensors.keys()  # buffers that training has removed
     for name in absent.union(state.empty):
         where, _, last = name.rpartition(".")
         module = strategy.get_submodule(where)
@@ -154,16 +154,16 @@ def load(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy
             if name in INNER:
                 raise SnapshotError(f"the saved state sets {name}")
             value = decode(encoded)
-            if name not in present or present[name] != value:  # else it stays the same object
+            if name not in present or present[name] != value:  # an equal value stays the same object
                 present[name] = value
 
 
 def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy, larger: Strategy,
          ) -> tuple[StrategyState, dict[str, Tensor]]:
-    """Return a state and tensors of the sizes of `original` in those of `larger`; both are untrained.
+    """Return a state and tensors, grown from the size of `original` to that of `larger`; both are untrained.
 
     Raises:
-        SnapshotError: something has a size of which it is not known how it grows.
+        SnapshotError: it is not known how a tensor or an attribute grows.
     """
     before, after = original.state_dict(), larger.state_dict()
     new_outputs = original.stream_info.classes != larger.stream_info.classes
@@ -181,11 +181,11 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
 
 
 def _grown(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
-    """Return a learned tensor in the size that it has with more outputs and tasks; None where that is not known.
+    """Return a learned tensor, grown to more outputs and tasks; None if it is not known how it grows.
 
     `before` and `after` are this tensor in untrained strategies of the old and the new size.
     """
-    if before.shape == after.shape:  # a memory, say
+    if before.shape == after.shape:  # such as a replay buffer
         return tensor
     if not before.dim() == after.dim() == tensor.dim():
         return None
@@ -202,10 +202,10 @@ def _grown(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
 
 
 def _grown_attributes(state: StrategyState, original: Strategy, larger: Strategy) -> dict[str, dict[str, Any]]:
-    """Return the learned attributes, but numbers of tasks and outputs as they are in the larger strategy.
+    """Return the learned attributes, with the numbers of tasks and outputs of the larger strategy.
 
     Raises:
-        SnapshotError: another attribute depends on these numbers: what was learned by the old one cannot be used.
+        SnapshotError: another attribute depends on these numbers, so its learned value cannot be used.
     """
     before, after = plain_attributes(original), plain_attributes(larger)
     size, new_size = original.stream_info, larger.stream_info

@@ -1,4 +1,4 @@
-"""What a recipe grants: optimizer steps for a task, and what each of its phases has of them."""
+"""Budgets: the number of optimizer steps that a recipe gives a task, and how the phases of the task share them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEW = 50  # steps: with fewer, tasks of split-mnist-5k and of its rotations were
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
-    """Return the number of optimizer steps that a recipe gives a task, for its number of training samples."""
+    """Return the number of optimizer steps that a recipe gives a task with so many training samples."""
     if recipe.iterations is not None:
         return recipe.iterations
     assert recipe.epochs is not None
@@ -28,7 +28,7 @@ def steps_per_epoch(recipe: Recipe, samples: int) -> int:
 
 
 def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> list[PhaseSpec]:
-    """Return the phases of a task, each with its part of the steps: at least one.
+    """Return the phases of a task; each has its share of the steps, and at least one step.
 
     Raises:
         ValueError: there are fewer steps than phases.
@@ -47,16 +47,16 @@ def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> lis
 
 
 def whole_phase(recipe: Recipe, stream: Stream) -> PhaseSpec:
-    """Return the one phase that a stream with hidden boundaries is."""
+    """Return the only phase of a stream with hidden boundaries, which has the steps of all tasks."""
     return PhaseSpec(0, steps_of(recipe, sum(len(task.train) for task in stream.tasks)), recipe.lr)
 
 
 def granted_in_words(recipe: Recipe, samples: Sequence[int]) -> str:
-    """Return how many optimizer steps a recipe gives a task, in words, and that they are few where they are.
+    """Describe the number of optimizer steps that a recipe gives a task, with a hint if they are few.
 
     Args:
-        recipe: of the trials.
-        samples: training samples of each task.
+        recipe: the recipe of the trials.
+        samples: the number of training samples of each task.
 
     >>> granted_in_words(Recipe(), [96, 120])
     '10 optimizer steps a task (96 to 120 samples, batch 128, 10 epochs): few; --epochs N or --iterations N gives more'

@@ -1,4 +1,4 @@
-"""Models, their inputs and strategies, built from declarations wherever the default device is (`meta` in a dry run)."""
+"""Build models, their inputs and strategies from declarations, on the default device (`meta` in a dry run)."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from clbench.strategy.per_task import PerTaskStrategy
 
 def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocessing: Preprocessing | None,
               normalize: bool) -> Stream:
-    """Return a stream whose images become the inputs that a model takes.
+    """Return a stream that prepares its images as a model needs them.
 
     Args:
-        stream: as the benchmark has it.
-        size: pixels along each side, None for the benchmark's own.
-        channels: of the model's images, None where it takes any.
-        preprocessing: of the model's weights; None if they bring none.
-        normalize: whether inputs are normalized as the weights were trained, and not as the benchmark does it.
+        stream: the stream of the benchmark.
+        size: pixels along each side; None for the benchmark's size.
+        channels: the number of channels that the model takes; None if it takes any number.
+        preprocessing: the preprocessing that belongs to the model's weights; None if there is none.
+        normalize: whether to normalize inputs as in the training of the weights, instead of as the benchmark does.
 
     Raises:
-        SpecError: the samples are no images.
-        DataError: they are to be normalized and are no bytes or numbers in [0, 1].
+        SpecError: the samples are not images.
+        DataError: inputs are to be normalized, but are neither bytes nor numbers in [0, 1].
     """
     shape = stream.input_shape
     repeated = channels if channels is not None and len(shape) == 3 and shape[0] == 1 else None
@@ -74,14 +74,14 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
 
 
 def require_unit(stream: Stream) -> None:
-    """Refuse numbers outside [0, 1]: they have been normalized already."""
+    """Raise a DataError for inputs outside [0, 1], because these have been normalized already."""
     x = stored(stream.tasks[0].test)
     if isinstance(x, Tensor) and x.dtype != torch.uint8 and (float(x.min()) < 0 or float(x.max()) > 1):
         raise DataError("inputs are to be normalized as the model's weights were trained, but they are not in [0, 1]: "
                         "the benchmark seems to have normalized them; let it give images, or choose normalize = none")
 
 
-SHOWN = 200  # characters of a model's own error
+SHOWN = 200  # characters of a model's own error message
 PATCH = re.compile(r"patch size \(?(\d+)")
 
 
@@ -90,8 +90,8 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
     """Return a model with its starting weights, and notes on them.
 
     Raises:
-        SpecError: the model cannot be built for such inputs.
-        DataError: the weights do not fit it, or are not those that were planned.
+        SpecError: the model cannot be built for these inputs.
+        DataError: the weights do not fit the model, or their file has changed since the trial was planned.
     """
     info = registry.model(model.name)
     build = builder(info, "model")
@@ -121,22 +121,22 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
 
 def fits(name: str, given: Mapping[str, Tensor], input_shape: tuple[int, ...], classes: int,
          registry: Registry) -> bool:
-    """Tell whether tensors are the weights of another model, with its default options."""
+    """Return whether tensors are weights of the model with this name, with its default options."""
     info = registry.model(name)
     try:
         with torch.device("meta"):
             network: Network = builder(info, "model")(info.options(), input_shape, classes)
-    except Exception:  # not for such inputs, or an option has no default: it was not meant
+    except Exception:  # the model does not take these inputs, or an option has no default
         return False
     state = network.state_dict()
     return not misfit(renamed(given, state, network.aliases), state)
 
 
 def for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
-    """Return a benchmark's stream whose images become the inputs of a trial's model.
+    """Return a benchmark's stream that prepares its images as a trial's model needs them.
 
     Raises:
-        ClbenchError: as `as_inputs`.
+        ClbenchError: see `as_inputs`.
     """
     as_trained = trial.benchmark.options.get("normalize", "model") == "model" and not stream.prepare.mean
     return as_inputs(stream, trial.model.options.get("size"), registry.model(trial.model.name).channels,
@@ -144,10 +144,10 @@ def for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
 
 
 def require_kind(model: Resolved, stream: Stream, registry: Registry) -> None:
-    """Refuse a model of text on numbers or images, and one of these on text.
+    """Check that a model of text gets text, and that any other model does not.
 
     Raises:
-        SpecError: model and benchmark do not go together.
+        SpecError: the model does not take the inputs of the benchmark.
     """
     text = registry.model(model.name).text
     if text and not stream.is_text:
@@ -159,12 +159,12 @@ def require_kind(model: Resolved, stream: Stream, registry: Registry) -> None:
 
 
 def takes_images(model: Resolved, registry: Registry) -> bool:
-    """Tell whether a model is one of images, whose option `size` resizes them."""
+    """Return whether a model takes images; such a model has an option `size`, to which they are resized."""
     return "size" in registry.model(model.name).options.model_fields
 
 
 def unfit(model: Resolved, input_shape: tuple[int, ...], registry: Registry, error: Exception) -> SpecError:
-    """Return the error of a model that does not work on such inputs, on one line that says what mends it."""
+    """Return the error for a model that does not work on these inputs, on one line and with a suggestion."""
     reason = message_of(error)[:SHOWN].rstrip(".") or type(error).__name__
     if where := users_place(error, package_of(registry.model(model.name).build)):
         reason += f" ({where})"
@@ -183,10 +183,10 @@ def default(model: Resolved, name: str, registry: Registry) -> object:
 
 
 def check_model(network: Network, model: Resolved, input_shape: tuple[int, ...], registry: Registry) -> None:
-    """Run a model of images on one sample, where it lies (`meta` too): some look at their inputs only then.
+    """Run a model of images on one sample on its device (also `meta`), because some check inputs only when they run.
 
     Raises:
-        SpecError: it does not take them.
+        SpecError: the model does not take these inputs.
     """
     if not takes_images(model, registry):
         return
@@ -195,13 +195,13 @@ def check_model(network: Network, model: Resolved, input_shape: tuple[int, ...],
     try:
         with torch.no_grad():
             network(torch.zeros(1, *input_shape, device=next(network.parameters()).device))
-    except Exception as error:  # of any kind: it comes from the model
+    except Exception as error:  # the code of a model can raise any error
         raise unfit(model, input_shape, registry, error) from error
     network.train(training)
 
 
 def _as_planned(weights: Weights) -> Path:
-    """Return the file of weights after checking that its content is still the one that was planned."""
+    """Return the path of a weights file, after checking that it has not changed since the trial was planned."""
     try:
         digest = files.hash_file(weights.path)
     except OSError as error:
@@ -212,7 +212,7 @@ def _as_planned(weights: Weights) -> Path:
 
 
 def stream_info_of(stream: Stream, scenario: Scenario, seed: int, pretrained: bool) -> StreamInfo:
-    """Return what a trial's strategy knows of its stream, with the generator of its seed."""
+    """Return the `StreamInfo` of a trial's strategy, with a generator for the trial's seed."""
     return StreamInfo(
         classes=stream.classes, tasks=stream.told_tasks, scenario=scenario, input_shape=stream.input_shape,
         generator=seeds.generator(seed, "strategy"), pretrained=pretrained, prepare=stream.prepare,
@@ -220,10 +220,10 @@ def stream_info_of(stream: Stream, scenario: Scenario, seed: int, pretrained: bo
 
 
 def build_strategy(method: Resolved, model: Network, stream_info: StreamInfo, registry: Registry) -> Strategy:
-    """Return a method's strategy, untrained, around a model.
+    """Return a method's untrained strategy for a model.
 
     Raises:
-        SpecError: its options do not fit the model or the stream_info, or what is declared is no strategy.
+        SpecError: the options do not fit the model or the stream, or the declared class is no strategy.
     """
     info = registry.strategy(method.name)
     cls = resolve(info.strategy, f"method {info.name!r}")
@@ -234,10 +234,10 @@ def build_strategy(method: Resolved, model: Network, stream_info: StreamInfo, re
 
 
 def require_no_parts(trial: Trial, strategy: Strategy) -> None:
-    """Refuse a part for each task where classes arrive in several, of a method whose declaration does not have it.
+    """Check that a strategy has no part for each task, if the arrival of the classes does not allow such parts.
 
     Raises:
-        SpecError: the strategy has such parts.
+        SpecError: it has such parts, and classes arrive in several tasks or boundaries are hidden.
     """
     if isinstance(strategy, PerTaskStrategy):
         problem = trial.arrival.method_problem(trial.method.name, "", parts_per_task=True)
@@ -246,9 +246,9 @@ def require_no_parts(trial: Trial, strategy: Strategy) -> None:
 
 
 def channels_last(model: Network) -> Network:
-    """Lay the weights of a model's convolutions out as `Prepare` does the images; no value changes."""
+    """Convert the weights of a model's convolutions to channels-last memory, as `Prepare` does for images."""
     for parameter in model.parameters():
         if parameter.dim() == IMAGE_DIMS:
-            # Not `contiguous`, which leaves the weights of a first layer on gray images as they are.
+            # `contiguous` would not change the weights of a first layer on gray images.
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model

@@ -1,6 +1,6 @@
-"""Computing once what a method says does not change: inputs, frozen blocks, frozen outputs and final predictions.
+"""Caches: inputs and outputs that training does not change are computed once instead of in every step.
 
-The pictures, for training a progressive network's second column on top of its frozen first one, and for evaluation:
+Example: a progressive network trains its second column on top of its frozen first one, and is then evaluated.
 
     samples ---> frozen column 1 ---> h [N, 400]              computed once per phase (`Strategy.frozen_outputs`)
                                         |
@@ -10,12 +10,11 @@ The pictures, for training a progressive network's second column on top of its f
 
     test samples ---> task 1's part ---> predictions          computed once per trial (`Strategy.parts_final`)
 
-A method declares what may be cached (docs/writing-a-strategy.md). What it does not declare is computed every time.
-Declarations are tested at run time: in each phase and each evaluation one batch, chosen by the seed, is computed again
-as it was, and must be the same bit for bit. `--verify-caches` does this with every batch. A method whose declaration is
-wrong ends with a `PluginError`. The environment variable `CLBENCH_CACHE_FROZEN=0` turns the caches off.
-
-Prepared inputs need no declaration. A phase that passes over its samples once caches nothing else.
+A method declares what may be cached (docs/writing-a-strategy.md). Everything else is computed every time. clbench tests
+the declarations: in each phase and each evaluation, it computes one batch again, which the seed selects. The values
+must be equal bit for bit, otherwise the trial ends with a `PluginError`. `--verify-caches` tests every batch. The
+environment variable `CLBENCH_CACHE_FROZEN=0` turns off these caches. Prepared inputs need no declaration. A phase with
+a single pass over its samples caches nothing else.
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ from clbench.strategy.base import Batch, Strategy, declares, overrides
 from clbench.training.steps import Loss, arguments_of
 
 SWITCH = "CLBENCH_CACHE_FROZEN"  # environment variable; 0 turns the caches off
-BYTES = 2**30  # for what a phase stores, all members together, unless the execution settings say otherwise
-CHUNK, CHUNK_BYTES = 1024, 2**24  # samples that frozen blocks compute at once, and bytes of their inputs
-CHUNKS = 8  # into which the samples are divided at least, so that computing one of them again costs little
+BYTES = 2**30  # limit of what a phase caches, all members together; the execution settings can change it
+CHUNK, CHUNK_BYTES = 1024, 2**24  # most samples that frozen blocks compute at once, and most bytes of their inputs
+CHUNKS = 8  # smallest number of chunks of the samples, so that computing one chunk again costs little
 SMALLEST_CHUNK = 16
-PREPARED_AT_ONCE = 256  # samples that are turned into inputs at once: on a CPU they stay in its caches
-LARGE_BATCH = 2**18  # bytes of inputs
+PREPARED_AT_ONCE = 256  # samples that are turned into inputs at once; so many fit in the caches of a CPU
+LARGE_BATCH = 2**18  # bytes of the inputs of a batch (`prepared_in_batches`)
 INPUTS = "inputs"
 Forward = AbstractContextManager[object]
 
 
 class CachedSamples(Samples):
-    """Prepared samples, with what `Strategy.frozen_outputs` returned for them, [N, ...] by name."""
+    """Prepared samples with their outputs of `Strategy.frozen_outputs`, [N, ...] by name."""
 
     def __init__(self, x: Tensor, y: Tensor, tasks: Tensor, frozen: Mapping[str, Tensor]) -> None:
         super().__init__(x, y, tasks)
@@ -60,7 +59,7 @@ class CachedSamples(Samples):
 
     @property
     def frozen(self) -> Mapping[str, Tensor]:
-        """Return the outputs."""
+        """Return the frozen outputs of the samples, by name."""
         return self.outputs
 
     def take(self, index: Tensor) -> Samples:
@@ -71,14 +70,14 @@ class CachedSamples(Samples):
 
 @dataclass
 class PhaseInputs:
-    """What the batches of a phase are drawn from.
+    """The samples that the batches of a phase are drawn from.
 
     Args:
-        samples: of each member.
+        samples: the samples of each member, raw, prepared or cached.
         raw: the same samples as the stream stores them.
-        start: the block of the network that they go to.
-        prepared: whether they are inputs of the network; else they are raw.
-        forward: the arithmetic in which they were computed.
+        start: the block of the network whose inputs `samples` are; 0 without cached blocks.
+        prepared: whether `samples` are inputs of the network or of block `start`; else they are raw.
+        forward: the context, such as autocast, in which cached outputs were computed.
     """
 
     samples: list[Samples]
@@ -89,14 +88,14 @@ class PhaseInputs:
 
     @property
     def cached(self) -> bool:
-        """Tell whether they have outputs of anything frozen."""
+        """Return whether the samples have outputs of frozen parts."""
         return self.start > 0 or any(isinstance(part, CachedSamples) for part in self.samples)
 
     def verify(self, strategies: Sequence[Strategy], seed: int, everything: bool = False) -> None:
-        """Compute a batch of the cached samples again, at the end of the phase, and compare; or every batch.
+        """Compute a chunk of the first member's cached outputs again and compare; or all chunks of all members.
 
         Raises:
-            PluginError: something that the method declares as frozen has changed.
+            PluginError: a part that the method declares as frozen has changed during the phase.
         """
         if not self.cached or self.samples[0].x.is_meta:
             return
@@ -121,12 +120,12 @@ class PhaseInputs:
 
 
 def enabled() -> bool:
-    """Tell whether anything frozen may be cached: unless the environment variable `SWITCH` is 0."""
+    """Return whether outputs of frozen parts may be cached, which the environment variable `SWITCH` can turn off."""
     return os.environ.get(SWITCH) != "0"
 
 
 def frozen_blocks(strategy: Strategy) -> int:
-    """Return how many of the model's first blocks neither learn nor change when they run."""
+    """Return the number of first blocks of the model that neither learn nor change when they run."""
     if not isinstance(strategy.model, Network):
         return 0
     count = 0
@@ -139,7 +138,7 @@ def frozen_blocks(strategy: Strategy) -> int:
 
 @contextmanager
 def starting_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
-    """Make the models start at block `block`, whose inputs they are given."""
+    """Let the models start at block `block` inside the context; their inputs are then those of this block."""
     models = [strategy.model for strategy in strategies] if block else []
     try:
         for model in models:
@@ -153,20 +152,20 @@ def starting_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
 def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, drawn: int, batch: int = 0,
                  forward: Forward | None = None, budget: int | None = None,
                  around: Sequence[AbstractContextManager[object]] = ()) -> PhaseInputs:
-    """Return the inputs of a phase, with work that every pass would repeat already done.
+    """Return the inputs of a phase; work that every pass would repeat is done once, if it can be cached.
 
     Args:
         strategies: the members, in the state in which the phase trains them.
-        samples: of each member, raw.
-        task: the task that is trained.
+        samples: the raw samples of each member.
+        task: the index of the task that is trained.
         drawn: number of samples that the phase draws.
-        batch: number of new samples of a step.
-        forward: the arithmetic of the loss (`precision.forward`).
-        budget: bytes for what is stored, all members together; by default `BYTES`.
-        around: contexts in which outputs of anything frozen are computed, one for each member.
+        batch: number of new samples in a step.
+        forward: the context of the loss (`precision.forward`).
+        budget: most bytes to store, all members together; by default `BYTES`.
+        around: one context for each member, in which its frozen outputs are computed.
 
     Raises:
-        PluginError: the method declares `inputs_only_through_model`, and its loss is another from frozen blocks.
+        PluginError: the method declares `inputs_only_through_model`, but its loss from cached blocks is different.
     """
     budget, forward = BYTES if budget is None else budget, forward or nullcontext()
     first, raw = strategies[0], PhaseInputs(list(samples), list(samples))
@@ -177,9 +176,9 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     if drawn >= 2 * len(samples[0]) and enabled():
         frozen = overrides(first, "frozen_outputs")
         most = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
-        # Of a language model, the outputs of the embedding alone would take memory and save nothing.
+        # The outputs of a language model's embedding alone would take memory and save nothing.
         most *= most > 1 or not first.stream_info.predicts_tokens
-        # Frozen outputs are computed from the inputs, so blocks are not cached without them.
+        # `frozen_outputs` needs the original inputs, so blocks are cached only if its outputs are cached, too.
         choices = [(most, frozen), (0, frozen), (0, False)]
         blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, budget))
     if blocks:
@@ -197,27 +196,27 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
 
 
 def compute(strategy: Strategy, raw: Samples, blocks: int, frozen: bool = True) -> dict[str, Tensor]:
-    """Return what the first blocks make of raw samples, under `INPUTS`, and what `frozen_outputs` returns for them."""
+    """Return the outputs of the first blocks for raw samples, with the name `INPUTS`, and their `frozen_outputs`."""
     x = strategy.stream_info.prepare(raw.x)
     outputs = {INPUTS: strategy.model.run(x, 0, blocks) if blocks else x}
     return outputs | (dict(strategy.frozen_outputs(x)) if frozen else {})
 
 
 def chunk_size(strategy: Strategy, samples: int, frozen: bool) -> int:
-    """Return how many samples are computed at once."""
+    """Return the number of samples that are computed at once."""
     each = 4 * math.prod(strategy.stream_info.input_shape) * (tokens.WIDTH if strategy.stream_info.is_text else 1)
     most = min(CHUNK, max(SMALLEST_CHUNK, math.ceil(samples / CHUNKS))) if frozen else PREPARED_AT_ONCE
     return min(most, max(1, CHUNK_BYTES // each))
 
 
 def stored(strategy: Strategy, samples: Samples, blocks: int, frozen: bool) -> Samples:
-    """Return prepared samples: what the first blocks make of them, with `frozen_outputs` if they are wanted."""
+    """Return samples whose inputs are the outputs of the first blocks, with their `frozen_outputs` if `frozen`."""
     columns: dict[str, Tensor] = {}
     done = 0
     with torch.no_grad():
         for raw in samples.chunks(chunk_size(strategy, len(samples), frozen or blocks > 0)):
             for name, part in compute(strategy, raw, blocks, frozen).items():
-                if name not in columns:  # written to, not joined at the end: that would take twice the memory
+                if name not in columns:  # not `torch.cat` at the end, which takes twice the memory
                     columns[name] = torch.empty((len(samples), *part.shape[1:]), dtype=part.dtype, device=part.device,
                                                 memory_format=layout(part))
                 columns[name][done:done + len(raw)] = part
@@ -227,14 +226,14 @@ def stored(strategy: Strategy, samples: Samples, blocks: int, frozen: bool) -> S
 
 
 def layout(part: Tensor) -> torch.memory_format:
-    """Return the memory format of images whose channels come last, or the usual one."""
+    """Return the memory format of a tensor: channels-last or contiguous."""
     last = part.dim() == IMAGE_DIMS and not part.is_contiguous() and part.is_contiguous(
         memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int, frozen: bool, budget: int) -> bool:
-    """Return whether what would be stored takes no more bytes than the budget."""
+    """Return whether the outputs to be stored take at most `budget` bytes."""
     with torch.no_grad():
         one = samples[0].take(torch.arange(1, device=samples[0].index_device))
         size = sum(part.nbytes for part in compute(strategies[0], one, blocks, frozen).values())
@@ -243,9 +242,9 @@ def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int
 
 
 def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Samples], drawn: int, batch: int) -> bool:
-    """Return whether to prepare each batch when it comes: on a CPU, one trial, a single pass, large batches.
+    """Return whether to prepare each batch when it is drawn: for one trial on a CPU, a single pass and large batches.
 
-    The values are the same. New memory for all inputs at once takes longer than their arithmetic.
+    The values are the same. Allocating memory for all inputs at once would take longer than preparing them.
     """
     if len(strategies) > 1 or drawn >= 2 * len(samples[0]) or samples[0].y.device.type != "cpu":
         return False
@@ -254,12 +253,13 @@ def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Sample
 
 
 def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: int, forward: Forward) -> None:
-    """Check that the loss of a few samples is the same from the outputs of the first blocks as from their inputs.
+    """Check that the loss of a few samples is the same if the model starts from the outputs of its first blocks.
 
-    Every bit counts. What is trained is moved a little first: a term that starts at zero would say nothing.
+    The losses must be equal bit for bit. Trained parameters are changed a little first, because a term that starts at
+    zero would hide a difference.
 
     Raises:
-        PluginError: it is not.
+        PluginError: the losses differ.
     """
     raw = samples.take(torch.arange(min(SMALLEST_CHUNK, len(samples)), device=samples.index_device))
     if raw.x.is_meta:
@@ -274,7 +274,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
         frozen = compute(strategy, raw, blocks)
         later = frozen.pop(INPUTS)
         for x, start in ((strategy.stream_info.prepare(raw.x), 0), (later, blocks)):
-            state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # running statistics
+            state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # the loss may change them
             with torch.random.fork_rng(), starting_at([strategy], start):
                 some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
                 some = strategy.objective.collate([some])[0] if strategy.stream_info.predicts_tokens else some
@@ -294,7 +294,7 @@ def identical(one: Tensor, other: Tensor) -> bool:
 
 
 def misuse(strategy: Strategy, how: str) -> str:
-    """Return the message for a strategy that does something else with its inputs than to run the model on them."""
+    """Return the error message for a strategy that uses its inputs in other ways than through the model."""
     name = type(strategy).__name__
     return (f"{name} declares inputs_only_through_model, but with the outputs of the network's frozen first blocks as "
             f"inputs {' '.join(how.split())[:200]}; set inputs_only_through_model = False in {name}")

@@ -1,4 +1,4 @@
-"""What a strategy keeps, counted from its parameters and buffers rather than declared by it."""
+"""Costs of a strategy: storage, counted from its parameters and buffers, and the time and memory of a trial."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clbench.strategy.base import Strategy
 
 @dataclass(frozen=True)
 class Footprint:
-    """Parameters (numbers) and bytes (parameters and buffers) by role, and stored inputs of earlier tasks."""
+    """The storage of a strategy: numbers of parameters by role, bytes by role (with buffers), and replay samples."""
 
     parameters: dict[str, int]
     bytes: dict[str, int]
@@ -27,9 +27,9 @@ class Footprint:
 
 
 def measure(strategy: Strategy) -> Footprint:
-    """Count what a strategy keeps; tensors shared under several names count once, non-persistent buffers not at all.
+    """Return the storage of a strategy. A tensor with several names counts once, a non-persistent buffer not at all.
 
-    Replay samples are the length of the longest buffer in the role "replay".
+    The number of replay samples is the length of the longest buffer with the role "replay".
     """
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -48,7 +48,7 @@ def measure(strategy: Strategy) -> Footprint:
 
 
 def role(strategy: Strategy, name: str) -> str:
-    """Return the role of a parameter or buffer: that of the first pattern of `roles` that fits its name, else "base".
+    """Return the role of a parameter or buffer, given by the first pattern in `roles` that fits its name; else "base".
 
     A class adds to the roles of its bases: its own patterns come first, then those of its bases in Python's method
     resolution order. So a replay buffer stays "replay" in a subclass that gives roles to what it adds.
@@ -68,34 +68,34 @@ def nbytes(tensor: Tensor) -> int:
 
 
 class Clock(NamedTuple):
-    """A moment, in seconds since an arbitrary one: on the wall's clock, and of the processor in this process."""
+    """A time or a duration in seconds: of the wall clock, and of the CPU in this process."""
 
     wall: float
     cpu: float  # of all threads
 
     @classmethod
     def now(cls) -> Clock:
-        """Return the present moment."""
+        """Return the current time."""
         return cls(time.perf_counter(), time.process_time())
 
     def share(self, parts: int) -> Clock:
-        """Return seconds divided by a number."""
+        """Return this duration divided by `parts`."""
         return Clock(self.wall / parts, self.cpu / parts)
 
     def plus(self, other: Clock) -> Clock:
-        """Return the sum of seconds."""
+        """Return the sum of two durations."""
         return Clock(self.wall + other.wall, self.cpu + other.cpu)
 
     def since(self, earlier: Clock) -> Clock:
-        """Return the seconds since an earlier moment."""
+        """Return the duration since an earlier time."""
         return Clock(self.wall - earlier.wall, self.cpu - earlier.cpu)
 
 
 class PeakMemory:
-    """The peak memory since it was made: of the process, and of torch on an accelerator."""
+    """Measures the peak memory since its creation: of the process, and of torch on an accelerator."""
 
     def __init__(self, device: torch.device) -> None:
-        """Reset the peak, where the system allows it (Linux, CUDA)."""
+        """Reset the peaks, if the system allows it (Linux, CUDA)."""
         self.device = device
         self.reset = True
         if sys.platform == "linux":
@@ -107,7 +107,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def host(self) -> int | None:
-        """Return the peak resident bytes of the process; None if the system does not know it for this trial alone."""
+        """Return the peak resident bytes of the process; None if the system cannot give them for this trial alone."""
         if sys.platform != "linux" or not self.reset:
             return None
         for line in Path("/proc/self/status").read_text().splitlines():

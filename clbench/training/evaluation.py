@@ -1,7 +1,7 @@
-"""One row of R: the metrics of every task of the stream, and how often an unknown task was inferred right.
+"""Evaluation: one row of R, with the metrics on every task of the stream, and the accuracy of task-ID inference.
 
-The outputs that take part are those that the scenario offers at test time, and the strategy gets a sample's task
-where the scenario gives it (`clbench.core.scenario`).
+The scenario determines which outputs compete at test time, and whether the strategy gets the task ID of a sample
+(`clbench.core.scenario`).
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.prediction_cache import Batches, PredictionCache, predictions
 
 # Bytes of inputs in a batch. On a CPU the activations of a convolutional network should stay in its caches: ResNet-20
-# is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; the multilayer perceptron hardly notices.
+# is evaluated 1.5 times as fast in batches of 64 as of 1,024 CIFAR images; for mlp there is hardly a difference.
 BATCH_BYTES = {"cpu": 2**20}
 ACCELERATOR_BYTES = 2**25
-SMALLEST = 32  # samples in a batch, however large they are
+SMALLEST = 32  # samples in a batch, even if a sample is large
 
-# Gets of each batch the prediction, its logits [N, C] with -inf for outputs that take no part, labels and tasks [N].
+# Called for each batch: prediction, its logits [N, C] with -inf for outputs that do not compete, labels, tasks [N].
 OnBatch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Means over each task's samples by metric, and the share whose task was inferred right; None if none is.
+    """Test results on all tasks at one time.
 
-    `items` are values [N] by metric whose means over the tasks are `scores`, in the order of `Stream.tests`; empty if
-    they are not asked for.
+    `scores` are the means over each task's samples, by metric. `task_inference` is the share of each task's samples
+    whose task was inferred correctly; None if the strategy infers no tasks. `items` has values [N] by metric, in the
+    order of `Stream.tests`, whose means over each task are `scores`; it is empty unless requested.
     """
 
     scores: dict[str, list[float]]
@@ -48,18 +49,18 @@ class Row:
 
     @property
     def accuracy(self) -> list[float]:
-        """Return the accuracy on each task, of classification."""
+        """Return the accuracy on each task; only classification has one."""
         return self.scores[ACCURACY.name]
 
 
 def batch_size(stream: Stream, device: torch.device) -> int:
-    """Return how many samples are predicted at once on a device."""
+    """Return the number of samples that are predicted at once on a device."""
     numbers = math.prod(stream.input_shape) * (tokens.WIDTH if stream.is_text else 1)
     return max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * numbers))
 
 
 def offered_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
-    """Return which outputs take part in the answer to a sample of each task, bool [T, C], on the stream's device."""
+    """Return which outputs compete in predictions for each task, bool [T, C], on the stream's device."""
     rules, classes = scenario_rules(scenario), [task.classes for task in stream.tasks]
     offered = torch.zeros(len(classes), stream.classes, dtype=torch.bool)
     for index in range(len(classes)):
@@ -70,7 +71,7 @@ def offered_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
 
 
 def given_tasks(scenario: Scenario, tasks: int) -> Sequence[int | None]:
-    """Return the tasks whose samples are predicted one task after the other; only None if the task is not given."""
+    """Return the task IDs that strategies get, one after the other; only None if the scenario does not give them."""
     return range(tasks) if scenario_rules(scenario).task_given else (None,)
 
 
@@ -78,9 +79,10 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
              cache: PredictionCache | None = None, on_batch: OnBatch | None = None, with_items: bool = False) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
-    Where the task is not given, batches run across tasks. Tasks that share one test set have the values of its one
-    evaluation, and no task to infer. `cache` has predictions of earlier evaluations of the same
-    strategy on the same stream. `on_batch` sees every batch. `with_items` asks for `Row.items`.
+    If the scenario does not give the task ID, a batch may have samples of several tasks. If all tasks share one test
+    set, it is evaluated once, all tasks get its values, and there is no task to infer. `cache` has outputs from earlier
+    evaluations of the same strategy on the same stream. `on_batch` is called for every batch that is predicted.
+    `with_items` requests `Row.items`.
     """
     training = strategy.training
     strategy.eval()
@@ -132,7 +134,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
 
 
 def routed(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
-    """Yield what `predictions` does for items of a language model; a task that is not given follows from the prompt."""
+    """Yield the same as `predictions` for a language model; a task that is not given is inferred from the prompts."""
     for x, y, tasks in tests.batches(size, given):
         yield predict_routed(strategy, x, given, route(strategy, prompts_of(x, y[:, :x.shape[1]]), given)), y, tasks
 
@@ -143,7 +145,7 @@ def route(strategy: Strategy, prompts: Tensor, given: int | None) -> Tensor | No
 
 
 def predict_routed(strategy: Strategy, x: Tensor, given: int | None, inferred: Tensor | None) -> Prediction:
-    """Return the prediction for tokens x [N, L] under the given task or what `route` returned."""
+    """Return the prediction for tokens x [N, L], with the given task or the tasks [N] that `route` returned."""
     if inferred is None:
         return strategy.predict(x, given)
     assert isinstance(strategy, PerTaskStrategy)

@@ -1,4 +1,4 @@
-"""What is said of a trial: its steps before it runs, and its record with its stream and what ended it."""
+"""Facts about a trial: its number of steps in words, and its record with the facts of its stream and its failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LESS_MEMORY = "To need less memory, use --accumulate 4, a smaller --batch-size, 
 
 
 def describe(stream: Stream) -> StreamFacts:
-    """Return the facts of a stream that a record keeps."""
+    """Return the facts of a stream that a record stores."""
     mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
     return StreamFacts(classes=[list(t.classes) if stream.has_classes else [] for t in stream.tasks],
                        train_samples=[len(t.train) for t in stream.tasks],
@@ -34,9 +34,9 @@ def describe(stream: Stream) -> StreamFacts:
 
 
 def settings_problem(stream: Stream, settings: ExecutionSettings, general: Collection[str]) -> str:
-    """Return which setting does not go with a stream, because of its labels or its tests; empty if all do.
+    """Return an error message if a setting does not fit the labels or the tests of a stream; empty if all settings fit.
 
-    `general` are the names of the files of general texts.
+    `general` has the names of the files of general texts.
     """
     if general and not stream.predicts_tokens:
         return "--general scores texts under language models, and this benchmark is for others"
@@ -51,7 +51,7 @@ def settings_problem(stream: Stream, settings: ExecutionSettings, general: Colle
 
 
 def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
-    """Return how many steps a trial's tasks have, in words: one line for all methods that share a recipe."""
+    """Describe the number of steps of a trial's tasks, in a line that is equal for all methods that share a recipe."""
     samples = [len(task.train) for task in stream.tasks]
     if stream.hidden:
         recipe = trial.trained_by
@@ -62,9 +62,9 @@ def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
 
 
 def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
-    """Return what a record keeps of an exception that ended a trial, while it is handled.
+    """Return the failure that a record stores for an exception that ended a trial, while the exception is handled.
 
-    An error of the user says itself what is wrong.
+    A `ClbenchError` is a mistake of the user that its message explains, so it needs no traceback.
     """
     kind, message = type(error).__name__, str(error)
     if isinstance(error, ClbenchError):

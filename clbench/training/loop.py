@@ -1,18 +1,19 @@
-"""The training loop: it trains one replica, or several as one stack, and knows no method.
+"""The training loop. It trains one replica, or several replicas as a stack, with any method.
 
     for each task:
         strategy.before_task
-        for each phase (a part of the task's steps):
-            strategy.before_phase; new optimizer
+        for each phase:
+            strategy.before_phase; create an optimizer
             for each step:
-                batch: drawn, replay added (prepare_batch), images augmented, prepared, texts collated
-                loss, gradients, edit_gradients, optimizer step
+                draw a batch, add replay (prepare_batch), augment and prepare the inputs, collate texts
+                compute losses and gradients, edit_gradients, optimizer step
         strategy.after_task
 
-Each of before_task, the steps and after_task has a seed of its own for the global generators of torch, NumPy and
-Python, so that none depends on how many numbers another drew. Gradients are clipped in the optimizer (`optimizers`).
-Costs, curves, evaluations and checkpoints are callbacks, which `clbench.execution.trial_runner` puts together. Streams
-with hidden boundaries have `clbench.training.stream_loop`.
+A replica is one trial in training, and a stack is several replicas that take their steps together. A phase is a part of
+a task's steps with its own optimizer. before_task, the steps and after_task each seed the global generators of torch,
+NumPy and Python, so draws in one do not affect the others. The optimizer clips gradients (`optimizers`). Callbacks
+record costs and curves, evaluate, and write checkpoints; `clbench.execution.trial_runner` selects them. Streams with
+hidden boundaries use `clbench.training.stream_loop`.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ from clbench.training.replica import Replica, TaskResult, begin_phase, diverged,
 from clbench.training.sampling import BatchSampler, divided, require_divisible, stackable
 from clbench.training.steps import TrainStep, Unstackable, make_train_step
 
-CHECK_EVERY = 256  # steps, after which is seen whether all replicas have diverged: to look waits for the device
+CHECK_EVERY = 256  # steps between checks whether all replicas have diverged; each check waits for the device
 
 
 def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -> Tensor:
-    """Take one optimizer step on a prepared batch for each replica; return the losses [S], left on the device.
+    """Take one optimizer step for each replica on its prepared batch; return the losses [S], left on the device.
 
-    Gradients are computed in so many parts of the batches, and added up.
+    The batches are divided into at most `parts` parts, whose gradients are accumulated.
     """
     for parameter in train_step.trained.values():
         parameter.grad = None
@@ -68,24 +69,24 @@ def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -
 
 
 class TrainingLoop:
-    """Trains replicas task by task; one that diverges drops out.
+    """Trains replicas task by task and drops those that diverge.
 
     Args:
-        replicas: alike in everything but their seed and `Scalar` options.
-        recipe: how they are trained.
-        callbacks: what watches them.
-        compiler: what compiles the losses, None for not at all.
-        cache_bytes: bytes that a phase may store; None for the default.
-        verify_caches: whether all that a phase stores is computed again when it ends.
+        replicas: trials that differ only in their seeds and `Scalar` options.
+        recipe: the training configuration.
+        callbacks: see `clbench.training.callbacks.interface`.
+        compiler: compiles the losses; None to run them uncompiled.
+        cache_bytes: most bytes that a phase may cache; None for the default.
+        verify_caches: whether to recompute and compare everything that a phase has cached when it ends.
     """
 
     def __init__(self, replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (),
                  compiler: precision.Compiler | None = None, cache_bytes: int | None = None,
                  verify_caches: bool = False) -> None:
-        """Train nothing yet.
+        """Prepare for training; `run` starts it.
 
         Raises:
-            Unstackable: several that train by a loop of their own.
+            Unstackable: there are several replicas, and their strategy has its own training loop.
         """
         if len(replicas) > 1 and replicas[0].strategy.owns_loop:
             raise Unstackable(f"{type(replicas[0].strategy).__name__} trains by a loop of its own, one seed at a time")
@@ -97,10 +98,10 @@ class TrainingLoop:
         self.cache_bytes = cache_bytes
         self.verify_caches = verify_caches
         self.augment = replicas[0].stream.augment
-        self.train_step: TrainStep | None = None  # the last one, for optimizer state that is kept
+        self.train_step: TrainStep | None = None  # of the latest phase; its optimizer state may be kept
 
     def run(self, first: int = 0) -> None:
-        """Train on all tasks from `first` on."""
+        """Train on the tasks from index `first` on."""
         tasks = len(self.replicas[0].stream.tasks)
         self.callbacks.on_start(self)
         self._keep()
@@ -114,7 +115,7 @@ class TrainingLoop:
             self.callbacks.on_end(self)
 
     def train_task(self, index: int) -> list[TaskResult]:
-        """Train on a task, note on each replica what it cost, and return a result for each."""
+        """Train on a task, record its costs on each replica, and return a result for each replica."""
         device = self.replicas[0].strategy.class_mask.device
         began = Clock.now()
         tasks = []
@@ -144,10 +145,10 @@ class TrainingLoop:
         return results
 
     def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
-        """Spend the budget of a task, each replica on its own view of the task; without phases, take no step.
+        """Take all steps of a task, with one `Task` for each replica; take none if the strategy has no phases.
 
         Raises:
-            Unstackable: replicas have tasks of different sizes, or what they draw would depend on each other.
+            Unstackable: replicas have different numbers of samples, or their random draws would depend on each other.
             ValueError: there are fewer steps than phases.
         """
         first, index = self.replicas[0].strategy, tasks[0].index
@@ -173,7 +174,7 @@ class TrainingLoop:
                     begin_phase(replica.strategy, task, phase)
             of_phase = [r.strategy.phase_samples(t, phase) for r, t in zip(self.replicas, tasks, strict=True)]
             samples, samplers = task_samples, task_samplers
-            if (phase_samples := [part for part in of_phase if part is not None]):  # of all replicas, or of none
+            if (phase_samples := [part for part in of_phase if part is not None]):  # all replicas have them, or none
                 samples = stackable(phase_samples)
                 samplers = self._samplers(samples, tasks, phase)
             self._train_phase(phase, samples, samplers, losses, index, steps)
@@ -184,7 +185,7 @@ class TrainingLoop:
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:
-        """Take the steps of a phase of task `index`, which has so many steps, and append their losses [S]."""
+        """Take the steps of a phase and append the losses [S] of each; task `index` has `steps` steps in all."""
         strategies = [replica.strategy for replica in self.replicas]
         inputs = self._inputs(samples, index, phase.steps * self.recipe.batch_size)
         self.train_step = make_train_step(strategies, self.recipe, self.train_step, self.compiler)
@@ -204,9 +205,9 @@ class TrainingLoop:
 
     def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
                     schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, first: int = 0) -> None:
-        """Take steps and append the losses [S] of each, none after all replicas have diverged.
+        """Take `count` steps and append the losses [S] of each; stop if all replicas have diverged.
 
-        `first` is the number of steps before those of the task.
+        `first` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
         """
         assert self.train_step is not None
         for _ in range(count):
@@ -223,7 +224,7 @@ class TrainingLoop:
                 break
 
     def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
-        """Return what the batches of a phase are drawn from: prepared or cached as far as that saves work."""
+        """Return the inputs of a phase, prepared or cached if that saves work; `drawn` samples are drawn from them."""
         if self.augment:
             return PhaseInputs(samples, samples)
         forward = precision.forward(self.recipe, self.replicas[0].strategy.class_mask.device)
@@ -233,14 +234,14 @@ class TrainingLoop:
 
     def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
                   ) -> list[BatchSampler]:
-        """Return what draws each replica's batches; `phase` if samples are that phase's own."""
+        """Return a batch sampler for each replica; `phase` is set if the samples belong to that phase alone."""
         return [BatchSampler(len(part), self.recipe.batch_size, replica.seed, task.index, self.augment, phase,
                              self.recipe.repeats)
                 for part, task, replica in zip(samples, tasks, self.replicas, strict=True)]
 
     def _keep(self, positions: Sequence[int] | None = None) -> None:
-        """Continue with the replicas at these positions only; None for those that have not failed."""
-        if positions is None:  # an evaluation may have given no numbers
+        """Keep only the replicas at these positions; None keeps those that have not failed."""
+        if positions is None:  # an evaluation marks a replica as failed if a score is not finite
             positions = [position for position, replica in enumerate(self.replicas) if replica.failure is None]
         if len(positions) == len(self.replicas):
             return

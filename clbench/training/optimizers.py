@@ -1,8 +1,8 @@
 """Optimizers and schedules by name: one more is an entry here, and its name in `clbench.experiment.spec`.
 
-With `recipe.head_decay`, steps leave the rows of the heads that no gradient reaches as they are. The heads of most
-reference codes grow: a row for a class exists from the class's task on, or older rows are frozen. A head that has all
-rows from the start decays those too that no gradient reaches.
+With `recipe.head_decay = "learning"`, a step changes only those rows of the heads that a gradient reaches. The heads of
+most reference implementations grow: the row of a class exists only from the class's task on, or older rows are frozen.
+A head that has all rows from the start would apply weight decay to rows without a gradient, too.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def _parameters(groups: Iterable[Group]) -> Iterator[nn.Parameter]:
 
 
 def _adam(kind: type[torch.optim.Adam], recipe: Recipe, groups: list[Group]) -> Optimizer:
-    # Fused: 10.3 -> 5.9 ms a step for mlp at batch 128 on one CPU thread. For SGD it gains nothing there.
+    # A fused step takes 5.9 instead of 10.3 ms for mlp at batch size 128 on one CPU thread. For SGD it saves nothing.
     fused = all(p.device.type in ("cpu", "cuda") for p in _parameters(groups))
     return kind(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
 
 
 def _sgd(recipe: Recipe, groups: list[Group]) -> Optimizer:
-    # One call for all parameters and the same sums: 0.17 -> 0.08 ms a step of mlp on two CPU threads.
+    # One call for all parameters takes 0.08 instead of 0.17 ms a step of mlp on two CPU threads, with the same values.
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
                            foreach=True)
 
@@ -50,17 +50,17 @@ OPTIMIZERS: dict[str, Callable[[Recipe, list[Group]], Optimizer]] = {
     "adamw": partial(_adam, torch.optim.AdamW),
     "sgd": _sgd,
 }
-NEARLY = 1e-9  # a milestone at a whole number of steps is met there in spite of rounding
+NEARLY = 1e-9  # tolerance, so that rounding does not move a milestone to the next step
 
 
 def _in_steps(recipe: Recipe, place: int, count: int) -> float:
-    """Return the factor of the rate that has fallen at each milestone so far."""
+    """Return the factor of the learning rate after the milestones that have been passed."""
     share = place / count
     passed = sum(share >= milestone - NEARLY for milestone in recipe.milestones)
     return float((recipe.decay or DECAY) ** passed)
 
 
-# Recipe, which of the steps or epochs behind the warm-up it is (from 0), how many there are -> factor of the rate.
+# (recipe, index of the step or epoch after the warm-up, number of these steps or epochs) -> factor of the learning rate
 SCHEDULES: dict[str, Callable[[Recipe, int, int], float]] = {
     "constant": lambda _, __, ___: 1.0,
     "cosine": lambda _, place, count: (1 + math.cos(math.pi * (place / count))) / 2,
@@ -72,13 +72,13 @@ SCHEDULES: dict[str, Callable[[Recipe, int, int], float]] = {
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], members: int = 1,
                    rates: Sequence[float] = ()) -> Optimizer:
-    """Return the recipe's optimizer over parameters; before each step it clips gradients, if the recipe says so.
+    """Return the recipe's optimizer for parameters; it clips gradients before each step if `max_grad_norm` is set.
 
     Args:
-        recipe: what names the optimizer and its options.
-        parameters: what is trained; of a stack, [S, ...] each.
-        members: S, how many trials are stacked in the parameters.
-        rates: what multiplies the learning rate of each parameter, sorted by value; none: 1.
+        recipe: names the optimizer and its options.
+        parameters: the parameters to train; in a stack, each is [S, ...].
+        members: S, the number of trials that are stacked in the parameters.
+        rates: the factor of the learning rate for each parameter, in sorted order; by default 1 for all.
 
     Raises:
         ValueError: there is no parameter.
@@ -101,11 +101,11 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter], members: 
 
 
 def rates_of(strategy: Strategy, names: Iterable[str], recipe: Recipe) -> dict[str, float]:
-    """Return what multiplies the recipe's learning rate for each named parameter, sorted by it.
+    """Return the factor of the recipe's learning rate for each named parameter, sorted by the factor.
 
     Raises:
-        PluginError: `strategy.learning_rates` has a multiplier that is not above 0.
-        SpecError: the recipe has a rate for the heads, and the strategy cannot follow it (`require_head_rate`).
+        PluginError: `strategy.learning_rates` has a factor that is not above 0.
+        SpecError: the recipe has a learning rate for the heads that the strategy cannot use (`require_head_rate`).
     """
     names = list(names)
     patterns = strategy.learning_rates()
@@ -147,11 +147,11 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def clip_gradients(gradients: Iterable[Tensor | None], limit: float, members: int = 1) -> None:
     """Scale gradients, in place, so that their norm over all parameters is at most `limit`.
 
-    The norm is Euclidean, as in `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013). Of a stack, whose gradients are
-    [S, ...], each member has a norm of its own.
+    The norm is Euclidean, as in `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013). In a stack, where gradients are
+    [S, ...], the gradients of each member have a norm of their own.
     """
     present = [gradient for gradient in gradients if gradient is not None]
-    # `reshape`, since gradients of convolutions are channels-last; of those it makes a copy.
+    # `reshape` and not `view`, because gradients of convolutions are channels-last; these are copied.
     norms = torch.stack([torch.linalg.vector_norm(gradient.reshape(members, -1), dim=1) for gradient in present])
     factors = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     for gradient in present:
@@ -160,10 +160,10 @@ def clip_gradients(gradients: Iterable[Tensor | None], limit: float, members: in
 
 
 def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int = 1) -> LRScheduler | None:
-    """Return the recipe's schedule over the steps of a phase, None where the rate is constant.
+    """Return the recipe's schedule over the steps of a phase; None if the learning rate is constant.
 
-    With a warm-up the rate rises linearly in the first steps, to its whole at the end of them. `epoch` is the number of
-    steps of a pass over the samples; a schedule by epochs changes the rate after so many.
+    During a warm-up, the rate rises linearly to its full value. `epoch` is the number of steps in a pass over the
+    samples; a schedule by epochs changes the rate only after each pass.
     """
     each = epoch if recipe.schedule_by == "epoch" else 1
     warmup = round(recipe.warmup_ratio * steps)
@@ -171,7 +171,7 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int =
         if recipe.schedule == "constant":
             return None
         if recipe.schedule == "cosine" and each == 1:
-            # torch's own, by recursion: what records without a warm-up were made with
+            # torch's recursive implementation, because existing records without a warm-up were made with it
             return CosineAnnealingLR(optimizer, T_max=steps)
     after, count = partial(SCHEDULES[recipe.schedule], recipe), math.ceil(max(steps - warmup, 1) / each)
     return LambdaLR(optimizer, lambda step: (step + 1) / (warmup + 1) if step < warmup
@@ -179,7 +179,7 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int =
 
 
 def guarded_heads(strategy: Strategy, trained: Mapping[str, nn.Parameter], recipe: Recipe) -> list[nn.Parameter]:
-    """Return the trained parameters with a row for each output, if the recipe says that idle rows stay as they are."""
+    """Return the trained head parameters with a row for each output; none unless `head_decay` is `learning`."""
     if recipe.head_decay == "all":
         return []
     rows = {name: len(p) for name, p in strategy.named_parameters() if p.dim()}
@@ -189,11 +189,11 @@ def guarded_heads(strategy: Strategy, trained: Mapping[str, nn.Parameter], recip
 
 @contextmanager
 def keep_idle_rows(heads: Sequence[nn.Parameter], row_dim: int) -> Iterator[None]:
-    """Inside the block an optimizer takes a step; then the rows whose gradient is 0 are as before.
+    """Restore the rows of heads whose gradient is 0, after the optimizer step that is taken inside the block.
 
     Args:
-        heads: parameters with gradients, [C, ...], or of a stack [S, C, ...].
-        row_dim: dimension of the rows, 0 or of a stack 1.
+        heads: parameters with gradients, [C, ...]; in a stack [S, C, ...].
+        row_dim: dimension of the rows, 0; in a stack 1.
     """
     before = [(parameter, learning_rows(parameter, row_dim), parameter.detach().clone()) for parameter in heads]
     yield
@@ -203,7 +203,7 @@ def keep_idle_rows(heads: Sequence[nn.Parameter], row_dim: int) -> Iterator[None
 
 
 def learning_rows(parameter: nn.Parameter, row_dim: int) -> Tensor:
-    """Return which rows a gradient reaches, as a mask that broadcasts over the parameter."""
+    """Return a mask of the rows whose gradient is not 0; it broadcasts over the parameter."""
     if parameter.grad is None:
         return torch.zeros_like(parameter, dtype=torch.bool)
     reached = parameter.grad != 0

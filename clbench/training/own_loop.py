@@ -1,4 +1,4 @@
-"""Training by a strategy's own loop (`Strategy.fit`), from another library, say."""
+"""Training with a strategy's own loop (`Strategy.fit`), for example from another library."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from clbench.training.sampling import BatchSampler
 
 
 def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, callback: Callback) -> TaskResult:
-    """Let a strategy spend the budget of a task by its own loop.
+    """Train a strategy on a task with its own training loop.
 
     Raises:
-        SpecError: the recipe has something that only clbench's loop does.
+        SpecError: the recipe or the augmentation needs something that only clbench's loop can do.
     """
     strategy, augment = replica.strategy, replica.stream.augment
     if recipe.head_lr is not None:

@@ -1,9 +1,9 @@
-"""How a loss is computed: compiled or not, in float32, bfloat16 or TensorFloat-32, and with which attention.
+"""Numerical precision, compilation and attention of losses and predictions.
 
-`scaled_dot_product_attention` has no batching rule on a CPU, where `vmap` falls back to a loop over members and
-samples. `FoldedAttention` replaces it by a function with such a rule, without a change to the model: it calls the
-original on [S * N, heads, L, d] for [S, N, heads, L, d]. Gradients of attention over few tokens are
-slow in bfloat16 on a CPU, so these are computed in float32.
+On a CPU, `scaled_dot_product_attention` has no batching rule, and `vmap` falls back to a loop over members and samples.
+`FoldedAttention` replaces it by a function with such a rule, without a change to the model. The rule reshapes
+[S, N, heads, L, d] to [S * N, heads, L, d] and calls the original function. Also on a CPU, gradients of attention over
+few tokens are slow in bfloat16, so they are computed in float32.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from clbench.core.errors import SpecError, message_of
 from clbench.core.torch_private import inside_vmap, storage_id, write_count
 from clbench.experiment.recipe import Recipe
 
-SHORT = 128  # tokens; up to here bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
-KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # other arguments: as torch does it
+SHORT = 128  # tokens, up to which bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
+KNOWN = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}  # calls with others are left to torch
 
 
 class FoldedAttention(TorchFunctionMode):
-    """A context in which attention on tensors of a `vmap` runs on all members at once; `calls` counts them."""
+    """Context in which attention inside `vmap` runs on all members at once; `calls` counts these calls."""
 
     def __init__(self) -> None:
         """Start counting calls."""
@@ -35,7 +35,7 @@ class FoldedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
                            kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Call a function of torch; attention of stacked members is folded into the batch."""
+        """Call a torch function; in attention, fold the dimension of the members into the batch."""
         kwargs = kwargs or {}
         if (func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.keys() <= KNOWN
                 and not kwargs.get("dropout_p") and any(map(inside_vmap, args))):
@@ -47,7 +47,7 @@ class FoldedAttention(TorchFunctionMode):
 
 
 def with_all_heads(qkv: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values with keys and values of each head, if groups of heads share them (enable_gqa)."""
+    """Return queries, keys and values; if groups of heads share keys and values (enable_gqa), repeat them per head."""
     q, k, v = qkv
     if kwargs.get("enable_gqa"):
         k, v = (part.repeat_interleave(q.shape[-3] // part.shape[-3], -3) for part in (k, v))
@@ -55,21 +55,21 @@ def with_all_heads(qkv: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tenso
 
 
 class _Folded(torch.autograd.Function):
-    """Attention with a rule for vmap; gradients are those of the function that the rule calls."""
+    """Attention with a rule for vmap; the function that the rule calls computes the gradients."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
-        """Return the attention of tensors that are not stacked (any more)."""
+        """Return the attention of tensors that are not stacked."""
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep nothing: what the rule calls has gradients of its own."""
+        """Save nothing, because the function that the rule calls has gradients of its own."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
              is_causal: bool, scale: float | None) -> tuple[Tensor, int]:
-        """Fold the members into the batch, and unfold what comes out."""
+        """Fold the dimension of the members into the batch, compute attention, and unfold the result."""
         size = info.batch_size
 
         def folded(tensor: Tensor, dim: int | None) -> Tensor:
@@ -77,7 +77,7 @@ class _Folded(torch.autograd.Function):
             return stacked.flatten(0, 1)
 
         q, k, v = folded(q, in_dims[0]), folded(k, in_dims[1]), folded(v, in_dims[2])
-        if mask is not None:  # [..., L, L] of a member, which may leave out what it is the same for
+        if mask is not None:  # [..., L, L] for each member; leading dimensions may be missing, as in broadcasting
             mask = mask.expand(size, *mask.shape) if in_dims[3] is None else mask.movedim(in_dims[3], 0)
             mask = mask.reshape(size, *[1] * (q.dim() - mask.dim() + 1), *mask.shape[1:])
             mask = mask.expand(size, len(q) // size, *mask.shape[2:]).flatten(0, 1)
@@ -86,7 +86,7 @@ class _Folded(torch.autograd.Function):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
-    """Return attention of [..., tokens, width]; under autocast on a CPU over few tokens, if it learns, in float32."""
+    """Return attention of [..., tokens, width]; with CPU autocast, gradients and few tokens, compute it in float32."""
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if (not learns or max(q.shape[-2], k.shape[-2]) > SHORT or q.device.type != "cpu"
             or not torch.is_autocast_enabled("cpu")):
@@ -99,37 +99,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
 
 
 Loss = Callable[..., Tensor]
-MANY = 2**20  # parameters; to look at every call of torch costs more than is saved with fewer
+MANY = 2**20  # parameters; with fewer, intercepting every torch call takes more time than it saves
 PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d,
             F.conv_transpose3d}
 SHOWN = 200  # characters of the compiler's errors, which can be pages long
 
 
 class Compiler:
-    """Compiles the loss of each phase. If one cannot be compiled, it runs as it is, and `notes` has the reason."""
+    """Compiles the loss of each phase. A loss that cannot be compiled runs uncompiled, and `notes` has the reason."""
 
     def __init__(self, device: torch.device, backend: str = "inductor") -> None:
-        """Compile for a device; other backends of `torch.compile` than its default are for tests."""
+        """Compile for a device. `backend` is that of `torch.compile`; only tests use another one than the default."""
         self.graphs = device.type == "cuda"
         self.backend = backend
         self.notes: list[str] = []
 
     def probe(self) -> None:
-        """Compile something tiny, which also imports what takes seconds.
+        """Compile a tiny function, to test the compiler and to import it, which takes seconds.
 
         Raises:
-            SpecError: there is no compiler for the device here.
+            SpecError: this machine has no working compiler for the device.
         """
         try:
             self._compiled(torch.sin)(torch.zeros(2, device="cuda" if self.graphs else "cpu"))
-        except Exception as error:  # the compiler's errors have no base of their own
+        except Exception as error:  # the compiler's errors have no common base class
             raise SpecError(f"--compile does not work here ({_summary(error)}); it needs a C++ compiler such as g++ "
                             "on a CPU, Triton and a C compiler on CUDA") from error
 
     def __call__(self, loss: Loss) -> Loss:
         """Return a loss that is compiled when it is first called, and again for batches of other sizes."""
-        # What was compiled for a phase that is over serves no more: parameters have come or are frozen now. Left there,
-        # it would count towards the limit of recompilations, and a model that grows would reach it.
+        # Code compiled for earlier phases is of no use, because parameters have been added or frozen since. It would
+        # still count towards the limit of recompilations, which a growing model would reach.
         torch.compiler.reset()
         compiled: Loss | None = self._compiled(loss)
 
@@ -143,8 +143,8 @@ class Compiler:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 return compiled(*args).clone()  # the next replay overwrites the original
             except torch.OutOfMemoryError:
-                raise  # smaller stacks are tried then
-            except Exception as error:  # the compiler's, or the loss's own, which then comes again
+                raise  # the trial runner then tries smaller stacks
+            except Exception as error:  # from the compiler, or from the loss, which then fails again uncompiled
                 compiled = None
                 note = f"not compiled, ran as it is: {_summary(error)}"
                 if note not in self.notes:
@@ -169,14 +169,15 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
             stacked: bool = False) -> AbstractContextManager[object]:
     """Return the context for losses in training and for predictions; it may be entered many times.
 
-    With bf16 matrix products and convolutions run in bfloat16; weights, optimizer and losses stay float32. So does all
-    that strategies compute outside their loss: squares of small gradients and sums over a task would lose most there.
+    With bf16, matrix products and convolutions run in bfloat16; weights, optimizer and losses stay float32. So do the
+    computations of strategies outside their loss, because squares of small gradients and sums over a task would lose
+    too much precision.
 
     Args:
-        recipe: whose precision it is.
-        device: where the products run.
-        module: what is run, if it is not compiled: large ones may then be run in a faster way.
-        stacked: whether it runs in `torch.func.vmap`.
+        recipe: the recipe that sets the precision.
+        device: the device of the computation.
+        module: the module that runs, None if it is compiled. Large uncompiled modules use the faster `Bfloat16`.
+        stacked: whether it runs under `torch.func.vmap`.
     """
     if recipe.precision != "bf16":
         return nullcontext()
@@ -189,22 +190,22 @@ class Bfloat16(TorchFunctionMode):
     """Autocast to bfloat16 with three differences.
 
     - Frozen weights are rounded once. Autocast rounds them again in every product: 22 million values of a ViT-S in each
-      step, 8 % of its time. The values are the same. What changes a weight is noticed by torch's count of changes and
-      by its storage.
-    - Inside `torch.func.vmap` autocast leaves convolutions on a CPU and the biases of linear layers in float32, and so
-      all that follows them: here they are rounded there too.
-    - On a CPU attention over few tokens that has gradients is computed in float32, and its result is rounded: torch
-      takes up to 2.5 times as long for them in bfloat16.
+      step, 8 % of its time. The values are the same. A weight is rounded again if torch's count of writes or its
+      storage has changed.
+    - Inside `torch.func.vmap`, autocast leaves convolutions on a CPU and the biases of linear layers in float32, and
+      therefore everything that follows them. This class rounds their inputs there, too.
+    - On a CPU, attention over few tokens with gradients is computed in float32, and its result is rounded. In bfloat16,
+      torch takes up to 2.5 times as long for its gradients.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Begin with no copy."""
+        """Start without rounded weights."""
         super().__init__()
         self.autocast = torch.autocast(device.type, torch.bfloat16)
         self.copies: dict[int, Rounded] = {}
 
     def __enter__(self) -> Bfloat16:
-        """Begin autocast."""
+        """Start autocast."""
         self.autocast.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -215,7 +216,7 @@ class Bfloat16(TorchFunctionMode):
         self.autocast.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Round what goes into a product, if autocast would do so only now, or not at all."""
+        """Call a torch function; in a product, first round the inputs that autocast would round late or not at all."""
         kwargs = kwargs or {}
         if func in PRODUCTS and type(args[0]) is Tensor:
             args = [self.rounded(a) if isinstance(a, Tensor) else a for a in args]
@@ -225,7 +226,7 @@ class Bfloat16(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def rounded(self, tensor: Tensor) -> Tensor:
-        """Return a tensor in bfloat16, but a parameter that learns as it is: autocast keeps its copy for the step."""
+        """Return a float32 tensor in bfloat16; a trained parameter stays as it is, because autocast caches its copy."""
         if tensor.dtype != torch.float32:
             return tensor
         if type(tensor) is not nn.Parameter:
@@ -239,15 +240,15 @@ class Bfloat16(TorchFunctionMode):
 
 
 class Rounded(NamedTuple):
-    """A frozen weight, how often it had been changed, its values then, and these in bfloat16."""
+    """A frozen weight, its write count and its values when it was rounded, and its copy in bfloat16."""
 
-    weight: nn.Parameter  # kept, so that no other gets its id
+    weight: nn.Parameter  # a reference, so that no other object gets its id
     version: int
     values: Tensor
     copy: Tensor
 
     def current(self) -> bool:
-        """Return whether the weight has these values still; to ask for its address would end the sharing of memory."""
+        """Return whether the weight still has these values, without reading its address, which would end sharing."""
         return write_count(self.weight) == self.version and storage_id(self.values) == storage_id(self.weight)
 
 

@@ -1,9 +1,9 @@
-"""Test predictions that are computed once: of final parts, and from the outputs of frozen first blocks.
+"""Cache of test predictions: outputs of final parts and of frozen first blocks are computed once.
 
-What may be cached is declared, and each evaluation tests the declaration, as in training (`clbench.training.cache`).
-Outputs are stored for the batches in which they were computed, so that a batch that is computed again is the same bit
-for bit. Frozen blocks, and the model that answers for tasks that are not learned yet, may change between evaluations:
-what was stored for them is then dropped.
+As in training (`clbench.training.cache`), methods declare what may be cached, and each evaluation tests the
+declarations. Outputs are stored in the batches in which they were computed, so that a batch that is computed again is
+equal bit for bit. Frozen blocks may change between evaluations, and so may the starting model, which predicts for tasks
+that are not learned yet. Their stored outputs are then dropped.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from clbench.strategy.base import Prediction, Strategy, declares, overrides
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.cache import enabled, frozen_blocks, identical, misuse, starting_at
 
-BYTES = 2**28  # of the outputs of one trial
-BATCHES = 8  # into which samples are divided at least, so that computing one of them again costs little
-SMALLEST = 32  # samples in such a batch
+BYTES = 2**28  # limit of the stored outputs of one trial
+BATCHES = 8  # smallest number of batches of the samples, so that computing one batch again costs little
+SMALLEST = 32  # samples in a batch, even if this makes fewer batches than `BATCHES`
 Batches = Iterator[tuple[Prediction, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """How predictions follow from outputs that may be cached.
+    """How to compute predictions from outputs that may be cached.
 
     Args:
-        parts: what computes each output from inputs [N, ...], by name.
-        predict: what makes a prediction of them.
-        final: whether the outputs may never change.
+        parts: functions that compute an output from inputs [N, ...], by name.
+        predict: a function that computes a prediction from the outputs of all parts.
+        final: whether the method declares that the outputs never change.
     """
 
     parts: Mapping[str, Callable[[Tensor], Tensor]]
@@ -47,27 +47,27 @@ class Source:
 
 @dataclass
 class PredictionCache:
-    """Outputs of one trial's strategy for its test samples.
+    """Cached outputs of one trial's strategy for its test samples.
 
     Args:
-        seed: of the trial.
+        seed: the seed of the trial, which selects the batches to test.
         everything: whether every batch is computed again and compared.
     """
 
     seed: int = 0
     everything: bool = False
     evaluations: int = 0
-    stored: dict[tuple[int | None, str], list[Tensor]] = field(default_factory=dict)  # by given task and part
-    scores: dict[tuple[int, bool], list[dict[str, Tensor]]] = field(default_factory=dict)  # by given task, of its part
+    stored: dict[tuple[int | None, str], list[Tensor]] = field(default_factory=dict)  # by given task and part's name
+    scores: dict[tuple[int, bool], list[dict[str, Tensor]]] = field(default_factory=dict)  # by (task, is it learned)
 
     def final_scores(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> dict[str, Tensor] | None:
-        """Return the scores [N] by metric of a task's samples, which are computed once; None if they may change.
+        """Return the scores [N] of a task's samples by metric, computed only once; None if they may not be cached.
 
-        They are of a learned task's final part, or of the starting model, which may change between evaluations. One
-        batch, chosen by the seed, is computed again.
+        The scores are those of a learned task's final part, or of the starting model, which may change between
+        evaluations. One batch, which the seed selects, is computed again.
 
         Raises:
-            PluginError: it has other scores than before.
+            PluginError: the final part gives other scores than before.
         """
         if (given is None or not isinstance(strategy, PerTaskStrategy) or not declares(strategy, "parts_final")
                 or overrides(strategy, "predict", PerTaskStrategy) or not enabled()):
@@ -82,7 +82,7 @@ class PredictionCache:
             known = self.scores[key] = again
         for before, now in zip(known[first:], again, strict=False):
             if any(not identical(before[name], now[name]) for name in now):
-                if not key[1]:  # of the starting model, which the first task may have trained
+                if not key[1]:  # the first task may have trained the starting model
                     del self.scores[key]
                     return self.final_scores(strategy, tests, size, given)
                 raise PluginError(f"{type(strategy).__name__} declares parts_final, but task {given + 1} has other "
@@ -90,10 +90,10 @@ class PredictionCache:
         return {name: torch.cat([scores[name] for scores in known]) for name in known[0]}
 
     def predictions(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
-        """Yield what `predictions` does.
+        """Yield the same as the function `predictions`, from cached outputs if possible.
 
         Raises:
-            PluginError: a final part answers otherwise than before, or the strategy uses its inputs in another way
+            PluginError: a final part gives other outputs than before, or the strategy uses its inputs in other ways
                 than it declares.
         """
         samples = len(tests.y) if given is None else tests.sizes[given]
@@ -105,7 +105,7 @@ class PredictionCache:
             return
         size = smaller
         for key in [key for key in self.stored if key[0] == given and key[1] not in source.parts]:
-            del self.stored[key]  # of the starting model, or of another number of blocks
+            del self.stored[key]  # from the starting model, or from another number of blocks
         if self.everything or self._is_chosen(strategy, given):
             known = max(len(self.stored.get((given, name), ())) for name in source.parts)
             chosen = seeds.derive(self.seed, "cache", self.evaluations) % (known or batches)
@@ -120,10 +120,10 @@ class PredictionCache:
             yield source.predict(outputs), y, tasks
 
     def _is_chosen(self, strategy: Strategy, given: int | None) -> bool:
-        """Return whether a batch of a task is computed again in this evaluation.
+        """Return whether a batch of this task is computed again in this evaluation.
 
-        It is the first task for frozen blocks and for the starting model, which all tasks share, so that what has
-        changed is known before it is used. Of final parts one is chosen by the seed.
+        All tasks share the frozen blocks and the starting model, so these are tested with the first task that uses
+        them. A change is then found before a stale output is used. Of the final parts, the seed selects one.
         """
         learned = strategy.learned if isinstance(strategy, PerTaskStrategy) else 0
         if given is None or given >= learned:
@@ -131,7 +131,7 @@ class PredictionCache:
         return given == seeds.derive(self.seed, "part", self.evaluations) % learned
 
     def _source(self, strategy: Strategy, given: int | None) -> Source | None:
-        """Return how predictions for a task's samples (None: of any) are computed, None if nothing may be cached."""
+        """Return the source of predictions for a given task (None: not given), or None if nothing may be cached."""
         if isinstance(strategy, PerTaskStrategy):
             if (not declares(strategy, "parts_final") or overrides(strategy, "predict", PerTaskStrategy)
                     or (given is None and not strategy.learned)):
@@ -159,7 +159,7 @@ class PredictionCache:
 
     def _verify(self, strategy: Strategy, source: Source, tests: Tests, size: int, given: int | None,
                 number: int) -> None:
-        """Compute a batch again and compare it with what is stored; drop what may have changed and has."""
+        """Compute a batch again and compare it with the stored outputs; drop changed outputs that are not final."""
         x, _, _ = next(tests.batches(size, given, number))
         outputs = []
         for name, compute in source.parts.items():
@@ -171,7 +171,7 @@ class PredictionCache:
                                       "than after an earlier task; set parts_final = False in "
                                       f"{type(strategy).__name__}")
                 for key in [key for key in self.stored if key[1] == name]:
-                    del self.stored[key]  # of all tasks, which share it
+                    del self.stored[key]  # for all tasks, because they share this part
         if not isinstance(strategy, PerTaskStrategy):
             try:
                 prediction = source.predict(outputs)
@@ -182,7 +182,7 @@ class PredictionCache:
 
     def _output(self, key: tuple[int | None, str], compute: Callable[[Tensor], Tensor], number: int, x: Tensor
                 ) -> Tensor:
-        """Return an output for a batch: the one that is stored, or a new one, which is stored if there is room."""
+        """Return the stored output for a batch; if there is none, compute it, and store it if there is room."""
         known = self.stored.setdefault(key, [])
         if number < len(known):
             return known[number]
@@ -194,9 +194,9 @@ class PredictionCache:
 
 
 def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None, first: int = 0) -> Batches:
-    """Yield predictions, labels and task indices of a task's test samples, or of all (None), in batches of a size.
+    """Yield predictions, labels and task indices in batches, for the samples of a given task or of all tasks (None).
 
-    The strategy is in eval mode, without gradients. `first` is the number of the batch to begin with.
+    The strategy must be in eval mode, without gradients. `first` is the number of the batch to begin with.
     """
     for x, y, tasks in tests.batches(size, given, first):
         yield strategy.predict(x, given), y, tasks

@@ -1,4 +1,4 @@
-"""A replica: one trial's strategy, the stream it learns, what is known of it so far, and the results of its tasks."""
+"""Replica: one trial in training, with its strategy, its stream and its results so far."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ TENTH = 10
 
 
 def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
-    """Let parameters that all strategies have alike lie in memory once, and return their names.
+    """Store parameters that are equal in all strategies once in memory, and return their names.
 
-    Each strategy keeps a tensor of its own, which is copied when it is first written to, so none can change another's.
+    Each strategy still has its own tensor, which is copied when it is first written to. So a write never changes
+    another strategy.
 
     Args:
-        strategies: with the same structure.
-        frozen: whether only those that require no gradient are looked at.
+        strategies: strategies with the same structure.
+        frozen: whether to share only parameters that do not require a gradient.
     """
     first, *others = [dict(strategy.named_parameters()) for strategy in strategies]
     names = [name for name, parameter in first.items() if not (frozen and parameter.requires_grad)
@@ -54,9 +55,9 @@ def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str
 
 
 def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
-    """Return the values [S] of the members' `Scalar` options, of those in which they differ.
+    """Return the values [S] of the `Scalar` options that differ between the members of a stack, by name.
 
-    Float32 as the arithmetic is; what they agree on stays a number.
+    The values are float32, like the computation. Options that are equal in all members are left out and stay numbers.
     """
     values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
     return {name: torch.tensor(of, dtype=torch.float32, device=members[0].class_mask.device)
@@ -67,23 +68,23 @@ def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
 class TaskResult:
     """The result of training one replica on one task."""
 
-    steps: int  # of the phases, and once the task is learned also those taken in `after_task`
-    trainable: int = 0  # numbers that the strategy trains, in the phase that has most
+    steps: int  # optimizer steps of all phases; the loop adds those taken in `after_task`
+    trainable: int = 0  # numbers that the strategy trains, in the phase with the most
     diverged: DivergedError | None = None
-    last_losses: tuple[float, ...] = ()  # of the last two tenths of its steps: see `last_tenths`
+    last_losses: tuple[float, ...] = ()  # mean losses of the last two tenths of the steps, see `last_tenths`
 
 
 @dataclass
 class Replica:
-    """One trial in training. Replicas that differ in seed and `Scalar` options only can train together.
+    """One trial in training. Replicas that differ only in seed and `Scalar` options can train together as a stack.
 
     Args:
-        strategy: what learns.
-        stream: what it learns.
-        seed: of the trial.
-        planned: the trial; None where no record is made.
+        strategy: the strategy that is trained.
+        stream: the stream that it learns.
+        seed: the seed of the trial.
+        planned: the trial as planned; None if no record is made.
 
-    The other fields are those of the record, and grow task by task.
+    Most other fields become fields of the record and grow with each task.
     """
 
     strategy: Strategy
@@ -92,22 +93,22 @@ class Replica:
     planned: PlannedTrial | None = None
     notes: list[str] = field(default_factory=list)
     R: list[list[float]] = field(default_factory=list)
-    scores: dict[str, list[list[float]]] = field(default_factory=dict)  # of further metrics, in the shape of R
+    scores: dict[str, list[list[float]]] = field(default_factory=dict)  # values of further metrics, in the shape of R
     task_inference: list[list[float]] = field(default_factory=list)
     last_losses: list[list[float]] = field(default_factory=list)
     costs: Costs = field(default_factory=Costs)
     timings: Timings = field(default_factory=Timings)
-    curve: Curve | None = None  # where its accuracy while learning is asked for
+    curve: Curve | None = None  # accuracy during training, if requested
     errors: list[ErrorCounts] = field(default_factory=list)
     probe: Probe | None = None
-    items: ItemResults | None = None  # of the last row
-    item_scores: ItemScores | None = None  # likewise, without classes
+    items: ItemResults | None = None  # which test samples the last row of R answers correctly
+    item_scores: ItemScores | None = None  # scores of single test items in the last row, if there are no classes
     general: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     general_files: dict[str, str] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
     failure: Failure | None = None
-    started: datetime.datetime | None = None  # by an earlier process, if the trial resumes from a checkpoint
-    optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # from a checkpoint
+    started: datetime.datetime | None = None  # start of the trial, if a checkpoint was written or loaded
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # loaded from a checkpoint
 
     @classmethod
     def of(cls, planned: PlannedTrial, strategy: Strategy, stream: Stream, notes: Sequence[str] = ()) -> Replica:
@@ -116,23 +117,23 @@ class Replica:
 
     @property
     def trial(self) -> Trial:
-        """Return the trial; there is one."""
+        """Return the trial; `planned` must be set."""
         assert self.planned is not None
         return self.planned.trial
 
     @property
     def learned(self) -> int:
-        """Return how many tasks are learned and evaluated."""
+        """Return the number of tasks that are learned and evaluated."""
         return max(len(self.R) - 1, 0)
 
     @property
     def progress(self) -> Progress:
-        """Return how far the trial has come."""
+        """Return the progress of the trial: the number of learned tasks and the mean accuracy on them."""
         accuracy = sum(self.R[-1][:self.learned]) / self.learned if self.learned else None
         return Progress(self.trial.key, self.learned, len(self.stream.tasks), accuracy)
 
     def add_result(self, result: TaskResult, training: Clock, other: Clock) -> None:
-        """Add what it took to learn a task: seconds of the steps, and of what comes before and after them."""
+        """Add the result of a task, the time of its steps (`training`), and the time around them (`other`)."""
         self.costs.trainable.append(result.trainable)
         self.costs.steps.append(result.steps)
         self.last_losses.append(list(result.last_losses))
@@ -145,18 +146,18 @@ class Replica:
         self.timings.consolidate_cpu.append(other.cpu)
 
     def add_footprint(self, footprint: Footprint) -> None:
-        """Add what is stored after one more task to the costs."""
+        """Add the storage after one more task to the costs."""
         self.costs.parameters.append(footprint.parameters)
         self.costs.bytes.append(footprint.bytes)
         self.costs.replay_samples.append(footprint.replay_samples)
 
     def add_note(self, note: str) -> None:
-        """Add a note, once."""
+        """Add a note, unless the replica already has it."""
         if note not in self.notes:
             self.notes.append(note)
 
     def task(self, index: int) -> Task:
-        """Return a task as the strategy sees it; if boundaries are hidden, the one task that the stream is."""
+        """Return a task as the strategy sees it; if boundaries are hidden, the whole stream is one task."""
         if self.stream.hidden:
             return Task(0, tuple(range(self.stream.classes)), UNSEEN)
         known = self.stream.tasks[index]
@@ -165,8 +166,8 @@ class Replica:
     def begin(self, index: int) -> Task:
         """Activate the outputs of a task, call `before_task`, and return the task.
 
-        If boundaries are hidden, it begins once, and outputs become active with their first samples
-        (`clbench.training.stream_loop`) unless all tasks share them.
+        If boundaries are hidden, this happens only once, for the first task. Outputs then become active with their
+        first samples (`clbench.training.stream_loop`), or at once if all tasks share them.
         """
         rules, task = scenario_rules(self.strategy.stream_info.scenario), self.task(index)
         if self.stream.hidden and index:
@@ -185,15 +186,15 @@ class Replica:
         return seeds.scope(self.seed, "training", index)
 
     def finish(self, task: Task) -> None:
-        """Call `after_task`, seeded."""
+        """Call `after_task` with seeded global generators."""
         self.strategy.extra_steps = 0
         with seeds.scope(self.seed, "consolidation", task.index):
             self.strategy.after_task(task)
 
     def retrace(self, learned: int, recipe: Recipe) -> None:
-        """Give a new strategy the structure that it has after some tasks of a recipe, without training it.
+        """Give a new strategy the structure that it has after `learned` tasks, without training it.
 
-        What it remembers is loaded afterwards, from a checkpoint.
+        `before_task` and `before_phase` are called as in training. The tensors are loaded afterwards, from a snapshot.
         """
         for index in range(1 if self.stream.hidden else learned):
             task = self.begin(index)
@@ -215,7 +216,7 @@ def begin_phase(strategy: Strategy, task: Task, phase: PhaseSpec) -> None:
 
 
 def diverged(losses: Tensor, task: int) -> DivergedError | None:
-    """Return the error for the first loss of a task [steps] that is NaN or infinite, None where all are finite."""
+    """Return an error for the first NaN or infinite loss of a task [steps], or None if all losses are finite."""
     finite = torch.isfinite(losses)
     if bool(finite.all()):
         return None
@@ -224,22 +225,21 @@ def diverged(losses: Tensor, task: int) -> DivergedError | None:
 
 
 def on_host(losses: Tensor) -> Tensor:
-    """Return a task's losses where they can be looked at: the one wait for the device that they cost."""
+    """Return the losses of a task on the CPU; this waits for the device once instead of in each step."""
     return losses.detach().cpu()
 
 
 def last_tenths(losses: Tensor, steps: int) -> tuple[float, ...]:
-    """Return the mean loss over the tenth of a phase's steps before the last tenth, and over the last tenth.
+    """Return the mean losses of the second-to-last and the last tenth of the steps of a task's last phase.
 
-    A tenth is one step at least; a phase of a single step has no two of them. Phases are apart because each may have a
-    loss of its own.
+    A tenth is at least one step. Only one phase counts, because each phase may have its own loss.
 
     Args:
-        losses: of all steps that a task took, in their order [steps].
-        steps: how many of them, at its end, are the last phase's.
+        losses: the losses of all steps of the task, in order [steps].
+        steps: the number of steps of the last phase.
 
     Returns:
-        The two means; nothing where there are no two tenths, or a loss is not finite.
+        The two means. Empty if there are too few steps for two tenths, or if a loss is not finite.
     """
     part = max(1, steps // TENTH)
     if steps < 2 * part or len(losses) < 2 * part:

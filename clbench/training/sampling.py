@@ -27,21 +27,21 @@ Around = Callable[[Batch | None], AbstractContextManager[object]]
 
 
 class BatchSampler:
-    """Draws batches from a task's samples: a permutation per pass; the last batch of a pass may be smaller.
+    """Draws batches from a task's samples, in a new order for each pass; the last batch of a pass may be smaller.
 
-    With `repeats`, each batch is given so many times. Random numbers come from axes of the seed, so that they are the
-    same for every method:
+    With `repeats`, each batch is drawn so many times in a row. Random numbers come from named axes of the trial's seed,
+    so that they are the same for every method:
 
     - the order: ("data", task);
     - augmentation of new samples: ("augmentation", task);
     - augmentation of replayed samples: ("augmentation of replay", task).
 
-    If a phase has samples of its own, its number follows the task in each axis.
+    If the samples belong to a single phase, the number of the phase follows the task in each axis.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int, task: int,
                  augment: Augmentation | None = None, phase: int | None = None, repeats: int | None = None) -> None:
-        """Begin the first pass; `phase` is that of the samples if they are not the task's."""
+        """Start before the first pass; `phase` is set if the samples belong to that phase alone."""
         axes = (task,) if phase is None else (task, phase)
         self.samples = samples
         self.batch_size = batch_size
@@ -52,11 +52,11 @@ class BatchSampler:
                       seeds.generator(seed, "augmentation of replay", *axes))
         self.repeats = repeats or 1
         self.passes = 0
-        self.fresh = True  # whether the last batch was not a repeated one
+        self.fresh = True  # whether the latest batch is not a repetition
         self.left: list[Tensor] = []
 
     def following(self, device: torch.device) -> Tensor:
-        """Return the indices of the next batch, int64 [N]; `device` is where those of a new pass go."""
+        """Return the indices of the next batch, int64 [N]; if a new pass begins, its indices are put on `device`."""
         if not self.left:
             order = send(torch.randperm(self.samples, generator=self.generator), device)
             batches = reversed(torch.split(order, self.batch_size))
@@ -74,14 +74,14 @@ class BatchSampler:
                      frozen=part.frozen)
 
     def augmented(self, x: Tensor, replayed: bool) -> Tensor:
-        """Return raw images [N, C, H, W], augmented by the next draws for new samples or for replayed ones."""
+        """Return augmented raw images [N, C, H, W]; new and replayed samples have separate random draws."""
         assert self.augment is not None
         return self.augment(x, self.augment.draw(len(x), self.draws[replayed]))
 
     def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
-        """Return the next batch of raw samples as the loss gets it: with replay, images augmented, prepared.
+        """Return the next batch of raw samples as the loss gets it: with replay samples, augmented and prepared.
 
-        `around` returns a context in which the strategy computes; it is given the batch for `prepare_batch`.
+        `around` takes the batch and returns the context in which the strategy's `prepare_batch` runs.
         """
         if isinstance(samples, PhotoSamples) and crops_originals(self.augment, samples):
             part, crops = samples.take_crops(self.request(strategy))
@@ -89,9 +89,9 @@ class BatchSampler:
         return self._ready(strategy, self.batch(samples), around)
 
     def request(self, strategy: Strategy) -> Request:
-        """Return what the next batch decodes of photos that stay in their files, with draws for its crops.
+        """Return the request to decode the next batch of photos from their files, with random draws for its crops.
 
-        Whole photos are decoded as well where the strategy may store them (`prepare_batch`).
+        Whole photos are also decoded if the strategy may store them, that is, if it overrides `prepare_batch`.
         """
         index = self.following(torch.device("cpu"))
         if not isinstance(self.augment, RandomResizedCrop):
@@ -100,14 +100,14 @@ class BatchSampler:
                        overrides(strategy, "prepare_batch"))
 
     def requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
-        """Return what the next batches will decode, by copies of the generators as they are now."""
+        """Return the requests of the next batches, drawn from copies of the generators, which do not advance."""
         ahead = copy.copy(self)
         ahead.generator, ahead.left = copied(self.generator), list(self.left)
         ahead.draws = copied(self.draws[0]), self.draws[1]
         return (ahead.request(strategy) for _ in range(steps))
 
     def _ready(self, strategy: Strategy, batch: Batch, around: Around, crops: Tensor | None = None) -> Batch:
-        """Return a batch as the loss gets it; `crops` are new samples that are augmented already."""
+        """Return a batch as the loss gets it; `crops` are its new samples, if they are augmented already."""
         new = len(batch.y)
         with around(batch):
             batch = strategy.prepare_batch(batch)
@@ -122,40 +122,40 @@ class BatchSampler:
 
 
 class StreamSampler(BatchSampler):
-    """Draws batches as the samples of a stream pass: task after task, each shuffled as in its own first pass."""
+    """Draws batches in the order of a stream: task after task, each shuffled as in the first pass of `BatchSampler`."""
 
     def __init__(self, parts: Sequence[Samples], batch_size: int, seed: int,
                  augment: Augmentation | None = None) -> None:
-        """Begin with the first sample of the first part."""
+        """Start at the first sample; `parts` are the samples of each task."""
         if crops_originals(augment, parts[0]):
             raise SpecError(f"augment = {augment.name if augment else ''} cuts crops out of the photos' files "
                             "(read = files), which does not go with hidden boundaries; choose read=memory or another "
                             "augmentation")
         super().__init__(sum(map(len, parts)), batch_size, seed, 0, augment)
         self.parts, self.seed, self.passes = list(parts), seed, 1
-        self.step = 0  # that comes next
+        self.step = 0  # the next step
         self.ends = list(itertools.accumulate(map(len, parts)))
         self.rows = [torch.randperm(len(part), generator=seeds.generator(seed, "data", index))
                      for index, part in enumerate(parts)]
         self.y = torch.cat([part.y[send(rows, part.y.device)] for part, rows in zip(parts, self.rows, strict=True)])
 
     def until(self, tasks: int) -> int:
-        """Return after how many steps all samples of the first tasks have passed."""
+        """Return the number of steps after which all samples of the first `tasks` tasks have been drawn."""
         return math.ceil(self.ends[tasks - 1] / self.batch_size) if tasks else 0
 
     def activate(self, strategy: Strategy, begin: int, end: int) -> None:
-        """Let the outputs of the samples of steps `begin` to `end` take part in losses from now on."""
+        """Activate the outputs of the samples of steps `begin` to `end` for all losses from now on."""
         strategy.class_mask[:, self.y[begin * self.batch_size:end * self.batch_size]] = True
 
     def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
-        """Return the next batch as the loss gets it; its outputs are activated, and draws restart."""
+        """Reseed the random draws, activate the outputs of the next batch, and return it as the loss gets it."""
         seeds.reseed(self.seed, "training", "step", self.step)
         self.draws = (seeds.generator(self.seed, "augmentation", "step", self.step),
                       seeds.generator(self.seed, "augmentation of replay", "step", self.step))
         return self._ready(strategy, self.observed(strategy, around), around)
 
     def observed(self, strategy: Strategy, around: Around = lambda _: nullcontext()) -> Batch:
-        """Return the next batch, raw, after the strategy has observed it."""
+        """Return the next raw batch, after activating its outputs and passing it to `Strategy.observe`."""
         self.activate(strategy, self.step, self.step + 1)
         batch = self.batch(self.parts[0])
         if overrides(strategy, "observe"):
@@ -164,7 +164,7 @@ class StreamSampler(BatchSampler):
         return batch
 
     def batch(self, samples: Samples) -> Batch:
-        """Return the next batch, raw; it may have samples of several tasks, and says of all that they are of task 0."""
+        """Return the next raw batch; it may have samples of several tasks, but all task indices in it are 0."""
         begin, end = self.step * self.batch_size, (self.step + 1) * self.batch_size
         self.step += 1
         parts, start = [], 0
@@ -178,19 +178,19 @@ class StreamSampler(BatchSampler):
 
 
 def copied(generator: torch.Generator) -> torch.Generator:
-    """Return a generator of the CPU that draws what another one will draw."""
+    """Return a new CPU generator with the state of another one."""
     other = torch.Generator()
     other.set_state(generator.get_state())
     return other
 
 
 def stackable(samples: list[Samples]) -> list[Samples]:
-    """Return the samples of each replica of a stack.
+    """Return the samples of each replica, after checking that the replicas can train as a stack.
 
     Raises:
-        Unstackable: replicas have different numbers of them, or draw new ones for every batch.
+        Unstackable: the replicas have different numbers of samples, or their samples change randomly.
     """
-    if len(sizes := {len(part) for part in samples}) > 1:  # other batches, and with epochs other budgets
+    if len(sizes := {len(part) for part in samples}) > 1:  # batches would differ, and so would budgets in epochs
         raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
     if len(samples) > 1 and samples[0].is_stochastic:
         raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
@@ -199,10 +199,10 @@ def stackable(samples: list[Samples]) -> list[Samples]:
 
 
 def require_divisible(strategy: Strategy, recipe: Recipe) -> None:
-    """Check that batches may be divided, if the recipe asks for it.
+    """Check that batches may be divided, if the recipe divides them (`accumulate`).
 
     Raises:
-        SpecError: the loss is not declared to be a mean over samples.
+        SpecError: the strategy does not declare that its loss is a mean over samples.
     """
     if recipe.accumulate > 1 and not declares(strategy, "loss_is_mean"):
         raise SpecError(f"accumulate cannot be used with {type(strategy).__name__}, which does not declare that its "
@@ -210,9 +210,9 @@ def require_divisible(strategy: Strategy, recipe: Recipe) -> None:
 
 
 def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float | Tensor, Sequence[Batch]]]:
-    """Yield parts of batches, one of each replica, and their shares of the loss.
+    """Divide the batches of all replicas; yield the weight of each part in the loss, and its batches.
 
-    A share is that of the samples, or [S] that of each replica's targets where samples have several.
+    The weight is the part's share of the samples. If samples have several targets, it is its share of them [S].
     """
     samples = len(batches[0].y)
     size = math.ceil(samples / parts)

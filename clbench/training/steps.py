@@ -1,9 +1,10 @@
-"""Losses and gradients of a single strategy, or of several members (seeds, strengths) stacked into one.
+"""Losses and gradients of a training step, for one strategy or for a stack of several.
 
-A stack owns storage of shape [S, ...] for every parameter and buffer, and its members' tensors become views of it. So
-the members are always up to date: `prepare_batch`, `edit_gradients` and everything between tasks run on them as usual,
-and only `loss` runs once for all, under `torch.func.vmap`. What is frozen and equal in all members, such as a
-pretrained base, is kept once until it is written to: vmap runs it on the samples of all members as one large product.
+The members of a stack are strategies that differ in seed or in `Scalar` options. The stack owns a tensor [S, ...] for
+every parameter and buffer, and the tensors of its members become views of it. So the members are always up to date:
+`prepare_batch`, `edit_gradients` and all code between tasks run on each member as usual. Only `loss` runs once for all
+members, under `torch.func.vmap`. Parameters that are frozen and equal in all members, such as a pretrained backbone,
+are stored once until they are written to. vmap runs them on the samples of all members in one large product.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from clbench.training.replica import share_equal, varying_options
 
 
 class Unstackable(ValueError):
-    """Trials cannot train as one stack, for the reason given; each trains alone."""
+    """Raised if trials cannot train as a stack; the message has the reason, and each trial then trains alone."""
 
 
 class TrainStep(Protocol):
-    """What an optimizer step needs; a new one is made for every phase of every task."""
+    """The loss, gradients and optimizer of training steps; a new one is created for every phase of every task."""
 
     optimizer: torch.optim.Optimizer
-    trained: dict[str, nn.Parameter]  # what the optimizer steps on, by name
-    heads: list[nn.Parameter]  # of these, the heads whose idle rows stay as they are
+    trained: dict[str, nn.Parameter]  # parameters that the optimizer updates, by name
+    heads: list[nn.Parameter]  # trained heads whose rows without a gradient must stay unchanged
     members: list[Strategy]
-    # The first member's parameters behind them: they tell whether kept optimizer state is of the same parameters.
+    # The first member's own parameters by name. Optimizer state is taken over only if they are the same objects.
     sources: dict[str, nn.Parameter]
-    loss: Callable[..., Tensor]  # what a step differentiates; may be replaced by a compiled one
-    forward: AbstractContextManager[object]  # in which it runs
+    loss: Callable[..., Tensor]  # the function that a step differentiates; a compiled one may replace it
+    forward: AbstractContextManager[object]  # context in which the loss runs
 
     def losses(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the losses [S] of a prepared batch per member."""
+        """Return the losses [S], given a prepared batch for each member."""
 
     def edit_gradients(self) -> None:
         """Let each member edit its own gradients (`Strategy.edit_gradients`)."""
@@ -59,9 +60,9 @@ class TrainStep(Protocol):
 
 def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: TrainStep | None,
                     compiler: Compiler | None = None) -> TrainStep:
-    """Return the training step of one strategy or of several seeds of it.
+    """Return the training step of one strategy or of a stack of strategies.
 
-    If the recipe keeps optimizer state, it is taken over from `previous`. A compiler compiles the loss.
+    If the recipe keeps optimizer state, it is taken over from `previous`. If there is a compiler, it compiles the loss.
 
     Raises:
         ValueError: no parameter requires a gradient.
@@ -83,10 +84,10 @@ def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: Tr
 
 
 class SingleStep:
-    """One strategy."""
+    """The training step of one strategy."""
 
     def __init__(self, strategy: Strategy, recipe: Recipe, forward: AbstractContextManager[object]) -> None:
-        """Optimize what requires a gradient, with losses in the arithmetic of `forward`."""
+        """Create the optimizer of the parameters that require a gradient; losses run in the context `forward`."""
         self.forward = forward
         self.strategy, self.members = strategy, [strategy]
         self.loss: Callable[..., Tensor] = strategy.loss
@@ -118,7 +119,7 @@ class SingleStep:
 
 
 class OptionsView:
-    """Options of which some have other values; a plain object, which torch.compile can read, unlike a new model."""
+    """Options with some values replaced; torch.compile can read this plain object, but not a new options model."""
 
     def __init__(self, options: Options, values: Mapping[str, Tensor]) -> None:
         self._options, self._values = options, values
@@ -128,12 +129,12 @@ class OptionsView:
         return self._values[name] if name in self._values else getattr(self._options, name)
 
 
-# Under vmap a member does not get the numbers that it gets alone, whatever `randomness` says.
+# Under vmap, a member gets other random numbers than alone, with every setting of `randomness`.
 DRAWS = "its loss draws random numbers (dropout, say), which in a stack would depend on the other trials"
 
 
 class Loss(nn.Module):
-    """A strategy whose `forward` is its loss, since `functional_call` calls `forward`."""
+    """Wraps a strategy so that `forward` returns its loss, because `functional_call` calls `forward`."""
 
     def __init__(self, strategy: Strategy) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ class Loss(nn.Module):
 
     def forward(self, batch: Batch, x: Tensor, y: Tensor, tasks: Tensor, frozen: Mapping[str, Tensor] | None = None,
                 scalars: Mapping[str, Tensor] | None = None, at: Tensor | None = None) -> Tensor:
-        """Return the strategy's loss, with these values of its `Scalar` options instead of its own."""
+        """Return the strategy's loss; `scalars` has values that replace those of its `Scalar` options."""
         batch = replace(batch, x=x, y=y, tasks=tasks, frozen=frozen, at=at)
         if not scalars:
             return self.strategy.loss(batch)
@@ -159,7 +160,7 @@ def arguments_of(batch: Batch) -> tuple[object, ...]:
 
 
 class StackedStep:
-    """Several seeds of one strategy."""
+    """The training step of a stack of strategies."""
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe, forward: AbstractContextManager[object]) -> None:
         """Stack parameters and buffers, and make the members' tensors views of the stack."""
@@ -188,7 +189,7 @@ class StackedStep:
         self.edits = overrides(self.members[0], "edit_gradients")
 
     def losses(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the losses [S] of a batch per member."""
+        """Return the losses [S], given a batch for each member."""
         state = self.state()
         x, y, tasks = (torch.stack([getattr(b, field) for b in batches]) for field in ("x", "y", "tasks"))
         frozen = None if batches[0].frozen is None else {
@@ -201,19 +202,19 @@ class StackedStep:
         if drawn is not None and drawn != seeds.state():
             raise Unstackable(DRAWS)
         if self.untried and self.folding and not self.folding.calls:
-            self.folding = None  # nothing to fold; looking at every call of torch takes time
+            self.folding = None  # there is no attention, and intercepting every torch call takes time
         self.untried = False
         return losses
 
     def state(self) -> dict[str, Tensor]:
-        """Return the members' parameters and buffers [S, ...], named as those of a module that has a `strategy`."""
+        """Return the stacked parameters and buffers [S, ...], with the names that they have in `Loss`."""
         self._follow_buffers()
         self._follow_shared()
         return {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.frozen.items(), *self.buffers.items())}
 
     def vectorized(self, state: dict[str, Tensor], batch: Batch, x: Tensor, y: Tensor, tasks: Tensor,
                    frozen: dict[str, Tensor] | None, scalars: dict[str, Tensor], at: Tensor | None = None) -> Tensor:
-        """Return the losses [S] of members whose parameters and buffers are `state`, on x [S, N, ...] and so on."""
+        """Return the losses [S] for stacked parameters and buffers `state` and stacked batches x [S, N, ...], y, ..."""
         def loss(state: dict[str, Tensor], x: Tensor, y: Tensor, tasks: Tensor, frozen: dict[str, Tensor] | None,
                  scalars: dict[str, Tensor], at: Tensor | None) -> Tensor:
             value: Tensor = functional_call(self.call, state, (batch, x, y, tasks, frozen, scalars, at))
@@ -224,13 +225,13 @@ class StackedStep:
                 losses: Tensor = vmap(loss, (0, 0, 0, 0, None if frozen is None else 0, 0, None if at is None else 0),
                                       randomness="error")(state, x, y, tasks, frozen, scalars, at)
         except RuntimeError as error:
-            if "randomness" in str(error):  # no other way to be told of it
+            if "randomness" in str(error):  # vmap has no error type of its own for it
                 raise Unstackable(DRAWS) from error
             raise
         return losses
 
     def close(self) -> None:
-        """Give every member its own storage again; what is shared stays shared until it is written to."""
+        """Give every member its own storage again; shared parameters stay shared until they are written to."""
         with torch.no_grad():
             for member in self.members:
                 for name, tensor in (*member.named_parameters(), *member.named_buffers()):
@@ -238,7 +239,7 @@ class StackedStep:
                         tensor.data = tensor.data.clone()
 
     def keep_members(self, chosen: Sequence[int]) -> None:
-        """Keep the optimizer state of these members only; a single one gets the state of unstacked training."""
+        """Keep the optimizer state of these members only; for a single one, remove the stack dimension."""
         index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
         size = len(self.members)
         for name, old in self.trained.items():
@@ -250,7 +251,7 @@ class StackedStep:
         self._find_sources()
 
     def _find_sources(self) -> None:
-        """Note the first member's own parameters."""
+        """Set `sources` to the first member's own parameters."""
         parameters = dict(self.members[0].named_parameters())
         self.sources = {name: parameters[name] for name in self.trained}
 
@@ -266,7 +267,7 @@ class StackedStep:
         self._seen = [dict(member.named_buffers()) for member in self.members]
 
     def _follow_buffers(self) -> None:
-        """Stack buffers again that `prepare_batch` replaced (those changed in place are views already)."""
+        """Stack buffers again that `prepare_batch` replaced; buffers that it changed in place are still views."""
         now = [dict(member.named_buffers()) for member in self.members]
         for name in now[0]:
             if any(new[name] is not old.get(name) for new, old in zip(now, self._seen, strict=True)):
@@ -276,7 +277,7 @@ class StackedStep:
         self._seen = now
 
     def _follow_shared(self) -> None:
-        """Stack parameters that members shared and that were written to, such as those of a teacher that follows."""
+        """Stack shared parameters that have been written to, such as those of a teacher that is updated in training."""
         for name in [name for name, of in self.shared.items() if any(write_count(p) != count for p, count in of)]:
             parameters = [parameter for parameter, _ in self.shared.pop(name)]
             self.frozen[name] = torch.stack([parameter.detach() for parameter in parameters])

@@ -1,14 +1,14 @@
 """Training on a stream whose boundaries are hidden: one task, one pass, in the order in which samples arrive.
 
-The harness goes on task by task, to evaluate where tasks really end, and nothing of that reaches the strategy:
+The loop still works task by task, so that it can evaluate at the true boundaries. The strategy cannot notice them:
 
-- Batches run on across boundaries. A row of R is taken after the batch that has its task's last sample.
+- A batch may have samples of two or more tasks. A row of R follows the batch that has its task's last sample.
 - There is one optimizer, schedule and phase, and `before_task` and `after_task` are called once for the whole stream.
-- Draws that would restart with each task (augmentation, dropout) restart with each step.
+- Random draws that are otherwise seeded for each task (augmentation, dropout) are seeded for each step.
 - `Batch.task` and `Batch.tasks` are 0, `Task.train` is not available, and an output becomes active with its first
   sample.
 
-`Strategy.observe` is shown the samples as they pass, also of a strategy that takes no steps (`phases` is 0).
+`Strategy.observe` gets every batch of new samples, even if the strategy takes no steps (`phases` is 0).
 `clbench.testing` checks that two streams with the same samples in the same order, and other boundaries, leave a
 strategy with the same parameters and buffers, bit for bit.
 """
@@ -44,10 +44,10 @@ class StreamLoop(TrainingLoop):
 
     def __init__(self, replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (),
                  learned: int = 0, compiler: Compiler | None = None) -> None:
-        """Begin, or go on after `learned` of the streams' tasks.
+        """Start at the beginning, or after the first `learned` tasks.
 
         Raises:
-            Unstackable: their streams are of different sizes, or what they draw would depend on each other.
+            Unstackable: the streams have different sizes, or several replicas have their own training loop.
         """
         super().__init__(replicas, recipe.model_copy(update={"optimizer_state": "keep"}), callbacks, compiler)
         if len({tuple(len(task.train) for task in replica.stream.tasks) for replica in replicas}) > 1:
@@ -57,11 +57,11 @@ class StreamLoop(TrainingLoop):
         self.learned = learned
 
     def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
-        """Train until all samples of one more of the stream's tasks have passed.
+        """Train until all samples of the next task of the stream have been drawn.
 
         Raises:
-            SpecError: a strategy splits the stream into phases, or trains by a loop of its own.
-            Unstackable: what replicas draw would depend on each other.
+            SpecError: the strategy splits the stream into phases, or has its own training loop.
+            Unstackable: the random draws of the replicas would depend on each other.
         """
         first, samplers = self.replicas[0].strategy, [self.samplers[id(replica)] for replica in self.replicas]
         if first.owns_loop or (phases := first.phases(tasks[0])) not in (0, 1):
@@ -71,7 +71,7 @@ class StreamLoop(TrainingLoop):
         begin, end = (samplers[0].until(tasks) for tasks in (self.learned, self.learned + 1))
         for replica, sampler in zip(self.replicas, samplers, strict=True):
             sampler.step = begin
-            sampler.activate(replica.strategy, 0, begin)  # which no checkpoint has
+            sampler.activate(replica.strategy, 0, begin)  # checkpoints do not store `class_mask`
         index, self.learned = self.learned, self.learned + 1
         if not phases:
             self.callbacks.on_step(self, index, 0, 0)
@@ -88,7 +88,7 @@ class StreamLoop(TrainingLoop):
 
     def _train_stream(self, samplers: list[StreamSampler], samples: list[Samples], tasks: Sequence[Task], index: int,
                       begin: int, end: int) -> list[Tensor]:
-        """Take steps `begin` to `end` of the stream, those of its task `index`, and return their losses [S]."""
+        """Take steps `begin` to `end` of the stream, which belong to task `index`; return the losses [S] of each."""
         phase = whole_phase(self.recipe, self.replicas[0].stream)
         for replica, task in zip(self.replicas, tasks, strict=True):
             if not begin:
@@ -99,7 +99,7 @@ class StreamLoop(TrainingLoop):
         schedule = make_schedule(self.recipe, self.train_step.optimizer, phase.steps, phase.steps)
         if schedule is not None:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*before `optimizer.step", UserWarning)  # those are over
+                warnings.filterwarnings("ignore", ".*before `optimizer.step", UserWarning)  # they were taken before
                 for _ in range(begin):
                     schedule.step()
         inputs = PhaseInputs(samples, samples)
@@ -112,7 +112,7 @@ class StreamLoop(TrainingLoop):
 
 
 def in_one_task(stream: Stream) -> Stream:
-    """Return a stream with hidden boundaries as the one task that it is for a strategy, to be counted on shapes."""
+    """Return a stream with hidden boundaries as one task, as the strategy sees it; dry runs use it."""
     parts = [task.train.of_one_task() for task in stream.tasks]
     one = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts), class_names=(),
                   met=())
@@ -122,9 +122,9 @@ def in_one_task(stream: Stream) -> Stream:
 def loop_for(replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (), learned: int = 0,
              compiler: Compiler | None = None, cache_bytes: int | None = None, verify_caches: bool = False
              ) -> TrainingLoop:
-    """Return the loop for replicas, whose streams have hidden boundaries or not; see `TrainingLoop`.
+    """Return the training loop for replicas: a `StreamLoop` if boundaries are hidden, else a `TrainingLoop`.
 
-    `learned` says after how many tasks it goes on.
+    `learned` is the number of tasks that are learned already; only `StreamLoop` needs it.
     """
     if replicas[0].stream.hidden:
         return StreamLoop(replicas, recipe, callbacks, learned, compiler)

@@ -1,1 +1,1 @@
-"""What watches training: accuracy while learning, evaluations after tasks, error decomposition."""
+"""Callbacks of training: accuracy during training, evaluation after tasks, error decomposition, language models."""

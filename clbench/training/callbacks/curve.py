@@ -1,14 +1,14 @@
-"""Accuracy while a task is learned: evaluations between steps that leave no trace in training.
+"""Accuracy during training: evaluations between steps that do not affect training.
 
-A point is looked at before the first step of a task, after each of its first `FIRST` steps, then after every
-`every`-th and after the last; and once more when the task is consolidated. It is the number of test samples of each
-task so far that are answered right, by the strategy as it stands, with the outputs of the task at hand among those that
-compete. The samples are drawn once for each task, the same for all seeds and methods.
+There is a point before the first step of a task, after each of its first `FIRST` steps, after every `every`-th step,
+after the last step, and after consolidation. A point is the number of test samples of each task so far that the
+strategy predicts correctly in its current state. The outputs of the current task compete, too. The samples are drawn
+once for each task and are the same for all seeds and methods.
 
-What an evaluation could change is put back: the draws of the global generators and of the strategy's own, the mode of
-each module, the block at which the model starts. Predictions change no state by contract (`Strategy.predict`), and the
-clock of training stands still meanwhile. A stack predicts as one, under `torch.func.vmap`, where that gives each
-member the logits that it gives by itself.
+Everything that an evaluation could change is restored: the global generators and the strategy's own, the mode of each
+module, and the block at which the model starts. `Strategy.predict` must not change state, and evaluations do not count
+as training time. A stack predicts for all members at once, under `torch.func.vmap`, if each member then has the same
+logits as alone.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from clbench.training.prediction_cache import predictions
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.steps import StackedStep, TrainStep
 
-FIRST = 50  # steps of a task, each of which has a point: what a boundary does is over soon
+FIRST = 50  # steps of a task that each have a point, because the effects of a boundary are short
 OWN_LOOP = "trains by a loop of its own, so its accuracy while learning is known at the boundaries only"
-PASSES = 3  # a step costs about three predictions of its batch: forwards, and backwards twice as much
+PASSES = 3  # predictions of a batch that cost as much as a step: one for the forward pass, two for the backward pass
 
 
 def points(steps: int, every: int) -> list[int]:
-    """Return after which steps of a task there is a point.
+    """Return the steps of a task after which there is a point.
 
     >>> points(120, 25)[-5:]
     [49, 50, 75, 100, 120]
@@ -54,14 +54,14 @@ def points(steps: int, every: int) -> list[int]:
 
 
 def due(step: int, steps: int, every: int) -> bool:
-    """Tell whether there is a point after so many of a task's steps."""
+    """Return whether there is a point after step `step` of a task with `steps` steps."""
     return step <= FIRST or step % every == 0 or step == steps
 
 
 def some_tests(stream: Stream, samples: int) -> Tests:
-    """Return so many test samples of each task, all of a task that has fewer, in the order of the stream.
+    """Return so many random test samples of each task in the order of the stream, or all if a task has fewer.
 
-    A smaller number is a part of a larger one.
+    The samples for a smaller number are a subset of those for a larger number.
     """
     tests, chosen, begin = stream.tests, list[Tensor](), 0
     for task, size in enumerate(tests.sizes):
@@ -73,34 +73,34 @@ def some_tests(stream: Stream, samples: int) -> Tests:
 
 
 def first_tasks(tests: Tests, tasks: int) -> Tests:
-    """Return the samples of the first so many tasks."""
+    """Return the samples of the first `tasks` tasks."""
     end = sum(tests.sizes[:tasks])
     return replace(tests, x=tests.x[:end], y=tests.y[:end], tasks=tests.tasks[:end], sizes=tests.sizes[:tasks])
 
 
 class CurveCallback(Callback):
-    """Evaluates replicas between the steps that they take.
+    """Evaluates replicas between their training steps.
 
     Args:
-        every: steps between points.
-        samples: test samples of each task.
+        every: number of steps between points.
+        samples: number of test samples of each task.
     """
 
     def __init__(self, every: int, samples: int) -> None:
-        """Begin with no samples drawn."""
+        """Start without samples."""
         self.every = every
         self.samples = samples
         self.tests: dict[int, Tests] = {}  # by id of a stream
         self.spent = Clock(0.0, 0.0)  # on evaluations since the task began, all replicas together
-        self.train_step: TrainStep | None = None  # whose members are known to predict alike alone and as one
-        self.as_one = True
+        self.train_step: TrainStep | None = None  # the latest one that was tested by `predict_alike`
+        self.as_one = True  # whether stacks may predict for all members at once
 
     def new_curve(self, stream: Stream) -> Curve:
         """Return a curve without points."""
         return Curve(every=self.every, samples=list(self._tests(stream).sizes))
 
     def on_step(self, training: Training, task: int, step: int, steps: int) -> None:
-        """Add a point to each curve, if one is due: what is right on the tasks so far."""
+        """Add a point to each curve, if one is due after this step."""
         if not due(step, steps, self.every):
             return
         train_step = training.train_step if steps else None
@@ -118,7 +118,7 @@ class CurveCallback(Callback):
         self.spent = self.spent.plus(Clock.now().since(began))
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:
-        """Take the time of evaluations out of that of training."""
+        """Subtract the time of evaluations from the training time and record it separately."""
         share, self.spent = self.spent.share(len(training.replicas)), Clock(0.0, 0.0)
         for replica in training.replicas:
             times = replica.timings
@@ -128,7 +128,7 @@ class CurveCallback(Callback):
             times.train_cpu[-1] -= share.cpu
 
     def on_task(self, training: Training, task: int) -> None:
-        """Add what is known once the task is consolidated."""
+        """Add the point after consolidation of the task."""
         for replica in training.replicas:
             began = Clock.now()
             with untouched([replica.strategy]):
@@ -140,7 +140,7 @@ class CurveCallback(Callback):
                 replica.add_note(OWN_LOOP)
 
     def right(self, replica: Replica, recipe: Recipe, learned: int) -> list[int]:
-        """Return how many samples of each of the first tasks are right; the strategy is in eval mode."""
+        """Return the number of correct samples of each of the first `learned` tasks; the strategy is in eval mode."""
         tests, offered = first_tasks(self._tests(replica.stream), learned), outputs_offered(replica, learned)
         right = torch.zeros(learned, dtype=torch.int64, device=offered.device)
         size = batch_size(replica.stream, offered.device)
@@ -161,12 +161,12 @@ class CurveCallback(Callback):
         return replica.curve
 
     def _as_one(self, training: Training, train_step: StackedStep, learned: int) -> list[list[int]] | None:
-        """Return the right answers of each replica, predicted as one; None where that cannot be, from now on."""
+        """Return the numbers of correct samples of each replica, predicted as a stack; None if that is not possible."""
         replicas = training.replicas
         first = replicas[0]
         shared = all(replica.stream is first.stream for replica in replicas)
         tests = [first_tasks(self._tests(replica.stream), learned) for replica in replicas[:1 if shared else None]]
-        if len({part.sizes for part in tests}) > 1 or first.stream.is_text:  # text is cut off by the batch
+        if len({part.sizes for part in tests}) > 1 or first.stream.is_text:  # the batch determines the length of texts
             return None
         offered = torch.stack([outputs_offered(replica, learned) for replica in replicas])
         right = torch.zeros(len(replicas), learned, dtype=torch.int64, device=offered.device)
@@ -183,7 +183,7 @@ class CurveCallback(Callback):
                         self.train_step = train_step
                         y, tasks = torch.stack([part[1] for part in batch]), batch[0][2]
                         right.index_add_(1, tasks, (answered(logits, offered[:, tasks]) == y).long())
-        except RuntimeError as error:  # of what vmap cannot do: look at values, say
+        except RuntimeError as error:  # vmap does not support everything, such as branches on values
             if out_of_memory(error):
                 raise
             self.as_one = False
@@ -192,7 +192,7 @@ class CurveCallback(Callback):
 
 
 def add_point(curve: Curve, task: int, step: int, right: Sequence[int]) -> None:
-    """Add a point of a task to a curve: right answers on it and each one before."""
+    """Add a point of a task to a curve: the numbers of correct samples of each task up to this one."""
     if len(curve.steps) == task:
         curve.steps.append([])
         curve.right.append([[] for _ in range(task + 1)])
@@ -202,18 +202,18 @@ def add_point(curve: Curve, task: int, step: int, right: Sequence[int]) -> None:
 
 
 def outputs_offered(replica: Replica, learned: int) -> Tensor:
-    """Return which outputs take part for a sample of each task, bool [T, C]."""
+    """Return which outputs compete in a replica's predictions for each task, bool [T, C]."""
     return offered_outputs(replica.stream, replica.strategy.stream_info.scenario, learned)
 
 
 def predict_alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, given: int | None, shared: bool) -> bool:
-    """Tell whether each replica by itself has the logits [S, N, C] that it has in the stack, but for rounding."""
+    """Return whether each replica alone has the same logits as in the stack [S, N, C], except for rounding."""
     alone = [replica.strategy.predict(x if shared else x[k], given).logits for k, replica in enumerate(replicas)]
     return bool(torch.allclose(logits, torch.stack(alone), rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 class Logits(nn.Module):
-    """A strategy whose `forward` is its prediction, since `functional_call` calls `forward`."""
+    """Wraps a strategy so that `forward` returns its logits, because `functional_call` calls `forward`."""
 
     def __init__(self, strategy: Strategy) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class Logits(nn.Module):
 
 
 def stacked_logits(train_step: StackedStep, x: Tensor, given: int | None, shared: bool) -> Tensor:
-    """Return the logits [S, N, C] of the members of a stack, on x [N, ...] for all or on x [S, N, ...]."""
+    """Return the logits [S, N, C] of the members of a stack, for x [N, ...] if it is shared, else x [S, N, ...]."""
     call = Logits(train_step.members[0])
 
     def logits(state: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -237,13 +237,13 @@ def stacked_logits(train_step: StackedStep, x: Tensor, given: int | None, shared
 
 
 def answered(logits: Tensor, offered: Tensor) -> Tensor:
-    """Return the outputs chosen by logits [..., C] among those that are offered, bool of the same shape."""
+    """Return the predicted outputs [...] by logits [..., C], among those in the mask `offered` of the same shape."""
     return logits.masked_fill(~offered, float("-inf")).argmax(-1)
 
 
 @contextmanager
 def untouched(strategies: Sequence[Strategy]) -> Iterator[None]:
-    """Set strategies to eval mode, without gradients, and put back afterwards what training goes on from."""
+    """Set strategies to eval mode without gradients inside the block, and restore the state of training after it."""
     modules = chain.from_iterable(strategy.modules() for strategy in strategies)
     modes = [(module, module.training) for module in modules]
     starts = [(strategy.model, strategy.model.start) for strategy in strategies if getattr(strategy.model, "start", 0)]
@@ -265,11 +265,11 @@ def untouched(strategies: Sequence[Strategy]) -> Iterator[None]:
 
 
 def cost_in_words(recipe: Recipe, stream: Stream, every: int, samples: int) -> str:
-    """Return what evaluating while learning costs: evaluations, samples, and about what share of training's FLOPs."""
+    """Describe what evaluation during training costs: evaluations, samples, and the approximate share of FLOPs."""
     evaluations = predicted = trained = 0
     for index, task in enumerate(stream.tasks):
         steps = steps_of(recipe, len(task.train))
-        evaluations_of_task = len(points(steps, every)) + 1  # the last when the task is consolidated
+        evaluations_of_task = len(points(steps, every)) + 1  # one more after consolidation
         evaluations += evaluations_of_task
         tests = [min(samples, len(known.test)) for known in stream.tasks[:index + 1]]
         predicted += evaluations_of_task * sum(tests)

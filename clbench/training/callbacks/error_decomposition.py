@@ -1,10 +1,10 @@
-"""Where a method's errors come from, counted for a row of R from the same logits.
+"""Error decomposition: the causes of a method's errors, counted for a row of R from the logits of its evaluation.
 
 docs/error-analysis.md defines the parts.
 
-A method that does not guess the task is judged by its logits three times: as they are, among the true task's outputs
-alone, and with the best constant for each task's outputs. One that infers the task is asked once more, with the task
-given.
+If a method does not infer the task, its logits are evaluated three times: as they are, among the outputs of the true
+task alone, and after logit-bias correction, which adds the best constant to the outputs of each task. A method that
+infers the task is evaluated once more with the task given.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from clbench.training.callbacks import probe
 from clbench.training.evaluation import batch_size
 from clbench.training.replica import Replica
 
-SWEEPS = 100  # over the tasks, at most; each of them gains a sample at least
+SWEEPS = 100  # most sweeps over the tasks; each sweep but the last gains at least one sample
 
 
 def corrected(scores: Tensor, task: Tensor, sure: Tensor, half: Tensor) -> Tensor:
-    """Return which samples are right with the constants that are best on the other half of the samples, bool [N].
+    """Return which samples are correct with constants that are fitted to the other half of the samples, bool [N].
 
     Args:
-        scores: [N, T], the largest logit among each task's outputs.
+        scores: the largest logit among the outputs of each task [N, T].
         task: the true task of each sample [N].
-        sure: which samples are right among their part task's outputs, bool [N]; the others cannot become right.
-        half: 0 or 1 for each sample [N].
+        sure: which samples are correct among the outputs of their own task, bool [N]; no other can become correct.
+        half: the half of each sample, 0 or 1 [N].
     """
     scores = scores.double()
     right = torch.zeros_like(sure)
@@ -47,11 +47,11 @@ def corrected(scores: Tensor, task: Tensor, sure: Tensor, half: Tensor) -> Tenso
 
 
 def best_constants(scores: Tensor, task: Tensor) -> Tensor:
-    """Return constants [T] for the columns of scores [N, T] with which the most samples have their task [N] on top.
+    """Return constants [T] to add to scores [N, T], so that as many samples as possible have their task [N] on top.
 
-    Coordinate ascent with an exact search along each coordinate, from two starts: no constants, and those that make the
-    mean scores of all tasks equal. The better end counts, the first of equal ones. It cannot be improved by changing a
-    single constant, which need not be the best of all.
+    The method is coordinate ascent with an exact search along each coordinate. It starts from zeros, and from constants
+    that make the mean scores of all tasks equal. The better result counts, the first of equal ones. Changing a single
+    constant cannot improve it, but it need not be the global optimum.
     """
     finite = scores.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     starts = (scores.new_zeros(scores.shape[1]), -finite.mean(0) if len(scores) else scores.new_zeros(scores.shape[1]))
@@ -60,14 +60,14 @@ def best_constants(scores: Tensor, task: Tensor) -> Tensor:
 
 
 def rights(scores: Tensor, task: Tensor, constants: Tensor) -> int:
-    """Return how many samples have their own task above every other."""
+    """Return the number of samples whose own task has a larger score than every other task."""
     scores = scores + constants
     others = scores.scatter(1, task[:, None], float("-inf")).amax(1) if scores.shape[1] > 1 else scores[:, 0] - 1
     return int((scores.gather(1, task[:, None])[:, 0] > others).sum())
 
 
 def ascend(scores: Tensor, task: Tensor, start: Tensor) -> Tensor:
-    """Return the constants [T] at which the ascent ends."""
+    """Return the constants [T] that coordinate ascent reaches from `start`."""
     constants = start.clone()
     if not len(scores) or scores.shape[1] < 2:
         return constants
@@ -81,17 +81,17 @@ def ascend(scores: Tensor, task: Tensor, start: Tensor) -> Tensor:
 
 
 def along(scores: Tensor, task: Tensor, constants: Tensor, column: int) -> float:
-    """Return the best constant for one column, the others as they are; the present one if none is better.
+    """Return the best constant for one column with the others fixed; the current constant if none is better.
 
-    A sample of this task is right above one value of the constant, a sample of another task below one, if ever. So
-    between two such values nothing changes: of the best stretches the widest counts, and its middle.
+    A sample of this task is correct above a threshold of the constant, and a sample of another task below one, if at
+    all. Between two thresholds nothing changes. The result is the middle of the widest of the best intervals.
     """
     shifted = scores + constants
     shifted[:, column] = float("-inf")
     in_column = task == column
     top, best = shifted.max(1)
     second = shifted.scatter(1, best[:, None], float("-inf")).amax(1)
-    at = top - scores[:, column]  # where this column draws level with the best of the others
+    at = top - scores[:, column]  # the constant at which this column equals the best other one
     above = at[in_column & at.isfinite()].sort().values
     below = at[~in_column & (best == task) & (top > second) & at.isfinite()].sort().values
     edges = torch.unique(torch.cat([above, below]))
@@ -107,21 +107,21 @@ def along(scores: Tensor, task: Tensor, constants: Tensor, column: int) -> float
 
 @dataclass
 class Batches:
-    """What was seen of the test samples of learned tasks, batch by batch; each tensor is [n] or [n, T]."""
+    """Facts about the test samples of learned tasks, with a tensor [n] or [n, T] for each batch."""
 
     y: list[Tensor] = field(default_factory=list)
     tasks: list[Tensor] = field(default_factory=list)
     right: list[Tensor] = field(default_factory=list)
-    sure: list[Tensor] = field(default_factory=list)  # right among the outputs of the true task
-    won: list[Tensor] = field(default_factory=list)  # the task of the winning output, or the one that was guessed
+    sure: list[Tensor] = field(default_factory=list)  # correct among the outputs of the true task
+    won: list[Tensor] = field(default_factory=list)  # the task of the predicted output, or the inferred task
     scores: list[Tensor] = field(default_factory=list)  # the largest logit of each task
 
 
 class Tally:
-    """Counts the errors of one row of R; its `add` watches the evaluation."""
+    """Counts the errors of one row of R; the evaluation passes every batch to `add`."""
 
     def __init__(self, stream: Stream, learned: int) -> None:
-        """Count the errors on the first `learned` tasks, whose classes must be their own (`divides`)."""
+        """Count the errors on the first `learned` tasks; no two tasks may share a class (`divides`)."""
         self.stream = stream
         self.learned = learned
         self.infers = False
@@ -134,7 +134,7 @@ class Tally:
             self.task_of[list(task.classes)] = index
 
     def add(self, prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
-        """Take in a batch, see `evaluation.OnBatch`."""
+        """Add a batch; see `evaluation.OnBatch` for the arguments."""
         known = tasks < self.learned
         logits, y, tasks = logits[known], y[known], tasks[known]
         best = logits.argmax(1)
@@ -151,12 +151,12 @@ class Tally:
         self.seen.scores.append(empty.scatter_reduce(1, self.task_of.expand(len(y), -1), logits, "amax"))
 
     def _among_own(self, logits: Tensor, tasks: Tensor) -> Tensor:
-        """Return the predicted output [n] among those of the true task."""
+        """Return the predicted output [n] among the outputs of the true task."""
         return logits.masked_fill(~self.own[tasks], float("-inf")).argmax(1)
 
     @torch.no_grad()
     def counts(self, strategy: Strategy) -> ErrorCounts:
-        """Return the counts; a strategy that infers the task, in eval mode, is asked with each task given."""
+        """Return the counts. A strategy that infers the task, in eval mode, is evaluated again with each task given."""
         y, tasks, right, won = (torch.cat(parts).cpu() for parts in (
             self.seen.y, self.seen.tasks, self.seen.right, self.seen.won))
         sure = self._right_with_task(strategy) if self.infers else torch.cat(self.seen.sure).cpu()
@@ -176,7 +176,7 @@ class Tally:
         return facts.model_copy(update={"corrected": count(corrected(scores, tasks, sure, halves(y)))})
 
     def _right_with_task(self, strategy: Strategy) -> Tensor:
-        """Return which samples are right when the task is given, bool [N]."""
+        """Return which samples are correct if the task is given, bool [N]."""
         tests = self.stream.tests
         size = batch_size(self.stream, tests.y.device)
         right = []
@@ -188,7 +188,7 @@ class Tally:
 
 
 def halves(y: Tensor) -> Tensor:
-    """Return for each sample 0 or 1, in turn within each class: the halves for cross-fitting, int64 [N].
+    """Return the half of each sample for cross-fitting, int64 [N]: 0 and 1 in turn within each class.
 
     >>> halves(torch.tensor([3, 3, 5, 3, 5]))
     tensor([0, 1, 0, 0, 1])
@@ -201,9 +201,9 @@ def halves(y: Tensor) -> Tensor:
 
 
 def divides(stream: Stream, scenario: Scenario) -> bool:
-    """Tell whether errors can be laid to tasks.
+    """Return whether errors can be decomposed by task.
 
-    The classes of all tasks compete at the test, no class is in two, and each task has a test set.
+    The classes of all tasks must compete at test time, no class may be in two tasks, and each task needs a test set.
     """
     classes = list(chain.from_iterable(task.classes for task in stream.tasks))
     return scenario_rules(scenario).seen_compete and len(classes) == len(set(classes)) and not stream.common_test
@@ -211,11 +211,11 @@ def divides(stream: Stream, scenario: Scenario) -> bool:
 
 @dataclass(frozen=True)
 class ErrorDecomposition:
-    """What is counted of a replica's errors, row by row.
+    """Decomposes the errors of replicas, row by row.
 
     Args:
-        each: whether each row after a task is decomposed, or the last one alone.
-        probed: whether the features are probed.
+        each: whether to decompose the row after each task, or only the last row.
+        probed: whether to fit linear probes to the features.
     """
 
     each: bool = False
@@ -223,16 +223,16 @@ class ErrorDecomposition:
 
     @classmethod
     def wanted(cls, settings: ExecutionSettings, scenario: Scenario) -> ErrorDecomposition:
-        """Return what the settings of a run want in a scenario."""
+        """Return the error decomposition that the settings of a run request in a scenario."""
         return cls(settings.anatomy == "each", settings.probe and not scenario_rules(scenario).task_given)
 
     def tally(self, stream: Stream, scenario: Scenario, learned: int) -> Tally | None:
-        """Return what is to watch the evaluation after `learned` tasks, None if nothing is."""
+        """Return a tally for the evaluation after `learned` tasks; None if its errors are not decomposed."""
         due = learned == len(stream.tasks) or (self.each and learned > 0)
         return Tally(stream, learned) if due and divides(stream, scenario) else None
 
     def add(self, replica: Replica, tally: Tally | None, learned: int) -> None:
-        """Add what the evaluation after `learned` tasks has shown, and probe the features; nothing else changes."""
+        """Add the error counts after `learned` tasks and the results of probes to a replica, without other effects."""
         if tally is not None:
             with evaluating(replica.strategy):
                 replica.errors.append(tally.counts(replica.strategy))
@@ -240,7 +240,7 @@ class ErrorDecomposition:
             replica.probe = probe.add_probe(replica.strategy, replica.stream, learned, replica.probe or Probe())
 
     def covers(self, replica: Replica, learned: int) -> bool:
-        """Tell whether all is there that is due after `learned` tasks, the last one not among them."""
+        """Return whether a replica has all results that are due after `learned` tasks, if more tasks follow."""
         rows = learned if self.each and divides(replica.stream, replica.strategy.stream_info.scenario) else 0
         known = replica.probe
         probed = known is not None and (bool(known.missing) or len(known.learned) == learned)

@@ -1,4 +1,4 @@
-"""Evaluation after each task: a row of R, with what is counted of its errors, and the footprint of the strategy."""
+"""Evaluation after each task: a row of R with its error decomposition, and the storage of the strategy."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class EvaluationCallback(Callback):
     """Evaluates replicas on all tasks, before the first one and after each.
 
     Args:
-        decomposition: what is counted of errors.
-        verify_caches: whether all cached predictions are computed again.
+        decomposition: how to decompose errors.
+        verify_caches: whether to compute all cached predictions again and compare them.
     """
 
     def __init__(self, decomposition: ErrorDecomposition | None = None, verify_caches: bool = False) -> None:
-        """Begin with nothing cached."""
+        """Start with empty caches."""
         self.decomposition = decomposition or ErrorDecomposition()
         self.verify_caches = verify_caches
         self.caches: dict[int, PredictionCache] = {}  # by id of a replica
 
     def on_start(self, training: Training) -> None:
-        """Add the row of R before the first task, unless the replica has it from a checkpoint."""
+        """Add the row of R before the first task, unless a checkpoint had it already."""
         for replica in training.replicas:
             if not replica.R:
                 self.add_row(replica, training.recipe, 0)
@@ -52,7 +52,7 @@ class EvaluationCallback(Callback):
             self.add_row(replica, training.recipe, task + 1)
 
     def add_row(self, replica: Replica, recipe: Recipe, learned: int) -> None:
-        """Evaluate on all tasks and add the row; decomposing its errors is no part of the time of evaluation."""
+        """Evaluate on all tasks and add the row; decomposing its errors does not count as evaluation time."""
         scenario, last = replica.strategy.stream_info.scenario, learned == len(replica.stream.tasks)
         cache = self.caches.setdefault(id(replica), PredictionCache(replica.seed, self.verify_caches))
         began = Clock.now()
@@ -90,9 +90,9 @@ class EvaluationCallback(Callback):
 
 
 def item_results(stream: Stream, right: Tensor, source: str) -> ItemResults | None:
-    """Return by image what is right, bool [N] in the order of `stream.tests`; None where the images are not known.
+    """Return which images are predicted correctly; None if it is not known which images the test samples are.
 
-    `source` is the benchmark's name.
+    `right`, bool [N], is in the order of `stream.tests`. `source` is the benchmark's name.
     """
     rows = [task.test_rows for task in stream.tested_tasks if task.test_rows is not None]
     if len(rows) < len(stream.tested_tasks):
@@ -101,13 +101,13 @@ def item_results(stream: Stream, right: Tensor, source: str) -> ItemResults | No
 
 
 def item_scores(replica: Replica, scores: Mapping[str, Tensor]) -> ItemScores:
-    """Return values [N] of test items by metric, in the order of `Stream.tests`."""
+    """Return the scores of test items for the record; `scores` has values [N] by metric, in the order of the tests."""
     stream = replica.stream
     ids = hashlib.sha256(replica.trial.benchmark.name.encode())
     for task in stream.tested_tasks:
         x, y = task.test.x.cpu(), task.test.y.cpu()
         if stream.predicts_tokens:
-            length = int((y != IGNORED).any(0).nonzero().max()) + 1  # padding depends on training items too
+            length = int((y != IGNORED).any(0).nonzero().max()) + 1  # without padding, which depends on training items
             x, y = x[:, :length], y[:, :length]
         ids.update(repr((x.shape, y.shape)).encode())
         for part in (x, y):

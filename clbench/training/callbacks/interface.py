@@ -1,6 +1,7 @@
-"""Callbacks of the training loop: what they can watch, and several of them as one.
+"""Callbacks of the training loop.
 
-A run calls them in this order; the methods that begin with `around` return contexts.
+A run calls the methods of a callback in this order. A method that begins with `around` returns a context for the work
+that is named on the right.
 
     on_start
     for each task:
@@ -17,8 +18,8 @@ A run calls them in this order; the methods that begin with `around` return cont
         on_task
     on_end
 
-A strategy with its own loop has one `around_prepare(replica)` in the place of phases and steps.
-`clbench.execution.trial_runner` puts the callbacks of a run together.
+If a strategy has its own training loop, one `around_prepare(replica)` replaces the phases and their steps.
+`clbench.execution.trial_runner` selects the callbacks of a run.
 """
 
 from __future__ import annotations
@@ -35,29 +36,29 @@ from clbench.training.steps import TrainStep
 
 
 class Training(Protocol):
-    """What callbacks see of the loop."""
+    """The attributes of the training loop that callbacks use."""
 
     replicas: list[Replica]  # those that have not diverged
     recipe: Recipe
-    train_step: TrainStep | None  # what takes steps at the moment, or took the last ones
+    train_step: TrainStep | None  # the training step of the current phase, or of the latest one
     compiled: bool  # whether losses are compiled
 
 
 class Callback:
-    """Watches training. Every method does nothing; a subclass overrides what it needs."""
+    """Base class of callbacks. Its methods do nothing; a subclass overrides those that it needs."""
 
     def on_start(self, training: Training) -> None:
         """Act before the first task of a run."""
 
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> AbstractContextManager[object]:
-        """Return a context for what a strategy computes outside of steps, or by its own loop.
+        """Return a context for the computations of a strategy outside of steps, or in its own training loop.
 
-        `batch` is given for `prepare_batch`.
+        `batch` is the argument of `prepare_batch`, and None for all other computations.
         """
         return nullcontext()
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
-        """Act when a phase begins, once its inputs are there."""
+        """Act when a phase begins, after its inputs have been prepared."""
 
     def around_step(self, training: Training, batches: Sequence[Batch]) -> AbstractContextManager[object]:
         """Return a context for a step on prepared batches, one for each replica."""
@@ -70,7 +71,7 @@ class Callback:
         """
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:
-        """Act when a task is learned, also on replicas that have diverged in it: a result for each."""
+        """Act after training on a task; `results` has one result per replica, including those that have diverged."""
 
     def on_task(self, training: Training, task: int) -> None:
         """Act after a task, on the replicas that have not diverged."""
@@ -80,53 +81,53 @@ class Callback:
 
 
 class Callbacks(Callback):
-    """Several callbacks as one."""
+    """Calls several callbacks in order."""
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
-        """Call them in this order."""
+        """Store the callbacks in the order in which they are called."""
         self.callbacks = list(callbacks)
         self.preparing = self._overriding("around_prepare")
         self.stepping = self._overriding("around_step")
 
     def _overriding(self, name: str) -> list[Callback]:
-        """Return the callbacks that have a method of their own: contexts cost time in every step."""
+        """Return the callbacks that override a method, because every context takes time in each step."""
         return [callback for callback in self.callbacks if overrides(callback, name, Callback)]
 
     def on_start(self, training: Training) -> None:
-        """Call them all."""
+        """Call all callbacks."""
         for callback in self.callbacks:
             callback.on_start(training)
 
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> AbstractContextManager[object]:
-        """Return the contexts of all."""
+        """Return the contexts of all callbacks as one."""
         return nested([callback.around_prepare(replica, batch) for callback in self.preparing])
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
-        """Call them all."""
+        """Call all callbacks."""
         for callback in self.callbacks:
             callback.on_phase(training, inputs)
 
     def around_step(self, training: Training, batches: Sequence[Batch]) -> AbstractContextManager[object]:
-        """Return the contexts of all."""
+        """Return the contexts of all callbacks as one."""
         return nested([callback.around_step(training, batches) for callback in self.stepping])
 
     def on_step(self, training: Training, task: int, step: int, steps: int) -> None:
-        """Call them all."""
+        """Call all callbacks."""
         for callback in self.callbacks:
             callback.on_step(training, task, step, steps)
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:
-        """Call them all."""
+        """Call all callbacks."""
         for callback in self.callbacks:
             callback.on_trained(training, results)
 
     def on_task(self, training: Training, task: int) -> None:
-        """Call them all."""
+        """Call all callbacks."""
         for callback in self.callbacks:
             callback.on_task(training, task)
 
     def on_end(self, training: Training) -> None:
-        """Call them all."""
+        """Call all callbacks."""
         for callback in self.callbacks:
             callback.on_end(training)
 

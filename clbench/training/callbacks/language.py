@@ -1,9 +1,9 @@
-"""Language models: scores of general texts before and after each task, and what the model answers to test prompts.
+"""Language models: scores of general texts before training and after each task, and answers to test prompts.
 
-General texts are of no task. Where the scenario gives the task, they are scored under the part of the task that was
-learned last, which is what a user runs after fine-tuning on it. Answers are generated greedily for a few test items of
-each task, just after the task was learned and after the last one, so that a reader sees what a forgotten task answers.
-Both leave training as it is.
+General texts belong to no task. If the scenario gives the task ID, they are scored with the part of the latest task,
+which is what a user runs after fine-tuning on it. Answers are generated greedily for a few test items of each task,
+just after the task was learned and after the last task, so that a reader sees answers after forgetting. Neither the
+scores nor the answers affect training.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from clbench.training.evaluation import batch_size, predict_routed, route
 from clbench.training.replica import Replica
 
 ANSWERS = 3  # test items of each task that are answered
-LONGER = 8  # tokens that an answer may be longer than the response
+LONGER = 8  # tokens by which an answer may exceed the longest response
 
 
 @dataclass(frozen=True)
 class GeneralTexts:
-    """Items of no task, as tokens."""
+    """Tokenized texts that belong to no task."""
 
     name: str
     tests: Tests
-    has_responses: bool  # whether an exact match means something
+    has_responses: bool  # whether all items have a response, which exact match needs
 
 
 class LanguageCallback(Callback):
@@ -51,32 +51,32 @@ class LanguageCallback(Callback):
 
     Args:
         tokenizer: folder or repository of the tokenizer.
-        general: files of general texts, by name.
+        general: contents of the files of general texts, by name.
         length: largest number of tokens of an item.
     """
 
     def __init__(self, tokenizer: str, general: Mapping[str, FileContent], length: int) -> None:
-        """Load the tokenizer, and make tokens of the texts."""
+        """Load the tokenizer and tokenize the texts."""
         self.tokenizer: Any = load_tokenizer(folder_of(tokenizer))
         self.general = [self._tokenize(name, content, length) for name, content in general.items()]
         self.hashes = hashes_of(general)
 
     def _tokenize(self, name: str, content: FileContent, length: int) -> GeneralTexts:
-        """Return the texts of a file as tokens."""
+        """Return the tokenized texts of a file."""
         items = ItemTokenizer(self.tokenizer, length).tokenize(list(content.items)).items
         x, y = as_tensors(items, max(len(item.ids) for item in items))
         tests = Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None, token_labels=True)
         return GeneralTexts(name, tests, all(item.has_response for item in items))
 
     def on_start(self, training: Training) -> None:
-        """Score general texts before the first task, unless the replica has that from a checkpoint."""
+        """Score general texts before the first task, unless a checkpoint had the scores already."""
         for replica in training.replicas:
             if not replica.general:
                 replica.general_files = dict(self.hashes)
                 self._score(replica, training, 0)
 
     def on_task(self, training: Training, task: int) -> None:
-        """Score general texts, and answer prompts of the task that was learned; after the last one, of all."""
+        """Score general texts, and answer prompts of the task just learned; after the last task, of all tasks."""
         for replica in training.replicas:
             self._score(replica, training, task)
             with untouched([replica.strategy]), self._forward(replica, training):
@@ -86,7 +86,7 @@ class LanguageCallback(Callback):
         return precision.forward(training.recipe, replica.strategy.class_mask.device, replica.strategy)
 
     def _score(self, replica: Replica, training: Training, task: int) -> None:
-        """Add the scores of all general texts, under the part of `task` where the scenario gives the task."""
+        """Add the scores of all general texts; if the scenario gives the task ID, with the part of `task`."""
         strategy = replica.strategy
         device = strategy.class_mask.device
         size = batch_size(replica.stream, device)
@@ -106,7 +106,7 @@ class LanguageCallback(Callback):
                         scores.setdefault(name, []).append(total / len(texts.tests.y))
 
     def _answer(self, replica: Replica, learned: int) -> None:
-        """Add answers to prompts of task `learned`, and after the last task to those of all tasks."""
+        """Add answers to prompts of task `learned`, and after the last task also answers for all earlier tasks."""
         strategy, stream = replica.strategy, replica.stream
         last = learned + 1 == len(stream.tasks)
         for task in range(len(stream.tasks)) if last else (learned,):
@@ -132,7 +132,7 @@ class LanguageCallback(Callback):
 
 
 def divide_items(x: Tensor, y: Tensor) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the tokens before the first scored one of each item, and those from there to the end of its first run.
+    """Return the prompt of each item, which ends before the first scored token, and the scored tokens that follow it.
 
     Args:
         x: tokens [N, L].
@@ -150,12 +150,12 @@ def divide_items(x: Tensor, y: Tensor) -> tuple[list[list[int]], list[list[int]]
 @torch.no_grad()
 def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | None, most: int, ends: set[int]
              ) -> list[list[int]]:
-    """Return the most likely continuation of each prompt, token by token, without the end token.
+    """Return the greedy continuation of each prompt, without the end token.
 
     Args:
-        strategy: in eval mode.
+        strategy: the strategy, in eval mode.
         prompts: tokens of each prompt.
-        task: which all prompts are of; None where it is not given.
+        task: the task of all prompts; None if it is not given.
         most: largest number of tokens of a continuation.
         ends: tokens that end a continuation.
     """
@@ -179,7 +179,7 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
 
 
 def padded(texts: Sequence[Sequence[int]]) -> Tensor:
-    """Return tokens of several texts as inputs, int32 [N, L]."""
+    """Return the tokens of several texts, padded to the same length, as inputs int32 [N, L]."""
     x = torch.full((len(texts), max(map(len, texts))), tokens.NO_TOKEN, dtype=tokens.DTYPE)
     for row, text in enumerate(texts):
         x[row, :len(text)] = torch.tensor(text, dtype=tokens.DTYPE)
@@ -188,7 +188,7 @@ def padded(texts: Sequence[Sequence[int]]) -> Tensor:
 
 def language_callback(stream: Stream, options: dict[str, Any], general: Mapping[str, FileContent]
                       ) -> LanguageCallback | None:
-    """Return what watches the language models of a stream, None for classifiers; `options` are the benchmark's."""
+    """Return the callback for the language models of a stream, else None; `options` are the benchmark's options."""
     if not stream.predicts_tokens:
         return None
     return LanguageCallback(options["tokenizer"], general, options["length"])

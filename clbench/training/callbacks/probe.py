@@ -1,7 +1,7 @@
-"""A linear probe: what ridge regression reads from a method's features, without the method's head.
+"""Linear probe: ridge regression on a method's features, without the method's head.
 
-The regression is fitted to all training samples it is given, without augmentation, in float64 and in closed form, from
-sums that take no more room than the features' second moments. Its strength comes from the training samples alone.
+The regression is fitted in closed form and in float64 to all training samples of its tasks, without augmentation. It
+needs only sums, the largest of which are the features' second moments. The training samples alone select the penalty.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.evaluation import batch_size
 
-STRENGTHS = tuple(10.0**k for k in range(-8, 3))  # as shares of the mean variance of the features
-FEW = 16  # samples on which is seen whether features depend on the task
+STRENGTHS = tuple(10.0**k for k in range(-8, 3))  # penalties, in units of the mean variance of the features
+FEW = 16  # samples that show whether features depend on the task
 
 
 @dataclass
 class Moments:
-    """Sums over features [N, D] with one-hot labels [N, C], float64: what ridge regression needs of them."""
+    """The sums over features [N, D] and one-hot labels [N, C] that ridge regression needs, float64."""
 
     features: Tensor  # [D]
     labels: Tensor  # [C]
@@ -37,19 +37,19 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor) -> Moments:
-        """Return the sums of one chunk."""
+        """Return the sums of one chunk of samples."""
         return cls(features.sum(0), labels.sum(0), features.T @ features, features.T @ labels)
 
     def __add__(self, other: Moments) -> Moments:
-        """Return the sums of both."""
+        """Return the sums over the samples of both."""
         return Moments(self.features + other.features, self.labels + other.labels, self.squares + other.squares,
                        self.products + other.products)
 
     def ridge(self) -> tuple[Tensor, Tensor]:
-        """Return weight [D, C] and bias [C] of ridge regression on the labels; classes that do not occur get -inf.
+        """Return weight [D, C] and bias [C] of ridge regression on the labels; the bias of absent classes is -inf.
 
-        The intercept is not shrunk. The strength is the one of `STRENGTHS` with the least error in generalized
-        cross-validation (Golub, Heath & Wahba 1979), the weakest of equal ones.
+        The intercept is not penalized. The penalty is the one of `STRENGTHS` with the smallest error in generalized
+        cross-validation (Golub, Heath & Wahba 1979); of equal ones, it is the smallest.
         """
         n = self.labels.sum()
         mean, share = self.features / n, self.labels / n
@@ -72,7 +72,7 @@ class Moments:
 
 
 def cost(stream: Stream) -> str:
-    """Return in words what looking at all tasks of a stream costs a trial."""
+    """Describe what probing all tasks of a stream costs a trial."""
     train, test = (sum(len(getattr(task, part)) for task in stream.tasks) for part in ("train", "test"))
     return (f"--probe: each trial sends {train:,} training and {test:,} test samples through its network about twice "
             "more, without gradients, and solves a ridge regression after each task; none of it counts as training or "
@@ -80,10 +80,10 @@ def cost(stream: Stream) -> str:
 
 
 def add_probe(strategy: Strategy, stream: Stream, learned: int, before: Probe) -> Probe:
-    """Return a probe with what there is to know after `learned` tasks added to what was known before.
+    """Return the probe results `before` with the results after `learned` tasks added.
 
-    After each task that is the probe within it; after the last one also the probes within all tasks, and the one of all
-    tasks together. The strategy and all generators are left as they are.
+    After each task, a probe for this task alone is fitted. After the last task, there is a probe for each task alone
+    and one for all tasks together. The strategy and all generators stay unchanged.
     """
     if before.missing:
         return before
@@ -110,7 +110,7 @@ def add_probe(strategy: Strategy, stream: Stream, learned: int, before: Probe) -
 
 
 class NoFeatures(Exception):
-    """A strategy does not show what its answers are read from."""
+    """Raised if a strategy does not show the features that its predictions are computed from."""
 
 
 def sum_up(strategy: Strategy, stream: Stream, task: int) -> Moments:
@@ -125,14 +125,14 @@ def sum_up(strategy: Strategy, stream: Stream, task: int) -> Moments:
 
 
 def _inputs(strategy: Strategy, stream: Stream, samples: Samples) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs of the model and labels, in the batches of the evaluation."""
+    """Yield inputs of the model and labels, in batches of the same size as in evaluation."""
     for part in samples.chunks(batch_size(stream, stream.tests.y.device)):
         x = strategy.stream_info.prepare(part.x)
         yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), part.y
 
 
 def _rights(strategy: Strategy, stream: Stream, classifiers: dict[int, tuple[Tensor, Tensor]]) -> list[int]:
-    """Return how many test samples of each task the regression found for it gets right."""
+    """Return the number of test samples of each task that the task's regression predicts correctly."""
     tests = stream.tests
     size = batch_size(stream, tests.y.device)
     return [sum(int(((features_of(strategy, x, task) @ weight + bias).argmax(1).to(y.device) == y).sum())
@@ -140,18 +140,18 @@ def _rights(strategy: Strategy, stream: Stream, classifiers: dict[int, tuple[Ten
 
 
 def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
-    """Return the features [N, D] that a strategy in eval mode reads its answers on inputs x [N, ...] from, float64.
+    """Return the features [N, D] from which a strategy computes its predictions for inputs x [N, ...], float64.
 
-    That is what goes into its head: a task's own one, or the model's; of a strategy that uses none, what the model's
-    last block gave, side by side if it ran several times.
+    These are the inputs of the head, which is the task's own head or the model's. If no head is called, they are the
+    outputs of the model's last block. If the head or the block runs several times, its features are concatenated.
 
     Args:
-        strategy: in eval mode, without gradients.
+        strategy: the strategy, in eval mode and without gradients.
         x: prepared inputs.
-        task: of x, for a strategy with a part for each task, or that infers the task; other strategies do not get it.
+        task: the task of x; only strategies with a part for each task, or that infer the task, get it.
 
     Raises:
-        NoFeatures: there is nothing of that kind.
+        NoFeatures: the strategy has no such features.
     """
     into: list[Tensor] = []
     out_of: list[Tensor] = []
@@ -159,7 +159,7 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
     head: nn.Module | None
     if isinstance(strategy, PerTaskStrategy):
         head, blocks = strategy.heads[task], []
-    else:  # a library's model, which an adapter puts in its place, may have neither, or another name for the head
+    else:  # the model of another library may have no blocks, and no head or a head with another name
         head, blocks = getattr(model, "head", getattr(model, "classifier", None)), list(getattr(model, "blocks", ()))
     hooks = []
     if isinstance(head, nn.Module):
@@ -188,7 +188,7 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
 
 
 def _depends_on_task(strategy: Strategy, stream: Stream, learned: int) -> bool:
-    """Tell whether the features of a sample depend on which task it is predicted for."""
+    """Return whether the features of a sample depend on the task that it is predicted for."""
     few = next(stream.tests.batches(FEW, 0))[0]
     first = features_of(strategy, few, 0)
     return any(not torch.equal(first, features_of(strategy, few, task)) for task in range(1, learned))
