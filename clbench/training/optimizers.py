@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name: one more is an entry here, and its name in `clbench.experiment.spec`.
+"""Optimizers and schedules by name. To add one, add an entry here and its name in `clbench.experiment.recipe`.
 
 With `recipe.head_decay = "learning"`, a step changes only those rows of the heads that a gradient reaches. The heads of
 most reference implementations grow: the row of a class exists only from the class's task on, or older rows are frozen.

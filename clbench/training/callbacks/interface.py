@@ -18,7 +18,8 @@ that is named on the right.
         on_task
     on_end
 
-If a strategy has its own training loop, one `around_prepare(replica)` replaces the phases and their steps.
+If a strategy has its own training loop, `on_step` is called once, with step 0, and one `around_prepare(replica)`
+replaces the phases and their steps.
 `clbench.execution.trial_runner` selects the callbacks of a run.
 """
 
