@@ -74,7 +74,8 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
         pretrained: whether the model counts as pretrained.
         training: whether to count the FLOPs of training by the trial's recipe. Predictions are then counted as in
             records: in batches as on a CPU and, if the task ID is given, as the mean over tasks. Otherwise one sample
-            of the last task is predicted.
+            of the last task is predicted. Operations of consolidation that need values (per-sample gradients,
+            decompositions) are not counted.
 
     Raises:
         SpecError: model, method and stream do not fit together.
@@ -87,7 +88,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     given = given_tasks(trial.scenario, len(stream.tasks))
     batch = batch_size(stream, torch.device("cpu")) if training else 1
     run: DryRun | None = None
-    with seeds.scope(0, "strategy"):
+    with on_shapes(), seeds.scope(0, "strategy"):
         try:
             strategy = strategy_of_shapes(model, trial.method, stream, trial.scenario, pretrained, registry)
             result.remarks, result.keeps_less = strategy.notes, strategy.keeps_less
@@ -112,18 +113,6 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     elif training and len(run.costs.train_flops) >= stream.told_tasks:
         result.train_flops = run.costs.train_flops
     return result
-
-
-def forecast(planned: PlannedTrial, stream: Stream, registry: Registry) -> Count:
-    """Return the count of a trial with the FLOPs of its training; `stream` comes from `stream_without_values`.
-
-    Operations of consolidation that need values (per-sample gradients, decompositions) are not counted.
-
-    Raises:
-        SpecError: model, method and stream do not fit together.
-    """
-    with on_shapes():
-        return count(planned, stream, registry, planned.trial.weights is not None, training=True)
 
 
 def row_flops(strategy: Strategy, stream: Stream, given: int | None, batch: int) -> Fraction:

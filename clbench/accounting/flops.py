@@ -107,15 +107,6 @@ class FlopCount(ContextDecorator, TorchDispatchMode):  # type: ignore[no-untyped
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
-    def start(self) -> FlopCount:
-        """Start counting, until `stop`, if a `with` block is not possible; contexts entered later must exit first."""
-        self.__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def stop(self) -> None:
-        """Stop counting."""
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count it."""
         for kind in types:
@@ -150,13 +141,13 @@ def counted_modules() -> Iterator[FlopCount]:
         nonlocal calls
         calls += 1
         if calls == 1:
-            count.start()
+            count.__enter__()  # type: ignore[no-untyped-call]
 
     def after(*_: object) -> None:
         nonlocal calls
         calls -= 1
         if calls == 0:
-            count.stop()
+            count.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     hooks = register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)
     try:

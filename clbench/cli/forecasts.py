@@ -130,7 +130,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     except MissingDataError as error:  # reported before torch is imported
         click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
         return {}
-    from clbench.accounting.count import forecast
+    from clbench.accounting.count import count
     from clbench.accounting.estimator import counted_work, data_bytes, storage_line
     from clbench.accounting.shapes import stream_without_values
     from clbench.data.datasets import without_downloads
@@ -153,7 +153,8 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             notes |= dict.fromkeys([*steps, *stream.notes])
             if stream.predicts_tokens:
                 notes |= dict.fromkeys(examples(stream, planned.trial.benchmark.options["tokenizer"]))
-            count = forecast(planned, stream_without_values(stream), ready.registry)
+            result = count(planned, stream_without_values(stream), ready.registry,
+                           planned.trial.weights is not None, training=True)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
             checks.skip_setting(planned)
@@ -163,13 +164,13 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             notes[f"{name}: cannot be counted, {typed_message(error)}"] = None
         else:
             speed = speed or measured(planned, stream, ready)
-            inference = [] if count.flops is None else [count.flops]
+            inference = [] if result.flops is None else [result.flops]
             counted[kind_of(planned.trial)] = Forecast(
-                cells(count.trainable, count.train_flops, inference),
-                WorkEstimate(workload=counted_work(count, stream), speed=speed))
-            notes |= {f"{name}: {note}": None for note in count.notes}
-            extra = count.bytes[-1] - count.model_bytes if count.kept else 0
-            if line := storage_line(planned.label, extra, data_bytes(stream), count.keeps_less):
+                cells(result.trainable, result.train_flops, inference),
+                WorkEstimate(workload=counted_work(result, stream), speed=speed))
+            notes |= {f"{name}: {note}": None for note in result.notes}
+            extra = result.bytes[-1] - result.model_bytes if result.kept else 0
+            if line := storage_line(planned.label, extra, data_bytes(stream), result.keeps_less):
                 notes[line] = None
     for note in notes:
         click.echo(f"Note: {note}", err=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clbench.accounting import estimator
-from clbench.accounting.count import forecast
+from clbench.accounting.count import count
 from clbench.accounting.shapes import stream_without_values
 from clbench.core.registry import discover
 from clbench.execution.time_left import recorded
@@ -58,7 +58,7 @@ def test_a_step_of_four_samples_and_one_of_ten_show_the_speed(runner, monkeypatc
 def test_what_is_counted_on_shapes_is_the_work_that_a_record_has(runner, method):
     one = planned(method, RECIPES["epochs"], "class")
     stream = runner.stream(one.trial)
-    counted = estimator.counted_work(forecast(one, stream_without_values(stream), REGISTRY), stream)
+    counted = estimator.counted_work(count(one, stream_without_values(stream), REGISTRY, training=True), stream)
     done, _ = recorded(runner.run(one))
     assert counted.steps == done.steps
     assert counted.train_flops == pytest.approx(done.train_flops, rel=0.01)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clbench.accounting.count import forecast
+from clbench.accounting.count import count
 from clbench.accounting.flops import FlopCount
 from clbench.accounting.shapes import on_shapes, stream_without_values
 from clbench.core.errors import SpecError
@@ -49,7 +49,7 @@ def consolidated(monkeypatch):
 
 def both(runner, consolidated, one):
     """Return the FLOPs of each task's training without consolidation, as forecast and as recorded, and the two."""
-    ahead = forecast(one, stream_without_values(runner.stream(one.trial)), REGISTRY)
+    ahead = count(one, stream_without_values(runner.stream(one.trial)), REGISTRY, training=True)
     after = [consolidated.copy(), consolidated.clear()][0]
     record = runner.run(one)
     assert record.status == "done", record.failure
@@ -87,7 +87,7 @@ def test_a_forecast_in_bf16_counts_copies_that_learn_beside_frozen_ones(runner, 
 
 def test_the_flops_of_a_multilayer_perceptrons_training_are_those_of_its_products(runner):
     one = planned("naive", "mlp:width=16", {"epochs": 5, "batch_size": 10})
-    found = forecast(one, stream_without_values(runner.stream(one.trial)), REGISTRY)
+    found = count(one, stream_without_values(runner.stream(one.trial)), REGISTRY, training=True)
     inputs, width, outputs = 3 * 16 * 16, 16, 4
     forward = 2 * (inputs * width + width * width + width * outputs)
     backward = 2 * forward - 2 * inputs * width  # of weights and inputs, but not of the first layer's inputs
@@ -97,7 +97,7 @@ def test_the_flops_of_a_multilayer_perceptrons_training_are_those_of_its_product
 def test_a_budget_of_fewer_steps_than_phases_is_refused(runner):
     one = planned("lora", "mlp:width=16", {"iterations": 1})
     with pytest.raises(SpecError, match="1 steps cannot be split into 2 phases; give the task a larger budget"):
-        forecast(one, stream_without_values(runner.stream(one.trial)), REGISTRY)
+        count(one, stream_without_values(runner.stream(one.trial)), REGISTRY, training=True)
 
 
 def test_labels_and_masks_go_with_tensors_without_values():
@@ -141,4 +141,4 @@ def test_a_model_that_does_not_take_its_inputs_is_found_before_training(runner):
     with pytest.raises(SpecError, match=line):
         runner.prepare(one.trial)
     with pytest.raises(SpecError, match=line):
-        forecast(one, stream_without_values(runner.stream(one.trial)), REGISTRY)
+        count(one, stream_without_values(runner.stream(one.trial)), REGISTRY, training=True)
