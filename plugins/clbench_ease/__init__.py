@@ -57,8 +57,8 @@ class LAEOptions(OutputsOptions, StartOptions):
     """Options of `lae`; the defaults are those of its authors' code for Split-CIFAR-100."""
 
     adapter: Kind = Field(
-        "lora", description="kind of adapter. lora: low-rank adapters on key and value layers, or on all layers of a "
-        "network without such layers; bottleneck: bottlenecks parallel to the MLPs of a vision transformer")
+        "lora", description="kind of adapter. lora: low-rank adapters on key and value layers, or on all layers if a "
+        "network has none; bottleneck: bottlenecks parallel to the MLPs of a vision transformer")
     width: int = Field(5, ge=1, description="rank of a low-rank adapter, or hidden width of a bottleneck")
     scale: float = Field(1.0, gt=0, description="factor of an adapter's output")
     blocks: int = Field(5, ge=1, description="number of transformer blocks with adapters, from the first on")
