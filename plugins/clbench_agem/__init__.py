@@ -14,10 +14,12 @@ from clbench.strategy.common_options import OutputsOptions, QuotaOptions
 class AGEMOptions(OutputsOptions, QuotaOptions):
     """Options of `a-gem`."""
 
-    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
+    capacity: int = Field(200, ge=1, description="buffer size: number of stored samples of all tasks together")
     balance: Literal["reservoir", "class"] = Field(
-        "class", description="keep each sample of the stream with equal probability, or classes in equal numbers")
-    samples: int = Field(256, ge=1, description="samples drawn from the memory in each step for the reference gradient")
+        "class", description="which samples the buffer keeps. reservoir: every sample of the stream with equal "
+        "probability; class: equally many samples of each class")
+    samples: int = Field(256, ge=1, description="number of stored samples drawn in each step to compute the reference "
+                         "gradient")
 
 
 @hookimpl

@@ -46,7 +46,7 @@ class FromScratchTrainingOptions(AvalancheOptions):
     """Options of `FromScratchTraining`."""
 
     strategy = "FromScratchTraining"
-    reset_optimizer: bool = Field(True, description="whether the optimizer forgets its moments with each task")
+    reset_optimizer: bool = Field(True, description="reset the optimizer's state (its moments) at each task")
 
 
 class EWCOptions(AvalancheOptions):
@@ -59,10 +59,14 @@ class EWCOptions(AvalancheOptions):
 
     strategy = "EWC"
     open = frozenset({"ewc_lambda"})
-    ewc_lambda: float = Field(6.4e6, ge=0, description="weight of the penalty sum F (theta - theta*)^2, without 1/2")
-    mode: Literal["separate", "online"] = Field("separate", description="a penalty per task, or a decaying sum")
-    decay_factor: float | None = Field(None, ge=0, description="what is left of the old importances (mode=online)")
-    keep_importance_data: bool = Field(False, description="keep old importances in mode=online too")
+    ewc_lambda: float = Field(6.4e6, ge=0, description="weight of the penalty sum F (theta - theta*)^2, without a "
+                              "factor 1/2; F: Fisher information")
+    mode: Literal["separate", "online"] = Field("separate", description="separate: one penalty for each task; online: "
+                                                "one penalty with a decaying sum of importances")
+    decay_factor: float | None = Field(None, ge=0, description="factor of the old importances at each new task "
+                                       "(mode=online)")
+    keep_importance_data: bool = Field(False, description="store the importances of all earlier tasks in mode=online "
+                                       "too")
 
     @model_validator(mode="after")
     def _decay_goes_with_online(self) -> EWCOptions:
@@ -78,7 +82,7 @@ class LwFOptions(AvalancheOptions):
     strategy = "LwF"
     open = frozenset({"alpha", "temperature"})
     alpha: float = Field(1.0, ge=0, description="weight of the distillation loss")
-    temperature: float = Field(2.0, gt=0, description="softens the outputs that are compared")
+    temperature: float = Field(2.0, gt=0, description="temperature of the softmax in the distillation loss")
 
 
 class SynapticIntelligenceOptions(AvalancheOptions):
@@ -87,7 +91,8 @@ class SynapticIntelligenceOptions(AvalancheOptions):
     strategy = "SynapticIntelligence"
     open = frozenset({"si_lambda"})
     si_lambda: float = Field(2.0, ge=0, description="weight of the penalty 1/2 sum Omega (theta - theta*)^2")
-    eps: float = Field(1e-7, gt=0, description="keeps the importance of weights that hardly moved finite")
+    eps: float = Field(1e-7, gt=0, description="damping term, which keeps the importance of weights that hardly moved "
+                       "finite")
 
 
 class MASOptions(AvalancheOptions):
@@ -95,7 +100,8 @@ class MASOptions(AvalancheOptions):
 
     strategy = "MAS"
     lambda_reg: float = Field(1.0, ge=0, description="weight of the penalty sum Omega (theta - theta*)^2")
-    alpha: float = Field(0.5, ge=0, le=1, description="share of the old importance when a task's is added")
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the old importance in its average with a new task's "
+                         "importance")
 
 
 class LFLOptions(AvalancheOptions):
@@ -103,7 +109,8 @@ class LFLOptions(AvalancheOptions):
 
     strategy = "LFL"
     open = frozenset({"lambda_e"})
-    lambda_e: float = Field(1.0, ge=0, description="weight of the squared distance to the old network's features")
+    lambda_e: float = Field(1.0, ge=0, description="weight of the squared distance between the features of the new and "
+                            "the old network")
 
 
 class ReplayOptions(AvalancheOptions):
@@ -125,7 +132,8 @@ class GSSGreedyOptions(AvalancheOptions):
 
     strategy = "GSS_greedy"
     mem_size: int = Field(200, ge=1, description=MEM_SIZE)
-    mem_strength: int = Field(1, ge=1, description="batches of the memory whose gradients are compared with a sample's")
+    mem_strength: int = Field(1, ge=1, description="number of batches from the buffer whose gradients are compared "
+                              "with a new sample's gradient")
 
 
 class MIROptions(AvalancheOptions):
@@ -134,7 +142,8 @@ class MIROptions(AvalancheOptions):
     strategy = "MIR"
     open = frozenset({"mem_size", "subsample"})
     mem_size: int = Field(200, ge=1, description=MEM_SIZE)
-    subsample: int = Field(200, ge=1, description="samples of the memory among which the most interfered are sought")
+    subsample: int = Field(200, ge=1, description="number of stored samples drawn in each step as candidates for "
+                           "replay")
     batch_size_mem: int = Field(1, ge=1, description="samples that are replayed in each step")
 
 
@@ -143,8 +152,9 @@ class AGEMOptions(AvalancheOptions):
 
     strategy = "AGEM"
     open = frozenset({"patterns_per_exp"})
-    patterns_per_exp: int = Field(40, ge=1, description="samples in the memory, of each task")
-    sample_size: int = Field(64, ge=1, description="samples drawn from the memory for the reference gradient")
+    patterns_per_exp: int = Field(40, ge=1, description="buffer size per task: number of stored samples of each task")
+    sample_size: int = Field(64, ge=1, description="number of stored samples drawn in each step to compute the "
+                             "reference gradient")
 
 
 class DEROptions(AvalancheOptions):
@@ -152,8 +162,9 @@ class DEROptions(AvalancheOptions):
 
     strategy = "DER"
     mem_size: int = Field(200, ge=1, description=MEM_SIZE)
-    batch_size_mem: int | None = Field(None, ge=1, description="samples replayed in each step, none for a batch")
-    alpha: float = Field(0.1, ge=0, description="weight of the squared error to the logits that were kept")
+    batch_size_mem: int | None = Field(None, ge=1, description="samples that are replayed in each step; none: the "
+                                       "batch size")
+    alpha: float = Field(0.1, ge=0, description="weight of the squared error between current and stored logits")
     beta: float = Field(0.5, ge=0, description="weight of the cross-entropy on replayed samples")
 
 
@@ -171,16 +182,17 @@ class ERAMLOptions(AvalancheOptions):
     strategy = "ER_AML"
     mem_size: int = Field(200, ge=1, description=MEM_SIZE)
     batch_size_mem: int = Field(10, ge=1, description="samples that are replayed in each step")
-    temp: float = Field(0.1, gt=0, description="temperature of the loss between features")
-    base_temp: float = Field(0.07, gt=0, description="what that loss is divided by, in units of temp")
-    same_task_neg: bool = Field(True, description="whether other samples push away those of their own task only")
+    temp: float = Field(0.1, gt=0, description="temperature of the contrastive loss between features")
+    base_temp: float = Field(0.07, gt=0, description="base temperature: the contrastive loss is multiplied by temp / "
+                             "base_temp")
+    same_task_neg: bool = Field(True, description="draw the negative samples of a sample from its own task only")
 
 
 class FeatureReplayOptions(AvalancheOptions):
     """Options of `FeatureReplay`."""
 
     strategy = "FeatureReplay"
-    mem_size: int = Field(200, ge=1, description="features in the memory, for all tasks together")
+    mem_size: int = Field(200, ge=1, description="buffer size: number of stored features of all tasks together")
     batch_size_mem: int = Field(10, ge=1, description="features that are replayed in each step")
 
 
@@ -189,8 +201,9 @@ class GEMOptions(AvalancheOptions):
 
     strategy = "GEM"
     open = frozenset({"patterns_per_exp"})
-    patterns_per_exp: int = Field(40, ge=1, description="samples in the memory, of each task")
-    memory_strength: float = Field(0.5, ge=0, description="how much the projection favors old tasks")
+    patterns_per_exp: int = Field(40, ge=1, description="buffer size per task: number of stored samples of each task")
+    memory_strength: float = Field(0.5, ge=0, description="margin of the projection; larger values favor old tasks "
+                                   "more")
 
 
 class CWRStarOptions(AvalancheOptions):

@@ -14,12 +14,14 @@ from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 class BiCOptions(FixedOutputsOptions, ExemplarOptions):
     """Options of `bic`; the defaults are the paper's, except the share, which does not occur in the paper."""
 
-    temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared in the distillation")
-    validation: float = Field(0.1, gt=0, le=0.5, description="share of a class's part of the memory that is held out "
-                              "from training, to find the correction; at least one sample")
-    correction_steps: float = Field(0.2, gt=0, lt=1, description="share of a task's steps that find the correction")
-    correction_lr: float = Field(0.1, gt=0, description="learning rate of the correction's two numbers, whose size "
-                                 "does not depend on the network, in place of the recipe's")
+    temperature: Scalar = Field(2.0, gt=0, description="T: temperature that softens old and new outputs in the "
+                                "distillation loss")
+    validation: float = Field(0.1, gt=0, le=0.5, description="fraction of each class's share of the buffer that is "
+                              "held out from training to fit the correction; at least one sample")
+    correction_steps: float = Field(0.2, gt=0, lt=1, description="fraction of a task's training steps that fit the "
+                                    "correction")
+    correction_lr: float = Field(0.1, gt=0, description="learning rate of the correction's two parameters, instead of "
+                                 "the configured learning rate; their scale does not depend on the network")
 
     @property
     def fixed_outputs(self) -> Outputs:
@@ -31,5 +33,5 @@ class BiCOptions(FixedOutputsOptions, ExemplarOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("bic", "clbench_bic.strategy:BiC",
-                         "replays and distills, then corrects the logits of new classes by two numbers", BiCOptions,
+                         "replays and distills, then rescales and shifts the logits of new classes", BiCOptions,
                          "Wu et al. 2019, arXiv 1905.13260", display_name="BiC ({capacity})", family="distillation"),)

@@ -14,23 +14,24 @@ from clbench.strategy.common_options import OutputsOptions
 class CLSEROptions(OutputsOptions):
     """Options of `cls-er`; the defaults are the authors' for Split-CIFAR-10 with 200 samples."""
 
-    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
-    share: float = Field(1.0, gt=0, description="replayed samples for each new one, as in er")
+    capacity: int = Field(200, ge=1, description="buffer size: number of stored samples of all tasks together")
+    share: float = Field(1.0, gt=0, description="number of replayed samples per new sample, as in er")
     weight: Annotated[Scalar, SearchValues(0.1, 0.15, 0.5, 1.0, 2.0)] = Field(
-        0.15, ge=0, description="lambda: weight of the squared error to the logits of the averaged models")
+        0.15, ge=0, description="lambda: weight of the squared error between the network's logits and an averaged "
+        "model's logits on replayed samples")
     stable_rate: float = Field(0.1, gt=0, le=1, description="r_S: probability that a step updates the stable model")
     stable_decay: float = Field(0.999, ge=0, lt=1,
-                                description="alpha_S: share of the stable model that an update keeps")
+                                description="alpha_S: decay of the moving average of weights in the stable model")
     plastic_rate: float = Field(0.3, gt=0, le=1, description="r_P: probability that a step updates the plastic model")
     plastic_decay: float = Field(0.999, ge=0, lt=1,
-                                 description="alpha_P: share of the plastic model that an update keeps")
+                                 description="alpha_P: decay of the moving average of weights in the plastic model")
 
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("cls-er", "clbench_cls_er.strategy:CLSER",
-                         "replays near averages of the weights; predicts with the slower average",
+                         "replays, distills two weight averages, predicts with the slower one",
                          CLSEROptions, "Arani et al. 2022, arXiv 2201.12604", task_free=True,
                          display_name="CLS-ER ({capacity})", recipe={"optimizer": "sgd", "lr": 0.1},
                          family="replay"),)

@@ -14,14 +14,14 @@ from clbench.strategy.common_options import MEANING, OutputsOptions, StartOption
 class CodaPromptOptions(OutputsOptions, StartOptions):
     """Options of `coda-prompt`; the defaults are the paper's, except `ortho`, which is that of its code."""
 
-    components: int = Field(100, ge=1, description="M: prompt components of all tasks together; each of T tasks adds "
-                            "the whole part of M / T")
-    length: int = Field(8, ge=2, multiple_of=2, description="L_p: tokens of a component; the first half are keys, the "
-                        "second values of a block's attention")
-    blocks: int | None = Field(None, ge=1, description="first transformer blocks with prompts; none: 5, in proportion "
-                               "(at least 1) in networks of fewer than 12 blocks")
-    ortho: Scalar = Field(0.0, ge=0, description="lambda: weight of the loss that keeps components orthogonal; 0: the "
-                          "authors' code, where they start so; 0.1: the paper")
+    components: int = Field(100, ge=1, description="M: number of prompt components of all T tasks together; each task "
+                            "adds M / T components, rounded down")
+    length: int = Field(8, ge=2, multiple_of=2, description="L_p: tokens per component; the first half is prepended to "
+                        "the keys of a block's attention, the second half to its values")
+    blocks: int | None = Field(None, ge=1, description="number of transformer blocks with prompts, from the first on; "
+                               "none: 5, or fewer in proportion (at least 1) if the network has fewer than 12 blocks")
+    ortho: Scalar = Field(0.0, ge=0, description="lambda: weight of the loss that keeps components orthogonal; 0: as "
+                          "in the authors' code, whose components start orthogonal; 0.1: as in the paper")
     outputs: Outputs = Field("own", description=MEANING)
 
 
@@ -29,7 +29,7 @@ class CodaPromptOptions(OutputsOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("coda-prompt", "clbench_coda_prompt.strategy:CodaPrompt",
-                         "adds prompts to a frozen vision transformer: a weighted sum of components", CodaPromptOptions,
+                         "adds weighted sums of prompt components to a frozen vision transformer", CodaPromptOptions,
                          "Smith et al. 2023, arXiv 2211.13218", check_model="vit",
                          recipe={"optimizer": "adam", "lr": 1e-3, "schedule": "quarter-cosine", "schedule_by": "epoch"},
                          budget={"epochs": 20, "batch_size": 128, "samples": 5000},

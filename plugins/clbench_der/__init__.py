@@ -14,18 +14,18 @@ from clbench.strategy.common_options import OutputsOptions
 class DEROptions(OutputsOptions):
     """Options of `der`; the default weight is what the authors chose for Split-CIFAR-10 with 200 samples."""
 
-    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
+    capacity: int = Field(200, ge=1, description="buffer size: number of stored samples of all tasks together")
     alpha: Annotated[Scalar, SearchValues(0.1, 0.2, 0.5, 1.0)] = Field(
-        0.3, ge=0, description="weight of the squared error to the logits that were kept")
+        0.3, ge=0, description="weight of the squared error between current and stored logits")
 
 
 class DERPPOptions(DEROptions):
     """Options of `der++`; the default weights are what the authors chose for the same setting."""
 
     alpha: Annotated[Scalar, SearchValues(0.1, 0.5)] = Field(
-        0.1, ge=0, description="weight of the squared error to the logits that were kept")
+        0.1, ge=0, description="weight of the squared error between current and stored logits")
     beta: Annotated[Scalar, SearchValues(0.5, 1.0)] = Field(
-        0.5, ge=0, description="weight of the cross-entropy on a second draw from the memory")
+        0.5, ge=0, description="weight of the cross-entropy on a second batch of replayed samples")
 
 
 @hookimpl

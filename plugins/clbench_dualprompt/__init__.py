@@ -15,25 +15,28 @@ from clbench.strategy.common_options import MEANING, OutputsOptions, StartOption
 class DualPromptOptions(OutputsOptions, StartOptions):
     """Options of `dualprompt`; the defaults are the paper's, which are the authors' for ImageNet-R."""
 
-    g_length: int = Field(5, ge=1, description="L_g: keys that the prompt of all tasks adds to a block's attention, "
-                          "and as many values")
-    g_blocks: int | None = Field(None, ge=0, description="first transformer blocks with the prompt of all tasks; "
-                                 "none: 2, in proportion (at least 1) in networks of fewer than 12 blocks")
-    e_length: int = Field(20, ge=1, description="L_e: keys that a task's own prompt adds to a block's attention, and "
-                          "as many values")
-    e_blocks: int | None = Field(None, ge=1, description="transformer blocks after those with a task's own prompt; "
-                                 "none: 3, in proportion (at least 1) in networks of fewer than 12 blocks")
-    start: Literal["last", "new"] = Field("last", description="a task's own prompt starts as the last task's ended "
-                                          "(last: the authors' code), or is drawn (new)")
+    g_length: int = Field(5, ge=1, description="L_g: length of the prompt that all tasks share (G-Prompt): it adds "
+                          "this many keys and as many values to a block's attention")
+    g_blocks: int | None = Field(
+        None, ge=0, description="number of transformer blocks with the shared prompt, from the first on; none: 2, or "
+        "fewer in proportion (at least 1) if the network has fewer than 12 blocks")
+    e_length: int = Field(20, ge=1, description="L_e: length of a task's own prompt (E-Prompt): it adds this many keys "
+                          "and as many values to a block's attention")
+    e_blocks: int | None = Field(
+        None, ge=1, description="number of transformer blocks with a task's own prompt, after the blocks with the "
+        "shared prompt; none: 3, or fewer in proportion (at least 1) if the network has fewer than 12 blocks")
+    start: Literal["last", "new"] = Field("last", description="initial values of a task's own prompt. last: the "
+                                          "trained prompt of the last task (the authors' code); new: random values")
     outputs: Outputs = Field("own", description=MEANING)
-    pull: Scalar = Field(1.0, ge=0, description="lambda: weight of the loss that draws a task's key to its samples")
+    pull: Scalar = Field(1.0, ge=0, description="lambda: weight of the loss that pulls a task's key toward the "
+                         "features of its samples")
 
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("dualprompt", "clbench_dualprompt.strategy:DualPrompt",
-                         "adds prompts to a frozen vision transformer, shared ones and ones per task",
+                         "adds a shared prompt and a prompt per task to a frozen vision transformer",
                          DualPromptOptions,
                          "Wang et al. 2022, arXiv 2204.04799", check_model="vit",
                          recipe={"optimizer": "adam", "lr": 0.005, "lr_per": 256, "max_grad_norm": 1.0},

@@ -16,10 +16,10 @@ class DynamicEROptions(FixedOutputsOptions, ExemplarOptions):
     """Options of `dynamic-er`."""
 
     auxiliary: Annotated[Scalar, SearchValues(0.3, 1.0, 3.0)] = Field(
-        1.0, ge=0, description="lambda_a: weight of the auxiliary loss, in which the new features tell the classes of "
-        "the task from each other and from all old ones")
-    align_weights: bool = Field(True, description="scale the head's weights of new classes to the mean length of those "
-                                "of old ones after each task (PyCIL)")
+        1.0, ge=0, description="lambda_a: weight of the auxiliary loss, which trains the new features to separate the "
+        "task's classes from each other and from all old classes")
+    align_weights: bool = Field(True, description="after each task, rescale the head's weights of new classes so that "
+                                "their mean norm equals the mean norm of old classes (PyCIL)")
 
     @property
     def fixed_outputs(self) -> Outputs:

@@ -29,23 +29,23 @@ SCALES: dict[Kind, float] = {"bottleneck": 0.1, "lora": 1.0}
 class EASEOptions(FixedOutputsOptions, StartOptions):
     """Options of `ease`; the defaults are those of its authors' code for Split-CIFAR-100."""
 
-    adapter: Kind = Field("bottleneck", description="what a task trains: bottlenecks parallel to the MLPs of a vision "
-                          "transformer (the paper), or low-rank adapters on all layers of any network, as in lora")
-    width: int | None = Field(None, ge=1, description="numbers in the middle of a bottleneck, or rank; none means 64, "
-                              "with adapter = lora 4")
-    scale: float | None = Field(None, gt=0, description="what multiplies an adapter's output; none means 0.1, with "
-                                "adapter = lora 1")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of the numbers in the middle of a bottleneck (lora: of "
-                           "the adapters' inputs) zeroed in training; its trials train one by one, those without it "
-                           "(dropout = 0) also in stacks")
-    alpha: float = Field(0.1, ge=0, description="weight of the mean cosine in the other tasks' subspaces, added to "
-                                                "that "
-                         "in the own one")
-    beta: float = Field(0.0, ge=0, description="weight of the cosine in the features of the network without adapters; "
-                        "0 leaves these out")
-    donors: Donors = Field("later", description="prototypes that are missing in a task's subspace are combined from "
-                           "those of its classes alone (next: the paper, as we read it), or of that and all later "
-                           "tasks' (later: the authors' code)")
+    adapter: Kind = Field(
+        "bottleneck", description="kind of adapter that each task trains. bottleneck: bottlenecks parallel to the MLPs "
+        "of a vision transformer (the paper); lora: low-rank adapters on all layers of any network, as in lora")
+    width: int | None = Field(None, ge=1, description="hidden width of a bottleneck, or rank of a low-rank adapter; "
+                              "none: 64, or 4 with adapter = lora")
+    scale: float | None = Field(None, gt=0, description="factor of an adapter's output; none: 0.1, or 1 with adapter = "
+                                "lora")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate of a bottleneck's hidden units (lora: of the "
+                           "adapters' inputs). Trials can be vectorized (trained together) only with dropout = 0")
+    alpha: float = Field(0.1, ge=0, description="weight of the mean cosine similarity in the other tasks' subspaces; "
+                         "the class's own subspace has weight 1")
+    beta: float = Field(0.0, ge=0, description="weight of the cosine similarity in the features of the network without "
+                        "adapters; 0: these features are not used")
+    donors: Donors = Field(
+        "later", description="classes from which the missing prototypes of old classes in a task's subspace are "
+        "combined. later: the classes of this task and of all later tasks (the authors' code); next: the classes of "
+        "this task only (the paper, as we read it)")
 
     @property
     def fixed_outputs(self) -> Outputs:
@@ -56,15 +56,16 @@ class EASEOptions(FixedOutputsOptions, StartOptions):
 class LAEOptions(OutputsOptions, StartOptions):
     """Options of `lae`; the defaults are those of its authors' code for Split-CIFAR-100."""
 
-    adapter: Kind = Field("lora", description="low-rank adapters on keys and values, or on all layers of a network "
-                          "without these (lora), or bottlenecks parallel to the MLPs of a vision transformer")
-    width: int = Field(5, ge=1, description="rank, or numbers in the middle of a bottleneck")
-    scale: float = Field(1.0, gt=0, description="what multiplies an adapter's output")
-    blocks: int = Field(5, ge=1, description="how many of the first blocks of a transformer have adapters")
+    adapter: Kind = Field(
+        "lora", description="kind of adapter. lora: low-rank adapters on key and value layers, or on all layers if a "
+        "network has none; bottleneck: bottlenecks parallel to the MLPs of a vision transformer")
+    width: int = Field(5, ge=1, description="rank of a low-rank adapter, or hidden width of a bottleneck")
+    scale: float = Field(1.0, gt=0, description="factor of an adapter's output")
+    blocks: int = Field(5, ge=1, description="number of transformer blocks with adapters, from the first on")
     decay: Annotated[float, SearchValues(0.99, 0.999, 0.9999)] = Field(
-        0.9999, ge=0, lt=1, description="share of the offline adapter that stays in each step")
-    freeze: float = Field(0.6, ge=0, lt=1, description="first share of the steps of a task but the first in which the "
-                          "head alone learns")
+        0.9999, ge=0, lt=1, description="decay, per step, of the moving average that forms the offline adapter")
+    freeze: float = Field(0.6, ge=0, lt=1, description="fraction of a task's steps, at the start of every task but the "
+                          "first, in which only the head is trained")
     outputs: Outputs = Field("own", description=MEANING)
 
 
@@ -72,19 +73,19 @@ class MOSOptions(OutputsOptions, AlignOptions, StartOptions):
     """Options of `mos`; the defaults are those of its authors' code for Split-CIFAR-100."""
 
     adapter: Kind = Field("bottleneck", description=EASEOptions.model_fields["adapter"].description)
-    width: int | None = Field(None, ge=1, description="numbers in the middle of a bottleneck, or rank; none means 16, "
-                              "with adapter = lora 4")
+    width: int | None = Field(None, ge=1, description="hidden width of a bottleneck, or rank of a low-rank adapter; "
+                              "none: 16, or 4 with adapter = lora")
     scale: float | None = Field(None, gt=0, description=EASEOptions.model_fields["scale"].description)
     dropout: float = Field(0.1, ge=0, lt=1, description=EASEOptions.model_fields["dropout"].description)
-    merge: float = Field(0.1, ge=0, lt=1, description="alpha: after each step, how far the task's adapters move "
-                         "towards the mean of those of earlier tasks")
-    contrast: Scalar = Field(0.1, ge=0, description="weight of the loss that separates the features of samples from "
-                             "each other and from the means of earlier classes")
-    head_rate: float = Field(0.1, gt=0, description="what multiplies the recipe's learning rate for the head")
-    moves: int = Field(3, ge=0, description="how often a sample without a task id may move to the adapters of the "
-                       "class that it is predicted to be")
-    ensemble: bool = Field(True, description="add the probabilities by cosines with class means under the first "
-                           "adapters")
+    merge: float = Field(0.1, ge=0, lt=1, description="alpha: after each step, the task's adapters move this fraction "
+                         "of the way to the mean of earlier tasks' adapters")
+    contrast: Scalar = Field(0.1, ge=0, description="weight of the contrastive loss, which separates the features of "
+                             "samples from each other and from the means of earlier classes")
+    head_rate: float = Field(0.1, gt=0, description="factor of the configured learning rate for the head")
+    moves: int = Field(3, ge=0, description="how often, at most, a test sample may switch to the adapters of its "
+                       "predicted class's task (scenario class)")
+    ensemble: bool = Field(True, description="average the head's probabilities with probabilities from cosines to "
+                           "class means (first task's adapters)")
     outputs: Outputs = Field("own", description=MEANING)
     align: bool = Field(True, description=ALIGN)
     align_epochs: int = Field(30, ge=1, description=AlignOptions.model_fields["align_epochs"].description)
@@ -99,7 +100,7 @@ class MOSOptions(OutputsOptions, AlignOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategies."""
     return (StrategyInfo("ease", "clbench_ease.strategy:EASE",
-                         "trains adapters per task; compares class prototypes in the features of all", EASEOptions,
+                         "trains adapters per task; classifies by prototypes in all their features", EASEOptions,
                          "Zhou et al. 2024, arXiv 2403.12030",
                          check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
                                                     "weight_decay": 5e-4, "schedule": "cosine"},
@@ -112,7 +113,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          budget={"epochs": 5, "batch_size": 24, "samples": 5000},
                          display_name="LAE", family="adapters and prompts"),
             StrategyInfo("mos", "clbench_ease.mos:MOS",
-                         "trains merged adapters per task; class means and predictions choose them",
+                         "trains merged adapters per task, chosen by class means and predictions",
                          MOSOptions, "Sun et al. 2025, arXiv 2412.09441", check_model="vit",
                          recipe={"optimizer": "sgd", "lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4,
                                  "schedule": "cosine", "schedule_by": "epoch"},

@@ -14,11 +14,13 @@ from clbench.strategy.common_options import OutputsOptions, QuotaOptions
 class ReplayOptions(QuotaOptions):
     """Options of a replay memory: its size, its balance, and when samples are offered to it."""
 
-    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
+    capacity: int = Field(200, ge=1, description="buffer size: number of stored samples of all tasks together")
     balance: Literal["reservoir", "class"] = Field(
-        "reservoir", description="keep each sample of the stream with equal probability, or classes in equal numbers")
+        "reservoir", description="which samples the buffer keeps. reservoir: every sample of the stream with equal "
+        "probability; class: equally many samples of each class")
     update: Literal["step", "task"] = Field(
-        "step", description="offer samples to the memory as they are trained on, or all of a task's after the task")
+        "step", description="when samples are offered to the buffer. step: when they are trained on; task: all samples "
+        "of a task after the task")
 
 
 class EROptions(OutputsOptions, ReplayOptions):
@@ -26,11 +28,12 @@ class EROptions(OutputsOptions, ReplayOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("share", "weights")
 
-    share: float = Field(1.0, gt=0, description="replayed samples for each new one: with batches of B new samples, "
-                         "step i (from 0) replays floor((i + 1) B share) - floor(i B share), in addition to them")
+    share: float = Field(1.0, gt=0, description="number of replayed samples added per new sample: with batches of B "
+                         "new samples, step i (from 0) replays floor((i + 1) B share) - floor(i B share) samples")
     weights: Literal["constant", "by-task"] = Field(
-        "constant", description="of the samples in task t: constant: one mean over new and replayed ones; by-task: the "
-        "mean over new ones times 1 / t and that over replayed ones times 1 - 1 / t, as in van de Ven's code")
+        "constant", description="how the loss of task t weights samples. constant: one mean over new and replayed "
+        "samples; by-task: 1 / t times the mean over new samples plus (1 - 1 / t) times the mean over replayed "
+        "samples, as in van de Ven's code")
 
     @property
     def needs_boundaries(self) -> str:

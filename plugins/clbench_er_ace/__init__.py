@@ -19,8 +19,8 @@ class ERACEOptions(FixedOutputsOptions, ReplayOptions):
     LATER: ClassVar[tuple[str, ...]] = ("head",)
 
     head: Literal["linear", "cosine"] = Field(
-        "linear", description="outputs: the model's linear head, or 10 times the cosine of features and weights, "
-        "without bias, as in the authors' code")
+        "linear", description="kind of head. linear: the model's linear head; cosine: 10 times the cosine similarity "
+        "of features and weights, without bias, as in the authors' code")
 
     @property
     def fixed_outputs(self) -> Outputs:

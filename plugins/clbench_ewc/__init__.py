@@ -22,11 +22,16 @@ class EWCOptions(OutputsOptions):
     strength: Annotated[Scalar, SearchValues(1e1, 1e3, 1e5, 1e7, 1e9)] = Field(
         1e5, ge=0, description="lambda: weight of the penalty strength/2 sum F (theta - theta*)^2")
     mode: Literal["separate", "online"] = Field(
-        "separate", description="one quadratic per task (Kirkpatrick 2017), or a running one (Schwarz 2018)")
-    gamma: Scalar = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task (mode=online)")
+        "separate", description="separate: one quadratic penalty per task (Kirkpatrick 2017); online: one running "
+        "penalty (Schwarz 2018)")
+    gamma: Scalar = Field(1.0, ge=0, le=1, description="factor of the old Fisher information at each new task "
+                          "(mode=online)")
     fisher: Literal["exact", "sampled", "empirical", "predicted"] = Field(
-        "exact", description="labels: the model's distribution, one draw from it, the true ones, or the most probable")
-    fisher_samples: int | None = Field(None, ge=1, description="samples per task for the Fisher, none for all")
+        "exact", description="labels for the Fisher information. exact: all labels, weighted by the model's "
+        "probabilities; sampled: one label drawn by these probabilities; empirical: the true label; predicted: the "
+        "most probable label")
+    fisher_samples: int | None = Field(None, ge=1, description="samples per task to estimate the Fisher information; "
+                                       "none: all")
 
     @model_validator(mode="after")
     def _gamma_is_used(self) -> EWCOptions:

@@ -15,8 +15,8 @@ class FeTrILOptions(OutputsOptions, StartOptions):
     """Options of `fetril`."""
 
     nearest: Literal["cosine", "euclidean"] = Field(
-        "cosine", description="how the new class that stands in for an old class is chosen: by the cosine or the "
-        "Euclidean distance of their means")
+        "cosine", description="how the new class whose features replace an old class's features is chosen. cosine: "
+        "largest cosine similarity of the class means; euclidean: smallest Euclidean distance")
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from clbench.strategy.common_options import FixedOutputsOptions
 class GDumbOptions(FixedOutputsOptions):
     """Options of `gdumb`."""
 
-    capacity: int = Field(200, ge=1, description="samples in the memory, for all classes together")
+    capacity: int = Field(200, ge=1, description="buffer size: number of stored samples of all classes together")
 
     @property
     def fixed_outputs(self) -> Outputs:

@@ -14,12 +14,13 @@ from clbench.strategy.common_options import OutputsOptions
 class GEMOptions(OutputsOptions):
     """Options of `gem`; the default margin is that of the authors' experiments."""
 
-    capacity: int = Field(200, ge=1, description="samples in the memory, for all tasks together")
+    capacity: int = Field(200, ge=1, description="buffer size: number of stored samples of all tasks together")
     balance: Literal["reservoir", "class"] = Field(
-        "class", description="keep each sample of the stream with equal probability, or classes in equal numbers")
+        "class", description="which samples the buffer keeps. reservoir: every sample of the stream with equal "
+        "probability; class: equally many samples of each class")
     margin: Annotated[float, SearchValues(0.0, 0.1, 0.5, 1.0)] = Field(
-        0.5, ge=0, description="the smallest weight of an old task's gradient in a projected step; more than 0 favors "
-        "steps that also improve on old tasks")
+        0.5, ge=0, description="smallest weight of an old task's gradient in a projected step; a value above 0 favors "
+        "steps that also improve old tasks")
 
 
 @hookimpl

@@ -15,17 +15,18 @@ class GenerativeReplayOptions(OutputsOptions):
     """Options of `generative-replay`; the defaults are those of van de Ven's code."""
 
     targets: Literal["hard", "soft"] = Field(
-        "hard", description="what generated inputs are labeled with: the class that the previous network predicts, or "
-        "its probabilities (distillation)")
-    temperature: Scalar = Field(2.0, gt=0, description="T: softens the probabilities that are compared with soft "
-                                "targets")
+        "hard", description="labels of generated inputs. hard: the class that the previous network predicts; soft: the "
+        "probabilities that it predicts (distillation)")
+    temperature: Scalar = Field(2.0, gt=0, description="T: temperature that softens old and new probabilities "
+                                "(targets=soft)")
     soft_loss: Literal["sum", "scaled-mean"] = Field(
-        "sum", description="of soft targets, over the outputs: the sum, or T^2 times the mean, as in van de Ven's code "
-        "until May 2019 and in what was published from it")
+        "sum", description="how the loss is reduced over the outputs (targets=soft). sum: their sum; scaled-mean: T^2 "
+        "times their mean, as in van de Ven's code until May 2019 and in results published with it")
     width: int = Field(400, ge=1, description="units of each hidden layer of the generator")
-    depth: int = Field(2, ge=1, description="hidden layers of the generator's encoder, and of its decoder")
+    depth: int = Field(2, ge=1, description="number of hidden layers in the generator's encoder, and in its decoder")
     latent: int = Field(100, ge=1, description="dimensions of the generator's latent space")
-    generator_lr: float | None = Field(None, gt=0, description="learning rate of the generator; none: the recipe's")
+    generator_lr: float | None = Field(None, gt=0, description="learning rate of the generator; none: the configured "
+                                       "learning rate")
 
 
 @hookimpl

@@ -15,9 +15,9 @@ class HATOptions(InferOptions):
     """Options of `hat`; the defaults are the authors'."""
 
     strength: Annotated[Scalar, SearchValues(0.1, 0.25, 0.75, 2.5)] = Field(
-        0.75, ge=0, description="weight of the penalty on units that no earlier task uses (the "
-        "paper's c)")
-    s_max: float = Field(400.0, gt=1, description="how steep the gates are at the end of a pass and at test time")
+        0.75, ge=0, description="c: weight of the penalty on the use of units that no earlier task uses")
+    s_max: float = Field(400.0, gt=1, description="slope of the masks' sigmoids at the end of each epoch and at test "
+                         "time")
 
 
 @hookimpl

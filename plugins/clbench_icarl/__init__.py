@@ -17,8 +17,8 @@ class ICaRLOptions(FixedOutputsOptions, ExemplarOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("temperature",)
 
-    temperature: Scalar = Field(1.0, gt=0, description="T: the old network's outputs are divided by it before they "
-                                "become targets; 1 in the paper, 2 in van de Ven's code")
+    temperature: Scalar = Field(1.0, gt=0, description="T: divisor of the old network's outputs before the sigmoid "
+                                "turns them into targets; 1 in the paper, 2 in van de Ven's code")
 
     @property
     def fixed_outputs(self) -> Outputs:

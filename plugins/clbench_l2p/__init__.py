@@ -15,11 +15,13 @@ from clbench.strategy.common_options import MEANING, BaseOptions, Infer, Outputs
 class L2POptions(OutputsOptions, StartOptions):
     """Options of `l2p`; the defaults are the paper's for Split-CIFAR-100."""
 
-    pool: int = Field(10, ge=1, description="M: prompts in the pool")
-    length: int = Field(5, ge=1, description="L_p: tokens of a prompt")
-    top: int = Field(5, ge=1, description="N: prompts that a sample is given, those whose keys are most like it")
+    pool: int = Field(10, ge=1, description="M: number of prompts in the pool")
+    length: int = Field(5, ge=1, description="L_p: number of tokens per prompt")
+    top: int = Field(5, ge=1, description="N: number of prompts selected for each sample, by the similarity of their "
+                     "keys to its features")
     outputs: Outputs = Field("own", description=MEANING)
-    pull: Scalar = Field(0.5, ge=0, description="lambda: weight of the loss that draws chosen keys to their samples")
+    pull: Scalar = Field(0.5, ge=0, description="lambda: weight of the loss that pulls selected keys toward the "
+                         "features of their samples")
 
     @model_validator(mode="after")
     def _enough(self) -> L2POptions:
@@ -32,14 +34,17 @@ class L2POptions(OutputsOptions, StartOptions):
 class SIPromptsOptions(BaseOptions):
     """Options of `s-iprompts`; the defaults are those of the authors' code."""
 
-    length: int = Field(10, ge=1, description="tokens of a task's prompt")
-    clusters: int = Field(5, ge=1, description="K: centroids of a task's features, by k-means")
-    distance: Literal["l1", "l2"] = Field("l1", description="distance to a centroid: the sum of absolute differences "
-                                          "(l1: the authors' code), or the Euclidean one (l2, which k-means has)")
-    infer: Infer = Field("prototype", description="without a task id: the learned task with the nearest centroid "
-                         "(prototype), or another way of inference")
-    infer_normalize: bool = Field(True, description="with infer = prototype or gaussian: scale shared features to "
-                                  "length 1 (not the centroids)")
+    length: int = Field(10, ge=1, description="number of tokens in each task's prompt")
+    clusters: int = Field(5, ge=1, description="K: number of k-means centroids of each task's features")
+    distance: Literal["l1", "l2"] = Field("l1", description="distance to a centroid. l1: sum of absolute differences "
+                                          "(the authors' code); l2: Euclidean distance, as in k-means")
+    infer: Infer = Field(
+        "prototype", description="how the task of a test sample is inferred if its ID is not given. prototype: the "
+        "learned task with the nearest centroid; entropy: the task whose head has the lowest entropy; max-logit: the "
+        "task with the largest logit; gaussian: the task of the most likely class, with classes modeled as Gaussians "
+        "that share a covariance matrix")
+    infer_normalize: bool = Field(True, description="scale shared features, but not the centroids, to length 1 (infer "
+                                  "= prototype or gaussian)")
 
     @model_validator(mode="after")
     def _is_used(self) -> SIPromptsOptions:
@@ -60,7 +65,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          budget={"epochs": 5, "batch_size": 128, "samples": 5000}, task_free=True,
                          display_name="L2P", family="adapters and prompts"),
             StrategyInfo("s-iprompts", "clbench_l2p.siprompts:SIPrompts",
-                         "trains a prompt and a head for each task; the nearest centroid infers the task",
+                         "trains a prompt and a head per task; infers the task by nearest centroid",
                          SIPromptsOptions, "Wang et al. 2022, arXiv 2207.12819", check_model="vit",
                          recipe={"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 2e-4,
                                  "schedule": "cosine", "schedule_by": "epoch"},
