@@ -38,16 +38,16 @@ DATA = {
 }
 BY_CLASS: tuple[Scenario, ...] = ("class", "task", "domain")
 NAMED: tuple[BenchmarkInfo, ...] = (  # photo benchmarks that papers use
-    named_benchmark("10 x 20 classes of ImageNet-R (art, cartoons, toys); six published splits", ImageNetROptions,
+    named_benchmark("10 tasks of 20 classes of ImageNet-R (art, cartoons); six published splits", ImageNetROptions,
                     BY_CLASS),
-    named_benchmark("10 x 20 classes of ImageNet-A, hard photos", ImageNetAOptions, BY_CLASS),
-    named_benchmark("10 x 20 species of birds of CUB-200-2011", CUBOptions, BY_CLASS),
-    named_benchmark("10 x 30 classes of OmniBenchmark, in PILOT's folders", OmniBenchmarkOptions, BY_CLASS),
-    named_benchmark("6 domains of DomainNet with 345 classes; with tasks=5: 5 x 69 classes", DomainNetOptions,
+    named_benchmark("10 tasks of 20 classes of ImageNet-A (hard photos)", ImageNetAOptions, BY_CLASS),
+    named_benchmark("10 tasks of 20 bird species of CUB-200-2011", CUBOptions, BY_CLASS),
+    named_benchmark("10 tasks of 30 classes of OmniBenchmark, in PILOT's folders", OmniBenchmarkOptions, BY_CLASS),
+    named_benchmark("6 domains of DomainNet (345 classes); tasks=5: 5 tasks of 69 classes", DomainNetOptions,
                     BY_CLASS),
     named_benchmark("50 objects of CORe50 in 8 sessions, or in 9 tasks of new objects", CORe50Options,
                     ("domain", "class")),
-    named_benchmark("11 classes of CLEAR-10 in 10 buckets, by time", CLEAR10Options, BY_CLASS),
+    named_benchmark("11 classes of CLEAR-10 in 10 periods of time (buckets)", CLEAR10Options, BY_CLASS),
 )
 
 
@@ -55,8 +55,9 @@ class ImageOptions(Options):
     """Options of every image benchmark."""
 
     normalize: bool | Literal["model"] = Field(
-        False, description="subtract the data set's mean and divide by its deviation; false keeps inputs in [0, 1] as "
-        "van de Ven & Tolias do; model: as the model's weights were trained, the default where they say how")
+        False, description="how inputs are normalized. true: with the data set's mean and standard deviation; false: "
+        "only scaled to [0, 1], as van de Ven & Tolias do; model: with the normalization of the pretrained weights, "
+        "the default if known")
 
 
 class SplitOptions(ClassOptions, ImageOptions):
@@ -64,11 +65,12 @@ class SplitOptions(ClassOptions, ImageOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("padding", "mean", "deviation")
 
-    padding: int = Field(0, ge=0, le=8, description="zero pixels on each side (2 gives 32 x 32, as Hsu et al. have it)")
-    mean: float | None = Field(None, ge=0, le=1, description="subtracted from inputs in [0, 1], instead of the data "
-                               "set's own (normalize); with deviation")
-    deviation: float | None = Field(None, gt=0, description="by which they are divided then (0.1 and 0.2752 as Hsu et "
-                                    "al. have it)")
+    padding: int = Field(
+        0, ge=0, le=8, description="zero pixels added on each side (2 gives 32 x 32, as in Hsu et al.)")
+    mean: float | None = Field(None, ge=0, le=1, description="mean to subtract from inputs in [0, 1], instead of the "
+                               "data set's (normalize); requires deviation")
+    deviation: float | None = Field(None, gt=0, description="standard deviation by which inputs are then divided (Hsu "
+                                    "et al.: mean 0.1, deviation 0.2752)")
 
     @model_validator(mode="after")
     def _one_normalization(self) -> SplitOptions:
@@ -84,12 +86,13 @@ class CIFARInputs(ClassOptions):
     """Options for turning CIFAR images into inputs."""
 
     normalize: Literal["dataset", "imagenet", "none", "model"] = Field(
-        "dataset", description="whose mean and deviation inputs are normalized by; none keeps them in [0, 1]; model: "
-        "those that the model's weights were trained with, the default where they say so")
+        "dataset", description="mean and standard deviation by which inputs are normalized. dataset: of CIFAR itself; "
+        "imagenet: of ImageNet; none: inputs are only scaled to [0, 1]; model: of the pretrained weights, the default "
+        "if known")
     augment: Literal["crop-flip", "random-resized-crop", "none"] = Field(
-        "crop-flip", description="how training images are augmented, drawn again for each use: a random crop (4 pixels "
-                                 "of "
-        "padding) and flip; a random part, resized, and flip; nothing")
+        "crop-flip", description="how training images are augmented each time they are used. crop-flip: random crop "
+        "with 4 pixels of padding, and random flip; random-resized-crop: a random part, resized, and random flip; "
+        "none: unchanged")
 
     @field_validator("augment", mode="before")
     @classmethod
@@ -115,11 +118,11 @@ class CIFAR100Options(CIFAROptions):
     classes: ClassVar[int] = 100
     smallest_class: ClassVar[tuple[int, int]] = (500, 100)
 
-    tasks: int = Field(10, ge=1, description="number of tasks; divides the number of classes")
-    held_out: int = Field(0, ge=0, le=99, description="leave out so many of the classes, the last in natural order; "
-                                                      "clbench pretrain makes a base of them")
-    part: Literal["stream", "held-out"] = Field("stream", description="which classes the tasks have: those that are "
-                                                "left, or those that are held out")
+    tasks: int = Field(10, ge=1, description="number of tasks; must divide the number of classes")
+    held_out: int = Field(0, ge=0, le=99, description="number of classes to leave out, the last in natural order; "
+                          "clbench pretrain trains a backbone on them")
+    part: Literal["stream", "held-out"] = Field("stream", description="classes of the tasks. stream: all except the "
+                                                "held-out classes; held-out: only the held-out classes")
 
     @property
     def used(self) -> int:
@@ -140,7 +143,7 @@ class B50Options(CIFAROptions):
     classes: ClassVar[int] = 100
     smallest_class: ClassVar[tuple[int, int]] = (500, 100)
 
-    tasks: int = Field(5, ge=1, description="tasks after the first one; divides the other 50 classes")
+    tasks: int = Field(5, ge=1, description="number of tasks after the first one; must divide the other 50 classes")
 
     @property
     def used(self) -> int:
@@ -169,15 +172,18 @@ class B50Options(CIFAROptions):
 class PermutedOptions(ImageOptions):
     """Options of `permuted-mnist`."""
 
-    tasks: int = Field(10, ge=1, description="number of tasks; the first keeps the images as they are")
-    padding: int = Field(0, ge=0, le=8, description="zero pixels on each side before permuting (2 gives 32 x 32)")
+    tasks: int = Field(10, ge=1, description="number of tasks; the first one leaves the images unchanged")
+    padding: int = Field(
+        0, ge=0, le=8, description="zero pixels added on each side before the permutation (2 gives 32 x 32)")
 
 
 class RotatedOptions(ImageOptions):
     """Options of `rotated-mnist`."""
 
-    tasks: int = Field(5, ge=1, le=36, description="number of tasks, at angles evenly spaced from 0 up to `degrees`")
-    degrees: float = Field(180.0, gt=0, le=360, description="angles go from 0 to this, which is not reached")
+    tasks: int = Field(5, ge=1, le=36, description="number of tasks; their angles are evenly spaced from 0 to "
+                       "`degrees`, which is excluded")
+    degrees: float = Field(
+        180.0, gt=0, le=360, description="upper end of the angles, in degrees, which no task reaches")
 
 
 class NewsgroupsOptions(PerClassOptions, own.TokenOptions, ClassOptions):
@@ -186,7 +192,7 @@ class NewsgroupsOptions(PerClassOptions, own.TokenOptions, ClassOptions):
     classes: ClassVar[int] = 20
     smallest_class: ClassVar[tuple[int, int]] = (377, 251)
 
-    tasks: int = Field(10, ge=1, description="number of tasks; divides the number of classes")
+    tasks: int = Field(10, ge=1, description="number of tasks; must divide the number of classes")
 
 
 class CustomOptions(Options):
@@ -194,11 +200,12 @@ class CustomOptions(Options):
 
     LATER: ClassVar[tuple[str, ...]] = ("normalize", "size")
 
-    normalize: Literal["none", "model"] = Field("none", description="none: inputs are what the benchmark gives; model: "
-                                                "normalized as the model's weights were trained, the default where "
-                                                "they say how")
-    size: int | None = Field(None, ge=1, description="pixels to which photos of several sizes are brought: the shorter "
-                             "side resized, then center-cropped; none: the model's size")
+    normalize: Literal["none", "model"] = Field(
+        "none", description="how inputs are normalized. none: unchanged, as the benchmark gives them; model: with the "
+        "normalization of the pretrained weights, the default if known")
+    size: int | None = Field(
+        None, ge=1, description="side length of the inputs in pixels, if photos have several sizes: the shorter side "
+        "is resized to it, then the center is cropped; none: the model's size")
 
 
 @hookimpl
@@ -208,56 +215,57 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
     own_options = "clbench.data.own_options:"
     return (
         BenchmarkInfo("split-mnist-5k", streams + "split_mnist_5k",
-                      "5 x 2 digits of 5,000 MNIST images (4,000 train, 1,000 test); no download",
+                      "5 tasks of 2 digits of MNIST (4,000 train, 1,000 test); no download",
                       SplitOptions, cached=True),
-        BenchmarkInfo("split-mnist", streams + "split_mnist", "5 x 2 digits of MNIST (60,000 train, 10,000 test)",
-                      SplitOptions, cached=True, files=MNIST, data=DATA[MNIST]),
+        BenchmarkInfo("split-mnist", streams + "split_mnist",
+                      "5 tasks of 2 digits of MNIST (60,000 train, 10,000 test)", SplitOptions, cached=True,
+                      files=MNIST, data=DATA[MNIST]),
         BenchmarkInfo("split-fashion-mnist", streams + "split_fashion_mnist",
-                      "5 x 2 classes of Fashion-MNIST (60,000 train, 10,000 test)", SplitOptions, cached=True,
+                      "5 tasks of 2 classes of Fashion-MNIST (60,000 train, 10,000 test)", SplitOptions, cached=True,
                       files=FASHION_MNIST, data=DATA[FASHION_MNIST]),
         BenchmarkInfo("split-cifar10", streams + "split_cifar10",
-                      "5 x 2 classes of CIFAR-10 (50,000 train, 10,000 test)", CIFAROptions, cached=True,
+                      "5 tasks of 2 classes of CIFAR-10 (50,000 train, 10,000 test)", CIFAROptions, cached=True,
                       files=CIFAR10, data=DATA[CIFAR10]),
         BenchmarkInfo("split-cifar100", streams + "split_cifar100",
-                      "10 x 10 classes of CIFAR-100 (50,000 train, 10,000 test)", CIFAR100Options, cached=True,
+                      "10 tasks of 10 classes of CIFAR-100 (50,000 train, 10,000 test)", CIFAR100Options, cached=True,
                       files=CIFAR100, data=DATA[CIFAR100]),
         BenchmarkInfo("split-cifar100-b50", streams + "split_cifar100_b50",
-                      "CIFAR-100: 50 classes in the first task, then 5 x 10 (Hou et al. 2019)", B50Options,
+                      "CIFAR-100: 50 classes, then 5 tasks of 10 classes (Hou et al. 2019)", B50Options,
                       cached=True, files=CIFAR100, data=DATA[CIFAR100]),
         BenchmarkInfo("permuted-mnist", streams + "permuted_mnist",
                       "MNIST with differently permuted pixels in each task (Goodfellow et al. 2013)",
                       PermutedOptions, scenarios=("domain", "task", "class"), seeded=True, cached=True, files=MNIST,
                       data=DATA[MNIST]),
         BenchmarkInfo("rotated-mnist", streams + "rotated_mnist",
-                      "MNIST rotated by another angle in each task (Lopez-Paz & Ranzato 2017)",
+                      "MNIST, rotated by a different angle in each task (Lopez-Paz & Ranzato 2017)",
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST, data=DATA[MNIST]),
         *NAMED,
-        BenchmarkInfo("images:*", user_data + "photos:images", "photos in folders, a folder for each class, as in "
+        BenchmarkInfo("images:*", user_data + "photos:images", "photos in folders, one for each class, as in "
                       "images:photos", own.ImagesOptions, any_name=True,
                       cached=True, files=user_data + "lists:image_files", check=user_data + "lists:image_files"),
         BenchmarkInfo("arrays:*", user_data + "arrays:arrays", "embeddings or images in a .npz, .safetensors, .npy or "
                       ".parquet file", own.ArraysOptions, any_name=True, cached=True,
                       files=own_options + "array_files", check=own_options + "check_arrays"),
-        BenchmarkInfo("table:*", user_data + "columns:table", "columns of numbers and one of labels in a .csv, .tsv or "
+        BenchmarkInfo("table:*", user_data + "columns:table", "numeric columns and a label column in a .csv, .tsv or "
                       ".parquet file", own.TableOptions, any_name=True, cached=True,
                       files=user_data + "columns:table_files", check=own_options + "check_path"),
-        BenchmarkInfo("text:*", user_data + "texts:text", "texts and labels in a .csv or .jsonl file or a folder; for "
+        BenchmarkInfo("text:*", user_data + "texts:text", "texts and labels in a .csv or .jsonl file or a folder, for "
                       "models hf:NAME", own.TextOptions, any_name=True, cached=True,
                       files=user_data + "texts:text_files", check=own_options + "check_path"),
         BenchmarkInfo("instructions:*", user_data + "instruction_streams:instructions",
-                      "prompts and responses, a .jsonl file or folder for each task; for hf:NAME",
+                      "prompts and responses, one file or folder per task, for models hf:NAME",
                       own.InstructionOptions, scenarios=("task", "domain"), any_name=True, cached=True,
                       files=user_data + "instruction_streams:instruction_files", check=own_options + "check_path",
                       objective=CAUSAL_LM.name),
         BenchmarkInfo("split-newsgroups", user_data + "texts:newsgroups",
-                      "10 x 2 groups of 20 Newsgroups (11,293 train, 7,528 test); for hf:NAME",
+                      "10 tasks of 2 groups of 20 Newsgroups, for models hf:NAME",
                       NewsgroupsOptions, cached=True, files=user_data + "texts:newsgroups_files",
                       data=DATA[NEWSGROUPS]),
         BenchmarkInfo("hf:*", user_data + "hub:hub",
-                      "a data set of the Hugging Face Hub, or a local one (extra clbench[hf])", own.HubOptions,
+                      "a data set on the Hugging Face Hub, or a local one (extra clbench[hf])", own.HubOptions,
                       any_name=True, cached=True,
                       files=user_data + "hub:hub_files"),
-        BenchmarkInfo("*:*", streams + "custom", "an Avalanche benchmark that a function returns, as in "
+        BenchmarkInfo("*:*", streams + "custom", "Avalanche benchmark that a function returns, as in "
                       "path/to/file.py:function", CustomOptions, any_name=True,
                       names_code=True, check="clbench.core.user_code:check_file"),
     )

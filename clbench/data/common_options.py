@@ -24,8 +24,8 @@ class ClassDivision(Options):
 
     tasks: int | None = Field(None, ge=1, description="number of tasks")
     class_order: str = Field("natural", description=f"order of the classes: {_ORDERS}")
-    classes_in_order: list[str] = Field([], description="every class in the order in which they come")
-    task_sizes: list[int] = Field([], description="number of classes of each task, as in 16+20+20, instead of tasks")
+    classes_in_order: list[str] = Field([], description="all classes in the order in which they are learned")
+    task_sizes: list[int] = Field([], description="number of classes in each task, as in 16+20+20, instead of tasks")
 
     @field_validator("class_order")
     @classmethod
@@ -69,12 +69,12 @@ class ClassOptions(ClassDivision):
     LATER: ClassVar[tuple[str, ...]] = ("classes_in_order",)
     classes: ClassVar[int] = 10  # of the data set
 
-    tasks: int = Field(5, ge=1, description="number of tasks; divides the number of classes")
-    class_order: str = Field(
-        "natural", description="natural: 0, 1, 2, ... as published; seed: shuffled by the trial's seed; numpy:N or "
-        "python:N: shuffled by NumPy's or Python's generator with seed N, the same for every trial")
-    classes_in_order: list[str] = Field(
-        [], description="every class by name, or by number from 0, in the order in which they come, as in 3+1+0+2")
+    tasks: int = Field(5, ge=1, description="number of tasks; must divide the number of classes")
+    class_order: str = Field("natural", description="order of the classes. natural: 0, 1, 2, ... as published; seed: "
+                             "shuffled with the trial's seed; numpy:N or python:N: shuffled by NumPy's or Python's "
+                             "generator with seed N, the same for every trial")
+    classes_in_order: list[str] = Field([], description="all classes by name, or by number from 0, in the order in "
+                                        "which they are learned, as in 3+1+0+2")
 
     @property
     def used(self) -> int:
@@ -120,14 +120,15 @@ class PerClassOptions(Options):
     LATER: ClassVar[tuple[str, ...]] = ("train_draw", "test_draw")
     smallest_class: ClassVar[tuple[int, int]]  # training and test samples of the smallest class
 
-    train_per_class: int | None = Field(None, ge=1, description="only so many training samples of each class")
-    test_per_class: int | None = Field(None, ge=1, description="only so many test samples of each class")
+    train_per_class: int | None = Field(
+        None, ge=1, description="number of training samples used of each class; none: all")
+    test_per_class: int | None = Field(None, ge=1, description="number of test samples used of each class; none: all")
     train_draw: Literal["first", "seed"] = Field(
-        "first", description="which training samples of a class: the first train_per_class, or a block that no other "
-        "seed below 1000 has; seeds from 1000 on, for tuning, share ten blocks")
+        "first", description="which training samples of a class are used. first: the first train_per_class; seed: a "
+        "block of as many that no other seed below 1000 uses. Seeds from 1000 on, for tuning, share ten blocks")
     test_draw: Literal["first", "seed"] = Field(
-        "first", description="which test samples of a class: the first test_per_class, or a block that no other seed "
-        "has; with seeds from 1000 on only where training samples are evaluated on (--validation)")
+        "first", description="which test samples of a class are used. first: the first test_per_class; seed: a block "
+        "of as many that no other seed uses. Seeds from 1000 on, for tuning, have no block and need --validation")
 
     @model_validator(mode="after")
     def _blocks_have_a_size(self) -> PerClassOptions:
@@ -205,12 +206,13 @@ def positions(given: Sequence[str], known: Sequence[str]) -> list[int] | None:
 class PixelOptions(Options):
     """Options of data that may be images."""
 
-    normalize: Literal["none", "model"] = Field("none", description="none: pixels in [0, 1], numbers as they are; "
-                                                "model: as the model's weights were trained, the default where they "
-                                                "say how")
+    normalize: Literal["none", "model"] = Field(
+        "none", description="how inputs are normalized. none: pixels are scaled to [0, 1], other numbers are "
+        "unchanged; model: with the normalization of the pretrained weights, the default if known")
     augment: Literal["none", "crop-flip", "random-resized-crop"] = Field(
-        "none", description="how training images are augmented, drawn again for each use: nothing; a random crop (4 "
-        "pixels of padding) and flip; a random part, resized, and flip")
+        "none", description="how training images are augmented each time they are used. none: unchanged; crop-flip: "
+        "random crop with 4 pixels of padding, and random flip; random-resized-crop: a random part, resized, and "
+        "random flip")
 
 
 class PhotoOptions(PixelOptions):
@@ -218,14 +220,14 @@ class PhotoOptions(PixelOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("resize", "crop", "interpolation")
 
-    size: int | None = Field(None, ge=1, description="pixels along each side to which photos are brought: the shorter "
-                             "side resized, then center-cropped; none: the model's size, else 32 unless all photos are "
-                             "of one size of at most 64")
-    resize: int | None = Field(None, ge=1, description="pixels to which the shorter side is resized before the middle "
-                               "is cut out (crop), exactly as torchvision does it; takes the place of size")
-    crop: int | None = Field(
-        None, ge=1, description="pixels along each side of the middle that is cut out after resize")
-    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="how photos are resized")
+    size: int | None = Field(None, ge=1, description="side length of the inputs in pixels: the shorter side of a photo "
+                             "is resized to it, then the center is cropped; none: the model's size, else 32 (photos "
+                             "that all have one size of at most 64 keep it)")
+    resize: int | None = Field(None, ge=1, description="pixels to which the shorter side is resized before the center "
+                               "crop (crop), exactly as torchvision does it; replaces size")
+    crop: int | None = Field(None, ge=1, description="side length of the center crop after resize, in pixels")
+    interpolation: Literal["bicubic", "bilinear"] = Field(
+        "bicubic", description="interpolation by which photos are resized")
 
     @model_validator(mode="after")
     def _one_size(self) -> PhotoOptions:
@@ -246,6 +248,5 @@ class StoredPhotoOptions(PhotoOptions):
     LATER: ClassVar[tuple[str, ...]] = ("read",)
 
     read: Literal["memory", "files"] = Field(
-        "memory", description="memory: all photos are decoded once and held in memory; files: they are decoded "
-        "whenever a batch needs them, so there may be more than fit in memory, and random resized crops are cut out of "
-        "the original photos")
+        "memory", description="when photos are decoded. memory: once, and all are held in memory; files: whenever a "
+        "batch needs them, so they need not fit in memory, and random resized crops are cut from the original photos")

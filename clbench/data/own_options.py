@@ -80,13 +80,13 @@ def labels_file(path: Path, labels: str, data_dir: Path, where: str) -> Path:
 class TaskOptions(ClassDivision):
     """Options for dividing samples into tasks, for data that have a test part."""
 
-    tasks: int | None = Field(None, ge=1, description="number of tasks, by class; none: the tasks that the data name, "
-                              "else as many as give two classes to each, at most 5")
-    class_order: str = Field(
-        "natural", description="of tasks by class: natural: by name; seed: shuffled by the trial's seed; numpy:N or "
-        "python:N: shuffled by NumPy's or Python's generator with seed N, the same for every trial")
-    classes_in_order: list[str] = Field(
-        [], description="of tasks by class: every class by name in the order in which they come, as in cat+dog+owl")
+    tasks: int | None = Field(None, ge=1, description="number of tasks into which the classes are divided; none: the "
+                              "tasks that the data name, else half as many tasks as classes, at most 5")
+    class_order: str = Field("natural", description="order of the classes, if they are divided into tasks. natural: by "
+                             "name; seed: shuffled with the trial's seed; numpy:N or python:N: shuffled by NumPy's or "
+                             "Python's generator with seed N, the same for every trial")
+    classes_in_order: list[str] = Field([], description="all classes by name in the order in which they are learned, "
+                                        "as in cat+dog+owl, if they are divided into tasks")
 
     @property
     def tasks_are_named(self) -> bool:
@@ -130,22 +130,24 @@ class OwnOptions(TaskOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("class_names_by",)
 
-    held_out: float = Field(0.2, gt=0, lt=1, description="share of each class, in each task, that is the test, the "
-                            "same for every seed; not used where the data have a test part")
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of each class, in each task, that is held out as the "
+                            "test set, the same for every seed; not used if the data have a test part")
     class_names_by: Literal["size", "text"] = Field(
-        "size", description="how classes are sorted by name before they are put in order: size: numbers by size, and "
-        "as the data number their classes; text: as text, 10 before 9, as ImageFolder does")
+        "size", description="how classes are sorted by name before class_order applies. size: as the data number their "
+        "classes, else numbers by value; text: as text, 10 before 9, as in ImageFolder")
 
 
 class ColumnOptions(OwnOptions):
     """Options of data with columns: which of them hold labels, tasks and groups."""
 
-    label_column: str | None = Field(None, description="column of the labels; none: the one named label, else the last")
-    task_column: str | None = Field(None, description="column that names each sample's task, such as a site or a year; "
-                                    "tasks come by name (numbers by size)")
-    tasks_in_order: list[str] = Field([], description="tasks that the data name, in the order in which they come")
-    group: str | None = Field(None, description="column of patients, sites or authors, each of which is kept wholly in "
-                              "training or wholly in the held-out share")
+    label_column: str | None = Field(
+        None, description="column with the labels; none: the column named label, else the last column")
+    task_column: str | None = Field(None, description="column with each sample's task, such as a site or a year; tasks "
+                                    "are learned in the order of their names (numbers by value)")
+    tasks_in_order: list[str] = Field(
+        [], description="all tasks that the data name, in the order in which they are learned")
+    group: str | None = Field(None, description="column with groups, such as patients, sites or authors; all samples "
+                              "of a group stay together, in training or in the held-out share")
 
     @property
     def tasks_are_named(self) -> bool:
@@ -167,17 +169,19 @@ class ImagesOptions(OwnOptions, StoredTaskOptions):
     LATER: ClassVar[tuple[str, ...]] = ("train_list", "test_list")
 
     tasks_from: Literal["classes", "folders"] = Field(
-        "classes", description="classes: a folder is a class; folders: a folder is a task, and the folders in it are "
-        "its classes")
-    tasks_in_order: list[str] = Field([], description="of tasks_from = folders: the folders of tasks in the order in "
-                                      "which they come")
+        "classes", description="meaning of the outer folders. classes: a folder is a class; folders: a folder is a "
+        "task, and its subfolders are classes")
+    tasks_in_order: list[str] = Field(
+        [], description="folders of the tasks in the order in which they are learned, if tasks_from = folders")
     groups_from: Literal["files", "folders"] = Field(
-        "files", description="folders: photos in one folder within a class, of one patient or site, are kept wholly in "
-        "training or wholly in the held-out share; folders of one name in several classes are one group")
+        "files", description="how photos are grouped. files: not at all; folders: photos in a subfolder of a class, "
+        "such as one patient or site, stay together, in training or in the held-out share. Subfolders with the same "
+        "name in several classes are one group")
     train_list: list[str] = Field(
         [], description="files that list the training photos, in the folder or elsewhere: lines PATH LABEL with paths "
-        "below the folder, or YAML with data and targets; several as in a.txt+b.txt")
-    test_list: list[str] = Field([], description="files that list the test photos likewise; none: a share is held out")
+        "relative to the folder, or YAML with data and targets; several files as in a.txt+b.txt")
+    test_list: list[str] = Field([], description="files that list the test photos, in the same form as train_list; if "
+                                 "missing, a share is held out")
 
     @property
     def tasks_are_named(self) -> bool:
@@ -204,7 +208,7 @@ class FeatureOptions(ColumnOptions):
 
     TARGET: ClassVar[str] = ""  # the option that names numbers to predict
 
-    leave_out: list[str] = Field([], description="columns that are not used, such as id+date")
+    leave_out: list[str] = Field([], description="columns that are not used as inputs, as in id+date")
 
     @property
     def target(self) -> str | None:
@@ -233,10 +237,10 @@ class ArraysOptions(FeatureOptions, PixelOptions):
     LATER: ClassVar[tuple[str, ...]] = ("targets",)
     TARGET: ClassVar[str] = "targets"
 
-    labels: str | None = Field(None, description="of a .npy file, which holds the inputs alone: the .npy file of the "
-                               "labels")
-    targets: str | None = Field(None, description="numbers to predict instead of classes: an array (NAME, or "
-                                "NAME_train and NAME_test), a column of a .parquet file, or a .npy file")
+    labels: str | None = Field(
+        None, description=".npy file with the labels, if FILE is a .npy file, which has only the inputs")
+    targets: str | None = Field(None, description="numbers to predict instead of classes: an array by its name (NAME, "
+                                "or NAME_train and NAME_test), a column of a .parquet file, or a .npy file")
 
 
 class TableOptions(FeatureOptions):
@@ -245,44 +249,45 @@ class TableOptions(FeatureOptions):
     LATER: ClassVar[tuple[str, ...]] = ("target_column",)
     TARGET: ClassVar[str] = "target_column"
 
-    target_column: str | None = Field(None, description="column of numbers to predict, instead of classes; "
-                                      "task_column names the tasks")
-    standardise: bool = Field(True, description="subtract each column's mean and divide by its deviation, of the first "
-                              "task's training samples")
+    target_column: str | None = Field(
+        None, description="column with numbers to predict instead of classes; task_column must name the tasks")
+    standardise: bool = Field(True, description="subtract each column's mean and divide by its standard deviation, "
+                              "both computed on the first task's training samples")
 
 
 class TokenOptions(Options):
     """Options for turning texts into tokens."""
 
-    tokenizer: str = Field("", description="whose tokens texts are: a folder or a repository as in hf:NAME; none: the "
-                           "model's own")
-    length: int = Field(128, ge=2, description="tokens of a text at most, the special ones included; the rest is cut "
-                        "off")
+    tokenizer: str = Field("", description="tokenizer of the texts: a folder, or OWNER/NAME on the Hugging Face Hub; "
+                           "if missing, the model's own")
+    length: int = Field(128, ge=2, description="maximum number of tokens of a text, including special tokens; longer "
+                        "texts are truncated")
 
 
 class HubOptions(TokenOptions, FeatureOptions, PhotoOptions):
     """Options of `hf:NAME`."""
 
-    config: str | None = Field(None, description="which configuration of the data set, if it has several")
-    split: str | None = Field(None, description="the one split to use, as in train[:10%]; none: train, with test or "
-                              "validation as the test part if there is one")
-    text_column: str | None = Field(None, description="column of texts, for models hf:NAME; none: images or numbers")
+    config: str | None = Field(None, description="name of the configuration of the data set, if it has several")
+    split: str | None = Field(None, description="the only split to use, as in train[:10%]; none: train, with test or "
+                              "validation as the test set if there is one")
+    text_column: str | None = Field(
+        None, description="column with the texts, for models hf:NAME; none: the inputs are images or numbers")
 
 
 class TextOptions(TokenOptions, ColumnOptions):
     """Options of `text:FILE`."""
 
-    text_column: str = Field("text", description="column of the texts")
-    label_column: str | None = Field(None, description="column of the labels; none: label")
+    text_column: str = Field("text", description="column with the texts")
+    label_column: str | None = Field(None, description="column with the labels; none: the column named label")
 
 
 class InstructionOptions(TokenOptions):
     """Options of `instructions:PATH`."""
 
-    length: int = Field(512, ge=2, description="tokens of an item at most; the start of a longer prompt is cut off")
-    task_column: str | None = Field(None, description="of one file: the field that names each item's task")
-    tasks_in_order: list[str] = Field([], description="tasks by name in the order in which they come; none: by name, "
-                                      "numbers by size")
-    held_out: float = Field(0.2, gt=0, lt=1, description="share of a task's items that is the test, the same for every "
-                            "seed; not used where a task has a test file")
-    cut_responses: bool = Field(False, description="cut responses that do not fit, which is an error otherwise")
+    length: int = Field(512, ge=2, description="maximum number of tokens of an item; longer prompts lose their start")
+    task_column: str | None = Field(None, description="field with each item's task, if PATH is one file")
+    tasks_in_order: list[str] = Field([], description="all tasks by name in the order in which they are learned; if "
+                                      "missing, sorted by name (numbers by value)")
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of a task's items that is held out as the test set, "
+                            "the same for every seed; not used if the task has a test file")
+    cut_responses: bool = Field(False, description="truncate responses that are too long, which are otherwise an error")

@@ -27,14 +27,14 @@ class Arrival(Strict):
     LATER = ("blur", "repeat", "imbalance", "boundaries")
 
     model_config = ConfigDict(allow_inf_nan=False)
-    blur: float = Field(0.0, ge=0, le=1, description="share of each task's training samples that arrives during the "
-                        "other tasks")
-    repeat: float = Field(0.0, ge=0, le=1, description="probability with which a class returns in each later task; its "
-                          "samples are divided among the tasks that have it")
-    imbalance: float = Field(1.0, ge=1, description="ratio of the training samples of the most frequent class to "
-                             "those of the rarest: a long tail over classes in random order")
-    boundaries: Boundaries = Field("given", description="whether the method knows where tasks end; with hidden it "
-                                   "gets the stream as one task, in order of arrival, in one pass")
+    blur: float = Field(
+        0.0, ge=0, le=1, description="share of each task's training samples that arrives during other tasks")
+    repeat: float = Field(0.0, ge=0, le=1, description="probability that a class returns in each later task; its "
+                          "samples are divided among all tasks that have it")
+    imbalance: float = Field(1.0, ge=1, description="number of training samples of the most frequent class divided by "
+                             "the number of the rarest: a long tail over classes in random order")
+    boundaries: Boundaries = Field("given", description="whether the method knows where tasks end. given: it does; "
+                                   "hidden: it gets the stream as one task, in order of arrival, in one pass")
 
     @property
     def moves(self) -> bool:

@@ -45,44 +45,38 @@ class ExecutionSettings(Strict):
     stack: Annotated[int | None, Flag(default="1 on a CPU, as many as fit on an accelerator")] = Field(
         None, ge=1, description="Number of trials of a method (seeds, and values of an option such as ewc.strength) "
         "that train together, vectorized.")
-    executor: Executor = Field(
-        "local", description="Executor: local runs workers on this machine, ray on a Ray cluster, where each takes a "
-        "CPU for each thread (docs/scaling.md).")
+    executor: Executor = Field("local", description="Where workers run. local: on this machine; ray: on a Ray cluster, "
+                               "with one CPU per thread of each worker (docs/scaling.md).")
     address: Annotated[str | None, Flag("HOST:PORT", "RAY_ADDRESS, or the one that was started on this machine")] = (
         Field(None, description="Address of the Ray cluster."))
     gpus: Annotated[float | None, Flag("N", "1 where there are any, unless the device is the CPU")] = Field(
-        None, ge=0, description="GPUs of the Ray cluster for each worker; 0.25 lets four share one.")
+        None, ge=0, description="GPUs of the Ray cluster for each worker; with 0.25, four workers share one GPU.")
     compile: bool = Field(
         False, description="Compile each phase's loss with torch.compile. This takes seconds to minutes per phase and "
         "pays off for long trainings on CUDA.")
-    verify_data: bool = Field(
-        False, description="Read all data files to check whether a cached stream was made from them, not only those "
-        "whose size or time has changed.")
+    verify_data: bool = Field(False, description="Read all data files to check whether a cached stream was made from "
+                              "them, instead of only the files with a changed size or time.")
     verify_caches: bool = Field(
-        False, description="Compute everything that clbench caches a second time and compare it, in every phase and "
-        "evaluation. This tests what a method declares about itself (docs/writing-a-strategy.md).")
-    cache_mb: int = Field(
-        1024, ge=0, description="Megabytes (2**20 bytes) in which a worker may store prepared inputs and outputs of "
-        "frozen layers, instead of computing them again in every pass.")
+        False, description="Compute everything that clbench caches a second time, in every phase and evaluation, and "
+        "compare the results. This tests what a method declares about itself (docs/writing-a-strategy.md).")
+    cache_mb: int = Field(1024, ge=0, description="Megabytes (2**20 bytes) per worker for caching prepared inputs and "
+                          "outputs of frozen layers, which otherwise are computed again in every pass.")
     evaluate_every: Annotated[int | None, Flag("N", "only after each task")] = Field(
-        None, ge=1, description="Record the accuracy while a task is trained: after each of its first 50 steps, then "
+        None, ge=1, description="Record the accuracy during training on a task: after each of its first 50 steps, then "
         "every N steps (docs/metrics.md). Training stays the same, bit for bit.")
-    evaluate_samples: int = Field(
-        200, ge=1, description="Test samples per task for --evaluate-every, the same for all methods; all samples of "
-        "a task that has fewer.")
-    anatomy: AnatomyRows = Field(
-        "last", description="Tasks after which errors are decomposed, in scenario class: the last one or each "
-        "(docs/error-analysis.md).")
+    evaluate_samples: int = Field(200, ge=1, description="Number of test samples per task for --evaluate-every, the "
+                                  "same samples for all methods. A task with fewer samples uses all of them.")
+    anatomy: AnatomyRows = Field("last", description="Tasks after which errors are decomposed, in scenario class. "
+                                 "last: the last task; each: each task (docs/error-analysis.md).")
     probe: bool = Field(
-        False, description="Measure what a linear classifier reads from the features, in scenarios class and domain: "
-        "two more passes over all samples, without gradients (docs/error-analysis.md).")
+        False, description="Measure the accuracy of a linear probe on the features, in scenarios class and domain. It "
+        "takes two more passes over all samples, without gradients (docs/error-analysis.md).")
     general: Annotated[list[str], Flag("FILE")] = Field(
-        [], description="Texts of no task, scored before training and after each task of a language model: .jsonl, "
-        ".json or .txt, or english, which comes with clbench; repeatable.")
-    keep: Keep = Field(
-        "nothing", description="Parts of each trained network to save: models (to predict in Python and for "
-        "clbench export) or state (these, and what clbench continue needs to continue training; "
-        "docs/save-models.md).")
+        [], description="Texts that belong to no task, scored before training and after each task of a language model: "
+        "a .jsonl, .json or .txt file, or english, which comes with clbench; repeatable.")
+    keep: Keep = Field("nothing", description="What to save of each trained network. models: the models, to predict in "
+                       "Python and for clbench export; state: also everything that clbench continue needs to continue "
+                       "training (docs/save-models.md).")
     retries: int = Field(1, ge=0, description="Number of retries of a trial whose worker died.")
 
     @property

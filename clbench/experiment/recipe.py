@@ -38,30 +38,38 @@ class Recipe(Strict):
     optimizer: Optimizer = Field("adam", description="optimizer: adam, adamw or sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
     lr_per: int | None = Field(
-        None, ge=1, description="samples per step that lr is for: it is multiplied by batch_size / lr_per")
+        None, ge=1, description="reference batch size of lr: the learning rate is lr * batch_size / lr_per")
     head_lr: float | None = Field(None, gt=0, description="learning rate of the heads; lr if not given")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient; decoupled from it with adamw")
+    weight_decay: float = Field(
+        0.0, ge=0, description="L2 penalty added to the gradient (adam, sgd), or decoupled weight decay (adamw)")
     head_decay: Literal["all", "learning"] = Field(
-        "all", description="rows of the heads that optimizer steps change: all, or those that a gradient reaches")
-    schedule: Schedule = Field("constant", description="learning rate schedule over a task's steps")
+        "all", description="rows of the heads that optimizer steps change, including their weight decay. all: all "
+        "rows; learning: only rows with a nonzero gradient")
+    schedule: Schedule = Field(
+        "constant", description="learning rate schedule over a task's steps. constant: no change; cosine: falls to 0; "
+        "quarter-cosine: along the first quarter of a cosine; steps: falls at milestones")
     schedule_by: Literal["step", "epoch"] = Field(
         "step", description="whether the schedule changes the learning rate after each step or each epoch")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (), description="shares of a task's steps at which the learning rate falls (schedule = steps)")
+        (), description="shares of a task's steps at which the learning rate is multiplied by decay (schedule = steps)")
     decay: float | None = Field(
         None, gt=0, lt=1, description=f"factor of the learning rate at each milestone; {DECAY} if not given")
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
-    max_grad_norm: float | None = Field(None, gt=0, description="norm to which gradients are clipped")
+    warmup_ratio: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises linearly from 0")
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="norm to which gradients are clipped; no clipping if not given")
     epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
     iterations: int | None = Field(None, ge=1, description="optimizer steps per task, instead of epochs")
-    repeats: int | None = Field(None, ge=2, description="consecutive steps on each batch, instead of one")
-    batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added")
-    accumulate: int = Field(1, ge=1, description="parts of each batch whose gradients are computed apart and added up")
+    repeats: int | None = Field(None, ge=2, description="consecutive optimizer steps on each batch, instead of one")
+    batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added to them")
+    accumulate: int = Field(1, ge=1, description="number of parts of each batch, for gradient accumulation: their "
+                            "gradients are computed one by one and summed")
     optimizer_state: Literal["reset", "keep"] = Field(
         "reset", description="reset or keep the optimizer's state when a new task begins")
     precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="numerical precision; tf32 on CUDA only, bf16 is mixed precision with float32 weights")
+        "fp32", description="numerical precision. fp32: float32; tf32: TensorFloat-32, on CUDA only; bf16: mixed "
+        "precision with float32 weights")
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:

@@ -13,7 +13,8 @@ from clbench.core.scenario import Scenario
 class Axis(Strict):
     """Base of the values that are searched for one option."""
 
-    scenario: Scenario | None = Field(None, description="Scenario in which the option is tuned; all if missing.")
+    scenario: Scenario | None = Field(
+        None, description="Scenario in which the option is tuned; all scenarios if missing.")
 
 
 class Range(Axis):
@@ -68,29 +69,29 @@ Space = Annotated[dict[str, AnyAxis], BeforeValidator(_flat)]  # by option of th
 class Searched(Strict):
     """The extent of the search for a row's options, which reports show in comparisons."""
 
-    candidates: int = Field(description="Number of candidates.")
-    validation: float = Field(description="Share of the training samples that candidates were compared on.")
+    candidates: int = Field(description="Number of candidates that were compared.")
+    validation: float = Field(description="Share of the training samples that was held out to compare candidates.")
     seeds: tuple[int, ...] = Field(description="Seeds of the search.")
 
 
 class Tried(Strict):
     """A candidate: values of a method's tuned options in one scenario, and their results."""
 
-    method: str = Field(description="Label of the row.")
+    method: str = Field(description="Label of the method's row.")
     scenario: Scenario = Field(description="Scenario.")
-    options: dict[str, Any] = Field(description="Options that were tuned.")
-    acc: tuple[float, ...] = Field((), description="ACC in [0, 1] on the validation samples, for each seed; or the "
-                                   "final mean of `metric`.")
+    options: dict[str, Any] = Field(description="Tuned options with their values.")
+    acc: tuple[float, ...] = Field((), description="Final mean accuracy (ACC) in [0, 1] on the validation samples, for "
+                                   "each seed; or the final mean of `metric`.")
     metric: str = Field("", description="Metric of `acc`; empty for accuracy.")
-    failure: str = Field("", description="How a seed diverged or failed, instead of `acc`.")
+    failure: str = Field("", description="Why `acc` is missing: how a seed diverged or failed.")
 
 
 class Outcome(Strict):
     """The outcome of a row's search apart from its candidates: how far its grid was widened, and remarks."""
 
-    method: str = Field(description="Label of the row.")
+    method: str = Field(description="Label of the method's row.")
     scenario: Scenario = Field(description="Scenario.")
-    widened: dict[str, int] = Field({}, description="Number of added values, by option.")
+    widened: dict[str, int] = Field({}, description="Number of values that the search added, by option.")
     notes: tuple[str, ...] = Field((), description="Remarks about the search.")
 
 
@@ -99,13 +100,14 @@ class Search(Strict):
 
     command: str = Field(description="Command that ran the search.")
     versions: dict[str, str] = Field(description="Versions of the libraries.")
-    validation: float = Field(description="Share of each class's training samples that was held out and evaluated on.")
+    validation: float = Field(
+        description="Share of each class's training samples that was held out to compare candidates.")
     budget: dict[str, int] = Field(
         {}, description="Epochs or iterations of the candidates, if they differ from the experiment's.")
     seeds: tuple[int, ...] = Field(description="Seeds of the search.")
     trials: int = Field(description="Largest number of candidates per method and scenario.")
     sampler: str = Field(description="How candidates were proposed.")
-    widen: int = Field(0, description="Largest number of values added on each side of a list.")
-    outcomes: tuple[Outcome, ...] = Field((), description="Rows with remarks or added values.")
-    space: dict[str, Space] = Field(description="Values that were tried, by label of the row.")
+    widen: int = Field(0, description="Largest number of values that the search adds on each side of a list.")
+    outcomes: tuple[Outcome, ...] = Field((), description="Remarks and added values, by method and scenario.")
+    space: dict[str, Space] = Field(description="Search space, by label of the method's row.")
     tried: tuple[Tried, ...] = Field(description="Candidates with their results.")

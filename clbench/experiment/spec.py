@@ -33,8 +33,8 @@ DEFAULT_BENCHMARK = "split-mnist-5k"
 class Named(Strict):
     """A benchmark, model or method by name with its options; as text `name:option=value`."""
 
-    name: str = Field(description="Name.")
-    options: dict[str, Any] = Field({}, description="Options.")
+    name: str = Field(description="Name of the benchmark, model or method.")
+    options: dict[str, Any] = Field({}, description="Options by name.")
 
     @model_validator(mode="before")
     @classmethod
@@ -102,7 +102,8 @@ class MethodSpec(Named):
 
     label: str | None = Field(None, description="Name of the row in tables; made from name and options if missing.")
     recipe: dict[str, Any] | Literal["published"] = Field(
-        {}, description="Hyperparameters of its own: keys of [recipe] that differ for this method, or \"published\".")
+        {}, description="Training configuration of this method: keys of [recipe] that differ from the experiment's, or "
+        "\"published\" for the configuration of its paper.")
     scenario: Scenarios = Field((), description="Scenarios in which the method runs; all if empty.")
 
     @model_validator(mode="after")
@@ -146,27 +147,29 @@ class Spec(Strict):
     """An experiment: every combination of its methods, scenarios and seeds is a trial."""
 
     benchmark: Named = Field(Named(name=DEFAULT_BENCHMARK), description="Benchmark.")
-    scenario: Scenarios = Field((), description="task, domain or class, or several; the benchmark's default if empty.")
+    scenario: Scenarios = Field(
+        (), description="task, domain or class, or several of them; the benchmark's default if empty.")
     model: Named = Field(Named(name="mlp"), description="Model.")
     weights: str | None = Field(
         None, description="Pretrained weights: a file, or a name such as timm or hf-hub:OWNER/NAME.")
     recipe: Recipe = Field(Recipe(), description="Training configuration of all methods.")
     arrival: Arrival = Field(Arrival(), description="How training samples arrive.")
-    online: bool = Field(False, description="Train in one pass with batches of 10 samples.")
+    online: bool = Field(False, description="Train in one pass, in batches of 10 new samples.")
     execution: ExecutionSettings = Field(ExecutionSettings(), description="How trials are run.")
     methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(
         min_length=1, description="Methods; a list of values for an option makes a row for each value.")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = Field(
         (0, 1, 2), description="Number of seeds, or a list of seeds.")
-    until: Until | None = Field(None, description="\"decided\" adds seeds until each method is decided.")
+    until: Until | None = Field(
+        None, description="\"decided\" adds seeds while a comparison is inconclusive, up to max_seeds.")
     max_seeds: int = Field(
         MOST, ge=1, le=100, description="Largest number of seeds of a method with until = \"decided\".")
     baseline: str | None = Field(None, description="Method that until = \"decided\" compares with, or \"best\".")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="Device: auto, cpu, mps, cuda or cuda:N.")
-    validation: float = Field(
-        0.0, ge=0, lt=1, description="Share of the training samples that is held out and replaces the test set.")
-    tune: dict[str, Space] = Field({}, description="Values that `clbench tune` tries, by method.")
+    validation: float = Field(0.0, ge=0, lt=1, description="Share of the training samples that is held out and "
+                              "replaces the test set in evaluations.")
+    tune: dict[str, Space] = Field({}, description="Search space of `clbench tune`: values to try, by method.")
     tuning: tuple[Search, ...] = Field(
         (), description="Searches that chose the methods' options; written by `clbench tune`.")
 

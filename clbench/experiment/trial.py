@@ -24,7 +24,7 @@ class Resolved(BaseModel):
     """A name with all of its options, defaults included."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(description="Name.")
+    name: str = Field(description="Name of the benchmark, model or method.")
     options: dict[str, Any] = Field({}, description="All options, including defaults.")
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Weights(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: str = Field(
         description="Path of the file, or name with source and revision, such as hf-hub:OWNER/NAME@COMMIT.")
-    sha256: str = Field(description="SHA-256 of the content, or of the name.")
+    sha256: str = Field(description="SHA-256 of the file's content, or of the name.")
     licence: str = Field("", description="License as the publisher states it; empty if unknown.")
     training_data: str = Field("", description="Training data as the publisher states it; empty if unknown.")
 
@@ -61,10 +61,10 @@ class Continued(Strict):
     LATER = ("same_classes",)
 
     parent: str = Field(description="Key of the trial that is continued.")
-    benchmarks: list[Resolved] = Field(description="Benchmarks learned before, in order.")
+    benchmarks: list[Resolved] = Field(description="Benchmarks that were learned before, in order.")
     tasks: int = Field(description="Number of tasks of these benchmarks.")
-    outputs: int = Field(description="Outputs of the model before it grew.")
-    same_classes: bool = Field(False, description="Whether classes with the names of old ones train the old outputs.")
+    outputs: int = Field(description="Number of outputs of the model before training continued.")
+    same_classes: bool = Field(False, description="Whether a class with the name of an earlier class uses its output.")
 
 
 class Trial(BaseModel):
@@ -72,19 +72,20 @@ class Trial(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")  # also in the key
     benchmark: Resolved = Field(description="Benchmark with all options.")
-    scenario: Scenario = Field(description="Scenario.")
+    scenario: Scenario = Field(description="Scenario: task, class or domain.")
     model: Resolved = Field(description="Model with all options.")
     weights: Weights | None = Field(None, description="Pretrained weights.")
-    preprocessing: Preprocessing | None = Field(None, description="Preprocessing of images that the weights ask for.")
+    preprocessing: Preprocessing | None = Field(
+        None, description="Preprocessing of images with which the weights were trained.")
     recipe: Recipe = Field(description="Training configuration of the experiment.")
     own_recipe: dict[str, Any] = Field(
         {}, description="Parts of the training configuration that differ for this method.")
     method: Resolved = Field(description="Method with all options.")
-    seed: int = Field(description="Seed.")
+    seed: int = Field(description="Random seed of the trial.")
     validation: float = Field(
         0.0, description="Share of the training samples that was held out and replaces the test set; 0: none.")
     arrival: Arrival = Field(Arrival(), description="How training samples arrive.")
-    continues: Continued | None = Field(None, description="Trial that this one continues.")
+    continues: Continued | None = Field(None, description="Finished trial that this trial continues.")
 
     @model_serializer(mode="wrap")
     def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -22,9 +22,10 @@ class UntilDecided(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    baseline: str | None = Field(
-        None, description="Label of the baseline, or \"best\"; if missing, naive, or the best method without naive.")
-    first: int = Field(FIRST, ge=FIRST, description="Seeds of every method before the first interim analysis.")
+    baseline: str | None = Field(None, description="Label of the baseline, or \"best\" to find the best method; if "
+                                 "missing, naive, or \"best\" if naive does not run.")
+    first: int = Field(
+        FIRST, ge=FIRST, description="Number of seeds of every method before the first interim analysis.")
     most: int = Field(MOST, ge=FIRST, description="Largest number of seeds of a method.")
 
     def __str__(self) -> str:

@@ -16,8 +16,8 @@ WIDTH = 400  # units in a hidden layer of `mlp`
 class MLPOptions(Options):
     """Options of `mlp`."""
 
-    width: int = Field(WIDTH, ge=1, description="units in each hidden layer")
-    depth: int = Field(2, ge=0, description="number of hidden layers; with 0 it is the model linear")
+    width: int = Field(WIDTH, ge=1, description="number of units in each hidden layer")
+    depth: int = Field(2, ge=0, description="number of hidden layers; 0 gives the model linear")
 
     @model_validator(mode="after")
     def _has_units(self) -> MLPOptions:
@@ -32,8 +32,8 @@ class VisionOptions(Options):
 
     LATER: ClassVar[tuple[str, ...]] = ("size",)
 
-    size: int | None = Field(None, ge=1, description="pixels along each side to which images are resized; none: the "
-                             "size that pretrained weights bring, else the benchmark's own")
+    size: int | None = Field(None, ge=1, description="side length in pixels to which images are resized; none: the "
+                             "size of the pretrained weights, else the benchmark's size")
 
 
 class CNNOptions(VisionOptions):
@@ -58,11 +58,12 @@ class ResNetCIFAR10Options(VisionOptions):
 class ViTOptions(VisionOptions):
     """Options of `vit-tiny`; the defaults are DeiT-Ti's (arXiv 2012.12877), except for the patch size, for 32 px."""
 
-    patch: int = Field(4, ge=1, description="pixels along each side of a patch; divides the image's side")
-    width: int = Field(192, ge=1, description="numbers per token; a multiple of `heads`")
+    patch: int = Field(
+        4, ge=1, description="side length of a patch in pixels; must divide the side length of the image")
+    width: int = Field(192, ge=1, description="embedding dimension of a token; must be a multiple of `heads`")
     depth: int = Field(12, ge=1, description="number of transformer blocks")
-    heads: int = Field(3, ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden units of a block's MLP over `width`")
+    heads: int = Field(3, ge=1, description="number of attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of a block's MLP divided by `width`")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ViTOptions:
@@ -75,9 +76,10 @@ class ViTOptions(VisionOptions):
 class ViTB16Options(ViTOptions):
     """Options of `vit-b16`: ViT-B/16 for 224 px (Dosovitskiy et al. 2020, arXiv 2010.11929)."""
 
-    patch: int = Field(16, ge=1, description="pixels along each side of a patch; divides the image's side")
-    width: int = Field(768, ge=1, description="numbers per token; a multiple of `heads`")
-    heads: int = Field(12, ge=1, description="attention heads")
+    patch: int = Field(
+        16, ge=1, description="side length of a patch in pixels; must divide the side length of the image")
+    width: int = Field(768, ge=1, description="embedding dimension of a token; must be a multiple of `heads`")
+    heads: int = Field(12, ge=1, description="number of attention heads")
 
 
 Pooling = Literal["mean", "cls", "last"]
@@ -86,11 +88,11 @@ Pooling = Literal["mean", "cls", "last"]
 class TextModelOptions(Options):
     """Options of text models."""
 
-    pool: Pooling | None = Field(None, description="what becomes the features of a text: the mean of its tokens, the "
-                                 "first token or the last; none: as the model's sentence-transformers configuration "
-                                 "says, else mean for encoders and last for decoders")
-    dropout: float | None = Field(0.0, ge=0, lt=1, description="share that the model's dropout layers zero while they "
-                                  "learn; none: as its configuration says, and then seeds train one by one")
+    pool: Pooling | None = Field(None, description="pooling of tokens into the features of a text. mean: mean of the "
+                                 "tokens; cls: first token; last: last token; none: as in the model's "
+                                 "sentence-transformers configuration, else mean for encoders and last for decoders")
+    dropout: float | None = Field(0.0, ge=0, lt=1, description="dropout rate of the model's dropout layers in "
+                                  "training; none: the rates in its configuration, with which seeds train one by one")
 
 
 @hookimpl
@@ -99,25 +101,24 @@ def clbench_models() -> Sequence[ModelInfo]:
     return (
         ModelInfo("mlp", "clbench.models.small:mlp", "multilayer perceptron with ReLU", MLPOptions),
         ModelInfo("linear", "clbench.models.small:linear",
-                  "a head alone on flattened inputs, for features that clbench embed computed",
-                  NoOptions),
+                  "linear layer on flattened inputs, for features from clbench embed", NoOptions),
         ModelInfo("cnn", "clbench.models.small:cnn",
                   "small convolutional network with 3x3 convolutions, ReLU and max pooling", CNNOptions),
-        ModelInfo("resnet18", "clbench.models.small:resnet18", "ResNet-18 for small images: 3x3 stem without "
-                  "pooling, as in continual-learning papers", ResNet18Options),
+        ModelInfo("resnet18", "clbench.models.small:resnet18",
+                  "ResNet-18 of continual-learning papers: 3x3 stem without pooling", ResNet18Options),
         ModelInfo("resnet20", "clbench.models.small:resnet20",
                   "ResNet-20 for CIFAR (He et al. 2015), with shortcuts of type A", ResNetCIFAR10Options),
         ModelInfo("resnet32", "clbench.models.small:resnet32",
                   "ResNet-32 for CIFAR (He et al. 2015), with shortcuts of type A", ResNetCIFAR10Options),
         ModelInfo("vit-tiny", "clbench.models.vit:vit",
-                  "vision transformer of DeiT-Ti's size, with patches of 4 pixels", ViTOptions),
+                  "vision transformer of the size of DeiT-Ti, with patches of 4 pixels", ViTOptions),
         ModelInfo("vit-b16", "clbench.models.vit:vit", "vision transformer ViT-B/16, for images of 224 pixels",
                   ViTB16Options),
         ModelInfo("torchvision:*", "clbench.models.torchvision_models:torchvision",
-                  "a model of torchvision by its name, as in torchvision:resnet18", VisionOptions,
+                  "any torchvision model by its name, as in torchvision:resnet18", VisionOptions,
                   any_name=True, weights="clbench.models.published:TORCHVISION", channels=3),
         ModelInfo("timm:*", "clbench.models.timm_models:timm",
-                  "a model of timm by its name (extra clbench[timm])", VisionOptions,
+                  "any timm model by its name (extra clbench[timm])", VisionOptions,
                   any_name=True, weights="clbench.models.published:TIMM", channels=3),
         ModelInfo("hf:*", "clbench.models.hf_models:text_model", "pretrained text model: a folder, or OWNER/NAME on "
                   "the Hugging Face Hub", TextModelOptions, any_name=True, text=True,

@@ -155,12 +155,12 @@ class Curve(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: int = Field(description="Requested number of steps between points.")
-    samples: list[int] = Field(description="Test samples of each task that are evaluated at each point.")
-    steps: list[Numbers] = Field([], description="Optimizer steps taken on the task at each point.")
+    samples: list[int] = Field(description="Number of test samples of each task that are evaluated at each point.")
+    steps: list[Numbers] = Field([], description="Optimizer steps on the task before each point.")
     right: list[list[Numbers]] = Field(
-        [], description="Right answers at each point, for each task up to the trained one.")
+        [], description="Number of correct predictions at each point, for each task up to the trained one.")
     after: list[Numbers] = Field(
-        [], description="Right answers on each task up to the trained one, after consolidation.")
+        [], description="Number of correct predictions on each task up to the trained one, after consolidation.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Curve:

@@ -41,12 +41,12 @@ class ItemResults(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ids: str = Field(
-        description="Hash of the benchmark's name and the rows of the images in the test data; equal if the images "
-        "are the same.")
+    ids: str = Field(description="Hash of the benchmark's name and the rows of the images in the test data; equal for "
+                     "the same images.")
     count: int = Field(ge=1, description="Number of different images.")
     tasks: int = Field(1, ge=1, description="Number of tasks that each image belongs to.")
-    right: str = Field(description="base64 of numpy.packbits of a [tasks, images] array, row by row.")
+    right: str = Field(description="Whether each prediction is correct: base64 of numpy.packbits of a [tasks, images] "
+                       "array, row by row.")
 
     @model_validator(mode="after")
     def _whole(self) -> ItemResults:
@@ -196,12 +196,12 @@ class ItemScores(RecordPart):
 
     LATER: ClassVar[tuple[str, ...]] = ("content",)
 
-    ids: str = Field(description="Hash of the benchmark's name and the tokens of the test items; equal if the items "
-                     "are the same.")
+    ids: str = Field(
+        description="Hash of the benchmark's name and the tokens of the test items; equal for the same items.")
     count: int = Field(ge=1, description="Number of test items.")
     sha256: str = Field(description="SHA-256 of the file of scores.")
-    content: str = Field("", description="base64 of the file between processes. A stored record leaves it out, and the "
-                         "file is `KEY.items.npz` next to the record.")
+    content: str = Field("", description="Content of the file in base64, which only passes it between processes. A "
+                         "stored record leaves it out, and the file is `KEY.items.npz` next to the record.")
 
     @field_validator("content")
     @classmethod

@@ -27,10 +27,10 @@ class StreamFacts(RecordPart):
 
     LATER = ("data", "class_names", "mean", "std", "arrivals", "task_names", "common_test")
 
-    classes: list[list[int]] = Field(description="Classes of each task, as outputs of the model.")
-    train_samples: list[int] = Field(description="Training samples of each task.")
-    test_samples: list[int] = Field(description="Test samples of each task.")
-    input_shape: list[int] = Field(description="Shape of one prepared sample.")
+    classes: list[list[int]] = Field(description="Classes of each task, as output indices of the model.")
+    train_samples: list[int] = Field(description="Number of training samples of each task.")
+    test_samples: list[int] = Field(description="Number of test samples of each task.")
+    input_shape: list[int] = Field(description="Shape of one sample as the model gets it.")
     fingerprint: str = Field(description="Hash of all tensors of the stream.")
     data: str = Field(
         "", description="Hash of the benchmark's data, before the scenario and a validation split; empty in older "
@@ -44,12 +44,12 @@ class StreamFacts(RecordPart):
         [], description="Standard deviation by which each column of a table was divided; empty if nothing was "
         "standardized.")
     arrivals: list[list[int]] = Field(
-        [], description="Training samples by [task in which they arrive][class]; in scenario domain by original task "
-        "instead of class. Empty if they arrive as the benchmark has them.")
+        [], description="[i][j]: number of training samples of class j that arrive during task i; in scenario domain, "
+        "j is the original task. Empty if they arrive as the benchmark has them.")
 
-    task_names: list[str] = Field([], description="Names of tasks without classes; empty if they have no names.")
-    common_test: bool = Field(
-        False, description="Whether all tasks share one test set. Each row of R then has one value, in every column.")
+    task_names: list[str] = Field([], description="Names of tasks without classes; empty if the tasks have no names.")
+    common_test: bool = Field(False, description="Whether all tasks share one test set. Each row of R then has the "
+                              "same value in every column.")
 
     @model_validator(mode="after")
     def _named(self) -> StreamFacts:
@@ -68,13 +68,13 @@ class Costs(RecordPart):
     """The costs of a method. Each list has one entry for each task that was trained."""
 
     trainable: list[int] = Field(
-        [], description="Parameters with `requires_grad` while the task was trained, in its largest phase.")
-    steps: list[int] = Field([], description="Optimizer steps.")
+        [], description="Number of parameters with `requires_grad` while the task was trained, in its largest phase.")
+    steps: list[int] = Field([], description="Number of optimizer steps.")
     parameters: list[dict[str, int]] = Field(
         [], description="Numbers stored as parameters and buffers after the task, by role.")
     bytes: list[dict[str, int]] = Field(
         [], description="Bytes of parameters and buffers stored after the task, by role.")
-    replay_samples: list[int] = Field([], description="Samples in the buffer after the task.")
+    replay_samples: list[int] = Field([], description="Number of samples in the buffer after the task.")
     train_flops: list[int] = Field(
         [], description="FLOPs of training on the task, including the work before its first and after its last step.")
     inference_flops: list[int] = Field(
@@ -96,7 +96,8 @@ class Timings(RecordPart):
     train: list[float] = Field([], description="Seconds of training steps.")
     consolidate: list[float] = Field(
         [], description="Seconds of the work before the first and after the last step of a task.")
-    evaluate: list[float] = Field([], description="Seconds of evaluation; one more entry for the row before training.")
+    evaluate: list[float] = Field(
+        [], description="Seconds of evaluation; one more entry for the evaluation before training.")
     train_cpu: list[float] = Field([], description="Processor seconds of training steps.")
     consolidate_cpu: list[float] = Field(
         [], description="Processor seconds of the work before the first and after the last step.")
@@ -116,19 +117,20 @@ class ErrorCounts(RecordPart):
 
     LATER: ClassVar[tuple[str, ...]] = ("corrected", "misguided", "outdone", "only_unguided")
 
-    learned: int = Field(description="Number of tasks learned, which is the row of R.")
-    samples: list[int] = Field(description="Test samples.")
-    right: list[int] = Field(description="Right answers, as in R.")
-    given: list[int] = Field(description="Right answers if the task is given.")
-    tasks: list[list[int]] = Field(
-        description="[i][j]: samples of task i whose highest output, or whose inferred task, belongs to task j.")
-    corrected: list[int] = Field(
-        [], description="Right answers with the best constant added to each task's outputs, fitted on the other half.")
-    misguided: list[int] = Field(
-        [], description="Wrong answers that are right if the task is given, with a wrong inferred task.")
-    outdone: list[int] = Field(
-        [], description="Wrong answers that are right if the task is given, although the inferred task was right.")
-    only_unguided: list[int] = Field([], description="Right answers that are wrong if the task is given.")
+    learned: int = Field(description="Number of learned tasks, which is the row of R.")
+    samples: list[int] = Field(description="Number of test samples.")
+    right: list[int] = Field(description="Number of correct predictions, as in R.")
+    given: list[int] = Field(description="Number of correct predictions if the task ID is given.")
+    tasks: list[list[int]] = Field(description="[i][j]: number of samples of task i whose highest output, or whose "
+                                   "inferred task, belongs to task j.")
+    corrected: list[int] = Field([], description="Number of correct predictions after logit-bias correction: the best "
+                                 "constant for each task's outputs is added, fitted on the other half.")
+    misguided: list[int] = Field([], description="Number of wrong predictions with a wrong inferred task that are "
+                                 "correct if the task ID is given.")
+    outdone: list[int] = Field([], description="Number of wrong predictions with the right inferred task that are "
+                               "correct if the task ID is given.")
+    only_unguided: list[int] = Field(
+        [], description="Number of correct predictions that are wrong if the task ID is given.")
 
 
 class Probe(RecordPart):
@@ -140,13 +142,14 @@ class Probe(RecordPart):
 
     LATER: ClassVar[tuple[str, ...]] = ("missing",)
 
-    own: bool = Field(
-        False, description="Whether features come from the true task's part (adapter, column); `together` is then "
-        "missing.")
-    learned: list[int] = Field([], description="Right answers within the task, just after it was learned.")
-    end: list[int] = Field([], description="Right answers within the task, after the last task.")
-    together: list[int] = Field([], description="Right answers among the classes of all tasks, after the last task.")
-    missing: str = Field("", description="Why there is no result.")
+    own: bool = Field(False, description="Whether features depend on the task and come from the true task's part "
+                      "(adapter, column); `together` is then empty.")
+    learned: list[int] = Field(
+        [], description="Number of correct predictions within the task, just after it was learned.")
+    end: list[int] = Field([], description="Number of correct predictions within the task, after the last task.")
+    together: list[int] = Field(
+        [], description="Number of correct predictions among the classes of all tasks, after the last task.")
+    missing: str = Field("", description="Reason if there is no result.")
 
 
 class Earlier(RecordPart):
@@ -160,10 +163,10 @@ class Answer(RecordPart):
     """The answers of a language model to a test prompt, generated greedily."""
 
     task: int = Field(description="Task of the prompt.")
-    prompt: str = Field(description="Prompt.")
-    response: str = Field(description="Response in the data.")
-    learned: str = Field(description="Answer just after the task was learned.")
-    end: str = Field(description="Answer after the last task.")
+    prompt: str = Field(description="Text of the prompt.")
+    response: str = Field(description="Reference response in the data.")
+    learned: str = Field(description="Generated answer just after the task was learned.")
+    end: str = Field(description="Generated answer after the last task.")
 
 
 class Failure(RecordPart):
@@ -174,13 +177,13 @@ class Failure(RecordPart):
     type: str = Field(description="Class of the exception.")
     message: str = Field(description="Message of the exception.")
     traceback: str = Field("", description="Traceback.")
-    place: str = Field("", description="Place in the plugin's own code: `file:line in function`.")
+    place: str = Field("", description="Place of the error in the plugin's own code: `file:line in function`.")
 
 
 class Code(RecordPart):
     """The code of a trial's method, benchmark or model, unless it comes with clbench."""
 
-    packages: list[str] = Field(description="Packages, modules or a file.")
+    packages: list[str] = Field(description="Names of the packages or modules, or the path of the file.")
     hash: str = Field(description="Hash of their code without comments, docstrings and layout.")
     release: str = Field("", description="Installed distribution with its version; for a file, its path and hash.")
 
@@ -189,7 +192,7 @@ class Provenance(RecordPart):
     """The code, versions, machine, time and command with which a record was made."""
 
     versions: dict[str, str] = Field(description="Versions of Python and of the libraries that a result depends on.")
-    plugin: str = Field(description="Distribution that brought the method, with its version.")
+    plugin: str = Field(description="Distribution that provides the method, with its version.")
     git: str | None = Field(
         None, description="Commit of clbench's checkout, followed by `+dirty` if its code had changed.")
     device: str = Field(description="Device that the trial ran on.")
@@ -199,4 +202,4 @@ class Provenance(RecordPart):
     command: str = Field(description="Command that ran the trial.")
     code: dict[str, Code] = Field(
         {}, description="Code of method, benchmark and model; empty if unknown, as in older records.")
-    weights: str = Field("", description="SHA-256 of the content of published weights that the trial names.")
+    weights: str = Field("", description="SHA-256 of the content of the published weights, if the trial names any.")

@@ -92,33 +92,35 @@ class Record(RecordPart):
     scores: dict[str, list[list[float]]] = Field(
         {}, description="Values of further metrics by name, in the shape of R.")
     general: dict[str, dict[str, list[float]]] = Field(
-        {}, description="Scores of general texts by file and metric: before training and after each task.")
-    general_files: dict[str, str] = Field({}, description="Hashes of the files of general texts.")
+        {}, description="Scores of general texts by file and metric, before training and after each task.")
+    general_files: dict[str, str] = Field({}, description="Hashes of the files of general texts, by file.")
     answers: list[Answer] = Field([], description="Answers of a language model to some test prompts of each task.")
     outputs: Outputs | None = Field(
-        None, description="Outputs that competed with a new sample's label in training; null except in scenario class.")
-    task_inference: list[list[float]] | None = Field(
-        None, description="Share of test samples whose task was inferred correctly, in the shape of R.")
+        None, description="Which outputs competed with the label of a new sample in training: of all classes so far "
+        "(seen), of the current task (own) or of the whole stream (all). Null except in scenario class.")
+    task_inference: list[list[float]] | None = Field(None, description="Task-ID accuracy: share of test samples whose "
+                                                     "task was inferred correctly, in the shape of R.")
     last_losses: list[list[float]] = Field(
         [], description="Mean training loss of each task in the ninth and in the last tenth of its steps; "
         "empty for a task without steps.")
     curve: Curve | None = Field(None, description="Accuracy during training, if requested.")
     errors: list[ErrorCounts] = Field(
         [], description="Error decomposition of the last row of R, or of each row after a task.")
-    probe: Probe | None = Field(None, description="What a linear classifier reads from the features, if requested.")
+    probe: Probe | None = Field(None, description="Results of a linear probe on the features, if requested.")
     items: ItemResults | None = Field(
-        None, description="Which test samples the last row answers correctly; null if unknown.")
+        None, description="Which test samples are predicted correctly after the last task; null if unknown.")
     item_scores: ItemScores | None = Field(
-        None, description="Scores of single test items in the last row, without classes; null if there are none.")
+        None, description="Scores of single test items after the last task, if there are no classes; else null.")
     earlier: Earlier | None = Field(None, description="Accuracy on the tasks of the trial that this one continues.")
     costs: Costs = Field(Costs(), description="Costs of the method, per task.")
     timings: Timings = Field(Timings(), description="Times, per task.")
-    failure: Failure | None = Field(None, description="Why the trial has no complete R.")
+    failure: Failure | None = Field(None, description="Reason for a missing or incomplete R.")
     notes: list[str] = Field([], description="Remarks that reports repeat.")
-    stale: list[str] = Field([], description="Code and data that had changed when a later run kept the record.")
-    until: UntilDecided | None = Field(None, description="Rule by which the seed was added.")
-    seen: list[int] = Field([], description="Seeds that a report had shown before this one was requested.")
-    provenance: Provenance = Field(description="Where, when and with which versions the record was made.")
+    stale: list[str] = Field([], description="Code and data that had changed when a later run kept this record.")
+    until: UntilDecided | None = Field(None, description="Rule by which the seed was added (`--until decided`).")
+    seen: list[int] = Field([], description="Seeds that a report had shown before this seed was requested.")
+    provenance: Provenance = Field(
+        description="Code, versions, machine, time and command with which the record was made.")
 
     # An infinite option is written as Infinity and not as null: JSON has no such number, but Python's json reads it.
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, ser_json_inf_nan="constants")

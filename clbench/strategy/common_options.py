@@ -16,11 +16,11 @@ class QuotaOptions(Options):
 
     LATER: ClassVar[tuple[str, ...]] = ("per_class", "quota")
 
-    per_class: int | None = Field(None, ge=1, description="samples that are stored of each class, instead of capacity; "
-                                  "none: the classes share capacity")
+    per_class: int | None = Field(None, ge=1, description="number of samples stored for each class, instead of "
+                                  "capacity; none: all classes share capacity")
     quota: Literal["class", "class-and-task"] = Field(
-        "class", description="what per_class counts if classes return, as all do in scenario domain: samples of a "
-        "class, or of a class in each task")
+        "class", description="what per_class counts if classes return, as all do in scenario domain. class: all stored "
+        "samples of a class; class-and-task: the samples of a class from each task separately")
 
     @property
     def needs_boundaries(self) -> str:
@@ -45,11 +45,12 @@ class QuotaOptions(Options):
 class ExemplarOptions(QuotaOptions):
     """Options for the number of exemplars."""
 
-    capacity: int = Field(200, ge=1, description="K: exemplars for all classes together, at least one for each class")
+    capacity: int = Field(200, ge=1, description="K: buffer size, the number of exemplars of all classes together; at "
+                          "least one for each class")
 
 
-ALIGN = ("in scenario class, train the head alone after each task but the first, on features drawn from a Gaussian of "
-         "each class so far; in task and domain it changes nothing")
+ALIGN = ("retrain only the head after each task except the first, on features drawn from a Gaussian of each class so "
+         "far (classifier alignment); it has no effect in scenarios task and domain")
 
 
 class AlignOptions(Options):
@@ -63,15 +64,16 @@ class AlignOptions(Options):
                                         "align_shrink")
 
     align: bool = Field(False, description=ALIGN)
-    align_epochs: int = Field(5, ge=1, description="how often features are drawn; each time there is a step for each "
-                              "class so far")
-    align_samples: int = Field(256, ge=1, description="features drawn for each class each time; also those in a step's "
-                               "batch")
-    align_lr: float = Field(0.01, gt=0, description="learning rate of these steps (SGD), which falls along a cosine")
-    align_temperature: float | None = Field(0.1, gt=0, description="what normalized logits are divided by; none: "
-                                            "logits are not normalized")
-    align_shrink: float = Field(0.9, gt=0, le=1, description="factor of class means where the past is infinitely long; "
-                                "after t tasks those of task i have shrink + (1 - shrink) i / t")
+    align_epochs: int = Field(5, ge=1, description="number of epochs of the alignment; each draws new features and "
+                              "takes one step for each class so far")
+    align_samples: int = Field(256, ge=1, description="number of features drawn for each class in each epoch of the "
+                               "alignment; also its batch size")
+    align_lr: float = Field(
+        0.01, gt=0, description="initial learning rate of the alignment (SGD), which falls along a cosine")
+    align_temperature: float | None = Field(0.1, gt=0, description="temperature by which normalized logits are divided "
+                                            "in the alignment; none: logits are not normalized")
+    align_shrink: float = Field(0.9, gt=0, le=1, description="scale of the class means in the alignment: after t "
+                                "tasks, the means of task i are multiplied by align_shrink + (1 - align_shrink) i / t")
 
     @property
     def needs_boundaries(self) -> str:
@@ -88,11 +90,12 @@ class InferOptions(Options):
 
     LATER: ClassVar[tuple[str, ...]] = ("infer_normalize",)
 
-    infer: Infer = Field("entropy", description="without a task id: the learned task with the lowest entropy, the "
-                         "largest logit, the nearest class mean in shared features, or there the likeliest class, "
-                         "where classes are Gaussians of one covariance (as in slda)")
-    infer_normalize: bool = Field(False, description="with infer = prototype or gaussian: scale shared features to "
-                                  "length 1 (prototype: their means too, as in ncm)")
+    infer: Infer = Field("entropy", description="how the task of a test sample is inferred if its ID is not given. "
+                         "entropy: the task whose head has the lowest entropy; max-logit: the task with the largest "
+                         "logit; prototype: the task of the nearest class mean in shared features; gaussian: the task "
+                         "of the most likely class, with a Gaussian for each class and one covariance (as in slda)")
+    infer_normalize: bool = Field(False, description="scale shared features to length 1 if infer = prototype or "
+                                  "gaussian; with prototype, the class means too (as in ncm)")
 
     @property
     def from_features(self) -> bool:
@@ -111,9 +114,9 @@ class InferOptions(Options):
 class StartOptions(Options):
     """Options for the source of the frozen weights that all tasks share."""
 
-    base: Base = Field("auto", description="shared weights: trained on the first task and then frozen, left as they "
-                       "were initialized, or those of --weights as they are; auto: pretrained with --weights, else "
-                       "task1")
+    base: Base = Field("auto", description="source of the frozen weights that all tasks share. task1: trained on the "
+                       "first task, then frozen; random: left as initialized; pretrained: loaded with --weights and "
+                       "not trained; auto: pretrained if the model is pretrained, else task1")
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with `auto` replaced by `pretrained` if the model is pretrained, else by `task1`."""
@@ -138,9 +141,9 @@ class BaseOptions(StartOptions, InferOptions):
     """Options for the source of the frozen weights and for task-ID inference."""
 
 
-MEANING = ("in scenario class, the outputs among which the label of a new sample competes in training: of all classes "
-           "so far (seen), of the task at hand (own), or of the whole stream (all). With own, replayed samples compete "
-           "among all so far")
+MEANING = ("which outputs compete with the label of a new sample in training, in scenario class. seen: all classes so "
+           "far; own: the classes of the current task; all: all classes of the stream. With own, replayed samples "
+           "compete among all classes so far")
 
 
 class OutputsOptions(Options):
@@ -178,8 +181,8 @@ class FixedOutputsOptions(Options):
 
     LATER: ClassVar[tuple[str, ...]] = ("outputs",)
 
-    outputs: Outputs | None = Field(
-        None, description="what the method's loss fixes, or none; see docs/fair-comparison.md")
+    outputs: Outputs | None = Field(None, description="which outputs compete in training; none: the value that the "
+                                    "method's loss fixes, and any other is an error (docs/fair-comparison.md)")
 
     @property
     def fixed_outputs(self) -> Outputs:

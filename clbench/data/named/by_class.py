@@ -115,11 +115,11 @@ class ImageNetROptions(ByClassOptions):
                             "18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52"),
                    *(Download(CODA + name, 0, digest) for name, digest in CODA_LISTS)))
 
-    tasks: int | None = Field(10, ge=1, description="number of tasks, by class")
+    tasks: int | None = Field(10, ge=1, description="number of tasks into which the classes are divided")
     split: Literal["coda", "inflora", "dualprompt", "zheng", "pilot", "l2p"] = Field(
-        "coda", description="which photos are the test: coda: CODA-Prompt's lists; inflora, dualprompt: torch's "
-        "random_split with seed 40 or 42; zheng: scikit-learn's stratified split with seed 42; pilot: PILOT's folders "
-        "train and test; l2p: train_list.txt and val_list.txt")
+        "coda", description="split into training and test photos. coda: CODA-Prompt's lists; inflora: torch's "
+        "random_split with seed 40; dualprompt: likewise with seed 42; zheng: scikit-learn's stratified split with "
+        "seed 42; pilot: PILOT's folders train and test; l2p: L2P's train_list.txt and val_list.txt")
 
     def needed(self) -> tuple[Needed, ...]:
         """Return the folders, and the lists if the split has any."""
@@ -176,10 +176,10 @@ class ImageNetAOptions(ByClassOptions):
             Download(HENDRYCKS + "imagenet-a.tar", 687_552_512,
                      "3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e"),))
 
-    tasks: int | None = Field(10, ge=1, description="number of tasks, by class")
+    tasks: int | None = Field(10, ge=1, description="number of tasks into which the classes are divided")
     split: Literal["zheng", "pilot"] = Field(
-        "zheng", description="which photos are the test: zheng: scikit-learn's stratified split with seed 42; pilot: "
-        "PILOT's folders train and test")
+        "zheng", description="split into training and test photos. zheng: scikit-learn's stratified split with seed "
+        "42; pilot: PILOT's folders train and test")
 
     def needed(self) -> tuple[Needed, ...]:
         """Return the folders of the split."""
@@ -206,10 +206,10 @@ class CUBOptions(ByClassOptions):
         downloads=(Download("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", 1_150_585_339,
                             "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"),))
 
-    tasks: int | None = Field(10, ge=1, description="number of tasks, by class")
+    tasks: int | None = Field(10, ge=1, description="number of tasks into which the classes are divided")
     split: Literal["official", "pilot"] = Field(
-        "official", description="which photos are the test: official: train_test_split.txt (5,994 and 5,794); pilot: "
-        "PILOT's folders train and test, another split")
+        "official", description="split into training and test photos. official: train_test_split.txt (5,994 and 5,794 "
+        "photos); pilot: PILOT's folders train and test, another split")
 
     @property
     def published(self) -> tuple[int, int]:
@@ -257,5 +257,6 @@ class OmniBenchmarkOptions(ByClassOptions):
         "al. 2025, arXiv 2303.07338", needed=pilot_parts(300, "omnibenchmark.zip",
                                                          "f1c30808a707f9197c6c811ea52e5cbb", "omnibenchmark"))
 
-    tasks: int | None = Field(10, ge=1, description="number of tasks, by class")
-    split: Literal["pilot"] = Field("pilot", description="pilot: PILOT's folders train and test")
+    tasks: int | None = Field(10, ge=1, description="number of tasks into which the classes are divided")
+    split: Literal["pilot"] = Field(
+        "pilot", description="split into training and test photos. pilot: PILOT's folders train and test")

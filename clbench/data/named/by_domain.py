@@ -14,8 +14,8 @@ from clbench.data.named.options import NamedOptions, SplitFiles
 from clbench.data.own.lists import listed_photos, photos_in, read_list
 from clbench.data.own.samples import Labeled, PhotoFiles
 
-BY_CLASS = Field(None, ge=1, description="number of tasks by class, each with photos of all domains; none: tasks are "
-                 "the domains")
+BY_CLASS = Field(None, ge=1, description="number of tasks into which the classes are divided, each with photos of all "
+                 "domains; none: each domain is a task")
 VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source/"
 GROUND_TRUTH = ("clipart", "painting")  # domains whose corrected archives are in the folder `groundtruth`
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
@@ -25,8 +25,8 @@ DOMAIN_LISTS = tuple(tuple(f"{domain}_{part}.txt" for domain in DOMAINS) for par
 class ByDomainOptions(NamedOptions):
     """Options of data sets that name their tasks, unless the user asks for a number of tasks by class."""
 
-    tasks_in_order: list[str] = Field([], description="the tasks that the data name, in the order in which they come; "
-                                      "none: their natural order")
+    tasks_in_order: list[str] = Field([], description="all tasks that the data name, in the order in which they are "
+                                      "learned; if missing, their natural order")
 
     @property
     def tasks_are_named(self) -> bool:
@@ -78,11 +78,12 @@ class CORe50Options(ByDomainOptions):
     DATA: ClassVar[DataSet] = DataSet("CORe50", "core50", "CC BY 4.0", "Lomonaco & Maltoni 2017, arXiv 1705.03550")
 
     protocol: Literal["ni", "nc"] = Field(
-        "ni", description="ni: new instances: 8 tasks, each a session with all classes; nc: new classes: 9 tasks, of "
-        "10 objects and of 5 objects each")
-    run: int = Field(0, ge=0, le=9, description="which of the ten published orders of tasks")
+        "ni", description="ni (new instances): 8 tasks, each a session with all classes; nc (new classes): 9 tasks, "
+        "the first with 10 objects and the others with 5 objects each")
+    run: int = Field(0, ge=0, le=9, description="number of the published task order, from 0 to 9")
     labels: Literal["objects", "categories"] = Field(
-        "objects", description="objects: 50 classes; categories: 10 classes of 5 objects each, with protocol=ni")
+        "objects", description="classes to predict. objects: 50 objects; categories: 10 categories of 5 objects each, "
+        "only with protocol = ni")
 
     @model_validator(mode="after")
     def _tasks_of_lists(self) -> CORe50Options:

@@ -47,15 +47,15 @@ class NamedOptions(StoredTaskOptions):
     SAMPLES: ClassVar[tuple[int, int]] = (0, 0)  # training and test photos as published; 0 and 0: not known
     CLASSES: ClassVar[int] = 0
 
-    path: str | None = Field(None, description="folder of the data set; none: its own name in the data folder "
-                             "(--data); clbench data NAME shows what belongs in it")
-    read: Literal["memory", "files"] = Field("files", description="files: photos are decoded whenever a batch needs "
-                                             "them; memory: once, if they fit in memory")
-    resize: int | None = Field(256, ge=1, description="pixels to which the shorter side is resized before the middle "
-                               "is cut out (crop)")
-    crop: int | None = Field(224, ge=1, description="pixels along each side of the middle that is cut out")
-    size: int | None = Field(None, ge=1, description="in place of resize and crop: the shorter side resized to so many "
-                             "pixels, then center-cropped")
+    path: str | None = Field(None, description="folder of the data set; none: its default folder in the data folder "
+                             "(--data). clbench data NAME shows the required files")
+    read: Literal["memory", "files"] = Field("files", description="when photos are decoded. files: whenever a batch "
+                                             "needs them; memory: once, if they all fit in memory")
+    resize: int | None = Field(
+        256, ge=1, description="pixels to which the shorter side is resized before the center crop (crop)")
+    crop: int | None = Field(224, ge=1, description="side length of the center crop after resize, in pixels")
+    size: int | None = Field(None, ge=1, description="side length of the inputs in pixels, instead of resize and crop: "
+                             "the shorter side is resized to it, then the center is cropped")
 
     @model_validator(mode="before")
     @classmethod
