@@ -12,9 +12,10 @@ from clbench.strategy.common_options import StartOptions
 
 RANK = 4
 Adapt = Literal["auto", "none", "lora", "bottleneck"]
-ADAPT = ("what the first task trains in a pretrained network, with a head, before the closed form begins: nothing, "
-         "low-rank adapters (of q and v in a transformer, else of all layers), or bottlenecks parallel to the MLPs of "
-         "a vision transformer; auto: bottlenecks in a pretrained vision transformer, else nothing")
+ADAPT = ("adapters that the first task trains in a pretrained network, together with the head, before the analytic "
+         "classifier is fitted. none: no adapters; lora: low-rank adapters (on q and v in a transformer, else on all "
+         "layers); bottleneck: bottleneck adapters parallel to the MLPs of a vision transformer (AdaptFormer); auto: "
+         "bottleneck in a pretrained vision transformer, else none")
 
 
 class AdaptOptions(StartOptions):
