@@ -21,10 +21,10 @@ class PODNetOptions(FixedOutputsOptions, ExemplarOptions):
     flat: Scalar = Field(1.0, ge=0, description="lambda_f: weight of the distillation of features; it is multiplied by "
                          "the same factor (10 on ImageNet)")
     proxies: int = Field(10, ge=1, description="K: number of weight vectors per class")
-    nca: Literal["code", "paper"] = Field("code", description="what competes with the label in the NCA loss. paper: "
-                                          "the other classes, with a margin, and the loss is clipped at 0; code: the "
-                                          "other classes and the largest similarity, without a margin (the authors' "
-                                          "code)")
+    nca: Literal["code", "paper"] = Field("code", description="outputs that compete with the label in the NCA loss. "
+                                          "paper: the other classes, with a margin, and the loss is clipped at 0; "
+                                          "code: the other classes and the largest similarity, without a margin (the "
+                                          "authors' code)")
     margin: Scalar = Field(0.6, ge=0, description="delta: margin of the NCA loss with nca = paper")
     eta: float = Field(1.0, gt=0, description="initial value of the learned scale eta of the similarities")
     eta_lr: float = Field(0.1, gt=0, description="learning rate of eta, in place of the configured learning rate, "
