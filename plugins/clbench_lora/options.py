@@ -35,23 +35,25 @@ class LowRankOptions(Options):
     LATER: ClassVar[tuple[str, ...]] = ("targets",)
     PAPER: ClassVar[tuple[Target, ...]] = ("q", "v")  # the parts of a transformer that the method's paper adapts
 
-    rank: int = Field(4, ge=1, description="rank r of the adapters; at most the width of every layer they are on")
-    rank_pattern: dict[str, int] = Field({}, description="other ranks for layers whose whole name a regular expression "
-                                         "fits, as in {'blocks\\.0\\..*' = 2} (TOML)")
-    alpha: float | None = Field(None, gt=0, description="scale: an adapter's output is multiplied by alpha / rank; "
-                                "none means rank, a factor of 1")
-    scaling: Literal["standard", "rslora"] = Field(
-        "standard", description="alpha / rank, or alpha / sqrt(rank) (rank-stabilized: Kalajdzievski 2023)")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapters' inputs zeroed in training")
-    layers: str = Field("all", min_length=1, description="which Linear and Conv2d layers of the blocks are adapted: "
-                        "all (that can be) | last | last:N (the last N layers) | blocks:N (those of the last N "
-                        "blocks) | attention (its q, k, v, proj) | a regular expression that fits whole names, such as "
-                        "'blocks\\.1\\..*'")
-    targets: list[Target] = Field([], description="of these layers only the named parts of transformer blocks: any of "
-                                  "q, k, v, proj and mlp, as in q+v (a list in TOML); one layer for q, k and v (qkv) "
-                                  "gets adapters for each part apart; all-linear means all Linear layers. Without it "
-                                  "and layers, a pretrained transformer has adapters where the method's paper has them "
-                                  "(docs/adapters.md)")
+    rank: int = Field(4, ge=1, description="rank r of the adapters, at most the smaller of the input and output sizes "
+                      "of every adapted layer")
+    rank_pattern: dict[str, int] = Field({}, description="ranks of individual layers, by a regular expression that "
+                                         "matches the whole layer name, as in {'blocks\\.0\\..*' = 2} (TOML)")
+    alpha: float | None = Field(None, gt=0, description="scale of the adapters (PEFT's lora_alpha): their output is "
+                                "multiplied by alpha / rank; none: alpha = rank")
+    scaling: Literal["standard", "rslora"] = Field("standard", description="factor of the adapters' output. standard: "
+                                                   "alpha / rank; rslora: alpha / sqrt(rank) (rank-stabilized: "
+                                                   "Kalajdzievski 2023)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the adapters' inputs in training")
+    layers: str = Field("all", min_length=1, description="which Linear and Conv2d layers of the blocks have adapters. "
+                        "all: every layer that can have one; last: the last layer; last:N: the last N layers; "
+                        "blocks:N: the layers of the last N blocks; attention: the q, k, v and output projections; "
+                        "otherwise a regular expression that matches whole layer names, such as 'blocks\\.1\\..*'")
+    targets: list[Target] = Field([], description="restrict layers to parts of transformer blocks: any of q, k, v, "
+                                  "proj (output projection) and mlp, as in q+v (a list in TOML), or all-linear for all "
+                                  "Linear layers. If one layer computes q, k and v, each of them has its own adapter. "
+                                  "If neither layers nor targets is given, a pretrained transformer has adapters on "
+                                  "the layers that the method's paper adapts (docs/adapters.md)")
     deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # if given, even as all, the paper's targets are unused
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
@@ -102,10 +104,13 @@ class LowRankOptions(Options):
 class AdapterOptions(LowRankOptions):
     """Options for the adapted layers and for the form of their adapters."""
 
-    init: Init = Field("kaiming", description="A Kaiming-uniform (PEFT's) or Gaussian, with B zero; or both from the "
-                       "largest singular values of W (pissa: Meng et al. 2024; Linear layers only)")
-    bias: bool = Field(False, description="give B a bias (PEFT's lora_bias), scaled as the adapter is")
-    dora: bool = Field(False, description="learn the length of each row of W + BA apart (Liu et al. 2024)")
+    init: Init = Field("kaiming", description="initialization of A and B. kaiming: A Kaiming-uniform as in PEFT, B "
+                       "zero; gaussian: A Gaussian, B zero; pissa: both from the largest singular values of W (Meng et "
+                       "al. 2024; Linear layers only)")
+    bias: bool = Field(False, description="give B a bias (PEFT's lora_bias), multiplied by the same factor as the "
+                       "adapter's output")
+    dora: bool = Field(False, description="learn the length of each row of W + BA separately from its direction (DoRA: "
+                       "Liu et al. 2024)")
 
     @model_validator(mode="after")
     def _goes_with_dora(self) -> AdapterOptions:
@@ -126,7 +131,8 @@ class SummedOptions(LowRankOptions, StartOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("head_rate",)
 
-    head_rate: float = Field(1.0, gt=0, description="what multiplies the recipe's learning rate for the head, or heads")
+    head_rate: float = Field(1.0, gt=0, description="learning rate of the head or heads, as a multiple of the "
+                             "configured learning rate")
 
 
 class SeqLoRAOptions(OwnOutputsOptions, AlignOptions, AdapterOptions, SummedOptions):
@@ -134,10 +140,13 @@ class SeqLoRAOptions(OwnOutputsOptions, AlignOptions, AdapterOptions, SummedOpti
 
     LATER: ClassVar[tuple[str, ...]] = ("merge", "replay", "capacity")
 
-    merge: bool = Field(False, description="add the adapter to W after each task, and start a new one")
-    replay: float = Field(0.0, ge=0, description="samples of earlier tasks that are replayed in addition to each new "
-                          "one; with B new ones, step i (from 0) replays floor((i + 1) B replay) - floor(i B replay)")
-    capacity: int = Field(200, ge=1, description="samples in the memory that are replayed, for all tasks together")
+    merge: bool = Field(False, description="merge the adapter into W after each task, and train a new adapter in the "
+                        "next task")
+    replay: float = Field(0.0, ge=0, description="samples of earlier tasks that are replayed for each new sample, in "
+                          "addition to it; with B new samples, step i (from 0) replays floor((i + 1) B replay) - "
+                          "floor(i B replay)")
+    capacity: int = Field(200, ge=1, description="buffer size: number of samples stored for replay, for all tasks "
+                          "together")
 
     @model_validator(mode="after")
     def _is_used(self) -> SeqLoRAOptions:
@@ -157,9 +166,10 @@ class OLoRAOptions(OwnOutputsOptions, AlignOptions, SummedOptions):
 
     rank: int = Field(8, ge=1, description=LowRankOptions.model_fields["rank"].description)
     alpha: float | None = Field(32.0, gt=0, description=LowRankOptions.model_fields["alpha"].description)
-    dropout: float = Field(0.1, ge=0, lt=1, description=f"{LowRankOptions.model_fields['dropout'].description}; its "
-                           "trials train one by one, those without it (dropout = 0) also in stacks")
-    lambda_orth: Scalar = Field(0.5, ge=0, description="weight of the penalty sum |A_i A_t^T| over the earlier tasks i")
+    dropout: float = Field(0.1, ge=0, lt=1, description=f"{LowRankOptions.model_fields['dropout'].description}. "
+                           "Trials with dropout train one at a time; trials with dropout = 0 can be vectorized")
+    lambda_orth: Scalar = Field(0.5, ge=0, description="weight of the orthogonality penalty, the sum of |A_i A_t^T| "
+                                "over the earlier tasks i")
 
 
 class InfLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
@@ -172,18 +182,18 @@ class InfLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
     outputs: Outputs = Field("own", description=MEANING)
     rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
     alpha: float | Literal["auto"] | None = Field(  # type: ignore[assignment]  # `settled` replaces auto
-        "auto", description=f"{LowRankOptions.model_fields['alpha'].description}; auto means rank / sqrt(3), as in the "
+        "auto", description=f"{LowRankOptions.model_fields['alpha'].description}; auto: rank / sqrt(3), as in the "
         "authors' code")
-    threshold: float = Field(0.95, gt=0, le=1, description="share of the energy of a layer's inputs that the subspace "
-                             "kept for earlier tasks holds after the first task")
-    final_threshold: float = Field(1.0, gt=0, le=1, description="where the threshold goes, linearly: after task t "
-                                   "(from 0) of T it has gone t / T of the way")
-    criterion: Criterion = Field("moment", description="what counts as energy: the squared singular values of the "
-                                 "inputs' second moment X X^T (moment: the authors' code), which keeps few directions, "
-                                 "or those of the inputs X (inputs: the paper)")
-    design: Criterion = Field("inputs", description="A has the strongest directions, outside the subspace kept for "
-                              "earlier tasks, of the inputs X (inputs: the paper) or of their second moment X X^T "
-                              "(moment: the authors' code)")
+    threshold: float = Field(0.95, gt=0, le=1, description="share of the energy of a layer's inputs (see criterion) "
+                             "that the subspace stored for earlier tasks contains after the first task")
+    final_threshold: float = Field(1.0, gt=0, le=1, description="value toward which threshold rises linearly: after "
+                                   "task t (from 0) of T, it has covered t / T of the difference")
+    criterion: Criterion = Field("moment", description="energy that threshold refers to. moment: squared singular "
+                                 "values of the inputs' second moment X X^T, which leads to a small subspace (the "
+                                 "authors' code); inputs: squared singular values of the inputs X (the paper)")
+    design: Criterion = Field("inputs", description="matrix whose strongest directions outside the subspace of earlier "
+                              "tasks become the rows of A. inputs: the inputs X (the paper); moment: their second "
+                              "moment X X^T (the authors' code)")
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with `auto` replaced by an alpha that corresponds to the authors' length of A's rows."""
@@ -212,15 +222,17 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
 
     outputs: Outputs = Field("own", description=MEANING)
     rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
-    later_ranks: dict[str, int] = Field({}, description="lower ranks from a task on, counted from 1, as in {5 = 8, "
-                                        "9 = 6} (TOML): the authors' SD-LoRA-RR. A layer keeps a rank that is lower")
-    magnitude: float = Field(0.8, gt=0, description="what a new direction's magnitude starts from, and with magnitudes "
-                             "= shared in each task also those of the earlier")
-    magnitudes: Magnitudes = Field("shared", description="one magnitude per task for all layers, all starting again in "
-                                   "each task (shared: the authors' code), or one per task and layer, learned on from "
-                                   "where they are, so that a task starts with the network as it was (layer)")
-    norm: Norm = Field("factors", description="what an earlier direction is divided by: |B| |A| (factors: the authors' "
-                       "code) or |BA| (product: the paper), in Frobenius norms")
+    later_ranks: dict[str, int] = Field({}, description="lower ranks of later tasks (SD-LoRA-RR): maps a task's number "
+                                        "(from 1) to the rank from that task on, as in {5 = 8, 9 = 6} (TOML). A layer "
+                                        "whose rank is already lower keeps it")
+    magnitude: float = Field(0.8, gt=0, description="initial magnitude of a new direction; with magnitudes = shared, "
+                             "each task also resets the magnitudes of earlier directions to it")
+    magnitudes: Magnitudes = Field("shared", description="how magnitudes are shared between layers. shared: one per "
+                                   "task for all layers; each task resets all of them (the authors' code). layer: one "
+                                   "per task and layer, trained further without a reset, so that the network's output "
+                                   "does not change when a task begins")
+    norm: Norm = Field("factors", description="Frobenius norm that an earlier direction is divided by. factors: |B| "
+                       "|A| (the authors' code); product: |BA| (the paper)")
 
     @field_validator("later_ranks")
     @classmethod
@@ -240,15 +252,16 @@ class LoRASubOptions(OutputsOptions, SummedOptions):
 
     outputs: Outputs = Field("own", description=MEANING)
     rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
-    threshold: float = Field(0.99, gt=0, le=1, description="share of the energy of a layer's inputs that the space "
-                             "holds within which a later task's adapters change")
-    scaled: bool = Field(True, description="divide the projector onto that space by its Frobenius norm (the authors' "
-                         "code), so that steps shrink by the square root of its dimensions")
-    project_b: bool = Field(True, description="project what B learns, too, in layers with as many outputs as inputs "
-                            "(the authors' code, whose layers all are like that); else A's alone")
+    threshold: float = Field(0.99, gt=0, le=1, description="share of the energy of a layer's inputs that the "
+                             "drift-resistant space contains; adapters of later tasks change only within this space")
+    scaled: bool = Field(True, description="divide the projector onto the drift-resistant space by its Frobenius norm "
+                         "(the authors' code), which divides steps by the square root of the space's dimension")
+    project_b: bool = Field(True, description="project the changes of B too, in layers with as many outputs as inputs "
+                            "(the authors' code, which adapts only layers of this kind); false: project only the "
+                            "changes of A")
     strength: Scalar = Field(0.05, ge=0, description="lambda: weight of the triplet loss")
-    margin: Scalar = Field(1.0, ge=0, description="by how much a sample should be nearer to the farthest of its class "
-                           "than to the nearest of another")
+    margin: Scalar = Field(1.0, ge=0, description="margin of the triplet loss: how much closer the farthest sample of "
+                           "the same class should be than the nearest sample of another class")
 
 
 class EWCLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
@@ -258,13 +271,16 @@ class EWCLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
 
     outputs: Outputs = Field("own", description=MEANING)
     rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
-    strength: Scalar = Field(1e7 / 128, ge=0, description="lambda: weight of the penalty strength/2 sum F (s B A)^2 on "
-                             "the task's change of W")
-    gamma: Scalar = Field(1.0, ge=0, le=1, description="what is left of the old Fisher at each new task")
+    strength: Scalar = Field(1e7 / 128, ge=0, description="lambda: weight of the penalty lambda/2 sum F (s B A)^2 on "
+                             "the task's change s B A of W, with Fisher information F")
+    gamma: Scalar = Field(1.0, ge=0, le=1, description="factor by which the Fisher information of earlier tasks is "
+                          "multiplied when a new task's is added")
     fisher: Literal["exact", "sampled", "empirical", "predicted"] = Field(
-        "empirical", description="labels: the model's distribution, one draw from it, the true ones, or the most "
-        "probable")
-    fisher_samples: int | None = Field(None, ge=1, description="samples per task for the Fisher, none for all")
+        "empirical", description="labels that the Fisher information is computed with. exact: all labels, weighted by "
+        "the model's probabilities; sampled: one label drawn from them; empirical: the true label; predicted: the most "
+        "probable label")
+    fisher_samples: int | None = Field(None, ge=1, description="number of samples per task for the Fisher information; "
+                                       "none: all")
 
 
 class LoRAMeanOptions(FixedOutputsOptions, SummedOptions):

@@ -15,19 +15,20 @@ from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 class LUCIROptions(FixedOutputsOptions, ExemplarOptions):
     """Options of `lucir`; the defaults are the paper's."""
 
-    lambda_base: Scalar = Field(5.0, ge=0, description="weight of the less-forget loss before it is adapted to the "
-                                "numbers of classes (10 on ImageNet in the paper)")
+    lambda_base: Scalar = Field(5.0, ge=0, description="weight of the less-forget loss; it is multiplied by sqrt(old "
+                                "classes / new classes) (10 on ImageNet in the paper)")
     ranking: Scalar = Field(1.0, ge=0, description="weight of the margin ranking loss")
-    margin: Scalar = Field(0.5, ge=0, description="m: by how much a replayed sample's own cosine is to exceed new "
-                           "classes' cosines")
-    negatives: int = Field(2, ge=1, description="K: how many new classes, those nearest to a sample, it is to exceed")
-    eta: float = Field(1.0, gt=0, description="what the learned scale of cosines begins with")
-    eta_lr: float = Field(0.1, gt=0, description="learning rate of that scale, whose size does not depend on the "
-                          "network, in place of the recipe's")
-    imprint: bool = Field(True, description="begin with the mean features of a new class as its weights (the authors' "
-                          "code)")
-    last_relu: Literal["remove", "keep"] = Field("remove", description="the last ReLU before the head; without it "
-                                                 "features have both signs")
+    margin: Scalar = Field(0.5, ge=0, description="m: margin by which the cosine of a replayed sample's own class "
+                           "should exceed the cosines of new classes")
+    negatives: int = Field(2, ge=1, description="K: number of new classes, chosen by the largest cosines, that the "
+                           "ranking loss compares a sample with")
+    eta: float = Field(1.0, gt=0, description="initial value of the learned scale eta of the cosines")
+    eta_lr: float = Field(0.1, gt=0, description="learning rate of eta, in place of the configured learning rate, "
+                          "because the size of eta does not depend on the network")
+    imprint: bool = Field(True, description="initialize the weights of a new class with its mean features (the "
+                          "authors' code)")
+    last_relu: Literal["remove", "keep"] = Field("remove", description="the last ReLU before the head. remove: "
+                                                 "features have both signs; keep: features are not negative")
 
     @property
     def fixed_outputs(self) -> Outputs:

@@ -21,20 +21,22 @@ class LwFOptions(FixedOutputsOptions):
     LATER: ClassVar[tuple[str, ...]] = ("weights",)
 
     strength: Annotated[Scalar, SearchValues(0.3, 1.0, 3.0, 10.0)] = Field(
-        1.0, ge=0, description="lambda_o: weight of the old tasks' distillation loss")
-    temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared; with form = lwf-mc "
-                                "it is 1 if not given")
-    form: Form = Field("new-classes", description="which outputs compete in the loss. new-classes: labels those of the "
-                       "task, distillation the old ones (the paper); all-seen: labels all so far; zero-padded: both "
-                       "all so far, new outputs' targets are 0 (van de Ven & Tolias); all: both those of the whole "
-                       "stream (van de Ven's code since 2022); lwf-mc: none, sigmoids (Rebuffi et al.). The first four "
-                       "differ in scenario class only")
+        1.0, ge=0, description="lambda_o: weight of the distillation loss of old tasks")
+    temperature: Scalar = Field(2.0, gt=0, description="T: temperature of the distillation; if it is not given, form = "
+                                "lwf-mc uses 1")
+    form: Form = Field("new-classes", description="outputs that compete in the label loss and in the distillation. "
+                       "new-classes: labels among the task's classes, distillation among the old ones (the paper); "
+                       "all-seen: labels among all classes so far, distillation among the old ones; zero-padded: both "
+                       "among all classes so far, with targets of 0 for new outputs (van de Ven & Tolias); all: both "
+                       "among all classes of the stream (van de Ven's code since 2022); lwf-mc: no outputs compete, "
+                       "each has its own sigmoid (Rebuffi et al.). The first four differ only in scenario class")
 
     weights: Literal["constant", "by-task", "by-task-mean", "by-old-tasks"] = Field(
-        "constant", description="of the losses in task t: 1 and strength; by-task: 1 / t and strength T^2 (1 - 1 / t), "
-        "with the mean over old tasks, as in van de Ven's code until 2022; by-task-mean: the distillation is a mean "
-        "over outputs too, as in that code until May 2019 and in what was published from it; by-old-tasks: 1 and, in "
-        "scenarios task and domain, strength (t - 1) times the mean over old tasks, as in that code since 2022")
+        "constant", description="weights of the label loss and of the distillation in task t. constant: 1 and "
+        "strength; by-task: 1 / t and strength T^2 (1 - 1 / t), with the mean over old tasks, as in van de Ven's code "
+        "until 2022; by-task-mean: as by-task, but the distillation is also a mean over outputs, as in that code until "
+        "May 2019 and in the results published with it; by-old-tasks: 1 and, in scenarios task and domain, strength (t "
+        "- 1) times the mean over old tasks, as in that code since 2022")
 
     @property
     def fixed_outputs(self) -> Outputs:

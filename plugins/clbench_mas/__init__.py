@@ -17,10 +17,11 @@ class MASOptions(OutputsOptions):
     LATER: ClassVar[tuple[str, ...]] = ("batch",)
 
     strength: Annotated[Scalar, SearchValues(0.01, 0.1, 1.0, 10.0, 100.0)] = Field(
-        1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2")
-    samples: int | None = Field(None, ge=1, description="samples per task for the importance, none for all")
-    batch: int = Field(1, ge=1, description="samples whose mean gradient is taken before its magnitude: 1 as in the "
-                       "paper; codes take a batch's, 128 in Hsu et al.")
+        1.0, ge=0, description="lambda: weight of the penalty lambda sum Omega (theta - theta*)^2, with importance "
+        "Omega")
+    samples: int | None = Field(None, ge=1, description="number of samples per task for the importance; none: all")
+    batch: int = Field(1, ge=1, description="number of samples whose gradients are averaged before the magnitude is "
+                       "taken: 1 as in the paper, a batch in reference codes (128 in Hsu et al.)")
 
 
 @hookimpl

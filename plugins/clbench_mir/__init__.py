@@ -15,12 +15,13 @@ from clbench.strategy.common_options import OutputsOptions
 class MIROptions(OutputsOptions, ReplayOptions):
     """Options of `mir`."""
 
-    update: Literal["step", "task"] = Field(
-        "task", description="offer samples to the memory as they are trained on, or all of a task's after the task, so "
-        "that those of the task at hand are not replayed")
-    replayed: int | None = Field(None, ge=1, description="samples replayed in each step; none: as many as are new")
-    candidates: int = Field(5, ge=1, description="samples drawn from the memory for each that is replayed (fewer where "
-                            "it has fewer)")
+    update: Literal["step", "task"] = Field("task", description="when samples are offered to the buffer. step: as soon "
+                                            "as they are trained on; task: all samples of a task after the task, so "
+                                            "that samples of the current task are not replayed")
+    replayed: int | None = Field(None, ge=1, description="number of samples replayed in each step; none: as many as "
+                                 "new samples")
+    candidates: int = Field(5, ge=1, description="number of candidates drawn from the buffer for each replayed sample "
+                            "(fewer if the buffer has fewer)")
 
 
 @hookimpl

@@ -12,7 +12,7 @@ from clbench import Options, TrackerInfo, hookimpl
 class MLflowOptions(Options):
     """Options of `mlflow`."""
 
-    experiment: str = Field("clbench", description="the experiment that the runs belong to")
+    experiment: str = Field("clbench", description="name of the MLflow experiment that the runs belong to")
 
 
 @hookimpl

@@ -16,7 +16,7 @@ class NaiveOptions(OutputsOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy; the defaults of `Strategy` are fine-tuning."""
     return (StrategyInfo("naive", "clbench.strategy:Strategy",
-                         "fine-tunes on one task after another, with nothing against forgetting",
+                         "fine-tunes on one task after another, without preventing forgetting",
                          NaiveOptions, reference=True, baseline=True, task_free=True, display_name="Fine-tuning",
                          family="references",
                          objectives=("classification", "causal-lm", "regression")),)

@@ -18,13 +18,13 @@ class OSFOptions(OutputsOptions, StartOptions):
     LATER: ClassVar[tuple[str, ...]] = ("convolutions",)
 
     preserved: Annotated[float, SearchValues(0.25, 0.5, 0.75)] = Field(
-        0.5, ge=0, lt=1, description="share of each layer's singular directions that the first task preserves, the "
-        "largest ones; the others are trained")
-    final_preserved: float | None = Field(None, ge=0, lt=1, description="that share in the last task, with equal steps "
-                                          "from task to task; none: the same in every task")
-    layers: str = Field("all", min_length=1, description="which layers of the blocks are trained: all | last | "
-                        "last:N | blocks:N | attention | a regular expression that fits whole names, as in lora")
-    convolutions: bool | None = Field(None, description="train convolutions among these layers, too; none: only if "
+        0.5, ge=0, lt=1, description="share of each layer's singular directions, the largest ones, that the first task "
+        "keeps fixed; the others are trained")
+    final_preserved: float | None = Field(None, ge=0, lt=1, description="value of preserved in the last task, reached "
+                                          "in equal steps from task to task; none: the same in every task")
+    layers: str = Field("all", min_length=1, description="which layers of the blocks are trained, as in lora: all | "
+                        "last | last:N | blocks:N | attention | a regular expression that matches whole layer names")
+    convolutions: bool | None = Field(None, description="train convolutions among these layers too; none: only if "
                                       "there is no Linear layer among them")
 
     @field_validator("layers")
@@ -44,6 +44,6 @@ class OSFOptions(OutputsOptions, StartOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("osf", "clbench_osf.strategy:OSF",
-                         "trains the small singular directions of weights, orthogonal to the large ones", OSFOptions,
+                         "fine-tunes weights orthogonally to their largest singular directions", OSFOptions,
                          "Nayak et al. 2025, arXiv 2504.07097", display_name="OSF", family="regularization",
                          objectives=("classification", "causal-lm")),)

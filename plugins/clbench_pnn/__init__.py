@@ -16,11 +16,13 @@ class PNNOptions(InferOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("start",)
 
-    start: Literal["random", "base"] = Field("random", description="later columns start from random weights (the "
-                                             "paper's), or from a kept copy of what the first one started from: those "
-                                             "of --weights, which random columns do without")
-    reduction: int = Field(1, ge=1, description="lateral adapters reduce earlier columns to the width of one column's "
-                           "layer divided by this (1: the paper's); at least one unit")
+    start: Literal["random", "base"] = Field("random", description="initial weights of later columns. random: drawn at "
+                                             "random as in the paper, even with --weights; base: the initial weights "
+                                             "of the first column, which are the pretrained ones with --weights and of "
+                                             "which a copy is stored")
+    reduction: int = Field(1, ge=1, description="divisor of the width of lateral adapters: they reduce the outputs of "
+                           "earlier columns to the width of one column's layer divided by this number (1 in the "
+                           "paper), at least to one unit")
 
 
 @hookimpl

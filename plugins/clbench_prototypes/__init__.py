@@ -12,9 +12,10 @@ from clbench.strategy.common_options import StartOptions
 
 RANK = 4
 Adapt = Literal["auto", "none", "lora", "bottleneck"]
-ADAPT = ("what the first task trains in a pretrained network, with a head, before the closed form begins: nothing, "
-         "low-rank adapters (of q and v in a transformer, else of all layers), or bottlenecks parallel to the MLPs of "
-         "a vision transformer; auto: bottlenecks in a pretrained vision transformer, else nothing")
+ADAPT = ("adapters that the first task trains in a pretrained network, together with the head, before the analytic "
+         "classifier is fitted. none: no adapters; lora: low-rank adapters (on q and v in a transformer, else on all "
+         "layers); bottleneck: bottleneck adapters parallel to the MLPs of a vision transformer (AdaptFormer); auto: "
+         "bottleneck in a pretrained vision transformer, else none")
 
 
 class AdaptOptions(StartOptions):
@@ -23,9 +24,9 @@ class AdaptOptions(StartOptions):
     LATER: ClassVar[tuple[str, ...]] = ("adapt", "rank", "both")
 
     adapt: Adapt = Field("none", description=ADAPT)
-    rank: int = Field(RANK, ge=1, description="rank of low-rank adapters")
-    both: bool = Field(False, description="features of the pretrained and of the adapted network side by side, as APER "
-                       "has them: twice as many, for two passes")
+    rank: int = Field(RANK, ge=1, description="rank of the low-rank adapters of adapt = lora")
+    both: bool = Field(False, description="concatenate the features of the pretrained and of the adapted network, as "
+                       "APER does; this doubles the number of features and of forward passes")
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with `auto` replaced: `bottleneck` if a pretrained network can have it, else `none`."""
@@ -82,8 +83,8 @@ class SLDAOptions(AdaptOptions):
     """Options of `slda`; the default is the paper's."""
 
     shrinkage: Annotated[float, SearchValues(1e-4, 1e-3, 1e-2, 1e-1)] = Field(
-        1e-4, gt=0, le=1, description="epsilon: share of the identity in the covariance that is "
-        "inverted")
+        1e-4, gt=0, le=1, description="epsilon: shrinkage of the covariance S to (1 - epsilon) S + epsilon I before it "
+        "is inverted")
 
 
 class RanPACOptions(AdaptOptions):
@@ -93,13 +94,13 @@ class RanPACOptions(AdaptOptions):
     BEFORE: ClassVar[Mapping[str, Any]] = {"adapt": "none"}
 
     adapt: Adapt = Field("auto", description=ADAPT)
-    projections: int | None = Field(None, ge=0, description="M: random features; none means the paper's 10000 for a "
-                                    "network with 768 features or more, else 5 for each feature. 0: the features as "
-                                    "they are")
+    projections: int | None = Field(None, ge=0, description="M: number of random features. none: 10000 as in the paper "
+                                    "if the network has 768 features or more, else 5 for each feature; 0: no random "
+                                    "projection")
     ridge: Annotated[float | None, SearchValues("none", 1e2, 1e4, 1e6)] = Field(
-        None, gt=0, description="r, for all tasks; none means the paper's choice, made again in each "
-        "task: the one of 10^-8 to 10^8 that does best on a fifth of that task's training "
-        "samples when fitted to the others. Where tasks are small it can be far off")
+        None, gt=0, description="r: strength of the ridge penalty in all tasks. none: chosen again in each task, as in "
+        "the paper: of the powers of ten from 10^-8 to 10^8, the one with the smallest error on a fifth of the task's "
+        "training samples when it is fitted to the others. This choice can be far off if tasks are small")
 
 
 class FeCAMOptions(AdaptOptions):
@@ -108,15 +109,16 @@ class FeCAMOptions(AdaptOptions):
     The authors' code for CIFAR-100 shrinks twice, which corresponds to `alpha1=3:alpha2=3` here.
     """
 
-    covariance: Literal["class", "common"] = Field("class", description="a covariance matrix for each class, or one "
-                                                   "for all")
-    tukey: float | None = Field(None, gt=0, le=1, description="lambda: the power that features are raised to, by size, "
-                                "with their sign kept; 1 leaves them alone. None means 0.5, and 1 for a vision "
-                                "transformer, whose features can be negative")
-    alpha1: float = Field(1.0, gt=0, description="shrinkage: weight of the mean variance, which is added to the "
-                          "diagonal")
-    alpha2: float | None = Field(None, ge=0, description="shrinkage: weight of the mean covariance of two features, "
-                                 "which is added elsewhere; at most alpha1. None means alpha1, and 0 for a vision "
+    covariance: Literal["class", "common"] = Field("class", description="number of covariance matrices. class: one for "
+                                                   "each class; common: one for all classes")
+    tukey: float | None = Field(None, gt=0, le=1, description="lambda: power of Tukey's transformation, which the "
+                                "magnitude of each feature is raised to; signs are kept. 1: no power, but feature "
+                                "vectors are scaled to length 1; none: 0.5, or 1 for a vision transformer, whose "
+                                "features can be negative")
+    alpha1: float = Field(1.0, gt=0, description="shrinkage: weight of the mean variance that is added to the diagonal "
+                          "of the covariance")
+    alpha2: float | None = Field(None, ge=0, description="shrinkage: weight of the mean covariance of two features "
+                                 "that is added off the diagonal, at most alpha1. none: alpha1, or 0 for a vision "
                                  "transformer")
 
     @model_validator(mode="after")
@@ -146,7 +148,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                      SimpleCILOptions, "Zhou et al. 2023, arXiv 2303.07338", task_free=True,
                      recipe=FIRST_SESSION, display_name="SimpleCIL", family="analytic classifiers"),
         StrategyInfo("aper", "clbench_prototypes.simplecil:APER",
-                     "classifies by cosines with class means in pretrained and adapted features", APEROptions,
+                     "classifies pretrained and adapted features by cosines with class means", APEROptions,
                      "Zhou et al. 2023, arXiv 2303.07338", recipe=FIRST_SESSION,
                      budget={"epochs": 20, "batch_size": 48, "samples": 2500}, display_name="APER",
                      family="analytic classifiers"),
@@ -160,6 +162,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                      budget={"epochs": 20, "batch_size": 48, "samples": 5000}, display_name="RanPAC",
                      family="analytic classifiers"),
         StrategyInfo("fecam", "clbench_prototypes.fecam:FeCAM",
-                     "classifies frozen features by the nearest mean, with a covariance per class", FeCAMOptions,
+                     "classifies frozen features by Mahalanobis distances to class means", FeCAMOptions,
                      "Goswami et al. 2023, arXiv 2309.14062", display_name="FeCAM", family="analytic classifiers"),
     )

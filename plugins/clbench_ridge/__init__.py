@@ -15,8 +15,8 @@ class RidgeOptions(AdaptOptions):
     """Options of `ridge`."""
 
     strength: Annotated[float, SearchValues(1.0, 1e2, 1e4, 1e6)] = Field(
-        1.0, gt=0, description="lambda: what is added to the diagonal of the features' centered second moment (a sum "
-        "over samples), as alpha of scikit-learn's RidgeClassifier")
+        1.0, gt=0, description="lambda: strength of the ridge penalty, as alpha of scikit-learn's RidgeClassifier; it "
+        "is added to the diagonal of the features' centered second moment (a sum over samples)")
 
 
 @hookimpl

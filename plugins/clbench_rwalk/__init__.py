@@ -15,17 +15,18 @@ class RWalkOptions(OutputsOptions):
     """Options of `rwalk`; the defaults are those of the first author's code for permuted MNIST."""
 
     strength: Annotated[Scalar, SearchValues(0.1, 1.0, 10.0, 100.0, 1000.0)] = Field(
-        1.0, ge=0, description="lambda: weight of the penalty lambda sum (F + s) (theta - theta*)^2")
-    alpha: float = Field(0.9, gt=0, le=1, description="share of the newest squared gradient in the moving average F")
-    interval: int = Field(10, ge=1, description="steps after which the fall of the loss is divided by the distance "
-                          "covered and added to the scores")
-    damping: float = Field(1e-3, gt=0, description="epsilon: keeps the scores of weights that hardly moved finite")
+        1.0, ge=0, description="lambda: weight of the penalty lambda sum (F + s) (theta - theta*)^2, with Fisher "
+        "information F and path scores s")
+    alpha: float = Field(0.9, gt=0, le=1, description="weight of the newest squared gradient in the moving average F")
+    interval: int = Field(10, ge=1, description="number of steps after which the decrease of the loss is divided by "
+                          "the distance covered and added to the path scores")
+    damping: float = Field(1e-3, gt=0, description="epsilon: keeps the scores of weights that hardly move finite")
 
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("rwalk", "clbench_rwalk.strategy:RWalk",
-                         "penalizes changes of parameters by Fisher information plus a score of their path",
+                         "penalizes parameter changes by Fisher information plus path scores",
                          RWalkOptions, "Chaudhry et al. 2018, arXiv 1801.10112", display_name="RWalk",
                          recipe={"optimizer": "sgd", "lr": 0.1}, family="regularization"),)

@@ -14,7 +14,7 @@ class SharedPrivateOptions(BaseOptions):
     """Options of `shared-private`."""
 
     private_width: int | None = Field(None, ge=1, description="units of a private hidden ReLU layer before each head; "
-                                      "none means no such layer")
+                                      "none: no hidden layer")
 
 
 @hookimpl

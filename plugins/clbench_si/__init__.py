@@ -15,14 +15,14 @@ class SIOptions(OutputsOptions):
     """Options of `si`; the defaults are those of the paper's Split-MNIST."""
 
     strength: Annotated[Scalar, SearchValues(0.1, 1.0, 10.0, 100.0, 1000.0)] = Field(
-        1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2")
+        1.0, ge=0, description="c: weight of the penalty c sum Omega (theta - theta*)^2, with importance Omega")
     LATER: ClassVar[tuple[str, ...]] = ("gradient",)
 
-    damping: Scalar = Field(1e-3, gt=0, description="xi: keeps the importance of weights that hardly moved finite")
+    damping: Scalar = Field(1e-3, gt=0, description="xi: keeps the importance of weights that hardly move finite")
     gradient: Literal["loss", "total"] = Field(
-        "loss", description="the gradient that is summed along the path: loss: of the cross-entropy alone, and "
-        "importance is never negative (the authors' code); total: of the loss with the penalty, and importance may be "
-        "negative (van de Ven's code)")
+        "loss", description="gradient that is summed along the path of the parameters. loss: the gradient of the "
+        "cross-entropy alone, with importance clipped at 0 (the authors' code); total: the gradient of the loss with "
+        "the penalty, without clipping, so importance may be negative (van de Ven's code)")
 
 
 @hookimpl

@@ -11,4 +11,4 @@ from clbench import TrackerInfo, hookimpl
 def clbench_trackers() -> Sequence[TrackerInfo]:
     """Declare the tracker."""
     return (TrackerInfo("tensorboard", "clbench_tensorboard.tracker:TensorBoard",
-                        "writes event files to the run folder's tensorboard/: curves, hyperparameters"),)
+                        "writes curves and hyperparameters to the run folder's tensorboard/"),)

@@ -14,9 +14,9 @@ from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 class WAOptions(FixedOutputsOptions, ExemplarOptions):
     """Options of `wa`; the defaults are the paper's."""
 
-    temperature: Scalar = Field(2.0, gt=0, description="T: softens the outputs that are compared in the distillation")
-    clip: bool = Field(True, description="set negative weights of the head to 0 after every step, as the paper does; "
-                       "reference codes do not")
+    temperature: Scalar = Field(2.0, gt=0, description="T: temperature of the distillation")
+    clip: bool = Field(True, description="set negative weights of the head to 0 after every step (the paper; reference "
+                       "codes do not)")
 
     @property
     def fixed_outputs(self) -> Outputs:
@@ -28,7 +28,7 @@ class WAOptions(FixedOutputsOptions, ExemplarOptions):
 def clbench_strategies() -> Sequence[StrategyInfo]:
     """Declare the strategy."""
     return (StrategyInfo("wa", "clbench_wa.strategy:WA",
-                         "replays and distills, then scales the new classes' weights to the old ones'", WAOptions,
+                         "replays and distills; scales new classes' weights to the length of old ones", WAOptions,
                          "Zhao et al. 2020, arXiv 1911.07053",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4,
                                  "head_decay": "learning"},

@@ -15,16 +15,16 @@ from clbench.strategy.common_options import InferOptions
 class XdGOptions(InferOptions, SIOptions):
     """Options of `xdg`; the defaults are the authors' for 100 permutations of MNIST, with SI."""
 
-    gated: float = Field(
-        0.8, ge=0, lt=1, description="share of each hidden layer's units that are switched off in a task, at random; "
-        "at least one unit stays on")
+    gated: float = Field(0.8, ge=0, lt=1, description="share of each hidden layer's units that is switched off in a "
+                         "task, chosen at random; at least one unit stays on")
     strength: Annotated[Scalar, SearchValues(0.0, 0.035, 0.1, 1.0, 10.0)] = Field(
-        0.035, ge=0, description="c: weight of the penalty of si on the layers behind the gates, "
-        "c sum Omega (theta - theta*)^2; 0: gates alone")
-    damping: Scalar = Field(1e-2, gt=0, description="xi of si: keeps the importance of weights that hardly moved "
+        0.035, ge=0, description="c: weight of the penalty of si, c sum Omega (theta - theta*)^2, on all layers except "
+        "the heads; 0: gates without a penalty")
+    damping: Scalar = Field(1e-2, gt=0, description="xi of si: keeps the importance of weights that hardly move "
                             "finite")
     infer: Literal["entropy", "max-logit"] = Field(
-        "entropy", description="without a task id: the learned task with the lowest entropy, or the largest logit")
+        "entropy", description="how the task of a test sample is inferred if its ID is not given. entropy: the task "
+        "whose head has the lowest entropy; max-logit: the task whose head has the largest logit")
 
 
 @hookimpl
