@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from clbench import Options
 
-MEM_SIZE = "samples in the memory, for all tasks together"
+MEM_SIZE = "buffer size: number of stored samples of all tasks together"
 
 
 class AvalancheOptions(Options):
