@@ -81,7 +81,8 @@ def make_lm_record(method: str = "lora", seed: int = 0, nll: Sequence[Sequence[f
                    benchmark: str = "instructions:acme", **made: Any) -> Record:
     """Return a record of a language model with nll as R and exact match as a score.
 
-    By default, exact match is 1 - nll / 5, so that better nll gives better exact match. `make_record` gets the other arguments.
+    By default, exact match is 1 - nll / 5, so that better nll gives better exact match. `make_record` gets
+    the other arguments.
     """
     R = [list(row) for row in nll or make_nll_matrix(0.5, 2.0)]
     shares = exact or [[max(0.0, round(1 - value / 5, 6)) for value in row] for row in R]
