@@ -1,4 +1,4 @@
-"""Tests in environments of their own: every Python, the lowest versions allowed, every extra (`make test-all`)."""
+"""Test in separate environments: every Python, the lowest allowed versions, every extra (`make test-all`)."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from packaging.requirements import Requirement
 
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-# Old releases call what is deprecated by now, and some leave sockets open. Neither is our fault.
+# Old releases of dependencies call functions that are now deprecated, and some leave sockets open.
 OLD = ["-W", "ignore::FutureWarning", "-W", "ignore::DeprecationWarning", "-W", "ignore::ResourceWarning"]
 
-nox.options.error_on_missing_interpreters = False  # the Pythons that are found; a CI that must have one says so
+nox.options.error_on_missing_interpreters = False  # skip missing Pythons, unless a CI job requires them
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests as README says."""
+    """Run the tests as the README describes."""
     session.install("-e", ".[dev]")
     session.run("python", "-m", "pytest", *session.posargs)
 
@@ -31,13 +31,13 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """Run the tests that need an extra, with all extras; one that is skipped fails."""
+    """Run the tests that need an extra, with all extras installed; a skipped test is a failure."""
     session.install("-e", ".[test,all]")
     session.run("python", "-m", "pytest", "-m", "extra and not slow", "--no-skips", *session.posargs)
 
 
 def lower_bounds() -> list[str]:
-    """Return constraints that pin what pyproject.toml names to the lowest version allowed."""
+    """Return constraints that pin each requirement in pyproject.toml to its lowest allowed version."""
     lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
     constraints = []
     for requirement in map(Requirement, lines):

@@ -1,8 +1,8 @@
-"""How often the intervals of `clbench explain` hold the true Shapley value, by simulation (docs/explain.md).
+"""Simulate how often the intervals of `clbench explain` contain the true Shapley value (docs/explain.md).
 
-Tables of outcomes are made up: each factor and each pair and three of factors has an effect of its own, each seed has
-its own level and answers each factor in its own way, and each training has noise. The truth is the Shapley value of
-the outcomes' means, by the definition over all orders.
+Each simulated table of outcomes has an effect of every factor, pair of factors and triple of factors. Each seed has a
+random level and a random effect of each factor, and each training has noise. The truth is the Shapley value of the mean
+outcomes, computed by the definition over all orders.
 
 `python benchmarks/coverage_of_explain.py` takes a minute and writes benchmarks/explain/coverage.md.
 """
@@ -23,20 +23,20 @@ from clbench.results.attribution import attribute, draw, needed
 Array = npt.NDArray[np.float64]
 TABLES = 2_000
 OUT = Path(__file__).parent / "explain" / "coverage.md"
-NOISE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {  # of a training, mean 0, in points
+NOISE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {  # of a training, in points, mean 0
     "normal": lambda rng, shape: rng.normal(0, 1, shape),
     "skewed": lambda rng, shape: 1 - rng.gamma(2, 0.5, shape),  # some runs fall far below
 }
 
 
 class Case(NamedTuple):
-    """A kind of table, and how much of it is looked at."""
+    """A kind of table, and how many combinations of factors are trained."""
 
     factors: int
     seeds: int
     noise: str
-    most: int  # combinations per seed; fewer than all: a sample of orders
-    scale: float = 1.0  # of all that is random: where it is small, the sample of orders is what is uncertain
+    most: int  # combinations per seed; if they are fewer than all, orders are sampled
+    scale: float = 1.0  # of all random effects; if it is small, only the sample of orders adds uncertainty
 
 
 CASES = (Case(3, 3, "normal", 8), Case(4, 5, "normal", 16), Case(4, 5, "skewed", 16), Case(6, 5, "normal", 64),
@@ -45,7 +45,7 @@ CASES = (Case(3, 3, "normal", 8), Case(4, 5, "normal", 16), Case(4, 5, "skewed",
 
 
 def truth(means: Array, factors: int) -> Array:
-    """Return the Shapley values of outcomes [combinations], by the definition: the mean change over all orders."""
+    """Return the Shapley values of mean outcomes [combinations] by definition: the mean change over all orders."""
     total, orders = np.zeros(factors), list(itertools.permutations(range(factors)))
     for order in orders:
         chosen = 0
@@ -56,7 +56,7 @@ def truth(means: Array, factors: int) -> Array:
 
 
 def effects(rng: np.random.Generator, factors: int) -> Array:
-    """Return mean outcomes [combinations]: effects of some points of factors, half of that of pairs and threes."""
+    """Return random mean outcomes [combinations], with effects of single factors, pairs and triples, in percent."""
     means = np.full(2**factors, 80.0)
     for size, scale in ((1, 3.0), (2, 1.5), (3, 1.5)):
         for some in itertools.combinations(range(factors), size):
@@ -66,7 +66,7 @@ def effects(rng: np.random.Generator, factors: int) -> Array:
 
 
 def simulated(rng: np.random.Generator, case: Case, means: Array) -> Array:
-    """Return outcomes [combinations, seeds] around the means: a seed's level, its own effects, noise."""
+    """Return outcomes [combinations, seeds]: the means plus levels and effects of each seed, plus noise."""
     bits = np.arange(2**case.factors)[:, None] >> np.arange(case.factors) & 1
     noise = NOISE[case.noise]
     return means[:, None] + case.scale * (noise(rng, (1, case.seeds)) * 2 + bits @ noise(rng, (
@@ -74,12 +74,15 @@ def simulated(rng: np.random.Generator, case: Case, means: Array) -> Array:
 
 
 def measured(case: Case, tables: int = TABLES) -> tuple[float, float, int]:
-    """Return the share of intervals that hold the truth, the largest gap of a sum, and the orders looked at."""
+    """Return the share of intervals that contain the truth, the largest error of a sum, and the number of orders.
+
+    The sum is that of the contributions, which must equal the whole difference.
+    """
     rng = np.random.default_rng(case.factors * 1000 + case.seeds)
     orders = draw(case.factors, case.most)
     held, count, gap = 0, 0, 0.0
     for number in range(tables):
-        if number % 20 == 0:  # the truth over all orders is what takes time
+        if number % 20 == 0:  # computing the truth over all orders is slow
             means = effects(rng, case.factors)
             true = truth(means, case.factors)
         outcomes = simulated(rng, case, means)

@@ -9,13 +9,13 @@ intervals of clbench. A family has 1 or 10 comparisons with a baseline. The null
 - near 100%, one method or all: errors are exponential, so accuracies are skewed. The others are normal with the same
   mean and a tenth of the deviation.
 - one seed in ten collapses: each method loses 30 points in a tenth of its seeds.
-- one method collapses: only the baseline does, and it is better otherwise, so that all means are equal.
+- one method collapses: only the baseline does. Its other seeds are better, so that all means are equal.
 - shared test samples: every seed is tested on the same 200 samples, which favor some methods by chance, by a standard
-  deviation of 0.5 points. Tests and intervals know which samples are right, or only the accuracy of each seed.
+  deviation of 0.5 points. clbench's tests and intervals use the result on each sample; the usual tests do not.
 
 Power is the share of experiments that find a difference of two standard deviations over seeds, of one method from the
-baseline. "lost" is the power that a test which knows no limit near 100% or no samples would have in addition. Writes
-benchmarks/error_rates.md.
+baseline. "lost" is the additional power of the usual tests over seeds. These test accuracies near 100% too and do not
+use results on single samples. The script writes benchmarks/error_rates.md.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def heavy(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
 
 
 def one_near_limit(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
-    """Return accuracies whose first method is skewed, close to 100%."""
+    """Return accuracies close to 100%, skewed for the first method only."""
     found = 1 - SD + SD / 10 * draws.standard_normal(shape)
     found[0] = 1 - SD * draws.exponential(1.0, shape[1])
     return found
 
 
 def all_near_limit(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
-    """Return accuracies that are all skewed, close to 100%."""
+    """Return accuracies close to 100%, skewed for all methods."""
     return 1 - SD * draws.exponential(1.0, shape)
 
 
@@ -67,7 +67,7 @@ def collapsing(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
 
 
 def one_collapsing(draws: np.random.Generator, shape: tuple[int, int]) -> Floats:
-    """Return accuracies whose first method alone collapses; all means are equal."""
+    """Return accuracies with equal means, of which only those of the first method collapse in some seeds."""
     found = normal(draws, shape)
     found[0] += 0.03 - 0.3 * (draws.random(shape[1]) < 0.1)
     return found
@@ -89,7 +89,7 @@ def shared(draws: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, 
 
 
 def values_of(accuracies: Floats) -> dict[str, dict[int, float]]:
-    """Return accuracies by method and seed, as reports have them; the first method is the baseline."""
+    """Return accuracies by method and seed, in the form that reports use; the first method is the baseline."""
     return {str(method): dict(enumerate(map(float, row))) for method, row in enumerate(accuracies)}
 
 
@@ -112,12 +112,12 @@ def covers(accuracies: Floats, truth: float) -> bool:
 
 
 def share(found: list[bool]) -> str:
-    """Return a share in percent."""
+    """Return the share of true values, in percent."""
     return f"{100 * sum(found) / len(found):.1f}"
 
 
 def rows(experiments: int) -> list[list[str]]:
-    """Return a row for each null, size of the family and number of seeds."""
+    """Return a row for each null hypothesis, size of the family and number of seeds."""
     found = []
     for name, null in NULLS.items():
         truth = {"normal": 0.5, "t with 2 df": 0.5, "one seed in ten collapses": 0.47,
@@ -139,7 +139,7 @@ def rows(experiments: int) -> list[list[str]]:
 
 
 def shared_rows(experiments: int) -> list[list[str]]:
-    """Return the rows of shared test samples."""
+    """Return the rows for shared test samples."""
     found = []
     for size in SIZES:
         for seeds in SEEDS:
@@ -162,7 +162,7 @@ def shared_rows(experiments: int) -> list[list[str]]:
 
 
 def main() -> None:
-    """Simulate all of it and write the table."""
+    """Run all simulations and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiments", type=int, default=4000)
     experiments = parser.parse_args().experiments

@@ -1,4 +1,4 @@
-"""Train every method on a tiny stream and write what came out, so that two commits can be compared.
+"""Train every method on a tiny stream and write the results to a file, so that two commits can be compared.
 
     python benchmarks/matrix.py run before.json        # in a checkout of one commit
     python benchmarks/matrix.py run after.json         # in a checkout of another, on the same machine
@@ -6,8 +6,8 @@
 
 `run` trains all methods of clbench, two of Avalanche and a plugin from a file once in each scenario. It then trains ten
 methods in every combination of alone or vectorized, fp32 or bf16, and given or hidden boundaries. For each trial it
-writes the key, the accuracy matrix, the costs, the FLOPs and the last losses. `compare` lists every cell that differs
-and exits with 1 if there is one. It takes a few minutes on two cores.
+writes the key, the accuracy matrix, the costs, the FLOPs and the last losses. This takes a few minutes on two cores.
+`compare` lists every value that differs and exits with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def images() -> Any:
 
 
 def cells() -> list[dict[str, Any]]:
-    """Return the settings of every run: a method, a scenario, and how it is trained."""
+    """Return the settings of every cell: a method, a scenario, and for combinations seeds, precision and boundaries."""
     from clbench.core.registry import discover
 
     registry = discover()
@@ -84,7 +84,7 @@ def cells() -> list[dict[str, Any]]:
 
 
 def train(cell: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Train one cell and return its name and what came out, or why it cannot be trained."""
+    """Train one cell and return its name and its results by seed, or the reason why clbench refuses it."""
     import torch
 
     import clbench
@@ -92,7 +92,7 @@ def train(cell: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     from clbench.core.registry import discover
 
     torch.set_num_threads(1)
-    os.chdir(HERE.parents[1])  # keys have the path of the benchmark
+    os.chdir(HERE.parents[1])  # a trial's key includes the path of the benchmark
     name = " ".join(f"{key}={value}" for key, value in cell.items())
     method, hidden = cell["method"], cell.get("boundaries") == "hidden"
     info = discover().strategies.get(method.split(":")[0])

@@ -2,7 +2,8 @@
 
     python benchmarks/recompute.py reports/lora_question/vision_task [FOLDER ...]
 
-Prints each cell of the first section of report.md that differs, and how many agree; for any number of seeds but 8.
+The script prints each cell of the first section of report.md that differs, and the number of cells that agree. It
+supports any number of seeds except 8.
 """
 
 import itertools
@@ -16,7 +17,7 @@ from scipy import stats
 
 
 def interval(values):
-    """Return the cell of a mean with its 95% interval: Student's t below 8 seeds, else BCa at the expanded level."""
+    """Return the cell of a mean with its 95% interval: Student's t with fewer than 8 seeds, else expanded BCa."""
     x, n, t = 100 * np.asarray(values), len(values), stats.t.ppf(0.975, len(values) - 1)
     if n < 8 or np.ptp(x) <= 1e-10:
         return f"{x.mean():.2f} ± {t * x.std(ddof=1) / n**0.5:.2f}"
@@ -33,18 +34,18 @@ def interval(values):
 
 
 def differences(first, second):
-    """Return the differences of two methods on the seeds that both have, and their accuracies there."""
+    """Return the differences of two methods on their shared seeds, and the accuracies of both on these seeds."""
     both = np.array([[x[s] for s in first if s in second] for x in (first, second)])
     return both[0] - both[1], both
 
 
 def p_value(first, second, family):
-    """Return the p-value of two methods in a family of so many tests; above 1 if one is near 100% and not tested."""
+    """Return the p-value of two methods in a family of `family` tests, or 2 if one is near 100% and not tested."""
     d, (first, second) = differences(first, second)
     n = len(d)
     if np.ptp(d) + abs(d[0]) > 1e-12 and any(1 - np.mean(x) < 3 * np.std(x, ddof=1) - 1e-12 for x in (first, second)):
         return 2.0
-    if np.ptp(d) <= 1e-12:  # without a deviation, that of sign flips
+    if np.ptp(d) <= 1e-12:  # without deviation there is no t-test, so use the p-value of sign flips
         return 1.0 if abs(d[0]) <= 1e-12 else 2.0 ** (1 - n)
     if n < 8 or family * 2.0 ** (1 - n) > 0.05:
         return stats.ttest_1samp(d, 0).pvalue
@@ -52,13 +53,13 @@ def p_value(first, second, family):
 
 
 def holm(ps):
-    """Return p-values corrected by Holm's rule."""
+    """Return Holm-corrected p-values."""
     stepped = np.maximum.accumulate(np.minimum(1, np.sort(ps) * np.arange(len(ps), 0, -1)))
     return stepped[np.argsort(np.argsort(ps, kind="stable"))]
 
 
 def check(folder):
-    """Return an entry for each cell of a report: empty if it agrees, else what it should be."""
+    """Return a string for each cell of a report: empty if the cell agrees, else both values."""
     section = re.split(r"^## ", (folder / "report.md").read_text().replace("\\", ""), flags=re.M)[1]
     legend = re.search(r"Names for --methods: (.*)\.", section)[1]
     ids = dict(entry.split(" = ", 1) for entry in legend.split("; "))
@@ -83,7 +84,7 @@ def check(folder):
         if title := re.fullmatch(r"\*\*Accuracy: each method minus (.*?)(, which .*)?\*\*", before):
             family, names = int(re.search(r"corrected for (\d+)", table)[1]), [name for name, _ in named]
             pairs = [(name, title[1]) for name in names]
-            pairs += itertools.combinations(names, 2) if family > len(pairs) else []  # of all pairs
+            pairs += itertools.combinations(names, 2) if family > len(pairs) else []  # the family is all pairs
             ps = [p_value(series[first], series[second], family) for first, second in pairs]
             for (name, row), p, corrected in zip(named, ps, holm(ps), strict=False):
                 x, where = differences(series[name], series[title[1]])[0], f"{name} minus {title[1]}"

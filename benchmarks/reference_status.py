@@ -1,12 +1,12 @@
-"""Write benchmarks/reference/status.json, which `clbench verify` shows: the work of each reference, and its verdicts.
+"""Write benchmarks/reference/status.json, which `clbench verify` shows: FLOPs and verdicts of each reference.
 
-    python benchmarks/reference_status.py                # verdicts alone: seconds
-    python benchmarks/reference_status.py --count        # also count the FLOPs of all references: minutes
-    python benchmarks/reference_status.py --count NAME   # or of some
+    python benchmarks/reference_status.py                # only verdicts: takes seconds
+    python benchmarks/reference_status.py --count        # also count the FLOPs of all references: takes minutes
+    python benchmarks/reference_status.py --count NAME   # count the FLOPs of some references
 
-The work is that of all cells for one seed, training and evaluation, counted on shapes. A method that cannot be counted
-without data is taken for the mean of the others. The data of the benchmarks must be there; weights need not be. The
-verdicts are those of the committed records in reports/verify.
+FLOPs are those of training and evaluating all cells with one seed, counted from shapes. A method whose FLOPs cannot be
+counted without data gets the mean of the other methods. The data of the benchmarks must be present; weights need not
+be. Verdicts come from the committed records in reports/verify.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REPORTS = references.PACKAGE.parent / "reports" / "verify"
 
 
 def flops_of_a_seed(reference: Reference) -> float | None:
-    """Return the FLOPs of training and evaluating all cells of a reference with one seed; None without any count."""
+    """Return the FLOPs of training and evaluating all cells with one seed; None if none of them can be counted."""
     registry, counts = discover(), list[float]()
     cells = reference.plan(reference.cells, registry, {"seeds": 1}, dry_run=True)
     trials = {cell[0].trial.key: cell[0] for cell in cells}
@@ -44,7 +44,7 @@ def flops_of_a_seed(reference: Reference) -> float | None:
 
 
 def verdicts_of(name: str, reference: Reference) -> dict[str, int]:
-    """Return the number of cells with each verdict, from the committed records of a reference; empty without any."""
+    """Return the number of cells with each verdict, from the committed records; empty if there are none."""
     if not (REPORTS / name).exists():
         return {}
     records, _ = Store(REPORTS / name).read()

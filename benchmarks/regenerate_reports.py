@@ -1,6 +1,6 @@
-"""Write each committed report (report.md, verify.md or explain.md, and its figures) again from its records.
+"""Regenerate each committed report (report.md, verify.md or explain.md, and its figures) from its records.
 
-Names of folders below reports/ limit it to these; `--check` writes nothing and lists the files that differ.
+Pass names of folders below reports/ to regenerate only these. `--check` only lists the files that differ.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REPORTS = ROOT / "reports"
 
 
 def folders(root: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Return the folders of the committed reports, or those with these names, in alphabetical order."""
+    """Return the folders with these names, or those of all committed reports in alphabetical order."""
     return [root / name for name in names] or sorted(path.parent for name in MADE for path in root.rglob(name))
 
 
@@ -43,15 +43,15 @@ def report(folder: Path, records: Sequence[Record]) -> dict[str, bytes]:
 
 
 def verify(folder: Path, records: Sequence[Record]) -> dict[str, bytes]:
-    """Return verify.md: a published table, repeated."""
+    """Return verify.md: the comparison with a published table."""
     _, reference = references.find(folder.name)
     trials = [[one.trial for one in cell] for cell in reference.plan(reference.cells, discover())]
     return {"verify.md": verified.markdown(reference, verification.check(reference, trials, records)).encode()}
 
 
 def explain(folder: Path, records: Sequence[Record]) -> dict[str, bytes]:
-    """Return explain.md and its figure; the two experiments are those that it names."""
-    os.chdir(ROOT)  # to which their paths are relative
+    """Return explain.md and its figure. The present explain.md names the two experiments."""
+    os.chdir(ROOT)  # the paths of the experiments are relative to it
     text = (folder / "explain.md").read_text(encoding="utf-8").replace("\\", "")
     a, b = map(Path, re.findall(r"benchmarks/\S+\.toml", text)[:2])
     seeds = sorted({r.trial.seed for r in records})
@@ -64,7 +64,7 @@ MADE = {"report.md": report, "verify.md": verify, "explain.md": explain}
 
 
 def made(folder: Path) -> dict[Path, bytes]:
-    """Return the files of a report as its records give them."""
+    """Return the content of each file of a report, generated from its records."""
     records, problems = Store(folder).read()
     if problems or not records:
         raise SystemExit(f"{folder}: {problems or 'no records'}")
@@ -73,7 +73,7 @@ def made(folder: Path) -> dict[Path, bytes]:
 
 
 def differing(folder: Path, files: dict[Path, bytes]) -> Iterator[Path]:
-    """Yield the files of a report that are missing, differ, or are not part of it any more."""
+    """Yield the files of a report that are missing, that differ, or that are no longer part of it."""
     for path, content in files.items():
         if not path.exists() or path.read_bytes() != content:
             yield path

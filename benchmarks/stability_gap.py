@@ -1,6 +1,6 @@
-"""Test what `reports/stability_gap` shows: old tasks fall after a boundary, below what they were and what they become.
+"""Test whether old tasks temporarily lose accuracy after a task boundary, in the records of `reports/stability_gap`.
 
-`python benchmarks/stability_gap.py` reads the records and prints a table; `--write` keeps it beside them, as gap.md.
+`python benchmarks/stability_gap.py` reads the records and prints a table. `--write` also writes it to gap.md there.
 
 For each seed, and as a mean over its boundaries: the mean accuracy on old tasks before the boundary, its least value
 within the first 100 steps of the new task, and its value when that is learned. Differences are paired by seed. The
@@ -30,19 +30,19 @@ HEADERS = ("method", "seeds", "before", "lowest", "end", "before - lowest", "end
 
 
 def early(curve: Curve, task: int) -> dict[int, float]:
-    """Return the mean accuracy on old tasks after each of a task's first steps that has a point."""
+    """Return the mean accuracy on old tasks by step, for the evaluated steps among the first `FIRST` of a task."""
     return {step: mean for step, mean in old_tasks(curve, task)[:-1] if 0 < step <= FIRST}
 
 
 def of_others(curves: Sequence[Curve], own: int, task: int) -> float:
-    """Return a seed's accuracy on old tasks at the step at which the other seeds are lowest on average."""
+    """Return a seed's accuracy on old tasks at the step at which the other seeds have the lowest mean."""
     others = [early(curve, task) for k, curve in enumerate(curves) if k != own]
     shared = sorted(set.intersection(*map(set, others), set(early(curves[own], task))))
     return early(curves[own], task)[min(shared, key=lambda step: fmean(other[step] for other in others))]
 
 
 def row(label: str, curves: Sequence[Curve]) -> list[str]:
-    """Return a method's row of the table; accuracies in per cent, with 95 % intervals over seeds."""
+    """Return a method's row of the table: accuracies in percent, and differences with 95% intervals over seeds."""
     tasks = range(1, len(curves[0].after))
     before, lowest, end, chosen = [], [], [], []
     for k, curve in enumerate(curves):
@@ -74,7 +74,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and write it if asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="keep it as gap.md beside the records")
     records, _ = Store(FOLDER).read()

@@ -1,4 +1,4 @@
-"""List the committed records that other code gave than is installed: `make stale`."""
+"""List the stale committed records, whose code differs from the installed code: `make stale`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPORTS = Path(__file__).resolve().parents[1] / "reports"
 
 
 def main(reports: Path = REPORTS) -> int:
-    """Print a line for each method whose records are stale, by folder, and return how many records are."""
+    """Print a line for each folder and method with stale records, and return the number of stale records."""
     registry, count, known, every = discover(), 0, 0, 0
     for folder in sorted({path.parent for path in reports.rglob("records")}):
         records, _ = Store(folder).read()

@@ -1,12 +1,12 @@
-"""How often `--until decided` claims a difference that is not there, and how many seeds it takes, simulated.
+"""Simulate how often `--until decided` claims a difference that does not exist, and how many seeds it needs.
 
     python benchmarks/until_decided.py [--experiments 10000]
 
-False claims: methods that are alike on average get all seeds up to the most, and every look at every pair is asked, so
-that no rule of stopping could claim more. Noise is normal, symmetric with heavy tails, or of one method close to 100 %
-(`saturated`), which reports do not test. Seeds: normal differences with the effect that the paired t
-test of 20 seeds finds with 90 % power in the same family, with the same correction; one method with the effect beside
-others without, or all with it. `clbench`'s own tests decide (`clbench.results.sequential`). Writes
+False claims: methods that are equal on average get the largest number of seeds, and every interim analysis of every
+pair counts, so that no stopping rule could claim more. Noise is normal, symmetric with heavy tails, or that of one
+method close to 100% (`saturated`), which reports do not test. Seeds: differences are normal. The paired t-test of 20
+seeds finds the effect with 90% power, in the same family and with the same correction. Either one method has the effect
+or all methods have it. The tests are those of clbench (`clbench.results.sequential`). The script writes
 benchmarks/until_decided.md.
 """
 
@@ -31,19 +31,19 @@ from clbench.results.stats import ALPHA
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = (UntilDecided(first=3, most=30), UntilDecided(first=3, most=12), UntilDecided(first=5, most=30))
-FAMILIES = (("baseline", 1), ("baseline", 4), ("baseline", 9), ("baseline", 36),  # other methods
-            ("all pairs", 3), ("all pairs", 5), ("all pairs", 10))  # methods
+FAMILIES = (("baseline", 1), ("baseline", 4), ("baseline", 9), ("baseline", 36),  # methods without the baseline
+            ("all pairs", 3), ("all pairs", 5), ("all pairs", 10))  # all methods
 SYMMETRIC = ("normal", "normal, unlike sizes", "t with 3 df")
 SATURATED = ("saturated, others 0.1", "saturated, others 1")
 FIXED, POWER = 20, 0.9
-SIZES = (1.0, 1.5, 2.0)  # of the effect that the fixed number of seeds finds
-GOALS = {1.0: 0.8, 1.5: 0.55, 2.0: 0.4}  # share of the fixed number of seeds that the median is to take at most
+SIZES = (1.0, 1.5, 2.0)  # multiples of the effect that the fixed number of seeds finds
+GOALS = {1.0: 0.8, 1.5: 0.55, 2.0: 0.4}  # upper limits of the median, as a share of the fixed number of seeds
 AT_ONCE = 2_000_000  # differences in memory
 Case = tuple[str, int, UntilDecided, str, int]
 
 
 def noise(kind: str, shape: tuple[int, int, int], draws: np.random.Generator) -> NDArray[np.float64]:
-    """Return the accuracies (experiment, method, seed) of methods that are alike on average."""
+    """Return the accuracies (experiment, method, seed) of methods that are equal on average."""
     experiments, methods, _ = shape
     if kind == "normal, unlike sizes":
         return draws.standard_normal(shape) * 10 ** draws.uniform(-1, 1, (experiments, methods, 1))
@@ -55,12 +55,12 @@ def noise(kind: str, shape: tuple[int, int, int], draws: np.random.Generator) ->
 
 
 def size_of(asked: str, methods: int) -> int:
-    """Return how many tests a family has."""
+    """Return the number of tests of a family."""
     return methods if asked == "baseline" else math.comb(methods, 2)
 
 
 def false_claims(case: Case) -> float:
-    """Return the share of experiments in which some look shows some difference (Holm's first step)."""
+    """Return the share of experiments in which an interim analysis shows a difference (Holm's first step)."""
     asked, methods, rule, kind, experiments = case
     count = methods + 1 if asked == "baseline" else methods
     pairs = [(i, 0) for i in range(1, count)] if asked == "baseline" else list(combinations(range(count), 2))
@@ -76,14 +76,14 @@ def false_claims(case: Case) -> float:
 
 
 def by_usual_tests(experiments: int, rule: UntilDecided) -> float:
-    """Return the share of experiments in which one paired t test, made after each seed as if it were the last, errs."""
+    """Return the share of false claims of a paired t-test that is repeated uncorrected after each seed."""
     draws = np.random.default_rng(0)
     ps = sequential.p_by_look(draws.standard_normal((experiments, rule.most)), rule.first)
     return float((ps.min(axis=1) <= ALPHA).mean())
 
 
 def effect(family: int, affected: int, experiments: int) -> float:
-    """Return the mean, in deviations, that the t test of 20 seeds finds with 90 % power, corrected over its family."""
+    """Return the mean, in standard deviations, that a Holm-corrected t-test of 20 seeds finds with 90% power."""
     if affected == 1:
         bound = -stdtrit(FIXED - 1, ALPHA / family / 2)
         return float(brentq(lambda d: nct.sf(bound, FIXED - 1, d * math.sqrt(FIXED)) - POWER, 0.1, 5))
@@ -99,9 +99,10 @@ def effect(family: int, affected: int, experiments: int) -> float:
 
 
 def seeds_taken(family: int, affected: int, d: float, rule: UntilDecided, experiments: int) -> NDArray[np.int_]:
-    """Return after how many seeds each method with the effect is told from the baseline; `most` + 1: it is not.
+    """Return the number of seeds until each method with the effect differs significantly; `most` + 1 if it never does.
 
-    Holm's rule is taken at each look over the methods with the effect; those without take part by their number.
+    Each interim analysis applies Holm's rule to the methods with the effect. Methods without it count only in the size
+    of the family.
     """
     draws = np.random.default_rng([family, affected, round(1000 * d)])
     differences = draws.standard_normal((experiments * affected, rule.most)) + d
@@ -115,7 +116,7 @@ def seeds_taken(family: int, affected: int, d: float, rule: UntilDecided, experi
 
 
 def efficiency(case: tuple[int, int, UntilDecided, int]) -> str:
-    """Return a line of the table of seeds."""
+    """Return a row of the table of seeds."""
     family, affected, rule, experiments = case
     count = max(1, experiments // affected)
     d = effect(family, affected, count)
@@ -130,7 +131,7 @@ def efficiency(case: tuple[int, int, UntilDecided, int]) -> str:
 
 
 def cases(experiments: int) -> Iterator[Case]:
-    """Yield what is simulated of false claims."""
+    """Yield the cases for which false claims are simulated."""
     for rule, (asked, methods), kind in product(RULES, FAMILIES, (*SYMMETRIC, *SATURATED)):
         yield asked, methods, rule, kind, experiments
 

@@ -1,6 +1,6 @@
-"""Draw architecture.svg, the way of the data through the packages: `make docs-pages`.
+"""Draw architecture.svg, the flow of the data through the packages: `make docs-pages`.
 
-A test tells whether it is current. Its colors follow the reader's scheme, light or dark.
+A test checks that the committed figure is current. Its colors follow the reader's color scheme, light or dark.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BOXES = (  # package, what it does, left, top, width, height
     ("hf", ("a callback and replay for", "Hugging Face's Trainer"), 192, 440, 188, 62),
     ("testing", ("the rules, checked on", "a tiny stream"), 722, 440, 232, 62),
 )
-ARROWS = (  # from, over, to; what goes there and where it is written
+ARROWS = (  # corners from start to end; label and its position
     (((170, 115), (216, 115)), "", 0, 0),
     (((380, 115), (426, 115)), "trials", 403, 106),
     (((794, 115), (830, 115)), "", 0, 0),
@@ -48,7 +48,7 @@ ARROWS = (  # from, over, to; what goes there and where it is written
     (((845, 440), (845, 414)), "", 0, 0),
     (((286, 408), (286, 434)), "", 0, 0),
 )
-PLUGINS = (  # what plugins bring, left, top, and the way to the package that uses it
+PLUGINS = (  # kind of object that plugins provide, left, top, and the arrow to the package that uses it
     ("commands", 46, 22, ((101, 46), (101, 78))),
     ("trackers", 663, 22, ((718, 46), (718, 78))),
     ("report formats", 847, 22, ((902, 46), (902, 78))),
@@ -91,7 +91,7 @@ def draw() -> str:
 
 
 def style(colors: dict[str, str]) -> str:
-    """Return a scheme of colors as CSS."""
+    """Return a color scheme as CSS."""
     c = colors
     return (f".paper {{ fill: {c['paper']} }} .lane {{ fill: {c['wash']} }} "
             f".box {{ fill: {c['box']}; stroke: {c['line']} }} "
@@ -109,12 +109,12 @@ def rect(kind: str, x: float, y: float, width: float, height: float, radius: flo
 
 
 def text(kind: str, words: str, x: float, y: float, anchor: str = "middle") -> str:
-    """Return a line of text on the baseline y."""
+    """Return a line of text with its baseline at y."""
     return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def box(name: str, lines: Sequence[str], x: float, y: float, width: float, height: float) -> Iterator[str]:
-    """Yield a package: its name and what it does."""
+    """Yield the box of a package, with its name and its purpose."""
     yield rect("box", x, y, width, height, 6)
     yield text("name", name, x + width / 2, y + 21)
     for number, line in enumerate(lines):
@@ -123,7 +123,7 @@ def box(name: str, lines: Sequence[str], x: float, y: float, width: float, heigh
 
 def arrow(kind: str, points: Sequence[tuple[float, float]], label: str = "", x: float = 0,
           y: float = 0) -> Iterator[str]:
-    """Yield an arrow along points, and what goes that way."""
+    """Yield an arrow along points, with an optional label."""
     way = " ".join(f"{px},{py}" for px, py in points)
     yield f'<polyline class="{kind}" points="{way}" marker-end="url(#{kind})"/>'
     if label:
@@ -131,7 +131,7 @@ def arrow(kind: str, points: Sequence[tuple[float, float]], label: str = "", x: 
 
 
 def plugin(name: str, x: float, y: float, points: Sequence[tuple[float, float]]) -> Iterator[str]:
-    """Yield something that plugins bring, and the arrow to the package that uses it."""
+    """Yield the box of a kind of object that plugins provide, with the arrow to the package that uses it."""
     yield rect("chip", x, y, 110, 24, 12)
     yield text("plug", name, x + 55, y + 16)
     yield from arrow("bring", points)

@@ -1,4 +1,4 @@
-"""Write commands.md and methods.md from the code: `make docs-pages`. A test tells whether they are current."""
+"""Write commands.md and methods.md from the code: `make docs-pages`. A test checks that they are current."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Look up every method, benchmark and model that comes with clbench, with all opti
 `--benchmark package.module:function` or `path/to/file.py:function` takes any function that returns an Avalanche
 benchmark. `--model torchvision:NAME`, `timm:NAME` (extra `clbench[timm]`) and `hf:NAME` (extra `clbench[text]`) take
 the models of these libraries. A `*` in a name stands for a name of your own, as in `images:photos`."""
-KINDS = (  # (heading, kind, attribute of the registry, fields that are shown besides the summary)
+KINDS = (  # (heading, kind, attribute of the registry, fields that are shown in addition to the summary)
     ("Methods", "method", "strategies", METHOD_FIELDS),
     ("Benchmarks", "benchmark", "benchmarks", ("scenarios",)),
     ("Models", "model", "models", ()),
     ("Trackers", "tracker", "trackers", ()),
 )
-LEFT_OUT = {"avalanche:GEM"}  # declared where quadprog is installed, which older releases of pip leave out
+LEFT_OUT = {"avalanche:GEM"}  # only declared if quadprog is installed, which older releases of pip skip
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def commands() -> str:
-    """Return commands.md: every command with what `--help` says of it."""
+    """Return commands.md: every command with the text of its `--help`."""
     context = click.Context(group, info_name="clbench")
     found = list(walk(group, context))
     overview = [[f"[{c.command_path}](#{c.command_path.replace(' ', '-')})", escape(c.command.get_short_help_str(200))]
@@ -63,7 +63,7 @@ def commands() -> str:
 
 
 def walk(command: click.Command, context: click.Context) -> Iterator[click.Context]:
-    """Yield a context for every command below a group, groups before what is in them."""
+    """Yield a context for every command below a group; a group comes before its commands."""
     if not isinstance(command, click.Group):
         return
     for name in command.list_commands(context):
@@ -91,7 +91,7 @@ def section(context: click.Context) -> Iterator[str]:
 
 
 def records(options: Sequence[click.Option], context: click.Context) -> Iterator[tuple[str, str]]:
-    """Yield how each option is written, and what it means; all but `--help`."""
+    """Yield the names and the meaning of each option except `--help`."""
     for option in options:
         record = option.get_help_record(context)
         if record and "--help" not in option.opts:
@@ -99,7 +99,7 @@ def records(options: Sequence[click.Option], context: click.Context) -> Iterator
 
 
 def methods() -> str:
-    """Return methods.md: all that comes with clbench, with every option."""
+    """Return methods.md: all methods, benchmarks, models and formats that come with clbench, with every option."""
     registry = discover()
     blocks = [MADE, "# Methods, benchmarks, models", METHODS]
     for heading, kind, attribute, extra in KINDS:
@@ -111,7 +111,7 @@ def methods() -> str:
 
 
 def overview(registry: Registry, kind: str, attribute: str) -> Iterator[str]:
-    """Yield tables of all that there is of one kind, a line for each, as the list commands group them."""
+    """Yield tables of all objects of one kind, one row each, in the groups of the list commands."""
     listed = registry.listed(kind, getattr(registry, attribute))
     known = {name: info for name, info in listed.items() if ours(registry, kind, name)}
     stored = tomllib.loads((HERE / "stored_and_trained.toml").read_text(encoding="utf-8"))["methods"]
@@ -121,14 +121,14 @@ def overview(registry: Registry, kind: str, attribute: str) -> Iterator[str]:
         if kind == "method" and infos[0].name in stored:
             yield table([*headers, "stores about earlier tasks", "trains", "year"], (
                 [code(i.name), escape(i.summary), *map(escape, stored[i.name]), i.year] for i in infos))
-        elif kind == "method":  # of Avalanche
+        elif kind == "method":  # Avalanche's strategies
             yield table([*headers, "year"], ([code(i.name), escape(i.summary), i.year] for i in infos))
         else:
             yield table(headers, ([code(i.name), escape(i.summary)] for i in infos))
 
 
 def published(name: str) -> str:
-    """Return which references (docs/verify.md) have published numbers of a method, and how many."""
+    """Return a sentence on the references (docs/verify.md) that have published numbers of a method, with counts."""
     cells = {key: sum(cell.method.name == name for cell in references.read_reference(path).cells)
              for key, path in references.shipped().items()}
     if not any(cells.values()):
@@ -139,7 +139,7 @@ def published(name: str) -> str:
 
 
 def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str]) -> Iterator[str]:
-    """Yield the blocks of all that there is of one kind."""
+    """Yield the blocks of text about all objects of one kind."""
     for name, info in registry.listed(kind, getattr(registry, attribute)).items():
         if not ours(registry, kind, name):
             continue
@@ -164,17 +164,17 @@ def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str])
 
 
 def ours(registry: Registry, kind: str, name: str) -> bool:
-    """Return whether something comes with clbench, wherever it is installed; other plugins may be there too."""
+    """Return whether an object comes with clbench, and not from another installed plugin or an optional package."""
     return registry.origins[kind, name].distribution == "clbench" and name not in LEFT_OUT
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of cells that are markdown already."""
+    """Return a Markdown table; the cells are Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (headers, ["---"] * len(headers), *rows))
 
 
 def code(text: str) -> str:
-    """Return a cell with text as code."""
+    """Return text as a table cell in code style."""
     return f"`{text.replace('|', chr(92) + '|')}`"
 
 

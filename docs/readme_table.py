@@ -1,6 +1,6 @@
 """Write the tables of README.md and should-i-use-lora.md from committed records: `python docs/readme_table.py`.
 
-`facts` are the numbers that the prose of the two pages may use. A test compares both with what the pages say.
+`facts` returns the numbers that the prose of the two pages may use. A test compares tables and numbers with the pages.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ CLASS_TUNED_RANPAC, CLASS_JOINT = ("vision_class", "ranpac:ridge=1e6"), ("vision
 TEXT_LORA, TEXT_PROBE = ("text_task", "lora:rank=1:recipe.lr=3e-3"), ("text_task", "frozen:recipe.lr=0.03")
 TEXT_CLASS_LORA = ("text_class", "lora:infer=gaussian:rank=1:recipe.lr=3e-3")
 TEXT_CLASS_RANPAC = ("text_class", "ranpac:ridge=1e3")
-RATES = ("", ":recipe.lr=3e-3")  # of the study of ranks, as labels have them: 1e-3 and 3e-3
+RATES = ("", ":recipe.lr=3e-3")  # learning rates in the labels of the study of ranks: 1e-3 (the default) and 3e-3
 RANK_4, RANK_16 = ("ranks", "lora:rank=4:recipe.lr=3e-3"), ("ranks", "lora:rank=16")
 COPY, WORSE_COPY = ("ranks", "independent:recipe.lr=1e-5"), ("ranks", "independent:recipe.lr=3e-5")
-UNTRAINED = ("base", "lora:base=task1")  # rank 16 on a backbone that only the first task has trained
+UNTRAINED = ("base", "lora:base=task1")  # rank 16; only the first task has trained the backbone
 PIXELS_LORA, PIXELS_HIGH = ("permuted_ranks", "lora:rank=4"), ("permuted_ranks", "lora:rank=256")
 PIXELS_COPY = ("permuted_ranks", "independent")
 
@@ -71,7 +71,7 @@ def comparison() -> str:
 
 
 def answers() -> str:
-    """Return the table of should-i-use-lora.md: a question, its answer, and the records behind it."""
+    """Return the table of should-i-use-lora.md: questions, their answers, and the evidence from records."""
     known = facts()
     rivals = (("EWC", EWC), ("shared-private", SHARED), ("ER", ER), ("PNN", PNN))
     rows = [
@@ -120,7 +120,7 @@ def answers() -> str:
 
 
 def facts() -> dict[str, str]:
-    """Return the numbers that prose may use, by what they are."""
+    """Return the numbers that prose may use, by a description of each number."""
     record, trial = records(LORA)[0], records(LORA)[0].trial
     benchmark, model = dict(trial.benchmark.options), dict(trial.model.options)
     best = [mean(best_rate(rank)) for rank in RANKS]
@@ -177,9 +177,10 @@ def mean(method: Method, measure: Measure = ACC) -> float:
 
 
 def verdict(first: Method, second: Method) -> str:
-    """Return whether the first method's accuracy is `better` or `worse` than the second's, or the difference `open`.
+    """Return whether the first method's accuracy is significantly `better` or `worse` than the second's, or `open`.
 
-    The family of tests is a report's: all pairs of methods; if one of the two is a reference, all methods against it.
+    The family of tests is the same as in a report: all pairs of methods. If one of the two methods is a reference, the
+    family is all methods against it.
     """
     study = first[0]
     reference = next((label for _, label in (first, second) if methods(study)[label][0].reference), None)
@@ -190,18 +191,18 @@ def verdict(first: Method, second: Method) -> str:
 
 
 def compared(first: Method, second: Method, name: str) -> str:
-    """Return the verdict in words, with the name of the first method if there is a difference."""
+    """Return the verdict in words, with the name of the first method if the difference is significant."""
     result = verdict(first, second)
     return VERDICTS[result] if result == "open" else f"{name} is {VERDICTS[result]}"
 
 
 def best_rate(rank: int) -> Method:
-    """Return a rank's row with the better learning rate."""
+    """Return the method of a rank with the better learning rate."""
     return max((("ranks", f"lora:rank={rank}{rate}") for rate in RATES), key=mean)
 
 
 def points_of_rate(rank: int) -> str:
-    """Return by how many points the accuracies of a rank's two learning rates differ."""
+    """Return the difference in points between the accuracies of a rank at the two learning rates."""
     return f"{100 * abs(mean(('ranks', f'lora:rank={rank}')) - mean(('ranks', f'lora:rank={rank}{RATES[1]}'))):.0f}"
 
 

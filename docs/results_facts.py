@@ -1,4 +1,4 @@
-"""What the committed studies say of themselves: their records, and the head of their file in benchmarks/."""
+"""Facts about the committed studies, from their records and from the first comment of their file in benchmarks/."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from clbench.results.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports"
-FIRST = "lora_question"  # what clbench is there to answer
-NOT_STUDIES = ("verify", "explain")  # folders of reports/ with records that have a page of their own
-Value = tuple[str, str]  # a fact, and in how many trials it is so
+FIRST = "lora_question"  # folder of the studies on clbench's main question
+NOT_STUDIES = ("verify", "explain")  # folders of reports/ with records that have a separate page
+Value = tuple[str, str]  # a fact, and the number of trials for which it is true
 OUT = re.compile(r" --out \S+")
-LATER: tuple[tuple[str, Callable[[Record], bool]], ...] = (  # what records came to hold, and whether one lacks it
+LATER: tuple[tuple[str, Callable[[Record], bool]], ...] = (  # facts that older records lack, and a check for it
     ("commit of clbench", lambda r: r.provenance.git is None),
     ("hash of the method's code", lambda r: not r.provenance.code),
     ("hash of the published weights", lambda r: bool(r.trial.weights and r.trial.weights.named
@@ -39,8 +39,8 @@ LATER: tuple[tuple[str, Callable[[Record], bool]], ...] = (  # what records came
 class Head:
     """The comment with which a file in benchmarks/ begins: `# Title: text`, `# Needs ...`, and indented commands."""
 
-    title: str  # the first sentence up to a colon; as a whole if it is a question
-    text: tuple[str, ...]  # paragraphs, the first without the title
+    title: str  # the first sentence up to a colon; the whole sentence if it is a question
+    text: tuple[str, ...]  # paragraphs; the first without the title
     needs: str
     commands: tuple[str, ...]
 
@@ -60,39 +60,39 @@ class Study:
 
     @property
     def first(self) -> bool:
-        """Tell whether it is about what clbench is there to answer."""
+        """Return whether the study is about clbench's main question."""
         return FIRST in self.folder.parts
 
     @property
     def slug(self) -> str:
-        """Return the name of its page in docs/results."""
+        """Return the name of the study's page in docs/results, without its ending."""
         return self.name.replace("/", "-").replace("_", "-")
 
     @property
     def page(self) -> str:
-        """Return the file name of its interactive page."""
+        """Return the file name of the study's interactive page."""
         return f"{self.slug}-report.html"
 
     @cached_property
     def records(self) -> list[Record]:
-        """Return its records, methods together.
+        """Return the records of the study.
 
         Raises:
-            ValueError: a file among them is none.
+            ValueError: a file is not a valid record.
         """
         return read(self.folder)
 
     @cached_property
     def report(self) -> Report:
-        """Return the report on its records."""
+        """Return the report on the records."""
         return report.build(by_method(self.records))
 
 
 @cache
 def studies() -> tuple[Study, ...]:
-    """Return the committed studies: those of the question first, on pretrained bases before others, then by name.
+    """Return the committed studies: those on the main question (pretrained backbones first), then all others, by name.
 
-    Their records and reports are made once.
+    The result is cached, so that each study reads its records and builds its report only once.
     """
     folders = (path.parent for path in REPORTS.rglob("records"))
     found = [study(folder) for folder in folders if folder.relative_to(REPORTS).parts[0] not in NOT_STUDIES]
@@ -109,10 +109,10 @@ def study(folder: Path) -> Study:
 
 
 def read(folder: Path) -> list[Record]:
-    """Return the records of a folder by start.
+    """Return the records of a folder in the order of their start.
 
     Raises:
-        ValueError: a file among them is none.
+        ValueError: a file is not a valid record.
     """
     records, problems = Store(folder).read()
     if problems:
@@ -121,7 +121,7 @@ def read(folder: Path) -> list[Record]:
 
 
 def head(text: str) -> Head:
-    """Return the parts of a file's first comment."""
+    """Parse the comment at the beginning of a file."""
     comment = re.match(r"(?:#.*\n)*", text)
     lines = [line.removeprefix("#").removeprefix(" ") for line in comment[0].splitlines()] if comment else []
     prose, commands = [], []
@@ -140,7 +140,7 @@ def head(text: str) -> Head:
 
 
 def rows(found: Sequence[Record]) -> list[tuple[str, list[Value]]]:
-    """Return what records say of a study: what it is about, and its values; commands come without their folder."""
+    """Return the facts about a study, from its records: name and values of each. Commands are without `--out`."""
     by_scenario: dict[str, set[str]] = {}
     for r in found:
         by_scenario.setdefault(r.trial.scenario, set()).add(r.label)
@@ -167,7 +167,7 @@ def rows(found: Sequence[Record]) -> list[tuple[str, list[Value]]]:
 
 
 def count(found: Iterable[Record]) -> str:
-    """Return how many seeds there are."""
+    """Return the number of seeds."""
     return str(len({r.trial.seed for r in found}))
 
 
@@ -177,7 +177,7 @@ def seeds(found: Iterable[Record]) -> str:
 
 
 def trials(found: Sequence[Record]) -> str:
-    """Return how many trials there are, and how many of them did not end well."""
+    """Return the number of trials by status."""
     counts = Counter(r.status for r in found)
     rest = [f"{n} {status}" for status, n in counts.items() if status != "done"]
     return f"{len(found)}, " + (f"{counts['done']} done, {', '.join(rest)}" if rest else "all done")
@@ -204,20 +204,20 @@ def took(found: Iterable[Record]) -> str:
 
 
 def versions(found: Sequence[Record]) -> str:
-    """Return the versions of what the results depend on."""
+    """Return the versions of the packages that the results depend on."""
     names = dict.fromkeys(name for r in found for name in r.provenance.versions)
     return ", ".join(f"{name} {' / '.join(dict.fromkeys(r.provenance.versions.get(name, 'unknown') for r in found))}"
                      for name in sorted(names, key=lambda name: name != "clbench"))
 
 
 def weights(found: Weights | None) -> str:
-    """Return what a report says of pretrained weights, of a file's path its name."""
+    """Return a report's description of pretrained weights, with the name of a file instead of its path."""
     return notes.weights(found).replace(found.path, Path(found.path).name) if found and not found.named else (
         notes.weights(found))
 
 
 def commit(git: str | None) -> str:
-    """Return a commit in short, with what stands behind it."""
+    """Return a commit with its hash shortened to ten digits; a suffix stays."""
     return "not recorded" if git is None else re.sub(r"^([0-9a-f]{10})[0-9a-f]*", r"\1", git)
 
 
@@ -238,6 +238,6 @@ def _distinct(values: Iterable[str]) -> list[Value]:
 
 
 def _counted(values: Iterable[str]) -> list[Value]:
-    """Return each value once, the most frequent first, with the number of its trials if there are several."""
+    """Return each value once, most frequent first, with the number of its trials if there are several values."""
     counts = Counter(values)
     return [(value, f" ({n} trial{'s' * (n != 1)})" if len(counts) > 1 else "") for value, n in counts.most_common()]

@@ -1,4 +1,4 @@
-"""Write docs/results/ from what is committed in reports/ and benchmarks/: `make docs-pages`. A test compares them."""
+"""Write docs/results/ from reports/ and benchmarks/: `make docs-pages`. A test checks that the pages are current."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clbench.results import verification
 
 HERE = Path(__file__).parent / "results"
 GENERATED = "<!-- Made by `make docs-pages` from reports/ and benchmarks/; what is written here is lost. -->"
-AS_CODE = ("benchmark", "model", "command")  # values that are code
+AS_CODE = ("benchmark", "model", "command")  # facts whose values are shown as code
 INDEX = """\
 Find the answer, the report and the commands of every committed study. A script makes these pages from the records in
 `reports/`."""
@@ -75,7 +75,7 @@ def index() -> str:
 
 
 def study_page(one: Study) -> str:
-    """Return the page of one study: what its report answers, its setting, and the commands that repeat it."""
+    """Return the page of one study: the answer of its report, its setting, and the commands that repeat it."""
     attached = [path for path in sorted(one.folder.glob("*.md")) if path.name != "report.md"]
     links = [f"[**Report**]({_link(one.folder / 'report.md')})",
              *(f"[{heading(path)}]({_link(path)})" for path in attached)]
@@ -92,7 +92,7 @@ def study_page(one: Study) -> str:
 
 
 def repeat(one: Study) -> list[str]:
-    """Return the commands that repeat a study, into runs/; those of its file's head, else of its records."""
+    """Return the commands that repeat a study into runs/, from the head of its file, else from its records."""
     given = list(one.head.commands)
     if not any(command.startswith("clbench run ") for command in given):
         given.append(f"clbench run {one.file.relative_to(ROOT)}" if one.file
@@ -102,7 +102,7 @@ def repeat(one: Study) -> list[str]:
 
 
 def verify() -> str:
-    """Return verify.md: every reference, with the number of its verdicts."""
+    """Return verify.md: every reference, with the number of cells with each verdict."""
     lines, commands, whole = [], [], []
     for name, path in references.shipped().items():
         _, reference = references.find(name)
@@ -128,7 +128,7 @@ def verify() -> str:
 
 
 def explain() -> str:
-    """Return explain.md: every difference that was divided, with its first line."""
+    """Return explain.md: every explained difference, with its result."""
     lines, commands, whole = [], [], []
     for path in sorted(REPORTS.glob("explain/*/explain.md")):
         text, records = path.read_text(encoding="utf-8"), read(path.parent)
@@ -153,17 +153,17 @@ def faults() -> Iterator[str]:
 
 
 def block(commands: list[str]) -> str:
-    """Return commands as a block that the tests plan and do not run."""
+    """Return commands as a block that the tests plan but do not run."""
     return "<!-- not run: hours; or data and weights -->\n```bash\n" + "\n".join(commands) + "\n```"
 
 
 def heading(path: Path) -> str:
-    """Return the first heading of a markdown file."""
+    """Return the first heading of a Markdown file."""
     return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
 
 
 def shown(path: Path, below: int = 1) -> str:
-    """Return the mark in whose place the documentation shows a file, its headings below a level: `results_site`."""
+    """Return the mark that `results_site` replaces by the content of a file, with its headings below a level."""
     return results_speed.mark(path, heading(path), below)
 
 

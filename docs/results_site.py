@@ -1,6 +1,6 @@
-"""What Sphinx adds to docs/results: the committed reports as interactive pages, and other files of reports/ in place.
+"""Sphinx hooks for docs/results: write the committed reports as interactive pages, and include other files of reports/.
 
-On GitHub the pages link to files of reports/; here those links lead to pages of the documentation.
+On GitHub, the pages link to files in reports/. In the built documentation, these links lead to its own pages.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MARK = re.compile(r"<!-- shown here: (#+) (.+): (\S+) -->")
 
 
 def lead(app: Any, page: str, source: list[str]) -> None:
-    """Make links to reports lead to their pages, show marked files, and make links to files elsewhere downloads."""
+    """Link reports to their pages, include marked files, and turn links to all other files into downloads."""
     folder = str(PurePosixPath("docs", page).parent)
     source[0] = LINK.sub(lambda found: _link(found[1], found[2], folder), source[0])
     source[0] = MARK.sub(lambda found: _included(*found.groups(), folder), source[0])
 
 
 def write_pages(app: Any, failure: Exception | None) -> None:
-    """Write the interactive page of every committed study beside the pages that Sphinx has built."""
+    """Write the interactive page of every committed study next to the pages that Sphinx has built."""
     if failure or app.builder.format != "html":
         return
     for one in studies():
@@ -48,14 +48,14 @@ def _link(text: str, target: str, folder: str) -> str:
 
 
 def _included(level: str, title: str, target: str, folder: str) -> str:
-    """Return a heading, the target of links to it, and the directive that includes a file but for its first heading."""
+    """Return a link target, a heading, and the directive that includes a file without its first heading."""
     anchor = _anchor(normpath(join(folder, target)))
     return (f"({anchor})=\n{level} {title}\n\n```{{include}} {target}\n:heading-offset: {len(level) - 1}\n"
             ":relative-images:\n:start-line: 1\n```")
 
 
 def _shown() -> set[str]:
-    """Return the files that a page of docs/results shows."""
+    """Return the paths of the files that pages of docs/results include."""
     pages = (ROOT / "docs" / "results").glob("*.md")
     return {normpath(join("docs/results", found[3])) for page in pages
             for found in MARK.finditer(page.read_text(encoding="utf-8"))}

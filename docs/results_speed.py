@@ -1,4 +1,4 @@
-"""The page of what was measured of speed, from the JSON files of reports/speed/."""
+"""Write the page of the speed measurements from the JSON files of reports/speed/."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTENDERS = {"plain torch": r"torch .*", "clbench": r"clbench", "clbench bf16":
 
 
 def page() -> str:
-    """Return speed.md: what was measured, where and when; against stock Avalanche; then every table."""
+    """Return speed.md: a list of the measurements, a comparison with stock Avalanche, then every table."""
     folder = REPORTS / "speed"
     found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))}
     comparisons = {path: one for path, one in found.items() if path.stem == "compare"}
@@ -51,7 +51,7 @@ def page() -> str:
 
 
 def title(path: Path) -> str:
-    """Return what a measurement is called."""
+    """Return the title of a measurement."""
     if path.stem == "compare":
         model, vector = path.parent.name.split("-")
         return f"Compared with Avalanche and plain torch: {model.upper()} on a CPU with {vector.upper()}"
@@ -61,22 +61,22 @@ def title(path: Path) -> str:
 
 
 def beside(path: Path) -> Path:
-    """Return the file that shows a measurement: markdown, else its figure."""
+    """Return the file that shows a measurement: its Markdown file, else its figure."""
     return next(p for p in (path.with_suffix(".md"), path.with_suffix(".svg")) if p.exists())
 
 
 def link(path: Path) -> str:
-    """Return the path from docs/results."""
+    """Return the path relative to docs/results."""
     return f"../../reports/{path.relative_to(REPORTS).as_posix()}"
 
 
 def mark(path: Path, title: str, below: int = 1) -> str:
-    """Return the mark in whose place the documentation shows a file: `results_site`."""
+    """Return the mark that `results_site` replaces by the content of a file."""
     return f"<!-- shown here: {'#' * (below + 1)} {title}: {link(path)} -->"
 
 
 def fact_cell(name: str, value: object) -> str:
-    """Return a fact of a JSON file as a cell."""
+    """Return a fact of a JSON file as a table cell."""
     if isinstance(value, Mapping):
         return escape(", ".join(f"{key} {text}" for key, text in value.items()))
     if name == "commit":
@@ -90,7 +90,7 @@ def _commands(one: Mapping[str, Any]) -> list[str]:
 
 
 def _ratios(path: Path, one: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row for each model, method and batch size: times as fast as stock Avalanche."""
+    """Return a row for each model, method and batch size: speeds relative to stock Avalanche."""
     speeds: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for m in one["measurements"]:
         setting, outcome = m["setting"], m["outcome"]

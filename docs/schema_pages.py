@@ -36,7 +36,7 @@ HEADINGS = {"Spec": "The file", "Recipe": "[recipe]", "Arrival": "[arrival]", "E
             "Choices": "tune: a list of values", "Search": "tuning", "Record": "The record"}
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", dict: "table", Any: "value",
          datetime.datetime: "time"}
-COUNTED = (int, float, Any)  # types whose names have a plural
+COUNTED = (int, float, Any)  # types whose names take a plural s
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def page(title: str, text: str, listed: Iterable[type[BaseModel]]) -> str:
 
 
 def reached(root: type[BaseModel]) -> list[type[BaseModel]]:
-    """Return a model and all models in its fields, in the order of the fields."""
+    """Return a model and, recursively, the models in its fields, in breadth-first order."""
     found: list[type[BaseModel]] = []
     waiting = [root]
     while waiting:
@@ -78,7 +78,7 @@ def reached(root: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models in a type, in their order."""
+    """Yield the models that occur in a type annotation, in order."""
     if isinstance(annotation, type) and not get_origin(annotation) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -98,7 +98,7 @@ def kind(field: FieldInfo) -> str:
 
 
 def type_name(annotation: Any, plural: bool = False) -> str:
-    """Return a type in words; the name of a model is that of its table."""
+    """Return a type in words. A model has the name of its table's heading."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_name(parts[0], plural)
@@ -116,7 +116,7 @@ def type_name(annotation: Any, plural: bool = False) -> str:
 
 
 def default(model: type[BaseModel], name: str, field: FieldInfo) -> str:
-    """Return the cell for the default of a field; empty if nothing is the default."""
+    """Return the table cell for the default of a field; empty if the default is None or empty."""
     if field.is_required():
         return "*required*"
     if model is ExecutionSettings and flag(name).default:

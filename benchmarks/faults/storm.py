@@ -1,10 +1,10 @@
-"""A storm of kill -9 over `clbench run`: afterwards the records must equal an uninterrupted run's in all but timings.
+"""Kill processes of `clbench run` at random, and check that the records equal an uninterrupted run's except in timings.
 
     python benchmarks/faults/storm.py --kills 100 --out runs/storm
 
-The command is run again and again on a folder; at random moments its main process or one of its workers is killed.
-When all trials are done a new folder is begun, until the kills are spent; then the last folder is finished in peace.
-Every folder's records are compared with those of a run that nobody disturbed. Linux only (it looks into /proc).
+The script runs the command repeatedly on a folder, and kills its main process or one of its workers at random moments.
+When all trials are done, it starts a new folder, until the number of kills is reached. The last folder then finishes
+without kills. The records of every folder are compared with those of an uninterrupted run. Linux only (uses /proc).
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ STRATEGIES = """
 
 @dataclass
 class Storm:
-    """What is run, and what has happened to it."""
+    """The settings of the test, and the kills and starts so far."""
 
     out: Path
     seeds: int
     deadline: float
-    longest: float  # seconds that the command is let be before something is killed
+    longest: float  # upper limit of the seconds before a kill
     draw: random.Random
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
@@ -71,7 +71,7 @@ class Storm:
                                 stderr=subprocess.DEVNULL)
 
     def strike(self, process: subprocess.Popen[bytes]) -> bool:
-        """Kill the main process or one of its workers after a while; False where it ended before."""
+        """Kill the main process or one of its workers after a random time; return False if it ended before."""
         try:
             process.wait(self.draw.uniform(0.2, self.longest))
             return False
@@ -84,8 +84,12 @@ class Storm:
         return True
 
     def weather(self, folder: Path, kills: int) -> None:
-        """Run the command on a folder until all is done, killing as long as kills and time are left."""
-        for _ in range(2 * kills + 10):  # a trial that was killed too often has failed, and is run by another start
+        """Run the command on a folder until all trials are done; kill processes while kills and time are left.
+
+        Raises:
+            AssertionError: the command did not succeed after many starts.
+        """
+        for _ in range(2 * kills + 10):  # a trial that was killed too often fails, and the next start repeats it
             process = self.start(folder)
             while sum(self.kills.values()) < kills and time.monotonic() < self.deadline and self.strike(process):
                 pass
@@ -95,14 +99,18 @@ class Storm:
 
 
 def facts(folder: Path) -> dict[str, dict[str, object]]:
-    """Return the records of a folder without timings; AssertionError where a file is not a record."""
+    """Return the records of a folder by key, without timings.
+
+    Raises:
+        AssertionError: a file is not a valid record.
+    """
     records, problems = Store(folder).read()
     assert not problems, problems
     return {record.key: record.facts() for record in records}
 
 
 def lay(site: Path, pause: float) -> None:
-    """Lay the plugin as pip would."""
+    """Write the plugin to a folder as pip would install it."""
     info = site / "storm-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: storm\nVersion: 1.0\n")
@@ -112,7 +120,7 @@ def lay(site: Path, pause: float) -> None:
 
 
 def main() -> int:
-    """Let it storm; exits with 1 if a record differs."""
+    """Run the test; return 1 if a record differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=1800.0, help="no kills after so many")

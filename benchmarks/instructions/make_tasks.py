@@ -32,7 +32,7 @@ from clbench.core.errors import DataError
 from clbench.core.files import write_atomically
 
 Example = tuple[str, str]  # prompt, response
-Task = tuple[Sequence[Any], Callable[[Any], Example]]  # all contents, and how one becomes an example
+Task = tuple[Sequence[Any], Callable[[Any], Example]]  # all contents, and the function from a content to an example
 
 BEGINNINGS, VOWELS, ENDS = "bdfgklmnprstvz", "aeiou", "lnrvz"
 COLORS = ("red", "green", "blue", "black", "white", "yellow", "brown", "gray", "orange", "purple")
@@ -80,7 +80,7 @@ TOPICS = {
                 "talk.politics.misc": "politics", "misc.forsale": "for sale"},
     "religion": {"alt.atheism": "atheism", "soc.religion.christian": "Christianity", "talk.religion.misc": "religion"},
 }
-WORDS = 60  # of a text of 20 Newsgroups that its prompt shows
+WORDS = 60  # number of words of a 20 Newsgroups text in its prompt
 
 
 def plural(count: int, thing: str) -> str:
@@ -94,8 +94,8 @@ def syllables(rng: random.Random, count: int) -> list[str]:
 
 
 def codes(rng: random.Random) -> Task:
-    """Return the task of codes: drawn syllables for thing and color, and the number between them."""
-    things = THINGS[:10]  # few enough that 400 examples show each code often
+    """Return the task of codes: random syllables for thing and color, with the number between them."""
+    things = THINGS[:10]  # few enough for each code to occur often in 400 examples
     code = dict(zip((*COLORS, *things), syllables(rng, len(COLORS) + len(things)), strict=True))
 
     def example(content: tuple[int, str, str]) -> Example:
@@ -130,7 +130,7 @@ def fields(rng: random.Random) -> Task:
 
 
 def labels(rng: random.Random) -> Task:
-    """Return the task of labels: a complaint gets the drawn word of its subject."""
+    """Return the task of labels: a complaint gets the random word of its subject."""
     words = dict(zip(COMPLAINTS, syllables(rng, len(COMPLAINTS)), strict=True))
 
     def example(content: tuple[str, str, tuple[str, str]]) -> Example:
@@ -143,7 +143,7 @@ def labels(rng: random.Random) -> Task:
 
 
 def sums(rng: random.Random) -> Task:
-    """Return the task of sums: two drawn signs add and subtract, and the result stands between bars."""
+    """Return the task of sums: two random signs mean addition and subtraction, and the result is between bars."""
     plus, minus = rng.sample("@#&~?!", 2)
 
     def example(content: tuple[int, str, int]) -> Example:
@@ -206,7 +206,11 @@ def newsgroups_stream(folder: Path, seed: int, train: int,
 
 
 def read_newsgroups(path: Path) -> dict[str, list[str]]:
-    """Return the beginnings of the texts of each newsgroup; a DataError says how to get a missing file."""
+    """Return the first words of the texts of each newsgroup.
+
+    Raises:
+        DataError: the file is missing.
+    """
     if not path.is_file():
         raise DataError(f"no {path}: python benchmarks/texts/fetch.py DATA makes DATA/text/{path.name}; pass "
                         "--newsgroups DATA/text")

@@ -40,7 +40,7 @@ def logits(source: TrialAdapters, stream: Stream) -> dict[int, Tensor]:
 
 
 def remove_and_add(source: TrialAdapters, runner: TrialRunner) -> list[dict[str, Any]]:
-    """Remove and add each task that did not train the backbone; return which logits stayed the same."""
+    """Remove each task that did not train the backbone and add it again; return whether logits stayed the same."""
     stream = runner.stream(source.record.trial)
     before, rows = logits(source, stream), []
     first = int(source.record.trial.method.options["base"] in ("auto", "task1")

@@ -32,13 +32,13 @@ from verdicts import MARGIN, is_above, is_below
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence about LoRA and the test of it."""
+    """A sentence about LoRA and its test."""
 
-    slug: str  # permanent: the page's name and anchor
+    slug: str  # the permanent name of the page and its anchor
     sentence: str
     rule: str
     test: Test
-    designed: tuple[str, ...] = ()  # experiments in this folder, the preferred study of a setting first
+    designed: tuple[str, ...] = ()  # studies in this folder that were designed for the claim, in order of preference
     remark: str = ""
 
 

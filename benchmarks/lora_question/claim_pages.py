@@ -33,12 +33,12 @@ class ClaimResult:
 
     @property
     def slug(self) -> str:
-        """Return the permanent name."""
+        """Return the permanent name of the claim."""
         return self.claim.slug
 
     @property
     def level(self) -> float:
-        """Return the level of the simultaneous intervals, by which studies are judged."""
+        """Return the level of the simultaneous intervals, which decide the verdicts of studies."""
         return simultaneous_level(self.rows)
 
     @property
@@ -47,11 +47,11 @@ class ClaimResult:
         return [row for row in self.rows if row.counted]
 
     def level_of(self, row: Comparison) -> float:
-        """Return the level of the interval by which a row is judged."""
+        """Return the level of the interval that decides a row's verdict."""
         return self.level if row.counted else LEVEL
 
     def counts(self, *, pretrained: bool, with_ids: bool) -> tuple[int, int, int]:
-        """Return the numbers of studies that support, contradict, and do not decide the claim, of one kind."""
+        """Return how many studies of one kind support the claim, contradict it, and do not decide it."""
         return count_verdicts((row for row in self.rows if row.source.pretrained == pretrained
                                and (row.source.scenario == "task") == with_ids), self.level)
 

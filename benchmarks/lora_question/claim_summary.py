@@ -114,7 +114,7 @@ Claim "{sentence}", docs/claims/{slug}.md#claim-{slug}
 
 
 class Headline(NamedTuple):
-    """A finding for the top of the page: the first of some studies that has records."""
+    """A finding for the top of the page, from the first of some studies that has records."""
 
     slug: str
     studies: tuple[str, ...]
@@ -173,7 +173,7 @@ def headline_table(claims: Sequence[ClaimResult]) -> Iterable[str]:
 
 
 def summary_table(claims: Sequence[ClaimResult]) -> Iterable[str]:
-    """Return the table of all claims with the numbers of studies."""
+    """Return the table of all claims, with the number of studies for each verdict."""
     yield ("| claim | pretrained backbone, with task IDs | pretrained backbone, without task IDs | other backbone, "
            "with task IDs | other backbone, without task IDs |")
     yield "| :-- | :-: | :-: | :-: | :-: |"

@@ -1,6 +1,6 @@
 """Write docs/lora-claims.md, a page for each claim in docs/claims, and docs/claims/rows.csv from committed records.
 
-`python benchmarks/lora_question/claims.py` lists the pages that differ from the committed ones, `--write` writes them.
+`python benchmarks/lora_question/claims.py` lists the committed pages that are not current; `--write` writes all pages.
 """
 
 from __future__ import annotations

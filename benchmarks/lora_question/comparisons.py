@@ -1,4 +1,4 @@
-"""The comparisons of claims that any study with the right methods can test."""
+"""Comparisons for claims that any study with the right methods can test."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ UNSUITABLE = "the rival is untuned and worse than the linear probe"
 
 
 def pairs(study: Study, rivals: Sequence[str], *, same_backbone: bool = False) -> Iterator[tuple[Row, Row, bool]]:
-    """Return the main pair of LoRA and a rival in a study, then pairs in which one side is another variant.
+    """Yield the main pair of LoRA and a rival in a study, then pairs in which one side is another variant.
 
     Args:
-        study: with rows of LoRA and of rivals.
+        study: the study, which may have rows of LoRA and of rivals.
         rivals: names of methods; the best row of all of them is the main rival.
         same_backbone: whether the rival's option `base` must be that of LoRA.
     """
@@ -63,7 +63,10 @@ def compare_accuracy(rule: Rule, *rivals: str, benchmark: str = "", same_backbon
 
 
 def unsuitable(study: Study, rival: Row) -> str:
-    """Return why nothing follows from a rival: it is untuned and significantly worse than the linear probe."""
+    """Return why a comparison with a rival is inconclusive: it is untuned and significantly worse than a linear probe.
+
+    Return an empty string if this is not so.
+    """
     probe = study.main_row("frozen") if study.pretrained and not rival.tuned else None
     if probe is None or probe is rival or len(shared_seeds(rival, probe)) < 2:
         return ""
@@ -91,8 +94,8 @@ def compare_cost(measure: Measure, *, counted: bool) -> Test:
     """Return a test of LoRA's cost as a share of that of full fine-tuning.
 
     Args:
-        measure: the cost of a trial, 0 if the record does not have it.
-        counted: whether the cost is counted and not measured, so that it has no sampling error.
+        measure: returns the cost of a trial, or 0 if the record does not have it.
+        counted: whether the cost is counted instead of measured, and therefore has no sampling error.
     """
     def test(studies: Studies) -> Iterator[Comparison]:
         for study in studies:
@@ -108,7 +111,7 @@ def compare_cost(measure: Measure, *, counted: bool) -> Test:
 
 
 def verdict_of_all(ratios: Iterable[float]) -> Verdict:
-    """Return the verdict on counted costs: all of them decide."""
+    """Return the verdict on counted costs: supported if no seed costs more, contradicted if every seed does."""
     cheaper = [ratio <= 1 for ratio in ratios]
     return "supported" if all(cheaper) else "inconclusive" if any(cheaper) else "contradicted"
 
@@ -119,7 +122,7 @@ def training_flops(record: Record) -> float:
 
 
 def training_seconds(record: Record) -> float:
-    """Return the processor's seconds of training; wall time if the record has no other."""
+    """Return the processor seconds of training and consolidation, or wall seconds if the record lacks them."""
     times = record.timings
     return sum(times.train_cpu or times.train) + sum(times.consolidate_cpu or times.consolidate)
 
@@ -138,13 +141,13 @@ def compare_with_just_learned(studies: Studies) -> Iterator[Comparison]:
 
 
 def count_changes(record: Record) -> int:
-    """Return how many later accuracies of a task differ from that just after it was learned."""
+    """Return how many later accuracies of a task differ from its accuracy just after it was learned."""
     tasks = len(record.R[0])
     return sum(record.R[i][j] != record.R[j + 1][j] for j in range(tasks) for i in range(j + 2, tasks + 1))
 
 
 def compare_with_given_ids(studies: Studies) -> Iterator[Comparison]:
-    """Compare LoRA's accuracy in Class-IL with that of the same trials if the task ID is given."""
+    """Compare LoRA's accuracy in Class-IL with the accuracy of the same trials with task IDs."""
     for study in studies:
         main = study.main_row(LORA) if study.scenario == "class" else None
         for row in study.variants(LORA) if main else ():
@@ -158,7 +161,7 @@ def compare_with_given_ids(studies: Studies) -> Iterator[Comparison]:
 def compare_ranks(low: range, high: range) -> Test:
     """Return a test of the best of some higher ranks against the best of some lower ranks.
 
-    Both are of rows that differ only in rank, alpha and training configuration; in Task-IL also in `infer`.
+    The compared rows differ only in rank, alpha and training configuration, and in Task-IL also in `infer`.
     """
     def test(studies: Studies) -> Iterator[Comparison]:
         for study in studies:
@@ -178,7 +181,7 @@ def compare_ranks(low: range, high: range) -> Test:
 
 
 def compare_trained_share(studies: Studies) -> Iterator[Comparison]:
-    """Compare what EWC trains with all parameters of the network."""
+    """Compare the number of parameters that EWC trains with all parameters of the network."""
     for study in studies:
         row = study.main_row("ewc")
         if row:
@@ -191,7 +194,7 @@ def compare_trained_share(studies: Studies) -> Iterator[Comparison]:
 
 
 def compare_pnn_cost(studies: Studies) -> Iterator[Comparison]:
-    """Compare what PNN stores and trains with what LoRA stores and trains."""
+    """Compare the stored and the trained parameters of PNN with those of LoRA."""
     for study in studies:
         row, main = study.main_row(LORA), study.main_row("pnn")
         for pnn in study.variants("pnn") if row else ():
@@ -208,7 +211,7 @@ def number_of_times(ratio: float) -> str:
 
 
 def compare_at_equal_storage(studies: Studies) -> Iterator[Comparison]:
-    """Compare LoRA with the best ER whose buffer is no larger than what LoRA adds to the network, in Class-IL."""
+    """Compare LoRA in Class-IL with the best ER whose buffer is no larger than LoRA's additional storage."""
     for study in studies:
         naive, main = study.main_row("naive"), study.main_row(LORA)
         for row in study.variants(LORA) if naive and study.scenario == "class" else ():

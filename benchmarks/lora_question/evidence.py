@@ -1,4 +1,4 @@
-"""Committed studies with LoRA, their rows, and the row that represents a method in a study."""
+"""Read the committed studies with LoRA and their rows, and select the row that represents a method in a study."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Row:
 
     label: str
     trials: Mapping[int, Record]
-    tuned_elsewhere: bool = False  # in a study that differs only in its test samples
+    tuned_elsewhere: bool = False  # whether a study that differs only in its test samples tuned the method
 
     @property
     def first(self) -> Record:
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def tuned(self) -> bool:
-        """Tell whether a search chose the options or the training configuration."""
+        """Return whether a search chose the options or the training configuration."""
         return self.tuned_elsewhere or self.first.searched is not None
 
     @property
@@ -97,12 +97,12 @@ class Row:
 class Study:
     """A section of a committed report: one stream, scenario, backbone and training configuration, with its methods."""
 
-    folder: str  # under reports/
+    folder: str  # path below reports/
     rows: tuple[Row, ...]
 
     @property
     def trial(self) -> Trial:
-        """Return the definition of some trial."""
+        """Return the definition of the first trial."""
         return self.rows[0].first.trial
 
     @property
@@ -112,7 +112,7 @@ class Study:
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """Return what studies of the same setting share: stream, scenario, backbone and number of training steps."""
+        """Return what defines the study's setting: stream, scenario, backbone and amount of training."""
         trial = self.trial
         options = {name: value for name, value in trial.benchmark.options.items() if name != "test_per_class"}
         return (trial.benchmark.name, str(sorted(options.items())), *trial.environment[1:4],
@@ -125,7 +125,7 @@ class Study:
 
     @property
     def pretrained(self) -> bool:
-        """Tell whether the network starts from published weights or a pretrained backbone."""
+        """Return whether the network starts from published weights or a pretrained backbone."""
         return self.trial.weights is not None
 
     @property
@@ -153,9 +153,9 @@ class Study:
         return [row for name in names for row in self.rows if row.name == name]
 
     def variants(self, *names: str) -> list[Row]:
-        """Return the rows of some methods; of rows that differ only in the training configuration, the best one.
+        """Return the rows of some methods, but only the best one of rows that differ only in training configuration.
 
-        In Task-IL, rows that differ only in how they would infer the task are one row, too.
+        In Task-IL, rows that also differ in their way to infer the task count as one row too.
         """
         groups: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows_of(*names):
@@ -180,7 +180,7 @@ def best_row(rows: Iterable[Row]) -> Row:
 
 
 def read_studies(reports: Path = ROOT / "reports") -> list[Study]:
-    """Return the sections of the committed reports on accuracy that have LoRA, in the order of their folders."""
+    """Return the sections with LoRA of all committed reports on accuracy, in the order of their folders."""
     studies: list[Study] = []
     for folder in sorted(path.parent for path in reports.glob("**/records")):
         records, problems = Store(folder).read()
@@ -189,7 +189,7 @@ def read_studies(reports: Path = ROOT / "reports") -> list[Study]:
         for setting in readable(records):
             rows = tuple(Row(methods.label, {record.trial.seed: record for record in methods.done})
                          for methods in sorted(setting.methods, key=lambda methods: methods.label) if methods.done)
-            if any(row.name == LORA and not row.first.metric for row in rows):  # no metric is named: accuracy
+            if any(row.name == LORA and not row.first.metric for row in rows):  # an empty metric means accuracy
                 studies.append(Study(str(folder.relative_to(reports)), rows))
     if any(row.first.until for study in studies for row in study.rows):
         raise ClbenchError("the intervals of these pages do not account for `--until decided`")

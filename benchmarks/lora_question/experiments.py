@@ -1,4 +1,4 @@
-"""The comparisons of claims that have a study or a script of their own."""
+"""Comparisons for claims that have a study or a script designed for them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_results(name: str) -> Any:
 
 
 def compare_alphas(studies: Studies) -> Iterator[Comparison]:
-    """Compare the better of alpha = r and alpha = 2r with the best alpha, over all learning rates and at each."""
+    """Compare the better of alpha = r and alpha = 2r with the best alpha, over all learning rates and for each one."""
     for study in in_folder(studies, "alpha"):
         rows = study.rows_of(LORA)
         best = best_row(rows)
@@ -80,7 +80,7 @@ def measure_growth(studies: Studies) -> Iterator[Comparison]:
 
 
 def read_removals(studies: Studies) -> Iterator[Comparison]:
-    """Read what `add_remove.py` saw: it removed each task's adapter and trained it again."""
+    """Read the results of `add_remove.py`, which removed each task's adapter and trained it again."""
     for result in read_results("add_remove"):
         benchmark, model, rows = result["benchmark"], result["model"], result["rows"]
         source = Source(f"add_remove ({benchmark})", f"{BENCHMARK_NAMES[benchmark]}, {MODEL_NAMES[model]}",
@@ -95,7 +95,7 @@ def read_removals(studies: Studies) -> Iterator[Comparison]:
 
 
 def compare_with_no_pretraining(studies: Studies) -> Iterator[Comparison]:
-    """Compare LoRA on a pretrained ViT with LoRA on the same network without it, and on another pretrained backbone."""
+    """Compare LoRA on a pretrained ViT with LoRA on an untrained ViT, and with LoRA on another pretrained backbone."""
     for study, pretrained in product(in_folder(studies, "base"), in_folder(studies, "vision_task")):
         good, main = pretrained.main_row(LORA), study.main_row(LORA)
         for row in study.variants(LORA) if good else ():
@@ -108,7 +108,7 @@ def compare_with_no_pretraining(studies: Studies) -> Iterator[Comparison]:
 
 
 def compare_studies(study: Study, where: str, row: Row, rival: Row, label: str, *, main: bool = False) -> Comparison:
-    """Return the difference of two rows of two studies, with Welch's interval over the seeds of each."""
+    """Return the difference of two rows from different studies, with Welch's interval."""
     values, second = ({seed: accuracy(record) for seed, record in side.trials.items()} for side in (row, rival))
     details = f"{describe_accuracy(row, row.trials)}, {describe_accuracy(rival, rival.trials)}"
     return Comparison(Source.of(study), f"{row.label}, {where}", label, values, is_above(0), details, main=main,
@@ -116,13 +116,13 @@ def compare_studies(study: Study, where: str, row: Row, rival: Row, label: str, 
 
 
 def compare_test_sets(studies: Studies) -> Iterator[Comparison]:
-    """Compare LoRA's differences to other methods on all test images with those on a part of them, by seed."""
+    """Compare LoRA's differences to other methods on all test images with those on a part of the images, by seed."""
     for part, whole in product(in_folder(studies, "vision_task"), in_folder(studies, "vision_task_full")):
         yield from compare_differences(part, whole)
 
 
 def compare_differences(part: Study, whole: Study) -> Iterator[Comparison]:
-    """Compare LoRA's difference to each other row in two studies that train the same, over the seeds of both."""
+    """Compare LoRA's difference to each other row in two studies with the same training, over their shared seeds."""
     on_part = {row.first.trial.method_config: row for row in part.rows}
     row = whole.main_row(LORA)
     first = on_part.get(row.first.trial.method_config) if row else None
@@ -138,7 +138,7 @@ def compare_differences(part: Study, whole: Study) -> Iterator[Comparison]:
 
 
 def read_spectra(studies: Studies) -> Iterator[Comparison]:
-    """Read what `low_rank.py` saw of the change of weights by full fine-tuning."""
+    """Read the results of `low_rank.py` on the change of weights by full fine-tuning."""
     results = read_results("low_rank")
     for study in studies:
         of_study = [(spectrum, row) for spectrum in results
@@ -149,13 +149,13 @@ def read_spectra(studies: Studies) -> Iterator[Comparison]:
 
 
 def is_of(spectrum: Any, study: Study, row: Row) -> bool:
-    """Tell whether a spectrum is that of a row, by folder and learning rate."""
+    """Return whether a spectrum belongs to a row, by folder and learning rate."""
     _, _, rate = spectrum["method"].partition(":recipe.lr=")
     return study.folder == f"lora_question/{spectrum['folder']}" and (not rate or float(rate) == row.learning_rate)
 
 
 def describe_spectrum(study: Study, spectrum: Any, row: Row, *, main: bool) -> Comparison:
-    """Return how many of the ranks hold most of the change, and what LoRA reaches at some ranks."""
+    """Return the share of ranks that holds most of the change, with LoRA's accuracy at some ranks."""
     share = 100 * median(layer["rank for"][ENERGY] / layer["full rank"] for layer in spectrum["layers"])
     ranks = {rank: [lora for lora in study.rows_of(LORA) if lora.option("rank") == int(rank)]
              for rank in spectrum["energy"]}

@@ -1,4 +1,4 @@
-"""Write the results of scripts to a JSON file that already has results of other runs."""
+"""Write the results of scripts to a JSON file that may already have results of other runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Compute how low the rank of full fine-tuning's change of the weights is, in runs with trials of `independent`.
 
 `python benchmarks/lora_question/low_rank.py RUN ... --out FILE.json`, with run folders that have saved weights
-(artifacts/). It summarizes what `clbench lora spectrum RUN` shows: the singular values of the change of each weight,
-taken as a matrix. A weight for q, k and v is taken whole, as an adapter on all layers changes it.
+(artifacts/). It summarizes the output of `clbench lora spectrum RUN`: the singular values of the change of each weight
+matrix. A combined weight of q, k and v counts as one matrix, because an adapter on all layers changes it as a whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def summarize_spectrum(spectrum: Spectrum, folder: str) -> dict[str, Any]:
-    """Return the ranks that have shares of each layer's change, and the share of the whole change at some ranks."""
+    """Return the ranks that hold given shares of each layer's change, and the share of the change at some ranks."""
     changes = unparted(spectrum.changes)
     layers = []
     for layer in dict.fromkeys(change.layer for change in changes):

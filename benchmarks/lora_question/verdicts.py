@@ -1,4 +1,4 @@
-"""Verdicts on a claim: one comparison per study, its intervals, and which studies count."""
+"""Verdicts on a claim: comparisons, their intervals, and the studies that count."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evidence import Measure, Row, Study, accuracy, accuracy_with_ids
 from clbench.results.paired import near_limit
 from clbench.results.stats import LEVEL, Interval, t_interval, welch_half_width
 
-MARGIN = 2.0  # points of accuracy that a method may be worse and still be "not much worse"
+MARGIN = 2.0  # largest loss in points of accuracy that is still "not much worse"
 Verdict = Literal["supported", "contradicted", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "inconclusive")
 Rule = Callable[[Interval], Verdict]
@@ -53,7 +53,7 @@ def is_exactly(verdict: Verdict) -> Rule:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a comparison comes from."""
+    """The study or script that a comparison comes from."""
 
     name: str  # identifies the study
     description: str
@@ -70,20 +70,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one study says about a claim, in one comparison."""
+    """One comparison of one study for a claim."""
 
     source: Source
     method: str
     rival: str
-    values: Mapping[int, float]  # effect by seed; both sides have each of these seeds
+    values: Mapping[int, float]  # effect by seed, for the seeds that both sides have
     rule: Rule
-    details: str = ""  # what the two sides reach
+    details: str = ""  # text with the values of both sides
     unit: str = "points"
     main: bool = False  # the study's main comparison; all others are sensitivity rows
     counted: bool = False
-    exact: bool = False  # without sampling error, so that it has no interval
+    exact: bool = False  # whether the values have no sampling error, so that there is no interval
     reason: str = ""  # why the verdict is inconclusive despite the interval
-    second: Mapping[int, float] | None = None  # of another study: values minus second by Welch
+    second: Mapping[int, float] | None = None  # values of another study, subtracted by Welch
 
     def interval(self, level: float = LEVEL) -> Interval:
         """Return the effect with its interval."""
@@ -95,12 +95,12 @@ class Comparison:
         return t_interval(list(self.values.values()), level)
 
     def verdict(self, level: float = LEVEL) -> Verdict:
-        """Return the verdict by the interval of a level."""
+        """Return the verdict that follows from the interval of this level."""
         return "inconclusive" if self.reason else self.rule(self.interval(level))
 
     @property
     def seeds(self) -> str:
-        """Return the number of seeds, of both studies if there are two."""
+        """Return the number of seeds, or the numbers of both studies if there are two."""
         return str(len(self.values)) + (f" and {len(self.second)}" if self.second is not None else "")
 
 
@@ -118,13 +118,13 @@ def shared_seeds(first: Row, second: Row) -> list[int]:
 
 
 def by_seed(first: Row, second: Row, effect: Callable[[float, float], float], measure: Measure) -> dict[int, float]:
-    """Return an effect of two rows for each seed that both have."""
+    """Return the effect between two rows for each seed that both have."""
     return {seed: round(effect(measure(first.trials[seed]), measure(second.trials[seed])), 10)
             for seed in shared_seeds(first, second)}
 
 
 def difference(study: Study, row: Row, rival: Row, rule: Rule, *, main: bool = False, reason: str = "") -> Comparison:
-    """Return the paired difference of two rows in accuracy, in points."""
+    """Return the paired difference of two rows' accuracies, in points."""
     values = by_seed(row, rival, lambda one, other: one - other, accuracy)
     reached = [[accuracy(side.trials[seed]) for seed in values] for side in (row, rival)]
     if not reason and any(near_limit([value / 100 for value in side]) for side in reached):
@@ -134,7 +134,7 @@ def difference(study: Study, row: Row, rival: Row, rule: Rule, *, main: bool = F
 
 
 def describe_accuracy(row: Row, seeds: Iterable[int]) -> str:
-    """Return the mean accuracy over some seeds; in Class-IL also that with task IDs, if the records have it."""
+    """Return the mean accuracy over some seeds, in Class-IL also with task IDs if the records have it."""
     trials = [row.trials[seed] for seed in seeds]
     text = f"{fmean(map(accuracy, trials)):.1f}%"
     with_ids = [accuracy_with_ids(trial) for trial in trials]
@@ -144,9 +144,9 @@ def describe_accuracy(row: Row, seeds: Iterable[int]) -> str:
 
 
 def mark_counted(comparisons: Iterable[Comparison], designed: Sequence[str] = ()) -> list[Comparison]:
-    """Mark the main comparisons that count: of several studies of one setting, only one.
+    """Mark the main comparisons that count. Of several studies of one setting, only one counts.
 
-    It is the first study that was designed for the claim, else the one with most seeds.
+    This is the first study that was designed for the claim, else the study with the most seeds.
     """
     rows = list(comparisons)
 
@@ -167,6 +167,6 @@ def simultaneous_level(comparisons: Iterable[Comparison]) -> float:
 
 
 def count_verdicts(comparisons: Iterable[Comparison], level: float) -> tuple[int, int, int]:
-    """Return the numbers of counted studies that support, contradict, and do not decide a claim."""
+    """Return how many counted studies support a claim, contradict it, and do not decide it."""
     verdicts = [row.verdict(level) for row in comparisons if row.counted]
     return verdicts.count("supported"), verdicts.count("contradicted"), verdicts.count("inconclusive")

@@ -1,8 +1,9 @@
 """Measure attention's gradients in bfloat16 and in float32 on a CPU: `python benchmarks/speed/attention.py`.
 
-First attention alone, forward and backward, for several numbers of tokens: up to which one float32 is faster is
-`clbench.training.precision.SHORT`. Then whole trials in bf16 on a ViT-S/14 that is not trained, images of 56 pixels
-(17 tokens): one as it is, and one whose attention is all in bfloat16, take turns. Needs the extra clbench[timm].
+The first part measures attention alone, forward and backward, for several numbers of tokens. Up to
+`clbench.training.precision.SHORT` tokens, float32 is faster. The second part measures whole trials in bf16 on an
+untrained ViT-S/14 with images of 56 pixels (17 tokens). A normal trial and one with all attention in bfloat16 take
+turns. Needs the extra clbench[timm].
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from clbench.training import precision
 
 TOKENS = (17, 65, 128, 197, 257)
 HEADS, WIDTH = 6, 64
-SAMPLES = 2048  # tokens of a batch, about
+SAMPLES = 2048  # approximate number of tokens of a batch
 METHODS = ("frozen:base=random", "lora:base=random", "naive")
 
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def milliseconds(inputs: list[Tensor], limit: int, repeats: int) -> float:
-    """Return the median time of attention and its gradients, in float32 up to `limit` tokens."""
+    """Return the median time of attention and its gradients, which are in float32 up to `limit` tokens."""
     found = []
     with patch.object(precision, "SHORT", limit), torch.autocast("cpu", torch.bfloat16):
         for _ in range(repeats + 1):

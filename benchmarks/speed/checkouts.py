@@ -2,9 +2,9 @@
 
 Each checkout has a process. The two take turns with the same trial, so that other work on the machine affects both. The
 table shows processor seconds in the other checkout divided by those in this one, for training, evaluation and the whole
-trial: above 1, this one is faster. The interval is a 95% interval of the geometric mean.
+trial. If a ratio is above 1, this checkout is faster. The interval is a 95% interval of the geometric mean.
 
-With `--commands`, it compares whole commands instead, each in a process of its own: what a user waits for.
+With `--commands`, the script compares whole commands instead, each in a separate process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMMANDS = ("--help", "methods", "run --methods ewc,lora --dry-run --workers 0",
 
 
 def work() -> None:
-    """Run the trials that are asked for, a line of JSON each, and print their seconds."""
+    """Read trials from standard input, one line of JSON each, run them and print their seconds."""
     import clbench
 
     for line in sys.stdin:
@@ -73,8 +73,8 @@ def time_command(checkout: Path, command: str) -> float:
 
 def in_turns(other: Callable[[], Measured], this: Callable[[], Measured], pairs: int
              ) -> list[tuple[Measured, Measured]]:
-    """Measure both in turns, each first in half of the pairs. A first measurement of each does not count."""
-    other(), this()  # they import, compile and cache
+    """Measure both in turns, each first in half of the pairs. The first measurement of each does not count."""
+    other(), this()  # the first calls also import, compile and cache
     measured = []
     for number in range(pairs):
         if number % 2:
@@ -96,7 +96,7 @@ def compare_commands(other: Path, pairs: int) -> None:
 
 
 def ask(process: subprocess.Popen[str], spec: str) -> list[float]:
-    """Return the seconds of a trial in a process."""
+    """Run a trial in a process and return its seconds."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(spec + "\n")
     process.stdin.flush()

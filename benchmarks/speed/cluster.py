@@ -1,9 +1,9 @@
 """Measure the overhead of a trial on a Ray cluster: `python benchmarks/speed/cluster.py --help`.
 
-The cluster is one node on this machine. Its trials mostly sleep (half a second, and some milliseconds of work), so
-that more workers than cores can run and what is measured is not their training but the way to it and back. The same is
-measured with worker processes of this machine, without Ray. Then the parts of a run that grow with the number of its
-trials are timed by themselves, and all of it is extrapolated to 10,000 trials on 100 GPUs.
+The cluster is one node on this machine. Its trials mostly sleep (half a second, and some milliseconds of work), so that
+more workers than cores can run and the measurement shows the overhead instead of training. The script measures the same
+with worker processes on this machine, without Ray. It then times separately the parts of a run that grow with the
+number of trials, and extrapolates to 10,000 trials on 100 GPUs.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from clbench.experiment.spec import build
 from clbench.results.records import Record
 from clbench.results.store import Store
 
-SLEEP = 0.5  # seconds of a trial
-TRIALS = 18  # for each worker; the clock runs over the last two thirds, when every worker is warm
-RECORDS = 500  # that are written and read
-MANY, GPUS, MINUTES = 10_000, 100, 10.0  # of the extrapolation: trials, GPUs, and what a trial takes on one
+SLEEP = 0.5  # seconds that a trial sleeps
+TRIALS = 18  # trials of each worker; only the last two thirds are timed, when every worker is warm
+RECORDS = 500  # number of records that are written and read
+MANY, GPUS, MINUTES = 10_000, 100, 10.0  # for the extrapolation: trials, GPUs, and minutes of a trial on one GPU
 PLUGIN = f"""
     import time
     from clbench import Strategy, StrategyInfo, hookimpl
@@ -54,14 +54,14 @@ PLUGIN = f"""
 
 @dataclass(frozen=True)
 class Rate:
-    """Trials on so many workers, by one executor."""
+    """The measured rate of trials of one executor with some number of workers."""
 
     executor: str
     workers: int
-    trials: int  # while the clock ran
+    trials: int  # number of trials in the timed part
     seconds: float
-    own: float  # seconds that a trial takes by its own clock
-    leading: float  # CPU seconds of the leading process for each trial
+    own: float  # mean of the seconds in a trial's record
+    leading: float  # CPU seconds of the main process for each trial
 
     @property
     def throughput(self) -> float:
@@ -70,29 +70,29 @@ class Rate:
 
     @property
     def overhead(self) -> float:
-        """Return the seconds of a worker for each trial that are not in the trial's own time."""
+        """Return the seconds per trial that a worker spends outside the trial."""
         return self.workers / self.throughput - self.own
 
 
 class Clock(Listener):
-    """Runs over the last two thirds of the trials, but for the last of each worker."""
+    """Clock that times the last two thirds of the trials, without the last trial of each worker."""
 
     def __init__(self, workers: int) -> None:
-        """Expect the first record."""
-        # Workers end their trials almost at once: whole rounds of them are counted.
+        """Set the first and last record that are timed."""
+        # Workers end their trials almost at the same time, so only whole rounds of trials are counted.
         self.first, self.last = workers * (TRIALS // 3), workers * (TRIALS - 1)
         self.records: list[Record] = []
-        self.times: list[tuple[float, float]] = []  # by the clock, and of the leading process's CPU
+        self.times: list[tuple[float, float]] = []  # wall seconds, and CPU seconds of the main process
 
     def finished(self, record: Record) -> None:
-        """Look at the clocks."""
+        """Read the clocks at the first and the last timed record."""
         self.records.append(record)
         if len(self.records) in (self.first, self.last):
             self.times.append((time.perf_counter(), time.process_time()))
 
 
 def measure(executor: str, workers: int, file: Path, address: str) -> tuple[Rate, Record]:
-    """Return the rate of one executor, and one of the records."""
+    """Return the rate of one executor, and the first record."""
     spec = build({"methods": "sleeper", "seeds": TRIALS * workers, "device": "cpu", "model": "mlp:width=10",
                   "recipe": {"iterations": 1, "batch_size": 8},
                   "execution": {"workers": workers, "threads": 1, "executor": executor,
@@ -109,7 +109,7 @@ def measure(executor: str, workers: int, file: Path, address: str) -> tuple[Rate
 
 
 def growing(record: Record) -> dict[str, float]:
-    """Return the seconds that each trial costs a run of `MANY`: planned, given out, its record written and read."""
+    """Return the seconds per trial, in a run of `MANY`, to plan it, assign it, and write and read its record."""
     registry, seconds = discover(), {}
 
     def timed(name: str, count: int, began: float) -> None:
@@ -139,9 +139,9 @@ def growing(record: Record) -> dict[str, float]:
 
 
 def extrapolation(rates: Sequence[Rate], growth: dict[str, float]) -> dict[str, float]:
-    """Return what the measured figures come to for `MANY` trials of `MINUTES` on `GPUS` GPUs.
+    """Extrapolate the measurements to `MANY` trials of `MINUTES` minutes on `GPUS` GPUs.
 
-    The leading process does one thing after the other: besides its CPU time, it waits for each record to be on disk.
+    The main process works sequentially: in addition to its CPU time, it waits until each record is on disk.
     """
     ray = [r for r in rates if r.executor == "ray"]
     overhead = max(r.overhead for r in ray)
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     counts = [int(part) for part in found.workers.split(",")]
     machine = {**processes.machine(usable_cores()), "ray": ray.__version__}
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # as worker processes without Ray
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # the priority of workers without Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": max(counts), "include_dashboard": False})
     rates = []
     try:

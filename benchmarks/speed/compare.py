@@ -1,4 +1,4 @@
-"""Measure clbench beside stock Avalanche and plain torch loops: `python benchmarks/speed/compare.py --help`."""
+"""Compare clbench with stock Avalanche and plain torch loops: `python benchmarks/speed/compare.py --help`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def groups_of(found: argparse.Namespace) -> list[Group]:
-    """Return the groups to measure: model, method, batch size and the contenders that are wanted."""
+    """Return the groups to measure: model, method, batch size and the selected contenders."""
     counts = [int(count) for count in found.seeds]
     groups = [(model, method, found.batch_size, contenders(method, model, counts))
               for model in found.model for method in found.methods]
@@ -85,8 +85,8 @@ def module_of(contender: str) -> str:
 
 
 def measure(setting: Setting) -> Outcome | str:
-    """Return what a contender measures in a process of its own, or why it could not."""
-    env = ALLOCATOR if setting.contender.startswith("clbench") else {}  # as its workers have it
+    """Measure a contender in a separate process; return the outcome, or the error message."""
+    env = ALLOCATOR if setting.contender.startswith("clbench") else {}  # the environment of clbench's workers
     try:
         return Outcome(**ask(module_of(setting.contender), asdict(setting), setting.threads, env))
     except MeasurementError as error:
@@ -94,7 +94,7 @@ def measure(setting: Setting) -> Outcome | str:
 
 
 def rows_of(measured: Sequence[tuple[Setting, Outcome | str]]) -> dict[tuple[str, str, int], list[Row]]:
-    """Return the rows of each group, repeats together."""
+    """Return the rows of each group; a row has all repeats of a contender."""
     groups: dict[tuple[str, str, int], dict[str, list[Outcome | str]]] = {}
     for setting, found in measured:
         row = groups.setdefault(setting.group, {}).setdefault(titled(setting.contender, len(setting.seeds)), [])
@@ -105,7 +105,7 @@ def rows_of(measured: Sequence[tuple[Setting, Outcome | str]]) -> dict[tuple[str
 
 
 def benchmark_of(model: str, found: argparse.Namespace) -> str:
-    """Return the benchmark that a model is measured on: images of its own kind, all of them where they are laid."""
+    """Return the benchmark for a model: CIFAR-100 for ResNets, else MNIST; its small version if quick or missing."""
     if found.quick:
         return "split-mnist-5k"
     if model.startswith("resnet"):
@@ -124,7 +124,7 @@ def describe(found: argparse.Namespace, benchmarks: Mapping[str, str]) -> dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure all contenders round by round, and write after each of them; or write an old table anew."""
+    """Measure all contenders round by round and write after each one; with `--again`, only rewrite an old table."""
     found = arguments(argv)
     if found.again:
         machine, measured = load(found.again)
@@ -157,7 +157,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[tuple[Setting, Outcome | str]
 
 def write(found: argparse.Namespace, machine: dict[str, Any],
           measured: Sequence[tuple[Setting, Outcome | str]]) -> None:
-    """Write report and raw measurements to where they are wanted."""
+    """Write the report and the raw measurements, if an output folder is given."""
     raw = json.dumps({"machine": machine, "measurements": [
         {"setting": {**asdict(s), "data_dir": ""}, **({"error": o} if isinstance(o, str) else {"outcome": asdict(o)})}
         for s, o in measured]}, indent=1)

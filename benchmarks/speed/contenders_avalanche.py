@@ -1,4 +1,4 @@
-"""Stock Avalanche: its own stream, loaders, strategies and default evaluation, as its tutorials use them."""
+"""Stock Avalanche: its stream, loaders, strategies and default evaluation, as in its tutorials."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from work import (
 
 from clbench.data.datasets import Images
 
-# Replay adds a full batch of memory to the few samples that end a pass. This last step, nearly all of it old classes,
-# alone is worth five points of final accuracy; clbench replays as many samples as are new.
+# Avalanche's replay adds a full batch from the buffer even to a small last batch of an epoch. This last step, which is
+# nearly all old classes, adds five points of final accuracy. clbench replays as many samples as there are new ones.
 DEVIATION: dict[str, dict[str, Any]] = {"er": {"drop_last": True}}
 
 
 def benchmark_of(setting: Setting) -> Any:
-    """Return the stream: Avalanche's SplitMNIST for all of MNIST, else the same cut of other images.
+    """Return the stream: Avalanche's SplitMNIST for all of MNIST, else the same split of other images.
 
-    Avalanche's own SplitCIFAR100 looks for its files on the network, and would add random crops and flips.
+    Avalanche's SplitCIFAR100 is not used because it downloads its files and adds random crops and flips.
     """
     facts = STREAMS[setting.benchmark]
     if setting.benchmark == "split-mnist":
@@ -49,7 +49,7 @@ def benchmark_of(setting: Setting) -> Any:
 
 
 def cut(images: Sequence[Images], tasks: int, benchmark: str) -> Any:
-    """Return a stream of training and test images by class, transformed as Avalanche does by default."""
+    """Return a stream of training and test images split by class, with Avalanche's default transform."""
     transform = to_input(benchmark)
     return nc_benchmark(*map(Pictures, images), tasks, task_labels=False, shuffle=False,
                         fixed_class_order=list(range(STREAMS[benchmark].classes)), train_transform=transform,
@@ -57,7 +57,7 @@ def cut(images: Sequence[Images], tasks: int, benchmark: str) -> Any:
 
 
 def strategy_of(setting: Setting) -> Any:
-    """Return the strategy with a model of its own."""
+    """Return the strategy with a new model."""
     model = model_of(setting)
     common: dict[str, Any] = dict(
         model=model, optimizer=optimizer_of(setting, model), criterion=CrossEntropyLoss(),
@@ -70,7 +70,7 @@ def strategy_of(setting: Setting) -> Any:
 
 
 def live(strategy: Any, benchmark: Any, clock: Clock, method: str) -> list[list[float]]:
-    """Train on each experience and evaluate on the whole test stream before, between and after; return R."""
+    """Train on each experience, evaluate on the whole test stream before the first and after each, and return R."""
     for plugin in strategy.plugins:
         if type(plugin).__name__ in ("EWCPlugin", "ReplayPlugin"):
             plugin.after_training_exp = clock.timed("consolidate", plugin.after_training_exp)
@@ -88,7 +88,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     """Measure one trial."""
     setting = Setting(**{**request, "seeds": tuple(request["seeds"])})
     device = torch.device(setting.device)
-    # Enough for two experiences with full batches, and for each class to be there.
+    # Enough for two experiences with full batches, and for samples of each class.
     count = max(4 * EVAL_BATCH, 4 * setting.batch_size, 20 * STREAMS[setting.benchmark].classes)
     few = [Images(part.x[:count], part.y[:count]) for part in shuffled(setting)]
     live(strategy_of(setting), cut(few, 2, setting.benchmark), Clock(device), setting.method)  # warm-up
@@ -105,7 +105,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
     if setting.method == "er":
         lengths = [n - n % setting.batch_size for n in lengths]
     samples = sum(lengths) * setting.epochs
-    replayed = sum(lengths[1:]) * setting.epochs  # from the second experience on, a full batch with each batch
+    replayed = sum(lengths[1:]) * setting.epochs  # each batch after the first experience gets a full replay batch
     return asdict(Outcome(
         train=clock.seconds["train and consolidate"] - consolidate, consolidate=consolidate,
         evaluate=clock.seconds["evaluate"], whole=whole, ready_after=ready, train_samples=samples,
@@ -114,7 +114,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
 
 
 def shuffled(setting: Setting) -> list[Images]:
-    """Return training and test images in an order in which the first few have all classes."""
+    """Return training and test images in random order, so that the first few images include all classes."""
     parts = []
     for part in images_of(setting):
         order = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(0))

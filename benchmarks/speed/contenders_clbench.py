@@ -1,4 +1,4 @@
-"""clbench itself: one seed, several one after another, stacked, or side by side in its worker processes."""
+"""clbench: one seed, or several seeds one after another, as a stack, or in parallel worker processes."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ COMMAND = "benchmarks/speed"
 
 
 class Stopwatch(Listener):
-    """Notes how many workers there are, when the first trial starts and when the last one ends."""
+    """Record the number of workers, the start of the first trial and the end of the last one."""
 
     workers = 1
     began = ended = 0.0
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Hear that workers are there."""
+        """Record the number of workers."""
         self.workers = workers
 
     def started(self, planned: PlannedTrial) -> None:
-        """Hear that a trial has begun."""
+        """Record the start of the first trial."""
         self.began = self.began or time.time()
 
     def finished(self, record: Record) -> None:
-        """Hear that a trial is over."""
+        """Record the end of a trial."""
         self.ended = time.time()
 
 
 @dataclass(frozen=True)
 class Run:
-    """Trials that have been run: seconds until ready, wall seconds, and how many worker processes ran them."""
+    """The records of finished trials, seconds until ready, wall seconds, and number of worker processes."""
 
     records: list[Record]
     ready_after: float
@@ -68,10 +68,12 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
 
 
 def execute(spec: Spec, data_dir: Path, how: str, threads: int, started: float) -> Run:
-    """Run all trials of an experiment: `stacked`, in `workers`, as `default` has it, else one after another here.
+    """Run all trials of an experiment.
+
+    `how` is `stacked`, `workers` or `default` (clbench decides); otherwise they run one after another in this process.
 
     Raises:
-        RuntimeError: a trial did not go through, or not in the way asked for.
+        RuntimeError: a trial failed, or did not run in this way.
     """
     if how in ("workers", "default"):
         run = in_workers(spec, data_dir, {"workers": threads, "threads": 1, "stack": 1} if how == "workers" else {},
@@ -88,7 +90,7 @@ def execute(spec: Spec, data_dir: Path, how: str, threads: int, started: float) 
 
 
 def in_this_process(spec: Spec, data_dir: Path, stacked: bool, started: float) -> Run:
-    """Run the trials here, as a worker does."""
+    """Run the trials in this process, as a worker does."""
     registry = discover()
     planned = plan(spec, registry)
     runner = TrialRunner(ExecutionSettings(data=data_dir), spec.device, COMMAND, registry)
@@ -100,9 +102,9 @@ def in_this_process(spec: Spec, data_dir: Path, stacked: bool, started: float) -
 
 
 def in_workers(spec: Spec, data_dir: Path, how: dict[str, int], started: float) -> Run:
-    """Run the trials in worker processes; what `how` does not say is left to clbench.
+    """Run the trials in worker processes; `how` overrides clbench's default execution settings.
 
-    Starting the workers is not counted in the wall seconds, the first steps of each worker are.
+    The wall seconds do not include the start of the workers, but they include the first steps of each worker.
     """
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +115,7 @@ def in_workers(spec: Spec, data_dir: Path, how: dict[str, int], started: float) 
 
 
 def warm_up(runner: TrialRunner, planned: Sequence[PlannedTrial]) -> None:
-    """Live through a few samples of the stream, so that nothing is loaded or compiled for the first time later."""
+    """Train on a few samples of the stream, so that modules are loaded and code is compiled before the measurement."""
     stream = runner.stream(planned[0].trial)
     few = replace(stream, tasks=tuple(replace(t, train=first(t.train, 2 * EVAL_BATCH), test=first(t.test, EVAL_BATCH))
                                       for t in stream.tasks))
@@ -121,18 +123,18 @@ def warm_up(runner: TrialRunner, planned: Sequence[PlannedTrial]) -> None:
 
 
 def first(samples: Samples, count: int) -> Samples:
-    """Return the first so many samples."""
+    """Return the first `count` samples."""
     return Samples(samples.x[:count], samples.y[:count], samples.tasks[:count])
 
 
 def outcome(setting: Setting, run: Run) -> Outcome:
-    """Return what the records say; seconds of trials that ran side by side are divided by how many did."""
+    """Return the outcome from the records; the seconds of phases are divided by the number of parallel workers."""
     records = run.records
     seconds = {phase: sum(sum(getattr(r.timings, phase)) for r in records) / max(1, run.workers)
                for phase in ("train", "consolidate", "evaluate")}
     facts = [r.stream for r in records if r.stream]
     samples = sum(sum(f.train_samples) for f in facts) * setting.epochs
-    # er replays as many samples as are new (as many as it has), from the second task on.
+    # From the second task on, er replays as many samples as there are new ones, at most all of its buffer.
     replayed = sum(sum(r.costs.steps[1:]) for r in records) * min(setting.batch_size, MEMORY)
     accuracies = [summary(r.R) for r in records]
     unit = 1 if sys.platform == "darwin" else 1024

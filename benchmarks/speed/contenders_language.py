@@ -37,7 +37,7 @@ def answer(request: Request, started: float) -> dict[str, Any]:
 
 
 def by_clbench(request: Request) -> dict[str, Any]:
-    """Train and evaluate as a worker does, one seed or several as a stack."""
+    """Train and evaluate as a worker does, with one seed or a stack of seeds."""
     seeds = 4 if "4 seeds" in request["contender"] else 1
     layers = {"layers": request["contender"].split()[-1]} if "blocks:" in request["contender"] else {}
     spec = build({"benchmark": {"name": f"instructions:{request['tasks']}", "options": {}}, "scenario": "task",
@@ -56,7 +56,7 @@ def by_clbench(request: Request) -> dict[str, Any]:
 
 
 def clock(device: str) -> float:
-    """Return the present moment in seconds: of the processor's time on a CPU, so that other work does not count."""
+    """Return the time in seconds: process time on a CPU, so that other processes do not count, else wall time."""
     return time.process_time() if device == "cpu" else time.perf_counter()
 
 
@@ -75,27 +75,27 @@ def order(request: Request, samples: int) -> list[int]:
 
 
 def counted(request: Request) -> tuple[int, int]:
-    """Return the tokens, without padding, that are trained on and tested (before and after training)."""
+    """Return the numbers of trained and tested tokens without padding. Tests are before and after training."""
     train, test = splits(request)
     lengths = (train.x >= 0).sum(1)
     return int(lengths[order(request, len(lengths))].sum()), 2 * int((test.x >= 0).sum())
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
-    """Return rows [L] of different lengths as a batch, padded on the right as clbench pads."""
+    """Return rows [L] of different lengths as a batch, padded on the right as in clbench."""
     longest = rounded(max(map(len, rows)), MULTIPLE)
     return torch.stack([torch.cat([row, row.new_full((longest - len(row),), IGNORED)]) for row in rows])
 
 
 def collate(items: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Return a batch as transformers takes it."""
+    """Return a batch in the format of transformers."""
     ids, labels = (padded([item[part] for item in items]) for part in (0, 1))
     there = ids != IGNORED
     return {"input_ids": ids.clamp(min=0), "attention_mask": there.long(), "labels": labels}
 
 
 def by_transformers(request: Request) -> dict[str, Any]:
-    """Train by transformers' Trainer on the same batches, and evaluate by a plain loop."""
+    """Train with transformers' Trainer on the same batches, and evaluate with a plain loop."""
     import peft
     import transformers
 

@@ -27,7 +27,7 @@ from clbench.experiment.spec import Spec, build
 from clbench.models.weights import read_weights
 from clbench.results.records import Record
 
-CLASSES, RANK, LR = 10, 8, 1e-3  # classes of a task
+CLASSES, RANK, LR = 10, 8, 1e-3  # CLASSES is the number of classes per task
 TEST_BATCH = 64
 Request = dict[str, Any]
 
@@ -47,7 +47,7 @@ def answer(request: Request, started: float) -> dict[str, Any]:
 
 
 def spec_of(request: Request, seeds: int, layers: str) -> Spec:
-    """Return the experiment as clbench runs it."""
+    """Return the experiment as a clbench spec."""
     options = {"tasks": request["tasks"], "held_out": 100 - CLASSES * request["tasks"],
                "train_per_class": request["per_class"], "test_per_class": request["per_class"] // 4,
                "augment": request["augment"]}
@@ -61,7 +61,7 @@ def spec_of(request: Request, seeds: int, layers: str) -> Spec:
 
 
 def by_clbench(request: Request, started: float) -> dict[str, Any]:
-    """Measure trials: one, or four seeds as one stack, in turn or in workers."""
+    """Measure one trial, or four seeds as a stack, one after another or in workers."""
     how = request["contender"].removeprefix("clbench").strip()
     layers = how if how.startswith("blocks") else "attention" if "vit" in request["model"] else "all"
     spec = spec_of(request, 4 if "seeds" in how else 1, layers)
@@ -90,7 +90,11 @@ def by_clbench(request: Request, started: float) -> dict[str, Any]:
 
 
 def check(records: Sequence[Record]) -> None:
-    """Refuse trials that did not go through, or not as they were asked to."""
+    """Check that all trials succeeded, and that none of a stack ran alone.
+
+    Raises:
+        RuntimeError: a trial failed or ran alone.
+    """
     for record in records:
         alone = [note for note in record.notes if note.startswith("ran alone")]
         if record.status != "done" or alone:
@@ -110,7 +114,7 @@ def tasks_of(request: Request) -> tuple[list[Images], list[Images]]:
 
 
 def model_of(request: Request) -> nn.Module:
-    """Return timm's model with the weights, wrapped by PEFT, with a head for all classes."""
+    """Return timm's model with the weights and a head for all classes, wrapped by PEFT."""
     import timm
     from peft import LoraConfig, get_peft_model
 
@@ -131,13 +135,13 @@ def model_of(request: Request) -> nn.Module:
 
 
 def autocast(request: Request) -> AbstractContextManager[Any]:
-    """Return mixed precision as it is asked for."""
+    """Return the autocast context of the requested precision."""
     on = request["precision"] == "bf16"
     return torch.autocast(torch.device(request["device"]).type, torch.bfloat16) if on else nullcontext()
 
 
 def frozen_statistics(model: nn.Module) -> nn.Module:
-    """Set a model to training mode but its normalization, which is part of the frozen base."""
+    """Set a model to training mode except its batch normalization, which belongs to the frozen backbone."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -146,7 +150,7 @@ def frozen_statistics(model: nn.Module) -> nn.Module:
 
 
 def by_hand(request: Request, train: Sequence[Images], test: Sequence[Images], clock: Clock) -> None:
-    """Train a model for each task and evaluate all tests; tensors at hand, or a loader of PIL images."""
+    """Train a new model on each task and evaluate all tests, with tensors on the device or a loader of PIL images."""
     info = read_weights_info(Path(request["weights"]))
     assert info is not None and info.preprocessing is not None
     mean, std = info.preprocessing.mean, info.preprocessing.std
@@ -212,7 +216,7 @@ def by_hand(request: Request, train: Sequence[Images], test: Sequence[Images], c
 
 
 def by_avalanche(request: Request, train: Sequence[Images], test: Sequence[Images], clock: Clock) -> None:
-    """Train one PEFT model by Avalanche's Naive, with transforms as a user of it writes them."""
+    """Train one PEFT model with Avalanche's Naive, with transforms that are typical for its users."""
     from avalanche.benchmarks import nc_benchmark
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.supervised import Naive

@@ -1,4 +1,4 @@
-"""Naive fine-tuning in plain torch, three ways: PIL images in a loader, tensors in a loader, tensors by permutation."""
+"""Sequential fine-tuning in plain torch: PIL images in a loader, tensors in a loader, or tensors by permutation."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class Loaders:
 
 
 class Tensors:
-    """Batches of tensors that lie on the device, by a permutation."""
+    """Batches of tensors on the device, indexed by a random permutation."""
 
     def __init__(self, parts: list[Images], setting: Setting) -> None:
-        """Put the tensors on the device."""
+        """Move the tensors to the device."""
         self.batch_size = setting.batch_size
         self.device = setting.device
         self.x = [as_input(p.x, setting.benchmark).to(setting.device) for p in parts]
@@ -99,7 +99,7 @@ def evaluate(model: nn.Module, data: Loaders | Tensors, sizes: list[int], device
 
 
 def live(setting: Setting, training: list[Images], test: list[Images]) -> tuple[list[list[float]], Clock, float]:
-    """Lead a new model through the stream; return R, the clock and the time at which it was ready to begin."""
+    """Train and evaluate a new model on the stream; return R, the clock, and the time when it was ready to start."""
     kind = Tensors if setting.contender.startswith("torch tensors") else Loaders
     data, tests = kind(training, setting), kind(test, setting)
     model = model_of(setting)

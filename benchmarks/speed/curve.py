@@ -1,7 +1,7 @@
-"""What the accuracy while tasks are learned costs: its processor time as a share of training's, from records.
+"""Measure the cost of evaluation during training: its processor time as a share of the time of training.
 
-`python benchmarks/speed/curve.py --data DIR` takes some minutes: split-mnist, scenario class, one thread, the defaults
-of `clbench run` with `--evaluate-every 100`, and then one online pass in batches of 10.
+`python benchmarks/speed/curve.py --data DIR` takes some minutes. It runs split-mnist in scenario class on one thread:
+first the defaults of `clbench run` with `--evaluate-every 100`, then one online epoch in batches of 10.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arithmetic floor: the FLOPs of one training step, and how fast this machine does its matrix products alone."""
+"""The arithmetic floor: the FLOPs of one training step, and the speed of its matrix products alone on this machine."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ BLOCKS, BLOCK_SECONDS = 7, 0.05
 
 @dataclass(frozen=True)
 class Product:
-    """One matrix product [m, k] x [k, n] as a step asks for it; strides as they were, transposed factors included."""
+    """One matrix product [m, k] x [k, n] of a training step, with the strides of its factors."""
 
     m: int
     n: int
     k: int
-    strides: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # None: contiguous
+    strides: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # None means contiguous
 
     @property
     def flops(self) -> int:
-        """Return multiplications and additions."""
+        """Return the number of multiplications and additions."""
         return 2 * self.m * self.n * self.k
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return random factors."""
+        """Return random factors with these shapes and strides."""
         a, b = self.strides or ((self.k, 1), (self.n, 1))
         pair = (torch.empty_strided((self.m, self.k), a, device=device),
                 torch.empty_strided((self.k, self.n), b, device=device))
@@ -39,15 +39,15 @@ class Product:
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every matrix product that runs inside; a convolution counts as the products it unfolds to."""
+    """Context that records every matrix product; a convolution counts as the products of its unfolded form."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without products."""
         super().__init__()
         self.products: list[Product] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and note it."""
+        """Run an operation and record its matrix products."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket._qualified_op_name
         if name in ("aten::mm", "aten::addmm"):
@@ -64,7 +64,7 @@ class Recorder(TorchDispatchMode):
 
 
 def unfolded(out: Tensor, weight: Tensor) -> tuple[int, int, int]:
-    """Return the sizes of an unfolded convolution: positions of the output, inputs of each, output channels."""
+    """Return the sizes of an unfolded convolution: output positions, inputs of each position, output channels."""
     return out.numel() // out.shape[1], weight[0].numel(), weight.shape[0]
 
 
@@ -77,7 +77,7 @@ def products_of(model: nn.Module, x: Tensor, y: Tensor) -> list[Product]:
     """Return the matrix products of a training step.
 
     Raises:
-        RuntimeError: torch's own counter finds more or fewer FLOPs.
+        RuntimeError: torch's FLOP counter gives a different number of FLOPs.
     """
     with FlopCounterMode(display=False) as counter:
         step(model, x, y)
@@ -90,7 +90,7 @@ def products_of(model: nn.Module, x: Tensor, y: Tensor) -> list[Product]:
 
 
 def seconds_of(product: Product, device: torch.device) -> float:
-    """Return the time of a product, the best of several blocks; the result's memory is there beforehand."""
+    """Return the seconds of a product, the best of several blocks. The memory of the result is allocated before."""
     from clbench.core.device import synchronize
 
     a, b = product.factors(device)

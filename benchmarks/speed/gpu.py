@@ -1,8 +1,8 @@
-"""Prove on a GPU, in under nine minutes, what cannot be proved without one: `python benchmarks/speed/gpu.py`.
+"""Check everything that needs a GPU, in less than nine minutes: `python benchmarks/speed/gpu.py`.
 
-Every method gives the accuracies that the CPU gives, within noise; so do stacks, compiled losses, mixed precision and
-samples streamed from the host; pretrained transformers run; and the speed tables are made. Without a GPU the script
-says so and does nothing; `--device cpu` rehearses it, which proves that the script works and nothing else.
+The script checks that every method gives the same accuracies as on the CPU, within noise. It does the same for stacks,
+compiled losses, mixed precision and samples streamed from the host. It also runs pretrained transformers and makes the
+speed tables. Without a GPU, the script prints a message and stops. `--device cpu` only tests the script itself.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from clbench.results import metrics
 from clbench.results.records import Record
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports" / "speed"
-LIMIT = 540  # seconds for all of it
-# Two accuracies on 1,000 images that come from the same distribution differ by more once in 10,000 times.
+LIMIT = 540  # seconds for all sections
+# Two accuracies on 1,000 images from the same distribution differ by more than this once in 10,000 times.
 NOISE = 4 * (2 * 0.25 / 1000) ** 0.5
 COMMON: dict[str, Any] = {"benchmark": "split-mnist-5k", "model": "mlp:width=64", "iterations": 60, "batch_size": 32}
 OPTIONS = {"er": ":capacity=200", "icarl": ":capacity=200", "l2p": ":pool=4:top=2:length=2",
-           "avalanche:ER_AML": ":mem_size=400"}  # which needs a batch of each class
+           "avalanche:ER_AML": ":mem_size=400"}  # it needs a batch of each class
 Section = Callable[["Proof"], list[list[Any]]]
 
 
 class Proof:
-    """The device, where things are, the time that is left, and what has failed so far."""
+    """The device, the folders, the remaining time and the failures so far."""
 
     def __init__(self, found: argparse.Namespace) -> None:
         """Start the clock."""
@@ -50,7 +50,7 @@ class Proof:
 
     @property
     def left(self) -> float:
-        """Return the seconds that are left."""
+        """Return the remaining seconds."""
         return self.limit - (time.time() - self.began)
 
     def run(self, device: str, **settings: Any) -> tuple[dict[str, Record], float]:
@@ -74,7 +74,7 @@ class Proof:
 
 
 def methods(proof: Proof) -> list[list[Any]]:
-    """Compare every method with the CPU, in a scenario without task ids."""
+    """Compare every method with the CPU, in a scenario without task IDs."""
     chosen = [name + OPTIONS.get(name, "") for name, info in sorted(discover().strategies.items())
               if info.check_model == "mlp"]
     there, _ = proof.run(proof.device, methods=chosen, scenario="class", seeds=1, workers=4)
@@ -83,7 +83,7 @@ def methods(proof: Proof) -> list[list[Any]]:
 
 
 def stacks(proof: Proof) -> list[list[Any]]:
-    """Compare eight seeds as one stack with one after another."""
+    """Compare eight seeds as one stack with eight seeds one after another."""
     rows = []
     for method in ("naive", "ewc", "er:capacity=200", "lora", "pnn"):
         settings = {"methods": [method], "scenario": "class", "seeds": 8, "workers": 0}
@@ -108,7 +108,7 @@ def arithmetic(proof: Proof) -> list[list[Any]]:
 
 
 def streaming(proof: Proof) -> list[list[Any]]:
-    """Compare samples that stay on the host with resident ones."""
+    """Compare samples that stay on the host with samples on the device."""
     settings = {"methods": "naive,er:capacity=200", "scenario": "class", "seeds": 1, "workers": 0}
     resident, _ = proof.run(proof.device, **settings)
     room = runner.room_for_samples
@@ -121,11 +121,11 @@ def streaming(proof: Proof) -> list[list[Any]]:
 
 
 def pretrained(proof: Proof) -> list[list[Any]]:
-    """Compare a vision transformer of timm with real weights with the CPU."""
+    """Compare a pretrained vision transformer of timm with the CPU."""
     if proof.weights is None or not (proof.data / "cifar100.safetensors").is_file():
         return [["left out: needs --weights and CIFAR-100", "", "", ""]]
     settings = {"methods": "lora:layers=attention,seq-lora:layers=attention,inflora:layers=attention,"
-                           "ewc:fisher=sampled:fisher_samples=20,er,ranpac",  # the exact one takes a second an image
+                           "ewc:fisher=sampled:fisher_samples=20,er,ranpac",  # exact takes 1 s per image
                 "benchmark": "split-cifar100:tasks=2:held_out=80:train_per_class=20:test_per_class=20",
                 "model": "timm:vit_small_patch14_dinov2:size=56", "weights": str(proof.weights / "vit_s14.safetensors"),
                 "scenario": "class", "seeds": 1, "epochs": 2, "iterations": None, "batch_size": 32}
@@ -136,7 +136,7 @@ def pretrained(proof: Proof) -> list[list[Any]]:
 
 
 def scripts(proof: Proof) -> list[list[Any]]:
-    """Show who waits for whom, and the speed tables."""
+    """Run the scripts that measure waiting times and make the speed tables."""
     here, device = Path(__file__).parent, ["--device", proof.device]
     commands = {"waiting": ["waiting.py", *device, "--data", str(proof.data)],
                 "compare": ["compare.py", *device, "--model", "mlp", "--quick", "--data", str(proof.data)]}
@@ -163,7 +163,7 @@ SECTIONS: dict[str, Section] = {"methods": methods, "stacks": stacks, "arithmeti
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sections and write after each; return 1 if something failed, 2 without a GPU."""
+    """Run the sections and write the report after each one; return 1 after a failure, and 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--device", default="cuda")

@@ -1,10 +1,10 @@
-"""Measure LoRA on a causal language model beside transformers' Trainer with PEFT.
+"""Compare LoRA on a causal language model with transformers' Trainer with PEFT.
 
     python benchmarks/speed/language.py --model SmolLM2-135M-Instruct --tasks TASKS
 
-Everybody trains rank 8 on q and v on the same batches with the same padding, and evaluates nll and exact match of the
-same test items before and after. TASKS is a folder with one task, as `--benchmark instructions:TASKS` takes it. Each
-measurement is a process of its own, and contenders take turns.
+All contenders train rank 8 on q and v, on the same batches with the same padding. They evaluate nll and exact match of
+the same test items before and after training. TASKS is a folder with one task, as in `--benchmark instructions:TASKS`.
+Each measurement has a separate process, and contenders take turns.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 
 def rows_of(measured: list[dict[str, Any]]) -> list[list[str]]:
-    """Return the table: medians, and medians of the ratios within a round."""
+    """Return the rows of the table: medians, and medians of the ratios within each round."""
     rounds: dict[int, dict[str, dict[str, Any]]] = {}
     for m in measured:
         if "error" not in m:
@@ -72,7 +72,7 @@ def rows_of(measured: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Measure round by round."""
+    """Measure all contenders round by round."""
     given = arguments()
     measured: list[dict[str, Any]] = []
     for number in range(given.repeats):

@@ -1,6 +1,6 @@
-"""How long it takes to see that many files are what a cached stream was made of.
+"""Measure how long it takes to check that the many files of a cached stream are unchanged.
 
-`python benchmarks/speed/many_files.py` writes 50,000 files of 2 kB to a temporary folder; half a minute.
+`python benchmarks/speed/many_files.py` writes 50,000 files of 2 kB to a temporary folder. It takes half a minute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def listed(name: str, options: Mapping[str, Any], data_dir: Path) -> Sequence[Pa
 
 
 def main() -> None:
-    """Print the seconds of the first look, of one at unchanged files, after a touch of all, and of verifying."""
+    """Print the seconds of a first check, of a check of unchanged files, after touching all files, and of verifying."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=50_000, help="how many (50000)")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What is measured and how it is judged: settings, contenders, ratios, noise. Pure Python, no torch."""
+"""Settings, contenders, ratios and noise of the speed comparison. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STOCK, LOOP, FLOOR = "avalanche", "torch tensors", "floor"
-TOLERANCE = 0.01  # of accuracy; what differs by less counts as equal whatever the spread over seeds
+TOLERANCE = 0.01  # of accuracy; smaller differences count as equal for any seed variability
 SMALL_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one contender does in one process; those of a group differ in `contender` and `seeds` only."""
+    """The setting of one contender in one process. Settings of a group differ only in `contender` and `seeds`."""
 
     contender: str
     method: str  # naive | ewc | er
-    model: str  # as clbench names it: mlp | mlp:width=256 | cnn | resnet18
+    model: str  # name in clbench: mlp | mlp:width=256 | cnn | resnet18
     batch_size: int
     seeds: tuple[int, ...]
     benchmark: str  # split-mnist | split-mnist-5k | split-cifar100
@@ -32,34 +32,34 @@ class Setting:
 
     @property
     def group(self) -> tuple[str, str, int]:
-        """Return what contenders must share to be compared."""
+        """Return the model, the method and the batch size, which contenders must share to be compared."""
         return self.model, self.method, self.batch_size
 
 
 @dataclass
 class Outcome:
-    """What one contender measured: seconds, samples, accuracies, memory. Seeds, where several, are added up."""
+    """The measurements of one contender: seconds, samples, accuracies, memory. Values are sums over seeds."""
 
-    train: float  # seconds in optimizer steps and what feeds them
-    consolidate: float  # seconds in Fisher terms, memories
+    train: float  # seconds of optimizer steps and of loading their data
+    consolidate: float  # seconds of Fisher terms and buffers
     evaluate: float
-    whole: float  # wall seconds of the trial or trials, start-up excluded
-    ready_after: float  # wall seconds from the start of the process to the first thing timed
-    train_samples: int  # new samples that were trained on
-    processed: int  # samples that went through optimizer steps, replay included
+    whole: float  # wall seconds of all trials, without start-up
+    ready_after: float  # wall seconds from the start of the process to the start of the measurement
+    train_samples: int  # number of new training samples
+    processed: int  # number of samples in optimizer steps, with replayed ones
     test_samples: int  # over all evaluations
     final: list[float] = field(default_factory=list)  # per seed: mean accuracy over the tasks after the last
-    learned: list[float] = field(default_factory=list)  # per seed: mean accuracy on each task just after it
-    peak_bytes: int = 0  # of the process, and of its workers
+    learned: list[float] = field(default_factory=list)  # per seed: mean accuracy on each task just after its training
+    peak_bytes: int = 0  # peak memory of the process and its workers
     device_bytes: int = 0  # allocated by torch on an accelerator
-    flops: float = 0.0  # floor only: of one training step
+    flops: float = 0.0  # floor only: FLOPs of one training step
     rate: float = 0.0  # floor only: FLOP/s of the step's matrix products, one after the other
-    others: float | None = None  # cores that other processes kept busy meanwhile, where the system tells
+    others: float | None = None  # mean number of cores used by other processes, if the system reports it
 
 
 @dataclass(frozen=True)
 class Row:
-    """All repeats of one contender in one group, or why there are none."""
+    """All repeats of one contender in one group, or the error if there are none."""
 
     contender: str
     outcomes: tuple[Outcome, ...]
@@ -76,7 +76,7 @@ class Row:
 
 
 def median_ratio(own: Sequence[float], other: Sequence[float]) -> float | None:
-    """Return the ratio of two medians, None where one of them is missing."""
+    """Return the ratio of two medians, or None if one of them is missing."""
     return statistics.median(own) / statistics.median(other) if own and other else None
 
 
@@ -89,12 +89,12 @@ def floor_fraction(row: Row, floor: Row, batch_size: int) -> float | None:
 
 
 def void(accuracies: Mapping[str, Sequence[float]], tolerance: float = TOLERANCE) -> set[str] | None:
-    """Return the contenders whose mean accuracy lies beyond noise from the others'; None where noise is unknown.
+    """Return the contenders whose mean accuracy differs from the others' by more than noise; None if noise is unknown.
 
-    One with an accuracy that is no number is among them, and has no part in judging the others.
+    A contender with a NaN accuracy is returned too, and does not affect the result for other contenders.
 
-    The yardstick is the median of the contenders' means; noise is three standard errors of a contender's own mean, from
-    the spread over seeds and repeats pooled over all contenders, plus `tolerance`.
+    A contender's mean is compared with the median of all means. Noise is `tolerance` plus three standard errors of the
+    contender's mean. The standard error uses the variance over seeds and repeats, pooled over all contenders.
     """
     lost = {name for name, values in accuracies.items() if any(map(math.isnan, values))}
     known = {name: values for name, values in accuracies.items() if values and name not in lost}
@@ -108,7 +108,7 @@ def void(accuracies: Mapping[str, Sequence[float]], tolerance: float = TOLERANCE
 
 
 def void_rows(rows: Iterable[Row]) -> set[str] | None:
-    """Return the contenders of a group that did not learn what the others learned, by either accuracy."""
+    """Return the contenders of a group whose final or learned accuracy differs from that of the others."""
     rows = list(rows)
     judged = [void({r.contender: r.accuracies(kind) for r in rows if r.contender != FLOOR})
               for kind in ("final", "learned")]
@@ -129,18 +129,18 @@ def contenders(method: str, model: str, seed_counts: Sequence[int]) -> list[tupl
 
 
 def convolutional(model: str) -> bool:
-    """Return whether a model is one of convolutions."""
+    """Return whether a model is convolutional."""
     return not model.startswith("mlp")
 
 
 def small_batch_contenders(seed_count: int) -> list[tuple[str, int]]:
-    """Return name and number of seeds of the contenders at a small batch, where several seeds are to be had at once."""
+    """Return name and number of seeds of the contenders with a small batch, which include several seeds at once."""
     return [(STOCK, 1), (LOOP, 1), (FLOOR, 1), ("clbench", 1),
             *((f"clbench {how}", seed_count) for how in ("sequential", "stacked", "workers", "default"))]
 
 
 def titled(contender: str, seeds: int) -> str:
-    """Return the name of a row."""
+    """Return the title of a contender's row."""
     return contender if seeds == 1 else f"{contender}, {seeds} seeds"
 
 
@@ -152,9 +152,9 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 def settings_of(groups: Iterable[tuple[str, str, int, list[tuple[str, int]]]], common: Mapping[str, Any],
                 benchmarks: Mapping[str, str], repeat: int) -> list[Setting]:
-    """Return the settings of one round over all contenders; each repeat takes seeds of its own.
+    """Return the settings of one round over all contenders. Each repeat has different seeds.
 
-    `benchmarks` has each model's.
+    `benchmarks` maps each model to its benchmark.
     """
     return [Setting(contender=name, method=method, model=model, batch_size=batch, benchmark=benchmarks[model],
                     seeds=tuple(range(repeat * count, (repeat + 1) * count)), **common)

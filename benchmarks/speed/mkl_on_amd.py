@@ -1,9 +1,9 @@
-"""What MKL's code for AVX512 gains on an AMD processor: `python benchmarks/speed/mkl_on_amd.py --help`.
+"""Measure the gain from MKL's AVX512 code on an AMD processor: `python benchmarks/speed/mkl_on_amd.py --help`.
 
-torch's packages for x86 multiply matrices in 32 bits with Intel's MKL, which has code for AVX512 and takes it on
-Intel's processors alone; on others it takes that for AVX2. It asks a function of its own for the maker, and a library
-that is loaded before (LD_PRELOAD) can answer instead. Here the two sides take turns, each time in a process of its own.
-Needs Linux, a C compiler and torch with MKL.
+torch's packages for x86 multiply float32 matrices with Intel's MKL. MKL uses its AVX512 code only on Intel processors,
+and its AVX2 code on other processors. A function in MKL checks the manufacturer, and a preloaded library (LD_PRELOAD)
+can replace this function. The script measures with and without the library in turns, each time in a separate process.
+It needs Linux, a C compiler and torch with MKL.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     x, w = torch.randn(128, 1000), torch.randn(1000, 1000)
-    timeit(lambda: x @ w, number=PRODUCTS)  # warm
+    timeit(lambda: x @ w, number=PRODUCTS)  # warm-up
     found: dict[str, Any] = {"seconds": {PRODUCT: timeit(lambda: x @ w, number=PRODUCTS)}, "ACC": {}}
     registry = discover()
     runner = TrialRunner(ExecutionSettings(threads=1), "cpu", "mkl_on_amd.py", registry)
@@ -60,7 +60,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
 
 
 def library(folder: Path) -> Path:
-    """Compile the library that answers for MKL."""
+    """Compile the library that replaces MKL's check of the manufacturer."""
     source, made = folder / "mkl_avx512.c", folder / "mkl_avx512.so"
     source.write_text(SOURCE)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(made), str(source)], check=True)
@@ -68,7 +68,7 @@ def library(folder: Path) -> Path:
 
 
 def render(found: Sequence[tuple[dict[str, Any], dict[str, Any]]], machine: dict[str, str]) -> str:
-    """Return the measurements as markdown."""
+    """Return the measurements as Markdown."""
     lines = []
     for name in found[0][0]["seconds"]:
         plain, preloaded = ([one[side]["seconds"][name] for one in found] for side in (0, 1))

@@ -1,8 +1,8 @@
-"""Speed and memory of photos that stay in their files (`read = files`): `python benchmarks/speed/photos.py --help`.
+"""Measure speed and memory for photos that stay in files (`read = files`): `python benchmarks/speed/photos.py --help`.
 
-Speed: photos per second, prepared for a model, of clbench and of torchvision's ImageFolder with torch's DataLoader.
-Both do the same to the same synthetic photos, in turns. Memory: the peak of a process that loads a stream, passes over
-its training photos once and over its test photos once, for several numbers of photos.
+Speed is the number of photos per second that are loaded and prepared for a model. clbench and torchvision's ImageFolder
+with torch's DataLoader process the same synthetic photos in the same way, in turns. Memory is the peak of a process
+that loads a stream and reads all its training and test photos once, for several numbers of photos.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def write_photos(folder: Path, count: int, distinct: int, height: int, width: int) -> None:
-    """Write JPEG photos of smooth noise, a folder for each class; all but the distinct ones are hard links."""
+    """Write JPEG photos of smooth noise, one folder per class. Only `distinct` photos differ; others are hard links."""
     import numpy as np
     from PIL import Image
 
@@ -43,7 +43,7 @@ def write_photos(folder: Path, count: int, distinct: int, height: int, width: in
 
 
 def stream_of(folder: Path, data: Path, **options: Any) -> Any:
-    """Return the stream of a folder, two tasks."""
+    """Return the stream of a folder, with two tasks."""
     from clbench.core.registry import discover
     from clbench.data.own_options import ImagesOptions
     from clbench.data.stream import load_stream
@@ -54,7 +54,7 @@ def stream_of(folder: Path, data: Path, **options: Any) -> Any:
 
 
 def passes_of_clbench(folder: Path, data: Path, crops: bool) -> Callable[[], Iterator[Any]]:
-    """Return what gives the prepared batches of a pass over all training photos, in random order."""
+    """Return a function that yields the prepared batches of an epoch over all training photos, in random order."""
     import torch
 
     from clbench.data.photo_samples import PhotosAhead, Request
@@ -78,7 +78,7 @@ def passes_of_clbench(folder: Path, data: Path, crops: bool) -> Callable[[], Ite
 
 
 def passes_of_torchvision(folder: Path, crops: bool, workers: int) -> Callable[[], Iterator[Any]]:
-    """Return what gives the batches of a pass over all photos, in random order, by processes that stay."""
+    """Return a function that yields the batches of an epoch over all photos in random order, by persistent workers."""
     from torch.utils.data import DataLoader
     from torchvision import transforms as T
     from torchvision.datasets import ImageFolder
@@ -90,7 +90,7 @@ def passes_of_torchvision(folder: Path, crops: bool, workers: int) -> Callable[[
 
 
 def processor_seconds() -> float:
-    """Return the seconds that this process and its children have computed; on Linux also those that are still alive."""
+    """Return the processor seconds of this process and its ended children, on Linux also of children still alive."""
     total = sum(os.times()[:4])
     for child in multiprocessing.active_children():
         if sys.platform == "linux":
@@ -100,7 +100,7 @@ def processor_seconds() -> float:
 
 
 def rate(batches: Callable[[], Iterator[Any]]) -> tuple[float, float]:
-    """Return the photos per second of a pass, and the milliseconds that a processor works for each photo."""
+    """Return photos per second, and processor milliseconds per photo, of an epoch."""
     began, computed, count = time.perf_counter(), processor_seconds(), 0
     for x in batches():
         assert x.shape[1:] == (3, SIZE, SIZE)
@@ -109,7 +109,7 @@ def rate(batches: Callable[[], Iterator[Any]]) -> tuple[float, float]:
 
 
 def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
-    """Return photos per second of each way, in turns, and the ratio of the medians."""
+    """Return the photos per second of each way, measured in turns, and the ratio of the medians."""
     import torch
 
     torch.set_num_threads(found.cores)
@@ -121,7 +121,7 @@ def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
             ways = {"clbench": passes_of_clbench(folder, Path(place, "data"), crops),
                     "torchvision": passes_of_torchvision(folder, crops, found.cores)}
             for way in ways.values():
-                rate(way)  # processes and threads start
+                rate(way)  # warm-up: starts processes and threads
             passes: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
             for _ in range(found.repeats):
                 for name, way in ways.items():
@@ -136,7 +136,7 @@ def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_memory(count: int, read: str) -> dict[str, Any]:
-    """Return the peak bytes of processes that use so many photos: one that lists them first, and a later one."""
+    """Return the peak memory of two processes that use `count` photos: the first, which lists them, and a later one."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "photos")
         write_photos(folder, count, min(count, 300), 80, 96)
@@ -147,7 +147,7 @@ def measure_memory(count: int, read: str) -> dict[str, Any]:
 
 
 def use(folder: str, place: str, read: str) -> None:
-    """Load a stream, pass over its photos once and print the peak of this process."""
+    """Load a stream, read its photos once and print the peak memory of this process."""
     import resource
 
     stream, used = stream_of(Path(folder), Path(place, "data"), read=read, size=64), 0

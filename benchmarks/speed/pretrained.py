@@ -1,8 +1,8 @@
-"""Measure LoRA on pretrained models of timm beside loops with PEFT: `python benchmarks/speed/pretrained.py --help`.
+"""Compare LoRA on pretrained models of timm with loops with PEFT: `python benchmarks/speed/pretrained.py --help`.
 
-Everybody trains the same adapters (rank 8, on qkv and proj, or on all layers of a convolutional network) and a head on
-the same images, in tasks, and evaluates all test images before the first task and after each. Each measurement is a
-process of its own; contenders take turns.
+All contenders train the same adapters (rank 8, on qkv and proj, or on all layers of a convolutional network) and a head
+on the same tasks of images. They evaluate all test images before the first task and after each. Each measurement has a
+separate process, and contenders take turns.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def requests(found: argparse.Namespace, repeat: int) -> list[dict[str, Any]]:
-    """Return what to measure in a round."""
+    """Return the measurements of a round."""
     model, weights = MODELS[found.model]
     common = {"model": model, "weights": str(found.weights / weights), "size": found.size, "tasks": found.tasks,
               "precision": found.precision, "per_class": found.per_class, "epochs": found.epochs,
@@ -76,7 +76,7 @@ def requests(found: argparse.Namespace, repeat: int) -> list[dict[str, Any]]:
 
 
 def group_of(request: dict[str, Any]) -> str:
-    """Return the heading under which a measurement stands."""
+    """Return the heading of a measurement's table."""
     return (f"{request['model'].partition(':')[2]}, {request['size']} px, {request['precision']}, batch "
             f"{request['batch_size']}, {request['tasks']} tasks of {10 * request['per_class']} images, "
             f"{request['epochs']} epoch(s), augment {request['augment']}, {request['device']}")
@@ -119,7 +119,7 @@ def table(measured: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure round by round, and write after each measurement; what the file has of other settings stays."""
+    """Measure round by round and write after each measurement; results of other settings stay in the file."""
     found = arguments(argv)
     where = found.out / "pretrained.json"
     kept: dict[str, Any] = json.loads(where.read_text()) if where.exists() else {"measured": [], "commands": []}
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                "cores and threads": found.threads, "commands": "; ".join(dict.fromkeys(commands))}
     for repeat in range(found.repeats):
         for request in requests(found, repeat):
-            env = ALLOCATOR if request["contender"].startswith("clbench") else {}  # as its workers have it
+            env = ALLOCATOR if request["contender"].startswith("clbench") else {}  # as in clbench's workers
             try:
                 answer = ask(MODULE, request, found.threads, env)
             except MeasurementError as error:

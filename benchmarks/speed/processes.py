@@ -1,4 +1,4 @@
-"""One process per measurement: threads, cores, imports and memory are its own."""
+"""Run each measurement in a separate process, with its own threads, cores, imports and memory."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ HERE = Path(__file__).resolve().parent
 
 
 class MeasurementError(Exception):
-    """A process that ended without a measurement, with its last words."""
+    """A process ended without a measurement; the message has the last line of its error output."""
 
 
 def ask(module: str, request: Mapping[str, Any], threads: int, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return what `module.answer(request)` gives in a process of its own, on the first `threads` usable cores.
+    """Call `module.answer(request)` in a new process on the first `threads` usable cores, and return the result.
 
     `env` is added to the environment.
 
-    `others` is added: how many cores other processes kept busy meanwhile (None where the system does not tell).
+    The result gets the key `others`: the mean number of cores that other processes used (None if not on Linux).
 
     Raises:
-        MeasurementError: it failed.
+        MeasurementError: the process failed.
     """
     count = str(threads)
     whole = {**os.environ, **(env or {}), "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
@@ -47,12 +47,12 @@ def ask(module: str, request: Mapping[str, Any], threads: int, env: Mapping[str,
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Return what the measurements are made on and with."""
+    """Return a description of the machine, the versions and the commit."""
     return {name: fact for name, fact in ask("machine", {}, threads).items() if name != "others"}
 
 
 def busy_elsewhere() -> float | None:
-    """Return the seconds that all cores have worked so far, but for this process and its children; Linux only."""
+    """Return the busy seconds of all cores so far, without this process and its children; None if not on Linux."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
@@ -63,13 +63,13 @@ def busy_elsewhere() -> float | None:
 
 
 def pin(cores: int) -> None:
-    """Keep this process and its children on so many cores, where the system can, so that all have the same machine."""
+    """Restrict this process and its children to `cores` cores, if the system can, so that all contenders are equal."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
 def main() -> None:
-    """Answer the request on standard input; called by `ask` in the new process."""
+    """Answer the request on standard input. `ask` starts this in the new process."""
     import importlib
 
     name, result, started, cores = sys.argv[1:]

@@ -1,9 +1,10 @@
-"""How long a report on many records takes, and how large it is.
+"""Measure the time and the size of a report on many records.
 
     python benchmarks/speed/reports.py [--methods 43] [--seeds 60] [--profile]
 
-Synthetic records: the first methods of reports/all_methods in both scenarios, each seed's accuracies the committed ones
-of seed 0 with noise of 2 points. Prints the seconds for building the report and rendering each format, and the sizes.
+The records are synthetic: the first methods of reports/all_methods in both scenarios. The accuracies of each seed are
+the committed ones of seed 0 plus noise of 2 points. The script prints the seconds for building the report and for each
+format, and the sizes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def synthetic(methods: int, seeds: int) -> list[Record]:
-    """Return records of so many methods and seeds in each scenario of the committed run."""
+    """Return synthetic records of some methods and seeds in each scenario of the committed run."""
     first = [r for r in Store(ROOT / "reports/all_methods").read()[0] if r.trial.seed == 0]
     chosen = [r for scenario in ("task", "class")
               for r in sorted((r for r in first if r.trial.scenario == scenario), key=lambda r: r.reference,
@@ -42,7 +43,7 @@ def synthetic(methods: int, seeds: int) -> list[Record]:
 
 
 def timed(what: str, work: Callable[[], Any]) -> Any:
-    """Return what some work gives and print how long it took, and how much of that the processor worked."""
+    """Return the result of a function, and print its wall seconds and processor seconds."""
     start, busy = time.perf_counter(), time.process_time()
     result = work()
     size = f", {len(result.encode()) / 1000:,.0f} kB" if isinstance(result, str) else ""

@@ -25,7 +25,7 @@ RECIPE = {"optimizer": "sgd", "lr": 0.05, "epochs": 1, "batch_size": 128}
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement to make: a curve's name, where on it, and the experiment."""
+    """One planned measurement: the curve, the position on the curve, and the experiment."""
 
     panel: str
     series: str
@@ -36,7 +36,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Cost:
-    """One measurement made, medians over repeats: seconds, and what of them went to each task."""
+    """One finished measurement, as medians over repeats: the seconds of all trials, and those of each task."""
 
     panel: str
     series: str
@@ -44,7 +44,7 @@ class Cost:
     whole: float
     train: list[float]  # per task
     consolidate: list[float]
-    evaluate: list[float]  # per row of R, the one before training included
+    evaluate: list[float]  # per row of R, with the row before training
     parameters: int
 
     @property
@@ -72,12 +72,12 @@ def points(quick: bool, device: str = "cpu") -> Iterator[Point]:
 
 
 def moderate(method: str) -> dict[str, Any]:
-    """Return options with which plain SGD stays finite: the default strength of EWC is meant for Adam."""
+    """Return options with which plain SGD does not diverge: the default strength of EWC is meant for Adam."""
     return {"strength": 1.0} if method == "ewc" else {}
 
 
 def measure(point: Point, data_dir: Path, threads: int, repeats: int) -> Cost:
-    """Return the cost of a point, measured in a process of its own."""
+    """Return the cost of a point, measured in a separate process."""
     request = {"spec": point.spec, "how": point.how, "threads": threads, "data_dir": str(data_dir), "repeats": repeats}
     found = ask("scaled", request, threads)["runs"]
 
@@ -89,7 +89,7 @@ def measure(point: Point, data_dir: Path, threads: int, repeats: int) -> Cost:
 
 
 def curves(costs: Sequence[Cost]) -> list[Curve]:
-    """Return the lines of every panel; the tasks give three: learning all, learning each, and a row of R."""
+    """Return the lines of every panel. The panel of tasks has three kinds: all tasks, each task, and a row of R."""
     found: dict[tuple[str, str], list[Cost]] = {}
     for cost in costs:
         found.setdefault((cost.panel, cost.series), []).append(cost)
@@ -109,7 +109,7 @@ def curves(costs: Sequence[Cost]) -> list[Curve]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the exponents, write figure and raw numbers."""
+    """Measure, print the exponents, and write the figure and the raw numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", type=listed, default=PANELS, help=f"comma-separated, of {', '.join(PANELS)}")
     parser.add_argument("--threads", type=int, default=2, help="cores and threads")

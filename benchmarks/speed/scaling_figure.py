@@ -1,4 +1,4 @@
-"""The figure of `scaling.py`, and the lines in it."""
+"""The figure of `scaling.py` and its lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TITLES = {  # panel: title, x axis, y axis
     "capacity": ("Replay memory", "samples kept", "learning all tasks, s"),
     "width": ("Width of the model", "parameters", "learning all tasks, s"),
 }
-# Okabe & Ito's colors, told apart by color-blind readers; markers say the same without color.
+# Okabe & Ito's colors, which color-blind readers can distinguish. Markers distinguish the lines without color.
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
 
 MOST_TICKS = 6  # on an axis that names every size
@@ -37,12 +37,12 @@ class Curve:
 
     @property
     def exponent(self) -> float:
-        """Return 1 where the cost is linear in the size, 0 where it does not depend on it."""
+        """Return the exponent: 1 if the cost is linear in the size, 0 if it does not depend on the size."""
         return exponent(self.sizes, self.seconds)
 
 
 def draw(lines: Sequence[Curve], machine: str, paths: Sequence[Path]) -> None:
-    """Draw one panel per kind of cost on log-log axes, with the exponent of each line, and write the files."""
+    """Draw one panel per kind of cost on log-log axes, with the exponent of each line, and write the image files."""
     panels = [panel for panel in TITLES if any(line.panel == panel for line in lines)]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)

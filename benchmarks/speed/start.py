@@ -1,8 +1,8 @@
-"""How long a user waits for the commands themselves: `python benchmarks/speed/start.py --help`.
+"""Measure how long a user waits for whole commands: `python benchmarks/speed/start.py --help`.
 
-Whole commands by the wall clock, in processes of their own: what needs no training, a study of six methods and three
-seeds on a machine that has just been set up (no stream cached) and again, from Enter to the first training step, and
-a report of a hundred records. Full MNIST is trained on for an epoch where it lies in the data folder.
+The script measures the wall time of commands in separate processes. These are commands without training, and a study of
+six methods and three seeds, first without a cached stream and then again. It also measures the time until the first
+training step, and a report of a hundred records. If full MNIST is in the data folder, it is trained for one epoch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PLUGIN = """
 
 
 def seconds(*args: str, data: Path, cwd: Path) -> float:
-    """Return the wall seconds of a `clbench` command, which must go through."""
+    """Run a `clbench` command, which must succeed, and return its wall seconds."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "clbench", *args], check=True, cwd=cwd, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL, env={**os.environ, "CLBENCH_DATA": str(data)})
@@ -68,7 +68,7 @@ def to_first_step(data: Path, cwd: Path) -> float:
 
 
 def many_records(run: Path, many: Path) -> None:
-    """Make a run folder of `RECORDS` records from those of another, each with a seed of its own."""
+    """Write a run folder of `RECORDS` records, which are copies of those of another run with different seeds."""
     found = Store(run).read()[0]
     store = Store(many)
     for number in range(RECORDS):
@@ -78,11 +78,11 @@ def many_records(run: Path, many: Path) -> None:
 
 
 def waits(data: Path, cwd: Path) -> dict[str, float]:
-    """Return the seconds of each wait, once."""
+    """Measure each wait once and return its seconds."""
     def clbench(*args: str, where: Path) -> float:
         return seconds(*args, data=where, cwd=cwd)
 
-    new = cwd / "data"  # where no stream has been cached
+    new = cwd / "data"  # a new folder, without cached streams
     study = ("run", "--methods", METHODS, "--seeds", "3")
     found = {"`clbench --help`": clbench("--help", where=new), "`clbench methods`": clbench("methods", where=new),
              f"`clbench {shlex.join(study)}`, the first time": clbench(*study, "--out", "runs/first", where=new),
@@ -97,7 +97,7 @@ def waits(data: Path, cwd: Path) -> dict[str, float]:
 
 
 def repeated(measure: Callable[[Path], dict[str, float]], repeats: int) -> dict[str, list[float]]:
-    """Return what so many measurements give, each in a folder of its own."""
+    """Repeat the measurements, each time in a new folder, and return the seconds by name."""
     found: dict[str, list[float]] = {}
     for number in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +108,7 @@ def repeated(measure: Callable[[Path], dict[str, float]], repeats: int) -> dict[
 
 
 def render(found: dict[str, list[float]], machine: dict[str, str]) -> str:
-    """Return the measurements as markdown."""
+    """Return the measurements as Markdown."""
     lines = [[name, f"{statistics.median(took):.2f}", f"{min(took):.2f} to {max(took):.2f}"]
              for name, took in found.items()]
     return "\n".join([

@@ -1,4 +1,4 @@
-"""The training loop beside the hand-written one: blocks of steps in turns, in one process, so that noise meets both.
+"""Compare a training step of clbench with a hand-written one, in alternating blocks of steps in one process.
 
 `python benchmarks/speed/steps.py --data DIR` takes a minute: naive, mlp, split-mnist, SGD, batches of 128 and 16.
 """
@@ -31,13 +31,13 @@ BLOCKS, STEPS = 60, 25
 
 
 def setting_of(model: str, batch_size: int, threads: int, data: Path) -> Setting:
-    """Return the setting that both loops train in."""
+    """Return the setting that both loops use."""
     return Setting(benchmark="split-mnist", data_dir=str(data), epochs=1, lr=0.05, optimizer="sgd", threads=threads,
                    device="cpu", model=model, method="naive", batch_size=batch_size, contender="clbench", seeds=(0,))
 
 
 def loops(setting: Setting) -> dict[str, Callable[[], None]]:
-    """Return a step by hand and a step of clbench's loop, on the first task, from the same weights."""
+    """Return a hand-written step and a step of clbench's loop, on the first task, from the same weights."""
     registry = discover()
     planned = plan(spec_of(setting), registry)[0]
     runner = TrialRunner(ExecutionSettings(data=Path(setting.data_dir)), setting.device, "benchmarks/speed", registry)
@@ -68,7 +68,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
 
 
 def main() -> None:
-    """Print milliseconds a step, medians over blocks, and their ratio."""
+    """Print the milliseconds per step, as medians over blocks, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=default_data_dir(), help="folder of data sets")
     parser.add_argument("--model", default="mlp", help="of clbench's models of inputs like MNIST's")

@@ -1,4 +1,4 @@
-"""Streams of any length for `scaling.py`: two classes a task, every task of the same size."""
+"""Streams of any length for `scaling.py`, with two classes per task and tasks of equal size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-TRAIN, TEST = 250, 50  # images of a class
+TRAIN, TEST = 250, 50  # number of images per class
 NOISE = 64
 
 

@@ -1,4 +1,4 @@
-"""The measurements as markdown."""
+"""Write the measurements as Markdown."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def facts(machine: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Row], floor: Row | None, batch_size: int) -> str:
-    """Return one group's table."""
+    """Return the table of one group."""
     by_name = {row.contender: row for row in rows}
     refused = void_rows(rows) or set()
     empty = Row("", ())
@@ -78,10 +78,10 @@ def table(rows: Sequence[Row], floor: Row | None, batch_size: int) -> str:
 
 
 def amount(rates: Sequence[float]) -> str:
-    """Return a median."""
+    """Return the median as text, or a dash if there are no values."""
     return f"{statistics.median(rates):,.0f}" if rates else "-"
 
 
 def times(ratio: float | None) -> str:
-    """Return a ratio."""
+    """Return a ratio as text, or a dash if there is none."""
     return "-" if ratio is None else f"{ratio:.2f}"

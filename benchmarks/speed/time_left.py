@@ -1,11 +1,11 @@
-"""How far the estimate of the time left is from what was left, in three runs of quite different kinds.
+"""Measure the error of the estimated remaining time, in three runs of different kinds.
 
     python benchmarks/speed/time_left.py [RUN ...] [--out benchmarks/speed/time_left.md]
 
-`small` is a default comparison, `methods` every method of ours with few steps and evaluations that weigh, `cnn` cheap
-methods and ones that take five times as long on a convolutional network. Each runs with two workers of one thread in a
-new folder, and every quarter of a second the estimate is looked at that the progress lines show. Wall clock: what else
-the machine does counts.
+`small` is a default comparison. `methods` has all our methods with few steps, so that evaluation is a large part of the
+time. `cnn` has a convolutional network with cheap methods and methods that take five times as long. Each runs with two
+workers of one thread in a new folder. The script reads the estimate of the progress lines every quarter of a second.
+Times are wall times, so other work on the machine affects them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from clbench.results.provenance import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 MIXED = "naive,frozen,ncm,ewc,lwf,er,der++,gpm,pnn,joint"
-RUNS: dict[str, tuple[str | None, dict[str, Any]]] = {  # file, and what is given on the command line
+RUNS: dict[str, tuple[str | None, dict[str, Any]]] = {  # study file, and options on the command line
     "small": ("benchmarks/split_mnist_5k.toml", {"seeds": "2"}),
     "methods": ("benchmarks/all_methods.toml", {"seeds": "1", "iterations": 25}),
     "cnn": (None, {"model": "cnn", "seeds": "2", "epochs": 1, "scenario": "class", "methods": MIXED}),
@@ -39,20 +39,20 @@ POINTS = (0.0, 0.1, 1 / 3, 0.5, 2 / 3, 0.9)  # shares of the run at which the es
 
 
 def command(name: str) -> str:
-    """Return a run as a command line."""
+    """Return the command line of a run."""
     file, flags = RUNS[name]
     return " ".join(["clbench run", *filter(None, [file]), *(f"--{flag} {value}" for flag, value in flags.items())])
 
 
 class Look(NamedTuple):
-    """An estimate: when it was made, seconds since the first trial began, and what it said."""
+    """An estimate: its time in seconds since the first trial started, and the estimated remaining seconds."""
 
     now: float
     left: float
 
 
 def watched(name: str, folder: Path) -> tuple[float, list[Look]]:
-    """Carry a run out; return the seconds from its first trial to the end of its last, and the looks meanwhile."""
+    """Execute a run; return the seconds from the start of its first trial to the end of its last, and the estimates."""
     file, flags = RUNS[name]
     found = read_spec(ROOT / file if file else None, {}, {**flags, "workers": 2, "threads": 1, "device": "cpu"}, ())
     ready = run.prepare(found, discover(), folder)
@@ -79,7 +79,7 @@ def watched(name: str, folder: Path) -> tuple[float, list[Look]]:
 
 
 def row(name: str, whole: float, looks: Sequence[Look]) -> list[str]:
-    """Return the cells on a run: what the estimate said of the whole run at some points, and its worst errors."""
+    """Return a row for a run: errors of the estimated whole time at some points, and the largest errors, in percent."""
     at = [min(looks, key=lambda look, point=point: abs(look.now - point * whole)) for point in POINTS]
     late = [look for look in looks if look.now >= whole / 3]
     errors = [abs(look.now + look.left - whole) / whole for look in late]
@@ -89,7 +89,7 @@ def row(name: str, whole: float, looks: Sequence[Look]) -> list[str]:
 
 
 def main() -> None:
-    """Carry the runs out and print the table."""
+    """Execute the runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", default=list(RUNS), metavar="RUN", help=f"of {', '.join(RUNS)}")
     parser.add_argument("--out", type=Path)

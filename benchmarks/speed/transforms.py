@@ -1,4 +1,4 @@
-"""Measure what drawing random transforms ahead gains: `python benchmarks/speed/transforms.py --help`."""
+"""Measure the gain of applying random transforms ahead of time: `python benchmarks/speed/transforms.py --help`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS, BATCH, IMAGES = 40, 64, 1000
 
 
 def picture_samples() -> Any:
-    """Return pictures of CIFAR's size, cropped, flipped, jittered and normalized at random by torchvision."""
+    """Return images of CIFAR's size with torchvision's random crops, flips and color jitter, and normalization."""
     import torch
     from PIL import Image
     from torchvision.transforms import ColorJitter, Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
@@ -32,7 +32,7 @@ def picture_samples() -> Any:
 
 
 def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
-    """Train for some steps each way, again and again by turns, and return the seconds of each time."""
+    """Train for some steps each way, repeatedly and in turns, and return the seconds of each time."""
     import torch
 
     from clbench.core import seeds
@@ -58,7 +58,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
                 strategy = Strategy(model, StreamInfo(10, 1, "class", (3, 32, 32), torch.Generator()))
                 strategy.class_mask[:] = True
                 prefetch.core_to_spare = lambda device, how=how: how == "ahead"
-                stream = SimpleNamespace(augment=None, hidden=False)  # of which the loop needs no more
+                stream = SimpleNamespace(augment=None, hidden=False)  # the loop needs only these attributes
                 trainer = TrainingLoop([Replica(strategy, stream, 0)], Recipe(
                     optimizer="sgd", lr=0.01, batch_size=BATCH, iterations=STEPS))
                 began = time.perf_counter()
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                   found.cores)
     middle = {how: statistics.median(seconds[how]) for how in ("here", "ahead")}
     print(json.dumps({**seconds, "ratio": round(middle["here"] / middle["ahead"], 2)}))
-    return 0 if seconds["equal"] else 1  # both ways draw and learn the same
+    return 0 if seconds["equal"] else 1  # both ways must give the same weights
 
 
 if __name__ == "__main__":

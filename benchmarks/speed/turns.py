@@ -1,4 +1,4 @@
-"""Trials as they are and as they were, in turns on one machine, for scripts that measure what a change saved."""
+"""Run trials with and without a change in turns on one machine, for scripts that measure the gain of a change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clbench.experiment.spec import Spec
 
 def in_turns(spec: Spec, threads: int, script: str,
              before: Callable[[], AbstractContextManager[object]]) -> dict[str, list[tuple[Record, Record]]]:
-    """Run each trial inside `before` and as it is; return the pairs of records by the method's label."""
+    """Run each trial inside the context `before` and without it; return pairs of records by the method's label."""
     registry = discover()
     runner = TrialRunner(ExecutionSettings(threads=threads), "cpu", script, registry)
     found: dict[str, list[tuple[Record, Record]]] = {}

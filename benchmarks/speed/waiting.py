@@ -1,8 +1,8 @@
-"""How long the device waits for Python, by torch.profiler: the share of a step in which it computes.
+"""Measure with torch.profiler how long the device waits for Python: the share of a step in which it computes.
 
-`python benchmarks/speed/waiting.py --device cuda` prints, for stacks of 1, 8 and 32 seeds, milliseconds a step and the
-share of them in which a kernel runs; on a CPU, in which an operator does. What is missing is Python. `--trace DIR`
-keeps the traces, to be opened in Perfetto.
+`python benchmarks/speed/waiting.py --device cuda` prints results for stacks of 1, 8 and 32 seeds: milliseconds per step
+and the share of the step in which a kernel runs (on a CPU: an operator). The remaining time is Python. `--trace DIR`
+writes the traces, which Perfetto can open.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STEPS = 50
 
 
 def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, device: str) -> Callable[[], None]:
-    """Return a step of clbench's loop for a stack of seeds, on the first task."""
+    """Return a function that takes a step of clbench's loop for a stack of seeds, on the first task."""
     registry = discover()
     setting = replace(setting_of(batch_size, torch.get_num_threads(), data), method=method, model=model, device=device,
                       seeds=tuple(range(seeds)))
@@ -68,7 +68,7 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def measured(step: Callable[[], None], device: torch.device, trace: Path | None) -> tuple[float, float]:
-    """Return milliseconds a step without the profiler, and the share of it in which the device computes."""
+    """Return milliseconds per step without the profiler, and the share of it in which the device computes."""
     for _ in range(STEPS):
         step()
     synchronize(device)
@@ -85,7 +85,7 @@ def measured(step: Callable[[], None], device: torch.device, trace: Path | None)
     if trace is not None:
         found.export_chrome_trace(str(trace))
     if device.type == "cuda":
-        # Kernels take as long under the profiler as without it, Python does not.
+        # The profiler slows Python but not the kernels.
         spans = [(e.time_range.start, e.time_range.end) for e in found.events() if e.device_type == DeviceType.CUDA]
         return wall, covered(spans) / 1e3 / STEPS / wall
     spans = [(e.time_range.start, e.time_range.end) for e in found.events() if e.name.startswith("aten::")]
@@ -94,7 +94,7 @@ def measured(step: Callable[[], None], device: torch.device, trace: Path | None)
 
 
 def main() -> None:
-    """Print a line for each size of a stack."""
+    """Print a line for each size of the stack."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=default_data_dir(), help="folder of data sets")

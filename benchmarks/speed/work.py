@@ -1,4 +1,4 @@
-"""What every contender shares, in its own process: the images, the tasks, the starting weights, the clock."""
+"""Parts that all contenders share: the images, the tasks, the initial weights, the clock."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Facts:
 MNIST = Facts("MNIST", 10, 5, (1, 28, 28), {"normalize": True})
 STREAMS = {"split-mnist": MNIST, "split-mnist-5k": MNIST,
            "split-cifar100": Facts("CIFAR100", 100, 10, (3, 32, 32), {"normalize": "dataset", "augment": False})}
-EVAL_BATCH = 128  # of the loaders; tensors at hand are taken in larger pieces
+EVAL_BATCH = 128  # for loaders; tensors on the device are evaluated in larger batches
 TENSOR_EVAL_BATCH = 1000
 MEMORY = 200  # samples
-EWC_LAMBDA = 100.0  # Avalanche's: no 1/2, and gradients of batch means, squared
+EWC_LAMBDA = 100.0  # Avalanche's definition: no factor 1/2, and squared gradients of batch means
 
 
 @dataclass
 class Clock:
-    """Seconds by phase, the accelerator's work included."""
+    """Seconds by phase, with the work of the accelerator."""
 
     device: torch.device
     began: float = field(default_factory=time.perf_counter)
@@ -61,21 +61,21 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - before
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that does the same and adds its time to a phase."""
+        """Return a wrapper of a function that adds its time to a phase."""
         def inner(*args: Any, **kwargs: Any) -> Any:
             with self.phase(name):
                 return function(*args, **kwargs)
         return inner
 
     def whole(self) -> float:
-        """Return the seconds since this clock was made."""
+        """Return the seconds since the creation of this clock."""
         return time.perf_counter() - self.began
 
 
 def spec_of(setting: Setting) -> Spec:
-    """Return the experiment as clbench runs it; EWC's strength gives about the penalty of `EWC_LAMBDA`.
+    """Return the experiment as a clbench spec; EWC's strength gives about the same penalty as `EWC_LAMBDA`.
 
-    The squared mean of B independent gradients is on average a B-th of the mean of their squares.
+    The squared mean of B independent gradients is on average 1/B of the mean of their squares.
     """
     fisher = "exact" if "exact" in setting.contender else "empirical"
     strength = 2 * EWC_LAMBDA / setting.batch_size
@@ -91,7 +91,7 @@ def spec_of(setting: Setting) -> Spec:
 
 
 def model_of(setting: Setting) -> nn.Module:
-    """Return the model with the weights that clbench's trial of the first seed starts from."""
+    """Return the model with the initial weights of clbench's trial of the first seed."""
     registry = discover()
     trial = plan(spec_of(setting), registry)[0].trial
     with seeds.scope(trial.seed, "init"):
@@ -101,7 +101,7 @@ def model_of(setting: Setting) -> nn.Module:
 
 
 def optimizer_of(setting: Setting, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer that everybody uses."""
+    """Return the optimizer that all contenders use."""
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[setting.optimizer]
     return kind(model.parameters(), lr=setting.lr)
 
@@ -130,16 +130,16 @@ def to_input(benchmark: str) -> Any:
 
 
 def as_input(x: Tensor, benchmark: str) -> Tensor:
-    """Return what `to_input` makes of the images, all at once."""
+    """Apply the transform of `to_input` to all images at once."""
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS[STREAMS[benchmark].data])
     return (x.float() / 255 - mean) / std
 
 
 class Pictures(torch.utils.data.Dataset[Any]):
-    """Images handed out one by one as torchvision does: a PIL image, transformed, and a label."""
+    """Data set in the style of torchvision, which returns a transformed PIL image and a label."""
 
     def __init__(self, images: Images, transform: Callable[[Any], Any] | None = None) -> None:
-        """Keep images and transform."""
+        """Store images and transform."""
         self.images = images
         self.targets = images.y.tolist()
         self.transform = transform
@@ -158,7 +158,7 @@ class Pictures(torch.utils.data.Dataset[Any]):
 
 
 def summary(matrix: list[list[float]]) -> tuple[float, float]:
-    """Return final and learned accuracy of R, whose row 0 stands before any training."""
+    """Return the final and the learned accuracy of R, whose row 0 is before training."""
     tasks = len(matrix[-1])
     return sum(matrix[-1]) / tasks, sum(matrix[i + 1][i] for i in range(tasks)) / tasks
 
@@ -171,5 +171,5 @@ def peak_bytes() -> int:
 
 
 def device_bytes(device: str) -> int:
-    """Return the peak of what torch allocated on an accelerator."""
+    """Return the peak memory that torch allocated on an accelerator."""
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0

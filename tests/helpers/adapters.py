@@ -1,4 +1,4 @@
-"""A trial of lora as a run leaves it, made in milliseconds: a strategy, its record and its files."""
+"""A finished trial of lora, made in milliseconds: the strategy, its record and its files, as a run writes them."""
 
 import torch
 from clbench_lora import LoRAOptions
@@ -28,7 +28,7 @@ def plain(kind, shape=(1, 8, 8), seed=0):
 
 @torch.no_grad()
 def enlarge(strategy, task):
-    """Add noise to a task's adapter and head, so that both are far from where they started."""
+    """Add noise to a task's adapter and head, so that both are far from their initial values."""
     generator = torch.Generator().manual_seed(task)
     parts = [p for layer in strategy.adapted.values() for p in layer.parameters_of(task).values()]
     for parameter in (*parts, *strategy.heads[task].parameters()):
@@ -36,7 +36,7 @@ def enlarge(strategy, task):
 
 
 def keep(run, kind="mlp", scenario="task", seed=0, tasks=None, dtype=torch.float32, shape=(1, 8, 8), **options):
-    """Train a few steps per task, make the adapters large, export as a run does; return the strategy and what it kept.
+    """Train a few steps per task, enlarge the adapters and export them as a run does; return strategy and adapters.
     """
     model, resolved = plain(kind, shape, seed=seed)
     strategy = LoRA(channels_last(model).to(dtype), make_stream_info(scenario), LoRAOptions(**options))

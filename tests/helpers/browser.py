@@ -1,4 +1,4 @@
-"""A real browser, where there is one."""
+"""A real browser, if one is installed."""
 
 import importlib.util
 import shutil
@@ -11,7 +11,7 @@ QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 
 
 def no_browser():
-    """Return whether tests in a browser are to be skipped, and what they lack."""
+    """Return whether to skip tests that need a browser, and the reason for skipping them."""
     if importlib.util.find_spec("selenium") is None:
         return True, "needs selenium (clbench[test])"
     return not (BROWSER and DRIVER), "needs Chromium and its chromedriver"

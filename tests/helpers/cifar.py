@@ -1,4 +1,4 @@
-"""Small data sets in the form of CIFAR's, and streams of built-in benchmarks."""
+"""Small data sets in CIFAR's format, and streams of built-in benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clbench.experiment.trial import Resolved
 
 
 def small_cifar(folder: Path, monkeypatch: Any) -> Path:
-    """Return a data folder with sets that are CIFAR's in form but small, of random pixels."""
+    """Return a data folder with small data sets of random pixels in CIFAR's format."""
     generator = torch.Generator().manual_seed(0)
     monkeypatch.setattr(datasets, "CIFAR_SIZES", (400, 200))
     for name, classes in (("CIFAR10", 10), ("CIFAR100", 100)):
@@ -30,7 +30,7 @@ def small_cifar(folder: Path, monkeypatch: Any) -> Path:
 
 def stream(registry: Registry, name: str, data_dir: Path, scenario: str = "task", seed: int = 0,
            **options: Any) -> Stream:
-    """Return the stream of a built-in benchmark with options."""
+    """Return the stream of a built-in benchmark with these options."""
     info = registry.benchmark(name)
     full = validate(info.options, options, name, "clbench benchmarks").model_dump()
     return load_stream(Resolved(name=name, options=full), scenario, seed, data_dir, registry)

@@ -5,7 +5,10 @@ from helpers.records import make_record
 
 
 def make_curve(dip=30, back=True, tasks=3, steps=20, every=5, samples=100):
-    """A curve in which a new task is learned at once, and old ones lose `dip` per cent for ten steps, or for good."""
+    """Return a curve of tasks that are learned at once, while old tasks lose `dip` points.
+
+    The old tasks recover after ten steps if `back` is true, and never otherwise.
+    """
     points = [*range(11), *range(15, steps + 1, every)]
     low = [90 - dip if step and (step <= 10 or not back) else 90 for step in points]
     return Curve(every=every, samples=[samples] * tasks, steps=[points] * tasks,
@@ -15,5 +18,5 @@ def make_curve(dip=30, back=True, tasks=3, steps=20, every=5, samples=100):
 
 
 def with_curve(method="er", seed=0, curve=None, **made):
-    """A record as `make_record` makes it, with a curve."""
+    """Return a record from `make_record` with a curve."""
     return make_record(method, seed, **made).model_copy(update={"curve": curve or make_curve()})

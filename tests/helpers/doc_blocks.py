@@ -1,12 +1,12 @@
-"""The code blocks of a page of the documentation, and what is done with them.
+"""Extract the code blocks of a page of the documentation, and run them.
 
-A page's blocks are run in order, in one folder, as a reader would who tries all of them. Of commands that train, only
-the budget is cut (`SMALL`); everything else is as written. A comment before a block changes that:
+The blocks of a page run in order and in one folder, like those of a reader who tries all of them. Commands that train
+get a small budget (`SMALL`); everything else runs as written. A comment before a block changes that:
 
-    <!-- file: NAME -->         the block is that file; it is written, and not run; the commands that a pyproject.toml
-                                declares are there from then on, as if it had been installed
-    <!-- not run: REASON -->    Python is compiled; a command's arguments are read, and those of commands with --dry-run
-                                are planned with it
+    <!-- file: NAME -->         the block is written to that file and not run; later blocks can use the commands that a
+                                pyproject.toml declares, as if the package had been installed
+    <!-- not run: REASON -->    Python is only compiled; the arguments of a command are only parsed, and a command that
+                                has --dry-run runs with it
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ MARK = re.compile(r"<!-- (file|not run): (.+?) -->")
 
 @dataclass(frozen=True)
 class Block:
-    """A code block: its language, text and line, and what the comment before it says."""
+    """A code block: its language, its text, its line and the comment before it."""
 
     language: str
     text: str
@@ -46,7 +46,7 @@ class Block:
 
 
 def blocks(text):
-    """Return the code blocks of a page; indented ones are commands, and `{directives}` are no code."""
+    """Return the code blocks of a page. Indented blocks are commands; `{directives}` are skipped."""
     found, marks = [], {}
     for token in MarkdownIt("commonmark").parse(text):
         if token.type in ("fence", "code_block"):
@@ -59,7 +59,7 @@ def blocks(text):
 
 
 def commands(text):
-    """Return the commands of a shell block as lists of words: lines and what `&&` joins apart, comments left out."""
+    """Return the commands of a shell block as lists of words, split at line ends and at `&&`, without comments."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.shlex(os.path.expandvars(line), posix=True, punctuation_chars="&")
@@ -75,7 +75,7 @@ def commands(text):
 
 
 def follow(block):
-    """Do with a block, in the current folder, what a reader would."""
+    """Run a block, or write its file, in the current folder, as a reader would."""
     if block.file:
         Path(block.file).write_text(block.text)
         if block.file == "pyproject.toml":
@@ -99,7 +99,7 @@ def follow(block):
 
 
 def follow_command(words, not_run):
-    """Run a command in this process with a small budget, or see that it could be run."""
+    """Run a command in this process with a small budget; if it is not to be run, check that its arguments are valid."""
     command, name = cli.group, "clbench"
     while isinstance(command, click.Group):
         words = command.complete_args(words) if isinstance(command, DataGroup) else words
@@ -121,7 +121,7 @@ def follow_command(words, not_run):
 
 
 def stand_in(given):
-    """Put files in place that a command needs and earlier commands, which were not run, would have made."""
+    """Create the files that a command needs and that earlier commands would have written if they had run."""
     if (path := given.get("spec")) and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((ROOT / "benchmarks/split_mnist_5k.toml").read_text())
@@ -137,21 +137,21 @@ def stand_in(given):
     if (weights := given.get("weights")) and Path(weights).suffix and not Path(weights).exists():
         Path(weights).parent.mkdir(parents=True, exist_ok=True)
         Path(weights).write_bytes(b"stand-in")
-    if "plugins" in given:  # which the reader would have installed by then
+    if "plugins" in given:  # the reader would have installed them by now
         given["plugins"] = given["plugins"] or tuple(Path().glob("clbench_*.py"))
 
 
 def install_commands(project):
-    """Lay what pip would of a distribution's commands into the current folder, which is to be on the path."""
+    """Write the entry points of a distribution's commands as pip does; the current folder must be on the path."""
     folder = Path(f"{project['name'].replace('-', '_')}-{project['version']}.dist-info")
     folder.mkdir()
     (folder / "entry_points.txt").write_text("\n".join(["[clbench.commands]", *(
         f"{name} = {value}" for name, value in project["entry-points"].get("clbench.commands", {}).items())]))
-    cli.group.__dict__.pop("of_plugins", None)  # what was installed before
+    cli.group.__dict__.pop("of_plugins", None)  # cache of the commands installed so far
 
 
 def check_toml(text):
-    """See that TOML is a valid experiment, reference or distribution."""
+    """Check that TOML text is a valid experiment, reference or distribution."""
     values = tomllib.loads(text)
     if "build-system" in values:
         assert importlib.util.find_spec(values["build-system"]["build-backend"])

@@ -1,4 +1,4 @@
-"""Methods with herded exemplars and an old network, led by hand into their third task, and their loss in numpy."""
+"""Methods with herded exemplars and an old network, brought to their third task by hand, and their loss in numpy."""
 
 import math
 
@@ -13,7 +13,7 @@ def softmax(z):
 
 
 def papers_loss(logits, old, y, seen, groups, share, temperature):
-    """(1 - s) cross-entropy over `seen[i]` of each sample + s distillation over each group, in numpy."""
+    """Return (1 - s) cross-entropy over the classes `seen[i]` of each sample + s distillation over each group."""
     labels = [-math.log(softmax(logits[i:i + 1, seen[i]])[0, seen[i].index(c)]) for i, c in enumerate(y)]
     loss = (1 - share) * sum(labels) / len(labels)
     for g in groups:
@@ -23,7 +23,7 @@ def papers_loss(logits, old, y, seen, groups, share, temperature):
 
 
 def begun(cls, options, scenario, moved=9):
-    """Return a method in its third task with a batch that has exemplars, and the old logits of it."""
+    """Return a method in its third task, a batch that has exemplars, and the old network's logits for this batch."""
     strategy = make(cls, options, scenario, deep_model)
     for index in range(3):
         activate(strategy, index)

@@ -1,4 +1,4 @@
-"""A plugin distribution whose methods misbehave, laid where Python finds installed packages."""
+"""A plugin distribution whose methods misbehave, written to a folder as if it were installed."""
 
 import textwrap
 
@@ -75,7 +75,7 @@ STRATEGIES = """
 
 
 def write_distribution(folder, name, entry_points, *, commands=None, **modules):
-    """Lay modules, and metadata with the entry points, as pip would; `commands` are `module:attribute` by name."""
+    """Write modules and metadata with entry points as pip does; `commands` maps names to `module:attribute`."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")

@@ -1,4 +1,4 @@
-"""A tiny causal language model of transformers with a tokenizer of bytes, files of items, and short training."""
+"""A tiny causal language model of transformers with a byte tokenizer, files of items, and short training."""
 
 import json
 import random
@@ -24,7 +24,7 @@ def quiet():
 
 
 def make_tokenizer(bos=False, template=CHATML, extra=()):
-    """Return a tokenizer whose tokens are bytes. Its padding is its EOS, as that of SmolLM2."""
+    """Return a tokenizer whose tokens are bytes. Its padding token is its EOS token, as in SmolLM2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     transformers, _ = quiet()
@@ -42,7 +42,7 @@ def make_tokenizer(bos=False, template=CHATML, extra=()):
 
 
 def make_model(seed=0, layers=2, width=32, vocabulary=259, length=256, **options):
-    """Return a Llama with random weights, which are large enough that its outputs differ."""
+    """Return a Llama with random weights that are large enough for its outputs to differ."""
     transformers, _ = quiet()
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -60,7 +60,7 @@ def save(folder, model, tokenizer=None):
 
 
 def load(folder):
-    """Return a model of a folder as transformers loads it."""
+    """Return the model in a folder, loaded by transformers."""
     transformers, _ = quiet()
     return transformers.AutoModelForCausalLM.from_pretrained(str(folder)).float().eval()
 

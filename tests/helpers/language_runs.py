@@ -1,4 +1,4 @@
-"""Trials on a tiny Llama and three tiny tasks of prompts and responses, and plain computations to compare them with."""
+"""Trials on a tiny Llama and three tiny tasks of prompts and responses, and plain computations for comparison."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ ANSWERS = {"backwards": lambda city: city[::-1], "capital": lambda city: city[:1
 
 @dataclass
 class LanguageRuns:
-    """A folder with a model and one with tasks, and what runs trials on them."""
+    """A folder with a model and tasks, and a runner of trials on them."""
 
     folder: Path
     runner: TrialRunner
@@ -42,7 +42,7 @@ class LanguageRuns:
         return self.folder / "model"
 
     def planned(self, method, seeds=1, scenario="task", model=None, **recipe):
-        """Return trials of a method: one pass in batches of 4 by SGD if nothing else is said."""
+        """Return trials of a method. By default they train for one epoch in batches of 4 with SGD."""
         spec = {"benchmark": f"instructions:{self.folder / 'tasks'}", "model": f"hf:{model or self.model}",
                 "scenario": scenario, "methods": [method], "seeds": seeds,
                 "recipe": {"epochs": 1, "batch_size": BATCH, "lr": 0.1, "optimizer": "sgd", "weight_decay": 0.0,
@@ -50,12 +50,12 @@ class LanguageRuns:
         return plan(build(spec), self.runner.registry)
 
     def replica(self, method, double=False, **values):
-        """Return an untrained replica of a method; in float64 if that is wanted."""
+        """Return an untrained replica of a method, in float64 if `double` is true."""
         one = self.planned(method, **values)[0]
         return self.replicas([one], double)[0]
 
     def replicas(self, planned, double=False):
-        """Return untrained replicas of trials."""
+        """Return an untrained replica of each trial."""
         made = []
         for one in planned:
             stream = self.runner.stream(one.trial)
@@ -64,7 +64,7 @@ class LanguageRuns:
         return made
 
     def learned(self, method, tasks=3, **values):
-        """Return a strategy after some tasks, and its stream."""
+        """Return a strategy that was trained on the first tasks, and its stream."""
         replica = self.replica(method, **values)
         learn([replica], tasks)
         return replica.strategy, replica.stream
@@ -79,7 +79,7 @@ def learn(replicas, tasks=3):
 
 
 def task_batches(samples, seed, task, size=BATCH, epochs=1):
-    """Yield raw samples of a task in the order in which the harness draws them, by its documented seed."""
+    """Yield raw samples of a task in the harness's order, which the documented seed determines."""
     generator = seeds.generator(seed, "data", task)
     for _ in range(epochs):
         for rows in torch.randperm(len(samples), generator=generator).split(size):
@@ -87,13 +87,13 @@ def task_batches(samples, seed, task, size=BATCH, epochs=1):
 
 
 def as_transformers(samples):
-    """Return raw samples as the arguments of a model of transformers."""
+    """Return raw samples as arguments for a model of transformers."""
     return {"input_ids": samples.x.clamp(min=0).long(), "attention_mask": (samples.x >= 0).long(),
             "labels": samples.y.long()}
 
 
 def as_batch(strategy, samples, task):
-    """Return raw samples as a loss gets them."""
+    """Return raw samples as the batch that `loss` gets."""
     x = strategy.stream_info.prepare(samples.x)
     batch, = strategy.objective.collate([Batch(x, samples.y, samples.tasks, task)])
     return batch

@@ -1,6 +1,6 @@
-"""mean-er: replay with two averaged copies of the network, of which one predicts (Arani et al. 2022, arXiv 2201.12604).
+"""mean-er: replay with two averaged copies of the network; one of them predicts (Arani et al. 2022, arXiv 2201.12604).
 
-A plugin in one file, written from docs/writing-a-strategy.md. Its `predict` uses other weights than its `forward`.
+A plugin in one file, written from docs/writing-a-strategy.md. Its `predict` uses different weights from its `forward`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class MeanEROptions(Options):
 
 
 class MeanER(ReplayMemory):
-    """Experience replay towards the better of two averages of the weights; the stable one predicts."""
+    """Experience replay that pulls replayed logits towards those of the better of two averages of the weights.
+
+    The stable average predicts.
+    """
 
     roles = (("stable.*", "averages"), ("plastic.*", "averages"))
     options: MeanEROptions
@@ -44,7 +47,7 @@ class MeanER(ReplayMemory):
         return self.stable, self.plastic
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Update the averages with the weights after the last step, replay, and offer the new samples."""
+        """Update the averages, append replayed samples, and offer the new samples to the memory."""
         draws = torch.rand(2, generator=self.stream_info.generator).tolist()
         for average, decay, rate, draw in zip(
                 (self.stable, self.plastic), (self.options.stable_decay, self.options.plastic_decay),
@@ -67,7 +70,7 @@ class MeanER(ReplayMemory):
                 mean.copy_(tensor)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Return the cross-entropy of all samples, and for replayed ones the distance to the better average."""
+        """Return the cross-entropy of all samples plus the distance of replayed logits to the better average's."""
         logits = self(batch.x, batch.task)
         loss = F.cross_entropy(self.mask(logits, batch.tasks, batch.replayed), batch.y)
         if batch.replayed:
@@ -79,7 +82,7 @@ class MeanER(ReplayMemory):
         return loss
 
     def after_task(self, task: Task) -> None:
-        """Take the weights after the last step into the averages."""
+        """Update the averages with the weights after the last step."""
         self.update(self.stable, self.options.stable_decay)
         self.update(self.plastic, self.options.plastic_decay)
 

@@ -1,4 +1,4 @@
-"""Strategies on a tiny stream of float64 vectors, led by hand, for tests that compare with plain computations."""
+"""Strategies on a tiny stream of float64 vectors, for tests that call each hook and compare with plain computations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ TASKS, CLASSES, FEATURES = 3, 6, 5
 
 
 def linear_model() -> Network:
-    """Softmax regression."""
+    """Return a softmax regression model."""
     return Network([Block(nn.Flatten(), nn.Identity())], nn.Linear(FEATURES, CLASSES))
 
 
 def deep_model() -> Network:
-    """One hidden layer."""
+    """Return a network with one hidden layer."""
     return Network([Block(nn.Flatten(), nn.Identity()), Block(nn.Linear(FEATURES, 7), nn.Tanh())],
                    nn.Linear(7, CLASSES))
 
 
 def make(cls, options, scenario="task", model=linear_model, seed=0):
-    """Return a strategy in float64 that knows which outputs each task has."""
+    """Return a strategy in float64; in scenario task the outputs of all tasks are active."""
     torch.manual_seed(seed)
     stream_info = StreamInfo(CLASSES, TASKS, scenario, (FEATURES,), torch.Generator().manual_seed(seed),
                              prepare=torch.Tensor.double)
@@ -35,7 +35,7 @@ def make(cls, options, scenario="task", model=linear_model, seed=0):
 
 
 def activate(strategy, task):
-    """Switch a task's outputs on as the harness does."""
+    """Activate a task's outputs as the harness does."""
     if strategy.stream_info.scenario == "task":
         strategy.class_mask[task, 2 * task:2 * task + 2] = True
     else:
@@ -43,7 +43,7 @@ def activate(strategy, task):
 
 
 def task(index, n=12):
-    """Return a task of two classes that a linear model can tell apart."""
+    """Return a task of two linearly separable classes."""
     g = torch.Generator().manual_seed(index)
     y = torch.arange(n) % 2
     x = torch.randn(n, FEATURES, generator=g, dtype=torch.float64)
@@ -58,7 +58,7 @@ def batch(index, n=6):
 
 
 def move(strategy, step, size=0.3):
-    """Change all trainable parameters, as training would."""
+    """Add noise to all trainable parameters, in place of training."""
     g = torch.Generator().manual_seed(100 + step)
     with torch.no_grad():
         for p in strategy.parameters():

@@ -1,4 +1,4 @@
-"""Data sets of papers in their real layout, with all classes and a few tiny photos of each."""
+"""Published data sets in their real folder layout, with all classes and a few tiny photos of each class."""
 
 import io
 
@@ -12,7 +12,7 @@ WNIDS = [f"n{1443537 + 7 * number:08}" for number in range(200)]
 
 
 def png(number):
-    """Return the bytes of a photo of 8 x 8 pixels whose color tells a number."""
+    """Return the bytes of a photo of 8 x 8 pixels whose color encodes a number."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (number % 251, number // 251, 7)).save(file, "PNG")
     return file.getvalue()
@@ -26,7 +26,7 @@ def write(folder, names, number):
 
 
 def raw_imagenet(root, each=5):
-    """Write the folders of ImageNet-R or ImageNet-A, with a text file next to them as the archive has it."""
+    """Write the folders of ImageNet-R or ImageNet-A, with a text file next to them as in the archive."""
     for number, wnid in enumerate(WNIDS):
         write(root / wnid, [f"art_{index}.jpg" for index in range(each)], number)
     (root / "README.txt").write_text("about it")
@@ -34,7 +34,7 @@ def raw_imagenet(root, each=5):
 
 
 def coda_lists(root):
-    """Write lists as CODA-Prompt has them, whose labels are not in the order of folders; return that order."""
+    """Write lists in CODA-Prompt's format. Their labels are not in the order of folders; return the labels' order."""
     order = WNIDS[::-1]
     for part, names in (("train", (0, 2, 3)), ("test", (1,))):
         rows = [(f"data/imagenet-r/{wnid}/art_{index}.jpg", label) for index in names
@@ -45,7 +45,7 @@ def coda_lists(root):
 
 
 def pilot(root, names):
-    """Write PILOT's folders."""
+    """Write folders in PILOT's layout."""
     for number, name in enumerate(names):
         write(root / "train" / name, ["a.png", "b.png"], number)
         write(root / "test" / name, ["c.png"], number)
@@ -53,7 +53,7 @@ def pilot(root, names):
 
 
 def cub(root):
-    """Write CUB-200-2011 with its three lists; of each class, two photos are training and one is test."""
+    """Write CUB-200-2011 with its three lists. Each class has two training photos and one test photo."""
     lines = {"images": [], "image_class_labels": [], "train_test_split": []}
     row = 0
     for number in range(1, 201):
@@ -70,13 +70,16 @@ def cub(root):
 
 
 def without_counts(monkeypatch):
-    """Accept trees of any number of photos, because these have few."""
+    """Disable the check of the number of photos, because these data sets have few."""
     for options in (ImageNetROptions, CUBOptions, DomainNetOptions):
         monkeypatch.setattr(options, "SAMPLES", (0, 0))
 
 
 def domainnet(root):
-    """Write DomainNet with its official lists: a training and a test photo of each class in each domain, but two."""
+    """Write DomainNet with its official lists: one training and one test photo per class and domain.
+
+    Two are missing: the training photo of class 327 and the test photo of class 301 in domain painting.
+    """
     for domain in DOMAINS:
         for part in ("train", "test"):
             rows = [(f"{domain}/class_{label:03}/{domain}_{part}.jpg", label) for label in range(345)
@@ -88,13 +91,14 @@ def domainnet(root):
 
 
 def core50(root, run=0, sessions=(5, 1, 2, 4, 6, 8, 9, 11)):
-    """Write CORe50 with the lists of a run: of NI by session, of NC by objects, labeled in the run's own order."""
+    """Write CORe50 with the lists of one run: NI by session, NC by objects. The run's order of objects sets the labels.
+    """
     path = "s{0}/o{1}/C_{0:02}_{1:02}_000.png"
     for session in range(1, 12):
         for number in range(1, 51):
             file = root / "core50_128x128" / path.format(session, number)
             write(file.parent, [file.name], number + 50 * session)
-    order = list(range(50, 0, -1))  # of objects, in NC
+    order = list(range(50, 0, -1))  # order of objects in NC
     label = {number: place for place, number in enumerate(order)}
     test = [(s, number) for s in (3, 7, 10) for number in range(1, 51)]
     new = [order[:10], *(order[begin:begin + 5] for begin in range(10, 50, 5))]

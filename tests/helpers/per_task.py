@@ -1,4 +1,4 @@
-"""A stream_info of small tasks, a few steps of training by hand, and seeds stacked by torch.func."""
+"""A `StreamInfo` of small tasks, a few training steps by hand, and seeds stacked by torch.func."""
 
 import math
 
@@ -59,7 +59,7 @@ def steps(strategy, task, count=4, lr=0.5):
 
 
 def learn(strategy, task, seed=0):
-    """Train on a task as the harness does; return the trainable parameters of each phase."""
+    """Train on a task as the harness does; return the number of trainable parameters of each phase."""
     begin(strategy, task, seed)
     trainable = []
     for phase in range(strategy.phases(task)):
@@ -85,7 +85,7 @@ class LossOf(nn.Module):
 
 
 def stacked_gradients(strategies, tasks):
-    """Return loss and gradients of each strategy on its own task, once one by one and once stacked under vmap."""
+    """Return loss and gradients of each strategy on its own task, computed one by one and stacked under vmap."""
     team = [LossOf(s) for s in strategies]
     names = [n for n, p in team[0].named_parameters() if p.requires_grad]
     alone = []
@@ -108,7 +108,7 @@ def stacked_gradients(strategies, tasks):
 
 
 def check_stacking(make, tasks=2):
-    """Check that two seeds with different class orders, stacked in their last task, do as they do alone."""
+    """Check that two seeds with different class orders get the same gradients stacked as alone, in their last task."""
     orders = [[(0, 1), (2, 3)], [(5, 2), (3, 0)]]
     team, last = [], []
     for seed, order in enumerate(orders):

@@ -1,4 +1,4 @@
-"""Folders of synthetic photos: several sizes, gray and RGB, PNG and JPEG, some turned by their EXIF data."""
+"""Folders of synthetic photos: several sizes, gray and RGB, PNG and JPEG, some rotated by their EXIF orientation."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ ORIENTATION = 0x0112
 
 
 def write_photos(root, classes=4, each=20, smallest=20, largest=70, seed=0):
-    """Write photos that tell their class by a color, a folder for each class, and return the folder."""
+    """Write photos whose color depends on their class, in one folder per class, and return the parent folder."""
     generator = np.random.default_rng(seed)
     for c in range(classes):
         folder = root / f"class{c}"
@@ -29,7 +29,7 @@ def write_photos(root, classes=4, each=20, smallest=20, largest=70, seed=0):
 
 
 def upright(path):
-    """Return a photo as it is looked at, as RGB, by Pillow alone."""
+    """Return an RGB photo with its EXIF orientation applied, using only Pillow."""
     image = Image.open(path)
     turn = {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}.get(image.getexif().get(ORIENTATION))
     image = image if turn is None else image.transpose(turn)

@@ -1,4 +1,4 @@
-"""An executor that trains nothing: a trial's ACC is what `ACC` says of its label and seed."""
+"""An executor that trains nothing: `ACC` defines the accuracy of each trial by its label and seed."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ import numpy as np
 from clbench.results.items import ItemResults
 from helpers.records import make_record
 
-ACC: dict[str, Callable[[int], float | None]] = {}  # by label; None fails
-RUN: list[tuple[str, int]] = []  # what has been run: label and seed
-SAMPLES = np.arange(100_000)  # so many that they add next to nothing to the variance
+ACC: dict[str, Callable[[int], float | None]] = {}  # accuracy of each seed, by label; None makes the trial fail
+RUN: list[tuple[str, int]] = []  # label and seed of each executed trial
+SAMPLES = np.arange(100_000)  # so many that test-set sampling adds almost no variance
 
 
 def execute(todo, plan, listener):

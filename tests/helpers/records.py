@@ -16,7 +16,7 @@ STARTED = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
 
 
 def make_matrix(tasks: int = 3, shift: float = 0.0) -> list[list[float]]:
-    """A plausible R: 0.5 before a task, 0.9 just after it, then 0.1 less per further task."""
+    """Return a plausible R: 0.5 before a task, 0.9 just after it, then 0.1 less after each further task."""
     return [[0.5 if j >= i else round(max(0.9 + shift - 0.1 * (i - 1 - j), 0.0), 6) for j in range(tasks)]
             for i in range(tasks + 1)]
 
@@ -31,11 +31,11 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
                 notes: Sequence[str] = (), stream_notes: Sequence[str] = (), message: str = "the loss is NaN",
                 peak_device_bytes: int | None = None, train_flops: Sequence[int] = (),
                 **provenance: Any) -> Record:
-    """A record of `method` and `seed`; what is not given is filled in so that records of a setting agree.
+    """Return a record of `method` and `seed`. Defaults are such that all records share one setting.
 
-    `R` sets the number of tasks if given. A status other than done keeps the first two rows of R and a failure.
-    With `train_flops` it is a record that has FLOPs and the processor's seconds, without one of before.
-    `provenance` overrides its fields (device=..., versions=..., command=...).
+    `R` sets the number of tasks if given. With a status other than done, the record has the first two rows of R and a
+    failure. With `train_flops` it has FLOPs and processor time; without, it is like records of earlier versions.
+    `provenance` overrides fields of the provenance (device=..., versions=..., command=...).
     """
     matrix = [list(row) for row in (R if R is not None else make_matrix(tasks))]
     count = len(matrix[0])
@@ -69,7 +69,7 @@ def make_record(method: str = "lora", seed: int = 0, R: Sequence[Sequence[float]
 
 
 def make_nll_matrix(learned: float, final: float, tasks: int = 3) -> list[list[float]]:
-    """An R of nll: 5 before a task, `learned` just after it, `final` at the end and halfway between in between."""
+    """Return an R of nll: 5 before a task, `learned` just after it, `final` at the end, and their mean in between."""
     rows = [[5.0 if j >= i else learned if j == i - 1 else (learned + final) / 2 for j in range(tasks)]
             for i in range(tasks + 1)]
     rows[-1] = [final] * (tasks - 1) + [learned]
@@ -79,9 +79,10 @@ def make_nll_matrix(learned: float, final: float, tasks: int = 3) -> list[list[f
 def make_lm_record(method: str = "lora", seed: int = 0, nll: Sequence[Sequence[float]] | None = None,
                    exact: Sequence[Sequence[float]] | None = None, *, names: Sequence[str] = ("dates", "codes", "sums"),
                    benchmark: str = "instructions:acme", **made: Any) -> Record:
-    """A record of a language model with nll as R and exact match among its scores; other arguments as `make_record`.
+    """Return a record of a language model with nll as R and exact match as a score.
 
-    By default exact match is the share that is left of 5 nats, so that better nll is better exact match.
+    By default, exact match is 1 - nll / 5, so that better nll gives better exact match. `make_record` gets
+    the other arguments.
     """
     R = [list(row) for row in nll or make_nll_matrix(0.5, 2.0)]
     shares = exact or [[max(0.0, round(1 - value / 5, 6)) for value in row] for row in R]
@@ -96,7 +97,7 @@ NAMES = [["cat", "dog"], ["hen", "cow"], ["<b>ox</b>", "pig"]]
 
 
 def with_names(names=NAMES, **made):
-    """A record as `make_record` makes it, of classes that have names."""
+    """Return a record from `make_record` whose classes have names."""
     record = make_record(**made)
     return record.model_copy(update={"stream": StreamFacts(**{**record.stream.model_dump(), "class_names": names})})
 
@@ -108,9 +109,9 @@ def folder(path, *records):
 
 
 def with_errors(record, parts=None, probe=None):
-    """A record in scenario class with counts of its errors for three tasks of 200 samples, and perhaps a probe.
+    """Return a record in scenario class with error counts for three tasks of 200 samples, and optionally a probe.
 
-    `parts` are the counts of a row: right, given, and corrected or what a method that infers the task has.
+    `parts` are the fields of `ErrorCounts`: right, given, and corrected or the counts of methods that infer the task.
     """
     parts = parts or {"right": [20, 40, 190], "given": [180, 190, 198], "corrected": [120, 100, 150]}
     tasks = [[200 - n, n * (i == 1), n * (i == 2)] if i else [200, 0, 0] for i, n in enumerate(parts["right"])]

@@ -1,4 +1,4 @@
-"""A small reference for tests: `write` makes its file, `text` is what it holds."""
+"""A small reference for tests: `write` writes its file, `text` returns the content of the file."""
 
 HEAD = '''
 title = "Tiny"

@@ -1,14 +1,14 @@
-"""An accelerator simulated on the CPU: tensors that are elsewhere, refuse to be mixed with the host's, and count waits.
+"""An accelerator simulated on the CPU: device tensors that cannot be mixed with host tensors, and a list of waits.
 
     with Simulated() as device:                      # torch.device("simulated", 0)
-        model.to("simulated")(x.to("simulated"))     # host tensors beside them raise, as on CUDA
+        model.to("simulated")(x.to("simulated"))     # mixing them with host tensors raises, as on CUDA
     waits                                            # where the host waited for the device (.item(), bool(), .tolist())
 
-A wrapper subclass holds a CPU tensor and says that it lives on `simulated:0` (torch's PrivateUse1 slot, set up from
-Python; an experimental interface of torch 2.9). Every operation is done on the CPU tensors inside, so results are the
-CPU's, bit for bit; what goes wrong is what would go wrong on any accelerator: a tensor left on the host, a factory
-without `device=`, `.numpy()` of a device tensor, a wait in the hot loop. vmap, functional_call, autograd and optimizers
-work.
+A wrapper subclass holds a CPU tensor and reports `simulated:0` as its device (torch's PrivateUse1 slot, set up from
+Python; an experimental interface of torch 2.9). Every operation runs on the CPU tensors inside, so results equal the
+CPU's bit for bit. Mistakes that fail on any accelerator fail here: a tensor left on the host, a factory without
+`device=`, `.numpy()` of a device tensor. Waits in the hot loop are recorded. vmap, functional_call, autograd and
+optimizers work.
 Not simulated: pinned memory, streams, autocast (bf16), CUDA graphs, kernels.
 """
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 HOST_TENSORS_ALLOWED = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "aten::_index_put_impl_",
-                        "aten::index_put"}  # as on CUDA: copies, and indices on the host
-FIRST_DECIDES = HOST_TENSORS_ALLOWED - {"aten::_to_copy"}  # where the result is: where the first argument is
+                        "aten::index_put"}  # CUDA also allows copies from the host and indices on the host
+FIRST_DECIDES = HOST_TENSORS_ALLOWED - {"aten::_to_copy"}  # their result is on the device of the first argument
 waits: list[str] = []
 
 
 class Module:
-    """What torch expects of `torch.simulated`."""
+    """The functions that torch expects in `torch.simulated`."""
 
     def is_initialized(self): return True
     def is_available(self): return True
@@ -37,7 +37,7 @@ class Module:
     def _is_in_bad_fork(self): return False
     def manual_seed(self, seed): pass
     def manual_seed_all(self, seed): pass
-    def get_rng_state(self, device=None): return torch.get_rng_state()  # draws are the CPU's
+    def get_rng_state(self, device=None): return torch.get_rng_state()  # random numbers come from the CPU's generator
     def set_rng_state(self, state, device=None): pass
     def get_amp_supported_dtype(self): return [torch.bfloat16, torch.float16]
 
@@ -51,7 +51,7 @@ def note_wait() -> None:
 
 
 class SimulatedTensor(torch.Tensor):
-    """A CPU tensor, `raw`, that says it is on the device."""
+    """A wrapper of a CPU tensor, `raw`, that reports the simulated device as its device."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -94,7 +94,11 @@ class SimulatedTensor(torch.Tensor):
 
 
 def on_device(func, args, kwargs):
-    """Do an operation on the CPU tensors inside, if it would be allowed on an accelerator."""
+    """Run an operation on the CPU tensors inside.
+
+    Raises:
+        RuntimeError: an accelerator would not allow the operation.
+    """
     name = func._schema.name
     flat, spec = tree_flatten((args, kwargs))
     here = [a for a in flat if isinstance(a, SimulatedTensor)]
@@ -122,14 +126,14 @@ def on_device(func, args, kwargs):
     def wrap(result):
         if not result_here or not isinstance(result, torch.Tensor) or isinstance(result, SimulatedTensor):
             return result
-        return wrappers[id(result)] if id(result) in wrappers else SimulatedTensor(result)  # in place: its argument
+        return wrappers[id(result)] if id(result) in wrappers else SimulatedTensor(result)  # in place: the argument
 
     results, shape = tree_flatten(func(*plain_args, **plain_kwargs))
     return tree_unflatten([wrap(r) for r in results], shape)
 
 
 class Simulated(TorchDispatchMode):
-    """Within it, `device="simulated"` can be asked for."""
+    """Context in which operations accept `device="simulated"`."""
 
     def __enter__(self):
         super().__enter__()
@@ -159,7 +163,7 @@ def _copy_from(source, target, non_blocking=False):
     return target
 
 
-_library = torch.library.Library("aten", "IMPL")  # what torch's C++ asks for past the dispatch mode
+_library = torch.library.Library("aten", "IMPL")  # torch's C++ code calls these directly, not through the dispatch mode
 _library.impl("empty.memory_format", _empty, "PrivateUse1")
 _library.impl("empty_strided", _empty_strided, "PrivateUse1")
 _library.impl("_copy_from", _copy_from, "PrivateUse1")

@@ -1,4 +1,4 @@
-"""Stacks of seeds on the tiny stream, led as a run leads them."""
+"""Stacks of seeds on the tiny stream, trained as a run trains them."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from clbench.training.loop import TrainingLoop
 
 
 def lead(info, options, seeds_, recipe, scenario="task", tasks=3, model=None, double=False):
-    """Train the members together, as trial.learn does, and return the benches; options of each in a list, or of all."""
+    """Train one replica per seed together and return the benches; `options` are a list by seed, or shared by all."""
     each = options if isinstance(options, list) else [options] * len(seeds_)
     benches = [bench(info, own, scenario, seed, model) for own, seed in zip(each, seeds_, strict=True)]
     for b in benches if double else ():

@@ -12,7 +12,7 @@ from clbench.testing.checks import tiny_stream
 
 
 def stochastic(scenario):
-    """Return the tiny stream with noise and flips that are drawn anew."""
+    """Return the tiny stream with random noise and flips that differ at each access."""
     stream = tiny_stream(scenario)
 
     def with_noise(part):

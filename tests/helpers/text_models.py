@@ -1,4 +1,4 @@
-"""Tiny text models of transformers in folders, with a tokenizer of a few words, and files of texts in these words."""
+"""Folders with tiny text models of transformers and a tokenizer of a few words, and files of texts in these words."""
 
 import csv
 import random
@@ -23,7 +23,7 @@ def save_tokenizer(folder):
 
 
 def save_model(folder, kind, seed=0):
-    """Save a tiny model of a kind with random weights, and a tokenizer; return the library's model."""
+    """Save a tiny model of a kind with random weights, and a tokenizer; return the model of transformers."""
     import transformers
 
     small = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -43,7 +43,7 @@ def save_model(folder, kind, seed=0):
     torch.manual_seed(seed)
     model = transformers.AutoModel.from_config(configs[kind]()).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases, too, which begin as zeros
+        for parameter in model.parameters():  # biases too, which are initialized to zero
             parameter.add_(0.05 * torch.randn_like(parameter))
     model.save_pretrained(str(folder))
     save_tokenizer(folder)
@@ -51,7 +51,7 @@ def save_model(folder, kind, seed=0):
 
 
 def write_texts(path, topics=TOPICS, count=16, sites=("here",), seed=0):
-    """Write texts that name their topic among other words."""
+    """Write texts that contain the words of their topic after random other words."""
     draw = random.Random(seed)
     rows = []
     for i in range(count):

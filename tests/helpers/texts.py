@@ -1,4 +1,4 @@
-"""A tiny network of text and a tiny stream of texts, without any library of text models."""
+"""A tiny text network and a tiny stream of texts, without any library of text models."""
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ WORDS, LENGTH, WIDTH = 24, 7, 8
 
 
 class Words(nn.Module):
-    """Tokens' numbers [N, L] -> vectors [N, L, D], zero where there is none."""
+    """Embed token IDs [N, L] as vectors [N, L, D], which are zero at padding."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Words(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Each token sees the mean of those that are there."""
+    """Combine each token with the mean of all tokens that are not padding."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ class Mixing(nn.Module):
 
 
 class TextNet(TokenNetwork):
-    """Two layers over the words."""
+    """A network of two layers over the word vectors."""
 
     def __init__(self, classes):
         blocks = [Block(Words(), nn.Identity()), Block(Mixing(), nn.Identity()), Block(Mixing(), Pool("mean"))]
@@ -60,7 +60,7 @@ class TextNet(TokenNetwork):
 
 
 def tiny_texts(scenario):
-    """Return three tasks of 24 texts of 3 to 7 tokens; one word says the class."""
+    """Return three tasks of 24 texts with 3 to 6 tokens; the second token determines the class."""
     generator = torch.Generator().manual_seed(0)
     shared = scenario_rules(scenario).shared_outputs
 
@@ -79,7 +79,7 @@ def tiny_texts(scenario):
 
 
 def text_bench(info, options, scenario, seed=0, model=None):
-    """Return a strategy, untrained, on the tiny texts, as `clbench.testing.checks.bench` does on images."""
+    """Return an untrained strategy on the tiny texts, as `clbench.testing.checks.bench` does on images."""
     stream = tiny_texts(scenario)
     with seeds.scope(seed, "init"):
         network = TextNet(stream.classes)

@@ -8,7 +8,7 @@ import torch
 
 
 def flat():
-    """Return two tasks of flat vectors (no images)."""
+    """Return two tasks of flat vectors instead of images."""
     from avalanche.benchmarks import tensors_benchmark
 
     generator = torch.Generator().manual_seed(0)
@@ -36,7 +36,7 @@ def flipping():
 
 
 def shifting():
-    """Return three tasks with the same four classes whose images drift from task to task (scenario domain)."""
+    """Return three tasks with the same four classes, whose images differ from task to task (scenario domain)."""
     from avalanche.benchmarks import tensors_benchmark
 
     generator = torch.Generator().manual_seed(1)
@@ -52,7 +52,7 @@ def shifting():
 
 
 def pictures():
-    """Return two tasks of small color images (uint8), two classes each, that a colored corner tells apart."""
+    """Return two tasks of small color images (uint8), with two classes each that differ in a colored corner."""
     from avalanche.benchmarks import tensors_benchmark
 
     generator = torch.Generator().manual_seed(2)
@@ -94,7 +94,7 @@ def photos():
 
 
 def embedded():
-    """Return the tasks of the file of features that the environment variable CLBENCH_TEST_FEATURES names."""
+    """Return the tasks in the file of features whose path is the environment variable CLBENCH_TEST_FEATURES."""
     from avalanche.benchmarks import tensors_benchmark
     from safetensors.torch import load_file
 
@@ -109,7 +109,7 @@ def embedded():
 
 
 def shifting_twice():
-    """Return the tasks of `shifting`, then the same once more."""
+    """Return the tasks of `shifting` twice in a row."""
     from avalanche.benchmarks import tensors_benchmark
 
     once = shifting()
@@ -120,7 +120,7 @@ def shifting_twice():
 
 
 def one_test():
-    """Return three tasks of two classes each, and one test set with one image of class 0, two of class 1 and so on."""
+    """Return three tasks of two classes each, and one common test set with i + 1 images of each class i."""
     from avalanche.benchmarks import tensors_benchmark
 
     generator = torch.Generator().manual_seed(3)

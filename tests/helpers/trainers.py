@@ -43,7 +43,7 @@ def train(trainer, **options):
 
 
 def forget_log(trainer, key="forget/old/nll"):
-    """Return the logged values of a key with their steps."""
+    """Return (step, value) for each logged value of a key."""
     return [(entry["step"], entry[key]) for entry in trainer.state.log_history if key in entry]
 
 

@@ -1,4 +1,4 @@
-"""Training loops of strategies that have no stream."""
+"""Training loops for strategies without a stream."""
 
 from types import SimpleNamespace
 
@@ -7,6 +7,6 @@ from clbench.training.replica import Replica
 
 
 def loop(strategies, recipe, seeds, augment=None):
-    """Return the training loop of bare strategies; of their stream it has only how images are augmented."""
+    """Return a training loop for strategies without a stream; the loop gets only the stream's augmentation."""
     return TrainingLoop([Replica(strategy, SimpleNamespace(augment=augment, hidden=False), seed)
                          for strategy, seed in zip(strategies, seeds, strict=True)], recipe)

@@ -1,4 +1,4 @@
-"""A replay method that gives a role to what it adds."""
+"""A replay method that gives a role to the parameters it adds."""
 
 from torch import nn
 

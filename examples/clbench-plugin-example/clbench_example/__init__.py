@@ -1,4 +1,4 @@
-"""The declarations: names, options and where the code is. Nothing here imports torch."""
+"""Declarations of the plugin: names, options and the place of the code. They do not import torch."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ class NoisyOptions(Options):
 
 @hookimpl
 def clbench_strategies() -> Sequence[StrategyInfo]:
-    """Declare the strategy."""
+    """Return the strategy."""
     return [StrategyInfo("mean-imm", "clbench_example.strategy:MeanIMM", "averages the weights over tasks",
                          paper="Lee et al. 2017, arXiv 1703.08475")]
 
 
 @hookimpl
 def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
-    """Declare the benchmark; all tasks have the same labels, so the scenario is `domain`."""
+    """Return the benchmark. All tasks have the same labels, so the scenario is `domain`."""
     return [BenchmarkInfo("noisy-digits", "clbench_example.benchmark:noisy_digits",
                           "the ten digits of 5,000 MNIST images under ever more noise; offline", NoisyOptions,
                           scenarios=("domain",), cached=True)]
@@ -31,5 +31,5 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
 
 @hookimpl
 def clbench_report_formats() -> Sequence[ReportFormat]:
-    """Declare the report format; `clbench report --format rst` writes report.rst."""
+    """Return the report format. `clbench report --format rst` writes report.rst."""
     return [ReportFormat("rst", ".rst", "clbench_example.report:render", "the comparison as reStructuredText")]

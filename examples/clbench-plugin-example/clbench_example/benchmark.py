@@ -1,4 +1,4 @@
-"""The ten digits, noisier from task to task."""
+"""Benchmark of the ten digits, with more noise in each task."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from clbench_example import NoisyOptions
 
 
 def noisy_digits(options: NoisyOptions, data_dir: Path, seed: int) -> Any:
-    """Return an Avalanche benchmark of uint8 images [N, 1, 28, 28]: every fifth is a test image, in each task anew.
+    """Return an Avalanche benchmark of uint8 images [N, 1, 28, 28]. Every fifth image is a test image, in all tasks.
 
-    The noise is that of the task, whatever the seed of the trial: a stream is the same for all seeds.
+    The noise depends on the task but not on `seed`, so the stream is the same for all seeds.
     """
     pixels, digits = mnist_data()
     x, y = torch.from_numpy(pixels).view(-1, 1, 28, 28), torch.from_numpy(digits).long()

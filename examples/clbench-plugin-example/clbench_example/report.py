@@ -1,4 +1,4 @@
-"""The comparison as reStructuredText: a heading, a line and a table for each setting."""
+"""Report format reStructuredText: a heading, a summary and a table for each setting."""
 
 import re
 
@@ -8,7 +8,7 @@ from clbench.report import Report, Table
 
 
 def render(report: Report) -> str:
-    """Return report.rst; all that comes from records is escaped."""
+    """Return the content of report.rst. All text that comes from records is escaped."""
     blocks = [heading(report.title, "=")]
     for section in report.sections:
         blocks += [heading(section.title, "-"), escape(section.summary), table(section.comparison)]
@@ -17,12 +17,12 @@ def render(report: Report) -> str:
 
 
 def heading(text: str, line: str) -> str:
-    """Return a title with a line under it."""
+    """Return a title underlined with `line`."""
     return f"{escape(text)}\n{line * len(escape(text))}"
 
 
 def table(data: Table) -> str:
-    """Return a table, the best of each column in bold."""
+    """Return a table with the best cells of each column in bold."""
     rows = [[escape(row.label), *(f"**{escape(c.text)}**" if c.bold else escape(c.text) for c in row.cells)]
             for row in data.rows]
     return tabulate(rows, [escape(data.corner), *(escape(c.header) for c in data.columns)], tablefmt="rst",
@@ -30,5 +30,5 @@ def table(data: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text without meaning to reStructuredText."""
+    """Return text with the markup characters of reStructuredText escaped."""
     return re.sub(r"([\\`*_|])", r"\\\1", text)

@@ -1,6 +1,7 @@
-"""mean-IMM: after each task the weights become the mean of those that all tasks led to.
+"""mean-IMM: after each task, replace the weights by the mean of the weights after all tasks so far.
 
-Lee et al. 2017 (arXiv 1703.08475), equal weights for the tasks and weight-transfer: a task starts from the mean so far.
+Lee et al. 2017 (arXiv 1703.08475), with equal weights for the tasks and with weight-transfer: each task starts from the
+mean so far.
 """
 
 import torch
@@ -9,12 +10,12 @@ from clbench import Strategy, Task
 
 
 class MeanIMM(Strategy):
-    """Fine-tuning whose weights are averaged over the tasks; the mean is kept in buffers."""
+    """Fine-tune on each task and average the weights over tasks. The mean is stored in buffers."""
 
     roles = (("mean_*", "mean"),)
 
     def after_task(self, task: Task) -> None:
-        """Merge: mean_t = mean_(t-1) + (theta_t - mean_(t-1)) / t."""
+        """Set the weights to the mean: mean_t = mean_(t-1) + (theta_t - mean_(t-1)) / t."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 kept = "mean_" + name.replace(".", "_")

@@ -29,7 +29,7 @@ def test_all_three_in_one_run(tmp_path):
     assert [r.status for r in records] == ["done", "done"]
     assert records[0].provenance.plugin == "clbench-plugin-example 0.1.0"
     assert records[0].stream.train_samples == [4000, 4000]
-    assert records[0].stream.notes == []  # read whole, not item by item
+    assert records[0].stream.notes == []  # a note would say that the data set is read item by item, which is slower
     assert records[0].R[-1][0] > 0.5  # ten digits: chance is 0.1
     subprocess.run([sys.executable, "-m", "clbench", "report", tmp_path, "--format", "rst"], check=True)
     text = (tmp_path / "report.rst").read_text()

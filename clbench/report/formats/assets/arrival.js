@@ -1,4 +1,4 @@
-// How training samples arrive: a row for each class or task, a column for each task during which they come.
+// Figure of the arrival of training samples: a row for each class or task, a column for each task during which they arrive.
 
 function drawArrival(svg, width, figure) {
   const { columns, rows } = readTable(figure.dataset.tables);

@@ -45,26 +45,26 @@ function logTicks(low, high) {
   return ticks;
 }
 
-// A little room around what is shown, and a range even where all is equal.
+// Return a range with padding around the values, which is not empty even if all values are equal.
 function padded(low, high, share = 0.06, least = 0.005) {
   const pad = Math.max((high - low) * share, least);
   return [low - pad, high + pad];
 }
 
-// Grid, ticks and titles around a plot; `box` has left, right, top, bottom.
+// Draw grid, ticks and axis titles of a plot; `box` has left, right, top and bottom in pixels.
 function frame(svg, box, { x, y, xTicks, yTicks, xText, yText, xTitle, yTitle }) {
   const back = shape(svg, "g", { class: "frame" });
   for (const tick of yTicks) {
     shape(back, "line", { x1: box.left, x2: box.right, y1: y(tick), y2: y(tick), class: "grid" });
     shape(back, "text", { x: box.left - 8, y: y(tick) + 4, "text-anchor": "end" }, yText(tick));
   }
-  const whole = svg.ownerSVGElement ?? svg; // a figure with a key above its plot draws into a group
+  const whole = svg.ownerSVGElement ?? svg; // a figure with a legend above its plot passes a group
   let free = -Infinity;
   for (const tick of xTicks) {
     shape(back, "line", { x1: x(tick), x2: x(tick), y1: box.bottom, y2: box.bottom + 4, class: "tick" });
     const text = xText(tick);
     const half = textWidth(text) / 2;
-    const middle = Math.min(x(tick), whole.getAttribute("width") - half); // the last one stays inside
+    const middle = Math.min(x(tick), whole.getAttribute("width") - half); // keeps the last label inside the figure
     if (middle - half < free) continue;
     shape(back, "text", { x: middle, y: box.bottom + 18, "text-anchor": "middle" }, text);
     free = middle + half + 6;
@@ -77,8 +77,8 @@ function frame(svg, box, { x, y, xTicks, yTicks, xText, yText, xTitle, yTitle })
   }
 }
 
-// Centers near the wanted ones, in their order, at least `height` apart: neighbors that would overlap are merged into
-// a block, which is centered where its items want to be.
+// Return centers near the wanted ones, in the same order and at least `height` apart. Neighbors that would overlap are
+// merged into a block, which is centered at the mean of their wanted centers.
 function spread(wanted, height, low, high) {
   const block = (items) => {
     const reach = items.length * height / 2;

@@ -1,6 +1,6 @@
-// A method chosen under constraints. All numbers, texts and tests come with the page; here they are looked up.
+// Choose a method under constraints. The page contains all numbers, texts and test results; this script only looks them up.
 
-const [SHOWN, UNTESTED, ROWS] = [-1, -2, 8]; // a significant difference, one that is not tested; rows and names before the rest is counted
+const [SHOWN, UNTESTED, ROWS] = [-1, -2, 8]; // codes for a significant and for an untested difference; most rows and names that are listed
 
 function choosing(section) {
   const { kinds, settings } = JSON.parse(section.dataset.choice);
@@ -22,9 +22,9 @@ function choosing(section) {
   });
   const command = make("code");
   const [line, shown] = [make("pre", { tabindex: "0", role: "region", "aria-label": "The same as a command" }), make("div")];
-  const brief = make("p", { role: "status", class: "hush" }); // what a screen reader says of a change
+  const brief = make("p", { role: "status", class: "hush" }); // screen readers announce a change of the choice
   line.append(command);
-  const limits = () => [ // each returns why a method is left out, or nothing
+  const limits = () => [ // `refuses` returns the reason why a method is excluded, or nothing
     ...sliders.map((slider, k) => slider.used && { flag: `--max-${kinds[k][0]} ${kinds[k][3][slider.most]}`,
       name: `${kinds[k][1]} ≤ ${kinds[k][4][slider.most]}`, refuses: (method) => refusal(method[3 + k], slider.most, kinds[k]) }),
     samples.checked && { flag: "--no-samples-kept", name: "no stored samples",
@@ -49,12 +49,12 @@ function refusal(place, most, [, title, words, , texts]) {
   return place > most ? `${words} ${texts[place]}` : undefined;
 }
 
-// The first of the methods, which come best first, that no limit leaves out; -1: there is none.
+// Return the index of the best method that no limit excludes, or -1 if there is none. Methods are sorted, best first.
 function bestOf(methods, limits) {
   return methods.findIndex((method) => !limits.some(({ refuses }) => refuses(method)));
 }
 
-// What a setting's methods come to under some constraints.
+// Show the choice among a setting's methods under some constraints.
 function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods, beside, incomplete], kinds, limits) {
   const points = (number) => (number / 10 ** decimals).toFixed(decimals);
   const pair = (a, b) => {
@@ -93,7 +93,7 @@ function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods
   return made;
 }
 
-// The methods that are left, the best first, and the difference of the best to each.
+// Return a table of the remaining methods, best first, with the difference of the best to each.
 function remaining(methods, left, pair, kinds, title, headings) {
   const table = make("table");
   const head = table.createTHead().insertRow();

@@ -1,4 +1,4 @@
-// Elements, the tables as numbers, and what all figures share. Text from a report is only ever set as text.
+// Create elements, read tables as numbers, and draw what all figures share. Text from a report is set as text, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 const UNITS = { percent: " %", points: " points", nats: " nats", seconds: " s" };
@@ -20,7 +20,7 @@ function shape(parent, name, attributes, text) {
   return made;
 }
 
-// The number of a cell and the ends of its interval: as written beside it, or else as its text tells them.
+// Return the number in a cell and the ends of its interval, from its attribute data-v if it has one, else from its text.
 function numbersOf(td, unit) {
   if ("v" in td.dataset) {
     const [value, low = value, high = value] = td.dataset.v.split(" ").map(Number);
@@ -32,7 +32,7 @@ function numbersOf(td, unit) {
   return { value: scale * value, low: scale * (value - (half || 0)), high: scale * (value + (half || 0)) };
 }
 
-// A table of the page: its columns, and the cells of each row by the row's number.
+// Read a table of the page: its title, its columns, and the cells of each row by the row's number.
 function readTable(id) {
   const table = document.getElementById(id);
   const columns = [...table.tHead.rows[0].cells].slice(1).map((th) => ({ ...th.dataset, name: th.dataset.name ?? th.dataset.title, hint: th.dataset.name ? "" : th.title }));
@@ -48,12 +48,12 @@ function readTable(id) {
   return { columns, rows, title: table.caption.textContent };
 }
 
-// Which classes the task of a column has, where they have names.
+// Return a line with the classes of a column's task, if they have names.
 function classesOf(column) {
   return column.hint && `classes: ${column.hint}`;
 }
 
-// What an axis calls the task of a column: its name if that fits, else its number.
+// Return the label of a column's task on an axis: its name if that fits, else its number.
 function taskText(column, index, width, font) {
   const [, name] = column.title.split(": ");
   return name && textWidth(name, font) <= width ? name : String(index + 1);
@@ -63,7 +63,7 @@ function withUnit(cell, unit) {
   return cell.text + (UNITS[unit] ?? "");
 }
 
-// The methods of a section as its legend lists them.
+// Return the methods of a section in the order of its legend.
 function readMethods(legend) {
   return [...legend.querySelectorAll("button")].map((button) => ({
     button,
@@ -77,7 +77,7 @@ function readMethods(legend) {
   }));
 }
 
-// The middle left out of what is longer than `most`.
+// Replace the middle of a text that is longer than `most` characters by an ellipsis.
 function shorten(text, most) {
   if (text.length <= most) return text;
   const half = Math.floor((most - 1) / 2);
@@ -116,7 +116,7 @@ Object.assign(MARKERS, {
   "*": (r) => polygon(r, star(5, 1.4, 0.55)),
 });
 
-// The corners of a star, or of a polygon where the inner ones lie on its sides.
+// Return the corners of a star. It is a regular polygon if the inner corners lie on the sides.
 function star(points, outer, inner) {
   return Array.from({ length: 2 * points }, (_, i) => {
     const [at, reach] = [(i * Math.PI) / points - Math.PI / 2, i % 2 ? inner : outer];
@@ -136,7 +136,7 @@ function marker(parent, method, x, y, r = 4) {
   });
 }
 
-// All that is drawn of a method, in its color, so that it can stand out.
+// Return the group of a method's shapes, in its color, so that the page can highlight them together.
 function group(parent, method) {
   return shape(parent, "g", { class: `of ${method.color}`, "data-row": method.row });
 }

@@ -1,10 +1,10 @@
-// Which methods are shown: by kind and by a part of the name, in the tables of a section and in its figures.
+// Filter methods by kind and by a part of the name, in the tables and figures of a section.
 
 function labelOf(row) {
   return row.cells[0].textContent;
 }
 
-// A row's label may have marks behind it.
+// Marks such as † may follow a row's label.
 function isOf(text, label) {
   return text === label || (text.startsWith(`${label} `) && text.length <= label.length + 5);
 }
@@ -30,7 +30,7 @@ function filterable(bar, methods, redraw) {
   input.addEventListener("input", apply);
 }
 
-// Tables of R that came as numbers, since there are many of them.
+// Build the tables of R. The page has them as numbers because there are many.
 function unpack(place) {
   const hints = place.dataset.hints.split("\n");
   for (const [id, title, unit, labels, columns, values] of JSON.parse(place.dataset.matrices)) {

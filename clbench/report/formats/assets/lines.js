@@ -1,4 +1,4 @@
-// Curves over tasks, with the band of their interval; methods with equal curves take turns along one line.
+// Figure of curves over tasks with the bands of their intervals. Methods with equal curves alternate as dashes of one line.
 
 function drawLines(svg, width, figure, methods) {
   const { columns, rows } = readTable(figure.dataset.tables);

@@ -1,13 +1,13 @@
-// Brings the page to life: draws the figures at the width they have, and shows values to pointer and keyboard.
+// Make the page interactive: draw the figures at the available width, and show values under the pointer or by keyboard.
 
 const KINDS = { lines: drawLines, heat: drawHeat, bars: drawBars, steps: drawSteps, seeds: drawSeeds, ranks: drawRanks,
   pareto: drawPareto, arrival: drawArrival, parts: drawParts };
-const STYLES = { // what a saved figure carries of the page's styles, and the values that go without saying
+const STYLES = { // CSS properties that are copied into a saved figure, with their default values
   fill: "rgb(0, 0, 0)", "fill-opacity": "1", stroke: "none", "stroke-width": "1px", "stroke-dasharray": "none",
   "stroke-linejoin": "miter", "paint-order": "normal", opacity: "1", "font-family": "", "font-size": "", "font-weight": "400",
 };
 const tip = document.getElementById("tip");
-let follow = null; // puts the tip of a value that the keyboard led to where its mark is now
+let follow = null; // moves the tooltip of a value selected by keyboard to the present place of its mark
 
 function draw(figure, stage, width, methods) {
   const svg = document.createElementNS(SVG, "svg");
@@ -44,7 +44,7 @@ function live(figure, methods) {
   return redraw;
 }
 
-// The nearest mark to the pointer, or the one that arrow keys lead to, is named and stands out.
+// Name and highlight the mark that is nearest to the pointer or selected by arrow keys.
 function explore(svg, marks) {
   let current = -1;
   const show = (i, keyboard = false) => {
@@ -61,7 +61,7 @@ function explore(svg, marks) {
     place();
     follow = keyboard ? place : null;
   };
-  const leave = () => { if (!follow) hide(svg); }; // the pointer does not take away what the keyboard led to
+  const leave = () => { if (!follow) hide(svg); }; // the pointer does not hide a value selected by keyboard
   svg.addEventListener("pointermove", (event) => {
     const frame = svg.getBoundingClientRect();
     const i = nearest(marks, event.clientX - frame.left, event.clientY - frame.top);
@@ -84,13 +84,13 @@ function nearest(marks, x, y) {
   let [found, least] = [-1, 24];
   marks.forEach((mark, i) => {
     const away = Math.hypot(Math.max(mark.x0 - x, 0, x - mark.x1), Math.max(mark.y0 - y, 0, y - mark.y1));
-    const center = Math.hypot((mark.x0 + mark.x1) / 2 - x, (mark.y0 + mark.y1) / 2 - y) / 1000; // of two that hold it
+    const center = Math.hypot((mark.x0 + mark.x1) / 2 - x, (mark.y0 + mark.y1) / 2 - y) / 1000; // prefers the nearer center if two marks contain the point
     if (away + center < least) [found, least] = [i, away + center];
   });
   return found;
 }
 
-// Left and right within a method, up and down to the same place of another one.
+// Left and right keys move within a method, up and down keys to the same position of another method.
 function step(marks, current, key) {
   const by = { ArrowRight: 1, ArrowLeft: -1 }[key];
   if (by) return Math.max(0, Math.min(marks.length - 1, current + by));
@@ -119,7 +119,7 @@ function hide(within) {
   for (const g of within.querySelectorAll(".dim")) g.classList.remove("dim");
 }
 
-// A figure as a file of its own: drawn anew in the light colors at a good width, its styles written into it.
+// Save a figure as a separate file, drawn again in the light colors, 760 pixels wide, with its styles inside.
 function download(figure, methods) {
   const stage = make("div", { class: "light sheet", "aria-hidden": "true" });
   document.body.append(stage);
@@ -170,7 +170,7 @@ for (const figures of document.querySelectorAll(".figures")) {
     });
   }
 }
-document.addEventListener("scroll", () => { // what is named under the pointer has moved away
-  if (follow) follow(); // a figure that gets the focus is scrolled to, which must not hide its value
+document.addEventListener("scroll", () => { // the named mark moves away from the pointer
+  if (follow) follow(); // the browser scrolls to a figure that gets the focus, and this must not hide its value
   else if (tip.classList.contains("shown")) document.querySelectorAll(".stage svg").forEach(hide);
 }, { passive: true });

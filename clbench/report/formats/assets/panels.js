@@ -1,6 +1,6 @@
-// Small multiples, a panel for each method: R as heat maps, and forgetting as bars on one scale.
+// Figures with a panel for each method: R as heat maps, and forgetting as bars on a common scale.
 
-const DEEP = 0.655; // from here on white reads better than black, in the colors of clbench/report/formats/palette.py
+const DEEP = 0.655; // above this shade, white text is more readable than black, in the colors of clbench/report/formats/palette.py
 
 function panels(width, count, least, gap = 24) {
   const across = Math.max(1, Math.min(count, Math.floor((width + gap) / (least + gap))));
@@ -36,7 +36,8 @@ function drawHeat(svg, width, figure, methods) {
   return { height: rows * height + 30, marks };
 }
 
-// How dark a value is, from 0 to 1, and the texts of both ends: from 0 to 100 %, or from 0, or the smallest value below it, to the largest one.
+// Return the shade of a value, from 0 to 1, and the labels of both ends of the scale. The scale ends at 100 % for percent,
+// else at the largest value. It starts at 0, or at the smallest value if that is negative.
 function shades(tables, better = "up") {
   const unit = tables[0]?.columns[0].unit ?? "percent";
   const all = tables.flatMap(({ rows }) => [...rows.values()].flat().map(({ value }) => value));
@@ -90,7 +91,7 @@ function heatPanel(svg, method, table, shade, { left, top, each, cell, tall }) {
     shape(within, "text", { x: x + (j + 0.5) * cell, y: y(tasks + 1) + 13, "text-anchor": "middle", class: "small" },
       taskText(table.columns[j], j, cell - 4, "11px"));
   }
-  let stairs = `M${x} ${y(1)}`; // what has been trained on lies below
+  let stairs = `M${x} ${y(1)}`; // tasks that have been trained are below the line
   for (let j = 0; j < tasks; j += 1) stairs += `H${(x + (j + 1) * cell).toFixed(2)}V${y(Math.min(j + 2, tasks + 1)).toFixed(2)}`;
   shape(within, "path", { d: stairs, class: "stairs" });
   return marks;

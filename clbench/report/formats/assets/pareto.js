@@ -1,4 +1,4 @@
-// Accuracy, or another metric, against a cost that the reader chooses, with the front of those that no other method beats in both.
+// Figure of the primary metric against a cost that the reader chooses, with the Pareto front.
 
 function drawPareto(svg, width, figure, methods) {
   const { columns, rows } = readTable(figure.dataset.tables);
@@ -41,7 +41,7 @@ function steps(svg, points, box) {
   shape(svg, "path", { d: `${path}H${box.right}`, class: "front" });
 }
 
-// A name beside each point where there is room for one; the legend and the pointer name the others.
+// Write a name next to each point that has room for it. The legend and the tooltips name the other points.
 function nameAll(svg, points, at, best, box, roomy) {
   const taken = at.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
   points.forEach(({ method }, i) => {
@@ -60,7 +60,7 @@ function nameAll(svg, points, at, best, box, roomy) {
   });
 }
 
-// Where a name may stand, the best place first: of a point on the front not along the steps that lead on from it.
+// Return possible places of a name, best first. For a point on the front, the places along its steps come last.
 function spots(onFront) {
   const level = [[11, 4, "start"], [-11, 4, "end"]];
   const above = [[-9, -8, "end"], [9, -8, "start"]];

@@ -1,6 +1,6 @@
-// Where the errors come from: a row for each method, its points lost as parts beside each other, negative ones left of 0.
+// Figure of the error decomposition: a bar for each method with the lost points by cause; negative parts are left of 0.
 
-const PARTS = { // the color of each part, as clbench/report/figures/errors.py has it
+const PARTS = { // color of each part, as in clbench/report/figures/errors.py
   "wrong in its task": "c5", "bias of the head": "c4", "confusion of tasks": "c1", "wrong task guessed": "c3",
   "another task's output": "c2", "right only unguided": "gray",
 };
@@ -14,7 +14,7 @@ function drawParts(svg, width, figure, methods) {
   const sum = (cells, sign) => parts.reduce((total, { j }) => total + Math.max(0, sign * (cells[j].value ?? 0)), 0);
   const low = -Math.max(0, ...found.map(({ cells }) => sum(cells, -1)));
   const high = Math.max(0.01, ...found.map(({ cells }) => Math.max(sum(cells, 1), probed(cells, probe) ?? 0)));
-  const drawn = parts.filter(({ j }) => found.some(({ cells }) => cells[j].value)); // only these are in the key
+  const drawn = parts.filter(({ j }) => found.some(({ cells }) => cells[j].value)); // the legend shows only these
   const key = partsKey(svg, width, drawn, found.some(({ cells }) => probed(cells, probe) !== null));
   const plot = shape(svg, "g", { transform: `translate(0 ${key})` });
   const { x, lanes, height } = laneFrame(plot, width, found.map(({ method }) => method), low, high * 1.02,
@@ -49,7 +49,7 @@ function probed(cells, probe) {
   return probe < 0 || cells[probe].value === null ? null : 1 - cells[probe].value;
 }
 
-// What the colors mean, in as many lines as it takes; returns the height.
+// Draw the legend of the colors in as many lines as needed, and return its height.
 function partsKey(svg, width, parts, probe) {
   let [at, line] = [0, 14];
   for (const { title, name } of [...parts, ...(probe ? [{ title: "", name: "linear probe" }] : [])]) {

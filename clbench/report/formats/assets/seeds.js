@@ -1,4 +1,4 @@
-// A row for each method: a dot for each seed, a bar for the mean with its interval.
+// Figure with a row for each method: a dot for each seed, and a bar for the mean with its interval.
 
 function drawSeeds(svg, width, figure, methods) {
   const { columns, rows } = readTable(figure.dataset.tables);
@@ -29,7 +29,7 @@ function drawSeeds(svg, width, figure, methods) {
   return { height, marks };
 }
 
-// A row for each method, the best on top: its average rank, and half the critical difference to each side.
+// Draw a row for each method, best on top: its average rank, with half the critical difference on each side.
 function drawRanks(svg, width, figure, methods) {
   const { rows } = readTable(figure.dataset.tables);
   const average = rows.get(rows.size - 1);
@@ -47,7 +47,7 @@ function drawRanks(svg, width, figure, methods) {
   return { height, marks };
 }
 
-// The rows of methods on a common scale: a grid, the names, and for each row its group and its middle.
+// Draw rows of methods on a common scale, with a grid and names. Return the scale, the group and middle of each row, and the height.
 function laneFrame(svg, width, methods, low, high, { xText, xTitle, least = -Infinity, most = Infinity }) {
   const beside = width >= 520;
   const left = beside ? Math.max(40, ...methods.map(({ label }) => textWidth(fit(label, width * 0.36)) + 30)) : 8;
@@ -68,14 +68,14 @@ function laneFrame(svg, width, methods, low, high, { xText, xTitle, least = -Inf
   return { x, lanes, height: box.bottom + 46 };
 }
 
-// A mean with its interval.
+// Draw a mean with its interval.
 function bar(within, method, y, low, mean, high, step, line) {
   shape(within, "line", { x1: low, x2: high, y1: y, y2: y, class: "interval" });
   shape(within, "line", { x1: mean, x2: mean, y1: y - 9, y2: y + 9, class: "mean" });
   return { x0: mean - 2, x1: mean + 2, y0: y - 9, y1: y + 9, row: method.row, step, title: method.label, lines: [line] };
 }
 
-// Where a dot stands that would cover another: above or below it.
+// Return the place of a dot, moved up or down if it would cover another dot.
 function beeswarm(x, middle, taken) {
   const clear = (y) => taken.every(([a, b]) => Math.hypot(a - x, b - y) >= 6);
   const y = [0, -6, 6, -9, 9, -3, 3].map((dy) => middle + dy).find(clear) ?? middle;

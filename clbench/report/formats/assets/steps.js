@@ -1,6 +1,6 @@
-// Accuracy over steps: a panel for each method, a line for each task; the reader chooses all steps or one boundary.
+// Figure of accuracy over steps: a panel for each method, a line for each task. The reader chooses all steps or one boundary.
 
-const [BEFORE, BEHIND] = [0.25, 0.75]; // of a boundary's window: what lies before it and behind it
+const [BEFORE, BEHIND] = [0.25, 0.75]; // shares of a window that are before and after the boundary
 
 function drawSteps(svg, width, figure, methods) {
   const { courses, colors } = JSON.parse(figure.dataset.courses);
@@ -41,7 +41,7 @@ function stepPanel(svg, method, course, colors, zoom, box) {
     lines: [`old tasks: ${(100 * value).toFixed(1)} %`, `${at} steps, ${said(course.ends, at)}`] }));
 }
 
-// The steps about a boundary: more behind it than before, as far as the tasks on its two sides reach.
+// Return the first and last step of a window around a boundary. It extends up to 200 steps into the next task.
 function windowOf(ends, zoom) {
   const at = ends[zoom - 1];
   const reach = Math.min(200, ends[zoom] - at);

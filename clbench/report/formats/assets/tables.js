@@ -1,4 +1,4 @@
-// Tables that can be sorted: by the mean of a cell, better first; again for the reverse; a third time for the order as given.
+// Make tables sortable. The first click sorts by the mean, better first; the second reverses the order; the third restores it.
 
 function sortable(table) {
   const headers = [...table.tHead.rows[0].cells];
@@ -24,7 +24,7 @@ function sorted(rows, column, order, unit) {
   return [...rows].sort((a, b) => {
     const [p, q] = [found.get(a), found.get(b)];
     if (!numeric) return sign * a.cells[column].textContent.localeCompare(b.cells[column].textContent, "en", { numeric: true });
-    if (p === null || q === null) return (q !== null) - (p !== null); // no number: last
+    if (p === null || q === null) return (q !== null) - (p !== null); // cells without a number come last
     return sign * (p - q);
   });
 }
