@@ -86,10 +86,11 @@ COMMON = ("model", "weights", "epochs", "iterations", "batch_size", "optimizer",
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
               help="File to write the weights to.")
 def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
-    """Pretrain a model on a benchmark, and save its weights for `clbench run --weights`.
+    """Pretrain a model on a benchmark, and save its weights to a file.
 
-    clbench trains on the classes that the benchmark holds out from its tasks (option held_out). If it holds out none,
-    clbench trains on all tasks together. The weights of the head are not saved.
+    `clbench run --weights FILE` then starts from them. clbench trains on the classes that the benchmark holds out from
+    its tasks (option held_out). If it holds out none, clbench trains on all tasks together. The weights of the head are
+    not saved.
     """
     from clbench.core.errors import SpecError
     from clbench.core.options import format_value, parse_named
