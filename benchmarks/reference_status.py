@@ -15,7 +15,7 @@ import argparse
 from collections import Counter
 from statistics import fmean
 
-from clbench.accounting.count import forecast
+from clbench.accounting.count import count
 from clbench.accounting.estimator import counted_work
 from clbench.accounting.shapes import stream_without_values
 from clbench.core.files import write_atomically
@@ -37,7 +37,9 @@ def flops_of_a_seed(reference: Reference) -> float | None:
     for planned in trials.values():
         runner = TrialRunner(reference.spec(reference.cells[0]).execution, "cpu", "", registry)
         stream = runner.stream(planned.trial)
-        work = counted_work(forecast(planned, stream_without_values(stream), registry), stream)
+        pretrained = planned.trial.weights is not None
+        result = count(planned, stream_without_values(stream), registry, pretrained, training=True)
+        work = counted_work(result, stream)
         if work is not None:
             counts.append(sum(work.train_flops) + sum(work.test_flops))
     return fmean(counts) * len(trials) if counts else None

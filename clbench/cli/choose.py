@@ -17,34 +17,36 @@ from clbench.core.objective import ACCURACY
 if TYPE_CHECKING:
     from clbench.report.analysis.choosing import Choice
 
-AMOUNT = ("an amount (5MB, 20k), a share (1%) or a multiple (2x) of what naive has, or a multiple of another method's "
-          "(2x-er)")
+AMOUNT = "a number (5MB, 20k), a share or multiple of naive's value (1%, 2x), or a multiple of another method's (2x-er)"
 SHOWN = 8  # largest number of methods that a line names
 _OPEN = "no significant difference"
 
 
 @click.command("choose", cls=Command, examples=(
-    ("clbench choose runs/mine --task-id unknown --no-samples-kept", "the best without task IDs and stored samples"),
-    ("clbench choose runs/mine --max-kept 5MB --max-trainable 1% --max-compute 2x", "what fits on a small device"),
+    ("clbench choose runs/mine --task-id unknown --no-samples-kept",
+     "chooses the best method without task IDs and stored samples"),
+    ("clbench choose runs/mine --max-kept 5MB --max-trainable 1% --max-compute 2x",
+     "chooses the best method for a small device"),
 ))
 @click.argument("directories", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
-@click.option("--task-id", type=click.Choice(["known", "unknown"]), help="Task IDs at test time: known or "
-              "unknown.  [default: each scenario by itself]")
-@click.option("--max-kept", metavar="AMOUNT", help=f"Maximum storage after the last task: {AMOUNT}.")
+@click.option("--task-id", type=click.Choice(["known", "unknown"]), help="Task IDs at test time: known "
+              "(scenario task) or unknown (scenarios class and domain).  [default: each scenario separately]")
+@click.option("--max-kept", metavar="AMOUNT", help=f"Maximum storage after the last task. AMOUNT is {AMOUNT}.")
 @click.option("--no-samples-kept", is_flag=True, help="Exclude methods that store training samples.")
-@click.option("--max-trainable", metavar="AMOUNT", help="Maximum number of parameters trained for the last task.")
-@click.option("--max-compute", metavar="AMOUNT", help="Maximum FLOPs of training on all tasks.")
-@click.option("--max-inference", metavar="AMOUNT", help="Maximum FLOPs of predicting a sample after the last task.")
+@click.option("--max-trainable", metavar="AMOUNT", help="Maximum number of parameters that the last task trains.")
+@click.option("--max-compute", metavar="AMOUNT", help="Maximum FLOPs for training on all tasks.")
+@click.option("--max-inference", metavar="AMOUNT", help="Maximum FLOPs for predicting one sample after the last task.")
 @metric_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
               help="Format of the output.")
 def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept: bool, metric: str | None, form: str,
             **limits: str | None) -> int:
-    """Choose a method of a run folder under constraints.
+    """Choose the best method of a run folder under constraints.
 
-    clbench leaves out the methods above a limit, ranks the others by accuracy (or --metric), and tests which are
-    significantly worse than the best. For each constraint, it says how much accuracy it costs. References are not
-    ranked. The exit code is 1 if no method meets all constraints.
+    clbench leaves out the methods that exceed a limit and ranks the others by accuracy (or --metric). It tests which
+    of them are significantly worse than the best. For each constraint, it shows how much accuracy the constraint
+    costs. Reference methods (naive, frozen, joint, ...) are not ranked. The exit code is 1 if no method meets all
+    constraints.
     """
     from clbench.cli.report import read_records
     from clbench.core.errors import SpecError

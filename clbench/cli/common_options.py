@@ -121,17 +121,17 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
                              "use without installing it; repeatable.", type=click.Path(path_type=Path))
 
 
-metric_option = click.option("--metric", metavar="NAME", help="Rank and test methods by this metric: nll or exact "
-                             "of language models, rmse or r2 of numbers.  [default: nll or rmse]")
+metric_option = click.option("--metric", metavar="NAME", help="Metric to rank and test methods by: nll or exact "
+                             "for language models, rmse or r2 for regression.  [default: nll or rmse]")
 
 
 def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--rerun` and `--keep-stale`, as one argument `stale`: refuse, rerun or keep."""
     for name, value, text in (
-        ("--keep-stale", "keep", "Keep stale results, those of other code or data than there are now, and mark them "
-         "in the table."),
-        ("--rerun", "rerun", "Train stale results again, those of other code or data than there are now. Without this "
-                             "option clbench lists them and trains nothing."),
+        ("--keep-stale", "keep", "Keep stale results, whose code or data have changed since, and mark them in the "
+         "table."),
+        ("--rerun", "rerun", "Train trials with stale results again: their code or data have changed since. Without "
+                             "this option, clbench lists them and trains nothing."),
     ):
         command = click.option(name, "stale", flag_value=value, help=text)(command)
     return click.option("--refuse-stale", "stale", flag_value="refuse", default=True, hidden=True)(command)
@@ -151,10 +151,10 @@ RECIPE = (
     click.option("--epochs", type=int, help="Passes over each task's training samples.  [default: 10; 300 for "
                  "--model linear on arrays:FILE]"),
     click.option("--iterations", type=int, help="Optimizer steps per task, instead of epochs."),
-    click.option("--batch-size", type=int, help="New samples per step.  [default: 128]"),
+    click.option("--batch-size", type=int, help="Number of new samples per step.  [default: 128]"),
     click.option("--optimizer", metavar="adam|adamw|sgd", help="Optimizer.  [default: adam]"),
     click.option("--lr", type=float, help="Learning rate.  [default: 0.001]"),
-    click.option("--lr-per", type=int, metavar="N", help="Samples per step that --lr is for; the rate is multiplied by "
+    click.option("--lr-per", type=int, metavar="N", help="Batch size that --lr is meant for; the rate is multiplied by "
                  "the batch size / N.  [default: the batch size]"),
     click.option("--head-lr", type=float, help="Learning rate of the heads.  [default: that of --lr]"),
     click.option("--momentum", type=float, help="Momentum of sgd.  [default: 0]"),
@@ -169,7 +169,7 @@ RECIPE = (
     click.option("--milestones", metavar="LIST", callback=_shares, help="Shares of a task's steps at which the "
                  "learning rate falls (--schedule steps), such as 0.5,0.8."),
     click.option("--decay", type=float, help="Factor of the learning rate at each milestone.  [default: 0.1]"),
-    click.option("--repeats", type=int, help="Steps on each batch, one after the other.  [default: 1]"),
+    click.option("--repeats", type=int, help="Number of consecutive steps on each batch.  [default: 1]"),
     click.option("--accumulate", type=int, metavar="N", help="Compute the gradients of each batch in N parts and add "
                  "them up, which needs less memory.  [default: 1]"),
     click.option("--warmup-ratio", type=float, help="Share of a task's steps in which the learning rate rises to "

@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 _SHOWN = 40  # changed trials that are listed
 COMPARE_EXAMPLES = (
-    ("clbench compare runs/mine --baseline naive", "each method with one of them"),
-    ("clbench compare runs/mine --metric ACC --format md", "each pair, as a table for a text"),
+    ("clbench compare runs/mine --baseline naive", "compares each method with naive"),
+    ("clbench compare runs/mine --metric ACC --format md", "compares all pairs and prints Markdown"),
 )
 
 
 @click.command("compare", cls=Command, examples=COMPARE_EXAMPLES)
 @click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--baseline", metavar="METHOD", help="Compare each method with this one (its label in the tables), not "
-              "all pairs; fewer tests need fewer seeds.")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Columns to compare; repeatable. ACC, "
-              "forgetting, BWT, FWT, AIA, 'learning accuracy', 'intransigence', 'task inference', 'training time'; of "
-              "language models NLL, 'learned NLL', exact, 'learned exact' and so on; of numbers RMSE, R² and so on.  "
+@click.option("--baseline", metavar="METHOD", help="Method to compare all others with, by its label in the tables, "
+              "instead of comparing all pairs. Fewer tests need fewer seeds.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Metric to compare, such as ACC, "
+              "forgetting, BWT, FWT, AIA, 'learning accuracy', intransigence, 'task inference' or 'training time'; for "
+              "language models NLL, 'learned NLL', exact or 'learned exact'; for regression RMSE or R²; repeatable.  "
               "[default: ACC, forgetting; NLL, forgetting, exact; or RMSE, forgetting, R²]")
 @click.option("--format", "form", type=click.Choice(["text", "md"]), default="text", show_default=True,
               help="Format of the output.")
 def compare_methods(directory: Path, baseline: str | None, metrics: tuple[str, ...], form: str) -> None:
-    """Compare the methods of a run folder over the seeds that both have.
+    """Test the differences between the methods of a run folder, paired by seed.
 
-    For each pair, clbench prints the difference with its 95% interval, the p-value, the p-value with Holm's
-    correction, the effect size (Hedges' g) and a verdict. It uses exact sign-flip tests if there are enough seeds,
-    else paired t-tests. References (naive, frozen, joint, ...) are compared only with --baseline, or if there is
-    only one other method.
+    For each pair of methods, clbench prints the difference with its 95% confidence interval, the p-value, the
+    Holm-corrected p-value, the effect size (Hedges' g) and a verdict. It uses the seeds that both methods have. The
+    tests are exact sign-flip tests if there are enough seeds, and paired t-tests otherwise. Reference methods (naive,
+    frozen, joint, ...) are compared only with --baseline, or if there is only one other method.
     """
     from clbench.cli.report import read_records
     from clbench.report.analysis.paired_tests import compare
@@ -60,7 +60,7 @@ def compare_methods(directory: Path, baseline: str | None, metrics: tuple[str, .
             click.echo()
 
 
-DIFF_EXAMPLES = (("clbench diff runs/before runs/after", "exit code 1 where results differ"),)
+DIFF_EXAMPLES = (("clbench diff runs/before runs/after", "exits with 1 if the runs differ"),)
 
 
 @click.command("diff", cls=Command, examples=DIFF_EXAMPLES)
@@ -69,12 +69,12 @@ DIFF_EXAMPLES = (("clbench diff runs/before runs/after", "exit code 1 where resu
 def diff_runs(before: Path, after: Path) -> int:
     """Show what changed between the run folders A and B.
 
-    clbench lists trials that only one folder has, and trials with different facts. It lists each method's means in
-    A and B over the shared seeds, with the 95% interval of the change, and differences in versions, machines and
-    devices.
+    clbench lists the trials that only one folder has, and the trials whose results differ. For each method, it shows
+    the means in A and B over the shared seeds, with the 95% confidence interval of the change. It also lists
+    differences in versions, machines and devices.
 
-    Exit codes: 0 if trials and facts are the same; times and provenance do not count. 1 if they differ. 2 if a
-    folder has no records.
+    The exit code is 0 if both folders have the same trials and results, 1 if they differ, and 2 if a folder has no
+    records. Running times, versions, machines and devices do not count.
     """
     from clbench.execution.progress import plural
     from clbench.report.analysis import run_diff

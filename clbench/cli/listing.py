@@ -65,7 +65,7 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
 
 def _options(run: Callable[..., None], complete: Complete) -> Callable[..., None]:
     run = plugin_option(run)
-    run = click.option("--json", "as_json", is_flag=True, help="Print JSON, with everything about each.")(run)
+    run = click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")(run)
     return click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete)(run)
 
 
@@ -199,16 +199,16 @@ def _default_note(option: Mapping[str, Any]) -> str:
 
 
 benchmarks = list_command("benchmarks", "benchmark", "benchmarks", ("scenarios",),
-                          "List the installed benchmarks, or show everything about those that you name.")
+                          "List the installed benchmarks, or show all details of the benchmarks that you name.")
 
 
 methods = list_command("methods", "method", "strategies", METHOD_FIELDS,
-                       "List the installed methods by family, or show everything about those that you name.")
+                       "List the installed methods by family, or show all details of the methods that you name.")
 
 
 models = list_command("models", "model", "models", (),
-                      "List the installed models, or show everything about those that you name.")
+                      "List the installed models, or show all details of the models that you name.")
 
 
-trackers = list_command("trackers", "tracker", "trackers", (), "List the installed trackers, to which clbench run "
-                        "--log writes results, or show everything about those that you name.")
+trackers = list_command("trackers", "tracker", "trackers", (), "List the installed experiment loggers (trackers), "
+                        "or show all details of those that you name.\n\nclbench run --log NAME writes results to them.")

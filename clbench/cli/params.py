@@ -173,42 +173,43 @@ def figure_file(_context: click.Context, _parameter: click.Parameter, value: Pat
 
 
 EXAMPLES = (
-    ("clbench params --layer 768x768 --rank 4,8,16", "one layer: lora and the others"),
-    ("clbench params --model resnet18 --methods lora:rank=8,ewc,pnn --tasks 20", "a whole network"),
+    ("clbench params --layer 768x768 --rank 4,8,16", "counts for one layer and three ranks of lora"),
+    ("clbench params --model resnet18 --methods lora:rank=8,ewc,pnn --tasks 20",
+     "counts for a whole network and 20 tasks"),
 )
 
 
 @click.command("params", cls=Command, examples=EXAMPLES)
-@click.option("--layer", callback=dimensions, metavar="OUTxIN", help="Count for one layer without bias: OUTxIN "
+@click.option("--layer", callback=dimensions, metavar="OUTxIN", help="Layer to count for, without bias: OUTxIN "
               "(Linear) or OUTxINxHxW (Conv2d).")
 @click.option("--rank", callback=ranks, default="4,8,16", metavar="LIST", show_default=True,
-              help="LoRA's ranks on that layer.")
-@model_option("Count for a whole network, as in resnet18:width=20 (clbench models).")
-@methods_option("Methods, as in lora:rank=4,ewc (clbench methods); repeatable.",
+              help="Ranks of lora, with --layer.")
+@model_option("Model to count for, as in resnet18:width=20 (clbench models).")
+@methods_option("Methods to count, with --model, as in lora:rank=4,ewc (clbench methods); repeatable.",
                 default=("lora,ewc,er,pnn,shared-private",), show_default=True)
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="Option of every method of that name; repeatable.")
-@click.option("--tasks", type=click.IntRange(min=1), default=10, show_default=True, help="Tasks of the stream.")
-@click.option("--classes", type=click.IntRange(min=1), help="Classes of all tasks together.  [default: 10 per task]")
+@click.option("--tasks", type=click.IntRange(min=1), default=10, show_default=True, help="Number of tasks.")
+@click.option("--classes", type=click.IntRange(min=1), help="Number of classes of all tasks.  [default: 10 per task]")
 @click.option("--input-shape", callback=dimensions, default="3x32x32", metavar="CxHxW", show_default=True,
-              help="Shape of one sample of the benchmark (of a text: its tokens); the model's option size resizes "
-              "images.")
+              help="Shape of a sample: CxHxW of an image, or the number of tokens of a text. The model's option size "
+              "resizes images.")
 @click.option("--samples", type=click.IntRange(min=1), default=500, show_default=True,
-              help="Training samples of each task, from which a replay buffer is filled.")
+              help="Number of training samples per task, from which methods fill their replay buffer.")
 @click.option("--scenario", type=click.Choice(get_args(Scenario)), default="task", show_default=True,
-              help="Scenario: only task gives task IDs at test time.")
-@click.option("--pretrained", is_flag=True, help="Count the model as a pretrained one, as after clbench run --weights.")
+              help="Scenario. Only task gives task IDs at test time.")
+@click.option("--pretrained", is_flag=True, help="Count for a model with pretrained weights (clbench run --weights).")
 @plugin_option
 @click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Draw the bytes kept after each task (.png or .svg).")
+              help="File in which to plot the storage after each task (.png or .svg).")
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
               help="Format of the output.")
 @click.pass_context
 def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list[int], form: str,
             **whole: Any) -> None:
-    """Count parameters, bytes and FLOPs of methods on one layer (--layer) or a whole network (--model).
+    """Count parameters, storage and FLOPs of methods, on one layer (--layer) or a whole network (--model).
 
-    clbench counts them from the methods' own code on weights without values. A run records the same numbers.
+    clbench trains nothing: it runs the methods' code on tensors without values. A run records the same numbers.
     """
     given = {p.name: p.opts[0] for p in context.command.params
              if p.name and context.get_parameter_source(p.name) is ParameterSource.COMMANDLINE}

@@ -56,19 +56,24 @@ LONGEST = 40  # largest number of characters of a name, so that lines stay withi
 
 
 PLUGIN_EXAMPLES = (
-    ("clbench new-plugin my-method", "a folder clbench-my-method, to be installed by pip install -e"),
-    ("clbench new-plugin my-data --kind benchmark", ""),
+    ("clbench new-plugin my-method", "creates the folder clbench-my-method"),
+    ("clbench new-plugin my-data --kind benchmark", "creates a package with a benchmark"),
 )
 
 
 @click.command("new-plugin", cls=Command, examples=PLUGIN_EXAMPLES)
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(KINDS)), default="method", help="Kind of plugin: any method, one "
-              "that replays samples, one with a quadratic penalty, a benchmark or a model.  [default: method]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the plugin.  [default: "
+@click.option("--kind", type=click.Choice(list(KINDS)), default="method", help="Kind of plugin: method, "
+              "replay (a method that replays samples), regularization (a method with a quadratic penalty), benchmark "
+              "or model.  [default: method]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the new package.  [default: "
               "clbench-NAME]")
 def new_plugin(name: str, kind: str, out: Path | None) -> None:
-    """Write a small package with a working method, benchmark or model, its test and its entry point."""
+    """Create a small package with a working method, benchmark or model.
+
+    The package also has a test, and an entry point by which clbench finds the plugin. Install it with pip install -e
+    FOLDER, and replace its code with your own.
+    """
     from clbench.core.registry import discover
 
     written = write_plugin(name, out, discover(), kind)
@@ -128,8 +133,8 @@ def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str =
 
 
 CHECK_EXAMPLES = (
-    ("clbench check lora:rank=2", "an installed method, with options"),
-    ("clbench check my_method.py", "every method of a file, which need not be installed"),
+    ("clbench check lora:rank=2", "checks an installed method, with options"),
+    ("clbench check my_method.py", "checks every method of a file, without installing it"),
 )
 
 
@@ -137,7 +142,10 @@ CHECK_EXAMPLES = (
 @click.argument("targets", nargs=-1, required=True, metavar="NAME|FILE.py...")
 @plugin_option
 def check(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
-    """Run methods on a tiny stream and report broken rules; exit with 1 if there are any."""
+    """Check that methods follow the rules of the plugin interface.
+
+    clbench runs each method on a tiny stream and lists the rules that it breaks. The exit code is 1 if there are any.
+    """
     from clbench.core.errors import SpecError
     from clbench.core.options import parse_named
     from clbench.core.registry import discover

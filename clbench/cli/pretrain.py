@@ -67,9 +67,10 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
 
 
 EXAMPLES = (
-    ("clbench pretrain split-cifar100:held_out=50 --model resnet20 --out base.safetensors", ""),
+    ("clbench pretrain split-cifar100:held_out=50 --model resnet20 --out base.safetensors",
+     "trains on the 50 classes that the benchmark holds out"),
     ("clbench run --benchmark split-cifar100:held_out=50 --model resnet20 --weights base.safetensors "
-     "--methods lora,ewc", ""),
+     "--methods lora,ewc", "starts both methods from these weights"),
 )
 COMMON = ("model", "weights", "epochs", "iterations", "batch_size", "optimizer", "lr", "device", "seed", "data", "out")
 
@@ -77,16 +78,19 @@ COMMON = ("model", "weights", "epochs", "iterations", "batch_size", "optimizer",
 @click.command("pretrain", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("benchmark", metavar="BENCHMARK", shell_complete=named("benchmark", "benchmarks"))
 @model_option("Model, as in resnet20 (clbench models).  [default: mlp]")
-@click.option("--weights", metavar="FILE", help="Weights to start from.")
+@click.option("--weights", metavar="FILE", help="Pretrained weights to start from, as for clbench run.")
 @recipe_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of initialization and data order.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the initial weights and the data "
+              "order.")
 @execution_option("data")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
-              help="File that the weights are written to.")
+              help="File to write the weights to.")
 def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
-    """Train a model on the classes that a stream leaves out, and save its weights for `clbench run --weights`.
+    """Pretrain a model on a benchmark, and save its weights to a file.
 
-    If the benchmark leaves no classes out, the model is trained on all tasks at once.
+    `clbench run --weights FILE` then starts from them. clbench trains on the classes that the benchmark holds out from
+    its tasks (option held_out). If it holds out none, clbench trains on all tasks together. The weights of the head are
+    not saved.
     """
     from clbench.core.errors import SpecError
     from clbench.core.options import format_value, parse_named

@@ -18,32 +18,35 @@ FOLDER = click.Path(path_type=Path)
 
 
 EXAMPLES = (
-    ("clbench report runs/mine", "writes report.md again and shows its table"),
-    ("clbench report runs/mine --format html,latex,csv", "a page, a table for a paper, a table for a spreadsheet"),
-    ("clbench report runs/mine --baseline er", "how much better or worse than er each method is"),
-    ("clbench report runs/mine --metric exact", "methods of language models ranked by exact match"),
-    ("clbench report runs/a runs/b --out both", "methods of several run folders in one table"),
+    ("clbench report runs/mine", "writes the report again and prints its table"),
+    ("clbench report runs/mine --format html,latex,csv", "writes a web page, a LaTeX table and a CSV table"),
+    ("clbench report runs/mine --baseline er", "shows how much better or worse than er each method is"),
+    ("clbench report runs/mine --metric exact", "ranks methods of language models by exact match"),
+    ("clbench report runs/a runs/b --out both", "writes one report for two run folders"),
 )
 
 
 @click.command("report", cls=Command, examples=EXAMPLES)
 @click.argument("directories", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
 @click.option("--format", "formats", multiple=True, metavar="LIST",
-              help="Formats, as in md,html,latex,csv,json; repeatable. Plugins may bring more.  [default: md,html]")
+              help="Report formats, as in md,html,latex,csv,json; repeatable. Plugins can add more.  "
+              "[default: md,html]")
 @click.option("--figures", "kinds", multiple=True, metavar="LIST",
-              help="Draw every figure, heat maps and forgetting too, in these formats: svg, pdf, png; repeatable.  "
-              "[default: those that report.md shows, as svg]")
+              help="Draw all figures, including heat maps and forgetting, in these formats: svg, pdf, png; repeatable."
+              "  [default: only the figures in report.md, as svg]")
 @click.option("--out", type=FOLDER, metavar="DIR",
-              help="Folder of the report; required with several folders, none of which is changed.  [default: DIR]")
-@click.option("--baseline", metavar="METHOD", help="Compare all methods with this one (its name in the tables, or its "
-              "id) in the column of differences, the tests and the first lines.  [default: fine-tuning (naive)]")
+              help="Folder to write the report to. Required with several run folders, which stay unchanged.  "
+              "[default: DIR]")
+@click.option("--baseline", metavar="METHOD", help="Method that the report compares all others with, by its name in "
+              "the tables or its ID.  [default: sequential fine-tuning (naive)]")
 @metric_option
 @plugin_option
 def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence[str], out: Path | None,
             baseline: str | None, metric: str | None, plugins: Sequence[Path]) -> None:
-    """Write the report of a run folder again, from its records.
+    """Write the report of one or more run folders again, from their records.
 
-    Several folders make one report. If their records of a trial differ, clbench names them and writes nothing.
+    clbench trains nothing. If you name several folders, it writes one report for all of them. If two folders have
+    different records of the same trial, clbench lists these trials and writes nothing.
     """
     from clbench import report
     from clbench.core.errors import SpecError, unknown

@@ -78,8 +78,8 @@ COMMON = ("methods", "benchmark", "scenario", "model", "weights", "seeds", "opti
               "in tensorboard,wandb:project=mine.  [default: none]")
 @plugin_option
 @stale_options
-@click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
-              "train and compute; train nothing and write no records.")
+@click.option("--dry-run", is_flag=True, help="List the trials with their state, trainable parameters and "
+              "FLOPs; train nothing and write no records.")
 @click.option("--open", "opens", is_flag=True, help="Open the report in a browser when the trials have ended.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no table: print the run folder's path, and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, as in report.json, and "

@@ -23,14 +23,14 @@ HOUR, DAY = 60, 60 * 24  # minutes
 
 
 @click.command("runs", cls=Command, examples=(
-    ("clbench runs", "those below runs/"),
-    ("clbench runs reports /scratch/me", "those in other places"),
+    ("clbench runs", "lists the run folders in runs/"),
+    ("clbench runs reports /scratch/me", "lists the run folders in these two folders"),
 ))
 @PLACES
 def runs(places: tuple[Path, ...]) -> None:
     """List run folders with their content, progress, age and size.
 
-    clbench searches the given folders and up to three levels of subfolders.  [default: runs]
+    clbench searches each DIR and up to three levels of its subfolders.  [default: runs]
     """
     from tabulate import tabulate
 
@@ -50,18 +50,19 @@ def runs(places: tuple[Path, ...]) -> None:
 
 
 @click.command("gc", cls=Command, examples=(
-    ("clbench gc", "in the run folders below runs/, after asking"),
-    ("clbench gc runs/old --dry-run", "only lists it"),
+    ("clbench gc", "deletes unused files of the runs in runs/, after asking"),
+    ("clbench gc runs/old --dry-run", "lists the unused files, but deletes nothing"),
 ))
 @PLACES
 @execution_option("data")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
+@click.option("--yes", is_flag=True, help="Delete the files without asking.")
+@click.option("--dry-run", is_flag=True, help="List the unused files, and delete nothing.")
 def gc(places: tuple[Path, ...], data: Path | None, yes: bool, dry_run: bool) -> None:
-    """Delete unused files: checkpoints of finished trials, files of trials without a record, and old caches.
+    """Delete unused files of run folders and of the cache, after asking.
 
-    A cached stream is kept if a record in the given folders or below was made from it by the installed code.
-    Records and reports are never deleted.  [default: runs]
+    Unused files are checkpoints of finished trials, files of trials without a record, and cached streams. A cached
+    stream is kept if the installed code would read it for a trial that has a record in DIR or its subfolders. clbench
+    never deletes records or reports.  [default: runs]
     """
     from clbench.core.files import default_data_dir
     from clbench.core.registry import discover

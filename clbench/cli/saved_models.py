@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from clbench.execution.exporting import Format
 
 CONTINUE_EXAMPLES = (
-    ("clbench run --methods er,ewc --keep state", "saves what its methods need to continue training"),
-    ("clbench continue runs/split-mnist-5k er/0 --benchmark split-fashion-mnist", "five more tasks, new outputs"),
+    ("clbench run --methods er,ewc --keep state", "saves the state that continuing needs"),
+    ("clbench continue runs/split-mnist-5k er/0 --benchmark split-fashion-mnist",
+     "trains five more tasks, with new outputs"),
     ("clbench continue runs/split-mnist-5k er/0 --benchmark split-mnist --same-classes --epochs 1",
-     "more samples of the old classes, one pass"),
+     "trains one epoch on more samples of the old classes"),
 )
 
 
@@ -29,24 +30,26 @@ COMMON = ("benchmark", "out", "classes", "epochs", "iterations", "lr", "batch_si
 @click.command("continue", cls=Command, examples=CONTINUE_EXAMPLES, common=COMMON)
 @trial_arguments
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
-              help="Benchmark of the new tasks; options as in split-mnist:tasks=2.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the new record and model.  "
+              help="Benchmark of the new tasks, as in split-mnist:tasks=2.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder for the new record and model.  "
               "[default: RUN]")
-@click.option("--same-classes", "classes", flag_value="same", help="Classes with the names of old ones are these: "
-              "their samples train the old outputs.")
-@click.option("--new-classes", "classes", flag_value="new", help="Classes with the names of old ones are others, and "
-              "get new outputs.")
+@click.option("--same-classes", "classes", flag_value="same", help="Treat classes with the names of old classes as "
+              "the same classes, whose samples train the old outputs.")
+@click.option("--new-classes", "classes", flag_value="new", help="Treat classes with the names of old classes as "
+              "different classes, which get new outputs.")
 @changed_recipe_options
 @execution_option("data")
 @plugin_option
 def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, classes: Classes | None,
             device: str | None, data: Path | None, plugins: tuple[Path, ...], **flags: Any) -> int:
-    """Continue TRIAL (label/seed, or the beginning of a key) of the run folder RUN on another benchmark.
+    """Continue a finished trial on the tasks of another benchmark.
 
-    The method keeps its training configuration, unless you change it here. It has no samples of the old tasks
-    except those that it stores. In scenarios task and class, the model gets outputs for the new classes. The result
-    is a new record that names its parent and has the accuracy on the old tasks. The run must have used --keep
-    state. See docs/save-models.md.
+    RUN is the run folder. TRIAL is label/seed, as in er/0, or the beginning of a key. You can omit it if there is only
+    one finished trial. The run must have used --keep state.
+
+    The method keeps its training configuration, unless you change it here. It has no samples of the old tasks except
+    those that it stores. In scenarios task and class, the model gets outputs for the new classes. clbench writes a new
+    record with the accuracy on the new and the old tasks. See docs/save-models.md.
     """
     import shlex
     import sys
@@ -87,8 +90,8 @@ def shown(row: list[float]) -> str:
 
 
 EXPORT_EXAMPLES = (
-    ("clbench export runs/mine er/0 --to er", "its weights, and what they are"),
-    ("clbench export runs/mine er/0 --to er --format torch-export", "a program that torch alone runs"),
+    ("clbench export runs/mine er/0 --to er", "writes the weights and their description"),
+    ("clbench export runs/mine er/0 --to er --format torch-export", "writes a program that needs only torch"),
 )
 
 
@@ -96,15 +99,17 @@ EXPORT_EXAMPLES = (
 @trial_arguments
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write to.")
 @click.option("--format", "form", type=click.Choice(["safetensors", "torch-export", "onnx"]), default="safetensors",
-              show_default=True, help="Weights, or a program from raw samples to logits (.pt2, .onnx).")
-@click.option("--task", type=ONE, metavar="N", help="Task to predict for, from 1: the network of a method that has "
-              "one for each (lora, independent), or a program for it.")
+              show_default=True, help="Format: weights (safetensors), or a program that computes logits from raw "
+              "samples (torch-export, onnx).")
+@click.option("--task", type=ONE, metavar="N", help="Task to export the model for, counted from 1. In scenario task, "
+              "programs of methods with parts for each task (lora, independent) need it.")
 @plugin_option
 def export(run: Path, trial: str | None, to: Path, form: Format, task: int | None, plugins: tuple[Path, ...]) -> None:
-    """Write the final model of TRIAL (label/seed, or the beginning of a key) of the run folder RUN.
+    """Export the final model of a trial as weights or as a program.
 
-    The run must have used --keep models. model.json describes inputs, preprocessing, class names and accuracy. See
-    docs/save-models.md.
+    RUN is the run folder. TRIAL is label/seed, as in er/0, or the beginning of a key. You can omit it if there is only
+    one finished trial. The run must have used --keep models or --keep state. clbench also writes model.json, which
+    describes the inputs, preprocessing, class names and accuracy. See docs/save-models.md.
     """
     from clbench.execution import exporting
 

@@ -38,8 +38,8 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> li
 
 
 EXAMPLES = (
-    ("clbench tune experiment.toml --trials 10", "searches what its [tune.METHOD] tables name, else defaults"),
-    ("clbench run runs/experiment-tuning/tuned.toml", "runs the experiment with what was found"),
+    ("clbench tune experiment.toml --trials 10", "tunes each method with at most 10 candidates"),
+    ("clbench run runs/experiment-tuning/tuned.toml", "runs the experiment with the chosen options"),
 )
 COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterations", "weights", "device", "data",
           "workers", "out")
@@ -50,34 +50,38 @@ COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterat
 @methods_option("Methods to tune, by name or label; repeatable.  [default: all with a [tune.METHOD] table, "
                 "or all if there is no table]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
-              help="Candidates per method and scenario: the same number for all, apart from those that --widen adds.")
+              help="Maximum number of candidates per method and scenario; --widen can add more.")
 @click.option("--widen", type=click.IntRange(min=0), metavar="N", default=2, show_default=True,
-              help="Maximum number of values to add beyond each end of a list of numbers while the best value is at "
-              "that end.")
+              help="Maximum number of values to add at each end of a list of numbers. clbench adds one while the best "
+              "value is at that end.")
 @click.option("--seeds", metavar="N|LIST", default="2", show_default=True, callback=_seeds,
-              help=f"Seeds of every candidate: a number of seeds, counted from {FIRST_DEVELOPMENT_SEED}, or a list "
-              "without the experiment's own seeds.")
+              help=f"Number of seeds for each candidate, counted from {FIRST_DEVELOPMENT_SEED}, or a list of seeds. "
+              "The experiment's own seeds are not allowed.")
 @click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
-              show_default=True, help="Share of the training samples to hold out and evaluate on.")
-@click.option("--epochs", type=int, help="Epochs of every candidate.  [default: the experiment's]")
-@click.option("--iterations", type=int, help="Optimizer steps per task of every candidate, instead of epochs.")
-@click.option("--weights", metavar="FILE", help="Pretrained weights, as for clbench run.")
-@click.option("--device", metavar="DEVICE", help="Device, as for clbench run.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder of the search; DIR/tuned.toml is its result.  "
-              "[default: runs/<name of the file>-tuning]")
+              show_default=True, help="Share of the training samples to hold out for the evaluation of candidates.")
+@click.option("--epochs", type=int, help="Number of training epochs for each candidate.  [default: the experiment's]")
+@click.option("--iterations", type=int, help="Number of optimizer steps per task for each candidate, instead of "
+              "epochs.")
+@click.option("--weights", metavar="FILE", help="Pretrained weights of the model, as for clbench run.")
+@click.option("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1 or mps, as for clbench run.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder of the candidates, in which clbench writes "
+              "tuned.toml.  [default: runs/<name of the file>-tuning]")
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "anatomy", "probe", "general"))
 @plugin_option
 @stale_options
 def command(source: Path, methods: str | None, trials: int, widen: int, out: Path | None,
             plugins: tuple[Path, ...], stale: OnStale, **flags: Any) -> int:
-    """Tune the options of each method with the same number of candidates.
+    """Tune the options of each method with an equal search budget.
 
-    The file names what to tune, in a table [tune.METHOD] per method (docs/tuning.md). Without such tables, every
-    method is tuned by the values that its options declare (clbench methods NAME) and by its learning rate.
-    Candidates are compared by mean ACC (NLL of language models, RMSE of numbers) on held-out training samples; the
-    test set is not used. A list of numbers is widened while its best value is at an edge. Among candidates within one
-    standard error of the best, the lowest learning rate wins. DIR/tuned.toml is the experiment with the chosen options,
-    for clbench run. DIR/candidates.md lists all candidates. After an interruption, run the same command again.
+    The file names the options to tune, in a table [tune.METHOD] per method (docs/tuning.md). Without such tables,
+    clbench tunes the learning rate of every method and the options that have values to try (clbench methods NAME).
+
+    clbench compares candidates by mean ACC on held-out training samples and does not use the test set. For language
+    models it uses NLL, for regression RMSE. If several candidates are within one standard error of the best, it chooses
+    the lowest learning rate.
+
+    DIR/tuned.toml is the experiment with the chosen options, for clbench run. DIR/candidates.md lists all candidates.
+    If the command is interrupted, run it again to continue.
     """
     from importlib.metadata import version
 

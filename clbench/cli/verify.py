@@ -39,30 +39,32 @@ def _lacks_data(reference: Reference, registry: Registry, folder: Path) -> bool:
 
 
 EXAMPLES = (
-    ("clbench verify", "lists the published settings that come with clbench"),
-    ("clbench verify van-de-ven-split-mnist --methods naive,ewc --seeds 5", "repeats some of its cells"),
+    ("clbench verify", "lists the published tables that come with clbench"),
+    ("clbench verify van-de-ven-split-mnist --methods naive,ewc --seeds 5",
+     "reproduces the numbers of two methods with five seeds"),
 )
 COMMON = ("scenario", "methods", "seeds", "weights", "device", "data", "workers", "out", "dry_run")
 
 
 @click.command("verify", cls=Command, examples=EXAMPLES, common=COMMON)
 @click.argument("name", required=False, metavar="[NAME]")
-@click.option("--scenario", metavar="LIST", help="Run the cells of these scenarios only.  [default: all]")
-@methods_option("Run the cells of these methods only; repeatable.  [default: all]")
-@click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list.  [default: the reference's]")
-@click.option("--weights", metavar="FILE", help="Pretrained weights, for references that need some.")
+@click.option("--scenario", metavar="LIST", help="Reproduce only the numbers of these scenarios.  [default: all]")
+@methods_option("Reproduce only the numbers of these methods; repeatable.  [default: all]")
+@click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list such as 0,4.  [default: the table's]")
+@click.option("--weights", metavar="FILE", help="Pretrained weights, for tables that need them.")
 @click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
-              "[default: the reference's, auto]")
+              "[default: the table's, or auto]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Run folder.  [default: runs/verify-NAME]")
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "general"))
 @stale_options
-@click.option("--dry-run", is_flag=True, help="List the trials, the state of each, and what it will "
-              "train and compute; train nothing and write no records.")
+@click.option("--dry-run", is_flag=True, help="List the trials with their state, trainable parameters and "
+              "FLOPs; train nothing and write no records.")
 def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, stale: OnStale,
             dry_run: bool, **given: Any) -> int:
-    """Reproduce a published table. Without NAME, list the references that come with clbench.
+    """Reproduce a published table, with a verdict on each number.
 
-    NAME may be the path of a TOML file. clbench runs missing trials only. Exits with 1 if a number was not
+    NAME is a table that comes with clbench, or the path of a TOML file that describes another one. Without NAME,
+    clbench lists its tables. It runs only trials that have no results yet. The exit code is 1 if a number was not
     reproduced or a trial failed.
     """
     from clbench.cli.run import note, run_missing

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path)
 EXAMPLES = (
-    ("clbench adapters list runs/mine", "the trials that kept adapters"),
-    ("clbench adapters show runs/mine lora/0 --task 2", "rank, parameters and change of each layer"),
-    ("clbench adapters export runs/mine lora/0 --task 2 --to adapter2", "for PEFT, with its base"),
+    ("clbench adapters list runs/mine", "lists the trials that saved adapters"),
+    ("clbench adapters show runs/mine lora/0 --task 2", "shows the rank and size of each layer's adapter"),
+    ("clbench adapters export runs/mine lora/0 --task 2 --to adapter2", "exports an adapter and its backbone for PEFT"),
 )
-task = click.option("--task", type=ONE, required=True, metavar="T", help="Task, from 1.")
+task = click.option("--task", type=ONE, required=True, metavar="T", help="Number of the task, from 1.")
 data = click.option("--data", type=FOLDER, metavar="DIR", help="Folder of data sets.  [default: CLBENCH_DATA, or "
                     "the user's cache folder]")
 device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or "
@@ -51,17 +51,17 @@ def floats(text: str) -> list[float]:
 @click.group("adapters", cls=Group, examples=EXAMPLES,
              short_help="Show, export, merge, combine, remove and add the adapters of a run.")
 def adapters_group() -> None:
-    """Manage the adapters that trials of lora save in a run folder, and those of seq-lora on language models.
+    """Manage the adapters that a run saved.
 
-    TRIAL is label/seed, as in lora:rank=4/0, or the beginning of a key. You can omit it if only one trial saved
-    adapters.
+    lora saves an adapter after each task, and so does seq-lora on language models. RUN is the run folder. TRIAL is
+    label/seed, as in lora:rank=4/0, or the beginning of a key. You can omit it if only one trial saved adapters.
     """
 
 
 @adapters_group.command("list")
 @click.argument("run", type=FOLDER, metavar="RUN")
 def list_(run: Path) -> None:
-    """List the trials of a run folder with saved adapters, and their tasks."""
+    """List the trials of a run folder that saved adapters."""
     from tabulate import tabulate
 
     from clbench_lora.adapters import trials_with_adapters
@@ -76,9 +76,13 @@ def list_(run: Path) -> None:
 
 @adapters_group.command()
 @trial_arguments
-@click.option("--task", type=ONE, metavar="T", help="Task, from 1.  [default: all]")
+@click.option("--task", type=ONE, metavar="T", help="Number of the task, from 1.  [default: all tasks]")
 def show(run: Path, trial: str | None, task: int | None) -> None:
-    """Show each layer of adapters: rank, alpha, parameters, bytes, and how much it changes W (Frobenius norms)."""
+    """Show the rank, size and effect of adapters, by layer.
+
+    The last column shows how much an adapter changes the weights of a layer: the Frobenius norm of the change, divided
+    by the norm of the weights.
+    """
     from tabulate import tabulate
 
     from clbench_lora.adapters import find, layer_summaries
@@ -103,7 +107,10 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
 @task
 @to("Empty or new folder to write to.", "DIR")
 def export(run: Path, trial: str | None, task: int, to: Path) -> None:
-    """Write a task's adapter in PEFT's format, with its backbone and a model card (README.md), to a folder."""
+    """Export a task's adapter in PEFT's format.
+
+    clbench also writes a model card (README.md) and the backbone. It does not copy the backbone of a language model.
+    """
     from clbench_lora import adapters
 
     adapters.export(adapters.find(run, trial), task, to)
@@ -113,9 +120,13 @@ def export(run: Path, trial: str | None, task: int, to: Path) -> None:
 @adapters_group.command()
 @trial_arguments
 @task
-@to("File of weights to write.", "FILE.safetensors")
+@to("File to write the weights to.", "FILE.safetensors")
 def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
-    """Write W + s BA as the weights of a plain model with the task's head, which has no extra inference cost."""
+    """Merge a task's adapter into the backbone.
+
+    clbench writes the weights of the resulting model, which has the head of the task. The model needs no adapter, so
+    its inference costs nothing extra.
+    """
     from clbench_lora import adapters
 
     adapters.merge(adapters.find(run, trial), task, to)
@@ -126,7 +137,10 @@ def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
 @trial_arguments
 @task
 def remove(run: Path, trial: str | None, task: int) -> None:
-    """Delete a task's adapter; the outputs of other tasks stay the same, bit for bit."""
+    """Delete a task's adapter.
+
+    The outputs of the other tasks stay the same, bit for bit.
+    """
     from clbench_lora import adapters
 
     source = adapters.find(run, trial)
@@ -137,12 +151,15 @@ def remove(run: Path, trial: str | None, task: int) -> None:
 @adapters_group.command()
 @trial_arguments
 @task
-@click.option("--benchmark", metavar="NAME", help="Benchmark of the task, as in split-fashion-mnist.  "
+@click.option("--benchmark", metavar="NAME", help="Benchmark that has the task, as in split-fashion-mnist.  "
               "[default: the trial's]")
 @data
 @device
 def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Path | None, device: str) -> None:
-    """Train an adapter for one more task; the backbone and other adapters stay the same."""
+    """Train an adapter for one more task.
+
+    The backbone and the other adapters stay the same. You can also train a removed task again.
+    """
     from clbench.core.registry import discover
     from clbench.experiment.plan import resolved_benchmark
     from clbench_lora.adapters import find
@@ -155,11 +172,14 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
 
 @adapters_group.command("eval")
 @trial_arguments
-@click.option("--tasks", type=SEVERAL, metavar="LIST", help="Tasks whose adapters are used, as in 1,3.  [default: all]")
+@click.option("--tasks", type=SEVERAL, metavar="LIST", help="Tasks whose adapters to test, as in 1,3.  [default: all]")
 @data
 @device
 def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path | None, device: str) -> None:
-    """Test adapters on their tasks; if the scenario gives no task IDs, infer them among the chosen tasks."""
+    """Measure the accuracy of adapters on their own tasks.
+
+    If the scenario gives no task IDs, clbench infers the task among the chosen ones.
+    """
     from tabulate import tabulate
 
     from clbench_lora.adapters import find
@@ -174,14 +194,15 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
 
 @adapters_group.command()
 @trial_arguments
-@click.option("--tasks", type=SEVERAL, required=True, metavar="LIST", help="Tasks whose adapters are combined, as "
+@click.option("--tasks", type=SEVERAL, required=True, metavar="LIST", help="Tasks whose adapters to combine, as "
               "in 1,2.")
-@click.option("--weights", type=floats, required=True, metavar="LIST", help="Weight of each, as in 0.5,0.5.")
+@click.option("--weights", type=floats, required=True, metavar="LIST", help="Weight of each adapter, as in 0.5,0.5.")
 @to("Empty or new folder to write to.", "DIR")
 def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float], to: Path) -> None:
-    """Write the weighted sum of adapters as one adapter, exactly: their ranks add up.
+    """Combine adapters into one, as their weighted sum.
 
-    The head has the row of each class's own task. If several tasks have a class, its row is their weighted mean.
+    The sum is exact, so its rank is the sum of their ranks. In the head, each class has the row of its own task. If
+    several tasks have a class, its row is the weighted mean of their rows.
     """
     from clbench_lora import adapters
 
@@ -189,24 +210,26 @@ def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float]
     click.echo(f"adapter: {to} (rank {mixture.config.r}{f', classes {outputs(mixture)}' if mixture.has_head else ''})")
 
 
-@click.group("lora", cls=Group, short_help="Measure how low the rank of fine-tuning is.")
+@click.group("lora", cls=Group, short_help="Measure the rank of the weight changes by fine-tuning.")
 def lora_group() -> None:
-    """Analyze runs of lora and of its references."""
+    """Analyze runs of lora and of full fine-tuning."""
 
 
 @lora_group.command(examples=(
-    ("clbench run --methods independent,frozen,lora --set lora.rank=1,4,16 --out runs/ranks", ""),
-    ("clbench lora spectrum runs/ranks --plot spectrum.svg", ""),
+    ("clbench run --methods independent,frozen,lora --set lora.rank=1,4,16 --out runs/ranks",
+     "trains the methods to measure"),
+    ("clbench lora spectrum runs/ranks --plot spectrum.svg", "shows the ranks and draws a figure"),
 ))
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Draw energy and accuracy against rank (.png or .svg).")
+              help="File in which to plot energy and accuracy against the rank (.png or .svg).")
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
               help="Format of the output.")
 def spectrum(run: Path, plot: Path | None, form: str) -> None:
-    """Show the rank of what full fine-tuning changes, and the accuracy of lora at each rank.
+    """Show the rank of the weight changes by full fine-tuning.
 
-    RUN is a run folder with trials of independent (full fine-tuning per task), and of lora at some ranks:
+    RUN is a run folder with trials of independent (full fine-tuning, one model per task) and of lora at some ranks.
+    clbench also shows the accuracy of lora at each of these ranks.
     """
     from clbench_lora import spectrum, spectrum_view
 

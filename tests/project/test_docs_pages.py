@@ -42,7 +42,7 @@ def test_every_command_and_option_is_on_its_page(pages):
     for command in cli.COMMANDS:
         assert f"\n## clbench {command}\n" in text
     assert "\n## clbench adapters merge\n" in text
-    assert "```bash\nclbench check lora:rank=2    # an installed method, with options\n" in text
+    assert "```bash\nclbench check lora:rank=2    # checks an installed method, with options\n" in text
     assert "| `--seeds N\\|LIST` | Number of seeds (3 is 0,1,2) or a list such as 0,4. " in text
 
 
