@@ -45,7 +45,7 @@ class ExecutionSettings(Strict):
     stack: Annotated[int | None, Flag(default="1 on a CPU, as many as fit on an accelerator")] = Field(
         None, ge=1, description="Number of trials of a method (seeds, and values of an option such as ewc.strength) "
         "that train together, vectorized.")
-    executor: Executor = Field("local", description="Where workers run. local: on this machine; ray: on a Ray cluster, "
+    executor: Executor = Field("local", description="Executor of the workers. local: this machine; ray: a Ray cluster, "
                                "with one CPU per thread of each worker (docs/scaling.md).")
     address: Annotated[str | None, Flag("HOST:PORT", "RAY_ADDRESS, or the one that was started on this machine")] = (
         Field(None, description="Address of the Ray cluster."))
@@ -74,7 +74,7 @@ class ExecutionSettings(Strict):
     general: Annotated[list[str], Flag("FILE")] = Field(
         [], description="Texts that belong to no task, scored before training and after each task of a language model: "
         "a .jsonl, .json or .txt file, or english, which comes with clbench; repeatable.")
-    keep: Keep = Field("nothing", description="What to save of each trained network. models: the models, to predict in "
+    keep: Keep = Field("nothing", description="Files to save of each trained network. models: the models, to predict in "
                        "Python and for clbench export; state: also everything that clbench continue needs to continue "
                        "training (docs/save-models.md).")
     retries: int = Field(1, ge=0, description="Number of retries of a trial whose worker died.")
