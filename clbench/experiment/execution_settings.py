@@ -74,9 +74,9 @@ class ExecutionSettings(Strict):
     general: Annotated[list[str], Flag("FILE")] = Field(
         [], description="Texts that belong to no task, scored before training and after each task of a language model: "
         "a .jsonl, .json or .txt file, or english, which comes with clbench; repeatable.")
-    keep: Keep = Field("nothing", description="Files to save of each trained network. models: the models, to predict in "
-                       "Python and for clbench export; state: also everything that clbench continue needs to continue "
-                       "training (docs/save-models.md).")
+    keep: Keep = Field("nothing", description="Files to save of each trained network. models: the models, to predict "
+                       "in Python and for clbench export; state: also everything that clbench continue needs to "
+                       "continue training (docs/save-models.md).")
     retries: int = Field(1, ge=0, description="Number of retries of a trial whose worker died.")
 
     @property
