@@ -220,8 +220,9 @@ class PhotoOptions(PixelOptions):
 
     LATER: ClassVar[tuple[str, ...]] = ("resize", "crop", "interpolation")
 
-    size: int | None = Field(None, ge=1, description="side length of the inputs in pixels: the shorter side of a photo "
-                             "is resized to it, then the center is cropped; none: the model's size, else 32 (photos "
+    size: int | None = Field(None, ge=1, description="side length of the photos in pixels: the shorter side of a photo "
+                             "is resized to it, then the center is cropped. A model with another size resizes the "
+                             "result. none: the model's size, else 32 (photos "
                              "that all have one size of at most 64 keep it)")
     resize: int | None = Field(None, ge=1, description="pixels to which the shorter side is resized before the center "
                                "crop (crop), exactly as torchvision does it; replaces size")

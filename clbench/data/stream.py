@@ -35,8 +35,8 @@ class StreamTask:
     """One task: its classes (outputs of the model, in stream order), and its training and test samples.
 
     The labels y of samples are outputs of the model. `class_names` are the names of `classes`, in the same order;
-    empty if classes have no names. If training samples are rearranged among tasks (`clbench.data.arrival`), `met` are
-    the classes of this task's training samples, and `met_names` their names. Otherwise both are empty.
+    empty if classes have no names. If the arrival of training samples is changed (`clbench.data.arrival`), `met` are
+    the classes of this task's training samples, and `met_names` their names if known. Otherwise both are empty.
     """
 
     classes: tuple[int, ...]
@@ -72,7 +72,7 @@ class Stream(HasObjective):
         augment: augments training images; None for no augmentation.
         data: hash of the benchmark, before the scenario and the validation split are applied.
         arrivals: the number of training samples of each class that arrive during each task. If tasks share outputs,
-            samples are counted by their original task instead. Empty if samples are not rearranged.
+            samples are counted by their original task instead. Empty if their arrival is not changed.
         hidden: whether a method gets the stream as one task (`clbench.training.stream_loop`).
         objective: what models are trained for. For `causal-lm`, labels are int32 [N, L]: the token at each position
             whose prediction counts, else -100; there are no classes. For `regression`, labels are standardized

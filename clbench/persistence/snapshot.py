@@ -3,7 +3,7 @@
 - A training snapshot has the state from which training continues. It is the checkpoint of an unfinished trial, or the
   state of a finished one (`--keep state`).
 - A model snapshot has the tensors that predictions need (`--keep models`). If the method predicts by its network alone
-  (such as naive, ewc and er), this is the network. Else it is the strategy without replay samples and Fisher terms.
+  (such as naive, ewc and er), this is the network. Else it is the strategy without tensors that only training needs.
 """
 
 from __future__ import annotations

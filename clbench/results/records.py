@@ -188,7 +188,7 @@ class Record(RecordPart):
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:
-        """Return the facts in which two records of a trial must agree: without the trial, its label and its search."""
+        """Return the facts that must be equal in records of a trial, without its identity and the user's choices."""
         known = ("trial", "label", "reference", "searched", "outputs")
         return {name: fact for name, fact in self.facts().items() if name not in known}
 

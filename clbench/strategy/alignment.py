@@ -67,9 +67,9 @@ Draw = Callable[[], tuple[Tensor, Tensor]]
 class Aligned(Strategy):
     """A strategy that realigns the head after each task if its options (`AlignOptions`) say so.
 
-    It must be the first base class: `class Mine(Aligned, Other)`, with `roles = (*Aligned.roles, ...)`. The options
-    inherit from `AlignOptions`. A subclass that overrides `before_task` or `after_task` calls super's. A subclass whose
-    head is not the model's overrides `head_of`.
+    It must come before the base class whose head it realigns: `class Mine(Aligned, Other)`, with
+    `roles = (*Aligned.roles, ...)`. The options inherit from `AlignOptions`. A subclass that overrides `before_task` or
+    `after_task` calls super's. A subclass whose head is not the model's overrides `head_of`.
 
     The buffers have a row for each class so far: `class_means` [K, D], `class_factors` [K, D (D + 1) / 2], and
     `unaligned_weight` [K, D] and `unaligned_bias` [K], the head before its alignment. They are registered when they are

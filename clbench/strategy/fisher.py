@@ -6,7 +6,8 @@ the most probable one (`predicted`). The last two are not the Fisher information
 1905.12558; van de Ven 2025, arXiv 2502.11756). Gradients are squared sample by sample; the square of a batch's mean
 gradient, which some toolkits use (Avalanche 0.6), is a different and usually smaller quantity.
 
-For a label with weight w, the gradient of log p at this label is set to sqrt(w), so that the square has weight w.
+For a label with weight w, backpropagation starts with the gradient sqrt(w) with respect to log p of this label, so that
+the squared gradient has weight w.
 
 If the model predicts a number f, p is a Gaussian with variance 1/2, so that its negative log-likelihood is the squared
 error: log p(y|x) = -(y - f)^2 up to a constant. Targets are standardized. Then F_i = 2 E_x (df / d theta_i)^2.
@@ -136,7 +137,7 @@ def _number_seed(out: Tensor, kind: Kind, y: Tensor, normal: Tensor | None) -> T
 
 
 def _seeds(log_p: Tensor, kind: Kind, y: Tensor, u: Tensor | None) -> Iterator[Tensor]:
-    """Yield gradients [N, C] for log_p [N, C]: the square root of a label's weight at that label, else 0.
+    """Yield gradients [N, C] with respect to log_p: the square root of a label's weight at that label, else 0.
 
     Each gradient has at most one label per sample. `exact` yields one gradient for each output that is active for any
     sample, with 0 for samples for which the output is not active.

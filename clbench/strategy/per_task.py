@@ -25,8 +25,8 @@ from clbench.strategy.objectives import prompts_of
 class FrozenBase(Strategy, ABC):
     """Base of strategies with a frozen base, which is trained in the first of two phases of the first task if needed.
 
-    It must come before other base classes. Subclasses make the base trainable in `before_task` if the task has two
-    phases, and define `base_learned`.
+    It must come before base classes such as `PerTaskStrategy`. Subclasses make the base trainable in `before_task` if
+    the task has two phases, and define `base_learned`.
     """
 
     options: Any  # has the fields of StartOptions, among others

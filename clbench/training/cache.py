@@ -10,11 +10,11 @@ Example: a progressive network trains its second column on top of its frozen fir
 
     test samples ---> task 1's part ---> predictions          computed once per trial (`Strategy.parts_final`)
 
-A method declares what may be cached (docs/writing-a-strategy.md). Everything else is computed every time. clbench tests
-the declarations: in each phase and each evaluation, it computes one batch again, which the seed selects. The values
-must be equal bit for bit, otherwise the trial ends with a `PluginError`. `--verify-caches` tests every batch. The
-environment variable `CLBENCH_CACHE_FROZEN=0` turns off these caches. Prepared inputs need no declaration. A phase with
-a single pass over its samples caches nothing else.
+A method declares what may be cached (docs/writing-a-strategy.md). Everything else is computed every time. In each phase
+and each evaluation, clbench computes one batch again, which the seed selects; the values must be equal bit for bit. A
+wrong declaration ends the trial with a `PluginError`; outputs of blocks that changed between evaluations are dropped.
+`--verify-caches` tests every batch, and the environment variable `CLBENCH_CACHE_FROZEN=0` turns off these caches.
+Prepared inputs need no declaration. A phase with a single pass over its samples caches nothing else.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ OnBatch = Callable[[Prediction, torch.Tensor, torch.Tensor, torch.Tensor], None]
 class Row:
     """Test results on all tasks at one time.
 
-    `scores` are the means over each task's samples, by metric. `task_inference` is the share of each task's samples
-    whose task was inferred correctly; None if the strategy infers no tasks. `items` has values [N] by metric, in the
-    order of `Stream.tests`, whose means over each task are `scores`; it is empty unless requested.
+    `scores` are the metrics of each task, from means over its samples. `task_inference` is the share of each task's
+    samples whose task was inferred correctly; None if the strategy infers no tasks. `items` has values [N] by metric,
+    in the order of `Stream.tests`, whose means over each task give `scores`; it is empty unless requested.
     """
 
     scores: dict[str, list[float]]

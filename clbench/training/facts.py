@@ -64,7 +64,7 @@ def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
 def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
     """Return the failure that a record stores for an exception that ended a trial, while the exception is handled.
 
-    A `ClbenchError` is a mistake of the user that its message explains, so it needs no traceback.
+    A `ClbenchError` is an error that the user can fix and that its message explains, so it needs no traceback.
     """
     kind, message = type(error).__name__, str(error)
     if isinstance(error, ClbenchError):

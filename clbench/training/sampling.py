@@ -100,7 +100,7 @@ class BatchSampler:
                        overrides(strategy, "prepare_batch"))
 
     def requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
-        """Return the requests of the next batches, drawn from copies of the generators, which do not advance."""
+        """Return the requests of the next batches; the generators of the sampler do not advance."""
         ahead = copy.copy(self)
         ahead.generator, ahead.left = copied(self.generator), list(self.left)
         ahead.draws = copied(self.draws[0]), self.draws[1]

@@ -121,7 +121,7 @@ def remove(source: TrialAdapters, task: int) -> None:
 def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
     """Write an adapter, its base and its model card to an empty folder, if PEFT can compute the adapter.
 
-    The base is not written if it is a pretrained language model, whose own folder or repository has it.
+    The base of a language model is not written if its own folder or repository has it.
     """
     refuse_foreign(source, adapter)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):

@@ -53,8 +53,9 @@ def floats(text: str) -> list[float]:
 def adapters_group() -> None:
     """Manage the adapters that a run saved.
 
-    lora saves an adapter after each task, and so does seq-lora on language models. RUN is the run folder. TRIAL is
-    label/seed, as in lora:rank=4/0, or the beginning of a key. You can omit it if only one trial saved adapters.
+    lora saves an adapter after each task, except for numeric targets. seq-lora does so on language models, unless
+    merge = true. RUN is the run folder. TRIAL is label/seed, as in lora:rank=4/0, or the beginning of a key. You can
+    omit it if only one trial saved adapters.
     """
 
 
@@ -109,7 +110,8 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
 def export(run: Path, trial: str | None, task: int, to: Path) -> None:
     """Export a task's adapter in PEFT's format.
 
-    clbench also writes a model card (README.md) and the backbone. It does not copy the backbone of a language model.
+    clbench also writes a model card (README.md) and the backbone. It does not write the backbone of a language model if
+    the model's own folder or repository has it.
     """
     from clbench_lora import adapters
 

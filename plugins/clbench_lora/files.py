@@ -8,8 +8,8 @@ A task's folder contains
     prototype.safetensors       the task's class means, with infer = prototype only
 
 The trial's folder above it contains `base.safetensors`: W, by the names of the model without adapters. The W of a
-pretrained language model is not written, because its own folder or repository has it. Its adapters have no head. For
-models of timm, torchvision or transformers, all names are the library's, so that its model can load both files.
+language model is not written if the model's own folder or repository has it. Adapters of language models have no head.
+For models of timm, torchvision or transformers, all names are the library's, so that its model can load both files.
 `clbench.json` and the metadata of the base map these names to the names in clbench. All files are safetensors or JSON.
 Nothing in them is ever executed, and no path in them is followed.
 """

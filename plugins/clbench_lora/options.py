@@ -36,7 +36,7 @@ class LowRankOptions(Options):
     PAPER: ClassVar[tuple[Target, ...]] = ("q", "v")  # the parts of a transformer that the method's paper adapts
 
     rank: int = Field(4, ge=1, description="rank r of the adapters, at most the smaller of the input and output sizes "
-                      "of every adapted layer")
+                      "of every adapted layer (the input size of a Conv2d is channels * kernel height * kernel width)")
     rank_pattern: dict[str, int] = Field({}, description="ranks of individual layers, by a regular expression that "
                                          "matches the whole layer name, as in {'blocks\\.0\\..*' = 2} (TOML)")
     alpha: float | None = Field(None, gt=0, description="scale of the adapters (PEFT's lora_alpha): their output is "
@@ -51,8 +51,8 @@ class LowRankOptions(Options):
                         "otherwise a regular expression that matches whole layer names, such as 'blocks\\.1\\..*'")
     targets: list[Target] = Field([], description="restrict layers to parts of transformer blocks: any of q, k, v, "
                                   "proj (output projection) and mlp, as in q+v (a list in TOML), or all-linear for all "
-                                  "Linear layers. If one layer computes q, k and v, each of them has its own adapter. "
-                                  "If neither layers nor targets is given, a pretrained transformer has adapters on "
+                                  "Linear layers. If one layer computes q, k and v, each of them that is named here "
+                                  "has its own adapter; otherwise, the whole layer has one. If neither layers nor targets is given, a pretrained transformer has adapters on "
                                   "the layers that the method's paper adapts (docs/adapters.md)")
     deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # if given, even as all, the paper's targets are unused
 

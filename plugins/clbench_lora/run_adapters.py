@@ -74,7 +74,7 @@ class TrialAdapters:
 
     @property
     def has_base(self) -> bool:
-        """Return whether W is in the trial's folder. The W of a pretrained language model is in the model's own."""
+        """Return whether W is in the trial's folder, and not only in a language model's own folder or repository."""
         return (self.folder / BASE).is_file()
 
     def model(self) -> Network:

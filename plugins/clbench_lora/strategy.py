@@ -104,8 +104,8 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
     def export(self, folder: Path, task: Task) -> None:
         """Write the task's adapter and head in PEFT's format; with the first task also W, which does not change later.
 
-        For a pretrained language model, W and the head are not written, because the model's own files contain them. For
-        a model that predicts numbers, nothing is written.
+        For a language model, W and the head are not written if the model's own folder or repository has them. For a
+        model that predicts numbers, nothing is written.
         """
         if not self.stream_info.predicts_numbers:
             self.write_task(folder, task, task.index, self.exported_head(task))

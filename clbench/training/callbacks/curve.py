@@ -92,7 +92,7 @@ class CurveCallback(Callback):
         self.samples = samples
         self.tests: dict[int, Tests] = {}  # by id of a stream
         self.spent = Clock(0.0, 0.0)  # on evaluations since the task began, all replicas together
-        self.train_step: TrainStep | None = None  # the latest one that was tested by `predict_alike`
+        self.train_step: TrainStep | None = None  # the latest one that passed `predict_alike`
         self.as_one = True  # whether stacks may predict for all members at once
 
     def new_curve(self, stream: Stream) -> Curve:

@@ -132,7 +132,9 @@ class LanguageCallback(Callback):
 
 
 def divide_items(x: Tensor, y: Tensor) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the prompt of each item, which ends before the first scored token, and the scored tokens that follow it.
+    """Return the prompt of each item and its first response.
+
+    The prompt ends before the first scored token. The response is the run of scored tokens that follows it.
 
     Args:
         x: tokens [N, L].
