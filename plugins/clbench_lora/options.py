@@ -52,8 +52,9 @@ class LowRankOptions(Options):
     targets: list[Target] = Field([], description="restrict layers to parts of transformer blocks: any of q, k, v, "
                                   "proj (output projection) and mlp, as in q+v (a list in TOML), or all-linear for all "
                                   "Linear layers. If one layer computes q, k and v, each of them that is named here "
-                                  "has its own adapter; otherwise, the whole layer has one. If neither layers nor targets is given, a pretrained transformer has adapters on "
-                                  "the layers that the method's paper adapts (docs/adapters.md)")
+                                  "has its own adapter; otherwise, the whole layer has one. If neither layers nor "
+                                  "targets is given, a pretrained transformer has adapters on the layers that the "
+                                  "method's paper adapts (docs/adapters.md)")
     deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # if given, even as all, the paper's targets are unused
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
