@@ -4,11 +4,13 @@ A strategy is an `nn.Module`, and everything it remembers is a parameter or a bu
 data order, the optimizer, the budget, the evaluation and the clock. For each task in turn it calls:
 
     before_task(task)                       grow, freeze or reset; parameters with requires_grad are trained
-    for each step:
-        observe(batch)                      with hidden boundaries only: learn as samples pass
-        batch = prepare_batch(batch)        random or stateful work: replay, draws from stream_info.generator
-        loss(batch)                         a pure function of parameters, buffers and batch
-        edit_gradients(gradients)           change gradients, for example project them
+    for each phase, mostly one:
+        before_phase(task, phase)           freeze or reset; the phase then gets a new optimizer
+        for each step:
+            observe(batch)                  with hidden boundaries only: learn as samples pass
+            batch = prepare_batch(batch)    random or stateful work: replay, draws from stream_info.generator
+            loss(batch)                     a pure function of parameters, buffers and batch
+            edit_gradients(gradients)       change gradients, for example project them
     after_task(task)                        consolidate: Fisher information, memory, prototypes
     export(folder, task)                    write files to keep after the run, such as adapters
 
@@ -69,7 +71,7 @@ class Strategy(OldNames, nn.Module):
     loss_is_mean: bool = True
     extra_steps = 0  # optimizer steps in `after_task` of the latest task
     class_mask: Tensor
-    starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # until 0.3
+    starts_over, frozen = Renamed("not_resumable"), Renamed("frozen_modules")  # old names, to be removed in 0.3
     world, active, augment_batch = Renamed("stream_info"), Renamed("class_mask"), Renamed("prepare_batch")
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
@@ -83,8 +85,7 @@ class Strategy(OldNames, nn.Module):
         self.notes: list[str] = []
         # The outputs that the harness activates for new samples. A loss that fixes its outputs selects from "seen".
         self.activated: Outputs = self.options.outputs if isinstance(self.options, OutputsOptions) else "seen"
-        # class_mask[t, c]: whether output c takes part in the loss of a sample of task t. The harness sets it, so it is
-        # not stored.
+        # class_mask[t, c]: whether output c takes part in the loss of a sample of task t. The harness sets it.
         mask = torch.zeros(stream_info.tasks, stream_info.classes, dtype=torch.bool)
         self.register_buffer("class_mask", mask, persistent=False)
 
@@ -160,7 +161,7 @@ class Strategy(OldNames, nn.Module):
         return task.train
 
     def observe(self, batch: Batch) -> None:
-        """Learn from new raw samples before `prepare_batch`; called only with hidden boundaries (no `Task.train`)."""
+        """Learn from new raw samples before `prepare_batch`, if boundaries are hidden and there is no `Task.train`."""
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch to train on; do all stateful or random work here, on raw inputs. Default: unchanged."""

@@ -93,9 +93,9 @@ class InferOptions(Options):
     infer: Infer = Field("entropy", description="how the task of a test sample is inferred if its ID is not given. "
                          "entropy: the task whose head has the lowest entropy; max-logit: the task with the largest "
                          "logit; prototype: the task of the nearest class mean in shared features; gaussian: the task "
-                         "of the most likely class, with a Gaussian for each class and one covariance (as in slda)")
-    infer_normalize: bool = Field(False, description="scale shared features to length 1 if infer = prototype or "
-                                  "gaussian; with prototype, the class means too (as in ncm)")
+                         "of the most likely class, with a Gaussian for each class and one covariance matrix for all")
+    infer_normalize: bool = Field(False, description="scale the features to length 1 if infer = prototype or gaussian; "
+                                  "with prototype, the class means too (as in ncm)")
 
     @property
     def from_features(self) -> bool:

@@ -92,7 +92,7 @@ class Replica:
     seed: int
     planned: PlannedTrial | None = None
     notes: list[str] = field(default_factory=list)
-    R: list[list[float]] = field(default_factory=list)
+    R: list[list[float]] = field(default_factory=list)  # R[i][j]: score on task j after i learned tasks
     scores: dict[str, list[list[float]]] = field(default_factory=dict)  # values of further metrics, in the shape of R
     task_inference: list[list[float]] = field(default_factory=list)
     last_losses: list[list[float]] = field(default_factory=list)
@@ -133,7 +133,7 @@ class Replica:
         return Progress(self.trial.key, self.learned, len(self.stream.tasks), accuracy)
 
     def add_result(self, result: TaskResult, training: Clock, other: Clock) -> None:
-        """Add the result of a task, the time of its steps (`training`), and the time around them (`other`)."""
+        """Add the result of a task, and the time of its steps (`training`), and of all else in it (`other`)."""
         self.costs.trainable.append(result.trainable)
         self.costs.steps.append(result.steps)
         self.last_losses.append(list(result.last_losses))

@@ -4,7 +4,7 @@ The members of a stack are strategies that differ in seed or in `Scalar` options
 every parameter and buffer, and the tensors of its members become views of it. So the members are always up to date:
 `prepare_batch`, `edit_gradients` and all code between tasks run on each member as usual. Only `loss` runs once for all
 members, under `torch.func.vmap`. Parameters that are frozen and equal in all members, such as a pretrained backbone,
-are stored once until they are written to. vmap runs them on the samples of all members in one large product.
+are stored once until they are written to. vmap runs them on the samples of all members in one large matrix product.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class OptionsView:
         return self._values[name] if name in self._values else getattr(self._options, name)
 
 
-# Under vmap, a member gets other random numbers than alone, with every setting of `randomness`.
+# No setting of vmap's `randomness` gives a member the random numbers that it would get alone.
 DRAWS = "its loss draws random numbers (dropout, say), which in a stack would depend on the other trials"
 
 

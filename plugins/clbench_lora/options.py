@@ -35,8 +35,8 @@ class LowRankOptions(Options):
     LATER: ClassVar[tuple[str, ...]] = ("targets",)
     PAPER: ClassVar[tuple[Target, ...]] = ("q", "v")  # the parts of a transformer that the method's paper adapts
 
-    rank: int = Field(4, ge=1, description="rank r of the adapters, at most the smaller of the input and output sizes "
-                      "of every adapted layer (the input size of a Conv2d is channels * kernel height * kernel width)")
+    rank: int = Field(4, ge=1, description="rank r of the adapters. A rank above the smaller of the input and output "
+                      "sizes of a layer is refused (the input size of a Conv2d is channels * kernel height * width)")
     rank_pattern: dict[str, int] = Field({}, description="ranks of individual layers, by a regular expression that "
                                          "matches the whole layer name, as in {'blocks\\.0\\..*' = 2} (TOML)")
     alpha: float | None = Field(None, gt=0, description="scale of the adapters (PEFT's lora_alpha): their output is "
@@ -46,15 +46,16 @@ class LowRankOptions(Options):
                                                    "Kalajdzievski 2023)")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the adapters' inputs in training")
     layers: str = Field("all", min_length=1, description="which Linear and Conv2d layers of the blocks have adapters. "
-                        "all: every layer that can have one; last: the last layer; last:N: the last N layers; "
-                        "blocks:N: the layers of the last N blocks; attention: the q, k, v and output projections; "
-                        "otherwise a regular expression that matches whole layer names, such as 'blocks\\.1\\..*'")
+                        "all: every layer that can have one; last: the last layer before the head; last:N: the last N "
+                        "layers; blocks:N: the layers of the last N blocks; attention: the q, k, v and output "
+                        "projections; otherwise a regular expression that matches whole layer names, such as "
+                        "'blocks\\.1\\..*'")
     targets: list[Target] = Field([], description="restrict layers to parts of transformer blocks: any of q, k, v, "
                                   "proj (output projection) and mlp, as in q+v (a list in TOML), or all-linear for all "
                                   "Linear layers. If one layer computes q, k and v, each of them that is named here "
-                                  "has its own adapter; otherwise, the whole layer has one. If neither layers nor "
-                                  "targets is given, a pretrained transformer has adapters on the layers that the "
-                                  "method's paper adapts (docs/adapters.md)")
+                                  "has its own adapter; if none is named, the layer has a single one. If neither "
+                                  "layers nor targets is given, a pretrained transformer has adapters on the layers "
+                                  "that the method's paper adapts, not on all (docs/adapters.md)")
     deciding: ClassVar[frozenset[str]] = frozenset({"layers"})  # if given, even as all, the paper's targets are unused
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:

@@ -17,12 +17,10 @@ class PNNOptions(InferOptions):
     LATER: ClassVar[tuple[str, ...]] = ("start",)
 
     start: Literal["random", "base"] = Field("random", description="initial weights of later columns. random: drawn at "
-                                             "random as in the paper, even with --weights; base: the initial weights "
-                                             "of the first column, which are the pretrained ones with --weights and of "
-                                             "which a copy is stored")
-    reduction: int = Field(1, ge=1, description="divisor of the width of lateral adapters: they reduce the outputs of "
-                           "earlier columns to the width of one column's layer divided by this number (1 in the "
-                           "paper), at least to one unit")
+                                             "random as in the paper, even with --weights; base: a stored copy of "
+                                             "the first column's initial weights (with --weights, the pretrained ones)")
+    reduction: int = Field(1, ge=1, description="factor by which lateral adapters are narrower than the column's "
+                           "layer: they have width / reduction units, at least one. The paper uses 1")
 
 
 @hookimpl
