@@ -120,7 +120,7 @@ def tuned_by_default(options: type[Options]) -> str:
     often = "" if options.trained_by_steps is Options.trained_by_steps else ", if something is trained by steps"
     return "; ".join([*(f"{name} = {', '.join(map(format_value, values))}"
                         for name, values in search_values(options).items()),
-                      f"recipe.lr = {', '.join(map(format_value, RATE_FACTORS))} times the recipe's{often}"])
+                      f"recipe.lr = {', '.join(map(format_value, RATE_FACTORS))} times the configured rate{often}"])
 
 
 def boundaries_needed(info: Any) -> str:
@@ -167,7 +167,7 @@ def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if REGRESSION.name in thing.get("objectives", ()):
         yield "numbers", "yes: it predicts numbers too"
     if thing.get("parts_per_task"):
-        yield "parts per task", "each class must arrive in one task only: no --blur and no --repeat with class splits"
+        yield "classes", "each class must arrive in one task only: no --blur and no --repeat with class splits"
     if thing.get("display_name"):
         yield "name in reports", thing["display_name"]
     if thing.get("tuned_by_default"):

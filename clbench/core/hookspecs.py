@@ -20,12 +20,13 @@ from clbench.core.errors import PluginError, unknown
 from clbench.core.objective import CLASSIFICATION, OBJECTIVES, ObjectiveInfo
 from clbench.core.options import NoOptions, Options
 from clbench.core.pretrained import WeightsSource
-from clbench.core.renamed import Renamed, old_keywords
+from clbench.core.renamed import Renamed, old_keywords, warn
 from clbench.core.scenario import SCENARIOS, Scenario
 
-FAMILIES = ("references", "replay", "regularization", "distillation", "parts per task", "adapters and prompts",
+FAMILIES = ("references", "replay", "regularization", "distillation", "parameter isolation", "adapters and prompts",
             "analytic classifiers", "other", "Avalanche strategies")  # in the order in which lists show them
 
+OLD_FAMILIES = {"parts per task": "parameter isolation"}  # until 0.3
 BUDGET = {"epochs", "batch_size", "samples"}
 
 hookspec = pluggy.HookspecMarker("clbench")
@@ -91,6 +92,9 @@ class StrategyInfo:
         Raises:
             PluginError: `family` is not one of `FAMILIES`, or a part of `budget` is missing.
         """
+        if self.family in OLD_FAMILIES:
+            warn(f"family {self.family!r}", repr(OLD_FAMILIES[self.family]))
+            object.__setattr__(self, "family", OLD_FAMILIES[self.family])
         if self.family not in FAMILIES:
             raise PluginError(f"method {self.name!r}: " + unknown("family", self.family, FAMILIES, "clbench methods"))
         if self.budget and (set(self.budget) != BUDGET or min(self.budget.values()) < 1):

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 REMOVED_IN = "0.3"
-BETWEEN = {__name__, "abc", "clbench.core.entry_points", "importlib._bootstrap"}  # modules whose frames `warn` skips
+# Modules whose frames `warn` skips.
+BETWEEN = {__name__, "abc", "clbench.core.entry_points", "clbench.core.hookspecs", "importlib._bootstrap"}
 Class = TypeVar("Class", bound=type)
 
 

@@ -33,4 +33,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "trains shared features adversarially, and private features for each task",
                          ACLOptions, "Ebrahimi et al. 2020, arXiv 2003.09553",
                          recipe={"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
-                         parts_per_task=True, display_name="ACL", family="parts per task"),)
+                         parts_per_task=True, display_name="ACL", family="parameter isolation"),)

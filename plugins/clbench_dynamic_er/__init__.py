@@ -37,4 +37,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
                                  "head_decay": "learning"},
                          budget={"epochs": 170, "batch_size": 128, "samples": 5000},
-                         display_name="Dynamic ER ({capacity})", family="parts per task"),)
+                         display_name="Dynamic ER ({capacity})", family="parameter isolation"),)

@@ -26,4 +26,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("hat", "clbench_hat.strategy:HAT",
                          "learns a nearly binary mask of units per task; weights in use stay fixed", HATOptions,
                          paper="Serra et al. 2018, arXiv 1801.01423", parts_per_task=True, display_name="HAT",
-                         family="parts per task"),)
+                         family="parameter isolation"),)

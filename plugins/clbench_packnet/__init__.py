@@ -23,4 +23,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("packnet", "clbench_packnet.strategy:PackNet",
                          "trains free weights, keeps the largest for the task and prunes the others",
                          PackNetOptions, paper="Mallya & Lazebnik 2018, arXiv 1711.05769", parts_per_task=True,
-                         display_name="PackNet", family="parts per task"),)
+                         display_name="PackNet", family="parameter isolation"),)

@@ -29,4 +29,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("pnn", "clbench_pnn.strategy:PNN",
                          "adds a network column per task, with lateral connections from the old ones",
                          PNNOptions, paper="Rusu et al. 2016, arXiv 1606.04671", parts_per_task=True,
-                         display_name="PNN", family="parts per task"),)
+                         display_name="PNN", family="parameter isolation"),)

@@ -23,4 +23,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("shared-private", "clbench_shared_private.strategy:SharedPrivate",
                          "freezes a shared encoder after the first task; trains a head per task",
                          SharedPrivateOptions, paper="compare Ebrahimi et al. 2020, arXiv 2003.09553 (ACL)",
-                         parts_per_task=True, display_name="Shared-private", family="parts per task"),)
+                         parts_per_task=True, display_name="Shared-private", family="parameter isolation"),)

@@ -33,4 +33,4 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("xdg", "clbench_xdg.strategy:XdG",
                          "switches off a random share of units in each task; adds the penalty of si",
                          XdGOptions, "Masse et al. 2018, arXiv 1802.01569", parts_per_task=True, display_name="XdG",
-                         recipe={"optimizer": "adam", "lr": 1e-3}, family="parts per task"),)
+                         recipe={"optimizer": "adam", "lr": 1e-3}, family="parameter isolation"),)

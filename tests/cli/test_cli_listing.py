@@ -88,7 +88,7 @@ def test_a_named_method_is_shown_with_all_that_it_declares(capsys):
     assert ("task-free no: it needs to know where tasks end language models yes: it fine-tunes causal language models "
             "too numbers yes: it predicts numbers too name in reports EWC tuned by default strength") in ewc
     assert "language models" not in l2p
-    assert "parts per task" not in ewc
+    assert "each class must arrive" not in ewc
 
 
 def test_a_long_summary_is_cut_in_the_list_and_whole_by_name(tmp_path, monkeypatch, capsys):

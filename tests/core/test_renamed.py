@@ -203,3 +203,9 @@ def test_options_of_outputs_are_importable_from_their_old_module():
         outputs = importlib.import_module("clbench.strategy.outputs")
     assert outputs.OutputsOptions is common_options.OutputsOptions
     assert outputs.FixedOutputsOptions is common_options.FixedOutputsOptions
+
+
+def test_an_old_family_of_methods_has_its_new_name():
+    with pytest.warns(DeprecationWarning, match="family 'parts per task' is 'parameter isolation' now") as caught:
+        assert StrategyInfo("mine", "mine:Mine", "is mine", family="parts per task").family == "parameter isolation"
+    assert caught[0].filename == __file__

@@ -131,8 +131,8 @@ def test_a_file_without_tables_is_tuned(tmp_path, capsys):
 
 def test_methods_shows_what_is_tried(capsys):
     assert cli.call(["methods", "ewc"]) == 0
-    assert ("tuned by default strength = 10, 1e3, 1e5, 1e7, 1e9; recipe.lr = 0.1, 0.3, 1, 3 times the recipe's package"
-            in " ".join(capsys.readouterr().out.split()))
+    assert ("tuned by default strength = 10, 1e3, 1e5, 1e7, 1e9; recipe.lr = 0.1, 0.3, 1, 3 times the configured rate "
+            "package" in " ".join(capsys.readouterr().out.split()))
     assert cli.call(["methods", "ranpac"]) == 0
-    assert "ridge = none, 100, 1e4, 1e6; recipe.lr = 0.1, 0.3, 1, 3 times the recipe's, if something is trained by " \
-           "steps" in " ".join(capsys.readouterr().out.split())
+    assert "ridge = none, 100, 1e4, 1e6; recipe.lr = 0.1, 0.3, 1, 3 times the configured rate, if something is " \
+           "trained by steps" in " ".join(capsys.readouterr().out.split())
