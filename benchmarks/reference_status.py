@@ -37,9 +37,7 @@ def flops_of_a_seed(reference: Reference) -> float | None:
     for planned in trials.values():
         runner = TrialRunner(reference.spec(reference.cells[0]).execution, "cpu", "", registry)
         stream = runner.stream(planned.trial)
-        pretrained = planned.trial.weights is not None
-        result = count(planned, stream_without_values(stream), registry, pretrained, training=True)
-        work = counted_work(result, stream)
+        work = counted_work(count(planned, stream_without_values(stream), registry, training=True), stream)
         if work is not None:
             counts.append(sum(work.train_flops) + sum(work.test_flops))
     return fmean(counts) * len(trials) if counts else None

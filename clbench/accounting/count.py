@@ -61,7 +61,7 @@ class Count:
         return [*varying, *self.remarks, *([self.note] if self.note else [])]
 
 
-def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool = False,
+def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool | None = None,
           training: bool = False) -> Count:
     """Return what a trial's method trains, stores and computes on a stream without values.
 
@@ -71,7 +71,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
         planned: the trial; its benchmark and seed do not matter.
         stream: a stream with inputs on the meta device.
         registry: the installed plugins.
-        pretrained: whether the model counts as pretrained.
+        pretrained: whether the model counts as pretrained; None: if the trial has weights.
         training: whether to count the FLOPs of training by the trial's recipe. Predictions are then counted as in
             records: in batches as on a CPU and, if the task ID is given, as the mean over tasks. Otherwise one sample
             of the last task is predicted. Operations of consolidation that need values (per-sample gradients,
@@ -81,6 +81,8 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
         SpecError: model, method and stream do not fit together.
     """
     trial = planned.trial
+    if pretrained is None:
+        pretrained = trial.weights is not None
     with torch.device("meta"):
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
     check_model(model, trial.model, stream.input_shape, registry)

@@ -153,8 +153,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             notes |= dict.fromkeys([*steps, *stream.notes])
             if stream.predicts_tokens:
                 notes |= dict.fromkeys(examples(stream, planned.trial.benchmark.options["tokenizer"]))
-            result = count(planned, stream_without_values(stream), ready.registry,
-                           planned.trial.weights is not None, training=True)
+            result = count(planned, stream_without_values(stream), ready.registry, training=True)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
             checks.skip_setting(planned)
@@ -190,7 +189,7 @@ def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed 
         torch.set_num_threads(plan_workers(ready, "").start.threads or before)
         return measure_speed(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry).speed
     except Exception as error:  # the run itself will report the cause
-        click.echo(f"Note: no step of the model could be timed: {type(error).__name__}: {error}", err=True)
+        click.echo(f"Note: no step of the model could be timed: {typed_message(error)}", err=True)
         return None
     finally:
         torch.set_num_threads(before)

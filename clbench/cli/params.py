@@ -83,13 +83,13 @@ def factor(count: Count, full: Count) -> float | None:
 
 def ratio(count: Count, full: Count) -> str:
     """Return the factor as `31x fewer`, `2.5x more` or `1x`."""
-    ratio = factor(count, full)
-    if ratio is None:
+    reduction = factor(count, full)
+    if reduction is None:
         return NONE
-    if ratio == 1:
+    if reduction == 1:
         return "1x"
-    times = max(ratio, 1 / ratio)
-    return (f"{times:,.0f}x" if times >= SMALLEST else f"{times:.2g}x") + (" fewer" if ratio > 1 else " more")
+    times = max(reduction, 1 / reduction)
+    return (f"{times:,.0f}x" if times >= SMALLEST else f"{times:.2g}x") + (" fewer" if reduction > 1 else " more")
 
 
 def size(count: float) -> str:

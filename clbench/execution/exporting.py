@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.core.artifacts import save_tensors
-from clbench.core.errors import SpecError, StoreError, message_of
+from clbench.core.errors import SpecError, StoreError, typed_message
 from clbench.core.files import write_atomically
 from clbench.core.registry import discover
 from clbench.execution.loading import SavedModel, find_record, load_model
@@ -164,8 +164,7 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
                 torch.onnx.export(made, f=path, external_data=False, dynamo=True, verbose=False)
                 logits = _onnx_logits(path, args[1])
         except Exception as error:  # of any type, because methods may run Python code that cannot be exported
-            reason = message_of(error, 160)
-            raise SpecError(f"{name} cannot be written as one program ({type(error).__name__}: {reason}); choose "
+            raise SpecError(f"{name} cannot be written as one program ({typed_message(error, 160)}); choose "
                             "--format safetensors and clbench.load_model") from None
     if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
         path.unlink()

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clbench.core.errors import DataError, SpecError, StoreError, message_of
+from clbench.core.errors import DataError, SpecError, StoreError, message_of, typed_message
 from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, Candidate, fingerprint, read_config
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other values also change the base
@@ -100,8 +100,7 @@ def _explained(folder: Path, what: str) -> Iterator[None]:
                             f"{first[3]} in the model") from None
         raise DataError(f"{folder}: {what} cannot be loaded: {message_of(error, 300)}") from None
     except Exception as error:  # for broken files, libraries raise many types, including those of Rust extensions
-        raise DataError(f"{folder}: {what} cannot be loaded: {type(error).__name__}: "
-                        f"{message_of(error, 300)}") from None
+        raise DataError(f"{folder}: {what} cannot be loaded: {typed_message(error, 300)}") from None
 
 
 class Base:

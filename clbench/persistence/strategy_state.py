@@ -208,8 +208,8 @@ def _grown_attributes(state: StrategyState, original: Strategy, larger: Strategy
         SnapshotError: another attribute depends on these numbers, so its learned value cannot be used.
     """
     before, after = plain_attributes(original), plain_attributes(larger)
-    size, new_size = original.stream_info, larger.stream_info
-    sizes = {(size.classes, new_size.classes), (size.tasks, new_size.tasks)}
+    old_info, new_info = original.stream_info, larger.stream_info
+    sizes = {(old_info.classes, new_info.classes), (old_info.tasks, new_info.tasks)}
     attributes: dict[str, dict[str, Any]] = {}
     for where, values in state.attributes.items():
         attributes[where] = dict(values)
@@ -218,7 +218,7 @@ def _grown_attributes(state: StrategyState, original: Strategy, larger: Strategy
             if old == new:
                 continue
             if learned != old or (decode(old), decode(new)) not in sizes:
-                raise SnapshotError(f"its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for {size.tasks} tasks and "
-                                    f"{decode(new)} for {new_size.tasks}")
+                raise SnapshotError(f"its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for {old_info.tasks} "
+                                    f"tasks and {decode(new)} for {new_info.tasks}")
             attributes[where][name] = new
     return attributes

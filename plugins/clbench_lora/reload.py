@@ -13,7 +13,7 @@ import torch
 from clbench import Network, Record, StreamInfo, Task
 from clbench.core import seeds
 from clbench.core.artifacts import BASE
-from clbench.core.errors import SpecError, StoreError
+from clbench.core.errors import SpecError, StoreError, message_of
 from clbench.core.registry import Registry, discover
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
@@ -51,7 +51,7 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
         model.load_state_dict(source.base())
     except RuntimeError as error:
         raise StoreError(f"the base in {source.folder} does not fit model {trial.model}: "
-                         f"{' '.join(str(error).split())[:200]}") from None
+                         f"{message_of(error, 200)}") from None
     stream_info = StreamInfo(
         source.outputs, len(source.stream.classes) if tasks is None else tasks, trial.scenario, shape,
         seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare(),
