@@ -183,8 +183,12 @@ def located(info: BenchmarkInfo, options: Options, folder: Path
 
 def variants(options: Options) -> list[str]:
     """Return the settings `option=value` with which a benchmark reads other files."""
-    return [f"{name}={value}" for name in VARIANTS if name in type(options).model_fields
-            for value in get_args(type(options).model_fields[name].annotation) if value != getattr(options, name)]
+    settings = []
+    for name in VARIANTS:
+        if name in type(options).model_fields:
+            values = get_args(type(options).model_fields[name].annotation)
+            settings += [f"{name}={value}" for value in values if value != getattr(options, name)]
+    return settings
 
 
 def table(things: Sequence[dict[str, Any]]) -> Iterator[str]:

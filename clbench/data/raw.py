@@ -105,8 +105,9 @@ class RawStream(HasObjective):
         if self.photos is not None:
             table = self.photos.table
             out |= {f"photos/{name}": getattr(table, name) for name in TABLE}
-            out |= {f"photos/{part}/{task}": split.x.rows for part in ("train", "test")
-                    for task, split in enumerate(getattr(self, part)) if isinstance(split.x, Photos)}
+            for part in ("train", "test"):
+                out |= {f"photos/{part}/{task}": split.x.rows for task, split in enumerate(getattr(self, part))
+                        if isinstance(split.x, Photos)}
         return out
 
     @property

@@ -133,8 +133,11 @@ class Auditor:
         """Score the base and all models, and return the comparison."""
         base_scores = self._scores(BASE, [self.base_hash], self._unchanged)
         again = self._scores(f"{BASE} in bfloat16", [self.base_hash], self._unchanged, "bf16")
-        floors = {(file.name, metric.name): noise_floor(base_scores[file.name], again[file.name], metric)
-                  for file in self.files for metric in CAUSAL_LM.metrics if base_scores[file.name].values(metric)}
+        floors: dict[tuple[str, str], float] = {}
+        for file in self.files:
+            scored = [metric for metric in CAUSAL_LM.metrics if base_scores[file.name].values(metric)]
+            floors |= {(file.name, metric.name): noise_floor(base_scores[file.name], again[file.name], metric)
+                       for metric in scored}
         scores: dict[str, dict[str, FileScores]] = {}
         dial: list[DialPoint] = []
         for candidate in sorted(self.candidates, key=lambda c: c.kind == "model"):

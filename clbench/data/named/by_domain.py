@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -125,7 +126,7 @@ class CORe50Options(ByDomainOptions):
         """Return the listed photos. Folders name the classes, because the lists of each run number them differently."""
         paths = [root / name for name in self.lists()]
         batches = [[path for path, _ in read_list(name, where)] for name in paths]
-        if strange := [path for batch in batches for path in batch if not re.match(r"s\d+/o\d+/", path)]:
+        if strange := [path for path in chain.from_iterable(batches) if not re.match(r"s\d+/o\d+/", path)]:
             raise DataError(f"{where}: {strange[0]!r} in the lists of run {self.run} is not sNN/oNN/FILE")
         names = ([",".join(dict.fromkeys(path.partition("/")[0] for path in batch)) for batch in batches]
                  if self.protocol == "ni" else [str(number + 1) for number in range(len(batches))])
