@@ -25,8 +25,10 @@ from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.cache import enabled, frozen_blocks, identical, misuse, starting_at
 
 BYTES = 2**28  # limit of the stored outputs of one trial
-BATCHES = 8  # smallest number of batches of the samples, so that computing one batch again costs little
-SMALLEST = 32  # samples in a batch, even if this makes fewer batches than `BATCHES`
+# Smallest number of batches of the samples, so that computing one batch again costs little. Frozen blocks are computed
+# again in every evaluation, but each task's part only in a few, and smaller batches would slow down some parts.
+BLOCK_BATCHES, PART_BATCHES = 32, 8
+SMALLEST = 32  # samples in a batch, even if this makes fewer batches
 Batches = Iterator[tuple[Prediction, Tensor, Tensor]]
 
 
@@ -57,7 +59,7 @@ class PredictionCache:
     seed: int = 0
     everything: bool = False
     evaluations: int = 0
-    stored: dict[tuple[int | None, str], list[Tensor]] = field(default_factory=dict)  # by given task and part's name
+    stored: dict[tuple[int | None, str], dict[int, Tensor]] = field(default_factory=dict)  # by given task, part; batch
     scores: dict[tuple[int, bool], list[dict[str, Tensor]]] = field(default_factory=dict)  # by (task, is it learned)
 
     def final_scores(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> dict[str, Tensor] | None:
@@ -97,7 +99,8 @@ class PredictionCache:
                 than it declares.
         """
         samples = len(tests.y) if given is None else tests.sizes[given]
-        smaller = min(size, max(SMALLEST, math.ceil(samples / BATCHES)))
+        most = PART_BATCHES if isinstance(strategy, PerTaskStrategy) else BLOCK_BATCHES
+        smaller = min(size, max(SMALLEST, math.ceil(samples / most)))
         batches = math.ceil(samples / smaller)
         source = self._source(strategy, given) if batches > 1 and enabled() else None
         if source is None:
@@ -107,8 +110,9 @@ class PredictionCache:
         for key in [key for key in self.stored if key[0] == given and key[1] not in source.parts]:
             del self.stored[key]  # from the starting model, or from another number of blocks
         if self.everything or self._is_chosen(strategy, given):
-            known = max(len(self.stored.get((given, name), ())) for name in source.parts)
-            chosen = seeds.derive(self.seed, "cache", self.evaluations) % (known or batches)
+            stored = {number for name in source.parts for number in self.stored.get((given, name), ())}
+            numbers = sorted(stored) or range(batches)
+            chosen = numbers[seeds.derive(self.seed, "cache", self.evaluations) % len(numbers)]
             for number in range(batches) if self.everything else (chosen,):
                 self._verify(strategy, source, tests, size, given, number)
         if all(len(self.stored.get((given, name), ())) == batches for name in source.parts):  # no input is needed
@@ -123,12 +127,13 @@ class PredictionCache:
         """Return whether a batch of this task is computed again in this evaluation.
 
         All tasks share the frozen blocks and the starting model, so these are tested with the first task that uses
-        them. A change is then found before a stale output is used. Of the final parts, the seed selects one.
+        them. A change is then found before a stale output is used. Of the final parts but the newest, whose outputs are
+        not stored yet, the seed selects one.
         """
         learned = strategy.learned if isinstance(strategy, PerTaskStrategy) else 0
         if given is None or given >= learned:
             return given is None or given == learned
-        return given == seeds.derive(self.seed, "part", self.evaluations) % learned
+        return given == seeds.derive(self.seed, "part", self.evaluations) % max(learned - 1, 1)
 
     def _source(self, strategy: Strategy, given: int | None) -> Source | None:
         """Return the source of predictions for a given task (None: not given), or None if nothing may be cached."""
@@ -161,36 +166,48 @@ class PredictionCache:
                 number: int) -> None:
         """Compute a batch again and compare it with the stored outputs; drop changed outputs that are not final."""
         x, _, _ = next(tests.batches(size, given, number))
-        outputs = []
+        if isinstance(strategy, PerTaskStrategy):
+            self._drop_changed(strategy, source, given, number, x)
+        elif not self._predicts_same(strategy, source, given, number, x):
+            self._drop_changed(strategy, source, given, number, x)
+            if not self._predicts_same(strategy, source, given, number, x):
+                raise PluginError(misuse(strategy, "predict returns another prediction"))
+
+    def _drop_changed(self, strategy: Strategy, source: Source, given: int | None, number: int, x: Tensor) -> None:
+        """Drop the stored outputs of each part whose output for batch `number` has changed; final parts may not."""
         for name, compute in source.parts.items():
-            known = self.stored.get((given, name), [])
-            outputs.append(compute(x))
-            if number < len(known) and not identical(known[number], outputs[-1]):
+            stored = self.stored.get((given, name), {})
+            if number in stored and not identical(stored[number], compute(x)):
                 if source.final:
                     raise PluginError(f"{type(strategy).__name__} declares parts_final, but {name} gives other outputs "
                                       "than after an earlier task; set parts_final = False in "
                                       f"{type(strategy).__name__}")
                 for key in [key for key in self.stored if key[1] == name]:
                     del self.stored[key]  # for all tasks, because they share this part
-        if not isinstance(strategy, PerTaskStrategy):
-            try:
-                prediction = source.predict(outputs)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                raise PluginError(misuse(strategy, f"predict fails: {error}")) from error
-            if not same(strategy.predict(x, given), prediction):
-                raise PluginError(misuse(strategy, "predict returns another prediction"))
+
+    def _predicts_same(self, strategy: Strategy, source: Source, given: int | None, number: int, x: Tensor) -> bool:
+        """Return whether the prediction from the stored outputs of a batch is the strategy's prediction for it."""
+        outputs = [self._output((given, name), compute, number, x) for name, compute in source.parts.items()]
+        try:
+            prediction = source.predict(outputs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise PluginError(misuse(strategy, f"predict fails: {error}")) from error
+        return same(strategy.predict(x, given), prediction)
 
     def _output(self, key: tuple[int | None, str], compute: Callable[[Tensor], Tensor], number: int, x: Tensor
                 ) -> Tensor:
         """Return the stored output for a batch; if there is none, compute it, and store it if there is room."""
-        known = self.stored.setdefault(key, [])
-        if number < len(known):
-            return known[number]
-        output = compute(x)
-        stored_bytes = sum(part.nbytes for part in chain.from_iterable(self.stored.values()))
-        if number == len(known) and stored_bytes + output.nbytes <= BYTES:
-            known.append(output)
-        return output
+        stored = self.stored.setdefault(key, {})
+        if number not in stored:
+            output = compute(x)
+            if self.stored_bytes() + output.nbytes > BYTES:
+                return output
+            stored[number] = output
+        return stored[number]
+
+    def stored_bytes(self) -> int:
+        """Return the size of the stored outputs."""
+        return sum(output.nbytes for batches in self.stored.values() for output in batches.values())
 
 
 def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None, first: int = 0) -> Batches:

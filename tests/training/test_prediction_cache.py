@@ -63,9 +63,9 @@ def test_a_frozen_base_runs_once_on_all_samples_and_then_on_a_batch(method, scen
         seen.clear()
         evaluate(b.strategy, b.stream, scenario, learned, cache)
         rows.append(sum(seen))
-    checks = TASKS if scenario == "task" else 1  # each computes a batch twice, with the blocks and without the cache
-    assert SAMPLES * TASKS < rows[0] <= SAMPLES * TASKS + 2 * BATCH * checks
-    assert all(0 < row <= 2 * BATCH * checks for row in rows[1:])
+    checks = TASKS if scenario == "task" else 1  # each computes a batch once
+    assert SAMPLES * TASKS < rows[0] <= SAMPLES * TASKS + BATCH * checks
+    assert all(0 < row <= BATCH * checks for row in rows[1:])
 
 
 @pytest.mark.parametrize(("scenario", "new"), [("task", SAMPLES), ("class", SAMPLES * TASKS)])
@@ -87,7 +87,7 @@ def test_only_the_new_part_runs_on_all_samples(method, scenario, new, monkeypatc
         for task, samples in calls.items():
             least = new if task == learned - 1 else 0
             assert least <= samples <= least + BATCH
-        assert sum(calls.values()) > new  # a batch is computed again
+        assert learned == 1 or sum(calls.values()) > new  # a batch is computed again
 
 
 def test_blocks_that_have_changed_run_again():
@@ -214,7 +214,7 @@ def test_no_more_is_stored_than_there_is_room_for_and_nothing_where_it_is_turned
     cache = PredictionCache()
     rows = [evaluate(b.strategy, b.stream, "task", 1, cache) for _ in range(2)]
     assert rows[0] == rows[1] == evaluate(b.strategy, b.stream, "task", 1)
-    assert sum(len(part) for parts in cache.stored.values() for part in parts) == SAMPLES
+    assert sum(len(part) for parts in cache.stored.values() for part in parts.values()) == SAMPLES
     monkeypatch.setenv("CLBENCH_CACHE_FROZEN", "0")
     cache = PredictionCache()
     assert evaluate(b.strategy, b.stream, "task", 1, cache) == rows[0] and not cache.stored
