@@ -151,8 +151,8 @@ class Reading:
         """
         count, channels, height, width = photos.shape
         self.photos, self.crop = photos, crop
-        self._images = _empty((count, channels, height, width), pinned) if whole else None
-        self._crops = None if crop is None else _empty((count, channels, crop.height, crop.width), pinned)
+        self._images = _empty((count, height, width, channels), pinned) if whole else None
+        self._crops = None if crop is None else _empty((count, crop.height, crop.width, channels), pinned)
         pool = _pool(os.getpid())
         self.futures: list[Future[None]] = [pool.submit(self._decode, range(begin, min(begin + PIECE, count)))
                                             for begin in range(0, count, PIECE)]
@@ -223,8 +223,8 @@ def in_turn(started: Iterable[Reading]) -> Generator[Reading, None, None]:
 
 
 def _empty(shape: tuple[int, ...], pinned: bool) -> Tensor:
-    """Return an uninitialized uint8 tensor."""
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    """Return an uninitialized uint8 tensor [N, C, H, W] with the memory layout `shape`, [N, H, W, C], as in files."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
 
 @functools.cache

@@ -233,10 +233,15 @@ class Prepare:
         if self.channels is not None:
             out = out.expand(-1, self.channels, -1, -1)
         if self.mean:
-            mean, std = along(self.mean, x.ndim, x.device), along(self.std, x.ndim, x.device)
             # In place if possible: new memory costs more than arithmetic.
             is_copy = out is not x and self.channels is None and self.size is None
-            out = (out.sub_(mean) if is_copy else out - mean).div_(std)
+            if is_copy and len(self.mean) > 1 and x.ndim == IMAGE_DIMS and out.permute(0, 2, 3, 1).is_contiguous():
+                # Photos from files are channels last. Whole rows are faster than the few channels of one pixel.
+                rows, width = out.permute(0, 2, 3, 1).flatten(2), out.shape[3]
+                rows.sub_(along(self.mean * width, 2, x.device)).div_(along(self.std * width, 2, x.device))
+            else:
+                mean, std = along(self.mean, x.ndim, x.device), along(self.std, x.ndim, x.device)
+                out = (out.sub_(mean) if is_copy else out - mean).div_(std)
         if x.ndim != IMAGE_DIMS:
             return out
         # Channels last: convolutions are faster in this layout, and no value changes. Not by `memory_format`, which

@@ -148,6 +148,7 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
     program, of_tasks = Program(model, task).eval(), model.task_given and task is None
     examples = [stand_in(model.outline).tasks[task or 0].test.x[:count] for count in (4, 3)]
     args = [(x, torch.full((len(x),), 0)) if of_tasks else (x,) for x in examples]
+    path = to / (PROGRAM if form == "torch-export" else ONNX)
     to.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _quiet():
         expected = program(*args[1])  # first, so that the program does not fill caches of preprocessing
@@ -156,14 +157,13 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
         try:
             made = torch.export.export(program, args[0], dynamic_shapes=shapes)
             if form == "torch-export":
-                path = to / PROGRAM
                 torch.export.save(made, path)
                 logits = torch.export.load(path).module()(*args[1])
             else:
-                path = to / ONNX
                 torch.onnx.export(made, f=path, external_data=False, dynamo=True, verbose=False)
                 logits = _onnx_logits(path, args[1])
         except Exception as error:  # of any type, because methods may run Python code that cannot be exported
+            path.unlink(missing_ok=True)
             raise SpecError(f"{name} cannot be written as one program ({typed_message(error, 160)}); choose "
                             "--format safetensors and clbench.load_model") from None
     if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):

@@ -19,12 +19,12 @@ from clbench.results.records import Record, matrices
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-BEFORE = ("trial", "setting", "scenario", "method", "strategy", "reference", "status")  # columns before the options
-BEHIND = ("seed", "learned", "task")  # columns after the options
+LEADING_COLUMNS = ("trial", "setting", "scenario", "method", "strategy", "reference", "status")  # before the options
+TRAILING_COLUMNS = ("seed", "learned", "task")  # after the options
 MEASURED: tuple[Unit, ...] = ("percent", "points", "nats", "value", "seconds")  # units of values that have an interval
 SEEDS = "seeds"
-LAST = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # columns after the numbers. Short ones
-# come last, because a terminal shows only the first and the last columns of a wide frame.
+LAST_COLUMNS = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # after the numbers. Short
+# columns come last, because a terminal shows only the first and the last columns of a wide frame.
 VERDICTS = "verdicts"  # key of a comparison's `attrs`
 
 
@@ -37,8 +37,9 @@ def tidy(records: Sequence[Record]) -> DataFrame:
     for setting in readable(records, ids=True):
         for method in setting.methods:
             for record in method.records:
-                facts = dict(zip(BEFORE, (record.key, setting.title, record.trial.scenario, method.label,
-                                          method.strategy, method.reference, record.status), strict=True))
+                values = (record.key, setting.title, record.trial.scenario, method.label, method.strategy,
+                          method.reference, record.status)
+                facts = dict(zip(LEADING_COLUMNS, values, strict=True))
                 options = {name: plain(value) for name, value in options_of(record.trial).items()}
                 by_metric = matrices(record)
                 measured |= dict.fromkeys(by_metric)
@@ -46,11 +47,11 @@ def tidy(records: Sequence[Record]) -> DataFrame:
                     rows.append({**facts, "seed": record.trial.seed, "learned": learned, "task": task + 1,
                                  **{name: matrix[learned][task] for name, matrix in by_metric.items()}})
                     every.append(options)
-    behind = (*BEHIND, *measured)
-    names = column_names(every, (*BEFORE, *behind))
-    table = {name: pandas.Series([row[name] for row in rows]) for name in BEFORE}
+    trailing = (*TRAILING_COLUMNS, *measured)
+    names = column_names(every, (*LEADING_COLUMNS, *trailing))
+    table = {name: pandas.Series([row[name] for row in rows]) for name in LEADING_COLUMNS}
     table |= {column: _typed([options.get(name) for options in every]) for name, column in names.items()}
-    table |= {name: pandas.Series([row.get(name) for row in rows]) for name in behind}
+    table |= {name: pandas.Series([row.get(name) for row in rows]) for name in trailing}
     return pandas.DataFrame(table)
 
 
@@ -119,7 +120,7 @@ def _rows(table: Table) -> list[dict[str, Any]]:
 def _frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     pandas = _pandas()
     column_names = dict.fromkeys(chain.from_iterable(rows))
-    last = [name for name in LAST if name in column_names]
+    last = [name for name in LAST_COLUMNS if name in column_names]
     names = [*(name for name in column_names if name not in last), *last]
     return pandas.DataFrame({name: _typed([row.get(name) for row in rows]) for name in names})
 

@@ -280,18 +280,18 @@ def overrides(instance: object, name: str, base: type = Strategy) -> bool:
 
 
 COMPUTING = ("loss", "predict", "forward", "forward_task")  # methods that compute losses and predictions
-BEHIND = {"inputs_only_through_model": COMPUTING, "parts_final": COMPUTING, "loss_is_mean": ("loss",)}
+DEPENDENCIES = {"inputs_only_through_model": COMPUTING, "parts_final": COMPUTING, "loss_is_mean": ("loss",)}
 
 
 def declares(strategy: Strategy, fact: str) -> bool:
-    """Return whether a strategy declares `fact`, a key of `BEHIND`, as true.
+    """Return whether a strategy declares `fact` as true.
 
-    A declaration holds for its class and for subclasses that override none of the methods in `BEHIND[fact]`.
+    A declaration holds for its class and for subclasses that override none of the methods in `DEPENDENCIES[fact]`.
     """
     for cls in type(strategy).__mro__:
         if fact in vars(cls):
             return bool(getattr(strategy, fact))
-        if any(name in vars(cls) for name in BEHIND[fact]):
+        if any(name in vars(cls) for name in DEPENDENCIES[fact]):
             return False
     return False
 

@@ -27,8 +27,6 @@ from clbench.strategy.granted import PhaseSpec
 from clbench.training.budget import phases_of, steps_of, whole_phase
 from clbench.training.costs import Clock, Footprint
 
-TENTH = 10
-
 
 def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
     """Store parameters that are equal in all strategies once in memory, and return their names.
@@ -241,7 +239,7 @@ def last_tenths(losses: Tensor, steps: int) -> tuple[float, ...]:
     Returns:
         The two means. Empty if there are too few steps for two tenths, or if a loss is not finite.
     """
-    part = max(1, steps // TENTH)
+    part = max(1, steps // 10)
     if steps < 2 * part or len(losses) < 2 * part:
         return ()
     means = losses[-2 * part:].detach().float().reshape(2, part).mean(1).tolist()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from clbench_si import SIOptions
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.common_options import InferOptions
@@ -25,6 +25,14 @@ class XdGOptions(InferOptions, SIOptions):
     infer: Literal["entropy", "max-logit"] = Field(
         "entropy", description="how the task of a test sample is inferred if its ID is not given. entropy: the task "
         "whose head has the lowest entropy; max-logit: the task whose head has the largest logit")
+
+    @model_validator(mode="after")
+    def _has_heads(self) -> XdGOptions:
+        """Reject `outputs`, which si has and a method with a head for each task does not read."""
+        if self.outputs != "seen":
+            raise ValueError(f"outputs = {self.outputs} has no effect, because each task has a head of its own; leave "
+                             "it out")
+        return self
 
 
 @hookimpl

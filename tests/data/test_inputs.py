@@ -54,6 +54,17 @@ def test_of_a_longer_side_the_middle_is_taken():
     torch.testing.assert_close(tall, resize(x.float(), 6, "bilinear", antialias=True).transpose(2, 3))
 
 
+def test_inputs_do_not_depend_on_the_memory_layout_of_images():
+    x = images(3, 20, 24)
+    last = x.contiguous(memory_format=torch.channels_last)  # as photos are read from files
+    prepare, before = Prepare(IMAGENET.mean, IMAGENET.std), last.clone()
+    expected = (x.double() / 255 - torch.tensor(IMAGENET.mean, dtype=torch.float64).view(3, 1, 1)) / torch.tensor(
+        IMAGENET.std, dtype=torch.float64).view(3, 1, 1)
+    assert torch.equal(prepare(last), prepare(x)) and prepare(last).stride() == prepare(x).stride()
+    torch.testing.assert_close(prepare(last).double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(last, before)
+
+
 def test_a_stream_becomes_what_the_weights_want():
     given = stream(images(), mean=(0.5,), std=(0.25,))
     made = as_inputs(given, 31, 3, IMAGENET, normalize=True)

@@ -146,3 +146,9 @@ def test_other_networks_are_refused():
     with pytest.raises(SpecError, match=r"xdg gates the units of a chain of Linear and Conv2d layers .* packnet"):
         XdG(MODELS["vit"]((1, 8, 8), 6), make_stream_info(), XdGOptions())
     assert discover().strategy("xdg").parts_per_task
+
+
+def test_outputs_is_refused_because_each_task_has_a_head():
+    with pytest.raises(ValueError, match="outputs = own has no effect, because each task has a head"):
+        XdGOptions(outputs="own")
+    assert "outputs" in XdGOptions(outputs="seen").model_dump()  # as in committed records
