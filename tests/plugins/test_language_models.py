@@ -11,6 +11,8 @@ from helpers.language_runs import (
     task_batches,
 )
 
+from clbench.accounting.count import count
+from clbench.accounting.shapes import stream_without_values
 from clbench.core import seeds
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
@@ -232,3 +234,14 @@ def test_a_tied_head_is_the_embedding_and_counts_once(runs, theirs, method):
         assert record.costs.trainable == [adapters if method == "seq-lora" else numbers] * 3
         moved = (model.head.weight - theirs.lm_head.weight).abs().max()
         assert moved == 0 if method == "seq-lora" else moved > 1e-3
+
+
+def test_an_item_whose_task_is_inferred_costs_the_base_and_one_adapter(runs):
+    def flops(method, scenario):
+        one = runs.planned(method, scenario=scenario)[0]
+        found = count(one, stream_without_values(runs.runner.stream(one.trial)), runs.runner.registry)
+        assert found.note is None
+        return found.flops
+
+    given, inferred = flops("lora", "task"), flops("lora:infer=gaussian", "domain")
+    assert 1.5 * given < inferred <= 2 * given  # the base has no adapter and needs no logits
