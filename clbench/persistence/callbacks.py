@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from clbench.core.entry_points import package_of
 from clbench.core.registry import Registry
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import Trial
-from clbench.persistence.snapshot import Progress, read, restore, write
+from clbench.persistence.snapshot import read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.records import Provenance
 from clbench.results.store import MODEL, STATE
@@ -25,7 +25,7 @@ from clbench.strategy.base import Strategy, overrides
 from clbench.training.building import build_model
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.interface import Callback, Training
-from clbench.training.replica import Replica
+from clbench.training.replica import Replica, Results
 from clbench.training.steps import TrainStep, make_train_step
 
 SECONDS = 5.0  # minimum between two checkpoints, so a killed process may lose this much work
@@ -50,9 +50,10 @@ class CheckpointCallback(Callback):
         if task + 1 == len(training.replicas[0].stream.tasks) or time.monotonic() - self.since < SECONDS:
             return
         for member, replica in enumerate(training.replicas):
+            replica.started = replica.started or self.origin.started
             try:
-                write_training_state(self.folder / replica.trial.key / STATE, training, member, replica.learned,
-                                     self.origin)
+                write(self.folder / replica.trial.key / STATE, replica, replica.learned, "training",
+                      conditions_of(replica, self.origin), optimizer_state(training, member))
             except OSError as error:
                 replica.add_note(f"no checkpoint could be written: {error.strerror or error}")
         self.since = time.monotonic()
@@ -73,16 +74,15 @@ class CheckpointCallback(Callback):
         for name, value in conditions_of(replica, self.origin).items():
             if header.conditions.get(name) != value:
                 raise SnapshotError(f"the {name} changed ({header.conditions.get(name)}, now {value})")
-        tasks = len(replica.stream.tasks)
-        if progress is None or [len(row) for row in progress.R] != [tasks] * (header.learned + 1):
+        if progress is None or [len(row) for row in progress.R] != [len(replica.stream.tasks)] * (header.learned + 1):
             raise SnapshotError("the checkpoint's R is not that of its tasks")
         if progress.general_files != self.general:
             raise SnapshotError("it does not have the scores of general texts that are asked for (--general)")
         wanted, curve = replica.curve, progress.curve
         if wanted is not None and (curve is None or (curve.every, curve.samples) != (wanted.every, wanted.samples)):
             raise SnapshotError("it does not have the accuracy while learning that is asked for")
-        for name in Progress.model_fields:
-            setattr(replica, name, getattr(progress, name))
+        for result in fields(Results):
+            setattr(replica, result.name, getattr(progress, result.name))
         replica.curve = None if wanted is None else curve
         if not self.decomposition.covers(replica, header.learned):
             raise SnapshotError("it lacks what this run asks for (--anatomy, --probe) of the tasks before")
@@ -107,16 +107,10 @@ class SaveCallback(Callback):
             try:
                 write(folder / MODEL, replica, tasks, "network" if plain else "strategy")
                 if self.states:  # a trial that continues another counts all tasks
-                    write_training_state(folder / STATE, training, member, tasks, self.origin)
+                    write(folder / STATE, replica, tasks, "training", conditions_of(replica, self.origin),
+                          optimizer_state(training, member))
             except OSError as error:
                 replica.add_note(f"no model could be kept: {error.strerror or error}")
-
-
-def write_training_state(path: Path, training: Training, member: int, learned: int, origin: Provenance) -> None:
-    """Write a training snapshot of a replica that has learned `learned` tasks; raise OSError if that fails."""
-    replica = training.replicas[member]
-    replica.started = replica.started or origin.started
-    write(path, replica, learned, "training", conditions_of(replica, origin), optimizer_state(training, member))
 
 
 def conditions_of(replica: Replica, origin: Provenance) -> dict[str, str]:
@@ -146,11 +140,11 @@ def layout(network: nn.Module) -> list[Any]:
 def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
     """Return the optimizer state of one replica, by `<parameter>/<field>`; empty if the next task does not need it."""
     tensors: dict[str, Tensor] = {}
-    if training.train_step is None or training.recipe.optimizer_state != "keep":
+    train_step, members = training.train_step, len(training.replicas)
+    if train_step is None or training.recipe.optimizer_state != "keep":
         return tensors
-    members = len(training.replicas)
-    for name, parameter in training.train_step.trained.items():
-        for key, value in training.train_step.optimizer.state.get(parameter, {}).items():
+    for name, parameter in train_step.trained.items():
+        for key, value in train_step.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 stacked = members > 1 and value.dim() and len(value) == members
                 tensors[f"{name}/{key}"] = value[member] if stacked else value
@@ -163,22 +157,20 @@ def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
     if not states[0]:
         return None
     names = {key.rpartition("/")[0] for key in states[0]}
-    flags = []
+    flags = {}
     for strategy in strategies:  # parameters that were trained last may be frozen by now
         for name, parameter in strategy.named_parameters():
-            flags.append((parameter, parameter.requires_grad))
+            flags[parameter] = parameter.requires_grad
             parameter.requires_grad_(name in names)
     train_step = make_train_step(strategies, recipe, None)
-    positions = {name: position for position, name in enumerate(train_step.trained)}
-    whole = train_step.optimizer.state_dict()
     for key in states[0]:
-        name, _, field = key.rpartition("/")
-        values = [state[key] for state in states]
+        name, _, entry = key.rpartition("/")
+        parameter = train_step.trained[name]
+        values = [state[key].to(parameter.device) for state in states]
         value = torch.stack(values) if len(values) > 1 and values[0].dim() else values[0]
-        whole["state"].setdefault(positions[name], {})[field] = value
-    train_step.optimizer.load_state_dict(whole)
+        train_step.optimizer.state[parameter][entry] = value
     train_step.close()
-    for parameter, flag in flags:
+    for parameter, flag in flags.items():
         parameter.requires_grad_(flag)
     return train_step
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,38 +28,17 @@ from clbench.data.stream import Stream, StreamTask, stored
 from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
 from clbench.persistence.strategy_state import SnapshotError, StrategyState, capture, grow, load
-from clbench.results.curve import Curve
-from clbench.results.records import Answer, Costs, ErrorCounts, Probe, Timings
 from clbench.strategy.base import Strategy
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.training.costs import role
 from clbench.training.evaluation import batch_size, offered_outputs
-from clbench.training.replica import Replica
+from clbench.training.replica import Replica, Results
 
 Kind = Literal["training", "strategy", "network"]  # the last two are model snapshots
 OPTIMIZER, GENERATOR = "/optimizer/", "/generator"  # prefixes of the names of tensors that are not the strategy's
 TO_LEARN = frozenset(("replay", "counters", "importance", "old network", "class statistics", "subspaces"))  # roles
 NOISE_SAMPLES = 4  # of each class, in place of samples that are not available
-
-
-class Progress(BaseModel):
-    """The results of a trial in training so far: fields of its `Replica` with the same names."""
-
-    model_config = ConfigDict(from_attributes=True, extra="forbid", frozen=True)
-    R: list[list[float]]
-    task_inference: list[list[float]]
-    costs: Costs
-    timings: Timings
-    errors: list[ErrorCounts]
-    probe: Probe | None
-    notes: list[str]
-    last_losses: list[list[float]]
-    curve: Curve | None
-    started: datetime.datetime | None
-    scores: dict[str, list[list[float]]] = {}
-    general: dict[str, dict[str, list[float]]] = {}
-    general_files: dict[str, str] = {}
-    answers: list[Answer] = []
+NOISE_BELOW = {"uint8": 256, "float32": 1, "int32": 2}  # their values are uniform from 0 to this number, by dtype
 
 
 class StreamOutline(BaseModel):
@@ -94,7 +72,7 @@ class Header(BaseModel):
     state: StrategyState
     problem: str  # why the snapshot has no state; empty if it has one
     left_out: dict[str, tuple[str, list[int]]]  # dtype and shape of tensors that only training needs
-    progress: Progress | None  # only in training snapshots, like `conditions`
+    progress: Results | None  # only in training snapshots, like `conditions`
     conditions: dict[str, str]  # values that must not change for a trial to resume, by name
 
     def recipe(self, recipe: Recipe) -> Recipe:
@@ -136,7 +114,7 @@ def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
         tensors[GENERATOR] = strategy.stream_info.generator.get_state()
     header = Header(kind=kind, learned=learned, steps=max(replica.costs.steps, default=0), outline=outline_of(replica),
                     state=state, problem=problem, left_out=left_out, conditions=dict(conditions or {}),
-                    progress=Progress.model_validate(replica) if kind == "training" else None)
+                    progress=replica if kind == "training" else None)
     save_tensors(path, tensors, {"format": "pt", "clbench": header.model_dump_json()})
 
 
@@ -230,8 +208,7 @@ def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Repl
     except Exception as error:  # a plugin may need training first, or the state does not fit
         if isinstance(error, SnapshotError) or out_of_memory(error):
             raise
-        reason = typed_message(error, 200)
-        raise SnapshotError(f"the saved state does not fit: {reason}") from error
+        raise SnapshotError(f"the saved state does not fit: {typed_message(error, 200)}") from error
 
 
 def outline_of(replica: Replica) -> StreamOutline:
@@ -261,23 +238,18 @@ def names_of(stream: Stream) -> list[str]:
 def stand_in(outline: StreamOutline) -> Stream:
     """Return a stream with an outline and with noise instead of samples, to rebuild the structure of a strategy."""
     generator = torch.Generator().manual_seed(0)
-    dtype = getattr(torch, outline.sample_dtype)
     objective = outline.objective or (CLASSIFICATION if outline.outputs else CAUSAL_LM).name
 
     def noise(outputs: list[int], task: int) -> Samples:
-        count = NOISE_SAMPLES * (len(outputs) if outline.outputs else 1)
-        shape = (count, *outline.sample_shape)
-        if outline.sample_dtype == "float32":
-            x = torch.rand(shape, generator=generator)
-        else:
-            x = torch.randint(256 if dtype == torch.uint8 else 2, shape, generator=generator, dtype=dtype)
-        if outline.outputs:
-            y = torch.tensor(outputs, dtype=torch.float32 if objective == REGRESSION.name else torch.int64)
-            y = y.repeat(NOISE_SAMPLES)
-        else:  # a language model, of which all tokens but the first are scored
+        shape = (NOISE_SAMPLES * max(len(outputs), 1), *outline.sample_shape)
+        x = NOISE_BELOW[outline.sample_dtype] * torch.rand(shape, generator=generator)
+        x = x.to(getattr(torch, outline.sample_dtype))
+        if objective == CAUSAL_LM.name:  # all tokens but the first are scored
             y = x.clone()
             y[:, 0] = IGNORED
-        return Samples(x, y, torch.full((count,), task))
+        else:
+            y = torch.tensor(outputs * NOISE_SAMPLES, dtype=torch.float32 if objective == REGRESSION.name else None)
+        return Samples(x, y, torch.full((len(x),), task))
 
     tasks = []
     for index, (classes, taught) in enumerate(zip(outline.classes, outline.taught, strict=True)):

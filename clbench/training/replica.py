@@ -72,23 +72,13 @@ class TaskResult:
     last_losses: tuple[float, ...] = ()  # mean losses of the last two tenths of the steps, see `last_tenths`
 
 
-@dataclass
-class Replica:
-    """One trial in training. Replicas that differ only in seed and `Scalar` options can train together as a stack.
+@dataclass(kw_only=True)
+class Results:
+    """The results of a trial in training. They grow with each task, and become fields of the record.
 
-    Args:
-        strategy: the strategy that is trained.
-        stream: the stream that it learns.
-        seed: the seed of the trial.
-        planned: the trial as planned; None if no record is made.
-
-    Most other fields become fields of the record and grow with each task.
+    Checkpoints store them by these names.
     """
 
-    strategy: Strategy
-    stream: Stream
-    seed: int
-    planned: PlannedTrial | None = None
     notes: list[str] = field(default_factory=list)
     R: list[list[float]] = field(default_factory=list)  # R[i][j]: score on task j after i learned tasks
     scores: dict[str, list[list[float]]] = field(default_factory=dict)  # values of further metrics, in the shape of R
@@ -99,19 +89,36 @@ class Replica:
     curve: Curve | None = None  # accuracy during training, if requested
     errors: list[ErrorCounts] = field(default_factory=list)
     probe: Probe | None = None
-    items: ItemResults | None = None  # which test samples the last row of R answers correctly
-    item_scores: ItemScores | None = None  # scores of single test items in the last row, if there are no classes
     general: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     general_files: dict[str, str] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
-    failure: Failure | None = None
     started: datetime.datetime | None = None  # start of the trial, if a checkpoint was written or loaded
+
+
+@dataclass
+class Replica(Results):
+    """One trial in training. Replicas that differ only in seed and `Scalar` options can train together as a stack.
+
+    Args:
+        strategy: the strategy that is trained.
+        stream: the stream that it learns.
+        seed: the seed of the trial.
+        planned: the trial as planned; None if no record is made.
+    """
+
+    strategy: Strategy
+    stream: Stream
+    seed: int
+    planned: PlannedTrial | None = None
+    items: ItemResults | None = None  # which test samples the last row of R answers correctly
+    item_scores: ItemScores | None = None  # scores of single test items in the last row, if there are no classes
+    failure: Failure | None = None
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # loaded from a checkpoint
 
     @classmethod
     def of(cls, planned: PlannedTrial, strategy: Strategy, stream: Stream, notes: Sequence[str] = ()) -> Replica:
         """Return the replica of a planned trial, untrained."""
-        return cls(strategy, stream, planned.trial.seed, planned, [*notes])
+        return cls(strategy, stream, planned.trial.seed, planned, notes=[*notes])
 
     @property
     def trial(self) -> Trial:
