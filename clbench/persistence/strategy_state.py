@@ -11,7 +11,7 @@ first, followed by the untrained values of the larger strategy. A state that can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -77,30 +77,33 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
     """
     modules = {id(module) for module in strategy.modules()}
     model_classes = {type(module) for module in strategy.model.modules()}
-
-    def is_rebuilt(value: Any) -> bool:
-        return id(value) in modules or isinstance(value, UNCHANGING)
-
-    attributes = {}
+    attributes: dict[str, dict[str, Any]] = {}
     for where, module in strategy.named_modules():
-        values = {name: value for name, value in vars(module).items() if name not in INNER}
+        attributes[where] = {}
         of_torch = type(module).__module__.partition(".")[0] == "torch"
         of_method = module is strategy or not (of_torch or type(module) in model_classes)
-        for name, value in values.items():
-            if of_method and not is_plain(value, is_rebuilt):
+        for name, value in vars(module).items():
+            if name in INNER:
+                continue
+            if is_plain(value):
+                attributes[where][name] = encode(value)
+            elif of_method and not is_plain(value, modules):
                 raise SnapshotError(f"its attribute {f'{where}.{name}'.lstrip('.')} is a {type(value).__name__}: keep "
                                     "it in plain attributes, or in parameters and buffers")
-        attributes[where] = {name: encode(value) for name, value in values.items() if is_plain(value)}
     return attributes
 
 
-def is_plain(value: Any, also: Callable[[Any], bool] = lambda value: False) -> bool:
-    """Return whether a value is a number, a string, None, allowed by `also`, or a container of such values."""
+def is_plain(value: Any, modules: Set[int] | None = None) -> bool:
+    """Return whether a value is a number, a string, None, or a container of such values.
+
+    Given the IDs of the strategy's modules, these modules and objects that never change are allowed too.
+    """
     if type(value) is dict:
-        return all(is_plain(key) and is_plain(inner, also) for key, inner in value.items())
+        return all(is_plain(key) and is_plain(inner, modules) for key, inner in value.items())
     if type(value) in CONTAINERS.values():
-        return all(is_plain(inner, also) for inner in value)
-    return value is None or type(value) in (bool, int, float, str, PhaseSpec) or also(value)
+        return all(is_plain(inner, modules) for inner in value)
+    is_rebuilt = modules is not None and (id(value) in modules or isinstance(value, UNCHANGING))
+    return is_rebuilt or value is None or type(value) in (bool, int, float, str, PhaseSpec)
 
 
 def encode(value: Any) -> Any:
@@ -147,9 +150,8 @@ def load(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy
         raise SnapshotError("it has other parameters than the saved state")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in state.trained)
-    modules = dict(strategy.named_modules())
     for where, values in state.attributes.items():
-        present = modules[where].__dict__
+        present = vars(strategy.get_submodule(where))
         for name, encoded in values.items():
             if name in INNER:
                 raise SnapshotError(f"the saved state sets {name}")
@@ -162,22 +164,36 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
          ) -> tuple[StrategyState, dict[str, Tensor]]:
     """Return a state and tensors, grown from the size of `original` to that of `larger`; both are untrained.
 
+    Attributes are those that were learned, with the numbers of tasks and outputs of `larger`.
+
     Raises:
         SnapshotError: it is not known how a tensor or an attribute grows.
     """
+    old_info, new_info = original.stream_info, larger.stream_info
     before, after = original.state_dict(), larger.state_dict()
-    new_outputs = original.stream_info.classes != larger.stream_info.classes
     grown = {}
     for name, tensor in tensors.items():
         if name in before and name in after:
             whole = _grown(tensor, before[name], after[name])
         else:
-            whole = None if new_outputs and original.stream_info.classes in tensor.shape else tensor
+            whole = None if old_info.classes != new_info.classes and old_info.classes in tensor.shape else tensor
         if whole is None:
             raise SnapshotError(f"it stores {name} {list(tensor.shape)}, of which it is not known how it grows with "
                                 "more outputs")
         grown[name] = whole
-    return state.model_copy(update={"attributes": _grown_attributes(state, original, larger)}), grown
+    old_attributes, new_attributes = plain_attributes(original), plain_attributes(larger)
+    sizes = {(old_info.classes, new_info.classes), (old_info.tasks, new_info.tasks)}
+    attributes = {where: dict(values) for where, values in state.attributes.items()}
+    for where, values in attributes.items():
+        for name, learned in values.items():
+            old, new = (known.get(where, {}).get(name) for known in (old_attributes, new_attributes))
+            if old == new:
+                continue
+            if learned != old or (decode(old), decode(new)) not in sizes:
+                raise SnapshotError(f"its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for {old_info.tasks} "
+                                    f"tasks and {decode(new)} for {new_info.tasks}")
+            values[name] = new
+    return state.model_copy(update={"attributes": attributes}), grown
 
 
 def _grown(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
@@ -189,36 +205,11 @@ def _grown(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
         return tensor
     if not before.dim() == after.dim() == tensor.dim():
         return None
-    shape = list(tensor.shape)
-    for axis, (old, new) in enumerate(zip(before.shape, after.shape, strict=True)):
-        if old != new:
-            if tensor.shape[axis] != old or new < old:
-                return None
-            shape[axis] = new
+    sizes = list(zip(tensor.shape, before.shape, after.shape, strict=True))
+    if any(old != new and (learned != old or old > new) for learned, old, new in sizes):
+        return None
+    shape = [learned if old == new else new for learned, old, new in sizes]
     whole = after.detach().clone() if shape == list(after.shape) else torch.zeros(shape)
     whole = whole.to("cpu", tensor.dtype)
-    whole[tuple(slice(size) for size in tensor.shape)] = tensor
+    whole[tuple(map(slice, tensor.shape))] = tensor
     return whole
-
-
-def _grown_attributes(state: StrategyState, original: Strategy, larger: Strategy) -> dict[str, dict[str, Any]]:
-    """Return the learned attributes, with the numbers of tasks and outputs of the larger strategy.
-
-    Raises:
-        SnapshotError: another attribute depends on these numbers, so its learned value cannot be used.
-    """
-    before, after = plain_attributes(original), plain_attributes(larger)
-    old_info, new_info = original.stream_info, larger.stream_info
-    sizes = {(old_info.classes, new_info.classes), (old_info.tasks, new_info.tasks)}
-    attributes: dict[str, dict[str, Any]] = {}
-    for where, values in state.attributes.items():
-        attributes[where] = dict(values)
-        for name, learned in values.items():
-            old, new = before.get(where, {}).get(name), after.get(where, {}).get(name)
-            if old == new:
-                continue
-            if learned != old or (decode(old), decode(new)) not in sizes:
-                raise SnapshotError(f"its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for {old_info.tasks} "
-                                    f"tasks and {decode(new)} for {new_info.tasks}")
-            attributes[where][name] = new
-    return attributes
