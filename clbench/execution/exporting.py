@@ -28,6 +28,7 @@ from clbench.results.store import MODEL, Store
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 PROGRAM, ONNX, ABOUT = "model.pt2", "model.onnx", "model.json"
+CONFIGURATION = (".json", ".jinja", ".model", ".txt")  # suffixes of a language model's files besides its weights
 NEEDS = ("onnx", "onnxscript")  # packages of the extra clbench[onnx]
 
 
@@ -73,17 +74,18 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     if task is not None and task >= record.learned:
         raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:
+        model = None
         if form == "safetensors" and task is not None:
-            model, path = None, _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
+            path = _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
         else:
             model = SavedModel(store, record, discover(files=plugins))
+            to.mkdir(parents=True, exist_ok=True)
             if form != "safetensors":
                 path = _write_program(model, to, form, task)
             elif model.network is not None:
                 path = _write_weights(model.network, record, to)
             else:
                 path = to / MODEL
-                to.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
         return [path, _write_description(record, model, to, task)]
     except OSError as error:
@@ -91,7 +93,10 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
 
 
 def _write_weights(network: Network, record: Record, to: Path) -> Path:
-    """Write the weights of a plain network under their published names."""
+    """Write the weights of a plain network under their published names.
+
+    For a language model, also copy its configuration and tokenizer, so that transformers loads the folder.
+    """
     tensors = network.state_dict()
     if isinstance(network, LanguageModel) and network.tied:
         del tensors["head.weight"]
@@ -99,16 +104,10 @@ def _write_weights(network: Network, record: Record, to: Path) -> Path:
     save_tensors(to / MODEL, weights, {"format": "pt", "method": record.label, "model": str(record.trial.model),
                                        "key": record.key})
     if isinstance(network, LanguageModel):
-        _copy_configuration(folder_of(inner(record.trial.model.name)), to)
-    return to / MODEL
-
-
-def _copy_configuration(base: Path, to: Path) -> None:
-    """Copy the configuration and tokenizer of a language model, so that transformers loads the exported folder."""
-    for pattern in ("*.json", "*.jinja", "*.model", "*.txt"):
-        for path in base.glob(pattern):
-            if not path.name.endswith(".index.json"):
+        for path in folder_of(inner(record.trial.model.name)).iterdir():
+            if path.suffix in CONFIGURATION and not path.name.endswith(".index.json"):
                 write_atomically(to / path.name, path.read_bytes())
+    return to / MODEL
 
 
 def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None) -> Path:
@@ -127,9 +126,8 @@ def _write_description(record: Record, model: SavedModel | None, to: Path, task:
         outline = model.outline.model_dump(mode="json")
         about |= {"plain_network": model.network is not None, "classes": model.class_names, "tasks": outline["classes"],
                  "samples": {"shape": outline["sample_shape"], "dtype": outline["sample_dtype"], **outline["prepare"]}}
-    path = to / ABOUT
-    write_atomically(path, json.dumps(about, indent=1, allow_nan=False) + "\n")
-    return path
+    write_atomically(to / ABOUT, json.dumps(about, indent=1, allow_nan=False) + "\n")
+    return to / ABOUT
 
 
 def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) -> Path:
@@ -142,14 +140,14 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
     if task is not None and not model.task_given:
         raise SpecError(f"{name} was trained in scenario {model.record.trial.scenario}, where the task is not given: "
                         "leave --task out")
-    if model.task_given and task is None and model.network is None:
+    of_tasks = model.task_given and task is None  # whether the program takes the task of each sample
+    if of_tasks and model.network is None:
         raise SpecError(f"{name} is no plain network, so its program answers for one task: name it, --task 1 to "
                         f"{len(model.offered)}")
-    program, of_tasks = Program(model, task).eval(), model.task_given and task is None
+    program = Program(model, task).eval()
     examples = [stand_in(model.outline).tasks[task or 0].test.x[:count] for count in (4, 3)]
     args = [(x, torch.full((len(x),), 0)) if of_tasks else (x,) for x in examples]
     path = to / (PROGRAM if form == "torch-export" else ONNX)
-    to.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _quiet():
         expected = program(*args[1])  # first, so that the program does not fill caches of preprocessing
         batch = {0: torch.export.Dim("batch", min=1, max=2**20)}
@@ -162,14 +160,12 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
             else:
                 torch.onnx.export(made, f=path, external_data=False, dynamo=True, verbose=False)
                 logits = _onnx_logits(path, args[1])
+            if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
+                raise ValueError("its logits differ from the model's")
         except Exception as error:  # of any type, because methods may run Python code that cannot be exported
             path.unlink(missing_ok=True)
             raise SpecError(f"{name} cannot be written as one program ({typed_message(error, 160)}); choose "
                             "--format safetensors and clbench.load_model") from None
-    if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
-        path.unlink()
-        raise SpecError(f"{name} cannot be written as one program: its logits differ from the model's; choose "
-                        "--format safetensors and clbench.load_model")
     return path
 
 
