@@ -13,14 +13,13 @@ import torch
 from clbench.accounting.callback import FlopsCallback
 from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.objective import RMSE
-from clbench.core.registry import Registry, discover
+from clbench.core.registry import Registry
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.execution.loading import find_record, learned_stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.recipe import Recipe
 from clbench.experiment.spec import changed
 from clbench.experiment.trial import Continued, PlannedTrial, Resolved, Trial
 from clbench.persistence.callbacks import SaveCallback, code_of
@@ -70,16 +69,16 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     record = find_record(store, trial)
     snapshot = read_saved(store.artifacts / record.key / STATE, "state")
     outline, learned = snapshot.header.outline, snapshot.header.learned
+    if record.metric == RMSE.name:
+        raise SpecError(f"{record.name} predicts numbers, and such a model cannot continue training: add the new tasks "
+                        "to its data and run them all")
     if record.metric:
-        if record.metric == RMSE.name:
-            raise SpecError(f"{record.name} predicts numbers, and such a model cannot continue training: add the new "
-                            "tasks to its data and run them all")
         raise SpecError(f"{record.name} is a language model, which cannot continue training here: add the new tasks "
                         "to its folder and run them all, or go on from what clbench export writes (--model hf:FOLDER)")
     if record.trial.arrival != Arrival():
         raise SpecError(f"{record.name} learned a stream without clear tasks ({record.trial.arrival}); only one whose "
                         "classes arrive task by task can continue training")
-    runner = TrialRunner(settings, device, command, registry or discover())
+    runner = TrialRunner(settings, device, command, registry)
     continued = record.trial.continues
     benchmarks = [*(continued.benchmarks if continued else []), record.trial.benchmark]
     longer = record.trial.model_copy(update={"benchmark": benchmark, "continues": Continued(
@@ -124,10 +123,9 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     new_tasks = replace(replica, stream=replace(whole, tasks=whole.tasks[learned:]), errors=[],
                         R=[row[learned:] for row in replica.R],
                         task_inference=[row[learned:] for row in replica.task_inference])
-    longer_record = record_of(new_tasks, origin, memory, record.provenance.weights)
-    if earlier is not None:
-        before, *after = (row[:learned] for row in replica.R)
-        longer_record = longer_record.model_copy(update={"earlier": Earlier(before=before, after=after)})
+    before, *after = (row[:learned] for row in replica.R)
+    longer_record = record_of(new_tasks, origin, memory, record.provenance.weights).model_copy(
+        update={"earlier": None if earlier is None else Earlier(before=before, after=after)})
     target.write(longer_record)
     return longer_record
 
@@ -141,8 +139,7 @@ def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
     if not changes:
         return {}
     shared, whole = changed(trial.recipe, changes)[0], changed(trial.trained_by, changes)[0]
-    return {"recipe": shared, "own_recipe": {name: value for name in Recipe.model_fields
-                                             if (value := getattr(whole, name)) != getattr(shared, name)}}
+    return {"recipe": shared, "own_recipe": {name: value for name, value in whole if value != getattr(shared, name)}}
 
 
 def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: Trial,
@@ -161,10 +158,8 @@ def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: 
                  for noise, task in zip(tasks, earlier.tasks, strict=True)]
     table = torch.tensor(outputs, device=device)
     for task in more.tasks:
-        tasks.append(StreamTask(tuple(outputs[output] for output in task.classes),
-                                task.train.relabeled(table[task.train.y], task.train.tasks + learned),
-                                task.test.relabeled(table[task.test.y], task.test.tasks + learned),
-                                task.class_names))
+        train, test = (part.relabeled(table[part.y], part.tasks + learned) for part in (task.train, task.test))
+        tasks.append(StreamTask(tuple(outputs[output] for output in task.classes), train, test, task.class_names))
     return replace(more, tasks=tuple(tasks), classes=max(outline.outputs, max(outputs) + 1), prepare=outline.prepare)
 
 
@@ -204,9 +199,8 @@ def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Clas
     shared = [name for name in names if name in outline.class_names]
     shown = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
     if shared and classes is None:
-        raise SpecError(f"{benchmark} has classes with the names of old ones ({shown}); say whether they are the same, "
-                        "so that their samples train the old outputs (--same-classes), or others, which get new "
-                        "outputs (--new-classes)")
+        raise SpecError(f"{benchmark} has classes with the names of old ones ({shown}); say whether they train the old "
+                        "outputs (--same-classes) or get new outputs (--new-classes)")
     if classes != "same":
         return [outline.outputs + output for output in range(more.classes)]
     if not shared:

@@ -19,9 +19,8 @@ from clbench.core.renamed import old_classes
 from clbench.data.stream import Stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.trial import Trial
 from clbench.models.network import Network
-from clbench.persistence.snapshot import Snapshot, read_saved, restore, stand_in
+from clbench.persistence.snapshot import read_saved, restore, stand_in
 from clbench.results.records import Record
 from clbench.results.store import MODEL, Store, matching
 from clbench.strategy.base import Prediction, Strategy
@@ -46,7 +45,8 @@ class SavedModel(nn.Module):
     """The final model of a trial: `predict` takes raw samples, and calling it takes prepared inputs.
 
     `network` is the plain network if it alone makes the predictions, or None if the method has parts of its own.
-    `class_names` has a name for each of the C outputs. The model is on the CPU until `.to(device)` moves it.
+    `class_names` has a name for each of the C outputs. `task_given` says whether predictions need the task of each
+    sample. The model is on the CPU until `.to(device)` moves it.
     """
 
     def __init__(self, store: Store, record: Record, registry: Registry) -> None:
@@ -58,9 +58,25 @@ class SavedModel(nn.Module):
         super().__init__()
         self.record = record
         self.registry = registry
-        snapshot = read_saved(store.artifacts / record.key / MODEL, "models")
+        snapshot, trial = read_saved(store.artifacts / record.key / MODEL, "models"), record.trial
         self.header, self.outline = snapshot.header, snapshot.header.outline
-        self.strategy = rebuild(snapshot, record.trial, self.registry)
+        stream = stand_in(self.outline)
+        try:
+            with seeds.scope(trial.seed, "init"):
+                model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
+            channels_last(model)
+            stream_info = stream_info_of(stream, trial.scenario, trial.seed, trial.weights is not None)
+            with seeds.scope(trial.seed, "strategy"):
+                strategy = Strategy(model, stream_info) if self.header.kind == "network" else build_strategy(
+                    trial.method, model, stream_info, registry)
+            restore(snapshot, Replica(strategy, stream, trial.seed), self.header.recipe(trial.trained_by))
+        except Exception as error:  # any error of a plugin, whose code may have changed since
+            if out_of_memory(error):
+                raise
+            raise StoreError(f"the saved model of {trial.method.name} does not fit the present code "
+                             f"({typed_message(error, 200)}); run the trial again") from error
+        self.strategy = strategy.requires_grad_(False).eval()
+        self.task_given = stream_info.task_given
         self.prepare = self.outline.prepare
         self.register_buffer("offered", torch.tensor(self.outline.offered), persistent=False)
         self.offered: Tensor
@@ -70,11 +86,6 @@ class SavedModel(nn.Module):
     def network(self) -> Network | None:
         """Return the plain network if it alone makes the predictions, or else None."""
         return self.strategy.model if self.header.kind == "network" else None
-
-    @property
-    def task_given(self) -> bool:
-        """Return whether predictions need the task of each sample."""
-        return self.strategy.stream_info.task_given
 
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for excluded outputs."""
@@ -123,8 +134,8 @@ class SavedModel(nn.Module):
                 x = self.prepare(part.to(device))
                 parts.append(self.answer(tokens.shortened([x])[0] if tokens.is_text(x) else x, task))
         logits = torch.cat([part.logits for part in parts]).float().cpu()
-        inferred = [part.task for part in parts]
-        tasks = None if inferred[0] is None else torch.cat([t for t in inferred if t is not None]).tolist()
+        inferred = [part.task for part in parts if part.task is not None]
+        tasks = torch.cat(inferred).tolist() if inferred else None
         if self.strategy.stream_info.predicts_numbers:
             mean, deviation = self.outline.target
             values: list[float] = (predicted_numbers(logits).double() * deviation + mean).tolist()
@@ -155,31 +166,6 @@ class SavedModel(nn.Module):
         with precision.products(recipe), precision.forward(recipe, device, self.strategy):
             row = evaluate(self.strategy, stream, self.record.trial.scenario, len(stream.tasks))
         return row.scores[self.strategy.objective.info.primary]
-
-
-def rebuild(snapshot: Snapshot, trial: Trial, registry: Registry) -> Strategy:
-    """Return the strategy of a saved model, on the CPU and in eval mode; a plain network gets the base `Strategy`.
-
-    Raises:
-        StoreError: the file does not fit the present code.
-    """
-    stream = stand_in(snapshot.header.outline)
-    try:
-        with seeds.scope(trial.seed, "init"):
-            model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
-        channels_last(model)
-        stream_info = stream_info_of(stream, trial.scenario, trial.seed, trial.weights is not None)
-        with seeds.scope(trial.seed, "strategy"):
-            strategy = Strategy(model, stream_info) if snapshot.header.kind == "network" else build_strategy(
-                trial.method, model, stream_info, registry)
-        restore(snapshot, Replica(strategy, stream, trial.seed), snapshot.header.recipe(trial.trained_by))
-    except Exception as error:  # any error of a plugin, whose code may have changed since
-        if out_of_memory(error):
-            raise
-        reason = typed_message(error, 200)
-        raise StoreError(f"the saved model of {trial.method.name} does not fit the present code ({reason}); run the "
-                         "trial again") from error
-    return strategy.requires_grad_(False).eval()
 
 
 def learned_stream(record: Record, runner: TrialRunner) -> Stream:
@@ -242,20 +228,20 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     is_saved, last = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
     if task is not None and not 0 <= task <= last:
         raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
-    if is_saved and (task is None or not info.load_model):
-        model = SavedModel(store, record, registry)
-        if task is None:
-            return model
-        if model.network is None:
-            raise SpecError(f"{record.name} has no plain network that answers: leave task out, and say it to predict")
-        return model.network
-    if not info.load_model:
+    if info.load_model and (task is not None or not is_saved):
+        network: Network = resolve(info.load_model, f"method {info.name!r}")(
+            record, store.artifacts / record.key, last if task is None else task)
+        return network.requires_grad_(False).eval()
+    if not is_saved:
         keeping = sorted(other.name for other in registry.strategies.values() if other.load_model)
         raise SpecError(f"the network of {record.label} was not saved. Without --keep models only "
                         f"{' and '.join(keeping)} save theirs: run the experiment again with it")
-    network: Network = resolve(info.load_model, f"method {info.name!r}")(
-        record, store.artifacts / record.key, last if task is None else task)
-    return network.requires_grad_(False).eval()
+    model = SavedModel(store, record, registry)
+    if task is None:
+        return model
+    if model.network is None:
+        raise SpecError(f"{record.name} has no plain network that answers: leave task out, and say it to predict")
+    return model.network
 
 
 def find_record(store: Store, trial: str | None) -> Record:
