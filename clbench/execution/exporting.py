@@ -79,13 +79,13 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
             path = _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
         else:
             model = SavedModel(store, record, discover(files=plugins))
-            to.mkdir(parents=True, exist_ok=True)
             if form != "safetensors":
                 path = _write_program(model, to, form, task)
             elif model.network is not None:
                 path = _write_weights(model.network, record, to)
             else:
                 path = to / MODEL
+                to.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
         return [path, _write_description(record, model, to, task)]
     except OSError as error:
@@ -148,6 +148,7 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
     examples = [stand_in(model.outline).tasks[task or 0].test.x[:count] for count in (4, 3)]
     args = [(x, torch.full((len(x),), 0)) if of_tasks else (x,) for x in examples]
     path = to / (PROGRAM if form == "torch-export" else ONNX)
+    to.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _quiet():
         expected = program(*args[1])  # first, so that the program does not fill caches of preprocessing
         batch = {0: torch.export.Dim("batch", min=1, max=2**20)}

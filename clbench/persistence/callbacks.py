@@ -25,7 +25,7 @@ from clbench.strategy.base import Strategy, overrides
 from clbench.training.building import build_model
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.interface import Callback, Training
-from clbench.training.replica import Replica, Results
+from clbench.training.replica import Replica, TrialResults
 from clbench.training.steps import TrainStep, make_train_step
 
 SECONDS = 5.0  # minimum between two checkpoints, so a killed process may lose this much work
@@ -81,7 +81,7 @@ class CheckpointCallback(Callback):
         wanted, curve = replica.curve, progress.curve
         if wanted is not None and (curve is None or (curve.every, curve.samples) != (wanted.every, wanted.samples)):
             raise SnapshotError("it does not have the accuracy while learning that is asked for")
-        for result in fields(Results):
+        for result in fields(TrialResults):
             setattr(replica, result.name, getattr(progress, result.name))
         replica.curve = None if wanted is None else curve
         if not self.decomposition.covers(replica, header.learned):

@@ -32,7 +32,7 @@ from clbench.strategy.base import Strategy
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.training.costs import role
 from clbench.training.evaluation import batch_size, offered_outputs
-from clbench.training.replica import Replica, Results
+from clbench.training.replica import Replica, TrialResults
 
 Kind = Literal["training", "strategy", "network"]  # the last two are model snapshots
 OPTIMIZER, GENERATOR = "/optimizer/", "/generator"  # prefixes of the names of tensors that are not the strategy's
@@ -72,7 +72,7 @@ class Header(BaseModel):
     state: StrategyState
     problem: str  # why the snapshot has no state; empty if it has one
     left_out: dict[str, tuple[str, list[int]]]  # dtype and shape of tensors that only training needs
-    progress: Results | None  # only in training snapshots, like `conditions`
+    progress: TrialResults | None  # only in training snapshots, like `conditions`
     conditions: dict[str, str]  # values that must not change for a trial to resume, by name
 
     def recipe(self, recipe: Recipe) -> Recipe:

@@ -73,7 +73,7 @@ class TaskResult:
 
 
 @dataclass(kw_only=True)
-class Results:
+class TrialResults:
     """The results of a trial in training. They grow with each task, and become fields of the record.
 
     Checkpoints store them by these names.
@@ -96,7 +96,7 @@ class Results:
 
 
 @dataclass
-class Replica(Results):
+class Replica(TrialResults):
     """One trial in training. Replicas that differ only in seed and `Scalar` options can train together as a stack.
 
     Args:
