@@ -60,9 +60,9 @@ class FlopsCallback(Callback):
             if kind in self.draws:
                 yield count
             else:
-                with FlopCount() as whole:
+                with FlopCount() as full_count:
                     yield count
-                self.draws[kind] = whole.total - count.total
+                self.draws[kind] = full_count.total - count.total
         count.total += self.draws[kind]
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
@@ -102,10 +102,10 @@ class FlopsCallback(Callback):
             size = batch_size(replica.stream, tests.y.device)
             flops = []
             with precision.forward(training.recipe, strategy.class_mask.device, strategy):
-                for given in given_tasks(strategy.stream_info.scenario, task + 1):
-                    samples = len(tests.y) if given is None else tests.sizes[given]
-                    x, y, _ = next(tests.batches(2, given))
-                    flops.append(prediction_flops(strategy, x, y, given, min(size, samples)))
+                for given_task in given_tasks(strategy.stream_info.scenario, task + 1):
+                    samples = len(tests.y) if given_task is None else tests.sizes[given_task]
+                    x, y, _ = next(tests.batches(2, given_task))
+                    flops.append(prediction_flops(strategy, x, y, given_task, min(size, samples)))
             replica.costs.inference_flops.append(round(mean(flops)))
 
 
@@ -171,5 +171,5 @@ def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None
                 strategy.objective.scores(strategy, prediction.logits, y[:len(part)], given)
         totals.append(count.total)
     strategy.train(training)
-    each = (totals[1] - totals[0]) or totals[0]  # x may have a single sample
-    return Fraction(each) + Fraction(totals[0] - each, size)
+    sample_flops = (totals[1] - totals[0]) or totals[0]  # x may have a single sample
+    return Fraction(sample_flops) + Fraction(totals[0] - sample_flops, size)

@@ -87,7 +87,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
     check_model(model, trial.model, stream.input_shape, registry)
     result = Count(planned.label, model_bytes=model_bytes(model))
-    given = given_tasks(trial.scenario, len(stream.tasks))
+    task_ids = given_tasks(trial.scenario, len(stream.tasks))
     batch = batch_size(stream, torch.device("cpu")) if training else 1
     run: DryRun | None = None
     with on_shapes(), seeds.scope(0, "strategy"):
@@ -99,12 +99,12 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
                 run.train_task(index)
                 result.kept.append(measure(strategy))
                 if training and not run.uncounted:
-                    result.row_flops.append(row_flops(strategy, stream, given[min(index, len(given) - 1)], batch))
-            tested = given if training else given[-1:]
+                    result.row_flops.append(row_flops(strategy, stream, task_ids[min(index, len(task_ids) - 1)], batch))
+            tested = task_ids if training else task_ids[-1:]
             result.flops = round(mean(row_flops(strategy, stream, task, batch) for task in tested))
         except RuntimeError as error:  # torch raises it if the value of a meta tensor is needed
-            done = f"{len(result.kept)} of {stream.told_tasks} tasks"
-            result.note = f"cannot be counted without data after {done} ({typed_message(error, 200)})"
+            progress = f"{len(result.kept)} of {stream.told_tasks} tasks"
+            result.note = f"cannot be counted without data after {progress} ({typed_message(error, 200)})"
     if run is None:
         return result
     result.trainable = [parameters for parameters, _ in run.trainable]
@@ -143,8 +143,8 @@ def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], r
         with torch.device("meta"):
             model = Network([Block(layer(shape), nn.Identity())], nn.Linear(1, 1))
         strategy = strategy_of_shapes(model, method, stream, "task", True, registry)
-        known = stream.tasks[0]
-        strategy.before_task(Task(0, known.classes, known.train))
+        stream_task = stream.tasks[0]
+        strategy.before_task(Task(0, stream_task.classes, stream_task.train))
         stored = list(strategy.model.blocks.parameters())
         trainable, size = with_gradient(strategy.model.blocks)
         footprint = Footprint({"layer": sum(p.numel() for p in stored)}, {"layer": sum(map(nbytes, stored))}, 0)

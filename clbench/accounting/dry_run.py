@@ -122,7 +122,7 @@ class DryRun(TrainingLoop):
                 totals[id(replica)] += passes * sum(pass_flops.values())
                 steps_done += passes * pass_length
                 continue
-            before = totals[id(replica)]
+            flops_before = totals[id(replica)]
             if inputs.prepared:
                 batch = sampler.batch(inputs.samples[0])
             else:
@@ -132,7 +132,7 @@ class DryRun(TrainingLoop):
                 if kind_of_step(self.strategy, batches[0]) not in self.flops.steps:
                     take_step(self.train_step, batches, self.recipe.accumulate)
             if steps_done and not batch.first_pass:
-                pass_flops[len(sampler.left)] = totals[id(replica)] - before
+                pass_flops[len(sampler.left)] = totals[id(replica)] - flops_before
             steps_done += 1
         losses += [torch.zeros(1)] * count
 
@@ -154,12 +154,12 @@ def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenari
                        registry: Registry) -> Strategy:
     """Return a method's strategy for a model without values; only integer and boolean buffers keep their values."""
     strategy = build_strategy(method, model, stream_info_of(stream, scenario, 0, pretrained), registry)
-    valued = []
+    kept_buffers = []
     for module in strategy.modules():
-        valued += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)
-                   if not buffer.is_floating_point()]
+        kept_buffers += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)
+                         if not buffer.is_floating_point()]
     strategy.to("meta")
-    for module, name, buffer in valued:
+    for module, name, buffer in kept_buffers:
         setattr(module, name, buffer)
     return strategy
 

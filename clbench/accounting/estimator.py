@@ -115,17 +115,17 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
                 take_step(train_step, [batch])  # not timed, because the first step is slow
             return size, count.total, seconds_of(lambda: take_step(train_step, [batch]), device)
 
-        few, few_flops, short = timed(min(FEW, len(samples)))
-        bearable = max(2, int(MOST_SECONDS / short)) * FEW
-        many, flops, long = timed(min(recipe.batch_size, bearable, len(samples)))
+        few_samples, few_flops, few_seconds = timed(min(FEW, len(samples)))
+        sample_limit = max(2, int(MOST_SECONDS / few_seconds)) * FEW
+        many_samples, many_flops, many_seconds = timed(min(recipe.batch_size, sample_limit, len(samples)))
         strategy.eval()
         with torch.no_grad(), FlopCount() as tested:
-            strategy.predict(first_batch(few).x, 0 if stream_info.task_given else None)
-    rate = flops / long
-    if flops > few_flops and long > short:
-        rate = (flops - few_flops) / (long - short)
-    speed = Speed(step=max(short - few_flops / rate, long / 1000), flops=max(rate, 1.0))
-    return ModelSpeed(speed, flops / many, tested.total / few)
+            strategy.predict(first_batch(few_samples).x, 0 if stream_info.task_given else None)
+    rate = many_flops / many_seconds
+    if many_flops > few_flops and many_seconds > few_seconds:
+        rate = (many_flops - few_flops) / (many_seconds - few_seconds)
+    speed = Speed(step=max(few_seconds - few_flops / rate, many_seconds / 1000), flops=max(rate, 1.0))
+    return ModelSpeed(speed, many_flops / many_samples, tested.total / few_samples)
 
 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
@@ -146,9 +146,9 @@ def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | Non
     """
     if extra <= max(FLOOR, data):
         return None
-    way = f"; {name.partition(':')[0]}:{keeps_less} keeps less" if keeps_less else ""
+    hint = f"; {name.partition(':')[0]}:{keeps_less} keeps less" if keeps_less else ""
     stored_bytes, data_size = number(extra, "bytes"), number(data, "bytes")
-    return f"{name} stores {stored_bytes} in addition to the model; the training data take {data_size}{way}"
+    return f"{name} stores {stored_bytes} in addition to the model; the training data take {data_size}{hint}"
 
 
 def data_bytes(stream: Stream) -> int:

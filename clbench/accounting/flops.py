@@ -45,9 +45,9 @@ def attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, 
 
 def fused_attention(query: Shape, key: Shape, value: Shape, width: int, heads: int, *_: Any, **__: Any) -> int:
     """Return the FLOPs of attention with its four projections, on query [N, L, D], key and value [N, M, D]."""
-    samples, length, others = query[0], query[1], key[1]
-    projections = 2 * samples * width * width * (2 * length + 2 * others)
-    return projections + 4 * samples * length * others * width
+    samples, length, key_length = query[0], query[1], key[1]
+    projections = 2 * samples * width * width * (2 * length + 2 * key_length)
+    return projections + 4 * samples * length * key_length * width
 
 
 def convolution_backward(gradient: Shape, x: Shape, weight: Shape, _bias: Any, _stride: Any, _padding: Any,
@@ -87,8 +87,8 @@ def formula_of(operation: OpOverload) -> Formula | None:
     packet = operation.overloadpacket
     if formula := FORMULAS.get(packet):
         return lambda args, kwargs, out: formula(*map(shape_of, args))
-    known: Any = flop_registry.get(packet)
-    return known and (lambda args, kwargs, out: int(known(*args, **kwargs, out_val=out)))
+    torch_formula: Any = flop_registry.get(packet)
+    return torch_formula and (lambda args, kwargs, out: int(torch_formula(*args, **kwargs, out_val=out)))
 
 
 class FlopCount(ContextDecorator, TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -62,19 +62,19 @@ def stream_of_shapes(tasks: int, classes: int, input_shape: tuple[int, ...], sce
     for index, table in enumerate(scenario_rules(scenario).outputs(orders, "params")):
         labels = torch.tensor(list(table.values())).repeat(-(-samples // per_task))[:samples]
         x = torch.empty(samples, *input_shape, dtype=tokens.DTYPE if text else torch.uint8, device="meta")
-        some = Samples(x, labels, torch.full_like(labels, index))
-        parts.append(StreamTask(tuple(table.values()), some, some))
+        task_samples = Samples(x, labels, torch.full_like(labels, index))
+        parts.append(StreamTask(tuple(table.values()), task_samples, task_samples))
     outputs = set(chain.from_iterable(part.classes for part in parts))
     return Stream(tuple(parts), len(outputs), input_shape, Prepare(), "", ())
 
 
 def stream_without_values(stream: Stream) -> Stream:
     """Return a copy of a CPU stream with the shapes and dtypes of its inputs only; labels and tasks keep values."""
-    made: dict[int, Tensor] = {}  # tasks may share their inputs
+    empty_inputs: dict[int, Tensor] = {}  # tasks may share their inputs
 
     def samples(part: Samples) -> Samples:
         x = stored(part)
-        empty = made.setdefault(id(x), torch.empty(x.shape, dtype=x.dtype, device="meta"))
+        empty = empty_inputs.setdefault(id(x), torch.empty(x.shape, dtype=x.dtype, device="meta"))
         if isinstance(part, StochasticSamples):
             return StochasticSamples(empty, part.y, part.tasks, lambda _: empty[0])
         return Samples(empty, part.y, part.tasks)

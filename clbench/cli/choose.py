@@ -62,10 +62,10 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     if not settings:
         raise SpecError(f"no results in which the task ID is {task_id} at test time: run with --scenario "
                         + ("task" if task_id == "known" else "class or domain"))
-    wanted = {name.removeprefix("max_"): given for name, given in limits.items() if given is not None}
+    constraints = {name.removeprefix("max_"): value for name, value in limits.items() if value is not None}
     if no_samples_kept:
-        wanted["samples"] = "0"
-    choices = [choose(setting, [limit(setting, name, given) for name, given in wanted.items()])
+        constraints["samples"] = "0"
+    choices = [choose(setting, [limit(setting, name, value) for name, value in constraints.items()])
                for setting in settings]
     if form == "json":
         click.echo(json.dumps([written(choice) for choice in choices], indent=2))
@@ -81,7 +81,8 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
 
 def written(choice: Choice) -> dict[str, Any]:
     """Return a choice as plain values. Constraints are as the user passed them, with the resulting numbers."""
-    limits = [{"flag": one.flag, "counted": one.kind.measure.column.title, "most": one.most} for one in choice.limits]
+    limits = [{"flag": constraint.flag, "counted": constraint.kind.measure.column.title, "most": constraint.most}
+              for constraint in choice.limits]
     plain = {name: value for name, value in asdict(choice).items() if name != "metric"}
     return {**plain, "limits": limits, **({} if choice.metric == ACCURACY else {"metric": choice.metric.name})}
 
@@ -94,11 +95,11 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
 
     label, unit = choice.metric.label, unit_of(choice.metric)
     difference = difference_unit(unit)
-    less = "less" if choice.metric.direction == "up" else "more"
+    comparison = "less" if choice.metric.direction == "up" else "more"
     total = len(choice.rivals) + len(choice.refused) + (choice.best is not None)
-    within = " ".join(one.flag for one in choice.limits)
+    flags = " ".join(constraint.flag for constraint in choice.limits)
     yield (f"{choice.title}: {total - len(choice.refused)} of {total} methods "
-           + (f"meet {within}" if within else "have all results"))
+           + (f"meet {flags}" if flags else "have all results"))
     if choice.best is None or choice.accuracy is None:
         yield "  no method meets all constraints"
     else:
@@ -107,19 +108,19 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
         yield (f"  choose {names[choice.best]}: {label} {interval(choice.accuracy, choice.half_width, unit)}; "
                + ", ".join(counts))
         for rival in choice.open[:SHOWN]:
-            why = (rival.untested if rival.untested
-                   else f"{rival.limited:,} test samples are too few, and more seeds will not help" if rival.limited
-                   else f"about {rival.needed} seeds would be needed" if rival.needed
-                   else f"more than {MOST_SEEDS} seeds would be needed" if choice.seeds > 1 and rival.difference
-                   else "")
+            reason = (rival.untested if rival.untested
+                      else f"{rival.limited:,} test samples are too few, and more seeds will not help" if rival.limited
+                      else f"about {rival.needed} seeds would be needed" if rival.needed
+                      else f"more than {MOST_SEEDS} seeds would be needed" if choice.seeds > 1 and rival.difference
+                      else "")
             verdict = "not tested" if rival.untested else _OPEN
             yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "
-                   f"{interval(rival.difference, rival.half_width, difference)} {difference} {less}"
-                   + (f" ({why})" if why else ""))
+                   f"{interval(rival.difference, rival.half_width, difference)} {difference} {comparison}"
+                   + (f" ({reason})" if reason else ""))
         if len(choice.open) > SHOWN:
             yield f"  {_OPEN}: {len(choice.open) - SHOWN} more"
-        if shown := [f"{names[rival.method]} {rival.caution}".strip() for rival in choice.rivals if rival.shown]:
-            yield f"  significantly worse: {named(shown, SHOWN)}"
+        if worse_rivals := [f"{names[rival.method]} {rival.caution}".strip() for rival in choice.rivals if rival.shown]:
+            yield f"  significantly worse: {named(worse_rivals, SHOWN)}"
     for price in choice.prices:
         if price.method == choice.best:
             yield f"  {price.flag} costs nothing: {names[price.method]} is the best method without it too"
@@ -131,7 +132,7 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
             yield (f"  {price.flag} costs {cost} {difference}: without it, "
                    f"the best method is {names[price.method]}")
     if choice.refused:
-        yield "  left out: " + named([f"{names[label]} ({why})" for label, why in choice.refused.items()], SHOWN)
+        yield "  left out: " + named([f"{names[label]} ({reason})" for label, reason in choice.refused.items()], SHOWN)
     needed = [rival.needed for rival in choice.open if rival.needed]
     if needed and choice.best is not None:
         rivals = ",".join([choice.best, *(rival.method for rival in choice.open if rival.needed)][:SHOWN])

@@ -75,13 +75,13 @@ def _parameter_type(name: str) -> click.ParamType[Any] | None:
     field = ExecutionSettings.model_fields[name]
     if get_origin(field.annotation) is Literal:
         return click.Choice(get_args(field.annotation))
-    kinds = get_args(field.annotation) or (field.annotation,)
-    least = next((m.ge for m in field.metadata if hasattr(m, "ge")), None)
-    if Path in kinds:
+    types = get_args(field.annotation) or (field.annotation,)
+    minimum = next((m.ge for m in field.metadata if hasattr(m, "ge")), None)
+    if Path in types:
         return click.Path(path_type=Path)
-    if float in kinds:
-        return click.FloatRange(min=least)
-    return click.IntRange(min=least) if int in kinds else None
+    if float in types:
+        return click.FloatRange(min=minimum)
+    return click.IntRange(min=minimum) if int in types else None
 
 
 def execution_options(without: Collection[str] = ()) -> Decorator:

@@ -132,10 +132,10 @@ def _settings(pairs: Sequence[Pair]) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for pair in pairs:
         if lines := list(diff.setting(pair.before[0], pair.after[0])):
-            what = f"{notes.title(pair.before[0])}: {'; '.join(lines)}"
-            groups.setdefault(what, []).append(pair.before[0].label)
-    for what, labels in groups.items():
-        yield clean(f"{what} ({', '.join(labels)})")
+            differences = f"{notes.title(pair.before[0])}: {'; '.join(lines)}"
+            groups.setdefault(differences, []).append(pair.before[0].label)
+    for differences, labels in groups.items():
+        yield clean(f"{differences} ({', '.join(labels)})")
 
 
 def _provenance(a: Sequence[Record], b: Sequence[Record]) -> Iterator[str]:

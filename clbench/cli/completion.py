@@ -58,9 +58,9 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
         """Return a completion without the part of the word that bash does not replace."""
-        written = self.get_completion_args()[1]
-        known = max(written.rfind(sign) for sign in BREAKS) + 1
-        return f"{item.type},{item.value[known:]}"
+        word = self.get_completion_args()[1]
+        start = max(word.rfind(sign) for sign in BREAKS) + 1
+        return f"{item.type},{item.value[start:]}"
 
 
 @click.command("completion", cls=Command, examples=EXAMPLES)
@@ -91,10 +91,10 @@ def named(kind: str, attribute: str, several: bool = False) -> Complete:
         from clbench.core.registry import discover
 
         registry = discover(files=[path for path in context.params.get("plugins") or () if Path(path).is_file()])
-        known: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
+        declarations: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
         before, comma, last = incomplete.rpartition(",") if several else ("", "", incomplete)
-        name = max((n for n in known if last.startswith(f"{n}:")), key=len, default="")
-        endings = continued(last, name, document(known[name].options)) if name else names(known, last)
+        name = max((n for n in declarations if last.startswith(f"{n}:")), key=len, default="")
+        endings = continued(last, name, document(declarations[name].options)) if name else names(declarations, last)
         return [CompletionItem(f"{before}{comma}{ending}") for ending in endings]
 
     return complete
@@ -117,8 +117,8 @@ def continued(text: str, name: str, options: Iterable[OptionDoc]) -> list[str]:
     if not equals:
         used = {part.partition("=")[0] for part in head.removeprefix(name).split(":")}
         return [f"{head}:{o.name}=" for o in options if o.name.startswith(option) and o.name not in used]
-    kinds = next((o.type.split(" | ") for o in options if o.name == option), [])
-    values = ["true", "false"] if kinds == ["bool"] else kinds if len(kinds) > 1 else []
+    types = next((o.type.split(" | ") for o in options if o.name == option), [])
+    values = ["true", "false"] if types == ["bool"] else types if len(types) > 1 else []
     return [f"{head}:{option}={v}" for v in values if v.startswith(value) and v not in TYPES]
 
 

@@ -78,17 +78,17 @@ def show(names: tuple[str, ...], data_dir: Path | None, as_json: bool, plugins: 
     from clbench.core.registry import discover
 
     registry, folder = discover(files=plugins), data_dir or default_data_dir()
-    wanted = [resolved(name, registry) for name in names] or [
+    benchmarks = [resolved(name, registry) for name in names] or [
         (info, info.options()) for info in registry.benchmarks.values() if info.data is not None]
-    things = [describe(info, options, folder, thorough=bool(names)) for info, options in wanted]
+    descriptions = [describe(info, options, folder, thorough=bool(names)) for info, options in benchmarks]
     if as_json:
-        click.echo(json.dumps({"data": things}, indent=2))
+        click.echo(json.dumps({"data": descriptions}, indent=2))
     elif names:
-        click.echo("\n\n".join("\n".join(lines(thing)) for thing in things))
+        click.echo("\n\n".join("\n".join(lines(description)) for description in descriptions))
     else:
-        click.echo("\n".join(table(things)))
+        click.echo("\n".join(table(descriptions)))
         click.echo(f"\nThe data folder is {folder}. clbench data NAME shows every file and how to get it.")
-    return int(bool(names) and not all(thing["status"] == "found" for thing in things))
+    return int(bool(names) and not all(description["status"] == "found" for description in descriptions))
 
 
 @group.command("get", cls=Command)
@@ -123,9 +123,9 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
                 bar.update(done - bar.pos)
 
             fetch.fetch(download, data, folder, report)
-    thing = describe(info, options, folder, thorough=True)
-    click.echo("\n".join(lines(thing)))
-    return int(thing["status"] != "found")
+    description = describe(info, options, folder, thorough=True)
+    click.echo("\n".join(lines(description)))
+    return int(description["status"] != "found")
 
 
 def resolved(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
@@ -133,13 +133,13 @@ def resolved(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
     from clbench.core.errors import SpecError, unknown
     from clbench.core.options import parse_named, validate
 
-    name, given = parse_named(text)
-    known = {key: info for key, info in registry.benchmarks.items() if info.data is not None}
-    if name in registry.benchmarks and name not in known:
+    name, values = parse_named(text)
+    benchmarks = {key: info for key, info in registry.benchmarks.items() if info.data is not None}
+    if name in registry.benchmarks and name not in benchmarks:
         raise SpecError(f"benchmark {name!r} needs no data, or reads your own")
-    if name not in known:
-        raise SpecError(unknown("benchmark with data", name, known, "clbench data"))
-    return known[name], validate(known[name].options, given, name, "clbench benchmarks")
+    if name not in benchmarks:
+        raise SpecError(unknown("benchmark with data", name, benchmarks, "clbench data"))
+    return benchmarks[name], validate(benchmarks[name].options, values, name, "clbench benchmarks")
 
 
 def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool = False) -> dict[str, Any]:
@@ -211,15 +211,15 @@ def lines(thing: dict[str, Any]) -> Iterator[str]:
     if thing["citation"]:
         yield f"  paper: {thing['citation']}"
     yield f"  folder of the data set: {thing['folder']}"
-    explained = ""
+    previous_explanation = ""
     for item in thing["needed"]:
         problem = f": {item['problem']}" if item["problem"] else ""
         path = "the folder itself" if item["path"] == "." else item["path"]
         yield f"  {item['status']:<7}  {path}{problem}"
         explanation = f"{item['what']}. {item['source']}."
-        if item["status"] != "found" and explanation != explained:
+        if item["status"] != "found" and explanation != previous_explanation:
             yield from wrapped(explanation)
-            explained = explanation
+            previous_explanation = explanation
     if thing["problem"]:
         yield from wrapped(thing["problem"], "  ")
     if thing["status"] != "found" and thing["downloads"]:

@@ -71,14 +71,14 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
                f"{job.count('test'):,} test samples; {trial.model.name} on {job.device}, batches of {job.batch}",
                err=True)
     try:
-        with EmbeddingProgress(Console(stderr=True, highlight=False), job.samples_in_all) as shown:
-            done = embed(job, out, shown)
+        with EmbeddingProgress(Console(stderr=True, highlight=False), job.samples_in_all) as progress:
+            result = embed(job, out, progress)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {out}.parts has what is done. Run the same command again to continue", err=True)
         return 130
-    pace = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
-    before = f", {done.reused:,} more from before" if done.reused else ""
-    click.echo(f"{done.computed:,} samples in {done.seconds:.1f} s{pace}{before}\n"
+    pace = f", {result.computed / result.seconds:,.0f} a second" if result.computed else ""
+    reused = f", {result.reused:,} more from before" if result.reused else ""
+    click.echo(f"{result.computed:,} samples in {result.seconds:.1f} s{pace}{reused}\n"
                f"features: {out} ({job.width} of each sample, {out.stat().st_size / 1e6:.1f} MB)\n"
                f"next:     clbench run --benchmark arrays:{out} --model linear --methods {HEADS}")
     return 0

@@ -63,18 +63,19 @@ def command(a: Path, b: Path, metric: str | None, max_trials: int, out: Path | N
     registry, folder = discover(files=plugins), out or Path("runs") / f"explain-{a.stem}-{b.stem}"
     study = explaining.prepare(a, b, metric, flags, registry, max_trials, folder)
     pair = study.pair
-    ready = run.load_run(pair.a, study.planned, registry, folder, stale, note)
-    click.echo("\n".join(describe_plan(study, ready)), err=not dry_run)
+    experiment = run.load_run(pair.a, study.planned, registry, folder, stale, note)
+    click.echo("\n".join(describe_plan(study, experiment)), err=not dry_run)
     if dry_run:
         from clbench.cli.forecasts import listing
 
-        for problem in ready.problems:
+        for problem in experiment.problems:
             click.echo(f"Warning: {problem}", err=True)
-        first = [planned for planned in study.planned if planned.trial.seed == pair.seeds[0]]
-        click.echo(f"\n{listing(replace(ready, planned=first), duration=False)}\n(of seed {pair.seeds[0]})")
+        first_seed_trials = [planned for planned in study.planned if planned.trial.seed == pair.seeds[0]]
+        click.echo(f"\n{listing(replace(experiment, planned=first_seed_trials), duration=False)}\n"
+                   f"(of seed {pair.seeds[0]})")
         return 0
-    ended = run_missing(ready, dry_run=False)
-    return conclude(explaining.conclude(study, ready.records), ready) if ended is None else ended
+    exit_code = run_missing(experiment, dry_run=False)
+    return conclude(explaining.conclude(study, experiment.records), experiment) if exit_code is None else exit_code
 
 
 def describe_plan(study: Study, ready: Experiment) -> list[str]:
@@ -84,9 +85,9 @@ def describe_plan(study: Study, ready: Experiment) -> list[str]:
     lines = [f"{factor.name}: {factor.change}" for factor in study.factors]
     lines += [f"{factor.name} are one factor: {factor.why}" for factor in study.factors if factor.why]
     count = len(study.factors)
-    what = f"all {2**count} combinations" if not study.orders else f"a sample of {len(study.orders)} orders"
+    design = f"all {2**count} combinations" if not study.orders else f"a sample of {len(study.orders)} orders"
     trials, missing = len(study.planned), len(ready.missing)
-    return [*lines, f"{plural(count, 'factor')}, {what}: {len(study.combinations)} x "
+    return [*lines, f"{plural(count, 'factor')}, {design}: {len(study.combinations)} x "
             f"{plural(len(study.pair.seeds), 'seed')} = {plural(trials, 'trial')}"
             + (f", {trials - missing} already done" if missing < trials else "")]
 

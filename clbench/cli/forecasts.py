@@ -71,26 +71,26 @@ def needed(ready: Experiment, counted: Mapping[Kind, Forecast]) -> str:
 
     plan, device = plan_workers(ready, ""), pick_device(ready.spec.device).type
     workers = 1 if plan.shrink and device != "cpu" else max(plan.workers, 1)
-    left = TimeLeft(ready.missing)
-    left.ready(workers)
+    time_left = TimeLeft(ready.missing)
+    time_left.ready(workers)
     records = [record for record in ready.records.values() if is_comparable(record, device, plan.start.threads)]
-    left.known(records)
+    time_left.known(records)
     for record in records:
         if result := recorded(record):
-            left.take_estimate(kind_of(record.trial), WorkEstimate(workload=result[0]))
+            time_left.take_estimate(kind_of(record.trial), WorkEstimate(workload=result[0]))
     for kind, forecast in counted.items():
-        left.take_estimate(kind, forecast.estimate)
-    seconds = left.seconds(0.0)
+        time_left.take_estimate(kind, forecast.estimate)
+    seconds = time_left.seconds(0.0)
     if seconds is None:
         return ""
-    timed = sum(map(len, left.earlier.values()))
-    basis = (f"from the times of {plural(timed, 'trial')} here" if timed else
+    timed_count = sum(map(len, time_left.earlier.values()))
+    basis = (f"from the times of {plural(timed_count, 'trial')} here" if timed_count else
              "from FLOPs and a few steps of the model, timed now; it may well be half or twice that")
     kinds = {kind_of(planned.trial): planned.label for planned in ready.missing}
-    unknown = {label for kind, label in kinds.items() if kind not in left.work and kind not in left.earlier}
-    rest = f"; {plural(len(unknown), 'method')} that cannot be counted taken for the mean" if unknown else ""
-    return (f"{'about' if timed else 'roughly'} {clock(seconds)} for {plural(len(ready.missing), 'trial')} with "
-            f"{plural(workers, 'worker')}, {basis}{rest}")
+    uncounted = {label for kind, label in kinds.items() if kind not in time_left.work and kind not in time_left.earlier}
+    remark = f"; {plural(len(uncounted), 'method')} that cannot be counted taken for the mean" if uncounted else ""
+    return (f"{'about' if timed_count else 'roughly'} {clock(seconds)} for {plural(len(ready.missing), 'trial')} with "
+            f"{plural(workers, 'worker')}, {basis}{remark}")
 
 
 def state(record: Record | None, ready: Experiment) -> str:
@@ -184,12 +184,12 @@ def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed 
     from clbench.core.device import pick_device
     from clbench.execution.run import plan_workers
 
-    before = torch.get_num_threads()
+    previous_threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(plan_workers(ready, "").start.threads or before)
+        torch.set_num_threads(plan_workers(ready, "").start.threads or previous_threads)
         return measure_speed(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry).speed
     except Exception as error:  # the run itself will report the cause
         click.echo(f"Note: no step of the model could be timed: {typed_message(error)}", err=True)
         return None
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous_threads)

@@ -44,15 +44,15 @@ class Command(WithExamples):
         super().__init__(*args, **kwargs)
         self.common = frozenset(common)
         if common:
-            shown = sum(isinstance(option, click.Option) and not option.hidden for option in self.params)
+            option_count = sum(isinstance(option, click.Option) and not option.hidden for option in self.params)
             self.params.append(click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False,
-                                            callback=show_all, help=f"Show all {shown + 2} options and exit."))
+                                            callback=show_all, help=f"Show all {option_count + 2} options and exit."))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; raise an error if a space has split a list in two."""
         for index, (first, second) in enumerate(() if ctx.resilient_parsing else pairwise(args)):
-            cut = first.endswith(",") and not second.startswith("-") and not os.path.exists(second)
-            if cut or second.startswith(","):
+            is_split = first.endswith(",") and not second.startswith("-") and not os.path.exists(second)
+            if is_split or second.startswith(","):
                 option = f"{args[index - 1]} " if index and args[index - 1].startswith("--") else ""
                 raise click.UsageError(f"{option}{first} {second}: a space after the comma? write "
                                        f"{option}{first}{second}", ctx)
@@ -115,10 +115,10 @@ def in_groups(options: list[click.Option]) -> dict[str, list[click.Option]]:
     from clbench.experiment.execution_settings import ExecutionSettings  # imports pydantic: slow for `clbench --help`
     from clbench.experiment.recipe import Recipe
 
-    how, where = {*Recipe.model_fields, "online"}, {*ExecutionSettings.model_fields} | RUNS
+    recipe_names, execution_names = {*Recipe.model_fields, "online"}, {*ExecutionSettings.model_fields} | RUNS
     groups: dict[str, list[click.Option]] = {WHAT: [], HOW: [], WHERE: []}
     if len(options) <= ONE_LIST:
         return {"Options": options}
     for option in options:
-        groups[HOW if option.name in how else WHERE if option.name in where else WHAT].append(option)
+        groups[HOW if option.name in recipe_names else WHERE if option.name in execution_names else WHAT].append(option)
     return {heading: members for heading, members in groups.items() if members}

@@ -41,18 +41,18 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
         from clbench.core.registry import discover
 
         registry = discover(files=plugins)
-        known: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
-        names = tuple(n if n in known else registry.pattern(kind, n) or n for n in names)
-        if missing := [n for n in names if n not in known]:
-            raise SpecError("\n".join(unknown(kind, n, known, f"clbench {name}") for n in missing))
+        declarations: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
+        names = tuple(n if n in declarations else registry.pattern(kind, n) or n for n in names)
+        if missing := [n for n in names if n not in declarations]:
+            raise SpecError("\n".join(unknown(kind, n, declarations, f"clbench {name}") for n in missing))
         if as_json:
-            things = [describe(registry, kind, known[n], extra) for n in names or known]
-            click.echo(json.dumps({name: things, "broken": registry.broken, "disabled": registry.disabled}, indent=2))
+            entries = [describe(registry, kind, declarations[n], extra) for n in names or declarations]
+            click.echo(json.dumps({name: entries, "broken": registry.broken, "disabled": registry.disabled}, indent=2))
             return
         if names:
-            click.echo("\n\n".join(show(describe(registry, kind, known[n], extra), kind) for n in names))
+            click.echo("\n\n".join(show(describe(registry, kind, declarations[n], extra), kind) for n in names))
             return
-        for heading, infos in by_family(kind, known).items():
+        for heading, infos in by_family(kind, declarations).items():
             click.echo("\n".join([heading, *lines(infos)]) + "\n")
         for plugin, error in registry.broken.items():
             click.echo(f"{plugin}  BROKEN: {error}\n")
@@ -102,12 +102,12 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
     from clbench.core.options import document
 
     origin = registry.origins[kind, info.name]
-    more = {key: list(value) if isinstance(value := getattr(info, key), tuple) else value for key in extra}
+    extra_values = {key: list(value) if isinstance(value := getattr(info, key), tuple) else value for key in extra}
     if kind == "method":
-        more["tuned_by_default"] = tuned_by_default(info.options)
-        more["needs_boundaries"] = boundaries_needed(info)
+        extra_values["tuned_by_default"] = tuned_by_default(info.options)
+        extra_values["needs_boundaries"] = boundaries_needed(info)
     return {"name": info.name, "summary": info.summary, "distribution": origin.distribution,
-            "version": origin.version, "plugin": origin.plugin, **more,
+            "version": origin.version, "plugin": origin.plugin, **extra_values,
             "options": [asdict(option) for option in document(info.options)]}
 
 
@@ -117,10 +117,10 @@ def tuned_by_default(options: type[Options]) -> str:
     from clbench.core.search_values import search_values
     from clbench.execution.candidates import RATE_FACTORS
 
-    often = "" if options.trained_by_steps is Options.trained_by_steps else ", if something is trained by steps"
+    condition = "" if options.trained_by_steps is Options.trained_by_steps else ", if something is trained by steps"
     return "; ".join([*(f"{name} = {', '.join(map(format_value, values))}"
                         for name, values in search_values(options).items()),
-                      f"recipe.lr = {', '.join(map(format_value, RATE_FACTORS))} times the configured rate{often}"])
+                      f"recipe.lr = {', '.join(map(format_value, RATE_FACTORS))} times the configured rate{condition}"])
 
 
 def boundaries_needed(info: Any) -> str:

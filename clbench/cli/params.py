@@ -67,7 +67,7 @@ def as_json(count: Count, full: Count) -> dict[str, Any]:
     """Return a count as plain values."""
     return {"method": count.method, "trainable": count.trainable, "trainable_bytes": count.trainable_bytes,
             "ratio_to_full": factor(count, full), "parameters": count.parameters, "bytes": count.bytes,
-            "kept": [asdict(kept) for kept in count.kept], "flops": count.flops, "note": count.note,
+            "kept": [asdict(footprint) for footprint in count.kept], "flops": count.flops, "note": count.note,
             "remarks": count.remarks}
 
 
@@ -211,14 +211,14 @@ def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list
 
     clbench trains nothing: it runs the methods' code on tensors without values. A run records the same numbers.
     """
-    given = {p.name: p.opts[0] for p in context.command.params
+    flags = {p.name: p.opts[0] for p in context.command.params
              if p.name and context.get_parameter_source(p.name) is ParameterSource.COMMANDLINE}
-    if ("layer" in given) == ("model" in given):
+    if ("layer" in flags) == ("model" in flags):
         raise click.UsageError("give --layer OUTxIN or --model NAME, one of them")
-    if layer is None and "rank" in given:
+    if layer is None and "rank" in flags:
         raise click.UsageError("--rank goes with --layer; with --model give --methods lora:rank=4,lora:rank=8")
-    if layer is not None and (strange := [opt for name, opt in given.items() if name not in FOR_LAYERS]):
-        raise click.UsageError(f"{strange[0]} goes with --model, not with --layer")
+    if layer is not None and (misplaced_flags := [opt for name, opt in flags.items() if name not in FOR_LAYERS]):
+        raise click.UsageError(f"{misplaced_flags[0]} goes with --model, not with --layer")
     if whole["plot"] is not None and whole["tasks"] == 1:
         raise click.UsageError("--plot shows growth over tasks; give --tasks 2 or more")
     if layer is not None:
@@ -232,9 +232,10 @@ def _layer(shape: tuple[int, ...], ranks: Sequence[int], form: str, plugins: Seq
     from clbench.core.registry import discover
 
     registry = discover(files=plugins)
-    wanted = {FULL: registry.baseline.name, **_layer_rows(registry, ranks)}
-    planned = _plan(registry, list(wanted.values()))
-    methods = [(label, one.trial.method) for label, one in zip(wanted, planned, strict=True)]
+    methods_by_label = {FULL: registry.baseline.name, **_layer_rows(registry, ranks)}
+    planned = _plan(registry, list(methods_by_label.values()))
+    methods = [(label, planned_trial.trial.method)
+               for label, planned_trial in zip(methods_by_label, planned, strict=True)]
     click.echo(show({"layer": list(shape)}, count_layer(shape, methods, registry), form))
 
 
@@ -261,19 +262,20 @@ def _network(model: str, methods: str, options: tuple[str, ...], tasks: int, cla
     registry = discover(files=plugins)
     full, *planned = [*_plan(registry, [registry.baseline.name], model, scenario, pretrained=pretrained),
                       *_plan(registry, methods, model, scenario, options, pretrained, input_shape[-1])]
-    text = registry.model(full.trial.model.name).text
-    if text and len(input_shape) > 1:
+    is_text = registry.model(full.trial.model.name).text
+    if is_text and len(input_shape) > 1:
         raise click.UsageError(f"{full.trial.model.name} takes texts; give their tokens, --input-shape 128")
-    stream = as_inputs(stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples, text),
+    stream = as_inputs(stream_of_shapes(tasks, classes or 10 * tasks, input_shape, full.trial.scenario, samples,
+                                        is_text),
                        full.trial.model.options.get("size"), registry.model(full.trial.model.name).channels, None,
                        normalize=False)
-    counts = [count(one, stream, registry, pretrained) for one in (replace(full, label=FULL), *planned)]
+    counts = [count(planned_trial, stream, registry, pretrained)
+              for planned_trial in (replace(full, label=FULL), *planned)]
     if plot is not None:
         write_figure(growth_of_bytes(counts, f"{full.trial.model}, scenario {scenario}"), plot,
                      "svg" if plot.suffix == ".svg" else "png")
     setting = {"model": str(full.trial.model), "tasks": tasks, "outputs": stream.classes,
-               "inputs": list(stream.input_shape),
-               "samples": samples, "scenario": scenario, "pretrained": pretrained}
+               "inputs": list(stream.input_shape), "samples": samples, "scenario": scenario, "pretrained": pretrained}
     click.echo(show(setting, counts, form))
 
 

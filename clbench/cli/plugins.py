@@ -76,14 +76,14 @@ def new_plugin(name: str, kind: str, out: Path | None) -> None:
     """
     from clbench.core.registry import discover
 
-    written = write_plugin(name, out, discover(), kind)
-    for path in written:
+    paths = write_plugin(name, out, discover(), kind)
+    for path in paths:
         click.echo(path)
-    folder = os.path.join(os.curdir, written[0].parent)  # pip takes a bare name for a package of the index
+    folder = os.path.join(os.curdir, paths[0].parent)  # pip takes a bare name for a package of the index
     click.echo(f"\nnext:\n    pip install -e {shlex.quote(folder)}")
     for line in THINGS[KINDS[kind][0]].trial:
         click.echo(f"    {line.format(name=name.removeprefix('clbench-'))}")
-    click.echo(f"then make {written[3]} your own")
+    click.echo(f"then make {paths[3]} your own")
 
 
 def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str = "method") -> list[Path]:
@@ -117,7 +117,7 @@ def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str =
                f"{kind}/declaration.py": f"{module}/__init__.py", f"{kind}/{code}": f"{module}/{code}",
                f"{kind}/test.py": f"tests/test_{module}.py"}
     folder = folder or Path(distribution)
-    written = []
+    paths = []
     try:
         if folder.exists() and any(folder.iterdir()):
             raise SpecError(f"{folder} is not empty; choose another folder with --out")
@@ -126,10 +126,10 @@ def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str =
             path.parent.mkdir(parents=True, exist_ok=True)
             text = (files("clbench.cli") / "templates" / f"{source}.in").read_text(encoding="utf-8")
             path.write_text(Template(text).substitute(values), encoding="utf-8")
-            written.append(path)
+            paths.append(path)
     except OSError as error:
         raise SpecError(f"cannot write {folder}: {error.strerror or error}; choose another folder with --out") from None
-    return written
+    return paths
 
 
 CHECK_EXAMPLES = (
@@ -152,17 +152,17 @@ def check(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
 
     files = [Path(t) for t in targets if t.endswith(".py")]
     registry = discover(files=[*plugins, *files])
-    wanted: list[tuple[str, StrategyInfo, dict[str, Any]]] = []
+    methods: list[tuple[str, StrategyInfo, dict[str, Any]]] = []
     for target in targets:
         if target.endswith(".py"):
             strategies = brought_by(registry, Path(target))
             if not strategies:
                 raise SpecError(f"{target} brings no strategy; only strategies can be checked")
-            wanted += [(info.name, info, {}) for info in strategies]
+            methods += [(info.name, info, {}) for info in strategies]
         else:
             name, options = parse_named(target)
-            wanted.append((target, registry.strategy(name), options))
-    return max([examine(*arguments) for arguments in wanted])
+            methods.append((target, registry.strategy(name), options))
+    return max([examine(*arguments) for arguments in methods])
 
 
 def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
@@ -182,11 +182,11 @@ def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
     for name, function in checks.CHECKS.items():
         problem = failure(partial(checks.check, info, name, options), info)
         if problem:
-            says = "the same" if problem in problems else problem
+            message = "the same" if problem in problems else problem
             problems.append(problem)
         else:
-            says = (function.__doc__ or "").splitlines()[0].removeprefix("Check that ").rstrip(".")
-        click.echo(f"  {'FAIL' if problem else 'ok':4}  {name}: {says}")
+            message = (function.__doc__ or "").splitlines()[0].removeprefix("Check that ").rstrip(".")
+        click.echo(f"  {'FAIL' if problem else 'ok':4}  {name}: {message}")
     for line in [] if problems else checks.suggest(info, options):
         click.echo(f"  note  {line}")
     total = len(checks.CHECKS)

@@ -48,11 +48,11 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     if not strategy.model.has_body:
         raise SpecError(f"model {trial.model} is a head alone: nothing before it could be kept; choose another")
     tasks = stream.tasks
-    every = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
-    every = every.of_one_task()
-    whole = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=every,
-                                           class_names=()),))
-    loop = TrainingLoop([Replica(strategy, whole, trial.seed)], trial.recipe, cache_bytes=settings.cache_bytes)
+    samples = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
+    samples = samples.of_one_task()
+    joint_stream = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=samples,
+                                                  class_names=()),))
+    loop = TrainingLoop([Replica(strategy, joint_stream, trial.seed)], trial.recipe, cache_bytes=settings.cache_bytes)
     trained, = loop.train_task(0)
     if trained.diverged is not None:
         raise ClbenchError(f"{trained.diverged}; choose a smaller learning rate")
@@ -63,7 +63,7 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
             if not n.startswith("head.")}
     save_tensors(out, body, {"benchmark": str(trial.benchmark), "model": str(trial.model), "seed": str(trial.seed),
                              "recipe": trial.recipe.model_dump_json(), "accuracy": f"{accuracy:.4f}"})
-    return Pretrained(stream.classes, len(every), trained.steps, accuracy)
+    return Pretrained(stream.classes, len(samples), trained.steps, accuracy)
 
 
 EXAMPLES = (
@@ -110,9 +110,9 @@ def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
                      {**flags, "benchmark": text}, ())
     trial = plan(spec, registry)[0].trial
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     click.echo(f"training {trial.model.name} on {text}", err=True)
-    done = pretrain(trial, out, spec.execution, device, registry)
-    click.echo(f"{done.classes} classes, {done.samples:,} images, {done.steps:,} steps in "
-               f"{time.monotonic() - began:.0f} s; accuracy on their test images {100 * done.accuracy:.2f} %\n"
+    result = pretrain(trial, out, spec.execution, device, registry)
+    click.echo(f"{result.classes} classes, {result.samples:,} images, {result.steps:,} steps in "
+               f"{time.monotonic() - start_time:.0f} s; accuracy on their test images {100 * result.accuracy:.2f} %\n"
                f"weights: {out}")

@@ -57,27 +57,27 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     from clbench.results import looks
 
     registry = discover(files=plugins)
-    wanted = [registry.report_format(name) for name in _listed(formats) or FORMATS]
-    files = _listed(kinds)
-    if wrong := [name for name in files if name not in FILE_FORMATS]:
+    report_formats = [registry.report_format(name) for name in _listed(formats) or FORMATS]
+    file_formats = _listed(kinds)
+    if unknown_formats := [name for name in file_formats if name not in FILE_FORMATS]:
         raise SpecError("\n".join(unknown("file format", name, FILE_FORMATS, "clbench report --help")
-                                  for name in wrong))
+                                  for name in unknown_formats))
     folders = list({folder.resolve(): folder for folder in directories}.values())
     if out is None and len(folders) > 1:
         raise SpecError("a report of several run folders is not written into any of them: name its folder with --out "
                         "DIR")
     records = read_records(folders)
-    whole, folder = report.build(records, baseline, registry=registry, metric=metric), out or folders[0]
-    by_id = any(info.ids for info in wanted)
-    for_programs = report.build(records, baseline, ids=True, metric=metric) if by_id else whole
+    labeled_report, folder = report.build(records, baseline, registry=registry, metric=metric), out or folders[0]
+    needs_ids = any(info.ids for info in report_formats)
+    id_report = report.build(records, baseline, ids=True, metric=metric) if needs_ids else labeled_report
     if out is None:
         looks.note(folder, records, new=False)
-    drawn = report.write_figures(whole, folder, [f for f in FILE_FORMATS if f in files])
-    paths = [report.write(for_programs if info.ids else whole, folder, info) for info in wanted]
-    show(whole)
+    figure_paths = report.write_figures(labeled_report, folder, [f for f in FILE_FORMATS if f in file_formats])
+    paths = [report.write(id_report if info.ids else labeled_report, folder, info) for info in report_formats]
+    show(labeled_report)
     for path in paths:
         click.echo(f"report: {path}")
-    for path in drawn:
+    for path in figure_paths:
         click.echo(f"figure: {path}")
 
 

@@ -106,18 +106,18 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
                         f"{line}    {meaning}")
     registry = discover(files=plugins)
     if spec is not None and not spec.exists() and str(spec) in registry.strategies:
-        every = ",".join(filter(None, [flags["methods"], str(spec)]))
+        method_list = ",".join(filter(None, [flags["methods"], str(spec)]))
         raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give methods as one list, "
-                        f"--methods {every}")
+                        f"--methods {method_list}")
     if flags["methods"] is not None:
         flags["methods"] = as_ids(flags["methods"], registry)
     experiment_spec = read_spec(spec, {}, flags, options)
     folder = out or run.default_out(experiment_spec, spec)
-    ready = run.prepare(experiment_spec, registry, folder, log, shard, stale, note)
-    ended = run_missing(ready, dry_run, quiet)
-    if ended is None:
-        ended = conclude(ready, quiet, as_json, opens)
-    return ended
+    experiment = run.prepare(experiment_spec, registry, folder, log, shard, stale, note)
+    exit_code = run_missing(experiment, dry_run, quiet)
+    if exit_code is None:
+        exit_code = conclude(experiment, quiet, as_json, opens)
+    return exit_code
 
 
 def note(text: str) -> None:
@@ -139,8 +139,8 @@ def run_missing(ready: Experiment, dry_run: bool, quiet: bool = False) -> int | 
     from clbench.execution.until import carry_out
     from clbench.execution.workers.plan import Listener
 
-    def show(now: Experiment) -> AbstractContextManager[Listener]:
-        return nullcontext(Listener()) if quiet else display(Console(stderr=True, highlight=False), now.missing)
+    def show(experiment: Experiment) -> AbstractContextManager[Listener]:
+        return nullcontext(Listener()) if quiet else display(Console(stderr=True, highlight=False), experiment.missing)
 
     for problem in ready.problems:
         click.echo(f"Warning: {problem}", err=True)
@@ -190,9 +190,9 @@ def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
         click.echo(f"records: {ready.store.records}")
     if opens:
         open_report(ready.store.directory / "report.html")
-    bad = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
-    if any(count for _, count in bad):
-        click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in bad if count), err=True)
+    failures = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
+    if any(count for _, count in failures):
+        click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in failures if count), err=True)
         return 1
     return 0
 

@@ -92,7 +92,7 @@ def progress(facts: RunFacts) -> str:
     parts: Iterable[tuple[int, str]] = (
         *((facts.states[state], state) for state in ("done", "failed", "diverged")), (facts.running, "running"),
         (facts.resumable, "interrupted"), (facts.unreadable, "unreadable"))
-    return ", ".join(f"{count} {what}" for count, what in parts if count) or "none"
+    return ", ".join(f"{count} {status}" for count, status in parts if count) or "none"
 
 
 def age(passed: datetime.timedelta) -> str:

@@ -62,13 +62,13 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
     from clbench.results.store import Store
 
     registry = discover(files=plugins)
-    more = resolved_benchmark(benchmark, registry)
+    new_benchmark = resolved_benchmark(benchmark, registry)
     settings = ExecutionSettings(data=data)
-    check_data(more, settings.data_dir, registry)
+    check_data(new_benchmark, settings.data_dir, registry)
     from clbench.execution.continuing import continue_trial
 
     with interrupts.handle_signals():
-        record = continue_trial(run, trial, more, settings, device or "auto", out,
+        record = continue_trial(run, trial, new_benchmark, settings, device or "auto", out,
                                 shlex.join(["clbench", *sys.argv[1:]]), registry,
                                 {name: value for name, value in flags.items() if value is not None}, classes)
     for note in record.notes:

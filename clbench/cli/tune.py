@@ -101,17 +101,17 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     if not spec.tune and not names:
         for name in tuning.left_out(rows, spec, registry):
             click.echo(f"{name}: it has nothing to search and stays as it is", err=True)
-    out, called = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
+    out, command_line = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
     try:
-        records = tuning.search(rows, spec, registry, out, _shown, called, stale)
+        records = tuning.search(rows, spec, registry, out, _shown, command_line, stale)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {out} has the results of finished trials. Run the same command again to "
                    "continue", err=True)
         return 130
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}
-    made = tuning.account(rows, spec, trials, budget, called, versions, widen)
-    tuned = write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), made)
+    search = tuning.account(rows, spec, trials, budget, command_line, versions, widen)
+    tuned = write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), search)
     write_atomically(out / "candidates.md", candidates_page(tuned.tuning))
     click.echo(table(rows))
     for row in rows:
@@ -160,12 +160,12 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         chosen, error = row.chosen, standard_error(row.chosen.acc)
-        others = [tried for tried in row.ranking if tried is not chosen]
-        without = sum(not t.acc for t in row.tried)
+        other_candidates = [candidate for candidate in row.ranking if candidate is not chosen]
+        without_result = sum(not t.acc for t in row.tried)
         lines.append([row.label, row.scenario, describe(chosen.options), mean_value(chosen),
                       "one seed" if error is None else value_text(chosen, error),
-                      mean_value(others[0]) if others else "", mean_value(row.ranking[-1]),
-                      f"{len(row.tried)}" + (f", {without} without result" if without else "")])
+                      mean_value(other_candidates[0]) if other_candidates else "", mean_value(row.ranking[-1]),
+                      f"{len(row.tried)}" + (f", {without_result} without result" if without_result else "")])
     metric = metric_of(rows[0].chosen)
     unit = UNIT_SUFFIX.get(unit_of(metric), "")
     headers = ["method", "scenario", "chosen options", f"validation\n{metric.short}{unit}", "standard\nerror",

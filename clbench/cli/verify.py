@@ -76,28 +76,28 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     from clbench.results import verification
 
     if name is None:
-        known = {key: references.read_reference(path) for key, path in references.shipped().items()}
+        all_references = {key: references.read_reference(path) for key, path in references.shipped().items()}
         data_dir = Path(given["data"]) if given.get("data") else default_data_dir()
         registry = discover()
-        lacking = [key for key, reference in known.items() if _lacks_data(reference, registry, data_dir)]
-        click.echo(verified.listing(known, references.statuses(), lacking))
+        without_data = [key for key, reference in all_references.items() if _lacks_data(reference, registry, data_dir)]
+        click.echo(verified.listing(all_references, references.statuses(), without_data))
         return 0
-    called, reference = references.find(name)
+    reference_name, reference = references.find(name)
     registry = discover()
-    chosen = reference.choose(_names(scenario), _names(methods))
+    chosen_cells = reference.choose(_names(scenario), _names(methods))
     # Cells that differ only in the metric share their trials.
-    planned_cells = reference.plan(chosen, registry, given, dry_run)
+    planned_cells = reference.plan(chosen_cells, registry, given, dry_run)
     planned = list({trial.trial.key: trial for trial in chain.from_iterable(planned_cells)}.values())
-    ready = run.load_run(reference.spec(chosen[0], given), planned, registry, out or Path("runs") / f"verify-{called}",
-                         stale, note)
-    ended = run_missing(ready, dry_run)
-    if ended is not None:
-        return ended
-    everything = reference.plan(reference.cells, registry, {"weights": given["weights"]})
-    cells = [[one.trial for one in cell] for cell in everything]
-    checked = verification.check(reference, cells, list(ready.records.values()))
-    path = ready.store.directory / "verify.md"
+    experiment = run.load_run(reference.spec(chosen_cells[0], given), planned, registry,
+                              out or Path("runs") / f"verify-{reference_name}", stale, note)
+    exit_code = run_missing(experiment, dry_run)
+    if exit_code is not None:
+        return exit_code
+    all_cells = reference.plan(reference.cells, registry, {"weights": given["weights"]})
+    cells = [[item.trial for item in cell] for cell in all_cells]
+    checked = verification.check(reference, cells, list(experiment.records.values()))
+    path = experiment.store.directory / "verify.md"
     write_atomically(path, verified.markdown(reference, checked))
     click.echo(verified.plain(reference, checked))
-    click.echo(f"verdicts: {path}\nrecords:  {ready.store.records}")
-    return int(any(one.verdict == "not reproduced" or one.failed for one in checked))
+    click.echo(f"verdicts: {path}\nrecords:  {experiment.store.records}")
+    return int(any(item.verdict == "not reproduced" or item.failed for item in checked))

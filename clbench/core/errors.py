@@ -61,7 +61,7 @@ def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> str:
 
 def guess(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'lora'?` with similar names; empty if there are none."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    likeness = [difflib.SequenceMatcher(None, other, name).ratio() for other in near]
-    near = [other for other, like in zip(near, likeness, strict=True) if like > likeness[0] - NEAR]
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    ratios = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
+    matches = [match for match, ratio in zip(matches, ratios, strict=True) if ratio > ratios[0] - NEAR]
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""

@@ -65,8 +65,8 @@ def note(name: str) -> State:
     was not imported yet at the last call.
     """
     module = sys.modules.get(name)
-    before, state = _ran.get(name, (None, ()))
-    if name not in _ran or module is None or before not in (module, None):
+    recorded_module, state = _ran.get(name, (None, ()))
+    if name not in _ran or module is None or recorded_module not in (module, None):
         state = _state(name)
     _ran[name] = module, state
     return state
@@ -128,14 +128,14 @@ def _find(name: str) -> Any:
 
     Its parent packages are imported. If that raises, the error is ignored, since importing the module raises it again.
     """
-    here = os.getcwd()
-    sys.path.insert(0, here)  # benchmarks given as `module:function` may be there
+    current_folder = os.getcwd()
+    sys.path.insert(0, current_folder)  # benchmarks given as `module:function` may be there
     try:
         return importlib.util.find_spec(name)
     except Exception:
         return None
     finally:
-        sys.path.remove(here)
+        sys.path.remove(current_folder)
 
 
 def package_of(module: str) -> str:
@@ -163,14 +163,14 @@ def _inside(package: Path) -> Iterator[tuple[str, Path]]:
     A folder without `__init__.py` may be a working directory, so only the Python files directly in it count. Hidden
     files and run folders of clbench never count.
     """
-    whole = (package / "__init__.py").exists()
+    is_package = (package / "__init__.py").exists()
     for folder, inner, names in os.walk(package):
-        inner[:] = sorted(n for n in inner if whole and n != "__pycache__" and not n.startswith("."))
+        inner[:] = sorted(n for n in inner if is_package and n != "__pycache__" and not n.startswith("."))
         if "records" in inner and "report.md" in names:
             inner.clear()
             continue
         for name in sorted(names):
-            if name.startswith(".") or name.endswith(DOCUMENTS) or not (whole or name.endswith(".py")):
+            if name.startswith(".") or name.endswith(DOCUMENTS) or not (is_package or name.endswith(".py")):
                 continue
             path = Path(folder, name)
             yield path.relative_to(package).as_posix(), path
@@ -242,11 +242,11 @@ def _does_nothing(statement: object) -> bool:
 def _joined_texts(parts: Any) -> list[Any]:
     """Return the parts of an f-string with adjacent texts joined and empty ones removed, as Python 3.12 splits some."""
     out: list[Any] = []
-    for text, run in itertools.groupby(parts, lambda part: isinstance(part, ast.Constant)):
-        if not text:
+    for is_text, run in itertools.groupby(parts, lambda part: isinstance(part, ast.Constant)):
+        if not is_text:
             out += run
-        elif whole := "".join(part.value for part in run):
-            out.append(ast.Constant(whole))
+        elif joined_text := "".join(part.value for part in run):
+            out.append(ast.Constant(joined_text))
     return out
 
 

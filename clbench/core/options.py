@@ -46,11 +46,11 @@ class Strict(BaseModel):
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out the fields that were added later and have the value of the earlier behavior."""
-        written: dict[str, Any] = write(self)
+        values: dict[str, Any] = write(self)
         fields = type(self).model_fields
-        later = set(chain.from_iterable(vars(cls).get("LATER", ()) for cls in type(self).__mro__))
-        before = {**{n: fields[n].get_default(call_default_factory=True) for n in later}, **self.BEFORE}
-        return {n: value for n, value in written.items() if n not in before or getattr(self, n) != before[n]}
+        later_fields = set(chain.from_iterable(vars(cls).get("LATER", ()) for cls in type(self).__mro__))
+        defaults = {**{n: fields[n].get_default(call_default_factory=True) for n in later_fields}, **self.BEFORE}
+        return {n: value for n, value in values.items() if n not in defaults or getattr(self, n) != defaults[n]}
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Self:
@@ -208,18 +208,18 @@ def parse_named(text: str) -> tuple[str, dict[str, Any]]:
     """
     head, *rest = text.split(":")
     name: list[str] = [head]
-    written: dict[str, list[str]] = {}
+    options: dict[str, list[str]] = {}
     for part in rest:
         key, eq, value = part.partition("=")
-        if eq and (not written or _OPTION.fullmatch(key)):
-            last = written[key.strip()] = [value]
-        elif written:
-            last.append(part)
+        if eq and (not options or _OPTION.fullmatch(key)):
+            last_option = options[key.strip()] = [value]
+        elif options:
+            last_option.append(part)
         else:
             name.append(part)
     if not all(name):
         raise SpecError(f"{text!r} is not a name with options: write name or name:option=value, as in lora:rank=8")
-    return ":".join(name), {key: parse_value(":".join(parts)) for key, parts in written.items()}
+    return ":".join(name), {key: parse_value(":".join(parts)) for key, parts in options.items()}
 
 
 def parse_value(text: str) -> Any:
@@ -274,14 +274,15 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
     """Return pydantic's errors about an options class as lines of a message, with suggestions for unknown options."""
     lines = []
     for item in error.errors():
-        where = ".".join([owner, *map(str, item["loc"][:1])])
+        location = ".".join([owner, *map(str, item["loc"][:1])])
         if item["type"] == "extra_forbidden":
             lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields,
                                                 f"{listing} {owner.removeprefix('tune.')}"))
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-            given = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"
-            lines.append(f"{where}: {message}{given}{_unfinished(item['input'], options, *map(str, item['loc'][:1]))}")
+            input_text = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"
+            lines.append(f"{location}: {message}{input_text}"
+                         f"{_unfinished(item['input'], options, *map(str, item['loc'][:1]))}")
     return lines
 
 

@@ -95,8 +95,8 @@ def read_weights_info(path: Path) -> PretrainedInfo | None:
     Raises:
         DataError: the file cannot be read, or a value has the wrong type.
     """
-    generic = path.stem in ("model", "pytorch_model")
-    description = next((p for p in (path.with_suffix(".json"), path.with_name("config.json") if generic else None)
+    is_generic = path.stem in ("model", "pytorch_model")
+    description = next((p for p in (path.with_suffix(".json"), path.with_name("config.json") if is_generic else None)
                         if p is not None and p.is_file()), None)
     if description is None:
         return None

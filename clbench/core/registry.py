@@ -62,16 +62,16 @@ class Registry:
 
         `package.module:Class` and `path/to/file.py:Class` name a strategy class.
         """
-        where, _, attribute = name.rpartition(":")
-        if where and attribute.isidentifier() and name not in {*self.strategies, *self.unavailable} and not any(
-                known.startswith(f"{where}:") for known in self.strategies):
+        source, _, attribute = name.rpartition(":")
+        if source and attribute.isidentifier() and name not in {*self.strategies, *self.unavailable} and not any(
+                strategy_name.startswith(f"{source}:") for strategy_name in self.strategies):
             try:
                 self.strategies[name] = strategy_info(name)
             except ClbenchError as error:
                 raise SpecError(str(error)) from error
             except (Exception, SystemExit) as error:  # any error of the file becomes one line
-                raise SpecError(f"method {name!r}: {format_error(error, package_of(where))}") from error
-            self.origins["method", name] = Origin(name, where, "")
+                raise SpecError(f"method {name!r}: {format_error(error, package_of(source))}") from error
+            self.origins["method", name] = Origin(name, source, "")
         return self._find("method", self.strategies, name)
 
     @property
@@ -193,7 +193,7 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
         manager.register(plugin, origin.plugin)
         manager.check_pending()
         declarations: list[tuple[str, dict[str, Any], Any]] = []
-        for hook, kind, known, type_ in (
+        for hook, kind, infos, type_ in (
             ("clbench_strategies", "method", registry.strategies, StrategyInfo),
             ("clbench_benchmarks", "benchmark", registry.benchmarks, BenchmarkInfo),
             ("clbench_models", "model", registry.models, ModelInfo),
@@ -204,21 +204,21 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
             for info in function() if function else ():
                 if not isinstance(info, type_):
                     raise PluginError(f"{hook} returned {info!r}, expected {type_.__name__}")
-                if info.name in known or info.name in registry.patterns.get(kind, {}):
+                if info.name in infos or info.name in registry.patterns.get(kind, {}):
                     raise PluginError(f"{kind} {info.name!r} is already brought by "
                                       f"{registry.origins[kind, info.name].plugin}")
-                declarations.append((kind, known, info))
+                declarations.append((kind, infos, info))
     except Exception as error:  # as in `discover`
         if manager.is_registered(plugin):
             manager.unregister(plugin)
         registry.broken[origin.plugin] = format_error(error, package_of(getattr(plugin, "__name__", "")))
         return
-    for kind, known, info in declarations:
+    for kind, infos, info in declarations:
         if isinstance(info, StrategyInfo) and info.unavailable:
             registry.unavailable[info.name] = info.unavailable
             continue
-        named = registry.patterns.setdefault(kind, {}) if getattr(info, "any_name", False) else known
-        named[info.name] = info
+        target = registry.patterns.setdefault(kind, {}) if getattr(info, "any_name", False) else infos
+        target[info.name] = info
         registry.origins[kind, info.name] = origin
 
 

@@ -46,14 +46,15 @@ class ScenarioRules:
         >>> scenario_rules("task").outputs([(0, 1), (0, 1)], "permuted")
         [{0: 0, 1: 1}, {0: 2, 1: 3}]
         """
-        every = list(dict.fromkeys(chain.from_iterable(orders)))  # in order of appearance
-        same = all(set(order) == set(every) for order in orders)
-        ranks = {c: c for c in every} if set(every) == set(range(len(every))) else {c: i for i, c in enumerate(every)}
+        classes = list(dict.fromkeys(chain.from_iterable(orders)))  # in order of appearance
+        has_same_classes = all(set(order) == set(classes) for order in orders)
+        ranks = ({c: c for c in classes} if set(classes) == set(range(len(classes)))
+                 else {c: i for i, c in enumerate(classes)})
         if self.shared_outputs:
-            return ([{c: ranks[c] for c in order} for order in orders] if same
-                    else self._shared(orders, len(every), benchmark))
-        if same and len(orders) > 1:
-            return [{c: ranks[c] + t * len(every) for c in order} for t, order in enumerate(orders)]
+            return ([{c: ranks[c] for c in order} for order in orders] if has_same_classes
+                    else self._shared(orders, len(classes), benchmark))
+        if has_same_classes and len(orders) > 1:
+            return [{c: ranks[c] + t * len(classes) for c in order} for t, order in enumerate(orders)]
         return [{c: ranks[c] for c in order} for order in orders]
 
     def _shared(self, orders: Sequence[Sequence[int]], classes: int, benchmark: str) -> list[dict[int, int]]:
@@ -77,15 +78,16 @@ class ScenarioRules:
             outputs: the outputs that compete with the labels of the task's samples, if the scenario leaves a choice:
                 the classes of all tasks so far, the task's own classes, or all classes of the stream.
         """
-        new, every = range(index, index + 1), sorted(set(chain.from_iterable(tasks)))
+        current_task, all_outputs = range(index, index + 1), sorted(set(chain.from_iterable(tasks)))
         if self.shared_outputs:
-            return [(new, every)]
+            return [(current_task, all_outputs)]
         if not self.seen_compete:
-            return [(new, list(tasks[index]))]
+            return [(current_task, list(tasks[index]))]
         if outputs == "all":
-            return [(range(index + 1), every)]
-        seen = list(chain.from_iterable(tasks[:index + 1]))
-        return [(range(index), seen), (new, list(tasks[index]))] if outputs == "own" else [(range(index + 1), seen)]
+            return [(range(index + 1), all_outputs)]
+        seen_outputs = list(chain.from_iterable(tasks[:index + 1]))
+        return ([(range(index), seen_outputs), (current_task, list(tasks[index]))] if outputs == "own"
+                else [(range(index + 1), seen_outputs)])
 
     def at_test(self, tasks: Sequence[Sequence[int]], index: int, learned: int) -> list[int]:
         """Return the outputs that compete for a prediction when task `index` is tested after `learned` tasks.

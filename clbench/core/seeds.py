@@ -55,13 +55,13 @@ def scope(seed: int, *axes: str | int) -> Iterator[None]:
     """
     import torch
 
-    before = state()
+    saved_state = state()
     with torch.random.fork_rng():  # restores the generators of accelerators too
         reseed(seed, *axes)
         try:
             yield
         finally:
-            restore(before)
+            restore(saved_state)
 
 
 def reseed(seed: int, *axes: str | int) -> None:

@@ -35,8 +35,9 @@ LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstd
 def format_error(error: BaseException, *packages: str) -> str:
     """Return an exception as one line: its type, its message, and in parentheses its `place`, if that is known."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    where = place(error, *packages)
-    return ": ".join(filter(None, [type(error).__name__, " ".join(text.split())])) + (f" ({where})" if where else "")
+    location = place(error, *packages)
+    return ": ".join(filter(None, [type(error).__name__, " ".join(text.split())])) + (
+        f" ({location})" if location else "")
 
 
 def place(error: BaseException, *packages: str) -> str:
@@ -125,13 +126,13 @@ def load_function(name: str, kind: str) -> Callable[[], Any]:
         DataError: the module, file or function does not exist, or it is not a function.
         Exception: an error of the module or the file.
     """
-    where, _, attribute = name.rpartition(":")
+    source, _, attribute = name.rpartition(":")
     file = file_of(name)
-    module = _module(where, name, kind) if file is None else _run(file, name, kind)
-    shown = f"module {where!r}" if file is None else where
+    module = _module(source, name, kind) if file is None else _run(file, name, kind)
+    description = f"module {source!r}" if file is None else source
     if not hasattr(module, attribute):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise DataError(f"{kind} {name!r}: {shown} has no {attribute!r}{guess(attribute, known)}")
+        function_names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise DataError(f"{kind} {name!r}: {description} has no {attribute!r}{guess(attribute, function_names)}")
     function = getattr(module, attribute)
     if not callable(function):
         raise DataError(f"{kind} {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
@@ -174,10 +175,10 @@ def name_of(thing: Callable[..., Any]) -> str:
         SpecError: there is no such name; the message says why.
     """
     module, attribute = thing.__module__, getattr(thing, "__qualname__", "")
-    loaded = sys.modules.get(module)
-    if not attribute or getattr(loaded, attribute, None) is not thing:
+    loaded_module = sys.modules.get(module)
+    if not attribute or getattr(loaded_module, attribute, None) is not thing:
         raise SpecError(f"{attribute or type(thing).__name__} is not at the top level of a module; define it there")
-    file = getattr(loaded, "__file__", None)
+    file = getattr(loaded_module, "__file__", None)
     if module != "__main__":
         return f"{_written(Path(file)) if file and _needs_path(module, file) else module}:{attribute}"
     if not file or not file.endswith(SUFFIX) or not Path(file).is_file():
@@ -186,14 +187,14 @@ def name_of(thing: Callable[..., Any]) -> str:
     if not _guarded(file):
         raise SpecError(f"{_written(Path(file))}, where {attribute} is defined, would run all over again when it is "
                         "imported; put the call of clbench under `if __name__ == \"__main__\":`")
-    spec = getattr(loaded, "__spec__", None)  # exists after `python -m package.module`
+    spec = getattr(loaded_module, "__spec__", None)  # exists after `python -m package.module`
     return f"{spec.name if spec else _written(Path(file))}:{attribute}"
 
 
 def _written(file: Path) -> str:
     """Return a file's path, relative to the current directory if it is below it."""
-    here, path = Path.cwd(), Path(os.path.abspath(file))
-    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
+    current_folder, path = Path.cwd(), Path(os.path.abspath(file))
+    return (path.relative_to(current_folder) if path.is_relative_to(current_folder) else path).as_posix()
 
 
 def _needs_path(module: str, file: str) -> bool:
@@ -227,8 +228,8 @@ def _require(path: Path, name: str, kind: str) -> None:
     """Raise a `DataError` with similar names if a file does not exist."""
     file = path.absolute()
     if not file.exists():
-        near = [str(path.with_name(other.name)) for other in file.parent.glob(f"*{SUFFIX}")]
-        raise DataError(f"{kind} {name!r}: no file {file}{guess(str(path), near)}")
+        candidates = [str(path.with_name(sibling.name)) for sibling in file.parent.glob(f"*{SUFFIX}")]
+        raise DataError(f"{kind} {name!r}: no file {file}{guess(str(path), candidates)}")
 
 
 def _module(module: str, name: str, kind: str) -> ModuleType:

@@ -95,8 +95,8 @@ class Plan:
             share = ratio ** (-rank / max(len(groups) - 1, 1))
             for task in range(self.tasks):
                 rows = ((self.group == group) & (self.home == task)).nonzero()[:, 0]
-                left = self.shuffled(rows, "imbalance", group, task)[max(round(share * len(rows)), 1):]
-                self.when[left] = -1
+                removed = self.shuffled(rows, "imbalance", group, task)[max(round(share * len(rows)), 1):]
+                self.when[removed] = -1
 
     def bring_back(self, probability: float) -> None:
         """Let each class return in each later task with a probability; its samples are divided equally, in turn."""
@@ -114,13 +114,13 @@ class Plan:
         The i-th sample that leaves task t goes to task t + 1 + (i mod (T - 1)), modulo T. Tasks of equal size therefore
         keep their size.
         """
-        now = self.when.clone()
+        old_tasks = self.when.clone()
         for task in range(self.tasks):
-            given = []
-            for group in torch.unique(self.group[now == task]).tolist():
-                rows = ((self.group == group) & (now == task)).nonzero()[:, 0]
-                given.append(self.shuffled(rows, "blur", group, task)[:round(share * len(rows))])
-            rows = torch.cat(given) if given else torch.empty(0, dtype=torch.int64)
+            moved_rows = []
+            for group in torch.unique(self.group[old_tasks == task]).tolist():
+                rows = ((self.group == group) & (old_tasks == task)).nonzero()[:, 0]
+                moved_rows.append(self.shuffled(rows, "blur", group, task)[:round(share * len(rows))])
+            rows = torch.cat(moved_rows) if moved_rows else torch.empty(0, dtype=torch.int64)
             self.when[rows] = (task + 1 + torch.arange(len(rows)) % (self.tasks - 1)) % self.tasks
 
     def stream(self, arrival: Arrival, name: str) -> Stream:
@@ -136,8 +136,8 @@ class Plan:
             train = gathered([t.train for t in self.before.tasks], self.home[rows], self.row[rows], self.y[rows], index)
             met, names = self._met(task, set(train.y.tolist()), arrival.moves)
             tasks.append(replace(task, train=train, met=met, met_names=names))
-            by, kinds = (self.home, self.tasks) if self.shared else (self.y, self.before.classes)
-            counts.append(tuple(torch.bincount(by[rows], minlength=kinds).tolist()))
+            values, value_count = (self.home, self.tasks) if self.shared else (self.y, self.before.classes)
+            counts.append(tuple(torch.bincount(values[rows], minlength=value_count).tolist()))
         return replace(self.before, tasks=tuple(tasks), fingerprint=total.hexdigest()[:16], arrivals=tuple(counts))
 
     def _met(self, task: StreamTask, there: set[int], moved: bool
@@ -147,11 +147,11 @@ class Plan:
         If tasks share outputs and samples moved, an output may stand for several classes, so there are no names.
         """
         pairs = chain.from_iterable(zip_longest(t.classes, t.class_names) for t in (task, *self.before.tasks))
-        pairs_there = [(c, name) for c, name in pairs if c in there]
-        first = dict(reversed(pairs_there))
-        met = tuple(dict.fromkeys(c for c, _ in pairs_there))
-        named = bool(task.class_names) and not (self.shared and moved)
-        return met, tuple(first[c] for c in met) if named else ()
+        present_pairs = [(c, name) for c, name in pairs if c in there]
+        names = dict(reversed(present_pairs))
+        met = tuple(dict.fromkeys(c for c, _ in present_pairs))
+        has_names = bool(task.class_names) and not (self.shared and moved)
+        return met, tuple(names[c] for c in met) if has_names else ()
 
 
 def gathered(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, task: int) -> Samples:
@@ -163,16 +163,16 @@ def gathered(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, ta
     tasks = torch.full_like(y, task)
     photos = [part.photos for part in parts if isinstance(part, PhotoSamples)]
     if photos:
-        begins = torch.tensor([0, *map(len, photos)]).cumsum(0)
-        return PhotoSamples(Photos.concat(photos)[begins[home] + rows], y, tasks)
+        offsets = torch.tensor([0, *map(len, photos)]).cumsum(0)
+        return PhotoSamples(Photos.concat(photos)[offsets[home] + rows], y, tasks)
     x: Tensor | None = None
     for index in torch.unique(home).tolist():
-        there = (home == index).nonzero()[:, 0]
-        part, chosen = parts[index], rows[there]
+        positions = (home == index).nonzero()[:, 0]
+        part, chosen = parts[index], rows[positions]
         inputs = (permute(pick(part.base, chosen), part.permutation) if isinstance(part, PermutedSamples)
                   else pick(part.x, chosen))
         x = inputs.new_empty(len(y), *inputs.shape[1:]) if x is None else x
-        x[there] = inputs
+        x[positions] = inputs
     assert x is not None
     if not any(part.is_stochastic for part in parts):
         return Samples(x, y, tasks)
@@ -180,8 +180,8 @@ def gathered(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, ta
     places = list(zip(home.tolist(), rows.tolist(), strict=True))
 
     def draw(index: int) -> Tensor:
-        where, row = places[index]
-        sample: Tensor = draws[where](row)
+        part_index, row = places[index]
+        sample: Tensor = draws[part_index](row)
         return sample
 
     return StochasticSamples(x, y, tasks, draw)

@@ -44,8 +44,8 @@ class Unusable(Exception):
 
 def depends_on_seed(benchmark: Resolved, registry: Registry) -> bool:
     """Return whether a benchmark's stream depends on the seed."""
-    by_options = any(benchmark.options.get(name) == "seed" for name in ("class_order", "train_draw", "test_draw"))
-    return registry.benchmark(benchmark.name).seeded or by_options
+    has_seed_option = any(benchmark.options.get(name) == "seed" for name in ("class_order", "train_draw", "test_draw"))
+    return registry.benchmark(benchmark.name).seeded or has_seed_option
 
 
 def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,
@@ -102,14 +102,14 @@ def _fill(path: Path, benchmark: Resolved, data_dir: Path, registry: Registry, c
     if raw.is_stochastic:
         return raw
     files = data_files(registry.benchmark(benchmark.name), benchmark.options, data_dir)  # the build may have added some
-    after = contents_of(files, index_of(path.parent, benchmark.name, files))
-    if contents.differ_from(after.hashes):
+    new_contents = contents_of(files, index_of(path.parent, benchmark.name, files))
+    if contents.differ_from(new_contents.hashes):
         notes.append("data files changed while the stream was made of them, so it was not cached; run again when they "
                      "are complete")
         return _noting(raw, notes)
     try:
-        write_stream(path, raw, after.hashes)
-        raw = read_stream(path, after)
+        write_stream(path, raw, new_contents.hashes)
+        raw = read_stream(path, new_contents)
     except (OSError, SafetensorError, Unusable) as error:
         notes.append(f"the stream could not be cached in {path.parent} ({message_of(error)}); "
                      "every run builds it again")

@@ -57,10 +57,10 @@ class ClassDivision(Options):
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out the number of tasks if their sizes are given."""
-        written = super()._without_defaults(write)
+        values = super()._without_defaults(write)
         if self.task_sizes:
-            written.pop("tasks", None)
-        return written
+            values.pop("tasks", None)
+        return values
 
 
 class ClassOptions(ClassDivision):
@@ -165,10 +165,10 @@ class PerClassOptions(Options):
         block, count = self.block(part, seed), getattr(self, f"{part}_per_class")
         if block is None or (block + 1) * count <= size:
             return ""
-        what = {"train": "training", "test": "test"}[part]
-        takes = f"seed {seed}" if block == seed else f"seed {seed}, which takes block {block}"
-        return (f"{part}_draw = seed has no {what} samples for {takes}: {part}_per_class = {count} makes "
-                f"{size // count} blocks, counted from 0, of the {size} {what} samples of a class. Choose smaller "
+        kind = {"train": "training", "test": "test"}[part]
+        seed_text = f"seed {seed}" if block == seed else f"seed {seed}, which takes block {block}"
+        return (f"{part}_draw = seed has no {kind} samples for {seed_text}: {part}_per_class = {count} makes "
+                f"{size // count} blocks, counted from 0, of the {size} {kind} samples of a class. Choose smaller "
                 f"seeds (and max_seeds, if seeds are added), a smaller {part}_per_class, or {part}_draw = first")
 
 

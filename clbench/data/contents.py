@@ -131,37 +131,37 @@ def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents
     Raises:
         DataError: a file cannot be read.
     """
-    known = _read(index)
+    stored_entries = _read(index)
     entries: Entries = {}
     changed = []  # files with another hash but the same size and times
     for path in files.paths.values():
-        old = known.get(path)
+        stored_entry = stored_entries.get(path)
         try:
             state = _state(path)
-            if old is not None and old[:3] == state and not verify:
-                entries[path] = old
+            if stored_entry is not None and stored_entry[:3] == state and not verify:
+                entries[path] = stored_entry
                 continue
-            began = time.time_ns()
+            start = time.time_ns()
             digest = read_hash(path)
         except OSError as error:
             raise DataError(f"data file {path} cannot be read: {error.strerror or error}") from None
-        if old is not None and old[:3] == state and old[3] != digest:
+        if stored_entry is not None and stored_entry[:3] == state and stored_entry[3] != digest:
             changed.append(path)
-        is_stable = max(state[1:]) < began - SETTLED_NS
+        is_stable = max(state[1:]) < start - SETTLED_NS
         entries[path] = [*(state if is_stable else UNSETTLED), digest]
     notes = []
     if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        notes.append(f"{changed[0]}{more}: other content than before, though size and times are the same")
-    if entries != known:
+        suffix = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        notes.append(f"{changed[0]}{suffix}: other content than before, though size and times are the same")
+    if entries != stored_entries:
         try:
             index.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(index, json.dumps({"format": FORMAT, "files": entries}))
         except OSError as error:
             notes.append(f"hashes of data files could not be kept in {index.parent} ({error.strerror or error}); every "
                          "run reads the files again")
-    by_name = {name: entries[path][3] for name, path in files.paths.items()}
-    return Contents(_together(by_name) if files.listed else by_name, tuple(notes), by_name)
+    hashes = {name: entries[path][3] for name, path in files.paths.items()}
+    return Contents(_together(hashes) if files.listed else hashes, tuple(notes), hashes)
 
 
 def _state(path: str) -> list[int]:

@@ -77,22 +77,22 @@ def mnist_like(name: str, data_dir: Path) -> tuple[Images, Images]:
     """
     import torchvision.datasets
 
-    where = folder(name, data_dir)
+    root = folder(name, data_dir)
     cls: Any = getattr(torchvision.datasets, name)
-    if not all((where / file).is_file() for file in MNIST_FILES):
-        require_downloads(name, where)
+    if not all((root / file).is_file() for file in MNIST_FILES):
+        require_downloads(name, root)
         try:
             with chatter_to_stderr(), _network_timeout():
                 cls(data_dir, download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).split("\n")[-2 if isinstance(error, RuntimeError) and "\n" in str(error) else 0]
-            raise MissingDataError(f"{name} is not in {where} and could not be downloaded ({reason.strip()}). "
+            raise MissingDataError(f"{name} is not in {root} and could not be downloaded ({reason.strip()}). "
                                    f"Put {', '.join(MNIST_FILES)} there (or their .gz), or use --benchmark {OFFLINE}, "
                                    "which needs no download") from error
     try:
         parts = [cls(data_dir, train=train) for train in (True, False)]
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise DataError(f"the {name} files in {where} cannot be read ({type(error).__name__}: {error}); remove them "
+        raise DataError(f"the {name} files in {root} cannot be read ({type(error).__name__}: {error}); remove them "
                         f"to download them again, or use --benchmark {OFFLINE}") from error
     train, test = (Images(part.data.unsqueeze(1), part.targets.long()) for part in parts)
     return train, test
@@ -123,18 +123,18 @@ def cifar(name: str, data_dir: Path) -> tuple[Images, Images]:
     Raises:
         DataError: the file is missing and cannot be written, or cannot be read.
     """
-    where = cifar_file(name, data_dir)
-    if not where.is_file():
-        _keep_cifar(name, data_dir, where)
+    path = cifar_file(name, data_dir)
+    if not path.is_file():
+        _keep_cifar(name, data_dir, path)
     try:
-        tensors = load_file(where)
+        tensors = load_file(path)
         parts = [Images(tensors[f"{part}_x"], tensors[f"{part}_y"]) for part in ("train", "test")]
     except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(f"{where} cannot be read ({type(error).__name__}: {error}); remove it to make it "
+        raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}); remove it to make it "
                         "again") from error
     for (x, y), count in zip(parts, CIFAR_SIZES, strict=True):
         if x.shape != (count, 3, 32, 32) or x.dtype != torch.uint8 or y.shape != (count,):
-            raise DataError(f"{where} holds {x.dtype} {list(x.shape)} with labels {list(y.shape)}, expected "
+            raise DataError(f"{path} holds {x.dtype} {list(x.shape)} with labels {list(y.shape)}, expected "
                             f"{count} images torch.uint8 [3, 32, 32]; remove it to make it again")
     return parts[0], parts[1]
 
@@ -203,12 +203,12 @@ def require_downloads(name: str, where: Path) -> None:
 @contextmanager
 def _network_timeout() -> Iterator[None]:
     """Set a timeout for network connections inside the block."""
-    before = socket.getdefaulttimeout()
+    old_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(old_timeout)
 
 
 @contextlib.contextmanager

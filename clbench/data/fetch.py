@@ -62,12 +62,12 @@ def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path,
         root: the folder of the data set.
         data_dir: the data folder, which holds archives until they are unpacked.
     """
-    lacking = {item.path for item in needed if (status := item.check(root)[0]) == MISSING or
-               (item.sha256 and status != PRESENT)}
-    in_archive = lacking - {download.name for download in downloads if not download.is_archive}
+    missing_paths = {item.path for item in needed if (status := item.check(root)[0]) == MISSING or
+                     (item.sha256 and status != PRESENT)}
+    archived_paths = missing_paths - {download.name for download in downloads if not download.is_archive}
     return [download for download in downloads if
-            (bool(in_archive) or any((data_dir / (download.name + end)).exists() for end in ("", PARTIAL))
-             if download.is_archive else download.name in lacking)]
+            (bool(archived_paths) or any((data_dir / (download.name + end)).exists() for end in ("", PARTIAL))
+             if download.is_archive else download.name in missing_paths)]
 
 
 def unpack(archive: Path, folder: str, into: Path) -> None:
@@ -123,11 +123,11 @@ def _download(download: Download, partial: Path, progress: Progress) -> None:
     with contextlib.closing(response):
         continued = response.status == 206
         total = int(response.headers.get("Content-Length") or 0) + (begin if continued else 0)
-        done = begin if continued else 0
+        received = begin if continued else 0
         with partial.open("ab" if continued else "wb") as file:
             while piece := response.read(PIECE):
                 file.write(piece)
-                done += len(piece)
-                progress(done, total)
-    if done < total:
-        raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
+                received += len(piece)
+                progress(received, total)
+    if received < total:
+        raise OSError(f"the connection ended after {received:,} of {total:,} bytes")

@@ -112,12 +112,12 @@ class TaskOptions(ClassDivision):
     def _one_division(self) -> TaskOptions:
         """Refuse options that divide the data by class if the data name the tasks."""
         if self.tasks_are_named:
-            given = [name for name, value in (("tasks", self.tasks), ("task_sizes", self.task_sizes),
-                                              ("classes_in_order", self.classes_in_order),
-                                              ("class_order", self.class_order != "natural")) if value]
-            if given:
-                raise ValueError(f"{given[0]} divides the data by class, but the options also say that the data name "
-                                 f"the tasks ({self._named_by()}); leave one of them out")
+            class_options = [name for name, value in (("tasks", self.tasks), ("task_sizes", self.task_sizes),
+                                                      ("classes_in_order", self.classes_in_order),
+                                                      ("class_order", self.class_order != "natural")) if value]
+            if class_options:
+                raise ValueError(f"{class_options[0]} divides the data by class, but the options also say that the "
+                                 f"data name the tasks ({self._named_by()}); leave one of them out")
         return self
 
     def _named_by(self) -> str:
@@ -223,11 +223,11 @@ class FeatureOptions(ColumnOptions):
     @model_validator(mode="after")
     def _no_classes(self) -> FeatureOptions:
         """Refuse options about classes together with a target."""
-        given = [name for name in ("label_column", "labels", "tasks", "task_sizes", "classes_in_order")
-                 if getattr(self, name, None)] + ["class_order"] * (self.class_order != "natural")
-        if self.target is not None and given:
-            raise ValueError(f"{given[0]} is about classes, and {self.target} has numbers to predict; leave one of "
-                             "them out")
+        class_options = [name for name in ("label_column", "labels", "tasks", "task_sizes", "classes_in_order")
+                         if getattr(self, name, None)] + ["class_order"] * (self.class_order != "natural")
+        if self.target is not None and class_options:
+            raise ValueError(f"{class_options[0]} is about classes, and {self.target} has numbers to predict; leave "
+                             "one of them out")
         return self
 
 

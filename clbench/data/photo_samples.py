@@ -92,13 +92,13 @@ class PhotoSamples(Samples):
         return self._labeled(reading.images if request.whole else crops, request.rows), crops
 
     def _labeled(self, x: Tensor, index: Tensor) -> Samples:
-        there = send(index, self.y.device)
-        return Samples(send(x, self.y.device), self.y[there], self.tasks[there])
+        device_index = send(index, self.y.device)
+        return Samples(send(x, self.y.device), self.y[device_index], self.tasks[device_index])
 
     def restricted(self, index: Tensor) -> PhotoSamples:
         """Return only the samples at `index`, without decoding them."""
-        there = send(index, self.y.device)
-        return PhotoSamples(self.photos[index], self.y[there], self.tasks[there])
+        device_index = send(index, self.y.device)
+        return PhotoSamples(self.photos[index], self.y[device_index], self.tasks[device_index])
 
     def subset(self, limit: int | None, generator: torch.Generator) -> Samples:
         """Return `limit` samples drawn without replacement; they are not decoded."""
@@ -161,11 +161,11 @@ def decoded_ahead(samples: Sequence[Samples], requests: Sequence[Iterator[Reques
         samples: the samples of each replica.
         requests: the batches that each replica will request, in order.
     """
-    ready = [PhotosAhead(part, ahead) if isinstance(part, PhotoSamples) else part
-             for part, ahead in zip(samples, requests, strict=True)]
+    replicas = [PhotosAhead(part, ahead) if isinstance(part, PhotoSamples) else part
+                for part, ahead in zip(samples, requests, strict=True)]
     try:
-        yield ready
+        yield replicas
     finally:
-        for part in ready:
+        for part in replicas:
             if isinstance(part, PhotosAhead):
                 part.readings.close()

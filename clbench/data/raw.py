@@ -185,9 +185,9 @@ def common_outputs(raw: RawStream, scenario: Scenario, name: str) -> dict[int, i
     tables = rules.outputs(raw.orders, name)
     common = {label: output for table in tables for label, output in table.items()}
     if rules.task_given or any(common[label] != output for table in tables for label, output in table.items()):
-        same = all(set(order) == set(raw.orders[0]) for order in raw.orders)
+        has_same_classes = all(set(order) == set(raw.orders[0]) for order in raw.orders)
         raise SpecError(f"{where}, and scenario {scenario} needs to know the task of each test sample; choose scenario "
-                        f"{'domain' if same else 'class'}")
+                        f"{'domain' if has_same_classes else 'class'}")
     return common
 
 
@@ -198,9 +198,9 @@ def relabel(y: Tensor, table: dict[int, int], where: str, lacking: str = "its tr
         DataError: the table has no output for a label.
     """
     values, inverse = torch.unique(y, return_inverse=True)
-    strange = [v for v in values.tolist() if v not in table]
-    if strange:
-        raise DataError(f"{where} has classes that {lacking}: {', '.join(map(str, strange))}")
+    unknown_labels = [v for v in values.tolist() if v not in table]
+    if unknown_labels:
+        raise DataError(f"{where} has classes that {lacking}: {', '.join(map(str, unknown_labels))}")
     return torch.tensor([table[v] for v in values.tolist()], dtype=torch.int64)[inverse]
 
 

@@ -57,8 +57,8 @@ def name_objects(values: Mapping[str, Any], registry: Registry) -> dict[str, Any
         named["benchmark"] = _each(named["benchmark"], lambda thing: _benchmark(thing, registry))
     methods = named.get("methods")
     if isinstance(methods, list | tuple | type):
-        each = [methods] if isinstance(methods, type) else methods
-        named["methods"] = [_each(method, lambda thing: _method(thing, registry)) for method in each]
+        method_list = [methods] if isinstance(methods, type) else methods
+        named["methods"] = [_each(method, lambda thing: _method(thing, registry)) for method in method_list]
     return named
 
 
@@ -151,10 +151,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _with_execution_settings(function: F) -> F:
     """Show the fields of `ExecutionSettings`, which `**settings` takes, in a function's signature and docstring."""
     signature = inspect.signature(function)
-    *others, rest = signature.parameters.values()
+    *parameters, settings = signature.parameters.values()
     fields = [Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
               for name, field in ExecutionSettings.model_fields.items()]
-    vars(function)["__signature__"] = signature.replace(parameters=[*others, *fields, rest])
+    vars(function)["__signature__"] = signature.replace(parameters=[*parameters, *fields, settings])
     lines = [textwrap.fill(f"{name}: {' '.join(meaning(name).split())}", 120, initial_indent=" " * 8,
                            subsequent_indent=" " * 12) for name in ExecutionSettings.model_fields]
     if function.__doc__:
@@ -216,16 +216,16 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         settings["methods"] = as_ids(methods, registry)
     elif isinstance(methods, list | tuple):
         settings["methods"] = [as_ids(method, registry) if isinstance(method, str) else method for method in methods]
-    given = name_objects(spec, registry) if isinstance(spec, Mapping) else {}
+    content = name_objects(spec, registry) if isinstance(spec, Mapping) else {}
     settings = name_objects(settings, registry)
-    experiment_spec = run_here(read_spec(source, given, settings, options))
+    experiment_spec = run_here(read_spec(source, content, settings, options))
     folder = Path(out) if out is not None else experiment.default_out(experiment_spec, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
     show = watched() if progress is None else progress
     prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale,
                                   (lambda text: print(text, file=sys.stderr)) if show else silent)
-    command = called(given or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
+    command = called(content or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(p) for p in plugins] or None,
                             "stale": stale if stale != "refuse" else None, **settings})
     for problem in prepared.problems:
@@ -282,6 +282,6 @@ def _display(ready: experiment.Experiment) -> AbstractContextManager[Listener]:
 
 def called(spec: Any, arguments: Mapping[str, Any]) -> str:
     """Reconstruct the call of `run` as source code, for the records."""
-    first = [] if spec is None else [repr(os.fspath(spec) if isinstance(spec, os.PathLike) else spec)]
-    given = [f"{k}={v!r}" for k, v in arguments.items() if v is not None]
-    return f"clbench.run({', '.join([*first, *given])})"
+    positional = [] if spec is None else [repr(os.fspath(spec) if isinstance(spec, os.PathLike) else spec)]
+    keywords = [f"{k}={v!r}" for k, v in arguments.items() if v is not None]
+    return f"clbench.run({', '.join([*positional, *keywords])})"

@@ -119,24 +119,24 @@ class Auditor:
     def _read(self) -> Iterator[ReadFile]:
         """Yield the tokenized files: the new task first, then other tasks, then general texts."""
         paths = [path for _, path in self.request.files]
-        if twice := next((path for path in paths if paths.count(path) > 1), None):
-            raise SpecError(f"{twice} is named twice")
+        if duplicate := next((path for path in paths if paths.count(path) > 1), None):
+            raise SpecError(f"{duplicate} is named twice")
         tokenizer = ItemTokenizer(self.tokenizer, self.length, self.request.cut_responses)
         names = [path.name for path in paths]
-        for wanted in ("new", "task", "general"):
+        for wanted_role in ("new", "task", "general"):
             for role, path in self.request.files:
-                if role == wanted:
+                if role == wanted_role:
                     name = path.name if names.count(path.name) == 1 else str(path)
                     yield ReadFile(name, role, path, tokenizer.tokenize(read_items(path)))
 
     def run(self) -> Audit:
         """Score the base and all models, and return the comparison."""
         base_scores = self._scores(BASE, [self.base_hash], self._unchanged)
-        again = self._scores(f"{BASE} in bfloat16", [self.base_hash], self._unchanged, "bf16")
+        repeated_scores = self._scores(f"{BASE} in bfloat16", [self.base_hash], self._unchanged, "bf16")
         floors: dict[tuple[str, str], float] = {}
         for file in self.files:
             scored = [metric for metric in CAUSAL_LM.metrics if base_scores[file.name].values(metric)]
-            floors |= {(file.name, metric.name): noise_floor(base_scores[file.name], again[file.name], metric)
+            floors |= {(file.name, metric.name): noise_floor(base_scores[file.name], repeated_scores[file.name], metric)
                        for metric in scored}
         scores: dict[str, dict[str, FileScores]] = {}
         dial: list[DialPoint] = []
@@ -148,8 +148,8 @@ class Auditor:
             scores[candidate.label] = self._scores(candidate.label, hashes, partial(load, candidate))
             if self.request.scales:
                 dial = self._dial(candidate, hashes, base_scores, scores[candidate.label], floors)
-        cells = judge([one for candidate in self.candidates
-                       for one in self._cells(candidate.label, base_scores, scores[candidate.label], floors)])
+        cells = judge([audit_cell for candidate in self.candidates
+                       for audit_cell in self._cells(candidate.label, base_scores, scores[candidate.label], floors)])
         files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.tokens.notes) for f in self.files)
         return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(cells), tuple(dial),
                      tuple(self._settings()), tuple(self.stored))
@@ -182,12 +182,13 @@ class Auditor:
             scaled = base_scores if scale == 0 else full if scale == 1 else self._scores(
                 name, [*hashes, f"{scale!r}"], partial(self._adapted, candidate, scale))
             points[scale] = list(self._cells(name, base_scores, scaled, floors))
-        judged = iter(judge([one for cells in points.values() for one in cells]))
-        others = {file.name for file in self.files if file.role != "new"}
+        judged = iter(judge([audit_cell for cells in points.values() for audit_cell in cells]))
+        other_files = {file.name for file in self.files if file.role != "new"}
         result = []
         for scale, cells in points.items():
-            done = tuple(next(judged) for _ in cells)
-            result.append(DialPoint(scale, done, scale == 0 or stays_within([c for c in done if c.file in others])))
+            judged_cells = tuple(next(judged) for _ in cells)
+            result.append(DialPoint(scale, judged_cells, scale == 0
+                                    or stays_within([c for c in judged_cells if c.file in other_files])))
         return result
 
     @contextmanager

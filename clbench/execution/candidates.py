@@ -48,12 +48,12 @@ def _first_trials(methods: Sequence[MethodSpec], planned: Sequence[PlannedTrial]
     """Return the first planned trial of each method; a plan lists the methods in the same order in each scenario."""
     seed = planned[0].trial.seed
     trials = [p.trial for p in planned if p.trial.seed == seed]
-    first: dict[int, Trial] = {}
+    first_trials: dict[int, Trial] = {}
     for scenario in dict.fromkeys(trial.scenario for trial in trials):
         rows = [row for row, method in enumerate(methods) if method.runs_in(scenario)]
         for row, trial in zip(rows, (t for t in trials if t.scenario == scenario), strict=True):
-            first.setdefault(row, trial)
-    return [first[row] for row in range(len(methods))]
+            first_trials.setdefault(row, trial)
+    return [first_trials[row] for row in range(len(methods))]
 
 
 def default_space(method: MethodSpec, spec: Spec, registry: Registry, options: Mapping[str, Any]) -> Space:
@@ -114,11 +114,11 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 def ranking(tried: Sequence[Tried]) -> list[Tried]:
     """Return each candidate with a result once, the best mean first; ties stay in the order of the search."""
-    once: dict[str, Tried] = {}
+    distinct_candidates: dict[str, Tried] = {}
     for candidate in tried:
         if candidate.acc:
-            once.setdefault(describe(candidate.options), candidate)
-    return sorted(once.values(), key=score, reverse=True)
+            distinct_candidates.setdefault(describe(candidate.options), candidate)
+    return sorted(distinct_candidates.values(), key=score, reverse=True)
 
 
 def choose(tried: Sequence[Tried]) -> Tried:
@@ -182,7 +182,7 @@ def mean_text(tried: Tried) -> str:
 def candidates_page(searches: Sequence[Search]) -> str:
     """Return a Markdown page with a table of all candidates for each method and scenario of the searches."""
     parts = chain.from_iterable(map(_parts, searches))
-    metrics = dict.fromkeys(metric_of(tried) for made in searches for tried in made.tried) or (ACCURACY,)
+    metrics = dict.fromkeys(metric_of(tried) for search in searches for tried in search.tried) or (ACCURACY,)
     final = in_words(["the average accuracy (ACC)" if metric == ACCURACY else f"the average {metric.label}"
                       for metric in metrics])
     return "\n\n".join(["# Candidates of the search", LEGEND.format(final=final), *parts]) + "\n"

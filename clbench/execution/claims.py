@@ -50,8 +50,9 @@ class TrialClaims:
         self.elsewhere.pop(key, None)
         self.acquired_locks[key] = acquired
         record = self.store.get(key)
-        known = self.known.get(key)
-        if record is None or (known and (record.status, record.provenance) == (known.status, known.provenance)):
+        old_record = self.known.get(key)
+        if record is None or (old_record and (record.status, record.provenance)
+                              == (old_record.status, old_record.provenance)):
             return True  # this is the record to replace; another process may have changed its label
         self.on_record(record)
         self.release(key)
@@ -79,8 +80,8 @@ class TrialClaims:
         if self.elsewhere:
             self.note(f"{len(self.elsewhere)} of the trials are being run by another clbench in this folder; waiting")
         while self.elsewhere:
-            if left := [planned for planned in list(self.elsewhere.values()) if self.take(planned)]:
-                return left
+            if unfinished := [planned for planned in list(self.elsewhere.values()) if self.take(planned)]:
+                return unfinished
             time.sleep(POLL_SECONDS)
         return []
 

@@ -81,17 +81,17 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     runner = TrialRunner(settings, device, command, registry)
     continued = record.trial.continues
     benchmarks = [*(continued.benchmarks if continued else []), record.trial.benchmark]
-    longer = record.trial.model_copy(update={"benchmark": benchmark, "continues": Continued(
+    longer_trial = record.trial.model_copy(update={"benchmark": benchmark, "continues": Continued(
         parent=record.key, benchmarks=benchmarks, tasks=learned, outputs=outline.outputs,
         same_classes=classes == "same"), **changed_recipe(record.trial, recipe or {})})
     target = Store(out or run)
-    if target.get(longer.key) is not None:
-        raise StoreError(f"{record.name} has gone on to {benchmark.name} before: {target.path(longer.key)}; remove it, "
-                         "or choose another --out")
+    if target.get(longer_trial.key) is not None:
+        raise StoreError(f"{record.name} has gone on to {benchmark.name} before: {target.path(longer_trial.key)}; "
+                         "remove it, or choose another --out")
     target.check_writable()
-    origin = runner.origin_of(longer)
-    more = runner.stream(longer.model_copy(update={"continues": None}))
-    if more.common_test:
+    origin = runner.origin_of(longer_trial)
+    new_stream = runner.stream(longer_trial.model_copy(update={"continues": None}))
+    if new_stream.common_test:
         raise SpecError(f"benchmark {benchmark.name} has one test set for all tasks, and a trial that continues "
                         "another needs one for each; choose another benchmark, or run all tasks in one trial")
     notes = []
@@ -102,14 +102,15 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     except ClbenchError as error:
         earlier = None
         notes.append(f"what became of the old tasks is not known: {error}")
-    whole = joined(outline, earlier, more, longer, classes)
+    joined_stream = joined(outline, earlier, new_stream, longer_trial, classes)
     notes.append(f"continues {record.name} ({record.key}), which had learned {learned} tasks of "
                  f"{' and '.join(earlier_benchmark.name for earlier_benchmark in benchmarks)}")
-    planned = PlannedTrial(longer, record.label, record.reference)
-    old = replace(whole, tasks=whole.tasks[:learned], classes=outline.outputs)
-    original, replica = (Replica.of(planned, runner.build(longer, stream)[0], stream) for stream in (old, whole))
+    planned = PlannedTrial(longer_trial, record.label, record.reference)
+    old_stream = replace(joined_stream, tasks=joined_stream.tasks[:learned], classes=outline.outputs)
+    original, replica = (Replica.of(planned, runner.build(longer_trial, stream)[0], stream)
+                         for stream in (old_stream, joined_stream))
     try:
-        restore(snapshot, replica, snapshot.header.recipe(longer.trained_by), original)
+        restore(snapshot, replica, snapshot.header.recipe(longer_trial.trained_by), original)
     except SnapshotError as error:
         raise SpecError(f"{record.label} cannot continue training: {error}") from error
     if code_of(replica.strategy) != snapshot.header.conditions.get("code"):
@@ -117,10 +118,10 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     replica.notes += notes
     memory, evaluation = PeakMemory(runner.device), EvaluationCallback()
     callbacks = [FlopsCallback(), evaluation, SaveCallback(target.artifacts, True, origin, runner.registry)]
-    with precision.products(longer.trained_by):
-        evaluation.add_row(replica, longer.trained_by, learned)
-        TrainingLoop([replica], longer.trained_by, callbacks, cache_bytes=settings.cache_bytes).run(learned)
-    new_tasks = replace(replica, stream=replace(whole, tasks=whole.tasks[learned:]), errors=[],
+    with precision.products(longer_trial.trained_by):
+        evaluation.add_row(replica, longer_trial.trained_by, learned)
+        TrainingLoop([replica], longer_trial.trained_by, callbacks, cache_bytes=settings.cache_bytes).run(learned)
+    new_tasks = replace(replica, stream=replace(joined_stream, tasks=joined_stream.tasks[learned:]), errors=[],
                         R=[row[learned:] for row in replica.R],
                         task_inference=[row[learned:] for row in replica.task_inference])
     before, *after = (row[:learned] for row in replica.R)
@@ -138,8 +139,9 @@ def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not changes:
         return {}
-    shared, whole = changed(trial.recipe, changes)[0], changed(trial.trained_by, changes)[0]
-    return {"recipe": shared, "own_recipe": {name: value for name, value in whole if value != getattr(shared, name)}}
+    shared_recipe, full_recipe = changed(trial.recipe, changes)[0], changed(trial.trained_by, changes)[0]
+    return {"recipe": shared_recipe,
+            "own_recipe": {name: value for name, value in full_recipe if value != getattr(shared_recipe, name)}}
 
 
 def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: Trial,
@@ -171,13 +173,13 @@ def refuse_samples(outline: StreamOutline, more: Stream, benchmark: str) -> None
     """Raise a SpecError that describes the required conversion if a model cannot take the new samples."""
     raw = stored(more.tasks[0].test)
     dtype, shape = str(raw.dtype).removeprefix("torch."), list(raw.shape[1:])
-    given = f"benchmark {benchmark} has samples {shape} ({dtype}), the model takes {outline.sample_shape} " \
-            f"({outline.sample_dtype})"
+    mismatch = f"benchmark {benchmark} has samples {shape} ({dtype}), the model takes {outline.sample_shape} " \
+               f"({outline.sample_dtype})"
     if shape != outline.sample_shape or list(more.input_shape) != outline.input_shape or more.is_text != (
             outline.sample_dtype == "int32"):
-        raise SpecError(f"{given}; choose a benchmark with the same")
+        raise SpecError(f"{mismatch}; choose a benchmark with the same")
     if (dtype == "uint8") != (outline.sample_dtype == "uint8"):
-        raise SpecError(f"{given}; convert the new ones: {CONVERSIONS[outline.sample_dtype]}")
+        raise SpecError(f"{mismatch}; convert the new ones: {CONVERSIONS[outline.sample_dtype]}")
 
 
 def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Classes | None) -> list[int]:
@@ -197,17 +199,17 @@ def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Clas
         return list(range(more.classes))
     names = names_of(more)
     shared = [name for name in names if name in outline.class_names]
-    shown = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
+    examples = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
     if shared and classes is None:
-        raise SpecError(f"{benchmark} has classes with the names of old ones ({shown}); say whether they train the old "
-                        "outputs (--same-classes) or get new outputs (--new-classes)")
+        raise SpecError(f"{benchmark} has classes with the names of old ones ({examples}); say whether they train the "
+                        "old outputs (--same-classes) or get new outputs (--new-classes)")
     if classes != "same":
         return [outline.outputs + output for output in range(more.classes)]
     if not shared:
         raise SpecError(f"{benchmark} has no class with the name of an old one ({', '.join(outline.class_names[:3])}, "
                         "...); leave --same-classes out")
     if any(names.count(name) > 1 or outline.class_names.count(name) > 1 for name in shared):
-        raise SpecError(f"{benchmark}: several outputs have one name ({shown}), so --same-classes does not say which "
-                        "are the same; use --new-classes")
-    others = itertools.count(outline.outputs)
-    return [outline.class_names.index(name) if name in shared else next(others) for name in names]
+        raise SpecError(f"{benchmark}: several outputs have one name ({examples}), so --same-classes does not say "
+                        "which are the same; use --new-classes")
+    new_outputs = itertools.count(outline.outputs)
+    return [outline.class_names.index(name) if name in shared else next(new_outputs) for name in names]

@@ -70,21 +70,22 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
     seeds = sequence(spec.seeds, rule.most)
     settings = {p.trial.environment for p in whole}
     existing = [r for r in records if r.trial.environment in settings]
-    if others := {str(r.until) for r in existing if r.until and r.until != rule}:
-        raise SpecError(f"the results in {out} were made by {' and '.join(sorted(others))}, but this run has {rule}. A "
-                        "rule must stay the same after its first interim analysis: use the earlier one, or start in "
-                        "another folder (--out) with other seeds (such as --seeds 100,101,102)")
+    if other_rules := {str(r.until) for r in existing if r.until and r.until != rule}:
+        raise SpecError(f"the results in {out} were made by {' and '.join(sorted(other_rules))}, but this run has "
+                        f"{rule}. A rule must stay the same after its first interim analysis: use the earlier one, or "
+                        "start in another folder (--out) with other seeds (such as --seeds 100,101,102)")
     if other_seeds := sorted({r.trial.seed for r in existing} - set(seeds)):
         raise SpecError(f"{out} has results of seed {listed(other_seeds)}, and this rule takes {listed(seeds)}, in "
                         "their order: choose another --out")
-    known, first_trials = {r.key for r in records}, [replace(p, until=rule) for p in whole]
-    more = list(_with_seeds(first_trials, seeds[rule.first:]))
-    last: dict[tuple[tuple[str, ...], str], int] = {}  # the last seed with a record, by row
-    for planned in more:
-        if planned.trial.key in known:
-            last[planned.trial.environment, planned.trial.method_config] = planned.trial.seed
-    more = [p for p in more if p.trial.seed <= last.get((p.trial.environment, p.trial.method_config), -1)]
-    return [*first_trials, *more]
+    recorded_keys, first_trials = {r.key for r in records}, [replace(p, until=rule) for p in whole]
+    later_trials = list(_with_seeds(first_trials, seeds[rule.first:]))
+    last_seeds: dict[tuple[tuple[str, ...], str], int] = {}  # the last seed with a record, by row
+    for planned in later_trials:
+        if planned.trial.key in recorded_keys:
+            last_seeds[planned.trial.environment, planned.trial.method_config] = planned.trial.seed
+    later_trials = [p for p in later_trials
+                    if p.trial.seed <= last_seeds.get((p.trial.environment, p.trial.method_config), -1)]
+    return [*first_trials, *later_trials]
 
 
 def most(spec: Spec, whole: Sequence[PlannedTrial]) -> int:
@@ -96,8 +97,8 @@ def _with_seeds(first: Sequence[PlannedTrial], seeds: Sequence[int]) -> Iterator
     """Yield the trials of the rows in `first` for further seeds, seed by seed."""
     rows = {(p.trial.environment, p.trial.method_config): p for p in first}
     for seed in seeds:
-        for one in rows.values():
-            yield replace(one, seen=(), trial=one.trial.model_copy(update={"seed": seed}))
+        for planned in rows.values():
+            yield replace(planned, seen=(), trial=planned.trial.model_copy(update={"seed": seed}))
 
 
 def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
@@ -122,13 +123,13 @@ def _state(setting: Setting, rule: UntilDecided) -> State:
         tests = family(setting.final.column, values, until=rule, answers=setting.answers(setting.final))
         running = [label for label in values if label not in tests.beaten]
         apart = {frozenset((p.first, p.second)) for p in tests.pairs if not _closed(p)}
-        left = [label for label in running if any(frozenset((label, other)) in apart for other in running)]
+        undecided = [label for label in running if any(frozenset((label, other)) in apart for other in running)]
         decided = {label: "worse than another" for label in values if label in tests.beaten}
-        if not left:
+        if not undecided:
             untested = next((p.untested for p in tests.pairs if p.untested and {p.first, p.second} <= set(running)), "")
             decided |= dict.fromkeys(running, "the best" if len(running) == 1 else f"not tested: {untested}" if untested
                                      else "the best, equal on every seed")
-        return State(scenario, "which is best", decided, tuple(left), None)
+        return State(scenario, "which is best", decided, tuple(undecided), None)
     tests = family(setting.final.column, setting.compared(setting.final, [baseline]), baseline, until=rule,
                    answers=setting.answers(setting.final))
     return State(scenario, f"against {baseline}", {p.first: _verdict(p, setting) for p in tests.pairs if _closed(p)},
@@ -171,15 +172,15 @@ def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State],
     partners = {(s.scenario, s.partner) for s in setting_states if s.partner and (s.scenario, s.partner) in rows
                 and any(key[0] == s.scenario for key in going)}
     batch = max(1, places // max(1, len(going) + len(partners)))
-    wanted: dict[str, int] = {}  # number of seeds that the baseline needs, by scenario
+    needed_seeds: dict[str, int] = {}  # number of seeds that the baseline needs, by scenario
     added: list[PlannedTrial] = []
     for key in going:
-        have = len(rows[key])
-        upto = min(have + batch, rule.most)
-        wanted[key[0]] = max(wanted.get(key[0], 0), upto)
-        added += _with_seeds(rows[key][:1], seeds[have:upto])
+        seed_count = len(rows[key])
+        target = min(seed_count + batch, rule.most)
+        needed_seeds[key[0]] = max(needed_seeds.get(key[0], 0), target)
+        added += _with_seeds(rows[key][:1], seeds[seed_count:target])
     for scenario, label in partners:
         row = rows[scenario, label]
-        added += _with_seeds(row[:1], seeds[len(row):wanted[scenario]])
+        added += _with_seeds(row[:1], seeds[len(row):needed_seeds[scenario]])
     order = list(rows)
     return sorted(added, key=lambda p: (p.trial.seed, order.index((p.trial.scenario, p.label))))

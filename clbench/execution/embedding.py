@@ -77,9 +77,9 @@ class EmbeddingProgress:
 
     def state(self, done: int, reused: int, elapsed: float) -> str:
         """Return the progress as text; the remaining time is estimated from the samples that were not reused."""
-        left = clock(elapsed * (self.total - done) / (done - reused)) if done > reused else "?"
+        remaining = clock(elapsed * (self.total - done) / (done - reused)) if done > reused else "?"
         return (f"{done:,}/{self.total:,} samples, {clock(elapsed)} elapsed"
-                + (f", about {left} left" if done < self.total else ""))
+                + (f", about {remaining} left" if done < self.total else ""))
 
 
 PARTS = ("train", "test")
@@ -125,9 +125,9 @@ class Job:
     def facts(self) -> dict[str, str]:
         """Return the metadata of a file of features."""
         weights = self.trial.weights
-        known = {"weights": "none"} if weights is None else {
+        weights_facts = {"weights": "none"} if weights is None else {
             "weights": weights.path, "weights_sha256": self.network.weights_hash if weights.named else weights.sha256}
-        return {"benchmark": str(self.trial.benchmark), "model": str(self.trial.model), **known,
+        return {"benchmark": str(self.trial.benchmark), "model": str(self.trial.model), **weights_facts,
                 "features": str(self.width), "precision": self.trial.recipe.precision, "clbench": version("clbench")}
 
     def arrays(self, parts: Parts) -> dict[str, Array]:
@@ -155,7 +155,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
     Raises:
         ClbenchError: the data are missing, the model does not fit them, or the model is only a head.
     """
-    where = pick_device(device)
+    torch_device = pick_device(device)
     raw = read_benchmark(trial.benchmark, trial.seed, settings.data_dir, registry)
     if raw.common_test:
         raise SpecError(f"benchmark {trial.benchmark.name!r} has one test set for all tasks, and a file of features "
@@ -175,7 +175,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
         raise SpecError(f"model {trial.model} is a head alone, which has no features but its inputs; choose another "
                         "--model")
     check_model(network, trial.model, stream.input_shape, registry)
-    network = channels_last(network.to(where)).requires_grad_(False)
+    network = channels_last(network.to(torch_device)).requires_grad_(False)
     network.eval()
     notes = [*stream.notes]
     if trial.weights is None:
@@ -184,7 +184,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
         notes.append("training transforms are random: the features are those of one draw of each sample")
     if stream.augment:
         notes.append(f"training samples are embedded as they are, without the benchmark's augmentation ({raw.augment})")
-    return Job(raw, stream, network, trial, batch or batch_size(stream, where), where, tuple(notes))
+    return Job(raw, stream, network, trial, batch or batch_size(stream, torch_device), torch_device, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -219,11 +219,11 @@ def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda 
     with parts.lock_folder():
         for part in PARTS:
             sizes = [len(samples) for samples in job.samples(part)]
-            whole = whole_batches(sizes, job.batch, parts.rows(part))
-            done, reused = done + whole, reused + whole
+            reused_rows = whole_batches(sizes, job.batch, parts.rows(part))
+            done, reused = done + reused_rows, reused + reused_rows
             on_progress(done, reused)
-            with parts.appending(part, whole) as append:
-                for features in batches(job, part, whole):
+            with parts.appending(part, reused_rows) as append:
+                for features in batches(job, part, reused_rows):
                     append(features)
                     done += len(features)
                     on_progress(done, reused)
@@ -238,12 +238,12 @@ def whole_batches(sizes: list[int], batch: int, rows: int) -> int:
     >>> whole_batches([5, 5], 2, 4), whole_batches([5, 5], 2, 5), whole_batches([5, 5], 2, 6)
     (4, 5, 5)
     """
-    before = 0
+    offset = 0
     for size in sizes:
-        if rows < before + size:
-            return before + (rows - before) // batch * batch
-        before += size
-    return before
+        if rows < offset + size:
+            return offset + (rows - offset) // batch * batch
+        offset += size
+    return offset
 
 
 @torch.no_grad()
@@ -268,7 +268,7 @@ def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
                     features = network.features(x)
                 features = features.float().cpu()
                 if not bool(torch.isfinite(features).all()):
-                    mended = "" if recipe.precision == "fp32" else ", and does --precision fp32 mend it"
+                    hint = "" if recipe.precision == "fp32" else ", and does --precision fp32 mend it"
                     raise DataError(f"features of task {index + 1}'s {part} samples are not finite; are the weights "
-                                    f"whole{mended}?")
+                                    f"whole{hint}?")
                 yield features.numpy()

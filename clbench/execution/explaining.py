@@ -52,8 +52,8 @@ class Study:
 
     def measure(self, chosen: int) -> Measure:
         """Return the metric of a combination."""
-        at = next((i for i, factor in enumerate(self.factors) if METRIC in factor.places), None)
-        return self.measures[at is not None and chosen >> at & 1]
+        metric_index = next((i for i, factor in enumerate(self.factors) if METRIC in factor.places), None)
+        return self.measures[metric_index is not None and chosen >> metric_index & 1]
 
 
 def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], registry: Registry, most: int,
@@ -104,31 +104,32 @@ def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path 
     Raises:
         SpecError: the smallest possible number of trials is larger than `most`.
     """
-    every = factors(pair.parts, refusing(pair, done))
-    free = sum(1 << i for i, factor in enumerate(every) if factor.places == {METRIC})
+    all_factors = factors(pair.parts, refusing(pair, done))
+    free = sum(1 << i for i, factor in enumerate(all_factors) if factor.places == {METRIC})
     seeds = len(pair.seeds)
-    if (least := attribution.least(len(every), free) * seeds) > most:
-        raise SpecError(f"{len(every)} factors need at least {least} trials with {seeds} seeds, and --max-trials is "
-                        f"{most}: give --max-trials {least}, fewer --seeds, or experiments that differ in less")
-    orders = attribution.draw(len(every), most // seeds, free)
-    made: dict[frozenset[Place], tuple[PlannedTrial, ...]] = {}
+    if (required_trials := attribution.least(len(all_factors), free) * seeds) > most:
+        raise SpecError(f"{len(all_factors)} factors need at least {required_trials} trials with {seeds} seeds, and "
+                        f"--max-trials is {most}: give --max-trials {required_trials}, fewer --seeds, or experiments "
+                        "that differ in less")
+    orders = attribution.draw(len(all_factors), most // seeds, free)
+    mixtures: dict[frozenset[Place], tuple[PlannedTrial, ...]] = {}
     trials = {}
-    for chosen in attribution.needed(len(every), orders):
-        from_b = [factor for i, factor in enumerate(every) if chosen >> i & 1 and not free >> i & 1]
+    for chosen in attribution.needed(len(all_factors), orders):
+        from_b = [factor for i, factor in enumerate(all_factors) if chosen >> i & 1 and not free >> i & 1]
         places = frozenset[Place]().union(*(factor.places for factor in from_b))
-        if places not in made:
-            name = _named([factor for i, factor in enumerate(every) if not free >> i & 1], from_b)
-            made[places] = tuple(replace(planned, label=f"{planned.trial.method.name}, {name}")
-                                 for planned in pair.mixture(places))
-        trials[chosen] = made[places]
-    return Study(pair, tuple(every), measures, tuple(orders), trials)
+        if places not in mixtures:
+            name = _named([factor for i, factor in enumerate(all_factors) if not free >> i & 1], from_b)
+            mixtures[places] = tuple(replace(planned, label=f"{planned.trial.method.name}, {name}")
+                                     for planned in pair.mixture(places))
+        trials[chosen] = mixtures[places]
+    return Study(pair, tuple(all_factors), measures, tuple(orders), trials)
 
 
 def _named(every: Sequence[Factor], from_b: Sequence[Factor]) -> str:
     """Return the name of a combination: `A + factors`, or `B without factors` if that lists fewer factors."""
-    rest = [factor.name for factor in every if factor not in from_b]
-    if len(rest) < len(from_b):
-        return f"B without {', '.join(rest)}" if rest else "B"
+    names_from_a = [factor.name for factor in every if factor not in from_b]
+    if len(names_from_a) < len(from_b):
+        return f"B without {', '.join(names_from_a)}" if names_from_a else "B"
     return " + ".join(["A", *(factor.name for factor in from_b)])
 
 
@@ -140,17 +141,17 @@ def refusing(pair: Pair, done: Path | None = None) -> Callable[[frozenset[Place]
     or reports the error.
     """
     structure = frozenset(part.place for part in pair.parts if part.place[0] in STRUCTURE)
-    built = {frozenset[Place](): "", structure: ""}  # the experiments themselves
-    finished = {path.stem for path in Store(done).records.glob("*.json")} if done else set[str]()
+    refusals = {frozenset[Place](): "", structure: ""}  # the experiments themselves
+    finished_keys = {path.stem for path in Store(done).records.glob("*.json")} if done else set[str]()
 
     def refusal(from_b: frozenset[Place]) -> str:
         if why := pair.refusal(from_b):
             return why
         structural = from_b & structure
-        if structural not in built:
+        if structural not in refusals:
             planned = pair.mixture(from_b, pair.seeds[:1])[0]
-            built[structural] = "" if planned.trial.key in finished else _unbuildable(pair, planned)
-        return built[structural]
+            refusals[structural] = "" if planned.trial.key in finished_keys else _unbuildable(pair, planned)
+        return refusals[structural]
 
     return refusal
 

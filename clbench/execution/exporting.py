@@ -114,19 +114,21 @@ def _write_description(record: Record, model: SavedModel | None, to: Path, task:
     """Write a description of the model: its trial, inputs, names of outputs, and results."""
     stream = record.stream
     assert stream is not None
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "method": record.label, "model": str(record.trial.model), "benchmark": str(record.trial.benchmark),
         "scenario": record.trial.scenario, "seed": record.trial.seed, "record": record.key,
         "tasks": stream.classes, "class_names": stream.class_names,
         **{metric: matrix[-1] for metric, matrix in matrices(record).items()},
         "input_shape": stream.input_shape}
     if task is not None:
-        about["task"] = task
+        description["task"] = task
     if model is not None:
         outline = model.outline.model_dump(mode="json")
-        about |= {"plain_network": model.network is not None, "classes": model.class_names, "tasks": outline["classes"],
-                 "samples": {"shape": outline["sample_shape"], "dtype": outline["sample_dtype"], **outline["prepare"]}}
-    write_atomically(to / ABOUT, json.dumps(about, indent=1, allow_nan=False) + "\n")
+        description |= {"plain_network": model.network is not None, "classes": model.class_names,
+                        "tasks": outline["classes"],
+                        "samples": {"shape": outline["sample_shape"], "dtype": outline["sample_dtype"],
+                                    **outline["prepare"]}}
+    write_atomically(to / ABOUT, json.dumps(description, indent=1, allow_nan=False) + "\n")
     return to / ABOUT
 
 
@@ -154,12 +156,12 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
         batch = {0: torch.export.Dim("batch", min=1, max=2**20)}
         shapes = {"images": batch, "tasks": batch} if of_tasks else {"images": batch}
         try:
-            made = torch.export.export(program, args[0], dynamic_shapes=shapes)
+            exported = torch.export.export(program, args[0], dynamic_shapes=shapes)
             if form == "torch-export":
-                torch.export.save(made, path)
+                torch.export.save(exported, path)
                 logits = torch.export.load(path).module()(*args[1])
             else:
-                torch.onnx.export(made, f=path, external_data=False, dynamo=True, verbose=False)
+                torch.onnx.export(exported, f=path, external_data=False, dynamo=True, verbose=False)
                 logits = _onnx_logits(path, args[1])
             if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
                 raise ValueError("its logits differ from the model's")

@@ -96,11 +96,11 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
         running = _running(store)
         finished = {record.key for record in stored if record.status in FINAL_STATUSES}
         resumable = {path.name for path in _inside(store.checkpoints)} - finished
-        known = {path.stem for path in _inside(store.records)} | resumable | running
+        trial_keys = {path.stem for path in _inside(store.records)} | resumable | running
         unused += [_garbage(path, "checkpoint of a trial that is over") for path in _inside(store.checkpoints)
                    if path.name in finished - running]
         unused += [_garbage(path, "exported by a trial that has no record") for path in _inside(store.artifacts)
-                   if path.name not in known]
+                   if path.name not in trial_keys]
         recorded = {store.items_path(record.key) for record in stored if record.item_scores is not None}
         unused += [_garbage(path, "scores of items that no record has") for path in _inside(store.records)
                    if path.name.endswith(ITEMS) and path not in recorded
@@ -116,9 +116,9 @@ def _streams(records: Iterable[Record], data_dir: Path, registry: Registry) -> s
     from clbench.data import cache
     from clbench.data.contents import data_files
 
-    wanted = {(str(r.trial.benchmark), r.trial.seed): r.trial.benchmark for r in records}
+    benchmarks = {(str(r.trial.benchmark), r.trial.seed): r.trial.benchmark for r in records}
     used = set()
-    for (_, seed), benchmark in wanted.items():
+    for (_, seed), benchmark in benchmarks.items():
         try:
             info = registry.benchmark(benchmark.name)
             place = data_files(info, benchmark.options, data_dir).place if info.cached else ""

@@ -225,15 +225,15 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     record = find_record(store, trial)
     registry = discover(files=plugins)
     info = registry.strategy(record.trial.method.name)
-    is_saved, last = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
-    if task is not None and not 0 <= task <= last:
-        raise SpecError(f"{record.name} has learned tasks 0 to {last}, not {task}")
+    is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
+    if task is not None and not 0 <= task <= last_task:
+        raise SpecError(f"{record.name} has learned tasks 0 to {last_task}, not {task}")
     if info.load_model and (task is not None or not is_saved):
         network: Network = resolve(info.load_model, f"method {info.name!r}")(
-            record, store.artifacts / record.key, last if task is None else task)
+            record, store.artifacts / record.key, last_task if task is None else task)
         return network.requires_grad_(False).eval()
     if not is_saved:
-        keeping = sorted(other.name for other in registry.strategies.values() if other.load_model)
+        keeping = sorted(strategy.name for strategy in registry.strategies.values() if strategy.load_model)
         raise SpecError(f"the network of {record.label} was not saved. Without --keep models only "
                         f"{' and '.join(keeping)} save theirs: run the experiment again with it")
     model = SavedModel(store, record, registry)
@@ -255,8 +255,8 @@ def find_record(store: Store, trial: str | None) -> Record:
     if len(fitting) == 1:
         return fitting[0]
     problem = "several trials that fit" if fitting else f"no finished trial {trial or ''!r}"
-    known = ", ".join(f"{r.name} ({r.key})" for r in fitting or records) or "(none)"
-    raise StoreError(f"{store.directory} has {problem}: name one of {known}")
+    choices = ", ".join(f"{r.name} ({r.key})" for r in fitting or records) or "(none)"
+    raise StoreError(f"{store.directory} has {problem}: name one of {choices}")
 
 
 if not TYPE_CHECKING:

@@ -63,10 +63,10 @@ class Tally:
         if self.began is None:
             return "getting ready"
         now = time.monotonic()
-        left = self.left.seconds(now) if self.done < self.total else None
-        word = "roughly" if left is not None and not self.left.measured else "about"
-        about = "" if self.done == self.total else f", {word} {'?' if left is None else clock(left)} left"
-        return f"{clock(now - self.began)} elapsed{about}"
+        remaining = self.left.seconds(now) if self.done < self.total else None
+        word = "roughly" if remaining is not None and not self.left.measured else "about"
+        estimate = "" if self.done == self.total else f", {word} {'?' if remaining is None else clock(remaining)} left"
+        return f"{clock(now - self.began)} elapsed{estimate}"
 
 
 class Display(Listener):
@@ -101,18 +101,18 @@ class Display(Listener):
         scenarios = list(dict.fromkeys(t.scenario for t in trials))
         counts = [plural(len({p.label for p in planned}), "method"), plural(len({t.seed for t in trials}), "seed"),
                   *([plural(len(scenarios), "scenario")] if len(scenarios) > 1 else [])]
-        every = len({p.label for p in planned}) * len({t.seed for t in trials}) * len(scenarios) == len(trials)
-        done = len(planned) - len(todo)
+        is_complete = len({p.label for p in planned}) * len({t.seed for t in trials}) * len(scenarios) == len(trials)
+        done_count = len(planned) - len(todo)
         self.say(f"{trials[0].benchmark.name}, scenario {' and '.join(scenarios)}"
                  f"{f', {100 * trials[0].validation:g}% validation' if trials[0].validation else ''}: "
-                 + (f"{' x '.join(counts)} = " if every else f"{', '.join(counts)}, ")
-                 + f"{plural(len(trials), 'trial')}{f', {done} already done' if done else ''}")
+                 + (f"{' x '.join(counts)} = " if is_complete else f"{', '.join(counts)}, ")
+                 + f"{plural(len(trials), 'trial')}{f', {done_count} already done' if done_count else ''}")
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
         """Print the device, workers and threads of the run."""
-        where = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"
+        placement = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"
         cluster = f", on {plural(nodes, 'node')} of the Ray cluster" if nodes else ""
-        self.say(f"{where} on {device}{cluster}", "dim")
+        self.say(f"{placement} on {device}{cluster}", "dim")
         self.tally.left.ready(workers)
         self.tally.left.known(r for r in self.records if is_comparable(r, device, threads))
 
@@ -141,11 +141,11 @@ class Display(Listener):
         self.tally.finish(record.key)
         if record.failure:
             failure = record.failure
-            where = f" ({failure.place})" if failure.place else ""
-            self.say(f"{self.names[record.key]} {record.status}: {failure.type}: {failure.message}{where}", "bold red")
-            same = (record.label, failure.type, failure.message)
-            if failure.traceback and same not in self.explained:
-                self.explained.add(same)
+            place = f" ({failure.place})" if failure.place else ""
+            self.say(f"{self.names[record.key]} {record.status}: {failure.type}: {failure.message}{place}", "bold red")
+            failure_key = (record.label, failure.type, failure.message)
+            if failure.traceback and failure_key not in self.explained:
+                self.explained.add(failure_key)
                 self.say("\n".join("    " + line for line in failure.traceback.splitlines()[-SHOWN_LINES:]), "red")
 
 
@@ -277,8 +277,8 @@ def describe_progress(event: Progress, metric: Metric = ACCURACY) -> str:
     >>> describe_progress(Progress("key", 1, 5, 0.912))
     'task 2/5, accuracy 91.2'
     """
-    seen = "" if event.accuracy is None else f", {metric.label} {metric.text(event.accuracy)}"
-    return f"task {min(event.task + 1, event.tasks)}/{event.tasks}{seen}"
+    score_text = "" if event.accuracy is None else f", {metric.label} {metric.text(event.accuracy)}"
+    return f"task {min(event.task + 1, event.tasks)}/{event.tasks}{score_text}"
 
 
 def clock(seconds: float) -> str:

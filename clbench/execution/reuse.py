@@ -63,9 +63,9 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path, g
     """
     if record.status == "failed" or record.stream is None:
         return ""
-    stream, every, samples, flags = record.stream, settings.evaluate_every, settings.evaluate_samples, []
-    if every is not None and not (record.curve and record.curve.serves(every, samples, stream.test_samples)):
-        flags.append(f"--evaluate-every {every} (on {samples:,} samples a task)")
+    stream, interval, samples, flags = record.stream, settings.evaluate_every, settings.evaluate_samples, []
+    if interval is not None and not (record.curve and record.curve.serves(interval, samples, stream.test_samples)):
+        flags.append(f"--evaluate-every {interval} (on {samples:,} samples a task)")
     if record.status == "done":
         rules, classes = scenario_rules(record.trial.scenario), list(chain.from_iterable(stream.classes))
         if settings.probe and not rules.task_given and record.probe is None:
@@ -141,14 +141,14 @@ def check_stale(planned: Sequence[PlannedTrial], records: Mapping[str, Record], 
     """
     refuse_edited([p.trial for p in planned], registry)
     report = StalenessReport()
-    done = [record for p in planned if (record := records.get(p.trial.key)) and record.status != "failed"]
-    now = CodeNow(registry)
-    data = _data_of([r for r in done if "benchmark" not in changed_parts(r, now.of(r.trial))], registry, data_dir,
-                    report.notes, verify, note)
-    for record in done:
-        if reasons := changed(record, now.of(record.trial), data.get(record.key, "")):
+    finished_records = [record for p in planned if (record := records.get(p.trial.key)) and record.status != "failed"]
+    current_code = CodeNow(registry)
+    data = _data_of([r for r in finished_records if "benchmark" not in changed_parts(r, current_code.of(r.trial))],
+                    registry, data_dir, report.notes, verify, note)
+    for record in finished_records:
+        if reasons := changed(record, current_code.of(record.trial), data.get(record.key, "")):
             report.reasons[record.key] = reasons
-    report.notes += other_clbench(done)
+    report.notes += other_clbench(finished_records)
     return report
 
 
@@ -171,9 +171,9 @@ def refuse_edited(trials: Sequence[Trial], registry: Registry) -> None:
     for trial in trials:
         for packages in packages_of(trial, registry).values():
             names.update(dict.fromkeys(packages))
-    if old := identity.edited(*names):
-        raise PluginError(f"{' and '.join(old)} {'was' if len(old) == 1 else 'were'} edited after this Python process "
-                          "imported it, so the old code would run: restart Python")
+    if edited := identity.edited(*names):
+        raise PluginError(f"{' and '.join(edited)} {'was' if len(edited) == 1 else 'were'} edited after this Python "
+                          "process imported it, so the old code would run: restart Python")
 
 
 def refusal(stale: Mapping[str, list[str]], records: Mapping[str, Record], folder: Path) -> StaleError:
@@ -190,13 +190,14 @@ def other_clbench(done: Sequence[Record]) -> list[str]:
     """Return a note on results of another version or commit of clbench itself, which are reused anyway."""
     if not done:
         return []
-    now = provenance.versions()["clbench"], provenance.git_commit()
+    current_version = provenance.versions()["clbench"], provenance.git_commit()
     counts = Counter((r.provenance.versions.get("clbench", "unknown"), r.provenance.git) for r in done)
-    counts.pop(now, None)
+    counts.pop(current_version, None)
     if not counts:
         return []
     names = ", ".join(_clbench(*made_by) for made_by in counts)
-    return [f"{sum(counts.values())} results were made by {names}, and this is {_clbench(*now)}. clbench keeps them"]
+    return [f"{sum(counts.values())} results were made by {names}, and this is {_clbench(*current_version)}. "
+            "clbench keeps them"]
 
 
 def _clbench(version: str, commit: str | None) -> str:
@@ -235,8 +236,8 @@ def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: 
     aim = f"reading {trial.benchmark.name}, to know whether its results still stand"
     try:
         with _noted_if_long(aim, note):
-            if known := cache.known_digest(trial.benchmark, seed, data_dir, registry, verify):
-                return known[:DIGITS]
+            if cached_digest := cache.known_digest(trial.benchmark, seed, data_dir, registry, verify):
+                return cached_digest[:DIGITS]
             from clbench.data.datasets import without_downloads
             from clbench.data.stream import read_benchmark
 
@@ -245,8 +246,8 @@ def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: 
     except ClbenchError as error:
         notes.append(f"whether the data of {trial.benchmark.name} are still those of its results is not known: {error}")
         return ""
-    if (took := time.monotonic() - began) > LONG:
-        notes.append(f"{aim}, took {took:.1f} s")
+    if (seconds := time.monotonic() - began) > LONG:
+        notes.append(f"{aim}, took {seconds:.1f} s")
     return digest
 
 
@@ -265,10 +266,10 @@ def _noted_if_long(aim: str, note: Note) -> Iterator[None]:
 @contextmanager
 def _forgetting(packages: Sequence[str]) -> Iterator[None]:
     """Unload modules of packages that are imported inside the block, because they may be edited before the run."""
-    before = set(sys.modules)
+    modules_before = set(sys.modules)
     try:
         yield
     finally:
-        for name in set(sys.modules) - before:
+        for name in set(sys.modules) - modules_before:
             if any(name == package or name.startswith(f"{package}.") for package in packages):
                 del sys.modules[name]

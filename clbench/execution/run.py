@@ -55,8 +55,8 @@ class Experiment:
     @property
     def missing(self) -> list[PlannedTrial]:
         """Return the trials to run: those without a usable record, and those whose record will be replaced."""
-        again = {*self.staleness.lacking, *(self.staleness.reasons if self.on_stale == "rerun" else ())}
-        usable = {key for key, record in self.records.items() if record.status != "failed" and key not in again}
+        replaced_keys = {*self.staleness.lacking, *(self.staleness.reasons if self.on_stale == "rerun" else ())}
+        usable = {key for key, record in self.records.items() if record.status != "failed" and key not in replaced_keys}
         return [p for p in self.planned if p.trial.key not in usable | self.failed_keys]
 
     def refuse_stale(self) -> None:
@@ -88,14 +88,14 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
         SpecError: the experiment cannot run as written, or the library of an experiment logger is missing.
         StoreError: the folder cannot be read, or the file of a record of this experiment is not a valid record.
     """
-    whole = plan(spec, registry)
-    refuse_doubles(whole)
+    trials = plan(spec, registry)
+    refuse_doubles(trials)
     if spec.until:
-        first_trials = deciding.begin(spec, whole, out, shard)
+        first_trials = deciding.begin(spec, trials, out, shard)
         experiment = load_run(spec, first_trials, registry, out, on_stale, note)
-        experiment.most = deciding.most(spec, whole)
+        experiment.most = deciding.most(spec, trials)
     else:
-        experiment = load_run(spec, whole if shard is None else part(whole, shard), registry, out, on_stale, note)
+        experiment = load_run(spec, trials if shard is None else part(trials, shard), registry, out, on_stale, note)
     experiment.trackers = tracking.start(log, registry, out)
     return experiment
 
@@ -114,11 +114,12 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     if in_the_way:
         raise StoreError("\n".join(f"{p}, so the trial's record cannot be written there: move the file away and run "
                                    "again" for p in in_the_way))
-    known = {r.key: r for r in records}
-    staleness = check_stale(planned, known, registry, spec.execution.data_dir, spec.execution.verify_data, note)
-    reuse.add_missing_outputs(staleness, planned, known, spec.execution, store.artifacts)
-    staleness.notes += describe_other_settings({one.trial.environment for one in planned}, records)
-    return Experiment(spec, registry, store, planned, known, problems, on_stale=on_stale, staleness=staleness)
+    records_by_key = {r.key: r for r in records}
+    staleness = check_stale(planned, records_by_key, registry, spec.execution.data_dir, spec.execution.verify_data,
+                            note)
+    reuse.add_missing_outputs(staleness, planned, records_by_key, spec.execution, store.artifacts)
+    staleness.notes += describe_other_settings({planned_trial.trial.environment for planned_trial in planned}, records)
+    return Experiment(spec, registry, store, planned, records_by_key, problems, on_stale=on_stale, staleness=staleness)
 
 
 def execute(experiment: Experiment, listener: Listener, *, command: str, later: bool = False) -> list[Record]:
@@ -137,7 +138,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
     """
     experiment.refuse_stale()
     check_inputs([p.trial for p in experiment.missing], experiment.spec.execution, experiment.registry)
-    made = (store := experiment.store).check_writable()
+    new_folders = (store := experiment.store).check_writable()
     experiment.planned = looks.ask(store.directory, experiment.planned, experiment.spec.seeds, experiment.records)
     missing = experiment.missing
     listener.known([*experiment.records.values()])
@@ -158,8 +159,8 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
                     executor.execute(missing, worker_plan, keeper)
                     missing = keeper.claims.wait()
         except ClbenchError:
-            looks.forget(store.directory, bool(made))
-            store.forget(made)  # after bad input, no new folders remain
+            looks.forget(store.directory, bool(new_folders))
+            store.forget(new_folders)  # after bad input, no new folders remain
             raise
     return experiment.results()
 
@@ -200,8 +201,8 @@ class RecordKeeper(Relay):
         self.failing: set[str] = set()
         self.planned = {planned.trial.key: planned for planned in experiment.planned}
         self.contents: dict[str, str] = {}  # hashes of published weights
-        for known in experiment.records.values():
-            other_weights(known, self.contents)
+        for record in experiment.records.values():
+            other_weights(record, self.contents)
         self.claims = TrialClaims(experiment.store, dict(experiment.records), self._add_external, listener.note)
 
     def claim(self, planned: PlannedTrial) -> bool:
@@ -215,8 +216,8 @@ class RecordKeeper(Relay):
         """Store the record before forwarding the event."""
         if problem := other_weights(record, self.contents):
             raise StoreError(f"{record.label} seed {record.trial.seed} is not kept: {problem}; choose another --out")
-        before = self.experiment.records.get(record.key)
-        record = reuse.merge_records(self.experiment.staleness, before, record, self.note)
+        old_record = self.experiment.records.get(record.key)
+        record = reuse.merge_records(self.experiment.staleness, old_record, record, self.note)
         with interrupts.defer_signals():
             self.experiment.store.write(record)
             if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:
@@ -284,10 +285,10 @@ def write_report(experiment: Experiment) -> list[Path]:
     """Write the report of the whole run folder, its figures first, in all `FORMATS`, and return their paths."""
     from clbench import report
 
-    whole, folder = report.build(experiment.study(), registry=experiment.registry), experiment.store.directory
+    full_report, folder = report.build(experiment.study(), registry=experiment.registry), experiment.store.directory
     looks.note(folder, experiment.study())
-    report.write_figures(whole, folder)
-    return [report.write(whole, folder, experiment.registry.report_format(name)) for name in FORMATS]
+    report.write_figures(full_report, folder)
+    return [report.write(full_report, folder, experiment.registry.report_format(name)) for name in FORMATS]
 
 
 def default_out(spec: Spec, source: Path | None) -> Path:

@@ -96,10 +96,10 @@ class Grid:
             best = self.tried[self.scores.index(max(self.scores))]
             for option, above in self.steps_left:
                 self._extend(option, above, best)
-        fresh = [candidate for candidate in combinations(self.axes)
-                 if candidate not in self.tried and not (self.tried and self._is_refused(candidate))]
-        self.tried += fresh
-        return fresh
+        new_candidates = [candidate for candidate in combinations(self.axes)
+                          if candidate not in self.tried and not (self.tried and self._is_refused(candidate))]
+        self.tried += new_candidates
+        return new_candidates
 
     def tell(self, scores: Sequence[float]) -> None:
         """Store the scores, which determine the edges at which the grid is widened."""

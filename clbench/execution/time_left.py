@@ -91,9 +91,9 @@ class Course:
         take as long again as so far.
         """
         elapsed = now - self.began
-        left = expected * (1 - self.resumed) - elapsed
-        if left > 0:
-            return left
+        remaining = expected * (1 - self.resumed) - elapsed
+        if remaining > 0:
+            return remaining
         if self.pace is None:
             return elapsed
         share, since = self.last
@@ -163,9 +163,9 @@ class TimeLeft:
         """Store that a trial has ended, here or in another process that shares the run folder."""
         self.waiting.pop(key, None)
         if course := self.running.pop(key, None):
-            whole = course.whole if course.resumed else now - course.began
-            if whole is not None:
-                self.took.setdefault(self.kinds[key], []).append(whole)
+            seconds = course.whole if course.resumed else now - course.began
+            if seconds is not None:
+                self.took.setdefault(self.kinds[key], []).append(seconds)
         elif key in self.kinds and (expected := self.expected()):
             self.others += expected[self.kinds[key]]
 
@@ -184,33 +184,33 @@ class TimeLeft:
         expected = self.expected()
         if not expected:
             return None
-        left = [course.left(expected[self.kinds[key]], now) for key, course in list(self.running.items())]
+        remaining = [course.left(expected[self.kinds[key]], now) for key, course in list(self.running.items())]
         waiting = sorted((expected[self.kinds[key]] for key in list(self.waiting)), reverse=True)
         places = self.places
         if self.others and self.began is not None:
             places += round(self.others / max(now - self.began, 1e-9))
-        ends = sorted([*left, *[0.0] * (places - len(left))])  # seconds until each place is free
+        ends = sorted([*remaining, *[0.0] * (places - len(remaining))])  # seconds until each place is free
         for seconds in waiting:
             heapq.heapreplace(ends, ends[0] + seconds)
         return max(ends, default=0.0)
 
     def expected(self) -> dict[Kind, float]:
         """Return the expected seconds of a trial by kind: for all kinds, or for none if nothing is known."""
-        known = self._known_seconds()
+        known_seconds = self._known_seconds()
         amounts = {kind: work.amount(self.flops_of_a_step) for kind, work in self.work.items()}
-        compared = [kind for kind in known if amounts.get(kind)]
-        rate = None if known or self.speed is None else self.speed.step  # seconds that a unit of work takes
+        compared = [kind for kind in known_seconds if amounts.get(kind)]
+        rate = None if known_seconds or self.speed is None else self.speed.step  # seconds that a unit of work takes
         if compared:
-            rate = sum(known[kind] for kind in compared) / sum(amounts[kind] for kind in compared)
-        kind_of_method = {self.methods[kind]: kind for kind in known}
+            rate = sum(known_seconds[kind] for kind in compared) / sum(amounts[kind] for kind in compared)
+        kind_of_method = {self.methods[kind]: kind for kind in known_seconds}
         expected: dict[Kind, float] = {}
         for kind, method in self.methods.items():
             similar = kind_of_method.get(method)
-            if kind in known:
-                expected[kind] = known[kind]
+            if kind in known_seconds:
+                expected[kind] = known_seconds[kind]
             elif similar is not None:
                 comparable = amounts.get(kind) and amounts.get(similar)
-                expected[kind] = known[similar] * (amounts[kind] / amounts[similar] if comparable else 1.0)
+                expected[kind] = known_seconds[similar] * (amounts[kind] / amounts[similar] if comparable else 1.0)
             elif rate is not None and amounts.get(kind):
                 expected[kind] = rate * amounts[kind]
         if expected:  # methods whose work cannot be counted are assumed to take the mean time
@@ -231,6 +231,7 @@ class TimeLeft:
                 paces.setdefault(self.kinds[key], []).append(course.whole)
         measured |= {kind: fmean(seconds) for kind, seconds in paces.items()}
         earlier = {kind: fmean(seconds) for kind, seconds in self.earlier.items()}
-        both = [kind for kind in measured if kind in earlier]  # they show the present speed of the machine
-        drift = sum(measured[kind] for kind in both) / sum(earlier[kind] for kind in both) if both else 1.0
+        common_kinds = [kind for kind in measured if kind in earlier]  # they show the present speed of the machine
+        drift = (sum(measured[kind] for kind in common_kinds) / sum(earlier[kind] for kind in common_kinds)
+                 if common_kinds else 1.0)
         return {kind: seconds * drift for kind, seconds in earlier.items()} | measured

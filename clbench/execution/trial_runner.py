@@ -160,7 +160,7 @@ class TrialRunner:
         del members
         if starved:
             return self._halved(planned, on_progress)
-        records = [self.run(one, on_progress) for one in planned]
+        records = [self.run(lone_trial, on_progress) for lone_trial in planned]
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
 
     def _halved(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:
@@ -193,16 +193,16 @@ class TrialRunner:
 
     def _curve(self) -> CurveCallback | None:
         """Return the callback that evaluates trials while they learn (`evaluate_every`), or None."""
-        every = self.settings.evaluate_every
-        return None if every is None else CurveCallback(every, self.settings.evaluate_samples)
+        interval = self.settings.evaluate_every
+        return None if interval is None else CurveCallback(interval, self.settings.evaluate_samples)
 
     def _members(self, planned: Sequence[PlannedTrial], checkpoints: CheckpointCallback | None
                  ) -> list[Replica] | None:
         """Return the replicas of trials, ready to train, or None if there is not enough memory for all of them."""
         try:
             members: list[Replica] = []
-            for one in planned:
-                members.append(self._member(one, checkpoints))
+            for planned_trial in planned:
+                members.append(self._member(planned_trial, checkpoints))
                 if len(members) > 1:  # so a pretrained backbone is in memory once
                     share_equal([members[0].strategy, members[-1].strategy])
             return members
@@ -295,6 +295,6 @@ def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], com
 
 def describe_steps(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:
     """Return lines on the number of a trial's steps and on the cost of evaluation during training, if it is enabled."""
-    steps, every = steps_in_words(trial, label, stream), settings.evaluate_every
-    cost = [] if every is None else [cost_in_words(trial.trained_by, stream, every, settings.evaluate_samples)]
+    steps, interval = steps_in_words(trial, label, stream), settings.evaluate_every
+    cost = [] if interval is None else [cost_in_words(trial.trained_by, stream, interval, settings.evaluate_samples)]
     return [steps, *cost]

@@ -58,16 +58,16 @@ class Row:
 
     def record_results(self, candidates: Sequence[Candidate], records: Sequence[Record]) -> None:
         """Store the results of candidates, and pass their scores to the sampler: the worst if a seed has no result."""
-        fresh = []
+        tried = []
         for chosen in candidates:
             label = self.candidate(chosen).label
             results = [r for r in records if r.label == label and r.trial.scenario == self.scenario]
-            bad = [f"seed {r.trial.seed} {r.status}" for r in results if r.status != "done"]
-            fresh.append(Tried(method=self.label, scenario=self.scenario, options=chosen, failure=", ".join(bad),
+            failures = [f"seed {r.trial.seed} {r.status}" for r in results if r.status != "done"]
+            tried.append(Tried(method=self.label, scenario=self.scenario, options=chosen, failure=", ".join(failures),
                                metric="" if self.metric == ACCURACY.name else self.metric,
-                               acc=() if bad else tuple(round(metrics.acc(r.R), 6) for r in results)))
-        self.tried += fresh
-        self.sampler.tell([score(t) for t in fresh])
+                               acc=() if failures else tuple(round(metrics.acc(r.R), 6) for r in results)))
+        self.tried += tried
+        self.sampler.tell([score(t) for t in tried])
 
     @property
     def ranking(self) -> list[Tried]:
@@ -144,16 +144,16 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         except SpecError as error:
             problems += str(error).splitlines()
             continue
-        whole = [option for option in space if float not in types_of(method, option, registry)]
-        here = list(filter(method.runs_in, scenarios))
-        if any(row.label == label and row.scenario in here for row in rows):
+        integer_options = [option for option in space if float not in types_of(method, option, registry)]
+        method_scenarios = list(filter(method.runs_in, scenarios))
+        if any(row.label == label and row.scenario in method_scenarios for row in rows):
             problems.append(f"two methods {label!r} differ in nothing but what is searched; keep one of them")
-        for scenario in here:
-            space_here = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
-            if space_here:
+        for scenario in method_scenarios:
+            scenario_space = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
+            if scenario_space:
                 refuse = partial(_refusal, method, spec.recipe, registry)
-                sampler = sampler_for(space_here, whole, trials, widen, refuse)
-                rows.append(Row(entry, method, label, scenario, space_here, sampler, planned[0].metric))
+                sampler = sampler_for(scenario_space, integer_options, trials, widen, refuse)
+                rows.append(Row(entry, method, label, scenario, scenario_space, sampler, planned[0].metric))
     if not rows and not problems:
         problems.append(f"nothing is left to search in scenario {' and '.join(scenarios)}: every option in the "
                         "[tune.*] tables is for another one")
@@ -184,14 +184,14 @@ def _unknown_names(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[S
 
     `spaces` and `names` are the spaces and names of `methods`, in the same order.
     """
-    known = list(dict.fromkeys(chain.from_iterable(names)))
+    known_names = list(dict.fromkeys(chain.from_iterable(names)))
     tables = list(dict.fromkeys(filter(None, chain.from_iterable((m.label, m.name) for m in methods))))
     without = {name for name in only
                if not any(name in method_names and space for space, method_names in zip(spaces, names, strict=True))}
     return [*(f"tune.{name}: the experiment has no method {name!r}; its methods are {', '.join(tables)}"
               for name in spec.tune if name not in tables),
-            *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known else
-              f"--methods {name}: the experiment has no method {name!r}; its methods are {', '.join(known)}"
+            *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known_names else
+              f"--methods {name}: the experiment has no method {name!r}; its methods are {', '.join(known_names)}"
               for name in only if name in without),
             *([] if any(spaces) or spec.tune or without else [
                 f"these methods declare nothing to search; add a table for each, such as {EXAMPLE}"])]
@@ -206,11 +206,11 @@ def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry)
 
 def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry) -> opt.Options:
     """Return the options of a method with a candidate's values, after checking them and the recipe."""
-    there = method.with_options(candidate)
+    variant = method.with_options(candidate)
     options = registry.strategy(method.name).options
-    valid = opt.validate(options, there.options, f"tune.{method.name}", "clbench methods")
-    if not isinstance(there.recipe, str):
-        changed(recipe, there.recipe)
+    valid = opt.validate(options, variant.options, f"tune.{method.name}", "clbench methods")
+    if not isinstance(variant.recipe, str):
+        changed(recipe, variant.recipe)
     return valid
 
 
@@ -246,14 +246,14 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
         for row, candidates in zip(rows, proposals, strict=True):
             for method in map(row.candidate, candidates):
                 methods[row.scenario, method.label] = method
-        ready = run.prepare(spec.model_copy(update={"methods": tuple(methods.values()), "until": None}), registry, out,
-                            on_stale=on_stale)
-        with show(ready) as listener:
-            records = run.execute(ready, listener, command=command)
+        experiment = run.prepare(spec.model_copy(update={"methods": tuple(methods.values()), "until": None}), registry,
+                                 out, on_stale=on_stale)
+        with show(experiment) as listener:
+            records = run.execute(experiment, listener, command=command)
         for row, candidates in zip(rows, proposals, strict=True):
             row.record_results(candidates, records)
         all_records += records
-    run.write_report(ready)
+    run.write_report(experiment)
     problems = [f"{row.label}, scenario {row.scenario}: no candidate has a result for every seed, because trials "
                 f"failed or diverged: {out / 'report.md'} says why" for row in rows if not row.ranking]
     if problems:
@@ -270,16 +270,16 @@ def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSp
         best: list[tuple[Candidate, list[Scenario]]] = []
         for row in method_rows:
             options = row.chosen.options
-            same = next((here for other, here in best if other == options), None)
-            if same is None:
+            existing = next((used_in for other, used_in in best if other == options), None)
+            if existing is None:
                 best.append((options, [row.scenario]))
             else:
-                same.append(row.scenario)
-        rest = [s for s in method.scenario or scenarios if s not in {row.scenario for row in method_rows}]
-        if best and rest:  # scenarios without a search keep the method unchanged
-            best.append(({}, rest))
+                existing.append(row.scenario)
+        unsearched = [s for s in method.scenario or scenarios if s not in {row.scenario for row in method_rows}]
+        if best and unsearched:  # scenarios without a search keep the method unchanged
+            best.append(({}, unsearched))
         methods += [method.with_options(options).model_copy(update={
-            "scenario": tuple(here) if len(best) > 1 else method.scenario}) for options, here in best] or [method]
+            "scenario": tuple(used_in) if len(best) > 1 else method.scenario}) for options, used_in in best] or [method]
     return methods
 
 
@@ -287,14 +287,14 @@ def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int]
             versions: dict[str, str], widen: int = 0) -> Search:
     """Return the description of a search, which is stored with the chosen options."""
     tpe = any(isinstance(row.sampler, TPE) for row in rows)
-    ways = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
-            *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]
+    sampler_names = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
+                     *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]
     spaces: dict[str, Space] = {}
     for row in rows:
         spaces.setdefault(row.label, {}).update(row.space)
     outcomes = [Outcome(method=row.label, scenario=row.scenario, notes=tuple(row.notes),
                         widened={option: len(values) for option, values in row.added.items()}) for row in rows]
     return Search(command=command, versions=versions, validation=spec.validation, budget=budget, seeds=spec.seeds,
-                  trials=trials, sampler="; ".join(ways), space=spaces, widen=widen,
+                  trials=trials, sampler="; ".join(sampler_names), space=spaces, widen=widen,
                   outcomes=tuple(outcome for outcome in outcomes if outcome.notes),
                   tried=tuple(chain.from_iterable(row.tried for row in rows)))

@@ -97,12 +97,12 @@ def lines(setting_states: Sequence[State], experiment: run.Experiment, going: bo
     for state in setting_states:
         counts = {label: sum(p.label == label and p.trial.scenario == state.scenario for p in experiment.planned)
                   for label in (*state.decided, *state.open)}
-        where = f"{state.scenario}: " if several else ""
+        prefix = f"{state.scenario}: " if several else ""
         for label, verdict in state.decided.items():
-            messages.append(f"{where}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
+            messages.append(f"{prefix}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
         if state.open:
             fewest = min(counts[label] for label in state.open)
             end = "; seeds are added" if going else ", the most that were to be added"
-            messages.append(f"{where}open after {fewest} seeds: {', '.join(state.open)} "
+            messages.append(f"{prefix}open after {fewest} seeds: {', '.join(state.open)} "
                             f"({state.question}){end}")
     return messages

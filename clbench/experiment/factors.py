@@ -87,8 +87,8 @@ class Pair:
         Raises:
             SpecError: the plan refuses this mixture.
         """
-        given = {key: self.sides[key in from_b].get(key) for key in dict.fromkeys(self.sides[0] | self.sides[1])}
-        values = _values(given, self.sides, from_b, self.registry)
+        place_values = {key: self.sides[key in from_b].get(key) for key in dict.fromkeys(self.sides[0] | self.sides[1])}
+        values = _values(place_values, self.sides, from_b, self.registry)
         spec = build({**values, "seeds": list(self.seeds if seeds is None else seeds), "device": self.a.device})
         return plan(spec.model_copy(update={"execution": self.a.execution}), self.registry)
 
@@ -137,11 +137,11 @@ def compare(a: Spec, b: Spec, registry: Registry, names: tuple[str, str], metric
 
 def _only(planned: Sequence[PlannedTrial], name: str) -> PlannedTrial:
     """Return the first trial of an experiment that has one method in one scenario."""
-    for what, option, names in (("methods", "--method", [p.label for p in planned]),
+    for kind, option, names in (("methods", "--method", [p.label for p in planned]),
                                 ("scenarios", "--scenario", [p.trial.scenario for p in planned])):
         different = list(dict.fromkeys(names))
         if len(different) > 1:
-            raise SpecError(f"{name} has {len(different)} {what} ({', '.join(different)}); choose one by {option}")
+            raise SpecError(f"{name} has {len(different)} {kind} ({', '.join(different)}); choose one by {option}")
     return planned[0]
 
 
@@ -201,11 +201,11 @@ def _values(given: Mapping[Place, Any], sides: Sequence[Mapping[Place, Any]], fr
     recipe |= {"epochs": epochs} if iterations is None else {"iterations": iterations}
     named = {}
     for kind in KINDS:
-        known = _options(kind, given[kind, ""], registry).model_fields
+        option_fields = _options(kind, given[kind, ""], registry).model_fields
         side_of_name = sides[(kind, "") in from_b]  # the side of the name may have options that the other side lacks
         named[kind] = {"name": given[kind, ""], "options": {
             name: given[kind, name] if all((kind, name) in side for side in sides) else side_of_name[kind, name]
-            for name in known if (kind, name) in side_of_name}}
+            for name in option_fields if (kind, name) in side_of_name}}
     return {"benchmark": named["benchmark"], "model": named["model"], "methods": [named["method"]], "recipe": recipe,
             "scenario": [given["scenario", "name"]], "weights": given["weights", "name"],
             "validation": given["validation", "share"],

@@ -51,14 +51,14 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
         source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
         if by_name:
             named_weights = source.find(model.name, text)
-            known = named_weights.info
-            return Weights(path=named_weights.name, sha256=hash_of_name(named_weights.name), licence=known.licence,
-                           training_data=known.training_data), known
-        known = read_weights_info(Path(text)) or source.info(model.name)
+            weights_info = named_weights.info
+            return Weights(path=named_weights.name, sha256=hash_of_name(named_weights.name),
+                           licence=weights_info.licence, training_data=weights_info.training_data), weights_info
+        weights_info = read_weights_info(Path(text)) or source.info(model.name)
         metadata = header(Path(text))
-        return Weights(path=text, sha256=content, licence=known.licence or metadata.get("license", ""),
-                       training_data=known.training_data or metadata.get("training_data", "")
-                       or metadata.get("benchmark", "")), known
+        return Weights(path=text, sha256=content, licence=weights_info.licence or metadata.get("license", ""),
+                       training_data=weights_info.training_data or metadata.get("training_data", "")
+                       or metadata.get("benchmark", "")), weights_info
     except OSError as error:
         problems.append(f"weights {text} cannot be read ({error.strerror}): check the path given by --weights")
     except ClbenchError as error:

@@ -36,13 +36,14 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
             continue
         table = next((name for name, model in TABLES.items() if key in model.model_fields), None)
         if table:
-            inside = out.get(table, {})
-            if not isinstance(inside, Mapping):
+            table_values = out.get(table, {})
+            if not isinstance(table_values, Mapping):
                 continue  # a mistake in the file, which validation reports
-            inside = {k: v for k, v in inside.items() if {k, key} != {"epochs", "iterations"} or given.get(k)}
+            table_values = {k: v for k, v in table_values.items()
+                            if {k, key} != {"epochs", "iterations"} or given.get(k)}
             if key == "lr" and given.get("lr_per") is None:
-                inside.pop("lr_per", None)  # it belongs to the learning rate of the file
-            out[table] = {**inside, key: value}
+                table_values.pop("lr_per", None)  # it belongs to the learning rate of the file
+            out[table] = {**table_values, key: value}
         elif key == "methods":
             out["methods"] = _pick(values.get("methods"), value)
         else:
@@ -58,8 +59,8 @@ def _pick(known: Any, wanted: Any) -> Any:
         return wanted
     chosen: list[Any] = []
     for method in wanted:
-        same = [k for k in known if isinstance(method, str) and (method in _calls(k) or _writes(method, k))]
-        chosen += [k for k in same if k not in chosen] if same else [method]
+        matches = [k for k in known if isinstance(method, str) and (method in _calls(k) or _writes(method, k))]
+        chosen += [k for k in matches if k not in chosen] if matches else [method]
     return chosen
 
 
@@ -73,12 +74,13 @@ def _calls(method: Any) -> set[str]:
 def _writes(text: str, method: Any) -> bool:
     """Return whether a text means an unparsed method of a file: same name and options, and the same or no recipe."""
     try:
-        one, other = MethodSpec.model_validate(text), MethodSpec.model_validate(method)
+        text_spec, method_spec = MethodSpec.model_validate(text), MethodSpec.model_validate(method)
     except ValidationError:
         return False  # a mistake, which the experiment's validation reports
-    options, others = ({name.replace("-", "_"): format_value(value) if isinstance(value, list) else value
-                        for name, value in m.options.items()} for m in (one, other))
-    return one.name == other.name and options == others and one.recipe in ({}, other.recipe)
+    text_options, method_options = ({name.replace("-", "_"): format_value(value) if isinstance(value, list) else value
+                                     for name, value in m.options.items()} for m in (text_spec, method_spec))
+    return (text_spec.name == method_spec.name and text_options == method_options
+            and text_spec.recipe in ({}, method_spec.recipe))
 
 
 def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec:
@@ -97,15 +99,15 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
         option, eq, text = setting[len(target) + 1:].partition("=")
-        given = settings[setting] if isinstance(settings, Mapping) else parse_value(text)
+        value = settings[setting] if isinstance(settings, Mapping) else parse_value(text)
         if not (target and option) or bool(eq) == isinstance(settings, Mapping):
             problems.append(f"--set {setting}: expected METHOD.OPTION=VALUE, e.g. lora.rank=4")
         elif target not in names:
             problems.append(f"--set {setting}: the experiment has no method {target!r}; its methods are "
                             + ", ".join(sorted(names)))
         else:
-            new = {option.strip().replace("-", "_"): given}
-            methods = [m.with_options(new) if target in _names(m) else m for m in methods]
+            options = {option.strip().replace("-", "_"): value}
+            methods = [m.with_options(options) if target in _names(m) else m for m in methods]
     if problems:
         raise SpecError("\n".join(problems))
     return spec.model_copy(update={"methods": tuple(methods)})
@@ -113,8 +115,8 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
 
 def _names(method: MethodSpec) -> set[str]:
     """Return the names that select a method: its label, its strategy's name, and the name with options as given."""
-    written = ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.given.items())])
-    return {name for name in (method.label, method.name, written) if name}
+    full_name = ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.given.items())])
+    return {name for name in (method.label, method.name, full_name) if name}
 
 
 def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str, Any],

@@ -51,8 +51,8 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
             problems.append(f"benchmark {spec.benchmark.name!r}: {problem}")
     weights, inputs = None, None
     if benchmark and model:
-        weights, known = find_weights(spec.weights, spec.model, model[0], problems)
-        inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, known, problems, model[0])
+        weights, weights_info = find_weights(spec.weights, spec.model, model[0], problems)
+        inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, weights_info, problems, model[0])
     recipes = [_own_recipe(spec, m, resolved[0], problems) if resolved else {} for m, _, resolved in methods]
     rows = [(m, m.label or _label(m, resolved[1], swept, recipe))
             for (m, swept, resolved), recipe in zip(methods, recipes, strict=True) if resolved]
@@ -106,11 +106,11 @@ def _objective_problems(objective: ObjectiveInfo, scenarios: Sequence[Scenario],
     """Return why an experiment cannot train models for an objective other than classification."""
     problems = []
     purpose = "is for language models" if objective.labels == "tokens" else "has numbers to predict"
-    able = sorted(info.name for info in registry.strategies.values() if objective.name in info.objectives)
+    method_names = sorted(info.name for info in registry.strategies.values() if objective.name in info.objectives)
     for info in methods:
         if objective.name not in info.objectives:
             problems.append(f"method {info.name!r} trains classifiers, and benchmark {spec.benchmark.name!r} "
-                            f"{purpose}; methods for them are {', '.join(able)}")
+                            f"{purpose}; methods for them are {', '.join(method_names)}")
     if objective.labels == "numbers" and "class" in scenarios:
         problems.append(f"benchmark {spec.benchmark.name!r} has numbers to predict, and scenario class needs "
                         "classes; choose scenario task or domain")
@@ -165,21 +165,21 @@ def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
     rows: dict[str, list[str]] = {}
     for row in planned:
         rows.setdefault(row.trial.key, []).append(row.label)
-    same = dict.fromkeys(" and ".join(map(repr, labels)) for labels in rows.values() if len(labels) > 1)
-    if same:
+    duplicates = dict.fromkeys(" and ".join(map(repr, labels)) for labels in rows.values() if len(labels) > 1)
+    if duplicates:
         raise SpecError("\n".join(f"methods {labels} have the same options and so the same results: leave one of "
-                                  "them out" for labels in same))
+                                  "them out" for labels in duplicates))
 
 
 def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) -> dict[str, Any]:
     """Return the parts of a method's recipe that differ from the experiment's; mistakes are added to `problems`."""
-    given: Mapping[str, Any] = info.recipe if isinstance(method.recipe, str) else method.recipe
-    if isinstance(method.recipe, str) and not given:
+    changes: Mapping[str, Any] = info.recipe if isinstance(method.recipe, str) else method.recipe
+    if isinstance(method.recipe, str) and not changes:
         problems.append(f"method {method.name!r}: recipe = published, but none is known for it; write it out, as in "
                         "recipe = {lr = 0.01}")
         return {}
     try:
-        return changed(spec.recipe, given)[1]
+        return changed(spec.recipe, changes)[1]
     except SpecError as error:
         problems += [f"method {method.label or method.name!r}: {line}" for line in str(error).splitlines()]
         return {}
@@ -201,8 +201,8 @@ def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.O
     The candidates of all searches of the row count, because each search was an opportunity to improve the result.
     """
     tried = tried_for(spec, method, scenario, options)
-    once = {str((t.method, t.options)) for _, t in tried}
-    return next((Searched(candidates=len(once), validation=search.validation, seeds=search.seeds)
+    candidates = {str((t.method, t.options)) for _, t in tried}
+    return next((Searched(candidates=len(candidates), validation=search.validation, seeds=search.seeds)
                  for search, t in tried if t.options.items() <= method.given.items()), None)
 
 
@@ -216,9 +216,9 @@ def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own_r
 
 def _family(info: Any, method: Resolved, own_recipe: Mapping[str, Any]) -> str:
     """Return a method's name, recipe and options, without the options that are scalars in its loss."""
-    free = opt.scalars(info.options)
-    fixed = {k: v for k, v in method.options.items() if k not in free}
-    return str(Resolved(name=method.name, options={**fixed, **opt.recipe_options(own_recipe)}))
+    scalars = opt.scalars(info.options)
+    fixed_options = {k: v for k, v in method.options.items() if k not in scalars}
+    return str(Resolved(name=method.name, options={**fixed_options, **opt.recipe_options(own_recipe)}))
 
 
 def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:
@@ -227,12 +227,12 @@ def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]])
     for scenario in scenarios:
         row_counts = Counter(label for m, label in rows if m.runs_in(scenario))
         shared_labels |= {label for label, count in row_counts.items() if count > 1}
-    met = {m.name for m, _ in rows if any(map(m.runs_in, scenarios))}
+    runnable_methods = {m.name for m, _ in rows if any(map(m.runs_in, scenarios))}
     return [*(f"two methods have the label {name!r}; give one of them another (label = ...) or other options"
               for name in sorted(shared_labels)),
             *(f"method {m.name!r} is for scenario {' and '.join(m.scenario)} only, but the experiment has scenario "
               f"{' and '.join(scenarios)}: give the method's options for that scenario, or leave the method out"
-              for m, _ in rows if scenarios and m.name not in met)]
+              for m, _ in rows if scenarios and m.name not in runnable_methods)]
 
 
 def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[Any, opt.Options] | None:
@@ -251,8 +251,8 @@ def resolved_benchmark(text: str, registry: Registry) -> Resolved:
     Raises:
         SpecError: no benchmark has that name, or an option is wrong.
     """
-    name, given = opt.parse_named(text)
-    options = opt.validate(registry.benchmark(name).options, given, name, "clbench benchmarks")
+    name, given_options = opt.parse_named(text)
+    options = opt.validate(registry.benchmark(name).options, given_options, name, "clbench benchmarks")
     return Resolved(name=name, options=options.model_dump())
 
 
@@ -272,5 +272,5 @@ def part(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
         raise SpecError(f"shard {shard!r}: the experiment has only {len(planned)} trials, so some parts would be "
                         "empty: use fewer parts")
     kinds = list(dict.fromkeys((p.trial.environment, p.label) for p in planned))
-    dealt = sorted(range(len(planned)), key=lambda i: kinds.index((planned[i].trial.environment, planned[i].label)))
-    return [planned[i] for i in sorted(dealt[index::parts])]
+    indices = sorted(range(len(planned)), key=lambda i: kinds.index((planned[i].trial.environment, planned[i].label)))
+    return [planned[i] for i in sorted(indices[index::parts])]

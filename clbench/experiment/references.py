@@ -108,15 +108,15 @@ class Reference(Strict):
         """Reject duplicate cells, keys of the experiment that the cells set, and wrong seeds, runs or tolerances."""
         names = [f"{c.label} in scenario {c.scenario}" + (f", {c.metric}" if c.metric != "ACC" else "")
                  for c in self.cells]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two cells are {twice[0]}; give one of their methods a label")
-        if given := sorted({"scenario", "methods"} & set(self.experiment)):
-            raise ValueError(f"experiment: {given[0]} is given by the cells")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"two cells are {duplicates[0]}; give one of their methods a label")
+        if cell_keys := sorted({"scenario", "methods"} & set(self.experiment)):
+            raise ValueError(f"experiment: {cell_keys[0]} is given by the cells")
         if self.seeds == 1 and any(c.sem is not None or c.sd is not None for c in self.cells):
             raise ValueError("seeds: one run has no spread (sem or sd); a cell needs an allowance instead")
-        if wrong := [c.label for c in self.cells if c.runs and len(c.runs) != self.seeds]:
-            raise ValueError(f"{wrong[0]}: as many runs are listed as seeds says, or none")
+        if wrong_labels := [c.label for c in self.cells if c.runs and len(c.runs) != self.seeds]:
+            raise ValueError(f"{wrong_labels[0]}: as many runs are listed as seeds says, or none")
         for c in self.cells:
             if c.allowance + self.tolerance.rounding >= self.widest(c):
                 raise ValueError(f"{c.label}: allowance and rounding alone reach the widest tolerance that decides")
@@ -145,10 +145,10 @@ class Reference(Strict):
             SpecError: the reference has no such scenario or method.
         """
         problems = []
-        for kind, wanted, known in (("scenario", scenarios, [c.scenario for c in self.cells]),
-                                    ("method", methods, [c.label for c in self.cells])):
-            problems += [f"{unknown(kind, name, known, LISTING)}: {', '.join(dict.fromkeys(known))}"
-                         for name in wanted if name not in known]
+        for kind, requested, existing in (("scenario", scenarios, [c.scenario for c in self.cells]),
+                                          ("method", methods, [c.label for c in self.cells])):
+            problems += [f"{unknown(kind, name, existing, LISTING)}: {', '.join(dict.fromkeys(existing))}"
+                         for name in requested if name not in existing]
         if problems:
             raise SpecError("\n".join(problems))
         return [c for c in self.cells if (not scenarios or c.scenario in scenarios)
@@ -210,10 +210,10 @@ def find(name: str) -> tuple[str, Reference]:
     """
     if name.endswith(".toml"):
         return Path(name).stem, read_reference(Path(name))
-    known = shipped()
-    if name not in known:
-        raise SpecError(unknown("reference", name, known, LISTING))
-    return name, read_reference(known[name])
+    paths = shipped()
+    if name not in paths:
+        raise SpecError(unknown("reference", name, paths, LISTING))
+    return name, read_reference(paths[name])
 
 
 def shipped() -> dict[str, Path]:

@@ -69,12 +69,12 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[st
     if changes.get("schedule", recipe.schedule) != recipe.schedule:
         values = {name: value for name, value in values.items() if name not in ("milestones", "decay", "schedule_by")}
     try:
-        new = with_final_rate(Recipe.model_validate(combine(values, changes)))
+        new_recipe = with_final_rate(Recipe.model_validate(combine(values, changes)))
     except ValidationError as error:
         lines = [_explain({**item, "loc": ("recipe", *item["loc"])}) for item in error.errors()]
         raise SpecError("\n".join(lines)) from None
-    before = with_final_rate(Recipe.model_validate(recipe.model_dump()))
-    return new, {name: value for name, value in new if value != getattr(before, name)}
+    old_recipe = with_final_rate(Recipe.model_validate(recipe.model_dump()))
+    return new_recipe, {name: value for name, value in new_recipe if value != getattr(old_recipe, name)}
 
 
 def _seed_list(value: Any) -> Any:
@@ -110,9 +110,9 @@ class MethodSpec(Named):
     def _recipe_apart(self) -> MethodSpec:
         """Move options such as `recipe.lr` and `recipe` to the recipe, and check the names of its parts."""
         if any(name.startswith(OWN_RECIPE) or name == "recipe" for name in self.options):
-            apart = self.with_options(self.options, fresh=True)
-            object.__setattr__(self, "options", apart.options)
-            object.__setattr__(self, "recipe", apart.recipe)
+            method = self.with_options(self.options, fresh=True)
+            object.__setattr__(self, "options", method.options)
+            object.__setattr__(self, "recipe", method.recipe)
         if not isinstance(self.recipe, str) and (unknown_parts := set(self.recipe) - set(Recipe.model_fields)):
             raise ValueError(unknown("key of a recipe", min(unknown_parts), Recipe.model_fields, "docs/toml-keys.md"))
         return self
@@ -183,10 +183,10 @@ class Spec(Strict):
     def _reject_unused_seed_rules(self) -> Spec:
         """Reject settings on how seeds are added if no seeds are added."""
         if self.until is None and {"max_seeds", "baseline"} & self.model_fields_set:
-            name, way = "baseline", "; clbench compare RUN --baseline METHOD tests what there is"
+            name, hint = "baseline", "; clbench compare RUN --baseline METHOD tests what there is"
             if "max_seeds" in self.model_fields_set:
-                name, way = "max_seeds", ""
-            raise ValueError(f"{name} goes with until = \"decided\" (--until decided){way}")
+                name, hint = "max_seeds", ""
+            raise ValueError(f"{name} goes with until = \"decided\" (--until decided){hint}")
         return self
 
     @field_validator("seeds", "scenario")
@@ -231,7 +231,7 @@ def build(values: Mapping[str, Any], source: str = "") -> Spec:
 def _explain(item: Any) -> str:
     """Return one of pydantic's errors as one line."""
     loc = [str(part) for part in item["loc"]]
-    where = ".".join(loc) or "experiment"
+    key_path = ".".join(loc) or "experiment"
     if item["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {**TABLES, "benchmark": Named, "model": Named, "methods": MethodSpec,
                                              "tune": Range, "tuning": Search}
@@ -239,14 +239,14 @@ def _explain(item: Any) -> str:
         key = ELSEWHERE.get(loc[-1], loc[-1])
         for name, table in TABLES.items():
             if part is Spec and key in table.model_fields:
-                return f"{where}: put it under [{name}]" + (f", as {key}" if key != loc[-1] else "")
+                return f"{key_path}: put it under [{name}]" + (f", as {key}" if key != loc[-1] else "")
         if key != loc[-1] and key in part.model_fields:
-            return f"{where}: it is called {key} here"
-        return f"{where}: " + unknown("key", loc[-1], part.model_fields, "docs/toml-keys.md")
+            return f"{key_path}: it is called {key} here"
+        return f"{key_path}: " + unknown("key", loc[-1], part.model_fields, "docs/toml-keys.md")
     if item["type"] == "missing":
-        example = ', as in methods = ["lora", "ewc"]' if where == "methods" else ""
-        return f"{where}: this key is missing: add it{example}"
+        example = ', as in methods = ["lora", "ewc"]' if key_path == "methods" else ""
+        return f"{key_path}: this key is missing: add it{example}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    given = item["input"]
-    scalar = isinstance(given, str | int | float) and item["type"] != "value_error"
-    return f"{where}: {message}" + (f", got {shown(given)}" if scalar else "")
+    value = item["input"]
+    is_scalar = isinstance(value, str | int | float) and item["type"] != "value_error"
+    return f"{key_path}: {message}" + (f", got {shown(value)}" if is_scalar else "")

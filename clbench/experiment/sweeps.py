@@ -28,14 +28,14 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
     """
     rows = []
     for method in _without_strays(methods, registry, problems):
-        swept = {name: values for name, given in method.given.items()
-                 if (values := _values(given, _annotation(method, name, registry))) is not None}
+        swept = {name: values for name, value in method.given.items()
+                 if (values := _values(value, _annotation(method, name, registry))) is not None}
         problems += [f"{method.name}.{name}: a sweep needs at least one value, got []"
                      for name, values in swept.items() if not values]
         for chosen in product(*swept.values()):
-            new = dict(zip(swept, chosen, strict=True))
-            label = method.label and ":".join([method.label, *(f"{k}={format_value(v)}" for k, v in new.items())])
-            rows.append((method.with_options(new).model_copy(update={"label": label}), tuple(swept)))
+            options = dict(zip(swept, chosen, strict=True))
+            label = method.label and ":".join([method.label, *(f"{k}={format_value(v)}" for k, v in options.items())])
+            rows.append((method.with_options(options).model_copy(update={"label": label}), tuple(swept)))
     return rows
 
 
@@ -45,8 +45,8 @@ def _values(given: Any, annotation: Any) -> list[Any] | None:
     if not kinds:
         return None
     if isinstance(given, list | tuple):
-        lists = bool(given) and all(isinstance(value, list | tuple) for value in given)
-        return None if any(map(_holds_several, kinds)) and not (lists and _is_flat(annotation)) else list(given)
+        is_nested = bool(given) and all(isinstance(value, list | tuple) for value in given)
+        return None if any(map(_holds_several, kinds)) and not (is_nested and _is_flat(annotation)) else list(given)
     if isinstance(given, str) and "," in given and given not in kinds and _split_on_commas(kinds):
         return [parse_value(part.strip()) for part in given.split(",")]
     return None
@@ -108,17 +108,17 @@ def _without_strays(methods: Sequence[MethodSpec], registry: Registry, problems:
             strays.setdefault(len(remaining) - 1, []).append(method.name)
         else:
             remaining.append(method)
-    for i, more in strays.items():
-        option, first = list(remaining[i].options.items())[-1]
-        written = f"{option}={','.join([format_value(first), *more])}"
+    for i, stray_names in strays.items():
+        option, first_value = list(remaining[i].options.items())[-1]
+        written = f"{option}={','.join([format_value(first_value), *stray_names])}"
         kinds, as_list = types_of(remaining[i], option, registry), ""
         if kinds == [str]:
-            values = ", ".join(f'"{value}"' for value in (first, *more))
+            values = ", ".join(f'"{value}"' for value in (first_value, *stray_names))
             problems.append(f"{remaining[i].name}:{written}: a comma begins the next method; a row for each value is "
                             f"--set '{remaining[i].name}.{option}=[{values}]'")
             continue
         if kinds == [list]:
-            as_list = f"; a list of them is {option}={'+'.join([format_value(first), *more])}"
+            as_list = f"; a list of them is {option}={'+'.join([format_value(first_value), *stray_names])}"
         problems.append(f"{remaining[i].name}:{written}: a comma begins the next method; a row for each value is "
                         f"--set {remaining[i].name}.{written}{as_list}")
     return remaining

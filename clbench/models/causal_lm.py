@@ -67,8 +67,8 @@ def longest(folder: Path) -> int | None:
     """Return the maximum number of tokens of a model, or None if its configuration does not have it."""
     with _explained(folder, "its configuration"):
         config = package("transformers").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    most = getattr(config, "max_position_embeddings", None)
-    return most if isinstance(most, int) and most > 0 else None
+    max_length = getattr(config, "max_position_embeddings", None)
+    return max_length if isinstance(max_length, int) and max_length > 0 else None
 
 
 def load_model(folder: Path, device: torch.device) -> Any:
@@ -95,9 +95,9 @@ def _explained(folder: Path, what: str) -> Iterator[None]:
     except (SpecError, DataError):
         raise
     except RuntimeError as error:
-        if (first := re.search(r"size mismatch for (\S+):.*?Size\((.*?)\).*?Size\((.*?)\)", str(error), re.DOTALL)):
-            raise DataError(f"{folder}: {what} does not fit: {first[1]} has the shape {first[2]} in its file and "
-                            f"{first[3]} in the model") from None
+        if (mismatch := re.search(r"size mismatch for (\S+):.*?Size\((.*?)\).*?Size\((.*?)\)", str(error), re.DOTALL)):
+            raise DataError(f"{folder}: {what} does not fit: {mismatch[1]} has the shape {mismatch[2]} in its file and "
+                            f"{mismatch[3]} in the model") from None
         raise DataError(f"{folder}: {what} cannot be loaded: {message_of(error, 300)}") from None
     except Exception as error:  # for broken files, libraries raise many types, including those of Rust extensions
         raise DataError(f"{folder}: {what} cannot be loaded: {typed_message(error, 300)}") from None
@@ -160,14 +160,14 @@ class Base:
         if read_config(candidate.folder, "adapter").get("peft_type") != "LORA":
             return  # other kinds do not save tensors that a seed determines, or rename the tensors that they save
         saved = set(importlib.import_module("peft.utils").load_peft_weights(str(candidate.folder), device="cpu"))
-        used = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
-        strange = [key for key in sorted(saved - used) if "embed_tokens" not in key and "lm_head" not in key]
-        missing = sorted(used - saved)
-        if strange or missing:
-            reason = f"the base has no place for {strange[0]}" if strange else f"its file lacks {missing[0]}"
-            others = len(strange or missing) - 1
+        needed = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+        unexpected = [key for key in sorted(saved - needed) if "embed_tokens" not in key and "lm_head" not in key]
+        missing = sorted(needed - saved)
+        if unexpected or missing:
+            reason = f"the base has no place for {unexpected[0]}" if unexpected else f"its file lacks {missing[0]}"
+            other_count = len(unexpected or missing) - 1
             raise DataError(f"{candidate.folder}: the adapter does not fit the base {self.name}: {reason}"
-                            + (f" and {others} other weights" if others else ""))
+                            + (f" and {other_count} other weights" if other_count else ""))
 
     def check(self, candidate: Candidate, any_base: bool = False) -> None:
         """Check that a candidate belongs to this base, without loading weights.
@@ -201,8 +201,8 @@ class Base:
         base_names = {self.name, str(self.folder.resolve()), published}
         if Path(named).name.lower() in {Path(name).name.lower() for name in base_names if name}:
             return
-        other = Path(named)
-        if (other / MODEL).is_file() and fingerprint(other) == fingerprint(self.folder):
+        path = Path(named)
+        if (path / MODEL).is_file() and fingerprint(path) == fingerprint(self.folder):
             return
         raise DataError(f"{candidate.folder}: the adapter was trained on {named}, and the base is {self.name}; name "
                         "that base, or pass --any-base if both are the same model")
@@ -217,7 +217,7 @@ def check_plain(candidate: Candidate) -> None:
     reason = "it is a whole model"
     if candidate.kind == "adapter":
         config = read_config(candidate.folder, "adapter")
-        reason = next((f"it has {what}" for field, what in NOT_PLAIN.items() if config.get(field)), "")
+        reason = next((f"it has {extension}" for field, extension in NOT_PLAIN.items() if config.get(field)), "")
         if config.get("peft_type") != "LORA":
             reason = f"it is of the kind {config.get('peft_type')}"
         elif config.get("bias", "none") != "none":

@@ -57,10 +57,10 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
     folder = folder_of(inner(name))
     package = home()
     config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    most = getattr(config, "max_position_embeddings", input_shape[0])
-    if input_shape[0] > (fit := most - SHIFTED.get(config.model_type, 0)):
-        raise SpecError(f"model {name!r} takes at most {fit} tokens, the benchmark has {input_shape[0]}; choose "
-                        f"length={fit} or less")
+    max_positions = getattr(config, "max_position_embeddings", input_shape[0])
+    if input_shape[0] > (max_tokens := max_positions - SHIFTED.get(config.model_type, 0)):
+        raise SpecError(f"model {name!r} takes at most {max_tokens} tokens, the benchmark has {input_shape[0]}; choose "
+                        f"length={max_tokens} or less")
     model: Any = package.AutoModel.from_config(config, attn_implementation=attention_of(package, config))
     if options.dropout is not None:
         for module in model.modules():
@@ -112,15 +112,15 @@ class TextEncoder(TokenNetwork):
 
     def prefixed(self, body: nn.Module, tokens: Tensor, prefix: Prefix) -> Tensor:
         """Return the output [N, L, D] of an encoder layer for tokens [N, L, D], with a prefix in its attention."""
-        unit, there = cast(Any, body).unit, present(tokens)
+        unit, token_mask = cast(Any, body).unit, present(tokens)
         attention = unit.attention.self
         q, k, v = (layer(tokens).unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
                    for layer in (attention.query, attention.key, attention.value))
         k, v = prefix.before(k, v)
-        mask = F.pad(additive(there, q), (prefix.keys.shape[1], 0))
+        mask = F.pad(additive(token_mask, q), (prefix.keys.shape[1], 0))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         attended = unit.attention.output(mixed.transpose(1, 2).flatten(2), tokens)
-        return cast(Tensor, unit.output(unit.intermediate(attended), attended)) * there.unsqueeze(-1)
+        return cast(Tensor, unit.output(unit.intermediate(attended), attended)) * token_mask.unsqueeze(-1)
 
 
 def encoder(model: Any, width: int, pool: Pooling, head: nn.Linear) -> Network:
@@ -168,10 +168,10 @@ class Conform:
         """Return the published weights that the model has, by the names in the model."""
         out = {}
         for name, tensor in weights.items():
-            inside = name.removeprefix(self.prefix)
-            inside = inside.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-            if inside in self.names and not inside.startswith("pooler."):
-                out[inside] = tensor
+            key = name.removeprefix(self.prefix)
+            key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+            if key in self.names and not key.startswith("pooler."):
+                out[key] = tensor
         return out
 
 
@@ -186,12 +186,13 @@ def compare(name: str, network: Network, model: Any, config: Any, pool: Pooling)
         return
     x = torch.arange(3, 19, dtype=DTYPE).view(2, 8) % config.vocab_size
     x[1, 5:] = NO_TOKEN
-    there = present(x)
+    token_mask = present(x)
     training = network.training
     network.eval()
     model.eval()
-    padded = x.masked_fill(~there, int(config.pad_token_id or 0)).long()
-    expected = Pool(pool)(model(input_ids=padded, attention_mask=there.long()).last_hidden_state * there.unsqueeze(-1))
+    padded = x.masked_fill(~token_mask, int(config.pad_token_id or 0)).long()
+    expected = Pool(pool)(model(input_ids=padded, attention_mask=token_mask.long()).last_hidden_state
+                          * token_mask.unsqueeze(-1))
     features = network.features(x)
     network.train(training)
     model.train(training)

@@ -67,11 +67,11 @@ class Pool(nn.Module):
         """Return features [N, D] of normalized tokens [N, L, D]."""
         if self.pool == "cls":
             return tokens[:, 0]
-        there = present(tokens)
+        token_mask = present(tokens)
         if self.pool == "mean":
-            return tokens.sum(1) / there.sum(1).clamp(min=1).unsqueeze(1)
-        last = (there.sum(1) - 1).clamp(min=0)
-        return tokens.gather(1, last.view(-1, 1, 1).expand(-1, 1, tokens.shape[2])).squeeze(1)
+            return tokens.sum(1) / token_mask.sum(1).clamp(min=1).unsqueeze(1)
+        last_index = (token_mask.sum(1) - 1).clamp(min=0)
+        return tokens.gather(1, last_index.view(-1, 1, 1).expand(-1, 1, tokens.shape[2])).squeeze(1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return features [N, D] of tokens [N, L, D]."""
@@ -109,9 +109,9 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [N, L, D] for token IDs x [N, L]."""
-        there = present(x)
-        tokens = self.embeddings(input_ids=x.masked_fill(~there, self.padding).long())
-        return cast(Tensor, self.embeddings_project(tokens)) * there.unsqueeze(-1)
+        token_mask = present(x)
+        tokens = self.embeddings(input_ids=x.masked_fill(~token_mask, self.padding).long())
+        return cast(Tensor, self.embeddings_project(tokens)) * token_mask.unsqueeze(-1)
 
 
 class EncoderLayer(nn.Module):
@@ -125,9 +125,9 @@ class EncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the layer's output [N, L, D] for tokens [N, L, D]."""
-        there = present(tokens)
-        out = self.unit(tokens, additive(there, tokens))
-        return cast(Tensor, out[0] if isinstance(out, tuple) else out) * there.unsqueeze(-1)
+        token_mask = present(tokens)
+        out = self.unit(tokens, additive(token_mask, tokens))
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out) * token_mask.unsqueeze(-1)
 
 
 class Tokens(nn.Module):
@@ -141,8 +141,8 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [N, L, D] for token IDs x [N, L]."""
-        there = present(x)
-        return cast(Tensor, self.embed_tokens(x.masked_fill(~there, 0).long())) * there.unsqueeze(-1)
+        token_mask = present(x)
+        return cast(Tensor, self.embed_tokens(x.masked_fill(~token_mask, 0).long())) * token_mask.unsqueeze(-1)
 
 
 class DecoderLayer(nn.Module):
@@ -157,11 +157,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the layer's output [N, L, D] for tokens [N, L, D]."""
-        there = present(tokens)
+        token_mask = present(tokens)
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        out = self.unit(tokens, attention_mask=additive(there, tokens, causal=True), position_ids=places,
+        out = self.unit(tokens, attention_mask=additive(token_mask, tokens, causal=True), position_ids=places,
                         position_embeddings=self.rotary(tokens, places))
-        return cast(Tensor, out[0] if isinstance(out, tuple) else out) * there.unsqueeze(-1)
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out) * token_mask.unsqueeze(-1)
 
 
 class Whole(nn.Module):
@@ -175,6 +175,6 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [N, L, D] for token IDs x [N, L]."""
-        there = present(x)
-        out = self.model(input_ids=x.masked_fill(~there, self.padding).long(), attention_mask=there.long())
-        return cast(Tensor, out.last_hidden_state) * there.unsqueeze(-1)
+        token_mask = present(x)
+        out = self.model(input_ids=x.masked_fill(~token_mask, self.padding).long(), attention_mask=token_mask.long())
+        return cast(Tensor, out.last_hidden_state) * token_mask.unsqueeze(-1)

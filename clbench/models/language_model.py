@@ -77,10 +77,10 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
     folder = folder_of(inner(name))
     package = home()
     config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    most = getattr(config, "max_position_embeddings", None)
-    if isinstance(most, int) and input_shape[0] > most:
-        raise SpecError(f"model {name!r} takes at most {most} tokens, the benchmark has {input_shape[0]}; choose "
-                        f"length={most} or less")
+    max_length = getattr(config, "max_position_embeddings", None)
+    if isinstance(max_length, int) and input_shape[0] > max_length:
+        raise SpecError(f"model {name!r} takes at most {max_length} tokens, the benchmark has {input_shape[0]}; choose "
+                        f"length={max_length} or less")
     if type(config) not in package.AutoModelForCausalLM._model_mapping:
         raise SpecError(f"model {name!r} ({config.model_type}) is no causal language model; choose one such as "
                         "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
@@ -140,10 +140,10 @@ class Conform:
         """
         out = {}
         for name, tensor in weights.items():
-            known = name.replace(OLD_HEAD, f"{self.head}.") if name.startswith(OLD_HEAD) else name
-            full = known if known in self.names else f"{self.prefix}.{known}"
-            if full in self.names:
-                out[full] = tensor
+            current_name = name.replace(OLD_HEAD, f"{self.head}.") if name.startswith(OLD_HEAD) else name
+            full_name = current_name if current_name in self.names else f"{self.prefix}.{current_name}"
+            if full_name in self.names:
+                out[full_name] = tensor
         head = f"{self.head}.weight"
         if self.tied and self.embedding in out:
             out[head] = out[self.embedding]
@@ -164,14 +164,16 @@ def _compare(name: str, network: LanguageModel, model: Any, config: Any) -> None
         return
     x = torch.arange(3, 19, dtype=DTYPE).view(2, 8) % config.vocab_size
     x[1, 5:] = NO_TOKEN
-    there = x >= 0
+    token_mask = x >= 0
     training = network.training
     network.eval()
     model.eval()
-    expected = model(input_ids=x.clamp(min=0).long(), attention_mask=there.long(), use_cache=False).logits[there]
-    got = network.head(network(x)[there])
+    expected = model(input_ids=x.clamp(min=0).long(), attention_mask=token_mask.long(),
+                     use_cache=False).logits[token_mask]
+    logits = network.head(network(x)[token_mask])
     network.train(training)
     model.train(training)
-    if got.shape != expected.shape or (got - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
+    if logits.shape != expected.shape or (
+            logits - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
         raise SpecError(f"model {name!r} ({config.model_type}) is of a kind that is not known here: its head applied "
                         "to its hidden states gives other logits than the model; choose another model")

@@ -46,11 +46,11 @@ def chain(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
     except Exception:  # `forward` may raise anything on a proxy; in this case, the model is not a chain
         return None
     modules: list[tuple[str, nn.Module]] = []
-    for before, node in itertools.pairwise(nodes):
+    for previous, node in itertools.pairwise(nodes):
         flattens = node.target in (torch.flatten, "flatten") and node.args[1:] == (1,)
-        if node.op == "output" and node.args == (before,):
+        if node.op == "output" and node.args == (previous,):
             return modules
-        if node.kwargs or node.args[:1] != (before,) or len(node.args) != 1 + flattens:
+        if node.kwargs or node.args[:1] != (previous,) or len(node.args) != 1 + flattens:
             return None
         if node.op == "call_module":
             modules.append((str(node.target), model.get_submodule(str(node.target))))
@@ -115,13 +115,13 @@ def cut(model: nn.Module, stages: Sequence[Stage], features: int,
     aliases: dict[str, str] = {}
     channels, reduction = 3, 1
     for number, stage in enumerate(stages):
-        last = number == len(stages) - 1
-        body, after = expanded[bounds[number]:bounds[number + 1]], expanded[bounds[-1]:] if last else []
-        gives = features if last else stage.channels
-        ports = Ports(channels, gives, stage.reduction // reduction) if maps and pooled is not None else None
-        blocks.append(Block(Steps(body, ports), Steps(after) if after else nn.Identity()))
-        for part, given in (("body", body), ("activation", after)):
-            aliases |= {name: f"blocks.{number}.{part}.{name.replace('.', '_')}" for name, _ in given if name}
+        is_last = number == len(stages) - 1
+        body, tail = expanded[bounds[number]:bounds[number + 1]], expanded[bounds[-1]:] if is_last else []
+        out_channels = features if is_last else stage.channels
+        ports = Ports(channels, out_channels, stage.reduction // reduction) if maps and pooled is not None else None
+        blocks.append(Block(Steps(body, ports), Steps(tail) if tail else nn.Identity()))
+        for part, part_modules in (("body", body), ("activation", tail)):
+            aliases |= {name: f"blocks.{number}.{part}.{name.replace('.', '_')}" for name, _ in part_modules if name}
         channels, reduction = stage.channels, stage.reduction
     return blocks, aliases
 

@@ -162,8 +162,8 @@ class Network(nn.Module):
                 x = block(x)
                 continue
             prefix = f"blocks.{number}."
-            given = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-            x = functional_call(block, given, (x,)) if given else block(x)
+            block_weights = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+            x = functional_call(block, block_weights, (x,)) if block_weights else block(x)
         return x
 
     def from_features(self, features: Tensor) -> Tensor:
@@ -210,8 +210,8 @@ class TokenNetwork(Network, ABC):
             tokens = block(tokens) if number not in prefixes else block.activation(
                 self.prefixed(block.body, tokens, prefixes[number]))
         assert isinstance(last, Block)
-        given = prefixes.get(len(inner))
-        return self.normalized(last.body(tokens) if given is None else self.prefixed(last.body, tokens, given))
+        prefix = prefixes.get(len(inner))
+        return self.normalized(last.body(tokens) if prefix is None else self.prefixed(last.body, tokens, prefix))
 
     @property
     def depth(self) -> int:

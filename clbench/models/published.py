@@ -63,19 +63,19 @@ class Timm(Hub):
         source, _, tag = name.partition(":")
         if source != "timm":
             return super().find(model, name)
-        full = known(model)
+        full_name = known(model)
         if tag:
-            architecture = full.partition(".")[0]
+            architecture = full_name.partition(".")[0]
             tags = [n.partition(".")[2] for n in home().list_pretrained(f"{architecture}.*")]
             if tag not in tags:
                 raise SpecError(unknown(f"tag of timm's {architecture}", tag, tags,
                                         f"timm.list_pretrained('{architecture}*')"))
-            full = f"{architecture}.{tag}"
-        config = home().get_pretrained_cfg(full)
+            full_name = f"{architecture}.{tag}"
+        config = home().get_pretrained_cfg(full_name)
         repository = config.hf_hub_id if config is not None else None
         if repository is None or config.custom_load:
-            raise SpecError(f"timm publishes no weights of {full} on the hub that are plain tensors; name a file, or "
-                            f"another tag of timm.list_pretrained('{full.partition('.')[0]}*')")
+            raise SpecError(f"timm publishes no weights of {full_name} on the hub that are plain tensors; name a file, "
+                            f"or another tag of timm.list_pretrained('{full_name.partition('.')[0]}*')")
         file = in_hub(repository, None, (config.hf_hub_filename,) if config.hf_hub_filename else FILES)
         info = parse_weights_info({**config.to_dict(), "training_data": config.tag or ""})
         return NamedWeights(f"hf-hub:{repository}@{file.parent.name}", info)

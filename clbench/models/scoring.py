@@ -67,15 +67,15 @@ def collate(items: Sequence[TokenItem], padding: int = 0, multiple: int = 1) -> 
     targets = rounded(max(len(item.scored) for item in items), multiple)
     ids = torch.full((len(items), length), padding)
     mask = torch.zeros(len(items), length, dtype=torch.int64)
-    at = torch.zeros(len(items), targets, dtype=torch.int64)
+    positions = torch.zeros(len(items), targets, dtype=torch.int64)
     y = torch.full((len(items), targets), IGNORED)
     for i, item in enumerate(items):
         ids[i, :len(item.ids)] = torch.tensor(item.ids)
         mask[i, :len(item.ids)] = 1
         scored = torch.tensor(item.scored, dtype=torch.int64)
-        at[i, :len(scored)] = scored - 1
+        positions[i, :len(scored)] = scored - 1
         y[i, :len(scored)] = ids[i, scored]
-    return TokenBatch(ids, mask, at, y)
+    return TokenBatch(ids, mask, positions, y)
 
 
 def rounded(count: int, multiple: int) -> int:
@@ -113,9 +113,9 @@ class Scorer:
             chosen = order[start:start + self._fitting(batch_size, len(items[order[start]].ids))]
             start += len(chosen)
             batch = collate([items[i] for i in chosen]).to(self.device)
-            losses, right = self._batch(batch)
-            for i, loss, same in zip(chosen, losses.tolist(), right.tolist(), strict=True):
-                nll[i], exact[i] = loss, same
+            losses, matches = self._batch(batch)
+            for i, loss, match in zip(chosen, losses.tolist(), matches.tolist(), strict=True):
+                nll[i], exact[i] = loss, match
         return ItemScores(tuple(nll), tuple(exact))
 
     def _fitting(self, batch_size: int, length: int) -> int:
@@ -126,22 +126,22 @@ class Scorer:
 
     def _batch(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return nll [N] and exact [N] of a batch."""
-        there = batch.y != IGNORED
-        rows, columns = there.nonzero(as_tuple=True)
+        is_target = batch.y != IGNORED
+        rows, columns = is_target.nonzero(as_tuple=True)
         targets = batch.y[rows, columns]
         with _cast(self.device, self.precision):
             if self.parts:
                 body, head = self.parts
                 hidden = body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
                 picked = hidden[rows, batch.at[rows, columns]]
-                losses, right = token_scores(picked, targets, head)
+                losses, correct = token_scores(picked, targets, head)
             else:
                 logits = cast(Any, self.model)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
                 offset = logits.shape[1] - batch.ids.shape[1]  # number of virtual tokens before the first token
-                losses, right = token_scores(logits[rows, batch.at[rows, columns] + offset], targets, nn.Identity())
-        counts = there.sum(1)
+                losses, correct = token_scores(logits[rows, batch.at[rows, columns] + offset], targets, nn.Identity())
+        counts = is_target.sum(1)
         sums = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, losses)
-        wrong = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, (~right).float())
+        wrong = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, (~correct).float())
         return sums / counts, wrong == 0
 
 
@@ -153,17 +153,17 @@ def token_scores(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tenso
         targets: token IDs.
         head: maps [m, D] to logits [m, V].
     """
-    losses, right = [], []
+    losses, correct = [], []
     rows = 1  # the logits of the first piece have the size of the vocabulary, which determines the next pieces
     start = 0
     while start < len(hidden):
         logits = head(hidden[start:start + rows]).float()
         expected = targets[start:start + rows]
         losses.append(F.cross_entropy(logits, expected, reduction="none"))
-        right.append(logits.argmax(-1) == expected)
+        correct.append(logits.argmax(-1) == expected)
         start += rows
         rows = max(1, LOGIT_BYTES // (4 * logits.shape[-1]))
-    return torch.cat(losses), torch.cat(right)
+    return torch.cat(losses), torch.cat(correct)
 
 
 @torch.no_grad()
@@ -173,18 +173,19 @@ def split(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module]
     Some models scale or clip logits after the head, and some adapters need the whole model. Therefore, both logits are
     compared on a few tokens.
     """
-    whole = cast(Any, model)
-    inner: Any = whole.get_base_model() if hasattr(whole, "get_base_model") else model
+    untyped_model = cast(Any, model)
+    inner: Any = untyped_model.get_base_model() if hasattr(untyped_model, "get_base_model") else model
     body = getattr(inner, str(getattr(inner, "base_model_prefix", "")) or "model", None)
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     if body is None or body is inner or head is None:
         return None
     ids = torch.arange(8, device=device)[None] % inner.config.vocab_size
-    expected = whole(input_ids=ids, use_cache=False).logits
+    expected = untyped_model(input_ids=ids, use_cache=False).logits
     hidden = body(input_ids=ids, use_cache=False)[0]
-    got = head(hidden)
-    same = got.shape == expected.shape and (got - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1)
-    return (body, head) if same else None
+    logits = head(hidden)
+    is_equal = (logits.shape == expected.shape
+                and (logits - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1))
+    return (body, head) if is_equal else None
 
 
 @contextlib.contextmanager

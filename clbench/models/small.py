@@ -130,9 +130,9 @@ def cnn(options: CNNOptions, input_shape: tuple[int, ...], classes: int) -> Netw
     blocks = []
     for stage in range(options.depth):
         out = options.channels * 2**stage
-        after: list[nn.Module] = [nn.ReLU(), nn.MaxPool2d(2)]
+        activation: list[nn.Module] = [nn.ReLU(), nn.MaxPool2d(2)]
         if stage == options.depth - 1:
-            after.append(nn.Flatten())
-        blocks.append(Block(nn.Conv2d(channels, out, 3, padding=1), nn.Sequential(*after)))
+            activation.append(nn.Flatten())
+        blocks.append(Block(nn.Conv2d(channels, out, 3, padding=1), nn.Sequential(*activation)))
         channels, height, width = out, height // 2, width // 2
     return Network(blocks, nn.Linear(channels * height * width, classes))

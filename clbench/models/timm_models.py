@@ -74,8 +74,8 @@ def create(inner: str, side: int, classes: int) -> nn.Module:
     """Return an untrained model of timm; a model with a fixed input size is built for `side` pixels."""
     package = home()
     fixed = package.get_pretrained_cfg(inner)
-    sized = {"img_size": side} if fixed is not None and fixed.fixed_input_size else {}
-    model: nn.Module = package.create_model(inner, pretrained=False, num_classes=classes, **sized)
+    size_options = {"img_size": side} if fixed is not None and fixed.fixed_input_size else {}
+    model: nn.Module = package.create_model(inner, pretrained=False, num_classes=classes, **size_options)
     return model
 
 
@@ -192,6 +192,6 @@ def transformer(model: Any, classifier: nn.Linear, classes: int, conform: Any) -
     aliases = {part: f"blocks.0.body.{part}" for part in PARTS}
     aliases |= {f"blocks.{i}": f"blocks.{i + 1}.body.unit" for i in range(len(units))}
     aliases |= {part: f"blocks.{len(units)}.activation.{part}" for part in ("norm", "fc_norm", "head_drop")}
-    plain = model.global_pool == "token" and isinstance(model.fc_norm, nn.Identity)
-    return (TimmTransformer if plain else Network)(blocks, nn.Linear(classifier.in_features, classes),
-                                                   {**aliases, name: "head"}, published=True, conform=conform)
+    has_class_token = model.global_pool == "token" and isinstance(model.fc_norm, nn.Identity)
+    return (TimmTransformer if has_class_token else Network)(blocks, nn.Linear(classifier.in_features, classes),
+                                                             {**aliases, name: "head"}, published=True, conform=conform)

@@ -80,10 +80,10 @@ def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...]
     names = home.list_models(home)
     if inner not in names:
         raise SpecError(unknown("torchvision model", inner, names, "torchvision's list_models()"))
-    sized = {"image_size": side} if inner.startswith("vit_") else {}
-    if sized:
+    size_options = {"image_size": side} if inner.startswith("vit_") else {}
+    if size_options:
         whole_patches(name, side, int(inner.rpartition("_")[2]))  # vit_b_16 has patches of 16 pixels
-    model: Any = home.get_model(inner, weights=None, **sized)
+    model: Any = home.get_model(inner, weights=None, **size_options)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise SpecError(f"model {name!r} ends in no linear layer that could be the head; choose another model")
@@ -155,7 +155,7 @@ class TorchvisionTransformer(TokenNetwork):
 def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
     """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm and head."""
     name = without(model, classifier)
-    renamed = with_plain_layers(model.encoder.layers)  # so that q, k, v and proj can be adapted
+    new_names = with_plain_layers(model.encoder.layers)  # so that q, k, v and proj can be adapted
     layers = dict(model.encoder.layers.named_children())
     blocks = [Block(Embedding(model), nn.Identity()),
               *(Block(TransformerBlock(layer, model.hidden_dim), nn.Identity()) for layer in layers.values())]
@@ -165,9 +165,9 @@ def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
                 "encoder.ln": f"blocks.{len(layers)}.activation.ln", name: "head"}
     aliases |= {f"encoder.layers.{layer}": f"blocks.{i + 1}.body.unit" for i, layer in enumerate(layers)}
     places = {layer: i + 1 for i, layer in enumerate(layers)}
-    for old, new in renamed.items():
-        layer, _, rest = new.partition(".")
-        aliases[f"encoder.layers.{old}"] = f"blocks.{places[layer]}.body.unit.{rest}"
+    for old, new in new_names.items():
+        layer, _, suffix = new.partition(".")
+        aliases[f"encoder.layers.{old}"] = f"blocks.{places[layer]}.body.unit.{suffix}"
     return TorchvisionTransformer(blocks, nn.Linear(classifier.in_features, classes), aliases, published=True,
                                   conform=functools.partial(convert_weights, model.image_size, model.patch_size))
 

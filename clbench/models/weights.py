@@ -58,13 +58,13 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
     state = model.state_dict()
     if model.conform is not None and not set(weights) <= set(state):
         weights = model.conform(weights)
-    given = renamed(weights, state, model.aliases)
-    if wrong := misfit(given, state):
-        raise MisfitError(f"weights {source} do not fit the model: {wrong}", given)
-    fitting = {name: tensor for name, tensor in given.items() if name in state and state[name].shape == tensor.shape}
+    tensors = renamed(weights, state, model.aliases)
+    if wrong := misfit(tensors, state):
+        raise MisfitError(f"weights {source} do not fit the model: {wrong}", tensors)
+    fitting = {name: tensor for name, tensor in tensors.items() if name in state and state[name].shape == tensor.shape}
     model.load_state_dict({**state, **fitting})
-    left = any(name.startswith("head.") and name not in fitting for name in {*state, *given})
-    return ["weights: no head of this size, it starts untrained"] if left else []
+    is_head_untrained = any(name.startswith("head.") and name not in fitting for name in {*state, *tensors})
+    return ["weights: no head of this size, it starts untrained"] if is_head_untrained else []
 
 
 class MisfitError(DataError):
@@ -88,9 +88,9 @@ def misfit(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
               for name in body(set(given) & set(state)) if given[name].shape != state[name].shape]
     parts = (("missing", body(set(state) - set(given))), ("unknown to the model", body(set(given) - set(state))),
              ("of another shape", shapes))
-    return "; ".join(f"{len(names)} of {len(body(given if what[0] == 'u' else state))} tensors {what}: "
+    return "; ".join(f"{len(names)} of {len(body(given if problem[0] == 'u' else state))} tensors {problem}: "
                      f"{', '.join(names[:SHOWN])}{' and others' if len(names) > SHOWN else ''}"
-                     for what, names in parts if names)
+                     for problem, names in parts if names)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -159,15 +159,16 @@ def timm_tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: an array is missing or unknown.
     """
-    left = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if not name.startswith(LEFT_OUT)}
-    blocks = sorted({int(match[1]) for name in left if (match := re.match(rf"{BLOCK}(\d+)/", name))})
+    remaining = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()
+                 if not name.startswith(LEFT_OUT)}
+    blocks = sorted({int(match[1]) for name in remaining if (match := re.match(rf"{BLOCK}(\d+)/", name))})
     if not blocks or blocks != list(range(len(blocks))):
         raise ValueError("it is not a vision transformer of google-research/vision_transformer: no Transformer/"
                          "encoderblock_0, or a later one is missing")
 
     def take(name: str) -> Tensor:
         try:
-            return left.pop(name)
+            return remaining.pop(name)
         except KeyError:
             raise ValueError(f"it has no array {name}") from None
 
@@ -190,8 +191,9 @@ def timm_tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"{target}.attn.proj.bias": take(f"{source}/{ATTENTION}/out/bias")}
         for number in (0, 1):
             out |= linear(f"{source}/MlpBlock_3/Dense_{number}", f"{target}.mlp.fc{number + 1}")
-    if "head/kernel" in left:
+    if "head/kernel" in remaining:
         out |= linear("head", "head")
-    if left:
-        raise ValueError(f"it has arrays that no part of a vision transformer reads: {', '.join(sorted(left)[:3])}")
+    if remaining:
+        raise ValueError(f"it has arrays that no part of a vision transformer reads: "
+                         f"{', '.join(sorted(remaining)[:3])}")
     return {name: tensor.contiguous() for name, tensor in out.items()}

@@ -78,12 +78,13 @@ class CheckpointCallback(Callback):
             raise SnapshotError("the checkpoint's R is not that of its tasks")
         if progress.general_files != self.general:
             raise SnapshotError("it does not have the scores of general texts that are asked for (--general)")
-        wanted, curve = replica.curve, progress.curve
-        if wanted is not None and (curve is None or (curve.every, curve.samples) != (wanted.every, wanted.samples)):
+        requested_curve, saved_curve = replica.curve, progress.curve
+        if requested_curve is not None and (saved_curve is None or (saved_curve.every, saved_curve.samples)
+                                            != (requested_curve.every, requested_curve.samples)):
             raise SnapshotError("it does not have the accuracy while learning that is asked for")
         for result in fields(TrialResults):
             setattr(replica, result.name, getattr(progress, result.name))
-        replica.curve = None if wanted is None else curve
+        replica.curve = None if requested_curve is None else saved_curve
         if not self.decomposition.covers(replica, header.learned):
             raise SnapshotError("it lacks what this run asks for (--anatomy, --probe) of the tasks before")
         restore(snapshot, replica, replica.trial.trained_by)
@@ -126,8 +127,8 @@ def is_plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> bo
         return False
     stream_info = strategy.stream_info
     with torch.device("meta"):
-        fresh, _ = build_model(trial.model, None, stream_info.input_shape, stream_info.classes, registry)
-    return layout(strategy.model) == layout(fresh)
+        new_model, _ = build_model(trial.model, None, stream_info.input_shape, stream_info.classes, registry)
+    return layout(strategy.model) == layout(new_model)
 
 
 def layout(network: nn.Module) -> list[Any]:

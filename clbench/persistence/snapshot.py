@@ -174,13 +174,13 @@ def read_saved(path: Path, keep: Literal["models", "state"]) -> Snapshot:
     Raises:
         StoreError: the file does not exist, cannot be read, or has no state; the error then says why.
     """
-    again = f"run the experiment again with --keep {keep}"
+    advice = f"run the experiment again with --keep {keep}"
     if not path.is_file():
-        raise StoreError(f"{path} does not exist: {again}")
+        raise StoreError(f"{path} does not exist: {advice}")
     try:
         snapshot = read(path)
     except SnapshotError as error:
-        raise StoreError(f"{path}: {error}; remove it and {again}") from None
+        raise StoreError(f"{path}: {error}; remove it and {advice}") from None
     if snapshot.header.problem:
         raise StoreError(f"{path} is empty, because the method cannot be saved: {snapshot.header.problem}")
     return snapshot

@@ -57,10 +57,10 @@ def capture(strategy: Strategy) -> tuple[StrategyState, dict[str, Tensor]]:
             raise SnapshotError(f"{name} in its state_dict is a {type(value).__name__}, not a tensor")
     parameters = dict(strategy.named_parameters(remove_duplicate=False))
     empty = []
-    for where, module in strategy.named_modules():
+    for module_name, module in strategy.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is None and name not in module._non_persistent_buffers_set:
-                empty.append(f"{where}.{name}".lstrip("."))
+                empty.append(f"{module_name}.{name}".lstrip("."))
     trained = sorted(name for name, parameter in parameters.items() if parameter.requires_grad)
     return StrategyState(parameters=sorted(parameters), trained=trained, attributes=plain_attributes(strategy),
                          empty=empty), tensors
@@ -78,18 +78,18 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
     modules = {id(module) for module in strategy.modules()}
     model_classes = {type(module) for module in strategy.model.modules()}
     attributes: dict[str, dict[str, Any]] = {}
-    for where, module in strategy.named_modules():
-        attributes[where] = {}
+    for module_name, module in strategy.named_modules():
+        attributes[module_name] = {}
         of_torch = type(module).__module__.partition(".")[0] == "torch"
         of_method = module is strategy or not (of_torch or type(module) in model_classes)
         for name, value in vars(module).items():
             if name in INNER:
                 continue
             if is_plain(value):
-                attributes[where][name] = encode(value)
+                attributes[module_name][name] = encode(value)
             elif of_method and not is_plain(value, modules):
-                raise SnapshotError(f"its attribute {f'{where}.{name}'.lstrip('.')} is a {type(value).__name__}: keep "
-                                    "it in plain attributes, or in parameters and buffers")
+                raise SnapshotError(f"its attribute {f'{module_name}.{name}'.lstrip('.')} is a {type(value).__name__}: "
+                                    "keep it in plain attributes, or in parameters and buffers")
     return attributes
 
 
@@ -139,19 +139,19 @@ def load(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy
     """
     absent = strategy.state_dict().keys() - tensors.keys()  # buffers that training has removed
     for name in absent.union(state.empty):
-        where, _, last = name.rpartition(".")
-        module = strategy.get_submodule(where)
-        module._buffers.pop(last, None)
+        module_name, _, buffer_name = name.rpartition(".")
+        module = strategy.get_submodule(module_name)
+        module._buffers.pop(buffer_name, None)
         if name in state.empty:
-            module.register_buffer(last, None)
+            module.register_buffer(buffer_name, None)
     strategy.load_state_dict(tensors)
     parameters = dict(strategy.named_parameters(remove_duplicate=False))
     if sorted(parameters) != state.parameters:
         raise SnapshotError("it has other parameters than the saved state")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in state.trained)
-    for where, values in state.attributes.items():
-        present = vars(strategy.get_submodule(where))
+    for module_name, values in state.attributes.items():
+        present = vars(strategy.get_submodule(module_name))
         for name, encoded in values.items():
             if name in INNER:
                 raise SnapshotError(f"the saved state sets {name}")
@@ -174,23 +174,23 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
     grown = {}
     for name, tensor in tensors.items():
         if name in before and name in after:
-            whole = _grown(tensor, before[name], after[name])
+            grown_tensor = _grown(tensor, before[name], after[name])
         else:
-            whole = None if old_info.classes != new_info.classes and old_info.classes in tensor.shape else tensor
-        if whole is None:
+            grown_tensor = None if old_info.classes != new_info.classes and old_info.classes in tensor.shape else tensor
+        if grown_tensor is None:
             raise SnapshotError(f"it stores {name} {list(tensor.shape)}, of which it is not known how it grows with "
                                 "more outputs")
-        grown[name] = whole
+        grown[name] = grown_tensor
     old_attributes, new_attributes = plain_attributes(original), plain_attributes(larger)
     sizes = {(old_info.classes, new_info.classes), (old_info.tasks, new_info.tasks)}
-    attributes = {where: dict(values) for where, values in state.attributes.items()}
-    for where, values in attributes.items():
+    attributes = {module_name: dict(values) for module_name, values in state.attributes.items()}
+    for module_name, values in attributes.items():
         for name, learned in values.items():
-            old, new = (known.get(where, {}).get(name) for known in (old_attributes, new_attributes))
+            old, new = (untrained.get(module_name, {}).get(name) for untrained in (old_attributes, new_attributes))
             if old == new:
                 continue
             if learned != old or (decode(old), decode(new)) not in sizes:
-                raise SnapshotError(f"its {f'{where}.{name}'.lstrip('.')} is {decode(old)} for {old_info.tasks} "
+                raise SnapshotError(f"its {f'{module_name}.{name}'.lstrip('.')} is {decode(old)} for {old_info.tasks} "
                                     f"tasks and {decode(new)} for {new_info.tasks}")
             values[name] = new
     return state.model_copy(update={"attributes": attributes}), grown
@@ -209,7 +209,7 @@ def _grown(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
     if any(old != new and (learned != old or old > new) for learned, old, new in sizes):
         return None
     shape = [learned if old == new else new for learned, old, new in sizes]
-    whole = after.detach().clone() if shape == list(after.shape) else torch.zeros(shape)
-    whole = whole.to("cpu", tensor.dtype)
-    whole[tuple(map(slice, tensor.shape))] = tensor
-    return whole
+    grown = after.detach().clone() if shape == list(after.shape) else torch.zeros(shape)
+    grown = grown.to("cpu", tensor.dtype)
+    grown[tuple(map(slice, tensor.shape))] = tensor
+    return grown

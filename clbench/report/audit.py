@@ -65,12 +65,13 @@ def model_table(audit: Audit, model: str) -> Table:
     rows = []
     for file in audit.files:
         for metric in CAUSAL_LM.metrics:
-            if one := find(audit.cells, model, file.name, metric):
+            if comparison := find(audit.cells, model, file.name, metric):
                 rows.append(Row(file_label(file), (
-                    Cell(f"{one.items:,}", one.items), Cell(f"{metric.name} {ARROWS[metric.direction]}"),
-                    Cell(value_text(one.base, metric), one.base), Cell(value_text(one.value, metric), one.value),
-                    Cell(change_text(one), one.difference, n=one.items, low=one.low, high=one.high),
-                    Cell(one.verdict))))
+                    Cell(f"{comparison.items:,}", comparison.items), Cell(f"{metric.name} {ARROWS[metric.direction]}"),
+                    Cell(value_text(comparison.base, metric), comparison.base),
+                    Cell(value_text(comparison.value, metric), comparison.value),
+                    Cell(change_text(comparison), comparison.difference, n=comparison.items, low=comparison.low,
+                         high=comparison.high), Cell(comparison.verdict))))
     return Table(clean(model), columns, tuple(rows), corner="file")
 
 
@@ -80,8 +81,8 @@ def _overview(audit: Audit) -> Table:
     for file in audit.files:
         cells = []
         for model in audit.models:
-            parts = [f"{metric.name} {one.verdict}" for metric in CAUSAL_LM.metrics
-                     if (one := find(audit.cells, model, file.name, metric))]
+            parts = [f"{metric.name} {comparison.verdict}" for metric in CAUSAL_LM.metrics
+                     if (comparison := find(audit.cells, model, file.name, metric))]
             cells.append(Cell(", ".join(parts)))
         rows.append(Row(file_label(file), tuple(cells)))
     return Table("All models", tuple(Column(clean(model), "text") for model in audit.models), tuple(rows), "file")
@@ -91,26 +92,26 @@ def dial_tables(audit: Audit) -> list[Table]:
     """Return a table per metric with the differences to the base at each scale of the adapter, if there is a dial."""
     if not audit.dial:
         return []
-    made: list[Table] = []
+    metric_tables: list[Table] = []
     for metric in CAUSAL_LM.metrics:
         files = [file for file in audit.files if find(audit.cells, audit.models[0], file.name, metric)]
         columns = [Column(file_label(file), "text") for file in files]
         rows = [[Cell(_dial_text(point, file, metric)) for file in files] for point in audit.dial]
-        if not made:
+        if not metric_tables:
             columns.append(Column("losses within margin", "text"))
             rows = [[*row, Cell("yes" if point.within else "no")] for row, point in zip(rows, audit.dial, strict=True)]
         unit = "points" if metric == EXACT else metric.unit
-        made.append(Table(f"Difference to the base by scale of the adapter, {metric.name} ({unit})", tuple(columns),
-                          tuple(Row(f"{point.scale:g}", tuple(row)) for point, row in zip(audit.dial, rows,
-                                                                                           strict=True)), "scale"))
-    return made
+        metric_tables.append(Table(
+            f"Difference to the base by scale of the adapter, {metric.name} ({unit})", tuple(columns),
+            tuple(Row(f"{point.scale:g}", tuple(row)) for point, row in zip(audit.dial, rows, strict=True)), "scale"))
+    return metric_tables
 
 
 def _dial_text(point: DialPoint, file: AuditedFile, metric: Metric) -> str:
     if point.scale == 0:
         return "0"
-    one = find(point.cells, None, file.name, metric)
-    return NONE if one is None else change_text(one)
+    comparison = find(point.cells, None, file.name, metric)
+    return NONE if comparison is None else change_text(comparison)
 
 
 def find(cells: Iterable[Comparison], model: str | None, file: str, metric: Metric) -> Comparison | None:
@@ -123,9 +124,9 @@ def headline(audit: Audit) -> list[str]:
     lines = []
     for model in audit.models:
         by_verdict: dict[str, list[str]] = {"lost": [], "kept": [], "inconclusive": []}
-        for one in audit.cells:
-            if one.model == model:
-                by_verdict[one.verdict].append(f"{one.metric.name} of {clean(one.file)}")
+        for comparison in audit.cells:
+            if comparison.model == model:
+                by_verdict[comparison.verdict].append(f"{comparison.metric.name} of {clean(comparison.file)}")
         parts = [f"{verdict}: {in_words(names)}" for verdict, names in by_verdict.items() if names]
         lines.append(f"{clean(model)}: {'; '.join(parts)}.")
     if audit.dial:
@@ -146,8 +147,8 @@ def remarks(audit: Audit) -> list[str]:
              f"{len(audit.cells)} cells. kept: the interval ends within the margin or is better. Otherwise "
              "inconclusive: more items would decide."]
     lines += [_margin_line(audit, metric) for metric in CAUSAL_LM.metrics]
-    if few := _too_few(audit):
-        lines.append(few)
+    if note := _too_few(audit):
+        lines.append(note)
     if audit.dial:
         lines.append("Scale: the adapter's update is multiplied by it; 0 is the base. Losses are within the margin if "
                      "on every file except that of the new task the interval of nll and the mean of exact are. The "
@@ -159,39 +160,40 @@ def remarks(audit: Audit) -> list[str]:
 def _margin_line(audit: Audit, metric: Metric) -> str:
     """Describe the margins of a metric."""
     unit = "points" if metric == EXACT else metric.unit
-    by_file = {one.file: one for one in audit.cells if one.metric == metric}
+    by_file = {comparison.file: comparison for comparison in audit.cells if comparison.metric == metric}
     if not by_file:
         return f"{metric.name}: no file has it."
-    margins = [one.margin for one in by_file.values()]
+    margins = [comparison.margin for comparison in by_file.values()]
     text = value_text(min(margins), metric)
     if max(margins) > min(margins):
         text += f" to {value_text(max(margins), metric)}"
-    floor = value_text(max(one.floor for one in by_file.values()), metric)
+    floor = value_text(max(comparison.floor for comparison in by_file.values()), metric)
     return (f"The margin of {metric.name} is {text} {unit}; it is at least three times the noise floor, by which the "
             f"base itself changes in bfloat16 and other batches (at most {floor}).")
 
 
 def _too_few(audit: Audit) -> str:
     """Explain that too few items rule out the verdict `kept` for an unchanged exact match; empty if items suffice."""
-    few = [one.items for one in audit.cells if one.metric == EXACT and unchanged_reach(one.items) > one.margin]
-    if not few:
+    counts = [comparison.items for comparison in audit.cells
+              if comparison.metric == EXACT and unchanged_reach(comparison.items) > comparison.margin]
+    if not counts:
         return ""
-    return (f"With {min(few)} items, the verdict on exact can be kept only if it rises: even if no item changes, the "
-            f"interval reaches {value_text(unchanged_reach(min(few)), EXACT)} points down. About 380 items suffice for "
-            "a margin of 1 point, and --margin-exact sets another one.")
+    return (f"With {min(counts)} items, the verdict on exact can be kept only if it rises: even if no item changes, "
+            f"the interval reaches {value_text(unchanged_reach(min(counts)), EXACT)} points down. About 380 items "
+            "suffice for a margin of 1 point, and --margin-exact sets another one.")
 
 
 def as_json(audit: Audit) -> str:
     """Return all numbers as JSON. Percentages are fractions there."""
     def plain(cells: Sequence[Comparison]) -> list[dict[str, Any]]:
-        return [asdict(one) | {"metric": one.metric.name} for one in cells]
+        return [asdict(entry) | {"metric": entry.metric.name} for entry in cells]
 
     dial = [{"scale": point.scale, "within": point.within, "cells": plain(point.cells)} for point in audit.dial]
     return json.dumps({
         "base": audit.base, "files": [asdict(file) for file in audit.files], "models": list(audit.models),
         "metrics": [asdict(metric) for metric in CAUSAL_LM.metrics], "cells": plain(audit.cells), "dial": dial,
         "largest_scale": audit.largest_scale if audit.dial else None, "settings": dict(audit.settings),
-        "scores": [dict(zip(("model", "file", "path"), one, strict=True)) for one in audit.scores],
+        "scores": [dict(zip(("model", "file", "path"), entry, strict=True)) for entry in audit.scores],
         "notes": list(audit.notes)}, indent=2) + "\n"
 
 
@@ -252,13 +254,13 @@ def draw_dial(audit: Audit) -> Figure:
         shift = 0.004 * (max(scales) - min(scales)) * (offset - (len(audit.files) - 1) / 2)  # intervals do not overlap
         x = [scale + shift for scale in scales]
         color, marker = styles[file.name].color, styles[file.name].marker
-        axes.plot(x, [one.difference for one in cells], color=color, marker=marker, label=style.shorten(file.name),
+        axes.plot(x, [cell.difference for cell in cells], color=color, marker=marker, label=style.shorten(file.name),
                   linewidth=2.2 if file.role == "new" else 1.4, linestyle=DIAL_LINES[file.role], markersize=5.5,
                   markeredgecolor="white", markeredgewidth=0.6, zorder=3)
-        for at, one in zip(x, cells, strict=True):
-            if one.low is not None and one.high is not None:
-                axes.plot([at, at], [one.low, one.high], color=color, linewidth=1.1, alpha=0.7, zorder=2.5)
-        margins += [one.margin for one in cells if file.role != "new"]
+        for center, cell in zip(x, cells, strict=True):
+            if cell.low is not None and cell.high is not None:
+                axes.plot([center, center], [cell.low, cell.high], color=color, linewidth=1.1, alpha=0.7, zorder=2.5)
+        margins += [cell.margin for cell in cells if file.role != "new"]
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
     if margins:
         axes.axhline(min(margins), color=PALE, linewidth=1.0, linestyle=":", zorder=1, label="margin of a loss")
@@ -273,4 +275,4 @@ def draw_dial(audit: Audit) -> Figure:
 
 
 def _nll(cells: tuple[Comparison, ...], file: str) -> Comparison:
-    return next(one for one in cells if one.file == file and one.metric == NLL)
+    return next(comparison for comparison in cells if comparison.file == file and comparison.metric == NLL)

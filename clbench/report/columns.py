@@ -68,10 +68,10 @@ def _training_cpu(record: Record) -> float | None:
 
 def with_task_ids(record: Record) -> float | None:
     """Return the mean over tasks of the final accuracy with given task IDs, or None if it is not known."""
-    last = record.errors[-1] if record.errors else None
-    if last is None or last.learned != len(record.R) - 1:
+    counts = record.errors[-1] if record.errors else None
+    if counts is None or counts.learned != len(record.R) - 1:
         return None
-    return fmean(given / samples for given, samples in zip(last.given, last.samples, strict=True))
+    return fmean(count / samples for count, samples in zip(counts.given, counts.samples, strict=True))
 
 
 def _pooled(metric: Callable[[metrics.Matrix, Sequence[int]], float],
@@ -227,10 +227,10 @@ def cells(series: Sequence[Sequence[float | None]], unit: Unit, until: UntilDeci
 
 
 def _cell(values: Sequence[float | None], unit: Unit, until: UntilDecided | None) -> Cell:
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
+    known_values = [value for value in values if value is not None]
+    if not known_values or len(known_values) < len(values):
         return Cell(NONE, values=tuple(values))
-    return cell_of(interval_of(known, until), unit, values)
+    return cell_of(interval_of(known_values, until), unit, values)
 
 
 def cell_of(over: Interval, unit: Unit, values: Sequence[float | None]) -> Cell:
@@ -249,17 +249,17 @@ def mark(column: Column, column_cells: Sequence[Cell], best: Collection[int], el
         best: positions of the significantly best cells.
         eligible: positions of the cells that may be the best or the second.
     """
-    rest = {i: mean for i in eligible if i not in best and (mean := column_cells[i].mean) is not None}
+    other_means = {i: mean for i in eligible if i not in best and (mean := column_cells[i].mean) is not None}
     second: set[int] = set()
-    if best and rest:
-        shown = number((max if column.direction == "up" else min)(rest.values()), column.unit)
-        second = {i for i, mean in rest.items() if number(mean, column.unit) == shown}
+    if best and other_means:
+        second_text = number((max if column.direction == "up" else min)(other_means.values()), column.unit)
+        second = {i for i, mean in other_means.items() if number(mean, column.unit) == second_text}
     return [replace(c, bold=i in best, second=i in second) for i, c in enumerate(column_cells)]
 
 
 def fewest(column_cells: Sequence[Cell], unit: Unit, eligible: Collection[int]) -> set[int]:
     """Return the positions of the eligible cells that show the smallest count, or none if all of them show it."""
     means = {i: mean for i in eligible if (mean := column_cells[i].mean) is not None}
-    shown = number(min(means.values()), unit) if means else ""
-    smallest = {i for i, mean in means.items() if number(mean, unit) == shown}
+    smallest_text = number(min(means.values()), unit) if means else ""
+    smallest = {i for i, mean in means.items() if number(mean, unit) == smallest_text}
     return smallest if len(smallest) < len(means) else set()

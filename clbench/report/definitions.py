@@ -77,7 +77,7 @@ def _metric_definition(metric: Metric) -> str:
     if metric == ACCURACY:
         return ACCURACY_DEFINITION
     metrics = objective_of(metric).metrics
-    meanings = [f"{one.heading} is {one.definition}." for one in metrics]
+    meanings = [f"{m.heading} is {m.definition}." for m in metrics]
     means = "over tasks" if objective_of(metric) == REGRESSION else "over the items of a task, then over tasks"
     return " ".join([
         *meanings, f"Tables show means {means}. Final values are measured after the "
@@ -95,8 +95,8 @@ def footnote(setting: Setting, facts: Facts) -> tuple[str, ...]:
 
 def marks(setting: Setting) -> str:
     """Explain the marks of the rows in a few words. The notes say more."""
-    used = "".join(m.marks for m in setting.methods)
-    meanings = [f"{mark} {words}" for mark, words in SHORT.items() if mark in used]
+    used_marks = "".join(m.marks for m in setting.methods)
+    meanings = [f"{mark} {words}" for mark, words in SHORT.items() if mark in used_marks]
     return f"Marks: {'; '.join(meanings)}." if meanings else ""
 
 
@@ -115,9 +115,9 @@ def test_sentence(facts: Facts) -> str:
              "They assume that a difference is as likely as its opposite."),
             ("t", "Paired t-tests over seeds", "They assume normally distributed differences."),
             ("crossed", "T-tests over seeds and test samples", "They assume normally distributed effects.")):
-        chosen = [(tests, words) for tests, words, by in families if by == test and tests]
-        if chosen:
-            sentences.append(f"{name}, Holm-corrected over {_counts(chosen)}. {assumption}")
+        test_families = [(tests, words) for tests, words, family_test in families if family_test == test and tests]
+        if test_families:
+            sentences.append(f"{name}, Holm-corrected over {_counts(test_families)}. {assumption}")
     return " ".join(sentences)
 
 

@@ -57,17 +57,17 @@ def drawn(explanation: Explanation, file_format: FileFormat) -> bytes:
 def draw(explanation: Explanation) -> Figure:
     """Draw a row for A, a row for each factor, and a row for B. The factor with the largest part comes first."""
     attribution, ranked, unit = explanation.attribution, explanation.ranked, explanation.unit
-    first, second = (measure.column for measure in explanation.measures)
+    column_a, column_b = (measure.column for measure in explanation.measures)
     name_a, name_b = explanation.names
     height = _HEAD + _ROW * (len(ranked) + 2) + _FOOT
     figure, axes = style.canvas(f"{clean(name_a)} (A) to {clean(name_b)} (B)", height=height / 72)
-    labels = [f"A: {first.title}", *(clean(style.shorten(f.name, 40)) for f, _ in ranked), f"B: {second.title}"]
-    below = ["", *(clean(style.shorten(f.change, 44)) for f, _ in ranked), ""]
-    texts = [number(attribution.a.mean, first.unit), *(signed(attribution.parts[i], unit) for _, i in ranked),
-             number(attribution.b.mean, second.unit)]
+    labels = [f"A: {column_a.title}", *(clean(style.shorten(f.name, 40)) for f, _ in ranked), f"B: {column_b.title}"]
+    changes = ["", *(clean(style.shorten(f.change, 44)) for f, _ in ranked), ""]
+    texts = [number(attribution.a.mean, column_a.unit), *(signed(attribution.parts[i], unit) for _, i in ranked),
+             number(attribution.b.mean, column_b.unit)]
     width = figure.get_figwidth() * 72
     label_widths = [style.text_width(label, 9.5) for label in labels]
-    left = max(*label_widths, *(style.text_width(change, 7.5) for change in below)) + 20
+    left = max(*label_widths, *(style.text_width(change, 7.5) for change in changes)) + 20
     right = max(style.text_width(text, LABEL) for text in texts) + 18
     axes.set_position((left / width, _FOOT / height, 1 - (left + right) / width, 1 - (_HEAD + _FOOT) / height))
     axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=LABEL, pad=9, x=-(left - 8) / (
@@ -77,12 +77,12 @@ def draw(explanation: Explanation) -> Figure:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     _rows(axes, explanation)
-    if first.unit in POINTS:
+    if column_a.unit in POINTS:
         style.percentages(axes.xaxis)
     suffix = {"percent": " (%)", "points": " (%)", "nats": " (nats)"}
-    better = ", lower is better" if first.unit in SIGNIFICANT and first.direction == "down" else ""
-    axes.set_xlabel(first.title + suffix.get(first.unit, "") + better)
-    for row, (label, change, text) in enumerate(zip(labels, below, texts, strict=True)):
+    direction_note = ", lower is better" if column_a.unit in SIGNIFICANT and column_a.direction == "down" else ""
+    axes.set_xlabel(column_a.title + suffix.get(column_a.unit, "") + direction_note)
+    for row, (label, change, text) in enumerate(zip(labels, changes, texts, strict=True)):
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points",
                                  "annotation_clip": False}
         axes.annotate(label, (0, row), (-10, 5 if change else 0), ha="right", va="center", fontsize=9.5,
@@ -95,22 +95,22 @@ def draw(explanation: Explanation) -> Figure:
 
 def _rows(axes: Axes, explanation: Explanation) -> None:
     """Draw the bars. Each part begins where the one before it ends."""
-    attribution, at = explanation.attribution, explanation.attribution.a.mean
-    for row, one in ((0, attribution.a), (len(explanation.ranked) + 1, attribution.b)):
-        axes.errorbar([one.mean], [row], xerr=None if one.half_width is None else [one.half_width], marker="D",
-                      color=INK, markersize=6, elinewidth=1.1, zorder=4)
+    attribution, x = explanation.attribution, explanation.attribution.a.mean
+    for row, estimate in ((0, attribution.a), (len(explanation.ranked) + 1, attribution.b)):
+        axes.errorbar([estimate.mean], [row], xerr=None if estimate.half_width is None else [estimate.half_width],
+                      marker="D", color=INK, markersize=6, elinewidth=1.1, zorder=4)
     for row, (_, i) in enumerate(explanation.ranked, start=1):
         part = attribution.parts[i]
-        axes.plot([at, at], [row - 1, row], color=PALE, linewidth=0.8, zorder=1.5)
-        axes.barh([row], [part.mean], left=[at], height=0.52, color=UP if part.mean > 0 else DOWN, alpha=0.85, zorder=2)
+        axes.plot([x, x], [row - 1, row], color=PALE, linewidth=0.8, zorder=1.5)
+        axes.barh([row], [part.mean], left=[x], height=0.52, color=UP if part.mean > 0 else DOWN, alpha=0.85, zorder=2)
         if part.half_width is not None:
-            axes.errorbar([at + part.mean], [row], xerr=[part.half_width], color=INK, elinewidth=1.1, capsize=2.5,
+            axes.errorbar([x + part.mean], [row], xerr=[part.half_width], color=INK, elinewidth=1.1, capsize=2.5,
                           zorder=3)
         for alone, marker in ((attribution.from_a[i], "^"), (attribution.from_b[i], "v")):
-            axes.plot([at + alone.mean], [row], marker=marker, markersize=5, color=INK, markerfacecolor="white",
+            axes.plot([x + alone.mean], [row], marker=marker, markersize=5, color=INK, markerfacecolor="white",
                       markeredgewidth=0.9, zorder=4, linestyle="none")
-        at += part.mean
-    axes.plot([at, at], [len(explanation.ranked), len(explanation.ranked) + 1], color=PALE, linewidth=0.8, zorder=1.5)
+        x += part.mean
+    axes.plot([x, x], [len(explanation.ranked), len(explanation.ranked) + 1], color=PALE, linewidth=0.8, zorder=1.5)
     axes.axvline(attribution.a.mean, color=FAINT, linewidth=0.8, zorder=1)
     axes.use_sticky_edges = False  # otherwise the axis would end at the ends of the bars
     axes.margins(x=0.06)
@@ -164,12 +164,12 @@ def signed(one: Estimate, unit: Unit, spread: bool = True) -> str:
 def headline(explanation: Explanation) -> str:
     """Return the result as one line: `ACC 77.30 -> 69.40 (-7.90 ± 1.20 points): learning rate -5.10 ± 0.60, ...`."""
     attribution, unit = explanation.attribution, explanation.unit
-    first, second = (measure.column for measure in explanation.measures)
-    a, b = number(attribution.a.mean, first.unit), number(attribution.b.mean, second.unit)
-    other = f"{second.title} " if second.title != first.title else ""
+    column_a, column_b = (measure.column for measure in explanation.measures)
+    a, b = number(attribution.a.mean, column_a.unit), number(attribution.b.mean, column_b.unit)
+    title_b = f"{column_b.title} " if column_b.title != column_a.title else ""
     parts = ", ".join(f"{clean(factor.name)} {signed(attribution.parts[i], unit)}" for factor, i in explanation.ranked)
     shown_unit = f" {unit}" if unit in ("points", "nats", "seconds") else ""
-    return f"{first.title} {a} -> {other}{b} ({signed(attribution.difference, unit)}{shown_unit}): {parts}"
+    return f"{column_a.title} {a} -> {title_b}{b} ({signed(attribution.difference, unit)}{shown_unit}): {parts}"
 
 
 def table(explanation: Explanation) -> Table:
@@ -189,11 +189,12 @@ def by_seed(explanation: Explanation) -> Table:
     """Return the table of each seed's outcomes and contributions."""
     attribution = explanation.attribution
     a, b = (measure.column for measure in explanation.measures)
-    shown = [(f"A: {a.title}", attribution.a, a.unit),
-             *((factor.name, attribution.parts[i], explanation.unit) for factor, i in explanation.ranked),
-             (f"B: {b.title}", attribution.b, b.unit)]
-    return Table("Each seed's outcomes and parts", tuple(Column(clean(name), unit) for name, _, unit in shown), tuple(
-        Row(str(seed), tuple(Cell(number(one.values[k], unit), one.values[k]) for _, one, unit in shown))
+    columns = [(f"A: {a.title}", attribution.a, a.unit),
+               *((factor.name, attribution.parts[i], explanation.unit) for factor, i in explanation.ranked),
+               (f"B: {b.title}", attribution.b, b.unit)]
+    return Table("Each seed's outcomes and parts", tuple(Column(clean(name), unit) for name, _, unit in columns), tuple(
+        Row(str(seed), tuple(Cell(number(estimate.values[k], unit), estimate.values[k])
+                             for _, estimate, unit in columns))
         for k, seed in enumerate(explanation.seeds)), corner="seed")
 
 
@@ -213,7 +214,7 @@ def settings(explanation: Explanation) -> list[tuple[str, str]]:
 
 def summed(series: Sequence[Estimate]) -> Estimate:
     """Return the sum of several changes for each seed."""
-    return over_seeds(np.array([fsum(values) for values in zip(*(one.values for one in series), strict=True)]))
+    return over_seeds(np.array([fsum(values) for values in zip(*(change.values for change in series), strict=True)]))
 
 
 def _cell(one: Estimate, unit: Unit) -> Cell:
@@ -225,29 +226,29 @@ def _cell(one: Estimate, unit: Unit) -> Cell:
 def remarks(explanation: Explanation) -> list[str]:
     """Return the sentences that a reader needs in order to understand the table."""
     attribution, count, unit = explanation.attribution, len(explanation.factors), explanation.unit
-    how = (f"all {2**count} combinations" if not attribution.orders else
-           f"a sample of {attribution.orders} orders (each with its reverse) of the factors; the intervals include "
-           "that")
+    basis = (f"all {2**count} combinations" if not attribution.orders else
+             f"a sample of {attribution.orders} orders (each with its reverse) of the factors; the intervals include "
+             "that")
     seeds = f"each of {len(explanation.seeds)} seeds" if len(explanation.seeds) > 1 else "one seed"
-    lines = [f"Parts: Shapley values over {how}, {explanation.combinations} trained with {seeds}. They sum to the "
+    lines = [f"Parts: Shapley values over {basis}, {explanation.combinations} trained with {seeds}. They sum to the "
              "difference before rounding. Alone in A: A with that one factor of B, less A. Alone in B: B less B with "
              "that one factor of A.",
              "±: half the 95% interval (Student t) over seeds, each part by itself; all is paired by seed."
              if len(explanation.seeds) > 1 else "A single seed gives no intervals; give more --seeds."]
     lines += [f"{factor.name} are one factor, as not all of their combinations go together: {factor.why}"
               for factor in explanation.factors if factor.why]
-    open_ = [factor.name for factor, i in explanation.ranked if (half := attribution.parts[i].half_width) and
-             abs(attribution.parts[i].mean) <= half]
-    nothing = [factor.name for factor, i in explanation.ranked if not any(attribution.parts[i].values)]
-    if nothing:
-        lines.append(f"Changes nothing, in no seed: {', '.join(nothing)}.")
-    if open_:
-        lines.append(f"The interval holds 0, so these seeds do not show a contribution: {', '.join(open_)}.")
+    open_factors = [factor.name for factor, i in explanation.ranked if (half := attribution.parts[i].half_width) and
+                    abs(attribution.parts[i].mean) <= half]
+    idle_factors = [factor.name for factor, i in explanation.ranked if not any(attribution.parts[i].values)]
+    if idle_factors:
+        lines.append(f"Changes nothing, in no seed: {', '.join(idle_factors)}.")
+    if open_factors:
+        lines.append(f"The interval holds 0, so these seeds do not show a contribution: {', '.join(open_factors)}.")
     if count > 1:
-        alone = [summed(series) for series in (attribution.from_a, attribution.from_b)]
+        sums = [summed(series) for series in (attribution.from_a, attribution.from_b)]
         total = signed(attribution.difference, unit, False)
-        lines.append(f"Alone, the factors add up to {signed(alone[0], unit, False)} from A and "
-                     f"{signed(alone[1], unit, False)} from B, together to {total}: "
+        lines.append(f"Alone, the factors add up to {signed(sums[0], unit, False)} from A and "
+                     f"{signed(sums[1], unit, False)} from B, together to {total}: "
                      "what is between is what they do to each other, which Shapley values share out evenly.")
     stale = sum(bool(record.stale) for record in explanation.records)
     if stale:

@@ -137,8 +137,8 @@ def in_words(names: Sequence[str], most: int = MANY) -> str:
     >>> in_words(["EWC"]), in_words(["EWC", "ER"]), in_words(["EWC", "ER", "PNN", "SI"], 3)
     ('EWC', 'EWC and ER', 'EWC, ER, PNN and 1 more')
     """
-    shown = [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
-    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]])) if shown else ""
+    items = [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
 
 
 LONG = 600  # characters of an alternative text; a longer text only repeats a table
@@ -155,16 +155,16 @@ def by_task(values: list[int]) -> str:
     >>> by_task([478410, 4100, 4100])
     '478,410 in task 1, 4,100 in tasks 2-3'
     """
-    parts: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int]] = []
     for task, value in enumerate(values, start=1):
-        if parts and parts[-1][0] == value:
-            parts[-1] = (value, parts[-1][1], task)
+        if runs and runs[-1][0] == value:
+            runs[-1] = (value, runs[-1][1], task)
         else:
-            parts.append((value, task, task))
-    if len(parts) > 6:
-        most = f", {max(values):,} at most" if max(values) not in (values[0], values[-1]) else ""
-        return f"{values[0]:,} in task 1, {values[-1]:,} in task {len(values)}{most}"
-    return ", ".join(f"{value:,} in " + (f"task {a}" if a == b else f"tasks {a}-{b}") for value, a, b in parts)
+            runs.append((value, task, task))
+    if len(runs) > 6:
+        maximum = f", {max(values):,} at most" if max(values) not in (values[0], values[-1]) else ""
+        return f"{values[0]:,} in task 1, {values[-1]:,} in task {len(values)}{maximum}"
+    return ", ".join(f"{value:,} in " + (f"task {a}" if a == b else f"tasks {a}-{b}") for value, a, b in runs)
 
 
 def task_label(index: int, names: Sequence[str] = ()) -> str:
@@ -178,13 +178,13 @@ def task_label(index: int, names: Sequence[str] = ()) -> str:
 
 def listed(values: list[int]) -> str:
     """Return the distinct integers as a sorted list in which consecutive ones form a range: `0-2, 7`."""
-    parts: list[list[int]] = []
+    ranges: list[list[int]] = []
     for value in sorted(set(values)):
-        if parts and value == parts[-1][1] + 1:
-            parts[-1][1] = value
+        if ranges and value == ranges[-1][1] + 1:
+            ranges[-1][1] = value
         else:
-            parts.append([value, value])
-    return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in parts)
+            ranges.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in ranges)
 
 
 def listed_seeds(values: list[int]) -> str:

@@ -32,8 +32,8 @@ def tidy(records: Sequence[Record]) -> DataFrame:
     """Return every value of R and of further metrics, with a row for each task and row of R; see `Results.frame`."""
     pandas = _pandas()
     rows: list[dict[str, Any]] = []
-    every: list[dict[str, Any]] = []
-    measured: dict[str, None] = {}
+    all_options: list[dict[str, Any]] = []
+    metric_names: dict[str, None] = {}
     for setting in readable(records, ids=True):
         for method in setting.methods:
             for record in method.records:
@@ -42,15 +42,15 @@ def tidy(records: Sequence[Record]) -> DataFrame:
                 facts = dict(zip(LEADING_COLUMNS, values, strict=True))
                 options = {name: plain(value) for name, value in options_of(record.trial).items()}
                 by_metric = matrices(record)
-                measured |= dict.fromkeys(by_metric)
+                metric_names |= dict.fromkeys(by_metric)
                 for learned, task in product(range(len(record.R)), range(len(record.R[0]) if record.R else 0)):
                     rows.append({**facts, "seed": record.trial.seed, "learned": learned, "task": task + 1,
                                  **{name: matrix[learned][task] for name, matrix in by_metric.items()}})
-                    every.append(options)
-    trailing = (*TRAILING_COLUMNS, *measured)
-    names = column_names(every, (*LEADING_COLUMNS, *trailing))
+                    all_options.append(options)
+    trailing = (*TRAILING_COLUMNS, *metric_names)
+    names = column_names(all_options, (*LEADING_COLUMNS, *trailing))
     table = {name: pandas.Series([row[name] for row in rows]) for name in LEADING_COLUMNS}
-    table |= {column: _typed([options.get(name) for options in every]) for name, column in names.items()}
+    table |= {column: _typed([options.get(name) for options in all_options]) for name, column in names.items()}
     table |= {name: pandas.Series([row.get(name) for row in rows]) for name in trailing}
     return pandas.DataFrame(table)
 
@@ -82,13 +82,13 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
     rows: list[dict[str, Any]] = []
     verdicts = []
     for setting in settings:
-        named = setting.named_baseline
+        named_baseline = setting.named_baseline
         for measure in find_tested(titles, setting.measures):
-            sentences, tables = compare(setting, [measure], named)
+            sentences, tables = compare(setting, [measure], named_baseline)
             verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in sentences]
             for table in tables:
                 for row, numbers in zip(table.rows, _rows(table), strict=True):
-                    rows.append({table.corner: row.label, **({"baseline": named} if named else {}),
+                    rows.append({table.corner: row.label, **({"baseline": named_baseline} if named_baseline else {}),
                                  **{name: text for name, text in numbers.items() if isinstance(text, str)},
                                  **numbers, "setting": setting.title, "metric": measure.column.title})
     frame = _frame(rows)
@@ -120,8 +120,8 @@ def _rows(table: Table) -> list[dict[str, Any]]:
 def _frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     pandas = _pandas()
     column_names = dict.fromkeys(chain.from_iterable(rows))
-    last = [name for name in LAST_COLUMNS if name in column_names]
-    names = [*(name for name in column_names if name not in last), *last]
+    last_names = [name for name in LAST_COLUMNS if name in column_names]
+    names = [*(name for name in column_names if name not in last_names), *last_names]
     return pandas.DataFrame({name: _typed([row.get(name) for row in rows]) for name in names})
 
 

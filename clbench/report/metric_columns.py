@@ -43,8 +43,8 @@ def with_general(measures: Sequence[Measure], records: Iterable[Record]) -> tupl
     names = dict.fromkeys(chain.from_iterable(record.general for record in records))
     if not names:
         return tuple(measures)
-    at = measures.index(TASK_INFERENCE)
-    return (*measures[:at], *map(_general, names), *measures[at:])
+    index = measures.index(TASK_INFERENCE)
+    return (*measures[:index], *map(_general, names), *measures[index:])
 
 
 def _general(name: str) -> Measure:
@@ -64,11 +64,11 @@ def final_of(metric: Metric) -> Measure:
 
 @cache
 def _measures_of(metric: Metric) -> tuple[Measure, ...]:
-    others = [other for other in objective_of(metric).metrics if other != metric]
+    other_metrics = [other for other in objective_of(metric).metrics if other != metric]
     return (*_final_and_learned(metric), _forgetting(metric, "forgetting", COMPARISON),
-            *chain.from_iterable(map(_final_and_learned, others)), TASK_INFERENCE, TRAINABLE, BYTES, COMPUTE, TIME,
-            *_more(metric),
-            *(_forgetting(other, f"forgetting of {other.label}", MORE_METRICS) for other in others),
+            *chain.from_iterable(map(_final_and_learned, other_metrics)), TASK_INFERENCE, TRAINABLE, BYTES, COMPUTE,
+            TIME, *_more(metric),
+            *(_forgetting(other, f"forgetting of {other.label}", MORE_METRICS) for other in other_metrics),
             replace(TOTAL, table=MORE_COSTS), *(m for m in MEASURES if m.table == MORE_COSTS))
 
 
@@ -90,8 +90,8 @@ def _more(metric: Metric) -> Sequence[Measure]:
     difference = difference_unit(unit_of(metric))
 
     def intransigence(record: Record, joint: Record | None) -> float | None:
-        R, other = (matrices(one).get(metric.name) if one else None for one in (record, joint))
-        return metrics.intransigence(R, other, metric) if R and other and len(R) == len(other) else None
+        R, joint_R = (matrices(source).get(metric.name) if source else None for source in (record, joint))
+        return metrics.intransigence(R, joint_R, metric) if R and joint_R and len(R) == len(joint_R) else None
 
     return (Measure(Column("BWT", difference, "up", "backward transfer"), _of(metric, lambda R: metrics.bwt(R, metric)),
                     MORE_METRICS, tested=True),

@@ -50,9 +50,9 @@ class Column:
     @property
     def lines(self) -> tuple[str, ...]:
         """Return the header in lines that keep the column narrow: one or two for the name, then unit and arrow."""
-        words, rest = self.name.split(), self.header.removeprefix(self.name).strip()
+        words, suffix = self.name.split(), self.header.removeprefix(self.name).strip()
         lines = (" ".join(words[:2]), " ".join(words[2:])) if len(words) > 2 else (self.name,)
-        return (*lines, rest) if rest else lines
+        return (*lines, suffix) if suffix else lines
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ def in_a_line(records: Sequence[Record]) -> str:
     methods = list(dict.fromkeys(clean(r.label) for r in records))
     if not methods:
         return "Results(no records)"
-    more = f" and {len(methods) - _NAMES} more" if len(methods) > _NAMES else ""
+    suffix = f" and {len(methods) - _NAMES} more" if len(methods) > _NAMES else ""
     scenarios = list(dict.fromkeys(r.trial.scenario for r in records))
-    seeds, bad = len({r.trial.seed for r in records}), sum(r.status != "done" for r in records)
-    return (f"Results({len(records)} {_plural('record', len(records))}: {', '.join(methods[:_NAMES])}{more}; "
+    seeds, missing_results = len({r.trial.seed for r in records}), sum(r.status != "done" for r in records)
+    return (f"Results({len(records)} {_plural('record', len(records))}: {', '.join(methods[:_NAMES])}{suffix}; "
             f"{', '.join(dict.fromkeys(r.trial.benchmark.name for r in records))}, scenario {', '.join(scenarios)}, "
-            f"{seeds} {_plural('seed', seeds)}{f'; {bad} without a result' if bad else ''})")
+            f"{seeds} {_plural('seed', seeds)}{f'; {missing_results} without a result' if missing_results else ''})")
 
 
 def _plural(noun: str, number: int) -> str:
@@ -47,16 +47,16 @@ def html(records: Sequence[Record]) -> str:
     if not records:
         return f"<p>{escape(in_a_line(records))}</p>"
     report = build(records)
-    parts = [_section(section) for section in report.sections]
-    return f'<div class="clbench">{_STYLE}{"".join(parts)}</div>'
+    sections = [_section(section) for section in report.sections]
+    return f'<div class="clbench">{_STYLE}{"".join(sections)}</div>'
 
 
 def _section(section: Section) -> str:
-    failed = [f'<p class="problem">no result: {escape(problem)}</p>' for problem in section.problems]
-    first = "".join(f"<li>{f'<strong>{escape(LEADS[about])}</strong> ' if LEADS[about] else ''}{escape(text)}</li>"
-                    for about, text in section.headline)
-    return (f"<p><strong>{escape(section.title)}</strong></p><ul>{first}</ul>{_table(section.comparison)}"
-            + "".join(failed)
+    problems = [f'<p class="problem">no result: {escape(problem)}</p>' for problem in section.problems]
+    headline = "".join(f"<li>{f'<strong>{escape(LEADS[topic])}</strong> ' if LEADS[topic] else ''}{escape(text)}</li>"
+                       for topic, text in section.headline)
+    return (f"<p><strong>{escape(section.title)}</strong></p><ul>{headline}</ul>{_table(section.comparison)}"
+            + "".join(problems)
             + f"<p><small>{escape(' '.join(section.footnote))}</small></p>{_notes(section.notes)}")
 
 
@@ -76,7 +76,7 @@ def _table(table: Table) -> str:
 
 
 def _row(row: Row, columns: Sequence[Column], rule: bool) -> str:
-    names = " ".join(name for name, given in (("reference", row.reference), ("rule", rule)) if given)
+    names = " ".join(name for name, is_set in (("reference", row.reference), ("rule", rule)) if is_set)
     label = escape(f"{row.label} {row.marks}".strip())
     cells = "".join(_cell(cell, column) for cell, column in zip(row.cells, columns, strict=True))
     return f'<tr class="{names}"><th>{label}</th>{cells}</tr>'

@@ -89,15 +89,15 @@ def _section(setting: Setting, slug: str) -> Section:
     section_facts = facts(setting, everything=families.get(setting.final))
     if section_facts.baseline:
         comparison = _insert_after(setting.final, comparison, *difference_column(setting, section_facts.baseline))
-    learned = ([_table(WHILE_LEARNED, [m for m in setting.measures if m.table == WHILE_LEARNED], setting, families)]
-               if any(r.curve for r in records) else [])
+    curve_tables = [_table(WHILE_LEARNED, [m for m in setting.measures if m.table == WHILE_LEARNED], setting,
+                           families)] if any(r.curve for r in records) else []
     last_bytes = [r.costs.bytes[-1] for r in done_records(methods) if r.costs.bytes]
     roles = dict.fromkeys(chain.from_iterable(last_bytes))
     by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting, families)] if roles else []
     anatomy = _table(errors.TITLE, errors.measures(setting), setting, families)
     error_sentences = tuple(errors.sentences(methods))
-    shown = [anatomy] if len(anatomy.columns) > 1 else []
-    where = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
+    error_tables = [anatomy] if len(anatomy.columns) > 1 else []
+    error_figures = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
     compute = comparison.cells(COMPUTE.column.title) if COMPUTE.column in comparison.columns else repeat(None)
     points = list(map(figure_point, results, comparison.cells(setting.final.column.title),
                       comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
@@ -106,7 +106,8 @@ def _section(setting: Setting, slug: str) -> Section:
         summary="; ".join(f"{name}: {value}" for name, value in pairs),
         setting=pairs,
         comparison=comparison,
-        details=(*shown, metrics, *learned, costs, *by_role, *([arriving] if arriving else []), *answers(methods)),
+        details=(*error_tables, metrics, *curve_tables, costs, *by_role, *([arriving] if arriving else []),
+                 *answers(methods)),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
@@ -119,7 +120,7 @@ def _section(setting: Setting, slug: str) -> Section:
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        figures=(*where, *_some(section_figures, setting, slug, points, results, section_facts),
+        figures=(*error_figures, *_some(section_figures, setting, slug, points, results, section_facts),
                  *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
@@ -138,11 +139,11 @@ def _section(setting: Setting, slug: str) -> Section:
 
 def _table(title: str, measures: Sequence[Measure], setting: Setting, families: Families) -> Table:
     """Return the table of some measures. Optional measures are left out if no record has a value."""
-    shown = [m for m in measures if not m.optional or setting.has(m)]
-    columns = [_cells(m, setting, families) for m in shown]
+    shown_measures = [m for m in measures if not m.optional or setting.has(m)]
+    columns = [_cells(m, setting, families) for m in shown_measures]
     rows = tuple(Row(method.label, (Cell(method.state), *method_cells), method.marks, method.reference)
                  for method, *method_cells in zip(setting.methods, *columns, strict=True))
-    return Table(title, (Column("seeds", "text"), *(m.column for m in shown)), rows)
+    return Table(title, (Column("seeds", "text"), *(m.column for m in shown_measures)), rows)
 
 
 def _some(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug: str, points: Sequence[FigurePoint],
@@ -151,14 +152,14 @@ def _some(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug
     if len(results) <= CLEAR:
         return figures(setting.title, slug, points, results, setting.metric)
     leading = [label for label in section_facts.accuracy if label not in section_facts.references][:LEADING]
-    shown = {*leading, *(compared.other for compared in (section_facts.baseline, section_facts.joint) if compared)}
+    labels = {*leading, *(compared.other for compared in (section_facts.baseline, section_facts.joint) if compared)}
     for cost in (TRAINABLE, COMPUTE):
-        shown.update(section_facts.fronts.get(cost.column.title, ()))
+        labels.update(section_facts.fronts.get(cost.column.title, ()))
     words = "most accurate" if setting.metric == ACCURACY else f"best by {setting.metric.label}"
-    remark = (f" It shows {len(shown)} of {len(results)} methods: the {LEADING} {words}, the Pareto fronts of "
+    remark = (f" It shows {len(labels)} of {len(results)} methods: the {LEADING} {words}, the Pareto fronts of "
               "trainable parameters and training compute, and the references. report.html has all methods.")
-    drawn = figures(setting.title, slug, [p for p in points if p.label in shown],
-                    [r for r in results if r.label in shown], setting.metric)
+    drawn = figures(setting.title, slug, [p for p in points if p.label in labels],
+                    [r for r in results if r.label in labels], setting.metric)
     return tuple(replace(figure, caption=figure.caption + remark) for figure in drawn)
 
 
@@ -174,9 +175,9 @@ def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
 
 def _insert_after(measure: Measure, table: Table, column: Column, cells: Sequence[Cell]) -> Table:
     """Return the comparison table with a new column after the column of a measure."""
-    at = table.index(measure.column.title) + 1
-    return replace(table, columns=(*table.columns[:at], column, *table.columns[at:]),
-                   rows=tuple(replace(row, cells=(*row.cells[:at], cell, *row.cells[at:]))
+    index = table.index(measure.column.title) + 1
+    return replace(table, columns=(*table.columns[:index], column, *table.columns[index:]),
+                   rows=tuple(replace(row, cells=(*row.cells[:index], cell, *row.cells[index:]))
                               for row, cell in zip(table.rows, cells, strict=True)))
 
 
@@ -223,8 +224,8 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
                 kind = f"{record.failure.type}: " if record.failure and record.status == "failed" else ""
                 reason = f": {kind}{record.failure.message}" if record.failure else ""
                 reason += f" ({record.failure.place})" if record.failure and record.failure.place else ""
-                after = f" after {_tasks(len(record.R) - 1)}" if record.R else ""
-                yield clean(f"{method.label}, seed {record.trial.seed}: {record.status}{after}{reason} "
+                progress = f" after {_tasks(len(record.R) - 1)}" if record.R else ""
+                yield clean(f"{method.label}, seed {record.trial.seed}: {record.status}{progress}{reason} "
                             f"(record {record.key})")
         if method.missing:
             yield f"{method.label}: no record for {listed_seeds(method.missing)}"
@@ -244,13 +245,13 @@ def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
             yield (f"{m.label}: its seeds come from different states of its code ({states}), so its mean mixes several "
                    "methods")
     for part in ("benchmark", "model"):
-        made: dict[str, list[str]] = {}
+        by_hash: dict[str, list[str]] = {}
         for m in methods:
             for record in m.done:
                 if (code := record.provenance.code.get(part)) and code.hash:
-                    made.setdefault(code.hash, []).append(m.label)
-        if len(made) > 1:
-            states = "; ".join(f"{code[:8]}: {', '.join(dict.fromkeys(labels))}" for code, labels in made.items())
+                    by_hash.setdefault(code.hash, []).append(m.label)
+        if len(by_hash) > 1:
+            states = "; ".join(f"{code[:8]}: {', '.join(dict.fromkeys(labels))}" for code, labels in by_hash.items())
             yield (f"The results come from different states of the {part}'s code ({states}), so they may not be "
                    "comparable")
 

@@ -67,11 +67,11 @@ def attribute(table: Table, factors: int, orders: Sequence[Order] = ()) -> Attri
     import numpy as np
 
     seeds = len(table.get(0, ()))
-    for chosen in needed(factors, orders):
-        if len(table.get(chosen, ())) != seeds or not seeds or not all(map(math.isfinite, table[chosen])):
-            raise ClbenchError(f"combination {chosen:0{factors}b} has not one finite outcome for each seed")
-    outcomes = {chosen: np.asarray(values, dtype=np.float64) for chosen, values in table.items()}
-    whole = 2**factors - 1
+    for combination in needed(factors, orders):
+        if len(table.get(combination, ())) != seeds or not seeds or not all(map(math.isfinite, table[combination])):
+            raise ClbenchError(f"combination {combination:0{factors}b} has not one finite outcome for each seed")
+    outcomes = {combination: np.asarray(values, dtype=np.float64) for combination, values in table.items()}
+    all_factors = 2**factors - 1
     if orders:
         contributions = np.stack([_along(outcomes, order) for order in orders])  # [orders, factors, seeds]
         pairs = (contributions[0::2] + contributions[1::2]) / 2
@@ -79,9 +79,11 @@ def attribute(table: Table, factors: int, orders: Sequence[Order] = ()) -> Attri
     else:
         parts = tuple(over_seeds(values) for values in shapley(outcomes, factors))
     singles = [1 << i for i in range(factors)]
-    return Attribution(over_seeds(outcomes[0]), over_seeds(outcomes[whole]), over_seeds(outcomes[whole] - outcomes[0]),
-                       parts, tuple(over_seeds(outcomes[one] - outcomes[0]) for one in singles),
-                       tuple(over_seeds(outcomes[whole] - outcomes[whole - one]) for one in singles), len(orders))
+    return Attribution(over_seeds(outcomes[0]), over_seeds(outcomes[all_factors]),
+                       over_seeds(outcomes[all_factors] - outcomes[0]), parts,
+                       tuple(over_seeds(outcomes[single] - outcomes[0]) for single in singles),
+                       tuple(over_seeds(outcomes[all_factors] - outcomes[all_factors - single]) for single in singles),
+                       len(orders))
 
 
 def shapley(outcomes: Mapping[int, Array], factors: int) -> list[Array]:
@@ -90,8 +92,8 @@ def shapley(outcomes: Mapping[int, Array], factors: int) -> list[Array]:
     phi_i = sum over the combinations S without i of |S|! (k - 1 - |S|)! / k! (v(S + i) - v(S)).
     """
     weights = [1 / (factors * math.comb(factors - 1, size)) for size in range(factors)]
-    return [sum((weights[chosen.bit_count()] * (outcomes[chosen | 1 << i] - outcomes[chosen])
-                 for chosen in range(2**factors) if not chosen >> i & 1), start=0 * outcomes[0])
+    return [sum((weights[combination.bit_count()] * (outcomes[combination | 1 << i] - outcomes[combination])
+                 for combination in range(2**factors) if not combination >> i & 1), start=0 * outcomes[0])
             for i in range(factors)]
 
 
@@ -99,10 +101,10 @@ def _along(outcomes: Mapping[int, Array], order: Order) -> Array:
     """Return the change that each factor causes if the factors are switched in this order, [factors, seeds]."""
     import numpy as np
 
-    changes, chosen = np.empty((len(order), len(outcomes[0]))), 0
+    changes, combination = np.empty((len(order), len(outcomes[0]))), 0
     for factor in order:
-        changes[factor] = outcomes[chosen | 1 << factor] - outcomes[chosen]
-        chosen |= 1 << factor
+        changes[factor] = outcomes[combination | 1 << factor] - outcomes[combination]
+        combination |= 1 << factor
     return changes
 
 
@@ -128,10 +130,10 @@ def crossed(values: Array) -> Estimate:
     squares = (pairs * float(by_seed.var(ddof=1)), seeds * float(by_pair.var(ddof=1)),
                float(((values - by_seed - by_pair[:, None] + mean) ** 2).sum()) / ((pairs - 1) * (seeds - 1)))
     total = squares[0] + squares[1] - squares[2]
-    known = sum(square**2 / df for square, df in zip(squares, (seeds - 1, pairs - 1, (pairs - 1) * (seeds - 1)),
-                                                     strict=True))
-    df = total**2 / known if known else seeds - 1
-    if total < squares[0] or not known:
+    denominator = sum(square**2 / df for square, df in zip(squares, (seeds - 1, pairs - 1, (pairs - 1) * (seeds - 1)),
+                                                           strict=True))
+    df = total**2 / denominator if denominator else seeds - 1
+    if total < squares[0] or not denominator:
         total, df = squares[0], seeds - 1
     return Estimate(mean, half_width(math.sqrt(total / (pairs * seeds)), df), tuple(map(float, by_seed)))
 
@@ -140,14 +142,14 @@ def needed(factors: int, orders: Sequence[Order] = ()) -> list[int]:
     """Return the combinations that a table needs: all, or those along the orders and one switch away from A or B."""
     if not orders:
         return list(range(2**factors))
-    whole = 2**factors - 1
-    ends = {0, whole, *(1 << i for i in range(factors)), *(whole - (1 << i) for i in range(factors))}
+    all_factors = 2**factors - 1
+    ends = {0, all_factors, *(1 << i for i in range(factors)), *(all_factors - (1 << i) for i in range(factors))}
     return sorted(ends.union(*(itertools.accumulate((1 << f for f in order), int.__or__) for order in orders)))
 
 
 def trials(combinations: Sequence[int], free: int = 0) -> int:
     """Return how many trainings the combinations need. The factors of the bits in `free` need no extra training."""
-    return len({chosen & ~free for chosen in combinations})
+    return len({combination & ~free for combination in combinations})
 
 
 def draw(factors: int, most: int, free: int = 0) -> list[Order]:
@@ -175,8 +177,8 @@ def draw(factors: int, most: int, free: int = 0) -> list[Order]:
 
 def least(factors: int, free: int = 0) -> int:
     """Return the smallest possible number of trainings per seed, of a sample of orders or of all combinations."""
-    few = list(itertools.chain.from_iterable(itertools.islice(_pairs(factors), LEAST_PAIRS)))
-    return min(trials(needed(factors, few), free), trials(needed(factors), free))
+    orders = list(itertools.chain.from_iterable(itertools.islice(_pairs(factors), LEAST_PAIRS)))
+    return min(trials(needed(factors, orders), free), trials(needed(factors), free))
 
 
 def _pairs(factors: int) -> Iterator[tuple[Order, Order]]:

@@ -78,8 +78,8 @@ def cell(model: str, file: str, metric: Metric, base: FileScores, scores: FileSc
          margins: Mapping[str, float] = MARGINS) -> Cell:
     """Return a cell without its verdict, which depends on all cells (`judge`)."""
     limit = margin(floor, metric, margins)
-    first, second = base.values(metric), scores.values(metric)
-    differences = [b - a for a, b in zip(first, second, strict=True)]
+    base_values, model_values = base.values(metric), scores.values(metric)
+    differences = [b - a for a, b in zip(base_values, model_values, strict=True)]
     if metric == EXACT:
         gained, lost = differences.count(1.0), differences.count(-1.0)
         low, high = score_interval(gained, lost, len(differences))
@@ -90,8 +90,8 @@ def cell(model: str, file: str, metric: Metric, base: FileScores, scores: FileSc
         mean_interval = t_interval(differences)
         interval = mean_interval.low, mean_interval.high
         p = worse_p([metric.worsening(d) for d in differences], limit)
-    return Cell(model, file, metric, len(differences), fmean(first), fmean(second), fmean(differences), *interval,
-                floor, limit, p)
+    return Cell(model, file, metric, len(differences), fmean(base_values), fmean(model_values), fmean(differences),
+                *interval, floor, limit, p)
 
 
 def worse_p(worsenings: Sequence[float], limit: float) -> float:
@@ -109,8 +109,8 @@ def worse_p(worsenings: Sequence[float], limit: float) -> float:
 
 def judge(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells with their verdicts; the p-values are corrected over all of them."""
-    return [replace(one, corrected_p=p, verdict=_verdict(one, p))
-            for one, p in zip(cells, holm([one.p for one in cells]), strict=True)]
+    return [replace(comparison, corrected_p=p, verdict=_verdict(comparison, p))
+            for comparison, p in zip(cells, holm([comparison.p for comparison in cells]), strict=True)]
 
 
 def _verdict(one: Cell, corrected_p: float) -> Verdict:
@@ -166,7 +166,7 @@ class Audit:
     @property
     def lost(self) -> list[Cell]:
         """Return the cells that are lost."""
-        return [one for one in self.cells if one.verdict == "lost"]
+        return [comparison for comparison in self.cells if comparison.verdict == "lost"]
 
     @property
     def largest_scale(self) -> float | None:
@@ -184,11 +184,11 @@ def stays_within(cells: Sequence[Cell]) -> bool:
 
     The interval of exact match is wide if there are few items, even if none changed, so its mean is used.
     """
-    for one in cells:
-        if one.metric == EXACT:
-            if one.metric.worsening(one.difference) > one.margin:
+    for comparison in cells:
+        if comparison.metric == EXACT:
+            if comparison.metric.worsening(comparison.difference) > comparison.margin:
                 return False
-        elif one.verdict != "kept":
+        elif comparison.verdict != "kept":
             return False
     return True
 
@@ -209,8 +209,8 @@ def score_z(gained: int, lost: int, items: int, difference: float) -> float:
     # Maximum-likelihood estimate of the probability of losing an item, given the difference.
     b = (2 * items - gained + lost) * difference - gained - lost
     c = -lost * difference * (1 - difference)
-    losing = (math.sqrt(max(b * b - 8 * items * c, 0.0)) - b) / (4 * items)
-    variance = items * (2 * losing + difference * (1 - difference))
+    loss_probability = (math.sqrt(max(b * b - 8 * items * c, 0.0)) - b) / (4 * items)
+    variance = items * (2 * loss_probability + difference * (1 - difference))
     if variance <= 0:
         return 0.0 if excess == 0 else math.copysign(math.inf, excess)
     return excess / math.sqrt(variance)

@@ -68,11 +68,11 @@ def min_acc(curve: Curve) -> float | None:
     tasks = len(curve.after)
     if tasks < 2:
         return None
-    lowest = []
+    minima = []
     for j in range(tasks - 1):
         later_points = chain.from_iterable(learning(curve, t) for t in range(j + 1, tasks))
-        lowest.append(min(accuracies_by_task[j] for _, accuracies_by_task in later_points))
-    return fmean(lowest)
+        minima.append(min(accuracies_by_task[j] for _, accuracies_by_task in later_points))
+    return fmean(minima)
 
 
 def wc_acc(curve: Curve) -> float | None:
@@ -80,8 +80,8 @@ def wc_acc(curve: Curve) -> float | None:
 
     None for a single task. De Lange et al. 2023.
     """
-    tasks, least = len(curve.after), min_acc(curve)
-    return None if least is None else after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * least
+    tasks, minimum = len(curve.after), min_acc(curve)
+    return None if minimum is None else after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * minimum
 
 
 def anytime(curve: Curve) -> float:
@@ -110,8 +110,8 @@ def _gap(curve: Curve, task: int) -> Gap:
     series = old_tasks(curve, task)
     before, end = fmean(after(curve, task - 1)), series[-1][1]
     lowest_step, lowest = min(series, key=lambda point: point[1])
-    back = next(step for step, mean in series if step >= lowest_step and mean >= end - NEAR)
-    return Gap(before, lowest, end, lowest_step, back if end - lowest > NEAR else None)
+    recovery_step = next(step for step, mean in series if step >= lowest_step and mean >= end - NEAR)
+    return Gap(before, lowest, end, lowest_step, recovery_step if end - lowest > NEAR else None)
 
 
 def old_tasks(curve: Curve, task: int) -> list[tuple[int, float]]:

@@ -49,8 +49,8 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
     conflicts: list[str] = []
     notes: list[str] = []
     for folder in folders:
-        records, bad = Store(folder).read()
-        problems += bad
+        records, folder_problems = Store(folder).read()
+        problems += folder_problems
         if not records:
             raise StoreError(_no_records(folder, command))
         for record in records:
@@ -84,9 +84,9 @@ def _no_records(folder: Path, command: str) -> str:
     inner = run_folders([folder]) if folder.is_dir() and not (folder / "records").is_dir() else []
     if not inner:
         return f"no records in {folder / 'records'}; clbench run --out {folder} makes some"
-    more = [f"... and {len(inner) - MOST_SHOWN} more: clbench runs {folder}"] if len(inner) > MOST_SHOWN else []
+    omitted_note = [f"... and {len(inner) - MOST_SHOWN} more: clbench runs {folder}"] if len(inner) > MOST_SHOWN else []
     return "\n".join([f"no records in {folder / 'records'}, but there are run folders below {folder}; choose one:",
-                      *(shlex.join([*command.split(), str(path)]) for path in inner[:MOST_SHOWN]), *more])
+                      *(shlex.join([*command.split(), str(path)]) for path in inner[:MOST_SHOWN]), *omitted_note])
 
 
 def name(record: Record) -> str:
@@ -172,13 +172,13 @@ def curve_difference(before: Record, after: Record) -> str | None:
     a, b = before.curve, after.curve
     if a is None or b is None or a.samples != b.samples:
         return None
-    apart: list[float] = []
+    distances: list[float] = []
     for old, new in zip(_points_of(a), _points_of(b), strict=False):
         for step in old.keys() & new.keys():
             counts = zip(old[step], new[step], a.samples, strict=False)
-            apart.append(max(abs(x - y) / samples for x, y, samples in counts))
-    count = sum(distance > 0 for distance in apart)
-    return f"curve: {count} of {len(apart)} points, by up to {_points(max(apart))} points" if count else None
+            distances.append(max(abs(x - y) / samples for x, y, samples in counts))
+    count = sum(distance > 0 for distance in distances)
+    return f"curve: {count} of {len(distances)} points, by up to {_points(max(distances))} points" if count else None
 
 
 def _points_of(curve: Curve) -> list[dict[int, tuple[int, ...]]]:
@@ -191,7 +191,7 @@ def setting(before: Record, after: Record) -> Iterator[str]:
     """Return a line for each part of two trials' settings and methods that differs. Seeds are not compared."""
     old, new = (r.trial.model_dump(mode="json", exclude={"seed": True, "weights": {"path"}}) for r in (before, after))
     for name in dict.fromkeys([*old, *new]):
-        a, b = (flat(of.get(name, {})) for of in (old, new))
+        a, b = (flat(trial.get(name, {})) for trial in (old, new))
         for part in dict.fromkeys([*a, *b]):
             yield from _plain(name + part, a.get(part, "absent"), b.get(part, "absent"))
 
@@ -208,16 +208,17 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def _matrix(name: str, a: Matrix, b: Matrix, metric: Metric) -> str:
     """Describe the largest difference between two matrices, where it is, and how it changes the final mean."""
-    apart: dict[tuple[int, int], float] = {}
+    distances: dict[tuple[int, int], float] = {}
     for i, (row_a, row_b) in enumerate(zip(a, b, strict=True)):
         for j, (x, y) in enumerate(zip(row_a, row_b, strict=True)):
-            apart[i, j] = abs(x - y)
-    most = max(apart, key=apart.__getitem__)
-    cells = sum(distance > 0 for distance in apart.values())
-    where = f"after task {most[0]}" if most[0] else "before training"
-    by = f"{_points(apart[most])} points" if metric.is_share else f"{apart[most]:.3g} {metric.unit}".rstrip()
-    line = (f"{name}: {cells} of {len(apart)} cells, by up to {by} "
-            f"({where}, on task {most[1] + 1})")
+            distances[i, j] = abs(x - y)
+    farthest = max(distances, key=distances.__getitem__)
+    cells = sum(distance > 0 for distance in distances.values())
+    moment = f"after task {farthest[0]}" if farthest[0] else "before training"
+    amount = (f"{_points(distances[farthest])} points" if metric.is_share else
+              f"{distances[farthest]:.3g} {metric.unit}".rstrip())
+    line = (f"{name}: {cells} of {len(distances)} cells, by up to {amount} "
+            f"({moment}, on task {farthest[1] + 1})")
     if name == "R" and len(a) == len(a[0]) + 1:
         old, new = (f"{100 * mean:.2f}" if metric.is_share else f"{mean:.4g}" for mean in map(metrics.acc, (a, b)))
         line += f", {metric.short} {old} -> {new}{' %' * metric.is_share}"

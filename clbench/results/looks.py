@@ -62,8 +62,8 @@ def note(folder: Path, records: Sequence[Record], new: bool = True) -> None:
     """
     if not new and not (folder / FILE).exists():
         return
-    last = {line["setting"]: line["seeds"] for line in read(folder) if line["event"] == "report"}
-    _append(folder, [line for line in _report_lines(records) if last.get(line["setting"]) != line["seeds"]])
+    last_seeds = {line["setting"]: line["seeds"] for line in read(folder) if line["event"] == "report"}
+    _append(folder, [line for line in _report_lines(records) if last_seeds.get(line["setting"]) != line["seeds"]])
 
 
 def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
@@ -82,25 +82,26 @@ def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
     """
     lines, new_lines = read(folder), []
     if not lines and records and any(folder.glob("report.*")):
-        recorded: dict[str, set[int]] = {}
+        recorded_seeds: dict[str, set[int]] = {}
         for record in records.values():
-            recorded.setdefault(setting_id(record.trial.environment), set()).add(record.trial.seed)
-        new_lines = [*(_request_line(setting, sorted(seeds_there)) for setting, seeds_there in recorded.items()),
+            recorded_seeds.setdefault(setting_id(record.trial.environment), set()).add(record.trial.seed)
+        new_lines = [*(_request_line(setting, sorted(seeds_there)) for setting, seeds_there in recorded_seeds.items()),
                      *_report_lines([*records.values()])]
-    requested: dict[str, set[int]] = {}
+    requested_seeds: dict[str, set[int]] = {}
     for plan in planned:
-        setting_seeds = requested.setdefault(setting_id(plan.trial.environment), set())
+        setting_seeds = requested_seeds.setdefault(setting_id(plan.trial.environment), set())
         setting_seeds |= {plan.trial.seed, *(sequence(seeds, plan.until.most) if plan.until else seeds)}
-    for setting, setting_seeds in requested.items():
-        logged: set[int] = set()
+    for setting, setting_seeds in requested_seeds.items():
+        logged_seeds: set[int] = set()
         for line in (*lines, *new_lines):
             if line["event"] == "asked" and line["setting"] == setting:
-                logged.update(line["seeds"])
-        if unlogged := sorted(setting_seeds - logged):
-            new_lines.append(_request_line(setting, unlogged))
+                logged_seeds.update(line["seeds"])
+        if unlogged_seeds := sorted(setting_seeds - logged_seeds):
+            new_lines.append(_request_line(setting, unlogged_seeds))
     _append(folder, new_lines)
-    seen = _seeds_shown_before((*lines, *new_lines))
-    return [replace(plan, seen=seen.get((setting_id(plan.trial.environment), plan.trial.seed), ())) for plan in planned]
+    seen_before = _seeds_shown_before((*lines, *new_lines))
+    return [replace(plan, seen=seen_before.get((setting_id(plan.trial.environment), plan.trial.seed), ()))
+            for plan in planned]
 
 
 def forget(folder: Path, made: bool) -> None:
@@ -129,17 +130,17 @@ def _report_lines(records: Sequence[Record]) -> Iterator[Line]:
 def _seeds_shown_before(lines: Sequence[Line]) -> dict[tuple[str, int], tuple[int, ...]]:
     """Return, by setting and seed, which seeds reports had shown when that seed was first requested."""
     seen_before: dict[tuple[str, int], tuple[int, ...]] = {}
-    shown: dict[str, set[int]] = {}
+    shown_by_setting: dict[str, set[int]] = {}
     for line in lines:
         setting = line["setting"]
         if line["event"] == "report":
-            shown_seeds = shown.setdefault(setting, set())
+            shown_seeds = shown_by_setting.setdefault(setting, set())
             for seeds in line["seeds"].values():
                 if len(seeds) > 1:
                     shown_seeds.update(seeds)
         else:
             for seed in line["seeds"]:
-                seen_before.setdefault((setting, seed), tuple(sorted(shown.get(setting, ()))))
+                seen_before.setdefault((setting, seed), tuple(sorted(shown_by_setting.get(setting, ()))))
     return seen_before
 
 

@@ -78,8 +78,8 @@ def machine() -> str:
                   if line.startswith("model name")]
         processor = models[0] if models else processor
     preloaded = ", ".join(Path(library).name for library in os.environ.get("LD_PRELOAD", "").replace(":", " ").split())
-    described = f"{processor}, {usable_cores()} cores, {platform.system()}"
-    return described + (f", {preloaded} preloaded" if preloaded else "")
+    description = f"{processor}, {usable_cores()} cores, {platform.system()}"
+    return description + (f", {preloaded} preloaded" if preloaded else "")
 
 
 PARTS = ("method", "benchmark", "model")
@@ -115,9 +115,9 @@ def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = ident
     """
     code: dict[str, Code] = {}
     for part, names in packages_of(trial, registry).items():
-        named = (registry.strategy(trial.method.name).names_code if part == "method" else
-                 part == "benchmark" and registry.benchmark(trial.benchmark.name).names_code)
-        release = "" if named else str(registry.origin(part, getattr(trial, part).name))
+        names_code = (registry.strategy(trial.method.name).names_code if part == "method" else
+                      part == "benchmark" and registry.benchmark(trial.benchmark.name).names_code)
+        release = "" if names_code else str(registry.origin(part, getattr(trial, part).name))
         code[part] = Code(packages=list(names), hash=hashed(*names), release=release)
     return code
 
@@ -174,8 +174,8 @@ def by_reason(stale: Iterable[tuple[Record, list[str]]]) -> list[str]:
     for record, reasons in stale:
         scenario = record.trial.scenario
         groups.setdefault((record.label, scenario, " and ".join(reasons)), []).append(record.trial.seed)
-    several = len({scenario for _, scenario, _ in groups}) > 1
-    return [f"{label}{f' ({scenario})' if several else ''}, seed{'s' if len(seeds) > 1 else ''} "
+    has_several_scenarios = len({scenario for _, scenario, _ in groups}) > 1
+    return [f"{label}{f' ({scenario})' if has_several_scenarios else ''}, seed{'s' if len(seeds) > 1 else ''} "
             f"{', '.join(map(str, sorted(seeds)))}: {reasons}" for (label, scenario, reasons), seeds in groups.items()]
 
 
@@ -184,10 +184,10 @@ def stale_records(records: Iterable[Record], registry: Registry) -> list[tuple[R
 
     Records are left out if their code is not known or no longer installed. Data are not compared.
     """
-    now = CodeNow(registry)
+    current_code = CodeNow(registry)
     return [(r, reasons) for r in records
             if r.status != "failed" and r.provenance.code and installed(r.trial, registry)
-            and (reasons := changed(r, now.of(r.trial)))]
+            and (reasons := changed(r, current_code.of(r.trial)))]
 
 
 def installed(trial: Trial, registry: Registry) -> bool:

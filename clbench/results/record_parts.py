@@ -18,8 +18,8 @@ class RecordPart(BaseModel):
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out empty fields that were added later, so that an older record is written unchanged."""
-        written: dict[str, Any] = write(self)
-        return {name: value for name, value in written.items() if value or name not in self.LATER}
+        fields: dict[str, Any] = write(self)
+        return {name: value for name, value in fields.items() if value or name not in self.LATER}
 
 
 class StreamFacts(RecordPart):

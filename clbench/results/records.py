@@ -132,8 +132,8 @@ class Record(RecordPart):
             raise ValueError(f"schema {self.schema_version}, this clbench reads {SCHEMA}")
         if self.key != self.trial.key:
             raise ValueError(f"key {self.key} is not that of its trial, {self.trial.key}")
-        named = [(self.metric or ACCURACY.name, self.R), *self.scores.items()]
-        for name, matrix in (*named, (ACCURACY.name, self.task_inference or [])):
+        named_matrices = [(self.metric or ACCURACY.name, self.R), *self.scores.items()]
+        for name, matrix in (*named_matrices, (ACCURACY.name, self.task_inference or [])):
             metric = METRICS.get(name)
             if metric is None:
                 raise ValueError(f"{name!r} is no metric; known are {', '.join(METRICS)}")
@@ -189,8 +189,8 @@ class Record(RecordPart):
 
     def outcome(self) -> dict[str, Any]:
         """Return the facts that must be equal in records of a trial, without its identity and the user's choices."""
-        known = ("trial", "label", "reference", "searched", "outputs")
-        return {name: fact for name, fact in self.facts().items() if name not in known}
+        excluded = ("trial", "label", "reference", "searched", "outputs")
+        return {name: fact for name, fact in self.facts().items() if name not in excluded}
 
 
 def metric_of(record: Record) -> Metric:
@@ -217,13 +217,13 @@ def by_metric(records: Sequence[Record], name: str | None) -> list[Record]:
 
 
 def _by_metric(record: Record, name: str) -> Record:
-    known = matrices(record)
+    by_name = matrices(record)
     if not record.R or name == metric_of(record).name:
         return record
-    if name not in known:
-        raise SpecError(f"no metric {name!r}{guess(name, known)} (results of {record.trial.benchmark.name} have "
-                        f"{' and '.join(known)})")
-    return record.model_copy(update={"R": known.pop(name), "metric": name, "scores": known})
+    if name not in by_name:
+        raise SpecError(f"no metric {name!r}{guess(name, by_name)} (results of {record.trial.benchmark.name} have "
+                        f"{' and '.join(by_name)})")
+    return record.model_copy(update={"R": by_name.pop(name), "metric": name, "scores": by_name})
 
 
 def metrics_of(records: Iterable[Record]) -> list[Metric]:

@@ -72,10 +72,10 @@ def p_by_look(differences: Sequence[Sequence[float]] | Floats, first: int) -> Fl
 
     series = np.asarray(differences, dtype=np.float64)
     n = np.arange(1, series.shape[1] + 1)
-    off = series - series[:, :1]  # otherwise rounding errors of the squares would hide a small deviation
-    mean_off = off.cumsum(axis=1) / n
-    squares = np.maximum((off**2).cumsum(axis=1) - n * mean_off**2, 0.0)[:, first - 1:]
-    mean, n = (series[:, :1] + mean_off)[:, first - 1:], n[first - 1:]
+    offsets = series - series[:, :1]  # otherwise rounding errors of the squares would hide a small deviation
+    mean_offset = offsets.cumsum(axis=1) / n
+    squares = np.maximum((offsets**2).cumsum(axis=1) - n * mean_offset**2, 0.0)[:, first - 1:]
+    mean, n = (series[:, :1] + mean_offset)[:, first - 1:], n[first - 1:]
     deviation = np.sqrt(squares / (n - 1))
     constant = deviation <= ROUNDING
     p = 2 * stdtr(n - 1, -np.abs(mean) * np.sqrt(n) / np.where(constant, 1.0, deviation))
@@ -171,9 +171,9 @@ def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: in
     if n < 2 or (deviation := stdev(differences)) <= ROUNDING:
         return None
     mean = abs(fmean(differences))
-    return next((more for more in range(max(n + 1, rule.first), rule.most + 1)
-                 if mean >= critical(more, rule, ALPHA / family) * math.sqrt(
-                     crossed.variance_with(more) if crossed else deviation**2 / more)), None)
+    return next((seeds for seeds in range(max(n + 1, rule.first), rule.most + 1)
+                 if mean >= critical(seeds, rule, ALPHA / family) * math.sqrt(
+                     crossed.variance_with(seeds) if crossed else deviation**2 / seeds)), None)
 
 
 def threshold(level: float, rule: UntilDecided) -> float:
@@ -221,14 +221,14 @@ def crossing(boundary: Sequence[float], first: int, nodes: int = NODES, grid: in
     from scipy.special import stdtr
 
     later: Floats | None = None  # for each t on the grid: the probability of crossing after this analysis
-    now = np.zeros(0)
+    current_grid = np.zeros(0)
     for n in range(first + len(boundary) - 2, first - 1, -1):
-        then, now = now, np.linspace(0.0, math.asinh(boundary[n - first]), grid)
-        later = _next_look(np.sinh(now), n, boundary[n + 1 - first], then, later, nodes)
+        next_grid, current_grid = current_grid, np.linspace(0.0, math.asinh(boundary[n - first]), grid)
+        later = _next_look(np.sinh(current_grid), n, boundary[n + 1 - first], next_grid, later, nodes)
     total = 2 * float(stdtr(first - 1, -boundary[0]))
     if later is None:
         return total
-    inside = np.diff(stdtr(first - 1, np.sinh(now)))
+    inside = np.diff(stdtr(first - 1, np.sinh(current_grid)))
     return total + float((inside * (later[1:] + later[:-1])).sum())
 
 

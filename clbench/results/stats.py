@@ -131,21 +131,21 @@ def _bca(values: Sequence[float]) -> Interval:
     from scipy.special import ndtr, ndtri
 
     n, mean = len(values), fmean(values)
-    off = np.asarray(values) - mean
+    offsets = np.asarray(values) - mean
     counts, weights = _resamples(n)
-    means = counts @ off / n
-    close = 1e-9 * np.abs(off).max()  # means this close to the mean count as equal to it, half of them as below
-    bias = ndtri(weights[means < -close].sum() + weights[np.abs(means) <= close].sum() / 2)
-    acceleration = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
-    expanded = math.sqrt(n / (n - 1)) * t_quantile(n - 1, (1 + LEVEL) / 2)
-    z = bias + np.array([-expanded, expanded])
-    wanted = ndtr(bias + z / (1 - acceleration * z))
+    means = counts @ offsets / n
+    rounding = 1e-9 * np.abs(offsets).max()  # means this close to the mean count as equal to it, half of them as below
+    bias = ndtri(weights[means < -rounding].sum() + weights[np.abs(means) <= rounding].sum() / 2)
+    acceleration = (offsets**3).sum() / (6 * (offsets**2).sum() ** 1.5)
+    quantile = math.sqrt(n / (n - 1)) * t_quantile(n - 1, (1 + LEVEL) / 2)
+    z = bias + np.array([-quantile, quantile])
+    probabilities = ndtr(bias + z / (1 - acceleration * z))
     if len(weights) == RESAMPLES:  # the weights are equal, so a partial sort is enough
-        places = np.minimum(np.searchsorted(_equal_shares(), wanted), RESAMPLES - 1)
+        places = np.minimum(np.searchsorted(_equal_shares(), probabilities), RESAMPLES - 1)
         low, high = mean + np.partition(means, places)[places]
     else:
         order = np.argsort(means)
-        places = np.searchsorted(weights[order].cumsum(), wanted)
+        places = np.searchsorted(weights[order].cumsum(), probabilities)
         low, high = mean + means[order[np.minimum(places, len(order) - 1)]]  # a sum of weights may end just below 1
     return Interval(mean, float(low), float(high), n)
 
@@ -167,10 +167,10 @@ def _resamples(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]
     import numpy as np
 
     if math.comb(2 * n - 1, n) > RESAMPLES:
-        drawn = np.random.default_rng(0).multinomial(n, [1 / n] * n, RESAMPLES)
-        return drawn.astype(np.float64), np.full(RESAMPLES, 1 / RESAMPLES)
-    chosen = np.array(list(itertools.combinations_with_replacement(range(n), n)))
-    counts = (chosen[:, :, None] == np.arange(n)).sum(axis=1)
+        random_counts = np.random.default_rng(0).multinomial(n, [1 / n] * n, RESAMPLES)
+        return random_counts.astype(np.float64), np.full(RESAMPLES, 1 / RESAMPLES)
+    choices = np.array(list(itertools.combinations_with_replacement(range(n), n)))
+    counts = (choices[:, :, None] == np.arange(n)).sum(axis=1)
     orders = np.array([math.factorial(k) for k in range(n + 1)])
     return counts.astype(np.float64), orders[n] / orders[counts].prod(axis=1) / float(n) ** n
 
@@ -190,11 +190,11 @@ def sign_flip_p(differences: Sequence[Sequence[float]]) -> list[float]:
     exact = n <= EXACT_TO
     signs = _all_signs(n) if exact else _some_signs(n)
     rounding = 1e-10 * np.abs(series).sum(axis=1)  # sums that differ only by rounding count as equal
-    as_far = np.abs(series.sum(axis=1)) - rounding
+    observed = np.abs(series.sum(axis=1)) - rounding
     counts = np.zeros(len(series), dtype=np.int64)
-    for some in np.array_split(signs, max(1, len(signs) * len(series) // IN_CACHE)):
-        sums = some @ series.T
-        counts += (np.abs(sums, out=sums) >= as_far).sum(axis=0)
+    for block in np.array_split(signs, max(1, len(signs) * len(series) // IN_CACHE)):
+        sums = block @ series.T
+        counts += (np.abs(sums, out=sums) >= observed).sum(axis=0)
     return [float(p) for p in (counts / len(signs) if exact else (counts + 1) / (len(signs) + 1))]
 
 
@@ -234,9 +234,9 @@ def holm(ps: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    corrected, least = [0.0] * len(ps), 0.0
+    corrected, previous = [0.0] * len(ps), 0.0
     for k, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        least = corrected[i] = max(least, min(1.0, (len(ps) - k) * ps[i]))
+        previous = corrected[i] = max(previous, min(1.0, (len(ps) - k) * ps[i]))
     return corrected
 
 

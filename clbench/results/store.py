@@ -44,11 +44,12 @@ def matching(records: Iterable[Record], trial: str | None) -> list[Record]:
 
     A trial that continues another has the same label. `label/seed` then matches only the original trial.
     """
-    every = list(records)
+    all_records = list(records)
     if trial is None:
-        return every
-    called = [r for r in every if r.name == trial]
-    return [r for r in called if r.trial.continues is None] or called or [r for r in every if r.key.startswith(trial)]
+        return all_records
+    matches = [r for r in all_records if r.name == trial]
+    return ([r for r in matches if r.trial.continues is None] or matches or
+            [r for r in all_records if r.key.startswith(trial)])
 
 
 def other_weights(record: Record, contents: dict[str, str]) -> str:
@@ -134,13 +135,13 @@ class Store:
         if record.item_scores is None:
             return record, []
         path = self.items_path(record.key)
-        unused = f"so the statistics of {record.name} are without scores of single items"
+        consequence = f"so the statistics of {record.name} are without scores of single items"
         try:
             scores = record.item_scores.with_file(path.read_bytes())
         except OSError as error:
-            return record, [Problem(path, f"it cannot be read ({error.strerror or error}), {unused}")]
+            return record, [Problem(path, f"it cannot be read ({error.strerror or error}), {consequence}")]
         if scores is None:
-            return record, [Problem(path, f"it is damaged or of another record, {unused}")]
+            return record, [Problem(path, f"it is damaged or of another record, {consequence}")]
         return record.model_copy(update={"item_scores": scores}), []
 
     def check_writable(self) -> list[Path]:
@@ -151,18 +152,18 @@ class Store:
         Raises:
             StoreError: no file can be created there.
         """
-        made = [p for p in (self.records, *self.records.parents) if not p.exists()]
+        created_folders = [p for p in (self.records, *self.records.parents) if not p.exists()]
         try:
             self.records.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.records, prefix=".probe-", suffix=".tmp") as probe:
                 probe.write(b"clbench")
                 probe.flush()
         except OSError as error:
-            self.forget(made)
+            self.forget(created_folders)
             raise self.error(error) from None
         sweep((*self.records.glob(".*.tmp"), *self.artifacts.glob("*/**/.*.tmp")))
         sweep(self.directory.glob(f"{MARK}*"), MARK_SECONDS)
-        return made
+        return created_folders
 
     @staticmethod
     def forget(made: Sequence[Path]) -> None:
@@ -185,8 +186,8 @@ class Store:
             # Scores come first: a record then never names a file that was not written.
             if record.item_scores is not None and record.item_scores.content:
                 write_atomically(self.items_path(record.key), record.item_scores.file)
-            stored = record.model_dump_json(by_alias=True, indent=1, exclude={"item_scores": {"content"}})
-            write_atomically(path, stored + "\n")
+            text = record.model_dump_json(by_alias=True, indent=1, exclude={"item_scores": {"content"}})
+            write_atomically(path, text + "\n")
             if record.item_scores is None:
                 self.items_path(record.key).unlink(missing_ok=True)
         except OSError as error:
@@ -218,8 +219,8 @@ class Store:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT
             return StoreError(f"the disk is full, so {self.records} cannot be written: free some space and run the "
                               "same command again")
-        why = error.strerror or error
-        return StoreError(f"cannot write to {self.records}: {why}; choose another folder with --out")
+        reason = error.strerror or error
+        return StoreError(f"cannot write to {self.records}: {reason}; choose another folder with --out")
 
 
 def read_record(path: Path) -> Record | Problem:
@@ -229,10 +230,10 @@ def read_record(path: Path) -> Record | Problem:
     except OSError as error:
         return Problem(path, error.strerror or str(error))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        return Problem(path, f"not a record ({where + ': ' if where else ''}{message})")
+        first_error = error.errors()[0]
+        location = ".".join(map(str, first_error["loc"]))
+        message = first_error["msg"].removeprefix("Value error, ")
+        return Problem(path, f"not a record ({location + ': ' if location else ''}{message})")
     if path.name != f"{record.key}.json":
         return Problem(path, f"its name is not that of its trial, {record.key}.json")
     return record

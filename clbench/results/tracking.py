@@ -49,8 +49,8 @@ def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict
         try:
             name, options = opt.parse_named(text)
             info = registry.tracker(name)
-            make = resolve(info.tracker, f"tracker {name!r}")
-            trackers[name] = make(opt.validate(info.options, options, name, "clbench trackers"), folder)
+            factory = resolve(info.tracker, f"tracker {name!r}")
+            trackers[name] = factory(opt.validate(info.options, options, name, "clbench trackers"), folder)
         except ClbenchError as error:
             problems += str(error).splitlines()
         except Exception as error:  # any error of the tracker becomes one line
@@ -142,7 +142,7 @@ def steps(record: Record) -> Iterator[Step]:
             values_by_task[i] |= {f"{metric}/task{j + 1}": value for j, value in enumerate(row)}
             if i:
                 values_by_task[i][f"{metric}/seen"] = fmean(row[:i])
-    for name, first, values in (
+    for name, first_row, values in (
         ("cost/trainable", 1, costs.trainable), ("cost/parameters", 1, [sum(c.values()) for c in costs.parameters]),
         ("cost/bytes", 1, [sum(c.values()) for c in costs.bytes]), ("time/train", 1, times.train),
         ("time/consolidate", 1, times.consolidate), ("time/evaluate", 0, times.evaluate),
@@ -150,11 +150,11 @@ def steps(record: Record) -> Iterator[Step]:
         ("cpu/train", 1, times.train_cpu), ("cpu/consolidate", 1, times.consolidate_cpu),
         ("cpu/evaluate", 0, times.evaluate_cpu),
     ):
-        for i, value in enumerate(values, first):
+        for i, value in enumerate(values, first_row):
             values_by_task[i][name] = value
     order = sorted(values_by_task)
-    passed = accumulate(sum(v for k, v in values_by_task[i].items() if k.startswith("time/")) for i in order)
-    for i, seconds in zip(order, passed, strict=True):
+    elapsed = accumulate(sum(v for k, v in values_by_task[i].items() if k.startswith("time/")) for i in order)
+    for i, seconds in zip(order, elapsed, strict=True):
         yield Step(i, seconds, values_by_task[i])
 
 

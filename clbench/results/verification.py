@@ -97,9 +97,9 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
         verdict = "not reproduced"
     elif tolerance is not None and tolerance > reference.widest(cell):
         verdict = "inconclusive"
-        enough = seeds_needed(reference, cell, accuracies)
+        needed_seeds = seeds_needed(reference, cell, accuracies)
         remarks.append(f"a difference of up to {tolerance:.1f} points would pass; "
-                       + (f"about {enough} seeds would do" if enough else "more seeds would not do"))
+                       + (f"about {needed_seeds} seeds would do" if needed_seeds else "more seeds would not do"))
     elif tolerance is not None:
         verdict = "reproduced"
         if tolerance > reference.tolerance.widest:
@@ -118,10 +118,10 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
     """
     rule, n = reference.tolerance, seeds or len(accuracies)
     error = stdev(accuracies) / math.sqrt(n)
-    published = cell.sem if cell.sd is None else cell.sd / math.sqrt(reference.seeds)
+    published_error = cell.sem if cell.sd is None else cell.sd / math.sqrt(reference.seeds)
     # An unpublished standard deviation counts as zero. Welch's interval then equals Student's interval of our mean, for
     # any number of published values.
-    half = welch_half_width((error, n), (published or 0.0, max(reference.seeds, 2)), rule.level)
+    half = welch_half_width((error, n), (published_error or 0.0, max(reference.seeds, 2)), rule.level)
     return half + rule.rounding + cell.allowance
 
 

@@ -154,7 +154,7 @@ class Aligned(Strategy):
         outputs, means, factors = gaussians(self, task.train, task.classes, self.head_features)
         if self.met:
             returned = [output in outputs for output in self.met]
-            rows = [row for row, again in enumerate(returned) if not again]
+            rows = [row for row, has_returned in enumerate(returned) if not has_returned]
             means = torch.cat([self.class_means[rows], means])
             factors = torch.cat([self.class_factors[rows], factors])
             self.met, self.met_in = [self.met[row] for row in rows], [self.met_in[row] for row in rows]
@@ -209,10 +209,10 @@ def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], feat
 
 def lower(numbers: Tensor, size: int) -> Tensor:
     """Return the lower triangular matrix [size, size] whose entries, row by row, are `numbers`."""
-    whole = numbers.new_zeros(size, size)
+    matrix = numbers.new_zeros(size, size)
     row, column = torch.tril_indices(size, size, device=numbers.device)
-    whole[row, column] = numbers
-    return whole
+    matrix[row, column] = numbers
+    return matrix
 
 
 def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, epochs: int, batch: int, lr: float,
@@ -230,8 +230,8 @@ def realigned(weight: Tensor, bias: Tensor, tasks: Sequence[int], draw: Draw, ep
         temperature: the temperature of `normalized` logits; None if logits are not normalized.
         generator: shuffles the features.
     """
-    groups = [torch.tensor([k for k, task in enumerate(tasks) if task == one], device=weight.device)
-              for one in dict.fromkeys(tasks)]
+    groups = [torch.tensor([k for k, task in enumerate(tasks) if task == distinct_task], device=weight.device)
+              for distinct_task in dict.fromkeys(tasks)]
     head = [nn.Parameter(part.detach().clone()) for part in (weight, bias)]
     optimizer = torch.optim.SGD(head, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     for epoch in range(epochs):

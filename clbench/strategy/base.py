@@ -199,8 +199,8 @@ class Strategy(OldNames, nn.Module):
         """
         mask = self.class_mask.index_select(0, tasks)
         if replayed and self.activated == "own" and self.stream_info.seen_compete:
-            new = len(tasks) - replayed
-            mask = torch.cat([mask[:new], self.class_mask.any(0).expand(replayed, -1)])
+            new_count = len(tasks) - replayed
+            mask = torch.cat([mask[:new_count], self.class_mask.any(0).expand(replayed, -1)])
         return logits.masked_fill(~mask, float("-inf"))
 
     @property
@@ -247,15 +247,15 @@ class Strategy(OldNames, nn.Module):
         A buffer of the strategy itself (not of a submodule) that does not exist yet is registered.
         """
         for name, loaded in state_dict.items():
-            where, _, last = name.rpartition(".")
+            module_name, _, buffer_name = name.rpartition(".")
             try:
-                owner = self.get_submodule(where)
+                owner = self.get_submodule(module_name)
             except AttributeError:
                 continue  # `super().load_state_dict` reports it
-            known = owner._buffers.get(last)
-            is_buffer = last in owner._buffers or (owner is self and not hasattr(self, last))
-            if is_buffer and (known is None or (known.shape, known.dtype) != (loaded.shape, loaded.dtype)):
-                owner.register_buffer(last, torch.empty_like(loaded, device=self.class_mask.device))
+            buffer = owner._buffers.get(buffer_name)
+            is_buffer = buffer_name in owner._buffers or (owner is self and not hasattr(self, buffer_name))
+            if is_buffer and (buffer is None or (buffer.shape, buffer.dtype) != (loaded.shape, loaded.dtype)):
+                owner.register_buffer(buffer_name, torch.empty_like(loaded, device=self.class_mask.device))
         return super().load_state_dict(state_dict, strict, assign)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:

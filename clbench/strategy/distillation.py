@@ -68,8 +68,8 @@ class Distilled(Strategy):
 
     def old_share(self) -> Tensor:
         """Return n_old / (n_old + n_new), a scalar."""
-        known, new = self.class_counts()
-        return known / (known + new)
+        old_count, new_count = self.class_counts()
+        return old_count / (old_count + new_count)
 
     def balanced(self, logits: Tensor, old: Tensor, batch: Batch, temperature: float) -> Tensor:
         """Return (1 - s) cross-entropy + s distillation, with s = `old_share()`; in the first task, cross-entropy only.
@@ -107,7 +107,7 @@ def distillation(logits: Tensor, old: Tensor, outputs: Tensor, temperature: floa
         among: the outputs of the new softmax, bool [C] or [N, C], which include `outputs`. The targets of additional
             outputs are 0. None means `outputs`.
     """
-    new = (logits / temperature).masked_fill(~(outputs if among is None else among), float("-inf"))
+    new_logits = (logits / temperature).masked_fill(~(outputs if among is None else among), float("-inf"))
     target = (old / temperature).masked_fill(~outputs, float("-inf"))
-    log_q = new.log_softmax(1).masked_fill(~outputs, 0.0)
+    log_q = new_logits.log_softmax(1).masked_fill(~outputs, 0.0)
     return -(target.softmax(1) * log_q).sum(1).mean()

@@ -108,12 +108,13 @@ def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, g
         for item in samples.chunks(1):
             batch, = strategy.collate([Batch(strategy.stream_info.prepare(item.x), item.y, item.tasks, task)])
             assert batch.at is not None
-            there = batch.y[0] != IGNORED
-            log_p = strategy.head_of_task(task)(strategy(batch.x, task)[0, batch.at[0][there]]).float().log_softmax(1)
+            is_target = batch.y[0] != IGNORED
+            log_p = strategy.head_of_task(task)(
+                strategy(batch.x, task)[0, batch.at[0][is_target]]).float().log_softmax(1)
             if log_p.isnan().any():
                 raise DivergedError(f"the model's probabilities are NaN after task {task + 1}; there is no Fisher of "
                                     "them")
-            labels = batch.y[0][there]
+            labels = batch.y[0][is_target]
             if kind == "sampled":
                 labels = draw_labels(log_p.detach(), torch.rand(len(labels), generator=generator))
             gradients = torch.autograd.grad(log_p.gather(1, labels[:, None]).sum(), list(parameters.values()),

@@ -91,8 +91,8 @@ class Batch:
 
     def extended(self, extra: Samples) -> Batch:
         """Return this batch with more samples appended, for replay."""
-        both = Samples.concat(Samples(self.x, self.y, self.tasks), extra)
-        return replace(self, x=both.x, y=both.y, tasks=both.tasks, replayed=self.replayed + len(extra))
+        combined = Samples.concat(Samples(self.x, self.y, self.tasks), extra)
+        return replace(self, x=combined.x, y=combined.y, tasks=combined.tasks, replayed=self.replayed + len(extra))
 
 
 class Prediction(NamedTuple):

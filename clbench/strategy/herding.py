@@ -108,14 +108,15 @@ class HerdedMemory(SampleMemory):
         parts = [part.double() for _, part in features_of(self, train, self.unit_features)]
         features = torch.cat(parts)
         sets = {c: rows for c in task.classes if len(rows := (train.y == c).nonzero()[:, 0])}
-        old = len(self.sizes)
+        old_count = len(self.sizes)
         sizes = sizes_of([*self.labels, *sets], self.set_size)
-        chosen = [rows[herding(features[rows], size)] for rows, size in zip(sets.values(), sizes[old:], strict=True)]
-        new = train.take(torch.cat(chosen).to(train.index_device))
+        chosen = [rows[herding(features[rows], size)]
+                  for rows, size in zip(sets.values(), sizes[old_count:], strict=True)]
+        exemplars = train.take(torch.cat(chosen).to(train.index_device))
         if self.sizes:
-            left, self.sizes = shortened(self.memory, self.sizes, sizes[:old])
-            new = Samples.concat(left, new)
-        self.store(new)
+            old_exemplars, self.sizes = shortened(self.memory, self.sizes, sizes[:old_count])
+            exemplars = Samples.concat(old_exemplars, exemplars)
+        self.store(exemplars)
         self.sizes = self.sizes + [len(rows) for rows in chosen]
 
     def share(self, sets: int, of_class: int) -> int:
@@ -138,10 +139,10 @@ class HerdedMemory(SampleMemory):
         if self.share(sets, of_class) >= self.fewest:
             return
         if self.options.per_class is None:
-            given, least = f"capacity = {self.options.capacity}", sets * self.fewest
+            setting, minimum = f"capacity = {self.options.capacity}", sets * self.fewest
         else:
-            given, least = f"per_class = {self.options.per_class}", of_class * self.fewest
-        raise SpecError(f"{self.method}: {given} cannot hold {self.needed} {of_what}; choose at least {least}"
+            setting, minimum = f"per_class = {self.options.per_class}", of_class * self.fewest
+        raise SpecError(f"{self.method}: {setting} cannot hold {self.needed} {of_what}; choose at least {minimum}"
                         + (", or quota = class-and-task" if self.options.per_class and of_class > 1 else ""))
 
     def unit_features(self, x: Tensor) -> Tensor:
@@ -164,9 +165,10 @@ def sizes_of(labels: Sequence[int], size: Callable[[int, int], int]) -> list[int
 def shortened(samples: Samples, sizes: list[int], most: Sequence[int]) -> tuple[Samples, list[int]]:
     """Return samples, stored set after set, reduced to the first most[i] samples of set i, and the new set sizes."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
-    left = [min(size, count) for size, count in zip(most, sizes, strict=True)]
-    slots = [torch.arange(end - count, end - count + new) for end, count, new in zip(ends, sizes, left, strict=True)]
-    return samples.take(torch.cat(slots).to(samples.y.device)), left
+    new_sizes = [min(size, count) for size, count in zip(most, sizes, strict=True)]
+    slots = [torch.arange(end - count, end - count + new_size)
+             for end, count, new_size in zip(ends, sizes, new_sizes, strict=True)]
+    return samples.take(torch.cat(slots).to(samples.y.device)), new_sizes
 
 
 def herding(features: Tensor, count: int) -> Tensor:
@@ -183,12 +185,12 @@ def herding(features: Tensor, count: int) -> Tensor:
     if features.is_meta:
         return torch.arange(count)
     mean, squares = features.mean(0), features.square().sum(1)
-    wanted = mean.clone()  # k mu minus the sum of the picked features
-    left = torch.zeros_like(squares)
+    residual = mean.clone()  # k mu minus the sum of the picked features
+    penalties = torch.zeros_like(squares)
     picked = torch.empty(count, dtype=torch.int64, device=features.device)
     for k in range(count):
-        best = (squares - 2 * features @ wanted + left).argmin()
+        best = (squares - 2 * features @ residual + penalties).argmin()
         picked[k] = best
-        left[best] = math.inf
-        wanted += mean - features[best]
+        penalties[best] = math.inf
+        residual += mean - features[best]
     return picked

@@ -115,13 +115,13 @@ class CausalLM(Objective):
         length = max(needed_tokens(batch.y) for batch in batches)
         scored = [b.y[:, 1:length] != IGNORED for b in batches]
         count = min(length - 1, rounded(max(int(s.sum(1).max()) for s in scored), MULTIPLE))
-        made = []
-        for batch, there in zip(batches, scored, strict=True):
-            at = torch.argsort((~there).to(torch.uint8), dim=1, stable=True)[:, :count]
-            is_target = there.gather(1, at)
-            y = batch.y[:, 1:length].gather(1, at).long().masked_fill(~is_target, IGNORED)
-            made.append(replace(_cut(batch, batch.x[:, :length]), y=y, at=at.masked_fill(~is_target, 0)))
-        return made
+        cut_batches = []
+        for batch, is_scored in zip(batches, scored, strict=True):
+            positions = torch.argsort((~is_scored).to(torch.uint8), dim=1, stable=True)[:, :count]
+            is_target = is_scored.gather(1, positions)
+            y = batch.y[:, 1:length].gather(1, positions).long().masked_fill(~is_target, IGNORED)
+            cut_batches.append(replace(_cut(batch, batch.x[:, :length]), y=y, at=positions.masked_fill(~is_target, 0)))
+        return cut_batches
 
     def cut(self, samples: Samples) -> Samples:
         """Return samples, truncated after the last target in any of them."""

@@ -61,25 +61,25 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
         probe = _inputs(strategy, next(samples.chunks(4)), dtype)
         layers = per_sample_layers(strategy, parameters, probe, task) if layerwise else []
         covered = set(chain.from_iterable(layer.names for layer in layers))
-        rest = {name: p.detach() for name, p in parameters.items() if name not in covered}
-        numbers = 2 * sum(p.numel() for p in rest.values()) + activation_numbers(strategy, layers, probe, task)
-        chunk = max(1, min(LARGEST_CHUNK, BUDGET // max(1, numbers)))
+        uncovered = {name: p.detach() for name, p in parameters.items() if name not in covered}
+        numbers = 2 * sum(p.numel() for p in uncovered.values()) + activation_numbers(strategy, layers, probe, task)
+        chunk_size = max(1, min(LARGEST_CHUNK, BUDGET // max(1, numbers)))
 
         def one(values: dict[str, Tensor], x: Tensor, tasks: Tensor, seed: Tensor) -> Tensor:
             out = read(functional_call(strategy, values, (x[None], task)), tasks[None])[0]
             return (out.masked_fill(seed == 0, 0.0) * seed).sum()  # inactive outputs are -inf, and -inf * 0 is NaN
 
         per_sample = vmap(grad(one), in_dims=(None, 0, 0, 0))
-        for number, some in enumerate(samples.chunks(chunk)):
-            part = slice(number * chunk, (number + 1) * chunk)
-            x, tasks = _inputs(strategy, some, dtype), some.tasks
+        for number, chunk in enumerate(samples.chunks(chunk_size)):
+            part = slice(number * chunk_size, (number + 1) * chunk_size)
+            x, tasks = _inputs(strategy, chunk, dtype), chunk.tasks
             logits, taps = tapped(strategy, layers, x, task)
             out = read(logits, tasks)
-            fed = seeds(out.detach(), part)
-            _add_layers(sums, out, taps, fed, measure)
+            output_seeds = seeds(out.detach(), part)
+            _add_layers(sums, out, taps, output_seeds, measure)
             with torch.no_grad():  # otherwise the graph for second derivatives stays in memory until the end
-                for seed in fed if rest else ():
-                    for name, g in per_sample(rest, x, tasks, seed).items():
+                for seed in output_seeds if uncovered else ():
+                    for name, g in per_sample(uncovered, x, tasks, seed).items():
                         sums[name] += measure(g).sum(0)
     return {name: total / len(samples) for name, total in sums.items()}
 
@@ -178,15 +178,15 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
         return []
     # An arbitrary direction: with a loss, gradients could vanish by symmetry or saturation.
     direction = torch.arange(logits.numel(), device=logits.device).cos().reshape(logits.shape).to(logits.dtype)
-    first = direction.clone()
-    first[1:] = 0
-    wanted = {name: parameters[name] for name in chain.from_iterable(t.layer.names for t in taps)}
+    first_direction = direction.clone()
+    first_direction[1:] = 0
+    weights = {name: parameters[name] for name in chain.from_iterable(t.layer.names for t in taps)}
     outputs = [t.output for t in taps]
-    alone = torch.autograd.grad(logits, outputs, first, retain_graph=True, allow_unused=True)
-    gradients = torch.autograd.grad(logits, [*outputs, *wanted.values()], direction, allow_unused=True)
-    deltas, true = gradients[:len(outputs)], dict(zip(wanted, gradients[len(outputs):], strict=True))
-    return [t.layer for t, delta, first_delta in zip(taps, deltas, alone, strict=True)
-            if (first_delta is None or not first_delta[1:].any()) and _agrees(t, delta, true)]
+    first_deltas = torch.autograd.grad(logits, outputs, first_direction, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(logits, [*outputs, *weights.values()], direction, allow_unused=True)
+    deltas, true_gradients = gradients[:len(outputs)], dict(zip(weights, gradients[len(outputs):], strict=True))
+    return [t.layer for t, delta, first_delta in zip(taps, deltas, first_deltas, strict=True)
+            if (first_delta is None or not first_delta[1:].any()) and _agrees(t, delta, true_gradients)]
 
 
 def _row_per_sample(tap: Tap, samples: int) -> bool:

@@ -171,8 +171,8 @@ class PerTaskStrategy(Strategy, ABC):
         """
         features = self.shared_features(x)
         if self.stream_info.predicts_tokens:
-            there = tokens.present(x)[:, :features.shape[1]].unsqueeze(2)
-            features = (features * there).sum(1) / there.sum(1).clamp(min=1)
+            token_mask = tokens.present(x)[:, :features.shape[1]].unsqueeze(2)
+            features = (features * token_mask).sum(1) / token_mask.sum(1).clamp(min=1)
         return F.normalize(features, dim=1) if self.options.infer_normalize else features
 
     def class_means(self, samples: Samples) -> Tensor:
@@ -291,9 +291,9 @@ def conv_like(layer: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
     """Return a new convolution with the geometry, device and dtype of `layer`, other channels, and no bias."""
     size = (layer.kernel_size[0], layer.kernel_size[1])
     geometry: dict[str, Any] = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
-    where: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    factory_kwargs: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     if type(layer).__name__ == SAME:  # in older releases of timm, it takes neither device nor dtype
         del geometry["padding_mode"]
-        same: nn.Conv2d = type(layer)(channels, out, size, bias=False, **geometry).to(**where)
-        return same
-    return nn.Conv2d(channels, out, size, bias=False, **where, **geometry)
+        conv: nn.Conv2d = type(layer)(channels, out, size, bias=False, **geometry).to(**factory_kwargs)
+        return conv
+    return nn.Conv2d(channels, out, size, bias=False, **factory_kwargs, **geometry)

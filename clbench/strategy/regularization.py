@@ -110,8 +110,8 @@ class QuadraticPenalty(Strategy, ABC):
             if not self.covers(name):
                 self.register_buffer(f"importance__{slot(name)}", self.no_importance(parameter))
                 self.register_buffer(f"anchor__{slot(name)}", parameter.detach().clone())
-            elif (known := self.quadratic(name)[1].shape) != parameter.shape:
-                raise PluginError(f"{type(self).__name__}: {name!r} changed its shape from {tuple(known)} to "
+            elif (shape := self.quadratic(name)[1].shape) != parameter.shape:
+                raise PluginError(f"{type(self).__name__}: {name!r} changed its shape from {tuple(shape)} to "
                                   f"{tuple(parameter.shape)}; let a model grow by new parameters, not larger ones")
 
 

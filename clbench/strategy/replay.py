@@ -153,9 +153,9 @@ class ReplayMemory(SampleMemory):
         Over all steps so far, with n new samples, floor(n share) samples are requested. With B new samples in each
         step, step i (from 0) requests floor((i + 1) B share) - floor(i B share). It gets fewer if the memory has fewer.
         """
-        before, self.joined = self.joined, self.joined + new
+        old_joined, self.joined = self.joined, self.joined + new
         exact = Fraction(str(share))  # with floats, floor(0.29 * 100) is 28
-        return self.sample(math.floor(self.joined * exact) - math.floor(before * exact))
+        return self.sample(math.floor(self.joined * exact) - math.floor(old_joined * exact))
 
     def stored_loss(self, stored: Samples, task: int = 0) -> Tensor:
         """Return the mean cross-entropy of raw stored samples, as if replayed in a batch of `task`; a scalar."""

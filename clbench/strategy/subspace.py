@@ -51,11 +51,11 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
         SpecError: a layer is never called, so its inputs are unknown.
     """
     sums: dict[str, Tensor] = {}
-    there: Tensor | None = None  # bool [N, L], false for padding
+    token_mask: Tensor | None = None  # bool [N, L], false for padding
 
     def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen = rows(inner(layer), inputs[0] if there is None else inputs[0] * there.unsqueeze(-1))
-        moment = seen.T @ seen / len(samples)
+        input_rows = rows(inner(layer), inputs[0] if token_mask is None else inputs[0] * token_mask.unsqueeze(-1))
+        moment = input_rows.T @ input_rows / len(samples)
         sums[name] = sums[name] + moment if name in sums else moment
 
     handles = [layer.register_forward_pre_hook(functools.partial(note, name)) for name, layer in layers.items()]
@@ -63,13 +63,13 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
         with evaluating(strategy):
             chunks = samples.chunks(ITEMS if strategy.stream_info.predicts_tokens else CHUNK)
             for part in map(strategy.objective.cut, chunks):
-                there = tokens.present(part.x) if strategy.stream_info.predicts_tokens else None
+                token_mask = tokens.present(part.x) if strategy.stream_info.predicts_tokens else None
                 run(strategy.stream_info.prepare(part.x))
     finally:
         for handle in handles:
             handle.remove()
-    if idle := [name for name in layers if name not in sums]:
-        raise SpecError(f"{idle[0]} is never called, so it has no inputs to learn from")
+    if uncalled := [name for name in layers if name not in sums]:
+        raise SpecError(f"{uncalled[0]} is never called, so it has no inputs to learn from")
     return {name: sums[name] for name in layers}
 
 
@@ -148,9 +148,9 @@ def grown(moment: Tensor, projector: Tensor, threshold: float,
     energy = total - values.sum() + values.cumsum(0) - values  # before each direction is added
     needed = energy < threshold * total
     if criterion == "moment":
-        first = ~projector.any()
-        needed = torch.where(first, energy + values < threshold * total, needed)
-        needed[0] |= first
+        is_empty = ~projector.any()
+        needed = torch.where(is_empty, energy + values < threshold * total, needed)
+        needed[0] |= is_empty
     new_directions = vectors * (needed & (values > floor))
     return projector.double() + new_directions @ new_directions.T
 
@@ -163,11 +163,11 @@ def packed(projector: Tensor) -> Tensor:
 
 def unpacked(numbers: Tensor, size: int) -> Tensor:
     """Return the symmetric matrix [size, size], given the result of `packed`."""
-    whole = numbers.new_zeros(size, size)
-    i, j = _above(whole)
-    whole[i, j] = numbers
-    whole[j, i] = numbers
-    return whole
+    matrix = numbers.new_zeros(size, size)
+    i, j = _above(matrix)
+    matrix[i, j] = numbers
+    matrix[j, i] = numbers
+    return matrix
 
 
 def _above(matrix: Tensor) -> Tensor:

@@ -55,18 +55,18 @@ def check_logits(make: Make) -> None:
                 b.learn(learned - 1)
             b.strategy.eval()
             for index, task in enumerate(b.stream.tasks):
-                given = index if SCENARIOS[scenario].task_given else None
+                given_task = index if SCENARIOS[scenario].task_given else None
                 with torch.no_grad():
-                    logits = b.strategy.predict(b.stream.prepare(task.test.x), given).logits
-                    again = b.strategy.predict(b.stream.prepare(task.test.x), given).logits
-                where = f"scenario {scenario}, task {index + 1} after {learned} tasks"
+                    logits = b.strategy.predict(b.stream.prepare(task.test.x), given_task).logits
+                    repeated_logits = b.strategy.predict(b.stream.prepare(task.test.x), given_task).logits
+                location = f"scenario {scenario}, task {index + 1} after {learned} tasks"
                 if logits.shape != (SAMPLES, b.stream.classes):
-                    raise NonConforming(f"{where}: logits are {list(logits.shape)}, "
+                    raise NonConforming(f"{location}: logits are {list(logits.shape)}, "
                                         f"expected {[SAMPLES, b.stream.classes]}")
                 if torch.isnan(logits).any() or not torch.isfinite(logits).any(dim=1).all():
-                    raise NonConforming(f"{where}: logits have NaN, or a sample without any finite logit")
-                if not torch.equal(logits, again):
-                    raise NonConforming(f"{where}: predict gives different logits for the same samples")
+                    raise NonConforming(f"{location}: logits have NaN, or a sample without any finite logit")
+                if not torch.equal(logits, repeated_logits):
+                    raise NonConforming(f"{location}: predict gives different logits for the same samples")
 
 
 def check_state(make: Make) -> None:
@@ -79,8 +79,8 @@ def check_state(make: Make) -> None:
             if (attribute.startswith("_") and attribute in vars(nn.Module())) or attribute == "stream_info":
                 continue
             if any(True for _ in tensors_in(value)):
-                where = f"{name}.{attribute}".lstrip(".")
-                raise NonConforming(f"{where} holds a tensor that is neither parameter nor buffer: "
+                full_name = f"{name}.{attribute}".lstrip(".")
+                raise NonConforming(f"{full_name} holds a tensor that is neither parameter nor buffer: "
                                     "register_buffer it, or it is lost in checkpoints and not counted")
 
 
@@ -92,17 +92,17 @@ def check_loss_is_pure(make: Make) -> None:
     b, batch = case
     batch = b.strategy.prepare_batch(batch)
     batch = replace(batch, x=b.stream.prepare(batch.x))
-    before, drawn = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
+    state, generator_state = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
     with seeds.scope(0):
-        first = b.strategy.loss(batch)
+        loss = b.strategy.loss(batch)
     with seeds.scope(0):
-        second = b.strategy.loss(batch)
-    if first.dim() != 0 or not torch.isfinite(first):
-        raise NonConforming(f"loss must be a finite scalar, got {first.detach()}")
-    if not torch.equal(first, second):
-        raise NonConforming(f"loss of the same batch is {first.item()} and then {second.item()}: it is not pure")
-    unchanged(before, b.strategy, "loss")
-    if not torch.equal(drawn, b.strategy.stream_info.generator.get_state()):
+        repeated_loss = b.strategy.loss(batch)
+    if loss.dim() != 0 or not torch.isfinite(loss):
+        raise NonConforming(f"loss must be a finite scalar, got {loss.detach()}")
+    if not torch.equal(loss, repeated_loss):
+        raise NonConforming(f"loss of the same batch is {loss.item()} and then {repeated_loss.item()}: it is not pure")
+    unchanged(state, b.strategy, "loss")
+    if not torch.equal(generator_state, b.strategy.stream_info.generator.get_state()):
         raise NonConforming("loss draws from stream_info.generator: draw in prepare_batch, loss must be pure")
 
 
@@ -124,11 +124,12 @@ def check_predict_changes_nothing(make: Make) -> None:
     for scenario in ("task", "class"):
         b = make(scenario)
         b.learn(0)
-        before, drawn = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
-        global_ones = seeds.state()
+        state, generator_state = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
+        global_states = seeds.state()
         evaluate(b.strategy, b.stream, scenario, learned=1)
-        unchanged(before, b.strategy, "predict")
-        if not torch.equal(drawn, b.strategy.stream_info.generator.get_state()) or global_ones != seeds.state():
+        unchanged(state, b.strategy, "predict")
+        if (not torch.equal(generator_state, b.strategy.stream_info.generator.get_state())
+                or global_states != seeds.state()):
             raise NonConforming("predict draws random numbers: an evaluation must not move what follows")
 
 
@@ -140,35 +141,35 @@ def check_given_generator(make: Make) -> None:
     task = b.replica.begin(index)
     with b.replica.training(index):
         TrainingLoop([b.replica], RECIPE).fit([task])
-    for what, call in (("prepare_batch", lambda: b.strategy.prepare_batch(b.batch(index))),
+    for name, call in (("prepare_batch", lambda: b.strategy.prepare_batch(b.batch(index))),
                        ("after_task", lambda: b.strategy.after_task(task))):
-        before = seeds.state()
+        global_states = seeds.state()
         call()
-        if before != seeds.state():
-            raise NonConforming(f"{what} draws from a global generator of torch, NumPy or Python: use "
+        if global_states != seeds.state():
+            raise NonConforming(f"{name} draws from a global generator of torch, NumPy or Python: use "
                                 "generator=self.stream_info.generator")
 
 
 def check_repeatable(make: Make) -> None:
     """Check that the same seed gives the same parameters and buffers."""
-    ends = []
-    for noise in (1, 2):
-        torch.manual_seed(noise)
+    final_states = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
         b = make("class")
         for index in range(TASKS):
             b.learn(index)
-        ends.append(snapshot(b.strategy))
-    unchanged(ends[0], ends[1], "a second run with the same seed")
+        final_states.append(snapshot(b.strategy))
+    unchanged(final_states[0], final_states[1], "a second run with the same seed")
 
 
 def check_copy(make: Make) -> None:
     """Check that training a deep copy does not change the original."""
     b = make("task")
     b.learn(0)
-    before = snapshot(b.strategy)
+    state = snapshot(b.strategy)
     twin = replace(b, strategy=copy.deepcopy(b.strategy))
     twin.learn(1)
-    unchanged(before, b.strategy, "training a deep copy")
+    unchanged(state, b.strategy, "training a deep copy")
 
 
 def check_trains(make: Make) -> None:
@@ -187,26 +188,27 @@ def check_checkpoint(make: Make) -> None:
 
     If the trial cannot resume, the strategy must give the reason in `not_resumable`.
     """
-    whole, killed, fresh = (make("task") for _ in range(3))
+    uninterrupted, interrupted, resumed = (make("task") for _ in range(3))
     for index in range(TASKS - 1):
-        whole.learn(index)
-        killed.learn(index)
+        uninterrupted.learn(index)
+        interrupted.learn(index)
     try:
         with TemporaryDirectory() as folder:
             path = Path(folder) / STATE
-            write(path, killed.replica, TASKS - 1)
-            restore(read(path), fresh.replica, RECIPE)
+            write(path, interrupted.replica, TASKS - 1)
+            restore(read(path), resumed.replica, RECIPE)
     except SnapshotError as error:
-        if killed.strategy.not_resumable:
+        if interrupted.strategy.not_resumable:
             return
         raise NonConforming(f"no going on from a checkpoint: {error}; or say why not in not_resumable") from None
-    unchanged(snapshot(whole.strategy), fresh.strategy, "going on from a checkpoint")
-    whole.learn(TASKS - 1)
-    fresh.learn(TASKS - 1)
-    unchanged(snapshot(whole.strategy), fresh.strategy, "learning on from a checkpoint")
-    for index, task in enumerate(whole.stream.tasks):
+    unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "going on from a checkpoint")
+    uninterrupted.learn(TASKS - 1)
+    resumed.learn(TASKS - 1)
+    unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "learning on from a checkpoint")
+    for index, task in enumerate(uninterrupted.stream.tasks):
         with torch.no_grad():
-            logits = [b.strategy.eval().predict(b.stream.prepare(task.test.x), index).logits for b in (whole, fresh)]
+            logits = [b.strategy.eval().predict(b.stream.prepare(task.test.x), index).logits
+                      for b in (uninterrupted, resumed)]
         if not torch.equal(*logits):
             raise NonConforming(f"after a checkpoint the logits of task {index + 1} are others")
 
@@ -214,14 +216,14 @@ def check_checkpoint(make: Make) -> None:
 def check_learning_rates(make: Make) -> None:
     """Check that every pattern of `learning_rates` matches a parameter; a misspelled pattern would have no effect."""
     b = make("task")
-    idle: dict[str, bool] = {}
+    unmatched: dict[str, bool] = {}
     for index in range(TASKS):
         b.learn(index)
         names = [name for name, _ in b.strategy.named_parameters()]
         for pattern in b.strategy.learning_rates():
-            idle[pattern] = idle.get(pattern, True) and not any(fnmatchcase(name, pattern) for name in names)
-    for pattern, wrong in idle.items():
-        if wrong:
+            unmatched[pattern] = unmatched.get(pattern, True) and not any(fnmatchcase(name, pattern) for name in names)
+    for pattern, is_unmatched in unmatched.items():
+        if is_unmatched:
             raise NonConforming(f"learning_rates has {pattern!r}, which fits the name of no parameter")
 
 
@@ -287,9 +289,9 @@ def snapshot(strategy: Strategy) -> dict[str, Tensor]:
 
 def unchanged(before: Mapping[str, Tensor], after: Strategy | Mapping[str, Tensor], by: str) -> None:
     """Raise `NonConforming` if a parameter or buffer was added, removed or changed."""
-    now = after.state_dict() if isinstance(after, Strategy) else after
-    for name in sorted(before.keys() ^ now.keys()):
+    new_tensors = after.state_dict() if isinstance(after, Strategy) else after
+    for name in sorted(before.keys() ^ new_tensors.keys()):
         raise NonConforming(f"{by} adds or removes {name}")
     for name, tensor in before.items():
-        if not torch.equal(tensor, now[name]):
+        if not torch.equal(tensor, new_tensors[name]):
             raise NonConforming(f"{by} changes {name}")

@@ -36,32 +36,32 @@ def check_task_free(make: Make) -> None:
     need boundaries (`Options.needs_boundaries`), there is nothing to check.
     """
     for scenario in ("class", "domain"):
-        first = make(scenario)
-        if not first.task_free or first.strategy.options.in_scenario(scenario, boundaries=False).needs_boundaries:
+        b = make(scenario)
+        if not b.task_free or b.strategy.options.in_scenario(scenario, boundaries=False).needs_boundaries:
             return
-        outcomes = [learned(make, scenario, divided(tiny_stream(scenario), sizes, first.seed)) for sizes in SIZES]
-        for sizes, (state, draws) in zip(SIZES[1:], outcomes[1:], strict=True):
-            known, drawn = outcomes[0]
-            where = f"scenario {scenario}, hidden boundaries after {list(accumulate(sizes))} samples instead of " \
-                    f"{list(accumulate(SIZES[0]))}"
-            if state.keys() != known.keys():
-                raise NonConforming(f"{where}: it keeps other tensors, {sorted(state.keys() ^ known.keys())}")
-            for name, tensor in known.items():
+        outcomes = [learned(make, scenario, divided(tiny_stream(scenario), sizes, b.seed)) for sizes in SIZES]
+        for sizes, (state, generator_state) in zip(SIZES[1:], outcomes[1:], strict=True):
+            first_state, first_generator_state = outcomes[0]
+            location = f"scenario {scenario}, hidden boundaries after {list(accumulate(sizes))} samples instead of " \
+                       f"{list(accumulate(SIZES[0]))}"
+            if state.keys() != first_state.keys():
+                raise NonConforming(f"{location}: it keeps other tensors, {sorted(state.keys() ^ first_state.keys())}")
+            for name, tensor in first_state.items():
                 if not torch.equal(tensor, state[name]):
-                    raise NonConforming(f"{where}: {name} is another, so it knows where tasks end")
-            if not torch.equal(draws, drawn):
-                raise NonConforming(f"{where}: it draws other random numbers, so it knows where tasks end")
+                    raise NonConforming(f"{location}: {name} is another, so it knows where tasks end")
+            if not torch.equal(generator_state, first_generator_state):
+                raise NonConforming(f"{location}: it draws other random numbers, so it knows where tasks end")
 
 
 def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
     """Return a stream with hidden boundaries and the same order of samples as `stream`, divided into other tasks."""
     order = StreamSampler([task.train for task in stream.tasks], 1, seed)
-    passing = Samples.concat(*(task.train.take(rows) for task, rows in zip(stream.tasks, order.rows, strict=True)))
+    samples = Samples.concat(*(task.train.take(rows) for task, rows in zip(stream.tasks, order.rows, strict=True)))
     tasks = []
     for index, (end, size) in enumerate(zip(accumulate(sizes), sizes, strict=True)):
         rows = torch.arange(end - size, end)
         shuffled = torch.randperm(size, generator=seeds.generator(seed, "data", index))  # as the harness will shuffle
-        tasks.append(replace(stream.tasks[index], train=passing.take(rows[shuffled.argsort()])))
+        tasks.append(replace(stream.tasks[index], train=samples.take(rows[shuffled.argsort()])))
     return replace(stream, tasks=tuple(tasks), hidden=True)
 
 
@@ -87,22 +87,22 @@ def check_stored_samples(make: Make) -> None:
     """
     for scenario in ("task", "class"):
         b = make(scenario)
-        known = known_samples(b.stream)
+        training_samples = known_samples(b.stream)
         for index in range(TASKS):
             b.learn(index)
-            counted = b.strategy.state_dict()
+            state = b.strategy.state_dict()
             tensors = {**dict(b.strategy.named_parameters()), **dict(b.strategy.named_buffers())}
             for name, tensor in tensors.items():
-                memory = isinstance(b.strategy, SampleMemory) and name in SAMPLE_BUFFERS and len(tensor)
-                if not memory and not holds_samples(tensor, known):
+                is_memory = isinstance(b.strategy, SampleMemory) and name in SAMPLE_BUFFERS and len(tensor)
+                if not is_memory and not holds_samples(tensor, training_samples):
                     continue
-                where = f"scenario {scenario}, after task {index + 1}: {name} holds training samples"
-                if name not in counted:
-                    raise NonConforming(f"{where}, but it is not persistent, so reports do not count it: "
+                location = f"scenario {scenario}, after task {index + 1}: {name} holds training samples"
+                if name not in state:
+                    raise NonConforming(f"{location}, but it is not persistent, so reports do not count it: "
                                         "leave persistent=False out")
                 if role(b.strategy, name) != "replay":
-                    raise NonConforming(f"{where}, but its role is {role(b.strategy, name)!r}, so reports say that no "
-                                        f"samples are kept: add ({name!r}, 'replay') to the front of roles")
+                    raise NonConforming(f"{location}, but its role is {role(b.strategy, name)!r}, so reports say that "
+                                        f"no samples are kept: add ({name!r}, 'replay') to the front of roles")
 
 
 def known_samples(stream: Stream) -> Tensor:
@@ -163,13 +163,13 @@ def suggested_declarations(make: Make) -> list[str]:
 
 def gain(make: Make, scenario: Scenario, fact: str) -> float:
     """Return the speedup of evaluations by a declaration, in FLOPs; 0 if it is wrong or the class already sets it."""
-    without, declared = make(scenario), make(scenario)
-    if without.strategy.owns_loop or is_decided(without.strategy, fact):
+    undeclared, declared = make(scenario), make(scenario)
+    if undeclared.strategy.owns_loop or is_decided(undeclared.strategy, fact):
         return 0
     cls = type(declared.strategy)
     declared.strategy.__class__ = type(cls.__name__, (cls,), {fact: True})
     try:
-        before, after = (evaluation_flops(b) for b in (without, declared))
+        before, after = (evaluation_flops(b) for b in (undeclared, declared))
     except (PluginError, RuntimeError, ValueError, IndexError, TypeError):
         return 0
     return before / max(after, 1)
@@ -202,7 +202,7 @@ def predict_all(b: Bench, cache: PredictionCache) -> None:
     """Predict all test samples, as in an evaluation."""
     b.strategy.eval()
     with torch.no_grad():
-        for given in given_tasks(b.strategy.stream_info.scenario, TASKS):
-            for _ in cache.predictions(b.strategy, b.stream.tests, BATCH, given):
+        for given_task in given_tasks(b.strategy.stream_info.scenario, TASKS):
+            for _ in cache.predictions(b.strategy, b.stream.tests, BATCH, given_task):
                 pass
     cache.evaluations += 1

@@ -33,15 +33,15 @@ def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> lis
     Raises:
         ValueError: there are fewer steps than phases.
     """
-    given = strategy.phases(task)
-    shares = [1.0] * given if isinstance(given, int) else list(given)
+    phases = strategy.phases(task)
+    shares = [1.0] * phases if isinstance(phases, int) else list(phases)
     total = sum(shares)
     if steps < len(shares):
         raise ValueError(f"{steps} steps cannot be split into {len(shares)} phases; give the task a larger budget")
     ends = [0]
-    for number, done in enumerate(itertools.accumulate(shares), start=1):
-        one_each_left = steps - (len(shares) - number)
-        ends.append(min(max(round(steps * done / total), ends[-1] + 1), one_each_left))
+    for number, cumulative_share in enumerate(itertools.accumulate(shares), start=1):
+        latest_end = steps - (len(shares) - number)
+        ends.append(min(max(round(steps * cumulative_share / total), ends[-1] + 1), latest_end))
     parts = [end - begin for begin, end in itertools.pairwise(ends)]
     return [PhaseSpec(number, part, recipe.lr) for number, part in enumerate(parts)]
 
@@ -63,9 +63,9 @@ def granted_in_words(recipe: Recipe, samples: Sequence[int]) -> str:
     """
     steps = [steps_of(recipe, count) for count in samples]
     passes = _amount([recipe.epochs], "epoch") if recipe.epochs else _amount([recipe.iterations or 0], "iteration")
-    few = ": few; --epochs N or --iterations N gives more" if min(steps) < FEW else ""
+    hint = ": few; --epochs N or --iterations N gives more" if min(steps) < FEW else ""
     return (f"{_amount(steps, 'optimizer step')} a task ({_amount(samples, 'sample')}, batch {recipe.batch_size:,}, "
-            f"{passes}){few}")
+            f"{passes}){hint}")
 
 
 def _amount(counts: Sequence[int], noun: str) -> str:

@@ -114,9 +114,9 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
             return network, fill(network, tensors, weights.path)
         return network, load_weights(network, _as_planned(weights))
     except MisfitError as error:
-        others = [name for name in registry.models if fits(name, error.given, input_shape, classes, registry)]
-        meant = f"; they fit --model {' and '.join(others)}" if others else ""
-        raise DataError(f"{error}; the model is {model}{meant}") from None
+        fitting_models = [name for name in registry.models if fits(name, error.given, input_shape, classes, registry)]
+        hint = f"; they fit --model {' and '.join(fitting_models)}" if fitting_models else ""
+        raise DataError(f"{error}; the model is {model}{hint}") from None
 
 
 def fits(name: str, given: Mapping[str, Tensor], input_shape: tuple[int, ...], classes: int,
@@ -166,15 +166,15 @@ def takes_images(model: Resolved, registry: Registry) -> bool:
 def unfit(model: Resolved, input_shape: tuple[int, ...], registry: Registry, error: Exception) -> SpecError:
     """Return the error for a model that does not work on these inputs, on one line and with a suggestion."""
     reason = message_of(error)[:SHOWN].rstrip(".") or type(error).__name__
-    if where := users_place(error, package_of(registry.model(model.name).build)):
-        reason += f" ({where})"
-    way = "another model"
+    if place := users_place(error, package_of(registry.model(model.name).build)):
+        reason += f" ({place})"
+    alternative = "another model"
     if takes_images(model, registry):
         named = ":".join([model.name, *(f"{name}={format_value(value)}" for name, value in model.options.items()
                                         if name != "size" and value != default(model, name, registry)), "size=PX"])
         patch = PATCH.search(reason)
-        way = f"another size ({named}{f', PX a multiple of {patch[1]}' if patch else ''}) or another model"
-    return SpecError(f"model {model} does not work on inputs {list(input_shape)}: {reason}; choose {way}")
+        alternative = f"another size ({named}{f', PX a multiple of {patch[1]}' if patch else ''}) or another model"
+    return SpecError(f"model {model} does not work on inputs {list(input_shape)}: {reason}; choose {alternative}")
 
 
 def default(model: Resolved, name: str, registry: Registry) -> object:

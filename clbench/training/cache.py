@@ -107,14 +107,14 @@ class PhaseInputs:
                 for number in range(count) if everything else (seeds.derive(seed, "cache") % count,):
                     part = next(raw.chunks(size, number))
                     rows = slice(number * size, number * size + len(part))
-                    for name, again in compute(strategy, part, self.start).items():
-                        before = stored_outputs.get(name)
-                        if before is not None and not identical(before[rows], again):
-                            what = "the network's first blocks" if name == INPUTS else f"frozen_outputs[{name!r}]"
+                    for name, recomputed in compute(strategy, part, self.start).items():
+                        cached = stored_outputs.get(name)
+                        if cached is not None and not identical(cached[rows], recomputed):
+                            part_name = "the network's first blocks" if name == INPUTS else f"frozen_outputs[{name!r}]"
                             raise PluginError(
-                                f"{type(strategy).__name__}: {what} changed while the phase was trained, and clbench "
-                                "had computed them once; frozen_outputs may return only what the phase does not "
-                                "change, and parameters that change must require a gradient")
+                                f"{type(strategy).__name__}: {part_name} changed while the phase was trained, and "
+                                "clbench had computed them once; frozen_outputs may return only what the phase does "
+                                "not change, and parameters that change must require a gradient")
             if not everything:
                 return
 
@@ -169,17 +169,17 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     """
     budget, forward = BYTES if budget is None else budget, forward or nullcontext()
     first, raw = strategies[0], PhaseInputs(list(samples), list(samples))
-    random = any(part.is_stochastic for part in samples)
-    if overrides(first, "prepare_batch") or random or drawn < len(samples[0]):
+    is_random = any(part.is_stochastic for part in samples)
+    if overrides(first, "prepare_batch") or is_random or drawn < len(samples[0]):
         return raw
     blocks, frozen = 0, False
     if drawn >= 2 * len(samples[0]) and enabled():
         frozen = overrides(first, "frozen_outputs")
-        most = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
+        most_blocks = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
         # The outputs of a language model's embedding alone would take memory and save nothing.
-        most *= most > 1 or not first.stream_info.predicts_tokens
+        most_blocks *= most_blocks > 1 or not first.stream_info.predicts_tokens
         # `frozen_outputs` needs the original inputs, so blocks are cached only if its outputs are cached, too.
-        choices = [(most, frozen), (0, frozen), (0, False)]
+        choices = [(most_blocks, frozen), (0, frozen), (0, False)]
         blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, budget))
     if blocks:
         require_same_loss(first, samples[0], task, blocks, forward)
@@ -204,39 +204,39 @@ def compute(strategy: Strategy, raw: Samples, blocks: int, frozen: bool = True) 
 
 def chunk_size(strategy: Strategy, samples: int, frozen: bool) -> int:
     """Return the number of samples that are computed at once."""
-    each = 4 * math.prod(strategy.stream_info.input_shape) * (tokens.WIDTH if strategy.stream_info.is_text else 1)
-    most = min(CHUNK, max(SMALLEST_CHUNK, math.ceil(samples / CHUNKS))) if frozen else PREPARED_AT_ONCE
-    return min(most, max(1, CHUNK_BYTES // each))
+    item_bytes = 4 * math.prod(strategy.stream_info.input_shape) * (tokens.WIDTH if strategy.stream_info.is_text else 1)
+    limit = min(CHUNK, max(SMALLEST_CHUNK, math.ceil(samples / CHUNKS))) if frozen else PREPARED_AT_ONCE
+    return min(limit, max(1, CHUNK_BYTES // item_bytes))
 
 
 def stored(strategy: Strategy, samples: Samples, blocks: int, frozen: bool) -> Samples:
     """Return samples whose inputs are the outputs of the first blocks, with their `frozen_outputs` if `frozen`."""
     columns: dict[str, Tensor] = {}
-    done = 0
+    offset = 0
     with torch.no_grad():
         for raw in samples.chunks(chunk_size(strategy, len(samples), frozen or blocks > 0)):
             for name, part in compute(strategy, raw, blocks, frozen).items():
                 if name not in columns:  # not `torch.cat` at the end, which takes twice the memory
                     columns[name] = torch.empty((len(samples), *part.shape[1:]), dtype=part.dtype, device=part.device,
                                                 memory_format=layout(part))
-                columns[name][done:done + len(raw)] = part
-            done += len(raw)
+                columns[name][offset:offset + len(raw)] = part
+            offset += len(raw)
     x = columns.pop(INPUTS)
     return CachedSamples(x, samples.y, samples.tasks, columns) if columns else Samples(x, samples.y, samples.tasks)
 
 
 def layout(part: Tensor) -> torch.memory_format:
     """Return the memory format of a tensor: channels-last or contiguous."""
-    last = part.dim() == IMAGE_DIMS and not part.is_contiguous() and part.is_contiguous(
+    is_channels_last = part.dim() == IMAGE_DIMS and not part.is_contiguous() and part.is_contiguous(
         memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int, frozen: bool, budget: int) -> bool:
     """Return whether the outputs to be stored take at most `budget` bytes."""
     with torch.no_grad():
-        one = samples[0].take(torch.arange(1, device=samples[0].index_device))
-        size = sum(part.nbytes for part in compute(strategies[0], one, blocks, frozen).values())
+        sample = samples[0].take(torch.arange(1, device=samples[0].index_device))
+        size = sum(part.nbytes for part in compute(strategies[0], sample, blocks, frozen).values())
     parts = samples if blocks or frozen else {id(part): part for part in samples}.values()
     return size * sum(map(len, parts)) <= budget
 
@@ -272,14 +272,14 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
     raw = strategy.objective.cut(raw)
     with torch.no_grad(), forward:
         frozen = compute(strategy, raw, blocks)
-        later = frozen.pop(INPUTS)
-        for x, start in ((strategy.stream_info.prepare(raw.x), 0), (later, blocks)):
+        block_outputs = frozen.pop(INPUTS)
+        for x, start in ((strategy.stream_info.prepare(raw.x), 0), (block_outputs, blocks)):
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # the loss may change them
             with torch.random.fork_rng(), starting_at([strategy], start):
-                some = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
-                some = strategy.objective.collate([some])[0] if strategy.stream_info.predicts_tokens else some
+                batch = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
+                batch = strategy.objective.collate([batch])[0] if strategy.stream_info.predicts_tokens else batch
                 try:
-                    losses.append(functional_call(Loss(strategy), state, arguments_of(some)))
+                    losses.append(functional_call(Loss(strategy), state, arguments_of(batch)))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     if start == 0:
                         raise

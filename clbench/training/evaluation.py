@@ -97,20 +97,20 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     infers = False
     predict = routed if stream.predicts_tokens else predictions if cache is None else cache.predictions
     with torch.no_grad():
-        for given in given_tasks(scenario, len(stream.tasks)):
-            if cache is not None and stream.predicts_tokens and given is not None:
-                final = cache.final_scores(strategy, tests, size, given)
+        for given_task in given_tasks(scenario, len(stream.tasks)):
+            if cache is not None and stream.predicts_tokens and given_task is not None:
+                final = cache.final_scores(strategy, tests, size, given_task)
                 if final is not None:
                     for name, values in final.items():
-                        sums[name][given] = values.to(exact).sum()
+                        sums[name][given_task] = values.to(exact).sum()
                         if with_items:
                             items[name].append(values)
                     continue
-            for prediction, y, tasks in predict(strategy, tests, size, given):
+            for prediction, y, tasks in predict(strategy, tests, size, given_task):
                 out = prediction.logits
                 if not stream.predicts_tokens:
                     out = out.masked_fill(~offered[tasks], float("-inf"))
-                for name, values in strategy.objective.scores(strategy, out, y, given).items():
+                for name, values in strategy.objective.scores(strategy, out, y, given_task).items():
                     sums[name].index_add_(0, tasks, values.to(exact))
                     if with_items:
                         items[name].append(values)
@@ -126,11 +126,11 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     means = {name: total.cpu().double() / sizes for name, total in sums.items()}
     repeats = len(stream.tasks) // len(tests.sizes)
     scores = {name: values.tolist() * repeats for name, values in strategy.objective.metrics(strategy, means).items()}
-    of_items = {name: torch.cat(parts).cpu().double() for name, parts in items.items()}
-    if of_items:
-        of_tasks = {name: values[tests.tasks.cpu()] for name, values in means.items()}
-        of_items = strategy.objective.contributions(strategy, of_items, of_tasks)
-    return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None, of_items)
+    item_values = {name: torch.cat(parts).cpu().double() for name, parts in items.items()}
+    if item_values:
+        task_means = {name: values[tests.tasks.cpu()] for name, values in means.items()}
+        item_values = strategy.objective.contributions(strategy, item_values, task_means)
+    return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None, item_values)
 
 
 def routed(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:

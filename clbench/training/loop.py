@@ -135,11 +135,11 @@ class TrainingLoop:
         synchronize(device)
         ended = Clock.now()
         count = len(self.replicas)
-        training, whole = steps_ended.since(steps_began).share(count), ended.since(began).share(count)
+        training, total = steps_ended.since(steps_began).share(count), ended.since(began).share(count)
         for replica, result in zip(self.replicas, results, strict=True):
             for note in self.compiler.notes if self.compiler else ():
                 replica.add_note(note)
-            replica.add_result(result, training, whole.since(training))
+            replica.add_result(result, training, total.since(training))
         self.callbacks.on_trained(self, results)
         self._keep([position for position, result in enumerate(results) if result.diverged is None])
         return results
@@ -179,8 +179,8 @@ class TrainingLoop:
                 samplers = self._samplers(samples, tasks, phase)
             self._train_phase(phase, samples, samplers, losses, index, steps)
             trainable = max(trainable, first.trainable())
-        last = phases[-1].steps
-        return [TaskResult(steps, trainable, diverged(column, index), last_tenths(column, last))
+        last_steps = phases[-1].steps
+        return [TaskResult(steps, trainable, diverged(column, index), last_tenths(column, last_steps))
                 for column in on_host(torch.stack(losses)).unbind(1)]
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
@@ -196,10 +196,10 @@ class TrainingLoop:
         requests = [sampler.requests(strategy, phase.steps)
                     for sampler, strategy in zip(samplers, strategies, strict=True)]
         with (cache.starting_at(strategies, inputs.start),
-              prefetched(inputs.samples, indices, phase.steps) as drawn, decoded_ahead(drawn, requests) as ready):
+              prefetched(inputs.samples, indices, phase.steps) as drawn, decoded_ahead(drawn, requests) as decoded):
             if not losses:
                 self.callbacks.on_step(self, index, 0, steps)
-            self._take_steps(phase.steps, replace(inputs, samples=ready), samplers, schedule, losses, index, steps)
+            self._take_steps(phase.steps, replace(inputs, samples=decoded), samplers, schedule, losses, index, steps)
         self.train_step.close()
         inputs.verify(strategies, seeds.derive(self.replicas[0].seed, "phase", index, phase), self.verify_caches)
 

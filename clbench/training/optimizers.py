@@ -56,8 +56,8 @@ NEARLY = 1e-9  # tolerance, so that rounding does not move a milestone to the ne
 def _in_steps(recipe: Recipe, place: int, count: int) -> float:
     """Return the factor of the learning rate after the milestones that have been passed."""
     share = place / count
-    passed = sum(share >= milestone - NEARLY for milestone in recipe.milestones)
-    return float((recipe.decay or DECAY) ** passed)
+    passed_count = sum(share >= milestone - NEARLY for milestone in recipe.milestones)
+    return float((recipe.decay or DECAY) ** passed_count)
 
 
 # (recipe, index of the step or epoch after the warm-up, number of these steps or epochs) -> factor of the learning rate
@@ -112,9 +112,10 @@ def rates_of(strategy: Strategy, names: Iterable[str], recipe: Recipe) -> dict[s
     if recipe.head_lr is not None:
         require_head_rate(strategy)
         patterns = {**patterns, **dict.fromkeys(strategy.head_parameters, recipe.head_lr / recipe.lr)}
-    if wrong := [pattern for pattern, rate in patterns.items() if not rate > 0]:
-        raise PluginError(f"{type(strategy).__name__}: the learning rate of {wrong[0]!r} is multiplied by "
-                          f"{patterns[wrong[0]]:g}; a multiplier is above 0, what is not to learn has no gradient")
+    if wrong_patterns := [pattern for pattern, rate in patterns.items() if not rate > 0]:
+        raise PluginError(f"{type(strategy).__name__}: the learning rate of {wrong_patterns[0]!r} is multiplied by "
+                          f"{patterns[wrong_patterns[0]]:g}; a multiplier is above 0, what is not to learn has "
+                          "no gradient")
     rates = {name: next((rate for pattern, rate in patterns.items() if fnmatchcase(name, pattern)), 1.0)
              for name in names}
     return dict(sorted(rates.items(), key=itemgetter(1)))
@@ -165,17 +166,17 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int =
     During a warm-up, the rate rises linearly to its full value. `epoch` is the number of steps in a pass over the
     samples; a schedule by epochs changes the rate only after each pass.
     """
-    each = epoch if recipe.schedule_by == "epoch" else 1
+    interval = epoch if recipe.schedule_by == "epoch" else 1
     warmup = round(recipe.warmup_ratio * steps)
     if not warmup:
         if recipe.schedule == "constant":
             return None
-        if recipe.schedule == "cosine" and each == 1:
+        if recipe.schedule == "cosine" and interval == 1:
             # torch's recursive implementation, because existing records without a warm-up were made with it
             return CosineAnnealingLR(optimizer, T_max=steps)
-    after, count = partial(SCHEDULES[recipe.schedule], recipe), math.ceil(max(steps - warmup, 1) / each)
+    schedule, count = partial(SCHEDULES[recipe.schedule], recipe), math.ceil(max(steps - warmup, 1) / interval)
     return LambdaLR(optimizer, lambda step: (step + 1) / (warmup + 1) if step < warmup
-                    else after((step - warmup) // each, count))
+                    else schedule((step - warmup) // interval, count))
 
 
 def guarded_heads(strategy: Strategy, trained: Mapping[str, nn.Parameter], recipe: Recipe) -> list[nn.Parameter]:
@@ -195,17 +196,17 @@ def keep_idle_rows(heads: Sequence[nn.Parameter], row_dim: int) -> Iterator[None
         heads: parameters with gradients, [C, ...]; in a stack [S, C, ...].
         row_dim: dimension of the rows, 0; in a stack 1.
     """
-    before = [(parameter, learning_rows(parameter, row_dim), parameter.detach().clone()) for parameter in heads]
+    saved_heads = [(parameter, learning_rows(parameter, row_dim), parameter.detach().clone()) for parameter in heads]
     yield
     with torch.no_grad():
-        for parameter, learning, old in before:
-            parameter.copy_(torch.where(learning, parameter, old))
+        for parameter, learning, old_values in saved_heads:
+            parameter.copy_(torch.where(learning, parameter, old_values))
 
 
 def learning_rows(parameter: nn.Parameter, row_dim: int) -> Tensor:
     """Return a mask of the rows whose gradient is not 0; it broadcasts over the parameter."""
     if parameter.grad is None:
         return torch.zeros_like(parameter, dtype=torch.bool)
-    reached = parameter.grad != 0
+    has_gradient = parameter.grad != 0
     columns = tuple(range(row_dim + 1, parameter.dim()))
-    return reached.any(columns, keepdim=True) if columns else reached
+    return has_gradient.any(columns, keepdim=True) if columns else has_gradient

@@ -182,8 +182,8 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
     if recipe.precision != "bf16":
         return nullcontext()
     parameters = module.parameters() if module is not None else ()
-    served = sum(p.numel() for p in parameters if device.type == "cpu" or not p.requires_grad)
-    return Bfloat16(device) if stacked or served >= MANY else torch.autocast(device.type, torch.bfloat16)
+    parameter_count = sum(p.numel() for p in parameters if device.type == "cpu" or not p.requires_grad)
+    return Bfloat16(device) if stacked or parameter_count >= MANY else torch.autocast(device.type, torch.bfloat16)
 
 
 class Bfloat16(TorchFunctionMode):
@@ -233,10 +233,10 @@ class Bfloat16(TorchFunctionMode):
             return tensor.bfloat16()
         if tensor.requires_grad:
             return tensor
-        known = self.copies.get(id(tensor))
-        if known is None or not known.current():
-            known = self.copies[id(tensor)] = Rounded(tensor, write_count(tensor), tensor.detach(), tensor.bfloat16())
-        return known.copy
+        rounded = self.copies.get(id(tensor))
+        if rounded is None or not rounded.current():
+            rounded = self.copies[id(tensor)] = Rounded(tensor, write_count(tensor), tensor.detach(), tensor.bfloat16())
+        return rounded.copy
 
 
 class Rounded(NamedTuple):
@@ -255,11 +255,11 @@ class Rounded(NamedTuple):
 @contextmanager
 def products(recipe: Recipe) -> Iterator[None]:
     """Let CUDA's matrix products and convolutions inside the block use TensorFloat-32 if the recipe says so."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    old_settings = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if recipe.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = recipe.precision == "tf32"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(old_settings[0])
+        torch.backends.cudnn.allow_tf32 = old_settings[1]

@@ -75,21 +75,21 @@ class PredictionCache:
                 or overrides(strategy, "predict", PerTaskStrategy) or not enabled()):
             return None
         key = given, given < strategy.learned
-        known, batches = self.scores.get(key), math.ceil(tests.sizes[given] / size)
-        first = 0 if self.everything or known is None else seeds.derive(self.seed, "cache", self.evaluations) % batches
-        again = [strategy.objective.scores(strategy, prediction.logits, y, given)
-                 for prediction, y, _ in islice(predictions(strategy, tests, size, given, first),
-                                                1 if known is not None and not self.everything else None)]
-        if known is None:
-            known = self.scores[key] = again
-        for before, now in zip(known[first:], again, strict=False):
-            if any(not identical(before[name], now[name]) for name in now):
+        cached, batches = self.scores.get(key), math.ceil(tests.sizes[given] / size)
+        start = 0 if self.everything or cached is None else seeds.derive(self.seed, "cache", self.evaluations) % batches
+        computed = [strategy.objective.scores(strategy, prediction.logits, y, given)
+                    for prediction, y, _ in islice(predictions(strategy, tests, size, given, start),
+                                                   1 if cached is not None and not self.everything else None)]
+        if cached is None:
+            cached = self.scores[key] = computed
+        for old, new in zip(cached[start:], computed, strict=False):
+            if any(not identical(old[name], new[name]) for name in new):
                 if not key[1]:  # the first task may have trained the starting model
                     del self.scores[key]
                     return self.final_scores(strategy, tests, size, given)
                 raise PluginError(f"{type(strategy).__name__} declares parts_final, but task {given + 1} has other "
                                   f"scores than before; set parts_final = False in {type(strategy).__name__}")
-        return {name: torch.cat([scores[name] for scores in known]) for name in known[0]}
+        return {name: torch.cat([scores[name] for scores in cached]) for name in cached[0]}
 
     def predictions(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
         """Yield the same as the function `predictions`, from cached outputs if possible.
@@ -99,8 +99,8 @@ class PredictionCache:
                 than it declares.
         """
         samples = len(tests.y) if given is None else tests.sizes[given]
-        most = PART_BATCHES if isinstance(strategy, PerTaskStrategy) else BLOCK_BATCHES
-        smaller = min(size, max(SMALLEST, math.ceil(samples / most)))
+        max_batches = PART_BATCHES if isinstance(strategy, PerTaskStrategy) else BLOCK_BATCHES
+        smaller = min(size, max(SMALLEST, math.ceil(samples / max_batches)))
         batches = math.ceil(samples / smaller)
         source = self._source(strategy, given) if batches > 1 and enabled() else None
         if source is None:

@@ -44,8 +44,8 @@ def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str
                      and not (frozen and other[name].requires_grad) for other in others)]
     if not names or not others:
         return set()
-    same = [torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names]
-    equal = {name for name, is_same in zip(names, torch.stack(same).tolist(), strict=True) if is_same}
+    comparisons = [torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names]
+    equal = {name for name, is_same in zip(names, torch.stack(comparisons).tolist(), strict=True) if is_same}
     for name in equal:
         for other in others:
             other[name].data = copy_on_write(first[name].data)
@@ -58,8 +58,8 @@ def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
     The values are float32, like the computation. Options that are equal in all members are left out and stay numbers.
     """
     values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
-    return {name: torch.tensor(of, dtype=torch.float32, device=members[0].class_mask.device)
-            for name, of in values.items() if len(set(of)) > 1}
+    return {name: torch.tensor(member_values, dtype=torch.float32, device=members[0].class_mask.device)
+            for name, member_values in values.items() if len(set(member_values)) > 1}
 
 
 @dataclass
@@ -165,8 +165,8 @@ class Replica(TrialResults):
         """Return a task as the strategy sees it; if boundaries are hidden, the whole stream is one task."""
         if self.stream.hidden:
             return Task(0, tuple(range(self.stream.classes)), UNSEEN)
-        known = self.stream.tasks[index]
-        return Task(index, known.taught, known.train, known.taught_names)
+        stream_task = self.stream.tasks[index]
+        return Task(index, stream_task.taught, stream_task.train, stream_task.taught_names)
 
     def begin(self, index: int) -> Task:
         """Activate the outputs of a task, call `before_task`, and return the task.

@@ -101,23 +101,23 @@ class BatchSampler:
 
     def requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
         """Return the requests of the next batches; the generators of the sampler do not advance."""
-        ahead = copy.copy(self)
-        ahead.generator, ahead.left = copied(self.generator), list(self.left)
-        ahead.draws = copied(self.draws[0]), self.draws[1]
-        return (ahead.request(strategy) for _ in range(steps))
+        sampler = copy.copy(self)
+        sampler.generator, sampler.left = copied(self.generator), list(self.left)
+        sampler.draws = copied(self.draws[0]), self.draws[1]
+        return (sampler.request(strategy) for _ in range(steps))
 
     def _ready(self, strategy: Strategy, batch: Batch, around: Around, crops: Tensor | None = None) -> Batch:
         """Return a batch as the loss gets it; `crops` are its new samples, if they are augmented already."""
-        new = len(batch.y)
+        new_count = len(batch.y)
         with around(batch):
             batch = strategy.prepare_batch(batch)
         x = batch.x
         if crops is not None:
-            x = torch.cat([crops, self.augmented(x[new:], replayed=True)]) if len(x) > new else crops
+            x = torch.cat([crops, self.augmented(x[new_count:], replayed=True)]) if len(x) > new_count else crops
         elif self.augment is not None:
             of_new, of_replay = self.draws
-            x = self.augment(x, torch.cat([self.augment.draw(new, of_new),
-                                           self.augment.draw(len(x) - new, of_replay)]))
+            x = self.augment(x, torch.cat([self.augment.draw(new_count, of_new),
+                                           self.augment.draw(len(x) - new_count, of_replay)]))
         return replace(batch, x=strategy.stream_info.prepare(x))
 
 
@@ -173,15 +173,15 @@ class StreamSampler(BatchSampler):
             if len(chosen):
                 parts.append(part.take(send(chosen, part.index_device)))
             start = stop
-        passing = parts[0] if len(parts) == 1 else Samples.concat(*parts)
-        return Batch(passing.x, passing.y, torch.zeros_like(passing.tasks), 0)
+        drawn = parts[0] if len(parts) == 1 else Samples.concat(*parts)
+        return Batch(drawn.x, drawn.y, torch.zeros_like(drawn.tasks), 0)
 
 
 def copied(generator: torch.Generator) -> torch.Generator:
     """Return a new CPU generator with the state of another one."""
-    other = torch.Generator()
-    other.set_state(generator.get_state())
-    return other
+    clone = torch.Generator()
+    clone.set_state(generator.get_state())
+    return clone
 
 
 def stackable(samples: list[Samples]) -> list[Samples]:
@@ -231,8 +231,8 @@ def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float | Tens
 
 def rows_of(batch: Batch, begin: int, end: int) -> Batch:
     """Return the rows `begin` to `end` of a batch."""
-    new = len(batch.y) - batch.replayed
+    new_count = len(batch.y) - batch.replayed
     frozen = None if batch.frozen is None else {name: rows[begin:end] for name, rows in batch.frozen.items()}
     return replace(batch, x=batch.x[begin:end], y=batch.y[begin:end], tasks=batch.tasks[begin:end],
-                   replayed=max(0, end - max(begin, new)), frozen=frozen,
+                   replayed=max(0, end - max(begin, new_count)), frozen=frozen,
                    at=None if batch.at is None else batch.at[begin:end])

@@ -67,19 +67,19 @@ def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: Tr
     Raises:
         ValueError: no parameter requires a gradient.
     """
-    one = len(strategies) == 1
+    is_single = len(strategies) == 1
     forward = precision.forward(recipe, strategies[0].class_mask.device, strategies[0] if compiler is None else None,
-                               stacked=not one)
-    train_step = SingleStep(strategies[0], recipe, forward) if one else StackedStep(strategies, recipe, forward)
+                                stacked=not is_single)
+    train_step = SingleStep(strategies[0], recipe, forward) if is_single else StackedStep(strategies, recipe, forward)
     if compiler is not None:
         train_step.loss = compiler(train_step.loss)
     if previous is not None and recipe.optimizer_state == "keep":
         for name, parameter in train_step.trained.items():
-            known = previous.trained.get(name)
-            if known is None or known not in previous.optimizer.state:
+            old_parameter = previous.trained.get(name)
+            if old_parameter is None or old_parameter not in previous.optimizer.state:
                 continue
             if previous.sources[name] is train_step.sources[name]:
-                train_step.optimizer.state[parameter] = previous.optimizer.state[known]
+                train_step.optimizer.state[parameter] = previous.optimizer.state[old_parameter]
     return train_step
 
 
@@ -242,11 +242,11 @@ class StackedStep:
         """Keep the optimizer state of these members only; for a single one, remove the stack dimension."""
         index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
         size = len(self.members)
-        for name, old in self.trained.items():
-            self.trained[name] = nn.Parameter(old.detach()[index])
+        for name, parameter in self.trained.items():
+            self.trained[name] = nn.Parameter(parameter.detach()[index])
             self.optimizer.state[self.trained[name]] = {
                 key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
-                for key, value in self.optimizer.state.pop(old, {}).items()}
+                for key, value in self.optimizer.state.pop(parameter, {}).items()}
         self.members = [self.members[i] for i in chosen]
         self._find_sources()
 
@@ -268,17 +268,17 @@ class StackedStep:
 
     def _follow_buffers(self) -> None:
         """Stack buffers again that `prepare_batch` replaced; buffers that it changed in place are still views."""
-        now = [dict(member.named_buffers()) for member in self.members]
-        for name in now[0]:
-            if any(new[name] is not old.get(name) for new, old in zip(now, self._seen, strict=True)):
-                self.buffers[name] = torch.stack([new[name] for new in now])
-                for index, new in enumerate(now):
-                    new[name].data = self.buffers[name][index]
-        self._seen = now
+        member_buffers = [dict(member.named_buffers()) for member in self.members]
+        for name in member_buffers[0]:
+            if any(buffers[name] is not old.get(name) for buffers, old in zip(member_buffers, self._seen, strict=True)):
+                self.buffers[name] = torch.stack([buffers[name] for buffers in member_buffers])
+                for index, buffers in enumerate(member_buffers):
+                    buffers[name].data = self.buffers[name][index]
+        self._seen = member_buffers
 
     def _follow_shared(self) -> None:
         """Stack shared parameters that have been written to, such as those of a teacher that is updated in training."""
-        for name in [name for name, of in self.shared.items() if any(write_count(p) != count for p, count in of)]:
+        for name in [name for name, pairs in self.shared.items() if any(write_count(p) != count for p, count in pairs)]:
             parameters = [parameter for parameter, _ in self.shared.pop(name)]
             self.frozen[name] = torch.stack([parameter.detach() for parameter in parameters])
             for index, parameter in enumerate(parameters):

@@ -114,9 +114,9 @@ class StreamLoop(TrainingLoop):
 def in_one_task(stream: Stream) -> Stream:
     """Return a stream with hidden boundaries as one task, as the strategy sees it; dry runs use it."""
     parts = [task.train.of_one_task() for task in stream.tasks]
-    one = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts), class_names=(),
-                  met=())
-    return replace(stream, tasks=(one,), hidden=False)
+    single_task = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts),
+                          class_names=(), met=())
+    return replace(stream, tasks=(single_task,), hidden=False)
 
 
 def loop_for(replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (), learned: int = 0,

@@ -61,8 +61,8 @@ class ACIL(ClosedForm):
         width = options.projections or (PROJECTIONS if features >= FEATURES else PER_FEATURE * features)
         super().__init__(model, stream_info, options, width)
         bound = features**-0.5
-        drawn = torch.rand(features, width, generator=stream_info.generator, device="cpu") * 2 * bound - bound
-        self.register_buffer("projection", drawn.to(self.sums.device))
+        projection = torch.rand(features, width, generator=stream_info.generator, device="cpu") * 2 * bound - bound
+        self.register_buffer("projection", projection.to(self.sums.device))
         self.weight = nn.Parameter(self.sums, requires_grad=False)
         self.register_buffer("inverse", self.sums.new_empty(0, 0))
         self.register_buffer("second_inverse", self.sums.new_empty(0, 0))
@@ -84,10 +84,10 @@ class ACIL(ClosedForm):
         if self.options.compensation:
             if not len(self.second_inverse):
                 self.second_inverse = self.identity(self.options.compensation_ridge)
-            of_task = (labels.sum(0) > 0).to(labels.dtype)
+            task_mask = (labels.sum(0) > 0).to(labels.dtype)
             for mapped, part_labels in self.chunks(features, labels):
-                rest = (part_labels - mapped.relu() @ self.weight.T) * of_task
-                update(self.second_inverse, self.second_weight, mapped.tanh(), rest)
+                residual = (part_labels - mapped.relu() @ self.weight.T) * task_mask
+                update(self.second_inverse, self.second_weight, mapped.tanh(), residual)
 
     def identity(self, ridge: float) -> Tensor:
         """Return I / ridge [M, M], float64."""
@@ -103,9 +103,9 @@ class ACIL(ClosedForm):
 
 def update(inverse: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> None:
     """Update R [M, M] and W^T [C, M] in place with rows [N, M] and targets [N, C]."""
-    seen = rows @ inverse  # [N, M]: R is symmetric
-    system = seen @ rows.T
+    products = rows @ inverse  # [N, M]: R is symmetric
+    system = products @ rows.T
     system.diagonal().add_(1)
-    gain = torch.cholesky_solve(seen, torch.linalg.cholesky(system))  # [N, M]: X times the new R
-    inverse.sub_(seen.T @ gain)
+    gain = torch.cholesky_solve(products, torch.linalg.cholesky(system))  # [N, M]: X times the new R
+    inverse.sub_(products.T @ gain)
     weight.add_((targets - rows @ weight.T).T @ gain)

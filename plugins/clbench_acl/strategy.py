@@ -121,8 +121,8 @@ class ACL(SampleMemory, PerTaskStrategy):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the sum of all four terms; replayed samples use the private modules and heads of their tasks."""
-        new = len(batch.y) - batch.replayed
-        sizes = [new, *self.replays(new)] if batch.replayed else [new]
+        new_count = len(batch.y) - batch.replayed
+        sizes = [new_count, *self.replays(new_count)] if batch.replayed else [new_count]
         tasks = [batch.task, *range(len(sizes) - 1)]
         shared = self.model.features(batch.x)
         private = torch.cat([self.private[t](x) for t, x in zip(tasks, torch.split(batch.x, sizes), strict=True)])
@@ -139,10 +139,10 @@ class ACL(SampleMemory, PerTaskStrategy):
         super().after_task(task)
         self.train(self.training)
         if self.options.memory:
-            new = task.train.subset(self.options.memory, self.stream_info.generator).materialized()
-            new = new.take(torch.arange(len(new), device=new.index_device))
-            self.store(Samples.concat(self.memory, new) if self.kept else new)
-            self.kept.append(len(new))
+            samples = task.train.subset(self.options.memory, self.stream_info.generator).materialized()
+            samples = samples.take(torch.arange(len(samples), device=samples.index_device))
+            self.store(Samples.concat(self.memory, samples) if self.kept else samples)
+            self.kept.append(len(samples))
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of the current shared module with the task's private module and head."""

@@ -94,15 +94,15 @@ class BatchOrder:
 @contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
     """Seed the generators of Python and NumPy, which Avalanche uses too, inside the block; restore them after it."""
-    before = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()
     seed = int(torch.randint(2**31, (1,), generator=generator))
     random.seed(seed)
     np.random.seed(seed)
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @contextmanager
@@ -136,11 +136,11 @@ def without_waiting(agent: Any) -> Iterator[None]:
     if not hasattr(module, "cycle"):
         yield
         return
-    before, module.cycle = module.cycle, cycle
+    original_cycle, module.cycle = module.cycle, cycle
     try:
         yield
     finally:
-        module.cycle = before
+        module.cycle = original_cycle
 
 
 def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device: torch.device,
@@ -163,9 +163,9 @@ def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device
             logits: Tensor = base.forward(self)
         return logits
 
-    driven = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
-                                  "__module__": __name__})
-    return driven(model=model, optimizer=budget.optimizer(model.parameters()), criterion=criterion,
-                  train_mb_size=budget.recipe.batch_size, device=device,
-                  train_epochs=budget.recipe.epochs or budget.recipe.iterations,  # a pass has at least one step
-                  evaluator=EvaluationPlugin(loggers=[BaseLogger()]), **options)
+    strategy_class = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
+                                          "__module__": __name__})
+    return strategy_class(model=model, optimizer=budget.optimizer(model.parameters()), criterion=criterion,
+                          train_mb_size=budget.recipe.batch_size, device=device,
+                          train_epochs=budget.recipe.epochs or budget.recipe.iterations,  # a pass has at least one step
+                          evaluator=EvaluationPlugin(loggers=[BaseLogger()]), **options)

@@ -38,12 +38,12 @@ def agent_state(agent: Any) -> AgentState:
     """Return the state of a strategy without its model; a tensor with two names counts once."""
     storages = {storage(t) for t in (*agent.model.parameters(), *agent.model.buffers())}
     state, seen = AgentState(), {id(agent.model)}
-    reached = [*_walk(agent, "", seen, state)]
-    not_state = {*vars(nn.Module()), "features"}
+    named_tensors = [*_walk(agent, "", seen, state)]
+    ignored_names = {*vars(nn.Module()), "features"}
     for name, value in vars(agent.model).items():  # CWR* stores weights as attributes of the model
-        if name not in not_state:
-            reached += _walk(value, f"_{name}", seen, state)
-    for name, tensor in reached:
+        if name not in ignored_names:
+            named_tensors += _walk(value, f"_{name}", seen, state)
+    for name, tensor in named_tensors:
         if tensor.numel() and storage(tensor) not in storages:
             storages.add(storage(tensor))
             if any(fnmatchcase(name, pattern) for pattern in STORED):
@@ -68,9 +68,9 @@ def _walk(value: Any, name: str, seen: set[int], state: AgentState) -> Iterator[
         return
     elif isinstance(value, AvalancheDataset):
         seen.add(id(value))
-        known = places(value)
-        state.places.update(known)
-        if len(value) and not known:  # features, not samples of the stream
+        sample_places = places(value)
+        state.places.update(sample_places)
+        if len(value) and not sample_places:  # features, not samples of the stream
             items = [*value]
             yield f"{name}_items", torch.stack([item[0] for item in items])
             yield f"{name}_labels", torch.tensor([int(item[1]) for item in items])

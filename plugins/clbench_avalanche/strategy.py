@@ -60,13 +60,13 @@ class Avalanche(Strategy):
         """
         items = Items(task.train, self.stream_info.prepare, budget.augment)
         experience = Experience(task, items, self._label(task.index), self.samples, self.seen)
-        joint = self.options.strategy == "JointTraining"
-        if self.agent is None or joint:  # JointTraining trains only once; a new one starts from the current weights
+        is_joint = self.options.strategy == "JointTraining"
+        if self.agent is None or is_joint:  # JointTraining trains only once; a new one starts from the current weights
             self.agent = self._build(budget)
         elif budget.recipe.optimizer_state == "reset":
             self.agent.optimizer = budget.optimizer(self.agent.model.parameters())
             self.agent.optimized_param_id = None
-        self.experiences = [*self.experiences, experience] if joint else []
+        self.experiences = [*self.experiences, experience] if is_joint else []
         if not isinstance(self.model, Columns | MultiHead):  # these models mask by task label
             self.agent._criterion.active = self.class_mask[:task.index + 1].any(0)
         recorder = driver.StepRecorder(budget)
@@ -75,7 +75,7 @@ class Avalanche(Strategy):
                                                    lambda: items.batch(budget.following()))
         with (driver.seeded(self.stream_info.generator), driver.without_deprecations(),
               driver.without_waiting(self.agent)):
-            self.agent.train(self.experiences if joint else experience, eval_streams=[])
+            self.agent.train(self.experiences if is_joint else experience, eval_streams=[])
         self.agent._train_cleanup()  # JointTraining does not clear its last batch
         self.agent.plugins.remove(recorder)
         self.agent.batch_order = None
@@ -110,11 +110,11 @@ class Avalanche(Strategy):
     def _build(self, budget: Budget) -> Any:
         """Return the strategy, untrained."""
         name = self.options.strategy
-        follow: dict[str, dict[str, Any]] = {  # arguments that depend on the model
+        model_arguments: dict[str, dict[str, Any]] = {  # arguments that depend on the model
             "CWRStar": {"cwr_layer_name": "classifier"},
             "ER_AML": {"feature_extractor": getattr(self.model, "features", None)},
             "GSS_greedy": {"input_size": self.stream_info.input_shape}}
-        options = {**self.options.model_dump(), **follow.get(name, {})}
+        options = {**self.options.model_dump(), **model_arguments.get(name, {})}
         device = self.class_mask.device
         forward = precision.forward(budget.recipe, device)
         return driver.build(name, self.model, driver.Masked(), budget, device, forward, options)
@@ -125,7 +125,7 @@ class Avalanche(Strategy):
         Its memories refer to whole data sets but use only a few of their samples; only these samples are counted. They
         come from the samples registered before and from the task's samples.
         """
-        before = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("replay__")}
+        buffers = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("replay__")}
         for name in [n for n in (*self._buffers, *self._parameters) if n.startswith(("kept__", "replay__"))]:
             delattr(self, name)
         for name, tensor in state.tensors.items():
@@ -140,9 +140,9 @@ class Avalanche(Strategy):
             return
         places = torch.tensor(sorted(state.places), device=new.index_device)
         samples = new.take(places[places >= self.samples] - self.samples)
-        if "replay__places" in before:
-            old = torch.isin(before["replay__places"], places)
-            samples = Samples.concat(Samples(*(before[f"replay__{f}"][old] for f in ("x", "y", "tasks"))), samples)
+        if "replay__places" in buffers:
+            is_kept = torch.isin(buffers["replay__places"], places)
+            samples = Samples.concat(Samples(*(buffers[f"replay__{f}"][is_kept] for f in ("x", "y", "tasks"))), samples)
         for field, column in (("x", samples.x), ("y", samples.y), ("tasks", samples.tasks)):
             self.register_buffer(f"replay__{field}", column)
         # Needed in the next task to find the samples; not persistent, so not counted.

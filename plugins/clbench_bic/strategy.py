@@ -161,9 +161,9 @@ class BiC(HerdedMemory, Distilled):
         """Return the task's samples without the held-out ones."""
         if not self.held_out:
             return task.train
-        left = torch.ones(len(task.train), dtype=torch.bool)
-        left[self.held_out] = False
-        return task.train.restricted(left.nonzero()[:, 0].to(task.train.index_device))
+        remaining = torch.ones(len(task.train), dtype=torch.bool)
+        remaining[self.held_out] = False
+        return task.train.restricted(remaining.nonzero()[:, 0].to(task.train.index_device))
 
     def phases(self, task: Task) -> int | Sequence[float]:
         """Return the shares of training and correction, or one phase if there is nothing to correct."""
@@ -182,15 +182,15 @@ class BiC(HerdedMemory, Distilled):
         """Return the validation samples for the second phase, equally many of each class so far."""
         if phase != 1:
             return None
-        left, _ = self.left_of_validation([*self.labels, *task.classes])
-        return Samples.concat(left, self.task_validation(task))
+        earlier_samples, _ = self.left_of_validation([*self.labels, *task.classes])
+        return Samples.concat(earlier_samples, self.task_validation(task))
 
     def left_of_validation(self, labels: Sequence[int]) -> tuple[Samples, list[int]]:
         """Return earlier tasks' validation samples that are kept if sets have these classes, and the sets' sizes."""
         samples, counts = Samples(self.validation_x, self.validation_y, self.validation_tasks), Counter(labels)
-        most = [self.validation_size(len(labels), counts[label] or 1)
-                for label in first_labels(self.validation_y, self.validation_sizes)]
-        return shortened(samples, self.validation_sizes, most)
+        new_sizes = [self.validation_size(len(labels), counts[label] or 1)
+                     for label in first_labels(self.validation_y, self.validation_sizes)]
+        return shortened(samples, self.validation_sizes, new_sizes)
 
     def task_validation(self, task: Task) -> Samples:
         """Return the task's own validation samples."""
@@ -214,8 +214,8 @@ class BiC(HerdedMemory, Distilled):
         logits = self(batch.x, batch.task)
         if self.correcting:
             return self.cross_entropy(logits, batch)
-        old = self.old_correction(self.old_logits(batch.x)) if batch.task else logits
-        return self.balanced(logits, old, batch, self.options.temperature)
+        old_logits = self.old_correction(self.old_logits(batch.x)) if batch.task else logits
+        return self.balanced(logits, old_logits, batch, self.options.temperature)
 
     def after_task(self, task: Task) -> None:
         """Store the network with its correction, choose exemplars, and store the validation samples."""
@@ -225,8 +225,8 @@ class BiC(HerdedMemory, Distilled):
             return
         samples = self.task_validation(task)
         if self.validation_sizes:
-            left, self.validation_sizes = self.left_of_validation(self.labels)
-            samples = Samples.concat(left, samples)
+            earlier_samples, self.validation_sizes = self.left_of_validation(self.labels)
+            samples = Samples.concat(earlier_samples, samples)
         self.validation_x, self.validation_y, self.validation_tasks = samples.x, samples.y, samples.tasks
         self.validation_sizes = self.validation_sizes + self.held_out_sizes
 

@@ -60,10 +60,10 @@ class CLSER(ActsAfterSteps, ReplayMemory):
     def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with replayed samples appended, and offer the new samples to the memory."""
         batch = super().prepare_batch(batch)
-        new = Samples(batch.x, batch.y, batch.tasks)
+        new_samples = Samples(batch.x, batch.y, batch.tasks)
         if len(self.memory_y):
             batch = batch.extended(self.sample_share(len(batch.y), self.options.share))
-        self.offer(new)
+        self.offer(new_samples)
         return batch
 
     def loss(self, batch: Batch) -> Tensor:
@@ -71,17 +71,17 @@ class CLSER(ActsAfterSteps, ReplayMemory):
         logits = self.model(batch.x)
         loss = self.cross_entropy(logits, batch)
         if batch.replayed:
-            first = len(batch.y) - batch.replayed
-            target = self.target(batch.x[first:], batch.y[first:], batch.tasks[first:])
-            loss = loss + self.options.weight * F.mse_loss(logits[first:], target)
+            new_count = len(batch.y) - batch.replayed
+            target = self.target(batch.x[new_count:], batch.y[new_count:], batch.tasks[new_count:])
+            loss = loss + self.options.weight * F.mse_loss(logits[new_count:], target)
         return loss
 
     @torch.no_grad()
     def target(self, x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
         """Return, per replayed sample, the logits [N, C] of the average with the larger probability of its label."""
         plastic, stable = self.plastic(x), self.stable(x)
-        surer = [self.mask(logits, tasks, len(y)).softmax(1).gather(1, y[:, None]) for logits in (plastic, stable)]
-        return torch.where(surer[1] > surer[0], stable, plastic)
+        confidence = [self.mask(logits, tasks, len(y)).softmax(1).gather(1, y[:, None]) for logits in (plastic, stable)]
+        return torch.where(confidence[1] > confidence[0], stable, plastic)
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
         """Return the logits [N, C] of the stable average."""
@@ -92,9 +92,9 @@ class CLSER(ActsAfterSteps, ReplayMemory):
         """Update each average with its probability, and copy the network's buffers to both."""
         for average, rate, decay in ((self.plastic, self.options.plastic_rate, self.options.plastic_decay),
                                      (self.stable, self.options.stable_rate, self.options.stable_decay)):
-            follows = bool(torch.rand((), generator=self.stream_info.generator) < rate)
-            rest = 1 - min(1 - 1 / (self.steps + 1), decay)
+            is_updated = bool(torch.rand((), generator=self.stream_info.generator) < rate)
+            step_size = 1 - min(1 - 1 / (self.steps + 1), decay)
             for name, value in self.model.named_buffers():
                 average.get_buffer(name).copy_(value)
-            for name, weight in self.model.named_parameters() if follows else ():
-                average.get_parameter(name).lerp_(weight, rest)
+            for name, weight in self.model.named_parameters() if is_updated else ():
+                average.get_parameter(name).lerp_(weight, step_size)

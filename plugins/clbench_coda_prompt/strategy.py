@@ -80,8 +80,8 @@ class CodaPrompt(PromptedStrategy):
                              (self.attention, (width,))):
             like = self.model.head.weight.detach()
             earlier = [like.new_empty(self.count, 0, *shape), *(part.detach() for part in parts)]
-            new = orthonormal(torch.cat(earlier, 1).flatten(2), self.each)
-            parts.append(nn.Parameter(new.reshape(self.count, self.each, *shape)))
+            components = orthonormal(torch.cat(earlier, 1).flatten(2), self.each)
+            parts.append(nn.Parameter(components.reshape(self.count, self.each, *shape)))
 
     def learning(self) -> Iterable[nn.Parameter]:
         """Return the components of the current task."""
@@ -125,10 +125,10 @@ def orthonormal(earlier: Tensor, count: int) -> Tensor:
     They are Gaussian draws, orthogonalized by a QR decomposition. Vectors for which no dimension is left are only
     scaled to length 1.
     """
-    blocks, before, width = earlier.shape
+    blocks, earlier_count, width = earlier.shape
     drawn = earlier.new_empty(blocks, count, width).normal_()
-    room = min(count, max(0, width - before))
+    room = min(count, max(0, width - earlier_count))
     directions, lengths = torch.linalg.qr(torch.cat([earlier[:, :width], drawn[:, :room]], 1).mT)
     signs = torch.where(lengths.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
-    new = (directions * signs[:, None]).mT[:, before:before + room]
-    return torch.cat([new, F.normalize(drawn[:, room:], dim=2)], 1)
+    vectors = (directions * signs[:, None]).mT[:, earlier_count:earlier_count + room]
+    return torch.cat([vectors, F.normalize(drawn[:, room:], dim=2)], 1)

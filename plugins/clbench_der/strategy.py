@@ -36,18 +36,18 @@ class DER(ReplayMemory):
         options = options or DEROptions()
         assert isinstance(options, DEROptions)
         super().__init__(model, stream_info, options, capacity=options.capacity)
-        none = torch.empty(0, stream_info.classes, device=self.class_mask.device)
-        self.register_buffer("memory_logits", none)
-        self.register_buffer("kept_logits", none.clone(), persistent=False)
+        empty = torch.empty(0, stream_info.classes, device=self.class_mask.device)
+        self.register_buffer("memory_logits", empty)
+        self.register_buffer("kept_logits", empty.clone(), persistent=False)
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """Return the batch with replayed samples appended, and then offer the new samples to the memory."""
-        new = Samples(batch.x, batch.y, batch.tasks)
+        new_samples = Samples(batch.x, batch.y, batch.tasks)
         if len(self.memory_y):
-            drawn = self.draw(len(batch.y))
-            self.kept_logits = self.memory_logits[drawn]
-            batch = self.extend(batch.extended(self.memory.take(drawn)), len(batch.y))
-        self.offer(new)
+            slots = self.draw(len(batch.y))
+            self.kept_logits = self.memory_logits[slots]
+            batch = self.extend(batch.extended(self.memory.take(slots)), len(batch.y))
+        self.offer(new_samples)
         return batch
 
     def extend(self, batch: Batch, new: int) -> Batch:
@@ -57,11 +57,11 @@ class DER(ReplayMemory):
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the new samples plus the replayed terms."""
         logits = self(batch.x, batch.task)
-        new = len(batch.y) - batch.replayed
-        loss = F.cross_entropy(self.mask(logits[:new], batch.tasks[:new]), batch.y[:new])
+        new_count = len(batch.y) - batch.replayed
+        loss = F.cross_entropy(self.mask(logits[:new_count], batch.tasks[:new_count]), batch.y[:new_count])
         if batch.replayed:
-            end = new + len(self.kept_logits)
-            squared_error = F.mse_loss(logits[new:end], self.kept_logits)
+            end = new_count + len(self.kept_logits)
+            squared_error = F.mse_loss(logits[new_count:end], self.kept_logits)
             loss = loss + self.options.alpha * squared_error + self.more(logits, batch, end)
         return loss
 

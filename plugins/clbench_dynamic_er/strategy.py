@@ -108,8 +108,8 @@ class DynamicER(HerdedMemory):
         self.extractors.append(copy.deepcopy(latest).requires_grad_(True))
         for blocks in self.columns[:-1]:
             blocks.requires_grad_(False)
-        where = {"device": head.weight.device, "dtype": head.weight.dtype}
-        self.parts.append(nn.Linear(head.in_features, head.out_features, bias=False, **where))
+        factory_kwargs = {"device": head.weight.device, "dtype": head.weight.dtype}
+        self.parts.append(nn.Linear(head.in_features, head.out_features, bias=False, **factory_kwargs))
         self.auxiliary = AuxiliaryHead(head.in_features, task.classes, self.stream_info.classes, head.weight)
         self.train(self.training)
 
@@ -152,9 +152,9 @@ class DynamicER(HerdedMemory):
 
     def after_task(self, task: Task) -> None:
         """Align the head, and choose exemplars."""
-        new = [c for c in self.met if c in task.classes]
+        new_classes = [c for c in self.met if c in task.classes]
         if self.old and self.options.align_weights and self.stream_info.seen_compete:
-            self.align(self.old, new)
+            self.align(self.old, new_classes)
         super().after_task(task)
 
     @torch.no_grad()

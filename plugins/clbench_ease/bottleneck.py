@@ -36,8 +36,8 @@ class Bottleneck(nn.Module):
         """Draw `down`."""
         super().__init__()
         tokens = norm.normalized_shape[-1]
-        where: dict[str, Any] = {"device": norm.weight.device, "dtype": norm.weight.dtype}
-        self.down, self.up = nn.Linear(tokens, width, **where), nn.Linear(width, tokens, **where)
+        factory_kwargs: dict[str, Any] = {"device": norm.weight.device, "dtype": norm.weight.dtype}
+        self.down, self.up = nn.Linear(tokens, width, **factory_kwargs), nn.Linear(width, tokens, **factory_kwargs)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)

@@ -150,8 +150,8 @@ class LAE(ActsAfterSteps, FrozenBase):
         if not self.accumulates:
             with self.using(None if self.base_learns or not self.adapters else ONLINE):
                 return super().forward(x, task)
-        given = self.known.any(0) if task is None else self.known[task]
-        learned = given | ~given.any()  # all outputs, if the given task has not been learned
+        known_outputs = self.known.any(0) if task is None else self.known[task]
+        learned = known_outputs | ~known_outputs.any()  # all outputs, if the given task has not been learned
         hidden = self.model.run(x, self.model.start, self.first)  # layers before the adapters run only once
         logs = []
         for number in (ONLINE, OFFLINE):
@@ -167,8 +167,9 @@ class LAE(ActsAfterSteps, FrozenBase):
 
 def low_rank_options(model: Network, options: LAEOptions) -> AdapterOptions:
     """Return options of adapters on keys and values of the first blocks, or on all layers if a model has none."""
-    where = {"rank": options.width, "alpha": options.scale * options.width}
+    rank_options = {"rank": options.width, "alpha": options.scale * options.width}
     if not has_parts(model, ("k", "v")):
-        return AdapterOptions(**where)
-    first = f"blocks\\.({'|'.join(str(1 + block) for block in range(options.blocks))})\\..*"
-    return AdapterOptions(**where, targets=["k", "v"], layers=first if isinstance(model, TokenNetwork) else "all")
+        return AdapterOptions(**rank_options)
+    first_blocks = f"blocks\\.({'|'.join(str(1 + block) for block in range(options.blocks))})\\..*"
+    return AdapterOptions(**rank_options, targets=["k", "v"],
+                          layers=first_blocks if isinstance(model, TokenNetwork) else "all")

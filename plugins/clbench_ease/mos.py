@@ -92,9 +92,9 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         for layer in self.adapted.values():
             layer.add()
             if task.index:
-                last = layer.parameters_of(-2)
+                last_parameters = layer.parameters_of(-2)
                 for name, parameter in layer.parameters_of(-1).items():
-                    parameter.data.copy_(last[name].data)
+                    parameter.data.copy_(last_parameters[name].data)
         self._learn(base=self.phases(task) == 2)
 
     def choose_head(self, base: bool) -> None:
@@ -120,8 +120,8 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
             return self.cross_entropy(self.model(batch.x), batch)
         features = self.head_features(batch.x)
         rows = torch.cat([self.task_means, features])
-        itself = torch.arange(len(rows), device=rows.device)
-        contrast = F.cross_entropy(rows @ rows.T / TEMPERATURE, itself)
+        targets = torch.arange(len(rows), device=rows.device)
+        contrast = F.cross_entropy(rows @ rows.T / TEMPERATURE, targets)
         return self.cross_entropy(self.model.head(features), batch) + self.options.contrast * contrast
 
     def head_features(self, x: Tensor) -> Tensor:
@@ -136,11 +136,11 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         means, _ = class_means(self, task.train, lambda x: self.features_by(x, (0, -1)).transpose(0, 1).flatten(1))
         classes = send(torch.tensor(task.classes, device="cpu"), self.labels.device)
         # The mean of a class without samples is NaN; 0 in its place gives cosines of 0.
-        first, second = means.to(self.prototypes)[classes].nan_to_num(nan=0.0).chunk(2, dim=1)
+        prototypes, task_means = means.to(self.prototypes)[classes].nan_to_num(nan=0.0).chunk(2, dim=1)
         self.labels = torch.cat([self.labels, classes])
         self.owners = torch.cat([self.owners, torch.full_like(classes, task.index)])
-        self.prototypes = torch.cat([self.prototypes, first])
-        self.task_means = torch.cat([self.task_means, second])
+        self.prototypes = torch.cat([self.prototypes, prototypes])
+        self.task_means = torch.cat([self.task_means, task_means])
         self.learned = task.index + 1
 
     def features_by(self, x: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -172,15 +172,15 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
                 next_tasks = owner[logits.argmax(2)]
                 for _ in range(self.options.moves):
                     tasks = next_tasks.gather(0, tasks[None])[0]
-            chosen = logits[tasks, torch.arange(len(x), device=tasks.device)]
+            chosen_logits = logits[tasks, torch.arange(len(x), device=tasks.device)]
         else:
-            tasks, chosen = None, logits[1]
+            tasks, chosen_logits = None, logits[1]
         if not self.options.ensemble:
-            return Prediction(chosen, tasks)
+            return Prediction(chosen_logits, tasks)
         by_class = similarity.new_full((len(x), self.stream_info.classes), float("-inf")).scatter_reduce(
             1, self.labels.expand(len(x), -1), similarity, "amax")
-        both = chosen.double().softmax(1) + (self.learned * by_class).softmax(1)
-        return Prediction((both / 2).log(), tasks)
+        probability_sum = chosen_logits.double().softmax(1) + (self.learned * by_class).softmax(1)
+        return Prediction((probability_sum / 2).log(), tasks)
 
     def similarity(self, features: Tensor) -> Tensor:
         """Return the cosines [N, K] of features [N, D] and prototypes, in float64, which autocast does not reduce."""

@@ -33,10 +33,10 @@ def completed(prototypes: Tensor, sizes: Sequence[int], donors: Donors) -> Tenso
     out = prototypes.clone()
     starts = [sum(sizes[:t]) for t in range(len(sizes) + 1)]
     for i, k in itertools.combinations(range(len(sizes)), 2):
-        old = slice(starts[i], starts[i + 1])
-        from_ = slice(starts[k], starts[k + 1] if donors == "next" else None)
-        similarity = F.normalize(prototypes[old, i], dim=1) @ F.normalize(prototypes[from_, i], dim=1).T
-        out[old, k] = similarity.softmax(1) @ prototypes[from_, k]
+        rows = slice(starts[i], starts[i + 1])
+        donor_rows = slice(starts[k], starts[k + 1] if donors == "next" else None)
+        similarity = F.normalize(prototypes[rows, i], dim=1) @ F.normalize(prototypes[donor_rows, i], dim=1).T
+        out[rows, k] = similarity.softmax(1) @ prototypes[donor_rows, k]
     return out
 
 

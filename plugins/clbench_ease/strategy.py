@@ -130,7 +130,7 @@ class EASE(TaskAdapters):
     def after_task(self, task: Task) -> None:
         """Compute the task's prototypes in all subspaces, and complete those of old classes in the new subspace."""
         self.sizes.append(len(task.classes))
-        tasks, old = len(self.sizes), len(self.labels)
+        tasks, old_count = len(self.sizes), len(self.labels)
         classes = send(torch.tensor(task.classes, device="cpu"), self.labels.device)
         means, _ = class_means(self, task.train, lambda x: self.subspaces(x, tasks).flatten(1))
         # The mean of a class without samples is NaN; 0 in its place gives cosines of 0.
@@ -140,8 +140,8 @@ class EASE(TaskAdapters):
         if self.options.beta:
             self.plain = torch.cat([self.plain, class_prototypes[:, -1]])
         prototypes = class_prototypes.new_zeros(len(self.labels), tasks, class_prototypes.shape[2])
-        prototypes[:old, :tasks - 1] = self.prototypes
-        prototypes[old:] = class_prototypes[:, :tasks]
+        prototypes[:old_count, :tasks - 1] = self.prototypes
+        prototypes[old_count:] = class_prototypes[:, :tasks]
         self.prototypes = completed(prototypes, self.sizes, self.options.donors)
 
     def subspaces(self, x: Tensor, tasks: int) -> Tensor:

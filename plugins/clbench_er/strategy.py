@@ -62,10 +62,10 @@ class ER(ReplayMemory):
         """Return the mean cross-entropy of all samples, or a weighted sum of the means of new and replayed ones."""
         if not batch.replayed or not self.weights_by_task:
             return super().loss(batch)
-        share, new = 1 / (batch.task + 1), len(batch.y) - batch.replayed
+        share, new_count = 1 / (batch.task + 1), len(batch.y) - batch.replayed
         logits = self.mask(self(batch.x, batch.task), batch.tasks, batch.replayed)
         losses = F.cross_entropy(logits, batch.y, reduction="none")
-        return share * losses[:new].mean() + (1 - share) * losses[new:].mean()
+        return share * losses[:new_count].mean() + (1 - share) * losses[new_count:].mean()
 
     def replay(self, batch: Batch) -> Samples:
         """Return the samples to replay with a raw batch. Default: random ones, `share` (or 1) for each new sample."""

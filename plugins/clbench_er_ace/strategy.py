@@ -41,8 +41,8 @@ class ERACE(ER):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the new samples among their own classes plus that of the replayed ones."""
-        new = len(batch.y) - batch.replayed
+        new_count = len(batch.y) - batch.replayed
         logits = self.mask(self(batch.x, batch.task), batch.tasks)
-        present = F.one_hot(batch.y[:new], logits.shape[1]).any(0)
-        loss = F.cross_entropy(logits[:new].masked_fill(~present, float("-inf")), batch.y[:new])
-        return loss + F.cross_entropy(logits[new:], batch.y[new:]) if batch.replayed else loss
+        present = F.one_hot(batch.y[:new_count], logits.shape[1]).any(0)
+        loss = F.cross_entropy(logits[:new_count].masked_fill(~present, float("-inf")), batch.y[:new_count])
+        return loss + F.cross_entropy(logits[new_count:], batch.y[new_count:]) if batch.replayed else loss

@@ -49,9 +49,9 @@ class EWC(QuadraticPenalty):
 
     def after_task(self, task: Task) -> None:
         """Add the task's Fisher, computed at the current parameters."""
-        new = diagonal_fisher(self, task.train, task.index, generator=self.stream_info.generator,
-                              kind=self.options.fisher, limit=self.options.fisher_samples)
+        fisher = diagonal_fisher(self, task.train, task.index, generator=self.stream_info.generator,
+                                 kind=self.options.fisher, limit=self.options.fisher_samples)
         if self.options.mode == "online":
-            self.anchor_here(new, self.options.gamma)
+            self.anchor_here(fisher, self.options.gamma)
         else:
-            self.add_anchor(new)
+            self.add_anchor(fisher)

@@ -81,10 +81,10 @@ class FeTrIL(Strategy):
         if not task.index:
             return
         self._add_features(task)
-        new = torch.zeros_like(self.old)
-        new[list(task.classes)] = True
-        self.old.copy_((self.counts > 0) & ~new)
-        self.nearest.copy_(nearest(self.means, new, self.options.nearest))
+        new_mask = torch.zeros_like(self.old)
+        new_mask[list(task.classes)] = True
+        self.old.copy_((self.counts > 0) & ~new_mask)
+        self.nearest.copy_(nearest(self.means, new_mask, self.options.nearest))
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
@@ -102,11 +102,11 @@ class FeTrIL(Strategy):
         if not batch.task:
             return self.cross_entropy(logits, batch)
         means = self.means
-        moves = F.linear(means - means[self.nearest], self.model.head.weight)  # [C, C], shifts of the logits
+        shifts = F.linear(means - means[self.nearest], self.model.head.weight)  # [C, C], shifts of the logits
         lent = (batch.y[:, None] == self.nearest) & self.old  # [N, C]: whether sample n gives class c a pseudo-feature
         samples, classes = lent.shape
-        moved = logits[:, None] + self.mask(moves, self.class_tasks, classes)  # [N, C, C]
-        pseudo = -moved.log_softmax(2).diagonal(dim1=1, dim2=2)
+        shifted = logits[:, None] + self.mask(shifts, self.class_tasks, classes)  # [N, C, C]
+        pseudo = -shifted.log_softmax(2).diagonal(dim1=1, dim2=2)
         real = F.cross_entropy(self.mask(logits, batch.tasks), batch.y, reduction="sum")
         return (real + torch.where(lent, pseudo, 0.0).sum()) / (samples + lent.sum())
 

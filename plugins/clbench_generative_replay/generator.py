@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def dense(widths: Sequence[int]) -> nn.Sequential:
     """Return dense layers from each width to the next, with ReLUs between them."""
     layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

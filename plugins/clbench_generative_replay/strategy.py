@@ -115,15 +115,15 @@ class GenerativeReplay(Distilled):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the weighted sum of the losses of network and generator on new and on generated inputs."""
-        new = ((batch.x - self.low) / self.span).flatten(1)
-        noise = torch.split(self.noise, len(new))
-        loss = super().loss(batch) + self.generator.loss(new, noise[0], self.pixels)
+        inputs = ((batch.x - self.low) / self.span).flatten(1)
+        noise = torch.split(self.noise, len(inputs))
+        loss = super().loss(batch) + self.generator.loss(inputs, noise[0], self.pixels)
         if not batch.task:
             return loss
-        share, past = 1 / (batch.task + 1), generated(self.old_decoder, noise[1], self.pixels)
-        x = self.low + self.span * past.view(batch.x.shape)
-        replayed = self.replay_loss(self.model(x), self.old_logits(x), batch.task)
-        return share * loss + (1 - share) * (replayed + self.generator.loss(past, noise[2], self.pixels))
+        share, past_inputs = 1 / (batch.task + 1), generated(self.old_decoder, noise[1], self.pixels)
+        x = self.low + self.span * past_inputs.view(batch.x.shape)
+        replay_loss = self.replay_loss(self.model(x), self.old_logits(x), batch.task)
+        return share * loss + (1 - share) * (replay_loss + self.generator.loss(past_inputs, noise[2], self.pixels))
 
     def replay_loss(self, logits: Tensor, old: Tensor, task: int) -> Tensor:
         """Return the loss, a scalar, of logits [N, C] of generated inputs, given the old network's logits [N, C]."""

@@ -112,14 +112,14 @@ class GPM(Strategy):
     def after_task(self, task: Task) -> None:
         """Extend the subspaces by the directions that the task's inputs need."""
         threshold = min(1.0, self.options.threshold + self.options.increase * task.index)
-        drawn = task.train.materialized().subset(self.options.samples, self.stream_info.generator)
+        samples = task.train.materialized().subset(self.options.samples, self.stream_info.generator)
         try:
-            moments = input_moments(self, self.model, self.projected(), drawn)
+            moments = input_moments(self, self.model, self.projected(), samples)
         except SpecError as error:
             raise SpecError(f"gpm: {error}; choose another model") from None
         for name, moment in moments.items():
-            wider = grown(moment, self.stored_projector(name), threshold)
-            self.get_buffer(f"subspace__{slot(name)}").copy_(packed(wider))
+            projector = grown(moment, self.stored_projector(name), threshold)
+            self.get_buffer(f"subspace__{slot(name)}").copy_(packed(projector))
             setattr(self, f"projector__{slot(name)}", None)
 
     def stored_projector(self, name: str) -> Tensor:

@@ -102,8 +102,8 @@ class HAT(PerTaskStrategy):
         """Return the cross-entropy of the task's head after the gated layers, plus the penalty on new units."""
         masks = [(self.s * e).sigmoid() for e in self.embedding(batch.task)]
         free = [1 - used for used in self.used()]
-        new_units = torch.stack([(mask * left).sum() for mask, left in zip(masks, free, strict=True)]).sum()
-        all_free = torch.stack([left.sum() for left in free]).sum()
+        new_units = torch.stack([(mask * unused).sum() for mask, unused in zip(masks, free, strict=True)]).sum()
+        all_free = torch.stack([unused.sum() for unused in free]).sum()
         penalty = new_units / all_free.clamp_min(torch.finfo(all_free.dtype).tiny)
         logits = self.heads[batch.task](gated_features(self.model, batch.x, masks))
         return self.cross_entropy(logits, batch) + self.options.strength * penalty
@@ -111,18 +111,18 @@ class HAT(PerTaskStrategy):
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Reduce gradients that would change used units; give those of embeddings the size that they have at s = 1."""
         edited = dict(gradients)
-        before: Tensor | None = None
+        previous_used: Tensor | None = None
         for used, (name, layer) in zip(self.used(), chain(self.model), strict=True):
             protection = used[:, None]
-            if before is not None:
+            if previous_used is not None:
                 inputs = layer.weight.shape[1]
-                protection = torch.minimum(protection, spread(before, inputs)[None])
+                protection = torch.minimum(protection, spread(previous_used, inputs)[None])
             weight, bias = (f"model.{name}.{part}" for part in ("weight", "bias"))
             trailing = [1] * (layer.weight.dim() - 2)
             edited[weight] = gradients[weight] * (1 - protection).view(*protection.shape, *trailing)
             if bias in gradients:
                 edited[bias] = gradients[bias] * (1 - used)
-            before = used
+            previous_used = used
         task = len(self.heads) - 1
         for number, e in enumerate(self.embedding(task)):
             name = f"embeddings.{task}.{number}"
@@ -191,10 +191,10 @@ def chain(model: Network, does: str = "hat masks") -> list[tuple[str, nn.Linear 
     for number, block in enumerate(model.blocks):
         parts = [(name, module) for name, module in block.named_modules() if not any(module.children())]
         layers = [(name, module) for name, module in parts if isinstance(module, nn.Linear | nn.Conv2d)]
-        other = [type(module).__name__ for _, module in parts if not isinstance(module, nn.Linear | nn.Conv2d | AFTER)]
-        if other or len(layers) != 1 or getattr(layers[0][1], "groups", 1) != 1:
+        others = [type(module).__name__ for _, module in parts if not isinstance(module, nn.Linear | nn.Conv2d | AFTER)]
+        if others or len(layers) != 1 or getattr(layers[0][1], "groups", 1) != 1:
             raise SpecError(f"{does} the units of a chain of Linear and Conv2d layers with ReLU and pooling; block "
-                            f"{number} of this model has {', '.join(sorted(set(other))) or 'other layers'}; choose "
+                            f"{number} of this model has {', '.join(sorted(set(others))) or 'other layers'}; choose "
                             "model = mlp or cnn, or packnet, which shares out single weights of any network")
         masked_layers.append((f"blocks.{number}.{layers[0][0]}", layers[0][1]))
     return masked_layers

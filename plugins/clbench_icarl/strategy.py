@@ -65,11 +65,11 @@ class ICaRL(HerdedMemory, Distilled):
         """Return the binary cross-entropies of new outputs with labels, and of old ones with the old network's."""
         logits = self.model(batch.x)
         targets = F.one_hot(batch.y, self.stream_info.classes).to(logits.dtype)
-        old = self.known.any(0) & ~self.taught
+        old_outputs = self.known.any(0) & ~self.taught
         if batch.task:
-            targets = torch.where(old, (self.old_logits(batch.x) / self.options.temperature).sigmoid(), targets)
+            targets = torch.where(old_outputs, (self.old_logits(batch.x) / self.options.temperature).sigmoid(), targets)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return (losses * (old | self.class_mask[batch.tasks])).sum(1).mean()
+        return (losses * (old_outputs | self.class_mask[batch.tasks])).sum(1).mean()
 
     def after_task(self, task: Task) -> None:
         """Store the network, shorten the existing sets of exemplars, add those of the task, and recompute all means."""

@@ -62,10 +62,10 @@ class Independent(FrozenBase, PerTaskStrategy):
     def before_task(self, task: Task) -> None:
         """Add the task's head and copy; train the copy, or W if the first task is to train it."""
         super().before_task(task)
-        copied: dict[int, object] = {}  # memo of deepcopy, so that tied weights stay tied
-        self.copies.append(copy.deepcopy(self.model.blocks, copied))
+        memo: dict[int, object] = {}  # memo of deepcopy, so that tied weights stay tied
+        self.copies.append(copy.deepcopy(self.model.blocks, memo))
         if self.stream_info.predicts_tokens:
-            self.copied_heads.append(copy.deepcopy(self.model.head, copied))
+            self.copied_heads.append(copy.deepcopy(self.model.head, memo))
         self._learn(base=self.phases(task) == 2)
 
     def base_learned(self, task: Task) -> None:
@@ -121,9 +121,10 @@ class Independent(FrozenBase, PerTaskStrategy):
         if task.index == 0:
             save_tensors(folder / BASE, self.model.state_dict(), {"format": "pt"})
         tensors = {f"blocks.{name}": tensor for name, tensor in self.copies[task.index].state_dict().items()}
-        head, whole = self.heads[task.index], self.model.head
+        head, full_head = self.heads[task.index], self.model.head
         assert isinstance(head, TaskHead)
-        weight, bias = whole.weight.new_zeros(whole.weight.shape), whole.bias.new_full(whole.bias.shape, -math.inf)
+        weight, bias = (full_head.weight.new_zeros(full_head.weight.shape),
+                        full_head.bias.new_full(full_head.bias.shape, -math.inf))
         weight[list(task.classes)], bias[list(task.classes)] = head.weight.detach(), head.bias.detach()
         tensors |= {"head.weight": weight, "head.bias": bias}
         save_tensors(task_folder(folder, task.index) / MODEL, tensors, {"format": "pt"})

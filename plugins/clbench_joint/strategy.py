@@ -46,18 +46,18 @@ class Joint(Strategy):
         Raises:
             SpecError: photos of earlier tasks stayed in files that are no longer available.
         """
-        new = task.train
+        task_samples = task.train
         if task.index and self.photos is None and len(self.kept_x) < len(self.kept_y):
             raise SpecError("joint: the photos of earlier tasks stayed in their files (read = files), which a saved "
                             "model does not have; train all tasks in one run, or choose read=memory")
-        samples = Samples.concat(self.stored_samples, new) if task.index else new
+        samples = Samples.concat(self.stored_samples, task_samples) if task.index else task_samples
         if isinstance(samples, PhotoSamples):
             self.photos = samples
         else:
             self.kept_x = samples.x
         self.kept_y, self.kept_tasks = samples.y, samples.tasks
         self.ends.append(len(samples))
-        self.draws.append(new.draw if isinstance(new, StochasticSamples) else None)
+        self.draws.append(task_samples.draw if isinstance(task_samples, StochasticSamples) else None)
 
     @property
     def stored_samples(self) -> Samples:

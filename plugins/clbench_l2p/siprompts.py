@@ -126,8 +126,8 @@ def k_means(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor
             members = torch.nn.functional.one_hot(nearest, count).to(doubles)
             sizes = members.sum(0)[:, None]
             centroids = torch.where(sizes > 0, members.T @ doubles / sizes.clamp_min(1), centroids)
-            before, nearest = nearest, squared_distances(doubles, centroids).argmin(1)
-            if torch.equal(before, nearest):
+            previous, nearest = nearest, squared_distances(doubles, centroids).argmin(1)
+            if torch.equal(previous, nearest):
                 break
         total = float(squared_distances(doubles, centroids).amin(1).sum())
         if total < lowest:

@@ -16,11 +16,11 @@ class Adapted(Protocol):
 @contextmanager
 def activated(layers: Iterable[Adapted], indices: tuple[int, ...]) -> Iterator[None]:
     """Activate the adapters with these indices in each layer inside the block, and restore `active` afterward."""
-    before = [(layer, layer.active) for layer in layers]
+    previously_active = [(layer, layer.active) for layer in layers]
     try:
-        for layer, _ in before:
+        for layer, _ in previously_active:
             layer.active = indices
         yield
     finally:
-        for layer, active in before:
+        for layer, active in previously_active:
             layer.active = active

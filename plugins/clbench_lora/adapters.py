@@ -47,14 +47,14 @@ class LayerSummary:
 
 def layer_summaries(adapter: Adapter, base: dict[str, Tensor]) -> list[LayerSummary]:
     """Describe each layer of an adapter."""
-    out = []
+    summaries = []
     for layer in adapter.layers:
         tensors = [t for name, t in adapter.tensors.items() if name.startswith(f"{PREFIX}{layer}.")]
         weight = base[f"{layer}.weight"]
         change = delta(adapter, layer, weight).norm() / weight.double().norm()
-        out.append(LayerSummary(layer, adapter.rank(layer), adapter.alpha(layer), sum(t.numel() for t in tensors),
-                                sum(t.nbytes for t in tensors), float(change)))
-    return out
+        summaries.append(LayerSummary(layer, adapter.rank(layer), adapter.alpha(layer), sum(t.numel() for t in tensors),
+                                      sum(t.nbytes for t in tensors), float(change)))
+    return summaries
 
 
 def export(source: TrialAdapters, task: int, to: Path) -> None:
@@ -94,8 +94,8 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
         raise SpecError(f"{to} should end in .safetensors, which is how weights are written")
     adapter = source.adapter(task)
     try:
-        whole, names = merged(adapter, source.base()), source.names
-        save_tensors(to, {names.get(name, name): tensor for name, tensor in whole.items()}, {"format": "pt"})
+        weights, names = merged(adapter, source.base()), source.names
+        save_tensors(to, {names.get(name, name): tensor for name, tensor in weights.items()}, {"format": "pt"})
     except OSError as error:
         raise StoreError(f"cannot write {to}: {error.strerror or error}; choose another place") from None
 
@@ -108,12 +108,12 @@ def remove(source: TrialAdapters, task: int) -> None:
     """
     source.check(task)
     folder = task_folder(source.folder, task)
-    gone = folder.with_name(f".{folder.name}.removed")
+    removed_folder = folder.with_name(f".{folder.name}.removed")
     try:
-        if gone.exists():  # left by a crash; `replace` needs a free name
-            shutil.rmtree(gone)
-        folder.replace(gone)  # atomic: after a crash, the rest of the folder is not found as an adapter
-        shutil.rmtree(gone)
+        if removed_folder.exists():  # left by a crash; `replace` needs a free name
+            shutil.rmtree(removed_folder)
+        folder.replace(removed_folder)  # atomic: after a crash, the rest of the folder is not found as an adapter
+        shutil.rmtree(removed_folder)
     except OSError as error:
         raise StoreError(f"cannot remove {folder}: {error.strerror or error}") from None
 

@@ -28,9 +28,9 @@ def delta(adapter: Adapter, layer: str, weight: Tensor) -> Tensor:
     magnitude = adapter.part(layer, "lora_magnitude_vector")
     if magnitude is None:
         return product
-    whole = weight + product
-    scale: Tensor = magnitude.double().flatten() / whole.flatten(1).norm(dim=1)
-    return whole * scale.view(-1, *[1] * (weight.dim() - 1)) - weight
+    changed_weight = weight + product
+    scale: Tensor = magnitude.double().flatten() / changed_weight.flatten(1).norm(dim=1)
+    return changed_weight * scale.view(-1, *[1] * (weight.dim() - 1)) - weight
 
 
 def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,10 +18,10 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
     trial, info = source.record.trial, adapter.info
     benchmark = info.origin.benchmark if info.origin else trial.benchmark
     if info.task is None:
-        what = "a weighted sum of adapters: " + ", ".join(f"task {t + 1} x {w:g}" for t, w in info.mixture.items())
+        subject = "a weighted sum of adapters: " + ", ".join(f"task {t + 1} x {w:g}" for t, w in info.mixture.items())
     else:
-        what = f"task {(info.origin.task if info.origin else info.task) + 1}"
-    facts = {"adapter of": f"{what} of {benchmark}", "scenario": trial.scenario, "model": str(trial.model),
+        subject = f"task {(info.origin.task if info.origin else info.task) + 1}"
+    facts = {"adapter of": f"{subject} of {benchmark}", "scenario": trial.scenario, "model": str(trial.model),
              "pretrained weights": trial.weights.path if trial.weights else "none", "method": str(trial.method),
              "seed": str(trial.seed), "trial": info.trial, "sha256 of the base": info.base}
     base = adapter.config.base_model_name_or_path
@@ -30,7 +30,7 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
             "model first, then")
     return "\n".join([
         "---", "library_name: peft", "tags:", "- lora", "- continual-learning", "---", "",
-        f"# LoRA adapter: {escape(str(benchmark))}, {escape(what)}", "",
+        f"# LoRA adapter: {escape(str(benchmark))}, {escape(subject)}", "",
         *(f"- {name}: {escape(value)}" for name, value in facts.items()), "",
         *(classes(adapter) if adapter.has_head else ()),
         "## How to load it", "", f"{load} `peft.PeftModel.from_pretrained(model, folder)`.", ""])

@@ -95,10 +95,10 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
         layers = layer_summaries(adapter, base)
         rows = [[f.name, f.rank, f"{f.alpha:g}", f.parameters, f.bytes, f"{f.change:.4f}"] for f in layers]
         rows.append(["all", "", "", sum(f.parameters for f in layers), sum(f.bytes for f in layers), ""])
-        where = f", task {origin.task + 1} of {origin.benchmark}" if (origin := adapter.info.origin) else ""
+        origin_text = f", task {origin.task + 1} of {origin.benchmark}" if (origin := adapter.info.origin) else ""
         names = source.stream.task_names
-        what = f"classes {outputs(adapter)}" if adapter.has_head else names[number] if names else "a language model"
-        click.echo(f"task {number + 1}{where}: {what}")
+        content = f"classes {outputs(adapter)}" if adapter.has_head else names[number] if names else "a language model"
+        click.echo(f"task {number + 1}{origin_text}: {content}")
         click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "bytes", "|change| / |W|"],
                             disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
 
@@ -167,8 +167,8 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
     from clbench_lora.adapters import find
     from clbench_lora.evaluate import add as train
 
-    other = resolved_benchmark(benchmark, discover()) if benchmark else None
-    number = train(find(run, trial), task, other, data, device)
+    other_benchmark = resolved_benchmark(benchmark, discover()) if benchmark else None
+    number = train(find(run, trial), task, other_benchmark, data, device)
     click.echo(f"added task {number + 1}")
 
 

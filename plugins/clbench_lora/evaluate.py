@@ -44,9 +44,9 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
     source.refuse_language_model("eval", "clbench forget BASE ADAPTER --tasks FILE scores them")
     numbers = source.tasks if tasks is None else list(tasks)
     trial = source.record.trial
-    homes = {n: home(source, n) for n in numbers}
+    origins = {n: home(source, n) for n in numbers}
     groups: dict[str, list[int]] = {}
-    for number, origin in homes.items():
+    for number, origin in origins.items():
         groups.setdefault(str(origin.benchmark), []).append(number)
     if len(groups) > 1 and trial.scenario != "task":
         raise SpecError(f"in scenario {trial.scenario} the task is inferred, which makes no sense between benchmarks; "
@@ -54,9 +54,9 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
     runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters eval")
     accuracies: dict[int, float] = {}
     for members in groups.values():
-        stream = runner.stream(trial.model_copy(update={"benchmark": homes[members[0]].benchmark}))
-        same_data(stream, homes[members[0]])
-        part = replace(stream, tasks=tuple(stream.tasks[homes[n].task] for n in members), classes=source.outputs)
+        stream = runner.stream(trial.model_copy(update={"benchmark": origins[members[0]].benchmark}))
+        same_data(stream, origins[members[0]])
+        part = replace(stream, tasks=tuple(stream.tasks[origins[n].task] for n in members), classes=source.outputs)
         strategy = reload.load(source, members, stream.prepare, runner.registry).to(runner.device)
         with precision.products(trial.trained_by), precision.forward(trial.trained_by, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
@@ -122,8 +122,8 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
         result, = TrainingLoop([replica], trial.trained_by).train_task(task)
     if result.diverged is not None:
         raise SpecError(f"training diverged: {result.diverged}; nothing was added")
-    known = stream.tasks[task]
-    learned = Task(task, known.classes, known.train, known.class_names)
+    stream_task = stream.tasks[task]
+    learned = Task(task, stream_task.classes, stream_task.train, stream_task.class_names)
     write_adapter(task_folder(source.folder, number), strategy.adapter(
         learned, source.record.key, source.digest, number, None if is_trial_benchmark else origin))
     return number

@@ -102,8 +102,8 @@ class EWCLoRA(JoinedHeadsLoRA):
             layer.base_layer.weight.add_(layer.delta_weight(-1))
             for parameter in layer.lora_B[-1].parameters():
                 parameter.zero_()
-        for name, new in self.fisher(task).items():
-            self.importance(name).mul_(self.options.gamma).add_(new)
+        for name, importance in self.fisher(task).items():
+            self.importance(name).mul_(self.options.gamma).add_(importance)
         super().after_task(task)
 
     def fisher(self, task: Task) -> dict[str, Tensor]:
@@ -112,13 +112,13 @@ class EWCLoRA(JoinedHeadsLoRA):
             fisher = diagonal_fisher(self, task.train, task.index, generator=self.stream_info.generator,
                                      kind=self.options.fisher, limit=self.options.fisher_samples)
         names = {id(parameter): name for name, parameter in self.named_parameters()}
-        return {name: fisher[names[id(whole)]][rows]
-                for name, (whole, rows) in ((name, _place(layer)) for name, layer in self.adapted.items())}
+        return {name: fisher[names[id(weight)]][rows]
+                for name, (weight, rows) in ((name, _place(layer)) for name, layer in self.adapted.items())}
 
     @contextmanager
     def _weights_only(self) -> Iterator[None]:
         """Let only the weights of adapted layers require gradients, and no adapter be active, inside the block."""
-        before = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        previous_flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         self.requires_grad_(False)
         try:
             for layer in self.adapted.values():
@@ -126,7 +126,7 @@ class EWCLoRA(JoinedHeadsLoRA):
             with activated(self.adapted.values(), ()):
                 yield
         finally:
-            for parameter, required in before:
+            for parameter, required in previous_flags:
                 parameter.requires_grad_(required)
 
 

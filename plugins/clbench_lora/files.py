@@ -76,9 +76,9 @@ def read_adapter(folder: Path) -> Adapter:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StoreError(f"adapter {folder} cannot be read: {' '.join(str(error).split())[:200]}; "
                          f"{AGAIN}") from None
-    wanted = [f"{PREFIX}{layer}.{part}.weight" for layer, part in product(adapter.layers, ("lora_A", "lora_B"))]
-    wanted += [f"{PREFIX}{HEAD}.{part}" for part in ("weight", "bias") if adapter.has_head]
-    missing = [name for name in wanted if name not in adapter.tensors]
+    expected = [f"{PREFIX}{layer}.{part}.weight" for layer, part in product(adapter.layers, ("lora_A", "lora_B"))]
+    expected += [f"{PREFIX}{HEAD}.{part}" for part in ("weight", "bias") if adapter.has_head]
+    missing = [name for name in expected if name not in adapter.tensors]
     if missing:
         raise StoreError(f"adapter {folder} is not whole: it lacks {missing[0]}; {AGAIN}")
     return adapter
@@ -86,8 +86,8 @@ def read_adapter(folder: Path) -> Adapter:
 
 def renamed_config(config: PeftConfig, names: Mapping[str, str]) -> PeftConfig:
     """Return a configuration with other names for the modules in `names`."""
-    def patterns(given: Mapping[str, Any]) -> dict[str, Any]:
-        return {names.get(name, name): value for name, value in given.items()}
+    def patterns(pattern: Mapping[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): value for name, value in pattern.items()}
 
     return config.model_copy(update={
         "target_modules": [names.get(name, name) for name in config.target_modules],

@@ -29,9 +29,9 @@ class FirstLayerOnce(Strategy):
         position = None if self.base_learns else first_layer(self.model)
         if position is None:
             return {}
-        block, before, layer = position
+        block, earlier_modules, layer = position
         hidden = self.model.run(x, 0, block)
-        for module in before:
+        for module in earlier_modules:
             hidden = module(hidden)
         base: Any = layer.base_layer
         return {NAME: base(hidden)}

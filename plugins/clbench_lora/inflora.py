@@ -83,8 +83,8 @@ class InfLoRA(JoinedHeadsLoRA):
         start, end = self.options.threshold, self.options.final_threshold
         threshold = start + (end - start) * task.index / self.stream_info.tasks
         for name, moment in self.moments(task.train).items():
-            wider = grown(moment, self.stored_projector(name), threshold, self.options.criterion)
-            self.get_buffer(f"subspace__{slot(name)}").copy_(packed(wider))
+            projector = grown(moment, self.stored_projector(name), threshold, self.options.criterion)
+            self.get_buffer(f"subspace__{slot(name)}").copy_(packed(projector))
 
     def stored_projector(self, name: str) -> Tensor:
         """Return the projector [d, d] onto the subspace of a layer's inputs stored for the tasks so far."""

@@ -40,11 +40,11 @@ class JoinedHeadsLoRA(Aligned, SummedLoRA):
 
     def before_task(self, task: Task) -> None:
         """Add a head for new classes, then adapters. The head is created first, so all methods get the same head."""
-        known = set(chain.from_iterable(self.classes))
-        if new := tuple(c for c in task.classes if c not in known):
+        known_classes = set(chain.from_iterable(self.classes))
+        if new_classes := tuple(c for c in task.classes if c not in known_classes):
             head = self.model.head
-            self.heads.append(TaskHead(head.in_features, new, self.stream_info.classes, head.weight))
-            self.classes.append(new)
+            self.heads.append(TaskHead(head.in_features, new_classes, self.stream_info.classes, head.weight))
+            self.classes.append(new_classes)
         self.current = [i for i, classes in enumerate(self.classes) if set(classes) & set(task.classes)]
         super().before_task(task)
 

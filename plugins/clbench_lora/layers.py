@@ -124,19 +124,19 @@ class LoRALayer(nn.Module):
     def add(self) -> None:
         """Add a trainable adapter, on the device and of the dtype of W."""
         w = self.base_layer
-        where: dict[str, Any] = {"device": w.weight.device, "dtype": w.weight.dtype}
+        factory_kwargs: dict[str, Any] = {"device": w.weight.device, "dtype": w.weight.dtype}
         a: nn.Module
         b: nn.Module
         if not isinstance(w, nn.Conv2d):
-            a = nn.Linear(w.in_features, self.rank, bias=False, **where)
-            b = nn.Linear(self.rank, w.out_features, bias=self.lora_bias, **where)
+            a = nn.Linear(w.in_features, self.rank, bias=False, **factory_kwargs)
+            b = nn.Linear(self.rank, w.out_features, bias=self.lora_bias, **factory_kwargs)
         else:
             a = conv_like(w, w.in_channels, self.rank)
-            b = nn.Conv2d(self.rank, w.out_channels, 1, bias=self.lora_bias, **where)
+            b = nn.Conv2d(self.rank, w.out_channels, 1, bias=self.lora_bias, **factory_kwargs)
         self.lora_A.append(a)
         self.lora_B.append(b)
         if self.lora_magnitude_vector is not None:
-            self.lora_magnitude_vector.append(nn.Parameter(torch.ones(len(w.weight), **where)))
+            self.lora_magnitude_vector.append(nn.Parameter(torch.ones(len(w.weight), **factory_kwargs)))
         self.restart()
 
     def restart(self) -> None:

@@ -82,14 +82,14 @@ class LoRAMean(SummedLoRA):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Activate all learned adapters inside the `with` block, each with 1/T of its scale."""
-        before = [(layer, layer.scaling) for layer in self.adapted.values()]
+        previous_scalings = [(layer, layer.scaling) for layer in self.adapted.values()]
         try:
-            for layer, scaling in before:
+            for layer, scaling in previous_scalings:
                 layer.scaling = scaling / max(1, self.learned)
             with activated(self.adapted.values(), tuple(range(self.learned))):
                 yield
         finally:
-            for layer, scaling in before:
+            for layer, scaling in previous_scalings:
                 layer.scaling = scaling
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
@@ -104,7 +104,7 @@ class LoRAMean(SummedLoRA):
             logits = self.heads[task](features)
         elif self.learned and not self.stream_info.predicts_tokens:
             task_logits = torch.stack([head(features) for head in self.heads[:self.learned]])
-            known = ~task_logits.isneginf()
-            mean = task_logits.masked_fill(~known, 0.0).sum(0) / known.sum(0).clamp(min=1)
-            logits = torch.where(known.any(0), mean, logits)
+            is_finite = ~task_logits.isneginf()
+            mean = task_logits.masked_fill(~is_finite, 0.0).sum(0) / is_finite.sum(0).clamp(min=1)
+            logits = torch.where(is_finite.any(0), mean, logits)
         return logits

@@ -140,12 +140,12 @@ class LoRASub(SummedLoRA):
     def triplet(self, features: Tensor, y: Tensor) -> Tensor:
         """Return the augmented triplet loss, a scalar, of features [N, D] with labels [N]."""
         unit, means = F.normalize(features), F.normalize(self.means)
-        within = _distances(unit, unit)
-        same = y[:, None] == y
-        farthest = within.masked_fill(~same, 0).amax(1)
-        nearest = within.masked_fill(same, math.inf).amin(1)
-        others = (self.counts > 0) & (torch.arange(len(means), device=y.device) != y[:, None])
-        nearest = torch.minimum(nearest, _distances(unit, means).masked_fill(~others, math.inf).amin(1))
+        batch_distances = _distances(unit, unit)
+        same_class = y[:, None] == y
+        farthest = batch_distances.masked_fill(~same_class, 0).amax(1)
+        nearest = batch_distances.masked_fill(same_class, math.inf).amin(1)
+        other_classes = (self.counts > 0) & (torch.arange(len(means), device=y.device) != y[:, None])
+        nearest = torch.minimum(nearest, _distances(unit, means).masked_fill(~other_classes, math.inf).amin(1))
         return F.relu(farthest - nearest + self.options.margin).mean()
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:

@@ -227,17 +227,17 @@ def joined(rows: Sequence[Rows], parts: Sequence[Mapping[str, Tensor]]) -> dict[
     """
     weight = rows[0].layer.weight
     a = torch.cat([part["lora_A.weight"] for part in parts])
-    whole = {"lora_A.weight": a, "lora_B.weight": weight.new_zeros(len(weight), len(a))}
+    joined_tensors = {"lora_A.weight": a, "lora_B.weight": weight.new_zeros(len(weight), len(a))}
     if "lora_B.bias" in parts[0]:
-        whole["lora_B.bias"] = weight.new_zeros(len(weight))
+        joined_tensors["lora_B.bias"] = weight.new_zeros(len(weight))
     if "lora_magnitude_vector" in parts[0]:
-        whole["lora_magnitude_vector"] = weight.norm(dim=1)
-    blocks = whole["lora_B.weight"].chunk(len(rows), 1)
+        joined_tensors["lora_magnitude_vector"] = weight.norm(dim=1)
+    blocks = joined_tensors["lora_B.weight"].chunk(len(rows), 1)
     for part, tensors, block in zip(rows, parts, blocks, strict=True):
         block[part.rows] = tensors["lora_B.weight"]
         for name in tensors.keys() - {"lora_A.weight", "lora_B.weight"}:
-            whole[name][part.rows] = tensors[name]
-    return whole
+            joined_tensors[name][part.rows] = tensors[name]
+    return joined_tensors
 
 
 def separated(rows: Sequence[Rows], whole: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -43,10 +43,10 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
         StoreError: the base does not fit the trial's model.
     """
     source.refuse_language_model("reload", "peft.PeftModel.from_pretrained(base, adapter) loads one")
-    trial, known = source.record.trial, registry or discover()
+    trial, loaded_registry = source.record.trial, registry or discover()
     shape = tuple(source.stream.input_shape)
     with seeds.scope(trial.seed, "init"):
-        model, _ = build_model(trial.model, None, shape, source.outputs, known)
+        model, _ = build_model(trial.model, None, shape, source.outputs, loaded_registry)
     try:
         model.load_state_dict(source.base())
     except RuntimeError as error:
@@ -55,9 +55,9 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
     stream_info = StreamInfo(
         source.outputs, len(source.stream.classes) if tasks is None else tasks, trial.scenario, shape,
         seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare(),
-        is_text=known.model(trial.model.name).text)
+        is_text=loaded_registry.model(trial.model.name).text)
     method = trial.method.model_copy(update={"options": {**trial.method.options, "base": "pretrained"}})
-    strategy = build_strategy(method, channels_last(model), stream_info, known)
+    strategy = build_strategy(method, channels_last(model), stream_info, loaded_registry)
     if not isinstance(strategy, LoRA):
         raise SpecError(f"method {trial.method.name!r} keeps no adapters that can be loaded; only lora's can")
     if strategy.options.infer == "gaussian" and not stream_info.task_given:
@@ -98,8 +98,8 @@ def load_model(record: Record, folder: Path, task: int) -> Network:
 
 def reserve(strategy: LoRA, classes: Sequence[int]) -> None:
     """Add an untrained head and adapters for a task to a strategy."""
-    none = torch.empty(0, dtype=torch.int64)
-    strategy.before_task(Task(len(strategy.heads), tuple(classes), Samples(none, none, none)))
+    empty = torch.empty(0, dtype=torch.int64)
+    strategy.before_task(Task(len(strategy.heads), tuple(classes), Samples(empty, empty, empty)))
     strategy.learned = len(strategy.heads)
 
 
@@ -118,8 +118,8 @@ def put(strategy: LoRA, adapter: Adapter) -> None:
         fill(members, adapter, name)
     head = strategy.heads[-1]
     assert isinstance(head, TaskHead)
-    for rows, whole in zip((head.weight, head.bias), adapter.head, strict=True):
-        rows.copy_(whole[list(adapter.info.classes)])
+    for parameter, stored_tensor in zip((head.weight, head.bias), adapter.head, strict=True):
+        parameter.copy_(stored_tensor[list(adapter.info.classes)])
     if adapter.prototype is not None:
         strategy.register_buffer(f"prototype_{len(strategy.heads) - 1}", adapter.prototype)
 

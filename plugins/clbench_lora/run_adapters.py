@@ -99,16 +99,16 @@ class TrialAdapters:
             StoreError: it is missing, cannot be read, or was trained on another base.
         """
         self.check(task)
-        where = task_folder(self.folder, task)
-        adapter = read_adapter(where)
-        check_base(adapter, self.digest, where)
+        folder = task_folder(self.folder, task)
+        adapter = read_adapter(folder)
+        check_base(adapter, self.digest, folder)
         return adapter
 
     def check(self, task: int) -> None:
         """Raise a StoreError if a task has no adapter."""
         if task not in self.tasks:
             raise StoreError(f"{self.name} has no adapter of task {task + 1}, only of "
-                             f"{', '.join(str(known + 1) for known in self.tasks) or '(none)'}")
+                             f"{', '.join(str(saved_task + 1) for saved_task in self.tasks) or '(none)'}")
 
 
 def trials_with_adapters(run: Path) -> list[TrialAdapters]:
@@ -134,16 +134,16 @@ def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
     Raises:
         StoreError: no matching trial has saved adapters, or several trials match.
     """
-    everything = trials_with_adapters(Path(run))
-    if not everything:
+    sources = trials_with_adapters(Path(run))
+    if not sources:
         raise StoreError(f"no adapters in {run}: only trials of lora, and of seq-lora on language models, leave some; "
                          f"clbench run --methods lora --out {run} makes some")
-    keys = {record.key for record in matching((source.record for source in everything), trial)}
-    fitting = [source for source in everything if source.record.key in keys]
-    if len(fitting) == 1:
-        return fitting[0]
-    known = ", ".join(f"{k.name} ({k.record.key})" for k in fitting or everything)
-    if not fitting:
-        raise StoreError(f"no trial {trial!r} with adapters in {run}; there are {known}")
+    keys = {record.key for record in matching((source.record for source in sources), trial)}
+    matching_sources = [source for source in sources if source.record.key in keys]
+    if len(matching_sources) == 1:
+        return matching_sources[0]
+    choices = ", ".join(f"{k.name} ({k.record.key})" for k in matching_sources or sources)
+    if not matching_sources:
+        raise StoreError(f"no trial {trial!r} with adapters in {run}; there are {choices}")
     raise StoreError(f"{'several trials kept adapters' if trial is None else f'{trial!r} fits several trials'}: name "
-                     f"one of {known}")
+                     f"one of {choices}")

@@ -59,18 +59,18 @@ def choose(model: Network, layers: str, method: str = "lora", targets: Sequence[
     candidates: dict[str, nn.Linear | nn.Conv2d] = {
         f"blocks.{name}": module for name, module in model.blocks.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)}
-    obstacles = {name: what for name in candidates if (what := obstacle(model, name))}
-    counted = re.fullmatch(r"last|(?:last|blocks):\d+", layers)
-    if counted:
+    obstacles = {name: reason for name in candidates if (reason := obstacle(model, name))}
+    match = re.fullmatch(r"last|(?:last|blocks):\d+", layers)
+    if match:
         unit, _, count = layers.partition(":")
         names = _last(candidates, obstacles, len(model.blocks), unit, int(count or 1),
                       f"{method}: layers = {layers}")
     else:
         pattern = re.compile({"all": ".*", "attention": ATTENTION}.get(layers, layers))
         names = [name for name in candidates if pattern.fullmatch(name)]
-    passing = layers == "all" or bool(counted)
-    chosen = {name: candidates[name] for name in names if not (passing and name in obstacles)}
-    left_out = [name for name in names if passing and name in obstacles]
+    skips_obstacles = layers == "all" or bool(match)
+    chosen = {name: candidates[name] for name in names if not (skips_obstacles and name in obstacles)}
+    left_out = [name for name in names if skips_obstacles and name in obstacles]
     model.require_body(f"{method} adapts layers before the head")
     if not chosen:
         raise SpecError(f"{method}: layers = {layers} fits no layer of this model" + (
@@ -128,8 +128,8 @@ def obstacle(model: Network, name: str) -> str:
         return "part of torch's nn.MultiheadAttention, which reads its weight without calling it"
     if READERS & {kind.__name__ for kind in type(parent).__mro__}:
         return f"part of a {type(parent).__name__}, which reads its weight without calling it"
-    outside = getattr(parent, "q_bias", None) is not None and not getattr(parent, "qkv_bias_separate", False)
-    if outside and name.endswith(".qkv"):
+    has_outer_bias = getattr(parent, "q_bias", None) is not None and not getattr(parent, "qkv_bias_separate", False)
+    if has_outer_bias and name.endswith(".qkv"):
         return "part of an attention with biases outside of it (q_bias), which reads its weight without calling it"
     return ""
 
@@ -149,16 +149,16 @@ def _described(left_out: Sequence[str], candidates: Iterable[str], obstacles: Ma
 
     From the left, as many numbers as possible become a `*`, as long as the pattern matches only skipped layers.
     """
-    others = [name for name in candidates if name not in left_out]
+    other_names = [name for name in candidates if name not in left_out]
     groups: dict[tuple[str, str], list[str]] = {}
     for name in left_out:
         numbers = len(re.findall(r"\d+", name))
-        wider = (re.sub(r"\d+", "*", name, count=count) for count in range(numbers, 0, -1))
-        common = next((w for w in wider if not any(
-            re.fullmatch(re.escape(w).replace(r"\*", r"\d+"), other) for other in others)), name)
+        patterns = (re.sub(r"\d+", "*", name, count=count) for count in range(numbers, 0, -1))
+        common = next((w for w in patterns if not any(
+            re.fullmatch(re.escape(w).replace(r"\*", r"\d+"), other_name) for other_name in other_names)), name)
         groups.setdefault((common, re.sub(r" \d+ groups", " groups", obstacles[name])), []).append(name)
-    return "; ".join(f"{common} ({len(members)} layers), each {what}" if len(members) > 1 else
-                     f"{members[0]} is {obstacles[members[0]]}" for (common, what), members in groups.items())
+    return "; ".join(f"{common} ({len(members)} layers), each {reason}" if len(members) > 1 else
+                     f"{members[0]} is {obstacles[members[0]]}" for (common, reason), members in groups.items())
 
 
 def is_one_of(targets: Sequence[Target], name: str, layer: nn.Module) -> bool:
@@ -187,23 +187,23 @@ def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targe
 
     `blocked` describes the targets' layers that were skipped because they cannot be adapted.
     """
-    wanted = f"{method}: targets = {'+'.join(targets)}"
+    prefix = f"{method}: targets = {'+'.join(targets)}"
     layers = {name: layer for name, layer in chosen.items() if is_one_of(targets, name, layer)}
-    missing = [target for target in targets if not any(is_one_of((target,), *named) for named in layers.items())]
+    missing = [target for target in targets if not any(is_one_of((target,), *item) for item in layers.items())]
     if {*missing} & {*FUSED} and any(isinstance(m, nn.MultiheadAttention) for m in model.blocks.modules()):
-        raise SpecError(f"{wanted}: this model's attention is torch's nn.MultiheadAttention, which keeps q, k and v "
+        raise SpecError(f"{prefix}: this model's attention is torch's nn.MultiheadAttention, which keeps q, k and v "
                         "outside of layers, where no adapter can be; only mlp can be adapted")
     if missing and blocked:
-        raise SpecError(f"{wanted}: no layer that is {missing[0]} can be adapted: {blocked}")
+        raise SpecError(f"{prefix}: no layer that is {missing[0]} can be adapted: {blocked}")
     if missing == [ALL_LINEAR]:
-        raise SpecError(f"{wanted}: none of the selected layers is a Linear one; they are {', '.join(chosen)}")
+        raise SpecError(f"{prefix}: none of the selected layers is a Linear one; they are {', '.join(chosen)}")
     if missing:
-        raise SpecError(f"{wanted}: no selected layer of this model is {missing[0]} by its name (layers in attention "
+        raise SpecError(f"{prefix}: no selected layer of this model is {missing[0]} by its name (layers in attention "
                         f"end in q, k, v, qkv or proj, others are in mlp); the selected are {', '.join(chosen)}")
     for name, layer in layers.items():
-        thirds = isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features
-        if divided(name, targets) and not thirds:
-            raise SpecError(f"{wanted}: {name} (weight {'x'.join(map(str, layer.weight.shape))}) is not q, k and v of "
+        has_thirds = isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features
+        if divided(name, targets) and not has_thirds:
+            raise SpecError(f"{prefix}: {name} (weight {'x'.join(map(str, layer.weight.shape))}) is not q, k and v of "
                             "one width as a Linear layer, so its parts are not known; leave targets out")
     return layers
 
@@ -230,9 +230,9 @@ def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict
             convolution. The model is then unchanged.
     """
     chosen = select(model, options.layers, method, options.targets)
-    idle = [p for p in options.rank_pattern if not any(re.fullmatch(p, name) for name in chosen)]
-    if idle:
-        raise SpecError(f"{method}: rank_pattern {idle[0]!r} fits no adapted layer; those are {', '.join(chosen)}")
+    unmatched = [p for p in options.rank_pattern if not any(re.fullmatch(p, name) for name in chosen)]
+    if unmatched:
+        raise SpecError(f"{method}: rank_pattern {unmatched[0]!r} fits no adapted layer; those are {', '.join(chosen)}")
     wrapped: dict[str, LoRALayer | FusedLoRA] = {}
     for name, layer in chosen.items():
         rank = rank_of(name, options)
@@ -250,10 +250,10 @@ def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict
                                               if part in options.targets})
         else:
             wrapped[name] = make(layer)
-    made: dict[str, LoRALayer] = {}
+    adapted_layers: dict[str, LoRALayer] = {}
     for name, adapted in wrapped.items():
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, adapted)
-        made |= ({name: adapted} if isinstance(adapted, LoRALayer) else
-                 {f"{name}.{part}": layer for part, layer in adapted.parts.items()})
-    return made
+        adapted_layers |= ({name: adapted} if isinstance(adapted, LoRALayer) else
+                           {f"{name}.{part}": layer for part, layer in adapted.parts.items()})
+    return adapted_layers

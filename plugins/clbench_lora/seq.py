@@ -44,8 +44,8 @@ class SeqLoRA(ExportedAdapters, Aligned, SummedLoRA):
 
     def __new__(cls, model: Any = None, stream_info: Any = None, options: SeqLoRAOptions | None = None) -> SeqLoRA:
         """Create an instance of the class that the options need. Only the class with replay stores a memory."""
-        replays = cls is SeqLoRA and options is not None and options.replay > 0
-        return super().__new__(ReplayedSeqLoRA if replays else cls)
+        has_replay = cls is SeqLoRA and options is not None and options.replay > 0
+        return super().__new__(ReplayedSeqLoRA if has_replay else cls)
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: SeqLoRAOptions | None = None) -> None:
         """Install the adapted layers. Raise a SpecError if they do not fit the model or cannot be merged into it."""

@@ -163,12 +163,12 @@ def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> I
     Raises:
         StoreError: the two belong to different models.
     """
-    for name, before in base.items():
-        if name.startswith("head.") or not name.endswith(".weight") or before.dim() not in DIMENSIONS:
+    for name, weight in base.items():
+        if name.startswith("head.") or not name.endswith(".weight") or weight.dim() not in DIMENSIONS:
             continue
-        if name not in tuned or tuned[name].shape != before.shape:
+        if name not in tuned or tuned[name].shape != weight.shape:
             raise StoreError(f"{name} of the base is missing or has another shape in the task's weights; run it again")
-        yield name.removesuffix(".weight"), tuned[name].double() - before.double()
+        yield name.removesuffix(".weight"), tuned[name].double() - weight.double()
 
 
 def changes_of(record: Record, folder: Path) -> Iterator[Change]:
@@ -224,8 +224,8 @@ def spectra(run: Path) -> list[Spectrum]:
         raise StoreError(f"no trial of independent with its weights in {run}; clbench run --methods independent,lora "
                          f"--set lora.rank=1,4,16 --out {run} makes some")
     for key, spectrum in by_setting.items():
-        same = [r for r in records if r.trial.environment == key[:-1]]
-        _compare(spectrum, members[key], same)
+        setting_records = [r for r in records if r.trial.environment == key[:-1]]
+        _compare(spectrum, members[key], setting_records)
     return list(by_setting.values())
 
 

@@ -85,10 +85,10 @@ class CosineReplay(HerdedMemory, Distilled):
         """Count the fixed weights, and initialize the weights of new classes by their features if `imprint` is set."""
         super().before_task(task)
         self.fixed = len(set(self.met) - set(task.classes))
-        new = [c for c in task.classes if c not in self.met]
-        if self.met and new and self.options.imprint:
-            self.imprint(task, new)
-        self.met = self.met + new
+        new_classes = [c for c in task.classes if c not in self.met]
+        if self.met and new_classes and self.options.imprint:
+            self.imprint(task, new_classes)
+        self.met = self.met + new_classes
 
     def imprint(self, task: Task, new: list[int]) -> None:
         """Set the weights of new classes from their features."""
@@ -156,11 +156,11 @@ class LUCIR(CosineReplay):
         if not batch.task:
             return loss
         with torch.no_grad():
-            before = self.old.features(batch.x)
-        known, new = self.class_counts()
-        strength = self.options.lambda_base * (known / new).sqrt()
-        turned = (1 - F.cosine_similarity(features, before)).mean()
-        return loss + strength * turned + self.options.ranking * self.ranking(cosines, batch)
+            old_features = self.old.features(batch.x)
+        old_count, new_count = self.class_counts()
+        strength = self.options.lambda_base * (old_count / new_count).sqrt()
+        less_forget_loss = (1 - F.cosine_similarity(features, old_features)).mean()
+        return loss + strength * less_forget_loss + self.options.ranking * self.ranking(cosines, batch)
 
     def ranking(self, cosines: Tensor, batch: Batch) -> Tensor:
         """Return the margin ranking loss of cosines [N, C], a scalar; 0 if no sample is of an old class."""

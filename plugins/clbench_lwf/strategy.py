@@ -91,7 +91,7 @@ class LwF(Distilled):
         loss = self.label_loss(logits, batch)
         if not self.distils:
             return loss
-        old, strength = self.frozen_outputs_of(batch)["old"], self.options.strength
+        old_logits, strength = self.frozen_outputs_of(batch)["old"], self.options.strength
         groups = self.old_outputs(batch.task)
         if self.options.weights == "by-old-tasks":
             strength = strength * (1 if self.stream_info.seen_compete else batch.task / len(groups))
@@ -99,7 +99,7 @@ class LwF(Distilled):
             share = 1 / (batch.task + 1)
             loss, strength = share * loss, strength * (1 - share) * self.options.temperature**2 / len(groups)
         for outputs in groups:
-            loss = loss + strength * self.distilled(logits, old, outputs, batch)
+            loss = loss + strength * self.distilled(logits, old_logits, outputs, batch)
         return loss
 
     def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -121,13 +121,13 @@ class LwF(Distilled):
             outputs: which outputs are in the group [C].
             batch: the samples.
         """
-        temperature, over = self.options.temperature, outputs
+        temperature, among = self.options.temperature, outputs
         if self.options.form == "lwf-mc":
             targets = (old / temperature).sigmoid()
             losses = F.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none")
             loss = (losses * outputs).sum(1).mean()
         else:
             if self.options.form == "zero-padded" and not self.stream_info.task_given:
-                over = self.class_mask.index_select(0, batch.tasks)
-            loss = distillation(logits, old, outputs, temperature, over)
-        return loss / over.sum(-1).max() if self.options.weights == "by-task-mean" else loss
+                among = self.class_mask.index_select(0, batch.tasks)
+            loss = distillation(logits, old, outputs, temperature, among)
+        return loss / among.sum(-1).max() if self.options.weights == "by-task-mean" else loss

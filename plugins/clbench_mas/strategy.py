@@ -54,8 +54,8 @@ class MAS(QuadraticPenalty):
         batches = torch.split(torch.randperm(len(samples), generator=self.stream_info.generator), self.options.batch)
         with evaluating(self), torch.enable_grad():
             for index in batches:
-                some = samples.take(index.to(samples.index_device))
-                outputs = self._active_outputs(self(self.stream_info.prepare(some.x), task), some.tasks)
+                batch = samples.take(index.to(samples.index_device))
+                outputs = self._active_outputs(self(self.stream_info.prepare(batch.x), task), batch.tasks)
                 length = outputs.square().sum(1).mean()
                 gradients = torch.autograd.grad(length, list(parameters.values()), allow_unused=True)
                 for name, gradient in zip(parameters, gradients, strict=True):

@@ -57,16 +57,16 @@ class MLflow:
             if run.info.status in ENDS.values():
                 return
             self.client.delete_run(run.info.run_id)
-        began = round(1000 * record.provenance.started.timestamp())
+        start_time = round(1000 * record.provenance.started.timestamp())
         origin = {"key": record.key, "status": record.status, "plugin": record.provenance.plugin,
                   "device": record.provenance.device, "command": record.provenance.command}
-        run = self.client.create_run(self.experiment, start_time=began, run_name=tracking.run_name(record),
+        run = self.client.create_run(self.experiment, start_time=start_time, run_name=tracking.run_name(record),
                                      tags={RUN: run_id, **{f"clbench.{name}": text for name, text in origin.items()}})
         steps = list(tracking.steps(record))
-        end = began + round(1000 * steps[-1].seconds) if steps else began
+        end = start_time + round(1000 * steps[-1].seconds) if steps else start_time
         values = []
         for step in steps:
-            timestamp = began + round(1000 * step.seconds)
+            timestamp = start_time + round(1000 * step.seconds)
             values += [Metric(name, value, timestamp, step.tasks) for name, value in step.values.items()]
         values += [Metric(name, value, end, steps[-1].tasks) for name, value in tracking.final(record).items()]
         for start in range(0, len(values), BATCH):

@@ -101,8 +101,8 @@ class DividedConv2d(DividedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, by one convolution with the sum of both parts of the weight."""
         if self.u_low is None:
-            whole: Tensor = self.base_layer(x)
-            return whole
+            base_output: Tensor = self.base_layer(x)
+            return base_output
         weight = self.base_layer.weight
         out: Tensor = functional_call(self.base_layer, {"weight": weight + self.low().view_as(weight)}, (x,))
         return out

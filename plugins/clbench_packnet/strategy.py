@@ -102,13 +102,13 @@ class PackNet(PerTaskStrategy):
 
     def trainable(self) -> int:
         """Return the number of values that the phase trains; of divided weights, only those that it can change."""
-        numbers = super().trainable()
+        count = super().trainable()
         task = len(self.heads) - 1
         for weight in self.packed().values():
             size, prune = weight.numel(), self.options.prune
-            open_ = free(size, task, prune) - (free(size, task + 1, prune) if self.phase else 0)
-            numbers -= size - open_
-        return numbers
+            free_count = free(size, task, prune) - (free(size, task + 1, prune) if self.phase else 0)
+            count -= size - free_count
+        return count
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:

@@ -52,16 +52,16 @@ def joins(model: Network) -> list[Join]:
     model.require_body("pnn connects layers before the head")
     readers = [reader(block, f"blocks.{i}") for i, block in enumerate(model.blocks)] + [model.head]
     places = []
-    for i, (before, after) in enumerate(itertools.pairwise(readers)):
-        channels = outputs(before)
-        if isinstance(after, nn.Linear):
-            fits = after.in_features % channels == 0
+    for i, (layer, next_layer) in enumerate(itertools.pairwise(readers)):
+        channels = outputs(layer)
+        if isinstance(next_layer, nn.Linear):
+            fits = next_layer.in_features % channels == 0
         else:
-            fits = channels == (after.in_channels if isinstance(after, nn.Conv2d) else after.inputs)
+            fits = channels == (next_layer.in_channels if isinstance(next_layer, nn.Conv2d) else next_layer.inputs)
         if not fits:
             raise SpecError(f"pnn: blocks.{i} gives {channels} channels, which what follows it does not read as they "
-                            f"are ({after}); choose another model")
-        places.append(Join(after, channels))
+                            f"are ({next_layer}); choose another model")
+        places.append(Join(next_layer, channels))
     return places
 
 
@@ -79,8 +79,8 @@ def reader(block: nn.Module, name: str) -> nn.Linear | nn.Conv2d | Ports:
     plain = all(isinstance(part, (nn.Linear, nn.Conv2d, nn.Flatten, nn.Dropout, nn.Identity, *NORMS)) for part in parts)
     if len(layers) != 1 or not plain or (isinstance(layers[0], nn.Conv2d)
                                          and any(isinstance(part, nn.Flatten) for part in parts)):
-        inside = type(block.body).__name__ if isinstance(block, Block) else type(block).__name__
-        raise SpecError(f"pnn: no lateral connection is known for {name} ({inside}): a body must have `ports`, or be "
+        kind = type(block.body).__name__ if isinstance(block, Block) else type(block).__name__
+        raise SpecError(f"pnn: no lateral connection is known for {name} ({kind}): a body must have `ports`, or be "
                         "one Linear or Conv2d with flattening or normalization at most; choose another model, such as "
                         "mlp, cnn, resnet18 or vit-tiny")
     return layers[0]
@@ -106,25 +106,25 @@ class Lateral(nn.Module):
     def __init__(self, join: Join, out: int, columns: int, reduction: int, like: Tensor) -> None:
         """Initialize V and U by torch's default, and the scalars a_j (`alpha`) with small random values (the paper)."""
         super().__init__()
-        where: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        read, reduced, to = columns * join.channels, max(1, join.channels // reduction), join.reader
+        factory_kwargs: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        in_channels, reduced, target = columns * join.channels, max(1, join.channels // reduction), join.reader
         self.channels = join.channels
         self.tokens = join.tokens
-        self.dense = isinstance(to, nn.Linear)
-        self.alpha = nn.Parameter(torch.empty(columns, **where).uniform_(0, ALPHA))
+        self.dense = isinstance(target, nn.Linear)
+        self.alpha = nn.Parameter(torch.empty(columns, **factory_kwargs).uniform_(0, ALPHA))
         self.V: nn.Module
         self.U: nn.Module
-        positions = to.in_features // join.channels if isinstance(to, nn.Linear) else 1
+        positions = target.in_features // join.channels if isinstance(target, nn.Linear) else 1
         if self.tokens or (self.dense and positions == 1):
-            self.V = nn.Linear(read, reduced, **where)
+            self.V = nn.Linear(in_channels, reduced, **factory_kwargs)
         else:
-            self.V = nn.Conv2d(read, reduced, 1, **where)
-        if isinstance(to, nn.Conv2d):
-            self.U = conv_like(to, reduced, out)
-        elif isinstance(to, nn.Linear) or self.tokens:
-            self.U = nn.Linear(reduced * positions, out, bias=False, **where)
+            self.V = nn.Conv2d(in_channels, reduced, 1, **factory_kwargs)
+        if isinstance(target, nn.Conv2d):
+            self.U = conv_like(target, reduced, out)
+        elif isinstance(target, nn.Linear) or self.tokens:
+            self.U = nn.Linear(reduced * positions, out, bias=False, **factory_kwargs)
         else:
-            self.U = nn.Conv2d(reduced, out, 1, to.stride, bias=False, **where)
+            self.U = nn.Conv2d(reduced, out, 1, target.stride, bias=False, **factory_kwargs)
 
     def forward(self, earlier: Sequence[Tensor]) -> Tensor:
         """Return the term to add to the layer's output, given the previous block's outputs in the earlier columns."""

@@ -150,16 +150,16 @@ class PNN(PerTaskStrategy):
         columns = [self.model.blocks, *(column.get_submodule("blocks") for column in self.columns[:count - 1])][:count]
         outputs: list[list[Tensor]] = []
         for number in range(len(self.model.blocks)):
-            before = outputs[-1] if outputs else [x] * count
+            inputs = outputs[-1] if outputs else [x] * count
             outputs.append([])
             for column, blocks in enumerate(columns):
                 if known is not None and output_name(number, column) in known:
                     outputs[-1].append(known[output_name(number, column)])
                     continue
                 block: Any = blocks.get_submodule(str(number))
-                out = block.body(before[column])
+                out = block.body(inputs[column])
                 if number > 0 and column > 0:
-                    out = out + self._lateral(column, number - 1, before)
+                    out = out + self._lateral(column, number - 1, inputs)
                 outputs[-1].append(block.activation(out))
         return outputs
 

@@ -55,9 +55,9 @@ def clustered(features: Tensor, groups: Tensor, count: int, generator: torch.Gen
     """
     draws = send(torch.rand(len(features), generator=generator, dtype=torch.float64), features.device)
     order = draws.expand(groups.shape[1], -1).masked_fill(~groups.T, -1.0)
-    best, first = order.topk(min(count, len(features)), 1)
-    first = torch.where(best < 0, first[:, :1], first)
-    centers = features[torch.cat([first, first[:, :1].expand(-1, count - first.shape[1])], 1)]
+    scores, starts = order.topk(min(count, len(features)), 1)
+    starts = torch.where(scores < 0, starts[:, :1], starts)
+    centers = features[torch.cat([starts, starts[:, :1].expand(-1, count - starts.shape[1])], 1)]
     for _ in range(ROUNDS):
         flat = centers.flatten(0, 1)
         nearness = torch.unflatten(features @ flat.T - flat.square().sum(1) / 2, 1, centers.shape[:2])

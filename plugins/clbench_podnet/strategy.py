@@ -158,8 +158,8 @@ class PODNet(CosineReplay):
             return loss
         with torch.no_grad():
             old_maps, old_features = stage_maps(self.old, batch.x)
-        _, new = self.class_counts()
-        strength = ((self.known.any(0) | self.taught).sum() / new).sqrt()
+        _, new_count = self.class_counts()
+        strength = ((self.known.any(0) | self.taught).sum() / new_count).sqrt()
         loss = loss + strength * self.options.flat * (1 - F.cosine_similarity(features, old_features)).mean()
         if not maps:
             return loss

@@ -121,8 +121,8 @@ class ClosedForm(Strategy, ABC):
 
     def chunks(self, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield features [N, D] in chunks, mapped to [n, K], with their labels [n, C]."""
-        for some, part_labels in zip(torch.split(features, CHUNK), torch.split(labels, CHUNK), strict=True):
-            yield self.map(some.double()), part_labels
+        for chunk, part_labels in zip(torch.split(features, CHUNK), torch.split(labels, CHUNK), strict=True):
+            yield self.map(chunk.double()), part_labels
 
     def features(self, x: Tensor) -> Tensor:
         """Return the features [N, D] of inputs x: the network's, or the pretrained and the adapted network's."""

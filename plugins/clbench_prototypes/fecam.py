@@ -98,8 +98,8 @@ class FeCAM(ClosedForm):
 
     def after_task(self, task: Task) -> None:
         """Make room for the second moments of new classes, then learn the task's features."""
-        for new in (c for c in task.classes if c not in self.met):
-            self.met.append(new)
+        for new_class in (c for c in task.classes if c not in self.met):
+            self.met.append(new_class)
             if not self.common:
                 width = self.sums.shape[1]
                 self.register_buffer(f"moment_{len(self.met) - 1}", self.sums.new_zeros(width, width))
@@ -152,8 +152,8 @@ class FeCAM(ClosedForm):
             if not (self.common and place):
                 factor, failed = torch.linalg.cholesky_ex(self.metric(place))
                 factor = factor.masked_fill(failed > 0, float("nan"))
-            away = torch.linalg.solve_triangular(factor, (points - means[label]).T, upper=False)
-            logits[:, label] = -away.square().sum(0)
+            deviations = torch.linalg.solve_triangular(factor, (points - means[label]).T, upper=False)
+            logits[:, label] = -deviations.square().sum(0)
         return logits
 
 
@@ -166,8 +166,8 @@ def covariance(count: Tensor, total: Tensor, moment: Tensor) -> Tensor:
 def shrunk(matrix: Tensor, alpha1: float, alpha2: float) -> Tensor:
     """Return S + alpha1 V1 I + alpha2 V2 (1 - I) for the covariance S [D, D]."""
     size, trace = len(matrix), matrix.trace()
-    variance, rest = trace / size, (matrix.sum() - trace) / max(size * (size - 1), 1)
-    out = matrix + alpha2 * rest
+    variance, mean_covariance = trace / size, (matrix.sum() - trace) / max(size * (size - 1), 1)
+    out = matrix + alpha2 * mean_covariance
     out.diagonal().copy_(matrix.diagonal() + alpha1 * variance)
     return out
 

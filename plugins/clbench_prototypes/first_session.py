@@ -52,9 +52,9 @@ def install(method: str, model: Network, options: AdaptOptions, notes: list[str]
             raise SpecError(f"{method}: adapt = bottleneck is put parallel to the MLPs of a vision transformer, and "
                             "this model has none; choose adapt = lora or none, or --model vit-b16 or timm:vit_...")
         return add_bottlenecks(model, WIDTHS["bottleneck"], SCALES["bottleneck"], DROPOUT)
-    wanted = AdapterOptions(rank=options.rank, targets=list(PARTS) if has_parts(model, PARTS) else [])
-    notes += remarks(model, wanted, method)
-    return adapt(model, wanted, method)
+    adapter_options = AdapterOptions(rank=options.rank, targets=list(PARTS) if has_parts(model, PARTS) else [])
+    notes += remarks(model, adapter_options, method)
+    return adapt(model, adapter_options, method)
 
 
 def settle(options: Chosen, model: Network, stream_info: StreamInfo) -> Chosen:

@@ -56,8 +56,8 @@ class RanPAC(SecondOrder):
         if options.projections is not None:
             width = options.projections
         super().__init__(model, stream_info, options, width or features)
-        drawn = torch.randn(features, width, generator=stream_info.generator, device="cpu")
-        self.register_buffer("projection", drawn.to(self.sums.device))
+        projection = torch.randn(features, width, generator=stream_info.generator, device="cpu")
+        self.register_buffer("projection", projection.to(self.sums.device))
         self.register_buffer("ridge", self.sums.new_tensor(options.ridge or 0.0))
 
     def map(self, features: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class RanPAC(SecondOrder):
 
         With H [N, M], (H^T H + r I)^-1 H^T Y = H^T (H H^T + r I)^-1 Y. The side with the smaller system is computed.
         """
-        few = len(features) < self.sums.shape[1]
-        if few:
+        has_few_samples = len(features) < self.sums.shape[1]
+        if has_few_samples:
             rows = torch.cat([mapped for mapped, _ in self.chunks(features, labels)])
             system, right = rows @ rows.T, labels
         else:
@@ -97,7 +97,7 @@ class RanPAC(SecondOrder):
         for ridge in RIDGES:
             factor, failed = torch.linalg.cholesky_ex(shifted(system, ridge))
             solution = torch.cholesky_solve(right, factor).masked_fill(failed > 0, float("nan"))
-            solutions.append(rows.T @ solution if few else solution)
+            solutions.append(rows.T @ solution if has_few_samples else solution)
         return torch.stack(solutions)
 
     def best_ridge(self, candidates: Tensor, features: Tensor, labels: Tensor) -> Tensor:

@@ -65,9 +65,9 @@ class RWalk(QuadraticPenalty):
                 for kind in ("fisher", "score"):
                     self.register_buffer(f"{kind}__{slot(name)}", torch.zeros_like(parameter, requires_grad=False))
             if parameter.requires_grad:
-                here = parameter.detach().clone()
+                start = parameter.detach().clone()
                 for kind in WALK:
-                    value = here.clone() if kind in ("before", "start") else torch.zeros_like(here)
+                    value = start.clone() if kind in ("before", "start") else torch.zeros_like(start)
                     self.register_buffer(f"{kind}__{slot(name)}", value)
 
     @torch.no_grad()

@@ -26,10 +26,10 @@ class TensorBoard:
         run_id = tracking.run_id(record)
         if any(self.folder.glob(f"*-{run_id}")):
             return
-        half = self.folder / f".{run_id}"
-        shutil.rmtree(half, ignore_errors=True)  # left by a process that was killed
-        write(record, half)
-        os.replace(half, self.folder / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', tracking.run_name(record))}-{run_id}")
+        unfinished = self.folder / f".{run_id}"
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+        write(record, unfinished)
+        os.replace(unfinished, self.folder / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', tracking.run_name(record))}-{run_id}")
 
 
 def write(record: Record, folder: Path) -> None:
@@ -39,18 +39,18 @@ def write(record: Record, folder: Path) -> None:
     from tensorboard.plugins.hparams import summary_v2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    began = record.provenance.started.timestamp()
+    start_time = record.provenance.started.timestamp()
     steps = list(tracking.steps(record))
     last = steps[-1] if steps else tracking.Step(0, 0.0, {})
     writer = EventFileWriter(str(folder))
     try:
-        head = summary_v2.hparams_pb(tracking.parameters(record), trial_id=record.key, start_time_secs=began)
-        writer.add_event(Event(wall_time=began, summary=head))
-        ends = {f"final/{name}": value for name, value in tracking.final(record).items()}
-        for step in (*steps, tracking.Step(last.tasks, last.seconds, ends)):
+        head = summary_v2.hparams_pb(tracking.parameters(record), trial_id=record.key, start_time_secs=start_time)
+        writer.add_event(Event(wall_time=start_time, summary=head))
+        final_values = {f"final/{name}": value for name, value in tracking.final(record).items()}
+        for step in (*steps, tracking.Step(last.tasks, last.seconds, final_values)):
             scalars = Summary(value=[Summary.Value(tag=name, simple_value=v) for name, v in step.values.items()])
-            writer.add_event(Event(wall_time=began + step.seconds, step=step.tasks, summary=scalars))
-        end = began + last.seconds
+            writer.add_event(Event(wall_time=start_time + step.seconds, step=step.tasks, summary=scalars))
+        end = start_time + last.seconds
         writer.add_event(Event(wall_time=end, summary=ended(record.status == "done", end)))
     finally:
         writer.close()

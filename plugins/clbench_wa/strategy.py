@@ -68,10 +68,10 @@ class WA(HerdedMemory, Distilled):
     def after_task(self, task: Task) -> None:
         """Align the head, store a copy of the aligned network, and choose exemplars."""
         self.clip()
-        old = self.known.any(0)
-        new = self.taught & ~old
+        old_outputs = self.known.any(0)
+        new_outputs = self.taught & ~old_outputs
         if task.index and self.stream_info.seen_compete:
-            self.align(old, new)
+            self.align(old_outputs, new_outputs)
         super().after_task(task)
 
     @torch.no_grad()

@@ -31,11 +31,11 @@ class WandB:
                 return
             shutil.rmtree(folder)
         # The trial is over, so facts about this process would say nothing about it.
-        quiet = self.wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True,
-                                    x_disable_stats=True, x_disable_meta=True)
+        settings = self.wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True,
+                                       x_disable_stats=True, x_disable_meta=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         run = self.wandb.init(
-            mode="offline", dir=str(self.folder), project=self.options.project, id=run_id, settings=quiet,
+            mode="offline", dir=str(self.folder), project=self.options.project, id=run_id, settings=settings,
             name=tracking.run_name(record), group=tracking.group_name(record),
             config={**tracking.parameters(record), "key": record.key, "plugin": record.provenance.plugin,
                     "device": record.provenance.device, "command": record.provenance.command}, reinit="create_new")

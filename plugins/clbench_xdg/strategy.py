@@ -44,8 +44,8 @@ class XdG(PerTaskStrategy, SI):
         model.head.requires_grad_(False)  # no task trains it, so SI does not have to cover it
         super().__init__(model, stream_info, options if options is not None else XdGOptions())
         for number, (_, layer) in enumerate(layers):
-            none = torch.empty(0, len(layer.weight), dtype=torch.bool, device=layer.weight.device)
-            self.register_buffer(f"gates__{number}", none)
+            empty = torch.empty(0, len(layer.weight), dtype=torch.bool, device=layer.weight.device)
+            self.register_buffer(f"gates__{number}", empty)
 
     def before_task(self, task: Task) -> None:
         """Add the task's head, draw its gates, and start the paths of SI in the layers."""
@@ -57,9 +57,9 @@ class XdG(PerTaskStrategy, SI):
         for number in range(len(self.model.blocks)):
             gates = self.get_buffer(f"gates__{number}")
             units = gates.shape[1]
-            drawn = torch.zeros(1, units, dtype=torch.bool)
-            drawn[0, torch.randperm(units)[:max(1, units - round(self.options.gated * units))]] = True
-            setattr(self, f"gates__{number}", torch.cat([gates, send(drawn, gates.device)]))
+            task_gates = torch.zeros(1, units, dtype=torch.bool)
+            task_gates[0, torch.randperm(units)[:max(1, units - round(self.options.gated * units))]] = True
+            setattr(self, f"gates__{number}", torch.cat([gates, send(task_gates, gates.device)]))
 
     def after_task(self, task: Task) -> None:
         """Compute the importance from the paths, and count the task as learned."""

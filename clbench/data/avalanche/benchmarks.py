@@ -164,9 +164,9 @@ def class_order(options: ClassOptions, seed: int, names: Sequence[str] = ()) -> 
     numbers = [str(number) for number in range(options.ordered)]
     order = positions(options.classes_in_order, numbers) or positions(options.classes_in_order, names)
     if order is None:
-        strange = [name for name in options.classes_in_order if name not in (names or numbers)]
-        raise DataError(f"classes_in_order: {some(strange)} is no class; name every class once, by number from 0"
-                        + (f" or as {some(names)}" if names else ""))
+        unknown_classes = [name for name in options.classes_in_order if name not in (names or numbers)]
+        raise DataError(f"classes_in_order: {some(unknown_classes)} is no class; name every class once, by number "
+                        "from 0" + (f" or as {some(names)}" if names else ""))
     return order
 
 

@@ -91,27 +91,28 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
         raise DataError(f"{where} has {len(train)} training experiences and {len(test)} test experiences; "
                         "give each task one of each, or all tasks one test experience")
     splits: dict[str, list[Split]] = {"training": [], "test": []}
-    firsts: dict[str, torch.Tensor] = {}
+    inputs_by_kind: dict[str, torch.Tensor] = {}
     notes = []
     for kind, group, experiences in (("training", "train", train), ("test", "eval", test)):
         for task, experience in enumerate(experiences):
-            whose = "the" if len(experiences) < len(train) else f"task {task + 1}'s"
-            title = f"{where}: {whose} {kind} experience"
-            read = materialise(experience.dataset, group, title, size, layout.text)
-            first = firsts.setdefault(kind, read.x)
-            _check_shape(read.x, firsts["training"], title)
-            if read.note:
-                notes.append(read.note)
-            splits[kind].append(_as_split(read, first, layout.permutations[task] if layout.permutations else None))
+            owner = "the" if len(experiences) < len(train) else f"task {task + 1}'s"
+            title = f"{where}: {owner} {kind} experience"
+            data = materialise(experience.dataset, group, title, size, layout.text)
+            first_inputs = inputs_by_kind.setdefault(kind, data.x)
+            _check_shape(data.x, inputs_by_kind["training"], title)
+            if data.note:
+                notes.append(data.note)
+            splits[kind].append(_as_split(data, first_inputs,
+                                          layout.permutations[task] if layout.permutations else None))
     orders = layout.orders or tuple(_order(e, torch.unique(s.y).tolist())
                                     for e, s in zip(train, splits["training"], strict=True))
     _named(orders, layout.class_names, where)
-    sized = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
+    size_notes = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     rows = layout.test_rows or (test_rows(test) if comparable else ())
     tests = tuple(replace(split, rows=split_rows) for split, split_rows in
                   zip(splits["test"], rows or (None,) * len(test), strict=True))
     return RawStream(tuple(splits["training"]), tests, orders, layout.mean, layout.std,
-                     (*layout.notes, *sized, *_merged(notes)), layout.augment, layout.class_names)
+                     (*layout.notes, *size_notes, *_merged(notes)), layout.augment, layout.class_names)
 
 
 def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
@@ -123,10 +124,10 @@ def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
 
 def _named(orders: Sequence[Sequence[int]], names: Sequence[str], where: str) -> None:
     """Check that every class has a name, if classes have names."""
-    strange = [label for label in chain.from_iterable(orders) if not 0 <= label < len(names)]
-    if names and strange:
-        raise DataError(f"{where} names {len(names)} classes, and there is a class {strange[0]}; name the labels 0, 1, "
-                        "... in their order")
+    unexpected_labels = [label for label in chain.from_iterable(orders) if not 0 <= label < len(names)]
+    if names and unexpected_labels:
+        raise DataError(f"{where} names {len(names)} classes, and there is a class {unexpected_labels[0]}; name the "
+                        "labels 0, 1, ... in their order")
 
 
 def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:
@@ -140,9 +141,9 @@ def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor |
 
 def _order(experience: Any, present: list[int]) -> tuple[int, ...]:
     """Return the classes of an experience in its own order if it has one, else sorted."""
-    given = getattr(experience, "classes_in_this_experience", None)
-    if isinstance(given, (list, tuple)) and sorted(given) == present:
-        return tuple(int(c) for c in given)
+    order = getattr(experience, "classes_in_this_experience", None)
+    if isinstance(order, (list, tuple)) and sorted(order) == present:
+        return tuple(int(c) for c in order)
     return tuple(present)
 
 

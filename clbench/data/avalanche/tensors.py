@@ -65,13 +65,13 @@ def materialise(dataset: Any, group: str, where: str, size: int | None = None, t
     if len(data) == 0:
         raise DataError(f"{where} has no samples")
     positions = np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(np.int64)).tolist()
-    drawn = [_item(data[i], where) for i in positions]
-    if not all(_same(one, _item(data[i], where)) for i, one in zip(positions, drawn, strict=True)):
+    items = [_item(data[i], where) for i in positions]
+    if not all(_same(item, _item(data[i], where)) for i, item in zip(positions, items, strict=True)):
         return _redrawn(data, group, where)
     note = None
     try:
         x, y = _whole(data, where)
-        if not all(_same((x[i], y[i]), one) for i, one in zip(positions, drawn, strict=True)):
+        if not all(_same((x[i], y[i]), item) for i, item in zip(positions, items, strict=True)):
             raise NotBatchable("a transform that differs on a batch")
     except NotBatchable as reason:
         note = f"{where} was read item by item, which is slow: {reason}"
@@ -107,8 +107,8 @@ def _redrawn(data: Any, group: str, where: str) -> Experience:
     x, y = _stored(*_one_by_one(data, where))
 
     def draw(index: int) -> Tensor:
-        one, _ = _item(data[index], where)
-        return _stored(one[None], [])[0][0]
+        sample, _ = _item(data[index], where)
+        return _stored(sample[None], [])[0][0]
 
     return Experience(x, y, f"{where} has random transforms: it is drawn item by item for every batch, which is slow, "
                       "and strategies that keep samples keep one draw of them", draw)
@@ -131,11 +131,11 @@ def _one_by_one(data: Any, where: str) -> tuple[Tensor, list[int]]:
     x = torch.empty((len(data), *first.shape), dtype=first.dtype)
     y = []
     for i in range(len(data)):
-        one, label = _item(data[i], where)
-        if one.shape != first.shape or one.dtype != first.dtype:
-            raise SeveralShapes(f"{where}: sample {i} is {one.dtype} {list(one.shape)}, sample 0 is {first.dtype} "
-                                f"{list(first.shape)}; {SeveralShapes.way_out}")
-        x[i] = one
+        sample, label = _item(data[i], where)
+        if sample.shape != first.shape or sample.dtype != first.dtype:
+            raise SeveralShapes(f"{where}: sample {i} is {sample.dtype} {list(sample.shape)}, sample 0 is "
+                                f"{first.dtype} {list(first.shape)}; {SeveralShapes.way_out}")
+        x[i] = sample
         y.append(label)
     return x, y
 

@@ -46,9 +46,9 @@ def apply(transform: Callable[..., Any] | None, x: Batch) -> Batch:
         return x
     cls = type(transform)
     module, name = cls.__module__, cls.__qualname__
-    given: Any = transform
+    untyped: Any = transform
     if module == "torchvision.transforms.transforms" and name == "Compose":
-        for part in given.transforms:
+        for part in untyped.transforms:
             x = apply(part, x)
         return x
     if isinstance(x, Pictures):
@@ -57,8 +57,8 @@ def apply(transform: Callable[..., Any] | None, x: Batch) -> Batch:
         if module == "torchvision.transforms.transforms" and name == "PILToTensor":
             return x.x
     elif module == "avalanche.benchmarks.classic.cmnist" and name == "PixelsPermutation":
-        return permute(x, torch.as_tensor(given.permutation))
-    elif _is_batchwise(given, module, name):
+        return permute(x, torch.as_tensor(untyped.permutation))
+    elif _is_batchwise(untyped, module, name):
         out = transform(x)
         if isinstance(out, Tensor) and len(out) == len(x):
             return out
@@ -149,19 +149,19 @@ def _parts(datasets: Sequence[Any], sizes: Sequence[int], rows: np.ndarray[Any, 
     if len(np.unique(owners)) == 1:
         owner = int(owners[0])
         return read_arrays(datasets[owner], rows - (sizes[owner - 1] if owner else 0), group)
-    xs, ys, places = [], [], []
+    xs, ys, all_positions = [], [], []
     for owner in np.unique(owners).tolist():
-        where = np.flatnonzero(owners == owner)
-        x, y = read_arrays(datasets[owner], rows[where] - (sizes[owner - 1] if owner else 0), group)
+        positions = np.flatnonzero(owners == owner)
+        x, y = read_arrays(datasets[owner], rows[positions] - (sizes[owner - 1] if owner else 0), group)
         if isinstance(x, Pictures):
             raise NotBatchable("concatenated pictures")
         xs.append(x)
         ys.extend(y)
-        places.append(where)
+        all_positions.append(positions)
     if len({(x.dtype, x.shape[1:]) for x in xs}) > 1:
         raise NotBatchable("inputs of several shapes")
-    back = np.argsort(np.concatenate(places))
-    return torch.cat(xs)[torch.from_numpy(back)], [ys[i] for i in back]
+    inverse = np.argsort(np.concatenate(all_positions))
+    return torch.cat(xs)[torch.from_numpy(inverse)], [ys[i] for i in inverse]
 
 
 def _transformed(transform: Any, x: Batch, y: Labels) -> tuple[Batch, Labels]:
@@ -171,10 +171,10 @@ def _transformed(transform: Any, x: Batch, y: Labels) -> tuple[Batch, Labels]:
     if transform is None:
         return x, y
     if isinstance(transform, TupleTransform):
-        of_x, of_y, *more = [*transform.transforms, None, None][:max(2, len(transform.transforms))]
-        if any(t is not None for t in more):
+        x_transform, y_transform, *others = [*transform.transforms, None, None][:max(2, len(transform.transforms))]
+        if any(t is not None for t in others):
             raise NotBatchable("transform of a third field")
-        return apply(of_x, x), _labels(of_y, y)
+        return apply(x_transform, x), _labels(y_transform, y)
     if type(transform) is MultiParamCompose:
         for part in transform.transforms:
             x, y = _transformed(part, x, y)

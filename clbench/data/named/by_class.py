@@ -230,15 +230,15 @@ class CUBOptions(ByClassOptions):
         if self.split == "pilot":
             return super().find(root, where)
         lists = [root / name for name in self.LISTS]
-        paths, labels, trained = (dict(read_list(path, where)) for path in lists)
-        if not paths.keys() == labels.keys() == trained.keys():
+        paths, labels, train_flags = (dict(read_list(path, where)) for path in lists)
+        if not paths.keys() == labels.keys() == train_flags.keys():
             raise DataError(f"{where}: {', '.join(self.LISTS)} in {root} do not number the same photos; unpack the "
                             "archive again")
         names = {label: Path(paths[row]).parts[0] for row, label in labels.items()}
         classes = tuple(names[label] for label in sorted(names, key=int))
         parts = []
         for part in ("1", "0"):
-            rows = [row for row in paths if trained[row] == part]
+            rows = [row for row in paths if train_flags[row] == part]
             files = tuple(root / "images" / paths[row] for row in rows)
             if missing := [file for file in files if not file.is_file()]:
                 raise DataError(f"{where}: {len(missing)} of {len(files)} photos that images.txt lists are not there; "

@@ -126,17 +126,17 @@ class CORe50Options(ByDomainOptions):
         """Return the listed photos. Folders name the classes, because the lists of each run number them differently."""
         paths = [root / name for name in self.lists()]
         batches = [[path for path, _ in read_list(name, where)] for name in paths]
-        if strange := [path for path in chain.from_iterable(batches) if not re.match(r"s\d+/o\d+/", path)]:
-            raise DataError(f"{where}: {strange[0]!r} in the lists of run {self.run} is not sNN/oNN/FILE")
+        if unexpected_paths := [path for path in chain.from_iterable(batches) if not re.match(r"s\d+/o\d+/", path)]:
+            raise DataError(f"{where}: {unexpected_paths[0]!r} in the lists of run {self.run} is not sNN/oNN/FILE")
         names = ([",".join(dict.fromkeys(path.partition("/")[0] for path in batch)) for batch in batches]
                  if self.protocol == "ni" else [str(number + 1) for number in range(len(batches))])
         tasks = [name for name, batch in zip(names, batches[:-1], strict=False) for _ in batch]
         train = self._photos(root, [path for batch in batches[:-1] for path in batch], where)
         test = self._photos(root, batches[-1], where)
         classes = self.CATEGORIES if self.labels == "categories" else tuple(f"o{n}" for n in range(1, 51))
-        parts = [PhotoFiles(part.files, Labeled(part.labeled.labels, of, classes=classes,
-                                                 task_names=tuple(names[:-1])))
-                 for part, of in ((train, tasks), (test, None))]
+        parts = [PhotoFiles(part.files, Labeled(part.labeled.labels, part_tasks, classes=classes,
+                                                task_names=tuple(names[:-1])))
+                 for part, part_tasks in ((train, tasks), (test, None))]
         return SplitFiles(parts[0], parts[1], paths)
 
     def _photos(self, root: Path, paths: list[str], where: str) -> PhotoFiles:

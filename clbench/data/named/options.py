@@ -62,10 +62,10 @@ class NamedOptions(StoredTaskOptions):
     def _size_or_crop(cls, values: Any) -> Any:
         """Let `size` replace the default resize and crop, and refuse resize or crop alone."""
         if isinstance(values, Mapping):
-            given = {"resize", "crop"} & values.keys()
-            if len(given) == 1:
+            crop_options = {"resize", "crop"} & values.keys()
+            if len(crop_options) == 1:
                 raise ValueError("resize and crop go together, as in resize=256 and crop=224; give both or neither")
-            if not given and values.get("size") not in (None, "none"):
+            if not crop_options and values.get("size") not in (None, "none"):
                 return {**values, "resize": None, "crop": None}
         return values
 
@@ -118,20 +118,20 @@ class NamedOptions(StoredTaskOptions):
         where, root = f"benchmark {self.NAME!r}", self.root(data_dir)
         for needed in self.needed():
             status, problem = needed.check(root)
-            path, more = root / needed.path, f"clbench data {self.written} shows everything that is needed"
+            path, hint = root / needed.path, f"clbench data {self.written} shows everything that is needed"
             if status == WRONG:
-                raise DataError(f"{where}: {needed.what} in {path} is wrong: {problem}. {needed.source}; {more}")
+                raise DataError(f"{where}: {needed.what} in {path} is wrong: {problem}. {needed.source}; {hint}")
             if status == MISSING:
-                lack = f"{path} is not there" if not problem else f"{path}: {problem}"
-                raise MissingDataError(f"{where} needs {needed.what}, and {lack}. {needed.source}; {more}")
+                reason = f"{path} is not there" if not problem else f"{path}: {problem}"
+                raise MissingDataError(f"{where} needs {needed.what}, and {reason}. {needed.source}; {hint}")
         result = self.find(root, where)
-        classes, samples = {*result.train.labeled.labels}, (len(result.train.files), len(result.test.files))
+        classes, counts = {*result.train.labeled.labels}, (len(result.train.files), len(result.test.files))
         if self.CLASSES and len(classes) != self.CLASSES:
             raise DataError(f"{where}: the training photos in {root} have {len(classes)} classes and should have "
                             f"{self.CLASSES}; the data set is not complete")
-        if self.published != (0, 0) and samples != self.published:
+        if self.published != (0, 0) and counts != self.published:
             published = f"{self.published[0]:,} training and {self.published[1]:,} test photos"
-            raise DataError(f"{where}: {root} gives {samples[0]:,} training and {samples[1]:,} test photos, and "
+            raise DataError(f"{where}: {root} gives {counts[0]:,} training and {counts[1]:,} test photos, and "
                             f"published are {published}; some are missing or do not belong there")
         return result
 

@@ -54,7 +54,7 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
         contents.pop(f"y{suffix}", None)
     train, notes = _part(contents, suffixes[0], names, where)
     test, _ = _part(contents, "_test", names, where) if split else ((None, None), [])
-    (x, known), (x_test, known_test) = train, test
+    (x, train_labels), (x_test, test_labels) = train, test
     if x_test is not None and x_test.shape[1:] != x.shape[1:]:
         raise DataError(f"{where}: X_test is {list(x_test.shape)}, X_train {list(x.shape)}")
     if options.targets is not None:
@@ -65,25 +65,25 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
         for part, values in zip(inputs, targets, strict=True):
             if len(part) != len(values):
                 raise DataError(f"{where}: there are {len(part)} samples and {len(values)} targets")
-        return target_stream(divide_targets(known, known_test, options, where), inputs, targets, options.targets,
-                             notes=notes)
-    return own_benchmark(x, known, options, seed, where, x_test=x_test, test=known_test,
+        return target_stream(divide_targets(train_labels, test_labels, options, where), inputs, targets,
+                             options.targets, notes=notes)
+    return own_benchmark(x, train_labels, options, seed, where, x_test=x_test, test=test_labels,
                          layout=pixel_layout(options, notes))
 
 
 def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
     """Return the benchmark of a parquet file: columns of numbers, or one column of lists, without standardization."""
-    read = read_table(path, where)
-    label, notes = label_column(list(read.columns), options, where)
-    used = feature_columns(read, label, options, where)
+    data = read_table(path, where)
+    label, notes = label_column(list(data.columns), options, where)
+    used_columns = feature_columns(data, label, options, where)
     if options.targets is not None:
-        values = numbers(read, [label], where)[:, 0]
-        division = divide_targets(labeled(read, None, options, where), None, options, where)
-        return target_stream(division, [numbers(read, used, where).float()], [values], label,
-                             notes=[f"inputs are the columns {some(used)}"])
-    layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used)}"])
-    return own_benchmark(numbers(read, used, where).float(), labeled(read, label, options, where), options, seed,
-                         where, layout=layout)
+        values = numbers(data, [label], where)[:, 0]
+        division = divide_targets(labeled(data, None, options, where), None, options, where)
+        return target_stream(division, [numbers(data, used_columns, where).float()], [values], label,
+                             notes=[f"inputs are the columns {some(used_columns)}"])
+    layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used_columns)}"])
+    return own_benchmark(numbers(data, used_columns, where).float(), labeled(data, label, options, where), options,
+                         seed, where, layout=layout)
 
 
 def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
@@ -134,9 +134,9 @@ def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
         text[key] = None if values is None else _text(values, len(x), f"{where}: {key}{suffix}")
     labels = text["y"] or []
     if names and not set(labels) <= set(names):
-        if strange := [v for v in labels if not (v.isdecimal() and int(v) < len(names))]:
-            raise DataError(f"{where}: {NAMES} has {len(names)} names, and y{suffix} has {strange[0]}; labels are "
-                            "positions in it, from 0, or names in it")
+        if unexpected_labels := [v for v in labels if not (v.isdecimal() and int(v) < len(names))]:
+            raise DataError(f"{where}: {NAMES} has {len(names)} names, and y{suffix} has {unexpected_labels[0]}; "
+                            "labels are positions in it, from 0, or names in it")
         labels = [names[int(v)] for v in labels]
     return (x, Labeled(labels, text["task"], text["group"], tuple(names))), notes
 

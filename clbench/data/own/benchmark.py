@@ -49,18 +49,18 @@ def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -
                    for x, y, tasks in ((x_train, division.y_train, division.train),
                                        (x_test, division.y_test, division.test)))
     benchmark = of_tasks(train, test)
-    twice = describe_copies([part.x for part in train], [part.x for part in test])
+    copy_notes = describe_copies([part.x for part in train], [part.x for part in test])
     setattr(benchmark, LAYOUT, replace(layout, class_names=division.classes, orders=division.orders,
                                        test_rows=tuple(torch.tensor(rows) for rows in division.test),
-                                       notes=(*layout.notes, *division.notes, *twice)))
+                                       notes=(*layout.notes, *division.notes, *copy_notes)))
     return benchmark
 
 
 def describe_copies(train: Sequence[Tensor], test: Sequence[Tensor]) -> list[str]:
     """Return a note on the number of test samples that are copies of training samples; empty if there are none."""
     repeated = copies(train, test)
-    tested = sum(map(len, test))
-    return [f"{repeated} of {tested} test samples are exact copies of training samples"] if repeated else []
+    test_count = sum(map(len, test))
+    return [f"{repeated} of {test_count} test samples are exact copies of training samples"] if repeated else []
 
 
 def copies(train: Sequence[Tensor], test: Sequence[Tensor]) -> int:
@@ -93,8 +93,8 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
         std: the standard deviations, likewise.
         notes: how inputs were read.
     """
-    first = targets[0][torch.from_numpy(division.train[0])]
-    center, spread = float(first.mean()), float(first.std(correction=0)) or 1.0
+    first_targets = targets[0][torch.from_numpy(division.train[0])]
+    center, spread = float(first_targets.mean()), float(first_targets.std(correction=0)) or 1.0
 
     def splits(part: int, tasks: Sequence[Rows]) -> tuple[Split, ...]:
         scaled = ((targets[part] - center) / spread).float()
@@ -104,9 +104,11 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
     train, test = splits(0, division.train), tuple(
         replace(split, rows=torch.from_numpy(rows)) for split, rows in zip(splits(-1, division.test), division.test,
                                                                            strict=True))
-    twice = describe_copies(*([split.x for split in part if isinstance(split.x, Tensor)] for part in (train, test)))
+    copy_notes = describe_copies(*([split.x for split in part if isinstance(split.x, Tensor)]
+                                   for part in (train, test)))
     target = (f"the target is {name}; training standardizes it by mean {significant(center)} and deviation "
-              f"{significant(spread)} of the first task's {len(first)} training samples, and metrics are in its unit")
+              f"{significant(spread)} of the first task's {len(first_targets)} training samples, and metrics are in "
+              "its unit")
     return RawStream(train, test, division.orders, tuple(mean), tuple(std),
-                     (*notes, target, *division.notes, *twice), objective=REGRESSION.name, task_names=division.tasks,
-                     target=(center, spread))
+                     (*notes, target, *division.notes, *copy_notes), objective=REGRESSION.name,
+                     task_names=division.tasks, target=(center, spread))

@@ -37,22 +37,22 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
         DataError: the file cannot be read, a value is missing or not a number, or `divide` raises an error.
     """
     where = f"benchmark {name!r}"
-    read = read_table(locate(name, data_dir), where)
-    label, notes = label_column(list(read.columns), options, where)
-    used = feature_columns(read, label, options, where)
-    x = numbers(read, used, where)
-    targets = None if options.target is None else numbers(read, [label], where)[:, 0]
-    division = (divide(labeled(read, label, options, where), None, options, seed, where) if targets is None else
-                divide_targets(labeled(read, None, options, where), None, options, where))
-    note = f"inputs are {len(used)} columns: {some(used)}"
+    data = read_table(locate(name, data_dir), where)
+    label, notes = label_column(list(data.columns), options, where)
+    used_columns = feature_columns(data, label, options, where)
+    x = numbers(data, used_columns, where)
+    targets = None if options.target is None else numbers(data, [label], where)[:, 0]
+    division = (divide(labeled(data, label, options, where), None, options, seed, where) if targets is None else
+                divide_targets(labeled(data, None, options, where), None, options, where))
+    note = f"inputs are {len(used_columns)} columns: {some(used_columns)}"
     if options.standardise:
         rows = x[division.train[0]]
         mean, std = rows.mean(0).tolist(), rows.std(0, correction=0).tolist()
         notes.append(f"{note}, standardized by mean and deviation of the {len(rows)} training samples of the first "
                      "task")
-        if constant := [c for c, s in zip(used, std, strict=True) if not s]:
+        if constant_columns := [c for c, s in zip(used_columns, std, strict=True) if not s]:
             notes.append("columns that are constant in the first task, only their mean is subtracted: " +
-                         some(constant))
+                         some(constant_columns))
     else:
         mean, std = [], []
         notes.append(f"{note}, as they are")
@@ -68,13 +68,13 @@ def feature_columns(read: Table, label: str, options: FeatureOptions, where: str
     Raises:
         DataError: no column remains, or `leave_out` names a column that does not exist.
     """
-    if strange := [c for c in options.leave_out if c not in read.columns]:
-        raise DataError(f"{where}: leave_out names {some(strange)}, its columns are {some(read.columns)}")
-    apart = {label, options.task_column, options.group, *options.leave_out}
-    used = [c for c in read.columns if c not in apart]
-    if not used:
+    if unknown_columns := [c for c in options.leave_out if c not in read.columns]:
+        raise DataError(f"{where}: leave_out names {some(unknown_columns)}, its columns are {some(read.columns)}")
+    excluded = {label, options.task_column, options.group, *options.leave_out}
+    used_columns = [c for c in read.columns if c not in excluded]
+    if not used_columns:
         raise DataError(f"{where} has only the columns {some(read.columns)}, of which none is an input")
-    return used
+    return used_columns
 
 
 def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
@@ -121,8 +121,8 @@ def read_table(path: Path, where: str) -> Table:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}") from error
     names = [name.strip() for name in names]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{where}: {path.name} has several columns named {twice[0]!r}; its first line must name "
+    if duplicates := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{where}: {path.name} has several columns named {duplicates[0]!r}; its first line must name "
                         "columns")
     if not rows:
         raise DataError(f"{where}: {path.name} has no rows below its first line, which names columns")
@@ -182,10 +182,10 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
         return chosen, []
     if LABEL in columns:
         return LABEL, []
-    rest = [c for c in columns if c not in (options.task_column, options.group)]
-    if not rest:
+    candidates = [c for c in columns if c not in (options.task_column, options.group)]
+    if not candidates:
         raise DataError(f"{where} has no column for labels")
-    return rest[-1], [f"labels are the last column, {rest[-1]!r} (label_column=NAME chooses another)"]
+    return candidates[-1], [f"labels are the last column, {candidates[-1]!r} (label_column=NAME chooses another)"]
 
 
 def labeled(table: Table, label: str | None, options: ColumnOptions, where: str, classes: Sequence[str] = ()

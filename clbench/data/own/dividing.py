@@ -66,41 +66,41 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     classes = [c for c in train.classes if c in present] if train.classes else in_order(present)
     if isinstance(options, OwnOptions) and options.class_names_by == "text":
         classes = sorted(classes)
-    if strange := [c for c in in_order(present) if c not in set(classes)]:
-        raise DataError(f"{where} has labels that are not among its class names: {some(strange)}")
+    if unexpected := [c for c in in_order(present) if c not in set(classes)]:
+        raise DataError(f"{where} has labels that are not among its class names: {some(unexpected)}")
     if len(classes) < 2:
         raise DataError(f"{where} has one class only, {classes[0]!r}: there is nothing to tell apart")
-    if test is not None and (strange := in_order(set(test.labels) - present)):
-        raise DataError(f"{where}: the test part has classes that the training part has not: {some(strange)}")
+    if test is not None and (unexpected := in_order(set(test.labels) - present)):
+        raise DataError(f"{where}: the test part has classes that the training part has not: {some(unexpected)}")
     number = {c: i for i, c in enumerate(classes)}
     y = [np.array([number[label] for label in part.labels], np.int64) for part in (train, test) if part is not None]
-    named = train.tasks is not None and options.tasks is None and not options.task_sizes
-    if named:
-        names, of, orders = _named_tasks(train, test, y, options, where)
-        notes = _thin_classes(of[0], y[0], names, classes)
+    has_names = train.tasks is not None and options.tasks is None and not options.task_sizes
+    if has_names:
+        names, tasks, orders = _named_tasks(train, test, y, options, where)
+        notes = _thin_classes(tasks[0], y[0], names, classes)
     else:
         orders, notes = _by_class(classes, options, seed, where)
         task_of = np.empty(len(classes), np.int64)
         for task, order in enumerate(orders):
             task_of[list(order)] = task
-        names, of = [], [task_of[part] for part in y]
+        names, tasks = [], [task_of[part] for part in y]
     if test is None:
         assert isinstance(options, OwnOptions)  # other options belong to benchmarks with a test part
         # Tasks by class depend on the class order. Held-out samples must not, so they are chosen by class alone.
-        test_mask, note = hold_out(of[0] if named else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
-        rows = [np.flatnonzero((of[0] == t) & ~test_mask) for t in range(len(orders))]
-        test_rows = [np.flatnonzero((of[0] == t) & test_mask) for t in range(len(orders))]
+        test_mask, note = hold_out(tasks[0] if has_names else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
+        rows = [np.flatnonzero((tasks[0] == t) & ~test_mask) for t in range(len(orders))]
+        test_rows = [np.flatnonzero((tasks[0] == t) & test_mask) for t in range(len(orders))]
         notes = [note, *notes]
     elif options.common_test:
-        rows, test_rows = [np.flatnonzero(of[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))]
+        rows, test_rows = [np.flatnonzero(tasks[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))]
     else:
-        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in of)
+        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in tasks)
         notes = [*_groups_on_both_sides(train, test), *notes]
     titles = names or [some(classes[c] for c in order) for order in orders]
     _tested(["all"] if options.common_test else titles, test_rows, where)
     counts = np.bincount(y[0][np.concatenate(rows)], minlength=len(classes))
-    if few := [f"{classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < FEW)]:
-        notes = [*notes, f"classes with fewer than {FEW} training samples: {some(few)}"]
+    if small_classes := [f"{classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < FEW)]:
+        notes = [*notes, f"classes with fewer than {FEW} training samples: {some(small_classes)}"]
     return Division(tuple(classes), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1],
                     tuple(notes))
 
@@ -122,13 +122,14 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
                         "column of the tasks (task_column=NAME), or add an array named task")
     parts = [part for part in (train, test) if part is not None]
     y = [np.zeros(len(part.tasks or ()), np.int64) for part in parts]
-    names, of, orders = _named_tasks(train, test, y, options, where)
+    names, tasks, orders = _named_tasks(train, test, y, options, where)
     if test is None:
-        mask, note = hold_out(of[0], y[0], train.groups, options.held_out)
-        rows, test_rows = ([np.flatnonzero((of[0] == t) & side) for t in range(len(names))] for side in (~mask, mask))
+        mask, note = hold_out(tasks[0], y[0], train.groups, options.held_out)
+        rows, test_rows = ([np.flatnonzero((tasks[0] == t) & side) for t in range(len(names))]
+                           for side in (~mask, mask))
         notes = [note.replace("of each class", "of each task")]
     else:
-        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(names))] for part in of)
+        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(names))] for part in tasks)
         notes = _groups_on_both_sides(train, test)
     for title, some_rows in zip(names, test_rows, strict=True):
         if not len(some_rows):
@@ -173,8 +174,8 @@ def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str)
     """Return the positions in `known` of the names that an option lists; it must list each known name once."""
     places = positions(given, known)
     if places is None:
-        missing, strange = [n for n in known if n not in given], [n for n in given if n not in known]
-        wrong = (f"{some(strange)} is not there" if strange else f"{some(missing)} is left out" if missing else
+        missing, unexpected = [n for n in known if n not in given], [n for n in given if n not in known]
+        wrong = (f"{some(unexpected)} is not there" if unexpected else f"{some(missing)} is left out" if missing else
                  "some are named twice")
         raise DataError(f"{where}: {option} must list each of {some(known)} once, and {wrong}")
     return places
@@ -188,30 +189,30 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
     if options.classes_in_order or options.class_order != "natural":
         raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
                         "give tasks = ... as well to divide by class, or leave the order out")
-    given = getattr(options, "tasks_in_order", [])
-    if given:
-        names = [names[i] for i in _listed(given, names, "tasks_in_order", where)]
+    task_order = getattr(options, "tasks_in_order", [])
+    if task_order:
+        names = [names[i] for i in _listed(task_order, names, "tasks_in_order", where)]
     number = {name: i for i, name in enumerate(names)}
-    of = [np.array([number[t] for t in train.tasks], np.int64)]
-    orders = [tuple(range(int(y[0].max()) + 1) if options.shared_classes else np.unique(y[0][of[0] == t]).tolist())
+    tasks = [np.array([number[t] for t in train.tasks], np.int64)]
+    orders = [tuple(range(int(y[0].max()) + 1) if options.shared_classes else np.unique(y[0][tasks[0] == t]).tolist())
               for t in range(len(names))]
     if test is not None and not options.common_test:
         if test.tasks is None or set(test.tasks) != set(names):
             test_tasks = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"
             raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {test_tasks}")
-        of.append(np.array([number[t] for t in test.tasks], np.int64))
+        tasks.append(np.array([number[t] for t in test.tasks], np.int64))
         for t, name in enumerate(names):
-            if strange := np.setdiff1d(y[1][of[1] == t], orders[t]).tolist():
-                classes = in_order({test.labels[i] for i in np.flatnonzero(of[1] == t).tolist() if y[1][i] in strange})
+            if extra := np.setdiff1d(y[1][tasks[1] == t], orders[t]).tolist():
+                classes = in_order({test.labels[i] for i in np.flatnonzero(tasks[1] == t).tolist() if y[1][i] in extra})
                 raise DataError(f"{where}: task {name!r} is tested on classes that it does not train: {some(classes)}")
-    return names, of, orders
+    return names, tasks, orders
 
 
 def _tested(titles: Sequence[str], test_rows: Sequence[Rows], where: str) -> None:
     """Check that every task has test samples."""
-    if bare := [title for title, rows in zip(titles, test_rows, strict=True) if not len(rows)]:
-        raise DataError(f"{where}: no test sample is left for task {bare[0]!r}" +
-                        (f" and {len(bare) - 1} more" if bare[1:] else "") + "; every task needs two samples of a "
+    if empty := [title for title, rows in zip(titles, test_rows, strict=True) if not len(rows)]:
+        raise DataError(f"{where}: no test sample is left for task {empty[0]!r}" +
+                        (f" and {len(empty) - 1} more" if empty[1:] else "") + "; every task needs two samples of a "
                         "class or more (where groups are kept whole, of two groups)")
 
 
@@ -219,8 +220,8 @@ def _groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
     """Return a note on groups that occur both in the training part and in the test part of the data."""
     if train.groups is None or test.groups is None:
         return []
-    both = in_order(set(train.groups) & set(test.groups))
-    return [f"{len(both)} groups are in training and in test, as the data have it: {some(both)}"] if both else []
+    shared = in_order(set(train.groups) & set(test.groups))
+    return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
 
 
 def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -251,11 +252,11 @@ def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -
             count = min(max(round(share * len(rows)), 1), len(rows) - 1)
             mask[rows[_shuffled(len(rows), "held-out", cell)[:count]]] = True
         return mask, f"test: {mask.sum()} of {len(y)} samples, held out of each class alike and for every seed"
-    names, of = np.unique(np.array(groups), return_inverse=True)
+    names, group_ids = np.unique(np.array(groups), return_inverse=True)
     counts = np.zeros((len(names), cells.max() + 1))
-    np.add.at(counts, (of.reshape(-1), cells), 1)
+    np.add.at(counts, (group_ids.reshape(-1), cells), 1)
     chosen = _whole_groups(counts, share)
-    mask = chosen[of.reshape(-1)]
+    mask = chosen[group_ids.reshape(-1)]
     return mask, (f"test: {mask.sum()} of {len(y)} samples ({mask.mean():.0%}), held out as {chosen.sum()} of "
                   f"{len(names)} whole groups, for every seed")
 
@@ -276,8 +277,8 @@ def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[
     def leaves_some(group: int) -> bool:
         return bool(np.all(test_counts + counts[group] < totals))
 
-    def distance(at: npt.NDArray[np.float64]) -> float:
-        return float(((at - target) ** 2 / totals).sum())
+    def distance(cell_counts: npt.NDArray[np.float64]) -> float:
+        return float(((cell_counts - target) ** 2 / totals).sum())
 
     for group in _shuffled(len(counts), "held-out", "groups"):
         if leaves_some(group) and distance(test_counts + counts[group]) < distance(test_counts):
@@ -287,9 +288,9 @@ def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[
         if not test_counts[cell]:
             fitting = [g for g in np.flatnonzero(counts[:, cell] * ~chosen).tolist() if leaves_some(g)]
             if fitting:
-                least = min(fitting, key=lambda g: counts[g].sum())
-                test_counts += counts[least]
-                chosen[least] = True
+                smallest = min(fitting, key=lambda g: counts[g].sum())
+                test_counts += counts[smallest]
+                chosen[smallest] = True
     return chosen
 
 

@@ -40,12 +40,12 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
     if test is not None and any(value == UNLABELED for value in test[label]):
         raise DataError(f"{where}: its test part is not labeled; take one part, as in split=train")
     parts = [part for part in (train, test) if part is not None]
-    known = [_known(part, label, options, where) for part in parts]
-    x, read = _inputs(parts, label, options, where)
-    layout = pixel_layout(options, [*notes, *label_notes, *read])
+    part_labels = [_known(part, label, options, where) for part in parts]
+    x, read_notes = _inputs(parts, label, options, where)
+    layout = pixel_layout(options, [*notes, *label_notes, *read_notes])
     layout = replace(layout, text=options.text_column is not None)
-    return own_benchmark(x[0], known[0], options, seed, where, x_test=x[1] if test is not None else None,
-                         test=known[1] if test is not None else None, layout=layout)
+    return own_benchmark(x[0], part_labels[0], options, seed, where, x_test=x[1] if test is not None else None,
+                         test=part_labels[1] if test is not None else None, layout=layout)
 
 
 def hub_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
@@ -71,27 +71,27 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
         import datasets
     except ImportError as error:
         raise PluginError(f"{where} needs the library datasets, which is not installed: {EXTRA}") from error
-    local, elsewhere = None, ""
+    local_path, local_error = None, ""
     try:
-        local = locate(name, data_dir)
+        local_path = locate(name, data_dir)
     except MissingDataError as error:
-        elsewhere = f"{error}; and "
+        local_error = f"{error}; and "
     try:
-        if local is not None and any((local / file).exists() for file in SAVED):
-            loaded = datasets.load_from_disk(str(local))
+        if local_path is not None and any((local_path / file).exists() for file in SAVED):
+            loaded = datasets.load_from_disk(str(local_path))
             if options.split is not None and isinstance(loaded, Mapping):
                 if options.split not in loaded:
                     raise DataError(f"{where} has no split {options.split!r}, only {some(loaded)}")
                 return loaded[options.split]
             return loaded
-        return datasets.load_dataset(str(local) if local is not None else name.partition(":")[2], options.config,
-                                     split=options.split)
+        return datasets.load_dataset(str(local_path) if local_path is not None else name.partition(":")[2],
+                                     options.config, split=options.split)
     except ClbenchError:
         raise
     except Exception as error:  # from the library, its readers or the network
         text = typed_message(error)
-        raise (MissingDataError if elsewhere else DataError)(
-            f"{elsewhere or f'{where}: '}the library datasets cannot load it: {text[:300]}") from error
+        raise (MissingDataError if local_error else DataError)(
+            f"{local_error or f'{where}: '}the library datasets cannot load it: {text[:300]}") from error
 
 
 def _local(name: str, data_dir: Path) -> Path | None:
@@ -150,20 +150,22 @@ def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -
             raise DataError(f"{where} has no column {column!r} of texts, only {some(features)}")
         return ([tokenized(texts_of(list(part[column]), where), options, where) for part in parts],
                 [length_note(options)])
-    used = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
-    pictures = [c for c in used if _kind(features[c]) == "Image"]
-    if len(pictures) > 1:
-        raise DataError(f"{where} has several columns of images, {some(pictures)}; leave all but one out (leave_out="
-                        f"{'+'.join(pictures[1:])})")
-    others = [c for c in used if c not in pictures]
-    if pictures:
-        x, notes = _photos(parts, pictures[0], options, where)
-        return x, [*notes, *([f"columns that were not used: {some(others)}"] if others else [])]
-    if text := [c for c in used if getattr(features[c], "dtype", "") in ("string", "large_string")]:
-        raise DataError(f"{where}: {some(text)} is text; name one for a model of text (text_column={text[0]}), leave "
-                        f"it out (leave_out={'+'.join(text)}) or take columns of images or numbers")
-    tables = [Table({c: list(part[c]) for c in used}) for part in parts]
-    return [numbers(table, used, where).float() for table in tables], [f"inputs are the columns {some(used)}"]
+    used_columns = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
+    image_columns = [c for c in used_columns if _kind(features[c]) == "Image"]
+    if len(image_columns) > 1:
+        raise DataError(f"{where} has several columns of images, {some(image_columns)}; leave all but one out "
+                        f"(leave_out={'+'.join(image_columns[1:])})")
+    unused_columns = [c for c in used_columns if c not in image_columns]
+    if image_columns:
+        x, notes = _photos(parts, image_columns[0], options, where)
+        return x, [*notes, *([f"columns that were not used: {some(unused_columns)}"] if unused_columns else [])]
+    if text_columns := [c for c in used_columns if getattr(features[c], "dtype", "") in ("string", "large_string")]:
+        raise DataError(f"{where}: {some(text_columns)} is text; name one for a model of text (text_column="
+                        f"{text_columns[0]}), leave it out (leave_out={'+'.join(text_columns)}) or take columns of "
+                        "images or numbers")
+    tables = [Table({c: list(part[c]) for c in used_columns}) for part in parts]
+    return [numbers(table, used_columns, where).float() for table in tables], [
+        f"inputs are the columns {some(used_columns)}"]
 
 
 def _photos(parts: Sequence[Any], column: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:

@@ -101,8 +101,8 @@ def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[Ta
                 raise DataError(f"{where}: {path} has no {'test' if test is None else 'train'}.jsonl next to its "
                                 f"{'train' if test is None else 'test'} file")
     names = [task.name for task in tasks]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{where}: {place} has the task {twice[0]!r} twice")
+    if duplicates := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{where}: {place} has the task {duplicates[0]!r} twice")
     if not tasks:
         raise DataError(f"{where}: {place} has no tasks; expected for each task NAME.jsonl, or NAME/train.jsonl and "
                         "NAME/test.jsonl")
@@ -114,10 +114,10 @@ def _tasks_of_file(path: Path, options: InstructionOptions, where: str) -> Itera
     if options.task_column is None:
         raise DataError(f"{where}: one file needs task_column=FIELD, which names each item's task; or name a folder "
                         "with a file for each task")
-    by_task: dict[str, list[Item]] = {}
+    items_by_task: dict[str, list[Item]] = {}
     for item in read_items(path, options.task_column):
-        by_task.setdefault(getattr(item, "task", ""), []).append(item)
-    for name, items in by_task.items():
+        items_by_task.setdefault(getattr(item, "task", ""), []).append(item)
+    for name, items in items_by_task.items():
         yield _held_out(name, items, options, where)
 
 
@@ -145,16 +145,16 @@ def _ordered(tasks: list[TaskItems], options: InstructionOptions, where: str) ->
 
 def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> Iterator[str]:
     """Yield notes for the user: on items that were cut, and on test items that are copies of training items."""
-    for what, field in (("prompts", "cut_prompts"), ("responses", "cut_responses")):
+    for kind, field in (("prompts", "cut_prompts"), ("responses", "cut_responses")):
         if count := sum(getattr(part, field) for pair in parts for part in pair):
-            yield f"{count} {what} were cut to fit"
-    twice = tested = 0
+            yield f"{count} {kind} were cut to fit"
+    copies = test_count = 0
     for pair in parts:
-        known = {item.ids for item in pair[0].items}
-        twice += sum(item.ids in known for item in pair[1].items)
-        tested += len(pair[1].items)
-    if twice:
-        yield f"{twice} of {tested} test items are exact copies of training items"
+        train_ids = {item.ids for item in pair[0].items}
+        copies += sum(item.ids in train_ids for item in pair[1].items)
+        test_count += len(pair[1].items)
+    if copies:
+        yield f"{copies} of {test_count} test items are exact copies of training items"
 
 
 def examples(stream: Stream, tokenizer: str) -> Iterator[str]:

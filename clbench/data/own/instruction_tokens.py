@@ -29,7 +29,7 @@ class Tokenized:
     def notes(self) -> tuple[str, ...]:
         """Describe what was cut."""
         counts = {"prompt": self.cut_prompts, "response": self.cut_responses, "text": self.cut_texts}
-        return tuple(f"{count} {what}{'s were' if count > 1 else ' was'} cut" for what, count in counts.items()
+        return tuple(f"{count} {kind}{'s were' if count > 1 else ' was'} cut" for kind, count in counts.items()
                      if count)
 
     @property
@@ -58,20 +58,20 @@ class ItemTokenizer:
         Raises:
             DataError: an item has nothing to score, a response does not fit, or the chat template does not render it.
         """
-        made: list[TokenItem] = []
-        prompts = responses = texts = 0
+        token_items: list[TokenItem] = []
+        cut_prompts = cut_responses = cut_texts = 0
         for item in items:
             ids, scored = self._tokens(item)
             if not scored:
                 raise DataError(f"{item.place}: no token can be scored, because nothing comes before the first one")
             if len(ids) > self.length and isinstance(item, PlainText):
-                texts += 1
+                cut_texts += 1
                 ids, scored = ids[:self.length], [i for i in scored if i < self.length]
             elif len(ids) > self.length:
                 ids, scored, response_was_cut = self._cut(ids, scored, item.place)
-                prompts, responses = prompts + (not response_was_cut), responses + response_was_cut
-            made.append(TokenItem(tuple(ids), tuple(scored), not isinstance(item, PlainText)))
-        return Tokenized(tuple(made), prompts, responses, texts)
+                cut_prompts, cut_responses = cut_prompts + (not response_was_cut), cut_responses + response_was_cut
+            token_items.append(TokenItem(tuple(ids), tuple(scored), not isinstance(item, PlainText)))
+        return Tokenized(tuple(token_items), cut_prompts, cut_responses, cut_texts)
 
     def _tokens(self, item: Item) -> tuple[list[int], list[int]]:
         """Return the tokens of an item and the positions of those that are scored."""
@@ -98,16 +98,16 @@ class ItemTokenizer:
         for number, (role, _) in enumerate(item.messages):
             if role != ASSISTANT:
                 continue
-            before = self._rendered(item, number, True)
-            after = self._rendered(item, number + 1, False)
-            if before[:len(ids)] != ids or after[:len(before)] != before:
+            prompt = self._rendered(item, number, True)
+            extended = self._rendered(item, number + 1, False)
+            if prompt[:len(ids)] != ids or extended[:len(prompt)] != prompt:
                 raise DataError(f"{item.place}: the chat template does not continue message {number + 1} where the "
                                 "prompt before it ends, so the assistant's tokens are not known; use prompt and "
                                 "response instead")
-            ends = [i for i in range(len(before), len(after)) if after[i] in self._ends()]
-            last = ends[-1] + 1 if ends else len(after)
-            scored += range(len(before), last)
-            ids = after[:last]
+            ends = [i for i in range(len(prompt), len(extended)) if extended[i] in self._ends()]
+            end = ends[-1] + 1 if ends else len(extended)
+            scored += range(len(prompt), end)
+            ids = extended[:end]
         return ids, scored
 
     def _rendered(self, item: Conversation, count: int, prompt: bool) -> list[int]:
@@ -130,14 +130,14 @@ class ItemTokenizer:
         The start of the prompt is cut first, then the end of the response.
         """
         start = len(self.start) if ids[:len(self.start)] == list(self.start) else 0
-        excess, first = len(ids) - self.length, scored[0]
-        if excess <= first - max(1, start):
+        excess, first_scored = len(ids) - self.length, scored[0]
+        if excess <= first_scored - max(1, start):
             return ids[:start] + ids[start + excess:], [i - excess for i in scored], False
         if not self.cut_responses:
             raise DataError(f"{place}: its {len(ids)} tokens do not fit into {self.length}, even without its prompt; "
                             "raise the length, shorten the response, or allow cut responses (length= and "
                             "cut_responses=true of a benchmark, --length and --allow-cut-responses of clbench forget)")
-        dropped = max(0, first - max(1, self.length // 2))
+        dropped = max(0, first_scored - max(1, self.length // 2))
         ids = ids[:start] + ids[start + dropped:]
         return ids[:self.length], [i - dropped for i in scored if i - dropped < self.length], True
 
@@ -174,11 +174,11 @@ def fitting_length(wanted: int | None, most: int | None, model: str) -> int:
 
 def start_tokens(tokenizer: Any) -> tuple[int, ...]:
     """Return the special tokens that a tokenizer puts at the start of a text: usually BOS, or none."""
-    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
-    for position in range(len(whole) - len(bare) + 1):
-        if whole[position:position + len(bare)] == bare:
-            return tuple(whole[:position])
+    bare_ids = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    full_ids = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for position in range(len(full_ids) - len(bare_ids) + 1):
+        if full_ids[position:position + len(bare_ids)] == bare_ids:
+            return tuple(full_ids[:position])
     return ()
 
 

@@ -150,13 +150,13 @@ def _from_array(path: Path, text: str, task_field: str | None) -> Iterator[Item]
     """Yield the items of a JSON array. Their lines are found by decoding one element after the other."""
     decoder, position = json.JSONDecoder(), _skip(text, 0)
     try:
-        whole = json.loads(text)
+        elements = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: it is not valid JSON ({_reason(error)})") from None
-    if not isinstance(whole, list):
+    if not isinstance(elements, list):
         raise DataError(f"{path}: expected a JSON array of {FORMS}")
     line, counted = 1, 0
-    for _ in whole:
+    for _ in elements:
         position = _skip(text, position + 1)  # after the bracket or a comma
         line += text.count("\n", counted, position)
         counted = position

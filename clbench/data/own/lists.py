@@ -34,7 +34,7 @@ def find_photos(name: str, options: ImagesOptions, data_dir: Path) -> tuple[Phot
     if not root.is_dir():
         raise DataError(f"{where}: {root} is a file; images:DIR wants a folder with a folder of photos for each class")
     if options.train_list:
-        lists = [find_lists(given, root, data_dir, where) for given in (options.train_list, options.test_list)]
+        lists = [find_lists(names, root, data_dir, where) for names in (options.train_list, options.test_list)]
         train, test = listed_photos(root, lists[0], lists[1], where, options.tasks_are_named)
         return train, test if lists[1] else None, []
     notes, tasks, groups = list[str](), options.tasks_are_named, options.groups_from == "folders"
@@ -43,9 +43,9 @@ def find_photos(name: str, options: ImagesOptions, data_dir: Path) -> tuple[Phot
             notes.append(f"folder {parts[0]!r} was read as a class, because there is no folder 'train' next to it")
         return photos_in(root, where, notes, tasks, groups), None, notes
     tests = [n for n in TESTS if any(_folders(root / n))]
-    strange = [f.name for f in _folders(root) if f.name not in (TRAIN, *tests[:1])]
-    if strange:
-        notes.append(f"folders next to {TRAIN!r} that were not used: {some(strange)}")
+    unused_folders = [f.name for f in _folders(root) if f.name not in (TRAIN, *tests[:1])]
+    if unused_folders:
+        notes.append(f"folders next to {TRAIN!r} that were not used: {some(unused_folders)}")
     if tests and tests[0] != TESTS[0]:
         notes.append(f"the test part is the folder {tests[0]!r}")
     train = photos_in(root / TRAIN, where, notes, tasks, groups)
@@ -74,16 +74,16 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         DataError: there are no photos, or they are not in such folders.
     """
     depth = 2 if tasks else 1  # levels of folders that name task and class
-    files, others, shallow, deep = [], 0, 0, 0
+    files, skipped, shallow, deep = [], 0, 0, 0
     for path in sorted(_files(root)):
-        inner = len(path.relative_to(root).parts) - 1
+        folder_count = len(path.relative_to(root).parts) - 1
         if path.suffix.lower() not in SUFFIXES:
-            others += 1
-        elif inner < depth:
+            skipped += 1
+        elif folder_count < depth:
             shallow += 1
         else:
             files.append(path)
-            deep += inner > depth
+            deep += folder_count > depth
     layout = "a folder for each task and in it one for each class" if depth > 1 else "a folder for each class"
     if not files:
         problem = (f"the {shallow} photos in it lie outside such folders" if shallow else
@@ -91,19 +91,19 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         raise DataError(f"{where}: {root} needs {layout}, but {problem}: move the photos into such folders")
     if shallow:
         notes.append(f"{shallow} photos in {root} were left out: they do not lie in {layout}")
-    if others:
-        notes.append(f"{others} files in {root} were left out: they are no photos by their names")
-    inside = [path.relative_to(root).parts for path in files]
+    if skipped:
+        notes.append(f"{skipped} files in {root} were left out: they are no photos by their names")
+    relative_parts = [path.relative_to(root).parts for path in files]
     if deep and depth == 1 and not groups:
         notes.append(f"{deep} photos lie in folders within those of their classes (tasks_from=folders takes the outer "
                      "folders for tasks, groups_from=folders the inner ones for groups)")
     names = None
     if groups:
-        names = ["/".join(parts[depth:-1]) or "/".join(parts) for parts in inside]
+        names = ["/".join(parts[depth:-1]) or "/".join(parts) for parts in relative_parts]
         if not deep:
             raise DataError(f"{where}: groups_from = folders needs folders within those of the classes in {root}")
-    return PhotoFiles(tuple(files), Labeled([parts[depth - 1] for parts in inside],
-                                             [parts[0] for parts in inside] if depth > 1 else None, names))
+    return PhotoFiles(tuple(files), Labeled([parts[depth - 1] for parts in relative_parts],
+                                            [parts[0] for parts in relative_parts] if depth > 1 else None, names))
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -161,20 +161,20 @@ def listed_photos(root: Path, train: Sequence[Path], test: Sequence[Path], where
     entries, names = [*parts[0], *parts[1]], " and ".join(path.name for path in [*train, *test])
     if not parts[0]:
         raise DataError(f"{where}: {names} lists no photos")
-    inside = _below(root, [path for path, _ in entries])
-    files = [root / path for path in inside]
-    if missing := [path for path, file in zip(inside, files, strict=True) if not file.is_file()]:
+    relative_paths = _below(root, [path for path, _ in entries])
+    files = [root / path for path in relative_paths]
+    if missing := [path for path, file in zip(relative_paths, files, strict=True) if not file.is_file()]:
         raise MissingDataError(f"{where}: {len(missing)} of {len(files)} photos that {names} lists are not in {root}; "
                                f"the first is {missing[0]}. Add them, or check that the list belongs to this folder")
-    if tasks and (shallow := [path for path in inside if "/" not in path]):
+    if tasks and (shallow := [path for path in relative_paths if "/" not in path]):
         raise DataError(f"{where}: outer folders are tasks, and {shallow[0]} in {names} lies in none")
     labels, classes = _named([label for _, label in entries], [file.parent.name for file in files])
-    outer = [path.partition("/")[0] for path in inside]
+    outer = [path.partition("/")[0] for path in relative_paths]
     count = len(parts[0])
-    first, second = (PhotoFiles(tuple(files[part]), Labeled(labels[part], outer[part] if tasks else None,
-                                                             classes=classes))
-                     for part in (slice(count), slice(count, None)))
-    return first, second
+    train_files, test_files = (PhotoFiles(tuple(files[part]), Labeled(labels[part], outer[part] if tasks else None,
+                                                                      classes=classes))
+                               for part in (slice(count), slice(count, None)))
+    return train_files, test_files
 
 
 def read_list(path: Path, where: str) -> Entries:

@@ -78,11 +78,11 @@ def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFi
     where = f"benchmark {name!r}"
     if options.read == "files":
         return _in_files(name, root, files, train, test, notes, options, data_dir, seed)
-    x, read = read_photos([*train.files, *(test.files if test else ())], options, where,
-                          way_out="; read=files reads them batch by batch")
+    x, read_notes = read_photos([*train.files, *(test.files if test else ())], options, where,
+                                way_out="; read=files reads them batch by batch")
     count = len(train.files)
     return own_benchmark(x[:count], train.labeled, options, seed, where, x_test=x[count:] if test else None,
-                         test=test.labeled if test else None, layout=pixel_layout(options, [*notes, *read]))
+                         test=test.labeled if test else None, layout=pixel_layout(options, [*notes, *read_notes]))
 
 
 def _in_files(name: str, root: Path, listed_paths: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,
@@ -92,22 +92,22 @@ def _in_files(name: str, root: Path, listed_paths: Sequence[Path], train: PhotoF
     files = [*train.files, *(test.files if test else ())]
     with ThreadPoolExecutor(_threads()) as pool:
         heads = _heads(pool, files, Image.open, where)
-    form, read = format_of(heads, options)
-    listed = listed_files(listed_paths)
-    contents = contents_of(listed, index_of(data_dir / "streams", name, listed))
+    form, format_notes = format_of(heads, options)
+    data_files = listed_files(listed_paths)
+    contents = contents_of(data_files, index_of(data_dir / "streams", name, data_files))
     table = PhotoTable.of(root, files, [(head.height, head.width) for head in heads],
                           [contents.by_name[str(path)] for path in files])
     photos = Photos(table, torch.arange(len(files)), form)
     division = divide(train.labeled, test.labeled if test else None, options, seed, where)
-    trained = [Split(photos[torch.from_numpy(rows)], torch.from_numpy(division.y_train[rows]))
-               for rows in division.train]
+    train_splits = [Split(photos[torch.from_numpy(rows)], torch.from_numpy(division.y_train[rows]))
+                    for rows in division.train]
     begin = len(train.files) if test else 0
-    tested = [Split(photos[torch.from_numpy(rows + begin)], torch.from_numpy(division.y_test[rows]),
-                    rows=torch.from_numpy(rows)) for rows in division.test]
-    hashes = ([split.x.hashes for split in part if isinstance(split.x, Photos)] for part in (trained, tested))
-    layout = pixel_layout(options, [*notes, *read, *division.notes, *describe_copies(*hashes)])
-    return RawStream(tuple(trained), tuple(tested), division.orders, notes=layout.notes, augment=layout.augment,
-                     class_names=division.classes)
+    test_splits = [Split(photos[torch.from_numpy(rows + begin)], torch.from_numpy(division.y_test[rows]),
+                         rows=torch.from_numpy(rows)) for rows in division.test]
+    hashes = ([split.x.hashes for split in part if isinstance(split.x, Photos)] for part in (train_splits, test_splits))
+    layout = pixel_layout(options, [*notes, *format_notes, *division.notes, *describe_copies(*hashes)])
+    return RawStream(tuple(train_splits), tuple(test_splits), division.orders, notes=layout.notes,
+                     augment=layout.augment, class_names=division.classes)
 
 
 def pixel_layout(options: PixelOptions, notes: list[str]) -> Layout:
@@ -133,11 +133,11 @@ def read_photos(sources: Sequence[Any], options: PhotoOptions, where: str,
         heads = _heads(pool, sources, opened, where)
         form, notes = format_of(heads, options)
         shape = (len(sources), form.channels, form.height, form.width)
-        size, left = torch.Size(shape).numel(), host_memory_left()
-        if left is not None and size > left:
+        size, available = torch.Size(shape).numel(), host_memory_left()
+        if available is not None and size > available:
             raise DataError(f"{where}: {len(sources):,} photos of {form.width} x {form.height} pixels take "
-                            f"{size / 1e9:.1f} GB, and {left / 1e9:.1f} GB of memory are available; choose a smaller "
-                            f"size{way_out}")
+                            f"{size / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available; choose a "
+                            f"smaller size{way_out}")
         x = torch.empty(shape, dtype=torch.uint8)
 
         def read(item: tuple[int, Any]) -> None:
@@ -196,20 +196,20 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items
         except Exception as error:  # Pillow's readers raise many kinds, all reported below
             return None, reason(error)
 
-    done = list(pool.map(attempt, items))
-    failed = [(source if isinstance(source, Path) else f"photo {index}", why)
-              for (index, source), (_, why) in zip(items, done, strict=True) if why]
-    if failed:
-        named = "; ".join(f"{source} ({why})" for source, why in failed[:SHOWN])
-        raise DataError(f"{where}: {len(failed)} of {len(items)} photos cannot be read, repair or remove them: "
-                        f"{named}" + (" ..." if len(failed) > SHOWN else ""))
-    return [out for out, _ in done]  # type: ignore[misc] # none has failed
+    results = list(pool.map(attempt, items))
+    failures = [(source if isinstance(source, Path) else f"photo {index}", problem)
+                for (index, source), (_, problem) in zip(items, results, strict=True) if problem]
+    if failures:
+        listing = "; ".join(f"{source} ({problem})" for source, problem in failures[:SHOWN])
+        raise DataError(f"{where}: {len(failures)} of {len(items)} photos cannot be read, repair or remove them: "
+                        f"{listing}" + (" ..." if len(failures) > SHOWN else ""))
+    return [out for out, _ in results]  # type: ignore[misc] # none has failed
 
 
 def _sizes(shapes: set[tuple[int, int]]) -> str:
     """Return a description of the sizes of photos."""
-    least, most = min(shapes, key=lambda s: s[0] * s[1]), max(shapes, key=lambda s: s[0] * s[1])
-    return f"{least[0]} x {least[1]}" + ("" if len(shapes) == 1 else f" to {most[0]} x {most[1]}")
+    smallest, largest = min(shapes, key=lambda s: s[0] * s[1]), max(shapes, key=lambda s: s[0] * s[1])
+    return f"{smallest[0]} x {smallest[1]}" + ("" if len(shapes) == 1 else f" to {largest[0]} x {largest[1]}")
 
 
 def _modes(heads: Sequence[Head], gray: bool) -> list[str]:

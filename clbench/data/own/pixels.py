@@ -45,9 +45,9 @@ class Head(NamedTuple):
 def head_of(image: Image.Image) -> Head:
     """Return a photo's header, and close the file."""
     with image:
-        turn = image.getexif().get(ORIENTATION, 1)
-        width, height = image.size[::-1] if turn in TURNED else image.size
-        return Head(width, height, image.mode, turn != 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
+        width, height = image.size[::-1] if orientation in TURNED else image.size
+        return Head(width, height, image.mode, orientation != 1)
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
@@ -114,11 +114,11 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
     """
     try:
         with Image.open(path) as opened:
-            reduced = form.resize is None and crop is None
-            if reduced:
+            is_reduced = form.resize is None and crop is None
+            if is_reduced:
                 shrink(opened, form)
             image = upright(opened, form.channels)
-            if not reduced and [image.height, image.width] != size:
+            if not is_reduced and [image.height, image.width] != size:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, and had {size[1]} x {size[0]} "
                                  "before")
             if whole is not None:

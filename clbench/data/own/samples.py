@@ -66,8 +66,8 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def some(names: Iterable[str]) -> str:
     """Return names as text: the first few, and the number of the others."""
-    every = list(names)
-    return ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN} more" if len(every) > SHOWN else "")
+    all_names = list(names)
+    return ", ".join(all_names[:SHOWN]) + (f" and {len(all_names) - SHOWN} more" if len(all_names) > SHOWN else "")
 
 
 def locate(name: str, data_dir: Path) -> Path:

@@ -66,12 +66,12 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
     train, test = (read(data_dir / file, columns, where) for file in NEWSGROUPS)
     names = in_order(train.known.labels)
     number = {name: i for i, name in enumerate(names)}
-    made = []
+    encoded = []
     for part, read_part in zip(PARTS, (train, test), strict=True):
         y = torch.tensor([number[label] for label in read_part.known.labels])
         rows = chosen_rows(y, options, part, seed)  # only these are tokenized
-        made.append(Images(tokenized([read_part.texts[i] for i in rows.tolist()], options, where), y[rows]))
-    benchmark = split_by_class(made[0], made[1], options.sizes, class_order(options, seed, names))
+        encoded.append(Images(tokenized([read_part.texts[i] for i in rows.tolist()], options, where), y[rows]))
+    benchmark = split_by_class(encoded[0], encoded[1], options.sizes, class_order(options, seed, names))
     layout = Layout(text=True, class_names=tuple(names), test_rows=rows_by_task(benchmark, rows))  # of the test part
     setattr(benchmark, LAYOUT, layout)
     return benchmark

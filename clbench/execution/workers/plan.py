@@ -40,19 +40,19 @@ class TrialQueue:
         These are further seeds of its method, then trials of methods that differ in `Scalar` options only. With
         `stack=None`, trials run one by one on a CPU and in stacks of `ACCELERATOR_STACK` on an accelerator.
         """
-        setting, here = next(iter(self.left.items()))
-        kind = max(here, key=lambda k: (self.seconds.get(k, math.inf), -here[k][0][0]))  # ties: first in the plan
+        setting, queues = next(iter(self.left.items()))
+        kind = max(queues, key=lambda k: (self.seconds.get(k, math.inf), -queues[k][0][0]))  # ties: first in the plan
         size = stack or (1 if device == "cpu" else ACCELERATOR_STACK)
-        family = here[kind][0][1].family
-        kin = [k for k in here if k != kind and family and here[k][0][1].family == family]
+        family = queues[kind][0][1].family
+        kin = [k for k in queues if k != kind and family and queues[k][0][1].family == family]
         group: list[PlannedTrial] = []
         for k in (kind, *kin):
             count = size - len(group)
-            group += [planned for _, planned in here[k][:count]]
-            del here[k][:count]
-            if not here[k]:
-                del here[k]
-        if not here:
+            group += [planned for _, planned in queues[k][:count]]
+            del queues[k][:count]
+            if not queues[k]:
+                del queues[k]
+        if not queues:
             del self.left[setting]
         return group
 
@@ -67,10 +67,10 @@ class PreflightChecks:
 
     def __init__(self, todo: Sequence[PlannedTrial], listener: Listener) -> None:
         """Select the first trial of every setting and method."""
-        first: dict[Kind, PlannedTrial] = {}
+        first_trials: dict[Kind, PlannedTrial] = {}
         for planned in todo:
-            first.setdefault(kind_of(planned.trial), planned)
-        self.left = list(first.values())
+            first_trials.setdefault(kind_of(planned.trial), planned)
+        self.left = list(first_trials.values())
         self.listener = listener
         self.problems: dict[str, ClbenchError] = {}
         self.notes: set[str] = set()

@@ -243,8 +243,8 @@ class Pool:
         """
         planned = request.planned if isinstance(request, Prepare) else None
         if not self._once_more(planned.trial.key if planned else ""):
-            what = f"{planned.label!r} on {planned.trial.benchmark.name}" if planned else "nothing"
-            raise WorkerError(f"{cause} while it prepared {what}{link.last_stderr_line()}")
+            trial_name = f"{planned.label!r} on {planned.trial.benchmark.name}" if planned else "nothing"
+            raise WorkerError(f"{cause} while it prepared {trial_name}{link.last_stderr_line()}")
         if planned:
             self.checks.left.insert(0, planned)
         self.checker = next((p for p in self.links if p.ready), None)

@@ -185,8 +185,8 @@ class Worker:
         self.send = send
         self.runner = TrialRunner(start.settings, start.device, start.command,
                                   registry or discover(files=start.plugins), start.artifacts, start.checkpoints)
-        accelerated = self.runner.device.type != "cpu"  # with --device auto, it is known only now
-        threads = start.alone if accelerated and start.alone is not None else start.threads
+        is_accelerated = self.runner.device.type != "cpu"  # with --device auto, it is known only now
+        threads = start.alone if is_accelerated and start.alone is not None else start.threads
         if threads is not None:
             torch.set_num_threads(threads)
         self.provenance = provenance.collect("", self.runner.device, start.command)
@@ -214,8 +214,8 @@ class Worker:
         except Exception as error:
             plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
             origin = self.provenance.model_copy(update={"plugin": plugin})
-            facts = failure_of(error, group[0].trial, self.runner.registry)
-            records = [protocol.failed(planned, origin, started, facts) for planned in group]
+            failure = failure_of(error, group[0].trial, self.runner.registry)
+            records = [protocol.failed(planned, origin, started, failure) for planned in group]
         self.send(Finished(records=records))
 
 

@@ -116,8 +116,8 @@ class Cluster:
         """
         self.ray = ray
         self.cpus = start.threads or 1
-        there = any(node.get("GPU") for node in self._resources())
-        self.gpus, device = gpus_of(start.device, start.settings.gpus, there)
+        has_gpus = any(node.get("GPU") for node in self._resources())
+        self.gpus, device = gpus_of(start.device, start.settings.gpus, has_gpus)
         settings = start.settings.model_copy(update={"data": start.settings.data_dir.absolute()})
         worker_start = start.model_copy(update={"settings": settings, "device": device})
         plugins = {path.name: path.read_bytes() for path in start.plugins}
@@ -129,15 +129,16 @@ class Cluster:
 
     def nodes(self) -> list[int]:
         """Return the number of workers that fit on each usable node, ignoring its current load."""
-        rooms = []
+        worker_counts = []
         for node in self._resources():
-            room = int(node.get("CPU", 0) // self.cpus)
+            worker_count = int(node.get("CPU", 0) // self.cpus)
             if self.gpus:
-                have = int(node.get("GPU", 0))
+                gpu_count = int(node.get("GPU", 0))
                 # A worker with a fraction of a GPU cannot use two GPUs. 1 // 0.2 is 4, because 0.2 is rounded up.
-                room = min(room, have // int(self.gpus) if self.gpus >= 1 else have * int(1 / self.gpus + 1e-9))
-            rooms.append(room)
-        return [room for room in rooms if room]
+                worker_count = min(worker_count, gpu_count // int(self.gpus) if self.gpus >= 1
+                                   else gpu_count * int(1 / self.gpus + 1e-9))
+            worker_counts.append(worker_count)
+        return [worker_count for worker_count in worker_counts if worker_count]
 
     def room(self) -> int:
         """Return the number of workers that fit on the cluster.
@@ -145,11 +146,12 @@ class Cluster:
         Raises:
             ClusterError: none fits.
         """
-        if rooms := self.nodes():
-            return sum(rooms)
-        have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in self._resources())
-        need = f"{self.cpus} CPUs (--threads)" + (f" and {self.gpus:g} GPUs (--gpus)" if self.gpus else "")
-        raise ClusterError(f"no node of the Ray cluster has the {need} that a worker takes, only {have or 'none'}")
+        if worker_counts := self.nodes():
+            return sum(worker_counts)
+        resources = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in self._resources())
+        requirement = f"{self.cpus} CPUs (--threads)" + (f" and {self.gpus:g} GPUs (--gpus)" if self.gpus else "")
+        raise ClusterError(f"no node of the Ray cluster has the {requirement} that a worker takes, only "
+                           f"{resources or 'none'}")
 
     def start(self, inbox: Inbox) -> WorkerHandle:
         """Request a worker from Ray, which starts it when the cluster has free resources.
@@ -211,8 +213,8 @@ class Remote(WorkerHandle):
         except ray.exceptions.RayTaskError as error:  # a bug; the pool raises it, not this thread
             self.inbox.put((self, error))
         except ray.exceptions.RayError as error:  # the node or Ray's process on it has died
-            where = f" on node {self.name}" if self.name else ""
-            self.death = f"Ray lost the worker{where} ({type(error).__name__})"
+            place = f" on node {self.name}" if self.name else ""
+            self.death = f"Ray lost the worker{place} ({type(error).__name__})"
             self.tail.extend(f"{line}\n" for line in str(error).splitlines())
             self.inbox.put((self, None))
 

@@ -33,9 +33,9 @@ def next_step(setting: Setting, facts: Facts) -> str:
     untuned = setting.untuned
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
-        every = all(not m.searched for m in setting.methods)
-        return f"tune {'the methods' if every else 'what is untuned'}: clbench tune {file}" + (
-            "" if every else f" --methods {shlex.quote(names)}")
+        is_all_untuned = all(not m.searched for m in setting.methods)
+        return f"tune {'the methods' if is_all_untuned else 'what is untuned'}: clbench tune {file}" + (
+            "" if is_all_untuned else f" --methods {shlex.quote(names)}")
     if facts.best and facts.best.open and not facts.best.limited:  # else more seeds will not help
         return _more_evidence(setting, command)
     return ""
@@ -51,21 +51,21 @@ def _more_evidence(setting: Setting, command: Sequence[str]) -> str:
     if setting.until:
         return ""
     file, benchmark = _file(command), setting.records[0].trial.benchmark.name
-    out = _value(command, "--out") or f"runs/{run_folder_name(Path(file) if file else None, benchmark)}"
+    folder = _value(command, "--out") or f"runs/{run_folder_name(Path(file) if file else None, benchmark)}"
     if FIRST <= len(setting.seeds) < MOST and setting.seeds == tuple(range(len(setting.seeds))):
-        settings = {"--until": "decided", "--baseline": BEST, "--out": f"{out}-decided"}
+        settings = {"--until": "decided", "--baseline": BEST, "--out": f"{folder}-decided"}
         return f"collect seeds until the question is decided, in a new folder: {_with(command, settings)}"
-    first = max(setting.seeds) + 1
-    seeds = ",".join(map(str, range(first, first + min(len(setting.seeds), MOST))))
+    first_seed = max(setting.seeds) + 1
+    seeds = ",".join(map(str, range(first_seed, first_seed + min(len(setting.seeds), MOST))))
     return ("confirm with fresh seeds, analyzed alone: "
-            + _with(command, {"--seeds": seeds, "--out": f"{out}-confirmation"}))
+            + _with(command, {"--seeds": seeds, "--out": f"{folder}-confirmation"}))
 
 
 def _run_command(setting: Setting) -> list[str] | None:
     """Return the words of the latest `clbench run` command of the records, or None if it was another command."""
-    latest = max(setting.records, key=lambda r: r.provenance.started).provenance.command
+    command = max(setting.records, key=lambda r: r.provenance.started).provenance.command
     try:
-        words = shlex.split(latest)
+        words = shlex.split(command)
     except ValueError:
         return None
     return words if words[:2] == ["clbench", "run"] else None
@@ -105,20 +105,20 @@ SHOWN, NAMES = 5, 3  # the most sentences, and the most names in a sentence
 
 def cautions(setting: Setting) -> list[str]:
     """Return the cautions of a section. If there are more than five, the last one says how many are left out."""
-    every = list(_every(setting))
-    if len(every) <= SHOWN:
-        return every
-    more = len(every) - SHOWN + 1
-    return [*every[:SHOWN - 1], f"The notes below the table have {more} further cautions."]
+    all_cautions = list(_every(setting))
+    if len(all_cautions) <= SHOWN:
+        return all_cautions
+    omitted_count = len(all_cautions) - SHOWN + 1
+    return [*all_cautions[:SHOWN - 1], f"The notes below the table have {omitted_count} further cautions."]
 
 
 def _every(setting: Setting) -> Iterator[str]:
     """Yield all cautions, the most serious first."""
     methods = [m for m in setting.methods if m.done]
     candidates = [m for m in methods if not m.reference]
-    if added := sorted({r.trial.seed for r in setting.records if r.seen}):
-        yield (f"{_seeds(added)} {'was' if len(added) == 1 else 'were'} added after an interim analysis; the tests do "
-               "not account for that.")
+    if added_seeds := sorted({r.trial.seed for r in setting.records if r.seen}):
+        yield (f"{_seeds(added_seeds)} {'was' if len(added_seeds) == 1 else 'were'} added after an interim analysis; "
+               "the tests do not account for that.")
     if partial := [m.label for m in setting.methods if not m.complete]:
         yield f"Not every seed gave a result: {in_words(partial, NAMES)}."
     for mark, words in ((CHANCE, "Not better than chance"), (UNDERFIT, "Underfit (the training loss stayed high)")):
@@ -128,8 +128,8 @@ def _every(setting: Setting) -> Iterator[str]:
         yield f"Underfit (20 or more points below joint training just after learning): {in_words(behind, NAMES)}."
     if untuned := [m.label for m in setting.untuned]:
         tuned = sum(bool(m.searched) for m in candidates)
-        others = "the other method" if tuned == 1 else f"the other {tuned} methods"
-        yield f"Untuned, unlike {others}: {in_words(untuned, NAMES)}." if tuned else "No method was tuned."
+        other_methods = "the other method" if tuned == 1 else f"the other {tuned} methods"
+        yield f"Untuned, unlike {other_methods}: {in_words(untuned, NAMES)}." if tuned else "No method was tuned."
     if falling := [m.label for m in methods if still_falling(m.done)]:
         yield f"Not converged when a task's steps ended: {_among(falling, methods)}."
     if setting.baseline is None:
@@ -151,9 +151,9 @@ def _mixtures(setting: Setting) -> Iterator[str]:
 
 def _among(labels: Sequence[str], methods: Sequence[MethodRecords]) -> str:
     """Name some of the labels, or write `all except ...` if that is shorter."""
-    rest = [m.label for m in methods if m.label not in labels]
-    if len(labels) > NAMES and len(rest) < NAMES:
-        return f"all except {in_words(rest, NAMES)}" if rest else "all methods"
+    other_labels = [m.label for m in methods if m.label not in labels]
+    if len(labels) > NAMES and len(other_labels) < NAMES:
+        return f"all except {in_words(other_labels, NAMES)}" if other_labels else "all methods"
     return in_words(labels, NAMES)
 
 

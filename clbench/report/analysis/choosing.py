@@ -34,12 +34,12 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
     finals = _finals(setting)
     if len(finals) < 2:
         return None
-    over = {label: setting.interval(setting.final, label) for label in finals}
-    counted = {kind.name: values_of(setting, kind) for kind in KINDS}
-    known = everything if _same(everything, [*finals]) else None
-    tests = known or setting.tests(setting.final, finals)
+    intervals = {label: setting.interval(setting.final, label) for label in finals}
+    amounts = {kind.name: values_of(setting, kind) for kind in KINDS}
+    known_tests = everything if _same(everything, [*finals]) else None
+    tests = known_tests or setting.tests(setting.final, finals)
     # Of equal methods, the first leads, as in `leader`. Methods that a rule dropped come after all others.
-    order = sorted(finals, key=lambda label: (label in tests.dropped, setting.metric.rank(over[label].mean)))
+    order = sorted(finals, key=lambda label: (label in tests.dropped, setting.metric.rank(intervals[label].mean)))
     pairs = {}
     for pair in tests.pairs:
         ahead = min(pair.first, pair.second, key=order.index)
@@ -49,8 +49,8 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
             rival.difference, rival.half_width, rival.shown, rival.needed, rival.untested)
     return Choosable(
         scenario_rules(setting.records[0].trial.scenario).task_given,
-        tuple(Candidate(label, over[label].mean, over[label].half_width,
-                        {name: values.get(label) for name, values in counted.items()},
+        tuple(Candidate(label, intervals[label].mean, intervals[label].half_width,
+                        {name: values.get(label) for name, values in amounts.items()},
                         setting.cautions.get(label, "")) for label in order),
         tuple(tuple(pairs[a, b] for b in order[i + 1:]) for i, a in enumerate(order)),
         tuple(m.label for m in setting.methods if not m.reference and m.label not in finals), setting.metric)
@@ -160,28 +160,28 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
     """
     kind = next(kind for kind in KINDS if kind.name == name)
     flag = f"--max-{name} {given}" if name != "samples" else "--no-samples-kept"
-    parsed = AMOUNT.fullmatch(given.strip())
-    if parsed is None or parsed["number"].count(".") > 1:
+    match = AMOUNT.fullmatch(given.strip())
+    if match is None or match["number"].count(".") > 1:
         raise SpecError(f"{flag}: expected an amount such as 5MB or 20k, a share such as 1%, or a multiple such as 2x "
                         "or 2x-naive")
-    amount = float(parsed["number"])
-    if not (parsed["percent"] or parsed["times"]):
-        return Limit(kind, flag, amount * PREFIXES[parsed["prefix"]])
-    other = parsed["method"] or setting.baseline
-    value = values_of(setting, kind).get(other or "")
-    if other is None or value is None:
-        whom = f"method {other!r}" if other else "fine-tuning baseline (naive)"
-        raise SpecError(f"{flag}: {setting.title} has no {whom} whose {kind.measure.column.name} is known. Give an "
-                        "amount instead")
-    return Limit(kind, flag, amount * value / (100 if parsed["percent"] else 1))
+    amount = float(match["number"])
+    if not (match["percent"] or match["times"]):
+        return Limit(kind, flag, amount * PREFIXES[match["prefix"]])
+    reference_label = match["method"] or setting.baseline
+    value = values_of(setting, kind).get(reference_label or "")
+    if reference_label is None or value is None:
+        description = f"method {reference_label!r}" if reference_label else "fine-tuning baseline (naive)"
+        raise SpecError(f"{flag}: {setting.title} has no {description} whose {kind.measure.column.name} is known. "
+                        "Give an amount instead")
+    return Limit(kind, flag, amount * value / (100 if match["percent"] else 1))
 
 
 def values_of(setting: Setting, kind: Kind) -> dict[str, float | None]:
     """Return the mean amount of each method over its seeds, or None if some record lacks the amount."""
     means: dict[str, float | None] = {}
     for label, by_seed in setting.values(kind.measure).items():
-        known = [value for value in by_seed.values() if value is not None]
-        means[label] = fmean(known) if known and len(known) == len(by_seed) else None
+        known_values = [value for value in by_seed.values() if value is not None]
+        means[label] = fmean(known_values) if known_values and len(known_values) == len(by_seed) else None
     return means
 
 
@@ -190,12 +190,13 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
 
     The same data decide which method is best, so the family of tests has all pairs of the setting's methods.
     """
-    counted = {kind: values_of(setting, kind) for kind in KINDS}
+    amounts = {kind: values_of(setting, kind) for kind in KINDS}
     finals = _finals(setting)
     refused = {m.label: "not every seed gave a result" for m in setting.methods
                if not m.reference and m.label not in finals}
     for label in finals:
-        reasons = [why for constraint in limits if (why := constraint.refusal(counted[constraint.kind].get(label)))]
+        reasons = [reason for constraint in limits
+                   if (reason := constraint.refusal(amounts[constraint.kind].get(label)))]
         if reasons:
             refused[label] = ", ".join(reasons)
     allowed = [label for label in finals if label not in refused]
@@ -203,15 +204,15 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
     best = leader(setting.final.column, {label: finals[label] for label in allowed}, tests) if allowed else None
     if best is None:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
-                      None, {}, (), tuple(_prices(limits, counted, finals, None, setting)), refused,
+                      None, {}, (), tuple(_prices(limits, amounts, finals, None, setting)), refused,
                       setting.metric)
     pairs = {pair.first: pair for pair in tests.against(best)}
     rivals = sorted((rival_of(pairs[label], finals, setting) for label in allowed if label != best),
                     key=lambda rival: setting.metric.rank(rival.accuracy))
-    over = setting.interval(setting.final, best)
-    return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best, over.mean,
-                  over.half_width, {kind.name: counted[kind].get(best) for kind in KINDS}, tuple(rivals),
-                  tuple(_prices(limits, counted, finals, best, setting)), refused, setting.metric)
+    interval = setting.interval(setting.final, best)
+    return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best,
+                  interval.mean, interval.half_width, {kind.name: amounts[kind].get(best) for kind in KINDS},
+                  tuple(rivals), tuple(_prices(limits, amounts, finals, best, setting)), refused, setting.metric)
 
 
 def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
@@ -237,20 +238,20 @@ def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float |
     """Return the price of each constraint if the other constraints stay."""
     prices = []
     for constraint in limits:
-        rest = [other for other in limits if other is not constraint]
+        other_limits = [other for other in limits if other is not constraint]
         candidates = {label: by_seed for label, by_seed in finals.items()
-                      if not any(other.refusal(counted[other.kind].get(label)) for other in rest)}
+                      if not any(other.refusal(counted[other.kind].get(label)) for other in other_limits)}
         if not candidates:
             continue
-        without = leader(setting.final.column, candidates)
-        accuracy = fmean(candidates[without].values())
+        best_without = leader(setting.final.column, candidates)
+        accuracy = fmean(candidates[best_without].values())
         if best is None:
-            prices.append(Price(constraint.flag, without, accuracy, None, None))
+            prices.append(Price(constraint.flag, best_without, accuracy, None, None))
             continue
-        if without == best:
-            prices.append(Price(constraint.flag, without, accuracy, 0.0, 0.0))
+        if best_without == best:
+            prices.append(Price(constraint.flag, best_without, accuracy, 0.0, 0.0))
             continue
-        pair, = setting.tests(setting.final, {label: finals[label] for label in (without, best)}, best).pairs
-        over = _lead(pair, setting).interval
-        prices.append(Price(constraint.flag, without, accuracy, over.mean, over.half_width))
+        pair, = setting.tests(setting.final, {label: finals[label] for label in (best_without, best)}, best).pairs
+        interval = _lead(pair, setting).interval
+        prices.append(Price(constraint.flag, best_without, accuracy, interval.mean, interval.half_width))
     return prices

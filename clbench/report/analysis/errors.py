@@ -32,7 +32,7 @@ FEW = 0.005  # a part that is smaller (as a share) is described as none
 
 def share(counts: Sequence[int], samples: Sequence[int]) -> float:
     """Return the counts as shares of the samples of their tasks, averaged over tasks."""
-    return fmean(n / of for n, of in zip(counts, samples, strict=True))
+    return fmean(n / total for n, total in zip(counts, samples, strict=True))
 
 
 def parts_of(counts: ErrorCounts) -> dict[str, float]:
@@ -40,8 +40,8 @@ def parts_of(counts: ErrorCounts) -> dict[str, float]:
 
     Methods that infer the task (`counts.corrected` is empty) have other parts than the remaining methods.
     """
-    def part(of: Sequence[int]) -> float:
-        return share(of, counts.samples)
+    def part(task_counts: Sequence[int]) -> float:
+        return share(task_counts, counts.samples)
 
     within = 1 - part(counts.given)
     if counts.corrected:
@@ -87,8 +87,8 @@ def measures(setting: Setting) -> list[Measure]:
     end, before = _probed(lambda probe: probe.end), _probed(lambda probe: probe.learned)
 
     def drift(record: Record, joint: Record | None) -> float | None:
-        then, now = before(record, joint), end(record, joint)
-        return None if then is None or now is None else then - now
+        learned_value, end_value = before(record, joint), end(record, joint)
+        return None if learned_value is None or end_value is None else learned_value - end_value
 
     return [column(LOST, "points", _lost),
             *(column(name, "points", _part(name), HEADINGS[name]) for name in PARTS
@@ -116,10 +116,10 @@ class Means:
         if len(last_counts) != len(method.done) or len(kinds) != 1:
             return None
 
-        def mean(of: Callable[[Probe], Sequence[int]]) -> float | None:
-            values = [_probed(of)(r, None) for r in method.done]
-            known = [value for value in values if value is not None]
-            return fmean(known) if len(known) == len(values) else None
+        def mean(counts_of: Callable[[Probe], Sequence[int]]) -> float | None:
+            values = [_probed(counts_of)(r, None) for r in method.done]
+            known_values = [value for value in values if value is not None]
+            return fmean(known_values) if len(known_values) == len(values) else None
 
         within, before = mean(lambda p: p.end), mean(lambda p: p.learned)
         parts = [parts_of(counts) for counts in last_counts]
@@ -157,8 +157,8 @@ head, or replay'
         return (f"{loses}, {points(parts[MISGUIDED])} of them by inferring the wrong task. Try another way to infer "
                 "the task")
     bias = parts[BIAS]
-    of_bias = f"{points(bias)} by task-recency bias" if bias >= FEW else "none by task-recency bias"
-    return (f"{loses}, {points(between)} of them by confusing classes of different tasks ({of_bias}). "
+    bias_share = f"{points(bias)} by task-recency bias" if bias >= FEW else "none by task-recency bias"
+    return (f"{loses}, {points(between)} of them by confusing classes of different tasks ({bias_share}). "
             f"{_between(means)}")
 
 
@@ -201,8 +201,8 @@ def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> li
         names = [_named(i, named) for i in range(tasks)]
         rows = tuple(Row(names[i], tuple(_shared([c.tasks[i][j] / c.samples[i] for c in last_counts])
                                          for j in range(tasks))) for i in range(tasks))
-        what = "task of the winning output" if last_counts[0].corrected else "inferred task"
-        tables.append(Table(f"{method.label}: {what}, mean over {len(last_counts)} seed{'s' * (len(last_counts) > 1)}",
+        kind = "task of the winning output" if last_counts[0].corrected else "inferred task"
+        tables.append(Table(f"{method.label}: {kind}, mean over {len(last_counts)} seed{'s' * (len(last_counts) > 1)}",
                             tuple(Column(name, "percent") for name in names), rows, corner="samples of"))
     return tables
 
@@ -216,23 +216,23 @@ def _named(index: int, named: NamedTasks | None) -> str:
     if named is None or named.seed is not None:
         return f"task {index + 1}"
     names = named.tasks[index]
-    more = ", ..." if len(names) > NAMED else ""
-    return f"task {index + 1} ({', '.join(names[:NAMED])}{more})"
+    suffix = ", ..." if len(names) > NAMED else ""
+    return f"task {index + 1} ({', '.join(names[:NAMED])}{suffix})"
 
 
 def rows_of(methods: Sequence[MethodRecords]) -> list[Table]:
     """Return the error decomposition after each task, a table for each method whose records have every row."""
     tables = []
     for method in methods:
-        lists = [r.errors for r in method.done]
-        if not lists or len({tuple((c.learned, bool(c.corrected)) for c in rows) for rows in lists}) != 1 or (
-                len(lists[0]) < 2):
+        error_rows = [r.errors for r in method.done]
+        if not error_rows or len({tuple((c.learned, bool(c.corrected)) for c in rows) for rows in error_rows}) != 1 or (
+                len(error_rows[0]) < 2):
             continue
-        names = [name for name in PARTS if name in parts_of(lists[0][0])]
-        rows = tuple(Row(f"after task {seen[0].learned}", tuple(
-            _pointed([value(c) for c in seen]) for value in (
+        names = [name for name in PARTS if name in parts_of(error_rows[0][0])]
+        rows = tuple(Row(f"after task {counts[0].learned}", tuple(
+            _pointed([value(c) for c in counts]) for value in (
                 lambda c: 1 - share(c.right, c.samples), *(_named_part(name) for name in names))))
-            for seen in zip(*lists, strict=True))
+            for counts in zip(*error_rows, strict=True))
         tables.append(Table(f"{method.label}: points lost after each task, of the tasks learned", tuple(
             Column(name, "points", heading=HEADINGS.get(name, "")) for name in (LOST, *names)), rows, corner="row"))
     return tables

@@ -21,8 +21,8 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
         everything: the tests of the final means of all pairs, if they are already known.
     """
     values = setting.values(setting.final)
-    means = {label: fmean(known) for label, by_seed in values.items()
-             if (known := [v for v in by_seed.values() if v is not None])}
+    means = {label: fmean(known_values) for label, by_seed in values.items()
+             if (known_values := [v for v in by_seed.values() if v is not None])}
     ordered = dict(sorted(means.items(), key=lambda item: setting.metric.rank(item[1])))
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
                  _best(setting, everything or setting.tests(setting.final, setting.compared(setting.final))),
@@ -42,13 +42,14 @@ def _against(setting: Setting, other: str | None) -> Compared | None:
 
 
 def _describe_pair(pair: Pair, setting: Setting) -> Against:
-    over = pair.interval
+    interval = pair.interval
     verdict: Verdict = ("equal" if pair.equal else "not tested" if pair.untested else "open" if not pair.significant
                         else "better" if pair.better(setting.metric.direction) == pair.first else "worse")
-    same = {d > 0 for d in pair.differences} if 0 not in pair.differences else set()
+    signs = {d > 0 for d in pair.differences} if 0 not in pair.differences else set()
     limited = limiting_test_samples(setting, pair) if verdict == "open" else None
-    return Against(pair.first, pair.second, over.n, over.mean, over.half_width, over.low, over.high, pair.corrected,
-                   pair.test, verdict, ("above" if same == {True} else "below") if len(same) == 1 else None,
+    return Against(pair.first, pair.second, interval.n, interval.mean, interval.half_width, interval.low, interval.high,
+                   pair.corrected, pair.test, verdict,
+                   ("above" if signs == {True} else "below") if len(signs) == 1 else None,
                    pair.needed if verdict == "open" and not limited else None, limited, pair.untested)
 
 
@@ -64,8 +65,8 @@ def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
         return pair.limited
     values = setting.values(setting.final)
     a, b = (fmean(v for v in values[label].values() if v is not None) for label in (pair.first, pair.second))
-    compared = [m for m in setting.methods if m.label in (pair.first, pair.second)]
-    samples = test_samples(done_records(compared))
+    methods = [m for m in setting.methods if m.label in (pair.first, pair.second)]
+    samples = test_samples(done_records(methods))
     return samples if samples and abs(a - b) <= difference_error(a, b, samples) else None
 
 
@@ -78,14 +79,14 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     metric = setting.metric
     worse = {p.first for p in pairs
              if not p.equal and p.significant and p.better(metric.direction) == best} | tests.dropped
-    still = sorted((p for p in pairs if not p.equal and not p.untested and p.first not in worse),
-                   key=lambda p: metric.rank(fmean(p.differences)))
-    limited = limiting_test_samples(setting, still[0]) if still else None
+    open_pairs = sorted((p for p in pairs if not p.equal and not p.untested and p.first not in worse),
+                        key=lambda p: metric.rank(fmean(p.differences)))
+    limited = limiting_test_samples(setting, open_pairs[0]) if open_pairs else None
     return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
                 next((p.test for p in pairs if p.test), None),
                 tuple(p.first for p in pairs if p.first in worse),
-                tuple(p.first for p in pairs if p.equal), tuple(p.first for p in still),
-                still[0].needed if still and not limited else None,
+                tuple(p.first for p in pairs if p.equal), tuple(p.first for p in open_pairs),
+                open_pairs[0].needed if open_pairs and not limited else None,
                 {p.first: p.untested for p in pairs if p.untested and p.first not in worse}, limited)
 
 
@@ -113,8 +114,8 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     >>> front([(2, 0.5), (1, 0.4), (3, 0.5), (4, 0.9)])
     [1, 0, 3]
     """
-    chosen: list[int] = []
+    indices: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if not chosen or points[i][1] > points[chosen[-1]][1] or points[i] == points[chosen[-1]]:
-            chosen.append(i)
-    return chosen
+        if not indices or points[i][1] > points[indices[-1]][1] or points[i] == points[indices[-1]]:
+            indices.append(i)
+    return indices

@@ -112,8 +112,8 @@ class Family:
     @property
     def beaten(self) -> set[str]:
         """Return the methods that are significantly worse than some other method."""
-        up = self.column.direction
-        return {p.first if p.better(up) == p.second else p.second for p in self.pairs if p.significant}
+        direction = self.column.direction
+        return {p.first if p.better(direction) == p.second else p.second for p in self.pairs if p.significant}
 
     def against(self, method: str) -> list[Pair]:
         """Return the pairs with this method, each as the other method minus this one."""
@@ -136,8 +136,8 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
     the same value on every seed: without answers, these seeds only repeat one result. The other kind is accuracies near
     100%.
     """
-    chosen = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
-    shared = [(a, b, sorted(values[a].keys() & values[b].keys())) for a, b in chosen]
+    label_pairs = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
+    shared = [(a, b, sorted(values[a].keys() & values[b].keys())) for a, b in label_pairs]
     if until is not None:
         shared = [(a, b, seeds[:until.most]) for a, b, seeds in shared]
     shared = [pair for pair in shared if pair[2]]
@@ -172,8 +172,8 @@ def _p_values(differences: Sequence[tuple[float, ...]], size: int) -> dict[tuple
     """Return the p-value of each series of differences over seeds. Series of one length are tested in one call."""
     by_series: dict[tuple[float, ...], float] = {}
     for n in {len(d) for d in differences}:
-        same = list(dict.fromkeys(d for d in differences if len(d) == n))
-        by_series |= zip(same, p_values(same, size), strict=True)
+        series = list(dict.fromkeys(d for d in differences if len(d) == n))
+        by_series |= zip(series, p_values(series, size), strict=True)
     return by_series
 
 

@@ -72,14 +72,15 @@ class Setting:
 
     @cached_property
     def _answers(self) -> Answers:
-        done = done_records(self.methods)
-        ids = {item_ids(record) for record in done}
-        if not done or None in ids or len(ids) > 1:
+        records = done_records(self.methods)
+        ids = {item_ids(record) for record in records}
+        if not records or None in ids or len(ids) > 1:
             return {}
         scores = {m.label: {r.trial.seed: item_scores(r) for r in m.done} for m in self.methods}
-        known = {label: {seed: values for seed, values in by_seed.items() if values is not None}
-                 for label, by_seed in scores.items()}
-        return known if all(len(known[label]) == len(by_seed) for label, by_seed in scores.items()) else {}
+        known_scores = {label: {seed: values for seed, values in by_seed.items() if values is not None}
+                        for label, by_seed in scores.items()}
+        return (known_scores if all(len(known_scores[label]) == len(by_seed) for label, by_seed in scores.items())
+                else {})
 
     @property
     def own_tests(self) -> bool:
@@ -163,12 +164,13 @@ class Setting:
         """
         if any(m.label == self.named_baseline and m.done for m in self.methods):
             return self.named_baseline
-        if self.until and self.values(self.final).get(named := self.label_of(self.until.baseline or "") or ""):
-            return named
+        if self.until and self.values(self.final).get(rule_baseline := self.label_of(self.until.baseline or "") or ""):
+            return rule_baseline
         references = [m for m in self._as_given if m.reference and m.done and not m.joint]
         fine_tuning = [m for m in references if m.fine_tuning]
-        only = references if len(references) == sum(bool(m.done) and not m.reference for m in self.methods) == 1 else []
-        return next((m.label for m in fine_tuning or only), None)
+        lone_reference = (references if len(references) == sum(bool(m.done) and not m.reference for m in self.methods)
+                          == 1 else [])
+        return next((m.label for m in fine_tuning or lone_reference), None)
 
     def label_of(self, name: str) -> str | None:
         """Return the label of the method with this label or id, or None if there is none."""
@@ -191,8 +193,8 @@ class Setting:
     def untuned(self) -> list[MethodRecords]:
         """Return the untuned methods with results, without references and variants of tuned methods."""
         methods = [m for m in self.methods if m.done and not m.reference]
-        tuned = {m.strategy for m in methods if m.searched}
-        return [m for m in methods if not m.searched and m.strategy not in tuned]
+        tuned_strategies = {m.strategy for m in methods if m.searched}
+        return [m for m in methods if not m.searched and m.strategy not in tuned_strategies]
 
     @cached_property
     def eligible(self) -> set[str]:
@@ -241,13 +243,13 @@ def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRe
     If a rule added seeds until decided, methods have different numbers of seeds. The seeds of a method are then those
     up to its last one.
     """
-    added = any(record.until for record in records)
+    has_added_seeds = any(record.until for record in records)
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.trial.method_config, []).append(record)
     labels = [clean(group[0].label) for group in groups.values()]
-    methods = [MethodRecords(label if labels.count(label) == 1 else clean(full),
+    methods = [MethodRecords(label if labels.count(label) == 1 else clean(full_name),
                              tuple(sorted(group, key=lambda r: r.trial.seed)),
-                             tuple(s for s in seeds if not added or s <= max(r.trial.seed for r in group)))
-               for label, (full, group) in zip(labels, groups.items(), strict=True)]
+                             tuple(s for s in seeds if not has_added_seeds or s <= max(r.trial.seed for r in group)))
+               for label, (full_name, group) in zip(labels, groups.items(), strict=True)]
     return sorted(methods, key=lambda m: m.reference)  # the sort is stable, so methods stay in order of appearance

@@ -31,7 +31,7 @@ def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
              *((TRADE_OFFS, text) for text in _trade_offs(setting, facts)),
              *((CAUTION, text) for text in cautions(setting)),
              (NEXT, next_step(setting, facts))]
-    return tuple((about, text) for about, text in lines if text)
+    return tuple((topic, text) for topic, text in lines if text)
 
 
 def difference_column(setting: Setting, compared: Compared) -> tuple[Column, list[Cell]]:
@@ -81,32 +81,32 @@ def _answer(setting: Setting, facts: Facts) -> str:
     best = facts.best
     if best is None:
         return f"{methods[0]} {_value(setting, facts, methods[0])}." if methods else ""
-    others = [*best.beaten, *best.equal, *best.untested, *best.open]
+    other_labels = [*best.beaten, *best.equal, *best.untested, *best.open]
     leader = _with_value(setting, facts, best.method)
     untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
-    same = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
+    sentences = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
         (best.equal, "It equals", "on every seed."),
         *((untested[why], "It is not tested against", words.format(values=setting.metric.shares))
           for why, words in WHY.items())) if labels]
     if not best.open:
         if not best.beaten:
-            return " ".join([f"{leader} leads.", *same])
-        beaten = (_with_value(setting, facts, best.beaten[0]) if len(others) == 1
-                  else _of_others(len(best.beaten), len(others), facts, best.beaten))
-        return " ".join([f"{leader} is significantly better than {beaten}.", *same])
-    needed = _needed(setting, facts, several=len(others) > 1)
-    if len(others) == 1:
+            return " ".join([f"{leader} leads.", *sentences])
+        beaten = (_with_value(setting, facts, best.beaten[0]) if len(other_labels) == 1
+                  else _of_others(len(best.beaten), len(other_labels), facts, best.beaten))
+        return " ".join([f"{leader} is significantly better than {beaten}.", *sentences])
+    needed = _needed(setting, facts, several=len(other_labels) > 1)
+    if len(other_labels) == 1:
         return (f"{best.method} {_value(setting, facts, best.method)}, {best.open[0]} "
                 f"{_value(setting, facts, best.open[0])}: "
                 f"{'inconclusive' if len(setting.seeds) == 1 else 'no significant difference'}{needed}.")
     if not best.beaten:
         verb = "leads, but one seed cannot show a difference" if len(setting.seeds) == 1 else (
-            f"leads, but it is not significantly better than any of the {len(others)} other methods")
-        return " ".join([f"{leader} {verb}{needed}.", *same])
+            f"leads, but it is not significantly better than any of the {len(other_labels)} other methods")
+        return " ".join([f"{leader} {verb}{needed}.", *sentences])
     verb = "is" if len(best.open) == 1 else "are"
     return " ".join([f"{leader} leads; it is significantly better than "
-                     f"{_of_others(len(best.beaten), len(others), facts, best.beaten)}. "
-                     f"{_open_names(setting, best.open)} {verb} not significantly worse{needed}.", *same])
+                     f"{_of_others(len(best.beaten), len(other_labels), facts, best.beaten)}. "
+                     f"{_open_names(setting, best.open)} {verb} not significantly worse{needed}.", *sentences])
 
 
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
@@ -145,13 +145,13 @@ def _references(setting: Setting, facts: Facts) -> str:
     if not facts.references:
         return ""
     compared = [c.other for c in (facts.joint, facts.baseline) if c and c.other in facts.references]
-    rest = [label for label in facts.accuracy if label in facts.references and label not in compared]
-    values = [f"{label} {_value(setting, facts, label)}" for label in [*compared, *rest]]
+    other_references = [label for label in facts.accuracy if label in facts.references and label not in compared]
+    values = [f"{label} {_value(setting, facts, label)}" for label in [*compared, *other_references]]
     text = f"References: {in_words(values, REFERENCES)}."
     baseline = facts.baseline
     if baseline and len(baseline.pairs) > 1:
-        better, worse, of = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
-        text += f" Of {of} methods, {_count(better)} significantly better than {baseline.other}"
+        better, worse, total = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
+        text += f" Of {total} methods, {_count(better)} significantly better than {baseline.other}"
         text += f" and {_count(worse)} significantly worse." if worse else "."
     return text
 
@@ -173,20 +173,21 @@ def _cost(setting: Setting, facts: Facts) -> str:
     for label in facts.accuracy:
         if label not in setting.eligible or label == leader or _mean(setting, REPLAY, label) != 0:
             continue
-        parts = _differences(setting, label, leader)
-        better = [text for cheaper, text in parts if cheaper]
-        worse = [text for cheaper, text in parts if not cheaper]
+        differences = _differences(setting, label, leader)
+        better = [text for cheaper, text in differences if cheaper]
+        worse = [text for cheaper, text in differences if not cheaper]
         if better or (leader_stores and worse):
-            first = [*(["stores no samples"] if leader_stores else []), *better]
-            but = f", but {in_words(worse, NAMES)}" if worse else ""
-            return f"Compared with {leader}, {_with_value(setting, facts, label)} {in_words(first, NAMES + 1)}{but}."
+            advantages = [*(["stores no samples"] if leader_stores else []), *better]
+            drawbacks = f", but {in_words(worse, NAMES)}" if worse else ""
+            return (f"Compared with {leader}, {_with_value(setting, facts, label)} {in_words(advantages, NAMES + 1)}"
+                    f"{drawbacks}.")
     return ""
 
 
 def _mean(setting: Setting, measure: Measure, label: str) -> float | None:
     values = list(setting.values(measure).get(label, {}).values())
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+    known_values = [value for value in values if value is not None]
+    return fmean(known_values) if known_values and len(known_values) == len(values) else None
 
 
 COSTS = ((TRAINABLE, "trains", "parameters per task"), (BYTES, "stores", "bytes"),
@@ -195,16 +196,17 @@ COSTS = ((TRAINABLE, "trains", "parameters per task"), (BYTES, "stores", "bytes"
 
 def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, str]]:
     """Return, for each cost that differs, whether a method is cheaper than the leader and the difference in words."""
-    parts = []
-    for measure, verb, what in COSTS:
+    differences = []
+    for measure, verb, noun in COSTS:
         cost, leader_cost = _mean(setting, measure, label), _mean(setting, measure, leader)
         if cost is None or leader_cost is None or abs(cost - leader_cost) < SIMILARITY_MARGIN * max(cost, leader_cost):
             continue
         if min(cost, leader_cost) == 0:
-            parts.append((cost < leader_cost, f"{verb} {number(cost, measure.column.unit) if cost else 'no'} {what}"))
+            differences.append((cost < leader_cost,
+                                f"{verb} {number(cost, measure.column.unit) if cost else 'no'} {noun}"))
         else:
-            parts.append((cost < leader_cost, f"{verb} {_ratio(cost / leader_cost, what)}"))
-    return parts
+            differences.append((cost < leader_cost, f"{verb} {_ratio(cost / leader_cost, noun)}"))
+    return differences
 
 
 def _ratio(ratio: float, what: str) -> str:
@@ -213,16 +215,16 @@ def _ratio(ratio: float, what: str) -> str:
     >>> _ratio(1 / 55, "parameters per task"), _ratio(0.36, "bytes"), _ratio(4, "training compute")
     ('55 times fewer parameters per task', '64% less', '4.0 times as much training compute')
     """
-    counted = what.startswith("parameters")
+    is_counted = what.startswith("parameters")
     what = "" if what == "bytes" else f" {what}"
     if ratio < 1:
-        fewer = "fewer" if counted else "less"
-        if counted and ratio <= 1 / 3:
+        fewer = "fewer" if is_counted else "less"
+        if is_counted and ratio <= 1 / 3:
             return f"{_times(1 / ratio)} times {fewer}{what}"
         return f"{100 * (1 - ratio):.0f}% {fewer}{what}"
     if ratio < 2:
         return f"{100 * (ratio - 1):.0f}% more{what}"
-    return f"{_times(ratio)} times as {'many' if counted else 'much'}{what}"
+    return f"{_times(ratio)} times as {'many' if is_counted else 'much'}{what}"
 
 
 def _times(ratio: float) -> str:
@@ -237,8 +239,8 @@ def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
         if labels:
             costs.setdefault(labels, []).append(measures[title].column.name + _without_zeros(setting, measures[title]))
     for labels, titles in list(costs.items())[:FRONTS]:
-        shown = [_with_value(setting, facts, label) for label in labels]
-        yield f"{in_words(titles, len(titles))}: {named(shown, NAMES)}."
+        methods = [_with_value(setting, facts, label) for label in labels]
+        yield f"{in_words(titles, len(titles))}: {named(methods, NAMES)}."
 
 
 def _without_zeros(setting: Setting, measure: Measure) -> str:

@@ -21,7 +21,7 @@ LONGEST = 120  # characters of a cell
 
 def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Yield a line on how far the accuracy on old tasks falls after a boundary, and how it recovers."""
-    descriptions = [words for method in methods if (words := _gap(method))]
+    descriptions = [description for method in methods if (description := _gap(method))]
     if descriptions:
         yield ("Stability gap (docs/metrics.md): how the mean accuracy on old tasks changes after a new task begins, "
                f"averaged over boundaries and seeds. {'; '.join(descriptions)}")
@@ -58,11 +58,11 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
         yield (f"Underfit: the training loss at the end of a task was above {100 * UNDERFIT_LOSS:.0f}% of the loss of "
                f"guessing: {in_words(high)}. Give these rows more steps (--epochs, --iterations) or another learning "
                "rate (--lr) before comparing them")
-    rising = [f"{m.label} ({losses[0]:.2f} to {losses[1]:.2f})" for m in methods
-              if (losses := still_falling(m.done)) is not None]
-    if rising:
+    falling = [f"{m.label} ({losses[0]:.2f} to {losses[1]:.2f})" for m in methods
+               if (losses := still_falling(m.done)) is not None]
+    if falling:
         yield ("Not converged: the training loss was still falling when a task's steps ended. It fell from the ninth "
-               f"to the last tenth of the steps: {in_words(rising)}. More steps (--epochs, --iterations) would change "
+               f"to the last tenth of the steps: {in_words(falling)}. More steps (--epochs, --iterations) would change "
                "these rows")
     behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := far_below(m, joint)) is not None]
     if behind:
@@ -99,9 +99,9 @@ def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
     if not pairs:
         return None
     before, last = (fmean(side) for side in zip(*pairs, strict=True))
-    falling = sum(b > a for b, a in pairs)
-    enough = before - last >= max(FALL, SHARE * abs(before)) and 2 * falling > len(pairs)
-    return (before, last) if enough else None
+    falling_count = sum(b > a for b, a in pairs)
+    is_enough = before - last >= max(FALL, SHARE * abs(before)) and 2 * falling_count > len(pairs)
+    return (before, last) if is_enough else None
 
 
 def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
@@ -112,17 +112,17 @@ def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | Non
     on later tasks, methods that infer the task, and methods that train without the old classes that compete at test
     time (older records do not say whether they did).
     """
-    done = method.done
-    if not all(metric.is_share for metric in metrics_of(done)) or any(record.common_test for record in done):
+    records = method.done
+    if not all(metric.is_share for metric in metrics_of(records)) or any(record.common_test for record in records):
         return None
-    accuracies = {r.trial.seed: 100 * learning_accuracy(r.R) for r in done}
+    accuracies = {r.trial.seed: 100 * learning_accuracy(r.R) for r in records}
     if not accuracies or method.reference or method.infers or not accuracies.keys() <= joint.keys():
         return None
-    unfair = [r.outputs == "own" or (r.trial.scenario == "class" and r.outputs is None) for r in done]
-    if any(unfair) or not all(all(r.costs.steps) for r in done):
+    unfair = [r.outputs == "own" or (r.trial.scenario == "class" and r.outputs is None) for r in records]
+    if any(unfair) or not all(all(r.costs.steps) for r in records):
         return None
-    far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in accuracies.items())
-    return fmean(accuracies.values()) if far else None
+    is_far = all(100 * learning_accuracy(joint[seed].R) - value >= FAR for seed, value in accuracies.items())
+    return fmean(accuracies.values()) if is_far else None
 
 
 def answers(methods: Sequence[MethodRecords]) -> tuple[Table, ...]:

@@ -123,8 +123,8 @@ def at_chance(records: Sequence[Record]) -> bool:
 
 def same_on_every_seed(records: Sequence[Record]) -> bool:
     """Return whether two or more seeds have the same accuracies on every task, so that seeds are no evidence."""
-    ends = [r.R[-1] for r in records]
-    return len(ends) > 1 and all(_equal(ends[0], end) for end in ends)
+    final_rows = [r.R[-1] for r in records]
+    return len(final_rows) > 1 and all(_equal(final_rows[0], row) for row in final_rows)
 
 
 def _equal(first: Sequence[float], second: Sequence[float]) -> bool:
@@ -241,7 +241,7 @@ class MethodRecords:
             return str(len(self.seeds))
         counts = [(sum(r.status == s for r in self.records), s) for s in ("diverged", "failed")]
         counts.append((len(self.missing), "missing"))
-        return f"{len(self.done)}/{len(self.seeds)}; " + ", ".join(f"{n} {what}" for n, what in counts if n)
+        return f"{len(self.done)}/{len(self.seeds)}; " + ", ".join(f"{n} {status}" for n, status in counts if n)
 
     @cached_property
     def result(self) -> Result:

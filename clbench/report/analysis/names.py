@@ -29,34 +29,35 @@ def titles(records: Sequence[Record]) -> list[str]:
     Args:
         records: one record of each setting.
     """
-    plain = [notes.title(record) for record in records]
+    plain_titles = [notes.title(record) for record in records]
     distinct_titles = []
-    for record, name in zip(records, plain, strict=True):
-        same = [facts(other) for other, known in zip(records, plain, strict=True) if known == name]
+    for record, name in zip(records, plain_titles, strict=True):
+        group_facts = [facts(other) for other, other_name in zip(records, plain_titles, strict=True)
+                       if other_name == name]
         record_facts = facts(record)
-        apart = [part for part in dict.fromkeys(chain.from_iterable(same))
-                 if any(other_facts.get(part) != record_facts.get(part) for other_facts in same)]
+        differing_parts = [part for part in dict.fromkeys(chain.from_iterable(group_facts))
+                           if any(other_facts.get(part) != record_facts.get(part) for other_facts in group_facts)]
         words = [f"{part.rpartition('.')[2].replace('_', ' ')} {written(record_facts.get(part))}"
-                 for part in apart[:MOST]]
-        distinct_titles.append(clean(", ".join([name, *words])) if len(same) > 1 else name)
+                 for part in differing_parts[:MOST]]
+        distinct_titles.append(clean(", ".join([name, *words])) if len(group_facts) > 1 else name)
     return [f"{title} ({i} of {len(distinct_titles)})" if distinct_titles.count(title) > 1 else title
             for i, title in enumerate(distinct_titles, start=1)]
 
 
 def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequence[Record]) -> list[str]:
     """Return a line on the settings of a folder's records that are not planned, or no line if there are none."""
-    others = {record.trial.environment: record for record in records}
+    other_records = {record.trial.environment: record for record in records}
     for setting in planned:
-        others.pop(setting, None)
-    if not others:
+        other_records.pop(setting, None)
+    if not other_records:
         return []
-    known = {record.trial.environment: record for record in records}
-    names = dict(zip(known, titles([*known.values()]), strict=True))
-    other_titles = [names[setting] for setting in others]
-    more = f"; {len(other_titles) - MOST} more" if len(other_titles) > MOST else ""
-    shown = "; ".join(other_titles[:MOST]) + more
+    by_environment = {record.trial.environment: record for record in records}
+    names = dict(zip(by_environment, titles([*by_environment.values()]), strict=True))
+    other_titles = [names[setting] for setting in other_records]
+    suffix = f"; {len(other_titles) - MOST} more" if len(other_titles) > MOST else ""
+    title_list = "; ".join(other_titles[:MOST]) + suffix
     count = "another setting" if len(other_titles) == 1 else f"{len(other_titles)} other settings"
-    return [f"the folder also has results of {count} ({shown}). clbench keeps them, and the report has a "
+    return [f"the folder also has results of {count} ({title_list}). clbench keeps them, and the report has a "
             "section for each"]
 
 
@@ -98,14 +99,15 @@ class NamedTasks:
     @property
     def note(self) -> str:
         """Return a note with the names of all tasks, cut to about `LONGEST` characters."""
-        for most in (None, *LEFT):
-            parts = self._in_words(most)
+        for limit in (None, *LEFT):
+            parts = self._in_words(limit)
             if sum(map(len, parts)) <= LONGEST:
                 break
-        shown = [part for i, part in enumerate(parts) if not i or sum(map(len, parts[:i + 1])) <= LONGEST]
-        more = len(parts) - len(shown)
-        shown += [f"and {more} more task{'s' * (more > 1)}"] if more else []
-        return f"{self._kind}: {'; '.join(shown)}" + ("" if most is None else " (all of them: Settings of the report)")
+        shown_parts = [part for i, part in enumerate(parts) if not i or sum(map(len, parts[:i + 1])) <= LONGEST]
+        omitted_count = len(parts) - len(shown_parts)
+        shown_parts += [f"and {omitted_count} more task{'s' * (omitted_count > 1)}"] if omitted_count else []
+        return f"{self._kind}: {'; '.join(shown_parts)}" + (
+            "" if limit is None else " (all of them: Settings of the report)")
 
     @property
     def _kind(self) -> str:

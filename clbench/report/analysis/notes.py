@@ -25,12 +25,12 @@ def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
         yield (f"Seeds were added until this was decided: {question(until)}. Each method has {until.first} to at most "
                f"{until.most} seeds (--until decided). Differences are taken over the seeds that both methods have. "
                "Verdicts, p-values and ± are sequential and hold whenever one stops; the intervals in figures are not")
-    added = [r for r in records if r.seen]
-    if added:
-        seeds = {r.trial.seed for r in added}
-        shown = set(chain.from_iterable(r.seen for r in added))
+    added_records = [r for r in records if r.seen]
+    if added_records:
+        seeds = {r.trial.seed for r in added_records}
+        shown_seeds = set(chain.from_iterable(r.seen for r in added_records))
         yield (f"{_seeds(seeds)} {'was' if len(seeds) == 1 else 'were'} added after a report had shown "
-               f"{_seeds(shown).lower()}. Intervals and tests assume "
+               f"{_seeds(shown_seeds).lower()}. Intervals and tests assume "
                f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err "
                "more often if interim results decide whether to continue. With --until decided, interim analyses are "
                "allowed")
@@ -92,10 +92,10 @@ def own_recipe(label: str, trial: Trial) -> str:
 
 def title(record: Record) -> str:
     """Return the title of a record's section."""
-    trial, before = record.trial, record.trial.continues
-    after = (f" after {' and '.join(b.name for b in before.benchmarks)}" + " (same classes)" * before.same_classes
-             if before else "")
-    return clean(f"{trial.benchmark.name}{after}, {scenario_rules(trial.scenario).title}, {trial.model.name}"
+    trial, previous = record.trial, record.trial.continues
+    suffix = (f" after {' and '.join(b.name for b in previous.benchmarks)}" + " (same classes)" * previous.same_classes
+              if previous else "")
+    return clean(f"{trial.benchmark.name}{suffix}, {scenario_rules(trial.scenario).title}, {trial.model.name}"
                  + (f", {trial.arrival}" if str(trial.arrival) else "") + (", validation" if trial.validation else ""))
 
 
@@ -108,10 +108,10 @@ def weights(pretrained: Weights | None) -> str:
     """Describe pretrained weights in words."""
     if pretrained is None:
         return "none (from scratch)"
-    known = [f"sha256 {pretrained.sha256[:16]}" if not pretrained.named else "",
-             f"license {pretrained.licence}" if pretrained.licence else "",
-             f"trained on {pretrained.training_data}" if pretrained.training_data else ""]
-    details = "; ".join(filter(None, known))
+    known_facts = [f"sha256 {pretrained.sha256[:16]}" if not pretrained.named else "",
+                   f"license {pretrained.licence}" if pretrained.licence else "",
+                   f"trained on {pretrained.training_data}" if pretrained.training_data else ""]
+    details = "; ".join(filter(None, known_facts))
     return f"{pretrained.path} ({details})" if details else pretrained.path
 
 
@@ -144,7 +144,7 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     if trial.validation:
         pairs.append((f"{metric.label} on", held_out(trial)))
     if stream and not any(stream.classes):
-        pairs.append(("metrics", "; ".join(describe_metric(one) for one in objective_of(metric).metrics)))
+        pairs.append(("metrics", "; ".join(describe_metric(m) for m in objective_of(metric).metrics)))
     return tuple((name, clean(value)) for name, value in pairs)
 
 
@@ -195,7 +195,7 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
                    f"{'for all tasks' if stream.common_test else 'per task'}", _spread(stream.test_samples)),
                   ("input shape", " x ".join(map(str, stream.input_shape)))]
     methods = dict.fromkeys((clean(r.label), clean(r.trial.method)) for r in records)
-    pairs += [(f"method {label}", full) for label, full in methods if label != full]
+    pairs += [(f"method {label}", full_name) for label, full_name in methods if label != full_name]
     return tuple((name, clean(value)) for name, value in pairs)
 
 
@@ -207,8 +207,8 @@ def _spread(numbers: Iterable[int]) -> str:
 
 def provenance(records: Sequence[Record]) -> Pairs:
     """Return the provenance of the records of a section. If records differ, every value is listed."""
-    began = sorted(r.provenance.started for r in records)
-    span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (began[0], began[-1]))
+    start_times = sorted(r.provenance.started for r in records)
+    span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (start_times[0], start_times[-1]))
     pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in package_versions(records).items())),
              ("plugins", " / ".join(_values(records, lambda r: r.provenance.plugin))),
              ("git", " / ".join(_values(records, _commit))),
@@ -270,12 +270,12 @@ def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
         records: the records with a result, by method.
     """
     by_sample_count: dict[int, list[str]] = {}
-    for label, of_method in records.items():
-        if same_on_every_seed(of_method) and (samples := test_samples(of_method)):
-            unit, interval = unit_of(metrics_of(of_method)[0]), test_set_interval(of_method)
+    for label, method_records in records.items():
+        if same_on_every_seed(method_records) and (samples := test_samples(method_records)):
+            unit, interval = unit_of(metrics_of(method_records)[0]), test_set_interval(method_records)
             ends = " to ".join(number(end, unit) for end in interval or ())
             by_sample_count.setdefault(samples if interval else 0, []).append(
-                f"{label} {number(acc(of_method[0].R), unit)}" + (f" ({ends})" if ends else ""))
+                f"{label} {number(acc(method_records[0].R), unit)}" + (f" ({ends})" if ends else ""))
     return [f"Every seed gave the same result: {in_words(rows)}. Such seeds are no evidence, ± 0.00 does not mean "
             "precision, and these methods are not tested against each other"
             + (f". In parentheses is the 95% interval (Wilson) that {samples:,} test samples allow" if samples else "")
@@ -292,7 +292,7 @@ def remarks(records: Sequence[Record]) -> list[str]:
     for record in records:
         for note in record.notes:
             labels_of.setdefault(note, {})[record.label] = None
-    record_notes = [note if len(with_note) == len(labels) > 1 else f"{', '.join(with_note)}: {note}"
-                    for note, with_note in labels_of.items()]
+    record_notes = [note if len(noted_labels) == len(labels) > 1 else f"{', '.join(noted_labels)}: {note}"
+                    for note, noted_labels in labels_of.items()]
     stream_notes = chain.from_iterable(r.stream.notes for r in records if r.stream)
     return [clean(n) for n in dict.fromkeys([*stream_notes, *record_notes])]

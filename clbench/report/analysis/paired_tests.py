@@ -20,14 +20,14 @@ from clbench.results.stats import ALPHA, effect_size
 def searches(setting: Setting, labels: Iterable[str]) -> str:
     """Describe which of the compared methods were tuned, unless all were tuned with the same number of candidates."""
     search_of = {m.label: m.searched for m in setting.methods if m.label in set(labels)}
-    tried = {label: search.candidates for label, search in search_of.items() if search}
-    if not tried or (len(tried) == len(search_of) and len(set(tried.values())) == 1):
+    candidate_counts = {label: search.candidates for label, search in search_of.items() if search}
+    if not candidate_counts or (len(candidate_counts) == len(search_of) and len(set(candidate_counts.values())) == 1):
         return ""
-    others = [label for label in search_of if label not in tried]
-    words = in_words([f"{label} ({number} candidates)" for label, number in tried.items()])
-    unlike = (f"{in_words(others)} {'was' if len(others) == 1 else 'were'} not, so" if others
-              else "with different numbers of candidates, so")
-    return f"Tuned on validation samples: {words}; {unlike} differences may reflect the tuning"
+    untuned_labels = [label for label in search_of if label not in candidate_counts]
+    words = in_words([f"{label} ({number} candidates)" for label, number in candidate_counts.items()])
+    contrast = (f"{in_words(untuned_labels)} {'was' if len(untuned_labels) == 1 else 'were'} not, so" if untuned_labels
+                else "with different numbers of candidates, so")
+    return f"Tuned on validation samples: {words}; {contrast} differences may reflect the tuning"
 
 
 def winners(setting: Setting, measure: Measure, tests: Family | None = None) -> set[str]:
@@ -44,17 +44,17 @@ def winners(setting: Setting, measure: Measure, tests: Family | None = None) -> 
         return set()
     best = leader(column, running, tests)
     if tests is None:
-        alone = setting.tests(measure, values, best, len(values) * (len(values) - 1) // 2)
-        if setting.until is None and not all(p.equal or p.p <= ALPHA for p in alone.pairs if p.first in running):
+        best_tests = setting.tests(measure, values, best, len(values) * (len(values) - 1) // 2)
+        if setting.until is None and not all(p.equal or p.p <= ALPHA for p in best_tests.pairs if p.first in running):
             return set()  # a pair that is not significant alone is not significant after correction
         tests = setting.tests(measure, values)
         best = leader(column, running, tests)
-    others = [pair for pair in tests.against(best) if pair.first in running]
-    equal = {pair.first for pair in others if pair.equal}
-    beaten = [pair for pair in others if not pair.equal]
-    shown = beaten and all((pair.significant and pair.better(column.direction) == best) or pair.first in tests.dropped
-                           for pair in beaten)
-    return {best, *equal} if shown else set()
+    pairs = [pair for pair in tests.against(best) if pair.first in running]
+    equal = {pair.first for pair in pairs if pair.equal}
+    unequal_pairs = [pair for pair in pairs if not pair.equal]
+    has_winner = unequal_pairs and all((pair.significant and pair.better(column.direction) == best)
+                                       or pair.first in tests.dropped for pair in unequal_pairs)
+    return {best, *equal} if has_winner else set()
 
 
 def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, baseline: str | None = None) -> Table:
@@ -73,12 +73,12 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, ba
                Column("verdict", "text"))
     rows = []
     for pair in pairs:
-        over, effect = pair.interval, effect_size(pair.differences)
-        n = over.n
+        estimate, effect = pair.interval, effect_size(pair.differences)
+        n = estimate.n
         rows.append(Row(pair.first if baseline else f"{pair.first} minus {pair.second}", (
             Cell(str(n) if n == len(setting.seeds) or pair.until else f"{n} of {len(setting.seeds)}"),
-            Cell(interval(over.mean, over.half_width, unit), over.mean, over.half_width, n, low=over.low,
-                 high=over.high),
+            Cell(interval(estimate.mean, estimate.half_width, unit), estimate.mean, estimate.half_width, n,
+                 low=estimate.low, high=estimate.high),
             Cell(TESTS[pair.test] if pair.test else NONE),
             *(Cell(NONE, n=n) if pair.untested else Cell(f"{p:.2g}", p, n=n) for p in (pair.p, pair.corrected)),
             Cell(NONE, n=n) if effect is None else Cell(number(effect, "number"), effect, n=n),
@@ -129,19 +129,19 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
     by_t = [len(pair.differences) for pair in pairs if pair.test == "t"]
     crossed = [len(pair.differences) for pair in pairs if pair.test == "crossed"]
     flips = [len(pair.differences) for pair in pairs if pair.test == "flips"]
-    what = f"{size} comparison{'s' * (size != 1)} " + (f"with {against}" if against else "between pairs of methods")
+    scope = f"{size} comparison{'s' * (size != 1)} " + (f"with {against}" if against else "between pairs of methods")
     sentences = []
     if tests.until:
         analyses = describe_interim_analyses(tests.until)
-        sentences.append(f"Sequential t-tests, Holm-corrected over {what}, with {analyses}")
+        sentences.append(f"Sequential t-tests, Holm-corrected over {scope}, with {analyses}")
     if flips:
-        sentences.append(f"Exact sign-flip tests, Holm-corrected over {what}, with {_range(flips)}")
+        sentences.append(f"Exact sign-flip tests, Holm-corrected over {scope}, with {_range(flips)}")
     if by_t:
-        sentences.append(f"Paired t-tests, Holm-corrected over {what}, because {_range(by_t)} are too few for "
+        sentences.append(f"Paired t-tests, Holm-corrected over {scope}, because {_range(by_t)} are too few for "
                          "sign-flip tests. They assume normally distributed differences")
     if crossed:
         sentences.append(f"t-tests over {_range(crossed)} and the test samples that they share, Holm-corrected over "
-                         f"{what}. They assume normally distributed effects")
+                         f"{scope}. They assume normally distributed effects")
     if any(pair.untested == NEAR for pair in pairs):
         sentences.append(f"{shares.capitalize()} near 100% are not tested")
     return ". ".join(sentences)
@@ -168,11 +168,11 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
         rank: the rank of its mean in words, such as "the best mean".
         setting: the setting of the methods.
     """
-    if (why := undecided(tests)) is not None:
-        return f"Which method is best {why}"
+    if (reason := undecided(tests)) is not None:
+        return f"Which method is best {reason}"
     pairs = tests.against(best)
-    shown = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.significant]
-    better, worse = ([name for name, won in shown if won == wanted] for wanted in (True, False))
+    outcomes = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.significant]
+    better, worse = ([name for name, has_won in outcomes if has_won == expected] for expected in (True, False))
     if len(better) == len(others):
         cautioned = [setting.marked(name) for name in better if name in setting.cautions]
         return f"{best} is significantly better than every other method" + (
@@ -212,16 +212,16 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
         if tests.pairs:
             complete = {label: by_seed for label, by_seed in values.items() if label in setting.eligible}
             best = leader(measure.column, complete or values, tests)
-            first = {best: values[best], **values}  # `leader` returns the first of equal means
-            rank = "the best mean" + ("" if leader(measure.column, first) == best else
+            best_first = {best: values[best], **values}  # `leader` returns the first of equal means
+            rank = "the best mean" + ("" if leader(measure.column, best_first) == best else
                                       " of the remaining methods" if setting.until else
                                       " of the methods with all seeds")
-            others = [label for label in values if label != best]
-            sentence = verdict(tests, best, others, rank, setting)
+            other_labels = [label for label in values if label != best]
+            sentence = verdict(tests, best, other_labels, rank, setting)
             verdicts.append((measure.column.name, sentence))
-            if against := tests.against(best):
+            if best_pairs := tests.against(best):
                 title = f"{_sentence(measure.column.name)}: each method minus {best}, which has {rank}"
-                tables.append(table(title, tests, against, setting, best))
+                tables.append(table(title, tests, best_pairs, setting, best))
     return _by_verdict(verdicts), tuple(tables)
 
 
@@ -256,8 +256,8 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
             verdicts.append((title, "There is nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
         reason = undecided(tests)
-        why = f"The comparison {reason}" if reason else basis(tests, setting.metric.shares, opponents)
-        verdicts.append((title, ". ".join(filter(None, [why, searches(setting, values)]))))
+        explanation = f"The comparison {reason}" if reason else basis(tests, setting.metric.shares, opponents)
+        verdicts.append((title, ". ".join(filter(None, [explanation, searches(setting, values)]))))
         tables.append(table(f"{_sentence(title)}: {title_end}", tests, tests.pairs, setting, baseline))
     return (*_by_verdict(verdicts), *_legend(setting, tables)), tuple(tables)
 
@@ -285,7 +285,7 @@ def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     titles: dict[str, list[str]] = {}
     for title, text in verdicts:
         titles.setdefault(text, []).append(title)
-    return tuple(f"{_sentence(', '.join(sharing))}: {text}" for text, sharing in titles.items())
+    return tuple(f"{_sentence(', '.join(metric_titles))}: {text}" for text, metric_titles in titles.items())
 
 
 def _sentence(text: str) -> str:

@@ -79,14 +79,14 @@ def _as_id(text: str, registry: Registry, names: Mapping[str, str]) -> str:
     if text.strip().partition(":")[0] in registry.strategies:
         return text
     for strategy, display_name in names.items():
-        pattern = "".join(re.escape(before) + (rf"(?P<{name}>[^\s,()]+)" if name else "")
-                          for before, name, _, _ in Formatter().parse(display_name))
-        more = r"(?:, (?P<_more>[^()]*)\)|\))" if pattern.endswith(r"\)") else r"(?: \((?P<_more>[^()]*)\))?"
-        match = re.fullmatch(pattern.removesuffix(r"\)") + more, text.strip(), re.IGNORECASE)
+        pattern = "".join(re.escape(literal) + (rf"(?P<{name}>[^\s,()]+)" if name else "")
+                          for literal, name, _, _ in Formatter().parse(display_name))
+        more_pattern = r"(?:, (?P<_more>[^()]*)\)|\))" if pattern.endswith(r"\)") else r"(?: \((?P<_more>[^()]*)\))?"
+        match = re.fullmatch(pattern.removesuffix(r"\)") + more_pattern, text.strip(), re.IGNORECASE)
         if match:
-            shown = [value if "=" in value else f"{name}={value}"
-                     for name, value in match.groupdict().items() if name != "_more"]
-            return ":".join([strategy, *shown, *re.split(r",\s*", match["_more"] or "")]).rstrip(":")
+            options = [value if "=" in value else f"{name}={value}"
+                       for name, value in match.groupdict().items() if name != "_more"]
+            return ":".join([strategy, *options, *re.split(r",\s*", match["_more"] or "")]).rstrip(":")
     return text
 
 
@@ -106,31 +106,31 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
         StoreError: there are no records, or one trial has two records that disagree.
         SpecError: no setting has the baseline, or records lack the metric.
     """
-    called = row_ids(records)
-    settings = by_setting([record.model_copy(update={"label": called[record.label]})
+    id_by_label = row_ids(records)
+    settings = by_setting([record.model_copy(update={"label": id_by_label[record.label]})
                            for record in by_metric(records, metric)])
     if not ids:
         templates = names_of(registry or installed())
         settings = [_with_display_names(setting, templates) for setting in settings]
     if baseline is None:
         return settings
-    wanted = called.get(baseline, baseline)
+    baseline_id = id_by_label.get(baseline, baseline)
     methods = chain.from_iterable(setting.methods for setting in settings)
-    known = dict.fromkeys(chain.from_iterable((m.label, m.id) for m in methods))
-    if wanted not in known:
-        raise SpecError(unknown("method", baseline, known, hint))
-    return [replace(setting, named_baseline=setting.label_of(wanted) or wanted) for setting in settings]
+    known_names = dict.fromkeys(chain.from_iterable((m.label, m.id) for m in methods))
+    if baseline_id not in known_names:
+        raise SpecError(unknown("method", baseline, known_names, hint))
+    return [replace(setting, named_baseline=setting.label_of(baseline_id) or baseline_id) for setting in settings]
 
 
 def row_ids(records: Iterable[Record]) -> dict[str, str]:
     """Return the method id of each label. Ids are the same in all settings and distinct within each of them."""
-    called: dict[str, str] = {}
+    short_names: dict[str, str] = {}
     rows: dict[tuple[tuple[str, ...], str], set[str]] = {}  # by setting and short name
     for record in records:
-        short = called.setdefault(record.label, _RECIPE.sub("", record.label))
+        short = short_names.setdefault(record.label, _RECIPE.sub("", record.label))
         rows.setdefault((record.trial.environment, short), set()).add(record.trial.method_config)
-    shared = {short for (_, short), row_keys in rows.items() if len(row_keys) > 1}
-    return {label: label if short in shared else short for label, short in called.items()}
+    shared_names = {short for (_, short), row_keys in rows.items() if len(row_keys) > 1}
+    return {label: label if short in shared_names else short for label, short in short_names.items()}
 
 
 def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]) -> dict[str, str]:
@@ -139,18 +139,18 @@ def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]
     If methods share a name, the options that differ are added: `RanPAC (ridge=1e6)`. Labels that a user chose stay.
     """
     names = {m.id: _filled(m, templates.get(m.strategy, "")) for m in methods}
-    sharing: dict[str, list[MethodRecords]] = {}
+    methods_by_name: dict[str, list[MethodRecords]] = {}
     for m in methods:
-        sharing.setdefault(names[m.id], []).append(m)
-    for name, group in sharing.items():
+        methods_by_name.setdefault(names[m.id], []).append(m)
+    for name, group in methods_by_name.items():
         if len(group) > 1:
             options = {m.id: m.id.split(":")[1:] for m in group}
             for m in group:
-                shown = option_names(templates.get(m.strategy, ""))
-                if "capacity" in shown:
-                    shown = {*shown, "per_class"}
-                differing = [option for option in options[m.id] if option.partition("=")[0] not in shown
-                             and not all(option in others for others in options.values())]
+                shown_options = option_names(templates.get(m.strategy, ""))
+                if "capacity" in shown_options:
+                    shown_options = {*shown_options, "per_class"}
+                differing = [option for option in options[m.id] if option.partition("=")[0] not in shown_options
+                             and not all(option in method_options for method_options in options.values())]
                 names[m.id] = with_options(name, differing)
     all_names = list(names.values())
     return {id_: name if all_names.count(name) == 1 else id_ for id_, name in names.items()}

@@ -48,9 +48,9 @@ def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
     """
     old, new = _groups(before), _groups(after)
     partner = {key: key for key in old if key in new}
-    rest_old, rest_new = (_by_name({key: group for key, group in side.items() if key not in partner})
-                          for side in (old, new))
-    partner |= {key: rest_new[name] for name, key in rest_old.items() if name in rest_new}
+    unpaired_old, unpaired_new = (_by_name({key: group for key, group in side.items() if key not in partner})
+                                  for side in (old, new))
+    partner |= {key: unpaired_new[name] for name, key in unpaired_old.items() if name in unpaired_new}
     return [Pair(old[key], new[partner[key]]) for key in old if key in partner]
 
 
@@ -80,28 +80,28 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, ...], Group]:
 def _by_name(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tuple[str, ...]]:
     """Return the keys of the groups whose title and label are unique, by title and label."""
     names = {key: (notes.title(group[0]), clean(group[0].label)) for key, group in groups.items()}
-    every = list(names.values())
-    return {name: key for key, name in names.items() if every.count(name) == 1}
+    all_names = list(names.values())
+    return {name: key for key, name in names.items() if all_names.count(name) == 1}
 
 
 def _cells(pair: Pair) -> dict[Column, Cell]:
     """Return the cells of a method's row, by column."""
-    both = pair.both
+    record_pairs = pair.both
     metric = metrics_of(pair.before)[0]
     measure = final_of(metric)
     final = measure.column
-    before, after = cells([[measure.value(records[k], None) for records in both] for k in (0, 1)], final.unit)
-    return {Column("seeds", "text"): Cell(str(len(both))),
+    before, after = cells([[measure.value(records[k], None) for records in record_pairs] for k in (0, 1)], final.unit)
+    return {Column("seeds", "text"): Cell(str(len(record_pairs))),
             Column(f"{final.title} in A", final.unit): before, Column(f"{final.title} in B", final.unit): after,
-            **{Column(f"change of {m.column.title}", difference_unit(m.column.unit)): _change(m, both)
+            **{Column(f"change of {m.column.title}", difference_unit(m.column.unit)): _change(m, record_pairs)
                for m in (*find_tested((), measures_of(metric)), TRAINABLE, BYTES)},
-            Column(f"{TIME.column.title} B / A", "text"): _ratio(TIME, both)}
+            Column(f"{TIME.column.title} B / A", "text"): _ratio(TIME, record_pairs)}
 
 
 def _change(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:
     values = [(measure.value(a, None), measure.value(b, None)) for a, b in both]
-    known = [b - a for a, b in values if a is not None and b is not None]
-    return cells([known], measure.column.unit)[0] if len(known) == len(both) else Cell(NONE)
+    differences = [b - a for a, b in values if a is not None and b is not None]
+    return cells([differences], measure.column.unit)[0] if len(differences) == len(both) else Cell(NONE)
 
 
 def _ratio(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:

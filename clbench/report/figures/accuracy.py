@@ -93,9 +93,9 @@ def draw_forgetting(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Fi
     tasks, count = max(map(len, method_values)), len(method_values)
     labels = list(map(wrapped_label, data.results))
     lines = max(2, 1 + max(label.count("\n") for label in labels))
-    below = 0.62 + (0.02 + 0.14 * lines) * math.ceil(count / 4)  # inches, for the legend
-    figure, axes = style.canvas(data.subject, height=3.3 + below)
-    axes.set_position((0.095, below / (3.3 + below), 0.88, 2.95 / (3.3 + below)))
+    legend_height = 0.62 + (0.02 + 0.14 * lines) * math.ceil(count / 4)  # inches, for the legend
+    figure, axes = style.canvas(data.subject, height=3.3 + legend_height)
+    axes.set_position((0.095, legend_height / (3.3 + legend_height), 0.88, 2.95 / (3.3 + legend_height)))
     axes.set_xlim(0.5, tasks + 0.5)
     axes.set_xticks(range(1, tasks + 1) if tasks <= 20 else range(5, tasks + 1, 5))
     if names := _fitting(data.results, tasks, 0.88 * figure.get_figwidth() * 72 / tasks, LABEL):
@@ -133,27 +133,27 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
     values = list(chain.from_iterable(rows))
     scale = ScalarMappable(Normalize(math.floor(10 * min(values)) / 10, max(math.ceil(10 * max(values)) / 10, 0.1)),
                            "Blues" if data.metric.direction == "up" else "Blues_r")
-    across, side = _grid(len(matrices), max(map(len, matrices)))
-    down = math.ceil(len(matrices) / across)
-    width, height = 0.6 + across * side + (across - 1) * _GAP, 1.02 + down * (side + _HEAD)
+    column_count, side = _grid(len(matrices), max(map(len, matrices)))
+    row_count = math.ceil(len(matrices) / column_count)
+    width, height = 0.6 + column_count * side + (column_count - 1) * _GAP, 1.02 + row_count * (side + _HEAD)
     figure = style.blank(width, height)
     figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(data.subject, int(13 * width)), color=PALE,
                 fontsize=LABEL, va="top")
     for k, (result, R, color) in enumerate(zip(data.results, matrices, shades(data.results, styles), strict=True)):
-        row, column = divmod(k, across)
+        row, column = divmod(k, column_count)
         left, bottom = 0.5 + column * (side + _GAP), height - 0.2 - (row + 1) * (side + _HEAD)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
         cell = side * 72 / len(R)
         _panel(axes, R, scale, cell, data.metric, _fitting(data.results, len(R), cell, _SMALL))
         text = wrapped_label(result, int(side * 12.5), 2)
-        first = 1 + (0.1 + 0.13 * text.count("\n")) / side
-        axes.plot([0.08 / side], [first], marker=styles[result.strategy].marker, color=color, markersize=5,
+        marker_y = 1 + (0.1 + 0.13 * text.count("\n")) / side
+        axes.plot([0.08 / side], [marker_y], marker=styles[result.strategy].marker, color=color, markersize=5,
                   transform=axes.transAxes, clip_on=False)
         axes.text(0.17 / side, 1 + 0.035 / side, text, transform=axes.transAxes, fontsize=LABEL, va="bottom",
                   linespacing=1.1)
         if column == 0:
             axes.set_ylabel("after task", fontsize=_SMALL, labelpad=2)
-        if k + across >= len(matrices):
+        if k + column_count >= len(matrices):
             axes.set_xlabel(f"{data.metric.label} on task", fontsize=_SMALL, labelpad=2)
     bar = figure.add_axes((0.5 / width, 0.3 / height, min(2.4, width - 0.7) / width, 0.09 / height))
     figure.colorbar(scale, cax=bar, orientation="horizontal")
@@ -165,19 +165,19 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
 
 def _grid(panels: int, tasks: int) -> tuple[int, float]:
     """Return the number of panels in a row and their width in inches. A row has 4, or 3 if numbers only fit then."""
-    for most in (4, 3, 4):
-        across = min(panels, most)
-        side = min(2.4, (6.6 - _GAP * (across - 1)) / across)
+    for limit in (4, 3, 4):
+        column_count = min(panels, limit)
+        side = min(2.4, (6.6 - _GAP * (column_count - 1)) / column_count)
         if _SHARE * side * 72 / tasks >= _LEAST:
             break
-    return across, side
+    return column_count, side
 
 
 def _fitting(results: Sequence[Result], tasks: int, width: float, size: float) -> list[str]:
     """Return the names of the tasks if the results share them and each fits into a width in points, else nothing."""
     names = list(results[0].task_names[:tasks])
-    shared = names and all(result.task_names == results[0].task_names for result in results)
-    return names if shared and max(style.text_width(name, size) for name in names) < width - 4 else []
+    has_shared_names = names and all(result.task_names == results[0].task_names for result in results)
+    return names if has_shared_names and max(style.text_width(name, size) for name in names) < width - 4 else []
 
 
 def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float, metric: Metric,

@@ -27,16 +27,16 @@ def arrivals(records: Sequence[Record]) -> Table | None:
 
     Return None if they arrive as the benchmark defines or if streams differ in length.
     """
-    shared = scenario_rules(records[0].trial.scenario).shared_outputs
+    is_shared = scenario_rules(records[0].trial.scenario).shared_outputs
     streams = [s for s in {r.trial.seed: r.stream for r in records}.values() if s is not None and s.arrivals]
     shapes = {(len(s.arrivals), len(s.arrivals[0])) for s in streams}
     if len(shapes) != 1:
         return None
-    same = len({str(s.classes) for s in streams}) == 1
-    by_class = not shared and same and len(streams[0].arrivals[0]) <= MOST_CLASSES
+    has_same_classes = len({str(s.classes) for s in streams}) == 1
+    by_class = not is_shared and has_same_classes and len(streams[0].arrivals[0]) <= MOST_CLASSES
     labels, outputs = (_classes(streams[0]) if by_class else
                        ([f"task {i}" for i in range(1, len(streams[0].classes) + 1)], []))
-    counts = [[[row[c] for c in outputs] if by_class else row if shared else _of_tasks(s, row) for row in s.arrivals]
+    counts = [[[row[c] for c in outputs] if by_class else row if is_shared else _of_tasks(s, row) for row in s.arrivals]
               for s in streams]
     rows = []
     for j, label in enumerate(labels):
@@ -59,11 +59,11 @@ def _classes(stream: StreamFacts) -> tuple[list[str], list[int]]:
 
 def _of_tasks(stream: StreamFacts, row: Sequence[int]) -> list[int]:
     """Return counts by task instead of by class. A class counts for the first task that has it."""
-    first: dict[int, int] = {}
+    first_task: dict[int, int] = {}
     for task, classes in enumerate(stream.classes):
         for c in classes:
-            first.setdefault(c, task)
-    return [sum(n for c, n in enumerate(row) if first.get(c) == task) for task in range(len(stream.classes))]
+            first_task.setdefault(c, task)
+    return [sum(n for c, n in enumerate(row) if first_task.get(c) == task) for task in range(len(stream.classes))]
 
 
 CAPTION = ("Rows are the classes or tasks that training samples belong to, columns the tasks during which they arrive. "
@@ -75,9 +75,9 @@ _DARK = 0.6  # share of a row from which white text is easier to read
 
 def arrival_figure(subject: str, slug: str, table: Table) -> FigureData:
     """Return the figure of a table of arrivals."""
-    away = _away(table)
+    share = _away(table)
     return FigureData("arrival", f"{slug}-arrival", table.title, subject,
-                      f"On average over {len(table.rows)} rows, {100 * away:.0f}% of the samples arrive outside the "
+                      f"On average over {len(table.rows)} rows, {100 * share:.0f}% of the samples arrive outside the "
                       "task that has most of them. The table has all counts.", CAPTION, table=table)
 
 
@@ -112,8 +112,8 @@ def draw_arrival(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figur
     axes.spines[:].set_visible(False)
     axes.set_xlabel("arrives during task", fontsize=LABEL, labelpad=2)
     for i, row in enumerate(data.table.rows if cell > 0.4 else ()):
-        for j, one in enumerate(row.cells):
-            if one.mean:
-                axes.text(j, i, one.text, ha="center", va="center", fontsize=7,
+        for j, table_cell in enumerate(row.cells):
+            if table_cell.mean:
+                axes.text(j, i, table_cell.text, ha="center", va="center", fontsize=7,
                           color="white" if cell_shares[i][j] > _DARK else INK)
     return figure

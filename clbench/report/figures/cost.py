@@ -32,8 +32,8 @@ def draw_pareto(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     pad = max(0.06 * (max(ends) - min(ends)), 0.002)
     axes[0].set_ylim(min(ends) - pad, max(ends) + pad)
     axes[0].set_ylabel(axis_title(data.metric))
-    for side, on in zip(sides, axes, strict=True):
-        _draw_panel(on, side, styles)
+    for side, panel_axes in zip(sides, axes, strict=True):
+        _draw_panel(panel_axes, side, styles)
     style.value_ticks(axes[0].yaxis, data.metric)
     _legend(figure, any(p.reference for p in points), any(side.best for side in sides))
     return figure
@@ -57,10 +57,10 @@ def _draw_panel(axes: Axes, side: Panel, styles: Mapping[str, StrategyStyle]) ->
     axes.set_xlabel(side.title + (" (FLOPs)" if side.unit == "flops" else ""))
     lines = [_steps(axes, [(x[i], y[i]) for i in best], bounds[1])] if best else []
     for strategy, sweep in dict.fromkeys((p.strategy, p.sweep) for p in points if not p.reference):
-        swept = sorted((x[i], y[i]) for i, p in enumerate(points)
-                       if (p.strategy, p.sweep) == (strategy, sweep) and not p.reference)
-        axes.plot(*zip(*swept, strict=True), color=styles[strategy].color, linewidth=1.0, alpha=0.8, zorder=2)
-        lines.append(swept)
+        sweep_points = sorted((x[i], y[i]) for i, p in enumerate(points)
+                              if (p.strategy, p.sweep) == (strategy, sweep) and not p.reference)
+        axes.plot(*zip(*sweep_points, strict=True), color=styles[strategy].color, linewidth=1.0, alpha=0.8, zorder=2)
+        lines.append(sweep_points)
     for i, p in enumerate(points):
         axes.plot([x[i], x[i]], spans[i], color=styles[p.strategy].color, linewidth=1.1, alpha=0.55, zorder=2.5,
                   solid_capstyle="butt")
@@ -94,11 +94,11 @@ def _label_points(axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[
     page = [(float(a), float(b)) for a, b in to_page(at)]
     bars = [along([(float(a), float(b)) for a, b in to_page([(p[0], low), (p[0], high)])])
             for p, (low, high) in zip(at, spans, strict=True)]
-    drawn = [along([(float(a), float(b)) for a, b in to_page(line)]) for line in lines]
+    line_points = [along([(float(a), float(b)) for a, b in to_page(line)]) for line in lines]
     offsets = list(product((-4, 0, 4), repeat=2))
     marks = [np.asarray([(a + dx, b + dy) for dx, dy in offsets]) for a, b in page]
-    obstacles = np.concatenate([*marks, *bars, *drawn])
-    weights = np.repeat([9.0, 1.5, 1.5], [sum(map(len, parts)) for parts in (marks, bars, drawn)])
+    obstacles = np.concatenate([*marks, *bars, *line_points])
+    weights = np.repeat([9.0, 1.5, 1.5], [sum(map(len, parts)) for parts in (marks, bars, line_points)])
     area = axes.get_window_extent()
     boxes = place(page, sizes, obstacles, weights, Box(area.x0 + 2, area.y0 + 2, area.width - 4, area.height + 2))
     to_data = axes.transData.inverted().transform
@@ -117,9 +117,9 @@ def _labels(points: Sequence[FigurePoint], at: Sequence[tuple[float, float]]) ->
     for i, p in enumerate(points):
         family = [j for j, q in enumerate(points) if q.strategy == p.strategy]
         parts = [points[j].label.split(":") for j in family]
-        own_parts = [part for part in p.label.split(":") if not all(part in others for others in parts)]
-        bare = own_parts and at[i] != min(at[j] for j in family)
-        texts.append(style.shorten(":".join(own_parts) if bare else p.label))
+        own_parts = [part for part in p.label.split(":") if not all(part in other_parts for other_parts in parts)]
+        is_shortened = own_parts and at[i] != min(at[j] for j in family)
+        texts.append(style.shorten(":".join(own_parts) if is_shortened else p.label))
     return texts
 
 
@@ -145,7 +145,7 @@ def draw_growth(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     curves: dict[tuple[float, ...], list[FigurePoint]] = {}
     for p in data.points:
         curves.setdefault(p.sizes, []).append(p)
-    texts = [textwrap.fill(", ".join(style.shorten(p.label) for p in same), 34) for same in curves.values()]
+    texts = [textwrap.fill(", ".join(style.shorten(p.label) for p in points), 34) for points in curves.values()]
     tasks = max(map(len, curves))
     top, low = max(map(max, curves)), min(map(min, curves))
     style.leave_room(figure, axes, texts)
@@ -158,8 +158,8 @@ def draw_growth(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
         axes.set_ylim(0, top * 1.08)
         axes.yaxis.set_major_formatter(lambda value, _: style.short_count(value))
     axes.set_ylabel(data.axis)
-    for sizes, same in curves.items():
-        _share(axes, sizes, [styles[s] for s in dict.fromkeys(p.strategy for p in same)])
+    for sizes, points in curves.items():
+        _share(axes, sizes, [styles[s] for s in dict.fromkeys(p.strategy for p in points)])
     style.label_ends(axes, list(curves), texts)
     return figure
 
@@ -167,12 +167,12 @@ def draw_growth(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
 def _share(axes: Axes, sizes: Sequence[float], used_styles: Sequence[StrategyStyle]) -> None:
     """Draw one curve. If several strategies share it, its dashes and markers alternate between their styles."""
     steps = range(1, len(sizes) + 1)
-    apart = style.between_markers(len(sizes))
+    spacing = style.between_markers(len(sizes))
     dash = 7.0
     for k, appearance in enumerate(used_styles):
         dashes = "-" if len(used_styles) == 1 else (k * dash, (dash, dash * (len(used_styles) - 1)))
         axes.plot(steps, sizes, color=appearance.color, linewidth=1.6, linestyle=dashes, dash_capstyle="butt",
                   zorder=2)
-        marked = slice(k * apart, None, len(used_styles) * apart)
-        axes.plot(steps[marked], sizes[marked], color=appearance.color, linestyle="none", marker=appearance.marker,
+        markers = slice(k * spacing, None, len(used_styles) * spacing)
+        axes.plot(steps[markers], sizes[markers], color=appearance.color, linestyle="none", marker=appearance.marker,
                   markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3, clip_on=False)

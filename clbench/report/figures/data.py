@@ -41,10 +41,10 @@ class Panel(NamedTuple):
                 f"Others: {self._words(others)}.")
 
     def _words(self, which: Sequence[int]) -> str:
-        chosen = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
+        points = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
         unit = unit_of(self.metric)
         return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, unit)}{in_unit(unit)})"
-                         for p, cost in chosen) or "none"
+                         for p, cost in points) or "none"
 
 
 def in_unit(unit: Unit) -> str:
@@ -54,8 +54,8 @@ def in_unit(unit: Unit) -> str:
 
 def axis_title(metric: Metric, what: str = "") -> str:
     """Return the title of a metric's axis: `accuracy (%)`. It says if lower values are better."""
-    lower = ", lower is better" if metric.direction == "down" else ""
-    return f"{metric.label}{what}{UNIT_SUFFIX.get(unit_of(metric), '')}{lower}"
+    suffix = ", lower is better" if metric.direction == "down" else ""
+    return f"{metric.label}{what}{UNIT_SUFFIX.get(unit_of(metric), '')}{suffix}"
 
 
 def panels(points: Sequence[FigurePoint], metric: Metric = ACCURACY) -> list[Panel]:
@@ -88,10 +88,10 @@ def sweeps(results: Sequence[Result]) -> list[str]:
     rates are two lines, and ranks that each have a tuned learning rate are one line.
     """
     recipes = [str([(name, value) for name, value in r.options if name.startswith(OWN_RECIPE)]) for r in results]
-    others = [(r.strategy, str([(name, value) for name, value in r.options if not name.startswith(OWN_RECIPE)]))
-              for r in results]
-    several = {strategy for (strategy, _), count in Counter(others).items() if count > 1}
-    return [recipe if result.strategy in several else "" for recipe, result in zip(recipes, results, strict=True)]
+    other_options = [(r.strategy, str([(name, value) for name, value in r.options if not name.startswith(OWN_RECIPE)]))
+                     for r in results]
+    swept = {strategy for (strategy, _), count in Counter(other_options).items() if count > 1}
+    return [recipe if result.strategy in swept else "" for recipe, result in zip(recipes, results, strict=True)]
 
 
 def slugs(titles: Sequence[str]) -> list[str]:
@@ -100,8 +100,8 @@ def slugs(titles: Sequence[str]) -> list[str]:
     >>> slugs(["MNIST, Task-IL", "mnist: task", "CIFAR"])
     ['mnist-task-1', 'mnist-task-2', 'cifar']
     """
-    plain = [re.sub(r"\b(task|class|domain)-il\b", r"\1", title.lower()) for title in titles]
-    names = [re.sub(r"[^a-z0-9.]+", "-", title)[:80].strip("-.") for title in plain]
+    plain_titles = [re.sub(r"\b(task|class|domain)-il\b", r"\1", title.lower()) for title in titles]
+    names = [re.sub(r"[^a-z0-9.]+", "-", title)[:80].strip("-.") for title in plain_titles]
     return [f"{name or 'setting'}-{i}" if names.count(name) > 1 or not name else name
             for i, name in enumerate(names, start=1)]
 
@@ -122,10 +122,10 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], resu
     """
     figures = [_pareto(subject, f"{slug}-pareto", points, metric), _growth(subject, f"{slug}-growth", points)]
     lengths = [{len(R) - 1 for R in result.R} for result in results]
-    drawn = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
-    if drawn:
-        figures.append(_curves(subject, f"{slug}-curves", drawn, metric))
-    if by_task := tuple(r for r in drawn if not r.common_test):
+    drawn_results = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
+    if drawn_results:
+        figures.append(_curves(subject, f"{slug}-curves", drawn_results, metric))
+    if by_task := tuple(r for r in drawn_results if not r.common_test):
         figures += [_forgetting(subject, f"{slug}-forgetting", by_task, metric),
                     _heatmaps(subject, f"{slug}-heatmaps", by_task, metric)]
     figures.append(steps_figure(subject, f"{slug}-steps", results))
@@ -229,9 +229,9 @@ def values_by_seed(results: Sequence[Result], seeds: Sequence[int], metric: Metr
     """Return the final mean of each seed and, in the last column, its mean. A seed without a result has a dash."""
     unit = unit_of(metric)
     finals = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
-    means = cells([list(of_seeds.values()) for of_seeds in finals], unit)
-    rows = [Row(r.label, (*(_single(of_seeds.get(seed), unit) for seed in seeds), mean), reference=r.reference)
-            for r, of_seeds, mean in zip(results, finals, means, strict=True)]
+    means = cells([list(by_seed.values()) for by_seed in finals], unit)
+    rows = [Row(r.label, (*(_single(by_seed.get(seed), unit) for seed in seeds), mean), reference=r.reference)
+            for r, by_seed, mean in zip(results, finals, means, strict=True)]
     titles = (*(f"seed {seed}" for seed in seeds), SEEDS_MEAN)
     return Table(f"{metric.heading} of each seed", tuple(Column(title, unit) for title in titles), tuple(rows))
 
@@ -244,10 +244,10 @@ def _table(title: str, name: Callable[[int, Sequence[str]], str], unit: Unit, re
            values: Callable[[Result], Sequence[Sequence[float]]]) -> Table:
     """Return a table with a column per task. Methods whose seeds differ in their number of tasks have dashes."""
     method_values = [values(r) for r in results]
-    lengths = [{len(of_tasks) for of_tasks in of_seeds} for of_seeds in method_values]
+    lengths = [{len(task_values) for task_values in seed_values} for seed_values in method_values]
     tasks = max((max(length) for length in lengths if length), default=0)
-    columns = [cells([[of_tasks[j] for of_tasks in of_seeds] if len(length) == 1 and j < max(length) else []
-                      for of_seeds, length in zip(method_values, lengths, strict=True)], unit) for j in range(tasks)]
+    columns = [cells([[task_values[j] for task_values in seed_values] if len(length) == 1 and j < max(length) else []
+                      for seed_values, length in zip(method_values, lengths, strict=True)], unit) for j in range(tasks)]
     rows = tuple(Row(r.label, tuple(column[i] for column in columns), reference=r.reference)
                  for i, r in enumerate(results))
     task_names = results[0].task_names if results and len({r.task_names for r in results}) == 1 else ()

@@ -48,22 +48,23 @@ def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | 
     """Return a figure. The arguments and errors are those of `Results.plot`."""
     if kind != GRID and kind not in DRAWN:
         raise SpecError(unknown("plot", kind, [*DRAWN, GRID], "help(clbench.Results.plot)"))
-    chosen = choose(by_setting(records), setting, kind)
+    chosen_setting = choose(by_setting(records), setting, kind)
     from clbench.report.figures import style
     from clbench.report.figures.grid import draw_grid, grid
 
     if kind == GRID:
-        data = grid(chosen, x, y, metric)
+        data = grid(chosen_setting, x, y, metric)
         if not data.cells:
             raise SpecError(f"nothing to draw: no trial of the grid has a value of {data.column.title!r}")
         with style.styled():
             return shown(draw_grid(data))
-    report = build(chosen.records)
+    report = build(chosen_setting.records)
     figure = next((f for f in report.sections[0].figures if f.kind == DRAWN[kind]), None)
     if figure is None:
         raise SpecError(f"nothing to draw for {kind!r}: {WHY[kind]}")
     with style.styled():
-        return shown(KINDS[figure.kind](replace(figure, subject=chosen.title), style.assign_styles(report.strategies)))
+        return shown(KINDS[figure.kind](replace(figure, subject=chosen_setting.title),
+                                        style.assign_styles(report.strategies)))
 
 
 def choose(settings: Sequence[Setting], wanted: str | None, kind: str) -> Setting:
@@ -77,8 +78,8 @@ def choose(settings: Sequence[Setting], wanted: str | None, kind: str) -> Settin
         s for s in settings if re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", s.title, re.IGNORECASE)]
     if len(fitting) == 1:
         return fitting[0]
-    which = "several settings here" if wanted is None else f"{len(fitting) or 'no'} settings that fit {wanted!r}"
-    raise SpecError(f"there are {which}, name one by its title or a word of it, as in "
+    description = "several settings here" if wanted is None else f"{len(fitting) or 'no'} settings that fit {wanted!r}"
+    raise SpecError(f"there are {description}, name one by its title or a word of it, as in "
                     f"plot({kind!r}, setting='class'): {'; '.join(titles)}")
 
 
@@ -113,8 +114,8 @@ def draw_report(report: Report, file_formats: Collection[FileFormat] = ()) -> di
     styles = style.assign_styles(report.strategies)
     files = {}
     for data in report.every_figure:
-        wanted = [f for f in FILE_FORMATS if f in file_formats or (f == "svg" and data.brief)]
-        for file_format, content in zip(wanted, draw_figure(data, styles, wanted), strict=True):
+        figure_formats = [f for f in FILE_FORMATS if f in file_formats or (f == "svg" and data.brief)]
+        for file_format, content in zip(figure_formats, draw_figure(data, styles, figure_formats), strict=True):
             files[f"{data.name}.{file_format}"] = content
     return files
 

@@ -47,22 +47,22 @@ def grid(setting: Setting, x: str | None, y: str | None, metric: str | None) -> 
         SpecError: no such metric or option, fewer than two swept options, or a third option that also differs.
     """
     measure = setting.final if metric is None else _measure(setting, metric)
-    strategy, across, up = _axes(setting, x, y)
-    rows = [m for m in setting.methods if m.strategy == strategy and {across, up} <= _options(m).keys()]
-    xs, ys = (_values([_options(m)[name] for m in rows]) for name in (across, up))
+    strategy, x_option, y_option = _axes(setting, x, y)
+    rows = [m for m in setting.methods if m.strategy == strategy and {x_option, y_option} <= _options(m).keys()]
+    xs, ys = (_values([_options(m)[name] for m in rows]) for name in (x_option, y_option))
     cell_of: dict[tuple[int, int], tuple[str, Cell]] = {}
     values = setting.values(measure)
     for m in rows:
-        at = xs.index(_options(m)[across]), ys.index(_options(m)[up])
-        if at in cell_of:
-            others = [n for n in _swept([r for r in rows if r.label in (cell_of[at][0], m.label)])]
-            raise SpecError(f"{cell_of[at][0]} and {m.label} share a cell, for "
-                            f"{' and '.join(others) or 'their recipe'} differs as well: keep one value of it, "
+        position = xs.index(_options(m)[x_option]), ys.index(_options(m)[y_option])
+        if position in cell_of:
+            other_options = [n for n in _swept([r for r in rows if r.label in (cell_of[position][0], m.label)])]
+            raise SpecError(f"{cell_of[position][0]} and {m.label} share a cell, for "
+                            f"{' and '.join(other_options) or 'their recipe'} differs as well: keep one value of it, "
                             f"as in Results(r for r in results if r.label != {m.label!r})")
-        cell_of[at] = m.label, cells([list(values[m.label].values())], measure.column.unit)[0]
-    return Grid(setting.title, measure.column, f"{strategy}.{across}", f"{strategy}.{up}",
+        cell_of[position] = m.label, cells([list(values[m.label].values())], measure.column.unit)[0]
+    return Grid(setting.title, measure.column, f"{strategy}.{x_option}", f"{strategy}.{y_option}",
                 tuple(clean(format_value(v)) for v in xs), tuple(clean(format_value(v)) for v in ys),
-                {at: cell for at, (_, cell) in cell_of.items() if cell.mean is not None})
+                {position: cell for position, (_, cell) in cell_of.items() if cell.mean is not None})
 
 
 def _measure(setting: Setting, title: str) -> Measure:
@@ -87,31 +87,32 @@ def _axes(setting: Setting, x: str | None, y: str | None) -> tuple[str, str, str
     """Return the strategy and its two options that the grid shows."""
     swept = {strategy: _swept([m for m in setting.methods if m.strategy == strategy])
              for strategy in dict.fromkeys(m.strategy for m in setting.methods)}
-    wanted = [name for name in (x, y) if name is not None]
-    known: dict[str, tuple[str, str]] = {}
+    names = [name for name in (x, y) if name is not None]
+    option_by_name: dict[str, tuple[str, str]] = {}
     for strategy, options in swept.items():
-        known |= {f"{strategy}.{option}": (strategy, option) for option in options}
-    for name in wanted:
-        if name not in known and not any(name in options for options in swept.values()):
-            raise SpecError(unknown("swept option", name, known, _HELP))
+        option_by_name |= {f"{strategy}.{option}": (strategy, option) for option in options}
+    for name in names:
+        if name not in option_by_name and not any(name in options for options in swept.values()):
+            raise SpecError(unknown("swept option", name, option_by_name, _HELP))
     fitting = {s: options for s, options in swept.items()
-               if len(options) > 1 and all(name in options or known.get(name, ("",))[0] == s for name in wanted)}
+               if len(options) > 1
+               and all(name in options or option_by_name.get(name, ("",))[0] == s for name in names)}
     if not fitting:
-        there = ", ".join(known) or "none"
-        raise SpecError(f"a grid shows two swept options of one method; swept here: {there} ({_SWEEP})")
+        option_list = ", ".join(option_by_name) or "none"
+        raise SpecError(f"a grid shows two swept options of one method; swept here: {option_list} ({_SWEEP})")
     if len(fitting) > 1:
         raise SpecError(f"several methods were swept, {' and '.join(fitting)}: name the options with the method, as in "
-                        f"x={next(iter(known))!r}")
+                        f"x={next(iter(option_by_name))!r}")
     (strategy, options), = fitting.items()
     chosen = [None if name is None else name.removeprefix(f"{strategy}.") for name in (x, y)]
-    rest = [name for name in options if name not in chosen]
-    if len(rest) > chosen.count(None) and None in chosen:
+    other_options = [name for name in options if name not in chosen]
+    if len(other_options) > chosen.count(None) and None in chosen:
         raise SpecError(f"of {strategy} {len(options)} options were swept, {', '.join(options)}: name the two, as in "
                         f"x={options[0]!r}, y={options[1]!r}")
-    across, up = (name if name is not None else rest.pop(0) for name in chosen)
-    if across == up:
-        raise SpecError(f"x and y are both {across!r}: a grid shows two options")
-    return strategy, across, up
+    x_option, y_option = (name if name is not None else other_options.pop(0) for name in chosen)
+    if x_option == y_option:
+        raise SpecError(f"x and y are both {x_option!r}: a grid shows two options")
+    return strategy, x_option, y_option
 
 
 def _values(values: Sequence[Any]) -> list[Any]:
@@ -133,10 +134,10 @@ def draw_grid(data: Grid) -> Figure:
     (wide, all_wide), (tall, all_tall) = _SIDES
     width, height = min(wide, all_wide / len(data.xs)), min(tall, all_tall / len(data.ys))
     left = 0.5 + max(style.text_width(text, LABEL) for text in data.ys) / 72
-    whole = max(left + width * len(data.xs) + _RIGHT, 4.2), _BELOW + height * len(data.ys) + _ABOVE
-    figure = style.blank(*whole)
-    axes = figure.add_axes((left / whole[0], _BELOW / whole[1], width * len(data.xs) / whole[0],
-                            height * len(data.ys) / whole[1]))
+    size = max(left + width * len(data.xs) + _RIGHT, 4.2), _BELOW + height * len(data.ys) + _ABOVE
+    figure = style.blank(*size)
+    axes = figure.add_axes((left / size[0], _BELOW / size[1], width * len(data.xs) / size[0],
+                            height * len(data.ys) / size[1]))
     means = [cell.mean for cell in data.cells.values() if cell.mean is not None]
     scale = ScalarMappable(Normalize(min(means), max(means)) if min(means) < max(means) else
                            Normalize(means[0] - 1, means[0] + 1),
@@ -152,10 +153,10 @@ def draw_grid(data: Grid) -> Figure:
     axes.spines[:].set_visible(False)
     axes.set_xlabel(data.x)
     axes.set_ylabel(data.y)
-    figure.text(0.12 / whole[0], 1 - 0.1 / whole[1], style.shorten(f"{data.column.header}: {data.subject}",
-                int(13 * whole[0])), color=PALE, fontsize=LABEL, va="top")
-    bar = figure.add_axes(((left + width * len(data.xs) + 0.12) / whole[0], _BELOW / whole[1], 0.1 / whole[0],
-                           height * len(data.ys) / whole[1]))
+    figure.text(0.12 / size[0], 1 - 0.1 / size[1], style.shorten(f"{data.column.header}: {data.subject}",
+                int(13 * size[0])), color=PALE, fontsize=LABEL, va="top")
+    bar = figure.add_axes(((left + width * len(data.xs) + 0.12) / size[0], _BELOW / size[1], 0.1 / size[0],
+                           height * len(data.ys) / size[1]))
     figure.colorbar(scale, cax=bar, format=lambda value, _: number(value, data.column.unit))
     bar.tick_params(labelsize=LABEL - 1, length=2)
     bar.yaxis.set_major_locator(_few())

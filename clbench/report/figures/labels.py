@@ -32,9 +32,9 @@ class Box:
 
 def along(points: Sequence[tuple[float, float]], step: float = 3.0) -> Floats:
     """Return points (N, 2) on a polyline, at most `step` apart."""
-    parts = [np.linspace(a, b, max(2, math.ceil(math.dist(a, b) / step) + 1))
-             for a, b in pairwise(points)]
-    return np.concatenate(parts) if parts else np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    segments = [np.linspace(a, b, max(2, math.ceil(math.dist(a, b) / step) + 1))
+                for a, b in pairwise(points)]
+    return np.concatenate(segments) if segments else np.asarray(points, dtype=np.float64).reshape(-1, 2)
 
 
 def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], obstacles: Floats,
@@ -50,16 +50,16 @@ def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, f
         weights: (N,), the cost of covering each obstacle.
         bounds: the area in which labels should stay.
     """
-    taste = np.asarray([0.25 * gap + 0.4 * rank for gap, rank in product(_GAPS, range(len(_SIDES)))])
+    preferences = np.asarray([0.25 * gap + 0.4 * rank for gap, rank in product(_GAPS, range(len(_SIDES)))])
     options = [_around(anchor, size) for anchor, size in zip(anchors, sizes, strict=True)]
     page = np.asarray([bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height])
-    fixed = [taste + _covered(boxes, obstacles, weights) + 5 * (_area(boxes) - _overlap(boxes, page))
+    fixed = [preferences + _covered(boxes, obstacles, weights) + 5 * (_area(boxes) - _overlap(boxes, page))
              + _ambiguous(boxes, i, np.asarray(anchors)) for i, boxes in enumerate(options)]
     chosen: dict[int, Floats] = {}
     for _ in range(_PASSES):
         for i, boxes in enumerate(options):
-            crowded = sum((_overlap(boxes, other) for j, other in chosen.items() if j != i), np.zeros(len(boxes)))
-            chosen[i] = boxes[int(np.argmin(fixed[i] + 0.5 * crowded))]
+            overlaps = sum((_overlap(boxes, other) for j, other in chosen.items() if j != i), np.zeros(len(boxes)))
+            chosen[i] = boxes[int(np.argmin(fixed[i] + 0.5 * overlaps))]
     return [Box(float(x0), float(y0), float(x1 - x0), float(y1 - y0)) for x0, y0, x1, y1 in chosen.values()]
 
 
@@ -73,18 +73,18 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     for i in order:
         items, center, height = [i], wanted[i], heights[i]
         while blocks and blocks[-1][1] + blocks[-1][2] / 2 > center - height / 2:
-            before, c, h = blocks.pop()
-            items = before + items
-            center = (c * len(before) + center * (len(items) - len(before))) / len(items)
+            previous_items, c, h = blocks.pop()
+            items = previous_items + items
+            center = (c * len(previous_items) + center * (len(items) - len(previous_items))) / len(items)
             height += h
         blocks.append((items, center, height))
-    out = [0.0] * len(wanted)
+    centers = [0.0] * len(wanted)
     for items, center, height in blocks:
         low = center - height / 2
         for i in items:
-            out[i] = low + heights[i] / 2
+            centers[i] = low + heights[i] / 2
             low += heights[i]
-    return out
+    return centers
 
 
 def _around(anchor: tuple[float, float], size: tuple[float, float]) -> Floats:
@@ -128,6 +128,7 @@ def _ambiguous(boxes: Floats, anchor: int, anchors: Floats) -> Floats:
         anchors: (N, 2), the anchors of all labels.
     """
     nearest = np.clip(anchors, boxes[:, None, :2], boxes[:, None, 2:])
-    far = np.linalg.norm(nearest - anchors, axis=2)
-    cost: Floats = 12.0 * np.clip(1.6 - np.delete(far, anchor, axis=1) / far[:, [anchor]], 0.0, 1.0).sum(axis=1)
+    distances = np.linalg.norm(nearest - anchors, axis=2)
+    cost: Floats = 12.0 * np.clip(1.6 - np.delete(distances, anchor, axis=1) / distances[:, [anchor]],
+                                  0.0, 1.0).sum(axis=1)
     return cost

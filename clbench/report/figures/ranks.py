@@ -37,14 +37,14 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
     if len(settings) < LEAST_SETTINGS or len({str(s.records[0].trial.benchmark) for s in settings}) < len(settings):
         return None
     by_id = [{m.id: m.label for m in s.methods if m.label in s.eligible} for s in settings]
-    ids = [id_ for id_ in by_id[0] if all(id_ in there for there in by_id)]
+    ids = [id_ for id_ in by_id[0] if all(id_ in label_by_id for label_by_id in by_id)]
     labels = [by_id[0][id_] for id_ in ids]
     if len(labels) < LEAST_METHODS or len(settings) < settings_needed(len(labels)):
         return None
     scores = [{label: -setting.metric.rank(fmean(values.values()))
                for label, values in setting.compared(setting.final).items()} for setting in settings]
-    ranks = rank_methods([[by_label[there[id_]] for id_ in ids]
-                          for by_label, there in zip(scores, by_id, strict=True)])
+    ranks = rank_methods([[by_label[label_by_id[id_]] for id_ in ids]
+                          for by_label, label_by_id in zip(scores, by_id, strict=True)])
     methods = chain.from_iterable(s.methods for s in settings)
     left_out = dict.fromkeys(m.label for m in methods if not m.reference and m.id not in ids)
     verdicts = list(_verdicts(labels, ranks, len(settings)))
@@ -80,7 +80,7 @@ def _verdicts(labels: Sequence[str], ranks: Ranks, settings: int) -> Sequence[st
     if ranks.p > ALPHA:
         return [f"{test}. There is no significant difference between the average ranks"]
     behind = [(a, [b for j, b in enumerate(labels) if better(ranks, i, j)]) for i, a in enumerate(labels)]
-    pairs = "; ".join(f"{a} ranks significantly better than {in_words(others)}" for a, others in behind if others)
+    pairs = "; ".join(f"{a} ranks significantly better than {in_words(worse)}" for a, worse in behind if worse)
     return [f"{test}. The average ranks differ significantly. With a critical difference of {ranks.critical:.2f} "
             f"(Nemenyi), {pairs or 'no pair of methods differs significantly'}"]
 
@@ -120,8 +120,8 @@ def draw_critical_difference(data: FigureData, styles: Mapping[str, StrategyStyl
     axes.set_title(axes.get_title(loc="left"), loc="left", color=PALE, fontsize=8.5, x=0.02, pad=9)
     labels = [style.shorten(p.label) for p in points]
     width = figure.get_figwidth() * 72
-    start, end = (max(style.text_width(f"{label}  99.99", _LABEL) for label in some) + 26
-                  for some in (labels[:half], labels[half:]))
+    start, end = (max(style.text_width(f"{label}  99.99", _LABEL) for label in side_labels) + 26
+                  for side_labels in (labels[:half], labels[half:]))
     end = width - end
     axes.set_xlim(0, width)
     axes.set_ylim(-(between + _STEP * half + 4), top)  # one unit of the axes is one point
@@ -137,15 +137,16 @@ def draw_critical_difference(data: FigureData, styles: Mapping[str, StrategyStyl
         axes.plot([place(ranks[first]) - 4, place(ranks[last]) + 4], [y, y], color=INK, linewidth=3.6,
                   solid_capstyle="round", zorder=3)
     for i, (point, rank, label) in enumerate(zip(points, ranks, labels, strict=True)):
-        left = i < half
-        y = -(between + _STEP * (i if left else len(points) - 1 - i) + _STEP / 2)
-        x, edge = place(rank), start - 8 if left else end + 8
+        is_left = i < half
+        y = -(between + _STEP * (i if is_left else len(points) - 1 - i) + _STEP / 2)
+        x, edge = place(rank), start - 8 if is_left else end + 8
         color = styles[point.strategy].color
         axes.plot([x, x, edge], [0, y, y], color=color, linewidth=1.2, zorder=2, solid_joinstyle="miter")
         axes.plot([x], [0], marker=styles[point.strategy].marker, color=color, markersize=6.5, zorder=4,
                   markeredgecolor="white", markeredgewidth=0.6)
-        text = f"{label}  {rank:.2f}" if left else f"{rank:.2f}  {label}"
-        axes.text(edge + (-5 if left else 5), y, text, ha="right" if left else "left", va="center", fontsize=_LABEL)
+        text = f"{label}  {rank:.2f}" if is_left else f"{rank:.2f}  {label}"
+        axes.text(edge + (-5 if is_left else 5), y, text, ha="right" if is_left else "left", va="center",
+                  fontsize=_LABEL)
     return figure
 
 

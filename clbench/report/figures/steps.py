@@ -66,12 +66,12 @@ def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
     ends: list[int] = []
     begin = 0
     for task in range(tasks):
-        shared = sorted(set.intersection(*(set(curve.steps[task]) for curve in curves)))
+        shared_steps = sorted(set.intersection(*(set(curve.steps[task]) for curve in curves)))
         end = begin + max(curve.steps[task][-1] for curve in curves)
-        places = [dict(zip(curve.steps[task], metrics.accuracies(curve, task), strict=True)) for curve in curves]
-        rows = [(begin + step, [of[step] for of in places]) for step in thinned(shared)]
+        curve_values = [dict(zip(curve.steps[task], metrics.accuracies(curve, task), strict=True)) for curve in curves]
+        rows = [(begin + step, [by_step[step] for by_step in curve_values]) for step in thinned(shared_steps)]
         rows.append((end, [metrics.after(curve, task) for curve in curves]))
-        means = [(x, list(map(fmean, zip(*of_seeds, strict=True)))) for x, of_seeds in rows]
+        means = [(x, list(map(fmean, zip(*seed_rows, strict=True)))) for x, seed_rows in rows]
         for x, row in means:
             for line, mean in zip(lines, row, strict=False):
                 line.append((x, mean))
@@ -84,8 +84,8 @@ def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
 
 def thinned(steps: Sequence[int]) -> list[int]:
     """Return the first `DENSE` of the steps that have a point, then at most `MOST` evenly spaced ones."""
-    rest = steps[DENSE:]
-    return [*steps[:DENSE], *rest[::max(1, math.ceil(len(rest) / MOST))]]
+    later_steps = steps[DENSE:]
+    return [*steps[:DENSE], *later_steps[::max(1, math.ceil(len(later_steps) / MOST))]]
 
 
 def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureData | None:
@@ -93,15 +93,15 @@ def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureDa
     method_courses = courses(results)
     if not method_courses:
         return None
-    falls = []
+    descriptions = []
     for course in method_courses:
         gaps = list(chain.from_iterable(map(metrics.gaps, results[course.row].curves)))
-        falls.append(course.label + (f" falls by {100 * fmean(gap.depth for gap in gaps):.1f} points on average"
-                                     if gaps else ""))
+        descriptions.append(course.label + (f" falls by {100 * fmean(gap.depth for gap in gaps):.1f} points on average"
+                                            if gaps else ""))
     return FigureData(
         "steps", name, "Accuracy during training", subject,
         f"Accuracy on each task while tasks are learned, in one panel per method. Mean accuracy on old tasks after a "
-        f"new task begins: {'; '.join(falls)}.",
+        f"new task begins: {'; '.join(descriptions)}.",
         "Accuracy on each task from its first step on; the dark line is the mean over the tasks before the current "
         "one. Lines are means over seeds. Vertical lines show where a new task begins.",
         results=tuple(results[course.row] for course in method_courses))
@@ -115,26 +115,26 @@ _TALL, _HEAD, _FOOT = 2.0, 0.42, 0.42  # heights in inches: a panel, the space a
 def draw_steps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw the accuracy on each task over the steps of all tasks."""
     method_courses = courses(data.results)
-    across = min(ACROSS, len(method_courses))
-    down = math.ceil(len(method_courses) / across)
+    column_count = min(ACROSS, len(method_courses))
+    row_count = math.ceil(len(method_courses) / column_count)
     tasks = max(len(course.tasks) for course in method_courses)
     keys = math.ceil((tasks + 1) / 8)  # lines of the legend
-    width, height = 7.2, 0.25 + down * (_HEAD + _TALL + _FOOT) + 0.1 + 0.2 * keys
+    width, height = 7.2, 0.25 + row_count * (_HEAD + _TALL + _FOOT) + 0.1 + 0.2 * keys
     figure = style.blank(width, height)
     figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(data.subject, 90), color=PALE, fontsize=LABEL, va="top")
-    each = (width - 0.6 - 0.15 - 0.45 * (across - 1)) / across
+    panel_width = (width - 0.6 - 0.15 - 0.45 * (column_count - 1)) / column_count
     for k, course in enumerate(method_courses):
-        row, column = divmod(k, across)
-        left = 0.6 + column * (each + 0.45)
+        row, column = divmod(k, column_count)
+        left = 0.6 + column * (panel_width + 0.45)
         bottom = height - 0.25 - row * (_HEAD + _TALL + _FOOT) - _HEAD - _TALL
-        axes = figure.add_axes((left / width, bottom / height, each / width, _TALL / height))
+        axes = figure.add_axes((left / width, bottom / height, panel_width / width, _TALL / height))
         _panel(axes, course)
-        axes.set_title(style.shorten(course.label, int(13 * each)), loc="left", fontsize=9.5, pad=5)
+        axes.set_title(style.shorten(course.label, int(13 * panel_width)), loc="left", fontsize=9.5, pad=5)
         axes.plot([1.0], [1.07], marker=styles[data.results[k].strategy].marker,
                   color=styles[data.results[k].strategy].color, markersize=5, transform=axes.transAxes, clip_on=False)
         if column == 0:
             axes.set_ylabel("accuracy (%)")
-        if k + across >= len(method_courses):
+        if k + column_count >= len(method_courses):
             axes.set_xlabel("optimizer steps")
     figure.axes[0].plot([], [], color=INK, linewidth=1.6, label="mean over old tasks")
     lines, names = figure.axes[0].get_legend_handles_labels()

@@ -90,10 +90,11 @@ def panels(title: str, count: int, width: float = 7.2, height: float = 4.6) -> t
     """Return an empty figure and `count` axes side by side that share the vertical scale. Sizes are in inches."""
     figure = blank(width, height)
     edge, gap = 0.684 / width, 0.25 / width
-    each = (1 - edge - 0.18 / width - gap * (count - 1)) / count
+    panel_width = (1 - edge - 0.18 / width - gap * (count - 1)) / count
     axes: list[Axes] = []
     for k in range(count):
-        axes.append(figure.add_axes((edge + k * (each + gap), 0.185, each, 0.735), sharey=axes[0] if axes else None))
+        axes.append(figure.add_axes((edge + k * (panel_width + gap), 0.185, panel_width, 0.735),
+                                    sharey=axes[0] if axes else None))
         axes[k].grid(True)
         axes[k].tick_params(length=3, labelleft=k == 0)
     axes[0].set_title(shorten(title, 100), loc="left", color=PALE, fontsize=LABEL, pad=9)
@@ -122,11 +123,11 @@ def blank(width: float, height: float) -> Figure:
 
 def encoded(figure: Figure, title: str, file_format: FileFormat) -> bytes:
     """Return a figure as the content of a file, without dates, versions or random IDs. PDF files embed their fonts."""
-    unnamed: dict[FileFormat, list[str]] = {"svg": ["Date", "Creator"], "pdf": ["CreationDate", "Creator", "Producer"],
+    omitted: dict[FileFormat, list[str]] = {"svg": ["Date", "Creator"], "pdf": ["CreationDate", "Creator", "Producer"],
                                             "png": ["Software"]}
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file_format, dpi=PNG_DPI if file_format == "png" else 72,
-                   metadata={**dict.fromkeys(unnamed[file_format]), "Title": title})
+                   metadata={**dict.fromkeys(omitted[file_format]), "Title": title})
     if file_format == "svg":
         return b"".join(line.rstrip() + b"\n" for line in buffer.getvalue().splitlines())
     return buffer.getvalue()
@@ -179,8 +180,8 @@ def log_counts(axis: Any, low: float, high: float) -> None:
             break
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-    between = [s * 10.0 ** e for e, s in product(exponents, range(2, 10))]
-    axis.set_minor_locator(FixedLocator([tick for tick in between if low <= tick <= high]))
+    minor_ticks = [s * 10.0 ** e for e, s in product(exponents, range(2, 10))]
+    axis.set_minor_locator(FixedLocator([tick for tick in minor_ticks if low <= tick <= high]))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -221,5 +222,5 @@ def label_ends(axes: Axes, curves: Sequence[Sequence[float]], texts: Sequence[st
     for text, (x, y), middle in zip(texts, ends, spread([y for _, y in ends], heights), strict=True):
         axes.plot(*zip(*to_data([(x + 5, y), (edge + 8, y), (edge + 14, middle)]), strict=True), color=PALE,
                   linewidth=0.6, clip_on=False, zorder=1)
-        left, at = to_data((edge + 17, middle))
-        axes.text(left, at, text, fontsize=LABEL, va="center", ha="left", linespacing=1.15)
+        left, center = to_data((edge + 17, middle))
+        axes.text(left, center, text, fontsize=LABEL, va="center", ha="left", linespacing=1.15)

@@ -21,24 +21,24 @@ Line = tuple[str, str, int | str, int | str, float | int]  # metric, unit, after
 
 def render(report: Report) -> str:
     """Return report.csv with the columns `HEADER` and one for each option. docs/reports.md describes the columns."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
     results = chain.from_iterable(section.results for section in report.sections)
     named_options = column_names((dict(result.options) for result in results), HEADER)
     writer.writerow([*HEADER, *map(inert, named_options.values())])
     for section in report.sections:
-        shared = section.title, dict(section.settings)["scenario"]
+        section_cells = section.title, dict(section.settings)["scenario"]
         for i, result in enumerate(section.results):
-            named = [*map(inert, [*shared, result.label, result.strategy]), str(result.reference).lower()]
+            method_cells = [*map(inert, [*section_cells, result.label, result.strategy]), str(result.reference).lower()]
             result_options = dict(result.options)
             options = [_shown(result_options.get(name)) for name in named_options]
             for seed in section.seeds:
                 if seed not in result.seeds:
-                    writer.writerow([*named, seed, "no result", *[""] * 5, *options])
+                    writer.writerow([*method_cells, seed, "no result", *[""] * 5, *options])
                     continue
                 for metric, *rest in _numbers(section, i, result, result.seeds.index(seed)):
-                    writer.writerow([*named, seed, "done", inert(metric), *rest, *options])
-    return out.getvalue()
+                    writer.writerow([*method_cells, seed, "done", inert(metric), *rest, *options])
+    return buffer.getvalue()
 
 
 def inert(text: str) -> str:
@@ -60,7 +60,7 @@ def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]
             value = cell.values[k] if cell.values else None
             if value is not None:
                 yield column.title, _UNITS.get(column.unit, column.unit), "", "", value
-    matrices = {section.metric.name: result.R[k], **{name: of_seeds[k] for name, of_seeds in result.scores.items()}}
+    matrices = {section.metric.name: result.R[k], **{name: by_seed[k] for name, by_seed in result.scores.items()}}
     for name, matrix in matrices.items():
         unit = unit_of(METRICS[name])
         for row, values in enumerate(matrix):

@@ -22,11 +22,11 @@ def render(report: Report) -> str:
 
 def data(report: Report) -> dict[str, Any]:
     """Return the report as plain values: the fields of `clbench.report.model`, without the numbers of figures."""
-    whole = _plain(report)
-    for section in whole["sections"]:
+    values = _plain(report)
+    for section in values["sections"]:
         del section["choosable"]  # `clbench choose --format json` has it
         section["results"] = list(map(_with_curves, section["results"]))
-    return {"schema": SCHEMA, **_with_pictures({**whole, "sections": list(map(_with_pictures, whole["sections"]))})}
+    return {"schema": SCHEMA, **_with_pictures({**values, "sections": list(map(_with_pictures, values["sections"]))})}
 
 
 def _plain(value: Any) -> Any:
@@ -40,7 +40,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):  # as in a record
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
 
 

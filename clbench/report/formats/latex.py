@@ -47,8 +47,8 @@ def render(report: Report) -> str:
 
 def _section(section: Section, name: str) -> Iterator[str]:
     yield rf"\section*{{{escape(section.title)}}}"
-    yield _items((rf"\textbf{{{escape(LEADS[about])}}} " if LEADS[about] else "") + _prose(text)
-                 for about, text in section.headline)
+    yield _items((rf"\textbf{{{escape(LEADS[topic])}}} " if LEADS[topic] else "") + _prose(text)
+                 for topic, text in section.headline)
     yield _items(_prose(f"{name}: {value}") for name, value in section.setting)
     notes = [*section.footnote, _abbreviations(section.metric),
              *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
@@ -67,8 +67,8 @@ def _abbreviations(metric: Metric) -> str:
     """Explain the short titles of columns and the line under a number."""
     names = [f"{metric.short} is the mean {metric.label} over tasks after the last one"]
     if metric != ACCURACY:
-        names += [f"{one.short} is the {one.label}" for one in objective_of(metric).metrics
-                  if one != metric and one.short != one.label]
+        names += [f"{other.short} is the {other.label}" for other in objective_of(metric).metrics
+                  if other != metric and other.short != other.label]
         names.append("learned values are those just after each task was trained")
     return (f"{', '.join([*names, 'BWT backward transfer'])}. The second best mean is underlined. References are below "
             "the line.")
@@ -97,12 +97,12 @@ def table(data: Table, subject: str, label: str, notes: Iterable[str] = ()) -> s
 
 
 def _rows(rows: Iterable[Row]) -> Iterator[str]:
-    before = None
+    previous = None
     for row in rows:
-        if before is not None and row.reference and not before.reference:
+        if previous is not None and row.reference and not previous.reference:
             yield r"\midrule"
         yield " & ".join([escape(f"{row.label} {row.marks}".strip()), *map(_cell, row.cells)]) + r" \\"
-        before = row
+        previous = row
 
 
 def _header(column: Column) -> str:
@@ -172,8 +172,8 @@ def escape(text: str) -> str:
     >>> print(escape("a_b & 50% ± é \u6f22"))
     a\_b \& 50\% $\pm$ \'{e} \texttt{U+6F22}
     """
-    return "".join(_character(c) + ("{}" if c == after and c in "-," else "")  # LaTeX joins two of them
-                   for c, after in zip_longest(text, text[1:]))
+    return "".join(_character(c) + ("{}" if c == following and c in "-," else "")  # LaTeX joins two of them
+                   for c, following in zip_longest(text, text[1:]))
 
 
 def _character(c: str) -> str:

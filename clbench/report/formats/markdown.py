@@ -31,7 +31,7 @@ def escape(text: str) -> str:
 
 
 def _section(section: Section) -> Iterator[str]:
-    many = len(section.results) > MANY
+    has_many_methods = len(section.results) > MANY
     yield f"## {escape(section.title)}"
     yield "\n".join(_headline(section))
     if section.problems:
@@ -44,23 +44,23 @@ def _section(section: Section) -> Iterator[str]:
     if section.notes:
         yield "**Notes**"
         yield bullets(section.notes[:MOST_NOTES])
-        if rest := section.notes[MOST_NOTES:]:
-            yield from _folded(f"{len(rest)} more note{'s' * (len(rest) > 1)}", [bullets(rest)])
+        if more_notes := section.notes[MOST_NOTES:]:
+            yield from _folded(f"{len(more_notes)} more note{'s' * (len(more_notes) > 1)}", [bullets(more_notes)])
     if section.anatomy:
         yield "### Where the errors come from"
         yield bullets(section.anatomy)
     for figure in (f for f in section.figures if f.brief):
         yield from _figure(figure)
-    if section.verdicts and not many:
+    if section.verdicts and not has_many_methods:
         yield from _folded("Differences, paired by seed", [bullets(section.verdicts), *_titled(section.comparisons)])
-    if many:
+    if has_many_methods:
         yield ("Each difference with its p-value, more metrics and costs, accuracy matrices, and the options of each "
                "method are in report.html and report.json. Every number is in report.csv (`clbench report RUN --format "
                "html,json,csv`).")
     else:
         yield from _folded("More metrics and costs", _titled(section.details))
         yield from _folded(section.matrix_title, _titled(section.matrices))
-    settings = [pair for pair in section.settings if not (many and pair[0].startswith("method "))]
+    settings = [pair for pair in section.settings if not (has_many_methods and pair[0].startswith("method "))]
     yield from _folded("Settings, provenance, commands", [
         "**Settings**", pairs(settings), "**Provenance**", pairs(section.provenance), "**Command**",
         *map(_code, section.commands)])
@@ -68,11 +68,11 @@ def _section(section: Section) -> Iterator[str]:
 
 def _headline(section: Section) -> Iterator[str]:
     """Yield the first lines as list items. A command at the end of a line is formatted as code."""
-    for about, text in section.headline:
-        lead = f"**{escape(LEADS[about])}** " if LEADS[about] else ""
-        what, _, command = text.partition(": ")
-        is_code = about == NEXT and command and "`" not in command
-        yield f"- {lead}" + (f"{escape(what)}: `{command}`" if is_code else escape(text))
+    for topic, text in section.headline:
+        lead = f"**{escape(LEADS[topic])}** " if LEADS[topic] else ""
+        advice, _, command = text.partition(": ")
+        is_code = topic == NEXT and command and "`" not in command
+        yield f"- {lead}" + (f"{escape(advice)}: `{command}`" if is_code else escape(text))
 
 
 def _folded(summary: str, blocks: Iterable[str]) -> Iterator[str]:
@@ -107,10 +107,10 @@ def tables(heading: str, comparisons: Iterable[Table], verdicts: Iterable[str]) 
 
 def table(data: Table) -> str:
     """Return one table. References follow the other methods under a heading of their own."""
-    rows, set_apart = [], False
+    rows, has_heading = [], False
     for row in data.rows:
-        if row.reference and not set_apart:
-            set_apart = True
+        if row.reference and not has_heading:
+            has_heading = True
             rows.append(["*for reference*", *[""] * len(data.columns)])
         rows.append([f"{escape(row.label)} {row.marks}".strip(), *map(_cell, row.cells)])
     headers = [escape(data.corner), *(escape(c.header) for c in data.columns)]

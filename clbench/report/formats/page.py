@@ -112,15 +112,15 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
         f"{id_}-seeds": values_by_seed(results, section.seeds, section.metric)}
     if section.arrivals:
         tables[f"{id_}-arrival"] = section.arrivals
-    with_matrix = [r for r in results if _has_matrix(r)]
+    matrix_results = [r for r in results if _has_matrix(r)]
     matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result, section.metric))
-                for i, (table, result) in enumerate(zip(section.matrices, with_matrix, strict=True))]
+                for i, (table, result) in enumerate(zip(section.matrices, matrix_results, strict=True))]
     by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
                for name, table in tables.items() if table.columns]
     legend = chosen(section, _legend(results, styles))
     kinds = dict.fromkeys((ALL, *chain.from_iterable(entry.kinds for entry in legend)))
     return SectionView(id_, section, f"{id_}-comparison", legend, by_task, matrices,
-                       _figures(id_, slug, section, tables, matrices) if with_matrix else [],
+                       _figures(id_, slug, section, tables, matrices) if matrix_results else [],
                        len(results) > MANY, packed(matrices) if len(results) > MANY else "",
                        tuple(kinds) if len(results) > FEW else ())
 
@@ -236,9 +236,9 @@ def _over_steps(slug: str, data: FigureData, section: Section) -> FigureView:
     method_courses = courses(section.results)
     lines = [{"row": course.row, "ends": course.ends, "tasks": [_rounded(points) for points in course.tasks],
               "old": [_rounded(points) for points in course.old]} for course in method_courses]
-    written = json.dumps({"courses": lines, "colors": list(map(color_class, PALETTE))}, separators=(",", ":"))
+    courses_json = json.dumps({"courses": lines, "colors": list(map(color_class, PALETTE))}, separators=(",", ":"))
     boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(course.ends) for course in method_courses)))
-    return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, courses=written,
+    return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, courses=courses_json,
                       zooms=("all steps", *boundaries))
 
 
@@ -269,8 +269,8 @@ def _costs(section: Section) -> tuple[CostAxis, ...]:
     finals = [cell.mean for cell in comparison.cells(final_of(section.metric).column.title)]
     ranked = [i for i, r in enumerate(section.results) if r.complete and not r.reference]
     axes = []
-    there = {column.title for column in comparison.columns}
-    for title in (m.column.title for m in measures_of(section.metric) if m.cost and m.column.title in there):
+    titles = {column.title for column in comparison.columns}
+    for title in (m.column.title for m in measures_of(section.metric) if m.cost and m.column.title in titles):
         costs = [cell.mean for cell in comparison.cells(title)]
         points = {i: (cost, -section.metric.rank(final)) for i in ranked
                   if (cost := costs[i]) and (final := finals[i]) is not None}  # a log axis has no 0

@@ -26,7 +26,7 @@ def css() -> str:
 
 def color_class(color: str) -> str:
     """Return the CSS class for a color of `clbench.report.figures.style.assign_styles`."""
-    return next(name for name, known in _method_colors().items() if known == color)
+    return next(name for name, method_color in _method_colors().items() if method_color == color)
 
 
 def contrast(one: str, other: str) -> float:

@@ -41,7 +41,7 @@ def show(report: Report, console: Console | None = None) -> None:
     console = console or standard_output()
     for section in report.sections:
         _line(section.title, console, "bold")
-        _lines("", (f"{LEADS[about]} {text}".strip() for about, text in section.headline), console, "")
+        _lines("", (f"{LEADS[topic]} {text}".strip() for topic, text in section.headline), console, "")
         _lines("no result: ", section.problems, console, "bold red")
         show_table(section.comparison, console)
         _lines("", notes_to_show(section), console, "dim")
@@ -54,9 +54,9 @@ def show(report: Report, console: Console | None = None) -> None:
 
 def notes_to_show(section: Section) -> list[str]:
     """Return the first notes of a section, and how many more there are."""
-    shown = [f"- {note}" for note in section.notes[:MOST_NOTES]]
-    more = len(section.notes) - len(shown)
-    return [*shown, f"{more} more notes are in report.md."] if more > 1 else [f"- {note}" for note in section.notes]
+    lines = [f"- {note}" for note in section.notes[:MOST_NOTES]]
+    count = len(section.notes) - len(lines)
+    return [*lines, f"{count} more notes are in report.md."] if count > 1 else [f"- {note}" for note in section.notes]
 
 
 def show_tables(title: str, tables: Iterable[Table], verdicts: Iterable[str], console: Console) -> None:
@@ -91,17 +91,17 @@ def fit(table: Table, width: int, best: str = "") -> list[Table]:
 
     `best` is the mark after the best value of a column.
     """
-    left = max(cell_len(text) for text in (table.corner, *(_label(row) for row in table.rows)))
+    label_width = max(cell_len(text) for text in (table.corner, *(_label(row) for row in table.rows)))
     groups: list[list[int]] = [[]]
-    used = left
+    used_width = label_width
     for j, column in enumerate(table.columns):
         texts = (cell.text + best * cell.bold for cell in (row.cells[j] for row in table.rows))
-        need = _PADDING + max(map(cell_len, (*_header(column).split("\n"), *texts)))
-        if groups[-1] and used + need > width:
+        column_width = _PADDING + max(map(cell_len, (*_header(column).split("\n"), *texts)))
+        if groups[-1] and used_width + column_width > width:
             groups.append([])
-            used = left
+            used_width = label_width
         groups[-1].append(j)
-        used += need
+        used_width += column_width
     return [Table(table.title, tuple(table.columns[j] for j in group),
                   tuple(Row(r.label, tuple(r.cells[j] for j in group), r.marks, r.reference) for r in table.rows),
                   table.corner) for group in groups]

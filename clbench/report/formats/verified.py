@@ -37,12 +37,12 @@ def plain(reference: Reference, checked: Sequence[Checked]) -> str:
     """Return the table with its remarks for a terminal."""
     return "\n".join([f"{clean(reference.title)}: {clean(reference.paper)}, {clean(reference.source)}", "",
                       _table(checked, "simple"), "",
-                      *(f"{where}: {text}" for where, text in _remarks(checked)), summary(checked)])
+                      *(f"{cell_name}: {text}" for cell_name, text in _remarks(checked)), summary(checked)])
 
 
 def summary(checked: Sequence[Checked]) -> str:
     """Return the number of cells with each verdict."""
-    counts = Counter(one.verdict for one in checked)
+    counts = Counter(result.verdict for result in checked)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict])
 
 
@@ -57,17 +57,17 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
               _table(checked, "github", escape),
               f"Final average accuracy: {summary(checked)}. Ours is mean ± standard error; differences and tolerances "
               f"are in points.{_metrics(reference)}"]
-    if remarks := [f"{where}: {text}" for where, text in _remarks(checked)]:
+    if remarks := [f"{cell_name}: {text}" for cell_name, text in _remarks(checked)]:
         blocks.append(bullets(remarks))
     blocks += ["## Rule", f"A cell is reproduced if the two means differ by no more than its tolerance: the half "
                f"width of Welch's {100 * rule.level:g} % interval of their difference, from both spreads and both "
                f"numbers of seeds, plus {rule.rounding:g} for the rounding of the published figure and what is granted "
                f"below. A tolerance beyond {rule.widest:g} points decides nothing. The rule is part of the reference's "
                "file, stated before the runs" + (f", except: {escape(rule.amended)}" if rule.amended else ".")]
-    granted = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
-    granted += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
-    if granted:
-        blocks.append(bullets(granted))
+    allowances = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
+    allowances += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
+    if allowances:
+        blocks.append(bullets(allowances))
     if reference.notes:
         blocks += ["## Known differences", bullets(reference.notes)]
     if records:
@@ -117,8 +117,8 @@ def _hours(hours: float | None) -> str:
 
 def _metrics(reference: Reference) -> str:
     """Describe the metrics that cells name in parentheses."""
-    named = dict.fromkeys(cell.metric for cell in reference.cells if cell.metric != "ACC")
-    return "".join(f" Numbers with ({metric}) are {METRIC_NAMES[metric]}." for metric in named)
+    metrics = dict.fromkeys(cell.metric for cell in reference.cells if cell.metric != "ACC")
+    return "".join(f" Numbers with ({metric}) are {METRIC_NAMES[metric]}." for metric in metrics)
 
 
 def _label(cell: Cell) -> str:
@@ -155,7 +155,7 @@ _COLUMNS: dict[str, Callable[[Checked], str]] = {
 
 def _table(checked: Sequence[Checked], style: str, escaped: Callable[[str], str] = str) -> str:
     """Return the table of cells in a style of `tabulate`."""
-    rows = [[escaped(text(one)) for text in _COLUMNS.values()] for one in checked]
+    rows = [[escaped(text(result)) for text in _COLUMNS.values()] for result in checked]
     return tabulate(rows, list(_COLUMNS), style, disable_numparse=True,
                     colalign=["left" if title in _TEXTS else "right" for title in _COLUMNS])
 

@@ -145,8 +145,8 @@ class CurveCallback(Callback):
         right = torch.zeros(learned, dtype=torch.int64, device=offered.device)
         size = batch_size(replica.stream, offered.device)
         with precision.forward(recipe, offered.device, replica.strategy):
-            for given in given_tasks(replica.strategy.stream_info.scenario, learned):
-                for prediction, y, tasks in predictions(replica.strategy, tests, size, given):
+            for given_task in given_tasks(replica.strategy.stream_info.scenario, learned):
+                for prediction, y, tasks in predictions(replica.strategy, tests, size, given_task):
                     right.index_add_(0, tasks, (answered(prediction.logits, offered[tasks]) == y).long())
         return list(map(int, right.tolist()))
 
@@ -173,11 +173,12 @@ class CurveCallback(Callback):
         size = batch_size(first.stream, offered.device)
         try:
             with precision.forward(training.recipe, offered.device, first.strategy, stacked=True):
-                for given in given_tasks(first.strategy.stream_info.scenario, learned):
-                    for batch in zip(*(part.batches(size, given) for part in tests), strict=True):
+                for given_task in given_tasks(first.strategy.stream_info.scenario, learned):
+                    for batch in zip(*(part.batches(size, given_task) for part in tests), strict=True):
                         x = batch[0][0] if shared else torch.stack([part[0] for part in batch])
-                        logits = stacked_logits(train_step, x, given, shared)
-                        if self.train_step is not train_step and not predict_alike(replicas, logits, x, given, shared):
+                        logits = stacked_logits(train_step, x, given_task, shared)
+                        if self.train_step is not train_step and not predict_alike(replicas, logits, x, given_task,
+                                                                                   shared):
                             self.as_one = False
                             return None
                         self.train_step = train_step
@@ -208,8 +209,8 @@ def outputs_offered(replica: Replica, learned: int) -> Tensor:
 
 def predict_alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, given: int | None, shared: bool) -> bool:
     """Return whether each replica alone has the same logits as in the stack [S, N, C], except for rounding."""
-    alone = [replica.strategy.predict(x if shared else x[k], given).logits for k, replica in enumerate(replicas)]
-    return bool(torch.allclose(logits, torch.stack(alone), rtol=1e-3, atol=1e-4, equal_nan=True))
+    own_logits = [replica.strategy.predict(x if shared else x[k], given).logits for k, replica in enumerate(replicas)]
+    return bool(torch.allclose(logits, torch.stack(own_logits), rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 class Logits(nn.Module):
@@ -271,11 +272,11 @@ def cost_in_words(recipe: Recipe, stream: Stream, every: int, samples: int) -> s
         steps = steps_of(recipe, len(task.train))
         evaluations_of_task = len(points(steps, every)) + 1  # one more after consolidation
         evaluations += evaluations_of_task
-        tests = [min(samples, len(known.test)) for known in stream.tasks[:index + 1]]
+        tests = [min(samples, len(learned_task.test)) for learned_task in stream.tasks[:index + 1]]
         predicted += evaluations_of_task * sum(tests)
         trained += steps * recipe.batch_size
     share = predicted / (PASSES * trained)
-    much = f"{share:.1f} times" if share >= 1 else f"{100 * share:.0f}% of"
+    relative_cost = f"{share:.1f} times" if share >= 1 else f"{100 * share:.0f}% of"
     return (f"evaluating while learning: {evaluations:,} times on {samples:,} test samples of each task so far, "
-            f"{predicted:,} predictions, about {much} the FLOPs of plain training; less with a larger --evaluate-every "
-            "or fewer --evaluate-samples")
+            f"{predicted:,} predictions, about {relative_cost} the FLOPs of plain training; less with a larger "
+            "--evaluate-every or fewer --evaluate-samples")

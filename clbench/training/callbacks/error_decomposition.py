@@ -40,8 +40,8 @@ def corrected(scores: Tensor, task: Tensor, sure: Tensor, half: Tensor) -> Tenso
     scores = scores.double()
     right = torch.zeros_like(sure)
     for part in (0, 1):
-        fitted = (half != part) & sure
-        constants = best_constants(scores[fitted], task[fitted])
+        is_fitted = (half != part) & sure
+        constants = best_constants(scores[is_fitted], task[is_fitted])
         right |= (half == part) & sure & ((scores + constants).argmax(1) == task)
     return right
 
@@ -62,8 +62,8 @@ def best_constants(scores: Tensor, task: Tensor) -> Tensor:
 def rights(scores: Tensor, task: Tensor, constants: Tensor) -> int:
     """Return the number of samples whose own task has a larger score than every other task."""
     scores = scores + constants
-    others = scores.scatter(1, task[:, None], float("-inf")).amax(1) if scores.shape[1] > 1 else scores[:, 0] - 1
-    return int((scores.gather(1, task[:, None])[:, 0] > others).sum())
+    best_other = scores.scatter(1, task[:, None], float("-inf")).amax(1) if scores.shape[1] > 1 else scores[:, 0] - 1
+    return int((scores.gather(1, task[:, None])[:, 0] > best_other).sum())
 
 
 def ascend(scores: Tensor, task: Tensor, start: Tensor) -> Tensor:
@@ -72,10 +72,10 @@ def ascend(scores: Tensor, task: Tensor, start: Tensor) -> Tensor:
     if not len(scores) or scores.shape[1] < 2:
         return constants
     for _ in range(SWEEPS):
-        before = constants.clone()
+        previous = constants.clone()
         for column in range(len(constants)):
             constants[column] = along(scores, task, constants, column)
-        if torch.equal(before, constants):
+        if torch.equal(previous, constants):
             break
     return constants
 
@@ -91,9 +91,9 @@ def along(scores: Tensor, task: Tensor, constants: Tensor, column: int) -> float
     in_column = task == column
     top, best = shifted.max(1)
     second = shifted.scatter(1, best[:, None], float("-inf")).amax(1)
-    at = top - scores[:, column]  # the constant at which this column equals the best other one
-    above = at[in_column & at.isfinite()].sort().values
-    below = at[~in_column & (best == task) & (top > second) & at.isfinite()].sort().values
+    thresholds = top - scores[:, column]  # the constant at which this column equals the best other one
+    above = thresholds[in_column & thresholds.isfinite()].sort().values
+    below = thresholds[~in_column & (best == task) & (top > second) & thresholds.isfinite()].sort().values
     edges = torch.unique(torch.cat([above, below]))
     if not len(edges):
         return float(constants[column])
@@ -101,8 +101,8 @@ def along(scores: Tensor, task: Tensor, constants: Tensor, column: int) -> float
     places = torch.cat([edges[:1] - margin, (edges[1:] + edges[:-1]) / 2, edges[-1:] + margin, constants[[column]]])
     widths = torch.cat([edges.new_zeros(1), edges.diff(), edges.new_zeros(1), edges.new_full((1,), float("inf"))])
     counts = torch.searchsorted(above, places) + len(below) - torch.searchsorted(below, places, right=True)
-    most = counts == counts.max()
-    return float(places[int(widths.masked_fill(~most, -1.0).argmax())])
+    is_highest = counts == counts.max()
+    return float(places[int(widths.masked_fill(~is_highest, -1.0).argmax())])
 
 
 @dataclass
@@ -135,15 +135,15 @@ class Tally:
 
     def add(self, prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
         """Add a batch; see `evaluation.OnBatch` for the arguments."""
-        known = tasks < self.learned
-        logits, y, tasks = logits[known], y[known], tasks[known]
+        is_learned = tasks < self.learned
+        logits, y, tasks = logits[is_learned], y[is_learned], tasks[is_learned]
         best = logits.argmax(1)
         self.seen.y.append(y)
         self.seen.tasks.append(tasks)
         self.seen.right.append(best == y)
         if prediction.task is not None:
             self.infers = True
-            self.seen.won.append(prediction.task[known])
+            self.seen.won.append(prediction.task[is_learned])
             return
         self.seen.won.append(self.task_of[best])
         self.seen.sure.append(self._among_own(logits, tasks) == y)
@@ -159,21 +159,22 @@ class Tally:
         """Return the counts. A strategy that infers the task, in eval mode, is evaluated again with each task given."""
         y, tasks, right, won = (torch.cat(parts).cpu() for parts in (
             self.seen.y, self.seen.tasks, self.seen.right, self.seen.won))
-        sure = self._right_with_task(strategy) if self.infers else torch.cat(self.seen.sure).cpu()
+        right_with_task = self._right_with_task(strategy) if self.infers else torch.cat(self.seen.sure).cpu()
 
         def count(which: Tensor) -> list[int]:
             return torch.bincount(tasks[which], minlength=self.learned).tolist()
 
         pairs = torch.bincount(tasks * self.learned + won.clamp(0, self.learned - 1), minlength=self.learned**2)
-        facts = ErrorCounts(learned=self.learned, samples=count(torch.ones_like(right)), right=count(right),
-                            given=count(sure), tasks=pairs.view(self.learned, self.learned).tolist())
+        error_counts = ErrorCounts(learned=self.learned, samples=count(torch.ones_like(right)), right=count(right),
+                                   given=count(right_with_task), tasks=pairs.view(self.learned, self.learned).tolist())
         if self.infers:
-            lost = sure & ~right
-            return facts.model_copy(update={"misguided": count(lost & (won != tasks)),
-                                            "outdone": count(lost & (won == tasks)),
-                                            "only_unguided": count(right & ~sure)})
+            lost = right_with_task & ~right
+            return error_counts.model_copy(update={"misguided": count(lost & (won != tasks)),
+                                                   "outdone": count(lost & (won == tasks)),
+                                                   "only_unguided": count(right & ~right_with_task)})
         scores = torch.cat(self.seen.scores)[:, :self.learned].cpu()
-        return facts.model_copy(update={"corrected": count(corrected(scores, tasks, sure, halves(y)))})
+        return error_counts.model_copy(
+            update={"corrected": count(corrected(scores, tasks, right_with_task, halves(y)))})
 
     def _right_with_task(self, strategy: Strategy) -> Tensor:
         """Return which samples are correct if the task is given, bool [N]."""
@@ -194,9 +195,9 @@ def halves(y: Tensor) -> Tensor:
     tensor([0, 1, 0, 0, 1])
     """
     order = y.argsort(stable=True)
-    first = torch.searchsorted(y[order], y[order])
+    class_starts = torch.searchsorted(y[order], y[order])
     half = torch.empty_like(order)
-    half[order] = (torch.arange(len(y)) - first) % 2
+    half[order] = (torch.arange(len(y)) - class_starts) % 2
     return half
 
 
@@ -228,8 +229,8 @@ class ErrorDecomposition:
 
     def tally(self, stream: Stream, scenario: Scenario, learned: int) -> Tally | None:
         """Return a tally for the evaluation after `learned` tasks; None if its errors are not decomposed."""
-        due = learned == len(stream.tasks) or (self.each and learned > 0)
-        return Tally(stream, learned) if due and divides(stream, scenario) else None
+        is_due = learned == len(stream.tasks) or (self.each and learned > 0)
+        return Tally(stream, learned) if is_due and divides(stream, scenario) else None
 
     def add(self, replica: Replica, tally: Tally | None, learned: int) -> None:
         """Add the error counts after `learned` tasks and the results of probes to a replica, without other effects."""
@@ -242,6 +243,6 @@ class ErrorDecomposition:
     def covers(self, replica: Replica, learned: int) -> bool:
         """Return whether a replica has all results that are due after `learned` tasks, if more tasks follow."""
         rows = learned if self.each and divides(replica.stream, replica.strategy.stream_info.scenario) else 0
-        known = replica.probe
-        probed = known is not None and (bool(known.missing) or len(known.learned) == learned)
-        return len(replica.errors) >= rows and (probed or not self.probed)
+        result = replica.probe
+        is_probed = result is not None and (bool(result.missing) or len(result.learned) == learned)
+        return len(replica.errors) >= rows and (is_probed or not self.probed)

@@ -53,7 +53,7 @@ class EvaluationCallback(Callback):
 
     def add_row(self, replica: Replica, recipe: Recipe, learned: int) -> None:
         """Evaluate on all tasks and add the row; decomposing its errors does not count as evaluation time."""
-        scenario, last = replica.strategy.stream_info.scenario, learned == len(replica.stream.tasks)
+        scenario, is_last = replica.strategy.stream_info.scenario, learned == len(replica.stream.tasks)
         cache = self.caches.setdefault(id(replica), PredictionCache(replica.seed, self.verify_caches))
         began = Clock.now()
         with precision.forward(recipe, replica.strategy.class_mask.device, replica.strategy):
@@ -63,11 +63,11 @@ class EvaluationCallback(Callback):
             def watch(prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
                 if tally is not None:
                     tally.add(prediction, logits, y, tasks)
-                if last and replica.stream.has_classes:
+                if is_last and replica.stream.has_classes:
                     right.append(logits.argmax(1) == y)
 
             row = evaluate(replica.strategy, replica.stream, scenario, learned, cache, watch,
-                           with_items=last and not replica.stream.has_classes)
+                           with_items=is_last and not replica.stream.has_classes)
             spent = Clock.now().since(began)
             self.decomposition.add(replica, tally, learned)
         if right and replica.planned is not None:

@@ -90,15 +90,15 @@ class LanguageCallback(Callback):
         strategy = replica.strategy
         device = strategy.class_mask.device
         size = batch_size(replica.stream, device)
-        given = task if strategy.stream_info.task_given else None
+        given_task = task if strategy.stream_info.task_given else None
         with untouched([strategy]), self._forward(replica, training):
             for texts in self.general:
                 sums: dict[str, float] = {}
                 for x, y, _ in texts.tests.batches(size):
                     x, y = x.to(device), y.to(device)
-                    tasks = route(strategy, prompts_of(x, y[:, :x.shape[1]]) if texts.has_responses else x, given)
-                    out = predict_routed(strategy, x, given, tasks).logits
-                    for name, values in strategy.objective.scores(strategy, out, y, given).items():
+                    tasks = route(strategy, prompts_of(x, y[:, :x.shape[1]]) if texts.has_responses else x, given_task)
+                    out = predict_routed(strategy, x, given_task, tasks).logits
+                    for name, values in strategy.objective.scores(strategy, out, y, given_task).items():
                         sums[name] = sums.get(name, 0.0) + float(values.cpu().double().sum())
                 for name, total in sums.items():
                     if name != "exact" or texts.has_responses:
@@ -108,18 +108,18 @@ class LanguageCallback(Callback):
     def _answer(self, replica: Replica, learned: int) -> None:
         """Add answers to prompts of task `learned`, and after the last task also answers for all earlier tasks."""
         strategy, stream = replica.strategy, replica.stream
-        last = learned + 1 == len(stream.tasks)
-        for task in range(len(stream.tasks)) if last else (learned,):
-            given = task if strategy.stream_info.task_given else None
+        is_last = learned + 1 == len(stream.tasks)
+        for task in range(len(stream.tasks)) if is_last else (learned,):
+            given_task = task if strategy.stream_info.task_given else None
             x, y = stream.tasks[task].test.x[:ANSWERS], stream.tasks[task].test.y[:ANSWERS]
             prompts, responses = divide_items(x, y)
-            most = min(max(map(len, responses)) + LONGER, stream.input_shape[0] - max(map(len, prompts)))
-            generated = generate(strategy, prompts, given, most, self._ends())
-            for number, (prompt, response, made) in enumerate(zip(prompts, responses, generated, strict=True)):
-                text = self._text(made)
+            max_tokens = min(max(map(len, responses)) + LONGER, stream.input_shape[0] - max(map(len, prompts)))
+            generated = generate(strategy, prompts, given_task, max_tokens, self._ends())
+            for number, (prompt, response, continuation) in enumerate(zip(prompts, responses, generated, strict=True)):
+                text = self._text(continuation)
                 if task == learned:
                     replica.answers.append(Answer(task=task, prompt=self._text(prompt), response=self._text(response),
-                                                  learned=text, end=text if last else ""))
+                                                  learned=text, end=text if is_last else ""))
                 else:
                     index = next(i for i, answer in enumerate(replica.answers) if answer.task == task) + number
                     replica.answers[index] = replica.answers[index].model_copy(update={"end": text})
@@ -142,10 +142,10 @@ def divide_items(x: Tensor, y: Tensor) -> tuple[list[list[int]], list[list[int]]
     """
     prompts, responses = [], []
     for row, labels in zip(x.tolist(), (y != IGNORED).tolist(), strict=True):
-        first = labels.index(True)
-        end = next((i for i in range(first, len(labels)) if not labels[i]), len(labels))
-        prompts.append(row[:first])
-        responses.append(row[first:end])
+        start = labels.index(True)
+        end = next((i for i in range(start, len(labels)) if not labels[i]), len(labels))
+        prompts.append(row[:start])
+        responses.append(row[start:end])
     return prompts, responses
 
 
@@ -168,8 +168,8 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
     for _ in range(most):
         x = padded([texts[row] for row in open_rows]).to(device)
         hidden = predict_routed(strategy, x, task, None if tasks is None else tasks[open_rows]).logits
-        last = torch.tensor([len(texts[row]) - 1 for row in open_rows], device=device)
-        chosen = head(hidden[torch.arange(len(open_rows), device=device), last]).argmax(-1).tolist()
+        last_positions = torch.tensor([len(texts[row]) - 1 for row in open_rows], device=device)
+        chosen = head(hidden[torch.arange(len(open_rows), device=device), last_positions]).argmax(-1).tolist()
         for row, token in zip(list(open_rows), chosen, strict=True):
             if token in ends:
                 open_rows.remove(row)

@@ -63,9 +63,9 @@ class Moments:
         errors = []
         for strength in STRENGTHS:
             shrunk = values + strength * scale
-            rest = (total - (power * (2 / shrunk - values / shrunk.square())).sum()).clamp_min(0)
+            residual = (total - (power * (2 / shrunk - values / shrunk.square())).sum()).clamp_min(0)
             free = n - 1 - (values / shrunk).sum()
-            errors.append(rest / free.square() if free > 1e-9 * n else torch.full_like(rest, float("inf")))
+            errors.append(residual / free.square() if free > 1e-9 * n else torch.full_like(residual, float("inf")))
         chosen = STRENGTHS[int(torch.stack(errors).argmin())] * scale
         weight = vectors @ (turned / (values + chosen)[:, None])
         return weight, (share - mean @ weight).masked_fill(self.labels == 0, float("-inf"))
@@ -87,25 +87,25 @@ def add_probe(strategy: Strategy, stream: Stream, learned: int, before: Probe) -
     """
     if before.missing:
         return before
-    last = learned == len(stream.tasks)
+    is_last = learned == len(stream.tasks)
     with evaluating(strategy), torch.no_grad():
         try:
-            of_task = _depends_on_task(strategy, stream, learned)
-            tasks = range(learned) if last else range(learned - 1, learned)
+            depends_on_task = _depends_on_task(strategy, stream, learned)
+            tasks = range(learned) if is_last else range(learned - 1, learned)
             sums = {task: sum_up(strategy, stream, task) for task in tasks}
             classifiers = {task: moments.ridge() for task, moments in sums.items()}
-            if not last:
+            if not is_last:
                 return before.model_copy(update={"learned": [*before.learned, *_rights(strategy, stream, classifiers)]})
             end = _rights(strategy, stream, classifiers)
             together: list[int] = []
-            if not of_task:
-                whole = sums[0]
+            if not depends_on_task:
+                total = sums[0]
                 for task in tasks[1:]:
-                    whole = whole + sums[task]
-                together = _rights(strategy, stream, dict.fromkeys(tasks, whole.ridge()))
+                    total = total + sums[task]
+                together = _rights(strategy, stream, dict.fromkeys(tasks, total.ridge()))
         except NoFeatures as reason:
             return Probe(missing=str(reason))
-    return before.model_copy(update={"own": of_task, "learned": [*before.learned, end[-1]], "end": end,
+    return before.model_copy(update={"own": depends_on_task, "learned": [*before.learned, end[-1]], "end": end,
                                      "together": together})
 
 
@@ -153,8 +153,8 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
     Raises:
         NoFeatures: the strategy has no such features.
     """
-    into: list[Tensor] = []
-    out_of: list[Tensor] = []
+    head_inputs: list[Tensor] = []
+    block_outputs: list[Tensor] = []
     model: nn.Module = strategy.model
     head: nn.Module | None
     if isinstance(strategy, PerTaskStrategy):
@@ -163,24 +163,24 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
         head, blocks = getattr(model, "head", getattr(model, "classifier", None)), list(getattr(model, "blocks", ()))
     hooks = []
     if isinstance(head, nn.Module):
-        hooks.append(head.register_forward_pre_hook(lambda _, inputs: into.append(inputs[0])))
+        hooks.append(head.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0])))
     if blocks:
-        hooks.append(blocks[-1].register_forward_hook(lambda _, inputs, output: out_of.append(output)))
+        hooks.append(blocks[-1].register_forward_hook(lambda _, inputs, output: block_outputs.append(output)))
     try:
         if isinstance(strategy, PerTaskStrategy):
             strategy.forward_task(x, task)
         elif strategy.predict(x[:1]).task is None:
-            into.clear()
-            out_of.clear()
+            head_inputs.clear()
+            block_outputs.clear()
             strategy.predict(x)
         else:
-            into.clear()
-            out_of.clear()
+            head_inputs.clear()
+            block_outputs.clear()
             strategy.predict(x, task)
     finally:
         for hook in hooks:
             hook.remove()
-    features = into or out_of
+    features = head_inputs or block_outputs
     if not features or any(f.dim() != 2 or len(f) != len(x) for f in features):
         raise NoFeatures(f"{type(strategy).__name__} shows no features that its answers are read from")
     joined = torch.cat(features, 1)
@@ -189,6 +189,6 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
 
 def _depends_on_task(strategy: Strategy, stream: Stream, learned: int) -> bool:
     """Return whether the features of a sample depend on the task that it is predicted for."""
-    few = next(stream.tests.batches(FEW, 0))[0]
-    first = features_of(strategy, few, 0)
-    return any(not torch.equal(first, features_of(strategy, few, task)) for task in range(1, learned))
+    samples = next(stream.tests.batches(FEW, 0))[0]
+    features = features_of(strategy, samples, 0)
+    return any(not torch.equal(features, features_of(strategy, samples, task)) for task in range(1, learned))
