@@ -6,6 +6,7 @@ for the same scores. So an interrupted search can continue from the records of i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from clbench.core.options import format_value
 from clbench.experiment.search import Range, Space
 
 SEED = 0
+NO_RESULT = (0, -math.inf)  # scores of candidates without a result, see `candidates.score`
 STARTUP = 5  # candidates that TPE draws at random before it learns from their scores
 DIGITS = 3  # significant digits of the numbers that are tried
 HALF_DECADE = (2.99, 3.34)  # ratios of about half a decade: 3 / 1, 10 / 3 and the square root of 10
@@ -92,7 +94,7 @@ class Grid:
 
     def ask(self) -> list[Candidate]:
         """Return all combinations on the first call, then those that widening adds; an empty list at the end."""
-        if self.tried and max(self.scores) > 0:  # otherwise no candidate has a result
+        if any(score not in NO_RESULT for score in self.scores):
             best = self.tried[self.scores.index(max(self.scores))]
             for option, above in self.steps_left:
                 self._extend(option, above, best)

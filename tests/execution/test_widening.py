@@ -81,8 +81,17 @@ def test_values_that_are_no_numbers_or_alone_are_no_edge():
     assert len(ask_until_done(grid, lambda way, flag, mixed, alone: 1.0)) == 1
 
 
-def test_without_any_result_there_is_no_best_to_widen_from():
-    assert ask_until_done(grid_of(lr=[1.0, 10.0]), lambda lr: 0.0) == [[(1.0,), (10.0,)]]
+@pytest.mark.parametrize("no_result", [0.0, -float("inf")])  # of a metric of which higher or lower values are better
+def test_without_any_result_there_is_no_best_to_widen_from(no_result):
+    assert ask_until_done(grid_of(lr=[1.0, 10.0]), lambda lr: no_result) == [[(1.0,), (10.0,)]]
+
+
+def test_a_grid_is_widened_for_a_metric_of_which_lower_values_are_better():
+    def nll(lr):
+        return 1 + max(lr / 1e-4, 1e-4 / lr)
+
+    rounds = ask_until_done(grid_of(lr=[1e-3, 3e-3]), lambda lr: -nll(lr) if lr < 3e-3 else -float("inf"))
+    assert [[values[0] for values in candidates] for candidates in rounds] == [[1e-3, 3e-3], [3e-4], [1e-4]]
 
 
 def test_the_order_of_the_values_does_not_matter():
