@@ -1,9 +1,10 @@
 """Cache of test predictions: outputs of final parts and of frozen first blocks are computed once.
 
-As in training (`clbench.training.cache`), methods declare what may be cached, and each evaluation tests the
-declarations. Outputs are stored in the batches in which they were computed, so that a batch that is computed again is
-equal bit for bit. Frozen blocks may change between evaluations, and so may the starting model, which predicts for tasks
-that are not learned yet. Their stored outputs are then dropped.
+As in training (`clbench.training.cache`), methods declare what may be cached. Each evaluation computes some batches
+again and compares them with the stored outputs. These are stored in the batches in which they were computed, so that a
+batch that is computed again is equal bit for bit. The outputs of a final part, that of a learned task, never change.
+Frozen blocks may change between evaluations, and so may the starting model, which predicts for tasks that are not
+learned yet. Their stored outputs are then dropped.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.cache import enabled, frozen_blocks, identical, misuse, starting_at
 
 BYTES = 2**28  # limit of the stored outputs of one trial
-# Smallest number of batches of the samples, so that computing one batch again costs little. Frozen blocks are computed
-# again in every evaluation, but each task's part only in a few, and smaller batches would slow down some parts.
+# Smallest number of batches of the samples, so that computing one batch again costs little. A batch of frozen blocks is
+# verified in every evaluation, but one of each task's part only in a few. Small batches slow down some parts.
 BLOCK_BATCHES, PART_BATCHES = 32, 8
 SMALLEST = 32  # samples in a batch, even if this makes fewer batches
 Batches = Iterator[tuple[Prediction, Tensor, Tensor]]
@@ -54,11 +55,14 @@ class PredictionCache:
     Args:
         seed: the seed of the trial, which selects the batches to test.
         everything: whether every batch is computed again and compared.
+        evaluations: the number of evaluations so far, which `evaluate` counts.
+        verified_in: the last evaluation in which outputs that all tasks share were verified.
     """
 
     seed: int = 0
     everything: bool = False
     evaluations: int = 0
+    verified_in: int = -1
     stored: dict[tuple[int | None, str], dict[int, Tensor]] = field(default_factory=dict)  # by given task, part; batch
     scores: dict[tuple[int, bool], list[dict[str, Tensor]]] = field(default_factory=dict)  # by (task, is it learned)
 
@@ -92,15 +96,17 @@ class PredictionCache:
         return {name: torch.cat([scores[name] for scores in cached]) for name in cached[0]}
 
     def predictions(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
-        """Yield the same as the function `predictions`, from cached outputs if possible.
+        """Yield the same samples as the function `predictions`, from cached outputs if possible.
+
+        Batches may be smaller than `size`, so that there are enough of them to verify one.
 
         Raises:
             PluginError: a final part gives other outputs than before, or the strategy uses its inputs in other ways
                 than it declares.
         """
         samples = len(tests.y) if given is None else tests.sizes[given]
-        max_batches = PART_BATCHES if isinstance(strategy, PerTaskStrategy) else BLOCK_BATCHES
-        smaller = min(size, max(SMALLEST, math.ceil(samples / max_batches)))
+        fewest_batches = PART_BATCHES if isinstance(strategy, PerTaskStrategy) else BLOCK_BATCHES
+        smaller = min(size, max(SMALLEST, math.ceil(samples / fewest_batches)))
         batches = math.ceil(samples / smaller)
         source = self._source(strategy, given) if batches > 1 and enabled() else None
         if source is None:
@@ -109,7 +115,7 @@ class PredictionCache:
         size = smaller
         for key in [key for key in self.stored if key[0] == given and key[1] not in source.parts]:
             del self.stored[key]  # from the starting model, or from another number of blocks
-        if self.everything or self._is_chosen(strategy, given):
+        if self.everything or self._is_chosen(strategy, source, given):
             stored = {number for name in source.parts for number in self.stored.get((given, name), ())}
             numbers = sorted(stored) or range(batches)
             chosen = numbers[seeds.derive(self.seed, "cache", self.evaluations) % len(numbers)]
@@ -123,17 +129,20 @@ class PredictionCache:
             outputs = [self._output((given, name), compute, number, x) for name, compute in source.parts.items()]
             yield source.predict(outputs), y, tasks
 
-    def _is_chosen(self, strategy: Strategy, given: int | None) -> bool:
+    def _is_chosen(self, strategy: Strategy, source: Source, given: int | None) -> bool:
         """Return whether a batch of this task is computed again in this evaluation.
 
-        All tasks share the frozen blocks and the starting model, so these are tested with the first task that uses
-        them. A change is then found before a stale output is used. Of the final parts but the newest, whose outputs are
-        not stored yet, the seed selects one.
+        All tasks share the frozen blocks and the starting model, so these are verified with the first task whose
+        outputs are cached. A change is then found before a stale output is used. If the task is not given, a batch is
+        verified in every evaluation. Else the seed selects one of the final parts but the newest, whose outputs are not
+        stored yet.
         """
-        learned = strategy.learned if isinstance(strategy, PerTaskStrategy) else 0
-        if given is None or given >= learned:
-            return given is None or given == learned
-        return given == seeds.derive(self.seed, "part", self.evaluations) % max(learned - 1, 1)
+        if not source.final:
+            is_first, self.verified_in = self.verified_in != self.evaluations, self.evaluations
+            return is_first
+        assert isinstance(strategy, PerTaskStrategy)
+        older = max(strategy.learned - 1, 1)
+        return given is None or given == seeds.derive(self.seed, "part", self.evaluations) % older
 
     def _source(self, strategy: Strategy, given: int | None) -> Source | None:
         """Return the source of predictions for a given task (None: not given), or None if nothing may be cached."""
@@ -164,7 +173,10 @@ class PredictionCache:
 
     def _verify(self, strategy: Strategy, source: Source, tests: Tests, size: int, given: int | None,
                 number: int) -> None:
-        """Compute a batch again and compare it with the stored outputs; drop changed outputs that are not final."""
+        """Compute a batch again and compare; drop changed outputs that are not final.
+
+        Of frozen blocks the predictions are compared, and the outputs only if these differ.
+        """
         x, _, _ = next(tests.batches(size, given, number))
         if isinstance(strategy, PerTaskStrategy):
             self._drop_changed(strategy, source, given, number, x)
@@ -174,7 +186,11 @@ class PredictionCache:
                 raise PluginError(misuse(strategy, "predict returns another prediction"))
 
     def _drop_changed(self, strategy: Strategy, source: Source, given: int | None, number: int, x: Tensor) -> None:
-        """Drop the stored outputs of each part whose output for batch `number` has changed; final parts may not."""
+        """Drop all stored outputs of each part whose output for batch `number` has changed.
+
+        Raises:
+            PluginError: a final part has changed.
+        """
         for name, compute in source.parts.items():
             stored = self.stored.get((given, name), {})
             if number in stored and not identical(stored[number], compute(x)):

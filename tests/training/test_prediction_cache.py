@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -99,6 +101,21 @@ def test_blocks_that_have_changed_run_again():
         next(b.strategy.model.blocks.parameters()).neg_()
     after = evaluate(b.strategy, b.stream, "class", 1, cache)
     assert after == evaluate(b.strategy, b.stream, "class", 1) and before != after
+
+
+def test_changed_blocks_are_noticed_if_the_first_task_is_too_small_for_the_cache():
+    b = bench(discover().strategy("ncm"), {"base": "random"}, "task")
+    first, *others = b.stream.tasks
+    small = replace(first, test=first.test.take(torch.arange(BATCH)))
+    stream, cache = replace(b.stream, tasks=(small, *others)), PredictionCache()
+    for task in range(TASKS):
+        b.learn(task)
+    before = evaluate(b.strategy, stream, "task", TASKS, cache)
+    assert {given for given, _ in cache.stored} == set(range(1, TASKS))
+    with torch.no_grad():
+        next(b.strategy.model.blocks.parameters()).neg_()
+    after = evaluate(b.strategy, stream, "task", TASKS, cache)
+    assert after == evaluate(b.strategy, stream, "task", TASKS) and before != after
 
 
 class Scaled(PerTaskStrategy):
