@@ -134,12 +134,12 @@ def resolved(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
     from clbench.core.options import parse_named, validate
 
     name, values = parse_named(text)
-    benchmarks = {key: info for key, info in registry.benchmarks.items() if info.data is not None}
-    if name in registry.benchmarks and name not in benchmarks:
+    with_data = {key: info for key, info in registry.benchmarks.items() if info.data is not None}
+    if name in registry.benchmarks and name not in with_data:
         raise SpecError(f"benchmark {name!r} needs no data, or reads your own")
-    if name not in benchmarks:
-        raise SpecError(unknown("benchmark with data", name, benchmarks, "clbench data"))
-    return benchmarks[name], validate(benchmarks[name].options, values, name, "clbench benchmarks")
+    if name not in with_data:
+        raise SpecError(unknown("benchmark with data", name, with_data, "clbench data"))
+    return with_data[name], validate(with_data[name].options, values, name, "clbench benchmarks")
 
 
 def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool = False) -> dict[str, Any]:

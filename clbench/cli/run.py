@@ -190,9 +190,10 @@ def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
         click.echo(f"records: {ready.store.records}")
     if opens:
         open_report(ready.store.directory / "report.html")
-    failures = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
-    if any(count for _, count in failures):
-        click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in failures if count), err=True)
+    status_counts = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
+    if any(count for _, count in status_counts):
+        click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in status_counts if count),
+                   err=True)
         return 1
     return 0
 

@@ -93,8 +93,8 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     exit_code = run_missing(experiment, dry_run)
     if exit_code is not None:
         return exit_code
-    all_cells = reference.plan(reference.cells, registry, {"weights": given["weights"]})
-    cells = [[item.trial for item in cell] for cell in all_cells]
+    all_planned_cells = reference.plan(reference.cells, registry, {"weights": given["weights"]})
+    cells = [[item.trial for item in cell] for cell in all_planned_cells]
     checked = verification.check(reference, cells, list(experiment.records.values()))
     path = experiment.store.directory / "verify.md"
     write_atomically(path, verified.markdown(reference, checked))

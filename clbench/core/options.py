@@ -49,8 +49,8 @@ class Strict(BaseModel):
         values: dict[str, Any] = write(self)
         fields = type(self).model_fields
         later_fields = set(chain.from_iterable(vars(cls).get("LATER", ()) for cls in type(self).__mro__))
-        defaults = {**{n: fields[n].get_default(call_default_factory=True) for n in later_fields}, **self.BEFORE}
-        return {n: value for n, value in values.items() if n not in defaults or getattr(self, n) != defaults[n]}
+        earlier = {**{n: fields[n].get_default(call_default_factory=True) for n in later_fields}, **self.BEFORE}
+        return {n: value for n, value in values.items() if n not in earlier or getattr(self, n) != earlier[n]}
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Self:

@@ -131,8 +131,8 @@ def load_function(name: str, kind: str) -> Callable[[], Any]:
     module = _module(source, name, kind) if file is None else _run(file, name, kind)
     description = f"module {source!r}" if file is None else source
     if not hasattr(module, attribute):
-        function_names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise DataError(f"{kind} {name!r}: {description} has no {attribute!r}{guess(attribute, function_names)}")
+        callable_names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise DataError(f"{kind} {name!r}: {description} has no {attribute!r}{guess(attribute, callable_names)}")
     function = getattr(module, attribute)
     if not callable(function):
         raise DataError(f"{kind} {name!r}: {attribute!r} is a {type(function).__name__}, not a function")

@@ -136,8 +136,8 @@ class Plan:
             train = gathered([t.train for t in self.before.tasks], self.home[rows], self.row[rows], self.y[rows], index)
             met, names = self._met(task, set(train.y.tolist()), arrival.moves)
             tasks.append(replace(task, train=train, met=met, met_names=names))
-            values, value_count = (self.home, self.tasks) if self.shared else (self.y, self.before.classes)
-            counts.append(tuple(torch.bincount(values[rows], minlength=value_count).tolist()))
+            values, kind_count = (self.home, self.tasks) if self.shared else (self.y, self.before.classes)
+            counts.append(tuple(torch.bincount(values[rows], minlength=kind_count).tolist()))
         return replace(self.before, tasks=tuple(tasks), fingerprint=total.hexdigest()[:16], arrivals=tuple(counts))
 
     def _met(self, task: StreamTask, there: set[int], moved: bool

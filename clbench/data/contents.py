@@ -160,8 +160,8 @@ def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents
         except OSError as error:
             notes.append(f"hashes of data files could not be kept in {index.parent} ({error.strerror or error}); every "
                          "run reads the files again")
-    hashes = {name: entries[path][3] for name, path in files.paths.items()}
-    return Contents(_together(hashes) if files.listed else hashes, tuple(notes), hashes)
+    by_name = {name: entries[path][3] for name, path in files.paths.items()}
+    return Contents(_together(by_name) if files.listed else by_name, tuple(notes), by_name)
 
 
 def _state(path: str) -> list[int]:

@@ -62,12 +62,12 @@ def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path,
         root: the folder of the data set.
         data_dir: the data folder, which holds archives until they are unpacked.
     """
-    missing_paths = {item.path for item in needed if (status := item.check(root)[0]) == MISSING or
-                     (item.sha256 and status != PRESENT)}
-    archived_paths = missing_paths - {download.name for download in downloads if not download.is_archive}
+    paths_to_fetch = {item.path for item in needed if (status := item.check(root)[0]) == MISSING or
+                      (item.sha256 and status != PRESENT)}
+    archived_paths = paths_to_fetch - {download.name for download in downloads if not download.is_archive}
     return [download for download in downloads if
             (bool(archived_paths) or any((data_dir / (download.name + end)).exists() for end in ("", PARTIAL))
-             if download.is_archive else download.name in missing_paths)]
+             if download.is_archive else download.name in paths_to_fetch)]
 
 
 def unpack(archive: Path, folder: str, into: Path) -> None:

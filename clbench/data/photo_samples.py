@@ -92,13 +92,13 @@ class PhotoSamples(Samples):
         return self._labeled(reading.images if request.whole else crops, request.rows), crops
 
     def _labeled(self, x: Tensor, index: Tensor) -> Samples:
-        device_index = send(index, self.y.device)
-        return Samples(send(x, self.y.device), self.y[device_index], self.tasks[device_index])
+        sent_index = send(index, self.y.device)
+        return Samples(send(x, self.y.device), self.y[sent_index], self.tasks[sent_index])
 
     def restricted(self, index: Tensor) -> PhotoSamples:
         """Return only the samples at `index`, without decoding them."""
-        device_index = send(index, self.y.device)
-        return PhotoSamples(self.photos[index], self.y[device_index], self.tasks[device_index])
+        sent_index = send(index, self.y.device)
+        return PhotoSamples(self.photos[index], self.y[sent_index], self.tasks[sent_index])
 
     def subset(self, limit: int | None, generator: torch.Generator) -> Samples:
         """Return `limit` samples drawn without replacement; they are not decoded."""
@@ -161,11 +161,11 @@ def decoded_ahead(samples: Sequence[Samples], requests: Sequence[Iterator[Reques
         samples: the samples of each replica.
         requests: the batches that each replica will request, in order.
     """
-    replicas = [PhotosAhead(part, ahead) if isinstance(part, PhotoSamples) else part
-                for part, ahead in zip(samples, requests, strict=True)]
+    samples_ahead = [PhotosAhead(part, ahead) if isinstance(part, PhotoSamples) else part
+                     for part, ahead in zip(samples, requests, strict=True)]
     try:
-        yield replicas
+        yield samples_ahead
     finally:
-        for part in replicas:
+        for part in samples_ahead:
             if isinstance(part, PhotosAhead):
                 part.readings.close()

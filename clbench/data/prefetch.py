@@ -54,8 +54,8 @@ class PrefetchedSamples(Samples):
 
     def take(self, index: Tensor) -> Samples:
         """Return the samples at `index` (int64 [M]), which must be the indices of the next draw in the queue."""
-        device_index = send(index, self.y.device)
-        return Samples(send(next(self.queue), self.x.device), self.y[device_index], self.tasks[device_index])
+        sent_index = send(index, self.y.device)
+        return Samples(send(next(self.queue), self.x.device), self.y[sent_index], self.tasks[sent_index])
 
 
 def core_to_spare(device: torch.device) -> bool:

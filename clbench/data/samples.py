@@ -179,8 +179,8 @@ class HostSamples(Samples):
         pinned = device.type == "cuda"
         x = torch.empty(len(index), *self.host.shape[1:], dtype=self.host.dtype, pin_memory=pinned)
         torch.index_select(self.host, 0, index.to(self.host.device), out=x)
-        device_index = send(index, device)
-        return Samples(x.to(device, non_blocking=True), self.y[device_index], self.tasks[device_index])
+        sent_index = send(index, device)
+        return Samples(x.to(device, non_blocking=True), self.y[sent_index], self.tasks[sent_index])
 
     def relabeled(self, y: Tensor, tasks: Tensor) -> HostSamples:
         """Return the same inputs, on the host, with other labels and tasks [N]."""
@@ -188,8 +188,8 @@ class HostSamples(Samples):
 
     def restricted(self, index: Tensor) -> Samples:
         """Return only the samples at `index`; their inputs are copied and stay on the host."""
-        device_index = send(index, self.y.device)
-        return HostSamples(self.host[index], self.y[device_index], self.tasks[device_index])
+        sent_index = send(index, self.y.device)
+        return HostSamples(self.host[index], self.y[sent_index], self.tasks[sent_index])
 
     def chunks(self, size: int, first: int = 0) -> Iterator[Samples]:
         """Yield the samples in order, `size` at a time, on the device; only the chunks from `first` on are copied."""
@@ -246,8 +246,8 @@ class StochasticSamples(Samples):
 
     def take(self, index: Tensor) -> Samples:
         """Return new draws of the samples at `index` (int64 [M])."""
-        device_index = send(index, self.y.device)
-        return Samples(send(self.drawn(index), self.x.device), self.y[device_index], self.tasks[device_index])
+        sent_index = send(index, self.y.device)
+        return Samples(send(self.drawn(index), self.x.device), self.y[sent_index], self.tasks[sent_index])
 
     def relabeled(self, y: Tensor, tasks: Tensor) -> StochasticSamples:
         """Return the same samples, drawn again for every batch, with other labels and tasks [N]."""
@@ -255,8 +255,8 @@ class StochasticSamples(Samples):
 
     def restricted(self, index: Tensor) -> Samples:
         """Return only the samples at `index`; they are still drawn again for every batch."""
-        device_index, numbers = send(index, self.y.device), index.tolist()
-        return StochasticSamples(self.x[device_index], self.y[device_index], self.tasks[device_index],
+        sent_index, numbers = send(index, self.y.device), index.tolist()
+        return StochasticSamples(self.x[sent_index], self.y[sent_index], self.tasks[sent_index],
                                  lambda i: self.draw(numbers[i]))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -172,15 +172,15 @@ def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State],
     partners = {(s.scenario, s.partner) for s in setting_states if s.partner and (s.scenario, s.partner) in rows
                 and any(key[0] == s.scenario for key in going)}
     batch = max(1, places // max(1, len(going) + len(partners)))
-    needed_seeds: dict[str, int] = {}  # number of seeds that the baseline needs, by scenario
+    needed_seed_counts: dict[str, int] = {}  # number of seeds that the baseline needs, by scenario
     added: list[PlannedTrial] = []
     for key in going:
         seed_count = len(rows[key])
         target = min(seed_count + batch, rule.most)
-        needed_seeds[key[0]] = max(needed_seeds.get(key[0], 0), target)
+        needed_seed_counts[key[0]] = max(needed_seed_counts.get(key[0], 0), target)
         added += _with_seeds(rows[key][:1], seeds[seed_count:target])
     for scenario, label in partners:
         row = rows[scenario, label]
-        added += _with_seeds(row[:1], seeds[len(row):needed_seeds[scenario]])
+        added += _with_seeds(row[:1], seeds[len(row):needed_seed_counts[scenario]])
     order = list(rows)
     return sorted(added, key=lambda p: (p.trial.seed, order.index((p.trial.scenario, p.label))))

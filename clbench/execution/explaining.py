@@ -52,8 +52,8 @@ class Study:
 
     def measure(self, chosen: int) -> Measure:
         """Return the metric of a combination."""
-        metric_index = next((i for i, factor in enumerate(self.factors) if METRIC in factor.places), None)
-        return self.measures[metric_index is not None and chosen >> metric_index & 1]
+        factor_index = next((i for i, factor in enumerate(self.factors) if METRIC in factor.places), None)
+        return self.measures[factor_index is not None and chosen >> factor_index & 1]
 
 
 def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], registry: Registry, most: int,
@@ -107,9 +107,9 @@ def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path 
     all_factors = factors(pair.parts, refusing(pair, done))
     free = sum(1 << i for i, factor in enumerate(all_factors) if factor.places == {METRIC})
     seeds = len(pair.seeds)
-    if (required_trials := attribution.least(len(all_factors), free) * seeds) > most:
-        raise SpecError(f"{len(all_factors)} factors need at least {required_trials} trials with {seeds} seeds, and "
-                        f"--max-trials is {most}: give --max-trials {required_trials}, fewer --seeds, or experiments "
+    if (least_trials := attribution.least(len(all_factors), free) * seeds) > most:
+        raise SpecError(f"{len(all_factors)} factors need at least {least_trials} trials with {seeds} seeds, and "
+                        f"--max-trials is {most}: give --max-trials {least_trials}, fewer --seeds, or experiments "
                         "that differ in less")
     orders = attribution.draw(len(all_factors), most // seeds, free)
     mixtures: dict[frozenset[Place], tuple[PlannedTrial, ...]] = {}
@@ -142,7 +142,7 @@ def refusing(pair: Pair, done: Path | None = None) -> Callable[[frozenset[Place]
     """
     structure = frozenset(part.place for part in pair.parts if part.place[0] in STRUCTURE)
     refusals = {frozenset[Place](): "", structure: ""}  # the experiments themselves
-    finished_keys = {path.stem for path in Store(done).records.glob("*.json")} if done else set[str]()
+    recorded_keys = {path.stem for path in Store(done).records.glob("*.json")} if done else set[str]()
 
     def refusal(from_b: frozenset[Place]) -> str:
         if why := pair.refusal(from_b):
@@ -150,7 +150,7 @@ def refusing(pair: Pair, done: Path | None = None) -> Callable[[frozenset[Place]
         structural = from_b & structure
         if structural not in refusals:
             planned = pair.mixture(from_b, pair.seeds[:1])[0]
-            refusals[structural] = "" if planned.trial.key in finished_keys else _unbuildable(pair, planned)
+            refusals[structural] = "" if planned.trial.key in recorded_keys else _unbuildable(pair, planned)
         return refusals[structural]
 
     return refusal

@@ -101,11 +101,11 @@ class Display(Listener):
         scenarios = list(dict.fromkeys(t.scenario for t in trials))
         counts = [plural(len({p.label for p in planned}), "method"), plural(len({t.seed for t in trials}), "seed"),
                   *([plural(len(scenarios), "scenario")] if len(scenarios) > 1 else [])]
-        is_complete = len({p.label for p in planned}) * len({t.seed for t in trials}) * len(scenarios) == len(trials)
+        is_full_grid = len({p.label for p in planned}) * len({t.seed for t in trials}) * len(scenarios) == len(trials)
         done_count = len(planned) - len(todo)
         self.say(f"{trials[0].benchmark.name}, scenario {' and '.join(scenarios)}"
                  f"{f', {100 * trials[0].validation:g}% validation' if trials[0].validation else ''}: "
-                 + (f"{' x '.join(counts)} = " if is_complete else f"{', '.join(counts)}, ")
+                 + (f"{' x '.join(counts)} = " if is_full_grid else f"{', '.join(counts)}, ")
                  + f"{plural(len(trials), 'trial')}{f', {done_count} already done' if done_count else ''}")
 
     def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:

@@ -144,7 +144,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         except SpecError as error:
             problems += str(error).splitlines()
             continue
-        integer_options = [option for option in space if float not in types_of(method, option, registry)]
+        options_without_floats = [option for option in space if float not in types_of(method, option, registry)]
         method_scenarios = list(filter(method.runs_in, scenarios))
         if any(row.label == label and row.scenario in method_scenarios for row in rows):
             problems.append(f"two methods {label!r} differ in nothing but what is searched; keep one of them")
@@ -152,7 +152,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
             scenario_space = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
             if scenario_space:
                 refuse = partial(_refusal, method, spec.recipe, registry)
-                sampler = sampler_for(scenario_space, integer_options, trials, widen, refuse)
+                sampler = sampler_for(scenario_space, options_without_floats, trials, widen, refuse)
                 rows.append(Row(entry, method, label, scenario, scenario_space, sampler, planned[0].metric))
     if not rows and not problems:
         problems.append(f"nothing is left to search in scenario {' and '.join(scenarios)}: every option in the "
@@ -287,14 +287,14 @@ def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int]
             versions: dict[str, str], widen: int = 0) -> Search:
     """Return the description of a search, which is stored with the chosen options."""
     tpe = any(isinstance(row.sampler, TPE) for row in rows)
-    sampler_names = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
-                     *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]
+    samplers = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
+                *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]
     spaces: dict[str, Space] = {}
     for row in rows:
         spaces.setdefault(row.label, {}).update(row.space)
     outcomes = [Outcome(method=row.label, scenario=row.scenario, notes=tuple(row.notes),
                         widened={option: len(values) for option, values in row.added.items()}) for row in rows]
     return Search(command=command, versions=versions, validation=spec.validation, budget=budget, seeds=spec.seeds,
-                  trials=trials, sampler="; ".join(sampler_names), space=spaces, widen=widen,
+                  trials=trials, sampler="; ".join(samplers), space=spaces, widen=widen,
                   outcomes=tuple(outcome for outcome in outcomes if outcome.notes),
                   tried=tuple(chain.from_iterable(row.tried for row in rows)))

@@ -137,11 +137,11 @@ def compare(a: Spec, b: Spec, registry: Registry, names: tuple[str, str], metric
 
 def _only(planned: Sequence[PlannedTrial], name: str) -> PlannedTrial:
     """Return the first trial of an experiment that has one method in one scenario."""
-    for kind, option, names in (("methods", "--method", [p.label for p in planned]),
+    for noun, option, names in (("methods", "--method", [p.label for p in planned]),
                                 ("scenarios", "--scenario", [p.trial.scenario for p in planned])):
         different = list(dict.fromkeys(names))
         if len(different) > 1:
-            raise SpecError(f"{name} has {len(different)} {kind} ({', '.join(different)}); choose one by {option}")
+            raise SpecError(f"{name} has {len(different)} {noun} ({', '.join(different)}); choose one by {option}")
     return planned[0]
 
 

@@ -106,11 +106,11 @@ def _objective_problems(objective: ObjectiveInfo, scenarios: Sequence[Scenario],
     """Return why an experiment cannot train models for an objective other than classification."""
     problems = []
     purpose = "is for language models" if objective.labels == "tokens" else "has numbers to predict"
-    method_names = sorted(info.name for info in registry.strategies.values() if objective.name in info.objectives)
+    suitable_names = sorted(info.name for info in registry.strategies.values() if objective.name in info.objectives)
     for info in methods:
         if objective.name not in info.objectives:
             problems.append(f"method {info.name!r} trains classifiers, and benchmark {spec.benchmark.name!r} "
-                            f"{purpose}; methods for them are {', '.join(method_names)}")
+                            f"{purpose}; methods for them are {', '.join(suitable_names)}")
     if objective.labels == "numbers" and "class" in scenarios:
         problems.append(f"benchmark {spec.benchmark.name!r} has numbers to predict, and scenario class needs "
                         "classes; choose scenario task or domain")
@@ -272,5 +272,5 @@ def part(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
         raise SpecError(f"shard {shard!r}: the experiment has only {len(planned)} trials, so some parts would be "
                         "empty: use fewer parts")
     kinds = list(dict.fromkeys((p.trial.environment, p.label) for p in planned))
-    indices = sorted(range(len(planned)), key=lambda i: kinds.index((planned[i].trial.environment, planned[i].label)))
-    return [planned[i] for i in sorted(indices[index::parts])]
+    positions = sorted(range(len(planned)), key=lambda i: kinds.index((planned[i].trial.environment, planned[i].label)))
+    return [planned[i] for i in sorted(positions[index::parts])]

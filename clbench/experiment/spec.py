@@ -248,5 +248,5 @@ def _explain(item: Any) -> str:
         return f"{key_path}: this key is missing: add it{example}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     value = item["input"]
-    is_scalar = isinstance(value, str | int | float) and item["type"] != "value_error"
-    return f"{key_path}: {message}" + (f", got {shown(value)}" if is_scalar else "")
+    shows_value = isinstance(value, str | int | float) and item["type"] != "value_error"
+    return f"{key_path}: {message}" + (f", got {shown(value)}" if shows_value else "")

@@ -51,9 +51,9 @@ def vit(content: bytes) -> dict[str, Tensor]:
                {**values, **linear_weights(graph.node, values)}.items() if name.startswith("backbone.")}
     depth = len({match[1] for name in tensors if (match := re.match(r"encoder\.layer\.(\d+)\.", name))})
     parts = parts_of_vit(depth)
-    if unexpected_names := sorted(set(tensors).symmetric_difference(chain.from_iterable(parts.values()))):
+    if mismatched_names := sorted(set(tensors).symmetric_difference(chain.from_iterable(parts.values()))):
         raise ValueError(f"a transformer of {depth} blocks lacks or has no place for: "
-                         f"{', '.join(unexpected_names[:3])}")
+                         f"{', '.join(mismatched_names[:3])}")
     return {"pos_embed": positions(values),
             **{name: torch.cat([tensors[part] for part in names]) for name, names in parts.items()}}
 

@@ -182,13 +182,13 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
         numbered = [(int(match[1]), child) for child in path.iterdir()
                     if (match := CHECKPOINT.fullmatch(child.name)) and child.is_dir()]
         series = [child for _, child in sorted(numbered)]
-        has_model = any((path / name).is_file() for name in (ADAPTER, MODEL))
-        if not series and not has_model:
+        is_candidate = any((path / name).is_file() for name in (ADAPTER, MODEL))
+        if not series and not is_candidate:
             raise DataError(f"{path}: it has neither {ADAPTER} nor {MODEL} nor folders checkpoint-N; expected a PEFT "
                             "adapter, a model, or a series of checkpoints")
         name = path.resolve().name
         labeled += [(child, f"{name}/{child.name}" if len(paths) > 1 else child.name) for child in series]
-        labeled += [(path, name)] if has_model else []
+        labeled += [(path, name)] if is_candidate else []
     labels = [label for _, label in labeled]
     return [Candidate(label if labels.count(label) == 1 else str(path), path, _kind(path)) for path, label in labeled]
 

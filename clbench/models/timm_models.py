@@ -192,6 +192,6 @@ def transformer(model: Any, classifier: nn.Linear, classes: int, conform: Any) -
     aliases = {part: f"blocks.0.body.{part}" for part in PARTS}
     aliases |= {f"blocks.{i}": f"blocks.{i + 1}.body.unit" for i in range(len(units))}
     aliases |= {part: f"blocks.{len(units)}.activation.{part}" for part in ("norm", "fc_norm", "head_drop")}
-    has_class_token = model.global_pool == "token" and isinstance(model.fc_norm, nn.Identity)
-    return (TimmTransformer if has_class_token else Network)(blocks, nn.Linear(classifier.in_features, classes),
+    pools_class_token = model.global_pool == "token" and isinstance(model.fc_norm, nn.Identity)
+    return (TimmTransformer if pools_class_token else Network)(blocks, nn.Linear(classifier.in_features, classes),
                                                              {**aliases, name: "head"}, published=True, conform=conform)

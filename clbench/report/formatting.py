@@ -162,8 +162,8 @@ def by_task(values: list[int]) -> str:
         else:
             runs.append((value, task, task))
     if len(runs) > 6:
-        maximum = f", {max(values):,} at most" if max(values) not in (values[0], values[-1]) else ""
-        return f"{values[0]:,} in task 1, {values[-1]:,} in task {len(values)}{maximum}"
+        maximum_note = f", {max(values):,} at most" if max(values) not in (values[0], values[-1]) else ""
+        return f"{values[0]:,} in task 1, {values[-1]:,} in task {len(values)}{maximum_note}"
     return ", ".join(f"{value:,} in " + (f"task {a}" if a == b else f"tasks {a}-{b}") for value, a, b in runs)
 
 

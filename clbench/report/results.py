@@ -32,10 +32,10 @@ def in_a_line(records: Sequence[Record]) -> str:
         return "Results(no records)"
     suffix = f" and {len(methods) - _NAMES} more" if len(methods) > _NAMES else ""
     scenarios = list(dict.fromkeys(r.trial.scenario for r in records))
-    seeds, missing_results = len({r.trial.seed for r in records}), sum(r.status != "done" for r in records)
+    seeds, unfinished = len({r.trial.seed for r in records}), sum(r.status != "done" for r in records)
     return (f"Results({len(records)} {_plural('record', len(records))}: {', '.join(methods[:_NAMES])}{suffix}; "
             f"{', '.join(dict.fromkeys(r.trial.benchmark.name for r in records))}, scenario {', '.join(scenarios)}, "
-            f"{seeds} {_plural('seed', seeds)}{f'; {missing_results} without a result' if missing_results else ''})")
+            f"{seeds} {_plural('seed', seeds)}{f'; {unfinished} without a result' if unfinished else ''})")
 
 
 def _plural(noun: str, number: int) -> str:

@@ -80,8 +80,8 @@ def wc_acc(curve: Curve) -> float | None:
 
     None for a single task. De Lange et al. 2023.
     """
-    tasks, minimum = len(curve.after), min_acc(curve)
-    return None if minimum is None else after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * minimum
+    tasks, min_accuracy = len(curve.after), min_acc(curve)
+    return None if min_accuracy is None else after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * min_accuracy
 
 
 def anytime(curve: Curve) -> float:

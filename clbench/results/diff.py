@@ -84,9 +84,9 @@ def _no_records(folder: Path, command: str) -> str:
     inner = run_folders([folder]) if folder.is_dir() and not (folder / "records").is_dir() else []
     if not inner:
         return f"no records in {folder / 'records'}; clbench run --out {folder} makes some"
-    omitted_note = [f"... and {len(inner) - MOST_SHOWN} more: clbench runs {folder}"] if len(inner) > MOST_SHOWN else []
+    omissions = [f"... and {len(inner) - MOST_SHOWN} more: clbench runs {folder}"] if len(inner) > MOST_SHOWN else []
     return "\n".join([f"no records in {folder / 'records'}, but there are run folders below {folder}; choose one:",
-                      *(shlex.join([*command.split(), str(path)]) for path in inner[:MOST_SHOWN]), *omitted_note])
+                      *(shlex.join([*command.split(), str(path)]) for path in inner[:MOST_SHOWN]), *omissions])
 
 
 def name(record: Record) -> str:

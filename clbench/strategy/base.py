@@ -247,15 +247,15 @@ class Strategy(OldNames, nn.Module):
         A buffer of the strategy itself (not of a submodule) that does not exist yet is registered.
         """
         for name, loaded in state_dict.items():
-            module_name, _, buffer_name = name.rpartition(".")
+            module_name, _, tensor_name = name.rpartition(".")
             try:
                 owner = self.get_submodule(module_name)
             except AttributeError:
                 continue  # `super().load_state_dict` reports it
-            buffer = owner._buffers.get(buffer_name)
-            is_buffer = buffer_name in owner._buffers or (owner is self and not hasattr(self, buffer_name))
+            buffer = owner._buffers.get(tensor_name)
+            is_buffer = tensor_name in owner._buffers or (owner is self and not hasattr(self, tensor_name))
             if is_buffer and (buffer is None or (buffer.shape, buffer.dtype) != (loaded.shape, loaded.dtype)):
-                owner.register_buffer(buffer_name, torch.empty_like(loaded, device=self.class_mask.device))
+                owner.register_buffer(tensor_name, torch.empty_like(loaded, device=self.class_mask.device))
         return super().load_state_dict(state_dict, strict, assign)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:

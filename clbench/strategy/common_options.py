@@ -172,8 +172,8 @@ class OwnOutputsOptions(OutputsOptions):
 
         `own` is also replaced if boundaries are hidden and the user did not choose `own`.
         """
-        is_equivalent = scenario != "class" or (not boundaries and "outputs" not in self.model_fields_set)
-        return self.model_copy(update={"outputs": "seen"}) if is_equivalent and self.outputs == "own" else self
+        uses_seen = scenario != "class" or (not boundaries and "outputs" not in self.model_fields_set)
+        return self.model_copy(update={"outputs": "seen"}) if uses_seen and self.outputs == "own" else self
 
 
 class FixedOutputsOptions(Options):

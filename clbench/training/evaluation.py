@@ -128,8 +128,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     scores = {name: values.tolist() * repeats for name, values in strategy.objective.metrics(strategy, means).items()}
     item_values = {name: torch.cat(parts).cpu().double() for name, parts in items.items()}
     if item_values:
-        task_means = {name: values[tests.tasks.cpu()] for name, values in means.items()}
-        item_values = strategy.objective.contributions(strategy, item_values, task_means)
+        means_by_item = {name: values[tests.tasks.cpu()] for name, values in means.items()}
+        item_values = strategy.objective.contributions(strategy, item_values, means_by_item)
     return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None, item_values)
 
 

@@ -182,8 +182,8 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
     if recipe.precision != "bf16":
         return nullcontext()
     parameters = module.parameters() if module is not None else ()
-    parameter_count = sum(p.numel() for p in parameters if device.type == "cpu" or not p.requires_grad)
-    return Bfloat16(device) if stacked or parameter_count >= MANY else torch.autocast(device.type, torch.bfloat16)
+    served_count = sum(p.numel() for p in parameters if device.type == "cpu" or not p.requires_grad)
+    return Bfloat16(device) if stacked or served_count >= MANY else torch.autocast(device.type, torch.bfloat16)
 
 
 class Bfloat16(TorchFunctionMode):

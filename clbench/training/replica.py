@@ -74,7 +74,7 @@ class TaskResult:
 
 @dataclass(kw_only=True)
 class TrialResults:
-    """The results of a trial in training. They grow with each task, and become fields of the record.
+    """The results of a trial so far, most with a value for each task. They become fields of the record.
 
     Checkpoints store them by these names.
     """
@@ -133,7 +133,7 @@ class Replica(TrialResults):
 
     @property
     def progress(self) -> Progress:
-        """Return the progress of the trial: the number of learned tasks and the mean accuracy on them."""
+        """Return the progress of the trial: the number of learned tasks and the mean score on them."""
         accuracy = sum(self.R[-1][:self.learned]) / self.learned if self.learned else None
         return Progress(self.trial.key, self.learned, len(self.stream.tasks), accuracy)
 

@@ -84,9 +84,9 @@ class ACIL(ClosedForm):
         if self.options.compensation:
             if not len(self.second_inverse):
                 self.second_inverse = self.identity(self.options.compensation_ridge)
-            task_mask = (labels.sum(0) > 0).to(labels.dtype)
+            task_classes = (labels.sum(0) > 0).to(labels.dtype)
             for mapped, part_labels in self.chunks(features, labels):
-                residual = (part_labels - mapped.relu() @ self.weight.T) * task_mask
+                residual = (part_labels - mapped.relu() @ self.weight.T) * task_classes
                 update(self.second_inverse, self.second_weight, mapped.tanh(), residual)
 
     def identity(self, ridge: float) -> Tensor:

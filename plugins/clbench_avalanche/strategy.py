@@ -125,7 +125,8 @@ class Avalanche(Strategy):
         Its memories refer to whole data sets but use only a few of their samples; only these samples are counted. They
         come from the samples registered before and from the task's samples.
         """
-        buffers = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("replay__")}
+        replay_buffers = {name: buffer for name, buffer in self.named_buffers(recurse=False)
+                          if name.startswith("replay__")}
         for name in [n for n in (*self._buffers, *self._parameters) if n.startswith(("kept__", "replay__"))]:
             delattr(self, name)
         for name, tensor in state.tensors.items():
@@ -140,9 +141,10 @@ class Avalanche(Strategy):
             return
         places = torch.tensor(sorted(state.places), device=new.index_device)
         samples = new.take(places[places >= self.samples] - self.samples)
-        if "replay__places" in buffers:
-            is_kept = torch.isin(buffers["replay__places"], places)
-            samples = Samples.concat(Samples(*(buffers[f"replay__{f}"][is_kept] for f in ("x", "y", "tasks"))), samples)
+        if "replay__places" in replay_buffers:
+            is_kept = torch.isin(replay_buffers["replay__places"], places)
+            columns = (replay_buffers[f"replay__{field}"][is_kept] for field in ("x", "y", "tasks"))
+            samples = Samples.concat(Samples(*columns), samples)
         for field, column in (("x", samples.x), ("y", samples.y), ("tasks", samples.tasks)):
             self.register_buffer(f"replay__{field}", column)
         # Needed in the next task to find the samples; not persistent, so not counted.

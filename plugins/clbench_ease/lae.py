@@ -170,6 +170,6 @@ def low_rank_options(model: Network, options: LAEOptions) -> AdapterOptions:
     rank_options = {"rank": options.width, "alpha": options.scale * options.width}
     if not has_parts(model, ("k", "v")):
         return AdapterOptions(**rank_options)
-    first_blocks = f"blocks\\.({'|'.join(str(1 + block) for block in range(options.blocks))})\\..*"
+    layer_pattern = f"blocks\\.({'|'.join(str(1 + block) for block in range(options.blocks))})\\..*"
     return AdapterOptions(**rank_options, targets=["k", "v"],
-                          layers=first_blocks if isinstance(model, TokenNetwork) else "all")
+                          layers=layer_pattern if isinstance(model, TokenNetwork) else "all")

@@ -92,9 +92,9 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         for layer in self.adapted.values():
             layer.add()
             if task.index:
-                last_parameters = layer.parameters_of(-2)
+                previous_parameters = layer.parameters_of(-2)
                 for name, parameter in layer.parameters_of(-1).items():
-                    parameter.data.copy_(last_parameters[name].data)
+                    parameter.data.copy_(previous_parameters[name].data)
         self._learn(base=self.phases(task) == 2)
 
     def choose_head(self, base: bool) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def dense(widths: Sequence[int]) -> nn.Sequential:
     """Return dense layers from each width to the next, with ReLUs between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    for in_width, out_width in itertools.pairwise(widths):
+        layers += [nn.Linear(in_width, out_width), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

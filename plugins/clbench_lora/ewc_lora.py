@@ -102,8 +102,8 @@ class EWCLoRA(JoinedHeadsLoRA):
             layer.base_layer.weight.add_(layer.delta_weight(-1))
             for parameter in layer.lora_B[-1].parameters():
                 parameter.zero_()
-        for name, importance in self.fisher(task).items():
-            self.importance(name).mul_(self.options.gamma).add_(importance)
+        for name, task_fisher in self.fisher(task).items():
+            self.importance(name).mul_(self.options.gamma).add_(task_fisher)
         super().after_task(task)
 
     def fisher(self, task: Task) -> dict[str, Tensor]:

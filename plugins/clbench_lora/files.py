@@ -86,8 +86,8 @@ def read_adapter(folder: Path) -> Adapter:
 
 def renamed_config(config: PeftConfig, names: Mapping[str, str]) -> PeftConfig:
     """Return a configuration with other names for the modules in `names`."""
-    def patterns(pattern: Mapping[str, Any]) -> dict[str, Any]:
-        return {names.get(name, name): value for name, value in pattern.items()}
+    def patterns(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): value for name, value in values.items()}
 
     return config.model_copy(update={
         "target_modules": [names.get(name, name) for name in config.target_modules],

@@ -89,12 +89,12 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
 
     def learned_logits(self, x: Tensor) -> Tensor:
         """Return the logits [learned tasks, N, C] of all adapters. Blocks before the first adapted one run once."""
-        first_block = self.model.first_with(LoRALayer)
-        hidden = self.model.run(x, 0, first_block)
+        first_index = self.model.first_with(LoRALayer)
+        hidden = self.model.run(x, 0, first_index)
         logits = []
         for task, head in enumerate(self.heads[:self.learned]):
             with self.active_adapter(task):
-                logits.append(head(self.model.run(hidden, first_block, None)))
+                logits.append(head(self.model.run(hidden, first_index, None)))
         return torch.stack(logits)
 
     def shared_features(self, x: Tensor) -> Tensor:

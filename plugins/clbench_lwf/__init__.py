@@ -47,8 +47,8 @@ class LwFOptions(FixedOutputsOptions):
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options, with LwF.MC's own temperature, 1, if no temperature is chosen."""
-        has_own_temperature = self.form == "lwf-mc" and "temperature" not in self.model_fields_set
-        return self.model_copy(update={"temperature": 1.0}) if has_own_temperature else self
+        uses_paper_temperature = self.form == "lwf-mc" and "temperature" not in self.model_fields_set
+        return self.model_copy(update={"temperature": 1.0}) if uses_paper_temperature else self
 
 
 @hookimpl

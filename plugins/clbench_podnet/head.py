@@ -55,8 +55,8 @@ def clustered(features: Tensor, groups: Tensor, count: int, generator: torch.Gen
     """
     draws = send(torch.rand(len(features), generator=generator, dtype=torch.float64), features.device)
     order = draws.expand(groups.shape[1], -1).masked_fill(~groups.T, -1.0)
-    scores, starts = order.topk(min(count, len(features)), 1)
-    starts = torch.where(scores < 0, starts[:, :1], starts)
+    top_draws, starts = order.topk(min(count, len(features)), 1)
+    starts = torch.where(top_draws < 0, starts[:, :1], starts)
     centers = features[torch.cat([starts, starts[:, :1].expand(-1, count - starts.shape[1])], 1)]
     for _ in range(ROUNDS):
         flat = centers.flatten(0, 1)

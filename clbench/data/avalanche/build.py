@@ -91,15 +91,15 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
         raise DataError(f"{where} has {len(train)} training experiences and {len(test)} test experiences; "
                         "give each task one of each, or all tasks one test experience")
     splits: dict[str, list[Split]] = {"training": [], "test": []}
-    inputs_by_kind: dict[str, torch.Tensor] = {}
+    first_inputs_by_kind: dict[str, torch.Tensor] = {}
     notes = []
     for kind, group, experiences in (("training", "train", train), ("test", "eval", test)):
         for task, experience in enumerate(experiences):
-            owner = "the" if len(experiences) < len(train) else f"task {task + 1}'s"
-            title = f"{where}: {owner} {kind} experience"
+            determiner = "the" if len(experiences) < len(train) else f"task {task + 1}'s"
+            title = f"{where}: {determiner} {kind} experience"
             data = materialise(experience.dataset, group, title, size, layout.text)
-            first_inputs = inputs_by_kind.setdefault(kind, data.x)
-            _check_shape(data.x, inputs_by_kind["training"], title)
+            first_inputs = first_inputs_by_kind.setdefault(kind, data.x)
+            _check_shape(data.x, first_inputs_by_kind["training"], title)
             if data.note:
                 notes.append(data.note)
             splits[kind].append(_as_split(data, first_inputs,

@@ -74,27 +74,27 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
         raise DataError(f"{where}: the test part has classes that the training part has not: {some(unexpected)}")
     number = {c: i for i, c in enumerate(classes)}
     y = [np.array([number[label] for label in part.labels], np.int64) for part in (train, test) if part is not None]
-    has_names = train.tasks is not None and options.tasks is None and not options.task_sizes
-    if has_names:
-        names, tasks, orders = _named_tasks(train, test, y, options, where)
-        notes = _thin_classes(tasks[0], y[0], names, classes)
+    by_name = train.tasks is not None and options.tasks is None and not options.task_sizes
+    if by_name:
+        names, ids, orders = _named_tasks(train, test, y, options, where)
+        notes = _thin_classes(ids[0], y[0], names, classes)
     else:
         orders, notes = _by_class(classes, options, seed, where)
         task_of = np.empty(len(classes), np.int64)
         for task, order in enumerate(orders):
             task_of[list(order)] = task
-        names, tasks = [], [task_of[part] for part in y]
+        names, ids = [], [task_of[part] for part in y]
     if test is None:
         assert isinstance(options, OwnOptions)  # other options belong to benchmarks with a test part
         # Tasks by class depend on the class order. Held-out samples must not, so they are chosen by class alone.
-        test_mask, note = hold_out(tasks[0] if has_names else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
-        rows = [np.flatnonzero((tasks[0] == t) & ~test_mask) for t in range(len(orders))]
-        test_rows = [np.flatnonzero((tasks[0] == t) & test_mask) for t in range(len(orders))]
+        test_mask, note = hold_out(ids[0] if by_name else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
+        rows = [np.flatnonzero((ids[0] == t) & ~test_mask) for t in range(len(orders))]
+        test_rows = [np.flatnonzero((ids[0] == t) & test_mask) for t in range(len(orders))]
         notes = [note, *notes]
     elif options.common_test:
-        rows, test_rows = [np.flatnonzero(tasks[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))]
+        rows, test_rows = [np.flatnonzero(ids[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))]
     else:
-        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in tasks)
+        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in ids)
         notes = [*_groups_on_both_sides(train, test), *notes]
     titles = names or [some(classes[c] for c in order) for order in orders]
     _tested(["all"] if options.common_test else titles, test_rows, where)
@@ -122,14 +122,14 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
                         "column of the tasks (task_column=NAME), or add an array named task")
     parts = [part for part in (train, test) if part is not None]
     y = [np.zeros(len(part.tasks or ()), np.int64) for part in parts]
-    names, tasks, orders = _named_tasks(train, test, y, options, where)
+    names, ids, orders = _named_tasks(train, test, y, options, where)
     if test is None:
-        mask, note = hold_out(tasks[0], y[0], train.groups, options.held_out)
-        rows, test_rows = ([np.flatnonzero((tasks[0] == t) & side) for t in range(len(names))]
+        mask, note = hold_out(ids[0], y[0], train.groups, options.held_out)
+        rows, test_rows = ([np.flatnonzero((ids[0] == t) & side) for t in range(len(names))]
                            for side in (~mask, mask))
         notes = [note.replace("of each class", "of each task")]
     else:
-        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(names))] for part in tasks)
+        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(names))] for part in ids)
         notes = _groups_on_both_sides(train, test)
     for title, some_rows in zip(names, test_rows, strict=True):
         if not len(some_rows):
@@ -193,19 +193,19 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
     if task_order:
         names = [names[i] for i in _listed(task_order, names, "tasks_in_order", where)]
     number = {name: i for i, name in enumerate(names)}
-    tasks = [np.array([number[t] for t in train.tasks], np.int64)]
-    orders = [tuple(range(int(y[0].max()) + 1) if options.shared_classes else np.unique(y[0][tasks[0] == t]).tolist())
+    ids = [np.array([number[t] for t in train.tasks], np.int64)]
+    orders = [tuple(range(int(y[0].max()) + 1) if options.shared_classes else np.unique(y[0][ids[0] == t]).tolist())
               for t in range(len(names))]
     if test is not None and not options.common_test:
         if test.tasks is None or set(test.tasks) != set(names):
             test_tasks = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"
             raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {test_tasks}")
-        tasks.append(np.array([number[t] for t in test.tasks], np.int64))
+        ids.append(np.array([number[t] for t in test.tasks], np.int64))
         for t, name in enumerate(names):
-            if extra := np.setdiff1d(y[1][tasks[1] == t], orders[t]).tolist():
-                classes = in_order({test.labels[i] for i in np.flatnonzero(tasks[1] == t).tolist() if y[1][i] in extra})
+            if extra := np.setdiff1d(y[1][ids[1] == t], orders[t]).tolist():
+                classes = in_order({test.labels[i] for i in np.flatnonzero(ids[1] == t).tolist() if y[1][i] in extra})
                 raise DataError(f"{where}: task {name!r} is tested on classes that it does not train: {some(classes)}")
-    return names, tasks, orders
+    return names, ids, orders
 
 
 def _tested(titles: Sequence[str], test_rows: Sequence[Rows], where: str) -> None:

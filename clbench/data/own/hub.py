@@ -150,22 +150,22 @@ def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -
             raise DataError(f"{where} has no column {column!r} of texts, only {some(features)}")
         return ([tokenized(texts_of(list(part[column]), where), options, where) for part in parts],
                 [length_note(options)])
-    used_columns = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
-    image_columns = [c for c in used_columns if _kind(features[c]) == "Image"]
+    feature_names = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
+    image_columns = [c for c in feature_names if _kind(features[c]) == "Image"]
     if len(image_columns) > 1:
         raise DataError(f"{where} has several columns of images, {some(image_columns)}; leave all but one out "
                         f"(leave_out={'+'.join(image_columns[1:])})")
-    unused_columns = [c for c in used_columns if c not in image_columns]
+    other_columns = [c for c in feature_names if c not in image_columns]
     if image_columns:
         x, notes = _photos(parts, image_columns[0], options, where)
-        return x, [*notes, *([f"columns that were not used: {some(unused_columns)}"] if unused_columns else [])]
-    if text_columns := [c for c in used_columns if getattr(features[c], "dtype", "") in ("string", "large_string")]:
+        return x, [*notes, *([f"columns that were not used: {some(other_columns)}"] if other_columns else [])]
+    if text_columns := [c for c in feature_names if getattr(features[c], "dtype", "") in ("string", "large_string")]:
         raise DataError(f"{where}: {some(text_columns)} is text; name one for a model of text (text_column="
                         f"{text_columns[0]}), leave it out (leave_out={'+'.join(text_columns)}) or take columns of "
                         "images or numbers")
-    tables = [Table({c: list(part[c]) for c in used_columns}) for part in parts]
-    return [numbers(table, used_columns, where).float() for table in tables], [
-        f"inputs are the columns {some(used_columns)}"]
+    tables = [Table({c: list(part[c]) for c in feature_names}) for part in parts]
+    return [numbers(table, feature_names, where).float() for table in tables], [
+        f"inputs are the columns {some(feature_names)}"]
 
 
 def _photos(parts: Sequence[Any], column: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:

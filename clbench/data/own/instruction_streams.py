@@ -148,13 +148,13 @@ def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> 
     for kind, field in (("prompts", "cut_prompts"), ("responses", "cut_responses")):
         if count := sum(getattr(part, field) for pair in parts for part in pair):
             yield f"{count} {kind} were cut to fit"
-    copies = test_count = 0
+    copy_count = test_count = 0
     for pair in parts:
         train_ids = {item.ids for item in pair[0].items}
-        copies += sum(item.ids in train_ids for item in pair[1].items)
+        copy_count += sum(item.ids in train_ids for item in pair[1].items)
         test_count += len(pair[1].items)
-    if copies:
-        yield f"{copies} of {test_count} test items are exact copies of training items"
+    if copy_count:
+        yield f"{copy_count} of {test_count} test items are exact copies of training items"
 
 
 def examples(stream: Stream, tokenizer: str) -> Iterator[str]:

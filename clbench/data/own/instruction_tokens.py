@@ -59,19 +59,19 @@ class ItemTokenizer:
             DataError: an item has nothing to score, a response does not fit, or the chat template does not render it.
         """
         token_items: list[TokenItem] = []
-        cut_prompts = cut_responses = cut_texts = 0
+        prompt_cuts = response_cuts = text_cuts = 0
         for item in items:
             ids, scored = self._tokens(item)
             if not scored:
                 raise DataError(f"{item.place}: no token can be scored, because nothing comes before the first one")
             if len(ids) > self.length and isinstance(item, PlainText):
-                cut_texts += 1
+                text_cuts += 1
                 ids, scored = ids[:self.length], [i for i in scored if i < self.length]
             elif len(ids) > self.length:
                 ids, scored, response_was_cut = self._cut(ids, scored, item.place)
-                cut_prompts, cut_responses = cut_prompts + (not response_was_cut), cut_responses + response_was_cut
+                prompt_cuts, response_cuts = prompt_cuts + (not response_was_cut), response_cuts + response_was_cut
             token_items.append(TokenItem(tuple(ids), tuple(scored), not isinstance(item, PlainText)))
-        return Tokenized(tuple(token_items), cut_prompts, cut_responses, cut_texts)
+        return Tokenized(tuple(token_items), prompt_cuts, response_cuts, text_cuts)
 
     def _tokens(self, item: Item) -> tuple[list[int], list[int]]:
         """Return the tokens of an item and the positions of those that are scored."""

@@ -167,10 +167,10 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
     amount = float(match["number"])
     if not (match["percent"] or match["times"]):
         return Limit(kind, flag, amount * PREFIXES[match["prefix"]])
-    reference_label = match["method"] or setting.baseline
-    value = values_of(setting, kind).get(reference_label or "")
-    if reference_label is None or value is None:
-        description = f"method {reference_label!r}" if reference_label else "fine-tuning baseline (naive)"
+    other_label = match["method"] or setting.baseline
+    value = values_of(setting, kind).get(other_label or "")
+    if other_label is None or value is None:
+        description = f"method {other_label!r}" if other_label else "fine-tuning baseline (naive)"
         raise SpecError(f"{flag}: {setting.title} has no {description} whose {kind.measure.column.name} is known. "
                         "Give an amount instead")
     return Limit(kind, flag, amount * value / (100 if match["percent"] else 1))

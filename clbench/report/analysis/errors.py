@@ -224,15 +224,15 @@ def rows_of(methods: Sequence[MethodRecords]) -> list[Table]:
     """Return the error decomposition after each task, a table for each method whose records have every row."""
     tables = []
     for method in methods:
-        error_rows = [r.errors for r in method.done]
-        if not error_rows or len({tuple((c.learned, bool(c.corrected)) for c in rows) for rows in error_rows}) != 1 or (
-                len(error_rows[0]) < 2):
+        rows_by_seed = [r.errors for r in method.done]
+        shapes = {tuple((c.learned, bool(c.corrected)) for c in rows) for rows in rows_by_seed}
+        if len(shapes) != 1 or len(rows_by_seed[0]) < 2:
             continue
-        names = [name for name in PARTS if name in parts_of(error_rows[0][0])]
-        rows = tuple(Row(f"after task {counts[0].learned}", tuple(
-            _pointed([value(c) for c in counts]) for value in (
+        names = [name for name in PARTS if name in parts_of(rows_by_seed[0][0])]
+        rows = tuple(Row(f"after task {seed_counts[0].learned}", tuple(
+            _pointed([value(c) for c in seed_counts]) for value in (
                 lambda c: 1 - share(c.right, c.samples), *(_named_part(name) for name in names))))
-            for counts in zip(*error_rows, strict=True))
+            for seed_counts in zip(*rows_by_seed, strict=True))
         tables.append(Table(f"{method.label}: points lost after each task, of the tasks learned", tuple(
             Column(name, "points", heading=HEADINGS.get(name, "")) for name in (LOST, *names)), rows, corner="row"))
     return tables

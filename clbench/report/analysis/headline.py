@@ -178,9 +178,9 @@ def _cost(setting: Setting, facts: Facts) -> str:
         worse = [text for cheaper, text in differences if not cheaper]
         if better or (leader_stores and worse):
             advantages = [*(["stores no samples"] if leader_stores else []), *better]
-            drawbacks = f", but {in_words(worse, NAMES)}" if worse else ""
+            drawback_clause = f", but {in_words(worse, NAMES)}" if worse else ""
             return (f"Compared with {leader}, {_with_value(setting, facts, label)} {in_words(advantages, NAMES + 1)}"
-                    f"{drawbacks}.")
+                    f"{drawback_clause}.")
     return ""
 
 
@@ -239,8 +239,8 @@ def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
         if labels:
             costs.setdefault(labels, []).append(measures[title].column.name + _without_zeros(setting, measures[title]))
     for labels, titles in list(costs.items())[:FRONTS]:
-        methods = [_with_value(setting, facts, label) for label in labels]
-        yield f"{in_words(titles, len(titles))}: {named(methods, NAMES)}."
+        descriptions = [_with_value(setting, facts, label) for label in labels]
+        yield f"{in_words(titles, len(titles))}: {named(descriptions, NAMES)}."
 
 
 def _without_zeros(setting: Setting, measure: Measure) -> str:

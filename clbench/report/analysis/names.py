@@ -55,9 +55,9 @@ def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequenc
     names = dict(zip(by_environment, titles([*by_environment.values()]), strict=True))
     other_titles = [names[setting] for setting in other_records]
     suffix = f"; {len(other_titles) - MOST} more" if len(other_titles) > MOST else ""
-    title_list = "; ".join(other_titles[:MOST]) + suffix
+    titles_text = "; ".join(other_titles[:MOST]) + suffix
     count = "another setting" if len(other_titles) == 1 else f"{len(other_titles)} other settings"
-    return [f"the folder also has results of {count} ({title_list}). clbench keeps them, and the report has a "
+    return [f"the folder also has results of {count} ({titles_text}). clbench keeps them, and the report has a "
             "section for each"]
 
 

@@ -27,16 +27,16 @@ def arrivals(records: Sequence[Record]) -> Table | None:
 
     Return None if they arrive as the benchmark defines or if streams differ in length.
     """
-    is_shared = scenario_rules(records[0].trial.scenario).shared_outputs
+    one_head = scenario_rules(records[0].trial.scenario).shared_outputs
     streams = [s for s in {r.trial.seed: r.stream for r in records}.values() if s is not None and s.arrivals]
     shapes = {(len(s.arrivals), len(s.arrivals[0])) for s in streams}
     if len(shapes) != 1:
         return None
     has_same_classes = len({str(s.classes) for s in streams}) == 1
-    by_class = not is_shared and has_same_classes and len(streams[0].arrivals[0]) <= MOST_CLASSES
+    by_class = not one_head and has_same_classes and len(streams[0].arrivals[0]) <= MOST_CLASSES
     labels, outputs = (_classes(streams[0]) if by_class else
                        ([f"task {i}" for i in range(1, len(streams[0].classes) + 1)], []))
-    counts = [[[row[c] for c in outputs] if by_class else row if is_shared else _of_tasks(s, row) for row in s.arrivals]
+    counts = [[[row[c] for c in outputs] if by_class else row if one_head else _of_tasks(s, row) for row in s.arrivals]
               for s in streams]
     rows = []
     for j, label in enumerate(labels):

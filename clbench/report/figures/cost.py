@@ -173,6 +173,6 @@ def _share(axes: Axes, sizes: Sequence[float], used_styles: Sequence[StrategySty
         dashes = "-" if len(used_styles) == 1 else (k * dash, (dash, dash * (len(used_styles) - 1)))
         axes.plot(steps, sizes, color=appearance.color, linewidth=1.6, linestyle=dashes, dash_capstyle="butt",
                   zorder=2)
-        markers = slice(k * spacing, None, len(used_styles) * spacing)
-        axes.plot(steps[markers], sizes[markers], color=appearance.color, linestyle="none", marker=appearance.marker,
+        marked = slice(k * spacing, None, len(used_styles) * spacing)
+        axes.plot(steps[marked], sizes[marked], color=appearance.color, linestyle="none", marker=appearance.marker,
                   markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3, clip_on=False)

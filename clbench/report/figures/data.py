@@ -41,10 +41,10 @@ class Panel(NamedTuple):
                 f"Others: {self._words(others)}.")
 
     def _words(self, which: Sequence[int]) -> str:
-        points = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
+        points_with_costs = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
         unit = unit_of(self.metric)
         return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, unit)}{in_unit(unit)})"
-                         for p, cost in points) or "none"
+                         for p, cost in points_with_costs) or "none"
 
 
 def in_unit(unit: Unit) -> str:
@@ -90,8 +90,9 @@ def sweeps(results: Sequence[Result]) -> list[str]:
     recipes = [str([(name, value) for name, value in r.options if name.startswith(OWN_RECIPE)]) for r in results]
     other_options = [(r.strategy, str([(name, value) for name, value in r.options if not name.startswith(OWN_RECIPE)]))
                      for r in results]
-    swept = {strategy for (strategy, _), count in Counter(other_options).items() if count > 1}
-    return [recipe if result.strategy in swept else "" for recipe, result in zip(recipes, results, strict=True)]
+    several_recipes = {strategy for (strategy, _), count in Counter(other_options).items() if count > 1}
+    return [recipe if result.strategy in several_recipes else ""
+            for recipe, result in zip(recipes, results, strict=True)]
 
 
 def slugs(titles: Sequence[str]) -> list[str]:

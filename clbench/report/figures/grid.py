@@ -98,8 +98,8 @@ def _axes(setting: Setting, x: str | None, y: str | None) -> tuple[str, str, str
                if len(options) > 1
                and all(name in options or option_by_name.get(name, ("",))[0] == s for name in names)}
     if not fitting:
-        option_list = ", ".join(option_by_name) or "none"
-        raise SpecError(f"a grid shows two swept options of one method; swept here: {option_list} ({_SWEEP})")
+        options_text = ", ".join(option_by_name) or "none"
+        raise SpecError(f"a grid shows two swept options of one method; swept here: {options_text} ({_SWEEP})")
     if len(fitting) > 1:
         raise SpecError(f"several methods were swept, {' and '.join(fitting)}: name the options with the method, as in "
                         f"x={next(iter(option_by_name))!r}")

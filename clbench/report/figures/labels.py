@@ -50,10 +50,10 @@ def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, f
         weights: (N,), the cost of covering each obstacle.
         bounds: the area in which labels should stay.
     """
-    preferences = np.asarray([0.25 * gap + 0.4 * rank for gap, rank in product(_GAPS, range(len(_SIDES)))])
+    position_costs = np.asarray([0.25 * gap + 0.4 * rank for gap, rank in product(_GAPS, range(len(_SIDES)))])
     options = [_around(anchor, size) for anchor, size in zip(anchors, sizes, strict=True)]
     page = np.asarray([bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height])
-    fixed = [preferences + _covered(boxes, obstacles, weights) + 5 * (_area(boxes) - _overlap(boxes, page))
+    fixed = [position_costs + _covered(boxes, obstacles, weights) + 5 * (_area(boxes) - _overlap(boxes, page))
              + _ambiguous(boxes, i, np.asarray(anchors)) for i, boxes in enumerate(options)]
     chosen: dict[int, Floats] = {}
     for _ in range(_PASSES):

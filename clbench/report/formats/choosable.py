@@ -131,9 +131,9 @@ def _kinds(section: Section, entry: LegendEntry) -> Iterator[str]:
     """Yield the kinds of a method. They follow from its counted costs, so no plugin has to be installed."""
     result = section.results[entry.row]
     facts = section.facts
-    compared = {c.other for c in (facts.baseline, facts.joint) if c} if facts else set()
+    baselines = {c.other for c in (facts.baseline, facts.joint) if c} if facts else set()
     fronts = set(chain.from_iterable(facts.fronts.values())) if facts else set()
-    if entry.row < BEST or result.label in compared | fronts:
+    if entry.row < BEST or result.label in baselines | fronts:
         yield LEADING
     if result.reference:
         yield "references"

@@ -55,8 +55,10 @@ def show(report: Report, console: Console | None = None) -> None:
 def notes_to_show(section: Section) -> list[str]:
     """Return the first notes of a section, and how many more there are."""
     lines = [f"- {note}" for note in section.notes[:MOST_NOTES]]
-    count = len(section.notes) - len(lines)
-    return [*lines, f"{count} more notes are in report.md."] if count > 1 else [f"- {note}" for note in section.notes]
+    omitted_count = len(section.notes) - len(lines)
+    if omitted_count > 1:
+        return [*lines, f"{omitted_count} more notes are in report.md."]
+    return [f"- {note}" for note in section.notes]
 
 
 def show_tables(title: str, tables: Iterable[Table], verdicts: Iterable[str], console: Console) -> None:

@@ -64,10 +64,10 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
                f"numbers of seeds, plus {rule.rounding:g} for the rounding of the published figure and what is granted "
                f"below. A tolerance beyond {rule.widest:g} points decides nothing. The rule is part of the reference's "
                "file, stated before the runs" + (f", except: {escape(rule.amended)}" if rule.amended else ".")]
-    allowances = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
-    allowances += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
-    if allowances:
-        blocks.append(bullets(allowances))
+    exceptions = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
+    exceptions += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
+    if exceptions:
+        blocks.append(bullets(exceptions))
     if reference.notes:
         blocks += ["## Known differences", bullets(reference.notes)]
     if records:
