@@ -16,8 +16,14 @@ WIDTH = 400  # units in a hidden layer of `mlp`
 class MLPOptions(Options):
     """Options of `mlp`."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("init",)
+
     width: int = Field(WIDTH, ge=1, description="number of units in each hidden layer")
     depth: int = Field(2, ge=0, description="number of hidden layers; 0 gives the model linear")
+    init: Literal["torch", "xavier", "truncated-normal"] = Field(
+        "torch", description="initial weights and biases. torch: torch's default; xavier: uniform weights by Xavier's "
+        "rule, biases 0 (Mammoth); truncated-normal: weights with a standard deviation of 0.1, cut off at two of them, "
+        "biases 0.1 (Chaudhry et al. 2019)")
 
     @model_validator(mode="after")
     def _has_units(self) -> MLPOptions:

@@ -106,22 +106,42 @@ def _resnet(input_shape: tuple[int, ...], classes: int, widths: Sequence[int], u
     return Network(blocks, nn.Linear(channels, classes), aliases)
 
 
+class XavierLinear(nn.Linear):
+    """A linear layer with Xavier's uniform weights and biases of 0 at first, as in Mammoth."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights."""
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class TruncatedNormalLinear(nn.Linear):
+    """A linear layer with weights from N(0, 0.1^2), cut off at 0.2, and biases of 0.1 (Chaudhry et al. 2019)."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights."""
+        nn.init.trunc_normal_(self.weight, std=0.1, a=-0.2, b=0.2)
+        nn.init.constant_(self.bias, 0.1)
+
+
 def mlp(options: MLPOptions, input_shape: tuple[int, ...], classes: int) -> Network:
     """Return a multilayer perceptron on flattened inputs: `depth` hidden ReLU layers of `width` units.
 
     Without hidden layers it is `linear`.
     """
+    layer = {"torch": nn.Linear, "xavier": XavierLinear, "truncated-normal": TruncatedNormalLinear}[options.init]
     if options.depth == 0:
-        return linear(NoOptions(), input_shape, classes)
+        return linear(NoOptions(), input_shape, classes, layer)
     sizes = [math.prod(input_shape), *[options.width] * options.depth]
-    blocks = [Block(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
+    blocks = [Block(layer(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
     blocks[0].body = nn.Sequential(nn.Flatten(), blocks[0].body)
-    return Network(blocks, nn.Linear(options.width, classes))
+    return Network(blocks, layer(options.width, classes))
 
 
-def linear(options: NoOptions, input_shape: tuple[int, ...], classes: int) -> Network:
+def linear(options: NoOptions, input_shape: tuple[int, ...], classes: int,
+           layer: type[nn.Linear] = nn.Linear) -> Network:
     """Return a linear head on flattened inputs. Its only block flattens, so that the features are the inputs."""
-    return Network([Block(nn.Flatten(), nn.Identity())], nn.Linear(math.prod(input_shape), classes))
+    return Network([Block(nn.Flatten(), nn.Identity())], layer(math.prod(input_shape), classes))
 
 
 def cnn(options: CNNOptions, input_shape: tuple[int, ...], classes: int) -> Network:

@@ -19,6 +19,29 @@ def test_the_mlp_is_the_published_one():
     assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_initial_weights_of_the_mlp_follow_the_chosen_rule(depth):
+    torch.manual_seed(0)
+    layers = {}
+    for init in ("xavier", "truncated-normal"):
+        model = mlp(MLPOptions(depth=depth, init=init), (1, 28, 28), 10).requires_grad_(False)
+        layers[init] = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    assert [len(layers[init]) for init in layers] == [depth + 1] * 2
+    for layer in layers["xavier"]:
+        bound = (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.95 * bound < layer.weight.abs().max() <= bound and not layer.bias.any()
+        assert layer.weight.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+    for layer in layers["truncated-normal"]:
+        assert 0.19 < layer.weight.abs().max() <= 0.2 and bool((layer.bias == 0.1).all())
+        # A normal distribution that is cut off at two standard deviations has 0.880 of its standard deviation.
+        assert layer.weight.std() == pytest.approx(0.0880, rel=0.05)
+
+
+def test_the_default_initialization_of_the_mlp_is_not_written():
+    assert MLPOptions(width=5).model_dump() == {"width": 5, "depth": 2}
+    assert MLPOptions(width=5, init="xavier").model_dump() == {"width": 5, "depth": 2, "init": "xavier"}
+
+
 @pytest.mark.parametrize(("build", "options"), [(mlp, MLPOptions(width=5, depth=1)), (mlp, MLPOptions(depth=3)),
                                                 (cnn, CNNOptions(channels=4)), (cnn, CNNOptions(channels=4, depth=3))])
 def test_logits_are_the_head_of_the_features(build, options):
