@@ -56,9 +56,10 @@ class Count:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes on the method that the figures of the last task do not show."""
+        """Return notes on the method that the figures of the last task do not show, without the method's name."""
         varying = [f"trains {by_task(self.trainable)}"] if len(set(self.trainable)) > 1 else []
-        return [*varying, *self.remarks, *([self.note] if self.note else [])]
+        remarks = [remark.removeprefix(f"{self.method.partition(':')[0]}: ") for remark in self.remarks]
+        return [*varying, *remarks, *([self.note] if self.note else [])]
 
 
 def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool | None = None,

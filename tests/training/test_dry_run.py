@@ -142,6 +142,10 @@ def test_a_pretrained_model_is_no_longer_trained():
         counted("lora:base=pretrained")
 
 
+def test_notes_do_not_repeat_the_name_of_the_method():
+    assert counted("pnn:start=random", pretrained=True).notes[1].startswith("later columns start from random weights")
+
+
 def test_classes_that_cannot_be_shared_out_are_refused():
     with pytest.raises(SpecError, match="10 classes cannot be shared out equally among 3 tasks"):
         stream_of_shapes(3, 10, MNIST, "task", 10)
