@@ -147,7 +147,7 @@ def flops_alone(strategy: Strategy, train_step: TrainStep, batch: Batch) -> int:
     return int(count.total)
 
 
-def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None, size: int) -> Fraction:
+def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, task: int | None, size: int) -> Fraction:
     """Return the FLOPs of predicting one sample in batches of `size`, as if nothing were cached.
 
     For a language model, they include the head at the scored positions.
@@ -158,7 +158,7 @@ def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None
         strategy: the strategy that predicts.
         x: two samples, as inputs of the model; or one, if there are no more.
         y: the labels of x.
-        given: the task of x; None if the scenario does not give it.
+        task: the task of x; None if the scenario does not give it.
         size: number of samples in a batch.
     """
     training = strategy.training
@@ -166,9 +166,9 @@ def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, given: int | None
     totals = []
     for part in (x[:1], x):
         with torch.no_grad(), FlopCount() as count:
-            prediction = strategy.predict(part, given)
+            prediction = strategy.predict(part, task)
             if strategy.stream_info.predicts_tokens:
-                strategy.objective.scores(strategy, prediction.logits, y[:len(part)], given)
+                strategy.objective.scores(strategy, prediction.logits, y[:len(part)], task)
         totals.append(count.total)
     strategy.train(training)
     sample_flops = (totals[1] - totals[0]) or totals[0]  # x may have a single sample

@@ -118,13 +118,13 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     return result
 
 
-def row_flops(strategy: Strategy, stream: Stream, given: int | None, batch: int) -> Fraction:
+def row_flops(strategy: Strategy, stream: Stream, task: int | None, batch: int) -> Fraction:
     """Return the FLOPs of predicting a test sample, of the given task or of all, in batches of at most `batch`."""
-    tested = stream.tested_tasks if given is None else stream.tasks[given:given + 1]
+    tested_tasks = stream.tested_tasks if task is None else stream.tasks[task:task + 1]
     kind = tokens.DTYPE if stream.is_text else torch.float32
     x = torch.empty(2, *stream.input_shape, dtype=kind, device="meta")
-    y = tested[0].test.y[:len(x)]
-    return prediction_flops(strategy, x, y, given, min(batch, sum(len(task.test) for task in tested)))
+    y = tested_tasks[0].test.y[:len(x)]
+    return prediction_flops(strategy, x, y, task, min(batch, sum(len(tested.test) for tested in tested_tasks)))
 
 
 def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:

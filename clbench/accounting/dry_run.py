@@ -105,7 +105,7 @@ class DryRun(TrainingLoop):
         losses += [torch.zeros(1)] * phase.steps
 
     def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
-                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, first: int = 0) -> None:
+                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, start: int = 0) -> None:
         """Take a step of each kind and add the FLOPs of all steps.
 
         Raises:
@@ -136,11 +136,11 @@ class DryRun(TrainingLoop):
             steps_done += 1
         losses += [torch.zeros(1)] * count
 
-    def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
+    def _inputs(self, samples: list[Samples], index: int, draws: int) -> PhaseInputs:
         """Return the inputs of a phase; those of a stream with hidden boundaries stay raw."""
         if not self.strategy.stream_info.boundaries:
             return PhaseInputs(samples, samples)
-        return super()._inputs(samples, index, drawn)
+        return super()._inputs(samples, index, draws)
 
     def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
                   ) -> list[BatchSampler]:

@@ -149,7 +149,7 @@ def starting_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
             model.start = 0
 
 
-def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, drawn: int, batch: int = 0,
+def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, draws: int, batch: int = 0,
                  forward: Forward | None = None, budget: int | None = None,
                  around: Sequence[AbstractContextManager[object]] = ()) -> PhaseInputs:
     """Return the inputs of a phase; work that every pass would repeat is done once, if it can be cached.
@@ -158,7 +158,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         strategies: the members, in the state in which the phase trains them.
         samples: the raw samples of each member.
         task: the index of the task that is trained.
-        drawn: number of samples that the phase draws.
+        draws: number of samples that the phase draws.
         batch: number of new samples in a step.
         forward: the context of the loss (`precision.forward`).
         budget: most bytes to store, all members together; by default `BYTES`.
@@ -170,10 +170,10 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     budget, forward = BYTES if budget is None else budget, forward or nullcontext()
     first, raw = strategies[0], PhaseInputs(list(samples), list(samples))
     is_random = any(part.is_stochastic for part in samples)
-    if overrides(first, "prepare_batch") or is_random or drawn < len(samples[0]):
+    if overrides(first, "prepare_batch") or is_random or draws < len(samples[0]):
         return raw
     blocks, frozen = 0, False
-    if drawn >= 2 * len(samples[0]) and enabled():
+    if draws >= 2 * len(samples[0]) and enabled():
         frozen = overrides(first, "frozen_outputs")
         most_blocks = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
         # The outputs of a language model's embedding alone would take memory and save nothing.
@@ -189,7 +189,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
             with forward, context:
                 cached_samples.append(stored(strategy, part, blocks, frozen))
         return PhaseInputs(cached_samples, list(samples), blocks, True, forward)
-    if prepared_in_batches(strategies, samples, drawn, batch) or not fits(strategies, samples, 0, False, budget):
+    if prepared_in_batches(strategies, samples, draws, batch) or not fits(strategies, samples, 0, False, budget):
         return raw
     prepared = {id(part): stored(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
     return PhaseInputs([prepared[id(part)] for part in samples], list(samples), prepared=True)
@@ -241,12 +241,12 @@ def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int
     return size * sum(map(len, parts)) <= budget
 
 
-def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Samples], drawn: int, batch: int) -> bool:
+def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Samples], draws: int, batch: int) -> bool:
     """Return whether to prepare each batch when it is drawn: for one trial on a CPU, a single pass and large batches.
 
     The values are the same. Allocating memory for all inputs at once would take longer than preparing them.
     """
-    if len(strategies) > 1 or drawn >= 2 * len(samples[0]) or samples[0].y.device.type != "cpu":
+    if len(strategies) > 1 or draws >= 2 * len(samples[0]) or samples[0].y.device.type != "cpu":
         return False
     return (4 * batch * math.prod(strategies[0].stream_info.input_shape) >= LARGE_BATCH
             and not any(True for _ in strategies[0].frozen_modules()))

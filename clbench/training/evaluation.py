@@ -133,20 +133,20 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None, item_values)
 
 
-def routed(strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
+def routed(strategy: Strategy, tests: Tests, size: int, task: int | None) -> Batches:
     """Yield the same as `predictions` for a language model; a task that is not given is inferred from the prompts."""
-    for x, y, tasks in tests.batches(size, given):
-        yield predict_routed(strategy, x, given, route(strategy, prompts_of(x, y[:, :x.shape[1]]), given)), y, tasks
+    for x, y, tasks in tests.batches(size, task):
+        yield predict_routed(strategy, x, task, route(strategy, prompts_of(x, y[:, :x.shape[1]]), task)), y, tasks
 
 
-def route(strategy: Strategy, prompts: Tensor, given: int | None) -> Tensor | None:
+def route(strategy: Strategy, prompts: Tensor, task: int | None) -> Tensor | None:
     """Return the task [N] inferred from prompts [N, L], None if it is given or the strategy has no parts for tasks."""
-    return strategy.infer_tasks(prompts) if given is None and isinstance(strategy, PerTaskStrategy) else None
+    return strategy.infer_tasks(prompts) if task is None and isinstance(strategy, PerTaskStrategy) else None
 
 
-def predict_routed(strategy: Strategy, x: Tensor, given: int | None, inferred: Tensor | None) -> Prediction:
+def predict_routed(strategy: Strategy, x: Tensor, task: int | None, inferred: Tensor | None) -> Prediction:
     """Return the prediction for tokens x [N, L], with the given task or the tasks [N] that `route` returned."""
     if inferred is None:
-        return strategy.predict(x, given)
+        return strategy.predict(x, task)
     assert isinstance(strategy, PerTaskStrategy)
     return strategy.predict_by(x, inferred)

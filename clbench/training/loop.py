@@ -100,12 +100,12 @@ class TrainingLoop:
         self.augment = replicas[0].stream.augment
         self.train_step: TrainStep | None = None  # of the latest phase; its optimizer state may be kept
 
-    def run(self, first: int = 0) -> None:
-        """Train on the tasks from index `first` on."""
+    def run(self, first_task: int = 0) -> None:
+        """Train on the tasks from index `first_task` on."""
         tasks = len(self.replicas[0].stream.tasks)
         self.callbacks.on_start(self)
         self._keep()
-        for index in range(first, tasks):
+        for index in range(first_task, tasks):
             if self.replicas:
                 self.train_task(index)
             if self.replicas:
@@ -151,18 +151,18 @@ class TrainingLoop:
             Unstackable: replicas have different numbers of samples, or their random draws would depend on each other.
             ValueError: there are fewer steps than phases.
         """
-        first, index = self.replicas[0].strategy, tasks[0].index
-        if first.owns_loop:
+        strategy, index = self.replicas[0].strategy, tasks[0].index
+        if strategy.owns_loop:
             self.callbacks.on_step(self, index, 0, 0)
             return [fit_by_itself(self.replicas[0], tasks[0], self.recipe, self.callbacks)]
-        if not first.phases(tasks[0]):
+        if not strategy.phases(tasks[0]):
             self.callbacks.on_step(self, index, 0, 0)
             return [TaskResult(steps=0) for _ in tasks]
-        require_divisible(first, self.recipe)
+        require_divisible(strategy, self.recipe)
         task_samples = stackable([r.strategy.training_samples(t) for r, t in zip(self.replicas, tasks, strict=True)])
         task_samplers = self._samplers(task_samples, tasks)
         steps = steps_of(self.recipe, len(task_samples[0]))
-        phases = phases_of(first, tasks[0], self.recipe, steps)
+        phases = phases_of(strategy, tasks[0], self.recipe, steps)
         # In a stack, each replica keeps its own random state between phases, as if it were alone.
         random_states: list[AbstractContextManager[None]] = [nullcontext()]
         if len(task_samples) > 1:
@@ -178,7 +178,7 @@ class TrainingLoop:
                 samples = stackable(phase_samples)
                 samplers = self._samplers(samples, tasks, phase)
             self._train_phase(phase, samples, samplers, losses, index, steps)
-            trainable = max(trainable, first.trainable())
+            trainable = max(trainable, strategy.trainable())
         last_steps = phases[-1].steps
         return [TaskResult(steps, trainable, diverged(column, index), last_tenths(column, last_steps))
                 for column in on_host(torch.stack(losses)).unbind(1)]
@@ -204,10 +204,10 @@ class TrainingLoop:
         inputs.verify(strategies, seeds.derive(self.replicas[0].seed, "phase", index, phase), self.verify_caches)
 
     def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
-                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, first: int = 0) -> None:
+                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, start: int = 0) -> None:
         """Take `count` steps and append the losses [S] of each; stop if all replicas have diverged.
 
-        `first` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
+        `start` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
         """
         assert self.train_step is not None
         for _ in range(count):
@@ -220,16 +220,16 @@ class TrainingLoop:
             if schedule is not None:
                 schedule.step()
             self.callbacks.on_step(self, index, len(losses), steps)
-            if (first + len(losses)) % CHECK_EVERY == 0 and not bool(torch.isfinite(losses[-1]).any()):
+            if (start + len(losses)) % CHECK_EVERY == 0 and not bool(torch.isfinite(losses[-1]).any()):
                 break
 
-    def _inputs(self, samples: list[Samples], index: int, drawn: int) -> PhaseInputs:
-        """Return the inputs of a phase, prepared or cached if that saves work; `drawn` samples are drawn from them."""
+    def _inputs(self, samples: list[Samples], index: int, draws: int) -> PhaseInputs:
+        """Return the inputs of a phase, prepared or cached if that saves work; it has `draws` draws of samples."""
         if self.augment:
             return PhaseInputs(samples, samples)
         forward = precision.forward(self.recipe, self.replicas[0].strategy.class_mask.device)
         around = [self.callbacks.around_prepare(replica) for replica in self.replicas]
-        return cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, drawn,
+        return cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, draws,
                                   self.recipe.batch_size, forward, self.cache_bytes, around)
 
     def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None

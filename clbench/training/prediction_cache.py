@@ -66,7 +66,7 @@ class PredictionCache:
     stored: dict[tuple[int | None, str], dict[int, Tensor]] = field(default_factory=dict)  # by given task, part; batch
     scores: dict[tuple[int, bool], list[dict[str, Tensor]]] = field(default_factory=dict)  # by (task, is it learned)
 
-    def final_scores(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> dict[str, Tensor] | None:
+    def final_scores(self, strategy: Strategy, tests: Tests, size: int, task: int | None) -> dict[str, Tensor] | None:
         """Return the scores [N] of a task's samples by metric, computed only once; None if they may not be cached.
 
         The scores are those of a learned task's final part, or of the starting model, which may change between
@@ -75,14 +75,14 @@ class PredictionCache:
         Raises:
             PluginError: the final part gives other scores than before.
         """
-        if (given is None or not isinstance(strategy, PerTaskStrategy) or not declares(strategy, "parts_final")
+        if (task is None or not isinstance(strategy, PerTaskStrategy) or not declares(strategy, "parts_final")
                 or overrides(strategy, "predict", PerTaskStrategy) or not enabled()):
             return None
-        key = given, given < strategy.learned
-        cached, batches = self.scores.get(key), math.ceil(tests.sizes[given] / size)
+        key = task, task < strategy.learned
+        cached, batches = self.scores.get(key), math.ceil(tests.sizes[task] / size)
         start = 0 if self.everything or cached is None else seeds.derive(self.seed, "cache", self.evaluations) % batches
-        computed = [strategy.objective.scores(strategy, prediction.logits, y, given)
-                    for prediction, y, _ in islice(predictions(strategy, tests, size, given, start),
+        computed = [strategy.objective.scores(strategy, prediction.logits, y, task)
+                    for prediction, y, _ in islice(predictions(strategy, tests, size, task, start),
                                                    1 if cached is not None and not self.everything else None)]
         if cached is None:
             cached = self.scores[key] = computed
@@ -90,12 +90,12 @@ class PredictionCache:
             if any(not identical(old[name], new[name]) for name in new):
                 if not key[1]:  # the first task may have trained the starting model
                     del self.scores[key]
-                    return self.final_scores(strategy, tests, size, given)
-                raise PluginError(f"{type(strategy).__name__} declares parts_final, but task {given + 1} has other "
+                    return self.final_scores(strategy, tests, size, task)
+                raise PluginError(f"{type(strategy).__name__} declares parts_final, but task {task + 1} has other "
                                   f"scores than before; set parts_final = False in {type(strategy).__name__}")
         return {name: torch.cat([scores[name] for scores in cached]) for name in cached[0]}
 
-    def predictions(self, strategy: Strategy, tests: Tests, size: int, given: int | None) -> Batches:
+    def predictions(self, strategy: Strategy, tests: Tests, size: int, task: int | None) -> Batches:
         """Yield the same samples as the function `predictions`, from cached outputs if possible.
 
         Batches may be smaller than `size`, so that there are enough of them to verify one.
@@ -104,32 +104,32 @@ class PredictionCache:
             PluginError: a final part gives other outputs than before, or the strategy uses its inputs in other ways
                 than it declares.
         """
-        samples = len(tests.y) if given is None else tests.sizes[given]
+        samples = len(tests.y) if task is None else tests.sizes[task]
         fewest_batches = PART_BATCHES if isinstance(strategy, PerTaskStrategy) else BLOCK_BATCHES
         smaller = min(size, max(SMALLEST, math.ceil(samples / fewest_batches)))
         batches = math.ceil(samples / smaller)
-        source = self._source(strategy, given) if batches > 1 and enabled() else None
+        source = self._source(strategy, task) if batches > 1 and enabled() else None
         if source is None:
-            yield from predictions(strategy, tests, size, given)
+            yield from predictions(strategy, tests, size, task)
             return
         size = smaller
-        for key in [key for key in self.stored if key[0] == given and key[1] not in source.parts]:
+        for key in [key for key in self.stored if key[0] == task and key[1] not in source.parts]:
             del self.stored[key]  # from the starting model, or from another number of blocks
-        if self.everything or self._is_chosen(strategy, source, given):
-            stored = {number for name in source.parts for number in self.stored.get((given, name), ())}
+        if self.everything or self._is_chosen(strategy, source, task):
+            stored = {number for name in source.parts for number in self.stored.get((task, name), ())}
             numbers = sorted(stored) or range(batches)
             chosen = numbers[seeds.derive(self.seed, "cache", self.evaluations) % len(numbers)]
             for number in range(batches) if self.everything else (chosen,):
-                self._verify(strategy, source, tests, size, given, number)
-        if all(len(self.stored.get((given, name), ())) == batches for name in source.parts):  # no input is needed
-            for number, (y, tasks) in enumerate(tests.labels(size, given)):
-                yield source.predict([self.stored[given, name][number] for name in source.parts]), y, tasks
+                self._verify(strategy, source, tests, size, task, number)
+        if all(len(self.stored.get((task, name), ())) == batches for name in source.parts):  # no input is needed
+            for number, (y, tasks) in enumerate(tests.labels(size, task)):
+                yield source.predict([self.stored[task, name][number] for name in source.parts]), y, tasks
             return
-        for number, (x, y, tasks) in enumerate(tests.batches(size, given)):
-            outputs = [self._output((given, name), compute, number, x) for name, compute in source.parts.items()]
+        for number, (x, y, tasks) in enumerate(tests.batches(size, task)):
+            outputs = [self._output((task, name), compute, number, x) for name, compute in source.parts.items()]
             yield source.predict(outputs), y, tasks
 
-    def _is_chosen(self, strategy: Strategy, source: Source, given: int | None) -> bool:
+    def _is_chosen(self, strategy: Strategy, source: Source, task: int | None) -> bool:
         """Return whether a batch of this task is computed again in this evaluation.
 
         All tasks share the frozen blocks and the starting model, so these are verified with the first task whose
@@ -142,22 +142,22 @@ class PredictionCache:
             return is_first
         assert isinstance(strategy, PerTaskStrategy)
         older = max(strategy.learned - 1, 1)
-        return given is None or given == seeds.derive(self.seed, "part", self.evaluations) % older
+        return task is None or task == seeds.derive(self.seed, "part", self.evaluations) % older
 
-    def _source(self, strategy: Strategy, given: int | None) -> Source | None:
+    def _source(self, strategy: Strategy, task: int | None) -> Source | None:
         """Return the source of predictions for a given task (None: not given), or None if nothing may be cached."""
         if isinstance(strategy, PerTaskStrategy):
             if (not declares(strategy, "parts_final") or overrides(strategy, "predict", PerTaskStrategy)
-                    or (given is None and not strategy.learned)):
+                    or (task is None and not strategy.learned)):
                 return None
-            if given is not None:
-                final = given < strategy.learned
-                name = f"part {given}" if final else "starting model"
-                return Source({name: lambda x: strategy.predict(x, given).logits}, lambda out: Prediction(out[0]),
+            if task is not None:
+                final = task < strategy.learned
+                name = f"part {task}" if final else "starting model"
+                return Source({name: lambda x: strategy.predict(x, task).logits}, lambda out: Prediction(out[0]),
                               final)
             learned = strategy.learned
             parts: dict[str, Callable[[Tensor], Tensor]] = {
-                f"part {task}": partial(strategy.forward_task, task=task) for task in range(learned)}
+                f"part {part}": partial(strategy.forward_task, task=part) for part in range(learned)}
             if strategy.options.from_features:
                 parts["features"] = strategy.inference_features
             return Source(parts, lambda out: strategy.chosen(torch.stack(out[:learned]),
@@ -169,30 +169,30 @@ class PredictionCache:
         if next(chain.from_iterable(block.parameters() for block in blocks), None) is None:
             return None
         return Source({f"{count} blocks": lambda x: strategy.model.run(x, 0, count)},
-                      lambda out: predict_from(strategy, out[0], count, given), False)
+                      lambda out: predict_from(strategy, out[0], count, task), False)
 
-    def _verify(self, strategy: Strategy, source: Source, tests: Tests, size: int, given: int | None,
+    def _verify(self, strategy: Strategy, source: Source, tests: Tests, size: int, task: int | None,
                 number: int) -> None:
         """Compute a batch again and compare; drop changed outputs that are not final.
 
         Of frozen blocks the predictions are compared, and the outputs only if these differ.
         """
-        x, _, _ = next(tests.batches(size, given, number))
+        x, _, _ = next(tests.batches(size, task, number))
         if isinstance(strategy, PerTaskStrategy):
-            self._drop_changed(strategy, source, given, number, x)
-        elif not self._predicts_same(strategy, source, given, number, x):
-            self._drop_changed(strategy, source, given, number, x)
-            if not self._predicts_same(strategy, source, given, number, x):
+            self._drop_changed(strategy, source, task, number, x)
+        elif not self._predicts_same(strategy, source, task, number, x):
+            self._drop_changed(strategy, source, task, number, x)
+            if not self._predicts_same(strategy, source, task, number, x):
                 raise PluginError(misuse(strategy, "predict returns another prediction"))
 
-    def _drop_changed(self, strategy: Strategy, source: Source, given: int | None, number: int, x: Tensor) -> None:
+    def _drop_changed(self, strategy: Strategy, source: Source, task: int | None, number: int, x: Tensor) -> None:
         """Drop all stored outputs of each part whose output for batch `number` has changed.
 
         Raises:
             PluginError: a final part has changed.
         """
         for name, compute in source.parts.items():
-            stored = self.stored.get((given, name), {})
+            stored = self.stored.get((task, name), {})
             if number in stored and not identical(stored[number], compute(x)):
                 if source.final:
                     raise PluginError(f"{type(strategy).__name__} declares parts_final, but {name} gives other outputs "
@@ -201,14 +201,14 @@ class PredictionCache:
                 for key in [key for key in self.stored if key[1] == name]:
                     del self.stored[key]  # for all tasks, because they share this part
 
-    def _predicts_same(self, strategy: Strategy, source: Source, given: int | None, number: int, x: Tensor) -> bool:
+    def _predicts_same(self, strategy: Strategy, source: Source, task: int | None, number: int, x: Tensor) -> bool:
         """Return whether the prediction from the stored outputs of a batch is the strategy's prediction for it."""
-        outputs = [self._output((given, name), compute, number, x) for name, compute in source.parts.items()]
+        outputs = [self._output((task, name), compute, number, x) for name, compute in source.parts.items()]
         try:
             prediction = source.predict(outputs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise PluginError(misuse(strategy, f"predict fails: {error}")) from error
-        return same(strategy.predict(x, given), prediction)
+        return same(strategy.predict(x, task), prediction)
 
     def _output(self, key: tuple[int | None, str], compute: Callable[[Tensor], Tensor], number: int, x: Tensor
                 ) -> Tensor:
@@ -226,19 +226,19 @@ class PredictionCache:
         return sum(output.nbytes for batches in self.stored.values() for output in batches.values())
 
 
-def predictions(strategy: Strategy, tests: Tests, size: int, given: int | None, first: int = 0) -> Batches:
+def predictions(strategy: Strategy, tests: Tests, size: int, task: int | None, first: int = 0) -> Batches:
     """Yield predictions, labels and task indices in batches, for the samples of a given task or of all tasks (None).
 
     The strategy must be in eval mode, without gradients. `first` is the number of the batch to begin with.
     """
-    for x, y, tasks in tests.batches(size, given, first):
-        yield strategy.predict(x, given), y, tasks
+    for x, y, tasks in tests.batches(size, task, first):
+        yield strategy.predict(x, task), y, tasks
 
 
-def predict_from(strategy: Strategy, outputs: Tensor, blocks: int, given: int | None) -> Prediction:
+def predict_from(strategy: Strategy, outputs: Tensor, blocks: int, task: int | None) -> Prediction:
     """Return the prediction from the outputs of the model's first blocks."""
     with starting_at([strategy], blocks):
-        return strategy.predict(outputs, given)
+        return strategy.predict(outputs, task)
 
 
 def same(one: Prediction, other: Prediction) -> bool:

@@ -207,9 +207,9 @@ def outputs_offered(replica: Replica, learned: int) -> Tensor:
     return offered_outputs(replica.stream, replica.strategy.stream_info.scenario, learned)
 
 
-def predict_alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, given: int | None, shared: bool) -> bool:
+def predict_alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, task: int | None, shared: bool) -> bool:
     """Return whether each replica alone has the same logits as in the stack [S, N, C], except for rounding."""
-    own_logits = [replica.strategy.predict(x if shared else x[k], given).logits for k, replica in enumerate(replicas)]
+    own_logits = [replica.strategy.predict(x if shared else x[k], task).logits for k, replica in enumerate(replicas)]
     return bool(torch.allclose(logits, torch.stack(own_logits), rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
@@ -220,17 +220,17 @@ class Logits(nn.Module):
         super().__init__()
         self.strategy = strategy
 
-    def forward(self, x: Tensor, given: int | None) -> Tensor:
+    def forward(self, x: Tensor, task: int | None) -> Tensor:
         """Return the logits [N, C] of inputs x [N, ...]."""
-        return self.strategy.predict(x, given).logits
+        return self.strategy.predict(x, task).logits
 
 
-def stacked_logits(train_step: StackedStep, x: Tensor, given: int | None, shared: bool) -> Tensor:
+def stacked_logits(train_step: StackedStep, x: Tensor, task: int | None, shared: bool) -> Tensor:
     """Return the logits [S, N, C] of the members of a stack, for x [N, ...] if it is shared, else x [S, N, ...]."""
     call = Logits(train_step.members[0])
 
     def logits(state: dict[str, Tensor], x: Tensor) -> Tensor:
-        predicted: Tensor = functional_call(call, state, (x, given))
+        predicted: Tensor = functional_call(call, state, (x, task))
         return predicted
 
     result: Any = vmap(logits, in_dims=(0, None if shared else 0), randomness="error")(train_step.state(), x)
