@@ -78,7 +78,7 @@ def command(a: Path, b: Path, metric: str | None, max_trials: int, out: Path | N
     return conclude(explaining.conclude(study, experiment.records), experiment) if exit_code is None else exit_code
 
 
-def describe_plan(study: Study, ready: Experiment) -> list[str]:
+def describe_plan(study: Study, experiment: Experiment) -> list[str]:
     """Describe what will be run: the factors, the combinations and the trials."""
     from clbench.execution.progress import plural
 
@@ -86,24 +86,24 @@ def describe_plan(study: Study, ready: Experiment) -> list[str]:
     lines += [f"{factor.name} are one factor: {factor.why}" for factor in study.factors if factor.why]
     count = len(study.factors)
     design = f"all {2**count} combinations" if not study.orders else f"a sample of {len(study.orders)} orders"
-    trials, missing = len(study.planned), len(ready.missing)
+    trials, missing = len(study.planned), len(experiment.missing)
     return [*lines, f"{plural(count, 'factor')}, {design}: {len(study.combinations)} x "
             f"{plural(len(study.pair.seeds), 'seed')} = {plural(trials, 'trial')}"
             + (f", {trials - missing} already done" if missing < trials else "")]
 
 
-def conclude(explanation: Explanation, ready: Experiment) -> int:
+def conclude(explanation: Explanation, experiment: Experiment) -> int:
     """Write explain.md, explain.html and the figure, print the table, and return the exit code."""
     from clbench.report import explained
     from clbench.report.formats.terminal import show_lines, show_table, standard_output
     from clbench.report.writing import write_explained
 
-    paths = write_explained(explanation, ready.store.directory)
+    paths = write_explained(explanation, experiment.store.directory)
     console = standard_output()
     show_table(explained.table(explanation), console)
     show_lines([explained.headline(explanation)], console, "bold")
     show_lines(explained.remarks(explanation), console, "dim")
     for path in paths:
         click.echo(f"report:  {path}")
-    click.echo(f"records: {ready.store.records}")
+    click.echo(f"records: {experiment.store.records}")
     return int(any(record.status != "done" for record in explanation.records))

@@ -32,7 +32,7 @@ class Forecast(NamedTuple):
     estimate: WorkEstimate
 
 
-def listing(ready: Experiment, duration: bool = True) -> str:
+def listing(experiment: Experiment, duration: bool = True) -> str:
     """Return a table of the trials: the state, the trainable parameters and the FLOPs of each.
 
     The numbers of finished trials come from their records. For other trials they are counted on shapes, once for each
@@ -43,37 +43,37 @@ def listing(ready: Experiment, duration: bool = True) -> str:
     Raises:
         ClbenchError: some trials cannot run as they are planned; a line for each mistake.
     """
-    for line in by_reason((ready.records[key], reasons) for key, reasons in ready.staleness.reasons.items()):
+    for line in by_reason((experiment.records[key], reasons) for key, reasons in experiment.staleness.reasons.items()):
         click.echo(f"Stale: {line}", err=True)
-    counted = forecasts(ready)
+    counted = forecasts(experiment)
     rows = []
-    for planned in ready.planned:
-        trial, record = planned.trial, ready.records.get(planned.trial.key)
+    for planned in experiment.planned:
+        trial, record = planned.trial, experiment.records.get(planned.trial.key)
         if record is not None and record.status != "failed":
             figures = cells(record.costs.trainable, record.costs.train_flops, record.costs.inference_flops)
         elif kind_of(trial) in counted:
             figures = counted[kind_of(trial)].cells
         else:
             figures = [NONE] * 3
-        rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, ready), *figures])
+        rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, experiment), *figures])
     table = tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
-    line = needed(ready, counted) if duration else ""
+    line = needed(experiment, counted) if duration else ""
     return f"{table}\n\n{line}" if line else table
 
 
-def needed(ready: Experiment, counted: Mapping[Kind, Forecast]) -> str:
+def needed(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
     """Return how long the missing trials will take, and the basis of this estimate; empty if there is none."""
-    if not ready.missing or not (counted or ready.records):
+    if not experiment.missing or not (counted or experiment.records):
         return ""
     from clbench.core.device import pick_device
     from clbench.execution.progress import clock, plural
     from clbench.execution.run import plan_workers
 
-    plan, device = plan_workers(ready, ""), pick_device(ready.spec.device).type
+    plan, device = plan_workers(experiment, ""), pick_device(experiment.spec.device).type
     workers = 1 if plan.shrink and device != "cpu" else max(plan.workers, 1)
-    time_left = TimeLeft(ready.missing)
+    time_left = TimeLeft(experiment.missing)
     time_left.ready(workers)
-    records = [record for record in ready.records.values() if is_comparable(record, device, plan.start.threads)]
+    records = [record for record in experiment.records.values() if is_comparable(record, device, plan.start.threads)]
     time_left.known(records)
     for record in records:
         if result := recorded(record):
@@ -86,20 +86,20 @@ def needed(ready: Experiment, counted: Mapping[Kind, Forecast]) -> str:
     timed_count = sum(map(len, time_left.earlier.values()))
     basis = (f"from the times of {plural(timed_count, 'trial')} here" if timed_count else
              "from FLOPs and a few steps of the model, timed now; it may well be half or twice that")
-    kinds = {kind_of(planned.trial): planned.label for planned in ready.missing}
+    kinds = {kind_of(planned.trial): planned.label for planned in experiment.missing}
     uncounted = {label for kind, label in kinds.items() if kind not in time_left.work and kind not in time_left.earlier}
     remark = f"; {plural(len(uncounted), 'method')} that cannot be counted taken for the mean" if uncounted else ""
-    return (f"{'about' if timed_count else 'roughly'} {clock(seconds)} for {plural(len(ready.missing), 'trial')} with "
-            f"{plural(workers, 'worker')}, {basis}{remark}")
+    return (f"{'about' if timed_count else 'roughly'} {clock(seconds)} for {plural(len(experiment.missing), 'trial')} "
+            f"with {plural(workers, 'worker')}, {basis}{remark}")
 
 
-def state(record: Record | None, ready: Experiment) -> str:
+def state(record: Record | None, experiment: Experiment) -> str:
     """Return the state of a trial, and whether its record is stale or lacks requested results."""
     if record is None:
         return "missing"
-    if missing := ready.staleness.lacking.get(record.key):
+    if missing := experiment.staleness.lacking.get(record.key):
         return f"{record.status}, without {missing.partition(' (')[0]}"
-    return f"{record.status}, stale" if record.key in ready.staleness.reasons else record.status
+    return f"{record.status}, stale" if record.key in experiment.staleness.reasons else record.status
 
 
 def cells(trainable: Sequence[int], train_flops: Sequence[int] | None, inference_flops: Sequence[int]) -> list[str]:
@@ -112,7 +112,7 @@ def cells(trainable: Sequence[int], train_flops: Sequence[int] | None, inference
             scaled(inference_flops[-1]).strip() if inference_flops else NONE]
 
 
-def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
+def forecasts(experiment: Experiment) -> dict[Kind, Forecast]:
     """Return the forecasts for the missing trials, by setting and method.
 
     Raises:
@@ -121,12 +121,12 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     from clbench.execution.reuse import check_inputs
     from clbench.execution.workers.plan import Listener, PreflightChecks
 
-    checks = PreflightChecks(ready.missing, Listener())
+    checks = PreflightChecks(experiment.missing, Listener())
     kinds = len(checks.left)
     if not kinds:
         return {}
     try:
-        check_inputs([planned.trial for planned in checks.left], ready.spec.execution, ready.registry)
+        check_inputs([planned.trial for planned in checks.left], experiment.spec.execution, experiment.registry)
     except MissingDataError as error:  # reported before torch is imported
         click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
         return {}
@@ -137,11 +137,12 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     from clbench.data.own.instruction_streams import examples
     from clbench.execution.trial_runner import TrialRunner, describe_steps
 
-    runner = TrialRunner(ready.spec.execution.model_copy(update={"compile": False}), "cpu", "", ready.registry)
+    settings = experiment.spec.execution.model_copy(update={"compile": False})
+    runner = TrialRunner(settings, "cpu", "", experiment.registry)
     counted: dict[Kind, Forecast] = {}
     speed: Speed | None = None
     notes: dict[str, None] = {}
-    scenarios = {planned.trial.scenario for planned in ready.planned}
+    scenarios = {planned.trial.scenario for planned in experiment.planned}
     while planned := checks.next():
         name = planned.label + (f" ({planned.trial.scenario})" if len(scenarios) > 1 else "")
         if sys.stderr.isatty():  # a method on a large model takes seconds
@@ -153,7 +154,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
             notes |= dict.fromkeys([*steps, *stream.notes])
             if stream.predicts_tokens:
                 notes |= dict.fromkeys(examples(stream, planned.trial.benchmark.options["tokenizer"]))
-            result = count(planned, stream_without_values(stream), ready.registry, training=True)
+            result = count(planned, stream_without_values(stream), experiment.registry, training=True)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
             checks.skip_setting(planned)
@@ -162,7 +163,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
         except Exception as error:  # a run would store the error in the trial's record
             notes[f"{name}: cannot be counted, {typed_message(error)}"] = None
         else:
-            speed = speed or measured(planned, stream, ready)
+            speed = speed or measured(planned, stream, experiment)
             inference = [] if result.flops is None else [result.flops]
             counted[kind_of(planned.trial)] = Forecast(
                 cells(result.trainable, result.train_flops, inference),
@@ -176,7 +177,7 @@ def forecasts(ready: Experiment) -> dict[Kind, Forecast]:
     return counted
 
 
-def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed | None:
+def measured(planned: PlannedTrial, stream: Stream, experiment: Experiment) -> Speed | None:
     """Return how fast a trial's model is trained here, with the threads of a worker; None if that fails."""
     import torch
 
@@ -186,8 +187,8 @@ def measured(planned: PlannedTrial, stream: Stream, ready: Experiment) -> Speed 
 
     previous_threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(plan_workers(ready, "").start.threads or previous_threads)
-        return measure_speed(planned.trial, stream.to(pick_device(ready.spec.device)), ready.registry).speed
+        torch.set_num_threads(plan_workers(experiment, "").start.threads or previous_threads)
+        return measure_speed(planned.trial, stream.to(pick_device(experiment.spec.device)), experiment.registry).speed
     except Exception as error:  # the run itself will report the cause
         click.echo(f"Note: no step of the model could be timed: {typed_message(error)}", err=True)
         return None

@@ -125,11 +125,11 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def run_missing(ready: Experiment, dry_run: bool, quiet: bool = False) -> int | None:
+def run_missing(experiment: Experiment, dry_run: bool, quiet: bool = False) -> int | None:
     """Run the missing trials; return an exit code if the command should stop (dry run, interrupt), else None.
 
     Args:
-        ready: the experiment.
+        experiment: the experiment.
         dry_run: whether to only list the trials.
         quiet: whether to hide the progress.
     """
@@ -139,34 +139,34 @@ def run_missing(ready: Experiment, dry_run: bool, quiet: bool = False) -> int | 
     from clbench.execution.until import carry_out
     from clbench.execution.workers.plan import Listener
 
-    def show(experiment: Experiment) -> AbstractContextManager[Listener]:
-        return nullcontext(Listener()) if quiet else display(Console(stderr=True, highlight=False), experiment.missing)
+    def show(part: Experiment) -> AbstractContextManager[Listener]:
+        return nullcontext(Listener()) if quiet else display(Console(stderr=True, highlight=False), part.missing)
 
-    for problem in ready.problems:
+    for problem in experiment.problems:
         click.echo(f"Warning: {problem}", err=True)
     if dry_run:
         from clbench.cli.forecasts import listing
 
-        click.echo(listing(ready))
-        if ready.most:
-            click.echo(f"these first; then, until decided, a seed at a time, {ready.most} trials at most")
+        click.echo(listing(experiment))
+        if experiment.most:
+            click.echo(f"these first; then, until decided, a seed at a time, {experiment.most} trials at most")
         return 0
-    ready.refuse_stale()
+    experiment.refuse_stale()
     try:
-        carry_out(ready, show, shlex.join(["clbench", *sys.argv[1:]]))
+        carry_out(experiment, show, shlex.join(["clbench", *sys.argv[1:]]))
     except KeyboardInterrupt:
-        total = len(ready.planned)
-        click.echo(f"interrupted: {total - len(ready.missing)} of {total} trials are done, and {ready.store.directory} "
-                   "has their results. Run the same command again to continue", err=True)
+        total = len(experiment.planned)
+        click.echo(f"interrupted: {total - len(experiment.missing)} of {total} trials are done, and "
+                   f"{experiment.store.directory} has their results. Run the same command again to continue", err=True)
         return 130
     return None
 
 
-def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
+def conclude(experiment: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
     """Write the report, print the requested parts, and return the exit code.
 
     Args:
-        ready: the experiment.
+        experiment: the experiment.
         quiet: whether to print the run folder's path only.
         as_json: whether to print the summary as JSON instead of anything else.
         opens: whether to open the report in a browser.
@@ -177,19 +177,19 @@ def conclude(ready: Experiment, quiet: bool, as_json: bool, opens: bool) -> int:
     from clbench.report.formats import json
     from clbench.report.formats.terminal import show
 
-    results = ready.results()
-    paths = write_report(ready)
+    results = experiment.results()
+    paths = write_report(experiment)
     if as_json:
         click.echo(json.render(report.build(results, ids=True)), nl=False)
     elif quiet:
-        click.echo(ready.store.directory)
+        click.echo(experiment.store.directory)
     else:
-        show(report.build(results, registry=ready.registry))
+        show(report.build(results, registry=experiment.registry))
         for path in paths:
             click.echo(f"report:  {path}")
-        click.echo(f"records: {ready.store.records}")
+        click.echo(f"records: {experiment.store.records}")
     if opens:
-        open_report(ready.store.directory / "report.html")
+        open_report(experiment.store.directory / "report.html")
     status_counts = [(status, sum(r.status == status for r in results)) for status in ("failed", "diverged")]
     if any(count for _, count in status_counts):
         click.echo(", ".join(f"{plural(count, 'trial')} {status}" for status, count in status_counts if count),

@@ -138,14 +138,16 @@ def _by_optuna(rows: Sequence[Row]) -> bool:
     return any(isinstance(row.sampler, TPE) for row in rows)
 
 
-def _shown(ready: Experiment) -> AbstractContextManager[Listener]:
+def _shown(experiment: Experiment) -> AbstractContextManager[Listener]:
     """Return the progress display of a round; a silent listener if no trial is missing."""
     from rich.console import Console
 
     from clbench.execution.progress import display
     from clbench.execution.workers.plan import Listener
 
-    return display(Console(stderr=True, highlight=False), ready.missing) if ready.missing else nullcontext(Listener())
+    if not experiment.missing:
+        return nullcontext(Listener())
+    return display(Console(stderr=True, highlight=False), experiment.missing)
 
 
 def table(rows: Sequence[Row]) -> str:
