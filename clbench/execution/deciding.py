@@ -50,12 +50,12 @@ def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
     return UntilDecided(baseline=spec.baseline, first=len(spec.seeds), most=spec.max_seeds)
 
 
-def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | None) -> list[PlannedTrial]:
+def begin(spec: Spec, planned: Sequence[PlannedTrial], out: Path, shard: str | None) -> list[PlannedTrial]:
     """Return the initial trials: all of the first seeds, and of later seeds up to the last one with a record, by row.
 
     Args:
         spec: the experiment.
-        whole: its trials of the first seeds.
+        planned: its trials of the first seeds.
         out: the run folder.
         shard: must be None.
 
@@ -65,10 +65,10 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
     if shard is not None:
         raise SpecError("--shard and --until do not go together: which seeds are run depends on the results of all "
                         "(several machines can share a run folder: start the same command on each)")
-    rule = rule_of(spec, list(dict.fromkeys(p.label for p in whole)))
+    rule = rule_of(spec, list(dict.fromkeys(p.label for p in planned)))
     records, _ = Store(out).read()
     seeds = sequence(spec.seeds, rule.most)
-    settings = {p.trial.environment for p in whole}
+    settings = {p.trial.environment for p in planned}
     existing = [r for r in records if r.trial.environment in settings]
     if other_rules := {str(r.until) for r in existing if r.until and r.until != rule}:
         raise SpecError(f"the results in {out} were made by {' and '.join(sorted(other_rules))}, but this run has "
@@ -77,20 +77,20 @@ def begin(spec: Spec, whole: Sequence[PlannedTrial], out: Path, shard: str | Non
     if other_seeds := sorted({r.trial.seed for r in existing} - set(seeds)):
         raise SpecError(f"{out} has results of seed {listed(other_seeds)}, and this rule takes {listed(seeds)}, in "
                         "their order: choose another --out")
-    recorded_keys, first_trials = {r.key for r in records}, [replace(p, until=rule) for p in whole]
+    recorded_keys, first_trials = {r.key for r in records}, [replace(p, until=rule) for p in planned]
     later_trials = list(_with_seeds(first_trials, seeds[rule.first:]))
     last_seeds: dict[tuple[tuple[str, ...], str], int] = {}  # the last seed with a record, by row
-    for planned in later_trials:
-        if planned.trial.key in recorded_keys:
-            last_seeds[planned.trial.environment, planned.trial.method_config] = planned.trial.seed
+    for trial in (p.trial for p in later_trials):
+        if trial.key in recorded_keys:
+            last_seeds[trial.environment, trial.method_config] = trial.seed
     later_trials = [p for p in later_trials
                     if p.trial.seed <= last_seeds.get((p.trial.environment, p.trial.method_config), -1)]
     return [*first_trials, *later_trials]
 
 
-def most(spec: Spec, whole: Sequence[PlannedTrial]) -> int:
+def most(spec: Spec, planned: Sequence[PlannedTrial]) -> int:
     """Return the largest possible number of trials."""
-    return len(whole) // len(spec.seeds) * spec.max_seeds
+    return len(planned) // len(spec.seeds) * spec.max_seeds
 
 
 def _with_seeds(first: Sequence[PlannedTrial], seeds: Sequence[int]) -> Iterator[PlannedTrial]:

@@ -57,7 +57,7 @@ class Study:
 
 
 def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], registry: Registry, most: int,
-            done: Path | None = None) -> Study:
+            run_folder: Path | None = None) -> Study:
     """Read two experiments and plan the trials that explain their difference.
 
     Args:
@@ -67,7 +67,7 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
         given: settings that override the settings of both files.
         registry: the installed plugins.
         most: largest number of trials.
-        done: the run folder.
+        run_folder: the run folder.
 
     Raises:
         SpecError: a file is invalid, the metrics are unknown, more than two or of different units, or as in `compare`
@@ -81,7 +81,7 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
     check_units(measures)
     pair = compare(first, second, registry, (str(a), str(b)),
                    (measures[0].column.title, measures[1].column.title))
-    return design(pair, measures, most, done)
+    return design(pair, measures, most, run_folder)
 
 
 def _measure(spec: Spec, title: Sequence[str], registry: Registry) -> Measure:
@@ -92,19 +92,19 @@ def _measure(spec: Spec, title: Sequence[str], registry: Registry) -> Measure:
     return find_tested(title, measures_of(metric))[0] if title else final_of(metric)
 
 
-def design(pair: Pair, measures: tuple[Measure, Measure], most: int, done: Path | None = None) -> Study:
+def design(pair: Pair, measures: tuple[Measure, Measure], most: int, run_folder: Path | None = None) -> Study:
     """Find the factors of two experiments and the combinations to run.
 
     Args:
         pair: the experiments.
         measures: the metrics of A and of B.
         most: largest number of trials.
-        done: the run folder; trials with a result in it are known to work.
+        run_folder: the run folder; trials with a result in it are known to work.
 
     Raises:
         SpecError: the smallest possible number of trials is larger than `most`.
     """
-    all_factors = factors(pair.parts, refusing(pair, done))
+    all_factors = factors(pair.parts, refusing(pair, run_folder))
     free = sum(1 << i for i, factor in enumerate(all_factors) if factor.places == {METRIC})
     seeds = len(pair.seeds)
     if (least_trials := attribution.least(len(all_factors), free) * seeds) > most:
@@ -133,7 +133,7 @@ def _named(every: Sequence[Factor], from_b: Sequence[Factor]) -> str:
     return " + ".join(["A", *(factor.name for factor in from_b)])
 
 
-def refusing(pair: Pair, done: Path | None = None) -> Callable[[frozenset[Place]], str]:
+def refusing(pair: Pair, run_folder: Path | None = None) -> Callable[[frozenset[Place]], str]:
     """Return a function that says why a mixture cannot run; it returns an empty text if the mixture can run.
 
     A mixture cannot run if the plan refuses it, or if its network and method cannot be built for its stream. Nothing is
@@ -142,7 +142,7 @@ def refusing(pair: Pair, done: Path | None = None) -> Callable[[frozenset[Place]
     """
     structure = frozenset(part.place for part in pair.parts if part.place[0] in STRUCTURE)
     refusals = {frozenset[Place](): "", structure: ""}  # the experiments themselves
-    recorded_keys = {path.stem for path in Store(done).records.glob("*.json")} if done else set[str]()
+    recorded_keys = {path.stem for path in Store(run_folder).records.glob("*.json")} if run_folder else set[str]()
 
     def refusal(from_b: frozenset[Place]) -> str:
         if why := pair.refusal(from_b):

@@ -186,12 +186,12 @@ def refusal(stale: Mapping[str, list[str]], records: Mapping[str, Record], folde
                                  "\"keep\")", *lines]))
 
 
-def other_clbench(done: Sequence[Record]) -> list[str]:
+def other_clbench(records: Sequence[Record]) -> list[str]:
     """Return a note on results of another version or commit of clbench itself, which are reused anyway."""
-    if not done:
+    if not records:
         return []
     current_version = provenance.versions()["clbench"], provenance.git_commit()
-    counts = Counter((r.provenance.versions.get("clbench", "unknown"), r.provenance.git) for r in done)
+    counts = Counter((r.provenance.versions.get("clbench", "unknown"), r.provenance.git) for r in records)
     counts.pop(current_version, None)
     if not counts:
         return []

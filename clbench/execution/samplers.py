@@ -40,20 +40,21 @@ def accept(candidate: Candidate) -> str:
     return ""
 
 
-def sampler_for(space: Space, whole: Collection[str], trials: int, widen: int = 0, refuse: Refuse = accept) -> Sampler:
+def sampler_for(space: Space, integers: Collection[str], trials: int, widen: int = 0,
+                refuse: Refuse = accept) -> Sampler:
     """Return the sampler for a space: a grid if there are at most `trials` combinations of values, or else TPE.
 
     Args:
         space: the search space, by option.
-        whole: the options that take whole numbers only.
+        integers: the options that take whole numbers only.
         trials: largest number of candidates, without those that widen a grid.
         widen: largest number of values by which a grid's axis is extended on each side.
         refuse: returns why a candidate cannot be tried, because widening may exceed an option's limits.
     """
     finite = not any(isinstance(axis, Range) for axis in space.values())
     if finite and len(corners(space)) <= trials:
-        return Grid(space, whole, widen, refuse)
-    return TPE(space, whole, trials)
+        return Grid(space, integers, widen, refuse)
+    return TPE(space, integers, trials)
 
 
 def corners(space: Space) -> list[Candidate]:
@@ -82,10 +83,10 @@ class Grid:
         notes: sentences on the added and the refused values.
     """
 
-    def __init__(self, space: Space, whole: Collection[str] = (), widen: int = 0, refuse: Refuse = accept) -> None:
+    def __init__(self, space: Space, integers: Collection[str] = (), widen: int = 0, refuse: Refuse = accept) -> None:
         """Store the arguments of `sampler_for`; no axis of the space is a range."""
         self.axes = {option: list(axis.values) for option, axis in space.items() if not isinstance(axis, Range)}
-        self.whole, self.widen, self.refuse = whole, widen, refuse
+        self.integers, self.widen, self.refuse = integers, widen, refuse
         self.tried: list[Candidate] = []
         self.scores: list[float] = []
         self.added: dict[str, list[float]] = {}
@@ -120,7 +121,7 @@ class Grid:
         inwards = sorted(set(self.axes[option]), reverse=above)
         if best[option] != inwards[0]:
             return
-        value = next_value(inwards, option in self.whole)
+        value = next_value(inwards, option in self.integers)
         if value is None or self._is_refused({**best, option: value}):
             if value is None:
                 self.refusals.append(f"{option} was not widened beyond {format_value(inwards[0])}: no positive whole "
@@ -145,7 +146,7 @@ def describe(candidate: Candidate) -> str:
     return " ".join(f"{option}={format_value(value)}" for option, value in candidate.items())
 
 
-def next_value(inwards: Sequence[float], whole: bool = False) -> float | None:
+def next_value(inwards: Sequence[float], integer: bool = False) -> float | None:
     """Return the number that continues an axis beyond an edge, or None if no whole number does.
 
     Three or more positive numbers continue by the ratio of the second and third from the edge, so that 100 follows
@@ -154,9 +155,9 @@ def next_value(inwards: Sequence[float], whole: bool = False) -> float | None:
 
     Args:
         inwards: the numbers of the axis, at least two, from the edge inwards.
-        whole: whether the option takes whole numbers only.
+        integer: whether the option takes whole numbers only.
 
-    >>> next_value([3e-3, 1e-3, 3e-4]), next_value([1e-5, 3e-5]), next_value([8, 4], whole=True), next_value([2.0, 0.0])
+    >>> next_value([3e-3, 1e-3, 3e-4]), next_value([1e-5, 3e-5]), next_value([8, 4], True), next_value([2.0, 0.0])
     (0.01, 3e-06, 16, 4.0)
     """
     edge, second, *rest = inwards
@@ -169,7 +170,7 @@ def next_value(inwards: Sequence[float], whole: bool = False) -> float | None:
         exact = second * (10 if edge > second else 0.1)
     else:
         exact = edge * edge / second
-    if whole:
+    if integer:
         number = round(exact)
         return number if number != edge and (number > 0 or not positive) else None
     rounded = float(f"{exact:.{DIGITS}g}")
@@ -179,7 +180,7 @@ def next_value(inwards: Sequence[float], whole: bool = False) -> float | None:
 class TPE:
     """Tries some random candidates in one batch, and then single candidates that the TPE algorithm suggests."""
 
-    def __init__(self, space: Space, whole: Collection[str], trials: int) -> None:
+    def __init__(self, space: Space, integers: Collection[str], trials: int) -> None:
         """Search a space with a given number of candidates."""
         try:
             import optuna
@@ -190,7 +191,7 @@ class TPE:
         self.space, self.left = space, trials
         self.axes: Mapping[str, optuna.distributions.BaseDistribution] = {
             option: optuna.distributions.CategoricalDistribution(range(len(axis.values))) if not isinstance(axis, Range)
-            else optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log) if option in whole
+            else optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log) if option in integers
             else optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
             for option, axis in space.items()}
         self.study = optuna.create_study(
