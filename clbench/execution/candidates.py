@@ -25,23 +25,28 @@ RATE_FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the recipe's learning rate
 DIGITS = 3  # significant digits of the learning rates
 
 
-def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, planned: Sequence[PlannedTrial]
-              ) -> list[Space]:
+def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, planned: Sequence[PlannedTrial],
+              only: Sequence[str] = ()) -> list[Space]:
     """Return the search space of each method.
 
     If the experiment has no [tune.METHOD] table, every method has its default space. Otherwise a method has the space
-    of the table with its label, or else with its strategy's name, or else an empty space.
+    of the table with its label, or else with its strategy's name. Without a table, a method that `only` names has its
+    default space, and any other an empty one.
 
     Args:
         spec: the experiment.
         methods: its methods, with sweeps expanded.
         registry: the installed plugins.
         planned: its trials.
+        only: names or labels of the methods to search; empty for all.
     """
-    if spec.tune:
-        return [spec.tune.get(method.label or "") or spec.tune.get(method.name, {}) for method in methods]
-    return [default_space(method, spec, registry, trial.method.options)
-            for method, trial in zip(methods, _first_trials(methods, planned), strict=True)]
+    tables = [spec.tune.get(method.label or "") or spec.tune.get(method.name, {}) for method in methods]
+    tabled = {name for method, table in zip(methods, tables, strict=True) if table
+              for name in (method.name, method.label)}
+    without_table = set(only) - tabled
+    return [table if spec.tune and not {method.name, method.label} & without_table
+            else default_space(method, spec, registry, trial.method.options)
+            for method, table, trial in zip(methods, tables, _first_trials(methods, planned), strict=True)]
 
 
 def _first_trials(methods: Sequence[MethodSpec], planned: Sequence[PlannedTrial]) -> list[Trial]:

@@ -116,7 +116,7 @@ def _at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> b
 def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (), widen: int = 0) -> list[Row]:
     """Return the rows to tune: all rows with a space, or those with labels or names in `only`.
 
-    Without a [tune.METHOD] table in the experiment, each method has its default space (`default_spaces`).
+    Methods have the spaces of their [tune.METHOD] tables or default spaces (`spaces_of`).
 
     Args:
         spec: the experiment.
@@ -132,7 +132,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     planned = plan(spec, registry)
     scenarios = list(dict.fromkeys(p.trial.scenario for p in planned))
     methods = [m for m, _ in expand(spec.methods, registry, [])]
-    spaces = spaces_of(spec, methods, registry, planned)
+    spaces = spaces_of(spec, methods, registry, planned, only)
     names = [_names(method, space, spec, registry) for method, space in zip(methods, spaces, strict=True)]
     problems = _unknown_names(spec, methods, spaces, names, only)
     rows: list[Row] = []

@@ -9,6 +9,7 @@ from pydantic import Field
 from clbench import cli
 from clbench.core import options as opt
 from clbench.core.compat import tomllib
+from clbench.core.errors import SpecError
 from clbench.core.options import Options, Scalar
 from clbench.core.registry import discover
 from clbench.core.search_values import SearchValues, search_values
@@ -95,6 +96,21 @@ def test_tables_are_all_that_is_searched_where_there_are_some():
     experiment = build({"methods": ["ewc", "naive"], "tune": {"naive": {"recipe": {"lr": [0.1, 0.2]}}}})
     assert spaces_of(experiment, experiment.methods, REGISTRY, plan(experiment, REGISTRY)) == [
         {}, {"recipe.lr": Choices(values=(0.1, 0.2))}]
+
+
+def test_methods_that_are_named_have_their_defaults_where_no_table_is_for_them():
+    experiment = build({"methods": ["ewc", "naive", {"name": "er", "label": "mine"}, "ncm:base=random"],
+                        "tune": {"naive": {"recipe": {"lr": [0.1, 0.2]}}}})
+
+    def spaces(*only):
+        return [sorted(space) for space in spaces_of(experiment, experiment.methods, REGISTRY,
+                                                     plan(experiment, REGISTRY), only)]
+
+    assert spaces("naive", "ewc", "mine") == [["recipe.lr", "strength"], ["recipe.lr"], ["recipe.lr"], []]
+    assert spaces("er") == [[], ["recipe.lr"], ["recipe.lr"], []]
+    assert [row.label for row in rows_of(experiment, REGISTRY, TRIALS, ["ewc"])] == ["ewc"]
+    with pytest.raises(SpecError, match="--methods ncm: nothing says what to search; add a table"):
+        rows_of(experiment, REGISTRY, TRIALS, ["ncm"])
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY.strategies))

@@ -205,7 +205,6 @@ def test_without_any_result_nothing_is_written(tune, tmp_path):
     ("", "", ("--seeds", "0"), "expected a number of seeds or a list such as 1000,1001, got '0'"),
     ("", "", ("--seeds", "1000000000"), "expected at most 1000 seeds, got 1000000000"),
     ("seeds = 1\n", "seeds = [7, 1001]\n", ("--seeds", "2"), "--seeds: 1001 is among the experiment's own seeds"),
-    ("", "", ("--methods", "naive"), "--methods naive: nothing says what to search; add a table [tune.naive]"),
     ("", "", ("--methods", "lora"), "--methods lora: the experiment has no method 'lora'; its methods are planted, "
      "planted:size=2, naive"),
     ("[tune.planted]\nknob = {low = 1.0, high = 1e8, log = true}", "", ("--methods", "planned"),

@@ -173,6 +173,8 @@ def test_a_caution_names_methods_on_weights_with_less_than_a_quarter_of_their_au
 
 def test_of_more_than_five_cautions_the_rest_is_counted():
     records = study({"ewc": 0.9, "er": 0.8, "mas": 0.3, "si": 0.7})
+    records = [r.model_copy(update={"R": [r.R[0], *([0.6] * 3 for _ in r.R[2:]), r.R[-1]]}) if r.label == "si" else r
+               for r in records]  # SI has not learned its tasks
     records = [r for r in records if (r.label, r.trial.seed) != ("er", 1)]
     losses = [[2.0, 1.0]] * 3
     records = [r.model_copy(update={

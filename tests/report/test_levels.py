@@ -14,6 +14,9 @@ from clbench.results.items import wilson_interval
 LOG2, LOG4, LOG6 = (math.log(n) for n in (2, 4, 6))
 
 
+UNLEARNED = make_matrix(3, -0.15)  # 75% just after a task, of two classes
+
+
 def with_losses(*last, outputs=None, **made):
     record = make_record(**made)
     return record.model_copy(update={"last_losses": [[9.0, loss] if loss is not None else [] for loss in last],
@@ -25,10 +28,17 @@ def with_losses(*last, outputs=None, **made):
     ("class", "all", (LOG6, LOG6, LOG6)),
 ])
 def test_the_chance_loss_is_the_log_of_the_number_of_competing_classes(scenario, outputs, chances):
-    record = with_losses(*(0.7 * loss for loss in chances), scenario=scenario, outputs=outputs)
+    record = with_losses(*(0.7 * loss for loss in chances), scenario=scenario, outputs=outputs, R=UNLEARNED[:1] * 4)
     assert loss_share(record) == pytest.approx(0.7)
     assert underfit([record, record]) == pytest.approx(0.7)
     assert underfit([with_losses(*(0.55 * loss for loss in chances), scenario=scenario, outputs=outputs)]) is None
+
+
+@pytest.mark.parametrize(("scenario", "level"), [("task", 0.8), ("class", 0.7222222)])  # 1/2; 1/2, 1/4 and 1/6
+def test_a_method_that_learned_its_tasks_is_not_underfit_whatever_its_loss(scenario, level):
+    below, above = ([[level + shift] * 3] * 4 for shift in (-0.001, 0.001))
+    assert underfit([with_losses(9.0, 9.0, 9.0, scenario=scenario, outputs="seen", R=below)]) is not None
+    assert underfit([with_losses(9.0, 9.0, 9.0, scenario=scenario, outputs="seen", R=above)]) is None
 
 
 def test_the_median_task_counts_and_a_first_task_that_was_learned():
@@ -169,6 +179,6 @@ def test_more_seeds_are_not_advised_where_the_test_set_limits(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "(12 test samples are too few, and more seeds will not help)" in out and "--seeds" not in out
     headline = build(near(100_000)).sections[0].headline
-    assert "--until decided" in dict(headline)[NEXT]
+    assert NEXT not in [kind for kind, _ in headline]
     many = headline[0][1]
     assert many.endswith("no significant difference (more than 100 seeds would be needed).")

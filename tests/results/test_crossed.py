@@ -141,4 +141,13 @@ def test_accuracies_near_100_percent_are_not_tested():
     assert pairs["lora", "er"].significant and pairs["lora", "er"].family == 3
     section, = report.build(found).sections
     assert section.headline[0][1].endswith(
-        "because accuracies within three standard deviations of 100% are too skewed for a test.")
+        "because accuracies within three standard deviations (over seeds) of 100% are too skewed for a test.")
+
+
+def test_a_baseline_against_which_nothing_is_tested_is_not_called_equal():
+    found = [make_record(method, seed, [[0.5], [accuracy]], reference=method == "naive") for method, own in (
+        ("ewc", (0.90, 0.91, 0.92)), ("er", (0.80, 0.82, 0.81)), ("naive", (0.99, 0.97, 0.98)))
+        for seed, accuracy in enumerate(own)]
+    references = dict(report.build(found).sections[0].headline[1:2])["Answer"]
+    assert references == ("References: Fine-tuning 98.0%. None of 2 methods is tested against Fine-tuning because "
+                          "accuracies within three standard deviations (over seeds) of 100% are too skewed for a test.")

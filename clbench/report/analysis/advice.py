@@ -36,7 +36,8 @@ def next_step(setting: Setting, facts: Facts) -> str:
         is_all_untuned = all(not m.searched for m in setting.methods)
         return f"tune {'the methods' if is_all_untuned else 'what is untuned'}: clbench tune {file}" + (
             "" if is_all_untuned else f" --methods {shlex.quote(names)}")
-    if facts.best and facts.best.open and not facts.best.limited:  # else more seeds will not help
+    best = facts.best
+    if best and best.open and not best.limited and (best.needed or len(setting.seeds) == 1):  # else seeds do not help
         return _more_evidence(setting, command)
     return ""
 

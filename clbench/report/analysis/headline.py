@@ -21,7 +21,7 @@ NAMES = 3  # names in a line; a longer list is cut
 REFERENCES = 4  # names in the line of references
 FRONTS = 4  # lines of trade-offs
 WHY = {SAME: "because every seed gave the same results.",
-       NEAR: "because {values} within three standard deviations of 100% are too skewed for a test."}
+       NEAR: "because {values} within three standard deviations (over seeds) of 100% are too skewed for a test."}
 SIMILARITY_MARGIN = 0.1  # costs are treated as equal if they differ by a smaller share of the larger one
 
 
@@ -151,8 +151,14 @@ def _references(setting: Setting, facts: Facts) -> str:
     baseline = facts.baseline
     if baseline and len(baseline.pairs) > 1:
         better, worse, total = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
+        untested = baseline.labels("not tested")
+        if len(untested) == total:
+            reasons = dict.fromkeys(pair.untested for pair in baseline.pairs)
+            why = " or ".join(WHY[reason].format(values=setting.metric.shares).rstrip(".") for reason in reasons)
+            return f"{text} None of {total} methods is tested against {baseline.other} {why}."
         text += f" Of {total} methods, {_count(better)} significantly better than {baseline.other}"
         text += f" and {_count(worse)} significantly worse." if worse else "."
+        text += f" {len(untested)} {'are' if len(untested) > 1 else 'is'} not tested." if untested else ""
     return text
 
 
