@@ -128,6 +128,11 @@ def test_the_sentence(parts, lost, probes, words):
     assert words in sentence(Means(parts, lost, **known))
 
 
+def test_a_method_that_replays_is_advised_to_replay_more():
+    means = Means({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, None, None, None, replays=True)
+    assert "Try more replay, or --probe" in sentence(means)
+
+
 def test_confusions_have_the_names_of_classes_and_rows_the_parts_after_each_task():
     records = study()
     rows = [r.errors[0].model_copy(update={"learned": k, **{

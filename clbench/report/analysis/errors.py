@@ -100,13 +100,14 @@ def measures(setting: Setting) -> list[Measure]:
 
 @dataclass(frozen=True)
 class Means:
-    """A method's means over seeds: the error and its parts by name, and the accuracies of the probe."""
+    """A method's means over seeds: the error and its parts by name, the accuracies of the probe, and its replay."""
 
     parts: dict[str, float]
     lost: float
     probe: float | None
     probe_within: float | None
     drift: float | None
+    replays: bool = False  # whether it stores samples
 
     @classmethod
     def of(cls, method: MethodRecords) -> Means | None:
@@ -125,12 +126,15 @@ class Means:
         parts = [parts_of(counts) for counts in last_counts]
         return cls({name: fmean(p[name] for p in parts) for name in parts[0]},
                    fmean(1 - share(c.right, c.samples) for c in last_counts), mean(lambda p: p.together), within,
-                   None if within is None or before is None else before - within)
+                   None if within is None or before is None else before - within,
+                   any(any(r.costs.replay_samples) for r in method.done))
 
 
 def sentences(methods: Sequence[MethodRecords]) -> list[str]:
-    """Return a sentence for each method on where most of its errors come from and what might help."""
-    return [f"{m.label} {sentence(means)}" for m in methods if m.done and (means := Means.of(m)) is not None]
+    """Return a sentence for each method on where most of its errors come from, and, except references, what to try."""
+    means_by_method = [(m, means) for m in methods if m.done and (means := Means.of(m)) is not None]
+    return [f"{m.label} {sentence(means).partition('. ')[0] if m.reference else sentence(means)}"
+            for m, means in means_by_method]
 
 
 def sentence(means: Means) -> str:
@@ -180,13 +184,14 @@ def _within(means: Means) -> str:
 def _between(means: Means) -> str:
     """Suggest how to reduce the confusion of tasks."""
     confused, bias = means.lost - means.parts[WITHIN], means.parts[BIAS]
+    replay = "more replay" if means.replays else "replay"
     if bias >= confused / 2:
-        return "Try to align the head, or replay"
+        return f"Try to align the head, or {replay}"
     if means.probe is None:
-        return "Try replay, or --probe to check whether the features separate tasks"
+        return f"Try {replay}, or --probe to check whether the features separate tasks"
     if means.probe - (1 - means.lost) >= confused / 2:
         return (f"A linear probe on its features loses only {100 * (1 - means.probe):.0f} points. Try to refit the "
-                "head, or replay")
+                f"head, or {replay}")
     return "A linear probe is hardly better, so the features must separate tasks better"
 
 

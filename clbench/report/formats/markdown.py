@@ -47,7 +47,7 @@ def _section(section: Section) -> Iterator[str]:
         if more_notes := section.notes[MOST_NOTES:]:
             yield from _folded(f"{len(more_notes)} more note{'s' * (len(more_notes) > 1)}", [bullets(more_notes)])
     if section.anatomy:
-        yield "### Where the errors come from"
+        yield "### What costs accuracy, and what to try"
         yield bullets(section.anatomy)
     for figure in (f for f in section.figures if f.brief):
         yield from _figure(figure)
