@@ -51,6 +51,7 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     from clbench.cli.report import read_records
     from clbench.core.errors import SpecError
     from clbench.core.scenario import scenario_rules
+    from clbench.report.analysis.advice import more_evidence
     from clbench.report.analysis.choosing import choose, limit
     from clbench.report.analysis.grouping import by_setting
     from clbench.report.analysis.readable import readable
@@ -74,8 +75,11 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
         for setting in readable(records):
             for m in setting.methods:
                 label_of |= {r.key: m.label for r in m.records}
-        names = [{m.label: label_of[m.records[0].key] for m in setting.methods} for setting in settings]
-        click.echo("\n\n".join("\n".join(lines(*pair)) for pair in zip(choices, names, strict=True)))
+        texts = []
+        for setting, choice in zip(settings, choices, strict=True):
+            names = {m.label: label_of[m.records[0].key] for m in setting.methods}
+            texts.append("\n".join(lines(choice, names, more_evidence(setting))))
+        click.echo("\n\n".join(texts))
     return int(any(choice.best is None for choice in choices))
 
 
@@ -87,9 +91,17 @@ def written(choice: Choice) -> dict[str, Any]:
     return {**plain, "limits": limits, **({} if choice.metric == ACCURACY else {"metric": choice.metric.name})}
 
 
-def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the lines that describe a choice. `names` are the display names of its methods."""
+def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Iterator[str]:
+    """Yield the lines that describe a choice.
+
+    Args:
+        choice: the choice.
+        names: the display names of its methods.
+        evidence: how to run more seeds, shown if they can help.
+    """
+    from clbench.experiment.until import MOST
     from clbench.report.analysis.choosing import KINDS
+    from clbench.report.analysis.method_records import MARKS
     from clbench.report.formatting import difference_unit, interval, named, number, unit_of
     from clbench.results.paired import MOST_SEEDS
 
@@ -107,6 +119,8 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
                   if (value := choice.costs[kind.name]) is not None]
         yield (f"  choose {names[choice.best]}: {label} {interval(choice.accuracy, choice.half_width, unit)}; "
                + ", ".join(counts))
+        for mark in choice.caution:
+            yield f"  caution: {names[choice.best]} {mark}. {MARKS[mark]}"
         for rival in choice.open[:SHOWN]:
             reason = (rival.untested if rival.untested
                       else f"{rival.limited:,} test samples are too few, and more seeds will not help" if rival.limited
@@ -133,7 +147,6 @@ def lines(choice: Choice, names: Mapping[str, str]) -> Iterator[str]:
                    f"the best method is {names[price.method]}")
     if choice.refused:
         yield "  left out: " + named([f"{names[label]} ({reason})" for label, reason in choice.refused.items()], SHOWN)
-    needed = [rival.needed for rival in choice.open if rival.needed]
-    if needed and choice.best is not None:
-        rivals = ",".join([choice.best, *(rival.method for rival in choice.open if rival.needed)][:SHOWN])
-        yield f"  for more evidence: the same run with --methods {rivals} --seeds {min(needed)} (now {choice.seeds})"
+    can_help = choice.seeds == 1 or any(rival.needed and rival.needed <= MOST for rival in choice.open)
+    if choice.best and evidence and can_help:
+        yield f"  {evidence}"

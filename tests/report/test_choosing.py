@@ -21,7 +21,8 @@ def record(method: str, seed: int):
     accuracy, kept, trainable, samples = METHODS[method]
     own = accuracy + 0.01 * ((seed * 7 + len(method)) % 3 - 1)
     made = make_record(method, seed, [[0.5] * 2, [own, 0.5], [own, own]], trainable=[trainable] * 2,
-                       kept_bytes={"base": kept}, train_flops=[kept, kept], test_samples=50_000)
+                       kept_bytes={"base": kept}, train_flops=[kept, kept], test_samples=50_000,
+                       command="clbench run --methods er,ewc,lora,lwf,naive,joint --seeds 6")
     costs = made.costs.model_copy(update={"replay_samples": [samples] * 2})
     return made if method == "joint" else made.model_copy(update={"costs": costs})
 
@@ -88,7 +89,7 @@ def test_the_command_says_all_of_it(tmp_path, capsys):
     assert "3 of 4 methods meet --no-samples-kept" in out and "choose lora: accuracy 8" in out
     assert "no significant difference: LwF" in out and "significantly worse: EWC" in out
     assert "--no-samples-kept costs 10." in out and "left out: er (stores samples: 200)" in out
-    assert "the same run with --methods lora,lwf --seeds" in out
+    assert "caution" not in out and "collect seeds" not in out  # more seeds than the rule allows would be needed
     assert cli.call(["choose", run, "--max-kept", "1MB", "--format", "json"]) == 0
     found, = json.loads(capsys.readouterr().out)
     assert found["best"] == "lwf"
@@ -97,3 +98,21 @@ def test_the_command_says_all_of_it(tmp_path, capsys):
     assert "no method meets all constraints" in capsys.readouterr().out
     assert cli.call(["choose", run, "--task-id", "unknown"]) == 2
     assert "run with --scenario class or domain" in capsys.readouterr().err
+
+
+def test_more_seeds_are_advised_as_in_reports(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(METHODS, "lwf", (0.79, 1_000_000, 1000, 0))
+    run = str(folder(tmp_path, *(record(method, seed) for method in ("lora", "lwf") for seed in SEEDS)))
+    assert cli.call(["choose", run]) == 0
+    assert "  collect seeds until the question is decided, in a new folder: clbench run" in capsys.readouterr().out
+
+
+def test_the_chosen_method_is_cautioned_against_and_a_single_seed_gets_more(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(METHODS, "guess", (0.4, 100, 10, 0))
+    run = str(folder(tmp_path, *(record(method, 0).model_copy(update={"reference": False}) for method in ("guess",))))
+    assert cli.call(["choose", run]) == 0
+    out = capsys.readouterr().out
+    assert "  caution: guess \N{WHITE CIRCLE}. Not better than guessing" in out
+    assert "  run more seeds: clbench run --methods er,ewc,lora,lwf,naive,joint --seeds 5" in out
+    assert cli.call(["choose", run, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["caution"] == "\N{WHITE CIRCLE}"

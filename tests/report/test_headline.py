@@ -193,14 +193,14 @@ def test_of_more_than_five_cautions_the_rest_is_counted():
     ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run study.toml --seeds 3",
      "tune the methods: clbench tune study.toml"),
     ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run --methods ewc,er,naive", None),
-    ({"ewc": 0.8, "er": 0.79, "naive": 0.5}, "clbench run --methods ewc,er,naive --out=runs/x",
+    ({"ewc": 0.8, "er": 0.78, "naive": 0.5}, "clbench run --methods ewc,er,naive --out=runs/x",
      "collect seeds until the question is decided, in a new folder: clbench run --methods ewc,er,naive --until decided "
      "--baseline best --out runs/x-decided"),
     ({"ewc": 0.9, "naive": 0.5}, "clbench verify lora", None),
     ({"ewc": 0.9}, "python study.py", None),
 ])
 def test_the_next_step_is_the_first_that_applies(levels, command, expected):
-    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02) if levels.get("er") == 0.79 else NOISE
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02) if levels.get("er") == 0.78 else NOISE
     assert told(study(levels, noise=wide, command=command), NEXT) == ([expected] if expected else [])
 
 
@@ -211,10 +211,32 @@ def test_only_what_is_untuned_is_to_be_tuned():
 
 def test_fresh_seeds_are_analyzed_alone_if_the_rule_of_adding_seeds_does_not_apply():
     wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02)
-    records = study({"ewc": 0.8, "er": 0.79, "naive": 0.5}, 2, wide, "clbench run --methods ewc,er,naive --seeds 2")
+    records = study({"ewc": 0.8, "er": 0.78, "naive": 0.5}, 2, wide, "clbench run --methods ewc,er,naive --seeds 2")
     assert told(records, NEXT) == [
         "confirm with fresh seeds, analyzed alone: clbench run --methods ewc,er,naive --seeds 2,3 --out "
         "runs/split-mnist-5k-confirmation"]
+
+
+def test_a_single_seed_was_not_tested_and_gets_more_in_the_same_folder():
+    records = study({"ewc": 0.8, "er": 0.78, "naive": 0.5}, 1, command="clbench run --methods ewc,er,naive --seeds 1")
+    assert told(records, NEXT) == ["run more seeds: clbench run --methods ewc,er,naive --seeds 5"]
+
+
+def test_more_seeds_are_not_advised_if_more_than_the_rule_allows_would_be_needed():
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02)
+    records = study({"ewc": 0.8, "er": 0.79, "naive": 0.5}, noise=wide, command="clbench run --methods ewc,er,naive")
+    assert build(records).sections[0].headline[0][1].endswith("(about 31 seeds would be needed).")
+    assert told(records, NEXT) == []
+
+
+def test_a_method_that_stores_all_training_samples_is_close_to_joint_training():
+    def stored(count):
+        return [r.model_copy(update={"costs": r.costs.model_copy(update={"replay_samples": [count] * 3})})
+                for r in study({"er": 0.9, "naive": 0.5})]
+
+    total = sum(study({"er": 0.9})[0].stream.train_samples)
+    assert any("er stores all training samples" in text for text in told(stored(total), CAUTION))
+    assert not any("stores all" in text for text in told(stored(total - 1), CAUTION))
 
 
 def test_the_command_is_code_in_markdown():

@@ -16,6 +16,7 @@ from clbench.report.analysis.method_records import CHANCE, UNDERFIT, MethodRecor
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words, listed
 
+SEEDS = 5  # after one seed
 TUNABLE_FILE = re.compile(r"\S+\.toml")
 
 
@@ -37,8 +38,9 @@ def next_step(setting: Setting, facts: Facts) -> str:
         return f"tune {'the methods' if is_all_untuned else 'what is untuned'}: clbench tune {file}" + (
             "" if is_all_untuned else f" --methods {shlex.quote(names)}")
     best = facts.best
-    if best and best.open and not best.limited and (best.needed or len(setting.seeds) == 1):  # else seeds do not help
-        return _more_evidence(setting, command)
+    is_enough = len(setting.seeds) == 1 or bool(best and best.needed and best.needed <= MOST)
+    if best and best.open and not best.limited and is_enough:  # else more seeds will not help
+        return more_evidence(setting)
     return ""
 
 
@@ -47,10 +49,17 @@ def _fine_tuning() -> str | None:
     return next((name for name, info in installed().strategies.items() if info.baseline), None)
 
 
-def _more_evidence(setting: Setting, command: Sequence[str]) -> str:
-    """Return the command that runs more seeds, either until decided or new seeds that are analyzed separately."""
-    if setting.until:
+def more_evidence(setting: Setting) -> str:
+    """Return the command that runs more seeds: until decided, or new ones that are analyzed separately.
+
+    A single seed was not tested, so others can join it. Return nothing if the command is not known, or if a rule adds
+    seeds.
+    """
+    command = _run_command(setting)
+    if setting.until or command is None:
         return ""
+    if len(setting.seeds) == 1:
+        return f"run more seeds: {_with(command, {'--seeds': str(SEEDS)})}"
     file, benchmark = _file(command), setting.records[0].trial.benchmark.name
     folder = _value(command, "--out") or f"runs/{run_folder_name(Path(file) if file else None, benchmark)}"
     if FIRST <= len(setting.seeds) < MOST and setting.seeds == tuple(range(len(setting.seeds))):
@@ -137,7 +146,16 @@ def _every(setting: Setting) -> Iterator[str]:
         yield "There is no fine-tuning baseline (naive), so it is not known which methods prevent forgetting at all."
     if short := [m.label for m in methods if steps_of_authors(m)]:
         yield f"Trained with less than a quarter of its authors' optimizer steps per task: {in_words(short, NAMES)}."
+    if storing := [m.label for m in candidates if stores_everything(m)]:
+        yield (f"{in_words(storing, NAMES)} {'store' if len(storing) > 1 else 'stores'} all training samples, which is "
+               "close to joint training.")
     yield from _mixtures(setting)
+
+
+def stores_everything(method: MethodRecords) -> bool:
+    """Return whether a method's buffer has all training samples of the stream after the last task."""
+    return all(r.stream is not None and 0 < sum(r.stream.train_samples) <= max(r.costs.replay_samples, default=0)
+               for r in method.done)
 
 
 def _mixtures(setting: Setting) -> Iterator[str]:

@@ -139,6 +139,7 @@ class Choice:
     prices: tuple[Price, ...]
     refused: Mapping[str, str]  # the reason why a method is not allowed, by method
     metric: Metric = ACCURACY  # by which methods are ranked
+    caution: str = ""  # marks of the best method if it is underfit or at chance
 
     @property
     def open(self) -> list[Rival]:
@@ -212,7 +213,8 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
     interval = setting.interval(setting.final, best)
     return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best,
                   interval.mean, interval.half_width, {kind.name: amounts[kind].get(best) for kind in KINDS},
-                  tuple(rivals), tuple(_prices(limits, amounts, finals, best, setting)), refused, setting.metric)
+                  tuple(rivals), tuple(_prices(limits, amounts, finals, best, setting)), refused, setting.metric,
+                  setting.cautions.get(best, ""))
 
 
 def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
