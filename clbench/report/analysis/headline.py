@@ -70,9 +70,11 @@ def _value(setting: Setting, facts: Facts, label: str) -> str:
 
 
 def _with_value(setting: Setting, facts: Facts, label: str) -> str:
-    """Return a label with the final mean and the caution marks. Only one pair of parentheses is used."""
-    value = ", ".join(filter(None, [_value(setting, facts, label), facts.cautions.get(label, "")]))
-    return f"{label} {value}" if label.endswith(")") else f"{label} ({value})"
+    """Return a label with the final mean and the caution marks: `EWC (19.4%, ○)` or `ER (200) 36.1% (○)`."""
+    value, marks = _value(setting, facts, label), facts.cautions.get(label, "")
+    if label.endswith(")"):
+        return f"{label} {value} ({marks})" if marks else f"{label} {value}"
+    return f"{label} ({value}, {marks})" if marks else f"{label} ({value})"
 
 
 def _answer(setting: Setting, facts: Facts) -> str:
