@@ -150,9 +150,9 @@ def remarks(audit: Audit) -> list[str]:
     if note := _too_few(audit):
         lines.append(note)
     if audit.dial:
-        lines.append("Scale: the adapter's update is multiplied by it; 0 is the base. Losses are within the margin if "
-                     "on every file except that of the new task the interval of nll and the mean of exact are. The "
-                     "largest scale is the last one before a scale where they are not.")
+        lines.append("Scale: the adapter's update is multiplied by it; 0 is the base. At a scale, losses are within the "
+                     "margin if, on every file except that of the new task, the interval of nll and the mean of exact "
+                     "are within it. The largest such scale has no scale below it whose losses are beyond the margin.")
     lines += [f"{clean(file.name)}: {', '.join(file.notes)}." for file in audit.files if file.notes]
     return [*lines, *audit.notes]
 
@@ -178,9 +178,9 @@ def _too_few(audit: Audit) -> str:
               if comparison.metric == EXACT and unchanged_reach(comparison.items) > comparison.margin]
     if not counts:
         return ""
-    return (f"With {min(counts)} items, the verdict on exact can be kept only if it rises: even if no item changes, "
-            f"the interval reaches {value_text(unchanged_reach(min(counts)), EXACT)} points down. About 380 items "
-            "suffice for a margin of 1 point, and --margin-exact sets another one.")
+    return (f"With {min(counts)} items, exact is called kept only if it rises. Even if no item changes, its interval "
+            f"reaches {value_text(unchanged_reach(min(counts)), EXACT)} points down, which is beyond the margin. About "
+            "380 items suffice for a margin of 1 point, and --margin-exact sets another one.")
 
 
 def as_json(audit: Audit) -> str:
