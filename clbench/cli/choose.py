@@ -52,11 +52,15 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     from clbench.core.errors import SpecError
     from clbench.core.scenario import scenario_rules
     from clbench.report.analysis.advice import more_evidence
-    from clbench.report.analysis.choosing import choose, limit
+    from clbench.report.analysis.choosing import PREFIXES, choose, limit
     from clbench.report.analysis.grouping import by_setting
     from clbench.report.analysis.readable import readable
     from clbench.results.records import by_metric
 
+    for folder in directories:
+        if str(folder).removesuffix("B") in PREFIXES and not folder.exists():
+            raise click.UsageError(f"there is no run folder {folder}: write an amount without a space, as in "
+                                   f"--max-kept 5{folder}")
     records = by_metric(read_records(directories), metric)
     settings = [s for s in by_setting(records) if task_id is None
                 or scenario_rules(s.records[0].trial.scenario).task_given == (task_id == "known")]

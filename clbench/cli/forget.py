@@ -84,9 +84,9 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
     """Check what fine-tuned language models forgot, compared with the model that they started from.
 
     BASE is the model before fine-tuning: a folder or a name on the Hugging Face Hub. ADAPTER_OR_MODEL is a PEFT
-    adapter, a merged or fully fine-tuned model, or a folder with subfolders checkpoint-N. Any trainer can have written
-    them. For each file, clbench compares the loss on the responses (nll) and the number of exact matches with those of
-    BASE. The verdict on each is kept, lost or inconclusive.
+    adapter, a merged or fully fine-tuned model, or a folder with subfolders checkpoint-N, or taskN of a clbench run.
+    Any trainer can have written them. For each file, clbench compares the loss on the responses (nll) and the number of
+    exact matches with those of BASE. The verdict on each is kept, lost or inconclusive.
 
     A .jsonl file has {"prompt": ..., "response": ...} or {"messages": [...]} on each line.
     """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +46,8 @@ class SavedModel(nn.Module):
     """The final model of a trial: `predict` takes raw samples, and calling it takes prepared inputs.
 
     `network` is the plain network if it alone makes the predictions, or None if the method has parts of its own.
-    `class_names` has a name for each of the C outputs. `task_given` says whether predictions need the task of each
+    `class_names` has a name for each of the C outputs. `sample_shape` is the shape of a raw sample, [C, H, W] for an
+    image. `task_given` says whether predictions need the task of each
     sample. The model is on the CPU until `.to(device)` moves it.
     """
 
@@ -80,7 +82,7 @@ class SavedModel(nn.Module):
         self.prepare = self.outline.prepare
         self.register_buffer("offered", torch.tensor(self.outline.offered), persistent=False)
         self.offered: Tensor
-        self.class_names = self.outline.class_names
+        self.class_names, self.sample_shape = self.outline.class_names, self.outline.sample_shape
 
     @property
     def network(self) -> Network | None:
@@ -118,13 +120,14 @@ class SavedModel(nn.Module):
         """Return the predictions for raw samples.
 
         Args:
-            images: [N, *shape], in the format of the benchmark: uint8 pixels (or numbers in [0, 1]), rows, or tokens.
+            images: [N, *sample_shape], a tensor or an array in the format of the benchmark: uint8 pixels (or numbers in
+                [0, 1]), rows, or tokens.
             task: index of the task of all samples. Scenario `task` requires it, and only the classes of this task
                 compete; the other scenarios ignore it.
             batch: batch size; by default that of the trial's evaluation.
 
         Raises:
-            DataError: the samples have another shape or range.
+            DataError: the samples are no numbers, or have another shape or range.
             SpecError: see `task`.
         """
         raw, recipe = self._raw(images), self.record.trial.trained_by
@@ -145,10 +148,17 @@ class SavedModel(nn.Module):
 
     def _raw(self, images: Any) -> Tensor:
         """Return samples with the dtype in which the benchmark stores them."""
-        raw, shape = torch.as_tensor(images), self.outline.sample_shape
-        if list(raw.shape[1:]) != shape or not len(raw):
-            raise DataError(f"{self.record.name} takes samples [N, {', '.join(map(str, shape))}], not "
-                            f"{list(raw.shape)}")
+        expected = f"{self.record.name} takes samples [N, {', '.join(map(str, self.sample_shape))}]"
+        if isinstance(images, np.ndarray):  # torch shares the memory, and warns if it is read-only, as that of a photo
+            images = np.require(images, requirements=["C", "W"])
+        try:
+            raw = torch.as_tensor(images)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"{expected} as a tensor or an array of numbers, and this {type(images).__name__} is not "
+                            "one: open a photo with Pillow and convert it by numpy.array, and convert the inputs of a "
+                            "data frame by to_numpy('float32')") from error
+        if list(raw.shape[1:]) != self.sample_shape or not len(raw):
+            raise DataError(f"{expected}, not {list(raw.shape)}")
         dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
         if dtype in (torch.int32, raw.dtype):
             return raw.to(dtype)

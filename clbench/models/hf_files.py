@@ -30,7 +30,8 @@ LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors", "*.jinja")  # also weights i
 Kind = Literal["adapter", "model"]
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+ADAPTER_INFO = "clbench.json"  # beside an adapter that clbench wrote
+SERIES = re.compile(r"checkpoint-(\d+)|task(\d+)")  # folders of a trainer's checkpoints, and of a trial's adapters
 HASHED = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer*", "*.jinja", "*.model",
           "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
 
@@ -168,9 +169,9 @@ def base_folder(name: str) -> Path:
 
 
 def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
-    """Return the adapters and models in folders. A folder with `checkpoint-N` is a series in the order of N.
+    """Return the adapters and models in folders. A folder with `checkpoint-N` or `taskN` is a series in the order of N.
 
-    If a folder with checkpoints also has an adapter or a model itself, this comes after the checkpoints.
+    If a folder with a series also has an adapter or a model itself, this comes after the series.
 
     Raises:
         DataError: a folder is missing, or has neither an adapter nor a model.
@@ -179,18 +180,36 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
     for path in paths:
         if not path.is_dir():
             raise DataError(f"{path}: there is no such folder")
-        numbered = [(int(match[1]), child) for child in path.iterdir()
-                    if (match := CHECKPOINT.fullmatch(child.name)) and child.is_dir()]
-        series = [child for _, child in sorted(numbered)]
+        series = _series(path)
         is_candidate = any((path / name).is_file() for name in (ADAPTER, MODEL))
         if not series and not is_candidate:
-            raise DataError(f"{path}: it has neither {ADAPTER} nor {MODEL} nor folders checkpoint-N; expected a PEFT "
-                            "adapter, a model, or a series of checkpoints")
+            raise DataError(f"{path}: it has neither {ADAPTER} nor {MODEL} nor folders checkpoint-N or taskN; expected "
+                            "a PEFT adapter, a model, a series of checkpoints, or the folder artifacts/KEY of a trial "
+                            "that saved adapters")
         name = path.resolve().name
         labeled += [(child, f"{name}/{child.name}" if len(paths) > 1 else child.name) for child in series]
         labeled += [(path, name)] if is_candidate else []
     labels = [label for _, label in labeled]
-    return [Candidate(label if labels.count(label) == 1 else str(path), path, _kind(path)) for path, label in labeled]
+    return [Candidate((label if labels.count(label) == 1 else str(path)) + _task_note(path), path, _kind(path))
+            for path, label in labeled]
+
+
+def _series(folder: Path) -> list[Path]:
+    """Return the checkpoints, or the adapters of a trial's tasks, in a folder in the order of their numbers."""
+    numbered = []
+    for child in folder.iterdir():
+        match = SERIES.fullmatch(child.name)
+        # A trial of another method saves no adapters in the folders of its tasks.
+        if match and (child.is_dir() if match[1] else (child / ADAPTER).is_file()):
+            numbered.append((int(match[1] or match[2]), child))
+    return [child for _, child in sorted(numbered)]
+
+
+def _task_note(folder: Path) -> str:
+    """Return ` (task N)` for an adapter of one task that clbench wrote. N counts from 1, and `task0` is task 1."""
+    path = folder / ADAPTER_INFO
+    task = _read_object(path).get("task") if path.is_file() else None
+    return f" (task {task + 1})" if isinstance(task, int) else ""  # a weighted sum of adapters has no task
 
 
 def _kind(folder: Path) -> Kind:
@@ -221,7 +240,15 @@ def read_config(folder: Path, kind: Kind) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read.
     """
-    path = folder / (ADAPTER if kind == "adapter" else MODEL)
+    return _read_object(folder / (ADAPTER if kind == "adapter" else MODEL))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -73,7 +73,8 @@ class Timm(Hub):
             full_name = f"{architecture}.{tag}"
         config = home().get_pretrained_cfg(full_name)
         repository = config.hf_hub_id if config is not None else None
-        if repository is None or config.custom_load:
+        # custom_load = True concerns files from other places, such as Google's .npz; as text, it concerns the hub.
+        if repository is None or isinstance(config.custom_load, str):
             raise SpecError(f"timm publishes no weights of {full_name} on the hub that are plain tensors; name a file, "
                             f"or another tag of timm.list_pretrained('{full_name.partition('.')[0]}*')")
         file = in_hub(repository, None, (config.hf_hub_filename,) if config.hf_hub_filename else FILES)

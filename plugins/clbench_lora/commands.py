@@ -62,17 +62,25 @@ def adapters_group() -> None:
 @adapters_group.command("list")
 @click.argument("run", type=FOLDER, metavar="RUN")
 def list_(run: Path) -> None:
-    """List the trials of a run folder that saved adapters."""
+    """List the trials of a run folder that saved adapters.
+
+    Tasks count from 1, and their folders from 0: the adapter of task 1 is in the folder task0.
+    """
     from tabulate import tabulate
 
+    from clbench.core.artifacts import task_folder
     from clbench_lora.adapters import trials_with_adapters
 
     rows = [[k.record.key, k.name, k.record.trial.scenario, k.record.status, numbers(k.tasks, ","),
+             ",".join(task_folder(k.folder, task).name for task in k.tasks),
              sum(p.stat().st_size for p in k.folder.rglob("*") if p.is_file())] for k in trials_with_adapters(run)]
     if not rows:
         click.echo(f"no adapters in {run}")
         return
-    click.echo(tabulate(rows, headers=["key", "trial", "scenario", "state", "tasks", "bytes"], disable_numparse=True))
+    headers = ["key", "trial", "scenario", "state", "tasks", "folders of the tasks", "bytes"]
+    click.echo(tabulate(rows, headers=headers, disable_numparse=True))
+    click.echo(f"\nThe folders are in {run / 'artifacts'}/KEY. To copy the adapter of a task: "
+               f"clbench adapters export {run} KEY --task N --to DIR")
 
 
 @adapters_group.command()

@@ -38,7 +38,8 @@ def test_list_and_show(run, capsys):
     code, out, err = call(capsys, "list", run)
     assert (code, err) == (0, "")
     size = sum(p.stat().st_size for p in (run / "artifacts").rglob("*") if p.is_file())
-    assert out.splitlines()[2].split()[1:] == ["lora:mlp/0", "task", "done", "1,2,3", str(size)]
+    assert out.splitlines()[2].split()[1:] == ["lora:mlp/0", "task", "done", "1,2,3", "task0,task1,task2", str(size)]
+    assert f"The folders are in {run}/artifacts/KEY." in out
     code, out, err = call(capsys, "show", run, "lora:mlp/0", "--task", 2)
     assert (code, err) == (0, "")
     lines = out.splitlines()

@@ -1,6 +1,7 @@
 """What `--keep models` keeps answers, in another process, as the trial did."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TESTS
+from helpers import ROOT, TESTS
+from helpers.doc_blocks import blocks
 from helpers.methods import METHODS
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -135,6 +138,42 @@ def test_predict_takes_raw_images_and_names_classes(run, method, scenario, tmp_p
         assert torch.allclose(model.predict(part.x.float() / 255, task).logits, found.logits, atol=1e-5)
 
 
+def test_a_read_only_array_gives_the_same_answer_without_a_warning(run, recwarn):
+    model = clbench.load_model(run, records_of(run)["er", "class"].key)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    photo = np.asarray(Image.fromarray(pixels)).transpose(2, 0, 1)[None]
+    assert not photo.flags.writeable
+    assert torch.equal(model.predict(photo).logits, model.predict(photo.copy()).logits)
+    assert not recwarn.list
+
+
+def test_the_docs_way_to_predict_a_photo_reads_it_as_the_benchmark_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for color in range(4):
+        for number in range(10):
+            path = Path("photos", f"color {color}", f"{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            width, height = generator.integers(30, 60, 2)
+            pixels = generator.integers(0, 80, (height, width, 3)) + 150 * np.eye(4, 3)[color]
+            photo = Image.fromarray(pixels.astype(np.uint8))
+            exif = photo.getexif()
+            exif[0x0112] = 6  # taken with the camera turned
+            photo.save(path, exif=exif)
+    record, = clbench.run(methods="lora", benchmark="images:photos:tasks=2:size=16", model="mlp:width=16", seeds=1,
+                          epochs=20, batch_size=4, workers=0, keep="models", out="runs/photos")
+    block, = (b.text for b in blocks((ROOT / "docs/save-models.md").read_text()) if "exif_transpose" in b.text)
+    stream = load_stream(record.trial.benchmark, "task", 0, tmp_path, discover())
+    assert record.R[-1][0] == 1
+    everything = torch.cat([part.x for task in stream.tasks for part in (task.train, task.test)])
+    for color in record.stream.class_names[0]:
+        shutil.copy(f"photos/{color}/0.png", "new.jpg")
+        names = {}
+        exec(block, names)
+        assert capsys.readouterr().out == f"{color}\n"
+        assert (everything == torch.from_numpy(names["pixels"])).flatten(1).all(1).any()
+
+
 def test_what_a_model_cannot_answer_is_said(run, tmp_path):
     by, images = records_of(run), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     model = clbench.load_model(run, by["er", "task"].key)
@@ -146,6 +185,10 @@ def test_what_a_model_cannot_answer_is_said(run, tmp_path):
         model.predict(images[0], task=0)
     with pytest.raises(DataError, match=r"as uint8, or as numbers in \[0, 1\]; these go from 0 to 255"):
         model.predict(images.float() + torch.arange(2).view(2, 1, 1, 1) * 255, task=0)
+    for wrong in ("new.jpg", Path("new.jpg"), Image.new("RGB", (16, 16)), [images[0], images[1]], np.array(["a"])):
+        with pytest.raises(DataError, match=rf"takes samples \[N, 3, 16, 16\] as a tensor or an array of numbers, and "
+                                            rf"this {type(wrong).__name__} is not one: open a photo with Pillow"):
+            model.predict(wrong, task=0)
     with pytest.raises(SpecError, match="has no plain network that answers"):
         clbench.load_model(run, by["icarl", "class"].key, task=0)
     with pytest.raises(SpecError, match="has learned tasks 1 to 2, not 3"):  # the command counts from 1

@@ -4,6 +4,7 @@ import importlib
 import json
 import socket
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -203,6 +204,26 @@ def test_weights_by_timms_names(hub):
     assert planned(model="timm:test_vit.r160_in1k:size=32", weights="timm:r160_in1k").weights == trial.weights
     with pytest.raises(SpecError, match="no tag of timm's test_vit 'r160'; did you mean 'r160_in1k'"):
         planned(model="timm:test_vit", weights="timm:r160")
+
+
+@TIMM
+def test_weights_that_timm_loads_otherwise_from_elsewhere_are_plain_tensors_on_the_hub(hub, monkeypatch):
+    import timm
+
+    config = timm.get_pretrained_cfg("vit_tiny_patch16_224")
+    assert config.custom_load is True  # for Google's .npz file
+    given = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    commit = hub(config.hf_hub_id, given.state_dict())
+    trial = planned(model="timm:vit_tiny_patch16_224:size=32", weights="timm")
+    assert trial.weights.path == f"hf-hub:{config.hf_hub_id}@{commit}"
+    model, _ = build_model(trial.model, trial.weights, (3, 32, 32), 10, discover())
+    assert torch.equal(model.state_dict()["blocks.1.body.unit.attn.qkv.weight"], given.blocks[0].attn.qkv.weight)
+    refused = "timm publishes no weights of .* on the hub that are plain tensors"
+    with pytest.raises(SpecError, match=refused):
+        planned(model="timm:legacy_seresnet18", weights="timm")  # only at a URL
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: replace(config, custom_load="hf"))
+    with pytest.raises(SpecError, match=refused):
+        planned(model="timm:vit_tiny_patch16_224", weights="timm")
 
 
 @TIMM

@@ -111,7 +111,16 @@ def test_the_audit_takes_exported_adapters(runs, finished, tmp_path, call):
         code, out, err = call("forget", runs.model, folder / "task0", folder / "task2", "--tasks", tasks, "--json")
         assert code == 0, err
         cells = json.loads(out)["cells"]
-        assert {cell["model"] for cell in cells} == {"task0", "task2"}
+        assert {cell["model"] for cell in cells} == {"task0 (task 1)", "task2 (task 3)"}
+        code, out, err = call("forget", runs.model, folder, "--tasks", tasks, "--json")
+        assert code == 0, err
+        assert json.loads(out)["models"] == ["task0 (task 1)", "task1 (task 2)", "task2 (task 3)"]
+    place = tmp_path / "exported"
+    assert call("adapters", "export", finished, "lora/0", "--task", "2", "--to", place)[0] == 0
+    _, out, _ = call("forget", runs.model, place, "--tasks", tasks)
+    assert "\nexported (task 2)\n" in f"\n{out}"
+    code, _, err = call("forget", runs.model, adapters_of(finished, "lora").folder.parent, "--tasks", tasks)
+    assert code == 2 and "the folder artifacts/KEY of a trial that saved adapters" in err
 
 
 def test_commands_list_show_export_and_remove(runs, finished, tmp_path, call):

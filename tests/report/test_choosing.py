@@ -96,6 +96,8 @@ def test_the_command_says_all_of_it(tmp_path, capsys):
     assert found["limits"] == [{"flag": "--max-kept 1MB", "counted": "bytes kept", "most": 1e6}]
     assert cli.call(["choose", run, "--max-kept", "1"]) == 1
     assert "no method meets all constraints" in capsys.readouterr().out
+    assert cli.call(["choose", run, "--max-kept", "5", "MB"]) == 2
+    assert "no run folder MB: write an amount without a space, as in --max-kept 5MB" in capsys.readouterr().err
     assert cli.call(["choose", run, "--task-id", "unknown"]) == 2
     assert "run with --scenario class or domain" in capsys.readouterr().err
 
