@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clbench import cli
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
 from clbench.data.own.lists import find_photos, image_files
@@ -78,6 +79,21 @@ def test_folders_may_be_tasks(tmp_path):
     train, _, _ = find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(tasks_from="folders"), tmp_path)
     assert train.labeled.tasks == ["north"] * 10 + ["south"] * 10
     assert train.labeled.labels[:10] == ["ill"] * 5 + ["well"] * 5
+
+
+def test_tasks_of_different_classes_share_outputs_only_if_the_user_asks_for_it(tmp_path, capsys):
+    for month, classes in (("1", ("red", "round")), ("2", ("blue", "long")), ("3", ("wet", "dry"))):
+        folder(tmp_path / "p" / month, classes)
+    call = ["run", "--benchmark", f"images:{tmp_path / 'p'}:tasks_from=folders", "--methods", "naive", "--epochs", "1",
+            "--seeds", "1", "--workers", "0", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    for more in ([], ["--dry-run"]):
+        assert cli.call([*call, *more]) == 2
+        assert ("tasks have different classes, and the default scenario 'domain' would give 'red' and 'blue' one "
+                "output; choose --scenario class (or task, ") in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
+    read = stream(tmp_path / "p", tmp_path, "domain", tasks_from="folders")
+    assert "classes share an output: output 0 = red / blue / dry, output 1 = round / long / wet" in read.notes
+    assert not any("share" in note for note in stream(tmp_path / "p", tmp_path, "class", tasks_from="folders").notes)
 
 
 def test_folders_within_classes_may_be_groups(tmp_path):
