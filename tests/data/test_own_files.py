@@ -62,7 +62,10 @@ def test_a_file_with_its_own_split_tasks_and_class_names(tmp_path):
     assert [(len(task.train), len(task.test)) for task in read.tasks] == [(20, 10), (20, 10)]
     assert [task.classes for task in read.tasks] == [(0, 1), (2, 3)]  # in the order of the names as given
     assert "20 of 20 test samples are exact copies of training samples" in read.notes
-    assert len(stream("arrays", "a.safetensors", tmp_path, tasks=4).tasks) == 4
+    assert any("the model is told the task at test time (scenario task)" in note for note in read.notes)
+    by_class = stream("arrays", "a.safetensors", tmp_path, tasks=4)
+    assert len(by_class.tasks) == 4
+    assert not any("at test time" in note for note in by_class.notes)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "want"), [

@@ -186,6 +186,7 @@ def test_arrays_with_targets_are_the_same_stream(tmp_path, table):
     def stream_of(benchmark):
         spec = build({"benchmark": benchmark, "methods": ["naive"], "seeds": 1, "execution": {"data": tmp_path}})
         trial = plan(spec, discover())[0].trial
+        assert trial.scenario == "domain"
         return TrialRunner(spec.execution, "cpu", "a test").stream(trial)
 
     one = stream_of(f"table:{table}:target_column=price:task_column=site:standardise=false")

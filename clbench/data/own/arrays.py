@@ -67,6 +67,9 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
                 raise DataError(f"{where}: there are {len(part)} samples and {len(values)} targets")
         return target_stream(divide_targets(train_labels, test_labels, options, where), inputs, targets,
                              options.targets, notes=notes)
+    if train_labels.tasks is not None and options.tasks is None and not options.task_sizes:
+        notes.append("the array task names the tasks; unless --scenario class or domain is given, the model is told "
+                     "the task at test time (scenario task)")
     return own_benchmark(x, train_labels, options, seed, where, x_test=x_test, test=test_labels,
                          layout=pixel_layout(options, notes))
 
