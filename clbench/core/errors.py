@@ -28,6 +28,10 @@ class MissingDataError(DataError):
     """A benchmark whose data are not on this machine."""
 
 
+class FewClassesError(DataError):
+    """A benchmark that has too few classes for two tasks of two classes, if its options name no number of tasks."""
+
+
 class StoreError(ClbenchError):
     """A run folder or a record that cannot be read or written."""
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from clbench.core import seeds
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, FewClassesError
 from clbench.data.common_options import order_classes, positions
 from clbench.data.own.samples import Labeled, in_order, some
 from clbench.data.own_options import OwnOptions, TaskOptions
@@ -153,8 +153,10 @@ def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: st
     if tasks is None:
         tasks = min(DEFAULT_TASKS, count // 2)
         if tasks < 2:
-            raise DataError(f"{where} has {count} classes, too few for tasks of two; give tasks = {count}, a class "
-                            "each, or name the tasks by a column or sub-folders")
+            raise FewClassesError(f"{where} has {count} classes, too few for tasks of two; give tasks={count} for a "
+                                  "class each or tasks=1 for one task, or say what names the tasks: a column "
+                                  "(task_column=NAME), an array task, or the outer folders of photos "
+                                  "(tasks_from=folders)")
         notes.append(f"{tasks} tasks by class, as nothing else is asked for (tasks = ...)")
     if tasks > count:
         raise DataError(f"{where} has {count} classes, which do not make {tasks} tasks; give tasks = {count} or fewer")
