@@ -104,8 +104,13 @@ def test_folders_within_classes_may_be_groups(tmp_path):
     train, _, notes = find_photos(name, ImagesOptions(groups_from="folders"), tmp_path)
     assert train.labeled.groups == [f"patient{i}" for i in range(5)] * 2
     assert not notes
+    with pytest.raises(DataError, match=r"the same folders \(patient0, .*tasks_from=folders .* groups_from=folders"):
+        find_photos(name, ImagesOptions(), tmp_path)
+    save(tmp_path / "p" / "ill" / "patient5" / "a.png")
+    (tmp_path / "p" / "odd").mkdir()
     _, _, notes = find_photos(name, ImagesOptions(), tmp_path)
-    assert "10 photos lie in folders within those of their classes" in notes[0]
+    assert "no photos in the folders: odd" in notes
+    assert any("11 photos lie in folders within those of their classes" in note for note in notes)
 
 
 def test_all_files_are_named_and_what_is_no_photo_is_told(tmp_path):
