@@ -119,7 +119,7 @@ def forecasts(experiment: Experiment) -> dict[Kind, Forecast]:
         ClbenchError: as `listing`.
     """
     from clbench.execution.reuse import check_inputs
-    from clbench.execution.workers.plan import Listener, PreflightChecks
+    from clbench.execution.workers.plan import Listener, PreflightChecks, refuse_default_domain
 
     checks = PreflightChecks(experiment.missing, Listener())
     kinds = len(checks.left)
@@ -150,6 +150,7 @@ def forecasts(experiment: Experiment) -> dict[Kind, Forecast]:
         try:
             with without_downloads():
                 stream = runner.stream(planned.trial)
+            refuse_default_domain(planned, stream, experiment.registry)
             steps = describe_steps(planned.trial, planned.label, stream, runner.settings)
             notes |= dict.fromkeys([*steps, *stream.notes])
             if stream.predicts_tokens:

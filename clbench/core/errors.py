@@ -16,6 +16,19 @@ class SpecError(ClbenchError):
     """An experiment that cannot run as written: unknown names, options out of bounds, wrong types."""
 
 
+class OptionError(SpecError):
+    """A method's option that does not fit the benchmark; `fitting` is a value that fits, as in `infer=gaussian`."""
+
+    def __init__(self, problem: str, fitting: str, alternative: str = "") -> None:
+        """Name the problem, the value that fits, and another remedy, as in `choose --scenario task`."""
+        self.problem, self.fitting, self.alternative = problem, fitting, f", or {alternative}" if alternative else ""
+        super().__init__(f"{problem}; write {fitting}{self.alternative}")
+
+    def of_method(self, name: str) -> SpecError:
+        """Return the error of a method, with the option as the user writes it: `lora:infer=gaussian`."""
+        return SpecError(f"method {name!r}: {self.problem}; write {name}:{self.fitting}{self.alternative}")
+
+
 class PluginError(ClbenchError):
     """A plugin that is missing, broken or violates the interface."""
 
@@ -26,6 +39,10 @@ class DataError(ClbenchError):
 
 class MissingDataError(DataError):
     """A benchmark whose data are not on this machine."""
+
+
+class FewClassesError(DataError):
+    """A benchmark that has too few classes for two tasks of two classes, if its options name no number of tasks."""
 
 
 class StoreError(ClbenchError):

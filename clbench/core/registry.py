@@ -8,6 +8,7 @@ import importlib.util
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -21,9 +22,12 @@ from clbench.core import hookspecs
 from clbench.core.entry_points import DISABLE, disabled, package_of
 from clbench.core.errors import ClbenchError, PluginError, SpecError, unknown
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
-from clbench.core.user_code import format_error, run_as_module, strategy_info
+from clbench.core.user_code import format_error, importable, run_as_module, strategy_info
 
 GROUP = "clbench"
+ANY_CODE = "*:*"  # the pattern of benchmarks that functions return
+KIND_OF_FILE = {"/": "images", ".csv": "table", ".tsv": "table", ".npz": "arrays", ".npy": "arrays",
+                ".safetensors": "arrays", ".parquet": "table", ".jsonl": "text"}  # by suffix; "/" is a folder
 Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
 
 
@@ -103,7 +107,25 @@ class Registry:
         if name.endswith(".py"):
             raise SpecError(f"benchmark {name!r}: name the function too that returns the benchmark, as in "
                             f"{name}:FUNCTION")
+        if meant := self._meant(name):
+            raise SpecError(f"no benchmark {name!r}; did you mean {meant}? (clbench benchmarks lists all)")
         return self._find("benchmark", self.benchmarks, name)
+
+    def _meant(self, name: str) -> str:
+        """Return a benchmark `kind:PATH` that the user may have meant by a misspelled kind or by a path alone."""
+        kind, colon, path = name.partition(":")
+        if name in self.benchmarks:
+            return ""
+        if not colon:
+            suffix = "/" if Path(name).is_dir() else Path(name).suffix.lower() * Path(name).is_file()
+            return f"{KIND_OF_FILE[suffix]}:{name}" if suffix in KIND_OF_FILE else ""
+        patterns = self.patterns.get("benchmark", {})
+        if not kind.isidentifier() or self.pattern("benchmark", name) not in ("", ANY_CODE):
+            return ""
+        kinds = [pattern.removesuffix(":*") for pattern in patterns if pattern != ANY_CODE]
+        near = get_close_matches(kind, kinds, n=1)
+        with importable(name):
+            return f"{near[0]}:{path}" if near and (not path.isidentifier() or _home(kind) is None) else ""
 
     def listed(self, kind: str, known: Mapping[str, Info]) -> dict[str, Info]:
         """Return all declarations of a kind in the order of lists: `known` sorted by name, then the patterns."""

@@ -6,7 +6,7 @@ gives the task ID. To add a scenario, add its name to `Scenario` and an entry to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -106,6 +106,22 @@ SCENARIOS: dict[Scenario, ScenarioRules] = {rules.name: rules for rules in (
     ScenarioRules("class", task_given=False, shared_outputs=False, seen_compete=True),
     ScenarioRules("domain", task_given=False, shared_outputs=True, seen_compete=False),
 )}
+
+
+def shared_outputs(tasks: Iterable[tuple[Sequence[int], Sequence[str]]]) -> dict[int, list[str]]:
+    """Return the names of the classes of each output that classes with different names share.
+
+    Args:
+        tasks: the outputs of each task's classes, and the names of these classes; no names if they are not known.
+
+    >>> shared_outputs([((0, 1), ("cat", "dog")), ((0, 1), ("hen", "dog"))])
+    {0: ['cat', 'hen']}
+    """
+    names: dict[int, dict[str, None]] = {}
+    for outputs, class_names in tasks:
+        for output, name in zip(outputs, class_names, strict=False):
+            names.setdefault(output, {})[name] = None
+    return {output: [*classes] for output, classes in names.items() if len(classes) > 1}
 
 
 def scenario_rules(name: Scenario) -> ScenarioRules:

@@ -220,6 +220,11 @@ class FeatureOptions(ColumnOptions):
         """Return the name of the training objective."""
         return (CLASSIFICATION if self.target is None else REGRESSION).name
 
+    @property
+    def default_scenario(self) -> Scenario | None:
+        """Return `domain` if the data name tasks, as they must if there are numbers to predict, else None."""
+        return "domain" if self.tasks_are_named or self.target is not None else None
+
     @model_validator(mode="after")
     def _no_classes(self) -> FeatureOptions:
         """Refuse options about classes together with a target."""

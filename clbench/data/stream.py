@@ -17,8 +17,10 @@ from clbench.core.entry_points import builder
 from clbench.core.errors import SpecError
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
-from clbench.core.scenario import Scenario, scenario_rules
+from clbench.core.scenario import Scenario, scenario_rules, shared_outputs
 from clbench.data import cache
+from clbench.data.own.samples import some
+from clbench.data.own_options import OwnOptions
 from clbench.data.photo_files import Photos
 from clbench.data.photo_samples import PhotoSamples
 from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
@@ -200,7 +202,10 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     if raw.common_test:
         common_outputs(raw, scenario, benchmark.name)  # raise now: a run with validation must not hide this error
     stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
-    return replace(stream, data=raw.digest)
+    notes = []
+    if isinstance(options, OwnOptions) and (shared := shared_outputs((t.classes, t.class_names) for t in stream.tasks)):
+        notes.append("classes share an output: " + some(f"output {k} = {' / '.join(v)}" for k, v in shared.items()))
+    return replace(stream, data=raw.digest, notes=(*stream.notes, *notes))
 
 
 def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from clbench.accounting.callback import FlopsCallback
-from clbench.core.errors import ClbenchError, SpecError, StoreError
+from clbench.core.errors import ClbenchError, FewClassesError, SpecError, StoreError
 from clbench.core.objective import RMSE
 from clbench.core.registry import Registry
 from clbench.core.scenario import scenario_rules
@@ -79,6 +79,7 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
         raise SpecError(f"{record.name} learned a stream without clear tasks ({record.trial.arrival}); only one whose "
                         "classes arrive task by task can continue training")
     runner = TrialRunner(settings, device, command, registry)
+    benchmark = in_tasks(benchmark, record.trial, runner)
     continued = record.trial.continues
     benchmarks = [*(continued.benchmarks if continued else []), record.trial.benchmark]
     longer_trial = record.trial.model_copy(update={"benchmark": benchmark, "continues": Continued(
@@ -131,6 +132,15 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     return longer_record
 
 
+def in_tasks(benchmark: Resolved, trial: Trial, runner: TrialRunner) -> Resolved:
+    """Return a benchmark with all its options, set to one task if it has too few classes for the default of two."""
+    try:
+        runner.stream(trial.model_copy(update={"benchmark": benchmark, "continues": None}))
+    except FewClassesError:
+        return benchmark.model_copy(update={"options": {**benchmark.options, "tasks": 1}})
+    return benchmark
+
+
 def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a trial's fields `recipe` and `own_recipe` with changes, or an empty dictionary if there are no changes.
 
@@ -151,7 +161,7 @@ def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: 
     Raises:
         SpecError: the model cannot take the new samples, or their outputs are ambiguous.
     """
-    refuse_samples(outline, more, trial.benchmark.name)
+    refuse_samples(outline, more, trial.benchmark)
     outputs = outputs_of(outline, more, trial, classes)
     device, learned = more.tests.y.device, len(outline.classes)
     tasks = list(stand_in(outline).to(device).tasks)
@@ -169,14 +179,17 @@ CONVERSIONS = {"uint8": 'x = (255 * x).round().clip(0, 255).astype("uint8"), if 
                "float32": 'x = x.astype("float32") / 255, if the old ones are from 0 to 1'}  # by dtype
 
 
-def refuse_samples(outline: StreamOutline, more: Stream, benchmark: str) -> None:
+def refuse_samples(outline: StreamOutline, more: Stream, benchmark: Resolved) -> None:
     """Raise a SpecError that describes the required conversion if a model cannot take the new samples."""
     raw = stored(more.tasks[0].test)
     dtype, shape = str(raw.dtype).removeprefix("torch."), list(raw.shape[1:])
-    mismatch = f"benchmark {benchmark} has samples {shape} ({dtype}), the model takes {outline.sample_shape} " \
+    mismatch = f"benchmark {benchmark.name} has samples {shape} ({dtype}), the model takes {outline.sample_shape} " \
                f"({outline.sample_dtype})"
     if shape != outline.sample_shape or list(more.input_shape) != outline.input_shape or more.is_text != (
             outline.sample_dtype == "int32"):
+        resizable = "size" in benchmark.options and dtype == outline.sample_dtype == "uint8"
+        if resizable and outline.sample_shape == [shape[0], outline.sample_shape[-1], outline.sample_shape[-1]]:
+            raise SpecError(f"{mismatch}; add :size={outline.sample_shape[-1]} to the benchmark, which resizes them")
         raise SpecError(f"{mismatch}; choose a benchmark with the same")
     if (dtype == "uint8") != (outline.sample_dtype == "uint8"):
         raise SpecError(f"{mismatch}; convert the new ones: {CONVERSIONS[outline.sample_dtype]}")

@@ -97,7 +97,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
                 own_recipe=recipe, method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
             reference = isinstance(strategy, StrategyInfo) and strategy.reference
             planned.append(PlannedTrial(trial, row_label, reference, _family(strategy, with_options, recipe), searched,
-                                        metric=metric))
+                                        metric=metric, default_scenario=not spec.scenario))
     return planned
 
 

@@ -147,6 +147,7 @@ class PlannedTrial:
     until: UntilDecided | None = None  # the rule by which its seed was added
     seen: tuple[int, ...] = ()  # seeds that a report had shown before this seed was requested
     metric: str = ACCURACY.name  # metric of R
+    default_scenario: bool = False  # whether the experiment names no scenario
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.core import tokens
-from clbench.core.errors import SpecError
+from clbench.core.errors import OptionError, SpecError
 from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
 from clbench.models.network import Network
@@ -115,7 +115,7 @@ class PerTaskStrategy(Strategy, ABC):
         if not stream_info.has_classes and not stream_info.task_given and self.options.infer != "gaussian":
             source = "language model's items is inferred from their prompts" if stream_info.predicts_tokens else (
                 "sample with a numeric target is inferred from its features")
-            raise SpecError(f"without task IDs, the task of a {source}; choose infer = gaussian, or --scenario task")
+            raise OptionError(f"without task IDs, the task of a {source}", "infer=gaussian", "choose --scenario task")
         self.heads = nn.ModuleList()
         self.learned = 0  # number of learned tasks; during training, there is one more head
         weight = self.model.head.weight

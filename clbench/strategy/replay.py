@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.device import send
-from clbench.core.errors import SpecError
+from clbench.core.errors import OptionError, SpecError
 from clbench.core.options import Options
 from clbench.core.renamed import Renamed
 from clbench.data.samples import Samples
@@ -108,8 +108,8 @@ class ReplayMemory(SampleMemory):
             raise SpecError(f"per_class = {self.per_class} counts the samples of each class, and this benchmark does "
                             "not have classes; choose a capacity")
         if balance == "class" and not stream_info.has_classes:
-            raise SpecError("balance = class divides the memory among classes, which this benchmark does not have; "
-                            "choose balance = reservoir")
+            raise OptionError("balance = class divides the memory among classes, which this benchmark does not have",
+                              "balance=reservoir")
         self.capacity, self.balance = capacity, balance
         self.joined = 0  # number of new samples for which `sample_share` has drawn samples
         self._offered: int | None = None  # the sum of memory_seen, if it is known on the host

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clbench.core import files, seeds
 from clbench.core.entry_points import builder, package_of, resolve
-from clbench.core.errors import ClbenchError, DataError, SpecError, message_of
+from clbench.core.errors import ClbenchError, DataError, OptionError, SpecError, message_of
 from clbench.core.options import format_value
 from clbench.core.pretrained import Preprocessing, WeightsSource
 from clbench.core.registry import Registry
@@ -227,7 +227,10 @@ def build_strategy(method: Resolved, model: Network, stream_info: StreamInfo, re
     """
     info = registry.strategy(method.name)
     cls = resolve(info.strategy, f"method {info.name!r}")
-    strategy = cls(model, stream_info, info.options.stored(method.options))
+    try:
+        strategy = cls(model, stream_info, info.options.stored(method.options))
+    except OptionError as error:
+        raise error.of_method(method.name) from error
     if not isinstance(strategy, Strategy):
         raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
     return strategy

@@ -118,7 +118,7 @@ def test_a_template_that_writes_bos_gets_no_second_one():
 @pytest.mark.parametrize(("template", "reason"), [
     ("{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not continue message 2"),
     ("{{ raise_exception('no system message') }}", "does not take the first 1 messages: no system message"),
-    (None, r"has no chat template; give it one \(--chat-template")])
+    (None, r"has no chat template; use prompt and response, or a tokenizer with a template \(option tokenizer")])
 def test_a_template_that_hides_the_turns_is_refused(template, reason):
     with pytest.raises(DataError, match=f"here: .*{reason}"):
         tokens(Conversation("here", (("user", "hi"), ("assistant", "yo"))), template=template)

@@ -106,10 +106,18 @@ def test_classes_of_one_task_only_and_small_classes_are_named():
     assert not any("one task only" in note for note in apart)  # then the tasks have classes of their own, as by class
 
 
+def test_classes_without_test_samples_are_named():
+    own = samples({"a": 20, "b": 1, "c": 20, "d": 20})
+    assert "no test samples: b" in divide(own, None, OwnOptions(tasks=2), 0, "x").notes
+    sites = Labeled(["a", "b"] * 10 + ["a"] * 9 + ["b"], ["n"] * 20 + ["s"] * 10)
+    assert "no test samples: b (s)" in divide(sites, None, OwnOptions(), 0, "x").notes
+    assert not any("no test" in n for n in divide(samples({"a": 9, "b": 9}), None, OwnOptions(tasks=2), 0, "x").notes)
+
+
 @pytest.mark.parametrize(("own", "options", "message"), [
     (samples({}), {}, "has no samples"),
     (samples({"a": 9}), {}, "one class only, 'a'"),
-    (samples({"a": 9, "b": 9, "c": 9}), {}, "give tasks = 3, a class each"),
+    (samples({"a": 9, "b": 9, "c": 9}), {}, "give tasks=3 for a class each or tasks=1 .*tasks_from=folders"),
     (samples({"a": 9, "b": 9}), {"tasks": 3}, "which do not make 3 tasks; give tasks = 2 or fewer"),
     (samples({"a": 9, "b": 9}), {"tasks": 2, "classes_in_order": "a+c"}, "and c is not there"),
     (samples({"a": 9, "b": 9}), {"tasks": 2, "classes_in_order": ["a"]}, "and b is left out"),

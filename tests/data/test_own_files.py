@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from clbench.core.errors import DataError, PluginError, SpecError
 from clbench.core.registry import discover
 from clbench.data.own.benchmark import copies
-from clbench.data.own.columns import table_files
+from clbench.data.own.columns import read_table, table_files
 from clbench.data.own.hub import hub_files
 from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, array_files
 from clbench.data.stream import load_stream
@@ -62,7 +62,10 @@ def test_a_file_with_its_own_split_tasks_and_class_names(tmp_path):
     assert [(len(task.train), len(task.test)) for task in read.tasks] == [(20, 10), (20, 10)]
     assert [task.classes for task in read.tasks] == [(0, 1), (2, 3)]  # in the order of the names as given
     assert "20 of 20 test samples are exact copies of training samples" in read.notes
-    assert len(stream("arrays", "a.safetensors", tmp_path, tasks=4).tasks) == 4
+    assert any("the test gives the task of each sample (scenario task)" in note for note in read.notes)
+    by_class = stream("arrays", "a.safetensors", tmp_path, tasks=4)
+    assert len(by_class.tasks) == 4
+    assert not any("scenario task" in note for note in by_class.notes)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "want"), [
@@ -89,6 +92,8 @@ def test_what_arrays_are_is_told_by_their_shape(shape, dtype, want, tmp_path):
     ({"y": np.zeros(3)}, r"y is \[3\], expected one value for each of the 40"),
     ({"y": np.full(40, 0.5)}, "not whole"),
     ({"X": np.array([[1.0], [np.nan]] * 20)}, r"sample 1 \(counted from 0\).* and so have 19 more"),
+    ({"X": np.array([[1.0]] * 38 + [[np.inf]] * 2)}, "sample 38 .* or infinite, and so has 1 more$"),
+    ({"X": np.array([[1.0]] * 39 + [[np.nan]])}, "sample 39 .* is missing or infinite$"),
     ({"y": np.array([None] * 40)}, "save text as np.array"),
     ({"class_names": np.array(["a", "b"])}, "class_names has 2 names, and y has 2"),
 ])
@@ -131,11 +136,11 @@ def test_columns_labels_and_groups_of_a_table(tmp_path):
 
 
 @pytest.mark.parametrize(("cells", "options", "message"), [
-    ([["", "a"]], {}, r"row 41, column 'v': the value is missing; mend it, or say what the column is: leave_out"),
-    ([["x1", "a"]], {}, r"row 41, column 'v': 'x1' is no number"),
-    ([["inf", "a"]], {}, r"row 41, column 'v': 'inf' is no number"),
-    ([[1, ""]], {}, r"row 41, column 'label' is empty"),
-    ([[1, 0.5]], {}, r"row 41, column 'label' is 0.5; labels must be names or whole numbers"),
+    ([["", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': the value is missing; write .* leave_out"),
+    ([["x1", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'x1' is no number"),
+    ([["inf", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'inf' is no number"),
+    ([[1, ""]], {}, r"row 41 \(line 42 of the file\), column 'label' is empty"),
+    ([[1, 0.5]], {}, r"row 41 \(line 42 of the file\), column 'label' is 0.5; labels must be names or whole numbers"),
     ([[1]], {}, "row 41 of t.csv has 1 values, its first line names 2 columns"),
     ([], {"label_column": "labels"}, "label_column = labels: no column 'labels'; did you mean 'label'"),
     ([], {"leave_out": "w"}, "leave_out names w, its columns are v, label"),
@@ -145,6 +150,15 @@ def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp
     table(tmp_path / "t.csv", ["v", "label"], *[[i, "ab"[i % 2]] for i in range(40)], *cells)
     with pytest.raises(DataError, match=message):
         stream("table", "t.csv", tmp_path, tasks=2, **options)
+
+
+def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text('v,label\n\n1,"a\nb"\n2,c\n')
+    assert read_table(file, "here").place(0, "v") == "row 1 (line 3 of the file), column 'v'"
+    assert read_table(file, "here").lines == [3, 5]
+    (tmp_path / "t.jsonl").write_text('{"v": 1}\n\n{"v": 2}\n')
+    assert read_table(tmp_path / "t.jsonl", "here").lines == [1, 3]
 
 
 @pytest.mark.extra("hf")

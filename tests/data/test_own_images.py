@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clbench import cli
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
 from clbench.data.own.lists import find_photos, image_files
@@ -80,6 +81,21 @@ def test_folders_may_be_tasks(tmp_path):
     assert train.labeled.labels[:10] == ["ill"] * 5 + ["well"] * 5
 
 
+def test_tasks_of_different_classes_share_outputs_only_if_the_user_asks_for_it(tmp_path, capsys):
+    for month, classes in (("1", ("red", "round")), ("2", ("blue", "long")), ("3", ("wet", "dry"))):
+        folder(tmp_path / "p" / month, classes)
+    call = ["run", "--benchmark", f"images:{tmp_path / 'p'}:tasks_from=folders", "--methods", "naive", "--epochs", "1",
+            "--seeds", "1", "--workers", "0", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    for more in ([], ["--dry-run"]):
+        assert cli.call([*call, *more]) == 2
+        assert ("tasks have different classes, and the default scenario 'domain' would give 'red' and 'blue' one "
+                "output; choose --scenario class (or task, ") in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
+    read = stream(tmp_path / "p", tmp_path, "domain", tasks_from="folders")
+    assert "classes share an output: output 0 = red / blue / dry, output 1 = round / long / wet" in read.notes
+    assert not any("share" in note for note in stream(tmp_path / "p", tmp_path, "class", tasks_from="folders").notes)
+
+
 def test_folders_within_classes_may_be_groups(tmp_path):
     for patient in range(5):
         save(tmp_path / "p" / "ill" / f"patient{patient}" / "a.png")
@@ -88,8 +104,13 @@ def test_folders_within_classes_may_be_groups(tmp_path):
     train, _, notes = find_photos(name, ImagesOptions(groups_from="folders"), tmp_path)
     assert train.labeled.groups == [f"patient{i}" for i in range(5)] * 2
     assert not notes
+    with pytest.raises(DataError, match=r"the same folders \(patient0, .*tasks_from=folders .* groups_from=folders"):
+        find_photos(name, ImagesOptions(), tmp_path)
+    save(tmp_path / "p" / "ill" / "patient5" / "a.png")
+    (tmp_path / "p" / "odd").mkdir()
     _, _, notes = find_photos(name, ImagesOptions(), tmp_path)
-    assert "10 photos lie in folders within those of their classes" in notes[0]
+    assert "no photos in the folders: odd" in notes
+    assert any("11 photos lie in folders within those of their classes" in note for note in notes)
 
 
 def test_all_files_are_named_and_what_is_no_photo_is_told(tmp_path):

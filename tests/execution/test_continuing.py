@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 import clbench
 from clbench import cli
@@ -123,6 +124,24 @@ def test_the_commands(pictures, tmp_path, capsys):
     assert "did you mean 'split-mnist'" in capsys.readouterr().err
 
 
+def test_two_new_classes_are_one_task_and_photos_of_another_size_are_resized_by_an_option(tmp_path, capsys):
+    def photos(name, classes, side):
+        for number, label in enumerate(classes):
+            (tmp_path / name / label).mkdir(parents=True)
+            for index in range(5):
+                Image.new("RGB", (side, side), (60 * number, index, 0)).save(tmp_path / name / label / f"{index}.png")
+        return f"images:{tmp_path / name}"
+
+    old, new = photos("old", "abcd", 8), photos("new", "ef", 12)
+    (record,) = train(tmp_path / "run", old, "class", "er", data=tmp_path).values()
+    call = ["continue", str(tmp_path / "run"), record.key, "--device", "cpu", "--data", str(tmp_path), "--benchmark"]
+    assert cli.call([*call, new]) == 2
+    assert "the model takes [3, 8, 8] (uint8); add :size=8 to the benchmark" in capsys.readouterr().err
+    assert cli.call([*call, f"{new}:size=8"]) == 0
+    (made,) = [r for r in Store(tmp_path / "run").read()[0] if r.trial.continues]
+    assert made.stream.classes == [[4, 5]] and made.trial.benchmark.options["tasks"] == 1
+
+
 def test_classes_with_the_names_of_old_ones_have_to_be_told_apart(pictures, tmp_path):
     folder, _ = pictures
     record = in_scenario(folder, "er", "class")
@@ -159,9 +178,9 @@ def test_samples_of_another_type_come_with_their_conversion(pictures):
     record = in_scenario(folder, "er", "class")
     outline = read(Store(folder).artifacts / record.key / MODEL).header.outline
     stream = TrialRunner(ExecutionSettings(), "cpu", "", discover()).stream(record.trial)
-    refuse_samples(outline, stream, "mine")
+    refuse_samples(outline, stream, Resolved(name="mine"))
     with pytest.raises(SpecError, match=r"the model takes \[3, 16, 16\] \(float32\); convert .*astype\(\"float32\"\)"):
-        refuse_samples(outline.model_copy(update={"sample_dtype": "float32"}), stream, "mine")
+        refuse_samples(outline.model_copy(update={"sample_dtype": "float32"}), stream, Resolved(name="mine"))
 
 
 def test_a_recipe_of_the_methods_own_gives_way_to_what_is_said_now():

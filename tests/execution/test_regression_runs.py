@@ -137,7 +137,7 @@ def test_stacked_seeds_are_those_that_run_alone(table, method):
 @pytest.mark.parametrize(("methods", "values", "message"), [
     (["naive"], {"scenario": "class"}, "scenario class needs classes; choose scenario task or domain"),
     (["lwf"], {}, r"method 'lwf' trains classifiers.*has numbers to predict; methods for them are a-gem, er, ewc"),
-    (["lora:rank=2"], {}, "a sample with a numeric target is inferred from its features; choose infer = gaussian"),
+    (["lora:rank=2"], {}, "'lora': .* numeric target is inferred from its features; write lora:infer=gaussian, or "),
     (["ewc:fisher=predicted"], {}, "choose fisher = exact, sampled or empirical"),
     (["er:balance=class"], {}, "balance = class divides the memory among classes, which this benchmark does not have"),
     (["er:weights=by-task"], {}, "weights = by-task needs classes, which this benchmark does not have"),
@@ -162,7 +162,8 @@ def test_data_without_tasks_or_with_a_missing_number_are_refused(tmp_path, table
         TrialRunner(spec.execution, "cpu", "a test").prepare(plan(spec, discover())[0].trial)
     broken = tmp_path / "broken.csv"
     broken.write_text(table.read_text().rsplit(",", 1)[0] + ",\n")
-    with pytest.raises(DataError, match=r"row 120, column 'price': the value is missing"):
+    with pytest.raises(DataError, match=r"row 120 \(line 121 of the file\), column 'price': the value is missing; "
+                       "write a number, or remove the row$"):
         run(broken, ["naive"])
 
 
@@ -186,6 +187,7 @@ def test_arrays_with_targets_are_the_same_stream(tmp_path, table):
     def stream_of(benchmark):
         spec = build({"benchmark": benchmark, "methods": ["naive"], "seeds": 1, "execution": {"data": tmp_path}})
         trial = plan(spec, discover())[0].trial
+        assert trial.scenario == "domain"
         return TrialRunner(spec.execution, "cpu", "a test").stream(trial)
 
     one = stream_of(f"table:{table}:target_column=price:task_column=site:standardise=false")

@@ -48,6 +48,20 @@ def test_all_mistakes_are_listed(registry):
     ]
 
 
+@pytest.mark.parametrize(("written", "meant"), [
+    ("image:photos", "images:photos"), ("photos", "images:photos"), ("photos:tasks=2", "images:photos"),
+    ("rows.csv", "table:rows.csv"), ("array:x.npz", "arrays:x.npz"), ("tabel:rows.csv", "table:rows.csv"),
+])
+def test_a_path_without_its_kind_and_a_misspelled_kind_are_asked_back(registry, written, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "rows.csv").touch()
+    with pytest.raises(SpecError, match=rf"^no benchmark .*; did you mean {meant}\? "):
+        planned(registry, methods="naive", benchmark=written)
+    (tmp_path / "image.py").write_text("def photos(): ...\n")  # then the name is that of a module of the user
+    assert planned(registry, methods="naive", benchmark="image:photos")
+
+
 def test_a_scenario_that_the_benchmark_has_not(registry):
     with pytest.raises(SpecError, match="'rotated-mnist' does not support scenario 'class': choose domain or task"):
         planned(registry, methods="naive", benchmark="rotated-mnist", scenario="class")

@@ -72,7 +72,7 @@ def test_a_stack_learns_as_each_seed_alone(runs, method, scenario):
 
 def test_methods_with_a_part_for_each_task_need_it_given_or_inferred(runs):
     for method, advice in (("independent", "no head is chosen by the prompt; choose --scenario task, or"),
-                           ("lora", "choose infer = gaussian, or --scenario task")):
+                           ("lora", "write (lora:)?infer=gaussian, or choose --scenario task")):
         with pytest.raises(SpecError, match=advice):
             runs.replica(method, scenario="domain")
 
@@ -211,8 +211,8 @@ def test_er_keeps_a_reservoir_of_items_as_the_stream_stores_them(runs):
 @pytest.mark.parametrize(("method", "message"), [
     ("ewc", "fisher = exact needs the distribution over all labels of an item, .*; choose fisher = sampled or"),
     ("ewc:fisher=predicted", "fisher = predicted needs"),
-    ("a-gem", "balance = class divides the memory among classes, .*; choose balance = reservoir"),
-    ("er:balance=class", "choose balance = reservoir"),
+    ("a-gem", "method 'a-gem': balance = class divides .*; write a-gem:balance=reservoir"),
+    ("er:balance=class", "write er:balance=reservoir"),
 ])
 def test_what_needs_classes_is_refused_before_training(runs, method, message):
     with pytest.raises(SpecError, match=message):

@@ -126,7 +126,7 @@ def test_adapters_are_chosen_by_the_prompt_alone(folder):
     assert routed.R[-1] == pytest.approx(given.R[-1], abs=1e-4) and routed.R[0] == pytest.approx(given.R[0], abs=1e-4)
     assert given.R[-1][0] == given.R[1][0] < given.R[0][0] - 0.5  # what is learned is not forgotten
     assert routed.answers == given.answers
-    with pytest.raises(SpecError, match="choose infer = gaussian, or --scenario task"):
+    with pytest.raises(SpecError, match="infer=gaussian, or choose --scenario task"):
         run(folder, "lora:base=pretrained", scenario="domain")
 
 

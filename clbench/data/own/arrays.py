@@ -67,6 +67,9 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
                 raise DataError(f"{where}: there are {len(part)} samples and {len(values)} targets")
         return target_stream(divide_targets(train_labels, test_labels, options, where), inputs, targets,
                              options.targets, notes=notes)
+    if train_labels.tasks is not None and options.tasks is None and not options.task_sizes:
+        notes.append("the array task names the tasks; unless --scenario class or domain is given, the test gives "
+                     "the task of each sample (scenario task)")
     return own_benchmark(x, train_labels, options, seed, where, x_test=x_test, test=test_labels,
                          layout=pixel_layout(options, notes))
 
@@ -77,7 +80,7 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
     label, notes = label_column(list(data.columns), options, where)
     used_columns = feature_columns(data, label, options, where)
     if options.targets is not None:
-        values = numbers(data, [label], where)[:, 0]
+        values = numbers(data, [label], where, label)[:, 0]
         division = divide_targets(labeled(data, None, options, where), None, options, where)
         return target_stream(division, [numbers(data, used_columns, where).float()], [values], label,
                              notes=[f"inputs are the columns {some(used_columns)}"])
@@ -182,6 +185,7 @@ def _inputs(x: Tensor, where: str) -> tuple[Tensor, list[str]]:
     x = x.float().contiguous()
     finite = x.flatten(1).isfinite().all(1)
     if not finite.all():
-        raise DataError(f"{where}: sample {int((~finite).nonzero()[0])} (counted from 0) has a value that is missing "
-                        f"or infinite, and so have {int((~finite).sum()) - 1} more")
+        first, *others = (~finite).nonzero().flatten().tolist()
+        more = f", and so {'has' if len(others) == 1 else 'have'} {len(others)} more" if others else ""
+        raise DataError(f"{where}: sample {first} (counted from 0) has a value that is missing or infinite{more}")
     return x, notes

@@ -41,7 +41,7 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     label, notes = label_column(list(data.columns), options, where)
     used_columns = feature_columns(data, label, options, where)
     x = numbers(data, used_columns, where)
-    targets = None if options.target is None else numbers(data, [label], where)[:, 0]
+    targets = None if options.target is None else numbers(data, [label], where, label)[:, 0]
     division = (divide(labeled(data, label, options, where), None, options, seed, where) if targets is None else
                 divide_targets(labeled(data, None, options, where), None, options, where))
     note = f"inputs are {len(used_columns)} columns: {some(used_columns)}"
@@ -89,13 +89,15 @@ EXTRA = "pip install 'clbench[hf]'"
 
 @dataclass(frozen=True)
 class Table:
-    """Columns by name, each with N values."""
+    """Columns by name, each with N values, and the line of the file on which each row begins, if it has lines."""
 
     columns: Mapping[str, Sequence[Any]]
+    lines: Sequence[int] = ()
 
     def place(self, index: int, column: str) -> str:
         """Return the name of a cell in errors; rows are counted from 1, without the header."""
-        return f"row {index + 1}, column {column!r}"
+        line = f" (line {self.lines[index]} of the file)" if self.lines else ""
+        return f"row {index + 1}{line}, column {column!r}"
 
 
 def read_table(path: Path, where: str) -> Table:
@@ -117,7 +119,12 @@ def read_table(path: Path, where: str) -> Table:
             head = file.readline()
             delimiter = max(DELIMITERS, key=head.count)
             file.seek(0)
-            names, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
+            reader, begin = csv.reader(file, delimiter=delimiter), 1
+            numbered: list[tuple[int, list[str]]] = []
+            for row in reader:  # quoted values may have several lines
+                numbered += [(begin, row)] if row else []
+                begin = reader.line_num + 1
+            names, *rows = [row for _, row in numbered] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}") from error
     names = [name.strip() for name in names]
@@ -130,16 +137,17 @@ def read_table(path: Path, where: str) -> Table:
         if len(row) != len(names):
             raise DataError(f"{where}: row {index + 1} of {path.name} has {len(row)} values, its first line names "
                             f"{len(names)} columns")
-    return Table(dict(zip(names, zip(*rows, strict=True), strict=True)))
+    return Table(dict(zip(names, zip(*rows, strict=True), strict=True)), [line for line, _ in numbered[1:]])
 
 
 def _json_lines(path: Path, where: str) -> Table:
     """Return a column for each key of the JSON objects on a file's lines; None if an object lacks the key."""
-    rows = []
+    rows, lines = [], []
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
+                    lines.append(number)
                     rows.append(json.loads(line))
                     if not isinstance(rows[-1], dict):
                         raise DataError(f"{where}: line {number} of {path.name} is no JSON object")
@@ -150,7 +158,7 @@ def _json_lines(path: Path, where: str) -> Table:
     columns = {}
     for name in dict.fromkeys(chain.from_iterable(rows)):
         columns[name] = [row.get(name) for row in rows]
-    return Table(columns)
+    return Table(columns, lines)
 
 
 def _parquet(path: Path, where: str) -> Table:
@@ -213,8 +221,10 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
     return Labeled(labels, text(options.task_column), text(options.group), tuple(classes))
 
 
-def numbers(table: Table, columns: Iterable[str], where: str) -> Tensor:
+def numbers(table: Table, columns: Iterable[str], where: str, target: str | None = None) -> Tensor:
     """Return the values of columns as float64 [N, D]; a column of lists gives one column per element.
+
+    `target` is the column with numbers to predict, for errors.
 
     Raises:
         DataError: a value is missing, not a number or not finite, or lists differ in length.
@@ -234,8 +244,8 @@ def numbers(table: Table, columns: Iterable[str], where: str) -> Tensor:
             value = values[index]
             raise DataError(f"{where}: {table.place(index, column)}: " +
                             ("the value is missing" if value is None or value == "" else f"{value!r} is no number") +
-                            "; mend it, or say what the column is: leave_out, task_column, group or label_column = "
-                            + column)
+                            ("; write a number, or remove the row" if column == target else "; write a number, or "
+                             f"say what the column is: leave_out, task_column, group or label_column = {column}"))
         parts.append(array[:, None])
     return torch.from_numpy(np.concatenate(parts, 1))
 

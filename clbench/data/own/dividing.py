@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from clbench.core import seeds
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, FewClassesError
 from clbench.data.common_options import order_classes, positions
-from clbench.data.own.samples import Labeled, in_order, some
+from clbench.data.own.samples import Labeled, in_order, some, untested
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -101,6 +101,8 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     counts = np.bincount(y[0][np.concatenate(rows)], minlength=len(classes))
     if small_classes := [f"{classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < FEW)]:
         notes = [*notes, f"classes with fewer than {FEW} training samples: {some(small_classes)}"]
+    if isinstance(options, OwnOptions):
+        notes += untested(orders, [y[-1][of_task] for of_task in test_rows], names, classes)
     return Division(tuple(classes), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1],
                     tuple(notes))
 
@@ -153,17 +155,16 @@ def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: st
     if tasks is None:
         tasks = min(DEFAULT_TASKS, count // 2)
         if tasks < 2:
-            raise DataError(f"{where} has {count} classes, too few for tasks of two; give tasks = {count}, a class "
-                            "each, or name the tasks by a column or sub-folders")
+            raise FewClassesError(f"{where} has {count} classes, too few for tasks of two; give tasks={count} for a "
+                                  "class each or tasks=1 for one task, or say what names the tasks: task_column=NAME, "
+                                  "an array task, or tasks_from=folders for photos in nested folders")
         notes.append(f"{tasks} tasks by class, as nothing else is asked for (tasks = ...)")
     if tasks > count:
         raise DataError(f"{where} has {count} classes, which do not make {tasks} tasks; give tasks = {count} or fewer")
-    order = order_classes(options, seed, count)
-    if options.classes_in_order:
-        order = _listed(options.classes_in_order, classes, "classes_in_order", where)
+    order = (_listed(options.classes_in_order, classes, "classes_in_order", where) if options.classes_in_order else
+             order_classes(options, seed, count))
     sizes = options.task_sizes or [count // tasks + (task < count % tasks) for task in range(tasks)]
-    ends = list(accumulate(sizes))
-    parts = [tuple(order[end - size:end]) for size, end in zip(sizes, ends, strict=True)]
+    parts = [tuple(order[end - size:end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]
     if not options.task_sizes and count % tasks:
         notes.append(f"{count} classes do not divide evenly into {tasks} tasks, which have "
                      f"{', '.join(str(len(part)) for part in parts)} (scenario domain needs equally many)")
@@ -189,8 +190,7 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
     if options.classes_in_order or options.class_order != "natural":
         raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
                         "give tasks = ... as well to divide by class, or leave the order out")
-    task_order = getattr(options, "tasks_in_order", [])
-    if task_order:
+    if task_order := getattr(options, "tasks_in_order", []):
         names = [names[i] for i in _listed(task_order, names, "tasks_in_order", where)]
     number = {name: i for i, name in enumerate(names)}
     ids = [np.array([number[t] for t in train.tasks], np.int64)]

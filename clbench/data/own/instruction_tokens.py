@@ -113,8 +113,9 @@ class ItemTokenizer:
     def _rendered(self, item: Conversation, count: int, prompt: bool) -> list[int]:
         """Return the tokens of the first `count` messages; the chat template writes all special tokens itself."""
         if self.tokenizer.chat_template is None:
-            raise DataError(f"{item.place}: it has messages, and the tokenizer has no chat template; give it one "
-                            "(--chat-template FILE), or use prompt and response")
+            raise DataError(f"{item.place}: it has messages, and the tokenizer has no chat template; use prompt "
+                            "and response, or a tokenizer with a template (option tokenizer of the benchmark in "
+                            "clbench run, --chat-template FILE in clbench forget)")
         messages = [{"role": role, "content": content} for role, content in item.messages[:count]]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)

@@ -89,12 +89,23 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         problem = (f"the {shallow} photos in it lie outside such folders" if shallow else
                    f"there are no photos in it ({', '.join(sorted(SUFFIXES))})")
         raise DataError(f"{where}: {root} needs {layout}, but {problem}: move the photos into such folders")
+    class_folders = [folder for outer in _folders(root) for folder in (_folders(outer) if tasks else [outer])]
+    with_photos = {root.joinpath(*path.relative_to(root).parts[:depth]) for path in files}
+    if empty := [folder.relative_to(root).as_posix() for folder in class_folders if folder not in with_photos]:
+        notes.append(f"no photos in the folders: {some(empty)}")
     if shallow:
         notes.append(f"{shallow} photos in {root} were left out: they do not lie in {layout}")
     if skipped:
         notes.append(f"{skipped} files in {root} were left out: they are no photos by their names")
     relative_parts = [path.relative_to(root).parts for path in files]
     if deep and depth == 1 and not groups:
+        inner_names = {folder: {parts[1] for parts in relative_parts if parts[0] == folder and len(parts) > depth + 1}
+                       for folder in {parts[0] for parts in relative_parts}}
+        first, *others = inner_names.values()
+        if deep == len(files) and others and all(inner == first for inner in others):
+            raise DataError(f"{where}: all folders in {root} have the same folders ({some(sorted(first))}); add "
+                            "tasks_from=folders if the outer folders are tasks and the inner ones classes, or "
+                            "groups_from=folders if the outer folders are classes and the inner ones groups")
         notes.append(f"{deep} photos lie in folders within those of their classes (tasks_from=folders takes the outer "
                      "folders for tasks, groups_from=folders the inner ones for groups)")
     names = None

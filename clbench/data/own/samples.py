@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,14 @@ def some(names: Iterable[str]) -> str:
     """Return names as text: the first few, and the number of the others."""
     all_names = list(names)
     return ", ".join(all_names[:SHOWN]) + (f" and {len(all_names) - SHOWN} more" if len(all_names) > SHOWN else "")
+
+
+def untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], tasks: Sequence[str],
+             classes: Sequence[str]) -> list[str]:
+    """Return a note on classes of a task without test samples; `tested` has the labels of each task's test samples."""
+    without = [classes[c] + (f" ({tasks[t]})" if tasks else "") for t, order in enumerate(orders)
+               for c in order if c not in tested[t]]
+    return [f"no test samples: {some(without)}"] if without else []
 
 
 def locate(name: str, data_dir: Path) -> Path:

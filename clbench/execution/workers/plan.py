@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.registry import Registry
+from clbench.core.scenario import shared_outputs
+from clbench.data.own_options import OwnOptions
 from clbench.execution.time_left import Kind, kind_of
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import WorkEstimate
 from clbench.results.records import Record
+
+if TYPE_CHECKING:
+    from clbench.data.stream import Stream
 
 ACCELERATOR_STACK = 32  # initial stack size; a stack that does not fit in memory is halved
 
@@ -103,6 +109,22 @@ class PreflightChecks:
     def skip_setting(self, planned: PlannedTrial) -> None:
         """Skip the other trials of a trial's setting."""
         self.left = [p for p in self.left if p.trial.environment != planned.trial.environment]
+
+
+def refuse_default_domain(planned: PlannedTrial, stream: Stream, registry: Registry) -> None:
+    """Check that the default scenario of the user's data does not give different classes one output.
+
+    Raises:
+        DataError: it does, and the experiment names no scenario.
+    """
+    benchmark = planned.trial.benchmark.name
+    if not planned.default_scenario or not issubclass(registry.benchmark(benchmark).options, OwnOptions):
+        return
+    if shared := shared_outputs((task.classes, task.class_names) for task in stream.tasks):
+        first = " and ".join(map(repr, next(iter(shared.values()))[:2]))
+        raise DataError(f"benchmark {benchmark!r}: tasks have different classes, and the default scenario "
+                        f"{planned.trial.scenario!r} would give {first} one output; choose --scenario class (or task, "
+                        "if the task is known at test time)")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from clbench.core.compat import uncollected
 from clbench.core.errors import ClbenchError
 from clbench.core.registry import Registry, discover
 from clbench.execution.workers import protocol
-from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
+from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan, refuse_default_domain
 from clbench.execution.workers.pool import Inbox, Pool, WorkerHandle
 from clbench.execution.workers.protocol import (
     Finished,
@@ -196,7 +196,9 @@ class Worker:
         """Handle `Prepare`. An error other than a `ClbenchError` occurs again in the trial, whose record stores it."""
         try:
             notes = self.runner.prepare(planned.trial, planned.label)
-            estimate = self.runner.estimator.estimate_time(planned.trial, self.runner.stream(planned.trial))
+            stream = self.runner.stream(planned.trial)
+            refuse_default_domain(planned, stream, self.runner.registry)
+            estimate = self.runner.estimator.estimate_time(planned.trial, stream)
             self.send(Prepared(notes=notes, estimate=estimate))
         except ClbenchError as error:
             self.send(Refused(kind=type(error).__name__, message=str(error)))
