@@ -150,9 +150,10 @@ def remarks(audit: Audit) -> list[str]:
     if note := _too_few(audit):
         lines.append(note)
     if audit.dial:
-        lines.append("Scale: the adapter's update is multiplied by it; 0 is the base. At a scale, losses are within the "
-                     "margin if, on every file except that of the new task, the interval of nll and the mean of exact "
-                     "are within it. The largest such scale has no scale below it whose losses are beyond the margin.")
+        lines.append("Scale: the adapter's update is multiplied by it; 0 is the base. At a scale, losses are within "
+                     "the margin if, on every file except that of the new task, the interval of nll and the mean of "
+                     "exact are within it. The largest such scale has no scale below it whose losses are beyond the "
+                     "margin.")
     lines += [f"{clean(file.name)}: {', '.join(file.notes)}." for file in audit.files if file.notes]
     return [*lines, *audit.notes]
 
