@@ -34,7 +34,7 @@ from clbench.strategy.base import Batch, Strategy
 from clbench.testing.rules import check_declarations, check_stored_samples, check_task_free, suggested_declarations
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training.budget import phases_of, steps_of
-from clbench.training.evaluation import evaluate
+from clbench.training.evaluation import evaluate, require_prediction
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import begin_phase
 
@@ -53,12 +53,9 @@ def check_logits(make: Make) -> None:
         for learned in range(TASKS + 1):
             if learned:
                 b.learn(learned - 1)
-            b.strategy.eval()
-            for index, task in enumerate(b.stream.tasks):
+            for index in range(TASKS):
                 given_task = index if SCENARIOS[scenario].task_given else None
-                with torch.no_grad():
-                    logits = b.strategy.predict(b.stream.prepare(task.test.x), given_task).logits
-                    repeated_logits = b.strategy.predict(b.stream.prepare(task.test.x), given_task).logits
+                logits, repeated_logits = (logits_of(b, index, given_task) for _ in range(2))
                 location = f"scenario {scenario}, task {index + 1} after {learned} tasks"
                 if logits.shape != (SAMPLES, b.stream.classes):
                     raise NonConforming(f"{location}: logits are {list(logits.shape)}, "
@@ -67,6 +64,13 @@ def check_logits(make: Make) -> None:
                     raise NonConforming(f"{location}: logits have NaN, or a sample without any finite logit")
                 if not torch.equal(logits, repeated_logits):
                     raise NonConforming(f"{location}: predict gives different logits for the same samples")
+
+
+def logits_of(b: Bench, index: int, given_task: int | None) -> Tensor:
+    """Return the logits for the test samples of a task, from `predict(x, given_task)` in eval mode."""
+    x = b.stream.prepare(b.stream.tasks[index].test.x)
+    with torch.no_grad():
+        return require_prediction(b.strategy, b.strategy.eval().predict(x, given_task)).logits
 
 
 def check_state(make: Make) -> None:
@@ -205,11 +209,8 @@ def check_checkpoint(make: Make) -> None:
     uninterrupted.learn(TASKS - 1)
     resumed.learn(TASKS - 1)
     unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "learning on from a checkpoint")
-    for index, task in enumerate(uninterrupted.stream.tasks):
-        with torch.no_grad():
-            logits = [b.strategy.eval().predict(b.stream.prepare(task.test.x), index).logits
-                      for b in (uninterrupted, resumed)]
-        if not torch.equal(*logits):
+    for index in range(TASKS):
+        if not torch.equal(*(logits_of(b, index, index) for b in (uninterrupted, resumed))):
             raise NonConforming(f"after a checkpoint the logits of task {index + 1} are others")
 
 

@@ -146,7 +146,7 @@ def check_declarations(make: Make) -> None:
             for _ in train_tasks(b):
                 predict_all(b, cache)
         except PluginError as error:
-            raise NonConforming(f"scenario {scenario}: {error}") from None
+            raise NonConforming(str(error)) from None
 
 
 def suggested_declarations(make: Make) -> list[str]:

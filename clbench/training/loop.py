@@ -29,11 +29,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds
 from clbench.core.device import synchronize
+from clbench.core.errors import PluginError
 from clbench.data.photo_samples import decoded_ahead
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
-from clbench.strategy.base import Batch, Task
+from clbench.strategy.base import Batch, Strategy, Task
 from clbench.strategy.granted import PhaseSpec
 from clbench.training import cache, precision
 from clbench.training.budget import phases_of, steps_of, steps_per_epoch
@@ -49,16 +50,19 @@ from clbench.training.steps import TrainStep, Unstackable, make_train_step
 CHECK_EVERY = 256  # steps between checks whether all replicas have diverged; each check waits for the device
 
 
-def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -> Tensor:
+def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1, check: bool = False) -> Tensor:
     """Take one optimizer step for each replica on its prepared batch; return the losses [S], left on the device.
 
-    The batches are divided into at most `parts` parts, whose gradients are accumulated.
+    The batches are divided into at most `parts` parts, whose gradients are accumulated. `check` says whether to call
+    `require_losses`.
     """
     for parameter in train_step.trained.values():
         parameter.grad = None
     total: Tensor | float = 0.0
     for share, part in divided(batches, parts):
         losses = share * train_step.losses(part) if parts > 1 else train_step.losses(part)
+        if check:
+            require_losses(train_step.members, losses)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         total = total + losses.detach()
     train_step.edit_gradients()
@@ -66,6 +70,21 @@ def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -
         train_step.optimizer.step()
     assert isinstance(total, Tensor)
     return total
+
+
+def require_losses(strategies: Sequence[Strategy], losses: Tensor) -> None:
+    """Check that the losses of a step are a scalar for each strategy, and depend on parameters that are trained.
+
+    Raises:
+        PluginError: they are not, or do not.
+    """
+    name = type(strategies[0]).__name__
+    if losses.numel() != len(strategies):
+        raise PluginError(f"`loss` of {name} returned a tensor of shape {list(losses.shape[1:])}; it must return a "
+                          "scalar, such as the mean over the samples of the batch")
+    if not losses.requires_grad:
+        raise PluginError(f"`loss` of {name} returned a value that depends on no trained parameter, so there are no "
+                          "gradients; torch.no_grad() and detach() can be the reason")
 
 
 class TrainingLoop:
@@ -210,13 +229,13 @@ class TrainingLoop:
         `start` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
         """
         assert self.train_step is not None
-        for _ in range(count):
+        for step in range(count):
             batches = [sampler.batch(part) if inputs.prepared else
                        sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
                        for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)]
             batches = self.replicas[0].strategy.collate(batches)
             with self.callbacks.around_step(self, batches):
-                losses.append(take_step(self.train_step, batches, self.recipe.accumulate))
+                losses.append(take_step(self.train_step, batches, self.recipe.accumulate, check=step == 0))
             if schedule is not None:
                 schedule.step()
             self.callbacks.on_step(self, index, len(losses), steps)

@@ -2,8 +2,9 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from clbench.core.errors import ClbenchError
+from clbench.core.errors import ClbenchError, PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import CHECKS, NonConforming, bench, check
@@ -98,6 +99,42 @@ def test_the_weights_that_are_checked_lie_as_those_of_a_run(model):
     strategy = bench(StrategyInfo("good", Strategy, "fine-tuning"), {}, "task", model=model).strategy
     kernels = [p for p in strategy.parameters() if p.dim() == 4]
     assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+class ReturnsLogits(Strategy):
+    def predict(self, x, task=None):
+        return self(x, task)
+
+
+class LossPerSample(Strategy):
+    def loss(self, batch):
+        return F.cross_entropy(self(batch.x), batch.y, reduction="none")
+
+
+class LossWithoutGradient(Strategy):
+    def loss(self, batch):
+        with torch.no_grad():
+            return super().loss(batch)
+
+
+@pytest.mark.parametrize(("cls", "words"), [
+    (ReturnsLogits, r"`predict` of ReturnsLogits returned a Tensor; it must return clbench.Prediction\(logits\)"),
+    (LossPerSample, r"`loss` of LossPerSample returned a tensor of shape \[8\]; it must return a scalar"),
+    (LossWithoutGradient, "`loss` of LossWithoutGradient returned a value that depends on no trained parameter"),
+])
+@pytest.mark.parametrize("name", ["logits", "predict-changes-nothing", "checkpoint"])
+def test_a_hook_that_returns_something_else_is_named(cls, words, name):
+    with pytest.raises(PluginError, match=words):
+        check(StrategyInfo("bad", cls, "returns something else"), name)
+
+
+def test_declarations_fail_for_the_same_reason_as_other_rules():
+    messages = set()
+    for name in ("state", "declarations"):
+        with pytest.raises((NonConforming, PluginError)) as caught:
+            check(StrategyInfo("bad", LossPerSample, "returns something else"), name)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
 
 
 def test_what_is_no_strategy_is_refused():
