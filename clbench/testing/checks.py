@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,15 +30,22 @@ from clbench.persistence.snapshot import read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.store import STATE
 from clbench.strategy.base import Batch, Strategy
-from clbench.testing.rules import check_declarations, check_stored_samples, check_task_free, suggested_declarations
+from clbench.testing.rules import (
+    check_declarations,
+    check_learning_rates,
+    check_stored_samples,
+    check_task_free,
+    suggested_declarations,
+    training_facts,
+)
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.evaluation import evaluate, require_prediction
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import begin_phase
 
-__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "suggest",
-           "tiny_stream"]
+__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "describe",
+           "suggest", "tiny_stream"]
 
 
 def check_logits(make: Make) -> None:
@@ -214,20 +220,6 @@ def check_checkpoint(make: Make) -> None:
             raise NonConforming(f"after a checkpoint the logits of task {index + 1} are others")
 
 
-def check_learning_rates(make: Make) -> None:
-    """Check that every pattern of `learning_rates` matches a parameter; a misspelled pattern would have no effect."""
-    b = make("task")
-    unmatched: dict[str, bool] = {}
-    for index in range(TASKS):
-        b.learn(index)
-        names = [name for name, _ in b.strategy.named_parameters()]
-        for pattern in b.strategy.learning_rates():
-            unmatched[pattern] = unmatched.get(pattern, True) and not any(fnmatchcase(name, pattern) for name in names)
-    for pattern, is_unmatched in unmatched.items():
-        if is_unmatched:
-            raise NonConforming(f"learning_rates has {pattern!r}, which fits the name of no parameter")
-
-
 CHECKS: dict[str, Callable[[Make], None]] = {
     "logits": check_logits,
     "state": check_state,
@@ -255,6 +247,15 @@ def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | No
     if name not in CHECKS:
         raise ClbenchError(f"no check {name!r}; there are {', '.join(CHECKS)}")
     CHECKS[name](maker(method, options))
+
+
+def describe(method: str | StrategyInfo, options: Mapping[str, Any] | None = None) -> list[str]:
+    """Return facts about the training of a method that keeps the rules, a line for each.
+
+    The lines say which parameters are trained, and why trials cannot train as a stack, if they cannot. `method` is the
+    method's name or its declaration.
+    """
+    return training_facts(maker(method, options))
 
 
 def suggest(method: str | StrategyInfo, options: Mapping[str, Any] | None = None) -> list[str]:

@@ -1,3 +1,4 @@
+import copy
 import random
 
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from clbench.core.errors import ClbenchError, PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import CHECKS, NonConforming, bench, check
+from clbench.testing.checks import CHECKS, NonConforming, bench, check, describe
 
 
 class HidesATensor(Strategy):
@@ -135,6 +136,52 @@ def test_declarations_fail_for_the_same_reason_as_other_rules():
             check(StrategyInfo("bad", LossPerSample, "returns something else"), name)
         messages.add(str(caught.value))
     assert len(messages) == 1
+
+
+class TrainsItsTeacher(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.teacher = copy.deepcopy(model)
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def loss(self, batch):
+        return super().loss(batch) + F.mse_loss(self(batch.x), self.teacher(batch.x))
+
+
+class Branches(Strategy):
+    def loss(self, batch):
+        loss = super().loss(batch)
+        return loss / 2 if loss > 1 else loss
+
+
+class OwnLoop(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        model.blocks.requires_grad_(False)
+
+    def fit(self, task, budget):
+        return torch.zeros(2)
+
+
+class NoSteps(Strategy):
+    def phases(self, task):
+        return 0
+
+
+ALONE = "seeds of this method train one by one, also with --stack: "
+
+
+@pytest.mark.parametrize(("cls", "lines"), [
+    (Strategy, ["trains model.* (1,014 parameters)"]),
+    (TrainsItsTeacher, ["trains scale (3 parameters), model.* (1,014) and teacher.* (1,014)"]),
+    (NoSteps, ["trains no parameters"]),
+    (OwnLoop, ["trains model.* (78 parameters)", f"{ALONE}OwnLoop trains by a loop of its own, one seed at a time"]),
+    (Branches, ["trains model.* (1,014 parameters)", f"{ALONE}its loss cannot be computed for several "
+                "trials at once (vmap: It looks like you're attempting to use a Tensor in some data-dependent control "
+                "flow. We don't support that yet)"]),
+])
+def test_what_is_trained_and_what_cannot_be_stacked_is_said(cls, lines):
+    assert describe(StrategyInfo("x", cls, "")) == lines
 
 
 def test_what_is_no_strategy_is_refused():
