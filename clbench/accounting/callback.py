@@ -28,7 +28,7 @@ from clbench.training import precision
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import batch_size, given_tasks
-from clbench.training.replica import Replica, TaskResult
+from clbench.training.replica import Replica, TaskResult, require_losses
 from clbench.training.sampling import divided
 from clbench.training.steps import Loss, TrainStep, arguments_of
 
@@ -143,6 +143,7 @@ def flops_alone(strategy: Strategy, train_step: TrainStep, batch: Batch) -> int:
     with seeds.scope(0, "flops"), FlopCount() as count:
         with train_step.forward:
             loss: Tensor = functional_call(Loss(strategy), buffers, arguments_of(batch))
+        require_losses([strategy], loss[None])
         torch.autograd.grad(loss, trained, allow_unused=True)
     return int(count.total)
 

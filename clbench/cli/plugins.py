@@ -145,6 +145,7 @@ def check(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
     """Check that methods follow the rules of the plugin interface.
 
     clbench runs each method on a tiny stream and lists the rules that it breaks. The exit code is 1 if there are any.
+    If a method keeps all rules, clbench prints which parameters it trains.
     """
     from clbench.core.errors import SpecError
     from clbench.core.options import parse_named
@@ -174,24 +175,31 @@ def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
 def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
     """Print the result of each check of a method, and return 1 if a check failed."""
     from clbench.core.options import validate
+    from clbench.execution.progress import plural
     from clbench.testing import checks
 
     validate(info.options, options, info.name, "clbench methods")
     click.echo(text)
-    problems: list[str] = []
+    failed: dict[str, list[str]] = {}  # names of rules, by the problem
     for name, function in checks.CHECKS.items():
         problem = failure(partial(checks.check, info, name, options), info)
         if problem:
-            message = "the same" if problem in problems else problem
-            problems.append(problem)
-        else:
-            message = (function.__doc__ or "").splitlines()[0].removeprefix("Check that ").rstrip(".")
+            failed.setdefault(problem, []).append(name)
+            if len(failed[problem]) > 1:
+                continue
+        message = problem or (function.__doc__ or "").splitlines()[0].removeprefix("Check that ").rstrip(".")
         click.echo(f"  {'FAIL' if problem else 'ok':4}  {name}: {message}")
-    for line in [] if problems else checks.suggest(info, options):
+    untested = 0
+    for first, *rest in failed.values():
+        if rest:
+            untested += len(rest)
+            click.echo(f"  note  {plural(len(rest), 'rule')} could not be tested for the same reason as {first}: "
+                       f"{', '.join(rest)}")
+    for line in [] if failed else [*checks.describe(info, options), *checks.suggest(info, options)]:
         click.echo(f"  note  {line}")
-    total = len(checks.CHECKS)
-    click.echo(f"{text} breaks {len(problems)} of {total} rules" if problems else f"{text} keeps all {total} rules")
-    return int(bool(problems))
+    total, others = len(checks.CHECKS), f"; {untested} could not be tested" if untested else ""
+    click.echo(f"{text} breaks {len(failed)} of {total} rules{others}" if failed else f"{text} keeps all {total} rules")
+    return int(bool(failed))
 
 
 def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:

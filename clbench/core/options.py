@@ -274,15 +274,15 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
     """Return pydantic's errors about an options class as lines of a message, with suggestions for unknown options."""
     lines = []
     for item in error.errors():
-        location = ".".join([owner, *map(str, item["loc"][:1])])
+        path = [owner, *map(str, item["loc"][:1])]
         if item["type"] == "extra_forbidden":
             lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields,
                                                 f"{listing} {owner.removeprefix('tune.')}"))
         else:
-            message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+            message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be").replace(
+                "Field required", f"has no default; give a value ({':'.join(path)}=VALUE), or a default in the plugin")
             input_text = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"
-            lines.append(f"{location}: {message}{input_text}"
-                         f"{_unfinished(item['input'], options, *map(str, item['loc'][:1]))}")
+            lines.append(f"{'.'.join(path)}: {message}{input_text}{_unfinished(item['input'], options, *path[1:])}")
     return lines
 
 

@@ -6,6 +6,7 @@ torch anyway import it.
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch._ops import OpOverload
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clbench.core.errors import message_of
+
 __all__ = ["NormWithStatistics", "OpOverload", "TorchDispatchMode", "copy_on_write", "flash_attention_enabled",
-           "inside_vmap", "is_copy_on_write", "storage_id", "without_torch_functions", "write_count"]
+           "inside_vmap", "is_copy_on_write", "storage_id", "vmap_refusal", "without_torch_functions", "write_count"]
 
 NormWithStatistics = _NormBase  # batch and instance normalization
 
@@ -45,6 +48,15 @@ def write_count(tensor: Tensor) -> int:
 def inside_vmap(value: Any) -> bool:
     """Return whether a value is a tensor of `torch.func.vmap`."""
     return bool(torch._C._functorch.is_batchedtensor(value))
+
+
+def vmap_refusal(error: RuntimeError) -> str:
+    """Return why `torch.func.vmap` refuses to run a function, without its request to file an issue; "" for others.
+
+    vmap has no error type of its own. Its messages begin with its name.
+    """
+    text = message_of(error)
+    return re.sub(r"[.,] please .*", "", text, flags=re.IGNORECASE) if text.startswith("vmap: ") else ""
 
 
 def flash_attention_enabled() -> bool:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from clbench.core.entry_points import lazy
 
 if TYPE_CHECKING:
-    from clbench.testing.checks import CHECKS, check, suggest
+    from clbench.testing.checks import CHECKS, check, describe, suggest
     from clbench.testing.tiny import MODELS, Bench, NonConforming, bench, tiny_stream
 
-__all__ = ["CHECKS", "MODELS", "Bench", "NonConforming", "bench", "check", "suggest", "tiny_stream"]
+__all__ = ["CHECKS", "MODELS", "Bench", "NonConforming", "bench", "check", "describe", "suggest", "tiny_stream"]
 __getattr__, __dir__ = lazy(__name__, {
-    "clbench.testing.checks": ("CHECKS", "check", "suggest"),
+    "clbench.testing.checks": ("CHECKS", "check", "describe", "suggest"),
     "clbench.testing.tiny": ("MODELS", "Bench", "NonConforming", "bench", "tiny_stream"),
 })

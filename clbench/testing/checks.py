@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,15 +30,22 @@ from clbench.persistence.snapshot import read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.store import STATE
 from clbench.strategy.base import Batch, Strategy
-from clbench.testing.rules import check_declarations, check_stored_samples, check_task_free, suggested_declarations
+from clbench.testing.rules import (
+    check_declarations,
+    check_learning_rates,
+    check_stored_samples,
+    check_task_free,
+    suggested_declarations,
+    training_facts,
+)
 from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
 from clbench.training.budget import phases_of, steps_of
-from clbench.training.evaluation import evaluate
+from clbench.training.evaluation import evaluate, require_prediction
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import begin_phase
 
-__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "suggest",
-           "tiny_stream"]
+__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "describe",
+           "suggest", "tiny_stream"]
 
 
 def check_logits(make: Make) -> None:
@@ -53,12 +59,9 @@ def check_logits(make: Make) -> None:
         for learned in range(TASKS + 1):
             if learned:
                 b.learn(learned - 1)
-            b.strategy.eval()
-            for index, task in enumerate(b.stream.tasks):
+            for index in range(TASKS):
                 given_task = index if SCENARIOS[scenario].task_given else None
-                with torch.no_grad():
-                    logits = b.strategy.predict(b.stream.prepare(task.test.x), given_task).logits
-                    repeated_logits = b.strategy.predict(b.stream.prepare(task.test.x), given_task).logits
+                logits, repeated_logits = (logits_of(b, index, given_task) for _ in range(2))
                 location = f"scenario {scenario}, task {index + 1} after {learned} tasks"
                 if logits.shape != (SAMPLES, b.stream.classes):
                     raise NonConforming(f"{location}: logits are {list(logits.shape)}, "
@@ -67,6 +70,13 @@ def check_logits(make: Make) -> None:
                     raise NonConforming(f"{location}: logits have NaN, or a sample without any finite logit")
                 if not torch.equal(logits, repeated_logits):
                     raise NonConforming(f"{location}: predict gives different logits for the same samples")
+
+
+def logits_of(b: Bench, index: int, given_task: int | None) -> Tensor:
+    """Return the logits for the test samples of a task, from `predict(x, given_task)` in eval mode."""
+    x = b.stream.prepare(b.stream.tasks[index].test.x)
+    with torch.no_grad():
+        return require_prediction(b.strategy, b.strategy.eval().predict(x, given_task)).logits
 
 
 def check_state(make: Make) -> None:
@@ -205,26 +215,9 @@ def check_checkpoint(make: Make) -> None:
     uninterrupted.learn(TASKS - 1)
     resumed.learn(TASKS - 1)
     unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "learning on from a checkpoint")
-    for index, task in enumerate(uninterrupted.stream.tasks):
-        with torch.no_grad():
-            logits = [b.strategy.eval().predict(b.stream.prepare(task.test.x), index).logits
-                      for b in (uninterrupted, resumed)]
-        if not torch.equal(*logits):
-            raise NonConforming(f"after a checkpoint the logits of task {index + 1} are others")
-
-
-def check_learning_rates(make: Make) -> None:
-    """Check that every pattern of `learning_rates` matches a parameter; a misspelled pattern would have no effect."""
-    b = make("task")
-    unmatched: dict[str, bool] = {}
     for index in range(TASKS):
-        b.learn(index)
-        names = [name for name, _ in b.strategy.named_parameters()]
-        for pattern in b.strategy.learning_rates():
-            unmatched[pattern] = unmatched.get(pattern, True) and not any(fnmatchcase(name, pattern) for name in names)
-    for pattern, is_unmatched in unmatched.items():
-        if is_unmatched:
-            raise NonConforming(f"learning_rates has {pattern!r}, which fits the name of no parameter")
+        if not torch.equal(*(logits_of(b, index, index) for b in (uninterrupted, resumed))):
+            raise NonConforming(f"after a checkpoint the logits of task {index + 1} are others")
 
 
 CHECKS: dict[str, Callable[[Make], None]] = {
@@ -254,6 +247,15 @@ def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | No
     if name not in CHECKS:
         raise ClbenchError(f"no check {name!r}; there are {', '.join(CHECKS)}")
     CHECKS[name](maker(method, options))
+
+
+def describe(method: str | StrategyInfo, options: Mapping[str, Any] | None = None) -> list[str]:
+    """Return facts about the training of a method that keeps the rules, a line for each.
+
+    The lines say which parameters are trained, and why trials cannot train as a stack, if they cannot. `method` is the
+    method's name or its declaration.
+    """
+    return training_facts(maker(method, options))
 
 
 def suggest(method: str | StrategyInfo, options: Mapping[str, Any] | None = None) -> list[str]:

@@ -1,9 +1,12 @@
-"""Checks that need several runs or functions of their own: declarations, hidden boundaries and stored samples."""
+"""Further checks: learning rates, declarations, hidden boundaries and stored samples; and facts about the training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
 
@@ -12,21 +15,39 @@ from torch import Tensor
 
 from clbench.accounting.flops import FlopCount
 from clbench.core import seeds
-from clbench.core.errors import PluginError
+from clbench.core.errors import PluginError, typed_message
 from clbench.core.scenario import Scenario
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream
+from clbench.report.formatting import in_words
 from clbench.strategy.base import Strategy, declares
 from clbench.strategy.replay import SampleMemory
 from clbench.testing.tiny import RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, tiny_stream
+from clbench.training.cache import PhaseInputs
+from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import role
 from clbench.training.evaluation import evaluate, given_tasks
 from clbench.training.loop import TrainingLoop
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.sampling import StreamSampler
+from clbench.training.steps import Unstackable
 from clbench.training.stream_loop import StreamLoop
 
 SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks, for three divisions of the samples; batches have 8
+
+
+def check_learning_rates(make: Make) -> None:
+    """Check that every pattern of `learning_rates` matches a parameter; a misspelled pattern would have no effect."""
+    b = make("task")
+    unmatched: dict[str, bool] = {}
+    for index in range(TASKS):
+        b.learn(index)
+        names = [name for name, _ in b.strategy.named_parameters()]
+        for pattern in b.strategy.learning_rates():
+            unmatched[pattern] = unmatched.get(pattern, True) and not any(fnmatchcase(name, pattern) for name in names)
+    for pattern, is_unmatched in unmatched.items():
+        if is_unmatched:
+            raise NonConforming(f"learning_rates has {pattern!r}, which fits the name of no parameter")
 
 
 def check_task_free(make: Make) -> None:
@@ -146,7 +167,7 @@ def check_declarations(make: Make) -> None:
             for _ in train_tasks(b):
                 predict_all(b, cache)
         except PluginError as error:
-            raise NonConforming(f"scenario {scenario}: {error}") from None
+            raise NonConforming(str(error)) from None
 
 
 def suggested_declarations(make: Make) -> list[str]:
@@ -189,6 +210,59 @@ def evaluation_flops(b: Bench) -> int:
             predict_all(b, cache)
         total += count.total
     return total - cache.verification
+
+
+class TrainedGroups(Callback):
+    """Counts the parameters that are trained, in the phase with the most, by the first part of their names."""
+
+    def __init__(self) -> None:
+        """Start without parameters."""
+        self.sizes = Counter[str]()
+
+    def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
+        """Count the parameters of a phase."""
+        assert training.train_step is not None
+        self.sizes |= group_sizes(training.train_step.trained)
+
+
+def group_sizes(parameters: Mapping[str, Tensor]) -> Counter[str]:
+    """Return the numbers of values of parameters, by the first part of their names: `model.*`."""
+    sizes = Counter[str]()
+    for name, parameter in parameters.items():
+        group, dot, _ = name.partition(".")
+        sizes[f"{group}.*" if dot else group] += parameter.numel()
+    return sizes
+
+
+def training_facts(make: Make) -> list[str]:
+    """Return lines on the parameters that a method trains, and on why its trials cannot train as a stack."""
+    b, trained = make("task"), TrainedGroups()
+    for index in range(TASKS):
+        TrainingLoop([b.replica], RECIPE, [trained]).train_task(index)
+    if b.strategy.owns_loop:  # it has no phases
+        trained.sizes = group_sizes({n: p for n, p in b.strategy.named_parameters() if p.requires_grad})
+    groups = [f"{group} ({size:,}{'' if number else ' parameters'})"
+              for number, (group, size) in enumerate(trained.sizes.items())]
+    lines = [f"trains {in_words(groups, len(groups)) or 'no parameters'}"]
+    if problem := stack_problem(make):
+        lines.append(f"seeds of this method train one by one, also with --stack: {problem}")
+    return lines
+
+
+def stack_problem(make: Make) -> str:
+    """Return why two seeds cannot train as a stack; empty if they can. Alone, they must train without an error."""
+    replicas = [make("task", seed).replica for seed in range(2)]
+    try:
+        loop = TrainingLoop(replicas, RECIPE)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, if an operation has no fast form
+            for index in range(TASKS):
+                loop.train_task(index)
+    except Unstackable as reason:
+        return str(reason)
+    except Exception as error:  # a run catches the same errors, and then trains each trial alone
+        return typed_message(error, 200)
+    return ""
 
 
 def train_tasks(b: Bench) -> Iterator[int]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
+from clbench.core.errors import PluginError
 from clbench.core.objective import ACCURACY
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.stream import Stream
@@ -107,7 +108,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                             items[name].append(values)
                     continue
             for prediction, y, tasks in predict(strategy, tests, size, given_task):
-                out = prediction.logits
+                out = require_prediction(strategy, prediction).logits
                 if not stream.predicts_tokens:
                     out = out.masked_fill(~offered[tasks], float("-inf"))
                 for name, values in strategy.objective.scores(strategy, out, y, given_task).items():
@@ -131,6 +132,18 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
         means_by_item = {name: values[tests.tasks.cpu()] for name, values in means.items()}
         item_values = strategy.objective.contributions(strategy, item_values, means_by_item)
     return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None, item_values)
+
+
+def require_prediction(strategy: Strategy, prediction: object) -> Prediction:
+    """Return what `predict` of a strategy returned, if it is a `Prediction`.
+
+    Raises:
+        PluginError: it is not.
+    """
+    if isinstance(prediction, Prediction):
+        return prediction
+    raise PluginError(f"`predict` of {type(strategy).__name__} returned a {type(prediction).__name__}; it must return "
+                      "clbench.Prediction(logits)")
 
 
 def routed(strategy: Strategy, tests: Tests, size: int, task: int | None) -> Batches:

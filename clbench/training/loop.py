@@ -42,7 +42,7 @@ from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
 from clbench.training.optimizers import keep_idle_rows, make_schedule
 from clbench.training.own_loop import fit_by_itself
-from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
+from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host, require_losses
 from clbench.training.sampling import BatchSampler, divided, require_divisible, stackable
 from clbench.training.steps import TrainStep, Unstackable, make_train_step
 
@@ -59,6 +59,7 @@ def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -
     total: Tensor | float = 0.0
     for share, part in divided(batches, parts):
         losses = share * train_step.losses(part) if parts > 1 else train_step.losses(part)
+        require_losses(train_step.members, losses)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         total = total + losses.detach()
     train_step.edit_gradients()
@@ -179,8 +180,7 @@ class TrainingLoop:
                 samplers = self._samplers(samples, tasks, phase)
             self._train_phase(phase, samples, samplers, losses, index, steps)
             trainable = max(trainable, strategy.trainable())
-        last_steps = phases[-1].steps
-        return [TaskResult(steps, trainable, diverged(column, index), last_tenths(column, last_steps))
+        return [TaskResult(steps, trainable, diverged(column, index), last_tenths(column, phases[-1].steps))
                 for column in on_host(torch.stack(losses)).unbind(1)]
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],

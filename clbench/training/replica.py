@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clbench.core import options as opt
 from clbench.core import seeds
-from clbench.core.errors import DivergedError
+from clbench.core.errors import DivergedError, PluginError
 from clbench.core.scenario import scenario_rules
 from clbench.core.torch_private import copy_on_write
 from clbench.data.samples import UNSEEN
@@ -218,6 +218,21 @@ def begin_phase(strategy: Strategy, task: Task, phase: PhaseSpec) -> None:
     """Prepare a strategy for a phase of a task and set it to training mode."""
     strategy.before_phase(task, phase)
     strategy.train()
+
+
+def require_losses(strategies: Sequence[Strategy], losses: Tensor) -> None:
+    """Check that the losses of a step are a scalar for each strategy, and depend on parameters that are trained.
+
+    Raises:
+        PluginError: they are not, or do not.
+    """
+    name = type(strategies[0]).__name__
+    if losses.numel() != len(strategies):
+        raise PluginError(f"`loss` of {name} returned a tensor of shape {list(losses.shape[1:])}; it must return a "
+                          "scalar, such as the mean over the samples of the batch")
+    if not losses.requires_grad:
+        raise PluginError(f"`loss` of {name} returned a value that depends on no trained parameter, so there are no "
+                          "gradients; torch.no_grad() and detach() can be the reason")
 
 
 def diverged(losses: Tensor, task: int) -> DivergedError | None:

@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 
 from clbench.core import seeds
 from clbench.core.options import Options
-from clbench.core.torch_private import write_count
+from clbench.core.torch_private import vmap_refusal, write_count
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
@@ -227,6 +227,8 @@ class StackedStep:
         except RuntimeError as error:
             if "randomness" in str(error):  # vmap has no error type of its own for it
                 raise Unstackable(DRAWS) from error
+            if reason := vmap_refusal(error):
+                raise Unstackable(f"its loss cannot be computed for several trials at once ({reason})") from error
             raise
         return losses
 

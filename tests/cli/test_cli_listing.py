@@ -137,7 +137,8 @@ def test_options_without_a_plain_default_are_listed(tmp_path, monkeypatch, capsy
     assert "needed (int) has no default [required]" in text
     assert "several (list[int]) has one that is made anew [default: [1, 2]]" in text
     assert cli.call(["run", "--methods", "mine", "--dry-run"]) == 2
-    assert capsys.readouterr().err == "Error: mine.needed: Field required\n"
+    assert capsys.readouterr().err == (
+        "Error: mine.needed: has no default; give a value (mine:needed=VALUE), or a default in the plugin\n")
 
 
 def test_a_name_that_a_pattern_matches_shows_the_pattern(capsys):

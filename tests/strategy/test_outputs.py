@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import ROOT
 
 from clbench.core.errors import SpecError
 from clbench.core.options import parse_named
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.strategy.distillation import distillation
 from clbench.testing.checks import bench
 
 
@@ -53,6 +55,18 @@ def test_replayed_samples_compete_among_all_so_far(outputs, seen):
     first = F.cross_entropy(logits[:new, own], batch.y[:new] - own.start, reduction="sum")
     rest = F.cross_entropy(logits[new:, :seen], batch.y[new:], reduction="sum")
     assert b.strategy.loss(batch).item() == pytest.approx(((first + rest) / len(batch.y)).item(), rel=1e-6)
+
+
+def test_a_divergence_of_masked_logits_is_nan_and_distillation_is_finite():
+    b, batch = begun("naive", {})
+    new, old = torch.randn(2, 8, 6).unbind()
+    masked_new, masked_old = (b.strategy.mask(logits, batch.tasks) for logits in (new, old))
+    assert F.kl_div(masked_new.log_softmax(1), masked_old.softmax(1), reduction="batchmean").isnan()
+    assert distillation(new, old, b.strategy.class_mask[1], 1.0).isfinite()
+    guide, troubleshooting = ((ROOT / "docs" / page).read_text() for page in ("writing-a-strategy.md",
+                                                                              "troubleshooting.md"))
+    assert "0 times -inf is NaN" in guide and "`clbench.strategy.distillation.distillation`" in guide
+    assert "0 times -inf" in troubleshooting
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain"])

@@ -150,7 +150,9 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     assert lines[15] == "unmade"
     assert lines[16] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
                          f"({path}:18 in __init__)")
-    assert lines[17] == "  FAIL  state: the same"
+    assert lines[17] == (f"  note  {len(CHECKS) - 1} rules could not be tested for the same reason as logits: "
+                         f"{', '.join([*CHECKS][1:])}")
+    assert lines[18] == f"unmade breaks 1 of {len(CHECKS)} rules; {len(CHECKS) - 1} could not be tested"
     assert lines[-1] == f"naive keeps all {len(CHECKS)} rules"
     sys.modules.pop("broken_methods")
 

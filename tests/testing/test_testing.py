@@ -1,12 +1,14 @@
+import copy
 import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from clbench.core.errors import ClbenchError
+from clbench.core.errors import ClbenchError, PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import CHECKS, NonConforming, bench, check
+from clbench.testing.checks import CHECKS, NonConforming, bench, check, describe
 
 
 class HidesATensor(Strategy):
@@ -98,6 +100,88 @@ def test_the_weights_that_are_checked_lie_as_those_of_a_run(model):
     strategy = bench(StrategyInfo("good", Strategy, "fine-tuning"), {}, "task", model=model).strategy
     kernels = [p for p in strategy.parameters() if p.dim() == 4]
     assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+class ReturnsLogits(Strategy):
+    def predict(self, x, task=None):
+        return self(x, task)
+
+
+class LossPerSample(Strategy):
+    def loss(self, batch):
+        return F.cross_entropy(self(batch.x), batch.y, reduction="none")
+
+
+class LossWithoutGradient(Strategy):
+    def loss(self, batch):
+        with torch.no_grad():
+            return super().loss(batch)
+
+
+@pytest.mark.parametrize(("cls", "words"), [
+    (ReturnsLogits, r"`predict` of ReturnsLogits returned a Tensor; it must return clbench.Prediction\(logits\)"),
+    (LossPerSample, r"`loss` of LossPerSample returned a tensor of shape \[8\]; it must return a scalar"),
+    (LossWithoutGradient, "`loss` of LossWithoutGradient returned a value that depends on no trained parameter"),
+])
+@pytest.mark.parametrize("name", ["logits", "predict-changes-nothing", "checkpoint"])
+def test_a_hook_that_returns_something_else_is_named(cls, words, name):
+    with pytest.raises(PluginError, match=words):
+        check(StrategyInfo("bad", cls, "returns something else"), name)
+
+
+def test_declarations_fail_for_the_same_reason_as_other_rules():
+    messages = set()
+    for name in ("state", "declarations"):
+        with pytest.raises((NonConforming, PluginError)) as caught:
+            check(StrategyInfo("bad", LossPerSample, "returns something else"), name)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+class TrainsItsTeacher(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.teacher = copy.deepcopy(model)
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def loss(self, batch):
+        return super().loss(batch) + F.mse_loss(self(batch.x), self.teacher(batch.x))
+
+
+class Branches(Strategy):
+    def loss(self, batch):
+        loss = super().loss(batch)
+        return loss / 2 if loss > 1 else loss
+
+
+class OwnLoop(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        model.blocks.requires_grad_(False)
+
+    def fit(self, task, budget):
+        return torch.zeros(2)
+
+
+class NoSteps(Strategy):
+    def phases(self, task):
+        return 0
+
+
+ALONE = "seeds of this method train one by one, also with --stack: "
+
+
+@pytest.mark.parametrize(("cls", "lines"), [
+    (Strategy, ["trains model.* (1,014 parameters)"]),
+    (TrainsItsTeacher, ["trains scale (3 parameters), model.* (1,014) and teacher.* (1,014)"]),
+    (NoSteps, ["trains no parameters"]),
+    (OwnLoop, ["trains model.* (78 parameters)", f"{ALONE}OwnLoop trains by a loop of its own, one seed at a time"]),
+    (Branches, ["trains model.* (1,014 parameters)", f"{ALONE}its loss cannot be computed for several "
+                "trials at once (vmap: It looks like you're attempting to use a Tensor in some data-dependent control "
+                "flow. We don't support that yet)"]),
+])
+def test_what_is_trained_and_what_cannot_be_stacked_is_said(cls, lines):
+    assert describe(StrategyInfo("x", cls, "")) == lines
 
 
 def test_what_is_no_strategy_is_refused():
