@@ -89,8 +89,8 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
             **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
-    clbench skips finished trials of the run folder and runs failed ones again. If results are stale (code or data
-    have changed), it lists them and trains nothing.
+    clbench skips trials of the run folder that are finished or diverged, and runs failed ones again. If results are
+    stale (their code or data have changed), those of diverged trials included, it lists them and trains nothing.
     """
     from clbench.core.errors import SpecError
     from clbench.core.registry import discover
