@@ -147,10 +147,13 @@ def run_missing(experiment: Experiment, dry_run: bool, quiet: bool = False) -> i
     if dry_run:
         from clbench.cli.forecasts import listing
 
-        click.echo(listing(experiment))
+        table, errors = listing(experiment)
+        click.echo(table)
         if experiment.most:
             click.echo(f"these first; then, until decided, a seed at a time, {experiment.most} trials at most")
-        return 0
+        for line in errors:
+            click.echo(f"Error: {line}", err=True)
+        return int(bool(errors))
     experiment.refuse_stale()
     try:
         carry_out(experiment, show, shlex.join(["clbench", *sys.argv[1:]]))

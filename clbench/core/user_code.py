@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import site
@@ -60,6 +61,12 @@ def users_place(error: BaseException, *packages: str) -> str:
     """Return `file:line in function` of the deepest frame of user code, or "" if there is no such frame."""
     user_frames = [entry for entry in traceback.walk_tb(error.__traceback__) if _is_users(entry[0], packages)]
     return _file_and_line(*user_frames[-1]) if user_frames else ""
+
+
+def place_of_function(function: Callable[..., Any]) -> str:
+    """Return `file:line` of the definition of a function, or "" if it is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{_short(code.co_filename)}:{code.co_firstlineno}" if code else ""
 
 
 def _file_and_line(frame: FrameType, line: int) -> str:
