@@ -202,8 +202,8 @@ def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch, 
     (["--methods", "er", ",ewc"], ["--methods er ,ewc: a space after the comma? write --methods er,ewc"]),
     (["--methods", "er", "ewc"], ["no experiment file ewc; 'ewc' is a method: give methods as one list, "
                                   "--methods er,ewc"]),
-    (["--methods", "ema-er"], ["no method 'ema-er'; did you mean 'ease' or 'aper'? (clbench methods lists all); in a "
-                               "file? --plugin FILE"]),
+    (["--methods", "ema-er"], ["no method 'ema-er'; did you mean 'ease' or 'aper'? (clbench methods lists all). If it "
+                               "is in a file, add --plugin FILE"]),
 ])
 def test_bad_input_is_a_line_per_mistake_and_nothing_is_written(args, lines, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
