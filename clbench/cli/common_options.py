@@ -130,8 +130,8 @@ def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, value, text in (
         ("--keep-stale", "keep", "Keep stale results, whose code or data have changed since, and mark them in the "
          "table."),
-        ("--rerun", "rerun", "Train trials with stale results again: their code or data have changed since. Without "
-                             "this option, clbench lists them and trains nothing."),
+        ("--rerun", "rerun", "Train trials with stale results again, diverged ones too: their code or data have "
+                             "changed since. Without this option, clbench lists them and trains nothing."),
     ):
         command = click.option(name, "stale", flag_value=value, help=text)(command)
     return click.option("--refuse-stale", "stale", flag_value="refuse", default=True, hidden=True)(command)

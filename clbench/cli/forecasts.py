@@ -10,7 +10,9 @@ import click
 from tabulate import tabulate
 
 from clbench.cli.params import scaled
+from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, MissingDataError, typed_message
+from clbench.core.user_code import users_place
 from clbench.execution.time_left import Kind, TimeLeft, is_comparable, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.workload import Speed, WorkEstimate
@@ -18,6 +20,7 @@ from clbench.report.formatting import NONE
 from clbench.results.provenance import by_reason
 
 if TYPE_CHECKING:
+    from clbench.core.registry import Registry
     from clbench.data.stream import Stream
     from clbench.execution.run import Experiment
     from clbench.results.records import Record
@@ -32,20 +35,21 @@ class Forecast(NamedTuple):
     estimate: WorkEstimate
 
 
-def listing(experiment: Experiment, duration: bool = True) -> str:
-    """Return a table of the trials: the state, the trainable parameters and the FLOPs of each.
+def listing(experiment: Experiment, duration: bool = True) -> tuple[str, list[str]]:
+    """Return a table of the trials, and a line for each method that cannot be built.
 
-    The numbers of finished trials come from their records. For other trials they are counted on shapes, once for each
-    setting and method. Notes go to standard error.
+    The table has the state, the trainable parameters and the FLOPs of each trial. The numbers of finished trials come
+    from their records. For other trials they are counted on shapes, once for each setting and method. Notes go to
+    standard error.
 
-    With `duration`, a last line shows how long the missing trials will take.
+    With `duration`, a last line of the table shows how long the missing trials will take.
 
     Raises:
         ClbenchError: some trials cannot run as they are planned; a line for each mistake.
     """
     for line in by_reason((experiment.records[key], reasons) for key, reasons in experiment.staleness.reasons.items()):
         click.echo(f"Stale: {line}", err=True)
-    counted = forecasts(experiment)
+    counted, errors = forecasts(experiment)
     rows = []
     for planned in experiment.planned:
         trial, record = planned.trial, experiment.records.get(planned.trial.key)
@@ -58,7 +62,7 @@ def listing(experiment: Experiment, duration: bool = True) -> str:
         rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, experiment), *figures])
     table = tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
     line = needed(experiment, counted) if duration else ""
-    return f"{table}\n\n{line}" if line else table
+    return f"{table}\n\n{line}" if line else table, errors
 
 
 def needed(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
@@ -112,8 +116,8 @@ def cells(trainable: Sequence[int], train_flops: Sequence[int] | None, inference
             scaled(inference_flops[-1]).strip() if inference_flops else NONE]
 
 
-def forecasts(experiment: Experiment) -> dict[Kind, Forecast]:
-    """Return the forecasts for the missing trials, by setting and method.
+def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
+    """Return the forecasts for the missing trials, by setting and method, and a line for each that cannot be built.
 
     Raises:
         ClbenchError: as `listing`.
@@ -124,12 +128,12 @@ def forecasts(experiment: Experiment) -> dict[Kind, Forecast]:
     checks = PreflightChecks(experiment.missing, Listener())
     kinds = len(checks.left)
     if not kinds:
-        return {}
+        return {}, []
     try:
         check_inputs([planned.trial for planned in checks.left], experiment.spec.execution, experiment.registry)
     except MissingDataError as error:  # reported before torch is imported
         click.echo(f"Note: {error}; FLOPs are counted once the data are there", err=True)
-        return {}
+        return {}, []
     from clbench.accounting.count import count
     from clbench.accounting.estimator import counted_work, data_bytes, storage_line
     from clbench.accounting.shapes import stream_without_values
@@ -142,11 +146,13 @@ def forecasts(experiment: Experiment) -> dict[Kind, Forecast]:
     counted: dict[Kind, Forecast] = {}
     speed: Speed | None = None
     notes: dict[str, None] = {}
+    errors: list[str] = []
     scenarios = {planned.trial.scenario for planned in experiment.planned}
     while planned := checks.next():
         name = planned.label + (f" ({planned.trial.scenario})" if len(scenarios) > 1 else "")
         if sys.stderr.isatty():  # a method on a large model takes seconds
             click.echo(f"counting {name} ({kinds - len(checks.left)} of {kinds})", err=True)
+        stream = None
         try:
             with without_downloads():
                 stream = runner.stream(planned.trial)
@@ -162,8 +168,14 @@ def forecasts(experiment: Experiment) -> dict[Kind, Forecast]:
         except ClbenchError as error:
             checks.refused(planned, error)
         except Exception as error:  # a run would store the error in the trial's record
-            notes[f"{name}: cannot be counted, {typed_message(error)}"] = None
+            if stream is not None and (problem := build_problem(planned, stream, experiment.registry)):
+                errors.append(f"{name}: {problem}")
+            else:
+                notes[f"{name}: cannot be counted, {with_place(error, planned, experiment.registry)}"] = None
         else:
+            if result.note and not result.kept and (problem := build_problem(planned, stream, experiment.registry)):
+                errors.append(f"{name}: {problem}")
+                continue
             speed = speed or measured(planned, stream, experiment)
             inference = [] if result.flops is None else [result.flops]
             counted[kind_of(planned.trial)] = Forecast(
@@ -175,7 +187,32 @@ def forecasts(experiment: Experiment) -> dict[Kind, Forecast]:
                 notes[line] = None
     for note in notes:
         click.echo(f"Note: {note}", err=True)
-    return counted
+    return counted, errors
+
+
+def build_problem(planned: PlannedTrial, stream: Stream, registry: Registry) -> str:
+    """Return the error of building a trial's method on a model with values; empty if it can be built.
+
+    A method that cannot be counted may only need the values that shapes do not have.
+    """
+    from clbench.core import seeds
+    from clbench.training.building import build_model, build_strategy, stream_info_of
+
+    trial = planned.trial
+    try:
+        with seeds.scope(trial.seed, "strategy"):
+            model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
+            stream_info = stream_info_of(stream, trial.scenario, trial.seed, trial.weights is not None)
+            build_strategy(trial.method, model, stream_info, registry)
+    except Exception as error:  # the code of a method can raise any error
+        return with_place(error, planned, registry)
+    return ""
+
+
+def with_place(error: Exception, planned: PlannedTrial, registry: Registry) -> str:
+    """Return the error of a trial's method in one line, with the file and line of user code that it comes from."""
+    place = users_place(error, package_of(registry.strategy(planned.trial.method.name).strategy))
+    return typed_message(error) + (f" ({place})" if place else "")
 
 
 def measured(planned: PlannedTrial, stream: Stream, experiment: Experiment) -> Speed | None:

@@ -102,8 +102,8 @@ def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str =
     name = name.removeprefix("clbench-")
     cls = "".join(part.capitalize() for part in name.split("-"))
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST or keyword.iskeyword(cls):
-        raise SpecError(f"{name!r} does not do as a {thing}'s name; small letters, digits and single - between "
-                        f"them do, up to {LONGEST}, as in my-{thing}")
+        raise SpecError(f"{name!r} is not a valid name of a {thing}: use at most {LONGEST} lowercase letters, digits "
+                        f"and single hyphens between them, beginning with a letter, as in my-{thing}")
     distribution = f"clbench-{name}"
     module = distribution.replace("-", "_")
     if (thing, name) in registry.origins:

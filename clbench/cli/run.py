@@ -89,8 +89,8 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
             **flags: Any) -> int:
     """Run an experiment: every combination of methods, scenarios and seeds.
 
-    clbench skips finished trials of the run folder and runs failed ones again. If results are stale (code or data
-    have changed), it lists them and trains nothing.
+    clbench skips trials of the run folder that are finished or diverged, and runs failed ones again. If results are
+    stale (their code or data have changed), those of diverged trials included, it lists them and trains nothing.
     """
     from clbench.core.errors import SpecError
     from clbench.core.registry import discover
@@ -147,10 +147,13 @@ def run_missing(experiment: Experiment, dry_run: bool, quiet: bool = False) -> i
     if dry_run:
         from clbench.cli.forecasts import listing
 
-        click.echo(listing(experiment))
+        table, errors = listing(experiment)
+        click.echo(table)
         if experiment.most:
             click.echo(f"these first; then, until decided, a seed at a time, {experiment.most} trials at most")
-        return 0
+        for line in errors:
+            click.echo(f"Error: {line}", err=True)
+        return int(bool(errors))
     experiment.refuse_stale()
     try:
         carry_out(experiment, show, shlex.join(["clbench", *sys.argv[1:]]))

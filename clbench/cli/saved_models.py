@@ -44,8 +44,8 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
             device: str | None, data: Path | None, plugins: tuple[Path, ...], **flags: Any) -> int:
     """Continue a finished trial on the tasks of another benchmark.
 
-    RUN is the run folder. TRIAL is label/seed, as in er/0, or the beginning of a key. You can omit it if there is only
-    one finished trial. The run must have used --keep state.
+    RUN is the run folder. TRIAL is label/seed, as in er/0, or label/scenario/seed, as in er/class/0, or the first 4 or
+    more characters of a key. You can omit it if there is only one finished trial. The run must have used --keep state.
 
     The method keeps its training configuration, unless you change it here. It has no samples of the old tasks except
     those that it stores. In scenarios task and class, the model gets outputs for the new classes. clbench writes a new
@@ -107,9 +107,10 @@ EXPORT_EXAMPLES = (
 def export(run: Path, trial: str | None, to: Path, form: Format, task: int | None, plugins: tuple[Path, ...]) -> None:
     """Export the final model of a trial as weights or as a program.
 
-    RUN is the run folder. TRIAL is label/seed, as in er/0, or the beginning of a key. You can omit it if there is only
-    one finished trial. The run must have used --keep models or --keep state. clbench also writes model.json, which
-    describes the inputs, preprocessing, class names and accuracy. See docs/save-models.md.
+    RUN is the run folder. TRIAL is label/seed, as in er/0, or label/scenario/seed, as in er/class/0, or the first 4 or
+    more characters of a key. You can omit it if there is only one finished trial. The run must have used --keep models
+    or --keep state. clbench also writes model.json, which describes the inputs, preprocessing, class names and
+    accuracy. See docs/save-models.md.
     """
     from clbench.execution import exporting
 

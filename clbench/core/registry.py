@@ -72,6 +72,9 @@ class Registry:
             try:
                 self.strategies[name] = strategy_info(name)
             except ClbenchError as error:
+                if source in self.strategies:
+                    raise SpecError(f"method {source!r}: option {attribute!r} has no value; write "
+                                    f"{source}:{attribute}=VALUE") from error
                 raise SpecError(str(error)) from error
             except (Exception, SystemExit) as error:  # any error of the file becomes one line
                 raise SpecError(f"method {name!r}: {format_error(error, package_of(source))}") from error
@@ -154,7 +157,8 @@ class Registry:
             if entry in (name, f"clbench_{name.partition(':')[0].replace('-', '_')}"):
                 raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is {state}")
         listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
-        raise SpecError(unknown(kind, name, known, listing) + "; in a file? --plugin FILE" * (kind == "method"))
+        hint = ". If it is in a file, add --plugin FILE" if kind == "method" else ""
+        raise SpecError(unknown(kind, name, known, listing) + hint)
 
 
 @cache
@@ -227,8 +231,8 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
                 if not isinstance(info, type_):
                     raise PluginError(f"{hook} returned {info!r}, expected {type_.__name__}")
                 if info.name in infos or info.name in registry.patterns.get(kind, {}):
-                    raise PluginError(f"{kind} {info.name!r} is already brought by "
-                                      f"{registry.origins[kind, info.name].plugin}")
+                    raise PluginError(f"the plugin {registry.origins[kind, info.name].plugin} already has a {kind} "
+                                      f"{info.name!r}; choose another name")
                 declarations.append((kind, infos, info))
     except Exception as error:  # as in `discover`
         if manager.is_registered(plugin):
@@ -272,7 +276,8 @@ def load_file(path: Path) -> tuple[ModuleType, str]:
     except OSError as error:
         raise PluginError(f"cannot read the plugin {path}: {error.strerror or error}") from None
     if not name.isidentifier():
-        raise PluginError(f"plugin {path}: {name!r} does not do as a module's name; letters, digits and _ do")
+        raise PluginError(f"plugin {path}: {name!r} is not a valid name of a module: use letters, digits and "
+                          "underscores")
     existing = _home(name)
     if existing and not (Path(existing).exists() and file.samefile(existing)):
         raise PluginError(f"plugin {path}: {name!r} is the name of another module ({existing}); rename the file")

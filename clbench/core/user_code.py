@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import site
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, get_type_hints
 
-from clbench.core.errors import DataError, SpecError, guess
+from clbench.core.errors import ClbenchError, DataError, SpecError, guess
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import NoOptions, Options
 
@@ -33,11 +34,16 @@ LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstd
 
 
 def format_error(error: BaseException, *packages: str) -> str:
-    """Return an exception as one line: its type, its message, and in parentheses its `place`, if that is known."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    location = place(error, *packages)
-    return ": ".join(filter(None, [type(error).__name__, " ".join(text.split())])) + (
-        f" ({location})" if location else "")
+    """Return an exception as one line: its type, its message, and in parentheses its `place`, if that is known.
+
+    A `ClbenchError` is explained by its message, so its type is left out, and its place if that is in clbench.
+    """
+    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+    if isinstance(error, ClbenchError):
+        location = users_place(error, *packages)
+    else:
+        location, text = place(error, *packages), ": ".join(filter(None, [type(error).__name__, text]))
+    return f"{text} ({location})" if location else text
 
 
 def place(error: BaseException, *packages: str) -> str:
@@ -60,6 +66,12 @@ def users_place(error: BaseException, *packages: str) -> str:
     """Return `file:line in function` of the deepest frame of user code, or "" if there is no such frame."""
     user_frames = [entry for entry in traceback.walk_tb(error.__traceback__) if _is_users(entry[0], packages)]
     return _file_and_line(*user_frames[-1]) if user_frames else ""
+
+
+def place_of_function(function: Callable[..., Any]) -> str:
+    """Return `file:line` of the definition of a function, or "" if it is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{_short(code.co_filename)}:{code.co_firstlineno}" if code else ""
 
 
 def _file_and_line(frame: FrameType, line: int) -> str:
@@ -241,7 +253,7 @@ def _module(module: str, name: str, kind: str) -> ModuleType:
             raise
         files = [path for path in (module + SUFFIX, module.replace(".", "/") + SUFFIX) if Path(path).is_file()]
         hint = f"; for the file give {files[0]}:{name.rpartition(':')[2]}" if files else ""
-        raise DataError(f"{kind} {name!r}: no module {error.name!r} here or installed (looked in {os.getcwd()} too)"
+        raise DataError(f"{kind} {name!r}: there is no module {error.name!r} in {os.getcwd()}, and none is installed"
                         f"{hint}") from error
 
 

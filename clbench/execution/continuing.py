@@ -13,7 +13,7 @@ import torch
 from clbench.accounting.callback import FlopsCallback
 from clbench.core.errors import ClbenchError, FewClassesError, SpecError, StoreError
 from clbench.core.objective import RMSE
-from clbench.core.registry import Registry
+from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.execution.loading import find_record, learned_stream
@@ -48,7 +48,7 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
 
     Args:
         run: the run folder of the finished trial.
-        trial: `label/seed`, or a prefix of the trial's key; None if the folder has one finished trial only.
+        trial: the trial, named as in `load_model`; None if the folder has one finished trial only.
         benchmark: the benchmark with the new tasks.
         settings: the execution settings.
         device: auto | cpu | cuda[:i] | mps.
@@ -65,8 +65,8 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
         StoreError: there is no such trial, it has no state (`--keep state`), or the new record already exists.
         DataError: the data of the new tasks are missing.
     """
-    store = Store(run)
-    record = find_record(store, trial)
+    store, registry = Store(run), registry or discover()
+    record = find_record(store, trial, registry)
     snapshot = read_saved(store.artifacts / record.key / STATE, "state")
     outline, learned = snapshot.header.outline, snapshot.header.learned
     if record.metric == RMSE.name:

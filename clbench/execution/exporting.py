@@ -55,7 +55,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
 
     Args:
         run: the run folder.
-        trial: `label/seed`, or a prefix of a key; None if the folder has one trial only.
+        trial: the trial, named as in `load_model`; None if the folder has one trial only.
         to: the folder to write to.
         form: `safetensors` (weights), `torch-export` or `onnx` (programs from raw samples to logits).
         task: index of the task to predict for; None for all tasks, which is not possible for a program of a method with
@@ -66,8 +66,8 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
         SpecError: there is no such model, or it cannot be written as a program.
         StoreError: there is no such trial, its model was not saved, or files cannot be written.
     """
-    store = Store(run)
-    record = find_record(store, trial)
+    store, registry = Store(run), discover(files=plugins)
+    record = find_record(store, trial, registry)
     if form == "onnx" and not all(map(importlib.util.find_spec, NEEDS)):
         raise SpecError("--format onnx needs the packages onnx and onnxscript, which are not installed: pip install "
                         "'clbench[onnx]', or use --format torch-export, which needs none")
@@ -78,7 +78,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
         if form == "safetensors" and task is not None:
             path = _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
         else:
-            model = SavedModel(store, record, discover(files=plugins))
+            model = SavedModel(store, record, registry)
             if form != "safetensors":
                 path = _write_program(model, to, form, task)
             elif model.network is not None:

@@ -22,8 +22,9 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.models.network import Network
 from clbench.persistence.snapshot import read_saved, restore, stand_in
+from clbench.report.analysis.readable import find_trials
 from clbench.results.records import Record
-from clbench.results.store import MODEL, Store, matching
+from clbench.results.store import KEY_START, MODEL, Store, list_trials
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.objectives import predicted_numbers
 from clbench.training import precision
@@ -223,7 +224,8 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
 
     Args:
         run: the run folder.
-        trial: `label/seed`, or a prefix of a key; None if the folder has one trial only.
+        trial: `label/seed`, `label/scenario/seed`, or the first 4 or more characters of a key; None if the folder has
+            one trial only. A label may also be the name in the report.
         task: index of the task.
         plugins: files of plugins that are not installed, the same as for the run.
 
@@ -231,9 +233,8 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         SpecError: the trial has no saved model, or no plain network for a task.
         StoreError: no trial or several trials fit, or files are missing or incomplete.
     """
-    store = Store(Path(run))
-    record = find_record(store, trial)
-    registry = discover(files=plugins)
+    store, registry = Store(Path(run)), discover(files=plugins)
+    record = find_record(store, trial, registry)
     info = registry.strategy(record.trial.method.name)
     is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
     if task is not None and not 0 <= task <= last_task:
@@ -254,19 +255,23 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     return model.network
 
 
-def find_record(store: Store, trial: str | None) -> Record:
-    """Return a folder's record of a finished trial, by `label/seed` or a prefix of its key.
+def find_record(store: Store, trial: str | None, registry: Registry) -> Record:
+    """Return a folder's record of a finished trial, named as in `load_model`.
 
     Raises:
         StoreError: no record or several records fit.
     """
-    records = [record for record in store.read()[0] if record.status == "done"]
-    fitting = matching(records, trial)
+    records, _ = store.read()
+    fitting = [record for record in find_trials(records, trial, registry) if record.status == "done"]
     if len(fitting) == 1:
         return fitting[0]
-    problem = "several trials that fit" if fitting else f"no finished trial {trial or ''!r}"
-    choices = ", ".join(f"{r.name} ({r.key})" for r in fitting or records) or "(none)"
-    raise StoreError(f"{store.directory} has {problem}: name one of {choices}")
+    if fitting:
+        raise StoreError(f"{store.directory} has several trials that fit: name one of {list_trials(fitting)}")
+    named = "" if trial is None else f" {trial!r}"
+    short = f" (a key needs at least {KEY_START} characters)" if trial and len(trial) < KEY_START else ""
+    finished = [record for record in records if record.status == "done"]
+    raise StoreError(f"{store.directory} has no finished trial{named}{short}: name one of "
+                     f"{list_trials(finished, trial or '')}")
 
 
 if not TYPE_CHECKING:

@@ -48,8 +48,9 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
                 flags := missing_outputs(record, settings, artifacts / record.key, general)):
             report.lacking[record.key] = flags
     for flags, count in Counter(report.lacking.values()).items():
-        report.notes.append(f"{count} result{'s were' if count > 1 else ' was'} made without {flags}, which this run "
-                            "asks for. clbench trains them again; their accuracies stay the same")
+        results, again = ("results were", "them again; their") if count > 1 else ("result was", "it again; its")
+        report.notes.append(f"{count} {results} made without {flags}, which this run asks for. clbench trains {again} "
+                            "accuracies stay the same")
 
 
 def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path, general: Mapping[str, str]) -> str:
@@ -179,11 +180,13 @@ def refuse_edited(trials: Sequence[Trial], registry: Registry) -> None:
 def refusal(stale: Mapping[str, list[str]], records: Mapping[str, Record], folder: Path) -> StaleError:
     """Return the error that lists the stale results and the possible remedies."""
     lines = by_reason((records[key], reasons) for key, reasons in stale.items())
-    count = f"{len(stale)} result{'s' if len(stale) > 1 else ''} in {folder}"
-    return StaleError("\n".join([f"{count} {'are' if len(stale) > 1 else 'is'} stale, because code or data have "
-                                 "changed since, so nothing was trained. Use --rerun to train them again, or "
-                                 "--keep-stale to keep them, marked in the table (in Python: stale = \"rerun\" or "
-                                 "\"keep\")", *lines]))
+    results, verb, pronoun = ("results", "are", "them") if len(stale) > 1 else ("result", "is", "it")
+    diverged = sum(records[key].status == "diverged" for key in stale)
+    remark = f" ({diverged} diverged)" if diverged else ""
+    return StaleError("\n".join([f"{len(stale)} {results} in {folder}{remark} {verb} stale, because code or data have "
+                                 f"changed since, so nothing was trained. Use --rerun to train {pronoun} again, or "
+                                 f"--keep-stale to keep {pronoun}, marked in the table (in Python: stale = \"rerun\" "
+                                 "or \"keep\")", *lines]))
 
 
 def other_clbench(records: Sequence[Record]) -> list[str]:
@@ -196,8 +199,8 @@ def other_clbench(records: Sequence[Record]) -> list[str]:
     if not counts:
         return []
     names = ", ".join(_clbench(*made_by) for made_by in counts)
-    return [f"{sum(counts.values())} results were made by {names}, and this is {_clbench(*current_version)}. "
-            "clbench keeps them"]
+    results, pronoun = ("results were", "them") if (total := sum(counts.values())) > 1 else ("result was", "it")
+    return [f"{total} {results} made by {names}, and this is {_clbench(*current_version)}. clbench keeps {pronoun}"]
 
 
 def _clbench(version: str, commit: str | None) -> str:

@@ -88,9 +88,19 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
             if is_plain(value):
                 attributes[module_name][name] = encode(value)
             elif of_method and not is_plain(value, modules):
-                raise SnapshotError(f"its attribute {f'{module_name}.{name}'.lstrip('.')} is a {type(value).__name__}: "
-                                    "keep it in plain attributes, or in parameters and buffers")
+                raise SnapshotError(f"the attribute {f'{module_name}.{name}'.lstrip('.')} is a "
+                                    f"{type_in_words(value, modules)}, which cannot be saved. Store tensors in "
+                                    "parameters or buffers, and other state in numbers, strings or lists of them")
     return attributes
+
+
+def type_in_words(value: Any, modules: Set[int]) -> str:
+    """Return the type of a value that is not plain; for a container, also that of its first item that is not plain."""
+    items = [*value, *value.values()] if type(value) is dict else value
+    if type(value) is dict or type(value) in CONTAINERS.values():
+        inner = next(item for item in items if not is_plain(item, modules))
+        return f"{type(value).__name__} with a {type_in_words(inner, modules)}"
+    return type(value).__name__
 
 
 def is_plain(value: Any, modules: Set[int] | None = None) -> bool:

@@ -151,6 +151,11 @@ class Record(RecordPart):
         return f"{self.label}/{self.trial.seed}"
 
     @property
+    def name_with_scenario(self) -> str:
+        """Return how users name the trial if the run has several scenarios: `label/scenario/seed`."""
+        return f"{self.label}/{self.trial.scenario}/{self.trial.seed}"
+
+    @property
     def learned(self) -> int:
         """Return how many tasks a finished trial has learned, including the tasks of the trials that it continues."""
         return len(self.R) - 1 + (self.trial.continues.tasks if self.trial.continues else 0)

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -25,6 +26,8 @@ MARK_SECONDS = 30 * 86400.0  # longer than any run
 DEPTH = 3  # levels of subfolders in which run folders are searched
 ITEMS = ".items.npz"  # suffix of files of item scores
 MODEL, STATE = "model.safetensors", "state.safetensors"  # files in a trial's artifacts that `--keep` saves
+KEY_START = 4  # smallest number of characters of a key that name a trial
+LISTED = 4  # largest number of trials that an error names
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,31 @@ class Problem:
 
 
 def matching(records: Iterable[Record], trial: str | None) -> list[Record]:
-    """Return the records that match a trial's name: `label/seed` or the beginning of a key. None matches all.
+    """Return the records that match a trial's name. None matches all.
 
-    A trial that continues another has the same label. `label/seed` then matches only the original trial.
+    A name is `label/seed`, `label/scenario/seed` or the beginning of a key. A trial that continues another has the same
+    label, which then matches only the original trial.
     """
     all_records = list(records)
     if trial is None:
         return all_records
-    matches = [r for r in all_records if r.name == trial]
+    matches = [r for r in all_records if trial in (r.name, r.name_with_scenario)]
     return ([r for r in matches if r.trial.continues is None] or matches or
-            [r for r in all_records if r.key.startswith(trial)])
+            [r for r in all_records if len(trial) >= KEY_START and r.key.startswith(trial)])
+
+
+def list_trials(records: Sequence[Record], near: str = "") -> str:
+    """Return the names and keys of a few trials for an error, and the number of the others.
+
+    The trials whose names are most similar to `near` come first. A name has the scenario if it is ambiguous without it.
+    """
+    scenarios: dict[str, set[str]] = {}
+    for record in records:
+        scenarios.setdefault(record.name, set()).add(record.trial.scenario)
+    names = [(r.name_with_scenario if len(scenarios[r.name]) > 1 else r.name, r.key) for r in records]
+    names.sort(key=lambda name: -SequenceMatcher(None, near.casefold(), name[0].casefold()).ratio())
+    listed, others = ", ".join(f"{name} ({key})" for name, key in names[:LISTED]), len(names) - LISTED
+    return f"{listed} and {others} other{'s' if others > 1 else ''}" if others > 0 else listed or "(none)"
 
 
 def other_weights(record: Record, contents: dict[str, str]) -> str:

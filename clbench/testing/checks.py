@@ -210,7 +210,8 @@ def check_checkpoint(make: Make) -> None:
     except SnapshotError as error:
         if interrupted.strategy.not_resumable:
             return
-        raise NonConforming(f"no going on from a checkpoint: {error}; or say why not in not_resumable") from None
+        raise NonConforming(f"a trial cannot resume from a checkpoint: {error}. If that is not possible, give the "
+                            "reason in the class attribute not_resumable") from None
     unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "going on from a checkpoint")
     uninterrupted.learn(TASKS - 1)
     resumed.learn(TASKS - 1)

@@ -18,7 +18,7 @@ from clbench.core.options import format_value
 from clbench.core.pretrained import Preprocessing, WeightsSource
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
-from clbench.core.user_code import users_place
+from clbench.core.user_code import place_of_function, users_place
 from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.stream import Stream, stored
 from clbench.experiment.trial import Resolved, Trial, Weights
@@ -224,13 +224,21 @@ def build_strategy(method: Resolved, model: Network, stream_info: StreamInfo, re
 
     Raises:
         SpecError: the options do not fit the model or the stream, or the declared class is no strategy.
+        TypeError: the class does not take these arguments; the message has the file and line of its `__init__`.
     """
     info = registry.strategy(method.name)
     cls = resolve(info.strategy, f"method {info.name!r}")
+    options = info.options.stored(method.options)
     try:
-        strategy = cls(model, stream_info, info.options.stored(method.options))
+        strategy = cls(model, stream_info, options)
     except OptionError as error:
         raise error.of_method(method.name) from error
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # raised inside of `__init__`
+            raise
+        place = place_of_function(cls.__init__)
+        raise TypeError(f"{error}; clbench passes model, stream_info and options"
+                        + (f" ({place})" if place else "")) from None
     if not isinstance(strategy, Strategy):
         raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
     return strategy

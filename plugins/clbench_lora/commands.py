@@ -54,8 +54,8 @@ def adapters_group() -> None:
     """Manage the adapters that a run saved.
 
     lora saves an adapter after each task, except for numeric targets. seq-lora does so on language models, unless
-    merge = true. RUN is the run folder. TRIAL is label/seed, as in lora:rank=4/0, or the beginning of a key. You can
-    omit it if only one trial saved adapters.
+    merge = true. RUN is the run folder. TRIAL is label/seed, as in lora:rank=8/0, or label/scenario/seed, as in
+    lora/class/0, or the first 4 or more characters of a key. You can omit it if only one trial saved adapters.
     """
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from clbench.core.artifacts import BASE, task_folder
 from clbench.core.errors import SpecError, StoreError
-from clbench.core.registry import discover
+from clbench.core.registry import discover, installed
 from clbench.models.network import Network
+from clbench.report.analysis.readable import find_trials
 from clbench.results.records import Record, StreamFacts
-from clbench.results.store import Store, matching
+from clbench.results.store import Store, list_trials
 from clbench.training.building import build_model
 from clbench_lora.files import INFO, check_base, published_names, read_adapter, read_base
 from clbench_lora.peft_format import Adapter, fingerprint
@@ -129,7 +130,7 @@ def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
 
     Args:
         run: the run folder.
-        trial: `label/seed`, or the beginning of a key. It may be None if only one trial has saved adapters.
+        trial: the trial, named as in `clbench.load_model`; None if only one trial has saved adapters.
 
     Raises:
         StoreError: no matching trial has saved adapters, or several trials match.
@@ -138,12 +139,11 @@ def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
     if not sources:
         raise StoreError(f"no adapters in {run}: only trials of lora, and of seq-lora on language models, leave some; "
                          f"clbench run --methods lora --out {run} makes some")
-    keys = {record.key for record in matching((source.record for source in sources), trial)}
-    matching_sources = [source for source in sources if source.record.key in keys]
-    if len(matching_sources) == 1:
-        return matching_sources[0]
-    choices = ", ".join(f"{k.name} ({k.record.key})" for k in matching_sources or sources)
-    if not matching_sources:
-        raise StoreError(f"no trial {trial!r} with adapters in {run}; there are {choices}")
-    raise StoreError(f"{'several trials kept adapters' if trial is None else f'{trial!r} fits several trials'}: name "
-                     f"one of {choices}")
+    records = [source.record for source in sources]
+    matches = find_trials(records, trial, installed())
+    if len(matches) == 1:
+        return next(source for source in sources if source.record.key == matches[0].key)
+    if not matches:
+        raise StoreError(f"no trial {trial!r} with adapters in {run}; there are {list_trials(records, trial or '')}")
+    raise StoreError(f"{'several trials saved adapters' if trial is None else f'{trial!r} fits several trials'}: name "
+                     f"one of {list_trials(matches)}")

@@ -59,6 +59,55 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(capsys, tmp_path):
     assert (line[4], line[6:]) == ("done", ["3 M", NONE])
 
 
+MISTAKEN = """
+from clbench import Strategy, StrategyInfo, hookimpl
+
+class Short(Strategy):
+    def __init__(self, model, options):
+        super().__init__(model, None, options)
+
+class Misspelled(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.rate = options.rat
+
+class Stops(Strategy):
+    def __init__(self, model, stream_info, options):
+        raise RuntimeError("stops on purpose")
+
+class Measures(Strategy):  # needs values, which a dry run does not have
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.first, self.all = float(next(model.parameters()).sum()), next(model.parameters()).detach().numpy()
+
+class Late(Strategy):
+    def loss(self, batch):
+        return self.missing
+
+@hookimpl
+def clbench_strategies():
+    return [StrategyInfo(cls.__name__.lower(), cls, "a test") for cls in (Short, Misspelled, Stops, Measures, Late)]
+"""
+
+
+def test_a_dry_run_fails_after_its_table_if_a_method_cannot_be_built(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mistaken.py").write_text(MISTAKEN)
+    args = ("--plugin", "mistaken.py", "--seeds", 1, "--out", tmp_path / "run", "--dry-run", "--methods")
+    code, text, err = call(capsys, *args, "short,misspelled,stops,measures,late,naive")
+    assert code == 1 and sum(line.split()[4:5] == ["missing"] for line in text.splitlines()) == 6
+    lines = err.splitlines()
+    assert [line for line in lines if line.startswith("Error")] == lines[-3:] == [
+        "Error: short: TypeError: Short.__init__() takes 3 positional arguments but 4 were given; clbench passes "
+        "model, stream_info and options (mistaken.py:5)",
+        "Error: misspelled: AttributeError: 'NoOptions' object has no attribute 'rat' (mistaken.py:11 in __init__)",
+        "Error: stops: RuntimeError: stops on purpose (mistaken.py:15 in __init__)"]
+    late = "AttributeError: 'Late' object has no attribute 'missing' (mistaken.py:24 in loss)"
+    assert f"Note: late: cannot be counted, {late}" in lines
+    code, _, err = call(capsys, *args, "measures")
+    assert code == 0 and "Note: measures: cannot be counted without data after 0 of 5 tasks" in err
+
+
 def test_a_dry_run_of_what_is_done_needs_no_torch(tmp_path):
     planned = plan(build({"methods": ["naive"], "seeds": 1}), discover())[0]
     Store(tmp_path / "run").write(make_record(tasks=5).model_copy(
@@ -121,7 +170,7 @@ def test_flags_override_the_file(capsys, tmp_path):
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.toml")),
                          ids=lambda p: p.name)
 def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(forecasts, "forecasts", lambda ready: {})  # which would take minutes
+    monkeypatch.setattr(forecasts, "forecasts", lambda _: ({}, []))  # which would take minutes
     code, text, err = call(capsys, file, "--dry-run", "--weights", "none")  # they are fetched, and not committed
     if "base = pretrained needs" in err:
         weights = tmp_path / "weights.safetensors"
@@ -153,8 +202,8 @@ def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch, 
     (["--methods", "er", ",ewc"], ["--methods er ,ewc: a space after the comma? write --methods er,ewc"]),
     (["--methods", "er", "ewc"], ["no experiment file ewc; 'ewc' is a method: give methods as one list, "
                                   "--methods er,ewc"]),
-    (["--methods", "ema-er"], ["no method 'ema-er'; did you mean 'ease' or 'aper'? (clbench methods lists all); in a "
-                               "file? --plugin FILE"]),
+    (["--methods", "ema-er"], ["no method 'ema-er'; did you mean 'ease' or 'aper'? (clbench methods lists all). If it "
+                               "is in a file, add --plugin FILE"]),
 ])
 def test_bad_input_is_a_line_per_mistake_and_nothing_is_written(args, lines, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

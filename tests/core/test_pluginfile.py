@@ -85,7 +85,7 @@ def test_a_file_moved_elsewhere_is_the_same_code(file, tmp_path):
 
 @pytest.mark.parametrize(("name", "text", "words"), [
     ("absent_plugin.py", None, r"cannot read the plugin .*absent_plugin.py: No such file"),
-    ("two words.py", DECAY, "'two words' does not do as a module's name"),
+    ("two words.py", DECAY, "'two words' is not a valid name of a module"),
     ("json.py", DECAY, r"'json' is the name of another module \(.*json/__init__.py\); rename the file"),
     ("torch.py", DECAY, "'torch' is the name of another module"),
     ("clbench_lora.py", DECAY, "'clbench_lora' is installed; name what it brings without --plugin"),
@@ -93,7 +93,8 @@ def test_a_file_moved_elsewhere_is_the_same_code(file, tmp_path):
     ("broken_plugin.py", "x = 1\ndef f(:\n", r"SyntaxError: invalid syntax \(\S*broken_plugin.py:2\)"),
     ("broken_plugin.py", "raise SystemExit(3)", "SystemExit: 3"),
     ("broken_plugin.py", "x = 1\n", "has no hook, such as clbench_strategies"),
-    ("broken_plugin.py", DECAY.replace('"decay"', '"lora"'), "method 'lora' is already brought by clbench_lora"),
+    ("broken_plugin.py", DECAY.replace('"decay"', '"lora"'),
+     r"broken_plugin.py: the plugin clbench_lora already has a method 'lora'; choose another name$"),
     ("broken_plugin.py", DECAY.replace("clbench_strategies", "clbench_strategy"), "unknown hook 'clbench_strategy'"),
 ])
 def test_a_file_that_cannot_be_used_is_one_line(name, text, words, written, tmp_path):

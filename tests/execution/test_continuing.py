@@ -9,7 +9,7 @@ from PIL import Image
 import clbench
 from clbench import cli
 from clbench.core.errors import SpecError, StoreError
-from clbench.core.registry import discover
+from clbench.core.registry import discover, installed
 from clbench.execution.continuing import changed_recipe, continue_trial, outputs_of, refuse_samples
 from clbench.execution.loading import find_record
 from clbench.execution.trial_runner import TrialRunner
@@ -51,7 +51,8 @@ def test_where_outputs_are_shared_it_is_as_if_the_stream_had_been_one(domain, la
     assert [made.earlier.before, *made.earlier.after] == [row[:3] for row in whole[3:]]
     assert made.trial.continues.parent == first[label].key and made.trial.continues.tasks == 3
     assert Store(folder).get(made.key) == made
-    assert find_record(Store(folder), f"{label}/0").key == first[label].key  # the name is still the parent's
+    found = find_record(Store(folder), f"{label}/0", installed())
+    assert found.key == first[label].key  # the name is still the parent's
     assert "shifting after helpers.tiny" in title(made)
     with pytest.raises(StoreError, match=r"has gone on to helpers\.tiny_benchmarks:shifting before"):
         go_on(folder, first[label], SHIFTING)

@@ -133,6 +133,17 @@ def test_results_that_are_kept_are_marked_until_the_code_is_what_it_was(half, pl
     assert "※" not in (tmp_path / "run" / "report.md").read_text()
 
 
+def test_the_error_about_stale_results_agrees_in_number_and_counts_those_that_diverged(tmp_path):
+    records = {r.key: r for r in (make_record("ewc"), make_record("ewc", 1, status="diverged"))}
+    done, diverged = ({key: ["the data"]} for key in records)
+    one = str(reuse.refusal(done, records, tmp_path))
+    assert one.startswith(f"1 result in {tmp_path} is stale, ") and "train it again, or --keep-stale to keep it," in one
+    assert str(reuse.refusal(diverged, records, tmp_path)).startswith(f"1 result in {tmp_path} (1 diverged) is stale")
+    several = str(reuse.refusal(done | diverged, records, tmp_path))
+    assert several.startswith(f"2 results in {tmp_path} (1 diverged) are stale")
+    assert "train them again, or --keep-stale to keep them," in several
+
+
 def test_a_comment_changes_nothing(half, plugin, stream):
     first = half()
     plugin.write_text("# mine\n" + HALF.replace("* 1.0", "*  1.0  # all of it"))
@@ -348,7 +359,8 @@ def test_records_that_lack_what_a_run_asks_for_are_made_once_more_and_others_sta
                                        ({"anatomy": "each"}, "--anatomy each", {"class"})):
         again = prepared(**settings)
         assert {p.trial.scenario for p in again.missing} == scenarios
-        assert any(f"made without {asked}, which this run asks for. clbench trains them again" in note
+        again_text = "them again; their" if len(scenarios) > 1 else "it again; its"
+        assert any(f"made without {asked}, which this run asks for. clbench trains {again_text} accuracies" in note
                    for note in again.staleness.notes)
         assert not again.staleness.reasons  # nothing is refused as stale
     for record in made.values():

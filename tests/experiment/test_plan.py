@@ -43,7 +43,7 @@ def test_all_mistakes_are_listed(registry):
     assert str(caught.value).splitlines() == [
         "no benchmark 'split-mnst'; did you mean 'split-mnist' or 'split-mnist-5k'? (clbench benchmarks lists all)",
         "no model 'mpl'; did you mean 'mlp'? (clbench models lists all)",
-        "no method 'loraa'; did you mean 'lora'? (clbench methods lists all); in a file? --plugin FILE",
+        "no method 'loraa'; did you mean 'lora'? (clbench methods lists all). If it is in a file, add --plugin FILE",
         "ewc: no option 'strenght'; did you mean 'strength'? (clbench methods ewc lists all)",
     ]
 
@@ -60,6 +60,11 @@ def test_a_path_without_its_kind_and_a_misspelled_kind_are_asked_back(registry, 
         planned(registry, methods="naive", benchmark=written)
     (tmp_path / "image.py").write_text("def photos(): ...\n")  # then the name is that of a module of the user
     assert planned(registry, methods="naive", benchmark="image:photos")
+
+
+def test_an_option_without_a_value_is_not_taken_for_the_name_of_a_class(registry):
+    with pytest.raises(SpecError, match=r"^method 'ewc': option 'strength' has no value; write ewc:strength=VALUE$"):
+        planned(registry, methods="ewc:strength")
 
 
 def test_a_scenario_that_the_benchmark_has_not(registry):

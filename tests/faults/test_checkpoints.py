@@ -17,6 +17,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.persistence import callbacks, snapshot
+from clbench.persistence.strategy_state import type_in_words
 from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import NonConforming, bench, check
@@ -185,8 +186,9 @@ def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder
 
 @pytest.mark.parametrize(("method", "reason"), [
     ("starts-over", "its state is elsewhere"),
-    ("hides", "its attribute drawn is a range_iterator: keep it in plain attributes, or in parameters and buffers"),
-    ("hides-inside", "its attribute parts.0.met is a Counter: keep it in .*"),
+    ("hides", "the attribute drawn is a range_iterator, which cannot be saved. Store tensors in parameters or buffers, "
+              "and other state in numbers, strings or lists of them"),
+    ("hides-inside", "the attribute parts.0.met is a Counter, which cannot be saved. .*"),
     ("grows-late", "the saved state does not fit: .*|it has other parameters than the saved state")])
 def test_what_cannot_go_on_starts_over_and_says_why(registry, tmp_path, folder, method, reason):
     group = planned(registry, method)
@@ -200,11 +202,16 @@ def test_what_cannot_go_on_starts_over_and_says_why(registry, tmp_path, folder, 
 def test_opting_out_passes_the_check_and_pretending_does_not():
     check(StrategyInfo("starts-over", StartsOver, ""), "checkpoint")
     check(StrategyInfo("counts", Counts, ""), "checkpoint")
-    for cls, words in ((Hides, "attribute drawn is a range_iterator.*or say why not in not_resumable"),
+    for cls, words in ((Hides, "attribute drawn is a range_iterator.*.*reason in the class attribute not_resumable"),
                        (HidesInside, "attribute parts.0.met is a Counter"),
                        (GrowsLate, "other parameters|does not fit")):
         with pytest.raises(NonConforming, match=words):
             check(StrategyInfo("bad", cls, ""), "checkpoint")
+
+
+def test_the_part_of_a_container_that_cannot_be_saved_is_named():
+    value = [1, {"teacher": torch.ones(1)}]
+    assert type_in_words(value, set()) == "list with a dict with a Tensor"
 
 
 @pytest.mark.parametrize(("change", "reason"), [

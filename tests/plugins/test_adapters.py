@@ -289,7 +289,7 @@ def test_trials_are_found_by_name_and_key(tmp_path):
     _, second = keep(tmp_path, seed=1)
     for name in ("lora:mlp/1", second.record.key, second.record.key[:8]):
         assert find(tmp_path, name).record.key == second.record.key
-    with pytest.raises(StoreError, match="several trials kept adapters: name one of lora:mlp/0"):
+    with pytest.raises(StoreError, match="several trials saved adapters: name one of lora:mlp/0"):
         find(tmp_path)
     with pytest.raises(StoreError, match=r"no trial 'lora:mlp/2' with adapters .*; there are lora:mlp/0"):
         find(tmp_path, "lora:mlp/2")

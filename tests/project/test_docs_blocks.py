@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "vit_b16.safetensors").write_bytes(b"stand-in")  # for those that references want
     monkeypatch.setattr("clbench.models.hf_files.weights_of", lambda name: tmp_path / "model.safetensors")
     # What a dry run says of costs is tested elsewhere; here it would count every method on a ViT-S, for minutes.
-    monkeypatch.setattr("clbench.cli.forecasts.forecasts", lambda _: {})
+    monkeypatch.setattr("clbench.cli.forecasts.forecasts", lambda _: ({}, []))
     yield tmp_path
     cli.group.__dict__.pop("of_plugins", None)
 

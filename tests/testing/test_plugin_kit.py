@@ -87,8 +87,8 @@ def test_new_plugins_are_clean(name, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("My-Method", "does not do as a method's name"), ("a--b", "does not do"), ("../up", "does not do"), ("", "does"),
-    ("none", "does not do"), ("a" * 41, "up to 40"), ("lora", "there is a method 'lora' already, of clbench"),
+    ("My-Method", "is not a valid name of a method"), ("a--b", "single hyphens"), ("../up", "is not"), ("", "is not"),
+    ("none", "is not a valid"), ("a" * 41, "at most 40"), ("lora", "there is a method 'lora' already, of clbench"),
     ("wandb", "there is a plugin 'clbench_wandb' already"),
 ])
 def test_names_that_do_not_do(name, words, tmp_path):
@@ -98,7 +98,7 @@ def test_names_that_do_not_do(name, words, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "name", "words"), [
-    ("benchmark", "A", "does not do as a benchmark's name; .* as in my-benchmark"),
+    ("benchmark", "A", "is not a valid name of a benchmark: .* as in my-benchmark"),
     ("benchmark", "split-mnist", "there is a benchmark 'split-mnist' already, of clbench"),
     ("model", "mlp", "there is a model 'mlp' already, of clbench"),
 ])
@@ -141,7 +141,8 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "hides"
     assert lines[2].startswith("  FAIL  state: seen holds a tensor that is neither parameter nor buffer")
-    assert lines[9].startswith("  FAIL  checkpoint: no going on from a checkpoint: its attribute seen is a Tensor")
+    assert lines[9].startswith("  FAIL  checkpoint: a trial cannot resume from a checkpoint: the attribute seen is "
+                               "a Tensor, which cannot be saved.")
     assert lines[10] == "  FAIL  learning-rates: learning_rates has 'modl.*', which fits the name of no parameter"
     assert lines[11].startswith("  ok    declarations: ")
     assert lines[12].startswith("  ok    task-free: ")

@@ -21,6 +21,7 @@ from clbench.report.analysis.grouping import Setting, by_setting
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import clean
 from clbench.results.records import Record, by_metric
+from clbench.results.store import matching
 
 _COMMA = re.compile(r",(?![^(]*\))")  # a comma outside of parentheses
 _RECIPE = re.compile(rf":{re.escape(OWN_RECIPE)}[^:]*")
@@ -120,6 +121,17 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
     if baseline_id not in known_names:
         raise SpecError(unknown("method", baseline, known_names, hint))
     return [replace(setting, named_baseline=setting.label_of(baseline_id) or baseline_id) for setting in settings]
+
+
+def find_trials(records: Sequence[Record], trial: str | None, registry: Registry) -> list[Record]:
+    """Return the records that match a trial's name as `matching` does, or by the display name that reports show."""
+    matches = matching(records, trial)
+    if matches or trial is None or not records:
+        return matches
+    displayed = [record.model_copy(update={"label": record.label.casefold()})
+                 for setting in readable(records, registry=registry) for record in setting.records]
+    keys = {record.key for record in matching(displayed, trial.casefold())}
+    return [record for record in records if record.key in keys]
 
 
 def row_ids(records: Iterable[Record]) -> dict[str, str]:
