@@ -82,7 +82,8 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
         texts = []
         for setting, choice in zip(settings, choices, strict=True):
             names = {m.label: label_of[m.records[0].key] for m in setting.methods}
-            texts.append("\n".join(lines(choice, names, more_evidence(setting))))
+            evidence = more_evidence(setting, [rival.needed for rival in choice.open]) if choice.best else ""
+            texts.append("\n".join(lines(choice, names, evidence)))
         click.echo("\n\n".join(texts))
     return int(any(choice.best is None for choice in choices))
 
@@ -98,12 +99,8 @@ def written(choice: Choice) -> dict[str, Any]:
 def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Iterator[str]:
     """Yield the lines that describe a choice.
 
-    Args:
-        choice: the choice.
-        names: the display names of its methods.
-        evidence: how to run more seeds, shown if they can help.
+    `names` are the display names of its methods, and `evidence` says how to run more seeds, if that can help.
     """
-    from clbench.experiment.until import MOST
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.analysis.method_records import MARKS
     from clbench.report.formatting import difference_unit, interval, named, number, unit_of
@@ -151,6 +148,5 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
                    f"the best method is {names[price.method]}")
     if choice.refused:
         yield "  left out: " + named([f"{names[label]} ({reason})" for label, reason in choice.refused.items()], SHOWN)
-    can_help = choice.seeds == 1 or any(rival.needed and rival.needed <= MOST for rival in choice.open)
-    if choice.best and evidence and can_help:
+    if evidence:
         yield f"  {evidence}"

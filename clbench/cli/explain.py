@@ -66,16 +66,14 @@ def command(a: Path, b: Path, metric: str | None, max_trials: int, out: Path | N
     experiment = run.load_run(pair.a, study.planned, registry, folder, stale, note)
     click.echo("\n".join(describe_plan(study, experiment)), err=not dry_run)
     if dry_run:
-        from clbench.cli.forecasts import listing
+        from clbench.cli.forecasts import listing, report_unbuilt
 
         for problem in experiment.problems:
             click.echo(f"Warning: {problem}", err=True)
         first_seed_trials = [planned for planned in study.planned if planned.trial.seed == pair.seeds[0]]
         table, errors = listing(replace(experiment, planned=first_seed_trials), duration=False)
         click.echo(f"\n{table}\n(of seed {pair.seeds[0]})")
-        for line in errors:
-            click.echo(f"Error: {line}", err=True)
-        return int(bool(errors))
+        return report_unbuilt(errors)
     exit_code = run_missing(experiment, dry_run=False)
     return conclude(explaining.conclude(study, experiment.records), experiment) if exit_code is None else exit_code
 

@@ -65,6 +65,13 @@ def listing(experiment: Experiment, duration: bool = True) -> tuple[str, list[st
     return f"{table}\n\n{line}" if line else table, errors
 
 
+def report_unbuilt(errors: Sequence[str]) -> int:
+    """Print the lines about methods that cannot be built, and return the exit code of the dry run."""
+    for line in errors:
+        click.echo(f"Error: {line}", err=True)
+    return int(bool(errors))
+
+
 def needed(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
     """Return how long the missing trials will take, and the basis of this estimate; empty if there is none."""
     if not experiment.missing or not (counted or experiment.records):

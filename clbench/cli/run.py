@@ -145,15 +145,13 @@ def run_missing(experiment: Experiment, dry_run: bool, quiet: bool = False) -> i
     for problem in experiment.problems:
         click.echo(f"Warning: {problem}", err=True)
     if dry_run:
-        from clbench.cli.forecasts import listing
+        from clbench.cli.forecasts import listing, report_unbuilt
 
         table, errors = listing(experiment)
         click.echo(table)
         if experiment.most:
             click.echo(f"these first; then, until decided, a seed at a time, {experiment.most} trials at most")
-        for line in errors:
-            click.echo(f"Error: {line}", err=True)
-        return int(bool(errors))
+        return report_unbuilt(errors)
     experiment.refuse_stale()
     try:
         carry_out(experiment, show, shlex.join(["clbench", *sys.argv[1:]]))

@@ -48,8 +48,8 @@ class SavedModel(nn.Module):
 
     `network` is the plain network if it alone makes the predictions, or None if the method has parts of its own.
     `class_names` has a name for each of the C outputs. `sample_shape` is the shape of a raw sample, [C, H, W] for an
-    image. `task_given` says whether predictions need the task of each
-    sample. The model is on the CPU until `.to(device)` moves it.
+    image. `task_given` says whether predictions need the task of each sample. The model is on the CPU until
+    `.to(device)` moves it.
     """
 
     def __init__(self, store: Store, record: Record, registry: Registry) -> None:

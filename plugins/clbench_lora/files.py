@@ -29,10 +29,10 @@ from torch import Tensor
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import StoreError
 from clbench.core.files import write_atomically
+from clbench.models.hf_files import ADAPTER, ADAPTER_INFO, ADAPTER_WEIGHTS
 from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, PeftConfig, fingerprint
 
-CONFIG, MODEL, INFO, PROTOTYPE = ("adapter_config.json", "adapter_model.safetensors", "clbench.json",
-                                  "prototype.safetensors")
+CONFIG, MODEL, INFO, PROTOTYPE = ADAPTER, ADAPTER_WEIGHTS[0], ADAPTER_INFO, "prototype.safetensors"
 AGAIN = "restore it from a copy, or remove it and add its task again"
 
 

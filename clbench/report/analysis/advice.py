@@ -38,10 +38,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
         return f"tune {'the methods' if is_all_untuned else 'what is untuned'}: clbench tune {file}" + (
             "" if is_all_untuned else f" --methods {shlex.quote(names)}")
     best = facts.best
-    is_enough = len(setting.seeds) == 1 or bool(best and best.needed and best.needed <= MOST)
-    if best and best.open and not best.limited and is_enough:  # else more seeds will not help
-        return more_evidence(setting)
-    return ""
+    return more_evidence(setting, [best.needed]) if best and best.open and not best.limited else ""
 
 
 def _fine_tuning() -> str | None:
@@ -49,17 +46,23 @@ def _fine_tuning() -> str | None:
     return next((name for name, info in installed().strategies.items() if info.baseline), None)
 
 
-def more_evidence(setting: Setting) -> str:
+def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
     """Return the command that runs more seeds: until decided, or new ones that are analyzed separately.
 
-    A single seed was not tested, so others can join it. Return nothing if the command is not known, or if a rule adds
-    seeds.
+    A single seed was not tested, so others can join it. Return nothing if the command is not known, if a rule adds
+    seeds, or if none of the differences needs so few seeds as such a rule allows.
+
+    Args:
+        setting: the setting.
+        needed: about how many seeds would make each open difference significant (None: too many, or not known).
     """
     command = _run_command(setting)
     if setting.until or command is None:
         return ""
     if len(setting.seeds) == 1:
         return f"run more seeds: {_with(command, {'--seeds': str(SEEDS)})}"
+    if not any(count and count <= MOST for count in needed):
+        return ""
     file, benchmark = _file(command), setting.records[0].trial.benchmark.name
     folder = _value(command, "--out") or f"runs/{run_folder_name(Path(file) if file else None, benchmark)}"
     if FIRST <= len(setting.seeds) < MOST and setting.seeds == tuple(range(len(setting.seeds))):

@@ -133,8 +133,7 @@ class Means:
 def sentences(methods: Sequence[MethodRecords]) -> list[str]:
     """Return a sentence for each method on where most of its errors come from, and, except references, what to try."""
     means_by_method = [(m, means) for m in methods if m.done and (means := Means.of(m)) is not None]
-    return [f"{m.label} {sentence(means).partition('. ')[0] if m.reference else sentence(means)}"
-            for m, means in means_by_method]
+    return [f"{m.label} {_largest_part(means)[0] if m.reference else sentence(means)}" for m, means in means_by_method]
 
 
 def sentence(means: Means) -> str:
@@ -144,6 +143,11 @@ def sentence(means: Means) -> str:
     'loses 78 points, 71 of them by confusing classes of different tasks (52 by task-recency bias). Try to align the \
 head, or replay'
     """
+    return ". ".join(_largest_part(means))
+
+
+def _largest_part(means: Means) -> tuple[str, str]:
+    """Return where a method loses most of its accuracy, and what to try."""
     parts, within = means.parts, means.parts[WITHIN]
     digits = 0 if means.lost >= 0.095 else 1
 
@@ -153,17 +157,17 @@ head, or replay'
     between = means.lost - within
     loses = f"loses {points(means.lost)} points"
     if within >= between:
-        return f"{loses}, {points(within)} of them even if the task is given. {_within(means)}"
+        return f"{loses}, {points(within)} of them even if the task is given", _within(means)
     if MISGUIDED in parts:
         if parts[MISGUIDED] < parts[OUTDONE]:
             return (f"{loses}, {points(parts[OUTDONE])} of them to outputs of other tasks although the task was "
-                    "inferred correctly. Try to let tasks compete in training")
-        return (f"{loses}, {points(parts[MISGUIDED])} of them by inferring the wrong task. Try another way to infer "
-                "the task")
+                    "inferred correctly", "Try to let tasks compete in training")
+        return (f"{loses}, {points(parts[MISGUIDED])} of them by inferring the wrong task",
+                "Try another way to infer the task")
     bias = parts[BIAS]
     bias_share = f"{points(bias)} by task-recency bias" if bias >= FEW else "none by task-recency bias"
-    return (f"{loses}, {points(between)} of them by confusing classes of different tasks ({bias_share}). "
-            f"{_between(means)}")
+    return (f"{loses}, {points(between)} of them by confusing classes of different tasks ({bias_share})",
+            _between(means))
 
 
 def _within(means: Means) -> str:

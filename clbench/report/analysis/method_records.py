@@ -71,13 +71,10 @@ def underfit(records: Sequence[Record]) -> float | None:
 def has_learned(record: Record) -> bool:
     """Return whether the mean accuracy on each task just after it is above `LEARNED` of the way from guessing to 100%.
 
-    Return False for a metric that is not a share of test samples, and for tasks without classes.
+    Return False for a metric that is not a share of test samples, and where `chance` is not known.
     """
-    if record.stream is None or not metric_of(record).is_share or not any(record.stream.classes):
-        return False
-    rules, tasks = scenario_rules(record.trial.scenario), record.stream.classes
-    guessing = fmean(1 / len(set(rules.at_test(tasks, index, index + 1))) for index in range(len(tasks)))
-    return guessing < 1 and learning_accuracy(record.R) > guessing + LEARNED * (1 - guessing)
+    guessing = chance(record, after_each=True) if metric_of(record).is_share else None
+    return guessing is not None and guessing < 1 and learning_accuracy(record.R) > guessing + LEARNED * (1 - guessing)
 
 
 def loss_share(record: Record) -> float | None:
@@ -120,8 +117,10 @@ def test_set_interval(records: Sequence[Record]) -> tuple[float, float] | None:
     return wilson_interval(fmean(acc(r.R) for r in records), samples) if samples else None
 
 
-def chance(record: Record) -> float | None:
+def chance(record: Record, after_each: bool = False) -> float | None:
     """Return the ACC of guessing: the mean over tasks of 1 / n, if a prediction is chosen among n classes.
+
+    With `after_each`, each task is tested just after it, when fewer classes may compete.
 
     Return None for a trial that continues another, because the earlier tasks compete as well. Return None also for
     tasks without classes.
@@ -129,7 +128,8 @@ def chance(record: Record) -> float | None:
     if record.stream is None or record.trial.continues or not any(record.stream.classes):
         return None
     rules, tasks = scenario_rules(record.trial.scenario), record.stream.classes
-    return fmean(1 / len(set(rules.at_test(tasks, index, len(tasks)))) for index in range(len(tasks)))
+    return fmean(1 / len(set(rules.at_test(tasks, index, index + 1 if after_each else len(tasks))))
+                 for index in range(len(tasks)))
 
 
 def at_chance(records: Sequence[Record]) -> bool:
