@@ -150,8 +150,8 @@ def _every(setting: Setting) -> Iterator[str]:
     if short := [m.label for m in methods if steps_of_authors(m)]:
         yield f"Trained with less than a quarter of its authors' optimizer steps per task: {in_words(short, NAMES)}."
     if storing := [m.label for m in candidates if stores_everything(m)]:
-        yield (f"{in_words(storing, NAMES)} {'store' if len(storing) > 1 else 'stores'} all training samples, which is "
-               "close to joint training.")
+        yield (f"{in_words(storing, NAMES)} {'store' if len(storing) > 1 else 'stores'} all training samples, so "
+               "training is close to joint training.")
     yield from _mixtures(setting)
 
 

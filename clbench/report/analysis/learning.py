@@ -61,9 +61,9 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
     falling = [f"{m.label} ({losses[0]:.2f} to {losses[1]:.2f})" for m in methods
                if (losses := still_falling(m.done)) is not None]
     if falling:
-        yield ("Not converged: the training loss was still falling when a task's steps ended. In parentheses are its "
-               f"means over the last two tenths of the steps: {in_words(falling)}. More steps (--epochs, --iterations) "
-               "would change these rows")
+        yield ("Not converged: the training loss was still falling when a task's steps ended. In parentheses "
+               "are the mean losses of the second-to-last and of the last tenth of the steps: "
+               f"{in_words(falling)}. More steps (--epochs, --iterations) would change these rows")
     behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := far_below(m, joint)) is not None]
     if behind:
         best = 100 * fmean(learning_accuracy(r.R) for r in joint.values())
