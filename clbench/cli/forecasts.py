@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clbench.core.registry import Registry
     from clbench.data.stream import Stream
     from clbench.execution.run import Experiment
+    from clbench.execution.trial_runner import TrialRunner
     from clbench.results.records import Record
 
 HEADERS = ("key", "method", "scenario", "seed", "state", "trainable", "training FLOPs", "FLOPs per sample")
@@ -175,12 +176,12 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
         except ClbenchError as error:
             checks.refused(planned, error)
         except Exception as error:  # a run would store the error in the trial's record
-            if stream is not None and (problem := build_problem(planned, stream, experiment.registry)):
+            if stream is not None and (problem := build_problem(planned, stream, runner)):
                 errors.append(f"{name}: {problem}")
             else:
                 notes[f"{name}: cannot be counted, {with_place(error, planned, experiment.registry)}"] = None
         else:
-            if result.note and not result.kept and (problem := build_problem(planned, stream, experiment.registry)):
+            if result.note and not result.kept and (problem := build_problem(planned, stream, runner)):
                 errors.append(f"{name}: {problem}")
                 continue
             speed = speed or measured(planned, stream, experiment)
@@ -197,22 +198,15 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
     return counted, errors
 
 
-def build_problem(planned: PlannedTrial, stream: Stream, registry: Registry) -> str:
-    """Return the error of building a trial's method on a model with values; empty if it can be built.
+def build_problem(planned: PlannedTrial, stream: Stream, runner: TrialRunner) -> str:
+    """Return the error of building a trial's strategy on a model with values; empty if it can be built.
 
     A method that cannot be counted may only need the values that shapes do not have.
     """
-    from clbench.core import seeds
-    from clbench.training.building import build_model, build_strategy, stream_info_of
-
-    trial = planned.trial
     try:
-        with seeds.scope(trial.seed, "strategy"):
-            model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
-            stream_info = stream_info_of(stream, trial.scenario, trial.seed, trial.weights is not None)
-            build_strategy(trial.method, model, stream_info, registry)
+        runner.build(planned.trial, stream)
     except Exception as error:  # the code of a method can raise any error
-        return with_place(error, planned, registry)
+        return with_place(error, planned, runner.registry)
     return ""
 
 

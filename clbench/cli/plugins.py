@@ -139,18 +139,22 @@ CHECK_EXAMPLES = (
 
 
 @click.command("check", cls=Command, examples=CHECK_EXAMPLES)
-@click.argument("targets", nargs=-1, required=True, metavar="NAME|FILE.py...")
+@click.argument("targets", nargs=-1, metavar="NAME|FILE.py...")
 @plugin_option
 def check(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
     """Check that methods follow the rules of the plugin interface.
 
     clbench runs each method on a tiny stream and lists the rules that it breaks. The exit code is 1 if there are any.
-    If a method keeps all rules, clbench prints which parameters it trains.
+    If a method keeps all rules, clbench prints which parameters it trains. With --plugin alone, it checks every method
+    of the file.
     """
     from clbench.core.errors import SpecError
     from clbench.core.options import parse_named
     from clbench.core.registry import discover
 
+    targets = targets or tuple(map(str, plugins))
+    if not targets:
+        raise click.UsageError("name a method or a file to check, as in clbench check my_method.py")
     files = [Path(t) for t in targets if t.endswith(".py")]
     registry = discover(files=[*plugins, *files])
     methods: list[tuple[str, StrategyInfo, dict[str, Any]]] = []

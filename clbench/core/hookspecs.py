@@ -131,6 +131,7 @@ class BenchmarkInfo:
     # Whether to cache the stream on disk. Options, seed, the code of its package and `files` must fully determine it.
     cached: bool = False
     any_name: bool = False  # whether `name` is a pattern, `images:*`; the call is then `build(name, options, ...)`
+    suffixes: Sequence[str] = ()  # with `any_name`: suffixes of files for which it is suggested; "/" is a folder
     names_code: bool = False  # whether the name gives the place of the code: `package.module:function`
     # Data files. If the content of one changes, a cached stream is rebuilt. Either paths below the data folder, or a
     # function (or its `module:attribute`) of name, options and data folder that returns the paths of all files read.

@@ -26,8 +26,6 @@ from clbench.core.user_code import format_error, importable, run_as_module, stra
 
 GROUP = "clbench"
 ANY_CODE = "*:*"  # the pattern of benchmarks that functions return
-KIND_OF_FILE = {"/": "images", ".csv": "table", ".tsv": "table", ".npz": "arrays", ".npy": "arrays",
-                ".safetensors": "arrays", ".parquet": "table", ".jsonl": "text"}  # by suffix; "/" is a folder
 Info = TypeVar("Info", StrategyInfo, BenchmarkInfo, ModelInfo, ReportFormat, TrackerInfo)
 
 
@@ -119,10 +117,11 @@ class Registry:
         kind, colon, path = name.partition(":")
         if name in self.benchmarks:
             return ""
+        patterns = self.patterns.get("benchmark", {})
         if not colon:
             suffix = "/" if Path(name).is_dir() else Path(name).suffix.lower() * Path(name).is_file()
-            return f"{KIND_OF_FILE[suffix]}:{name}" if suffix in KIND_OF_FILE else ""
-        patterns = self.patterns.get("benchmark", {})
+            fitting = [pattern for pattern, info in patterns.items() if suffix in info.suffixes]
+            return fitting[0].replace("*", name) if fitting else ""
         if not kind.isidentifier() or self.pattern("benchmark", name) not in ("", ANY_CODE):
             return ""
         kinds = [pattern.removesuffix(":*") for pattern in patterns if pattern != ANY_CODE]

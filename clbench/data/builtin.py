@@ -241,16 +241,18 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       RotatedOptions, scenarios=("domain", "task"), cached=True, files=MNIST, data=DATA[MNIST]),
         *NAMED,
         BenchmarkInfo("images:*", user_data + "photos:images", "photos in folders, one for each class, as in "
-                      "images:photos", own.ImagesOptions, any_name=True,
+                      "images:photos", own.ImagesOptions, any_name=True, suffixes=("/",),
                       cached=True, files=user_data + "lists:image_files", check=user_data + "lists:image_files"),
         BenchmarkInfo("arrays:*", user_data + "arrays:arrays", "embeddings or images in a .npz, .safetensors, .npy or "
-                      ".parquet file", own.ArraysOptions, any_name=True, cached=True,
+                      ".parquet file", own.ArraysOptions, any_name=True,
+                      suffixes=(".npz", ".npy", ".safetensors"), cached=True,
                       files=own_options + "array_files", check=own_options + "check_arrays"),
         BenchmarkInfo("table:*", user_data + "columns:table", "numeric columns and a label column in a .csv, .tsv or "
-                      ".parquet file", own.TableOptions, any_name=True, cached=True,
+                      ".parquet file", own.TableOptions, any_name=True,
+                      suffixes=(".csv", ".tsv", ".parquet"), cached=True,
                       files=user_data + "columns:table_files", check=own_options + "check_path"),
         BenchmarkInfo("text:*", user_data + "texts:text", "texts and labels in a .csv or .jsonl file or a folder, for "
-                      "models hf:NAME", own.TextOptions, any_name=True, cached=True,
+                      "models hf:NAME", own.TextOptions, any_name=True, suffixes=(".jsonl",), cached=True,
                       files=user_data + "texts:text_files", check=own_options + "check_path"),
         BenchmarkInfo("instructions:*", user_data + "instruction_streams:instructions",
                       "prompts and responses, one file or folder per task, for models hf:NAME",

@@ -137,6 +137,8 @@ def test_what_is_there_is_not_written_over(tmp_path, capsys, monkeypatch):
 def test_check_says_what_is_wrong(tmp_path, capsys):
     path = tmp_path / "broken_methods.py"
     path.write_text(BROKEN)
+    assert cli.call(["check", "--plugin", str(path)]) == 1
+    assert capsys.readouterr().out.count("FAIL") == 4
     assert cli.call(["check", str(path), "naive"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "hides"
@@ -162,7 +164,7 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     (["ewcc"], "no method 'ewcc'; did you mean 'ewc'?"),
     (["ewc:strngth=1"], "ewc: no option 'strngth'; did you mean 'strength'?"),
     (["no_such_file.py"], "cannot read the plugin"),
-    ([], "Missing argument"),
+    ([], "name a method or a file to check"),
 ])
 def test_check_of_what_is_not_there_is_one_line(targets, words, capsys):
     assert cli.call(["check", *targets]) == 2
