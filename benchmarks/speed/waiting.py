@@ -26,9 +26,8 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.training import cache
-from clbench.training.loop import take_step
 from clbench.training.sampling import BatchSampler
-from clbench.training.steps import make_train_step
+from clbench.training.steps import make_train_step, take_step
 
 STEPS = 50
 

@@ -30,7 +30,8 @@ from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import batch_size, given_tasks
 from clbench.training.replica import Replica, TaskResult, require_losses
 from clbench.training.sampling import divided
-from clbench.training.steps import Loss, TrainStep, arguments_of
+from clbench.training.stacked_step import LossModule
+from clbench.training.steps import TrainStep
 
 
 class FlopsCallback(Callback):
@@ -141,8 +142,8 @@ def flops_alone(strategy: Strategy, train_step: TrainStep, batch: Batch) -> int:
     buffers = {f"strategy.{name}": buffer.clone() for name, buffer in strategy.named_buffers()}
     trained = [p for p in strategy.parameters() if p.requires_grad]
     with seeds.scope(0, "flops"), FlopCount() as count:
-        with train_step.forward:
-            loss: Tensor = functional_call(Loss(strategy), buffers, arguments_of(batch))
+        with train_step.autocast:
+            loss: Tensor = functional_call(LossModule(strategy), buffers, (batch,))
         require_losses([strategy], loss[None])
         torch.autograd.grad(loss, trained, allow_unused=True)
     return int(count.total)

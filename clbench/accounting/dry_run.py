@@ -34,9 +34,10 @@ from clbench.training.budget import phases_of, steps_of
 from clbench.training.building import build_strategy, stream_info_of
 from clbench.training.cache import PhaseInputs
 from clbench.training.costs import nbytes
-from clbench.training.loop import TrainingLoop, take_step
+from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import BatchSampler, StreamSampler
+from clbench.training.steps import take_step
 from clbench.training.stream_loop import in_one_task
 
 # Optimizers count as 0, and products have the same FLOPs in any precision; autocast does not change meta tensors.
@@ -105,7 +106,8 @@ class DryRun(TrainingLoop):
         losses += [torch.zeros(1)] * phase.steps
 
     def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
-                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, start: int = 0) -> None:
+                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int,
+                    steps_before: int = 0) -> None:
         """Take a step of each kind and add the FLOPs of all steps.
 
         Raises:

@@ -29,8 +29,7 @@ from clbench.strategy.base import Batch, Strategy
 from clbench.training.budget import steps_of
 from clbench.training.building import build_model, channels_last, stream_info_of
 from clbench.training.costs import measure, model_bytes
-from clbench.training.loop import take_step
-from clbench.training.steps import make_train_step
+from clbench.training.steps import make_train_step, take_step
 
 TIMED_SECONDS = 0.05  # minimum for all timed steps of one batch size
 MOST_SECONDS = 1.0  # intended maximum for one timed step
@@ -112,8 +111,8 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
         def timed(size: int) -> tuple[int, int, float]:
             batch = first_batch(size)
             with FlopCount() as count:
-                take_step(train_step, [batch])  # not timed, because the first step is slow
-            return size, count.total, seconds_of(lambda: take_step(train_step, [batch]), device)
+                take_step(train_step, [batch], recipe.accumulate)  # not timed, because the first step is slow
+            return size, count.total, seconds_of(lambda: take_step(train_step, [batch], recipe.accumulate), device)
 
         few_samples, few_flops, few_seconds = timed(min(FEW, len(samples)))
         sample_limit = max(2, int(MOST_SECONDS / few_seconds)) * FEW

@@ -19,6 +19,7 @@ from clbench.data.samples import Samples
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
+from clbench.training import precision
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
@@ -53,10 +54,12 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     joint_stream = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=samples,
                                                   class_names=()),))
     loop = TrainingLoop([Replica(strategy, joint_stream, trial.seed)], trial.recipe, cache_bytes=settings.cache_bytes)
-    trained, = loop.train_task(0)
-    if trained.diverged is not None:
-        raise ClbenchError(f"{trained.diverged}; choose a smaller learning rate")
-    row = evaluate(strategy, stream, "class", len(tasks))
+    with precision.products(trial.recipe):
+        trained, = loop.train_task(0)
+        if trained.diverged is not None:
+            raise ClbenchError(f"{trained.diverged}; choose a smaller learning rate")
+        with precision.forward(trial.recipe, strategy.class_mask.device, strategy):
+            row = evaluate(strategy, stream, "class", len(tasks))
     sizes = [len(task.test) for task in tasks]
     accuracy = sum(a * n for a, n in zip(row.accuracy, sizes, strict=True)) / sum(sizes)
     body = {strategy.model.published_name(n): t for n, t in strategy.model.state_dict().items()

@@ -44,8 +44,8 @@ from clbench.training.callbacks.language import language_callback
 from clbench.training.costs import PeakMemory
 from clbench.training.facts import failure_of, record_of, settings_problem, steps_in_words
 from clbench.training.precision import Compiler
-from clbench.training.replica import Replica, share_equal
-from clbench.training.steps import Unstackable
+from clbench.training.replica import Replica
+from clbench.training.stacked_step import Unstackable, share_equal
 from clbench.training.stream_loop import loop_for
 
 

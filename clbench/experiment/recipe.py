@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from clbench.core.options import Strict
 
 Optimizer = Literal["adam", "adamw", "sgd"]
+OPTIMIZER_TITLES: dict[Optimizer, str] = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 Schedule = Literal["constant", "cosine", "quarter-cosine", "steps"]
 DECAY = 0.1  # default factor of the learning rate at milestones
 DEFAULT_EPOCHS = 10
@@ -66,7 +67,7 @@ class Recipe(Strict):
     accumulate: int = Field(1, ge=1, description="number of parts of each batch, for gradient accumulation: their "
                             "gradients are computed one by one and summed")
     optimizer_state: Literal["reset", "keep"] = Field(
-        "reset", description="reset or keep the optimizer's state when a new task begins")
+        "reset", description="reset or keep the optimizer's state when a new task or phase begins")
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="numerical precision. fp32: float32; tf32: TensorFloat-32, on CUDA only; bf16: mixed "
         "precision with float32 weights")
@@ -77,8 +78,8 @@ class Recipe(Strict):
         if self.epochs is not None and self.iterations is not None:
             raise ValueError("epochs and iterations both set the budget: give only one of them")
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is an option of sgd, and {self.optimizer} has its own (0.9, 0.999): leave it "
-                             "out, or choose sgd")
+            raise ValueError(f"momentum is an option of sgd, which {self.optimizer} does not use: leave it out, or "
+                             "choose sgd")
         if bool(self.milestones) != (self.schedule == "steps") or (self.decay and not self.milestones):
             raise ValueError("milestones and decay apply only to schedule = \"steps\", which needs milestones: give "
                              "both, or neither")

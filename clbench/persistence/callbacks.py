@@ -26,7 +26,7 @@ from clbench.training.building import build_model
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.replica import Replica, TrialResults
-from clbench.training.steps import TrainStep, make_train_step
+from clbench.training.steps import TrainStep, make_train_step, states_of
 
 SECONDS = 5.0  # minimum between two checkpoints, so a killed process may lose this much work
 LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # model libraries, identified by their release
@@ -144,8 +144,8 @@ def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
     train_step, members = training.train_step, len(training.replicas)
     if train_step is None or training.recipe.optimizer_state != "keep":
         return tensors
-    for name, parameter in train_step.trained.items():
-        for key, value in train_step.optimizer.state.get(parameter, {}).items():
+    for name, (_, state) in states_of(train_step).items():
+        for key, value in state.items():
             if isinstance(value, Tensor):
                 stacked = members > 1 and value.dim() and len(value) == members
                 tensors[f"{name}/{key}"] = value[member] if stacked else value

@@ -212,7 +212,7 @@ class Strategy(OldNames, nn.Module):
         return self.options.fixed_outputs if isinstance(self.options, FixedOutputsOptions) else self.activated
 
     def edit_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gradients for the optimizer, by parameter name. Default: unchanged."""
+        """Return the gradients for the optimizer, with the same parameter names. Default: unchanged."""
         return gradients
 
     def fit(self, task: Task, budget: Budget) -> Tensor:

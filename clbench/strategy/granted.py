@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,8 @@ class Batch:
 
     In `prepare_batch`, x is raw, as the stream stores it. In `loss`, it is a float input of the model. Texts are tokens
     in both, int32 [N, L] with -1 after the last token of a sample. In `loss`, L is the length of the batch's longest
-    text. `task` is the task in training. `first_pass` is True if the samples are seen for the first time. The last
+    text. `task` is the task in training. `first_pass` is True if the samples are seen for the first time, which is
+    never so after the first phase of a task. The last
     `replayed` samples were appended by `extended`. `frozen` has the rows of `Strategy.frozen_outputs` for the batch, or
     None if they are not stored. `Strategy.frozen_outputs_of` returns these rows in both cases.
 
@@ -93,6 +94,20 @@ class Batch:
         """Return this batch with more samples appended, for replay."""
         combined = Samples.concat(Samples(self.x, self.y, self.tasks), extra)
         return replace(self, x=combined.x, y=combined.y, tasks=combined.tasks, replayed=self.replayed + len(extra))
+
+    @property
+    def columns(self) -> dict[str, Tensor | Mapping[str, Tensor]]:
+        """Return the fields that have a row for each sample, by name, without those that are None."""
+        fields = {name: getattr(self, name) for name in ("x", "y", "tasks", "frozen", "at")}
+        return {name: rows for name, rows in fields.items() if rows is not None}
+
+    def part(self, begin: int, end: int) -> Batch:
+        """Return a batch of the samples `begin` to `end` of this one."""
+        new_count = len(self.y) - self.replayed
+        parts: Any = {name: rows[begin:end] if isinstance(rows, Tensor) else {key: row[begin:end] for key, row in
+                                                                              rows.items()}
+                      for name, rows in self.columns.items()}
+        return replace(self, **parts, replayed=max(0, end - max(begin, new_count)))
 
 
 class Prediction(NamedTuple):

@@ -22,7 +22,7 @@ from clbench.data.stream import Stream
 from clbench.report.formatting import in_words
 from clbench.strategy.base import Strategy, declares
 from clbench.strategy.replay import SampleMemory
-from clbench.testing.tiny import RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, tiny_stream
+from clbench.testing.tiny import RECIPE, SAMPLES, TASKS, Bench, DividedLosses, Make, NonConforming, tiny_stream
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import role
@@ -30,7 +30,7 @@ from clbench.training.evaluation import evaluate, given_tasks
 from clbench.training.loop import TrainingLoop
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.sampling import StreamSampler
-from clbench.training.steps import Unstackable
+from clbench.training.stacked_step import Unstackable
 from clbench.training.stream_loop import StreamLoop
 
 SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks, for three divisions of the samples; batches have 8
@@ -160,7 +160,7 @@ class CountedCache(PredictionCache):
 
 
 def check_declarations(make: Make) -> None:
-    """Check that all values that are cached because of a declaration are the same when they are computed again."""
+    """Check that values that are cached because of a declaration do not change, and that `loss_is_mean` is true."""
     for scenario in SCENARIOS:
         b, cache = make(scenario), PredictionCache(everything=True)
         try:
@@ -266,9 +266,9 @@ def stack_problem(make: Make) -> str:
 
 
 def train_tasks(b: Bench) -> Iterator[int]:
-    """Train on each task and yield its index; caches of the training are verified."""
+    """Train on each task and yield its index; caches of the training and `loss_is_mean` are verified."""
     for index in range(TASKS):
-        TrainingLoop([b.replica], RECIPE, verify_caches=True).train_task(index)
+        TrainingLoop([b.replica], RECIPE, [DividedLosses()], verify_caches=True).train_task(index)
         yield index
 
 

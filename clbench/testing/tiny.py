@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,10 +25,12 @@ from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResN
 from clbench.models.network import Network
 from clbench.models.small import cnn, linear, mlp, resnet18, resnet20
 from clbench.models.vit import vit
-from clbench.strategy.base import Batch, Strategy, Task
+from clbench.strategy.base import Batch, Strategy, Task, declares
 from clbench.training.building import channels_last, stream_info_of
+from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
+from clbench.training.sampling import divided
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
@@ -115,3 +118,23 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
 
 
 Make = Callable[..., Bench]
+
+
+class DividedLosses(Callback):
+    """Check that the loss of a batch is the mean of its parts' losses, if the strategy declares `loss_is_mean`.
+
+    A loss that draws random numbers is not checked, because it has another value each time.
+    """
+
+    @contextmanager
+    def around_step(self, training: Training, batches: Sequence[Batch]) -> Iterator[None]:
+        """Compare both before the step."""
+        strategy, train_step = training.replicas[0].strategy, training.train_step
+        if train_step is not None and declares(strategy, "loss_is_mean"):
+            whole, repeated = train_step.losses(batches).detach(), train_step.losses(batches).detach()
+            parts = [share * train_step.losses(part).detach() for share, part in divided(batches, 3)]
+            if torch.equal(whole, repeated) and not torch.allclose(whole, sum(parts, torch.zeros(1)), rtol=1e-3):
+                raise NonConforming(f"{type(strategy).__name__} declares loss_is_mean = True, but the loss of a batch "
+                                    f"is {whole.item():.4g} and the mean of its parts' losses is "
+                                    f"{sum(parts, torch.zeros(1)).item():.4g}; set loss_is_mean = False")
+        yield

@@ -35,7 +35,7 @@ from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.samples import Samples, pick
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy, declares, overrides
-from clbench.training.steps import Loss, arguments_of
+from clbench.training.stacked_step import LossModule
 
 SWITCH = "CLBENCH_CACHE_FROZEN"  # environment variable; 0 turns the caches off
 BYTES = 2**30  # limit of what a phase caches, all members together; the execution settings can change it
@@ -77,14 +77,14 @@ class PhaseInputs:
         raw: the same samples as the stream stores them.
         start: the block of the network whose inputs `samples` are; 0 without cached blocks.
         prepared: whether `samples` are inputs of the network or of block `start`; else they are raw.
-        forward: the context, such as autocast, in which cached outputs were computed.
+        autocast: the context, such as autocast, in which cached outputs were computed.
     """
 
     samples: list[Samples]
     raw: list[Samples]
     start: int = 0
     prepared: bool = False
-    forward: Forward = field(default_factory=nullcontext)
+    autocast: Forward = field(default_factory=nullcontext)
 
     @property
     def cached(self) -> bool:
@@ -103,7 +103,7 @@ class PhaseInputs:
             size = chunk_size(strategy, len(raw), frozen=True)
             count = math.ceil(len(raw) / size)
             stored_outputs = {INPUTS: cached_samples.x, **(cached_samples.frozen or {})}
-            with torch.no_grad(), self.forward:
+            with torch.no_grad(), self.autocast:
                 for number in range(count) if everything else (seeds.derive(seed, "cache") % count,):
                     part = next(raw.chunks(size, number))
                     rows = slice(number * size, number * size + len(part))
@@ -150,7 +150,7 @@ def starting_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
 
 
 def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, draws: int, batch: int = 0,
-                 forward: Forward | None = None, budget: int | None = None,
+                 autocast: Forward | None = None, budget: int | None = None,
                  around: Sequence[AbstractContextManager[object]] = ()) -> PhaseInputs:
     """Return the inputs of a phase; work that every pass would repeat is done once, if it can be cached.
 
@@ -160,14 +160,14 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         task: the index of the task that is trained.
         draws: number of samples that the phase draws.
         batch: number of new samples in a step.
-        forward: the context of the loss (`precision.forward`).
+        autocast: the context of the loss (`precision.forward`).
         budget: most bytes to store, all members together; by default `BYTES`.
         around: one context for each member, in which its frozen outputs are computed.
 
     Raises:
         PluginError: the method declares `inputs_only_through_model`, but its loss from cached blocks is different.
     """
-    budget, forward = BYTES if budget is None else budget, forward or nullcontext()
+    budget, autocast = BYTES if budget is None else budget, autocast or nullcontext()
     first, raw = strategies[0], PhaseInputs(list(samples), list(samples))
     is_random = any(part.is_stochastic for part in samples)
     if overrides(first, "prepare_batch") or is_random or draws < len(samples[0]):
@@ -182,13 +182,13 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         choices = [(most_blocks, frozen), (0, frozen), (0, False)]
         blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, budget))
     if blocks:
-        require_same_loss(first, samples[0], task, blocks, forward)
+        require_same_loss(first, samples[0], task, blocks, autocast)
     if blocks or frozen:
         cached_samples = []
         for strategy, part, context in zip(strategies, samples, around or [nullcontext()] * len(samples), strict=True):
-            with forward, context:
+            with autocast, context:
                 cached_samples.append(stored(strategy, part, blocks, frozen))
-        return PhaseInputs(cached_samples, list(samples), blocks, True, forward)
+        return PhaseInputs(cached_samples, list(samples), blocks, True, autocast)
     if prepared_in_batches(strategies, samples, draws, batch) or not fits(strategies, samples, 0, False, budget):
         return raw
     prepared = {id(part): stored(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
@@ -252,7 +252,7 @@ def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Sample
             and not any(True for _ in strategies[0].frozen_modules()))
 
 
-def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: int, forward: Forward) -> None:
+def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: int, autocast: Forward) -> None:
     """Check that the loss of a few samples is the same if the model starts from the outputs of its first blocks.
 
     The losses must be equal bit for bit. Trained parameters are changed a little first, because a term that starts at
@@ -270,7 +270,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
     buffers = dict(strategy.named_buffers())
     losses = []
     raw = strategy.objective.cut(raw)
-    with torch.no_grad(), forward:
+    with torch.no_grad(), autocast:
         frozen = compute(strategy, raw, blocks)
         block_outputs = frozen.pop(INPUTS)
         for x, start in ((strategy.stream_info.prepare(raw.x), 0), (block_outputs, blocks)):
@@ -279,7 +279,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
                 batch = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
                 batch = strategy.objective.collate([batch])[0] if strategy.stream_info.predicts_tokens else batch
                 try:
-                    losses.append(functional_call(Loss(strategy), state, arguments_of(batch)))
+                    losses.append(functional_call(LossModule(strategy), state, (batch,)))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     if start == 0:
                         raise

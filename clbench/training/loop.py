@@ -18,7 +18,7 @@ hidden boundaries use `clbench.training.stream_loop`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -33,40 +33,20 @@ from clbench.data.photo_samples import decoded_ahead
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
-from clbench.strategy.base import Batch, Task
+from clbench.strategy.base import Task
 from clbench.strategy.granted import PhaseSpec
 from clbench.training import cache, precision
 from clbench.training.budget import phases_of, steps_of, steps_per_epoch
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
-from clbench.training.optimizers import keep_idle_rows, make_schedule
-from clbench.training.own_loop import fit_by_itself
-from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host, require_losses
-from clbench.training.sampling import BatchSampler, divided, require_divisible, stackable
-from clbench.training.steps import TrainStep, Unstackable, make_train_step
+from clbench.training.optimizers import make_schedule
+from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, fit_by_itself, last_tenths, on_host
+from clbench.training.sampling import BatchSampler, division_notes
+from clbench.training.stacked_step import Unstackable, stackable
+from clbench.training.steps import TrainStep, make_train_step, take_step
 
 CHECK_EVERY = 256  # steps between checks whether all replicas have diverged; each check waits for the device
-
-
-def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -> Tensor:
-    """Take one optimizer step for each replica on its prepared batch; return the losses [S], left on the device.
-
-    The batches are divided into at most `parts` parts, whose gradients are accumulated.
-    """
-    for parameter in train_step.trained.values():
-        parameter.grad = None
-    total: Tensor | float = 0.0
-    for share, part in divided(batches, parts):
-        losses = share * train_step.losses(part) if parts > 1 else train_step.losses(part)
-        require_losses(train_step.members, losses)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        total = total + losses.detach()
-    train_step.edit_gradients()
-    with keep_idle_rows(train_step.heads, int(len(batches) > 1)):
-        train_step.optimizer.step()
-    assert isinstance(total, Tensor)
-    return total
 
 
 class TrainingLoop:
@@ -135,11 +115,10 @@ class TrainingLoop:
                 result.steps += replica.strategy.extra_steps
         synchronize(device)
         ended = Clock.now()
+        self._add_notes(self.compiler.notes if self.compiler else ())
         count = len(self.replicas)
         training, total = steps_ended.since(steps_began).share(count), ended.since(began).share(count)
         for replica, result in zip(self.replicas, results, strict=True):
-            for note in self.compiler.notes if self.compiler else ():
-                replica.add_note(note)
             replica.add_result(result, training, total.since(training))
         self.callbacks.on_trained(self, results)
         self._keep([position for position, result in enumerate(results) if result.diverged is None])
@@ -155,11 +134,12 @@ class TrainingLoop:
         strategy, index = self.replicas[0].strategy, tasks[0].index
         if strategy.owns_loop:
             self.callbacks.on_step(self, index, 0, 0)
-            return [fit_by_itself(self.replicas[0], tasks[0], self.recipe, self.callbacks)]
+            around = self.callbacks.around_prepare(self.replicas[0])
+            return [fit_by_itself(self.replicas[0], tasks[0], self.recipe, around)]
         if not strategy.phases(tasks[0]):
             self.callbacks.on_step(self, index, 0, 0)
             return [TaskResult(steps=0) for _ in tasks]
-        require_divisible(strategy, self.recipe)
+        self._add_notes(division_notes(strategy, self.recipe))
         task_samples = stackable([r.strategy.training_samples(t) for r, t in zip(self.replicas, tasks, strict=True)])
         task_samplers = self._samplers(task_samples, tasks)
         steps = steps_of(self.recipe, len(task_samples[0]))
@@ -180,7 +160,9 @@ class TrainingLoop:
                 samplers = self._samplers(samples, tasks, phase)
             self._train_phase(phase, samples, samplers, losses, index, steps)
             trainable = max(trainable, strategy.trainable())
-        return [TaskResult(steps, trainable, diverged(column, index), last_tenths(column, phases[-1].steps))
+            if len(phases) > 1 and not bool(torch.isfinite(on_host(losses[-1])).any()):
+                break  # the next phase would begin with weights that are not finite
+        return [TaskResult(len(losses), trainable, diverged(column, index), last_tenths(column, phases[-1].steps))
                 for column in on_host(torch.stack(losses)).unbind(1)]
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
@@ -204,10 +186,11 @@ class TrainingLoop:
         inputs.verify(strategies, seeds.derive(self.replicas[0].seed, "phase", index, phase), self.verify_caches)
 
     def _take_steps(self, count: int, inputs: PhaseInputs, samplers: Sequence[BatchSampler],
-                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int, start: int = 0) -> None:
+                    schedule: LRScheduler | None, losses: list[Tensor], index: int, steps: int,
+                    steps_before: int = 0) -> None:
         """Take `count` steps and append the losses [S] of each; stop if all replicas have diverged.
 
-        `start` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
+        `steps_before` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
         """
         assert self.train_step is not None
         for _ in range(count):
@@ -220,17 +203,17 @@ class TrainingLoop:
             if schedule is not None:
                 schedule.step()
             self.callbacks.on_step(self, index, len(losses), steps)
-            if (start + len(losses)) % CHECK_EVERY == 0 and not bool(torch.isfinite(losses[-1]).any()):
+            if (steps_before + len(losses)) % CHECK_EVERY == 0 and not bool(torch.isfinite(losses[-1]).any()):
                 break
 
     def _inputs(self, samples: list[Samples], index: int, draws: int) -> PhaseInputs:
         """Return the inputs of a phase, prepared or cached if that saves work; it has `draws` draws of samples."""
         if self.augment:
             return PhaseInputs(samples, samples)
-        forward = precision.forward(self.recipe, self.replicas[0].strategy.class_mask.device)
+        autocast = precision.forward(self.recipe, self.replicas[0].strategy.class_mask.device)
         around = [self.callbacks.around_prepare(replica) for replica in self.replicas]
         return cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, draws,
-                                  self.recipe.batch_size, forward, self.cache_bytes, around)
+                                  self.recipe.batch_size, autocast, self.cache_bytes, around)
 
     def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
                   ) -> list[BatchSampler]:
@@ -238,6 +221,12 @@ class TrainingLoop:
         return [BatchSampler(len(part), self.recipe.batch_size, replica.seed, task.index, self.augment, phase,
                              self.recipe.repeats)
                 for part, task, replica in zip(samples, tasks, self.replicas, strict=True)]
+
+    def _add_notes(self, notes: Iterable[str]) -> None:
+        """Add notes to each replica."""
+        for replica in self.replicas:
+            for note in notes:
+                replica.add_note(note)
 
     def _keep(self, positions: Sequence[int] | None = None) -> None:
         """Keep only the replicas at these positions; None keeps those that have not failed."""

@@ -98,7 +98,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **kwargs).bfloat16()
 
 
-Loss = Callable[..., Tensor]
+LossFunction = Callable[..., Tensor]
 MANY = 2**20  # parameters; with fewer, intercepting every torch call takes more time than it saves
 PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d,
             F.conv_transpose3d}
@@ -126,12 +126,12 @@ class Compiler:
             raise SpecError(f"--compile does not work here ({_summary(error)}); it needs a C++ compiler such as g++ "
                             "on a CPU, Triton and a C compiler on CUDA") from error
 
-    def __call__(self, loss: Loss) -> Loss:
+    def __call__(self, loss: LossFunction) -> LossFunction:
         """Return a loss that is compiled when it is first called, and again for batches of other sizes."""
         # Code compiled for earlier phases is of no use, because parameters have been added or frozen since. It would
         # still count towards the limit of recompilations, which a growing model would reach.
         torch.compiler.reset()
-        compiled: Loss | None = self._compiled(loss)
+        compiled: LossFunction | None = self._compiled(loss)
 
         def run(*args: Any) -> Tensor:
             nonlocal compiled
@@ -153,7 +153,7 @@ class Compiler:
 
         return run
 
-    def _compiled(self, function: Loss) -> Loss:
+    def _compiled(self, function: LossFunction) -> LossFunction:
         """Return a function that is compiled as one graph or not at all."""
         return torch.compile(function, fullgraph=True, backend=self.backend,
                              mode="reduce-overhead" if self.graphs else None)

@@ -6,15 +6,15 @@ import datetime
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from clbench.core import options as opt
 from clbench.core import seeds
-from clbench.core.errors import DivergedError, PluginError
+from clbench.core.errors import DivergedError, PluginError, SpecError
 from clbench.core.scenario import scenario_rules
-from clbench.core.torch_private import copy_on_write
+from clbench.data.photo_samples import crops_originals
 from clbench.data.samples import UNSEEN
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
@@ -23,43 +23,11 @@ from clbench.results.curve import Curve
 from clbench.results.items import ItemResults, ItemScores
 from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
-from clbench.strategy.granted import PhaseSpec
-from clbench.training.budget import phases_of, steps_of, whole_phase
+from clbench.strategy.granted import Budget, PhaseSpec
+from clbench.training.budget import phases_of, steps_of, steps_per_epoch, whole_phase
 from clbench.training.costs import Clock, Footprint
-
-
-def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
-    """Store parameters that are equal in all strategies once in memory, and return their names.
-
-    Each strategy still has its own tensor, which is copied when it is first written to. So a write never changes
-    another strategy.
-
-    Args:
-        strategies: strategies with the same structure.
-        frozen: whether to share only parameters that do not require a gradient.
-    """
-    first, *others = [dict(strategy.named_parameters()) for strategy in strategies]
-    names = [name for name, parameter in first.items() if not (frozen and parameter.requires_grad)
-             and all(name in other and (other[name].shape, other[name].dtype) == (parameter.shape, parameter.dtype)
-                     and not (frozen and other[name].requires_grad) for other in others)]
-    if not names or not others:
-        return set()
-    comparisons = [torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names]
-    equal = {name for name, is_same in zip(names, torch.stack(comparisons).tolist(), strict=True) if is_same}
-    for name in equal:
-        for other in others:
-            other[name].data = copy_on_write(first[name].data)
-    return equal
-
-
-def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
-    """Return the values [S] of the `Scalar` options that differ between the members of a stack, by name.
-
-    The values are float32, like the computation. Options that are equal in all members are left out and stay numbers.
-    """
-    values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
-    return {name: torch.tensor(member_values, dtype=torch.float32, device=members[0].class_mask.device)
-            for name, member_values in values.items() if len(set(member_values)) > 1}
+from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
+from clbench.training.sampling import BatchSampler
 
 
 @dataclass
@@ -212,6 +180,33 @@ class Replica(TrialResults):
                 steps = steps_of(recipe, len(self.strategy.training_samples(task)))
                 for phase in phases_of(self.strategy, task, recipe, steps):
                     self.strategy.before_phase(task, phase)
+
+
+def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: AbstractContextManager[object]) -> TaskResult:
+    """Train a strategy on a task with its own training loop, in the context `around`.
+
+    Raises:
+        SpecError: the recipe or the augmentation needs something that only clbench's loop can do.
+    """
+    strategy, augment = replica.strategy, replica.stream.augment
+    if recipe.head_lr is not None:
+        require_head_rate(strategy)
+    for name in ("repeats", "accumulate", "head_decay"):
+        if getattr(recipe, name) not in (None, 1, "all"):
+            raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: {name} does not go with it")
+    if crops_originals(augment, task.train):
+        raise SpecError(f"{type(strategy).__name__} trains by a loop of its own, which cannot cut crops out of the "
+                        "photos' files (read = files); choose read=memory or another augmentation")
+    sampler = BatchSampler(len(task.train), recipe.batch_size, replica.seed, task.index, augment)
+    strategy.train()
+    budget = Budget(
+        recipe, partial(sampler.following, torch.device("cpu")), partial(make_optimizer, recipe),
+        partial(make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
+        sampler.augmented if augment else None)
+    with around:
+        losses = on_host(strategy.fit(task, budget))
+    return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
+                      last_tenths(losses, len(losses)))
 
 
 def begin_phase(strategy: Strategy, task: Task, phase: PhaseSpec) -> None:

@@ -15,13 +15,13 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.device import send
 from clbench.core.errors import SpecError
+from clbench.core.torch_private import NormWithStatistics
 from clbench.data.photo_samples import PhotoSamples, Request, crops_originals
 from clbench.data.prepare import Augmentation, RandomResizedCrop
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, declares, overrides
-from clbench.training.steps import Unstackable
 
 Around = Callable[[Batch | None], AbstractContextManager[object]]
 
@@ -52,6 +52,7 @@ class BatchSampler:
                       seeds.generator(seed, "augmentation of replay", *axes))
         self.repeats = repeats or 1
         self.passes = 0
+        self.phase = phase or 0
         self.fresh = True  # whether the latest batch is not a repetition
         self.left: list[Tensor] = []
 
@@ -70,8 +71,8 @@ class BatchSampler:
         return self._batch(samples.take(self.following(samples.index_device)))
 
     def _batch(self, part: Samples) -> Batch:
-        return Batch(part.x, part.y, part.tasks, self.task, first_pass=self.passes == 1 and self.fresh,
-                     frozen=part.frozen)
+        first_pass = not self.phase and self.passes == 1 and self.fresh
+        return Batch(part.x, part.y, part.tasks, self.task, first_pass=first_pass, frozen=part.frozen)
 
     def augmented(self, x: Tensor, replayed: bool) -> Tensor:
         """Return augmented raw images [N, C, H, W]; new and replayed samples have separate random draws."""
@@ -184,29 +185,21 @@ def copied(generator: torch.Generator) -> torch.Generator:
     return clone
 
 
-def stackable(samples: list[Samples]) -> list[Samples]:
-    """Return the samples of each replica, after checking that the replicas can train as a stack.
-
-    Raises:
-        Unstackable: the replicas have different numbers of samples, or their samples change randomly.
-    """
-    if len(sizes := {len(part) for part in samples}) > 1:  # batches would differ, and so would budgets in epochs
-        raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
-    if len(samples) > 1 and samples[0].is_stochastic:
-        raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
-                          "generator")
-    return samples
-
-
-def require_divisible(strategy: Strategy, recipe: Recipe) -> None:
-    """Check that batches may be divided, if the recipe divides them (`accumulate`).
+def division_notes(strategy: Strategy, recipe: Recipe) -> list[str]:
+    """Check that batches may be divided, if the recipe divides them (`accumulate`); return notes on what this changes.
 
     Raises:
         SpecError: the strategy does not declare that its loss is a mean over samples.
     """
-    if recipe.accumulate > 1 and not declares(strategy, "loss_is_mean"):
+    if recipe.accumulate == 1:
+        return []
+    if not declares(strategy, "loss_is_mean"):
         raise SpecError(f"accumulate cannot be used with {type(strategy).__name__}, which does not declare that its "
                         "loss is a mean over samples (loss_is_mean); leave accumulate out, or use a smaller batch_size")
+    if any(isinstance(module, NormWithStatistics) for module in strategy.modules()):
+        return [f"batch normalization uses the statistics of each of the {recipe.accumulate} parts of a batch "
+                "(accumulate), so results differ from those of undivided batches"]
+    return []
 
 
 def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float | Tensor, Sequence[Batch]]]:
@@ -221,18 +214,9 @@ def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float | Tens
         return
     for begin in range(0, samples, size):
         end = min(begin + size, samples)
-        of_batches = [rows_of(batch, begin, end) for batch in batches]
+        of_batches = [batch.part(begin, end) for batch in batches]
         share: float | Tensor = (end - begin) / samples
         if batches[0].at is not None:
             counts = [[(batch.y != IGNORED).sum() for batch in pair] for pair in zip(of_batches, batches, strict=True)]
             share = torch.stack([part / whole for part, whole in counts])
         yield share, of_batches
-
-
-def rows_of(batch: Batch, begin: int, end: int) -> Batch:
-    """Return the rows `begin` to `end` of a batch."""
-    new_count = len(batch.y) - batch.replayed
-    frozen = None if batch.frozen is None else {name: rows[begin:end] for name, rows in batch.frozen.items()}
-    return replace(batch, x=batch.x[begin:end], y=batch.y[begin:end], tasks=batch.tasks[begin:end],
-                   replayed=max(0, end - max(begin, new_count)), frozen=frozen,
-                   at=None if batch.at is None else batch.at[begin:end])

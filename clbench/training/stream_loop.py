@@ -35,8 +35,9 @@ from clbench.training.loop import TrainingLoop
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
-from clbench.training.sampling import StreamSampler, require_divisible, stackable
-from clbench.training.steps import Unstackable, make_train_step
+from clbench.training.sampling import StreamSampler, division_notes
+from clbench.training.stacked_step import Unstackable, stackable
+from clbench.training.steps import make_train_step
 
 
 class StreamLoop(TrainingLoop):
@@ -80,7 +81,7 @@ class StreamLoop(TrainingLoop):
                 while sampler.step < end:
                     sampler.observed(replica.strategy, partial(self.callbacks.around_prepare, replica))
             return [TaskResult(steps=0) for _ in self.replicas]
-        require_divisible(first, self.recipe)
+        self._add_notes(division_notes(first, self.recipe))
         losses = self._train_stream(samplers, samples, tasks, index, begin, end)
         columns = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
         return [TaskResult(end - begin, first.trainable(), diverged(column, index), last_tenths(column, len(column)))

@@ -52,8 +52,8 @@ def test_a_rate_is_swept():
     ("ewc:recipe.lr=-1", "method 'ewc': recipe.lr: should be greater than 0, got -1"),
     ("ewc:recipe.lrr=1", "methods.0: no key of a recipe 'lrr'; did you mean 'lr' or 'lr_per'? (docs/toml-keys.md "
                          "lists all)"),
-    ("ewc:recipe.momentum=0.9", "method 'ewc': recipe: momentum is an option of sgd, and adam has its own (0.9, "
-                             "0.999): leave it out, or choose sgd"),
+    ("ewc:recipe.momentum=0.9", "method 'ewc': recipe: momentum is an option of sgd, which adam does not "
+                             "use: leave it out, or choose sgd"),
     ("ewc:recipe=published", "method 'ewc': recipe = published, but none is known for it; write it out, as in recipe = "
                              "{lr = 0.01}"),
 ])

@@ -50,6 +50,16 @@ class Changes(PerTaskStrategy):
     def shared_features(self, x):
         return self.model.features(x)
 '''
+SUMS = '''
+class Sums(Strategy):
+    loss_is_mean = True
+
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info)
+
+    def loss(self, batch):
+        return 20 * super().loss(batch) ** 2
+'''
 WRONG = {"Learns": (LEARNS, r"frozen_outputs\['logits'\] changed"),
          "Changes": (CHANGES, "declares parts_final, but part 0 gives other outputs")}
 
@@ -58,6 +68,13 @@ def class_of(name):
     scope = {}
     exec(HEAD + WRONG[name][0], scope)
     return scope[name]
+
+
+def test_a_loss_that_is_no_mean_over_samples_fails_the_check():
+    scope = {}
+    exec(HEAD + SUMS, scope)
+    with pytest.raises(NonConforming, match=r"Sums declares loss_is_mean = True, but the loss of a batch is \d"):
+        check(StrategyInfo("sums", scope["Sums"], ""), "declarations")
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -11,7 +11,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Batch, declares
 from clbench.testing.checks import bench
-from clbench.training.sampling import divided
+from clbench.training.sampling import divided, division_notes
 
 REGISTRY = discover()
 RECIPE = Recipe(optimizer="sgd", lr=0.02, batch_size=10, epochs=1)  # 24 samples: batches of two sizes
@@ -38,6 +38,13 @@ def test_three_parts_of_each_batch_train_as_the_whole_does(name, options):
         for one, other in zip(whole, parts, strict=True):
             for parameter, in_parts_too in zip(one.strategy.parameters(), other.strategy.parameters(), strict=True):
                 torch.testing.assert_close(parameter, in_parts_too, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("model", "count"), [("mlp", 0), ("resnet20", 1)])
+def test_a_note_says_that_batch_normalization_uses_each_part(model, count):
+    b, = lead(REGISTRY.strategy("naive"), {}, [0], RECIPE.model_copy(update={"accumulate": 3}), tasks=1, model=model)
+    assert len(division_notes(b.strategy, RECIPE.model_copy(update={"accumulate": 3}))) == count
+    assert division_notes(b.strategy, RECIPE) == []
 
 
 def test_parts_have_all_rows_and_know_which_are_replayed():

@@ -13,7 +13,7 @@ from clbench.data.prepare import CropFlip
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.checks import bench
-from clbench.training import cache, precision, steps
+from clbench.training import cache, precision, stacked_step
 from clbench.training import loop as training
 
 REGISTRY = discover()
@@ -80,7 +80,7 @@ def on_meta(method, options, seed):
     *(pytest.param(*one, 2, marks=() if one[0] in QUICK else pytest.mark.slow) for one in METHODS),
     *((*one, 1) for one in METHODS if one[0] in ALONE)])
 def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, count, monkeypatch):
-    monkeypatch.setattr(steps, "share_equal", lambda *_, **__: set())  # looks at values, once in a phase
+    monkeypatch.setattr(stacked_step, "share_equal", lambda *_, **__: set())  # looks at values, once in a phase
     if count > 1 and "dropout" in options:
         options = {**options, "dropout": 0.0}  # what draws in its loss is not stacked
     members = [on_meta(method, options, seed) for seed in range(count)]

@@ -48,7 +48,7 @@ def test_adamw_decays_weights_apart_from_the_gradient():
 
 
 def test_momentum_is_for_sgd():
-    with pytest.raises(SpecError, match="momentum is an option of sgd, and adamw has its own"):
+    with pytest.raises(SpecError, match="momentum is an option of sgd, which adamw does not use"):
         build({"methods": "naive", "recipe": {"optimizer": "adamw", "momentum": 0.9}})
 
 

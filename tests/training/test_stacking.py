@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.stacks import lead
 
+from clbench.core.errors import PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
@@ -160,6 +161,20 @@ def test_edited_gradients_are_those_stepped_with():
         for a, b in zip(edited, plain, strict=False):
             for p, q in zip(a.strategy.parameters(), b.strategy.parameters(), strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("edited", "words"), [
+    (lambda gradients: dict(list(gradients.items())[:-1]), "is missing"),
+    (lambda gradients: {**gradients, "x": torch.ones(1)}, "'x' is not one of them"),
+])
+@pytest.mark.parametrize("seeds_", [SEEDS, SEEDS[:1]])
+def test_edited_gradients_with_other_names_are_an_error(edited, words, seeds_):
+    class Renames(Strategy):
+        def edit_gradients(self, gradients):
+            return edited(gradients)
+
+    with pytest.raises(PluginError, match=f"Renames must return the same names that it gets, and .*{words}"):
+        lead(StrategyInfo("renames", Renames, ""), {}, seeds_, Recipe(batch_size=8, epochs=1))
 
 
 class Explodes(Strategy):

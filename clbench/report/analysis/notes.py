@@ -9,7 +9,7 @@ from clbench.core.objective import Metric, objective_of
 from clbench.core.options import format_value, recipe_options
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
-from clbench.experiment.recipe import DECAY, Recipe
+from clbench.experiment.recipe import DECAY, OPTIMIZER_TITLES, Recipe
 from clbench.experiment.trial import Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.method_records import same_on_every_seed, test_samples, test_set_interval
@@ -115,9 +115,6 @@ def weights(pretrained: Weights | None) -> str:
     return f"{pretrained.path} ({details})" if details else pretrained.path
 
 
-OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
-
-
 def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     """Return the setting of a section as a few pairs for the small table under its comparison."""
     trial = records[0].trial
@@ -126,7 +123,7 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
              ("model", trial.model.name + _size(trial)),
              ("weights", f"{trial.weights.path} ({trial.weights.training_data or 'training data not known'})"
               if trial.weights else "none; training starts from scratch"),
-             ("optimizer", f"{OPTIMIZERS[chosen.optimizer]}, learning rate {format_value(chosen.lr)}"
+             ("optimizer", f"{OPTIMIZER_TITLES[chosen.optimizer]}, learning rate {format_value(chosen.lr)}"
               + (f" ({format_value(chosen.head_lr)} for heads)" if chosen.head_lr else "")
               + (f", {chosen.schedule} schedule" if chosen.schedule != "constant" else "")
               + (f", {chosen.precision}" if chosen.precision != "fp32" else "")),

@@ -37,7 +37,8 @@ from clbench.training.costs import Clock
 from clbench.training.evaluation import batch_size, given_tasks, offered_outputs
 from clbench.training.prediction_cache import predictions
 from clbench.training.replica import Replica, TaskResult
-from clbench.training.steps import StackedStep, TrainStep
+from clbench.training.stacked_step import StackedStep
+from clbench.training.steps import TrainStep
 
 FIRST = 50  # steps of a task that each have a point, because the effects of a boundary are short
 OWN_LOOP = "trains by a loop of its own, so its accuracy while learning is known at the boundaries only"

@@ -1,0 +1,284 @@
+"""The training step of a stack, which is several strategies that take their steps together.
+
+The members of a stack are strategies that differ in seed or in `Scalar` options. The stack owns a tensor [S, ...] for
+every parameter and buffer, and the tensors of its members become views of it. So the members are always up to date:
+`prepare_batch`, `edit_gradients` and all code between tasks run on each member as usual. Only `loss` runs once for all
+members, under `torch.func.vmap`. Parameters that are frozen and equal in all members, such as a pretrained backbone,
+are stored once until they are written to. vmap runs them on the samples of all members in one large matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from clbench.core import options as opt
+from clbench.core import seeds
+from clbench.core.errors import PluginError
+from clbench.core.options import Options
+from clbench.core.torch_private import copy_on_write, vmap_refusal, write_count
+from clbench.data.samples import Samples
+from clbench.experiment.recipe import Recipe
+from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of
+from clbench.training.precision import FoldedAttention
+
+
+class Unstackable(ValueError):
+    """Raised if trials cannot train as a stack; the message has the reason, and each trial then trains alone."""
+
+
+class OptionsView:
+    """Options with some values replaced; torch.compile can read this plain object, but not a new options model."""
+
+    def __init__(self, options: Options, values: Mapping[str, Tensor]) -> None:
+        self._options, self._values = options, values
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an option."""
+        return self._values[name] if name in self._values else getattr(self._options, name)
+
+
+# No setting of vmap's `randomness` gives a member the random numbers that it would get alone.
+DRAWS = "its loss draws random numbers (dropout, say), which in a stack would depend on the other trials"
+
+
+class LossModule(nn.Module):
+    """Wraps a strategy so that `forward` returns its loss, because `functional_call` calls `forward`."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__()
+        self.strategy = strategy
+
+    def forward(self, batch: Batch, columns: Mapping[str, Any] | None = None,
+                scalars: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the strategy's loss.
+
+        `columns` has tensors that replace those of the batch (`Batch.columns`). `scalars` has values that replace those
+        of the strategy's `Scalar` options.
+        """
+        batch = replace(batch, **columns or {})
+        if not scalars:
+            return self.strategy.loss(batch)
+        options: Any = self.strategy.options
+        self.strategy.options = OptionsView(options, scalars)  # type: ignore[assignment]
+        try:
+            return self.strategy.loss(batch)
+        finally:
+            self.strategy.options = options
+
+
+def stacked(columns: Sequence[Any]) -> Any:
+    """Stack tensors, or dicts of tensors with the same keys, along a new first dimension."""
+    if isinstance(columns[0], Tensor):
+        return torch.stack([*columns])
+    return {name: stacked([column[name] for column in columns]) for name in columns[0]}
+
+
+class StackedStep:
+    """The training step of a stack of strategies."""
+
+    def __init__(self, strategies: Sequence[Strategy], recipe: Recipe,
+                 autocast: AbstractContextManager[object]) -> None:
+        """Stack parameters and buffers, and make the members' tensors views of the stack."""
+        self.autocast = autocast
+        self.members = list(strategies)
+        self.call = LossModule(self.members[0])
+        self.loss: Callable[..., Tensor] = self.vectorized
+        self.scalars = varying_options(self.members)
+        shared = share_equal(self.members, frozen=True)
+        parameters = [dict(member.named_parameters()) for member in self.members]
+        buffers = [dict(member.named_buffers()) for member in self.members]
+        stacked = {name: torch.stack([of_member[name].detach() for of_member in parameters])
+                   for name in parameters[0] if name not in shared}
+        rates = rates_of(self.members[0], [n for n in stacked if parameters[0][n].requires_grad],
+                         recipe)
+        self.trained = {n: nn.Parameter(stacked[n]) for n in rates}
+        self.untrained = {n: t for n, t in stacked.items() if n not in self.trained}
+        self.shared = {n: [(of_member[n], write_count(of_member[n])) for of_member in parameters] for n in shared}
+        self.buffers = {n: torch.stack([of_member[n].detach() for of_member in buffers]) for n in buffers[0]}
+        self.folding: FoldedAttention | None = FoldedAttention()
+        self._tie()
+        self._find_sources()
+        self.kept: dict[str, tuple[nn.Parameter, dict[str, Any]]] = {}
+        self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members), list(rates.values()))
+        self.heads = guarded_heads(self.members[0], self.trained, recipe)
+        self.untried = True
+        self.edits = overrides(self.members[0], "edit_gradients")
+
+    def losses(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the losses [S], given a batch for each member."""
+        state = self.state()
+        columns = stacked([batch.columns for batch in batches])
+        drawn = seeds.state() if self.untried else None
+        with self.autocast:
+            losses = self.loss(state, batches[0], columns, self.scalars)
+        if drawn is not None and drawn != seeds.state():
+            raise Unstackable(DRAWS)
+        if self.untried and self.folding and not self.folding.calls:
+            self.folding = None  # there is no attention, and intercepting every torch call takes time
+        self.untried = False
+        return losses
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the stacked parameters and buffers [S, ...], with the names that they have in `LossModule`."""
+        self._follow_buffers()
+        self._follow_shared()
+        return {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.untrained.items(), *self.buffers.items())}
+
+    def vectorized(self, state: dict[str, Tensor], batch: Batch, columns: dict[str, Any],
+                   scalars: dict[str, Tensor]) -> Tensor:
+        """Return the losses [S] for stacked parameters and buffers `state` and stacked `Batch.columns` [S, N, ...]."""
+        def loss(state: dict[str, Tensor], columns: dict[str, Any], scalars: dict[str, Tensor]) -> Tensor:
+            value: Tensor = functional_call(self.call, state, (batch, columns, scalars))
+            return value
+
+        try:
+            with self.folding or nullcontext():
+                losses: Tensor = vmap(loss, randomness="error")(state, columns, scalars)
+        except RuntimeError as error:
+            if "randomness" in str(error):  # vmap has no error type of its own for it
+                raise Unstackable(DRAWS) from error
+            if reason := vmap_refusal(error):
+                raise Unstackable(f"its loss cannot be computed for several trials at once ({reason})") from error
+            raise
+        return losses
+
+    def close(self) -> None:
+        """Give every member its own storage again; shared parameters stay shared until they are written to."""
+        with torch.no_grad():
+            for member in self.members:
+                for name, tensor in (*member.named_parameters(), *member.named_buffers()):
+                    if name in self.trained or name in self.untrained or name in self.buffers:
+                        tensor.data = tensor.data.clone()
+
+    def keep_members(self, chosen: Sequence[int]) -> None:
+        """Keep the optimizer state of these members only; for a single one, remove the stack dimension."""
+        index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
+        size = len(self.members)
+
+        def of_chosen(state: dict[str, Any]) -> dict[str, Any]:
+            return {key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+                    for key, value in state.items()}
+
+        for name, parameter in self.trained.items():
+            self.trained[name] = nn.Parameter(parameter.detach()[index])
+            self.optimizer.state[self.trained[name]] = of_chosen(self.optimizer.state.pop(parameter, {}))
+        self.members = [self.members[i] for i in chosen]
+        self._find_sources()
+        parameters = dict(self.members[0].named_parameters())
+        self.kept = {name: (parameters[name], of_chosen(state)) for name, (_, state) in self.kept.items()}
+
+    def _find_sources(self) -> None:
+        """Set `sources` to the first member's own parameters."""
+        parameters = dict(self.members[0].named_parameters())
+        self.sources = {name: parameters[name] for name in self.trained}
+
+    def _tie(self) -> None:
+        """Make the members' parameters and buffers views of the stacked ones."""
+        for index, member in enumerate(self.members):
+            for name, parameter in member.named_parameters():
+                stacked = self.trained.get(name, self.untrained.get(name))
+                if stacked is not None:
+                    parameter.data = stacked[index].detach()
+            for name, buffer in member.named_buffers():
+                buffer.data = self.buffers[name][index]
+        self._seen = [dict(member.named_buffers()) for member in self.members]
+
+    def _follow_buffers(self) -> None:
+        """Stack buffers again that `prepare_batch` replaced; buffers that it changed in place are still views."""
+        member_buffers = [dict(member.named_buffers()) for member in self.members]
+        for name in member_buffers[0]:
+            if any(buffers[name] is not old.get(name) for buffers, old in zip(member_buffers, self._seen, strict=True)):
+                self.buffers[name] = torch.stack([buffers[name] for buffers in member_buffers])
+                for index, buffers in enumerate(member_buffers):
+                    buffers[name].data = self.buffers[name][index]
+        self._seen = member_buffers
+
+    def _follow_shared(self) -> None:
+        """Stack shared parameters that have been written to, such as those of a teacher that is updated in training."""
+        for name in [name for name, pairs in self.shared.items() if any(write_count(p) != count for p, count in pairs)]:
+            parameters = [parameter for parameter, _ in self.shared.pop(name)]
+            self.untrained[name] = torch.stack([parameter.detach() for parameter in parameters])
+            for index, parameter in enumerate(parameters):
+                parameter.data = self.untrained[name][index]
+
+    def edit_gradients(self) -> None:
+        """Let each member edit its own gradients."""
+        if not self.edits:
+            return
+        edited = []
+        for index, member in enumerate(self.members):
+            edited.append(edited_gradients(member, {n: p.grad[index] for n, p in self.trained.items()
+                                                    if p.grad is not None}))
+        for name in edited[0]:
+            self.trained[name].grad = torch.stack([e[name] for e in edited])
+
+
+def edited_gradients(strategy: Strategy, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients that a strategy makes of these ones, which are given by parameter name.
+
+    Raises:
+        PluginError: the names differ.
+    """
+    names = set(gradients)
+    edited = strategy.edit_gradients(gradients)
+    if different := sorted(names ^ edited.keys()):
+        raise PluginError(f"`edit_gradients` of {type(strategy).__name__} must return the same names that it gets, and "
+                          f"{different[0]!r} is {'missing' if different[0] in names else 'not one of them'}; for a "
+                          "parameter that must not change, return a gradient of zeros")
+    return edited
+
+
+def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
+    """Store parameters that are equal in all strategies once in memory, and return their names.
+
+    Each strategy still has its own tensor, which is copied when it is first written to. So a write never changes
+    another strategy.
+
+    Args:
+        strategies: strategies with the same structure.
+        frozen: whether to share only parameters that do not require a gradient.
+    """
+    first, *others = [dict(strategy.named_parameters()) for strategy in strategies]
+    names = [name for name, parameter in first.items() if not (frozen and parameter.requires_grad)
+             and all(name in other and (other[name].shape, other[name].dtype) == (parameter.shape, parameter.dtype)
+                     and not (frozen and other[name].requires_grad) for other in others)]
+    if not names or not others:
+        return set()
+    comparisons = [torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names]
+    equal = {name for name, is_same in zip(names, torch.stack(comparisons).tolist(), strict=True) if is_same}
+    for name in equal:
+        for other in others:
+            other[name].data = copy_on_write(first[name].data)
+    return equal
+
+
+def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
+    """Return the values [S] of the `Scalar` options that differ between the members of a stack, by name.
+
+    The values are float32, like the computation. Options that are equal in all members are left out and stay numbers.
+    """
+    values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
+    return {name: torch.tensor(member_values, dtype=torch.float32, device=members[0].class_mask.device)
+            for name, member_values in values.items() if len(set(member_values)) > 1}
+
+
+def stackable(samples: list[Samples]) -> list[Samples]:
+    """Return the samples of each replica, after checking that the replicas can train as a stack.
+
+    Raises:
+        Unstackable: the replicas have different numbers of samples, or their samples change randomly.
+    """
+    if len(sizes := {len(part) for part in samples}) > 1:  # batches would differ, and so would budgets in epochs
+        raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
+    if len(samples) > 1 and samples[0].is_stochastic:
+        raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
+                          "generator")
+    return samples
