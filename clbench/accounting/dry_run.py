@@ -125,15 +125,11 @@ class DryRun(TrainingLoop):
                 steps_done += passes * pass_length
                 continue
             flops_before = totals[id(replica)]
-            if inputs.prepared:
-                batch = sampler.batch(inputs.samples[0])
-            else:
-                batch = sampler.ready(self.strategy, inputs.samples[0], partial(self.callbacks.around_prepare, replica))
-            batches = self.strategy.collate([batch])
+            batches = self._draw(inputs, samplers)
             with self.callbacks.around_step(self, batches):
                 if kind_of_step(self.strategy, batches[0]) not in self.flops.steps:
                     take_step(self.train_step, batches, self.recipe.accumulate)
-            if steps_done and not batch.first_pass:
+            if steps_done and not batches[0].first_pass:
                 pass_flops[len(sampler.left)] = totals[id(replica)] - flops_before
             steps_done += 1
         losses += [torch.zeros(1)] * count

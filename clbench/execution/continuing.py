@@ -17,6 +17,7 @@ from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.execution.loading import find_record, learned_stream
+from clbench.execution.trial_record import record_of
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -30,7 +31,6 @@ from clbench.results.store import STATE, Store
 from clbench.training import precision
 from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.costs import PeakMemory
-from clbench.training.facts import record_of
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
 

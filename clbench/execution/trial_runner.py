@@ -17,6 +17,7 @@ from clbench.data import cache
 from clbench.data.arrival import arrive
 from clbench.data.own.instructions import FileContent, hashes_of, read_general
 from clbench.data.stream import Stream, load_stream
+from clbench.execution.trial_record import failure_of, record_of, settings_problem, steps_in_words
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.persistence.callbacks import CheckpointCallback, SaveCallback, restore_optimizer_state
@@ -42,7 +43,6 @@ from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.callbacks.language import language_callback
 from clbench.training.costs import PeakMemory
-from clbench.training.facts import failure_of, record_of, settings_problem, steps_in_words
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica
 from clbench.training.stacked_step import Unstackable, share_equal

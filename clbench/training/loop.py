@@ -33,7 +33,7 @@ from clbench.data.photo_samples import decoded_ahead
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
-from clbench.strategy.base import Task
+from clbench.strategy.base import Batch, Task
 from clbench.strategy.granted import PhaseSpec
 from clbench.training import cache, precision
 from clbench.training.budget import phases_of, steps_of, steps_per_epoch
@@ -194,10 +194,7 @@ class TrainingLoop:
         """
         assert self.train_step is not None
         for _ in range(count):
-            batches = [sampler.batch(part) if inputs.prepared else
-                       sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
-                       for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)]
-            batches = self.replicas[0].strategy.collate(batches)
+            batches = self._draw(inputs, samplers)
             with self.callbacks.around_step(self, batches):
                 losses.append(take_step(self.train_step, batches, self.recipe.accumulate))
             if schedule is not None:
@@ -205,6 +202,13 @@ class TrainingLoop:
             self.callbacks.on_step(self, index, len(losses), steps)
             if (steps_before + len(losses)) % CHECK_EVERY == 0 and not bool(torch.isfinite(losses[-1]).any()):
                 break
+
+    def _draw(self, inputs: PhaseInputs, samplers: Sequence[BatchSampler]) -> list[Batch]:
+        """Return the next batch of each replica as the loss gets it."""
+        batches = [sampler.batch(part) if inputs.prepared else
+                   sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
+                   for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)]
+        return self.replicas[0].strategy.collate(batches)
 
     def _inputs(self, samples: list[Samples], index: int, draws: int) -> PhaseInputs:
         """Return the inputs of a phase, prepared or cached if that saves work; it has `draws` draws of samples."""

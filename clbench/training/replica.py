@@ -172,7 +172,7 @@ class Replica(TrialResults):
         for index in range(1 if self.stream.hidden else learned):
             task = self.begin(index)
             with self.training(index):
-                if not self.strategy.phases(task):
+                if self.strategy.owns_loop or not self.strategy.phases(task):
                     continue
                 if self.stream.hidden:
                     self.strategy.before_phase(task, whole_phase(recipe, self.stream))

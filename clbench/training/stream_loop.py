@@ -34,7 +34,7 @@ from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
-from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, last_tenths, on_host
+from clbench.training.replica import Replica, TaskResult, diverged, last_tenths, on_host
 from clbench.training.sampling import StreamSampler, division_notes
 from clbench.training.stacked_step import Unstackable, stackable
 from clbench.training.steps import make_train_step
@@ -93,7 +93,7 @@ class StreamLoop(TrainingLoop):
         phase = whole_phase(self.recipe, self.replicas[0].stream)
         for replica, task in zip(self.replicas, tasks, strict=True):
             if not begin:
-                begin_phase(replica.strategy, task, phase)
+                replica.strategy.before_phase(task, phase)
             replica.strategy.train()
         self.train_step = make_train_step([replica.strategy for replica in self.replicas], self.recipe, self.train_step,
                                           self.compiler)

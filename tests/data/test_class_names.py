@@ -14,7 +14,7 @@ from clbench.data.contents import Contents
 from clbench.data.datasets import CLASS_NAMES
 from clbench.data.raw import hold_out
 from clbench.data.stream import present
-from clbench.training.facts import describe
+from clbench.execution.trial_record import describe
 from clbench.training.replica import Replica
 
 ANIMALS = ("cat", "dog", "hen", "cow")

@@ -16,10 +16,10 @@ from clbench.data.own.columns import read_table, table_files
 from clbench.data.own.hub import hub_files
 from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, array_files
 from clbench.data.stream import load_stream
+from clbench.execution.trial_record import describe
 from clbench.experiment import spec
 from clbench.experiment.plan import plan
 from clbench.experiment.trial import Resolved
-from clbench.training.facts import describe
 
 RNG = np.random.default_rng(0)
 OPTIONS = {"arrays": ArraysOptions, "table": TableOptions, "hf": HubOptions}

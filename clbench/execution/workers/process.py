@@ -209,7 +209,7 @@ class Worker:
     def run(self, group: Sequence[PlannedTrial]) -> None:
         """Handle `Run`; an exception that no trial has handled makes a failed record of each trial."""
         started = datetime.datetime.now(datetime.timezone.utc)
-        from clbench.training.facts import failure_of
+        from clbench.execution.trial_record import failure_of
 
         try:
             records = self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))

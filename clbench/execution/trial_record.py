@@ -1,4 +1,4 @@
-"""Facts about a trial: its number of steps in words, and its record with the facts of its stream and its failure."""
+"""The record of a trial, with the facts of its stream and its failure, and its number of steps in words."""
 
 from __future__ import annotations
 
