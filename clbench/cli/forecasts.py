@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from clbench.cli.params import scaled
 from clbench.core.entry_points import package_of
-from clbench.core.errors import ClbenchError, MissingDataError, typed_message
+from clbench.core.errors import ClbenchError, MissingDataError, SpecError, typed_message
 from clbench.core.user_code import users_place
 from clbench.execution.time_left import Kind, TimeLeft, is_comparable, kind_of, recorded
 from clbench.experiment.trial import PlannedTrial
@@ -81,7 +81,10 @@ def needed(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
     from clbench.execution.progress import clock, plural
     from clbench.execution.run import plan_workers
 
-    plan, device = plan_workers(experiment, ""), pick_device(experiment.spec.device).type
+    try:
+        plan, device = plan_workers(experiment, ""), pick_device(experiment.spec.device).type
+    except SpecError:  # the device is not on this machine; `measured` has said so
+        return ""
     workers = 1 if plan.shrink and device != "cpu" else max(plan.workers, 1)
     time_left = TimeLeft(experiment.missing)
     time_left.ready(workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -105,7 +106,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
         raise SpecError("which methods? Pass them as in --methods lora,ewc, or name a file\n"
                         f"{line}    {meaning}")
     registry = discover(files=plugins)
-    if spec is not None and not spec.exists() and str(spec) in registry.strategies:
+    if spec is not None and not os.path.exists(spec) and str(spec) in registry.strategies:
         method_list = ",".join(filter(None, [flags["methods"], str(spec)]))
         raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give methods as one list, "
                         f"--methods {method_list}")

@@ -56,7 +56,6 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
 
     from clbench.core.registry import discover
     from clbench.data.contents import check_data
-    from clbench.execution import interrupts
     from clbench.experiment.execution_settings import ExecutionSettings
     from clbench.experiment.plan import resolved_benchmark
     from clbench.results.store import Store
@@ -67,10 +66,9 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
     check_data(new_benchmark, settings.data_dir, registry)
     from clbench.execution.continuing import continue_trial
 
-    with interrupts.handle_signals():
-        record = continue_trial(run, trial, new_benchmark, settings, device or "auto", out,
-                                shlex.join(["clbench", *sys.argv[1:]]), registry,
-                                {name: value for name, value in flags.items() if value is not None}, classes)
+    record = continue_trial(run, trial, new_benchmark, settings, device or "auto", out,
+                            shlex.join(["clbench", *sys.argv[1:]]), registry,
+                            {name: value for name, value in flags.items() if value is not None}, classes)
     for note in record.notes:
         click.echo(note)
     if record.status == "done":
@@ -80,7 +78,8 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
             click.echo(f"old tasks: {shown(after)}; before they were {shown(before)}")
     else:
         click.echo(f"{record.status}: {record.failure.message if record.failure else ''}", err=True)
-    click.echo(f"record: {Store(out or run).path(record.key)} (clbench export {out or run} {record.key[:6]} --to DIR)")
+    export = f" (clbench export {out or run} {record.key[:6]} --to DIR)" if record.status == "done" else ""
+    click.echo(f"record: {Store(out or run).path(record.key)}{export}")
     return int(record.status != "done")
 
 

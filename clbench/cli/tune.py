@@ -93,7 +93,7 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
 
     tomlkit()  # reports a missing library before hours of search, not after
     registry = discover(files=plugins)
-    original = read_spec(source, {}, {}, ())
+    original, source_text = read_spec(source, {}, {}, ()), source.read_text(encoding="utf-8")
     spec = read_spec(source, {}, flags, ())
     _check_seeds(original, spec)
     names = [name.strip() for name in (methods or "").split(",") if name.strip()]
@@ -111,7 +111,7 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}
     search = tuning.account(rows, spec, trials, budget, command_line, versions, widen)
-    tuned = write_tuned(out / "tuned.toml", source, tuning.chosen(original, rows, registry), search)
+    tuned = write_tuned(out / "tuned.toml", source_text, tuning.chosen(original, rows, registry), search)
     write_atomically(out / "candidates.md", candidates_page(tuned.tuning))
     click.echo(table(rows))
     for row in rows:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,11 +28,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write tensors as safetensors atomically: to a temporary file, which is flushed and then renamed.
 
     A missing folder is created. The same tensors and metadata give the same bytes.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
     try:
-        save_file(_unshared(tensors), temporary, dict(metadata or {}))
+        try:
+            save_file(_unshared(tensors), temporary, dict(metadata or {}))
+        except SafetensorError as error:  # it has the number of the system's error only in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         with open(temporary, "rb+") as handle:
             _sort_metadata(handle)
             os.fsync(handle.fileno())

@@ -172,6 +172,8 @@ def _inside(package: Path) -> Iterator[tuple[str, Path]]:
         for name in sorted(names):
             if name.startswith(".") or name.endswith(DOCUMENTS) or not (is_package or name.endswith(".py")):
                 continue
+            if not os.path.isfile(os.path.join(folder, name)):  # a link to a file that does not exist
+                continue
             path = Path(folder, name)
             yield path.relative_to(package).as_posix(), path
 

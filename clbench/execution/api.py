@@ -210,7 +210,9 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     if problems:
         raise SpecError("\n".join(problems))
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
-    registry = discover(files=plugins)
+    files = [plugins] if isinstance(plugins, str | os.PathLike) else list(plugins)
+    log = [log] if isinstance(log, str) else log
+    registry = discover(files=files)
     methods = settings.get("methods")
     if isinstance(methods, str):
         settings["methods"] = as_ids(methods, registry)
@@ -226,7 +228,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale,
                                   (lambda text: print(text, file=sys.stderr)) if show else silent)
     command = called(content or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
-                            "plugins": [os.fspath(p) for p in plugins] or None,
+                            "plugins": [os.fspath(file) for file in files] or None,
                             "stale": stale if stale != "refuse" else None, **settings})
     for problem in prepared.problems:
         warnings.warn(str(problem), stacklevel=2)

@@ -61,7 +61,11 @@ class TrialClaims:
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
         """Lock a finished trial inside the block; wait first while another process has it locked."""
+        waited = False
         while (acquired := self._lock(key)) is None and self.locks:
+            if not waited:
+                self.note(f"another clbench runs trial {key[:6]} in this folder; waiting")
+            waited = True
             time.sleep(POLL_SECONDS)
         try:
             yield

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clbench.core.errors import SpecError, unknown
+from clbench.core.errors import SpecError, guess
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.until import BEST, FIRST, UntilDecided, sequence
@@ -38,10 +38,11 @@ def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
             is not one of the methods.
     """
     if spec.baseline not in (None, BEST, *labels):
-        raise SpecError(f"--baseline: {unknown('method', spec.baseline or '', [*labels, BEST], 'clbench methods')}")
+        raise SpecError(f"--baseline: no method {spec.baseline!r} in the experiment"
+                        f"{guess(spec.baseline or '', labels)} (its methods are {', '.join(labels)}; or write {BEST})")
     if len(spec.seeds) < FIRST:
-        raise SpecError(f"--until decided starts with at least {FIRST} seeds, got --seeds "
-                        f"{listed(list(spec.seeds))}: leave --seeds out, which means {FIRST}, or give more")
+        raise SpecError(f"--until decided starts with at least {FIRST} seeds, got "
+                        f"{len(spec.seeds)}: leave --seeds out, which means {FIRST}, or give more")
     if spec.max_seeds < len(spec.seeds):
         raise SpecError(f"--max-seeds {spec.max_seeds} is less than the {len(spec.seeds)} seeds to start with "
                         "(--seeds): give more")

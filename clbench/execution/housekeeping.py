@@ -82,13 +82,15 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
 
     Unused files are: checkpoints of trials that have ended, exported files of trials without a record and without a
     checkpoint, scores of items without a record, and cached streams that no trial of these folders would read with the
-    installed code. Files that a running process may need are not included.
+    installed code. Files that a running process may need are not included: no streams while a trial without a record
+    is running, because only a record names the stream.
 
     Raises:
         StoreError: a run folder cannot be read.
     """
     unused: list[Garbage] = []
     records: list[Record] = []
+    all_recorded = True
     for folder in folders:
         store = Store(folder)
         stored, _ = store.read()
@@ -96,6 +98,7 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
         running = _running(store)
         finished = {record.key for record in stored if record.status in FINAL_STATUSES}
         resumable = {path.name for path in _inside(store.checkpoints)} - finished
+        all_recorded &= running <= {record.key for record in stored}
         trial_keys = {path.stem for path in _inside(store.records)} | resumable | running
         unused += [_garbage(path, "checkpoint of a trial that is over") for path in _inside(store.checkpoints)
                    if path.name in finished - running]
@@ -105,6 +108,8 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
         unused += [_garbage(path, "scores of items that no record has") for path in _inside(store.records)
                    if path.name.endswith(ITEMS) and path not in recorded
                    and path.name.removesuffix(ITEMS) not in running]
+    if not all_recorded:
+        return unused
     used = _streams(records, data_dir, registry)
     unused += [_garbage(path, "cached stream that none of these runs uses; it can be built again")
                for path in _inside(data_dir / "streams") if path.suffix == ".safetensors" and path.stem not in used]

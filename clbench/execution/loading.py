@@ -233,7 +233,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         SpecError: the trial has no saved model, or no plain network for a task.
         StoreError: no trial or several trials fit, or files are missing or incomplete.
     """
-    store, registry = Store(Path(run)), discover(files=plugins)
+    store, registry = Store(Path(run)), discover(files=[plugins] if isinstance(plugins, str | os.PathLike) else plugins)
     record = find_record(store, trial, registry)
     info = registry.strategy(record.trial.method.name)
     is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
@@ -261,6 +261,8 @@ def find_record(store: Store, trial: str | None, registry: Registry) -> Record:
     Raises:
         StoreError: no record or several records fit.
     """
+    if not store.directory.is_dir():
+        raise StoreError(f"there is no folder {store.directory}: check the path")
     records, _ = store.read()
     fitting = [record for record in find_trials(records, trial, registry) if record.status == "done"]
     if len(fitting) == 1:

@@ -33,7 +33,7 @@ from clbench.results.store import Problem, Store, other_weights
 FORMATS = ("md", "html")  # of the reports that `write_report` writes
 EXECUTORS: dict[Executor, str] = {"local": "clbench.execution.workers.process",  # modules with a function `execute`
                                   "ray": "clbench.execution.workers.ray_cluster"}
-TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "MemoryError")  # resuming from the checkpoint may succeed
+TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError")  # resuming from the checkpoint may succeed
 
 
 @dataclass
@@ -57,7 +57,8 @@ class Experiment:
         """Return the trials to run: those without a usable record, and those whose record will be replaced."""
         replaced_keys = {*self.staleness.lacking, *(self.staleness.reasons if self.on_stale == "rerun" else ())}
         usable = {key for key, record in self.records.items() if record.status != "failed" and key not in replaced_keys}
-        return [p for p in self.planned if p.trial.key not in usable | self.failed_keys]
+        left_out = usable | self.failed_keys
+        return [p for p in self.planned if p.trial.key not in left_out]
 
     def refuse_stale(self) -> None:
         """Raise a `StaleError` if records are stale and the user has not chosen what to do with them."""

@@ -61,7 +61,7 @@ def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
     return usual if special == usual else f"{label}, by a recipe of its own: {special}"
 
 
-def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
+def failure_of(error: BaseException, trial: Trial, registry: Registry) -> Failure:
     """Return the failure that a record stores for an exception that ended a trial, while the exception is handled.
 
     A `ClbenchError` is an error that the user can fix and that its message explains, so it needs no traceback.
@@ -70,7 +70,7 @@ def failure_of(error: Exception, trial: Trial, registry: Registry) -> Failure:
     if isinstance(error, ClbenchError):
         return Failure(type=kind, message=message)
     if out_of_memory(error):
-        message = f"{(message or 'out of memory').rstrip('.')}. {LESS_MEMORY}"
+        kind, message = "OutOfMemoryError", f"{(message or 'out of memory').rstrip('.')}. {LESS_MEMORY}"
     parts = registry.strategy(trial.method.name).strategy, registry.model(trial.model.name).build
     return Failure(type=kind, message=message, traceback=traceback.format_exc(),
                    place=place(error, *map(package_of, parts)))

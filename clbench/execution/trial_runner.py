@@ -148,7 +148,7 @@ class TrialRunner:
             self._train(members, on_progress, checkpoints, origin)
         except Unstackable as reason:
             starved, note = False, f"ran alone: {reason}"
-        except Exception as error:  # a failing trial must not end the others; its traceback is kept in the record
+        except (Exception, SystemExit) as error:  # a failing trial must not end the others
             if len(members) == 1:
                 members[0].failure = failure_of(error, planned[0].trial, self.registry)
                 return [record_of(members[0], origin, memory, self._weights_hash)]

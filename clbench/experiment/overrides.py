@@ -141,8 +141,10 @@ def tomlkit() -> Any:
     return tomlkit
 
 
-def write_tuned(path: Path, source: Path, methods: Sequence[MethodSpec], made: Search) -> Spec:
-    """Write the experiment of a file with these methods and this search; keep earlier searches of other rows.
+def write_tuned(path: Path, source: str, methods: Sequence[MethodSpec], made: Search) -> Spec:
+    """Write the experiment with the text `source`, with these methods and this search.
+
+    Earlier searches of other rows are kept.
 
     Returns:
         The experiment that was written.
@@ -151,7 +153,7 @@ def write_tuned(path: Path, source: Path, methods: Sequence[MethodSpec], made: S
         StoreError: the file cannot be written.
     """
     toml = tomlkit()
-    document = toml.parse(source.read_text())
+    document = toml.parse(source)
     earlier = [s for s in document.unwrap().get("tuning", []) if not set(s["space"]) <= set(made.space)]
     for key in ("methods", "tuning"):
         document.pop(key, None)

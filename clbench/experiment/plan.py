@@ -16,7 +16,7 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
-from clbench.experiment.recipe import with_final_rate
+from clbench.experiment.recipe import Recipe, with_final_rate
 from clbench.experiment.search import Search, Searched, Tried
 from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
@@ -239,6 +239,12 @@ def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[A
     """Find a declaration by name and validate its options; mistakes are added to `problems`."""
     try:
         info: StrategyInfo | BenchmarkInfo | ModelInfo = find(named.name)
+        parts = {*Recipe.model_fields} - {*info.options.model_fields} if kind == "method" else set()
+        for part in sorted(parts & named.options.keys()):
+            problems.append(f"{named.name}: {part} belongs to the training configuration; write "
+                            f"{named.name}:{opt.OWN_RECIPE}{part}={opt.format_value(named.options[part])}, or "
+                            f"--{part.replace('_', '-')} for all methods")
+            return None
         return info, opt.validate(info.options, named.options, named.name, f"clbench {kind}s")
     except ClbenchError as error:
         problems.extend(str(error).splitlines())

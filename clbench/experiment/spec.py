@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
@@ -17,8 +19,8 @@ from pydantic import (
 )
 
 from clbench.core.compat import tomllib
-from clbench.core.errors import SpecError, unknown
-from clbench.core.options import OWN_RECIPE, Strict, parse_named, recipe_options, shown
+from clbench.core.errors import SpecError, guess, unknown
+from clbench.core.options import OWN_RECIPE, Strict, format_value, parse_named, recipe_options, shown
 from clbench.core.scenario import Scenario
 from clbench.core.seeds import numbered
 from clbench.experiment.arrival import Arrival, settle
@@ -89,6 +91,13 @@ def _seed_list(value: Any) -> Any:
     return value
 
 
+def _device(value: str) -> str:
+    """Check the name of a device."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(f"expected auto, cpu, mps, cuda or cuda:N, got {value!r}")
+    return value
+
+
 def _listed(value: Any) -> Any:
     """Read `"a,b"` as a list."""
     return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
@@ -110,7 +119,10 @@ class MethodSpec(Named):
     def _recipe_apart(self) -> MethodSpec:
         """Move options such as `recipe.lr` and `recipe` to the recipe, and check the names of its parts."""
         if any(name.startswith(OWN_RECIPE) or name == "recipe" for name in self.options):
-            method = self.with_options(self.options, fresh=True)
+            try:
+                method = self.with_options(self.options, fresh=True)
+            except SpecError as error:
+                raise ValueError(str(error)) from None
             object.__setattr__(self, "options", method.options)
             object.__setattr__(self, "recipe", method.recipe)
         if not isinstance(self.recipe, str) and (unknown_parts := set(self.recipe) - set(Recipe.model_fields)):
@@ -118,12 +130,19 @@ class MethodSpec(Named):
         return self
 
     def with_options(self, given: Mapping[str, Any], fresh: bool = False) -> MethodSpec:
-        """Return the method with options set (with `fresh` only these); `recipe` and `recipe.lr` set its recipe."""
+        """Return the method with options set (with `fresh` only these); `recipe` and `recipe.lr` set its recipe.
+
+        Raises:
+            SpecError: `recipe` is neither "published" nor a table.
+        """
         options = {} if fresh else dict(self.options)
         recipe: Any = self.recipe
         changes: dict[str, Any] = {}
         for name, value in given.items():
             if name == "recipe":
+                if value != PUBLISHED and not isinstance(value, Mapping):
+                    raise SpecError(f"{self.name}: recipe = {format_value(value)}: write recipe=published, or a part "
+                                    "of the recipe, as in recipe.lr=0.01")
                 recipe = value
             elif name.startswith(OWN_RECIPE):
                 changes[name.removeprefix(OWN_RECIPE)] = value
@@ -165,8 +184,8 @@ class Spec(Strict):
     max_seeds: int = Field(
         MOST, ge=1, le=100, description="Largest number of seeds of a method with until = \"decided\".")
     baseline: str | None = Field(None, description="Method that until = \"decided\" compares with, or \"best\".")
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="Device: auto, cpu, mps, cuda or cuda:N.")
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "auto", description="Device: auto, cpu, mps, cuda or cuda:N.")
     validation: float = Field(0.0, ge=0, lt=1, description="Share of the training samples that is held out and "
                               "replaces the test set in evaluations.")
     tune: dict[str, Space] = Field({}, description="Search space of `clbench tune`: values to try, by method.")
@@ -208,7 +227,7 @@ TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "arrival": Arrival, "execut
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML experiment into the plain values that `build` takes."""
     try:
-        return dict(tomllib.loads(path.read_text()))
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise SpecError(f"there is no experiment file {path}: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -228,6 +247,11 @@ def build(values: Mapping[str, Any], source: str = "") -> Spec:
         raise SpecError("\n".join(dict.fromkeys(prefix + _explain(item) for item in mistakes))) from None
 
 
+# pydantic's types of errors whose message speaks of Python's types
+EXPECTED = {"too_short": "expected at least one value", "dict_type": "expected a table",
+            "model_type": "expected a table", "tuple_type": "expected a list"}
+
+
 def _explain(item: Any) -> str:
     """Return one of pydantic's errors as one line."""
     loc = [str(part) for part in item["loc"]]
@@ -242,10 +266,15 @@ def _explain(item: Any) -> str:
                 return f"{key_path}: put it under [{name}]" + (f", as {key}" if key != loc[-1] else "")
         if key != loc[-1] and key in part.model_fields:
             return f"{key_path}: it is called {key} here"
+        if part in (Named, MethodSpec) and not guess(key, part.model_fields):
+            return f"{key_path}: write options under options, as in options = {{{key} = {format_value(item['input'])}}}"
         return f"{key_path}: " + unknown("key", loc[-1], part.model_fields, "docs/toml-keys.md")
     if item["type"] == "missing":
         example = ', as in methods = ["lora", "ewc"]' if key_path == "methods" else ""
         return f"{key_path}: this key is missing: add it{example}"
+    if item["type"] in EXPECTED:
+        tagless = ".".join(part for part in loc if part not in ("range", "values"))
+        return f"{tagless}: {EXPECTED[item['type']]}, got {format_value(item['input'])}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     value = item["input"]
     shows_value = isinstance(value, str | int | float) and item["type"] != "value_error"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.core import identity
+from clbench.core import identity, seeds
 from clbench.core.entry_points import package_of
 from clbench.core.registry import Registry
 from clbench.experiment.recipe import Recipe
@@ -125,9 +125,13 @@ def is_plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> bo
     """Return whether a strategy predicts by its network alone, which still has the structure of the trial's model."""
     if overrides(strategy, "forward") or overrides(strategy, "predict"):
         return False
-    stream_info = strategy.stream_info
-    with torch.device("meta"):
-        new_model, _ = build_model(trial.model, None, stream_info.input_shape, stream_info.classes, registry)
+    shape, classes = strategy.stream_info.input_shape, strategy.stream_info.classes
+    try:
+        with torch.device("meta"):
+            new_model, _ = build_model(trial.model, None, shape, classes, registry)
+    except Exception:  # the code of a model may need values, which meta tensors do not have
+        with seeds.scope(trial.seed, "init"):
+            new_model, _ = build_model(trial.model, None, shape, classes, registry)
     return layout(strategy.model) == layout(new_model)
 
 

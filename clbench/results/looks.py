@@ -35,7 +35,10 @@ def read(folder: Path) -> list[Line]:
     """
     path = folder / FILE
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if wrong := [line for line in lines if not isinstance(line, dict) or "event" not in line]:
+            raise ValueError(f"a line without event: {wrong[0]}")
+        return lines
     except FileNotFoundError:
         return []
     except OSError as error:

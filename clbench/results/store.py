@@ -274,7 +274,7 @@ def run_folders(places: Iterable[Path]) -> list[Path]:
 def _below(place: Path, depth: int) -> Iterator[Path]:
     if (place / "records").is_dir():
         yield place
-    elif depth:
+    elif depth and os.access(place, os.R_OK | os.X_OK):  # folders of other users are skipped
         for inner in place.iterdir():
             if inner.is_dir() and not inner.name.startswith("."):
                 yield from _below(inner, depth - 1)

@@ -1,5 +1,1 @@
 """The training loop."""
-
-from clbench.core.entry_points import lazy
-
-__getattr__, __dir__ = lazy(__name__, {})  # old names, until 0.3

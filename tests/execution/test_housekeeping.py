@@ -76,6 +76,14 @@ def test_what_is_being_run_is_left_alone(run, tmp_path):
     held.release()
 
 
+def test_no_stream_is_removed_while_a_trial_without_a_record_runs(run, tmp_path):
+    fill(tmp_path / "streams" / "old.safetensors", 5)
+    held = lock(run.locks / "begun")
+    assert garbage([run.directory], tmp_path, discover()) == []
+    held.release()
+    assert [one.path.name for one in garbage([run.directory], tmp_path, discover())] == ["old.safetensors"]
+
+
 def test_without_a_yes_nothing_is_removed(run, tmp_path, monkeypatch):
     gone = fill(run.artifacts / "nobody", 20)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))

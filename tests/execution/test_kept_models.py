@@ -348,3 +348,29 @@ def test_trained_in_a_stack_or_on_other_streams_it_is_right_to_a_sample(tmp_path
             row = clbench.load_model(tmp_path / name, record.key).evaluate(tmp_path)
             sizes = record.stream.test_samples
             assert all(abs(a - b) * size < 1.5 for a, b, size in zip(row, record.R[-1], sizes, strict=True)), name
+
+
+DROPPING = """
+import math
+import torch
+from torch import nn
+from clbench import Block, ModelInfo, Network, hookimpl
+
+def build(options, input_shape, classes):
+    rates = [rate.item() for rate in torch.linspace(0, 0.1, 2)]  # needs values, as code of stochastic depth does
+    first = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 9), nn.Dropout(rates[0]))
+    return Network([Block(first, nn.Tanh())], nn.Linear(9, classes))
+
+@hookimpl
+def clbench_models():
+    return [ModelInfo("dropping", build, "one layer")]
+"""
+
+
+def test_a_model_that_needs_values_is_kept(tmp_path):
+    file = tmp_path / "clbench_dropping.py"
+    file.write_text(DROPPING)
+    record, = clbench.run(methods="naive", benchmark="split-mnist-5k:tasks=2", model="dropping", seeds=1, iterations=2,
+                          workers=0, keep="models", plugins=file, out=tmp_path / "run", progress=False)
+    assert record.status == "done" and record.notes == []
+    assert clbench.load_model(tmp_path / "run", plugins=file).network is not None

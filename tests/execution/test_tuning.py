@@ -199,7 +199,7 @@ def test_without_any_result_nothing_is_written(tune, tmp_path):
     ("low = 1.0", "low = 1e9", (), "tune.planted.knob.range: low should be below high, got 1e+09 and 1e+08"),
     ("low = 1.0", "low = 0", (), "tune.planted.knob.range: log = true needs low above 0"),
     ("log = true", "logs = true", (), "tune.planted.knob.range.logs: no key 'logs'; did you mean 'log'"),
-    ("{low = 1.0, high = 1e8, log = true}", "[]", (), "tune.planted.knob.values"),
+    ("{low = 1.0, high = 1e8, log = true}", "[]", (), "tune.planted.knob"),
     ("{low = 1.0, high = 1e8, log = true}", '["a", 1.0]', (), "tune.planted.knob: should be a valid number"),
     ("", "", ("--seeds", "0,1000"), "--seeds: 0 is among the experiment's own seeds; tune with others"),
     ("", "", ("--seeds", "0"), "expected a number of seeds or a list such as 1000,1001, got '0'"),
@@ -374,13 +374,13 @@ def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
 
     methods = [MethodSpec(name="ewc", options={"strength": 1.5}, scenario=("task",)),
                MethodSpec(name="lora", label="x")]
-    write_tuned(out, source, methods, search("ewc", "one"))
+    write_tuned(out, source.read_text(), methods, search("ewc", "one"))
     text = out.read_text()
     assert text.startswith("# mine\n") and "# few" in text and "[[methods]]" not in text
     spec = build(tomllib.loads(text))
     assert spec.methods == tuple(methods) and spec.recipe.epochs == 1 and spec.tuning == (search("ewc", "one"),)
-    write_tuned(out, out, methods, search("x", "two"))
-    write_tuned(out, out, methods, search("x", "three"))
+    write_tuned(out, text, methods, search("x", "two"))
+    write_tuned(out, out.read_text(), methods, search("x", "three"))
     assert build(tomllib.loads(out.read_text())).tuning == (search("ewc", "one"), search("x", "three"))
 
 

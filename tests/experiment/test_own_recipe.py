@@ -56,11 +56,22 @@ def test_a_rate_is_swept():
                              "use: leave it out, or choose sgd"),
     ("ewc:recipe=published", "method 'ewc': recipe = published, but none is known for it; write it out, as in recipe = "
                              "{lr = 0.01}"),
+    ("cls-er:recipe=default", "methods.0: cls-er: recipe = default: write recipe=published, or a part of the recipe, "
+                              "as in recipe.lr=0.01"),
+    ("ewc:recipe=3", "methods.0: ewc: recipe = 3: write recipe=published, or a part of the recipe, as in "
+                     "recipe.lr=0.01"),
+    ("ewc:batch_size=3", "ewc: batch_size belongs to the training configuration; write ewc:recipe.batch_size=3, or "
+                         "--batch-size for all methods"),
 ])
 def test_mistakes_are_told(method, line):
     with pytest.raises(SpecError) as caught:
         planned([method])
     assert str(caught.value) == line
+
+
+def test_a_swept_recipe_is_checked_too():
+    with pytest.raises(SpecError, match=r"^cls-er: recipe = publised: write recipe=published"):
+        planned(["cls-er"], ["cls-er.recipe=publised"])
 
 
 def test_a_published_recipe_is_used_where_it_is_asked_for():

@@ -8,6 +8,7 @@ import torch
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.execution.trial_record import failure_of
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -134,6 +135,12 @@ def test_every_method_runs_in_every_scenario_and_twice_the_same(runner, method, 
 def test_all_methods_start_from_the_same_weights(runner):
     rows = {m: runner.run(planned(runner, methods=m)[0]).R[0] for m in ("naive", "ewc", "lora", "pnn")}
     assert len({tuple(row) for row in rows.values()}) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator")])
+def test_a_full_main_memory_is_the_same_failure_as_that_of_a_device(error):
+    planned, = plan(build({"methods": "naive", "benchmark": "split-mnist-5k", "seeds": 1}), discover())
+    assert failure_of(error, planned.trial, discover()).type == "OutOfMemoryError"
 
 
 def test_a_trial_that_runs_out_of_memory_says_what_needs_less(runner):
