@@ -129,6 +129,12 @@ def test_a_package_is_its_code_and_its_data_and_not_its_documents(package):
     assert "a_package_of_mine" not in sys.modules  # nothing was imported
 
 
+def test_a_link_to_a_file_that_does_not_exist_does_not_count(package):
+    before = identity.hash_of("a_package_of_mine")
+    (package / "weights.bin").symlink_to(package / "unplugged" / "weights.bin")
+    assert identity.hash_of("a_package_of_mine") == before
+
+
 def test_source_that_is_no_python_counts_by_its_bytes(package):
     hashes = set()
     for text in ("print 'one'", "print 'one' ", "x = (" * 300):
