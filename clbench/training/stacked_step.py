@@ -106,7 +106,7 @@ class StackedStep:
         self.folding: FoldedAttention | None = FoldedAttention()
         self._tie()
         self._find_sources()
-        self.kept: dict[str, tuple[nn.Parameter, dict[str, Any]]] = {}
+        self.earlier_states: dict[str, tuple[nn.Parameter, dict[str, Any]]] = {}
         self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members), list(rates.values()))
         self.heads = guarded_heads(self.members[0], self.trained, recipe)
         self.untried = True
@@ -173,7 +173,8 @@ class StackedStep:
         self.members = [self.members[i] for i in chosen]
         self._find_sources()
         parameters = dict(self.members[0].named_parameters())
-        self.kept = {name: (parameters[name], of_chosen(state)) for name, (_, state) in self.kept.items()}
+        self.earlier_states = {name: (parameters[name], of_chosen(state))
+                               for name, (_, state) in self.earlier_states.items()}
 
     def _find_sources(self) -> None:
         """Set `sources` to the first member's own parameters."""

@@ -32,7 +32,7 @@ class TrainStep(Protocol):
     # The first member's own parameters by name. Optimizer state is taken over only if they are the same objects.
     sources: dict[str, nn.Parameter]
     # Of other parameters that earlier phases trained: the source and the optimizer state, by name
-    kept: dict[str, tuple[nn.Parameter, dict[str, Any]]]
+    earlier_states: dict[str, tuple[nn.Parameter, dict[str, Any]]]
     loss: Callable[..., Tensor]  # the function that a step differentiates; a compiled one may replace it
     autocast: AbstractContextManager[object]  # context in which the loss runs
 
@@ -72,15 +72,15 @@ def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: Tr
             if name in train_step.trained:
                 train_step.optimizer.state[train_step.trained[name]] = state
             else:
-                train_step.kept[name] = source, state
+                train_step.earlier_states[name] = source, state
     return train_step
 
 
 def states_of(train_step: TrainStep) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
     """Return the source and the optimizer state of each parameter that was trained so far, by name."""
-    return train_step.kept | {name: (train_step.sources[name], train_step.optimizer.state[parameter])
-                              for name, parameter in train_step.trained.items()
-                              if parameter in train_step.optimizer.state}
+    of_phase = {name: (train_step.sources[name], train_step.optimizer.state[parameter])
+                for name, parameter in train_step.trained.items() if parameter in train_step.optimizer.state}
+    return train_step.earlier_states | of_phase
 
 
 class SingleStep:
@@ -95,7 +95,7 @@ class SingleStep:
         rates = rates_of(strategy, learning, recipe)
         self.trained = {n: learning[n] for n in rates}
         self.sources = self.trained
-        self.kept: dict[str, tuple[nn.Parameter, dict[str, Any]]] = {}
+        self.earlier_states: dict[str, tuple[nn.Parameter, dict[str, Any]]] = {}
         self.optimizer = make_optimizer(recipe, self.trained.values(), rates=list(rates.values()))
         self.heads = guarded_heads(strategy, self.trained, recipe)
         self.edits = overrides(strategy, "edit_gradients")
