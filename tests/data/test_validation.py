@@ -76,6 +76,41 @@ def test_permuted_tasks_hold_the_same_images_out_and_share_them_still():
         assert len(task.train.x) == 30
 
 
+def of_patients(tmp_path, benchmark, scenario, **options):
+    """A stream with a validation split whose first input is the patient of each sample."""
+    lines = [f"P{i // 5},{i // 5},{i / 7},{'xy'[i % 2]},{'abcd'[i // 5 % 4]}" for i in range(200)]
+    (tmp_path / "t.csv").write_text("\n".join(["patient,number,value,site,label", *lines]))
+    registry = discover()
+    values = registry.benchmark(benchmark).options(group="patient", **options).model_dump()
+    return load_stream(Resolved(name=benchmark, options=values), scenario, 0, tmp_path, registry, 0.2)
+
+
+@pytest.mark.parametrize(("scenario", "options"), [
+    ("class", {"tasks": 2, "leave_out": ["site"]}), ("domain", {"task_column": "site"}),
+    ("domain", {"task_column": "site", "target_column": "value", "leave_out": ["label"]})])
+def test_groups_stay_whole_in_a_validation_split(scenario, options, tmp_path):
+    for _ in range(2):  # built, then read from the cache
+        stream = of_patients(tmp_path, "table:t.csv", scenario, standardise=False, **options)
+        trained, held = (set(torch.cat([getattr(task, part).x[:, 0] for task in stream.tasks]).tolist())
+                         for part in ("train", "test"))
+        assert held and not trained & held
+        assert sum(len(task.test) for task in stream.tasks) == 5 * len(held)
+        assert any(f"held out as {len(held)} of 32 whole groups" in note for note in stream.notes)
+
+
+def test_groups_that_cannot_be_held_out_are_an_error_or_a_note():
+    x, y = torch.arange(8).view(-1, 1), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+
+    def grouped(*groups):
+        return RawStream((Split(x, y, groups=torch.tensor(groups)),), (Split(x, y),), ((0, 1),), class_names=("a", "b"))
+
+    with pytest.raises(DataError, match="no validation sample is left for task 1, because groups are kept whole"):
+        hold_out(grouped(*[3] * 8), 0.5, 0, "raw")
+    held = hold_out(grouped(0, 0, 1, 1, 2, 2, 2, 2), 0.5, 0, "raw")
+    assert held.test[0].y.tolist() == [0, 0]
+    assert held.notes[-1] == "no validation samples: b"
+
+
 def test_random_transforms_are_drawn_for_the_samples_that_stay(monkeypatch):
     monkeypatch.syspath_prepend(TESTS)
     stream = load_stream(Resolved(name="helpers.tiny_benchmarks:flipping"), "task", 5, Path(), discover(), 0.2)

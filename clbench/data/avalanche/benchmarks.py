@@ -52,6 +52,7 @@ class Layout:
     # Rows of each task's test samples in the test part of the data set; one entry if all tasks share a test set. If
     # empty, the rows in the data set that all test experiences share are used, if there is one (`build.test_rows`).
     test_rows: tuple[torch.Tensor, ...] = ()
+    train_groups: tuple[torch.Tensor | None, ...] = ()  # the groups of each task's training samples, if they are known
 
 
 def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:

@@ -111,7 +111,9 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
     rows = layout.test_rows or (test_rows(test) if comparable else ())
     tests = tuple(replace(split, rows=split_rows) for split, split_rows in
                   zip(splits["test"], rows or (None,) * len(test), strict=True))
-    return RawStream(tuple(splits["training"]), tests, orders, layout.mean, layout.std,
+    trains = tuple(replace(split, groups=groups) for split, groups in
+                   zip(splits["training"], layout.train_groups or (None,) * len(train), strict=True))
+    return RawStream(trains, tests, orders, layout.mean, layout.std,
                      (*layout.notes, *size_notes, *_merged(notes)), layout.augment, layout.class_names)
 
 

@@ -52,8 +52,17 @@ def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -
     copy_notes = describe_copies([part.x for part in train], [part.x for part in test])
     setattr(benchmark, LAYOUT, replace(layout, class_names=division.classes, orders=division.orders,
                                        test_rows=tuple(torch.tensor(rows) for rows in division.test),
+                                       train_groups=train_groups(division),
                                        notes=(*layout.notes, *division.notes, *copy_notes)))
     return benchmark
+
+
+def train_groups(division: Division) -> tuple[Tensor | None, ...]:
+    """Return the groups of each task's training samples as numbers, int64 [N]; None if samples have no groups."""
+    if division.groups is None:
+        return (None,) * len(division.train)
+    numbers = torch.from_numpy(np.unique(np.array(division.groups), return_inverse=True)[1])
+    return tuple(numbers[torch.from_numpy(rows)] for rows in division.train)
 
 
 def describe_copies(train: Sequence[Tensor], test: Sequence[Tensor]) -> list[str]:
@@ -101,9 +110,10 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
         rows = [torch.from_numpy(np.ascontiguousarray(of_task)) for of_task in tasks]
         return tuple(Split(x[part][chosen], scaled[chosen]) for chosen in rows)
 
-    train, test = splits(0, division.train), tuple(
-        replace(split, rows=torch.from_numpy(rows)) for split, rows in zip(splits(-1, division.test), division.test,
-                                                                           strict=True))
+    train = tuple(replace(split, groups=groups) for split, groups in
+                  zip(splits(0, division.train), train_groups(division), strict=True))
+    test = tuple(replace(split, rows=torch.from_numpy(rows)) for split, rows in
+                 zip(splits(-1, division.test), division.test, strict=True))
     copy_notes = describe_copies(*([split.x for split in part if isinstance(split.x, Tensor)]
                                    for part in (train, test)))
     target = (f"the target is {name}; training standardizes it by mean {significant(center)} and deviation "

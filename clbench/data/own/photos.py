@@ -22,7 +22,7 @@ from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.common_options import PhotoOptions, PixelOptions
 from clbench.data.contents import contents_of, index_of, listed_files
 from clbench.data.named.options import NamedOptions, files_of
-from clbench.data.own.benchmark import describe_copies, own_benchmark
+from clbench.data.own.benchmark import describe_copies, own_benchmark, train_groups
 from clbench.data.own.dividing import divide
 from clbench.data.own.lists import find_photos, image_files
 from clbench.data.own.pixels import GRAY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
@@ -99,8 +99,8 @@ def _in_files(name: str, root: Path, listed_paths: Sequence[Path], train: PhotoF
                           [contents.by_name[str(path)] for path in files])
     photos = Photos(table, torch.arange(len(files)), form)
     division = divide(train.labeled, test.labeled if test else None, options, seed, where)
-    train_splits = [Split(photos[torch.from_numpy(rows)], torch.from_numpy(division.y_train[rows]))
-                    for rows in division.train]
+    train_splits = [Split(photos[torch.from_numpy(rows)], torch.from_numpy(division.y_train[rows]), groups=groups)
+                    for rows, groups in zip(division.train, train_groups(division), strict=True)]
     begin = len(train.files) if test else 0
     test_splits = [Split(photos[torch.from_numpy(rows + begin)], torch.from_numpy(division.y_test[rows]),
                          rows=torch.from_numpy(rows)) for rows in division.test]

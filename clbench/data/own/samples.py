@@ -71,11 +71,19 @@ def some(names: Iterable[str]) -> str:
 
 
 def untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], tasks: Sequence[str],
-             classes: Sequence[str]) -> list[str]:
+             classes: Sequence[str], kind: str = "test") -> list[str]:
     """Return a note on classes of a task without test samples; `tested` has the labels of each task's test samples."""
     without = [classes[c] + (f" ({tasks[t]})" if tasks else "") for t, order in enumerate(orders)
                for c in order if c not in tested[t]]
-    return [f"no test samples: {some(without)}"] if without else []
+    return [f"no {kind} samples: {some(without)}"] if without else []
+
+
+def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
+    """Return a note on groups that occur both in the training part and in the test part of the data."""
+    if train.groups is None or test.groups is None:
+        return []
+    shared = in_order(set(train.groups) & set(test.groups))
+    return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
 
 
 def locate(name: str, data_dir: Path) -> Path:
