@@ -68,6 +68,17 @@ def test_a_file_with_its_own_split_tasks_and_class_names(tmp_path):
     assert not any("scenario task" in note for note in by_class.notes)
 
 
+def test_numbers_are_positions_and_text_is_a_name_even_if_names_are_numbers(tmp_path):
+    x, y = rows()
+    names = np.array(["1", "2", "3", "4"])
+    for labels in (y, names[y]):
+        # the test part has no class 0, so that its labels alone could be names
+        np.savez(tmp_path / "a.npz", X_train=x, y_train=labels, X_test=x[10:], y_test=labels[10:], class_names=names)
+        tasks = stream("arrays", "a.npz", tmp_path, "class", tasks=1).tasks
+        assert tasks[0].class_names == tuple(names)
+        assert torch.bincount(tasks[0].test.y).tolist() == [0, 10, 10, 10]
+
+
 @pytest.mark.parametrize(("shape", "dtype", "want"), [
     ((40, 8), np.uint8, (8,)), ((40, 9, 8), np.uint8, (1, 9, 8)), ((40, 3, 9, 8), np.uint8, (3, 9, 8)),
     ((40, 9, 8, 3), np.uint8, (3, 9, 8)), ((40, 9, 9, 13), np.float64, (13, 9, 9)),
@@ -95,7 +106,10 @@ def test_what_arrays_are_is_told_by_their_shape(shape, dtype, want, tmp_path):
     ({"X": np.array([[1.0]] * 38 + [[np.inf]] * 2)}, "sample 38 .* or infinite, and so has 1 more$"),
     ({"X": np.array([[1.0]] * 39 + [[np.nan]])}, "sample 39 .* is missing or infinite$"),
     ({"y": np.array([None] * 40)}, "save text as np.array"),
-    ({"class_names": np.array(["a", "b"])}, "class_names has 2 names, and y has 2"),
+    ({"class_names": np.array(["a", "b"])}, "class_names has 2 names, and y has 2; numbers in y are positions"),
+    ({"class_names": np.array(["2", "3", "4"])}, "class_names has 3 names, and y has 3"),
+    ({"y": np.array(["0", "1"] * 20), "class_names": np.array(["a", "b"])}, "y has 0; .* text is a name in it"),
+    ({"class_names": np.array(["a", "b", "a", "c"])}, "class_names has 'a' twice"),
 ])
 def test_arrays_that_do_not_fit_are_errors(change, message, tmp_path):
     x, y = rows()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -136,12 +138,25 @@ def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
         values = contents.get(key + suffix)
         text[key] = None if values is None else _text(values, len(x), f"{where}: {key}{suffix}")
     labels = text["y"] or []
-    if names and not set(labels) <= set(names):
-        if unexpected_labels := [v for v in labels if not (v.isdecimal() and int(v) < len(names))]:
-            raise DataError(f"{where}: {NAMES} has {len(names)} names, and y{suffix} has {unexpected_labels[0]}; "
-                            "labels are positions in it, from 0, or names in it")
-        labels = [names[int(v)] for v in labels]
+    if names and labels:
+        labels = _names_of(labels, _numpy(contents[f"y{suffix}"]).dtype.kind in "iuf", names, where, f"y{suffix}")
     return (x, Labeled(labels, text["task"], text["group"], tuple(names))), notes
+
+
+def _names_of(labels: list[str], are_positions: bool, names: Sequence[str], where: str, array: str) -> list[str]:
+    """Return the class name of each label; numbers are positions in `names`, and text is a name."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{where}: {NAMES} has {repeated[0]!r} twice; give each class its own name")
+    name_of = dict(zip(map(str, range(len(names))) if are_positions else names, names, strict=True))
+    if unexpected_labels := [label for label in labels if label not in name_of]:
+        raise DataError(f"{where}: {NAMES} has {len(names)} names, and {array} has {unexpected_labels[0]}; numbers in "
+                        f"{array} are positions in {NAMES}, from 0, and text is a name in it")
+    return [name_of[label] for label in labels]
+
+
+def _numpy(values: Any) -> npt.NDArray[Any]:
+    """Return a tensor or an array as an array."""
+    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _targets(values: Any, where: str) -> Tensor:
@@ -157,7 +172,7 @@ def _targets(values: Any, where: str) -> Tensor:
 
 def _text(values: Any, count: int, where: str) -> list[str]:
     """Return labels, tasks or groups as text."""
-    array = values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = _numpy(values)
     if array.shape != (count,):
         raise DataError(f"{where} is {list(array.shape)}, expected one value for each of the {count} samples")
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
