@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -164,6 +165,17 @@ def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp
     table(tmp_path / "t.csv", ["v", "label"], *[[i, "ab"[i % 2]] for i in range(40)], *cells)
     with pytest.raises(DataError, match=message):
         stream("table", "t.csv", tmp_path, tasks=2, **options)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ([1.7e9 + 10 * i for i in range(40)], "float32 is too imprecise for the values of column 'v'"),  # a time stamp
+    ([1e39, *range(39)], r"column 'v' has 1e\+39, which is too large for float32"),
+    ([1.7e9 + 86400 * i for i in range(40)], None), ([0.1] * 20 + [0.1 + 1e-16] * 20, None), ([16777217] * 40, None),
+])
+def test_columns_that_float32_cannot_hold_are_errors(values, message, tmp_path):
+    table(tmp_path / "t.csv", ["v", "label"], *[[v, "ab"[i % 2]] for i, v in enumerate(values)])
+    with pytest.raises(DataError, match=message) if message else nullcontext():
+        stream("table", "t.csv", tmp_path, tasks=2)
 
 
 def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):

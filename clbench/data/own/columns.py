@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -84,6 +85,8 @@ def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
 
 LABEL = "label"  # the column of labels if the user names none
 DELIMITERS = ",;\t|"
+PRECISION = 1e-3  # largest error of float32, in standard deviations of a column
+ROUNDING = 1e-12  # standard deviation, relative to the largest value, that is an effect of rounding
 EXTRA = "pip install 'clbench[hf]'"
 
 
@@ -224,16 +227,18 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
 def numbers(table: Table, columns: Iterable[str], where: str, target: str | None = None) -> Tensor:
     """Return the values of columns as float64 [N, D]; a column of lists gives one column per element.
 
-    `target` is the column with numbers to predict, for errors.
+    Inputs become float32 later. `target` is the column with numbers to predict, which stay float64.
 
     Raises:
-        DataError: a value is missing, not a number or not finite, or lists differ in length.
+        DataError: a value is missing, not a number or not finite, lists differ in length, or float32 is too imprecise
+            for an input.
     """
     parts = []
     for column in columns:
         values = table.columns[column]
         if len(values) and isinstance(values[0], (list, tuple, np.ndarray)):
             parts.append(_lists(table, column, where))
+            _check_precision(parts[-1], column, where)
             continue
         try:
             array = np.array(values, np.float64)
@@ -247,7 +252,23 @@ def numbers(table: Table, columns: Iterable[str], where: str, target: str | None
                             ("; write a number, or remove the row" if column == target else "; write a number, or "
                              f"say what the column is: leave_out, task_column, group or label_column = {column}"))
         parts.append(array[:, None])
+        if column != target:
+            _check_precision(parts[-1], column, where)
     return torch.from_numpy(np.concatenate(parts, 1))
+
+
+def _check_precision(values: npt.NDArray[np.float64], column: str, where: str) -> None:
+    """Raise a DataError if float32 cannot hold the values [N, D] of a column, or loses their differences."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32).astype(np.float64)
+    if not np.isfinite(rounded).all():
+        raise DataError(f"{where}: column {column!r} has {values[~np.isfinite(rounded)][0]:g}, which is too large for "
+                        "float32; scale the column, or leave it out (leave_out)")
+    spread, size = values.std(0), np.abs(values).max(0)
+    varies = spread > ROUNDING * size  # otherwise a constant, up to rounding
+    if (varies & (np.abs(values - rounded).max(0) > PRECISION * spread)).any():
+        raise DataError(f"{where}: float32 is too imprecise for the values of column {column!r}, which are large and "
+                        "close to each other; subtract a constant from them, or leave the column out (leave_out)")
 
 
 def _lists(table: Table, column: str, where: str) -> Any:
