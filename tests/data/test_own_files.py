@@ -12,10 +12,11 @@ from safetensors.numpy import save_file
 
 from clbench.core.errors import DataError, PluginError, SpecError
 from clbench.core.registry import discover
+from clbench.data.own import texts
 from clbench.data.own.benchmark import copies
 from clbench.data.own.columns import read_table, table_files
 from clbench.data.own.hub import hub_files
-from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, array_files
+from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, TextOptions, array_files
 from clbench.data.stream import load_stream
 from clbench.experiment import spec
 from clbench.experiment.plan import plan
@@ -150,6 +151,22 @@ def test_columns_labels_and_groups_of_a_table(tmp_path):
     assert not any("last column" in note for note in stream("table", label, tmp_path, tasks=2).notes)
 
 
+def test_a_column_with_another_role_is_not_the_default_label_column(tmp_path):
+    columns = ["label", "value", "kind", "date"]
+    table(tmp_path / "t.csv", columns, *[[f"s{i % 2}", i, f"c{i % 4}", f"d{i}"] for i in range(80)])
+    for options in ({"leave_out": "label+date"}, {"task_column": "label", "leave_out": "date"}):
+        read = stream("table", "t.csv", tmp_path, **options)
+        assert read.notes[0] == "labels are the last column, 'kind' (label_column=NAME chooses another)"
+        assert read.input_shape == (1,)
+
+
+def test_texts_have_a_column_named_label_or_a_named_one(tmp_path):
+    (tmp_path / "x.csv").write_text("topic,text\na,b\n")
+    with pytest.raises(DataError, match=r"x.csv has no column 'label' of labels, only topic, text \(label_column=NAME"):
+        texts.read(tmp_path / "x.csv", TextOptions(), "here")
+    assert texts.read(tmp_path / "x.csv", TextOptions(label_column="topic"), "here").known.labels == ["a"]
+
+
 @pytest.mark.parametrize(("cells", "options", "message"), [
     ([["", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': the value is missing; write .* leave_out"),
     ([["x1", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'x1' is no number"),
@@ -228,6 +245,23 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
         stream("hf", "d", tmp_path, split="nil")
     with pytest.raises(DataError, match="site is text"):
         stream("hf", "d", tmp_path, leave_out="image", tasks=2)
+
+
+@pytest.mark.extra("hf")
+def test_labels_of_a_data_set_are_the_class_label_that_has_no_other_role_and_may_be_minus_one(tmp_path):
+    import datasets
+
+    site = datasets.ClassLabel(names=["n", "s"])
+    whole = datasets.Dataset.from_dict({"site": [i % 2 for i in range(40)], "value": [float(i) for i in range(40)],
+                                        "sign": [i // 2 % 2 * 2 - 1 for i in range(40)]}).cast_column("site", site)
+    datasets.DatasetDict({"train": whole, "test": whole}).save_to_disk(tmp_path / "d")
+    read = stream("hf", "d", tmp_path, "domain", task_column="site")
+    assert read.tasks[0].class_names == ("-1", "1")
+    assert "labels are the last column, 'sign' (label_column=NAME chooses another)" in read.notes
+    unlabeled = whole.map(lambda row: {"site": -1})
+    datasets.DatasetDict({"train": whole, "test": unlabeled}).save_to_disk(tmp_path / "u")
+    with pytest.raises(DataError, match="its test part is not labeled"):
+        stream("hf", "u", tmp_path)
 
 
 @pytest.mark.extra("hf")

@@ -191,12 +191,19 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
     chosen = options.label_column or getattr(options, "target", None)
     if chosen is not None:
         return chosen, []
-    if LABEL in columns:
-        return LABEL, []
-    candidates = [c for c in columns if c not in (options.task_column, options.group)]
+    candidates = label_candidates(columns, options)
     if not candidates:
-        raise DataError(f"{where} has no column for labels")
+        raise DataError(f"{where} has no column for labels, only {some(columns)}")
+    if LABEL in candidates:
+        return LABEL, []
     return candidates[-1], [f"labels are the last column, {candidates[-1]!r} (label_column=NAME chooses another)"]
+
+
+def label_candidates(columns: Iterable[str], options: ColumnOptions) -> list[str]:
+    """Return the columns that the options use for nothing else, and that can therefore hold the labels."""
+    others = (options.task_column, options.group, getattr(options, "text_column", None),
+              *getattr(options, "leave_out", ()))
+    return [column for column in columns if column not in others]
 
 
 def labeled(table: Table, label: str | None, options: ColumnOptions, where: str, classes: Sequence[str] = ()

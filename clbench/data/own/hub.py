@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError, typed_message
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import EXTRA, Table, feature_columns, label_column, labeled, numbers
+from clbench.data.own.columns import EXTRA, Table, feature_columns, label_candidates, label_column, labeled, numbers
 from clbench.data.own.photos import pixel_layout, read_photos
 from clbench.data.own.samples import Labeled, locate, some
 from clbench.data.own.texts import length_note, texts_of, tokenized
@@ -37,7 +37,7 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
     where = f"benchmark {name!r}"
     train, test, notes = _parts(load(name, options, data_dir), options, where)
     label, label_notes = _label(train, options, where)
-    if test is not None and any(value == UNLABELED for value in test[label]):
+    if test is not None and _kind(test.features[label]) == "ClassLabel" and UNLABELED in test[label]:
         raise DataError(f"{where}: its test part is not labeled; take one part, as in split=train")
     parts = [part for part in (train, test) if part is not None]
     part_labels = [_known(part, label, options, where) for part in parts]
@@ -121,7 +121,7 @@ def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | Non
 
 def _label(train: Any, options: HubOptions, where: str) -> tuple[str, list[str]]:
     """Return the column of labels, and notes: the named one, else the only ClassLabel, else as in tables."""
-    labels = [c for c, feature in train.features.items() if _kind(feature) == "ClassLabel"]
+    labels = [c for c in label_candidates(train.features, options) if _kind(train.features[c]) == "ClassLabel"]
     column, notes = label_column(list(train.features), options, where)
     if notes and len(labels) == 1:  # the column was a guess
         return labels[0], []

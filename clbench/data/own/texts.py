@@ -20,7 +20,7 @@ from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import label_column, labeled, read_table
+from clbench.data.own.columns import LABEL, label_column, labeled, read_table
 from clbench.data.own.samples import Labeled, in_order, locate, some
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.models.hf_files import folder_of
@@ -148,7 +148,10 @@ def read(path: Path, options: TextOptions, where: str) -> Texts:
     if column not in table.columns:
         raise DataError(f"{where}: {path.name} has no column {column!r} of texts, only {some(table.columns)} "
                         "(text_column=NAME)")
-    label, _ = label_column([c for c in table.columns if c != column], options, where)
+    label, guesses = label_column([c for c in table.columns if c != column], options, where)
+    if guesses:
+        raise DataError(f"{where}: {path.name} has no column {LABEL!r} of labels, only {some(table.columns)} "
+                        "(label_column=NAME)")
     return Texts(texts_of(table.columns[column], where), labeled(table, label, options, where))
 
 
