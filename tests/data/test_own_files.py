@@ -70,6 +70,32 @@ def test_a_file_with_its_own_split_tasks_and_class_names(tmp_path):
     assert not any("scenario task" in note for note in by_class.notes)
 
 
+def test_numbers_to_predict_that_are_wrong_are_errors(tmp_path, monkeypatch):
+    x, y = rows()
+    np.savez(tmp_path / "a.npz", X=x, v=np.full(40, "high"), w=x[:, 0], task=y)
+    with pytest.raises(DataError, match="v has the type <U4, expected real numbers"):
+        stream("arrays", "a.npz", tmp_path, "domain", targets="v")
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match=r"targets = none\.npy: there is no"):
+        stream("arrays", "x.npy", tmp_path, "domain", targets="none.npy")
+
+    def fail(*args, **options):
+        raise ValueError("an error of a builder")
+
+    monkeypatch.setattr("clbench.data.own.arrays.target_stream", fail)
+    with pytest.raises(DataError, match=r"benchmark 'arrays:a\.npz' failed: ValueError: an error of a builder"):
+        stream("arrays", "a.npz", tmp_path, "domain", targets="w")
+
+
+def test_the_byte_order_of_numbers_does_not_matter(tmp_path):
+    x, y = rows()
+    prints = []
+    for order in "<>":
+        np.savez(tmp_path / "a.npz", X=x.astype(f"{order}f4"), y=y.astype(f"{order}i8"))
+        prints.append(stream("arrays", "a.npz", tmp_path).fingerprint)
+    assert prints[0] == prints[1]
+
+
 def test_numbers_are_positions_and_text_is_a_name_even_if_names_are_numbers(tmp_path):
     x, y = rows()
     names = np.array(["1", "2", "3", "4"])
@@ -112,6 +138,10 @@ def test_what_arrays_are_is_told_by_their_shape(shape, dtype, want, tmp_path):
     ({"class_names": np.array(["2", "3", "4"])}, "class_names has 3 names, and y has 3"),
     ({"y": np.array(["0", "1"] * 20), "class_names": np.array(["a", "b"])}, "y has 0; .* text is a name in it"),
     ({"class_names": np.array(["a", "b", "a", "c"])}, "class_names has 'a' twice"),
+    ({"class_names": np.array("abcd")}, "class_names must be a list"),
+    ({"X": np.full((40, 3), "a")}, "X has the type <U1, expected real numbers"),
+    ({"X": np.full((40, 3), 1j)}, "X has the type complex128, expected real numbers"),
+    ({"y": np.array([b"\xe9", b"a"] * 20)}, "y has bytes that are not UTF-8"),
 ])
 def test_arrays_that_do_not_fit_are_errors(change, message, tmp_path):
     x, y = rows()

@@ -99,7 +99,7 @@ def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str)
             tensors: Arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
-    return tensors, tuple(as_text(names))
+    return tensors, _class_names(names, where)
 
 
 def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
@@ -110,20 +110,27 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{where}: cannot read {path}: {message_of(error)} (arrays of Python objects are "
                         "not read; save text as np.array(y, dtype=str))") from error
-    return contents, tuple(as_text(contents.pop(NAMES, [])))
+    return contents, _class_names(contents.pop(NAMES, []), where)
 
 
 def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
     """Return the array of a file as X, and the array of the file of labels as y."""
-    labels = options.labels or options.targets
-    assert labels is not None  # `check_arrays` requires one
+    option, name = ("labels", options.labels) if options.labels else ("targets", options.targets)
+    assert name is not None  # `check_arrays` requires one
     contents: Arrays = {}
-    for key, file in (("X", path), ("y", labels_file(path, labels, data_dir, where))):
+    for key, file in (("X", path), ("y", labels_file(path, option, name, data_dir, where))):
         try:
             contents[key] = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: cannot read {file}: {message_of(error)}") from error
     return contents, ()
+
+
+def _class_names(names: Any, where: str) -> tuple[str, ...]:
+    """Return class names from an array or a list."""
+    if np.ndim(names) != 1:
+        raise DataError(f"{where}: {NAMES} must be a list with the name of each class")
+    return tuple(_decoded(names, f"{where}: {NAMES}"))
 
 
 _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
@@ -132,7 +139,7 @@ _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
 def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
           ) -> tuple[tuple[Tensor, Labeled], list[str]]:
     """Return the inputs of a part with their labels, tasks and groups, and notes."""
-    x, notes = _inputs(torch.as_tensor(contents[f"X{suffix}"]), f"{where}: X{suffix}")
+    x, notes = _inputs(contents[f"X{suffix}"], f"{where}: X{suffix}")
     text: dict[str, list[str] | None] = {}
     for key in ("y", "task", "group"):
         values = contents.get(key + suffix)
@@ -159,10 +166,32 @@ def _numpy(values: Any) -> npt.NDArray[Any]:
     return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
+def _numbers(values: Any, where: str) -> Tensor:
+    """Return real numbers as a tensor, in the byte order of the machine.
+
+    Raises:
+        DataError: the values are not real numbers.
+    """
+    if isinstance(values, Tensor) and not values.is_complex():
+        return values
+    array = _numpy(values)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where} has the type {array.dtype}, expected real numbers")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def _decoded(values: Any, where: str) -> list[str]:
+    """Return labels, tasks, groups or names as text; raise a DataError if bytes are not UTF-8."""
+    try:
+        return as_text(values)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} has bytes that are not UTF-8; save text as np.array(..., dtype=str)") from error
+
+
 def _targets(values: Any, where: str) -> Tensor:
     """Return numbers to predict, float64 [N]."""
-    targets = torch.as_tensor(values)
-    if targets.dim() != 1 or targets.is_complex():
+    targets = _numbers(values, where)
+    if targets.dim() != 1:
         raise DataError(f"{where} is {list(targets.shape)}, expected one number for each sample")
     if not bool(targets.isfinite().all()):
         row = int((~targets.isfinite()).nonzero()[0])
@@ -177,15 +206,16 @@ def _text(values: Any, count: int, where: str) -> list[str]:
         raise DataError(f"{where} is {list(array.shape)}, expected one value for each of the {count} samples")
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
         raise DataError(f"{where} has numbers that are not whole; labels must be names or whole numbers")
-    return as_text(array.tolist())
+    return _decoded(array.tolist(), where)
 
 
-def _inputs(x: Tensor, where: str) -> tuple[Tensor, list[str]]:
+def _inputs(values: Any, where: str) -> tuple[Tensor, list[str]]:
     """Return inputs in the form in which they are stored, and notes.
 
     Bytes of three or four dimensions are images: [N, H, W], [N, C, H, W] or [N, H, W, C]. All other arrays become
     float32 and keep their shape, usually [N, D]. Only channels that come last in four dimensions are moved.
     """
+    x = _numbers(values, where)
     if x.ndim < 2 or not len(x):
         raise DataError(f"{where} is {list(x.shape)}, expected rows [N, D] or images [N, H, W, C]")
     notes = []
@@ -195,8 +225,6 @@ def _inputs(x: Tensor, where: str) -> tuple[Tensor, list[str]]:
         x = x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8 and x.ndim > 2:
         return (x[:, None] if x.ndim == 3 else x).contiguous(), notes
-    if x.is_complex():
-        raise DataError(f"{where} has complex numbers")
     x = x.float().contiguous()
     finite = x.flatten(1).isfinite().all(1)
     if not finite.all():
