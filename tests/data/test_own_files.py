@@ -234,6 +234,29 @@ def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):
     assert read_table(tmp_path / "t.jsonl", "here").lines == [1, 3]
 
 
+@pytest.mark.parametrize(("name", "header", "columns"), [
+    ("a.csv", '"a, in m, cm";b', ["a, in m, cm", "b"]), ("a.tsv", "a, b, c\td", ["a, b, c", "d"]),
+    ("a.csv", '"x;y",z', ["x;y", "z"]), ("a.txt", "a|b", ["a", "b"]), ("a.csv", "a", ["a"])])
+def test_the_delimiter_is_the_one_that_divides_the_header_into_most_columns(name, header, columns, tmp_path):
+    (tmp_path / name).write_text(header + "\n" + header + "\n")
+    assert list(read_table(tmp_path / name, "here").columns) == columns
+
+
+def test_files_of_a_folder_are_tasks_without_hidden_files_and_with_any_case_of_their_suffix(tmp_path):
+    for name in ("b.CSV", "a.csv"):
+        (tmp_path / name).write_text("text,label\na,b\n")
+    (tmp_path / "._a.csv").write_bytes(b"\xff\x00")
+    train, test = texts.parts(f"text:{tmp_path}", TextOptions(), tmp_path)
+    assert train.known.tasks == ["a", "b"] and test is None
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "b"}')
+    with pytest.raises(DataError, match=r"has both a\.csv and a\.jsonl; remove or rename one"):
+        texts.parts(f"text:{tmp_path}", TextOptions(), tmp_path)
+    (tmp_path / "set").mkdir()
+    for name in ("train.CSV", "test.csv"):
+        (tmp_path / "set" / name).write_text("text,label\na,b\n")
+    assert texts.parts(f"text:{tmp_path / 'set'}", TextOptions(), tmp_path)[1] is not None
+
+
 @pytest.mark.extra("hf")
 def test_parquet_tables_and_columns_of_lists(tmp_path):
     import pyarrow as pa

@@ -120,7 +120,8 @@ def read_table(path: Path, where: str) -> Table:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             head = file.readline()
-            delimiter = max(DELIMITERS, key=head.count)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else max(
+                DELIMITERS, key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
             file.seek(0)
             reader, begin = csv.reader(file, delimiter=delimiter), 1
             numbered: list[tuple[int, list[str]]] = []
@@ -158,10 +159,7 @@ def _json_lines(path: Path, where: str) -> Table:
         raise DataError(f"{where}: cannot read {path} as a JSON object on each line: {error}") from error
     if not rows:
         raise DataError(f"{where}: {path.name} has no lines")
-    columns = {}
-    for name in dict.fromkeys(chain.from_iterable(rows)):
-        columns[name] = [row.get(name) for row in rows]
-    return Table(columns, lines)
+    return Table({name: [row.get(name) for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}, lines)
 
 
 def _parquet(path: Path, where: str) -> Table:

@@ -161,8 +161,8 @@ def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: st
         notes.append(f"{tasks} tasks by class, as nothing else is asked for (tasks = ...)")
     if tasks > count:
         raise DataError(f"{where} has {count} classes, which do not make {tasks} tasks; give tasks = {count} or fewer")
-    order = (_listed(options.classes_in_order, classes, "classes_in_order", where) if options.classes_in_order else
-             order_classes(options, seed, count))
+    order = (listed_positions(options.classes_in_order, classes, "classes_in_order", where)
+             if options.classes_in_order else order_classes(options, seed, count))
     sizes = options.task_sizes or [count // tasks + (task < count % tasks) for task in range(tasks)]
     parts = [tuple(order[end - size:end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]
     if not options.task_sizes and count % tasks:
@@ -171,7 +171,7 @@ def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: st
     return parts, notes
 
 
-def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str) -> list[int]:
+def listed_positions(given: Sequence[str], known: Sequence[str], option: str, where: str) -> list[int]:
     """Return the positions in `known` of the names that an option lists; it must list each known name once."""
     places = positions(given, known)
     if places is None:
@@ -191,7 +191,7 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
         raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
                         "give tasks = ... as well to divide by class, or leave the order out")
     if task_order := getattr(options, "tasks_in_order", []):
-        names = [names[i] for i in _listed(task_order, names, "tasks_in_order", where)]
+        names = [names[i] for i in listed_positions(task_order, names, "tasks_in_order", where)]
     number = {name: i for i, name in enumerate(names)}
     ids = [np.array([number[t] for t in train.tasks], np.int64)]
     orders = [tuple(range(int(y[0].max()) + 1) if options.shared_classes else np.unique(y[0][ids[0] == t]).tolist())

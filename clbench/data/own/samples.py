@@ -86,6 +86,25 @@ def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
     return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
 
 
+def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
+    """Return whether a file is not hidden and has one of the suffixes, in lower or upper case."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def files_by_stem(folder: Path, suffixes: Iterable[str], where: str) -> dict[str, Path]:
+    """Return the files in a folder with one of the suffixes, sorted, by their names without suffix.
+
+    Raises:
+        DataError: two files differ in their suffixes only.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and has_suffix(path, suffixes)):
+        if other := files.get(path.stem):
+            raise DataError(f"{where}: {folder} has both {other.name} and {path.name}; remove or rename one of them")
+        files[path.stem] = path
+    return files
+
+
 def locate(name: str, data_dir: Path) -> Path:
     """Return the path of a benchmark `kind:PATH`, searched in the working directory, then in the data folder.
 
