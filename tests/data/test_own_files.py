@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from contextlib import nullcontext
 
@@ -14,8 +15,9 @@ from clbench.core.errors import DataError, PluginError, SpecError
 from clbench.core.registry import discover
 from clbench.data.own import texts
 from clbench.data.own.benchmark import copies
-from clbench.data.own.columns import read_table, table_files
+from clbench.data.own.columns import table_files
 from clbench.data.own.hub import hub_files
+from clbench.data.own.samples import read_table
 from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, TextOptions, array_files
 from clbench.data.stream import load_stream
 from clbench.experiment import spec
@@ -267,6 +269,20 @@ def test_parquet_tables_and_columns_of_lists(tmp_path):
     assert stream("arrays", "a.parquet", tmp_path).input_shape == (3,)
     parquet.write_table(pa.table({"u": x[:, 0], "v": x[:, 1], "label": y.astype(float)}), tmp_path / "t.parquet")
     assert stream("table", "t.parquet", tmp_path).input_shape == (2,)
+    for kind in (pa.list_(pa.float32()), pa.large_list(pa.float32()), pa.list_(pa.float32(), 3)):
+        column = pa.chunked_array([pa.array(part.tolist(), kind) for part in (x[:7], x[7:])])
+        parquet.write_table(pa.table({"vector": column.slice(2), "label": y[2:]}), tmp_path / "a.parquet")
+        values = read_table(tmp_path / "a.parquet", "here").columns["vector"]
+        assert isinstance(values, np.ndarray) and np.array_equal(values, x[2:])
+    for broken, message in (([[1.0, 2.0], [3.0]], "row 2, column 'vector' has 1 numbers"),
+                            ([[1.0], [math.nan]], "row 2, column 'vector' has a list with something that is no number"),
+                            ([[1.0], None], "row 2, column 'vector' has no list")):
+        parquet.write_table(pa.table({"vector": broken, "label": [0, 1]}), tmp_path / "b.parquet")
+        with pytest.raises(DataError, match=message):
+            stream("arrays", "b.parquet", tmp_path)
+    parquet.write_table(pa.table({"u": [1.0, math.nan], "label": [0, 1]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 2, column 'u': nan is no number"):
+        stream("table", "t.parquet", tmp_path)
     parquet.write_table(pa.table({"u": [1.0, None], "label": [0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="row 2, column 'u': the value is missing"):
         stream("table", "t.parquet", tmp_path)

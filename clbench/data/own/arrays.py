@@ -21,10 +21,10 @@ from torch import Tensor
 from clbench.core.errors import DataError, message_of
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
-from clbench.data.own.columns import feature_columns, label_column, labeled, numbers, read_table
+from clbench.data.own.columns import feature_columns, label_column, labeled, numbers
 from clbench.data.own.dividing import divide_targets
 from clbench.data.own.photos import pixel_layout
-from clbench.data.own.samples import Labeled, as_text, locate, some
+from clbench.data.own.samples import Labeled, as_text, locate, read_table, some
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
 
 Arrays = dict[str, Any]  # of torch or numpy

@@ -1,17 +1,12 @@
-"""Read files with columns (CSV, JSON lines, parquet), and build the benchmark `table:FILE` from rows of numbers.
+"""Choose the columns of labels and inputs, and build the benchmark `table:FILE` from rows of numbers.
 
 Errors name row and column. Numbers are standardized by the training samples of the first task.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clbench.core.errors import DataError, PluginError, message_of, unknown
+from clbench.core.errors import DataError, unknown
 from clbench.data.avalanche.benchmarks import Layout
 from clbench.data.own.benchmark import built, target_stream
 from clbench.data.own.dividing import divide, divide_targets
-from clbench.data.own.samples import Labeled, as_text, locate, some
+from clbench.data.own.samples import Labeled, Table, as_text, locate, read_table, some
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 
 
@@ -84,95 +79,8 @@ def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
 
 
 LABEL = "label"  # the column of labels if the user names none
-DELIMITERS = ",;\t|"
 PRECISION = 1e-3  # largest error of float32, in standard deviations of a column
 ROUNDING = 1e-12  # standard deviation, relative to the largest value, that is an effect of rounding
-EXTRA = "pip install 'clbench[hf]'"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns by name, each with N values, and the line of the file on which each row begins, if it has lines."""
-
-    columns: Mapping[str, Sequence[Any]]
-    lines: Sequence[int] = ()
-
-    def place(self, index: int, column: str) -> str:
-        """Return the name of a cell in errors; rows are counted from 1, without the header."""
-        line = f" (line {self.lines[index]} of the file)" if self.lines else ""
-        return f"row {index + 1}{line}, column {column!r}"
-
-
-def read_table(path: Path, where: str) -> Table:
-    """Return the columns of a .csv, .tsv, .jsonl (an object on each line) or .parquet file.
-
-    Raises:
-        DataError: the file cannot be read, has no header, or has rows of different lengths.
-        PluginError: the file is a .parquet file, and pyarrow is not installed.
-    """
-    if path.suffix.lower() == ".parquet":
-        return _parquet(path, where)
-    if path.suffix.lower() == ".jsonl":
-        return _json_lines(path, where)
-    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise DataError(f"{where}: {path.name} is none of .csv, .tsv, .jsonl and .parquet")
-    csv.field_size_limit(sys.maxsize)  # a text may be long
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            head = file.readline()
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else max(
-                DELIMITERS, key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
-            file.seek(0)
-            reader, begin = csv.reader(file, delimiter=delimiter), 1
-            numbered: list[tuple[int, list[str]]] = []
-            for row in reader:  # quoted values may have several lines
-                numbered += [(begin, row)] if row else []
-                begin = reader.line_num + 1
-            names, *rows = [row for _, row in numbered] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}") from error
-    names = [name.strip() for name in names]
-    if duplicates := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{where}: {path.name} has several columns named {duplicates[0]!r}; its first line must name "
-                        "columns")
-    if not rows:
-        raise DataError(f"{where}: {path.name} has no rows below its first line, which names columns")
-    for index, row in enumerate(rows):
-        if len(row) != len(names):
-            raise DataError(f"{where}: row {index + 1} of {path.name} has {len(row)} values, its first line names "
-                            f"{len(names)} columns")
-    return Table(dict(zip(names, zip(*rows, strict=True), strict=True)), [line for line, _ in numbered[1:]])
-
-
-def _json_lines(path: Path, where: str) -> Table:
-    """Return a column for each key of the JSON objects on a file's lines; None if an object lacks the key."""
-    rows, lines = [], []
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    lines.append(number)
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise DataError(f"{where}: line {number} of {path.name} is no JSON object")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{where}: cannot read {path} as a JSON object on each line: {error}") from error
-    if not rows:
-        raise DataError(f"{where}: {path.name} has no lines")
-    return Table({name: [row.get(name) for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}, lines)
-
-
-def _parquet(path: Path, where: str) -> Table:
-    """Return the columns of a parquet file."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise PluginError(f"{where}: .parquet files need pyarrow ({EXTRA})") from error
-    try:
-        table = parquet.read_table(path)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
-    return Table({name: table.column(name).to_pylist() for name in table.column_names})
 
 
 def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> tuple[str, list[str]]:
@@ -241,49 +149,56 @@ def numbers(table: Table, columns: Iterable[str], where: str, target: str | None
     parts = []
     for column in columns:
         values = table.columns[column]
-        if len(values) and isinstance(values[0], (list, tuple, np.ndarray)):
-            parts.append(_lists(table, column, where))
-            _check_precision(parts[-1], column, where)
-            continue
-        try:
-            array = np.array(values, np.float64)
-        except (TypeError, ValueError):
-            array = np.array([math.nan if (number := _number(v)) is None else number for v in values])
-        if not np.isfinite(array).all():
-            index = int(np.flatnonzero(~np.isfinite(array))[0])
-            value = values[index]
-            raise DataError(f"{where}: {table.place(index, column)}: " +
-                            ("the value is missing" if value is None or value == "" else f"{value!r} is no number") +
-                            ("; write a number, or remove the row" if column == target else "; write a number, or "
-                             f"say what the column is: leave_out, task_column, group or label_column = {column}"))
-        parts.append(array[:, None])
+        has_lists = len(values) and isinstance(values[0], (list, tuple, np.ndarray))
+        parts.append(_lists(table, column, where) if has_lists else _cells(table, column, where, column == target))
         if column != target:
             _check_precision(parts[-1], column, where)
     return torch.from_numpy(np.concatenate(parts, 1))
 
 
+def _cells(table: Table, column: str, where: str, is_target: bool) -> Any:
+    """Return a column of numbers as an array [N, 1]."""
+    values = table.columns[column]
+    try:
+        array = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.array([math.nan if (number := _number(v)) is None else number for v in values])
+    if not np.isfinite(array).all():
+        index = int(np.flatnonzero(~np.isfinite(array))[0])
+        value = values[index].item() if isinstance(values, np.ndarray) else values[index]
+        raise DataError(f"{where}: {table.place(index, column)}: " +
+                        ("the value is missing" if value is None or value == "" else f"{value!r} is no number") +
+                        ("; write a number, or remove the row" if is_target else "; write a number, or say what the "
+                         f"column is: leave_out, task_column, group or label_column = {column}"))
+    return array[:, None]
+
+
 def _check_precision(values: npt.NDArray[np.float64], column: str, where: str) -> None:
     """Raise a DataError if float32 cannot hold the values [N, D] of a column, or loses their differences."""
-    with np.errstate(over="ignore"):
-        rounded = values.astype(np.float32).astype(np.float64)
-    if not np.isfinite(rounded).all():
-        raise DataError(f"{where}: column {column!r} has {values[~np.isfinite(rounded)][0]:g}, which is too large for "
-                        "float32; scale the column, or leave it out (leave_out)")
-    spread, size = values.std(0), np.abs(values).max(0)
-    varies = spread > ROUNDING * size  # otherwise a constant, up to rounding
-    if (varies & (np.abs(values - rounded).max(0) > PRECISION * spread)).any():
-        raise DataError(f"{where}: float32 is too imprecise for the values of column {column!r}, which are large and "
-                        "close to each other; subtract a constant from them, or leave the column out (leave_out)")
+    for numbers in values.T:  # one by one, which takes less memory
+        with np.errstate(over="ignore"):
+            rounded = numbers.astype(np.float32).astype(np.float64)
+        if not np.isfinite(rounded).all():
+            raise DataError(f"{where}: column {column!r} has {numbers[~np.isfinite(rounded)][0]:g}, which is too large "
+                            "for float32; scale the column, or leave it out (leave_out)")
+        spread, size = numbers.std(), np.abs(numbers).max()
+        varies = spread > ROUNDING * size  # otherwise a constant, up to rounding
+        if varies and np.abs(numbers - rounded).max() > PRECISION * spread:
+            raise DataError(f"{where}: float32 is too imprecise for the values of column {column!r}, which are large "
+                            "and close to each other; subtract a constant from them, or leave the column out "
+                            "(leave_out)")
 
 
 def _lists(table: Table, column: str, where: str) -> Any:
     """Return a column of lists as an array [N, D]."""
     values = table.columns[column]
+    if isinstance(values, np.ndarray) and np.isfinite(values).all():
+        return values.astype(np.float64)
     for index, value in enumerate(values):
         wrong = None
         if value is None or len(value) != len(values[0]):
             wrong = f"{'no list' if value is None else f'{len(value)} numbers'}, in the first row {len(values[0])}"
-        elif any(v is None or not isinstance(v, (int, float)) or not math.isfinite(v) for v in value):
+        elif any(v is None or not isinstance(v, (int, float, np.number)) or not math.isfinite(v) for v in value):
             wrong = "a list with something that is no number"
         if wrong:
             raise DataError(f"{where}: {table.place(index, column)} has {wrong}")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError, typed_message
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import EXTRA, Table, feature_columns, label_candidates, label_column, labeled, numbers
+from clbench.data.own.columns import feature_columns, label_candidates, label_column, labeled, numbers
 from clbench.data.own.photos import pixel_layout, read_photos
-from clbench.data.own.samples import Labeled, locate, some
+from clbench.data.own.samples import EXTRA, Labeled, Table, locate, some
 from clbench.data.own.texts import length_note, texts_of, tokenized
 from clbench.data.own_options import HubOptions
 

@@ -20,8 +20,8 @@ from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import LABEL, label_column, labeled, read_table
-from clbench.data.own.samples import Labeled, files_by_stem, has_suffix, in_order, locate, some
+from clbench.data.own.columns import LABEL, label_column, labeled
+from clbench.data.own.samples import Labeled, files_by_stem, has_suffix, in_order, locate, read_table, some
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.models.hf_files import folder_of
 
