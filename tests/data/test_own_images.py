@@ -1,6 +1,8 @@
 """Folders of photos as a benchmark."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
 from clbench.data.own.lists import find_photos, image_files
 from clbench.data.own.photos import read_photos
+from clbench.data.own.pixels import head_of
 from clbench.data.own_options import ImagesOptions, PhotoOptions
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
@@ -145,6 +148,26 @@ def test_the_middle_is_cut_out():
 def test_small_photos_of_one_size_stay_as_they_are_and_large_ones_do_not():
     assert read_photos(opened([photo(size=(50, 64))] * 2), PhotoOptions(), "x")[0].shape == (2, 3, 64, 50)
     assert read_photos(opened([photo(size=(65, 65))] * 2), PhotoOptions(), "x")[0].shape == (2, 3, 32, 32)
+
+
+def test_the_header_of_a_png_needs_no_pixels_unless_metadata_follow_them(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "a.png"
+    Image.new("RGB", (20, 10)).save(file)
+    plain = file.read_bytes()
+    data = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+    file.write_bytes(plain[:-12] + chunk + plain[-12:])  # before IEND
+    assert head_of(Image.open(file)) == (10, 20, "RGB", True)
+    file.write_bytes(plain[:-30])
+    with pytest.raises(OSError, match="truncated"):
+        head_of(Image.open(file))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)
+    file.write_bytes(plain)
+    assert head_of(Image.open(file)) == (20, 10, "RGB", False)
+    Image.new("RGB", (20, 10)).save(file, exif=exif)
+    assert head_of(Image.open(file)) == (10, 20, "RGB", True)
 
 
 def test_exif_is_turned_and_told(tmp_path):
