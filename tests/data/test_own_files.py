@@ -89,6 +89,14 @@ def test_numbers_to_predict_that_are_wrong_are_errors(tmp_path, monkeypatch):
         stream("arrays", "a.npz", tmp_path, "domain", targets="w")
 
 
+def test_both_parts_have_the_same_shape_and_type(tmp_path):
+    x, y = RNG.integers(0, 255, (40, 8, 8)).astype(np.uint8), np.repeat(np.arange(4), 10)
+    for x_test in (x[:, :7], x[:, None].astype(np.float32)):
+        np.savez(tmp_path / "a.npz", X_train=x, y_train=y, X_test=x_test, y_test=y)
+        with pytest.raises(DataError, match=r"X_test is \[.*, X_train \[40, 1, 8, 8\] of torch.uint8"):
+            stream("arrays", "a.npz", tmp_path)
+
+
 def test_the_byte_order_of_numbers_does_not_matter(tmp_path):
     x, y = rows()
     prints = []

@@ -106,17 +106,14 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
                 notes.append(data.note)
             splits[kind].append(_as_split(data, first_inputs,
                                           layout.permutations[task] if layout.permutations else None))
-    orders = layout.orders or tuple(_order(e, torch.unique(s.y).tolist())
-                                    for e, s in zip(train, splits["training"], strict=True))
+    orders = tuple(_order(e, torch.unique(s.y).tolist()) for e, s in zip(train, splits["training"], strict=True))
     _named(orders, layout.class_names, where)
     size_notes = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     rows = layout.test_rows or (test_rows(test) if comparable else ())
     tests = tuple(replace(split, rows=split_rows) for split, split_rows in
                   zip(splits["test"], rows or (None,) * len(test), strict=True))
-    trains = tuple(replace(split, groups=groups) for split, groups in
-                   zip(splits["training"], layout.train_groups or (None,) * len(train), strict=True))
-    return RawStream(trains, tests, orders, layout.mean, layout.std,
-                     (*layout.notes, *size_notes, *_merged(notes)), layout.augment, layout.class_names)
+    return RawStream(tuple(splits["training"]), tests, orders, layout.mean, layout.std,
+                     (*size_notes, *_merged(notes)), layout.augment, layout.class_names)
 
 
 def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:

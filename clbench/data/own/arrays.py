@@ -23,16 +23,16 @@ from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
 from clbench.data.own.columns import feature_columns, label_column, labeled, numbers
 from clbench.data.own.dividing import divide_targets
-from clbench.data.own.photos import pixel_layout
 from clbench.data.own.samples import Labeled, as_text, locate, read_table, some
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
+from clbench.data.raw import RawStream
 
 Arrays = dict[str, Any]  # of torch or numpy
 CHANNELS = (1, 3)  # sizes of an axis of color channels
 
 
-def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of a file of arrays, or its `RawStream` if it has numbers to predict.
+def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of a file of arrays.
 
     Raises:
         DataError: the file cannot be read, arrays are missing or do not fit, or `divide` raises an error.
@@ -57,8 +57,9 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
     train, notes = _part(contents, suffixes[0], names, where)
     test, _ = _part(contents, "_test", names, where) if split else ((None, None), [])
     (x, train_labels), (x_test, test_labels) = train, test
-    if x_test is not None and x_test.shape[1:] != x.shape[1:]:
-        raise DataError(f"{where}: X_test is {list(x_test.shape)}, X_train {list(x.shape)}")
+    if x_test is not None and (x_test.shape[1:], x_test.dtype) != (x.shape[1:], x.dtype):
+        raise DataError(f"{where}: X_test is {list(x_test.shape)} of {x_test.dtype}, X_train {list(x.shape)} of "
+                        f"{x.dtype}")
     if options.targets is not None:
         if options.normalize != "none" or options.augment != "none":
             raise DataError(f"{where}: inputs with numbers to predict are used as they are; leave normalize and "
@@ -73,11 +74,11 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
         notes.append("the array task names the tasks; unless --scenario class or domain is given, the test gives "
                      "the task of each sample (scenario task)")
     return own_benchmark(x, train_labels, options, seed, where, x_test=x_test, test=test_labels,
-                         layout=pixel_layout(options, notes))
+                         augment=options.augmentation, notes=notes)
 
 
-def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
-    """Return the benchmark of a parquet file: columns of numbers, or one column of lists, without standardization."""
+def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> RawStream:
+    """Return the stream of a parquet file: columns of numbers, or one column of lists, without standardization."""
     data = read_table(path, where)
     label, notes = label_column(list(data.columns), options, where)
     used_columns = feature_columns(data, label, options, where)
@@ -86,9 +87,9 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
         division = divide_targets(labeled(data, None, options, where), None, options, where)
         return target_stream(division, [numbers(data, used_columns, where).float()], [values], label,
                              notes=[f"inputs are the columns {some(used_columns)}"])
-    layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used_columns)}"])
     return own_benchmark(numbers(data, used_columns, where).float(), labeled(data, label, options, where), options,
-                         seed, where, layout=layout)
+                         seed, where, augment=options.augmentation,
+                         notes=[*notes, f"inputs are the columns {some(used_columns)}"])
 
 
 def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:

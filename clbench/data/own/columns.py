@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from clbench.core.errors import DataError, unknown
-from clbench.data.avalanche.benchmarks import Layout
-from clbench.data.own.benchmark import built, target_stream
+from clbench.data.own.benchmark import label_stream, target_stream
 from clbench.data.own.dividing import divide, divide_targets
 from clbench.data.own.samples import Labeled, Table, as_text, locate, read_table, some
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
+from clbench.data.raw import RawStream
 
 
-def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of a table's rows, or their `RawStream` if a column has numbers to predict.
+def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of a table's rows.
 
     Columns are standardized by the mean and the population standard deviation of the first task's training samples;
-    both are in the layout. If a column is constant in these samples, only its mean is subtracted.
+    the stream has both. If a column is constant in these samples, only its mean is subtracted.
 
     Raises:
         DataError: the file cannot be read, a value is missing or not a number, or `divide` raises an error.
@@ -55,7 +55,8 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     x, std = x.float(), [s or 1.0 for s in std]
     if targets is not None:
         return target_stream(division, [x], [targets], label, mean=mean, std=std, notes=notes)
-    return built(division, x, x, Layout(tuple(mean), tuple(std), notes=tuple(notes)))
+    train, test = ([x[torch.from_numpy(rows)] for rows in part] for part in (division.train, division.test))
+    return label_stream(division, train, test, mean=mean, std=std, notes=notes)
 
 
 def feature_columns(read: Table, label: str, options: FeatureOptions, where: str) -> list[str]:

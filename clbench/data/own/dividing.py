@@ -187,6 +187,8 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
     """Return the names of the tasks that the data name, each sample's task by part, and the labels of each task."""
     assert train.tasks is not None
     names = [*train.task_names] or in_order(train.tasks)
+    if empty := [name for name in names if name not in train.tasks]:
+        raise DataError(f"{where}: task {empty[0]!r} has no training samples")
     if options.classes_in_order or options.class_order != "natural":
         raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
                         "give tasks = ... as well to divide by class, or leave the order out")

@@ -23,6 +23,7 @@ from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import LABEL, label_column, labeled
 from clbench.data.own.samples import Labeled, files_by_stem, has_suffix, in_order, locate, read_table, some
 from clbench.data.own_options import TextOptions, TokenOptions
+from clbench.data.raw import RawStream
 from clbench.models.hf_files import folder_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -38,18 +39,17 @@ class Texts:
     known: Labeled
 
 
-def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> Any:
-    """Return the benchmark of the texts in a file, or in the files of a folder.
+def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of the texts in a file, or in the files of a folder.
 
     Raises:
         DataError: a file lacks a column, a text has no tokens, or `own_benchmark` raises an error.
     """
     train, test = parts(name, options, data_dir)
-    layout = Layout(text=True, notes=(length_note(options),))
     x, x_test = (tokenized(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
     assert x is not None
     return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
-                         test=test.known if test is not None else None, layout=layout)
+                         test=test.known if test is not None else None, notes=[length_note(options)])
 
 
 def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
