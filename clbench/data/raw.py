@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -243,7 +243,7 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
                 raise DataError(f"benchmark {name!r}: task {task + 1} has one training item; a validation split needs "
                                 "two")
             mask = masks[task] if masks else choose(
-                labels, share, seed, f"benchmark {name!r}: task {task + 1}'s training experience")
+                labels, share, seed, f"benchmark {name!r}: task {task + 1}'s training experience", raw.class_names)
             train_rows, test_rows = ((~mask).nonzero().squeeze(1), mask.nonzero().squeeze(1))
             xs = split.x[train_rows], split.x[test_rows]  # shared with the permuted tasks that follow
         train.append(Split(xs[0], split.y[train_rows], split.permutation, _draw(split, train_rows)))
@@ -252,13 +252,14 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
                    notes=(*raw.notes, *notes, *([REDRAWN] if raw.is_stochastic else [])))
 
 
-def choose(y: Tensor, share: float, seed: int, where: str) -> Tensor:
-    """Return the mask of the held-out samples among those with labels y [N]."""
+def choose(y: Tensor, share: float, seed: int, where: str, names: Sequence[str] = ()) -> Tensor:
+    """Return the mask of the held-out samples among those with labels y [N]; `names` are of the classes, for errors."""
     mask = torch.zeros(len(y), dtype=torch.bool)
     for label in torch.unique(y).tolist():
         rows = (y == label).nonzero().squeeze(1)
         if len(rows) < 2:
-            raise DataError(f"{where} has one sample of class {label}; a validation split needs two of each class")
+            raise DataError(f"{where} has one sample of class {names[label] if names else label}; a validation "
+                            "split needs two of each class")
         order = torch.randperm(len(rows), generator=seeds.generator(seed, "validation", label))
         mask[rows[order[:held_out_count(len(rows), share)]]] = True
     return mask

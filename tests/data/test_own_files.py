@@ -211,6 +211,7 @@ def test_texts_have_a_column_named_label_or_a_named_one(tmp_path):
     ([["", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': the value is missing; write .* leave_out"),
     ([["x1", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'x1' is no number"),
     ([["inf", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'inf' is no number"),
+    ([["1_000", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': '1_000' is no number"),
     ([[1, ""]], {}, r"row 41 \(line 42 of the file\), column 'label' is empty"),
     ([[1, 0.5]], {}, r"row 41 \(line 42 of the file\), column 'label' is 0.5; labels must be names or whole numbers"),
     ([[1]], {}, "row 41 of t.csv has 1 values, its first line names 2 columns"),
@@ -233,6 +234,11 @@ def test_columns_that_float32_cannot_hold_are_errors(values, message, tmp_path):
     table(tmp_path / "t.csv", ["v", "label"], *[[v, "ab"[i % 2]] for i, v in enumerate(values)])
     with pytest.raises(DataError, match=message) if message else nullcontext():
         stream("table", "t.csv", tmp_path, tasks=2)
+
+
+def test_classes_may_have_names_that_python_takes_for_numbers(tmp_path):
+    table(tmp_path / "t.csv", ["v", "label"], *[[i, ["1_1", "12", "inf", "b"][i % 4]] for i in range(40)])
+    assert [task.class_names for task in stream("table", "t.csv", tmp_path).tasks] == [("12", "1_1"), ("b", "inf")]
 
 
 def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):

@@ -47,6 +47,9 @@ def test_every_class_gives_its_share_and_rare_ones_a_sample():
     assert torch.bincount(hold_out(one, 0.9, 0, "raw").train[0].y).tolist() == [5, 3, 1, 1]
     with pytest.raises(DataError, match="'raw': task 1's training experience has one sample of class 4"):
         hold_out(RawStream((Split(x[:3], torch.tensor([0, 0, 4])),), one.test, ((0, 4),)), 0.5, 0, "raw")
+    with pytest.raises(DataError, match="has one sample of class owl"):
+        hold_out(RawStream((Split(x[:3], torch.tensor([0, 0, 1])),), one.test, ((0, 1),), class_names=("ant", "owl")),
+                 0.5, 0, "raw")
 
 
 def test_the_test_set_is_never_looked_at():

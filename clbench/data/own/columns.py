@@ -18,7 +18,7 @@ from torch import Tensor
 from clbench.core.errors import DataError, unknown
 from clbench.data.own.benchmark import label_stream, target_stream
 from clbench.data.own.dividing import divide, divide_targets
-from clbench.data.own.samples import Labeled, Table, as_text, locate, read_table, some
+from clbench.data.own.samples import Labeled, Table, as_number, as_text, locate, read_table, some
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 from clbench.data.raw import RawStream
 
@@ -131,7 +131,7 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
 
     labels = text(label) or []
     for index, value in enumerate(labels):
-        number = _number(value)
+        number = as_number(value)
         if number is not None and not number.is_integer():
             raise DataError(f"{where}: {table.place(index, str(label))} is {value}; labels must be names or whole "
                             "numbers (label_column=NAME chooses the column; target_column=NAME predicts numbers)")
@@ -160,10 +160,8 @@ def numbers(table: Table, columns: Iterable[str], where: str, target: str | None
 def _cells(table: Table, column: str, where: str, is_target: bool) -> Any:
     """Return a column of numbers as an array [N, 1]."""
     values = table.columns[column]
-    try:
-        array = np.array(values, np.float64)
-    except (TypeError, ValueError):
-        array = np.array([math.nan if (number := _number(v)) is None else number for v in values])
+    array = (values.astype(np.float64) if isinstance(values, np.ndarray) else
+             np.array([math.nan if (number := as_number(v)) is None else number for v in values]))
     if not np.isfinite(array).all():
         index = int(np.flatnonzero(~np.isfinite(array))[0])
         value = values[index].item() if isinstance(values, np.ndarray) else values[index]
@@ -204,11 +202,3 @@ def _lists(table: Table, column: str, where: str) -> Any:
         if wrong:
             raise DataError(f"{where}: {table.place(index, column)} has {wrong}")
     return np.array(values, np.float64)
-
-
-def _number(value: Any) -> float | None:
-    """Return a value as a number; None if it is not a number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from clbench.core.errors import DataError, MissingDataError, PluginError, messag
 
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
+NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 SHOWN = 5  # names that a note or an error lists before it counts the others
 
 
@@ -64,10 +66,19 @@ def in_order(names: Iterable[str]) -> list[str]:
     (['9', '10'], ['a', 'b'])
     """
     distinct = sorted(set(names))
+    return sorted(distinct, key=float) if all(as_number(name) is not None for name in distinct) else distinct
+
+
+def as_number(value: Any) -> float | None:
+    """Return a value as a number; None if it is not a number. Python takes text such as 1_1 and inf for numbers, too.
+
+    >>> as_number(" 1e2 "), as_number("1_1"), as_number("inf"), as_number(None)
+    (100.0, None, None, None)
+    """
     try:
-        return sorted(distinct, key=float)
-    except ValueError:
-        return distinct
+        return None if isinstance(value, str) and not NUMBER.fullmatch(value) else float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
 
 
 def some(names: Iterable[str]) -> str:
