@@ -277,13 +277,13 @@ def _group_masks(raw: RawStream, share: float, seed: int, name: str) -> tuple[tu
     chosen, ids = choose_groups(torch.cat(groups).numpy(), cells.numpy(), share, seed, "validation", "groups")
     mask = torch.from_numpy(chosen[ids])
     masks = torch.split(mask, counts)
-    if empty := [task for task, held in enumerate(masks, 1) if not held.any()]:
+    if empty := [task for task, task_mask in enumerate(masks, 1) if not task_mask.any()]:
         raise DataError(f"benchmark {name!r}: no validation sample is left for task {empty[0]}, because groups are "
                         "kept whole; every task needs two groups of training samples, of which one can be held out")
     notes = [f"validation: {int(mask.sum())} of {len(mask)} training samples, held out as {chosen.sum()} of "
              f"{len(chosen)} whole groups"]
     if raw.has_classes:
-        tested = [set(split.y[held].tolist()) for split, held in zip(raw.train, masks, strict=True)]
+        tested = [set(split.y[task_mask].tolist()) for split, task_mask in zip(raw.train, masks, strict=True)]
         notes += untested(raw.orders, tested, raw.task_names, raw.class_names, "validation")
     return masks, notes
 
