@@ -110,6 +110,8 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
     info, options = resolved(name, registry)
     data, (root, needed, downloads) = info.data, located(info, options, folder)
     assert data is not None
+    if not downloads and data.automatic:
+        raise DataError(f"clbench data get is not needed for {name}: clbench run downloads its files")
     if not downloads:
         raise DataError(f"clbench cannot download {name}, because it knows no address of it with a SHA-256; download "
                         f"it by hand (clbench data {name} shows the steps)")
@@ -132,11 +134,14 @@ def resolved(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
     """Return the declaration and the options of a benchmark with data, written as `name:option=value`."""
     from clbench.core.errors import SpecError, unknown
     from clbench.core.options import parse_named, validate
+    from clbench.core.registry import ANY_CODE
 
     name, values = parse_named(text)
     with_data = {key: info for key, info in registry.benchmarks.items() if info.data is not None}
     if name in registry.benchmarks and name not in with_data:
         raise SpecError(f"benchmark {name!r} needs no data, or reads your own")
+    if registry.pattern("benchmark", name) not in ("", ANY_CODE):
+        raise SpecError(f"benchmark {name!r} reads your own data, which clbench does not download")
     if name not in with_data:
         raise SpecError(unknown("benchmark with data", name, with_data, "clbench data"))
     return with_data[name], validate(with_data[name].options, values, name, "clbench benchmarks")

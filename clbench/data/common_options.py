@@ -214,6 +214,11 @@ class PixelOptions(Options):
         "random crop with 4 pixels of padding, and random flip; random-resized-crop: a random part, resized, and "
         "random flip")
 
+    @property
+    def augmentation(self) -> str:
+        """Return the name of the augmentation, empty for none."""
+        return "" if self.augment == "none" else self.augment
+
 
 class PhotoOptions(PixelOptions):
     """Options of photos of any size."""

@@ -64,17 +64,19 @@ def require_arrays(names: Iterable[str], where: str, targets: str | None = None)
 def array_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files that `arrays:FILE` reads."""
     path = locate(name, data_dir)
-    labels = options.get("labels") or (options.get("targets") if path.suffix.lower() == ".npy" else None)
-    return [path, *([labels_file(path, labels, data_dir, f"benchmark {name!r}")] if labels else [])]
+    targets = {"targets": options.get("targets")} if path.suffix.lower() == ".npy" else {}
+    files = {"labels": options.get("labels")} if options.get("labels") else targets
+    return [path, *(labels_file(path, option, file, data_dir, f"benchmark {name!r}")
+                    for option, file in files.items() if file)]
 
 
-def labels_file(path: Path, labels: str, data_dir: Path, where: str) -> Path:
-    """Return the file of labels; search the working directory, the folder of the inputs, and the data folder."""
-    places = [Path.cwd() / labels, path.parent / labels, data_dir / labels]
+def labels_file(path: Path, option: str, file: str, data_dir: Path, where: str) -> Path:
+    """Return the file that an option names; search the working directory, the inputs' folder, and the data folder."""
+    places = [Path.cwd() / file, path.parent / file, data_dir / file]
     for place in places:
         if place.is_file():
             return place
-    raise DataError(f"{where}: labels = {labels}: there is no {' and no '.join(map(str, dict.fromkeys(places)))}")
+    raise DataError(f"{where}: {option} = {file}: there is no {' and no '.join(map(str, dict.fromkeys(places)))}")
 
 
 class TaskOptions(ClassDivision):

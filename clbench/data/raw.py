@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,7 +14,9 @@ from clbench.core import seeds
 from clbench.core.errors import DataError, SpecError
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.scenario import Scenario, scenario_rules
+from clbench.data.own.dividing import choose_groups, held_out_count
 from clbench.data.own.pixels import PhotoFormat
+from clbench.data.own.samples import untested
 from clbench.data.photo_files import Photos, PhotoTable
 
 NO_SCALE = (0.0, 1.0)  # mean and standard deviation that change nothing
@@ -31,6 +33,8 @@ class Split:
 
     `rows` int64 [N] are the rows of a test split in the test part of the data set, before samples were selected and
     divided into tasks. It is None if they are not known, and for training samples.
+
+    `groups` int64 [N] are the groups of training samples, which a validation split keeps whole. None: no groups.
     """
 
     x: Tensor | Photos
@@ -38,6 +42,7 @@ class Split:
     permutation: Tensor | None = None
     draw: Callable[[int], Tensor] | None = None  # returns a new draw of a sample, if transforms are random
     rows: Tensor | None = None
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,13 @@ class RawStream(HasObjective):
         return out
 
     def side_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that affect no result: known rows of test splits, and the table of photos.
+        """Return the tensors that are not inputs or labels: rows of test splits, groups, and the table of photos.
 
-        The table describes photos that stay in their files. For each split, its rows in the table are included.
+        Groups only affect validation splits. The table describes photos that stay in their files. For each split, its
+        rows in the table are included.
         """
         out = {f"rows/{task}": split.rows for task, split in enumerate(self.test) if split.rows is not None}
+        out |= {f"groups/{task}": split.groups for task, split in enumerate(self.train) if split.groups is not None}
         if self.photos is not None:
             table = self.photos.table
             out |= {f"photos/{name}": getattr(table, name) for name in TABLE}
@@ -126,7 +133,7 @@ class RawStream(HasObjective):
 
     @property
     def side_digest(self) -> str:
-        """Return a hash over the tensors that change no result."""
+        """Return a hash over `side_tensors`."""
         return _hashed("", self.side_tensors())
 
     @staticmethod
@@ -149,7 +156,8 @@ class RawStream(HasObjective):
                 if table is not None and photos is not None:
                     x = Photos(table, tensors[f"photos/{part}/{task}"], photos[1])
                 rows = tensors.get(f"rows/{task}") if part == "test" else None
-                out.append(Split(x, tensors[f"{part}/{task}/y"], permutation, rows=rows))
+                groups = tensors.get(f"groups/{task}") if part == "train" else None
+                out.append(Split(x, tensors[f"{part}/{task}/y"], permutation, rows=rows, groups=groups))
             return tuple(out)
 
         return RawStream(splits("train"), splits("test"), orders, mean, std, notes, augment, class_names,
@@ -213,6 +221,7 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
     Each task has its own held-out samples, even if the tasks share one test set.
     The choice depends only on the seed, so it is the same for all methods. Within a class it does not depend on the
     task. If tasks show the same images (permuted, rotated), the same images are therefore held out of all tasks.
+    If samples have groups, whole groups are held out of all tasks.
 
     Args:
         raw: the benchmark.
@@ -222,36 +231,61 @@ def hold_out(raw: RawStream, share: float, seed: int, name: str) -> RawStream:
         name: the name of the benchmark, for error messages.
 
     Raises:
-        DataError: a class has a single sample in a task.
+        DataError: a class has a single sample in a task, or no group can be held out of a task.
     """
     train: list[Split] = []
     test: list[Split] = []
+    masks, notes = _group_masks(raw, share, seed, name)
     for task, split in enumerate(raw.train):
         if split.permutation is None:
             labels = split.y if raw.has_classes else torch.zeros(len(split.y), dtype=torch.int64)
             if not raw.has_classes and len(labels) == 1:
                 raise DataError(f"benchmark {name!r}: task {task + 1} has one training item; a validation split needs "
                                 "two")
-            train_rows, test_rows = choose(labels, share, seed,
-                                           f"benchmark {name!r}: task {task + 1}'s training experience")
+            mask = masks[task] if masks else choose(
+                labels, share, seed, f"benchmark {name!r}: task {task + 1}'s training experience", raw.class_names)
+            train_rows, test_rows = ((~mask).nonzero().squeeze(1), mask.nonzero().squeeze(1))
             xs = split.x[train_rows], split.x[test_rows]  # shared with the permuted tasks that follow
         train.append(Split(xs[0], split.y[train_rows], split.permutation, _draw(split, train_rows)))
         test.append(Split(xs[1], split.y[test_rows], split.permutation))
     return replace(raw, train=tuple(train), test=tuple(test),
-                   notes=(*raw.notes, *([REDRAWN] if raw.is_stochastic else [])))
+                   notes=(*raw.notes, *notes, *([REDRAWN] if raw.is_stochastic else [])))
 
 
-def choose(y: Tensor, share: float, seed: int, where: str) -> tuple[Tensor, Tensor]:
-    """Return the rows of labels y [N] for training and the held-out rows, both int64 and ascending."""
-    test_mask = torch.zeros(len(y), dtype=torch.bool)
+def choose(y: Tensor, share: float, seed: int, where: str, names: Sequence[str] = ()) -> Tensor:
+    """Return the mask of the held-out samples among those with labels y [N]; `names` are of the classes, for errors."""
+    mask = torch.zeros(len(y), dtype=torch.bool)
     for label in torch.unique(y).tolist():
         rows = (y == label).nonzero().squeeze(1)
         if len(rows) < 2:
-            raise DataError(f"{where} has one sample of class {label}; a validation split needs two of each class")
-        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+            raise DataError(f"{where} has one sample of class {names[label] if names else label}; a validation "
+                            "split needs two of each class")
         order = torch.randperm(len(rows), generator=seeds.generator(seed, "validation", label))
-        test_mask[rows[order[:count]]] = True
-    return (~test_mask).nonzero().squeeze(1), test_mask.nonzero().squeeze(1)
+        mask[rows[order[:held_out_count(len(rows), share)]]] = True
+    return mask
+
+
+def _group_masks(raw: RawStream, share: float, seed: int, name: str) -> tuple[tuple[Tensor, ...], list[str]]:
+    """Return the mask of each task's held-out samples if samples have groups, and notes; both empty without groups."""
+    groups = [split.groups for split in raw.train if split.groups is not None]
+    if not groups:
+        return (), []
+    counts = [len(split.y) for split in raw.train]
+    tasks = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = torch.cat([split.y for split in raw.train]) if raw.has_classes else torch.zeros_like(tasks)
+    cells = torch.unique(torch.stack([tasks, labels]), dim=1, return_inverse=True)[1]
+    chosen, ids = choose_groups(torch.cat(groups).numpy(), cells.numpy(), share, seed, "validation", "groups")
+    mask = torch.from_numpy(chosen[ids])
+    masks = torch.split(mask, counts)
+    if empty := [task for task, task_mask in enumerate(masks, 1) if not task_mask.any()]:
+        raise DataError(f"benchmark {name!r}: no validation sample is left for task {empty[0]}, because groups are "
+                        "kept whole; every task needs two groups of training samples, of which one can be held out")
+    notes = [f"validation: {int(mask.sum())} of {len(mask)} training samples, held out as {chosen.sum()} of "
+             f"{len(chosen)} whole groups"]
+    if raw.has_classes:
+        tested = [set(split.y[task_mask].tolist()) for split, task_mask in zip(raw.train, masks, strict=True)]
+        notes += untested(raw.orders, tested, raw.task_names, raw.class_names, "validation")
+    return masks, notes
 
 
 def _draw(split: Split, rows: Tensor) -> Callable[[int], Tensor] | None:

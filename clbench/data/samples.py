@@ -103,14 +103,14 @@ class PermutedInputCache:
 
     def __init__(self) -> None:
         """Start empty."""
-        self.key: int | None = None
+        self.key: tuple[Tensor, Tensor] | None = None
         self.x: Tensor | None = None
 
-    def get(self, key: int, make: Callable[[], Tensor]) -> Tensor:
-        """Return the inputs with this key; if the cache holds other inputs, replace them by the result of `make`."""
-        if self.x is None or self.key != key:
+    def get(self, base: Tensor, permutation: Tensor) -> Tensor:
+        """Return `base` permuted; compute it if the cache holds inputs of other tensors."""
+        if self.x is None or self.key is None or self.key[0] is not base or self.key[1] is not permutation:
             self.x = None  # freed before the next one is made
-            self.key, self.x = key, make()
+            self.key, self.x = (base, permutation), permute(base, permutation)
         return self.x
 
     def __getstate__(self) -> dict[str, None]:
@@ -138,7 +138,7 @@ class PermutedSamples(Samples):
     @property
     def x(self) -> Tensor:
         """Return the permuted inputs [N, ...]."""
-        return self.cache.get(id(self), lambda: permute(self.base, self.permutation))
+        return self.cache.get(self.base, self.permutation)
 
     def relabeled(self, y: Tensor, tasks: Tensor) -> PermutedSamples:
         """Return the same inputs, which are permuted on demand, with other labels and tasks [N]."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
-from clbench.core.entry_points import builder
 from clbench.core.errors import SpecError
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
@@ -212,12 +211,7 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
                    verify: bool = False) -> RawStream:
     """Return a benchmark with its own labels, from the cache or built; arguments and errors as in `load_stream`."""
     def build() -> RawStream:
-        info = registry.benchmark(benchmark.name)
-        options = info.options.stored(benchmark.options)
-        if info.objective_with(options) != CLASSIFICATION:
-            raw: RawStream = builder(info, "benchmark")(options, data_dir, seed)
-            return raw
-        from clbench.data.avalanche.build import build_raw  # imports Avalanche
+        from clbench.data.avalanche.build import build_raw
 
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
                          seed if cache.depends_on_seed(benchmark, registry) else 0)

@@ -82,7 +82,9 @@ def test_json_has_the_same(tmp_path, capsys):
 
 @pytest.mark.parametrize(("args", "problem"), [
     (["split-imagenet"], "no benchmark with data 'split-imagenet'; did you mean 'split-imagenet-r'"),
-    (["images:photos"], "no benchmark with data 'images:photos'"),
+    (["images:photos"], "benchmark 'images:photos' reads your own data, which clbench does not download"),
+    (["module:function"], "no benchmark with data 'module:function'"),
+    (["get", "split-cifar10"], "clbench data get is not needed for split-cifar10: clbench run downloads its files"),
     (["split-mnist-5k"], "benchmark 'split-mnist-5k' needs no data, or reads your own"),
     (["core50:protocol=nic"], "core50.protocol: should be 'ni' or 'nc', got 'nic'"),
     (["get", "domainnet"], "clbench cannot download domainnet"),

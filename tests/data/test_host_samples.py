@@ -45,6 +45,12 @@ def test_inputs_of_permuted_tasks_count_once():
     assert not moved.notes and all(isinstance(t.train, PermutedSamples) for t in moved.tasks)
 
 
+def test_permuted_inputs_are_those_of_the_permutation_even_if_the_samples_before_are_freed():
+    base, cache, none = torch.arange(6.0).view(1, 6), PermutedInputCache(), torch.zeros(1, dtype=torch.int64)
+    tasks = [PermutedSamples(base, torch.arange(6).roll(shift), none, none, cache) for shift in range(3)]
+    assert [task.of_one_task().x[0, 0].item() for task in tasks] == [0, 5, 4]
+
+
 def test_batches_and_chunks_are_the_samples_and_go_to_the_device():
     plain = tiny_stream("task").tasks[0].train
     index = torch.tensor([5, 0, 23])

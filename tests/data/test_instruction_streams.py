@@ -50,7 +50,10 @@ def texts(split):
 def test_files_and_folders_are_tasks_and_other_files_are_not(tmp_path, tokenizer):
     place = tmp_path / "tasks"
     place.mkdir()
-    write_lines(place / "b.jsonl", rows("b"))
+    write_lines(place / "b.JSONL", rows("b"))
+    (place / "._b.jsonl").write_bytes(b"\xff\x00")
+    (place / ".cache").mkdir()
+    (place / ".cache" / "train.jsonl").write_text("no task")
     (place / "a").mkdir()
     write_lines(place / "a" / "train.jsonl", rows("a", 6))
     (place / "a" / "test.json").write_text(json.dumps(rows("t", 3)))
@@ -71,7 +74,7 @@ def test_tasks_come_in_the_order_that_is_asked_for(tmp_path, tokenizer):
         write_lines(place / f"{name}.jsonl", rows(name))
     assert stream(place, tokenizer).task_names == ("8", "9", "10")
     assert stream(place, tokenizer, tasks_in_order=["9", "10", "8"]).task_names == ("9", "10", "8")
-    with pytest.raises(DataError, match="tasks_in_order names 9, and the tasks are 8, 9, 10; name each once"):
+    with pytest.raises(DataError, match="tasks_in_order must list each of 8, 9, 10 once, and 8, 10 is left out"):
         stream(place, tokenizer, tasks_in_order=["9"])
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from safetensors.numpy import save_file
 
 from clbench.core.errors import DataError, PluginError, SpecError
 from clbench.core.registry import discover
+from clbench.data.own import texts
 from clbench.data.own.benchmark import copies
-from clbench.data.own.columns import read_table, table_files
+from clbench.data.own.columns import table_files
 from clbench.data.own.hub import hub_files
-from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, array_files
+from clbench.data.own.samples import read_table
+from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, TextOptions, array_files
 from clbench.data.stream import load_stream
 from clbench.execution.trial_record import describe
 from clbench.experiment import spec
@@ -68,6 +72,51 @@ def test_a_file_with_its_own_split_tasks_and_class_names(tmp_path):
     assert not any("scenario task" in note for note in by_class.notes)
 
 
+def test_numbers_to_predict_that_are_wrong_are_errors(tmp_path, monkeypatch):
+    x, y = rows()
+    np.savez(tmp_path / "a.npz", X=x, v=np.full(40, "high"), w=x[:, 0], task=y)
+    with pytest.raises(DataError, match="v has the type <U4, expected real numbers"):
+        stream("arrays", "a.npz", tmp_path, "domain", targets="v")
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match=r"targets = none\.npy: there is no"):
+        stream("arrays", "x.npy", tmp_path, "domain", targets="none.npy")
+
+    def fail(*args, **options):
+        raise ValueError("an error of a builder")
+
+    monkeypatch.setattr("clbench.data.own.arrays.target_stream", fail)
+    with pytest.raises(DataError, match=r"benchmark 'arrays:a\.npz' failed: ValueError: an error of a builder"):
+        stream("arrays", "a.npz", tmp_path, "domain", targets="w")
+
+
+def test_both_parts_have_the_same_shape_and_type(tmp_path):
+    x, y = RNG.integers(0, 255, (40, 8, 8)).astype(np.uint8), np.repeat(np.arange(4), 10)
+    for x_test in (x[:, :7], x[:, None].astype(np.float32)):
+        np.savez(tmp_path / "a.npz", X_train=x, y_train=y, X_test=x_test, y_test=y)
+        with pytest.raises(DataError, match=r"X_test is \[.*, X_train \[40, 1, 8, 8\] of torch.uint8"):
+            stream("arrays", "a.npz", tmp_path)
+
+
+def test_the_byte_order_of_numbers_does_not_matter(tmp_path):
+    x, y = rows()
+    prints = []
+    for order in "<>":
+        np.savez(tmp_path / "a.npz", X=x.astype(f"{order}f4"), y=y.astype(f"{order}i8"))
+        prints.append(stream("arrays", "a.npz", tmp_path).fingerprint)
+    assert prints[0] == prints[1]
+
+
+def test_numbers_are_positions_and_text_is_a_name_even_if_names_are_numbers(tmp_path):
+    x, y = rows()
+    names = np.array(["1", "2", "3", "4"])
+    for labels in (y, names[y]):
+        # the test part has no class 0, so that its labels alone could be names
+        np.savez(tmp_path / "a.npz", X_train=x, y_train=labels, X_test=x[10:], y_test=labels[10:], class_names=names)
+        tasks = stream("arrays", "a.npz", tmp_path, "class", tasks=1).tasks
+        assert tasks[0].class_names == tuple(names)
+        assert torch.bincount(tasks[0].test.y).tolist() == [0, 10, 10, 10]
+
+
 @pytest.mark.parametrize(("shape", "dtype", "want"), [
     ((40, 8), np.uint8, (8,)), ((40, 9, 8), np.uint8, (1, 9, 8)), ((40, 3, 9, 8), np.uint8, (3, 9, 8)),
     ((40, 9, 8, 3), np.uint8, (3, 9, 8)), ((40, 9, 9, 13), np.float64, (13, 9, 9)),
@@ -95,7 +144,14 @@ def test_what_arrays_are_is_told_by_their_shape(shape, dtype, want, tmp_path):
     ({"X": np.array([[1.0]] * 38 + [[np.inf]] * 2)}, "sample 38 .* or infinite, and so has 1 more$"),
     ({"X": np.array([[1.0]] * 39 + [[np.nan]])}, "sample 39 .* is missing or infinite$"),
     ({"y": np.array([None] * 40)}, "save text as np.array"),
-    ({"class_names": np.array(["a", "b"])}, "class_names has 2 names, and y has 2"),
+    ({"class_names": np.array(["a", "b"])}, "class_names has 2 names, and y has 2; numbers in y are positions"),
+    ({"class_names": np.array(["2", "3", "4"])}, "class_names has 3 names, and y has 3"),
+    ({"y": np.array(["0", "1"] * 20), "class_names": np.array(["a", "b"])}, "y has 0; .* text is a name in it"),
+    ({"class_names": np.array(["a", "b", "a", "c"])}, "class_names has 'a' twice"),
+    ({"class_names": np.array("abcd")}, "class_names must be a list"),
+    ({"X": np.full((40, 3), "a")}, "X has the type <U1, expected real numbers"),
+    ({"X": np.full((40, 3), 1j)}, "X has the type complex128, expected real numbers"),
+    ({"y": np.array([b"\xe9", b"a"] * 20)}, "y has bytes that are not UTF-8"),
 ])
 def test_arrays_that_do_not_fit_are_errors(change, message, tmp_path):
     x, y = rows()
@@ -135,10 +191,27 @@ def test_columns_labels_and_groups_of_a_table(tmp_path):
     assert not any("last column" in note for note in stream("table", label, tmp_path, tasks=2).notes)
 
 
+def test_a_column_with_another_role_is_not_the_default_label_column(tmp_path):
+    columns = ["label", "value", "kind", "date"]
+    table(tmp_path / "t.csv", columns, *[[f"s{i % 2}", i, f"c{i % 4}", f"d{i}"] for i in range(80)])
+    for options in ({"leave_out": "label+date"}, {"task_column": "label", "leave_out": "date"}):
+        read = stream("table", "t.csv", tmp_path, **options)
+        assert read.notes[0] == "labels are the last column, 'kind' (label_column=NAME chooses another)"
+        assert read.input_shape == (1,)
+
+
+def test_texts_have_a_column_named_label_or_a_named_one(tmp_path):
+    (tmp_path / "x.csv").write_text("topic,text\na,b\n")
+    with pytest.raises(DataError, match=r"x.csv has no column 'label' of labels, only topic, text \(label_column=NAME"):
+        texts.read(tmp_path / "x.csv", TextOptions(), "here")
+    assert texts.read(tmp_path / "x.csv", TextOptions(label_column="topic"), "here").known.labels == ["a"]
+
+
 @pytest.mark.parametrize(("cells", "options", "message"), [
     ([["", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': the value is missing; write .* leave_out"),
     ([["x1", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'x1' is no number"),
     ([["inf", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'inf' is no number"),
+    ([["1_000", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': '1_000' is no number"),
     ([[1, ""]], {}, r"row 41 \(line 42 of the file\), column 'label' is empty"),
     ([[1, 0.5]], {}, r"row 41 \(line 42 of the file\), column 'label' is 0.5; labels must be names or whole numbers"),
     ([[1]], {}, "row 41 of t.csv has 1 values, its first line names 2 columns"),
@@ -152,6 +225,22 @@ def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp
         stream("table", "t.csv", tmp_path, tasks=2, **options)
 
 
+@pytest.mark.parametrize(("values", "message"), [
+    ([1.7e9 + 10 * i for i in range(40)], "float32 is too imprecise for the values of column 'v'"),  # a time stamp
+    ([1e39, *range(39)], r"column 'v' has 1e\+39, which is too large for float32"),
+    ([1.7e9 + 86400 * i for i in range(40)], None), ([0.1] * 20 + [0.1 + 1e-16] * 20, None), ([16777217] * 40, None),
+])
+def test_columns_that_float32_cannot_hold_are_errors(values, message, tmp_path):
+    table(tmp_path / "t.csv", ["v", "label"], *[[v, "ab"[i % 2]] for i, v in enumerate(values)])
+    with pytest.raises(DataError, match=message) if message else nullcontext():
+        stream("table", "t.csv", tmp_path, tasks=2)
+
+
+def test_classes_may_have_names_that_python_takes_for_numbers(tmp_path):
+    table(tmp_path / "t.csv", ["v", "label"], *[[i, ["1_1", "12", "inf", "b"][i % 4]] for i in range(40)])
+    assert [task.class_names for task in stream("table", "t.csv", tmp_path).tasks] == [("12", "1_1"), ("b", "inf")]
+
+
 def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text('v,label\n\n1,"a\nb"\n2,c\n')
@@ -159,6 +248,29 @@ def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):
     assert read_table(file, "here").lines == [3, 5]
     (tmp_path / "t.jsonl").write_text('{"v": 1}\n\n{"v": 2}\n')
     assert read_table(tmp_path / "t.jsonl", "here").lines == [1, 3]
+
+
+@pytest.mark.parametrize(("name", "header", "columns"), [
+    ("a.csv", '"a, in m, cm";b', ["a, in m, cm", "b"]), ("a.tsv", "a, b, c\td", ["a, b, c", "d"]),
+    ("a.csv", '"x;y",z', ["x;y", "z"]), ("a.txt", "a|b", ["a", "b"]), ("a.csv", "a", ["a"])])
+def test_the_delimiter_is_the_one_that_divides_the_header_into_most_columns(name, header, columns, tmp_path):
+    (tmp_path / name).write_text(header + "\n" + header + "\n")
+    assert list(read_table(tmp_path / name, "here").columns) == columns
+
+
+def test_files_of_a_folder_are_tasks_without_hidden_files_and_with_any_case_of_their_suffix(tmp_path):
+    for name in ("b.CSV", "a.csv"):
+        (tmp_path / name).write_text("text,label\na,b\n")
+    (tmp_path / "._a.csv").write_bytes(b"\xff\x00")
+    train, test = texts.parts(f"text:{tmp_path}", TextOptions(), tmp_path)
+    assert train.known.tasks == ["a", "b"] and test is None
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "b"}')
+    with pytest.raises(DataError, match=r"has both a\.csv and a\.jsonl; remove or rename one"):
+        texts.parts(f"text:{tmp_path}", TextOptions(), tmp_path)
+    (tmp_path / "set").mkdir()
+    for name in ("train.CSV", "test.csv"):
+        (tmp_path / "set" / name).write_text("text,label\na,b\n")
+    assert texts.parts(f"text:{tmp_path / 'set'}", TextOptions(), tmp_path)[1] is not None
 
 
 @pytest.mark.extra("hf")
@@ -171,6 +283,20 @@ def test_parquet_tables_and_columns_of_lists(tmp_path):
     assert stream("arrays", "a.parquet", tmp_path).input_shape == (3,)
     parquet.write_table(pa.table({"u": x[:, 0], "v": x[:, 1], "label": y.astype(float)}), tmp_path / "t.parquet")
     assert stream("table", "t.parquet", tmp_path).input_shape == (2,)
+    for kind in (pa.list_(pa.float32()), pa.large_list(pa.float32()), pa.list_(pa.float32(), 3)):
+        column = pa.chunked_array([pa.array(part.tolist(), kind) for part in (x[:7], x[7:])])
+        parquet.write_table(pa.table({"vector": column.slice(2), "label": y[2:]}), tmp_path / "a.parquet")
+        values = read_table(tmp_path / "a.parquet", "here").columns["vector"]
+        assert isinstance(values, np.ndarray) and np.array_equal(values, x[2:])
+    for broken, message in (([[1.0, 2.0], [3.0]], "row 2, column 'vector' has 1 numbers"),
+                            ([[1.0], [math.nan]], "row 2, column 'vector' has a list with something that is no number"),
+                            ([[1.0], None], "row 2, column 'vector' has no list")):
+        parquet.write_table(pa.table({"vector": broken, "label": [0, 1]}), tmp_path / "b.parquet")
+        with pytest.raises(DataError, match=message):
+            stream("arrays", "b.parquet", tmp_path)
+    parquet.write_table(pa.table({"u": [1.0, math.nan], "label": [0, 1]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 2, column 'u': nan is no number"):
+        stream("table", "t.parquet", tmp_path)
     parquet.write_table(pa.table({"u": [1.0, None], "label": [0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="row 2, column 'u': the value is missing"):
         stream("table", "t.parquet", tmp_path)
@@ -202,6 +328,23 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
         stream("hf", "d", tmp_path, split="nil")
     with pytest.raises(DataError, match="site is text"):
         stream("hf", "d", tmp_path, leave_out="image", tasks=2)
+
+
+@pytest.mark.extra("hf")
+def test_labels_of_a_data_set_are_the_class_label_that_has_no_other_role_and_may_be_minus_one(tmp_path):
+    import datasets
+
+    site = datasets.ClassLabel(names=["n", "s"])
+    whole = datasets.Dataset.from_dict({"site": [i % 2 for i in range(40)], "value": [float(i) for i in range(40)],
+                                        "sign": [i // 2 % 2 * 2 - 1 for i in range(40)]}).cast_column("site", site)
+    datasets.DatasetDict({"train": whole, "test": whole}).save_to_disk(tmp_path / "d")
+    read = stream("hf", "d", tmp_path, "domain", task_column="site")
+    assert read.tasks[0].class_names == ("-1", "1")
+    assert "labels are the last column, 'sign' (label_column=NAME chooses another)" in read.notes
+    unlabeled = whole.map(lambda row: {"site": -1})
+    datasets.DatasetDict({"train": whole, "test": unlabeled}).save_to_disk(tmp_path / "u")
+    with pytest.raises(DataError, match="its test part is not labeled"):
+        stream("hf", "u", tmp_path)
 
 
 @pytest.mark.extra("hf")

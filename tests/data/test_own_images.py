@@ -1,6 +1,8 @@
 """Folders of photos as a benchmark."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
 from clbench.data.own.lists import find_photos, image_files
 from clbench.data.own.photos import read_photos
+from clbench.data.own.pixels import head_of
 from clbench.data.own_options import ImagesOptions, PhotoOptions
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
@@ -126,25 +129,63 @@ def test_all_files_are_named_and_what_is_no_photo_is_told(tmp_path):
 
 def test_photos_of_several_sizes_are_brought_to_one(tmp_path):
     photos = [photo(RED, (40, 20)), photo(GREEN, (20, 60)), photo(BLUE, (10, 10))]
-    x, notes = read_photos(opened(photos), PhotoOptions(), "x")
+    (x,), notes = read_photos([opened(photos)], PhotoOptions(), "x")
     assert x.shape == (3, 3, 32, 32)
     assert notes == ["photos were brought to 32 x 32 pixels, as neither the model nor size=N says another size; they "
                      "are 10 x 10 to 20 x 60"]
     assert (x[0, :, 3, 3].tolist(), x[2, :, 31, 31].tolist()) == ([255, 0, 0], [0, 0, 255])
-    x, notes = read_photos(opened(photos), PhotoOptions(size=16), "x")
+    (x,), notes = read_photos([opened(photos)], PhotoOptions(size=16), "x")
     assert x.shape == (3, 3, 16, 16) and notes == ["photos were brought to 16 x 16 pixels; they are 10 x 10 to 20 x 60"]
 
 
 def test_the_middle_is_cut_out():
     image = Image.new("RGB", (60, 20), RED)
     image.paste(GREEN, (20, 0, 40, 20))
-    x, _ = read_photos(opened([image]), PhotoOptions(size=20), "x")
+    (x,), _ = read_photos([opened([image])], PhotoOptions(size=20), "x")
     assert (x[0].float().mean((1, 2)) - torch.tensor([0.0, 255, 0])).abs().max() == 0
 
 
+def test_photos_are_decoded_after_they_are_divided(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        for number in range(4):
+            save(tmp_path / "p" / name / f"{number}.png")
+    monkeypatch.setattr("clbench.data.own.photos.read_photos", None)
+    with pytest.raises(DataError, match="classes_in_order must list each of a, b once, and c is not there"):
+        stream(tmp_path / "p", tmp_path, tasks=2, classes_in_order="a+c")
+
+
+def test_the_memory_that_photos_need_includes_the_copies_of_the_caller(monkeypatch):
+    monkeypatch.setattr("clbench.data.own.photos.host_memory_left", lambda: 2 * 3 * 20 * 20)
+    parts = [opened([photo()]), opened([photo((7, 7, 7), mode="L")])]
+    x, _ = read_photos(parts, PhotoOptions(), "x")
+    assert [part.shape for part in x] == [(1, 3, 20, 20)] * 2  # all have three channels if one photo has
+    with pytest.raises(DataError, match="2 photos of 20 x 20 pixels take"):
+        read_photos(parts, PhotoOptions(), "x", copies=2)
+
+
 def test_small_photos_of_one_size_stay_as_they_are_and_large_ones_do_not():
-    assert read_photos(opened([photo(size=(50, 64))] * 2), PhotoOptions(), "x")[0].shape == (2, 3, 64, 50)
-    assert read_photos(opened([photo(size=(65, 65))] * 2), PhotoOptions(), "x")[0].shape == (2, 3, 32, 32)
+    assert read_photos([opened([photo(size=(50, 64))] * 2)], PhotoOptions(), "x")[0][0].shape == (2, 3, 64, 50)
+    assert read_photos([opened([photo(size=(65, 65))] * 2)], PhotoOptions(), "x")[0][0].shape == (2, 3, 32, 32)
+
+
+def test_the_header_of_a_png_needs_no_pixels_unless_metadata_follow_them(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "a.png"
+    Image.new("RGB", (20, 10)).save(file)
+    plain = file.read_bytes()
+    data = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+    file.write_bytes(plain[:-12] + chunk + plain[-12:])  # before IEND
+    assert head_of(Image.open(file)) == (10, 20, "RGB", True)
+    file.write_bytes(plain[:-30])
+    with pytest.raises(OSError, match="truncated"):
+        head_of(Image.open(file))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)
+    file.write_bytes(plain)
+    assert head_of(Image.open(file)) == (20, 10, "RGB", False)
+    Image.new("RGB", (20, 10)).save(file, exif=exif)
+    assert head_of(Image.open(file)) == (10, 20, "RGB", True)
 
 
 def test_exif_is_turned_and_told(tmp_path):
@@ -153,7 +194,7 @@ def test_exif_is_turned_and_told(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    x, notes = read_photos([tmp_path / "a.png"], PhotoOptions(), "x")
+    (x,), notes = read_photos([[tmp_path / "a.png"]], PhotoOptions(), "x")
     assert x.shape == (1, 3, 20, 10)
     assert x[0, :, 0, 5].tolist() == list(GREEN) and x[0, :, 19, 5].tolist() == list(RED)
     assert notes == ["1 of 1 photos were turned upright as their EXIF says"]
@@ -162,14 +203,14 @@ def test_exif_is_turned_and_told(tmp_path):
 def test_other_modes_become_rgb_with_counts():
     kinds = [photo(RED), photo(RED, mode="RGBA"), photo(RED, mode="P"), photo((9, 9, 9), mode="L"),
              Image.fromarray(np.full((20, 20), 257 * 77, np.uint16))]
-    x, notes = read_photos(opened(kinds), PhotoOptions(), "x")
+    (x,), notes = read_photos([opened(kinds)], PhotoOptions(), "x")
     assert x[:3, :, 0, 0].tolist() == [list(RED)] * 3
     assert x[3:, :, 0, 0].tolist() == [[9] * 3, [77] * 3]
     assert notes == ["photos that became RGB, of 5: 2 gray, 1 of a palette, 1 with transparency, which was dropped"]
 
 
 def test_gray_photos_alone_keep_one_channel():
-    x, notes = read_photos(opened([photo((7, 7, 7), mode="L")] * 2), PhotoOptions(), "x")
+    (x,), notes = read_photos([opened([photo((7, 7, 7), mode="L")] * 2)], PhotoOptions(), "x")
     assert x.shape == (2, 1, 20, 20) and (x == 7).all()
     assert notes == ["all 2 photos are gray and have one channel"]
 
@@ -178,7 +219,7 @@ def test_a_large_jpeg_is_read_as_the_same_picture(tmp_path):
     ramp = np.linspace(0, 255, 800).astype(np.uint8)
     image = Image.fromarray(np.stack([np.tile(ramp, (800, 1))] * 3, 2))
     image.save(tmp_path / "a.jpg", quality=95)
-    x, _ = read_photos([tmp_path / "a.jpg"], PhotoOptions(size=32), "x")
+    (x,), _ = read_photos([[tmp_path / "a.jpg"]], PhotoOptions(size=32), "x")
     want = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert np.abs(x[0].numpy().astype(int) - want).max() <= 3
 
@@ -187,7 +228,7 @@ def test_unreadable_files_are_an_error_that_names_three(tmp_path):
     root = folder(tmp_path / "p")
     for index in range(4):
         (root / "ant" / f"{index}.png").write_bytes(b"no png")
-    with pytest.raises(DataError, match=r"4 of 20 photos cannot be read.*0\.png.*1\.png.*2\.png[^;]*\.\.\.$"):
+    with pytest.raises(DataError, match=r"4 of 20 photos cannot be read.*0\.png.*1\.png.*\d\.png[^;]*\.\.\.$"):
         stream(root, tmp_path)
 
 

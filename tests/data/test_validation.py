@@ -47,6 +47,9 @@ def test_every_class_gives_its_share_and_rare_ones_a_sample():
     assert torch.bincount(hold_out(one, 0.9, 0, "raw").train[0].y).tolist() == [5, 3, 1, 1]
     with pytest.raises(DataError, match="'raw': task 1's training experience has one sample of class 4"):
         hold_out(RawStream((Split(x[:3], torch.tensor([0, 0, 4])),), one.test, ((0, 4),)), 0.5, 0, "raw")
+    with pytest.raises(DataError, match="has one sample of class owl"):
+        hold_out(RawStream((Split(x[:3], torch.tensor([0, 0, 1])),), one.test, ((0, 1),), class_names=("ant", "owl")),
+                 0.5, 0, "raw")
 
 
 def test_the_test_set_is_never_looked_at():
@@ -74,6 +77,41 @@ def test_permuted_tasks_hold_the_same_images_out_and_share_them_still():
     for task, order in zip(stream.tasks[1:], orders[1:], strict=True):
         assert torch.equal(task.test.x.flatten(1), first[:, order])
         assert len(task.train.x) == 30
+
+
+def of_patients(tmp_path, benchmark, scenario, **options):
+    """A stream with a validation split whose first input is the patient of each sample."""
+    lines = [f"P{i // 5},{i // 5},{i / 7},{'xy'[i % 2]},{'abcd'[i // 5 % 4]}" for i in range(200)]
+    (tmp_path / "t.csv").write_text("\n".join(["patient,number,value,site,label", *lines]))
+    registry = discover()
+    values = registry.benchmark(benchmark).options(group="patient", **options).model_dump()
+    return load_stream(Resolved(name=benchmark, options=values), scenario, 0, tmp_path, registry, 0.2)
+
+
+@pytest.mark.parametrize(("scenario", "options"), [
+    ("class", {"tasks": 2, "leave_out": ["site"]}), ("domain", {"task_column": "site"}),
+    ("domain", {"task_column": "site", "target_column": "value", "leave_out": ["label"]})])
+def test_groups_stay_whole_in_a_validation_split(scenario, options, tmp_path):
+    for _ in range(2):  # built, then read from the cache
+        stream = of_patients(tmp_path, "table:t.csv", scenario, standardise=False, **options)
+        trained, held = (set(torch.cat([getattr(task, part).x[:, 0] for task in stream.tasks]).tolist())
+                         for part in ("train", "test"))
+        assert held and not trained & held
+        assert sum(len(task.test) for task in stream.tasks) == 5 * len(held)
+        assert any(f"held out as {len(held)} of 32 whole groups" in note for note in stream.notes)
+
+
+def test_groups_that_cannot_be_held_out_are_an_error_or_a_note():
+    x, y = torch.arange(8).view(-1, 1), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+
+    def grouped(*groups):
+        return RawStream((Split(x, y, groups=torch.tensor(groups)),), (Split(x, y),), ((0, 1),), class_names=("a", "b"))
+
+    with pytest.raises(DataError, match="no validation sample is left for task 1, because groups are kept whole"):
+        hold_out(grouped(*[3] * 8), 0.5, 0, "raw")
+    held = hold_out(grouped(0, 0, 1, 1, 2, 2, 2, 2), 0.5, 0, "raw")
+    assert held.test[0].y.tolist() == [0, 0]
+    assert held.notes[-1] == "no validation samples: b"
 
 
 def test_random_transforms_are_drawn_for_the_samples_that_stay(monkeypatch):

@@ -177,5 +177,5 @@ def test_decoding_reads_the_photos_that_memory_reads(folder, tmp_path):
     copied = tmp_path / "copies"
     copied.mkdir()
     paths = [shutil.copy(photos.table.path(int(row)), copied / f"{row}") for row in photos.rows]
-    x, _ = read_photos(paths, ImagesOptions(size=16), "x")
+    (x,), _ = read_photos([paths], ImagesOptions(size=16), "x")
     assert torch.equal(x, photos.read())

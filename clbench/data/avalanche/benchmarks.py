@@ -46,8 +46,6 @@ class Layout:
     augment: str = ""
     size: int | None = None  # pixels per side to which photos of several sizes are resized
     class_names: tuple[str, ...] = ()  # names of the labels 0, 1, ..., if they have names
-    orders: tuple[tuple[int, ...], ...] = ()  # labels of each task in order, if the experiences do not say it
-    notes: tuple[str, ...] = ()  # how the data were read, for the user
     text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
     # Rows of each task's test samples in the test part of the data set; one entry if all tasks share a test set. If
     # empty, the rows in the data set that all test experiences share are used, if there is one (`build.test_rows`).
@@ -204,19 +202,6 @@ def rows_by_task(benchmark: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]
     """Return the entries of `rows` [N] for each task's test samples; `split_by_class` was given N test samples."""
     leaves = [leaf_rows(e.dataset, np.arange(len(e.dataset))) for e in benchmark.test_stream]
     return tuple(rows[torch.from_numpy(leaf[1])] for leaf in leaves if leaf is not None)
-
-
-def of_tasks(train: Sequence[Images], test: Sequence[Images]) -> Any:
-    """Return a benchmark of inputs of any kind and their labels, one pair for each task.
-
-    `test` may be a single pair that all tasks share.
-    """
-    from avalanche.benchmarks import benchmark_from_datasets
-    from avalanche.benchmarks.utils import make_avalanche_dataset
-    from torch.utils.data import TensorDataset
-
-    return benchmark_from_datasets(**{name: [make_avalanche_dataset(TensorDataset(*part)) for part in parts]
-                                      for name, parts in (("train", train), ("test", test))})
 
 
 def _transformed(train: Images, test: Images, transforms: Sequence[Callable[..., Any] | None]) -> Any:

@@ -1,4 +1,4 @@
-"""Build a benchmark with Avalanche and read all of it into tensors; imported on a cache miss only."""
+"""Build a benchmark, usually with Avalanche, and read all of it into tensors; imported on a cache miss only."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from clbench.core.compat import uncollected
 from clbench.core.entry_points import builder, package_of
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.hookspecs import BenchmarkInfo
+from clbench.core.objective import CLASSIFICATION
 from clbench.core.user_code import format_error, importable
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.tensors import Experience, SeveralShapes, materialise
@@ -28,7 +29,7 @@ from clbench.data.samples import permute
 
 
 def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, seed: int) -> RawStream:
-    """Build a benchmark with Avalanche and return it as tensors.
+    """Build a benchmark and return it as tensors; Avalanche is imported only for benchmarks with classes.
 
     The global generators are seeded while the builder runs. A builder that draws without a seed therefore gives every
     method the same stream.
@@ -36,12 +37,13 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
     Raises:
         DataError: the builder raises an error or returns something else, or `materialise` raises an error.
     """
-    import_avalanche()
-    where = f"benchmark {info.name!r}"
+    where, checked_options = f"benchmark {info.name!r}", info.options.stored(options)
+    if info.objective_with(checked_options) == CLASSIFICATION:
+        import_avalanche()
     build = builder(info, "benchmark")
     with importable(info.name), chatter_to_stderr(), seeds.scope(seed, "stream"):
         try:
-            return as_raw(build(info.options.stored(options), data_dir, seed), where, info.seeded)
+            return as_raw(build(checked_options, data_dir, seed), where, info.seeded)
         except ClbenchError:
             raise
         except (Exception, SystemExit) as error:  # any error of the builder becomes one line
@@ -104,15 +106,14 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
                 notes.append(data.note)
             splits[kind].append(_as_split(data, first_inputs,
                                           layout.permutations[task] if layout.permutations else None))
-    orders = layout.orders or tuple(_order(e, torch.unique(s.y).tolist())
-                                    for e, s in zip(train, splits["training"], strict=True))
+    orders = tuple(_order(e, torch.unique(s.y).tolist()) for e, s in zip(train, splits["training"], strict=True))
     _named(orders, layout.class_names, where)
     size_notes = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     rows = layout.test_rows or (test_rows(test) if comparable else ())
     tests = tuple(replace(split, rows=split_rows) for split, split_rows in
                   zip(splits["test"], rows or (None,) * len(test), strict=True))
     return RawStream(tuple(splits["training"]), tests, orders, layout.mean, layout.std,
-                     (*layout.notes, *size_notes, *_merged(notes)), layout.augment, layout.class_names)
+                     (*size_notes, *_merged(notes)), layout.augment, layout.class_names)
 
 
 def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks of user data: read the formats, divide samples into tasks, and build an Avalanche benchmark."""
+"""Benchmarks of user data: read the formats, divide samples into tasks, and build a stream."""

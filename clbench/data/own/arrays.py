@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -19,18 +21,18 @@ from torch import Tensor
 from clbench.core.errors import DataError, message_of
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
-from clbench.data.own.columns import feature_columns, label_column, labeled, numbers, read_table
+from clbench.data.own.columns import feature_columns, label_column, labeled, numbers
 from clbench.data.own.dividing import divide_targets
-from clbench.data.own.photos import pixel_layout
-from clbench.data.own.samples import Labeled, as_text, locate, some
+from clbench.data.own.samples import Labeled, as_text, locate, read_table, some
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
+from clbench.data.raw import RawStream
 
 Arrays = dict[str, Any]  # of torch or numpy
 CHANNELS = (1, 3)  # sizes of an axis of color channels
 
 
-def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of a file of arrays, or its `RawStream` if it has numbers to predict.
+def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of a file of arrays.
 
     Raises:
         DataError: the file cannot be read, arrays are missing or do not fit, or `divide` raises an error.
@@ -55,8 +57,9 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
     train, notes = _part(contents, suffixes[0], names, where)
     test, _ = _part(contents, "_test", names, where) if split else ((None, None), [])
     (x, train_labels), (x_test, test_labels) = train, test
-    if x_test is not None and x_test.shape[1:] != x.shape[1:]:
-        raise DataError(f"{where}: X_test is {list(x_test.shape)}, X_train {list(x.shape)}")
+    if x_test is not None and (x_test.shape[1:], x_test.dtype) != (x.shape[1:], x.dtype):
+        raise DataError(f"{where}: X_test is {list(x_test.shape)} of {x_test.dtype}, X_train {list(x.shape)} of "
+                        f"{x.dtype}")
     if options.targets is not None:
         if options.normalize != "none" or options.augment != "none":
             raise DataError(f"{where}: inputs with numbers to predict are used as they are; leave normalize and "
@@ -71,11 +74,11 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> Any:
         notes.append("the array task names the tasks; unless --scenario class or domain is given, the test gives "
                      "the task of each sample (scenario task)")
     return own_benchmark(x, train_labels, options, seed, where, x_test=x_test, test=test_labels,
-                         layout=pixel_layout(options, notes))
+                         augment=options.augmentation, notes=notes)
 
 
-def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
-    """Return the benchmark of a parquet file: columns of numbers, or one column of lists, without standardization."""
+def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> RawStream:
+    """Return the stream of a parquet file: columns of numbers, or one column of lists, without standardization."""
     data = read_table(path, where)
     label, notes = label_column(list(data.columns), options, where)
     used_columns = feature_columns(data, label, options, where)
@@ -84,9 +87,9 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> Any:
         division = divide_targets(labeled(data, None, options, where), None, options, where)
         return target_stream(division, [numbers(data, used_columns, where).float()], [values], label,
                              notes=[f"inputs are the columns {some(used_columns)}"])
-    layout = pixel_layout(options, [*notes, f"inputs are the columns {some(used_columns)}"])
     return own_benchmark(numbers(data, used_columns, where).float(), labeled(data, label, options, where), options,
-                         seed, where, layout=layout)
+                         seed, where, augment=options.augmentation,
+                         notes=[*notes, f"inputs are the columns {some(used_columns)}"])
 
 
 def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
@@ -97,7 +100,7 @@ def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str)
             tensors: Arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
-    return tensors, tuple(as_text(names))
+    return tensors, _class_names(names, where)
 
 
 def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
@@ -108,20 +111,27 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{where}: cannot read {path}: {message_of(error)} (arrays of Python objects are "
                         "not read; save text as np.array(y, dtype=str))") from error
-    return contents, tuple(as_text(contents.pop(NAMES, [])))
+    return contents, _class_names(contents.pop(NAMES, []), where)
 
 
 def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:
     """Return the array of a file as X, and the array of the file of labels as y."""
-    labels = options.labels or options.targets
-    assert labels is not None  # `check_arrays` requires one
+    option, name = ("labels", options.labels) if options.labels else ("targets", options.targets)
+    assert name is not None  # `check_arrays` requires one
     contents: Arrays = {}
-    for key, file in (("X", path), ("y", labels_file(path, labels, data_dir, where))):
+    for key, file in (("X", path), ("y", labels_file(path, option, name, data_dir, where))):
         try:
             contents[key] = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: cannot read {file}: {message_of(error)}") from error
     return contents, ()
+
+
+def _class_names(names: Any, where: str) -> tuple[str, ...]:
+    """Return class names from an array or a list."""
+    if np.ndim(names) != 1:
+        raise DataError(f"{where}: {NAMES} must be a list with the name of each class")
+    return tuple(_decoded(names, f"{where}: {NAMES}"))
 
 
 _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
@@ -130,24 +140,59 @@ _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
 def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
           ) -> tuple[tuple[Tensor, Labeled], list[str]]:
     """Return the inputs of a part with their labels, tasks and groups, and notes."""
-    x, notes = _inputs(torch.as_tensor(contents[f"X{suffix}"]), f"{where}: X{suffix}")
+    x, notes = _inputs(contents[f"X{suffix}"], f"{where}: X{suffix}")
     text: dict[str, list[str] | None] = {}
     for key in ("y", "task", "group"):
         values = contents.get(key + suffix)
         text[key] = None if values is None else _text(values, len(x), f"{where}: {key}{suffix}")
     labels = text["y"] or []
-    if names and not set(labels) <= set(names):
-        if unexpected_labels := [v for v in labels if not (v.isdecimal() and int(v) < len(names))]:
-            raise DataError(f"{where}: {NAMES} has {len(names)} names, and y{suffix} has {unexpected_labels[0]}; "
-                            "labels are positions in it, from 0, or names in it")
-        labels = [names[int(v)] for v in labels]
+    if names and labels:
+        labels = _names_of(labels, _numpy(contents[f"y{suffix}"]).dtype.kind in "iuf", names, where, f"y{suffix}")
     return (x, Labeled(labels, text["task"], text["group"], tuple(names))), notes
+
+
+def _names_of(labels: list[str], are_positions: bool, names: Sequence[str], where: str, array: str) -> list[str]:
+    """Return the class name of each label; numbers are positions in `names`, and text is a name."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{where}: {NAMES} has {repeated[0]!r} twice; give each class its own name")
+    name_of = dict(zip(map(str, range(len(names))) if are_positions else names, names, strict=True))
+    if unexpected_labels := [label for label in labels if label not in name_of]:
+        raise DataError(f"{where}: {NAMES} has {len(names)} names, and {array} has {unexpected_labels[0]}; numbers in "
+                        f"{array} are positions in {NAMES}, from 0, and text is a name in it")
+    return [name_of[label] for label in labels]
+
+
+def _numpy(values: Any) -> npt.NDArray[Any]:
+    """Return a tensor or an array as an array."""
+    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _numbers(values: Any, where: str) -> Tensor:
+    """Return real numbers as a tensor, in the byte order of the machine.
+
+    Raises:
+        DataError: the values are not real numbers.
+    """
+    if isinstance(values, Tensor) and not values.is_complex():
+        return values
+    array = _numpy(values)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where} has the type {array.dtype}, expected real numbers")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def _decoded(values: Any, where: str) -> list[str]:
+    """Return labels, tasks, groups or names as text; raise a DataError if bytes are not UTF-8."""
+    try:
+        return as_text(values)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} has bytes that are not UTF-8; save text as np.array(..., dtype=str)") from error
 
 
 def _targets(values: Any, where: str) -> Tensor:
     """Return numbers to predict, float64 [N]."""
-    targets = torch.as_tensor(values)
-    if targets.dim() != 1 or targets.is_complex():
+    targets = _numbers(values, where)
+    if targets.dim() != 1:
         raise DataError(f"{where} is {list(targets.shape)}, expected one number for each sample")
     if not bool(targets.isfinite().all()):
         row = int((~targets.isfinite()).nonzero()[0])
@@ -157,20 +202,21 @@ def _targets(values: Any, where: str) -> Tensor:
 
 def _text(values: Any, count: int, where: str) -> list[str]:
     """Return labels, tasks or groups as text."""
-    array = values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = _numpy(values)
     if array.shape != (count,):
         raise DataError(f"{where} is {list(array.shape)}, expected one value for each of the {count} samples")
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
         raise DataError(f"{where} has numbers that are not whole; labels must be names or whole numbers")
-    return as_text(array.tolist())
+    return _decoded(array.tolist(), where)
 
 
-def _inputs(x: Tensor, where: str) -> tuple[Tensor, list[str]]:
+def _inputs(values: Any, where: str) -> tuple[Tensor, list[str]]:
     """Return inputs in the form in which they are stored, and notes.
 
     Bytes of three or four dimensions are images: [N, H, W], [N, C, H, W] or [N, H, W, C]. All other arrays become
     float32 and keep their shape, usually [N, D]. Only channels that come last in four dimensions are moved.
     """
+    x = _numbers(values, where)
     if x.ndim < 2 or not len(x):
         raise DataError(f"{where} is {list(x.shape)}, expected rows [N, D] or images [N, H, W, C]")
     notes = []
@@ -180,8 +226,6 @@ def _inputs(x: Tensor, where: str) -> tuple[Tensor, list[str]]:
         x = x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8 and x.ndim > 2:
         return (x[:, None] if x.ndim == 3 else x).contiguous(), notes
-    if x.is_complex():
-        raise DataError(f"{where} has complex numbers")
     x = x.float().contiguous()
     finite = x.flatten(1).isfinite().all(1)
     if not finite.all():

@@ -1,4 +1,4 @@
-"""Build benchmarks from user data that were read and divided: Avalanche benchmarks, or streams of numeric targets.
+"""Build streams from user data that were read and divided: streams of classes, or of numeric targets.
 
 Numeric targets are standardized by the mean and the population standard deviation of the first task's training targets,
 so that published learning rates fit any unit. Metrics and predictions are in the target's unit.
@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clbench.core.objective import REGRESSION, significant
-from clbench.data.avalanche.benchmarks import LAYOUT, Layout, of_tasks
-from clbench.data.datasets import Images
 from clbench.data.own.dividing import Division, Rows, divide
 from clbench.data.own.samples import Labeled
 from clbench.data.own_options import TaskOptions
+from clbench.data.photo_files import Photos
 from clbench.data.raw import RawStream, Split
+
+Inputs = Sequence[Tensor | Photos]  # of each task
 
 
 def own_benchmark(x: Tensor, labeled: Labeled, options: TaskOptions, seed: int, where: str, *,
-                  x_test: Tensor | None = None, test: Labeled | None = None, layout: Layout | None = None) -> Any:
-    """Return an Avalanche benchmark of labeled samples; its `Layout` has class names and notes.
+                  x_test: Tensor | None = None, test: Labeled | None = None, augment: str = "",
+                  notes: Sequence[str] = ()) -> RawStream:
+    """Return the stream of labeled samples.
 
     Args:
         x: inputs [N, ...], of the training part if there is a test part.
@@ -35,25 +36,46 @@ def own_benchmark(x: Tensor, labeled: Labeled, options: TaskOptions, seed: int, 
         where: the name of the data in errors.
         x_test: inputs of the test part [M, ...]; None: a share of x is held out.
         test: labels, tasks and groups of the test part.
-        layout: further facts about the inputs, such as notes; notes on the division are appended.
+        augment: name of the augmentation of training images, empty for none.
+        notes: how inputs were read; notes on the division are appended.
 
     Raises:
         DataError: `divide` raises an error.
     """
-    return built(divide(labeled, test, options, seed, where), x, x if x_test is None else x_test, layout or Layout())
+    division = divide(labeled, test, options, seed, where)
+    train_x, test_x = ([part[torch.from_numpy(rows)] for rows in tasks] for part, tasks in
+                       ((x, division.train), (x if x_test is None else x_test, division.test)))
+    return label_stream(division, train_x, test_x, augment=augment, notes=notes)
 
 
-def built(division: Division, x_train: Tensor, x_test: Tensor, layout: Layout) -> Any:
-    """Return an Avalanche benchmark of divided samples; `x_test` is `x_train` if the test is held out of it."""
-    train, test = ([Images(x[torch.from_numpy(rows)], torch.from_numpy(y[rows])) for rows in tasks]
-                   for x, y, tasks in ((x_train, division.y_train, division.train),
-                                       (x_test, division.y_test, division.test)))
-    benchmark = of_tasks(train, test)
-    copy_notes = describe_copies([part.x for part in train], [part.x for part in test])
-    setattr(benchmark, LAYOUT, replace(layout, class_names=division.classes, orders=division.orders,
-                                       test_rows=tuple(torch.tensor(rows) for rows in division.test),
-                                       notes=(*layout.notes, *division.notes, *copy_notes)))
-    return benchmark
+def label_stream(division: Division, train: Inputs, test: Inputs, *, mean: Sequence[float] = (),
+                 std: Sequence[float] = (), augment: str = "", notes: Sequence[str] = ()) -> RawStream:
+    """Return the stream of divided samples with classes.
+
+    Args:
+        division: the result of `divide`.
+        train: inputs [N, ...] of each task's training samples, in the order of `division`.
+        test: inputs of each task's test samples, likewise.
+        mean: the means by which inputs are standardized; empty if they are not.
+        std: the standard deviations, likewise.
+        augment: name of the augmentation of training images, empty for none.
+        notes: how inputs were read.
+    """
+    train_splits = tuple(Split(x, torch.from_numpy(division.y_train[rows]), groups=groups) for x, rows, groups in
+                         zip(train, division.train, train_groups(division), strict=True))
+    test_splits = tuple(Split(x, torch.from_numpy(division.y_test[rows]), rows=torch.from_numpy(rows))
+                        for x, rows in zip(test, division.test, strict=True))
+    copy_notes = describe_copies(*([x.hashes if isinstance(x, Photos) else x for x in part] for part in (train, test)))
+    return RawStream(train_splits, test_splits, division.orders, tuple(mean), tuple(std),
+                     (*notes, *division.notes, *copy_notes), augment, division.classes)
+
+
+def train_groups(division: Division) -> tuple[Tensor | None, ...]:
+    """Return the groups of each task's training samples as numbers, int64 [N]; None if samples have no groups."""
+    if division.groups is None:
+        return (None,) * len(division.train)
+    numbers = torch.from_numpy(np.unique(np.array(division.groups), return_inverse=True)[1])
+    return tuple(numbers[torch.from_numpy(rows)] for rows in division.train)
 
 
 def describe_copies(train: Sequence[Tensor], test: Sequence[Tensor]) -> list[str]:
@@ -101,9 +123,10 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
         rows = [torch.from_numpy(np.ascontiguousarray(of_task)) for of_task in tasks]
         return tuple(Split(x[part][chosen], scaled[chosen]) for chosen in rows)
 
-    train, test = splits(0, division.train), tuple(
-        replace(split, rows=torch.from_numpy(rows)) for split, rows in zip(splits(-1, division.test), division.test,
-                                                                           strict=True))
+    train = tuple(replace(split, groups=groups) for split, groups in
+                  zip(splits(0, division.train), train_groups(division), strict=True))
+    test = tuple(replace(split, rows=torch.from_numpy(rows)) for split, rows in
+                 zip(splits(-1, division.test), division.test, strict=True))
     copy_notes = describe_copies(*([split.x for split in part if isinstance(split.x, Tensor)]
                                    for part in (train, test)))
     target = (f"the target is {name}; training standardizes it by mean {significant(center)} and deviation "

@@ -1,37 +1,33 @@
-"""Read files with columns (CSV, JSON lines, parquet), and build the benchmark `table:FILE` from rows of numbers.
+"""Choose the columns of labels and inputs, and build the benchmark `table:FILE` from rows of numbers.
 
 Errors name row and column. Numbers are standardized by the training samples of the first task.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clbench.core.errors import DataError, PluginError, message_of, unknown
-from clbench.data.avalanche.benchmarks import Layout
-from clbench.data.own.benchmark import built, target_stream
+from clbench.core.errors import DataError, unknown
+from clbench.data.own.benchmark import label_stream, target_stream
 from clbench.data.own.dividing import divide, divide_targets
-from clbench.data.own.samples import Labeled, as_text, locate, some
+from clbench.data.own.samples import Labeled, Table, as_number, as_text, locate, read_table, some
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
+from clbench.data.raw import RawStream
 
 
-def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of a table's rows, or their `RawStream` if a column has numbers to predict.
+def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of a table's rows.
 
     Columns are standardized by the mean and the population standard deviation of the first task's training samples;
-    both are in the layout. If a column is constant in these samples, only its mean is subtracted.
+    the stream has both. If a column is constant in these samples, only its mean is subtracted.
 
     Raises:
         DataError: the file cannot be read, a value is missing or not a number, or `divide` raises an error.
@@ -59,7 +55,8 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> Any:
     x, std = x.float(), [s or 1.0 for s in std]
     if targets is not None:
         return target_stream(division, [x], [targets], label, mean=mean, std=std, notes=notes)
-    return built(division, x, x, Layout(tuple(mean), tuple(std), notes=tuple(notes)))
+    train, test = ([x[torch.from_numpy(rows)] for rows in part] for part in (division.train, division.test))
+    return label_stream(division, train, test, mean=mean, std=std, notes=notes)
 
 
 def feature_columns(read: Table, label: str, options: FeatureOptions, where: str) -> list[str]:
@@ -83,95 +80,8 @@ def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
 
 
 LABEL = "label"  # the column of labels if the user names none
-DELIMITERS = ",;\t|"
-EXTRA = "pip install 'clbench[hf]'"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns by name, each with N values, and the line of the file on which each row begins, if it has lines."""
-
-    columns: Mapping[str, Sequence[Any]]
-    lines: Sequence[int] = ()
-
-    def place(self, index: int, column: str) -> str:
-        """Return the name of a cell in errors; rows are counted from 1, without the header."""
-        line = f" (line {self.lines[index]} of the file)" if self.lines else ""
-        return f"row {index + 1}{line}, column {column!r}"
-
-
-def read_table(path: Path, where: str) -> Table:
-    """Return the columns of a .csv, .tsv, .jsonl (an object on each line) or .parquet file.
-
-    Raises:
-        DataError: the file cannot be read, has no header, or has rows of different lengths.
-        PluginError: the file is a .parquet file, and pyarrow is not installed.
-    """
-    if path.suffix.lower() == ".parquet":
-        return _parquet(path, where)
-    if path.suffix.lower() == ".jsonl":
-        return _json_lines(path, where)
-    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise DataError(f"{where}: {path.name} is none of .csv, .tsv, .jsonl and .parquet")
-    csv.field_size_limit(sys.maxsize)  # a text may be long
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            head = file.readline()
-            delimiter = max(DELIMITERS, key=head.count)
-            file.seek(0)
-            reader, begin = csv.reader(file, delimiter=delimiter), 1
-            numbered: list[tuple[int, list[str]]] = []
-            for row in reader:  # quoted values may have several lines
-                numbered += [(begin, row)] if row else []
-                begin = reader.line_num + 1
-            names, *rows = [row for _, row in numbered] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}") from error
-    names = [name.strip() for name in names]
-    if duplicates := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{where}: {path.name} has several columns named {duplicates[0]!r}; its first line must name "
-                        "columns")
-    if not rows:
-        raise DataError(f"{where}: {path.name} has no rows below its first line, which names columns")
-    for index, row in enumerate(rows):
-        if len(row) != len(names):
-            raise DataError(f"{where}: row {index + 1} of {path.name} has {len(row)} values, its first line names "
-                            f"{len(names)} columns")
-    return Table(dict(zip(names, zip(*rows, strict=True), strict=True)), [line for line, _ in numbered[1:]])
-
-
-def _json_lines(path: Path, where: str) -> Table:
-    """Return a column for each key of the JSON objects on a file's lines; None if an object lacks the key."""
-    rows, lines = [], []
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    lines.append(number)
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise DataError(f"{where}: line {number} of {path.name} is no JSON object")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{where}: cannot read {path} as a JSON object on each line: {error}") from error
-    if not rows:
-        raise DataError(f"{where}: {path.name} has no lines")
-    columns = {}
-    for name in dict.fromkeys(chain.from_iterable(rows)):
-        columns[name] = [row.get(name) for row in rows]
-    return Table(columns, lines)
-
-
-def _parquet(path: Path, where: str) -> Table:
-    """Return the columns of a parquet file."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise PluginError(f"{where}: .parquet files need pyarrow ({EXTRA})") from error
-    try:
-        table = parquet.read_table(path)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
-    return Table({name: table.column(name).to_pylist() for name in table.column_names})
+PRECISION = 1e-3  # largest error of float32, in standard deviations of a column
+ROUNDING = 1e-12  # standard deviation, relative to the largest value, that is an effect of rounding
 
 
 def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> tuple[str, list[str]]:
@@ -188,12 +98,19 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
     chosen = options.label_column or getattr(options, "target", None)
     if chosen is not None:
         return chosen, []
-    if LABEL in columns:
-        return LABEL, []
-    candidates = [c for c in columns if c not in (options.task_column, options.group)]
+    candidates = label_candidates(columns, options)
     if not candidates:
-        raise DataError(f"{where} has no column for labels")
+        raise DataError(f"{where} has no column for labels, only {some(columns)}")
+    if LABEL in candidates:
+        return LABEL, []
     return candidates[-1], [f"labels are the last column, {candidates[-1]!r} (label_column=NAME chooses another)"]
+
+
+def label_candidates(columns: Iterable[str], options: ColumnOptions) -> list[str]:
+    """Return the columns that the options use for nothing else, and that can therefore hold the labels."""
+    others = (options.task_column, options.group, getattr(options, "text_column", None),
+              *getattr(options, "leave_out", ()))
+    return [column for column in columns if column not in others]
 
 
 def labeled(table: Table, label: str | None, options: ColumnOptions, where: str, classes: Sequence[str] = ()
@@ -214,7 +131,7 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
 
     labels = text(label) or []
     for index, value in enumerate(labels):
-        number = _number(value)
+        number = as_number(value)
         if number is not None and not number.is_integer():
             raise DataError(f"{where}: {table.place(index, str(label))} is {value}; labels must be names or whole "
                             "numbers (label_column=NAME chooses the column; target_column=NAME predicts numbers)")
@@ -224,49 +141,64 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
 def numbers(table: Table, columns: Iterable[str], where: str, target: str | None = None) -> Tensor:
     """Return the values of columns as float64 [N, D]; a column of lists gives one column per element.
 
-    `target` is the column with numbers to predict, for errors.
+    Inputs become float32 later. `target` is the column with numbers to predict, which stay float64.
 
     Raises:
-        DataError: a value is missing, not a number or not finite, or lists differ in length.
+        DataError: a value is missing, not a number or not finite, lists differ in length, or float32 is too imprecise
+            for an input.
     """
     parts = []
     for column in columns:
         values = table.columns[column]
-        if len(values) and isinstance(values[0], (list, tuple, np.ndarray)):
-            parts.append(_lists(table, column, where))
-            continue
-        try:
-            array = np.array(values, np.float64)
-        except (TypeError, ValueError):
-            array = np.array([math.nan if (number := _number(v)) is None else number for v in values])
-        if not np.isfinite(array).all():
-            index = int(np.flatnonzero(~np.isfinite(array))[0])
-            value = values[index]
-            raise DataError(f"{where}: {table.place(index, column)}: " +
-                            ("the value is missing" if value is None or value == "" else f"{value!r} is no number") +
-                            ("; write a number, or remove the row" if column == target else "; write a number, or "
-                             f"say what the column is: leave_out, task_column, group or label_column = {column}"))
-        parts.append(array[:, None])
+        has_lists = len(values) and isinstance(values[0], (list, tuple, np.ndarray))
+        parts.append(_lists(table, column, where) if has_lists else _cells(table, column, where, column == target))
+        if column != target:
+            _check_precision(parts[-1], column, where)
     return torch.from_numpy(np.concatenate(parts, 1))
+
+
+def _cells(table: Table, column: str, where: str, is_target: bool) -> Any:
+    """Return a column of numbers as an array [N, 1]."""
+    values = table.columns[column]
+    array = (values.astype(np.float64) if isinstance(values, np.ndarray) else
+             np.array([math.nan if (number := as_number(v)) is None else number for v in values]))
+    if not np.isfinite(array).all():
+        index = int(np.flatnonzero(~np.isfinite(array))[0])
+        value = values[index].item() if isinstance(values, np.ndarray) else values[index]
+        raise DataError(f"{where}: {table.place(index, column)}: " +
+                        ("the value is missing" if value is None or value == "" else f"{value!r} is no number") +
+                        ("; write a number, or remove the row" if is_target else "; write a number, or say what the "
+                         f"column is: leave_out, task_column, group or label_column = {column}"))
+    return array[:, None]
+
+
+def _check_precision(values: npt.NDArray[np.float64], column: str, where: str) -> None:
+    """Raise a DataError if float32 cannot hold the values [N, D] of a column, or loses their differences."""
+    for numbers in values.T:  # one by one, which takes less memory
+        with np.errstate(over="ignore"):
+            rounded = numbers.astype(np.float32).astype(np.float64)
+        if not np.isfinite(rounded).all():
+            raise DataError(f"{where}: column {column!r} has {numbers[~np.isfinite(rounded)][0]:g}, which is too large "
+                            "for float32; scale the column, or leave it out (leave_out)")
+        spread, size = numbers.std(), np.abs(numbers).max()
+        varies = spread > ROUNDING * size  # otherwise a constant, up to rounding
+        if varies and np.abs(numbers - rounded).max() > PRECISION * spread:
+            raise DataError(f"{where}: float32 is too imprecise for the values of column {column!r}, which are large "
+                            "and close to each other; subtract a constant from them, or leave the column out "
+                            "(leave_out)")
 
 
 def _lists(table: Table, column: str, where: str) -> Any:
     """Return a column of lists as an array [N, D]."""
     values = table.columns[column]
+    if isinstance(values, np.ndarray) and np.isfinite(values).all():
+        return values.astype(np.float64)
     for index, value in enumerate(values):
         wrong = None
         if value is None or len(value) != len(values[0]):
             wrong = f"{'no list' if value is None else f'{len(value)} numbers'}, in the first row {len(values[0])}"
-        elif any(v is None or not isinstance(v, (int, float)) or not math.isfinite(v) for v in value):
+        elif any(v is None or not isinstance(v, (int, float, np.number)) or not math.isfinite(v) for v in value):
             wrong = "a list with something that is no number"
         if wrong:
             raise DataError(f"{where}: {table.place(index, column)} has {wrong}")
     return np.array(values, np.float64)
-
-
-def _number(value: Any) -> float | None:
-    """Return a value as a number; None if it is not a number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None

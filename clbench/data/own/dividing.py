@@ -13,7 +13,7 @@ import torch
 from clbench.core import seeds
 from clbench.core.errors import DataError, FewClassesError
 from clbench.data.common_options import order_classes, positions
-from clbench.data.own.samples import Labeled, in_order, some, untested
+from clbench.data.own.samples import Labeled, groups_on_both_sides, in_order, some, untested
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -34,6 +34,7 @@ class Division:
         y_train: the label of each row int64 [N].
         y_test: the label of each row of the test part; the same object as `y_train` if there is no test part.
         notes: what a user who runs the benchmark should know.
+        groups: the group of each row [N]; None if samples have no groups.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +45,7 @@ class Division:
     y_train: Rows
     y_test: Rows
     notes: tuple[str, ...]
+    groups: Sequence[str] | None = None
 
 
 def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int, where: str) -> Division:
@@ -95,7 +97,7 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
         rows, test_rows = [np.flatnonzero(ids[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))]
     else:
         rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in ids)
-        notes = [*_groups_on_both_sides(train, test), *notes]
+        notes = [*groups_on_both_sides(train, test), *notes]
     titles = names or [some(classes[c] for c in order) for order in orders]
     _tested(["all"] if options.common_test else titles, test_rows, where)
     counts = np.bincount(y[0][np.concatenate(rows)], minlength=len(classes))
@@ -104,7 +106,7 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     if isinstance(options, OwnOptions):
         notes += untested(orders, [y[-1][of_task] for of_task in test_rows], names, classes)
     return Division(tuple(classes), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1],
-                    tuple(notes))
+                    tuple(notes), train.groups)
 
 
 def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, where: str) -> Division:
@@ -132,12 +134,10 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
         notes = [note.replace("of each class", "of each task")]
     else:
         rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(names))] for part in ids)
-        notes = _groups_on_both_sides(train, test)
-    for title, some_rows in zip(names, test_rows, strict=True):
-        if not len(some_rows):
-            raise DataError(f"{where}: no test sample is left for task {title!r}; every task needs two samples (where "
-                            "groups are kept whole, two groups)")
-    return Division((), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1], tuple(notes))
+        notes = groups_on_both_sides(train, test)
+    _tested(names, test_rows, where)
+    return Division((), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1], tuple(notes),
+                    train.groups)
 
 
 def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: str
@@ -161,8 +161,8 @@ def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: st
         notes.append(f"{tasks} tasks by class, as nothing else is asked for (tasks = ...)")
     if tasks > count:
         raise DataError(f"{where} has {count} classes, which do not make {tasks} tasks; give tasks = {count} or fewer")
-    order = (_listed(options.classes_in_order, classes, "classes_in_order", where) if options.classes_in_order else
-             order_classes(options, seed, count))
+    order = (listed_positions(options.classes_in_order, classes, "classes_in_order", where)
+             if options.classes_in_order else order_classes(options, seed, count))
     sizes = options.task_sizes or [count // tasks + (task < count % tasks) for task in range(tasks)]
     parts = [tuple(order[end - size:end]) for size, end in zip(sizes, accumulate(sizes), strict=True)]
     if not options.task_sizes and count % tasks:
@@ -171,7 +171,7 @@ def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: st
     return parts, notes
 
 
-def _listed(given: Sequence[str], known: Sequence[str], option: str, where: str) -> list[int]:
+def listed_positions(given: Sequence[str], known: Sequence[str], option: str, where: str) -> list[int]:
     """Return the positions in `known` of the names that an option lists; it must list each known name once."""
     places = positions(given, known)
     if places is None:
@@ -187,11 +187,13 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
     """Return the names of the tasks that the data name, each sample's task by part, and the labels of each task."""
     assert train.tasks is not None
     names = [*train.task_names] or in_order(train.tasks)
+    if empty := [name for name in names if name not in train.tasks]:
+        raise DataError(f"{where}: task {empty[0]!r} has no training samples")
     if options.classes_in_order or options.class_order != "natural":
         raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
                         "give tasks = ... as well to divide by class, or leave the order out")
     if task_order := getattr(options, "tasks_in_order", []):
-        names = [names[i] for i in _listed(task_order, names, "tasks_in_order", where)]
+        names = [names[i] for i in listed_positions(task_order, names, "tasks_in_order", where)]
     number = {name: i for i, name in enumerate(names)}
     ids = [np.array([number[t] for t in train.tasks], np.int64)]
     orders = [tuple(range(int(y[0].max()) + 1) if options.shared_classes else np.unique(y[0][ids[0] == t]).tolist())
@@ -212,16 +214,8 @@ def _tested(titles: Sequence[str], test_rows: Sequence[Rows], where: str) -> Non
     """Check that every task has test samples."""
     if empty := [title for title, rows in zip(titles, test_rows, strict=True) if not len(rows)]:
         raise DataError(f"{where}: no test sample is left for task {empty[0]!r}" +
-                        (f" and {len(empty) - 1} more" if empty[1:] else "") + "; every task needs two samples of a "
-                        "class or more (where groups are kept whole, of two groups)")
-
-
-def _groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
-    """Return a note on groups that occur both in the training part and in the test part of the data."""
-    if train.groups is None or test.groups is None:
-        return []
-    shared = in_order(set(train.groups) & set(test.groups))
-    return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
+                        (f" and {len(empty) - 1} more" if empty[1:] else "") + "; every task needs two samples (of a "
+                        "class, if there are classes; of two groups, if groups are kept whole)")
 
 
 def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -249,28 +243,35 @@ def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -
     if groups is None:
         for cell in range(cells.max() + 1):
             rows = np.flatnonzero(cells == cell)
-            count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-            mask[rows[_shuffled(len(rows), "held-out", cell)[:count]]] = True
+            mask[rows[_shuffled(len(rows), "held-out", cell)[:held_out_count(len(rows), share)]]] = True
         return mask, f"test: {mask.sum()} of {len(y)} samples, held out of each class alike and for every seed"
-    names, group_ids = np.unique(np.array(groups), return_inverse=True)
-    counts = np.zeros((len(names), cells.max() + 1))
-    np.add.at(counts, (group_ids.reshape(-1), cells), 1)
-    chosen = _whole_groups(counts, share)
-    mask = chosen[group_ids.reshape(-1)]
+    chosen, group_ids = choose_groups(np.array(groups), cells, share, 0, "held-out", "groups")
+    mask = chosen[group_ids]
     return mask, (f"test: {mask.sum()} of {len(y)} samples ({mask.mean():.0%}), held out as {chosen.sum()} of "
-                  f"{len(names)} whole groups, for every seed")
+                  f"{len(chosen)} whole groups, for every seed")
 
 
-def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
-    """Choose groups whose samples are close to a share of each cell; a cell is a class in a task.
+def held_out_count(count: int, share: float) -> int:
+    """Return how many of `count` samples are held out: about a share, at least one, and never all."""
+    return min(max(round(share * count), 1), count - 1)
+
+
+def choose_groups(groups: npt.ArrayLike, cells: Rows, share: float, seed: int, *axes: str
+                  ) -> tuple[npt.NDArray[np.bool_], Rows]:
+    """Choose groups whose samples are close to a share of each cell; return their mask and each sample's group [N].
 
     Groups are tried one by one. A group is chosen if it brings the shares closer and leaves training samples in each
     cell. Then a cell without chosen samples gets the smallest group that leaves training samples, if there is one.
 
     Args:
-        counts: the number of samples of each group in each cell.
+        groups: each sample's group, as name or number [N].
+        cells: each sample's cell [N], from 0; a cell is a class in a task.
         share: the share to approach.
+        seed: the seed of the order in which groups are tried, with `axes`.
     """
+    names, group_ids = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), cells.max() + 1))
+    np.add.at(counts, (group_ids, cells), 1)
     totals = counts.sum(0)
     target, test_counts, chosen = share * totals, np.zeros_like(totals), np.zeros(len(counts), bool)
 
@@ -280,21 +281,20 @@ def _whole_groups(counts: npt.NDArray[np.float64], share: float) -> npt.NDArray[
     def distance(cell_counts: npt.NDArray[np.float64]) -> float:
         return float(((cell_counts - target) ** 2 / totals).sum())
 
-    for group in _shuffled(len(counts), "held-out", "groups"):
+    for group in _shuffled(len(counts), *axes, seed=seed):
         if leaves_some(group) and distance(test_counts + counts[group]) < distance(test_counts):
             test_counts += counts[group]
             chosen[group] = True
     for cell in range(len(totals)):
-        if not test_counts[cell]:
-            fitting = [g for g in np.flatnonzero(counts[:, cell] * ~chosen).tolist() if leaves_some(g)]
-            if fitting:
-                smallest = min(fitting, key=lambda g: counts[g].sum())
-                test_counts += counts[smallest]
-                chosen[smallest] = True
-    return chosen
+        fitting = [g for g in np.flatnonzero(counts[:, cell] * ~chosen).tolist() if leaves_some(g)]
+        if fitting and not test_counts[cell]:
+            smallest = min(fitting, key=lambda g: counts[g].sum())
+            test_counts += counts[smallest]
+            chosen[smallest] = True
+    return chosen, group_ids
 
 
-def _shuffled(count: int, *axes: str | int) -> Rows:
-    """Return 0..count-1 in a random order that is fixed for each `axes`."""
-    order: Rows = torch.randperm(count, generator=seeds.generator(0, *axes)).numpy()
+def _shuffled(count: int, *axes: str | int, seed: int = 0) -> Rows:
+    """Return 0..count-1 in a random order that is fixed for each seed and `axes`."""
+    order: Rows = torch.randperm(count, generator=seeds.generator(seed, *axes)).numpy()
     return order

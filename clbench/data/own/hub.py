@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError, typed_message
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import EXTRA, Table, feature_columns, label_column, labeled, numbers
-from clbench.data.own.photos import pixel_layout, read_photos
-from clbench.data.own.samples import Labeled, locate, some
+from clbench.data.own.columns import feature_columns, label_candidates, label_column, labeled, numbers
+from clbench.data.own.photos import read_photos
+from clbench.data.own.samples import EXTRA, Labeled, Table, locate, some
 from clbench.data.own.texts import length_note, texts_of, tokenized
 from clbench.data.own_options import HubOptions
+from clbench.data.raw import RawStream
 
 TRAIN, TESTS = "train", ("test", "validation")
 SAVED = ("dataset_dict.json", "state.json")  # a folder with one of them was written by save_to_disk
 UNLABELED = -1  # the value of a ClassLabel in a test part whose labels are not published
 
 
-def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of a data set of the `datasets` library.
+def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of a data set of the `datasets` library.
 
     Raises:
         PluginError: the library is not installed.
@@ -37,20 +36,19 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> Any:
     where = f"benchmark {name!r}"
     train, test, notes = _parts(load(name, options, data_dir), options, where)
     label, label_notes = _label(train, options, where)
-    if test is not None and any(value == UNLABELED for value in test[label]):
+    if test is not None and _kind(test.features[label]) == "ClassLabel" and UNLABELED in test[label]:
         raise DataError(f"{where}: its test part is not labeled; take one part, as in split=train")
     parts = [part for part in (train, test) if part is not None]
     part_labels = [_known(part, label, options, where) for part in parts]
     x, read_notes = _inputs(parts, label, options, where)
-    layout = pixel_layout(options, [*notes, *label_notes, *read_notes])
-    layout = replace(layout, text=options.text_column is not None)
     return own_benchmark(x[0], part_labels[0], options, seed, where, x_test=x[1] if test is not None else None,
-                         test=part_labels[1] if test is not None else None, layout=layout)
+                         test=part_labels[1] if test is not None else None, augment=options.augmentation,
+                         notes=[*notes, *label_notes, *read_notes])
 
 
 def hub_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files that are read: the files of a local folder, or the library's cache files of a data set."""
-    local = _local(name, data_dir)
+    local, _ = _local(name, data_dir)
     if local is not None:
         return [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
     loaded = load(name, HubOptions.stored(options), data_dir)
@@ -71,11 +69,7 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
         import datasets
     except ImportError as error:
         raise PluginError(f"{where} needs the library datasets, which is not installed: {EXTRA}") from error
-    local_path, local_error = None, ""
-    try:
-        local_path = locate(name, data_dir)
-    except MissingDataError as error:
-        local_error = f"{error}; and "
+    local_path, local_error = _local(name, data_dir)
     try:
         if local_path is not None and any((local_path / file).exists() for file in SAVED):
             loaded = datasets.load_from_disk(str(local_path))
@@ -94,12 +88,15 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
             f"{local_error or f'{where}: '}the library datasets cannot load it: {text[:300]}") from error
 
 
-def _local(name: str, data_dir: Path) -> Path | None:
-    """Return the folder or file that a name stands for; None if it is a data set of the Hub."""
+def _local(name: str, data_dir: Path) -> tuple[Path | None, str]:
+    """Return the folder or file that a name stands for, and an empty text.
+
+    For a data set of the Hub, return None and the start of the error if the Hub does not have it either.
+    """
     try:
-        return locate(name, data_dir)
-    except MissingDataError:
-        return None
+        return locate(name, data_dir), ""
+    except MissingDataError as error:
+        return None, f"{error}; and "
 
 
 def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | None, list[str]]:
@@ -121,7 +118,7 @@ def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | Non
 
 def _label(train: Any, options: HubOptions, where: str) -> tuple[str, list[str]]:
     """Return the column of labels, and notes: the named one, else the only ClassLabel, else as in tables."""
-    labels = [c for c, feature in train.features.items() if _kind(feature) == "ClassLabel"]
+    labels = [c for c in label_candidates(train.features, options) if _kind(train.features[c]) == "ClassLabel"]
     column, notes = label_column(list(train.features), options, where)
     if notes and len(labels) == 1:  # the column was a guess
         return labels[0], []
@@ -178,8 +175,7 @@ def _photos(parts: Sequence[Any], column: str, options: HubOptions, where: str) 
         content = source["bytes"]
         return Image.open(io.BytesIO(content) if content is not None else source["path"])
 
-    x, notes = read_photos(list(chain.from_iterable(encoded)), options, where, opened)
-    return list(torch.split(x, [len(part) for part in encoded])), notes
+    return read_photos(encoded, options, where, opened, copies=2)  # they are divided into tasks later
 
 
 def _kind(feature: Any) -> str:

@@ -18,9 +18,10 @@ from torch import Tensor
 from clbench.core import seeds, tokens
 from clbench.core.errors import DataError
 from clbench.core.objective import CAUSAL_LM
+from clbench.data.own.dividing import held_out_count, listed_positions
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, show_scored
 from clbench.data.own.instructions import Item, read_items
-from clbench.data.own.samples import in_order, locate, some
+from clbench.data.own.samples import files_by_stem, has_suffix, in_order, locate
 from clbench.data.own.texts import tokenizer_files
 from clbench.data.own_options import InstructionOptions
 from clbench.data.raw import RawStream, Split
@@ -76,7 +77,7 @@ def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]
 def instruction_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files of a benchmark `instructions:...`, including those of its tokenizer."""
     place = locate(name, data_dir)
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if has_suffix(p, SUFFIXES))
     template = sorted(folder_of(options["tokenizer"]).glob("*.jinja"))
     return [*files, *tokenizer_files(options), *template]
 
@@ -88,18 +89,16 @@ def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[Ta
     if options.task_column is not None:
         raise DataError(f"{where}: task_column is of one file, and {place} is a folder with a file or folder for each "
                         "task; leave it out")
-    tasks = []
-    for path in sorted(place.iterdir()):
-        if path.is_file() and path.suffix in SUFFIXES:
-            tasks.append(_held_out(path.stem, read_items(path), options, where))
-        elif path.is_dir():
-            train, test = (next((path / f"{part}{suffix}" for suffix in SUFFIXES
-                                 if (path / f"{part}{suffix}").is_file()), None) for part in ("train", "test"))
-            if train is not None and test is not None:
-                tasks.append(TaskItems(path.name, read_items(train), read_items(test)))
-            elif train is not None or test is not None:
-                raise DataError(f"{where}: {path} has no {'test' if test is None else 'train'}.jsonl next to its "
-                                f"{'train' if test is None else 'test'} file")
+    tasks = [_held_out(stem, read_items(path), options, where)
+             for stem, path in files_by_stem(place, SUFFIXES, where).items()]
+    for folder in sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = files_by_stem(folder, SUFFIXES, where)
+        train, test = files.get("train"), files.get("test")
+        if train is not None and test is not None:
+            tasks.append(TaskItems(folder.name, read_items(train), read_items(test)))
+        elif train is not None or test is not None:
+            raise DataError(f"{where}: {folder} has no {'test' if test is None else 'train'}.jsonl next to its "
+                            f"{'train' if test is None else 'test'} file")
     names = [task.name for task in tasks]
     if duplicates := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{where}: {place} has the task {duplicates[0]!r} twice")
@@ -123,7 +122,7 @@ def _tasks_of_file(path: Path, options: InstructionOptions, where: str) -> Itera
 
 def _held_out(name: str, items: list[Item], options: InstructionOptions, where: str) -> TaskItems:
     """Return a task with a share of its items held out as the test, the same items for every seed."""
-    count = min(max(round(options.held_out * len(items)), 1), len(items) - 1)
+    count = held_out_count(len(items), options.held_out)
     if count < 1:
         raise DataError(f"{where}: task {name!r} has one item only; it needs one to train on and one to test")
     order = torch.randperm(len(items), generator=seeds.generator(0, "held out", len(items))).tolist()
@@ -135,12 +134,10 @@ def _held_out(name: str, items: list[Item], options: InstructionOptions, where: 
 def _ordered(tasks: list[TaskItems], options: InstructionOptions, where: str) -> list[TaskItems]:
     """Return tasks in the order of the options, or by name."""
     by_name = {task.name: task for task in tasks}
-    if not options.tasks_in_order:
-        return [by_name[name] for name in in_order(by_name)]
-    if sorted(options.tasks_in_order) != sorted(by_name):
-        raise DataError(f"{where}: tasks_in_order names {some(options.tasks_in_order)}, and the tasks are "
-                        f"{some(in_order(by_name))}; name each once")
-    return [by_name[name] for name in options.tasks_in_order]
+    names = in_order(by_name)
+    if options.tasks_in_order:
+        names = [names[i] for i in listed_positions(options.tasks_in_order, names, "tasks_in_order", where)]
+    return [by_name[name] for name in names]
 
 
 def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> Iterator[str]:

@@ -56,7 +56,14 @@ def image_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[P
     """Return all files that `images:DIR` reads: photos, and lists of photos."""
     images = ImagesOptions.stored(options)
     train, test, _ = find_photos(name, images, data_dir)
-    lists = find_lists([*images.train_list, *images.test_list], locate(name, data_dir), data_dir, f"benchmark {name!r}")
+    return files_of_parts(name, images, data_dir, train, test)
+
+
+def files_of_parts(name: str, options: ImagesOptions, data_dir: Path, train: PhotoFiles, test: PhotoFiles | None
+                   ) -> list[Path]:
+    """Return the files of both parts, as `find_photos` has found them, and the lists that the options name."""
+    lists = find_lists([*options.train_list, *options.test_list], locate(name, data_dir), data_dir,
+                       f"benchmark {name!r}")
     return [*train.files, *(test.files if test else ()), *lists]
 
 

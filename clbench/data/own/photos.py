@@ -5,9 +5,11 @@ Photos are rotated as their EXIF data say, resized to one size and converted to 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,18 +20,17 @@ from torch import Tensor
 from clbench.core.compat import usable_cores
 from clbench.core.device import host_memory_left
 from clbench.core.errors import DataError
-from clbench.data.avalanche.benchmarks import Layout
-from clbench.data.common_options import PhotoOptions, PixelOptions
+from clbench.data.common_options import PhotoOptions
 from clbench.data.contents import contents_of, index_of, listed_files
 from clbench.data.named.options import NamedOptions, files_of
-from clbench.data.own.benchmark import describe_copies, own_benchmark
+from clbench.data.own.benchmark import label_stream
 from clbench.data.own.dividing import divide
-from clbench.data.own.lists import find_photos, image_files
+from clbench.data.own.lists import files_of_parts, find_photos
 from clbench.data.own.pixels import GRAY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
 from clbench.data.own.samples import PhotoFiles, locate
 from clbench.data.own_options import ImagesOptions, StoredTaskOptions
 from clbench.data.photo_files import Photos, PhotoTable
-from clbench.data.raw import RawStream, Split
+from clbench.data.raw import RawStream
 
 DEFAULT_SIZE = 32  # pixels per side if neither user nor model sets it: usual for small networks
 AS_THEY_ARE = 64  # pixels per side; photos of a single size up to this keep their size
@@ -39,27 +40,27 @@ KINDS = {"P": "of a palette", "PA": "of a palette", "RGBA": "with transparency, 
 Out = TypeVar("Out")
 
 
-def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of the photos in a folder, or a `RawStream` if they stay in their files.
+def images(name: str, options: ImagesOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of the photos in a folder.
 
     Raises:
         DataError: the folder does not exist, or `find_photos`, `read_photos` or `divide` raises an error.
     """
     train, test, notes = find_photos(name, options, data_dir)
-    files = image_files(name, options.model_dump(), data_dir)
+    files = files_of_parts(name, options, data_dir, train, test)
     return photo_benchmark(name, locate(name, data_dir), files, train, test, notes, options, data_dir, seed)
 
 
-def build_named(options: NamedOptions, data_dir: Path, seed: int) -> Any:
-    """Return the benchmark of the photos that the options find, as an Avalanche benchmark or a `RawStream`."""
+def build_named(options: NamedOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of the photos that the options find."""
     split = options.find_files(data_dir)
     return photo_benchmark(options.NAME, options.root(data_dir), files_of(split), split.train, split.test, split.notes,
                            options, data_dir, seed)
 
 
 def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,
-                    notes: Sequence[str], options: StoredTaskOptions, data_dir: Path, seed: int) -> Any:
-    """Return the Avalanche benchmark of photos, or a `RawStream` if they stay in their files.
+                    notes: Sequence[str], options: StoredTaskOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of photos, which are decoded now or stay in their files.
 
     Args:
         name: the name of the benchmark.
@@ -76,75 +77,70 @@ def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFi
         DataError: `read_photos` or `divide` raises an error.
     """
     where = f"benchmark {name!r}"
+    division = divide(train.labeled, test.labeled if test else None, options, seed, where)
+    begin = len(train.files) if test else 0
+    rows = [*division.train, *(task_rows + begin for task_rows in division.test)]
+    photos = [*train.files, *(test.files if test else ())]
+    x: Sequence[Tensor | Photos]
     if options.read == "files":
-        return _in_files(name, root, files, train, test, notes, options, data_dir, seed)
-    x, read_notes = read_photos([*train.files, *(test.files if test else ())], options, where,
-                                way_out="; read=files reads them batch by batch")
-    count = len(train.files)
-    return own_benchmark(x[:count], train.labeled, options, seed, where, x_test=x[count:] if test else None,
-                         test=test.labeled if test else None, layout=pixel_layout(options, [*notes, *read_notes]))
+        table, format_notes = _in_files(name, root, files, photos, options, data_dir)
+        x = [table[torch.from_numpy(task_rows)] for task_rows in rows]
+    else:
+        x, format_notes = read_photos([[photos[row] for row in task_rows] for task_rows in rows], options, where,
+                                      way_out="; read=files reads them batch by batch")
+    tasks = len(division.train)
+    return label_stream(division, x[:tasks], x[tasks:], augment=options.augmentation, notes=[*notes, *format_notes])
 
 
-def _in_files(name: str, root: Path, listed_paths: Sequence[Path], train: PhotoFiles, test: PhotoFiles | None,
-              notes: Sequence[str], options: StoredTaskOptions, data_dir: Path, seed: int) -> RawStream:
-    """Return the stream of photos that stay in their files; files are hashed, but only their headers are decoded."""
-    where = f"benchmark {name!r}"
-    files = [*train.files, *(test.files if test else ())]
+def _in_files(name: str, root: Path, listed_paths: Sequence[Path], files: Sequence[Path], options: StoredTaskOptions,
+              data_dir: Path) -> tuple[Photos, list[str]]:
+    """Return photos that stay in their files, and notes; files are hashed, but only their headers are decoded."""
     with ThreadPoolExecutor(_threads()) as pool:
-        heads = _heads(pool, files, Image.open, where)
-    form, format_notes = format_of(heads, options)
+        heads = _heads(pool, files, Image.open, f"benchmark {name!r}")
+    form, notes = format_of(heads, options)
     data_files = listed_files(listed_paths)
     contents = contents_of(data_files, index_of(data_dir / "streams", name, data_files))
     table = PhotoTable.of(root, files, [(head.height, head.width) for head in heads],
                           [contents.by_name[str(path)] for path in files])
-    photos = Photos(table, torch.arange(len(files)), form)
-    division = divide(train.labeled, test.labeled if test else None, options, seed, where)
-    train_splits = [Split(photos[torch.from_numpy(rows)], torch.from_numpy(division.y_train[rows]))
-                    for rows in division.train]
-    begin = len(train.files) if test else 0
-    test_splits = [Split(photos[torch.from_numpy(rows + begin)], torch.from_numpy(division.y_test[rows]),
-                         rows=torch.from_numpy(rows)) for rows in division.test]
-    hashes = ([split.x.hashes for split in part if isinstance(split.x, Photos)] for part in (train_splits, test_splits))
-    layout = pixel_layout(options, [*notes, *format_notes, *division.notes, *describe_copies(*hashes)])
-    return RawStream(tuple(train_splits), tuple(test_splits), division.orders, notes=layout.notes,
-                     augment=layout.augment, class_names=division.classes)
+    return Photos(table, torch.arange(len(files)), form), notes
 
 
-def pixel_layout(options: PixelOptions, notes: list[str]) -> Layout:
-    """Return the layout of inputs that may be images."""
-    return Layout(augment="" if options.augment == "none" else options.augment, notes=tuple(notes))
+def read_photos(parts: Sequence[Sequence[Any]], options: PhotoOptions, where: str,
+                opened: Callable[[Any], Image.Image] = Image.open, way_out: str = "", copies: int = 1
+                ) -> tuple[list[Tensor], list[str]]:
+    """Return the photos of each part, and notes on how they were changed.
 
-
-def read_photos(sources: Sequence[Any], options: PhotoOptions, where: str,
-                opened: Callable[[Any], Image.Image] = Image.open, way_out: str = "") -> tuple[Tensor, list[str]]:
-    """Return photos uint8 [N, C, H, W], C = 1 if all are gray, else 3, and notes on how they were changed.
+    Photos are uint8 [N, C, H, W]; C = 1 if all photos of all parts are gray, else 3.
 
     Args:
-        sources: one source for each photo: a path, or another argument of `opened`.
+        parts: for each part, one source for each photo: a path, or another argument of `opened`.
         options: the options for the size of photos.
         where: the name of the data in errors.
         opened: opens a source.
         way_out: advice that the error adds if the photos do not fit into memory.
+        copies: how many times the caller needs the photos in memory.
 
     Raises:
         DataError: photos cannot be read (the error names the first three), or they do not fit into memory.
     """
+    sources = list(chain.from_iterable(parts))
     with ThreadPoolExecutor(_threads()) as pool:
         heads = _heads(pool, sources, opened, where)
         form, notes = format_of(heads, options)
-        shape = (len(sources), form.channels, form.height, form.width)
-        size, available = torch.Size(shape).numel(), host_memory_left()
+        shape = (form.channels, form.height, form.width)
+        size, available = copies * len(sources) * math.prod(shape), host_memory_left()
         if available is not None and size > available:
             raise DataError(f"{where}: {len(sources):,} photos of {form.width} x {form.height} pixels take "
                             f"{size / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available; choose a "
                             f"smaller size{way_out}")
-        x = torch.empty(shape, dtype=torch.uint8)
+        x = [torch.empty((len(part), *shape), dtype=torch.uint8) for part in parts]
+        photos = [photo for part in x for photo in part.numpy()]
 
         def read(item: tuple[int, Any]) -> None:
             with opened(item[1]) as image:
                 if form.resize is None:
                     shrink(image, form)
-                into(x[item[0]].numpy(), formed(upright(image, form.channels), form))
+                into(photos[item[0]], formed(upright(image, form.channels), form))
 
         _all(pool, read, list(enumerate(sources)), where)
     return x, notes

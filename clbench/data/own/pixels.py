@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from clbench.core.errors import DataError, typed_message
 
 GRAY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # modes of Pillow
 ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that swap width and height
+METADATA = frozenset((b"eXIf", b"iTXt", b"tEXt", b"zTXt"))  # chunks of a PNG
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 Bytes = npt.NDArray[np.uint8]
 Filter = Literal["bicubic", "bilinear"]
@@ -45,9 +48,27 @@ class Head(NamedTuple):
 def head_of(image: Image.Image) -> Head:
     """Return a photo's header, and close the file."""
     with image:
-        orientation = image.getexif().get(ORIENTATION, 1)
+        # Pillow decodes a PNG to find metadata that follow the pixels; its base class reads only those before them.
+        exif = image.getexif() if image.format != "PNG" or _has_late_metadata(image) else Image.Image.getexif(image)
+        orientation = exif.get(ORIENTATION, 1)
         width, height = image.size[::-1] if orientation in TURNED else image.size
         return Head(width, height, image.mode, orientation != 1)
+
+
+def _has_late_metadata(image: Any) -> bool:
+    """Return whether metadata follow the pixels of a PNG, or whether the file ends too early."""
+    file, position, after_pixels = image.fp, image.fp.tell(), False
+    file.seek(8)  # after the signature
+    try:
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"IEND" or (after_pixels and kind in METADATA):
+                return bool(kind != b"IEND")
+            after_pixels |= kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)  # 4 bytes are a checksum
+        return True
+    finally:
+        file.seek(position)
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:

@@ -1,14 +1,22 @@
-"""Labels of samples before they are divided, files of photos, and the search for the file or folder of a benchmark."""
+"""Samples before they are divided: labels, files of photos, files with columns, and where a benchmark's files are."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+import csv
+import json
+import re
+import sys
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from clbench.core.errors import DataError, MissingDataError
+from clbench.core.errors import DataError, MissingDataError, PluginError, message_of
 
+DELIMITERS = ",;\t|"
+EXTRA = "pip install 'clbench[hf]'"
+NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 SHOWN = 5  # names that a note or an error lists before it counts the others
 
 
@@ -58,10 +66,19 @@ def in_order(names: Iterable[str]) -> list[str]:
     (['9', '10'], ['a', 'b'])
     """
     distinct = sorted(set(names))
+    return sorted(distinct, key=float) if all(as_number(name) is not None for name in distinct) else distinct
+
+
+def as_number(value: Any) -> float | None:
+    """Return a value as a number; None if it is not a number. Python takes text such as 1_1 and inf for numbers, too.
+
+    >>> as_number(" 1e2 "), as_number("1_1"), as_number("inf"), as_number(None)
+    (100.0, None, None, None)
+    """
     try:
-        return sorted(distinct, key=float)
-    except ValueError:
-        return distinct
+        return None if isinstance(value, str) and not NUMBER.fullmatch(value) else float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
 
 
 def some(names: Iterable[str]) -> str:
@@ -71,11 +88,141 @@ def some(names: Iterable[str]) -> str:
 
 
 def untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], tasks: Sequence[str],
-             classes: Sequence[str]) -> list[str]:
+             classes: Sequence[str], kind: str = "test") -> list[str]:
     """Return a note on classes of a task without test samples; `tested` has the labels of each task's test samples."""
     without = [classes[c] + (f" ({tasks[t]})" if tasks else "") for t, order in enumerate(orders)
                for c in order if c not in tested[t]]
-    return [f"no test samples: {some(without)}"] if without else []
+    return [f"no {kind} samples: {some(without)}"] if without else []
+
+
+def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
+    """Return a note on groups that occur both in the training part and in the test part of the data."""
+    if train.groups is None or test.groups is None:
+        return []
+    shared = in_order(set(train.groups) & set(test.groups))
+    return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
+
+
+def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
+    """Return whether a file is not hidden and has one of the suffixes, in lower or upper case."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def files_by_stem(folder: Path, suffixes: Iterable[str], where: str) -> dict[str, Path]:
+    """Return the files in a folder with one of the suffixes, sorted, by their names without suffix.
+
+    Raises:
+        DataError: two files differ in their suffixes only.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and has_suffix(path, suffixes)):
+        if other := files.get(path.stem):
+            raise DataError(f"{where}: {folder} has both {other.name} and {path.name}; remove or rename one of them")
+        files[path.stem] = path
+    return files
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name, each with N values, and the line of the file on which each row begins, if it has lines."""
+
+    columns: Mapping[str, Sequence[Any]]
+    lines: Sequence[int] = ()
+
+    def place(self, index: int, column: str) -> str:
+        """Return the name of a cell in errors; rows are counted from 1, without the header."""
+        line = f" (line {self.lines[index]} of the file)" if self.lines else ""
+        return f"row {index + 1}{line}, column {column!r}"
+
+
+def read_table(path: Path, where: str) -> Table:
+    """Return the columns of a .csv, .tsv, .jsonl (an object on each line) or .parquet file.
+
+    Raises:
+        DataError: the file cannot be read, has no header, or has rows of different lengths.
+        PluginError: the file is a .parquet file, and pyarrow is not installed.
+    """
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path, where)
+    if path.suffix.lower() == ".jsonl":
+        return _json_lines(path, where)
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise DataError(f"{where}: {path.name} is none of .csv, .tsv, .jsonl and .parquet")
+    csv.field_size_limit(sys.maxsize)  # a text may be long
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            head = file.readline()
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else max(
+                DELIMITERS, key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
+            file.seek(0)
+            reader, begin = csv.reader(file, delimiter=delimiter), 1
+            numbered: list[tuple[int, list[str]]] = []
+            for row in reader:  # quoted values may have several lines
+                numbered += [(begin, row)] if row else []
+                begin = reader.line_num + 1
+            names, *rows = [row for _, row in numbered] or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}") from error
+    names = [name.strip() for name in names]
+    if duplicates := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{where}: {path.name} has several columns named {duplicates[0]!r}; its first line must name "
+                        "columns")
+    if not rows:
+        raise DataError(f"{where}: {path.name} has no rows below its first line, which names columns")
+    for index, row in enumerate(rows):
+        if len(row) != len(names):
+            raise DataError(f"{where}: row {index + 1} of {path.name} has {len(row)} values, its first line names "
+                            f"{len(names)} columns")
+    return Table(dict(zip(names, zip(*rows, strict=True), strict=True)), [line for line, _ in numbered[1:]])
+
+
+def _json_lines(path: Path, where: str) -> Table:
+    """Return a column for each key of the JSON objects on a file's lines; None if an object lacks the key."""
+    rows, lines = [], []
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    lines.append(number)
+                    rows.append(json.loads(line))
+                    if not isinstance(rows[-1], dict):
+                        raise DataError(f"{where}: line {number} of {path.name} is no JSON object")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: cannot read {path} as a JSON object on each line: {error}") from error
+    if not rows:
+        raise DataError(f"{where}: {path.name} has no lines")
+    return Table({name: [row.get(name) for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}, lines)
+
+
+def _parquet(path: Path, where: str) -> Table:
+    """Return the columns of a parquet file."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise PluginError(f"{where}: .parquet files need pyarrow ({EXTRA})") from error
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
+    return Table({name: _parquet_column(table.column(name)) for name in table.column_names})
+
+
+def _parquet_column(column: Any) -> Sequence[Any]:
+    """Return numbers as an array [N], lists of D numbers as an array [N, D], and any other column as a list."""
+    from pyarrow import compute, types
+
+    def is_number(kind: Any) -> bool:
+        return bool(types.is_integer(kind) or types.is_floating(kind))
+
+    has_values = len(column) > 0 and column.null_count == 0
+    if has_values and is_number(column.type):
+        return column.to_numpy()  # type: ignore[no-any-return] # of pyarrow, which has no types
+    is_list = types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type)
+    if has_values and is_list and is_number(column.type.value_type):
+        lengths, flat = compute.list_value_length(column).to_numpy(), compute.list_flatten(column)
+        if lengths[0] > 0 and (lengths == lengths[0]).all() and flat.null_count == 0:
+            return flat.to_numpy().reshape(len(column), -1)  # type: ignore[no-any-return]
+    return column.to_pylist()  # type: ignore[no-any-return]
 
 
 def locate(name: str, data_dir: Path) -> Path:

@@ -20,9 +20,10 @@ from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import label_column, labeled, read_table
-from clbench.data.own.samples import Labeled, in_order, locate, some
+from clbench.data.own.columns import LABEL, label_column, labeled
+from clbench.data.own.samples import Labeled, files_by_stem, has_suffix, in_order, locate, read_table, some
 from clbench.data.own_options import TextOptions, TokenOptions
+from clbench.data.raw import RawStream
 from clbench.models.hf_files import folder_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -38,18 +39,17 @@ class Texts:
     known: Labeled
 
 
-def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> Any:
-    """Return the benchmark of the texts in a file, or in the files of a folder.
+def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> RawStream:
+    """Return the stream of the texts in a file, or in the files of a folder.
 
     Raises:
         DataError: a file lacks a column, a text has no tokens, or `own_benchmark` raises an error.
     """
     train, test = parts(name, options, data_dir)
-    layout = Layout(text=True, notes=(length_note(options),))
     x, x_test = (tokenized(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
     assert x is not None
     return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
-                         test=test.known if test is not None else None, layout=layout)
+                         test=test.known if test is not None else None, notes=[length_note(options)])
 
 
 def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
@@ -80,7 +80,7 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
 def text_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files of a benchmark `text:...`, including those of its tokenizer."""
     place = locate(name, data_dir)
-    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in SUFFIXES)
+    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*") if has_suffix(p, SUFFIXES))
     return [*paths, *tokenizer_files(options)]
 
 
@@ -105,8 +105,8 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
     place, where = locate(name, data_dir), f"benchmark {name!r}"
     if place.is_file():
         return read(place, options, where), None
-    pair = [next((p for suffix in ("", *SUFFIXES) if (p := place / f"{part}{suffix}").exists()), None)
-            for part in ("train", "test")]
+    files = files_by_stem(place, SUFFIXES, where)
+    pair = [place / part if (place / part).is_dir() else files.get(part) for part in ("train", "test")]
     if pair[0] is None and pair[1] is None:
         return _task_per_file(place, options, where), None
     if pair[0] is None or pair[1] is None:
@@ -119,8 +119,8 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
 
 def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
     """Return the texts of a folder's files; each file is a task with the name of the file."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES)
-    if not paths:
+    files = files_by_stem(folder, SUFFIXES, where)
+    if not files:
         raise DataError(f"{where}: {folder} has no file {', '.join('*' + s for s in SUFFIXES)}")
     if options.task_column is not None:
         raise DataError(f"{where}: each file of a folder is a task, so task_column does not apply")
@@ -128,11 +128,11 @@ def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
     labels: list[str] = []
     tasks: list[str] = []
     groups: list[str] = []
-    for path in paths:
+    for stem, path in files.items():
         part = read(path, options, where)
         texts += part.texts
         labels += part.known.labels
-        tasks += [path.stem] * len(part.texts)
+        tasks += [stem] * len(part.texts)
         groups += part.known.groups or ()
     return Texts(texts, Labeled(labels, tasks, groups if options.group is not None else None))
 
@@ -148,7 +148,10 @@ def read(path: Path, options: TextOptions, where: str) -> Texts:
     if column not in table.columns:
         raise DataError(f"{where}: {path.name} has no column {column!r} of texts, only {some(table.columns)} "
                         "(text_column=NAME)")
-    label, _ = label_column([c for c in table.columns if c != column], options, where)
+    label, guesses = label_column([c for c in table.columns if c != column], options, where)
+    if guesses:
+        raise DataError(f"{where}: {path.name} has no column {LABEL!r} of labels, only {some(table.columns)} "
+                        "(label_column=NAME)")
     return Texts(texts_of(table.columns[column], where), labeled(table, label, options, where))
 
 
