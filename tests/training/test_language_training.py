@@ -80,6 +80,17 @@ def test_generated_answers_agree_with_exact_matches(folder):
         assert right <= round(12 * record.scores["exact"][2][task])
 
 
+def test_a_long_prompt_does_not_shorten_the_answers_of_other_prompts(folder, tmp_path):
+    (tmp_path / "model").symlink_to(folder / "model")
+    rows = [{"prompt": "count: ", "response": "one two three four five six"}, {"prompt": "x" * 40, "response": "y"}]
+    for task, part in ((task, part) for task in "ab" for part in ("train", "test")):
+        (tmp_path / "tasks" / task).mkdir(parents=True, exist_ok=True)
+        write_lines(tmp_path / "tasks" / task / f"{part}.jsonl", rows)
+    record, = run(tmp_path, "naive", recipe={"iterations": 60, "batch_size": 2, "lr": 1e-2})
+    assert record.scores["exact"][-1] == [1.0, 1.0]
+    assert {answer.end for answer in record.answers} == {row["response"] for row in rows}
+
+
 def test_seeds_in_a_stack_give_what_they_give_alone(folder):
     recipe = {"iterations": 6, "batch_size": 5, "lr": 1e-3}
     together = run(folder, "naive", seeds=2, recipe=recipe)

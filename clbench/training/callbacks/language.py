@@ -34,7 +34,7 @@ from clbench.training.evaluation import batch_size, predict_routed, route
 from clbench.training.replica import Replica
 
 ANSWERS = 3  # test items of each task that are answered
-LONGER = 8  # tokens by which an answer may exceed the longest response
+LONGER = 8  # tokens by which an answer may exceed the response
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ class LanguageCallback(Callback):
             given_task = task if strategy.stream_info.task_given else None
             x, y = stream.tasks[task].test.x[:ANSWERS], stream.tasks[task].test.y[:ANSWERS]
             prompts, responses = divide_items(x, y)
-            max_tokens = min(max(map(len, responses)) + LONGER, stream.input_shape[0] - max(map(len, prompts)))
-            generated = generate(strategy, prompts, given_task, max_tokens, self._ends())
+            limits = [min(len(response) + LONGER, stream.input_shape[0] - len(prompt))
+                      for prompt, response in zip(prompts, responses, strict=True)]
+            generated = generate(strategy, prompts, given_task, limits, self._ends())
             for number, (prompt, response, continuation) in enumerate(zip(prompts, responses, generated, strict=True)):
                 text = self._text(continuation)
                 if task == learned:
@@ -150,33 +151,31 @@ def divide_items(x: Tensor, y: Tensor) -> tuple[list[list[int]], list[list[int]]
 
 
 @torch.no_grad()
-def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | None, most: int, ends: set[int]
-             ) -> list[list[int]]:
+def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | None, limits: Sequence[int],
+             ends: set[int]) -> list[list[int]]:
     """Return the greedy continuation of each prompt, without the end token.
 
     Args:
         strategy: the strategy, in eval mode.
         prompts: tokens of each prompt.
         task: the task of all prompts; None if it is not given.
-        most: largest number of tokens of a continuation.
+        limits: largest number of tokens of each continuation, at least 1.
         ends: tokens that end a continuation.
     """
     device, head = strategy.class_mask.device, strategy.head_of_task(task)
     texts = [list(prompt) for prompt in prompts]
     open_rows = list(range(len(texts)))
     tasks = route(strategy, padded(texts).to(device), task)
-    for _ in range(most):
+    while open_rows:
         x = padded([texts[row] for row in open_rows]).to(device)
         hidden = predict_routed(strategy, x, task, None if tasks is None else tasks[open_rows]).logits
         last_positions = torch.tensor([len(texts[row]) - 1 for row in open_rows], device=device)
         chosen = head(hidden[torch.arange(len(open_rows), device=device), last_positions]).argmax(-1).tolist()
         for row, token in zip(list(open_rows), chosen, strict=True):
-            if token in ends:
-                open_rows.remove(row)
-            else:
+            if token not in ends:
                 texts[row].append(token)
-        if not open_rows:
-            break
+            if token in ends or len(texts[row]) == len(prompts[row]) + limits[row]:
+                open_rows.remove(row)
     return [text[len(prompt):] for text, prompt in zip(texts, prompts, strict=True)]
 
 
