@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN, present
 from clbench.models.builtin import Pooling, TextModelOptions
-from clbench.models.hf_files import folder_of, inner
 from clbench.models.hf_parts import (
     TOLERANCE,
     DecoderLayer,
@@ -32,14 +31,13 @@ from clbench.models.hf_parts import (
     Tokens,
     Whole,
     additive,
-    attention_of,
-    home,
     is_decoder,
+    load_config,
+    untrained,
 )
 from clbench.models.language_model import language_model
 from clbench.models.network import Block, Network, Prefix, TokenNetwork
 
-SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # unused positions before the position of the first token
 ENCODERS = {"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel"}
 
 
@@ -54,18 +52,8 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
     """
     if not classes:
         return language_model(name, options, input_shape)
-    folder = folder_of(inner(name))
-    package = home()
-    config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_positions = getattr(config, "max_position_embeddings", input_shape[0])
-    if input_shape[0] > (max_tokens := max_positions - SHIFTED.get(config.model_type, 0)):
-        raise SpecError(f"model {name!r} takes at most {max_tokens} tokens, the benchmark has {input_shape[0]}; choose "
-                        f"length={max_tokens} or less")
-    model: Any = package.AutoModel.from_config(config, attn_implementation=attention_of(package, config))
-    if options.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = options.dropout
+    folder, config = load_config(name, input_shape[0])
+    model = untrained("AutoModel", config, options.dropout)
     pool = options.pool or pooling_of(folder) or ("last" if is_decoder(model) else "mean")
     width: int = config.hidden_size
     head = nn.Linear(width, classes)

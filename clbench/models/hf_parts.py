@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import importlib
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from clbench.core.errors import SpecError
 from clbench.core.tokens import present
 from clbench.models.builtin import Pooling
+from clbench.models.hf_files import folder_of, inner
 from clbench.models.network import Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
+SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # unused positions before the position of the first token
 
 
 def home() -> Any:
@@ -32,10 +35,43 @@ def home() -> Any:
         raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
 
 
-def attention_of(package: Any, config: Any) -> str:
-    """Return the implementation of attention to use: torch's fused one if the model supports it."""
-    kind = package.AutoModel._model_mapping.get(type(config), None)
-    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+def load_config(name: str, length: int) -> tuple[Path, Any]:
+    """Return the folder of a model and its configuration; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
+
+    Raises:
+        SpecError: the model cannot take texts of `length` tokens.
+        DataError: there is no such folder or repository.
+    """
+    folder = folder_of(inner(name))
+    config = home().AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    max_positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(max_positions, int) and length > (max_tokens := max_positions - SHIFTED.get(config.model_type, 0)):
+        raise SpecError(f"model {name!r} takes at most {max_tokens} tokens, the benchmark has {length}; choose "
+                        f"length={max_tokens} or less")
+    return folder, config
+
+
+def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, dropout: float | None) -> Any:
+    """Return an untrained model of the library, with torch's fused attention if the model supports it.
+
+    Args:
+        kind: the class of the library that chooses the model's class.
+        config: the model's configuration, whose dropout rates are set.
+        dropout: the rate of all dropout; None for the rates of the configuration.
+    """
+    package = home()
+    if dropout is not None:
+        for field, value in vars(config).items():  # some models read a number instead of having a module
+            if field.endswith(("dropout", "pdrop")) and isinstance(value, (int, float)):
+                setattr(config, field, dropout)
+    model_class = package.AutoModel._model_mapping.get(type(config), None)
+    attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+    model = getattr(package, kind).from_config(config, attn_implementation=attention)
+    if dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+    return model
 
 
 def is_decoder(model: Any) -> bool:

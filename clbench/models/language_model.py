@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from clbench.core.errors import DataError, SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN
 from clbench.models.builtin import TextModelOptions
-from clbench.models.hf_files import folder_of, inner
-from clbench.models.hf_parts import TOLERANCE, DecoderLayer, Tokens, attention_of, home, is_decoder
+from clbench.models.hf_parts import TOLERANCE, DecoderLayer, Tokens, home, is_decoder, load_config, untrained
 from clbench.models.network import Block, Network
 
 OLD_HEAD = "embed_out."  # prefix of the head in files of GPT-NeoX
@@ -74,21 +73,11 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
     if options.pool is not None:
         raise SpecError(f"model {name!r}: pool makes one vector of a text, and a language model has an output for each "
                         "token; leave pool out")
-    folder = folder_of(inner(name))
-    package = home()
-    config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_length = getattr(config, "max_position_embeddings", None)
-    if isinstance(max_length, int) and input_shape[0] > max_length:
-        raise SpecError(f"model {name!r} takes at most {max_length} tokens, the benchmark has {input_shape[0]}; choose "
-                        f"length={max_length} or less")
-    if type(config) not in package.AutoModelForCausalLM._model_mapping:
+    _, config = load_config(name, input_shape[0])
+    if type(config) not in home().AutoModelForCausalLM._model_mapping:
         raise SpecError(f"model {name!r} ({config.model_type}) is no causal language model; choose one such as "
                         "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
-    model: Any = package.AutoModelForCausalLM.from_config(config, attn_implementation=attention_of(package, config))
-    if options.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = options.dropout
+    model = untrained("AutoModelForCausalLM", config, options.dropout)
     network = _network(model, config, input_shape[0])
     _compare(name, network, model, config)
     return network
