@@ -108,13 +108,16 @@ class Auditor:
         self.stored: list[tuple[str, str, str]] = []  # model, file and path of each file of scores
 
     def _check_dial(self) -> None:
-        """Check that there is exactly one plain LoRA adapter and a file of the new task."""
+        """Check that there is exactly one plain LoRA adapter, a file of the new task and another file."""
         if len(self.candidates) != 1:
             raise SpecError(f"--scale takes one adapter, found {len(self.candidates)} models")
         check_plain(self.candidates[0])
-        if not any(role == "new" for role, _ in self.request.files):
-            raise SpecError("--scale compares the gain on the new task with losses on the others: name the file of the "
-                            "new task by --new FILE")
+        compared = "--scale compares the gain on the new task with losses on other files"
+        roles = {role for role, _ in self.request.files}
+        if "new" not in roles:
+            raise SpecError(f"{compared}: name the file of the new task by --new FILE")
+        if roles == {"new"}:
+            raise SpecError(f"{compared}: name the others by --tasks FILE or --general FILE")
 
     def _read(self) -> Iterator[ReadFile]:
         """Yield the tokenized files: the new task first, then other tasks, then general texts."""
