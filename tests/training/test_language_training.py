@@ -1,5 +1,6 @@
 """Trials of language models, whole: learning, forgetting, routing, general texts, answers, settings (extra `lm`)."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -242,6 +243,27 @@ def test_general_texts_are_read_once_in_a_run(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(self) or original(self))
     run(folder, "naive", seeds=2, recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}, general=[str(path)])
     assert read.count(path) == 1
+
+
+def test_general_texts_that_are_cut_are_noted_and_fit_the_model(folder, tmp_path):
+    save(tmp_path / "model", make_model(length=64))
+    (tmp_path / "tasks").symlink_to(folder / "tasks")
+    (tmp_path / "short.txt").write_text("x" * 40)
+    (tmp_path / "long.txt").write_text("x" * 70 + "\n\n" + "y" * 10)
+    texts = [str(tmp_path / "short.txt"), str(tmp_path / "long.txt")]
+    record, = run(tmp_path, "naive", recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}, general=texts)
+    assert [note for note in record.notes if " cut " in note] == ["long.txt: 1 text was cut to 64 tokens"]
+
+
+@pytest.mark.parametrize(("options", "shown"), [("", "even without its prompt"),
+                                                (":cut_responses=true", "1 response was cut to 64 tokens")])
+def test_responses_of_general_texts_follow_the_option_before_the_first_trial(folder, tmp_path, options, shown):
+    path = write_lines(tmp_path / "general.jsonl", [{"prompt": "say: ", "response": "x" * 80}])
+    spec = build({"benchmark": f"instructions:{folder / 'tasks'}:length=64{options}", "model": f"hf:{folder / 'model'}",
+                  "methods": ["naive"], "seeds": 1})
+    runner = TrialRunner(ExecutionSettings(data=folder, general=[str(path)]), "cpu", "test")
+    with contextlib.nullcontext() if options else pytest.raises(DataError, match=shown):
+        assert f"general.jsonl: {shown}" in runner.prepare(plan(spec, discover())[0].trial)
 
 
 def test_the_adapter_of_an_answer_is_chosen_once_by_the_prompt(folder):

@@ -21,8 +21,9 @@ from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import FileContent, hashes_of
 from clbench.data.stream import Stream
 from clbench.data.tests import Tests
-from clbench.models.causal_lm import load_tokenizer
-from clbench.models.hf_files import folder_of
+from clbench.experiment.trial import Trial
+from clbench.models.causal_lm import load_tokenizer, longest
+from clbench.models.hf_files import folder_of, inner
 from clbench.models.scoring import IGNORED
 from clbench.results.records import Answer
 from clbench.strategy.base import Strategy
@@ -53,24 +54,28 @@ class LanguageCallback(Callback):
         tokenizer: folder or repository of the tokenizer.
         general: contents of the files of general texts, by name.
         length: largest number of tokens of an item.
+        cut_responses: whether a response that does not fit is cut; otherwise it is an error.
     """
 
-    def __init__(self, tokenizer: str, general: Mapping[str, FileContent], length: int) -> None:
-        """Load the tokenizer and tokenize the texts."""
+    def __init__(self, tokenizer: str, general: Mapping[str, FileContent], length: int, cut_responses: bool) -> None:
+        """Load the tokenizer and tokenize the texts; `notes` describes what was cut."""
         self.tokenizer: Any = load_tokenizer(folder_of(tokenizer))
-        self.general = [self._tokenize(name, content, length) for name, content in general.items()]
         self.hashes = hashes_of(general)
-
-    def _tokenize(self, name: str, content: FileContent, length: int) -> GeneralTexts:
-        """Return the tokenized texts of a file."""
-        items = ItemTokenizer(self.tokenizer, length).tokenize(list(content.items)).items
-        x, y = as_tensors(items, max(len(item.ids) for item in items))
-        tests = Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None, token_labels=True)
-        return GeneralTexts(name, tests, all(item.has_response for item in items))
+        self.general: list[GeneralTexts] = []
+        self.notes: list[str] = []
+        item_tokenizer = ItemTokenizer(self.tokenizer, length, cut_responses)
+        for name, content in general.items():
+            tokenized = item_tokenizer.tokenize(content.items)
+            x, y = as_tensors(tokenized.items, max(len(item.ids) for item in tokenized.items))
+            tests = Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None, token_labels=True)
+            self.general.append(GeneralTexts(name, tests, tokenized.have_responses))
+            self.notes += [f"{name}: {note} to {length} tokens" for note in tokenized.notes]
 
     def on_start(self, training: Training) -> None:
         """Score general texts before the first task, unless a checkpoint had the scores already."""
         for replica in training.replicas:
+            for note in self.notes:
+                replica.add_note(note)
             if not replica.general:
                 replica.general_files = dict(self.hashes)
                 self._score(replica, training, 0)
@@ -187,9 +192,15 @@ def padded(texts: Sequence[Sequence[int]]) -> Tensor:
     return x
 
 
-def language_callback(stream: Stream, options: dict[str, Any], general: Mapping[str, FileContent]
-                      ) -> LanguageCallback | None:
-    """Return the callback for the language models of a stream, else None; `options` are the benchmark's options."""
+def language_callback(stream: Stream, trial: Trial, general: Mapping[str, FileContent]) -> LanguageCallback | None:
+    """Return the callback for a trial of a language model, and None for other trials.
+
+    Raises:
+        DataError: a general text has nothing to score, or its response does not fit.
+    """
     if not stream.predicts_tokens:
         return None
-    return LanguageCallback(options["tokenizer"], general, options["length"])
+    options, model = trial.benchmark.options, trial.model.name
+    max_length = longest(folder_of(inner(model))) if model.startswith("hf:") else None
+    return LanguageCallback(options["tokenizer"], general, min(options["length"], max_length or options["length"]),
+                            options["cut_responses"])
