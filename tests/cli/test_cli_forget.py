@@ -15,6 +15,7 @@ from clbench.core.errors import DataError
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import read_items
+from clbench.execution import audit
 from clbench.models.causal_lm import Base
 from clbench.models.hf_files import find_candidates
 from clbench.models.scoring import Scorer
@@ -120,8 +121,19 @@ def test_scores_are_written_and_not_computed_again(capsys, folder, tmp_path, mon
     assert "items," not in err
     code, _, err = call(capsys, folder, "base", "adapter", "fresh", *FILES, "--out", out)
     assert [line.split(":")[0] for line in err.splitlines() if "items," in line] == ["fresh"] * 3
-    code, _, err = call(capsys, folder, "base", "adapter", *FILES, "--length", "100", "--out", out)
-    assert err.count("items,") == 9  # another setting
+    for length, count in (("100", 0), ("8", 9)):  # 100 changes no token
+        code, _, err = call(capsys, folder, "base", "adapter", *FILES, "--length", length, "--out", out)
+        assert (code, err.count("items,")) == (0, count)
+
+
+def test_files_and_models_are_hashed_once(capsys, folder, tmp_path, monkeypatch):
+    hashed = []
+    for name in ("fingerprint", "hash_file"):
+        original = getattr(audit, name)
+        monkeypatch.setattr(audit, name, lambda path, original=original: hashed.append(path) or original(path))
+    code, _, err = call(capsys, folder, "base", "adapter", *FILES, *DIAL, "--out", tmp_path / "audit")
+    assert code == 0, err
+    assert sorted(path.name for path in hashed) == ["adapter", "base", "general.txt", "new.jsonl", "old.jsonl"]
 
 
 def test_a_broken_file_of_scores_is_named(capsys, folder, tmp_path):
