@@ -62,7 +62,7 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 @click.option("--margin-exact", type=click.FloatRange(min=0, max=100), default=1.0, show_default=True, metavar="POINTS",
               help="Largest decrease of exact matches, in percentage points, that does not count as lost.")
 @click.option("--scale", "scales", callback=read_scales, metavar="LIST", help="Also score the LoRA adapter with its "
-              "update multiplied by each number, as in 0,0.25,0.5,0.75,1. This needs --new.")
+              "update multiplied by each number, as in 0,0.25,0.5,0.75,1. This needs --new, and --tasks or --general.")
 @click.option("--export-scale", type=click.FloatRange(min=0), metavar="S", help="Write the adapter with its update "
               "multiplied by S to the folder --to.")
 @click.option("--to", type=FOLDER, metavar="DIR", help="New folder for the adapter that --export-scale writes.")

@@ -1,7 +1,7 @@
 """Audit what adapters and models have forgotten: score the base and each model on files, and compare the scores.
 
 The scores of a model on a file are written to the output folder as soon as they are computed, and then reused. Their
-file name is a hash of the model's files, the file of items and the settings.
+file name is a hash of the model's files and of the tokens that are scored.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import astuple, dataclass, field
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from clbench.results.audit import (
     stays_within,
 )
 
-FORMAT = 1  # version of the stored scores; a new number invalidates old files
+FORMAT = 2  # version of the stored scores; a new number invalidates old files
 BASE = "base"
 SCORES = "scores"  # the folder of stored scores
 Note = Callable[[str], None]
@@ -75,7 +75,13 @@ class ReadFile:
     name: str
     role: Role
     path: Path
+    sha256: str
     tokens: Tokenized
+
+    @cached_property
+    def tokens_hash(self) -> str:
+        """Return the hash of all tokens, with the positions of those that are scored."""
+        return sha256(json.dumps([astuple(item) for item in self.tokens.items]).encode()).hexdigest()
 
 
 class Auditor:
@@ -104,17 +110,24 @@ class Auditor:
         if request.scales:
             self._check_dial()
         self.files = list(self._read())
-        self.base_hash = fingerprint(folder)
         self.stored: list[tuple[str, str, str]] = []  # model, file and path of each file of scores
 
+    @cached_property
+    def hashes(self) -> dict[Path, str]:
+        """Return the hash of each model's files, by its folder."""
+        return {folder: fingerprint(folder) for folder in (self.base.folder, *(c.folder for c in self.candidates))}
+
     def _check_dial(self) -> None:
-        """Check that there is exactly one plain LoRA adapter and a file of the new task."""
+        """Check that there is exactly one plain LoRA adapter, a file of the new task and another file."""
         if len(self.candidates) != 1:
             raise SpecError(f"--scale takes one adapter, found {len(self.candidates)} models")
         check_plain(self.candidates[0])
-        if not any(role == "new" for role, _ in self.request.files):
-            raise SpecError("--scale compares the gain on the new task with losses on the others: name the file of the "
-                            "new task by --new FILE")
+        compared = "--scale compares the gain on the new task with losses on other files"
+        roles = {role for role, _ in self.request.files}
+        if "new" not in roles:
+            raise SpecError(f"{compared}: name the file of the new task by --new FILE")
+        if roles == {"new"}:
+            raise SpecError(f"{compared}: name the others by --tasks FILE or --general FILE")
 
     def _read(self) -> Iterator[ReadFile]:
         """Yield the tokenized files: the new task first, then other tasks, then general texts."""
@@ -127,12 +140,13 @@ class Auditor:
             for role, path in self.request.files:
                 if role == wanted_role:
                     name = path.name if names.count(path.name) == 1 else str(path)
-                    yield ReadFile(name, role, path, tokenizer.tokenize(read_items(path)))
+                    yield ReadFile(name, role, path, hash_file(path), tokenizer.tokenize(read_items(path)))
 
     def run(self) -> Audit:
         """Score the base and all models, and return the comparison."""
-        base_scores = self._scores(BASE, [self.base_hash], self._unchanged)
-        repeated_scores = self._scores(f"{BASE} in bfloat16", [self.base_hash], self._unchanged, "bf16")
+        base_hash = self.hashes[self.base.folder]
+        base_scores = self._scores(BASE, [base_hash], self._unchanged)
+        repeated_scores = self._scores(f"{BASE} in bfloat16", [base_hash], self._unchanged, "bf16")
         floors: dict[tuple[str, str], float] = {}
         for file in self.files:
             scored = [metric for metric in CAUSAL_LM.metrics if base_scores[file.name].values(metric)]
@@ -141,7 +155,7 @@ class Auditor:
         scores: dict[str, dict[str, FileScores]] = {}
         dial: list[DialPoint] = []
         for candidate in sorted(self.candidates, key=lambda c: c.kind == "model"):
-            hashes = [self.base_hash, fingerprint(candidate.folder)]
+            hashes = [base_hash, self.hashes[candidate.folder]]
             if candidate.kind == "model":
                 self.base.release()  # memory may not suffice for both
             load = self._whole if candidate.kind == "model" else self._adapted
@@ -155,11 +169,11 @@ class Auditor:
                      tuple(self._settings()), tuple(self.stored))
 
     def _settings(self) -> Iterator[tuple[str, str]]:
-        yield "base", f"{self.request.base} ({self.base_hash[:12]})"
+        yield "base", f"{self.request.base} ({self.hashes[self.base.folder][:12]})"
         for candidate in self.candidates:
-            yield candidate.label, f"{candidate.kind} {candidate.folder} ({fingerprint(candidate.folder)[:12]})"
+            yield candidate.label, f"{candidate.kind} {candidate.folder} ({self.hashes[candidate.folder][:12]})"
         for file in self.files:
-            yield file.name, f"{file.path} ({hash_file(file.path)[:12]})"
+            yield file.name, f"{file.path} ({file.sha256[:12]})"
         yield "length", f"{self.length} tokens"
         yield "batch size, device", f"{self.request.batch_size}, {self.device}"
         yield "torch", torch.__version__
@@ -242,9 +256,7 @@ class Auditor:
 
     def _key(self, hashes: Iterable[str], file: ReadFile, precision: Precision) -> str:
         """Return the name under which scores are stored."""
-        parts = [FORMAT, *hashes, hash_file(file.path), self.length, self.request.cut_responses, precision,
-                 file.path.suffix.lower(), str(self.tokenizer.chat_template)]
-        return sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return sha256(json.dumps([FORMAT, *hashes, file.tokens_hash, precision]).encode()).hexdigest()[:32]
 
     def _stored(self, key: str) -> FileScores | None:
         """Return scores from the output folder, or None if they are not there."""

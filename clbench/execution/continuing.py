@@ -67,17 +67,18 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     """
     store, registry = Store(run), registry or discover()
     record = find_record(store, trial, registry)
-    snapshot = read_saved(store.artifacts / record.key / STATE, "state")
-    outline, learned = snapshot.header.outline, snapshot.header.learned
     if record.metric == RMSE.name:
         raise SpecError(f"{record.name} predicts numbers, and such a model cannot continue training: add the new tasks "
                         "to its data and run them all")
     if record.metric:
         raise SpecError(f"{record.name} is a language model, which cannot continue training here: add the new tasks "
-                        "to its folder and run them all, or go on from what clbench export writes (--model hf:FOLDER)")
+                        "to its folder and run them all. If clbench export can write the model, a new run can also "
+                        "start from it (--model hf:FOLDER)")
     if record.trial.arrival != Arrival():
         raise SpecError(f"{record.name} learned a stream without clear tasks ({record.trial.arrival}); only one whose "
                         "classes arrive task by task can continue training")
+    snapshot = read_saved(store.artifacts / record.key / STATE, "state")
+    outline, learned = snapshot.header.outline, snapshot.header.learned
     runner = TrialRunner(settings, device, command, registry)
     benchmark = in_tasks(benchmark, record.trial, runner)
     continued = record.trial.continues

@@ -79,6 +79,8 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
             path = _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
         else:
             model = SavedModel(store, record, registry)
+            if model.is_language_model and model.network is None:
+                raise SpecError(model.not_exportable)
             if form != "safetensors":
                 path = _write_program(model, to, form, task)
             elif model.network is not None:

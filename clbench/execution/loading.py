@@ -90,6 +90,18 @@ class SavedModel(nn.Module):
         """Return the plain network if it alone makes the predictions, or else None."""
         return self.strategy.model if self.header.kind == "network" else None
 
+    @property
+    def is_language_model(self) -> bool:
+        """Return whether the model predicts tokens."""
+        return not self.outline.outputs
+
+    @property
+    def not_exportable(self) -> str:
+        """Return why a language model without a plain network cannot be used outside clbench."""
+        return (f"{self.record.name} is a language model that clbench export cannot write for transformers, because "
+                f"{self.record.trial.method.name} does not save one plain network; if it saves adapters, clbench "
+                "adapters list shows them")
+
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for excluded outputs."""
         return self.answer(inputs, task).logits
@@ -103,9 +115,10 @@ class SavedModel(nn.Module):
             SpecError: the scenario gives the task and `task` is None, there is no such task, or this is a language
                 model.
         """
-        if not self.outline.outputs:
+        if self.is_language_model:
             raise SpecError(f"{self.record.name} is a language model, which answers token by token: write it by "
-                            "clbench export, and load the folder with transformers")
+                            "clbench export, and load the folder with transformers" if self.network is not None else
+                            self.not_exportable)
         if self.task_given and task is None:
             raise SpecError(f"{self.record.name} was trained in scenario task, which gives the task: say task=0 to "
                             f"task={len(self.offered) - 1}")

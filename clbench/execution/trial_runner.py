@@ -76,8 +76,8 @@ class TrialRunner:
     def prepare(self, trial: Trial, label: str = "") -> list[str]:
         """Load a trial's stream (built and cached the first time), build its strategy as a check, and return notes.
 
-        The notes give the number of training steps, the stream's own notes, the cost of the probe, and a warning if the
-        strategy stores much. They name the method by `label`, or else by its name.
+        The notes give the number of training steps, what was cut in the stream and in general texts, the cost of the
+        probe, and a warning if the strategy stores much. They name the method by `label`, or else by its name.
 
         Raises:
             ClbenchError: the data are missing, or the benchmark, model or options are incompatible.
@@ -86,11 +86,12 @@ class TrialRunner:
         stream = self.stream(trial)
         if problem := settings_problem(stream, self.settings, self.general):
             raise SpecError(f"benchmark {trial.benchmark.name!r}: {problem}")
-        strategy, _ = self.build(trial, stream, check=True)
         name = label or trial.method.name
-        warning = storage_warning(name, strategy, stream)
+        warning = storage_warning(name, self.build(trial, stream, check=True)[0], stream)
+        language = language_callback(stream, trial, self.general)
         cost = probe.cost(stream) if ErrorDecomposition.wanted(self.settings, trial.scenario).probed else ""
-        return [*describe_steps(trial, name, stream, self.settings), *stream.notes, *filter(None, (cost, warning))]
+        return [*describe_steps(trial, name, stream, self.settings), *stream.notes,
+                *(language.notes if language else ()), *filter(None, (cost, warning))]
 
     @cached_property
     def general(self) -> dict[str, FileContent]:
@@ -185,7 +186,7 @@ class TrialRunner:
         """Return the callbacks for the training of a trial and of the trials in its stack."""
         decomposition = ErrorDecomposition.wanted(self.settings, trial.scenario)
         callbacks = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
-                     language_callback(self.stream(trial), trial.benchmark.options, self.general),
+                     language_callback(self.stream(trial), trial, self.general),
                      ProgressCallback(on_progress, self.artifacts), checkpoints,
                      None if self.settings.keep == "nothing" or self.artifacts is None else
                      SaveCallback(self.artifacts, self.settings.keep == "state", origin, self.registry)]
@@ -234,9 +235,8 @@ class TrialRunner:
         """Return a trial's stream on the device."""
         seeded = trial.validation or trial.arrival.changes or cache.depends_on_seed(trial.benchmark, self.registry)
         seed = trial.seed if seeded else 0
-        size, channels = trial.model.options.get("size"), self.registry.model(trial.model.name).channels
-        key = (str(trial.benchmark), trial.scenario, trial.validation, seed, size, channels, trial.preprocessing,
-               trial.arrival)
+        key = (str(trial.benchmark), trial.scenario, trial.validation, seed, trial.model.options.get("size"),
+               self.registry.model(trial.model.name).channels, trial.preprocessing, trial.arrival)
         if key not in self._streams:
             self._streams.clear()  # only one at a time, because streams are large and trials are sorted by stream
             verify = self.settings.verify_data and key[0] not in self._verified

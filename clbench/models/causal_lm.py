@@ -198,7 +198,7 @@ class Base:
     def _check_name(self, candidate: Candidate, named: str) -> None:
         """Check that an adapter names this base: compare the last part of the path, or the files if they are local."""
         published = str(read_config(self.folder, "model").get("_name_or_path", ""))
-        base_names = {self.name, str(self.folder.resolve()), published}
+        base_names = {self.name, self.name.partition("@")[0], str(self.folder.resolve()), published}
         if Path(named).name.lower() in {Path(name).name.lower() for name in base_names if name}:
             return
         path = Path(named)
@@ -259,8 +259,8 @@ def export_scaled(candidate: Candidate, scale: float, target: Path) -> None:
     source = next(candidate.folder / name for name in ADAPTER_WEIGHTS if (candidate.folder / name).is_file())
     if source.suffix != ".safetensors":
         raise DataError(f"{source}: only adapters in safetensors can be exported")
-    if target.exists() and any(target.iterdir()):
-        raise StoreError(f"{target} is not empty; choose a new folder for the scaled adapter")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise StoreError(f"{target} is not an empty folder; choose a new folder for the scaled adapter")
     weights = {name: tensor * scale if ".lora_B." in name or ".lora_embedding_B" in name else tensor
                for name, tensor in load_file(source).items()}
     try:

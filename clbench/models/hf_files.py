@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +26,8 @@ from clbench.core.files import hash_file
 WEIGHTS = "model.safetensors"
 CACHED = "models--"  # prefix of the folders of repositories in the hub's cache
 LONGEST = 8.0  # seconds after which Hugging Face's hub counts as unreachable
-PATTERNS = ("*.json", "*.txt", "*.model", WEIGHTS)  # files to download: configuration, tokenizer, weights
-LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors", "*.jinja")  # also weights in several files, and the chat template
+PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", WEIGHTS)  # files to download: configuration, tokenizer, weights
+LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors")  # also weights in several files
 Kind = Literal["adapter", "model"]
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -45,12 +46,13 @@ def inner(model: str) -> str:
     return name
 
 
-def folder_of(name: str, patterns: Sequence[str] = PATTERNS) -> Path:
+def folder_of(name: str, patterns: Sequence[str] = PATTERNS, weights: bool = False) -> Path:
     """Return the folder of a model and its tokenizer.
 
     Args:
         name: a folder, or a repository on Hugging Face's hub.
         patterns: the files to download from a repository.
+        weights: whether the model's weights are needed. The hub's cache may have only the tokenizer of a repository.
 
     Raises:
         DataError: the model was not found and cannot be downloaded.
@@ -63,7 +65,7 @@ def folder_of(name: str, patterns: Sequence[str] = PATTERNS) -> Path:
     if name.startswith((".", "/", "~")):
         raise DataError(f"model {name!r} was not found, because {paths} has no config.json: check the path")
     repository, _, revision = name.partition("@")
-    return _from_hub(name, repository, revision or None, paths, patterns)
+    return _from_hub(name, repository, revision or None, paths, patterns, weights)
 
 
 def hub_problem(hub: Any) -> str:
@@ -91,7 +93,8 @@ def hub_problem(hub: Any) -> str:
     return problem[0]
 
 
-def _from_hub(name: str, repository: str, revision: str | None, paths: str, patterns: Sequence[str]) -> Path:
+def _from_hub(name: str, repository: str, revision: str | None, paths: str, patterns: Sequence[str],
+              weights: bool) -> Path:
     """Return the folder of a repository in the hub's cache, downloaded if necessary."""
     try:
         hub: Any = importlib.import_module("huggingface_hub")
@@ -99,7 +102,7 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
     except ModuleNotFoundError:
         raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and huggingface_hub, "
                         "which could download it, is not installed: pip install 'clbench[text]'") from None
-    reason = ""
+    reason, missing = "", "it"
     for offline in (True, False):
         if not offline and (problem := hub_problem(hub)):
             reason = problem
@@ -108,12 +111,22 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
             folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns),
                                                 local_files_only=offline))
             if (folder / "config.json").is_file():
-                return folder
+                if not (offline and weights and _lacks_weights(folder, patterns)):
+                    return folder
+                revision, missing = folder.name, "its weights"  # the weights of the cached commit
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
             reason = message_of(error, 200)
-    raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and it could not be downloaded "
-                    f"from the Hugging Face Hub ({reason}). On a machine with a connection run `hf download "
+    raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and {missing} could not be "
+                    f"downloaded from the Hugging Face Hub ({reason}). On a machine with a connection run `hf download "
                     f"{repository}` and copy its folder")
+
+
+def _lacks_weights(folder: Path, patterns: Sequence[str]) -> bool:
+    """Return whether a folder lacks files of weights that `patterns` select."""
+    index = folder / f"{WEIGHTS}.index.json"
+    parts = set(_read_object(index).get("weight_map", {}).values()) if index.is_file() else {WEIGHTS}
+    return not (folder / WEIGHTS).is_file() and any(
+        not (folder / part).is_file() for part in parts if any(fnmatch(part, pattern) for pattern in patterns))
 
 
 def published_as(weights: str) -> str:
@@ -137,7 +150,7 @@ def weights_of(model: str) -> Path:
     Raises:
         DataError: there is no `model.safetensors`.
     """
-    folder = folder_of(inner(model))
+    folder = folder_of(inner(model), weights=True)
     path = folder / WEIGHTS
     if path.is_file():
         return path
@@ -165,7 +178,7 @@ def base_folder(name: str) -> Path:
     """
     if (Path(name) / ADAPTER).is_file():
         raise DataError(f"{name} is an adapter; name its base first, then the adapter: clbench forget BASE {name}")
-    return folder_of(name, LANGUAGE_MODEL)
+    return folder_of(name, LANGUAGE_MODEL, weights=True)
 
 
 def find_candidates(paths: Sequence[Path]) -> list[Candidate]:

@@ -2,7 +2,8 @@
 
 Encoders like BERT (BERT, MiniLM, RoBERTa, XLM-R, ELECTRA) and decoders like Llama (Llama, Mistral, Qwen, SmolLM) are
 divided into blocks that consist of transformers' own modules. Other models (DeBERTa, DistilBERT, GPT-2, ModernBERT) are
-one block. When a network is built, its features are compared with the features of the library's own model.
+one block. When a network is built, its features are compared with the features of the library's own model. If those of
+several blocks differ, the model is one block.
 
 Inputs are tokens, int32 [N, L] with -1 after the last token of a sample (`clbench.core.tokens`). Between blocks,
 padding is a vector of zeros, so blocks need no mask as a second input.
@@ -15,16 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.core.errors import SpecError
-from clbench.core.tokens import DTYPE, NO_TOKEN, present
+from clbench.core.tokens import present
 from clbench.models.builtin import Pooling, TextModelOptions
-from clbench.models.hf_files import folder_of, inner
 from clbench.models.hf_parts import (
-    TOLERANCE,
     DecoderLayer,
     Embedding,
     EncoderLayer,
@@ -32,14 +30,14 @@ from clbench.models.hf_parts import (
     Tokens,
     Whole,
     additive,
-    attention_of,
-    home,
+    choose_network,
     is_decoder,
+    load_config,
+    untrained,
 )
 from clbench.models.language_model import language_model
 from clbench.models.network import Block, Network, Prefix, TokenNetwork
 
-SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # unused positions before the position of the first token
 ENCODERS = {"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel"}
 
 
@@ -54,28 +52,27 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
     """
     if not classes:
         return language_model(name, options, input_shape)
-    folder = folder_of(inner(name))
-    package = home()
-    config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_positions = getattr(config, "max_position_embeddings", input_shape[0])
-    if input_shape[0] > (max_tokens := max_positions - SHIFTED.get(config.model_type, 0)):
-        raise SpecError(f"model {name!r} takes at most {max_tokens} tokens, the benchmark has {input_shape[0]}; choose "
-                        f"length={max_tokens} or less")
-    model: Any = package.AutoModel.from_config(config, attn_implementation=attention_of(package, config))
-    if options.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = options.dropout
+    folder, config = load_config(name, input_shape[0])
+    model = untrained("AutoModel", config, options.dropout)
     pool = options.pool or pooling_of(folder) or ("last" if is_decoder(model) else "mean")
     width: int = config.hidden_size
     head = nn.Linear(width, classes)
+    builders = [lambda: whole(model, pool, head)]
     if type(model).__name__ in ENCODERS:
-        network = encoder(model, width, pool, head)
+        builders.insert(0, lambda: encoder(model, width, pool, head))
     elif is_decoder(model):
-        network = decoder(model, width, pool, head)
-    else:
-        network = whole(model, pool, head)
-    compare(name, network, model, config, pool)
+        builders.insert(0, lambda: decoder(model, width, pool, head))
+
+    def features(x: Tensor) -> Tensor:
+        token_mask = present(x)
+        padded = x.masked_fill(~token_mask, int(config.pad_token_id or 0)).long()
+        hidden: Tensor = model(input_ids=padded, attention_mask=token_mask.long()).last_hidden_state
+        return Pool(pool).pooled(hidden * token_mask.unsqueeze(-1))
+
+    network = choose_network(model, builders, lambda network, x: network.features(x), features)
+    if network is None:
+        raise SpecError(f"model {name!r} ({config.model_type}) is of a kind that is not known here: as a network it "
+                        "gives other features than as a model of transformers; choose another model")
     return network
 
 
@@ -173,29 +170,3 @@ class Conform:
             if key in self.names and not key.startswith("pooler."):
                 out[key] = tensor
         return out
-
-
-@torch.no_grad()
-def compare(name: str, network: Network, model: Any, config: Any, pool: Pooling) -> None:
-    """Check that a network has the same features as the library's model, on two short texts of arbitrary tokens.
-
-    Raises:
-        SpecError: the features differ, so clbench does not support this kind of model.
-    """
-    if next(network.parameters()).is_meta:
-        return
-    x = torch.arange(3, 19, dtype=DTYPE).view(2, 8) % config.vocab_size
-    x[1, 5:] = NO_TOKEN
-    token_mask = present(x)
-    training = network.training
-    network.eval()
-    model.eval()
-    padded = x.masked_fill(~token_mask, int(config.pad_token_id or 0)).long()
-    expected = Pool(pool)(model(input_ids=padded, attention_mask=token_mask.long()).last_hidden_state
-                          * token_mask.unsqueeze(-1))
-    features = network.features(x)
-    network.train(training)
-    model.train(training)
-    if (features - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
-        raise SpecError(f"model {name!r} ({config.model_type}) is of a kind that is not known here: taken apart into "
-                        "blocks it gives other features than in one piece; choose another model")

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import copy
 import importlib
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from clbench.core.errors import SpecError
-from clbench.core.tokens import present
+from clbench.core.tokens import DTYPE, NO_TOKEN, present
 from clbench.models.builtin import Pooling
-from clbench.models.network import Ports
+from clbench.models.hf_files import folder_of, inner
+from clbench.models.network import Network, Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
+N = TypeVar("N", bound=Network)
+SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # unused positions before the position of the first token
 
 
 def home() -> Any:
@@ -32,10 +37,82 @@ def home() -> Any:
         raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
 
 
-def attention_of(package: Any, config: Any) -> str:
-    """Return the implementation of attention to use: torch's fused one if the model supports it."""
-    kind = package.AutoModel._model_mapping.get(type(config), None)
-    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+def load_config(name: str, length: int) -> tuple[Path, Any]:
+    """Return the folder of a model and its configuration; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
+
+    Raises:
+        SpecError: the model cannot take texts of `length` tokens.
+        DataError: there is no such folder or repository.
+    """
+    folder = folder_of(inner(name))
+    config = home().AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    max_positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(max_positions, int) and length > (max_tokens := max_positions - SHIFTED.get(config.model_type, 0)):
+        raise SpecError(f"model {name!r} takes at most {max_tokens} tokens, the benchmark has {length}; choose "
+                        f"length={max_tokens} or less")
+    return folder, config
+
+
+def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, dropout: float | None) -> Any:
+    """Return an untrained model of the library, with torch's fused attention if the model supports it.
+
+    Args:
+        kind: the class of the library that chooses the model's class.
+        config: the model's configuration, whose dropout rates are set.
+        dropout: the rate of all dropout; None for the rates of the configuration.
+    """
+    package = home()
+    if dropout is not None:
+        for field, value in vars(config).items():  # some models read a number instead of having a module
+            if field.endswith(("dropout", "pdrop")) and isinstance(value, (int, float)):
+                setattr(config, field, dropout)
+    model_class = package.AutoModel._model_mapping.get(type(config), None)
+    attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+    model = getattr(package, kind).from_config(config, attn_implementation=attention)
+    if dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+    return model
+
+
+@torch.no_grad()
+def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Callable[[N, Tensor], Tensor],
+                   expected: Callable[[Tensor], Tensor]) -> N | None:
+    """Return the first network with the outputs of the library's model on two short texts; None if there is none.
+
+    Without values, on the meta device, return the first network that can be run.
+
+    Args:
+        model: the library's model, whose modules the networks consist of.
+        builders: build the network of several blocks, if the model can be divided, and last the one of a single block.
+        outputs: computes the outputs of a network for tokens [2, L].
+        expected: computes the same outputs by the library's model.
+    """
+    x = torch.arange(3, 19, dtype=DTYPE, device=next(model.parameters()).device).view(2, 8) % model.config.vocab_size
+    x[1, 5:] = NO_TOKEN
+    training = model.training
+    try:
+        for build in builders:
+            network, is_last = build(), build is builders[-1]
+            network.eval()
+            model.eval()
+            try:
+                if x.is_meta:
+                    is_equal = is_last or outputs(network, x).is_meta
+                else:
+                    values, own_values = expected(x), outputs(network, x)
+                    is_equal = values.shape == own_values.shape and bool(
+                        (own_values - values).abs().max() <= TOLERANCE * values.abs().max().clamp(min=1))
+            except Exception:  # layers of some decoders, such as Gemma 3, take other arguments, and may raise any error
+                if is_last:
+                    raise
+                continue
+            if is_equal:
+                return network.train(training)
+    finally:
+        model.train(training)
+    return None
 
 
 def is_decoder(model: Any) -> bool:

@@ -1,8 +1,9 @@
 """Causal language models of transformers as networks: an embedding, a block for each layer, and the model's own head.
 
-Decoders like Llama (Llama, Mistral, Qwen, SmolLM) are divided into blocks; other models (GPT-2) are one block. A
-network returns hidden states [N, L, D] after the final norm. The objective applies the head at scored positions only
-(`clbench.strategy.objectives`). The head may share its weights with the embedding.
+Decoders like Llama (Llama, Mistral, Qwen, SmolLM) are divided into blocks. Other models (GPT-2) are one block, as are
+decoders that cannot be run as blocks or give other logits then (Gemma 3). A network returns hidden states [N, L, D]
+after the final norm. The objective applies the head at scored positions only (`clbench.strategy.objectives`). The head
+may share its weights with the embedding.
 
 Inputs are tokens, int32 [N, L] with -1 after the last token of a sample. Attention is causal, so padding at the end
 does not change the outputs before it, and blocks need no mask.
@@ -18,10 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from clbench.core.errors import DataError, SpecError
-from clbench.core.tokens import DTYPE, NO_TOKEN
 from clbench.models.builtin import TextModelOptions
-from clbench.models.hf_files import folder_of, inner
-from clbench.models.hf_parts import TOLERANCE, DecoderLayer, Tokens, attention_of, home, is_decoder
+from clbench.models.hf_parts import DecoderLayer, Tokens, choose_network, home, is_decoder, load_config, untrained
 from clbench.models.network import Block, Network
 
 OLD_HEAD = "embed_out."  # prefix of the head in files of GPT-NeoX
@@ -74,42 +73,51 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
     if options.pool is not None:
         raise SpecError(f"model {name!r}: pool makes one vector of a text, and a language model has an output for each "
                         "token; leave pool out")
-    folder = folder_of(inner(name))
-    package = home()
-    config = package.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_length = getattr(config, "max_position_embeddings", None)
-    if isinstance(max_length, int) and input_shape[0] > max_length:
-        raise SpecError(f"model {name!r} takes at most {max_length} tokens, the benchmark has {input_shape[0]}; choose "
-                        f"length={max_length} or less")
-    if type(config) not in package.AutoModelForCausalLM._model_mapping:
+    _, config = load_config(name, input_shape[0])
+    if type(config) not in home().AutoModelForCausalLM._model_mapping:
         raise SpecError(f"model {name!r} ({config.model_type}) is no causal language model; choose one such as "
                         "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
-    model: Any = package.AutoModelForCausalLM.from_config(config, attn_implementation=attention_of(package, config))
-    if options.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = options.dropout
-    network = _network(model, config, input_shape[0])
-    _compare(name, network, model, config)
+    model = untrained("AutoModelForCausalLM", config, options.dropout)
+    builders = [lambda: _whole(model)]
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if is_decoder(getattr(model, model.base_model_prefix)) and (window or math.inf) >= input_shape[0]:
+        builders.insert(0, lambda: _divided(model, config))
+
+    def logits(network: LanguageModel, x: Tensor) -> Tensor:
+        return cast(Tensor, network.head(network(x))) * (x >= 0).unsqueeze(-1)
+
+    def expected(x: Tensor) -> Tensor:
+        token_mask = x >= 0
+        ids = x.clamp(min=0).long()
+        logits: Tensor = model(input_ids=ids, attention_mask=token_mask.long(), use_cache=False).logits
+        return logits * token_mask.unsqueeze(-1)
+
+    network = choose_network(model, builders, logits, expected)
+    if network is None:
+        raise SpecError(f"model {name!r} ({config.model_type}) is of a kind that is not known here: its head applied "
+                        "to its hidden states gives other logits than the model; choose another model")
     return network
 
 
-def _network(model: Any, config: Any, length: int) -> LanguageModel:
-    """Return the network of a library's model, in several blocks if it is a decoder like Llama, else in one block."""
-    prefix = model.base_model_prefix
+def _whole(model: Any) -> LanguageModel:
+    """Return the network of a library's model in one block."""
+    prefix, head = model.base_model_prefix, model.get_output_embeddings()
+    conform = Conform(model)
+    blocks = [Block(WholeDecoder(getattr(model, prefix)), nn.Identity())]
+    return LanguageModel(blocks, head, {prefix: "blocks.0.body.model", conform.head: "head"}, published=True,
+                         conform=conform)
+
+
+def _divided(model: Any, config: Any) -> LanguageModel:
+    """Return the network of a decoder like Llama, with a block for each layer."""
+    prefix, conform = model.base_model_prefix, Conform(model)
     body, head = getattr(model, prefix), model.get_output_embeddings()
-    head_name = next(name for name, module in model.named_modules() if module is head)
-    conform = Conform(model, prefix, head_name)
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if not is_decoder(body) or (window or math.inf) < length:
-        aliases = {prefix: "blocks.0.body.model", head_name: "head"}
-        return LanguageModel([Block(WholeDecoder(body), nn.Identity())], head, aliases, published=True, conform=conform)
     layers, width = list(body.layers), config.hidden_size
     blocks = [Block(Tokens(body.embed_tokens), nn.Identity()),
               *(Block(CausalLayer(unit, body.rotary_emb, width), nn.Identity()) for unit in layers)]
     blocks[-1].activation = body.norm
     aliases = {f"{prefix}.embed_tokens": "blocks.0.body.embed_tokens",
-               f"{prefix}.norm": f"blocks.{len(layers)}.activation", head_name: "head"}
+               f"{prefix}.norm": f"blocks.{len(layers)}.activation", conform.head: "head"}
     aliases |= {f"{prefix}.layers.{i}": f"blocks.{i + 1}.body.unit" for i in range(len(layers))}
     return LanguageModel(blocks, head, aliases, published=True, conform=conform)
 
@@ -119,15 +127,13 @@ class Conform:
 
     Args:
         model: a model of the library. Its names are stored, not its weights.
-        prefix: the prefix of names in the model's body.
-        head: the name of the model's head.
     """
 
-    def __init__(self, model: Any, prefix: str, head: str) -> None:
+    def __init__(self, model: Any) -> None:
         """Store the names of the model's weights."""
         self.names = set(model.state_dict())
-        self.prefix = prefix
-        self.head = head
+        self.prefix: str = model.base_model_prefix
+        self.head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
         self.tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         self.embedding = next(name for name, parameter in model.named_parameters()
                               if parameter is model.get_input_embeddings().weight)
@@ -151,29 +157,3 @@ class Conform:
             raise DataError(f"the weights of the language model have no {head}; save the model again by transformers' "
                             "save_pretrained")
         return out
-
-
-@torch.no_grad()
-def _compare(name: str, network: LanguageModel, model: Any, config: Any) -> None:
-    """Check that a network has the same logits as the library's model, on two short texts.
-
-    Raises:
-        SpecError: the logits differ, so clbench does not support this kind of model.
-    """
-    if next(network.parameters()).is_meta:
-        return
-    x = torch.arange(3, 19, dtype=DTYPE).view(2, 8) % config.vocab_size
-    x[1, 5:] = NO_TOKEN
-    token_mask = x >= 0
-    training = network.training
-    network.eval()
-    model.eval()
-    expected = model(input_ids=x.clamp(min=0).long(), attention_mask=token_mask.long(),
-                     use_cache=False).logits[token_mask]
-    logits = network.head(network(x)[token_mask])
-    network.train(training)
-    model.train(training)
-    if logits.shape != expected.shape or (
-            logits - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
-        raise SpecError(f"model {name!r} ({config.model_type}) is of a kind that is not known here: its head applied "
-                        "to its hidden states gives other logits than the model; choose another model")

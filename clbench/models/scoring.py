@@ -139,10 +139,22 @@ class Scorer:
                 logits = cast(Any, self.model)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
                 offset = logits.shape[1] - batch.ids.shape[1]  # number of virtual tokens before the first token
                 losses, correct = token_scores(logits[rows, batch.at[rows, columns] + offset], targets, nn.Identity())
-        counts = is_target.sum(1)
-        sums = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, losses)
-        wrong = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, (~correct).float())
-        return sums / counts, wrong == 0
+        return item_scores(rows, is_target.sum(1), losses, correct)
+
+
+def item_scores(rows: Tensor, counts: Tensor, losses: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nll [N] and exact [N] of items, given the scores of their M targets.
+
+    Args:
+        rows: the item of each target [M].
+        counts: the number of targets of each item [N].
+        losses: the nll of each target [M].
+        correct: whether each target is the most likely token [M].
+    """
+    sums, wrong = torch.zeros(2, len(counts), device=losses.device)
+    sums.index_add_(0, rows, losses)
+    wrong.index_add_(0, rows, (~correct).float())
+    return sums / counts, wrong == 0
 
 
 def token_scores(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -129,11 +129,10 @@ def headline(audit: Audit) -> list[str]:
                 by_verdict[comparison.verdict].append(f"{comparison.metric.name} of {clean(comparison.file)}")
         parts = [f"{verdict}: {in_words(names)}" for verdict, names in by_verdict.items() if names]
         lines.append(f"{clean(model)}: {'; '.join(parts)}.")
-    if audit.dial:
-        if (largest := audit.largest_scale) is None or largest == 0:
-            lines.append("At no scale above 0 do the losses on the other files stay within the margin.")
-        else:
-            lines.append(f"The largest scale whose losses stay within the margin is {largest:g}.")
+    if largest := audit.largest_scale:
+        lines.append(f"The largest scale whose losses stay within the margin is {largest:g}.")
+    elif scales := [point.scale for point in audit.dial if point.scale > 0]:
+        lines.append(f"At scale {min(scales):g}, the smallest above 0, losses do not stay within the margin.")
     return lines
 
 

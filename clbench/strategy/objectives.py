@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clbench.core import tokens
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, R2, REGRESSION, RMSE, ObjectiveInfo
 from clbench.data.samples import Samples
-from clbench.models.scoring import IGNORED, MULTIPLE, needed_tokens, rounded, token_scores
+from clbench.models.scoring import IGNORED, MULTIPLE, item_scores, needed_tokens, rounded, token_scores
 from clbench.strategy.granted import Batch, StreamInfo
 
 NO_VARIANCE = 1e-12  # with a smaller variance, standardized targets count as equal up to rounding
@@ -139,11 +139,9 @@ class CausalLM(Objective):
         """Return nll [N] in nats per token and exact [N], 0 or 1, given hidden states [N, L, D] and labels [N, L]."""
         scored = y[:, 1:out.shape[1]] != IGNORED
         rows, columns = scored.nonzero(as_tuple=True)
-        losses, right = token_scores(out[rows, columns], y[rows, columns + 1].long(), strategy.head_of_task(task))
-        sums, wrong = torch.zeros(2, len(y), device=losses.device)
-        sums.index_add_(0, rows, losses)
-        wrong.index_add_(0, rows, (~right).float())
-        return {"nll": sums / scored.sum(1), "exact": (wrong == 0).float()}
+        token_results = token_scores(out[rows, columns], y[rows, columns + 1].long(), strategy.head_of_task(task))
+        nll, exact = item_scores(rows, scored.sum(1), *token_results)
+        return {"nll": nll, "exact": exact.float()}
 
 
 class Regression(Objective):

@@ -48,13 +48,17 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
         inner: maps a layer to the layer that is passed to `rows`. Default: the layer itself.
 
     Raises:
-        SpecError: a layer is never called, so its inputs are unknown.
+        SpecError: there are no layers, or a layer is never called, so its inputs are unknown.
     """
+    if not layers:
+        raise SpecError("the model has no layers of a kind that the method supports (GPT-2's are Conv1D)")
     sums: dict[str, Tensor] = {}
     token_mask: Tensor | None = None  # bool [N, L], false for padding
 
     def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        input_rows = rows(inner(layer), inputs[0] if token_mask is None else inputs[0] * token_mask.unsqueeze(-1))
+        # Some models, such as OPT, flatten their tokens before a layer.
+        input_rows = rows(inner(layer), inputs[0] if token_mask is None else
+                          inputs[0].flatten(0, -2) * token_mask.flatten().unsqueeze(-1))
         moment = input_rows.T @ input_rows / len(samples)
         sums[name] = sums[name] + moment if name in sums else moment
 

@@ -11,11 +11,16 @@ from helpers.language_models import codes, load, make_model, make_tokenizer, mar
 from safetensors.torch import load_file, save_file
 
 from clbench import cli
+from clbench.core.errors import DataError
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import read_items
+from clbench.execution import audit
+from clbench.models.causal_lm import Base
+from clbench.models.hf_files import find_candidates
 from clbench.models.scoring import Scorer
-from clbench.results.audit import FileScores, cell, judge, noise_floor
+from clbench.report.audit import headline
+from clbench.results.audit import Audit, DialPoint, FileScores, cell, judge, noise_floor
 
 pytestmark = pytest.mark.extra("lm")
 OLD = codes(1)
@@ -116,8 +121,19 @@ def test_scores_are_written_and_not_computed_again(capsys, folder, tmp_path, mon
     assert "items," not in err
     code, _, err = call(capsys, folder, "base", "adapter", "fresh", *FILES, "--out", out)
     assert [line.split(":")[0] for line in err.splitlines() if "items," in line] == ["fresh"] * 3
-    code, _, err = call(capsys, folder, "base", "adapter", *FILES, "--length", "100", "--out", out)
-    assert err.count("items,") == 9  # another setting
+    for length, count in (("100", 0), ("8", 9)):  # 100 changes no token
+        code, _, err = call(capsys, folder, "base", "adapter", *FILES, "--length", length, "--out", out)
+        assert (code, err.count("items,")) == (0, count)
+
+
+def test_files_and_models_are_hashed_once(capsys, folder, tmp_path, monkeypatch):
+    hashed = []
+    for name in ("fingerprint", "hash_file"):
+        original = getattr(audit, name)
+        monkeypatch.setattr(audit, name, lambda path, original=original: hashed.append(path) or original(path))
+    code, _, err = call(capsys, folder, "base", "adapter", *FILES, *DIAL, "--out", tmp_path / "audit")
+    assert code == 0, err
+    assert sorted(path.name for path in hashed) == ["adapter", "base", "general.txt", "new.jsonl", "old.jsonl"]
 
 
 def test_a_broken_file_of_scores_is_named(capsys, folder, tmp_path):
@@ -293,6 +309,31 @@ def test_the_dial_shows_each_scale_and_exports_one(capsys, folder, tmp_path):
     assert cells[1]["old.jsonl", "nll"]["value"] == pytest.approx(value, abs=1e-5)
 
 
+@pytest.mark.parametrize(("within", "line"), [
+    ([True, False, True], "At scale 0.5, the smallest above 0, losses do not stay within the margin."),
+    ([True, True, False], "The largest scale whose losses stay within the margin is 0.5.")])
+def test_the_headline_names_the_scale_up_to_which_losses_stay_within_the_margin(within, line):
+    points = (DialPoint(scale, (), fits) for scale, fits in zip((0, 0.5, 1), within, strict=True))
+    assert headline(Audit("base", (), (), (), dial=tuple(points))) == [line]
+
+
+def test_a_scaled_adapter_is_written_to_a_new_folder_only(capsys, folder):
+    code, _, err = call(capsys, folder, "base", "adapter", "--export-scale", "0.5", "--to", "new.jsonl")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "new.jsonl is not an empty folder; choose a new folder" in err
+
+
+def test_a_base_with_a_revision_takes_the_adapters_of_its_repository(folder, tmp_path):
+    shutil.copytree(folder / "adapter", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "me/Mine"}))
+    candidate, = find_candidates([tmp_path])
+    for name in ("me/mine", "me/mine@main"):
+        Base(folder / "base", name, make_tokenizer(), torch.device("cpu")).check(candidate)
+    with pytest.raises(DataError, match=r"was trained on me/Mine, and the base is me/other@main"):
+        Base(folder / "base", "me/other@main", make_tokenizer(), torch.device("cpu")).check(candidate)
+
+
 def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
     _, peft = quiet()
     adapter(folder / "base", tmp_path / "ia3", config=peft.IA3Config(
@@ -313,6 +354,7 @@ def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
 @pytest.mark.parametrize(("args", "message"), [
     (("base", "adapter"), "name at least one file"), (("base", "--tasks", "old.jsonl"), "name at least one adapter"),
     (("base", "adapter", "--tasks", "old.jsonl", *DIAL), "name the file of the new task by --new FILE"),
+    (("base", "adapter", "--new", "new.jsonl", *DIAL), "name the others by --tasks FILE or --general FILE"),
     (("base", "adapter", "fresh", *FILES, *DIAL), "--scale takes one adapter, found 2 models"),
     (("base", "adapter", *FILES, "--scale", "0,x"), "expected numbers such as 0,0.25,0.5,0.75,1"),
     (("base", "adapter", *FILES, "--export-scale", "1"), "--export-scale and --to go together"),

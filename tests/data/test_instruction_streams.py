@@ -112,7 +112,7 @@ def test_notes_say_what_was_cut_and_what_is_in_both_parts(tmp_path, tokenizer):
     write_lines(place / "train.jsonl", [*rows("a"), {"prompt": "p" * 100, "response": "r"}])
     write_lines(place / "test.jsonl", rows("a", 2))
     notes = " / ".join(stream(place.parent, tokenizer, length=32).notes)
-    assert "1 prompts were cut to fit" in notes and "2 of 2 test items are exact copies of training items" in notes
+    assert "1 prompt was cut" in notes and "2 of 2 test items are exact copies of training items" in notes
 
 
 def test_a_validation_split_and_the_cache_keep_the_labels(tmp_path, tokenizer):

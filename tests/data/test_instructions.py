@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers.language_models import make_tokenizer, marked, write_lines
+from helpers.language_models import make_tokenizer, marked, quiet, write_lines
 
 from clbench.core.errors import DataError
 from clbench.data.own.instruction_tokens import ItemTokenizer, show_scored, start_tokens
@@ -122,6 +122,40 @@ def test_a_template_that_writes_bos_gets_no_second_one():
 def test_a_template_that_hides_the_turns_is_refused(template, reason):
     with pytest.raises(DataError, match=f"here: .*{reason}"):
         tokens(Conversation("here", (("user", "hi"), ("assistant", "yo"))), template=template)
+
+
+def make_sentencepiece():
+    """Return a tokenizer that adds a space at the start of a text, as those of Llama 2 and TinyLlama do."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    transformers, _ = quiet()
+    names = ["<unk>", "<s>", "</s>", "\u2581", *"CPais:", "\u2581P", *(f"<0x{byte:02X}>" for byte in range(256))]
+    made = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [("\u2581", "P")], unk_token="<unk>",
+                                fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                      decoders.Strip(" ", 1, 0)])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>",
+                                                unk_token="<unk>")
+
+
+@lm
+@pytest.mark.parametrize(("prompt", "response", "pieces"), [
+    ("Ca:", "Pa", ["P", "a"]), ("Ca: ", "Pa", ["P", "a"]), ("Ca:", " Pa", [" P", "a"]),
+    ("Ca:", "\nP", ["\n", "P"]), ("Ca:", "\u6771i", ["\u6771", "i"])])
+def test_no_space_comes_between_prompt_and_response(prompt, response, pieces):
+    tokenizer = make_sentencepiece()
+    item, = ItemTokenizer(tokenizer, 64).tokenize([Prompted("x", prompt, response)]).items
+    assert tokenizer.decode(item.ids, skip_special_tokens=True) == prompt + response
+    assert show_scored(item, tokenizer) == f"<s> {prompt}" + marked(*pieces, "</s>")
+
+
+@lm
+def test_tokens_of_one_character_are_shown_together():
+    assert not ItemTokenizer(make_tokenizer(), 64).adds_space
+    tokenizer, done = tokens(Prompted("x", "\xfc ", "\u6771a"))
+    assert show_scored(done.items[0], tokenizer) == "\xfc " + marked("\u6771", "a", "<|im_end|>")
 
 
 @lm

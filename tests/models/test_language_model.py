@@ -26,6 +26,15 @@ def logits_of(network, x):
         return network.head(network(x))
 
 
+def make_gemma():
+    """Return a tiny Gemma 3 with random weights."""
+    transformers, _ = quiet()
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, max_position_embeddings=64, sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"])).eval()
+
+
 def random_tokens(seed=0, rows=3, length=20, vocabulary=259):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(0, vocabulary, (rows, length), generator=generator, dtype=torch.int32)
@@ -49,6 +58,21 @@ def test_a_decoder_has_a_block_for_each_layer_and_the_logits_of_transformers(tmp
     torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_the_option_dropout_also_sets_rates_that_a_model_has_as_numbers(tmp_path, kind):
+    transformers, _ = quiet()
+    model = make_model(attention_dropout=0.3)
+    if kind == "opt":
+        model = transformers.OPTForCausalLM(transformers.OPTConfig(
+            vocab_size=259, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=64, dropout=0.1))
+    folder, x = save(tmp_path, model), random_tokens()
+    for dropout, is_random in ((0.0, False), (None, True), (0.2, True)):
+        torch.manual_seed(0)
+        network = language_model(f"hf:{folder}", TextModelOptions(dropout=dropout), (64,)).train()
+        assert torch.equal(logits_of(network, x), logits_of(network, x)) is not is_random
+
+
 def test_tokens_after_a_text_do_not_change_what_comes_before(tmp_path):
     network = network_of(save(tmp_path, make_model()))
     x = random_tokens()
@@ -62,7 +86,7 @@ def test_a_tied_head_is_one_parameter(tmp_path):
     assert network.head.weight is network.blocks[0].body.embed_tokens.weight
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "neox", "window"])
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "window", "gemma3"])
 def test_other_models_are_one_block(tmp_path, kind):
     transformers, _ = quiet()
     torch.manual_seed(0)
@@ -73,6 +97,8 @@ def test_other_models_are_one_block(tmp_path, kind):
         model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(
             vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=64)).eval()
+    elif kind == "gemma3":  # its layers have position embeddings of two kinds
+        model = make_gemma()
     else:  # attention that does not reach back far enough
         model = transformers.MistralForCausalLM(transformers.MistralConfig(
             vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -84,6 +110,13 @@ def test_other_models_are_one_block(tmp_path, kind):
     with torch.no_grad():
         expected = model(input_ids=x.clamp(min=0).long(), attention_mask=there.long()).logits
     torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
+
+
+def test_models_have_the_same_blocks_without_values(tmp_path):
+    for number, (model, count) in enumerate(((make_model(), 3), (make_gemma(), 1))):
+        folder = save(tmp_path / str(number), model)
+        with torch.device("meta"):
+            assert len(language_model(f"hf:{folder}", TextModelOptions(), (64,)).blocks) == count
 
 
 def test_files_have_the_names_of_transformers(tmp_path):

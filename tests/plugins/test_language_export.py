@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from clbench import cli
 from clbench.core.artifacts import BASE, task_folder
 from clbench.core.errors import SpecError, StoreError
-from clbench.execution.loading import load_model
+from clbench.execution.exporting import export
+from clbench.execution.loading import SavedModel, load_model
 from clbench.execution.trial_runner import TrialRunner
 from clbench.models.hf_files import published_as
 from clbench.results.store import Store
@@ -89,6 +90,20 @@ def test_peft_gives_the_strategy_s_own_logits(runs, tmp_path, method, options):
             if method == "lora":  # its answers stay
                 assert torch.equal(logits(strategy, test, task), ours)
     assert not (tmp_path / BASE).exists()
+
+
+@pytest.mark.parametrize("method", ["osf", "seq-lora:merge=true", "independent"])
+def test_a_model_that_transformers_cannot_load_is_not_exported(runs, tmp_path, method):
+    store = Store(tmp_path / "run")
+    runner = TrialRunner(runs.runner.settings.model_copy(update={"keep": "models"}), "cpu", "a test",
+                         artifacts=store.artifacts)
+    record = runner.run(runs.planned(method)[0])
+    store.write(record)
+    with pytest.raises(SpecError, match=r"clbench export cannot write for transformers, because .* one plain network"):
+        export(tmp_path / "run", None, tmp_path / "model")
+    with pytest.raises(SpecError, match="clbench export cannot write"):
+        SavedModel(store, record, runner.registry)(torch.zeros(1, 4, dtype=torch.int32), task=0)
+    assert not (tmp_path / "model").exists()
 
 
 def test_files_have_the_base_s_name_and_no_head(runs, finished):

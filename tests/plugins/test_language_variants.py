@@ -5,10 +5,11 @@ import functools
 import pytest
 import torch
 from clbench_lora.layers import LoRALayer
-from helpers.language_models import load
+from helpers.language_models import load, quiet, save
 from helpers.language_runs import LanguageRuns, as_transformers, learn, logits
 
 from clbench.core.errors import SpecError
+from clbench.strategy import subspace
 
 pytestmark = pytest.mark.extra("lm")
 
@@ -170,6 +171,23 @@ def test_gpm_s_steps_are_orthogonal_to_the_inputs_of_earlier_tasks(runs):
         else:  # norms, and the embedding, which the head is tied to
             assert not change.any()
     assert strategy.model.head.weight is strategy.model.blocks[0].body.embed_tokens.weight
+
+
+def test_gpm_takes_layers_whose_inputs_are_flat_and_refuses_a_model_without_layers(runs):
+    transformers, _ = quiet()
+    torch.manual_seed(0)
+    opt = transformers.OPTForCausalLM(transformers.OPTConfig(
+        vocab_size=259, hidden_size=16, word_embed_proj_dim=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=256)).eval()
+    replica = runs.replica("gpm", model=save(runs.folder / "opt", opt))
+    train, layer = replica.stream.tasks[0].train, "blocks.0.body.model.decoder.layers.0.fc1"
+    moments = subspace.input_moments(replica.strategy, replica.strategy.model, replica.strategy.projected(), train)
+    name = replica.strategy.model.published_name(layer)
+    torch.testing.assert_close(moments[layer], input_moments(load(runs.folder / "opt"), [name], train)[name],
+                               rtol=1e-4, atol=1e-4)
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=259, n_embd=16, n_layer=1, n_head=2))
+    record = runs.runner.run(runs.planned("gpm", model=save(runs.folder / "gpt2", gpt2))[0])
+    assert record.failure.message.startswith("gpm: the model has no layers of a kind that the method supports")
 
 
 def learn_next(replica, index):

@@ -1,5 +1,6 @@
 """Trials of language models, whole: learning, forgetting, routing, general texts, answers, settings (extra `lm`)."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_generated_answers_agree_with_exact_matches(folder):
         assert right <= round(12 * record.scores["exact"][2][task])
 
 
+def test_a_long_prompt_does_not_shorten_the_answers_of_other_prompts(folder, tmp_path):
+    (tmp_path / "model").symlink_to(folder / "model")
+    rows = [{"prompt": "count: ", "response": "one two three four five six"}, {"prompt": "x" * 40, "response": "y"}]
+    for task, part in ((task, part) for task in "ab" for part in ("train", "test")):
+        (tmp_path / "tasks" / task).mkdir(parents=True, exist_ok=True)
+        write_lines(tmp_path / "tasks" / task / f"{part}.jsonl", rows)
+    record, = run(tmp_path, "naive", recipe={"iterations": 60, "batch_size": 2, "lr": 1e-2})
+    assert record.scores["exact"][-1] == [1.0, 1.0]
+    assert {answer.end for answer in record.answers} == {row["response"] for row in rows}
+
+
 def test_seeds_in_a_stack_give_what_they_give_alone(folder):
     recipe = {"iterations": 6, "batch_size": 5, "lr": 1e-3}
     together = run(folder, "naive", seeds=2, recipe=recipe)
@@ -153,6 +165,7 @@ def test_a_kept_model_is_exported_for_transformers(folder, tmp_path):
     assert kept.evaluate(folder) == pytest.approx(record.R[-1], abs=1e-6)
     with pytest.raises(SpecError, match="is a language model, which answers token by token"):
         kept(x, task=0)
+    (tmp_path / "run" / "artifacts" / record.key / "state.safetensors").unlink()  # a new run with it would not help
     with pytest.raises(SpecError, match="is a language model, which cannot continue training"):
         continue_trial(tmp_path / "run", None, Resolved(name="x"), ExecutionSettings(), "cpu")
 
@@ -231,6 +244,27 @@ def test_general_texts_are_read_once_in_a_run(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(self) or original(self))
     run(folder, "naive", seeds=2, recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}, general=[str(path)])
     assert read.count(path) == 1
+
+
+def test_general_texts_that_are_cut_are_noted_and_fit_the_model(folder, tmp_path):
+    save(tmp_path / "model", make_model(length=64))
+    (tmp_path / "tasks").symlink_to(folder / "tasks")
+    (tmp_path / "short.txt").write_text("x" * 40)
+    (tmp_path / "long.txt").write_text("x" * 70 + "\n\n" + "y" * 10)
+    texts = [str(tmp_path / "short.txt"), str(tmp_path / "long.txt")]
+    record, = run(tmp_path, "naive", recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}, general=texts)
+    assert [note for note in record.notes if " cut " in note] == ["long.txt: 1 text was cut to 64 tokens"]
+
+
+@pytest.mark.parametrize(("options", "shown"), [("", "even without its prompt"),
+                                                (":cut_responses=true", "1 response was cut to 64 tokens")])
+def test_responses_of_general_texts_follow_the_option_before_the_first_trial(folder, tmp_path, options, shown):
+    path = write_lines(tmp_path / "general.jsonl", [{"prompt": "say: ", "response": "x" * 80}])
+    spec = build({"benchmark": f"instructions:{folder / 'tasks'}:length=64{options}", "model": f"hf:{folder / 'model'}",
+                  "methods": ["naive"], "seeds": 1})
+    runner = TrialRunner(ExecutionSettings(data=folder, general=[str(path)]), "cpu", "test")
+    with contextlib.nullcontext() if options else pytest.raises(DataError, match=shown):
+        assert f"general.jsonl: {shown}" in runner.prepare(plan(spec, discover())[0].trial)
 
 
 def test_the_adapter_of_an_answer_is_chosen_once_by_the_prompt(folder):

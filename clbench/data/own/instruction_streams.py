@@ -142,9 +142,8 @@ def _ordered(tasks: list[TaskItems], options: InstructionOptions, where: str) ->
 
 def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> Iterator[str]:
     """Yield notes for the user: on items that were cut, and on test items that are copies of training items."""
-    for kind, field in (("prompts", "cut_prompts"), ("responses", "cut_responses")):
-        if count := sum(getattr(part, field) for pair in parts for part in pair):
-            yield f"{count} {kind} were cut to fit"
+    yield from Tokenized((), *(sum(getattr(part, field) for pair in parts for part in pair)
+                               for field in ("cut_prompts", "cut_responses"))).notes
     copy_count = test_count = 0
     for pair in parts:
         train_ids = {item.ids for item in pair[0].items}

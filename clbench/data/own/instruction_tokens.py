@@ -5,7 +5,7 @@ Prompt and response are tokenized separately, so the response is scored exactly 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from clbench.data.own.instructions import ASSISTANT, Conversation, Item, PlainTe
 from clbench.models.scoring import TokenItem
 
 LENGTH = 1024  # largest number of tokens of an item, if the user does not set it
+BEFORE = "\n"  # a text before a response, so that the tokenizer does not add a space to it
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what tokens of a part of a character are decoded to
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,11 @@ class ItemTokenizer:
     """
 
     def __init__(self, tokenizer: Any, length: int, cut_responses: bool = False) -> None:
-        """Find the tokens that the tokenizer puts at the start of a text."""
+        """Find the tokens that the tokenizer puts at the start of a text, and whether it adds a space there."""
         self.tokenizer, self.length, self.cut_responses = tokenizer, length, cut_responses
         self.start = start_tokens(tokenizer)
+        before = self._plain(BEFORE)
+        self.adds_space = self._plain(BEFORE + "a") not in (self._plain("a"), before + self._plain("a"))
 
     def tokenize(self, items: Iterable[Item]) -> Tokenized:
         """Return items as tokens that fit.
@@ -80,7 +84,7 @@ class ItemTokenizer:
             if not prompt:
                 raise DataError(f"{item.place}: the prompt is empty, and this tokenizer puts no token at the start, so "
                                 "the first token of the response has nothing before it")
-            ids = [*prompt, *self._plain(item.response), self._end(item)]
+            ids = [*prompt, *self._response(item), self._end(item)]
             return ids, list(range(len(prompt), len(ids)))
         if isinstance(item, PlainText):
             ids = [*self.start, *self._plain(item.text)]
@@ -146,6 +150,16 @@ class ItemTokenizer:
         """Return the tokens of a text without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def _response(self, item: Prompted) -> list[int]:
+        """Return the tokens of a response, without the space that SentencePiece adds at the start of a text."""
+        if not self.adds_space:
+            return self._plain(item.response)
+        before, ids = self._plain(BEFORE), self._plain(BEFORE + item.response)
+        if ids[:len(before)] != before:
+            raise DataError(f"{item.place}: the tokenizer joins the start of the response with a line break before it, "
+                            "so the response's own tokens are not known; let it begin with another character")
+        return ids[len(before):]
+
     def _end(self, item: Item) -> int:
         """Return the token that ends a response."""
         if self.tokenizer.eos_token_id is None:
@@ -184,9 +198,20 @@ def start_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 
 def show_scored(item: TokenItem, tokenizer: Any) -> str:
-    """Return an item as text in which the scored tokens are in angle quotation marks, one pair for each token."""
+    """Return an item as text in which the scored tokens are in angle quotation marks.
+
+    There is one pair of marks for each token, or for the tokens of one character. Tokens are decoded together with the
+    tokens before them, because some tokenizers drop the space of the first token.
+    """
     scored = set(item.scored)
-    pieces: Sequence[str] = [tokenizer.decode([token]) for token in item.ids]
-    return "".join(f"\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}{piece}"
-                   f"\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}" if i in scored else piece
-                   for i, piece in enumerate(pieces))
+    text = shown = ""
+    for i in range(len(item.ids)):
+        decoded = tokenizer.decode(item.ids[:i + 1], clean_up_tokenization_spaces=False)
+        is_end = i + 1 == len(item.ids) or (i in scored) != (i + 1 in scored)
+        if decoded.endswith(INCOMPLETE) and not is_end:
+            continue
+        piece = decoded[len(text):]
+        shown += (f"\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}{piece}"
+                  f"\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}" if i in scored else piece)
+        text = decoded
+    return shown

@@ -21,8 +21,9 @@ from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import FileContent, hashes_of
 from clbench.data.stream import Stream
 from clbench.data.tests import Tests
-from clbench.models.causal_lm import load_tokenizer
-from clbench.models.hf_files import folder_of
+from clbench.experiment.trial import Trial
+from clbench.models.causal_lm import load_tokenizer, longest
+from clbench.models.hf_files import folder_of, inner
 from clbench.models.scoring import IGNORED
 from clbench.results.records import Answer
 from clbench.strategy.base import Strategy
@@ -34,7 +35,7 @@ from clbench.training.evaluation import batch_size, predict_routed, route
 from clbench.training.replica import Replica
 
 ANSWERS = 3  # test items of each task that are answered
-LONGER = 8  # tokens by which an answer may exceed the longest response
+LONGER = 8  # tokens by which an answer may exceed the response
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,28 @@ class LanguageCallback(Callback):
         tokenizer: folder or repository of the tokenizer.
         general: contents of the files of general texts, by name.
         length: largest number of tokens of an item.
+        cut_responses: whether a response that does not fit is cut; otherwise it is an error.
     """
 
-    def __init__(self, tokenizer: str, general: Mapping[str, FileContent], length: int) -> None:
-        """Load the tokenizer and tokenize the texts."""
+    def __init__(self, tokenizer: str, general: Mapping[str, FileContent], length: int, cut_responses: bool) -> None:
+        """Load the tokenizer and tokenize the texts; `notes` describes what was cut."""
         self.tokenizer: Any = load_tokenizer(folder_of(tokenizer))
-        self.general = [self._tokenize(name, content, length) for name, content in general.items()]
         self.hashes = hashes_of(general)
-
-    def _tokenize(self, name: str, content: FileContent, length: int) -> GeneralTexts:
-        """Return the tokenized texts of a file."""
-        items = ItemTokenizer(self.tokenizer, length).tokenize(list(content.items)).items
-        x, y = as_tensors(items, max(len(item.ids) for item in items))
-        tests = Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None, token_labels=True)
-        return GeneralTexts(name, tests, all(item.has_response for item in items))
+        self.general: list[GeneralTexts] = []
+        self.notes: list[str] = []
+        item_tokenizer = ItemTokenizer(self.tokenizer, length, cut_responses)
+        for name, content in general.items():
+            tokenized = item_tokenizer.tokenize(content.items)
+            x, y = as_tensors(tokenized.items, max(len(item.ids) for item in tokenized.items))
+            tests = Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None, token_labels=True)
+            self.general.append(GeneralTexts(name, tests, tokenized.have_responses))
+            self.notes += [f"{name}: {note} to {length} tokens" for note in tokenized.notes]
 
     def on_start(self, training: Training) -> None:
         """Score general texts before the first task, unless a checkpoint had the scores already."""
         for replica in training.replicas:
+            for note in self.notes:
+                replica.add_note(note)
             if not replica.general:
                 replica.general_files = dict(self.hashes)
                 self._score(replica, training, 0)
@@ -113,8 +118,9 @@ class LanguageCallback(Callback):
             given_task = task if strategy.stream_info.task_given else None
             x, y = stream.tasks[task].test.x[:ANSWERS], stream.tasks[task].test.y[:ANSWERS]
             prompts, responses = divide_items(x, y)
-            max_tokens = min(max(map(len, responses)) + LONGER, stream.input_shape[0] - max(map(len, prompts)))
-            generated = generate(strategy, prompts, given_task, max_tokens, self._ends())
+            limits = [min(len(response) + LONGER, stream.input_shape[0] - len(prompt))
+                      for prompt, response in zip(prompts, responses, strict=True)]
+            generated = generate(strategy, prompts, given_task, limits, self._ends())
             for number, (prompt, response, continuation) in enumerate(zip(prompts, responses, generated, strict=True)):
                 text = self._text(continuation)
                 if task == learned:
@@ -150,33 +156,31 @@ def divide_items(x: Tensor, y: Tensor) -> tuple[list[list[int]], list[list[int]]
 
 
 @torch.no_grad()
-def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | None, most: int, ends: set[int]
-             ) -> list[list[int]]:
+def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | None, limits: Sequence[int],
+             ends: set[int]) -> list[list[int]]:
     """Return the greedy continuation of each prompt, without the end token.
 
     Args:
         strategy: the strategy, in eval mode.
         prompts: tokens of each prompt.
         task: the task of all prompts; None if it is not given.
-        most: largest number of tokens of a continuation.
+        limits: largest number of tokens of each continuation, at least 1.
         ends: tokens that end a continuation.
     """
     device, head = strategy.class_mask.device, strategy.head_of_task(task)
     texts = [list(prompt) for prompt in prompts]
     open_rows = list(range(len(texts)))
     tasks = route(strategy, padded(texts).to(device), task)
-    for _ in range(most):
+    while open_rows:
         x = padded([texts[row] for row in open_rows]).to(device)
         hidden = predict_routed(strategy, x, task, None if tasks is None else tasks[open_rows]).logits
         last_positions = torch.tensor([len(texts[row]) - 1 for row in open_rows], device=device)
         chosen = head(hidden[torch.arange(len(open_rows), device=device), last_positions]).argmax(-1).tolist()
         for row, token in zip(list(open_rows), chosen, strict=True):
-            if token in ends:
-                open_rows.remove(row)
-            else:
+            if token not in ends:
                 texts[row].append(token)
-        if not open_rows:
-            break
+            if token in ends or len(texts[row]) == len(prompts[row]) + limits[row]:
+                open_rows.remove(row)
     return [text[len(prompt):] for text, prompt in zip(texts, prompts, strict=True)]
 
 
@@ -188,9 +192,15 @@ def padded(texts: Sequence[Sequence[int]]) -> Tensor:
     return x
 
 
-def language_callback(stream: Stream, options: dict[str, Any], general: Mapping[str, FileContent]
-                      ) -> LanguageCallback | None:
-    """Return the callback for the language models of a stream, else None; `options` are the benchmark's options."""
+def language_callback(stream: Stream, trial: Trial, general: Mapping[str, FileContent]) -> LanguageCallback | None:
+    """Return the callback for a trial of a language model, and None for other trials.
+
+    Raises:
+        DataError: a general text has nothing to score, or its response does not fit.
+    """
     if not stream.predicts_tokens:
         return None
-    return LanguageCallback(options["tokenizer"], general, options["length"])
+    options, model = trial.benchmark.options, trial.model.name
+    max_length = longest(folder_of(inner(model))) if model.startswith("hf:") else None
+    return LanguageCallback(options["tokenizer"], general, min(options["length"], max_length or options["length"]),
+                            options["cut_responses"])

@@ -1,0 +1,81 @@
+"""The files of models that clbench looks up in the cache of Hugging Face's hub, and downloads (extra `text`)."""
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from clbench.core.errors import DataError
+from clbench.models import hf_files
+from clbench.models.hf_files import base_folder, folder_of, weights_of
+
+pytestmark = pytest.mark.extra("text")
+WHOLE = ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors", "training.log"]
+PARTS = ["config.json", "tokenizer.json", "model-1.safetensors", "model-2.safetensors"]
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Return a function that sets the files of the only repository; the calls are in the attribute `asked`."""
+    published, cache = tmp_path / "published", tmp_path / "snapshots" / "c0ffee"
+    asked = []
+
+    def publish(names, cached=()):
+        published.mkdir()
+        for name in names:
+            (published / name).write_text("{}")
+        if "model-1.safetensors" in names:
+            weights = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+            (published / "model.safetensors.index.json").write_text(json.dumps(weights))
+        for name in cached:
+            cache.mkdir(parents=True, exist_ok=True)
+            shutil.copy(published / name, cache)
+
+    def download(name, revision, allow_patterns, local_files_only):
+        if not local_files_only:
+            asked.append(revision)
+            cache.mkdir(parents=True, exist_ok=True)
+            for path in published.iterdir():
+                if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                    shutil.copy(path, cache)
+        elif not cache.is_dir():
+            raise FileNotFoundError("not in the cache")
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(hf_files, "hub_problem", lambda library: "")
+    publish.asked = asked
+    return publish
+
+
+def names(folder: Path):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_chat_template_in_its_own_file_is_downloaded(repository):
+    repository(WHOLE)
+    assert names(folder_of("a/b")) == sorted(set(WHOLE) - {"training.log"})
+
+
+def test_weights_that_the_cache_lacks_are_downloaded_from_the_cached_commit(repository):
+    repository(WHOLE, cached=WHOLE[:2])
+    assert names(folder_of("a/b")) == sorted(WHOLE[:2]) and not repository.asked
+    assert weights_of("hf:a/b").is_file() and repository.asked == ["c0ffee"]
+    assert base_folder("a/b").is_dir() and len(repository.asked) == 1
+
+
+@pytest.mark.parametrize("cached", [PARTS[:2], [*PARTS[:3], "model.safetensors.index.json"]])
+def test_all_files_of_divided_weights_are_downloaded(repository, cached):
+    repository(PARTS, cached)
+    assert set(PARTS) < set(names(base_folder("a/b"))) and repository.asked == ["c0ffee"]
+    base_folder("a/b")
+    assert len(repository.asked) == 1
+
+
+def test_missing_weights_are_an_error_without_a_connection(repository, monkeypatch):
+    repository(WHOLE, cached=WHOLE[:2])
+    monkeypatch.setattr(hf_files, "hub_problem", lambda library: "no route to host")
+    with pytest.raises(DataError, match=r"its weights could not be downloaded .*\(no route to host\)"):
+        base_folder("a/b")
