@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from clbench_hat.strategy import chain, gated_features
 from clbench_si.strategy import SI
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench import Network, StreamInfo, Task
 from clbench.core.device import send
@@ -67,10 +67,12 @@ class XdG(PerTaskStrategy, SI):
 
     def trainable(self) -> int:
         """Return the number of values that the task trains: only those between units that are on."""
+        head = self.heads[-1]
+        assert isinstance(head, nn.Linear)
         total, inputs, inputs_on = 0, 1, 1
-        for layer in (*(layer for _, layer in chain(self.model)), self.heads[-1]):
+        for layer in (*(layer for _, layer in chain(self.model)), head):
             outputs = len(layer.weight)
-            outputs_on = outputs if layer is self.heads[-1] else self.on_count(outputs)
+            outputs_on = outputs if layer is head else self.on_count(outputs)
             pair_size = layer.weight.numel() // (inputs * outputs)  # weights between two units
             total += (pair_size * inputs_on + (layer.bias is not None)) * outputs_on
             inputs, inputs_on = outputs, outputs_on
