@@ -8,15 +8,12 @@ from typing import Literal
 from pydantic import Field
 
 from clbench import Scalar, StrategyInfo, hookimpl
-from clbench.core.scenario import Outputs
-from clbench.strategy.common_options import MEANING, OutputsOptions
+from clbench.strategy.common_options import OutputsOptions
 
 
 class GenerativeReplayOptions(OutputsOptions):
     """Options of `generative-replay`; the defaults are those of van de Ven's code."""
 
-    outputs: Outputs = Field("seen", description=f"{MEANING}. With own, no step lowers old outputs on new samples, so "
-                             "the network does not learn to tell new classes from old ones")
     targets: Literal["hard", "soft"] = Field(
         "hard", description="labels of generated inputs. hard: the class that the previous network predicts; soft: the "
         "probabilities that it predicts (distillation)")
