@@ -52,6 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.core.errors import DivergedError
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.common_options import AlignOptions
@@ -187,6 +188,9 @@ def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], feat
         samples: raw samples.
         classes: the outputs of a task.
         features: a function from prepared inputs [n, *input_shape] to features [n, D].
+
+    Raises:
+        DivergedError: the factor of a class cannot be computed, because its features are not finite or too large.
     """
     train = samples.materialized()
     all_features = torch.cat([part for _, part in features_of(strategy, train, features)])
@@ -200,7 +204,9 @@ def gaussians(strategy: Strategy, samples: Samples, classes: Sequence[int], feat
         centered = class_features - class_features.mean(0)
         covariance = centered.T @ centered / max(len(class_features) - 1, 1)
         covariance.diagonal().add_(RIDGE)
-        factor = torch.linalg.cholesky(covariance)
+        factor, failure = torch.linalg.cholesky_ex(covariance)
+        if not failure.is_meta and failure:
+            raise DivergedError(f"the features of class {output} are not finite or too large for a covariance")
         outputs.append(output)
         means.append(class_features.mean(0))
         factors.append(factor[places[0], places[1]])

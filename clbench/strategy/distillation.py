@@ -56,7 +56,8 @@ class Distilled(Strategy):
 
         If the task is given, there is a group for each earlier task, else one group of all outputs known before `task`.
         """
-        return list(self.known[:task]) if self.stream_info.task_given else [self.known[task - 1]]
+        known = self.known[:task]
+        return list(known) if self.stream_info.task_given else [known.any(0)]
 
     def class_counts(self) -> tuple[Tensor, Tensor]:
         """Return n_old and n_new, scalars: the numbers of outputs known before the task and of outputs of its classes.

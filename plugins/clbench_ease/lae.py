@@ -40,7 +40,6 @@ from torch import Tensor, nn
 from clbench import Batch, Network, StreamInfo, Task
 from clbench.models.network import TokenNetwork
 from clbench.strategy.after_steps import ActsAfterSteps
-from clbench.strategy.granted import PhaseSpec
 from clbench.strategy.per_task import FrozenBase, check_base
 from clbench_ease import LAEOptions
 from clbench_ease.bottleneck import AdaptedBlock, adapt
@@ -101,15 +100,8 @@ class LAE(ActsAfterSteps, FrozenBase):
         self._learn(base=task.index == 0 and self.phases(task) == 2,
                     adapter=not (task.index and self.options.freeze))
 
-    def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Make the adapter trainable in the second phase of a later task."""
-        if task.index and phase == 1:
-            self._learn(base=False, adapter=True)
-        elif not task.index:
-            super().before_phase(task, phase)
-
     def base_learned(self, task: Task) -> None:
-        """Freeze the network."""
+        """Train the adapter and the head in the second phase, which follows the network's or the head's."""
         self._learn(base=False, adapter=True)
 
     def _learn(self, base: bool, adapter: bool) -> None:

@@ -104,11 +104,15 @@ class FeTrIL(Strategy):
         means = self.means
         shifts = F.linear(means - means[self.nearest], self.model.head.weight)  # [C, C], shifts of the logits
         lent = (batch.y[:, None] == self.nearest) & self.old  # [N, C]: whether sample n gives class c a pseudo-feature
-        samples, classes = lent.shape
-        shifted = logits[:, None] + self.mask(shifts, self.class_tasks, classes)  # [N, C, C]
-        pseudo = -shifted.log_softmax(2).diagonal(dim1=1, dim2=2)
+        # The sum over outputs of exp(logit + shift) is a product [N, C] of two matrices. Maxima and float64, which MPS
+        # does not have, keep it in range.
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64
+        x, shift = logits.to(wide), self.mask(shifts.to(wide), self.class_tasks, len(shifts))
+        x_max, shift_max = (part.amax(1, keepdim=True).detach() for part in (x, shift))
+        totals = (x - x_max).exp() @ (shift - shift_max).exp().T
+        pseudo = totals.log() + x_max + shift_max.T - x - shift.diagonal()
         real = F.cross_entropy(self.mask(logits, batch.tasks), batch.y, reduction="sum")
-        return (real + torch.where(lent, pseudo, 0.0).sum()) / (samples + lent.sum())
+        return (real + torch.where(lent, pseudo, 0.0).sum()).to(real.dtype) / (len(logits) + lent.sum())
 
     @property
     def means(self) -> Tensor:

@@ -7,7 +7,9 @@ task. A step uses g if G g >= 0. Otherwise it uses G^T v + g, where v solves the
 
 With a margin of 0 this is the step nearest to g that raises none of these losses (to first order). All stored samples
 of a task take part in every step, so a step costs one pass over the memory. On a GPU, each step waits for the
-inner products, because the dual problem is solved on the CPU.
+inner products, because the dual problem is solved on the CPU. They are computed in float64, because `RIDGE` is smaller
+than the rounding error of float32 if gradients are long. If gradients are not finite or too long for float64 as well,
+the step is NaN, and the trial counts as diverged.
 
 As in the authors' code (facebookresearch/GradientEpisodicMemory), `RIDGE` is added to the diagonal of G G^T, which
 gives the problem one solution, and the margin (`memory_strength`) is the lower bound of v. The paper adds it to the
@@ -70,26 +72,29 @@ class GEM(ReplayMemory):
 
 def project(gradient: Tensor, memory: Tensor, margin: float) -> Tensor:
     """Return the gradient [P], or its projection if it points against a row of `memory` [t, P]."""
-    along = memory @ gradient
-    products = memory @ memory.T
-    weights = dual_weights(products, along, margin).to(memory)
-    return torch.where((along < 0).any(), gradient + weights @ memory, gradient)
+    rows = memory.double()
+    along = rows @ gradient.double()
+    weights = dual_weights(rows @ rows.T, along, margin).to(memory)
+    return torch.where((along >= 0).all(), gradient, gradient + weights @ memory)
 
 
 def dual_weights(products: Tensor, along: Tensor, margin: float) -> Tensor:
-    """Return the v >= margin that minimizes 1/2 v^T (products + RIDGE I) v + along^T v, float64 [t].
+    """Return the v >= margin that minimizes 1/2 v^T (products + RIDGE I) v + along^T v; all are float64, v is [t].
 
-    With products + RIDGE I = L L^T and v = margin + u it this is |L^T u - b|^2 / 2 over u >= 0, with
-    L b = -(L L^T margin + along).
+    With products + RIDGE I = L L^T and v = margin + u, this is |L^T u - b|^2 / 2 over u >= 0, with
+    L b = -(L L^T margin + along). If numbers are not finite or L does not exist, v is NaN.
     """
     from scipy.optimize import nnls
 
     if products.is_meta:
         return torch.zeros_like(along)
-    *columns, cpu_along = torch.cat([products, along[:, None]], 1).double().cpu().unbind(1)
+    numbers = torch.cat([products, along[:, None]], 1).cpu()
+    *columns, cpu_along = numbers.unbind(1)
     system = torch.stack(columns)
     system = (system + system.T) / 2 + RIDGE * torch.eye(len(system), dtype=torch.float64)
-    factor = torch.linalg.cholesky(system)
+    factor, failure = torch.linalg.cholesky_ex(system)
+    if failure or not numbers.isfinite().all():
+        return torch.full_like(cpu_along, torch.nan)
     linear = cpu_along + system.sum(1) * margin
     target = torch.linalg.solve_triangular(factor, -linear[:, None], upper=False)[:, 0]
     solution, _ = nnls(factor.T.numpy(), target.numpy())

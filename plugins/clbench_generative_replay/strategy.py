@@ -7,8 +7,9 @@ class or with its probabilities. The network and the generator are trained on x 
     loss = 1 / t loss(x, y) + (1 - 1 / t) loss(x', y')
 
 The network's loss is the cross-entropy. The generator's loss is that of a variational autoencoder, divided by the
-number of pixels. In scenario `class`, old outputs give the label, and it competes among all classes so far. If the task
-is known, the loss on x' is a mean over old tasks, each with its own outputs: an input may be replayed for any of them.
+number of pixels. In scenario `class`, old outputs give the label, and it competes among all classes so far. With
+`outputs = own`, no step lowers old outputs on new samples, so accuracy there is about that of `naive`. If the task is
+known, the loss on x' is a mean over old tasks, each with its own outputs: an input may be replayed for any of them.
 
 This is "DGR" of van de Ven & Tolias 2019 and of van de Ven's code (GMvandeVen/continual-learning,
 `--replay=generative`), and with `targets = soft` "DGR+distill". The generator of Shin et al. is a GAN, which is left

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.core.device import send
 from clbench.models.network import SHORTEST, CosineHead
 
 ROUNDS = 20  # iterations of k-means
@@ -41,28 +40,17 @@ class ProxyHead(CosineHead):
         return averages
 
 
-def clustered(features: Tensor, groups: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return the centers [G, K, D] of K clusters in each of G groups of features, by k-means.
+def clustered(features: Tensor, draws: Tensor, count: int) -> Tensor:
+    """Return the centers [K, D] of K clusters of features [N, D], by k-means.
 
-    Centers start at K random features of the group; a group with fewer features repeats one. A cluster without features
-    keeps its center. No value is read back from the device.
-
-    Args:
-        features: [N, D].
-        groups: whether each feature is in each group, bool [N, G].
-        count: K.
-        generator: draws the first centers.
+    Centers start at the K features with the largest random numbers `draws` [N]; fewer features repeat one. A cluster
+    without features keeps its center.
     """
-    draws = send(torch.rand(len(features), generator=generator, dtype=torch.float64), features.device)
-    order = draws.expand(groups.shape[1], -1).masked_fill(~groups.T, -1.0)
-    top_draws, starts = order.topk(min(count, len(features)), 1)
-    starts = torch.where(top_draws < 0, starts[:, :1], starts)
-    centers = features[torch.cat([starts, starts[:, :1].expand(-1, count - starts.shape[1])], 1)]
+    starts = draws.topk(min(count, len(features))).indices
+    centers = features[torch.cat([starts, starts[:1].expand(count - len(starts))])]
     for _ in range(ROUNDS):
-        flat = centers.flatten(0, 1)
-        nearness = torch.unflatten(features @ flat.T - flat.square().sum(1) / 2, 1, centers.shape[:2])
-        belongs = F.one_hot(nearness.argmax(2), count) * groups[:, :, None]
-        sizes = belongs.sum(0)
-        sums = torch.einsum("ngk,nd->gkd", belongs.to(features.dtype), features)
-        centers = torch.where(sizes[:, :, None] > 0, sums / sizes.clamp(min=1)[:, :, None], centers)
+        nearness = features @ centers.T - centers.square().sum(1) / 2
+        belongs = F.one_hot(nearness.argmax(1), count).to(features.dtype)
+        sizes = belongs.sum(0)[:, None]
+        centers = torch.where(sizes > 0, belongs.T @ features / sizes.clamp(min=1), centers)
     return centers

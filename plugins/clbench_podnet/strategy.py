@@ -96,12 +96,13 @@ class PODNet(CosineReplay):
         """Set the proxies of new classes to centers of their features, scaled to the average length of old proxies."""
         weight = self.head.weight
         parts = [(part.y, features) for part, features in features_of(self, task.train, self.unit_features)]
-        classes = send(torch.tensor(new), weight.device)
-        groups = torch.cat([y for y, _ in parts]).to(weight.device)[:, None] == classes
-        centers = clustered(torch.cat([features for _, features in parts]), groups, weight.shape[1],
-                            self.stream_info.generator)
-        rows = centers.to(weight.dtype) * weight[self.met].norm(dim=2).mean()
-        weight[classes] = torch.where(groups.any(0)[:, None, None], rows, weight[classes])
+        labels, features = torch.cat([y for y, _ in parts]), torch.cat([part for _, part in parts])
+        draws = torch.rand(len(labels), generator=self.stream_info.generator, dtype=torch.float64)
+        draws, length = send(draws, features.device), weight[self.met].norm(dim=2).mean()
+        for output in new:
+            rows = (labels == output).nonzero()[:, 0]
+            if len(rows):
+                weight[output] = clustered(features[rows], draws[rows], weight.shape[1]).to(weight.dtype) * length
 
     def before_task(self, task: Task) -> None:
         """Make the whole network trainable again, and initialize the proxies of new classes."""

@@ -1,4 +1,7 @@
-"""The common part of `ncm`, `simplecil`, `aper`, `slda`, `ranpac`, `fecam`: sums over features of a frozen network.
+"""The common part of the analytic classifiers: sums over features of a frozen network.
+
+These are `ncm`, `simplecil`, `aper`, `slda`, `ranpac`, `fecam`, `ridge` and `acil`, which stores an inverse instead of
+the sums.
 
 Sums do not depend on the order of samples or tasks (except for rounding, which float64 keeps small). Later tasks change
 what was learned only through these sums. Forgetting is therefore limited to what a rule loses because it has to
@@ -27,8 +30,9 @@ dropout 0.1. `ranpac` and `aper` have them by default in a pretrained vision tra
 - Their head in this session is the cosine times a learned number (`CosineLinear`); here it is the network's own. After
   the first task, the head is used only for given tasks that have not been learned yet.
 
-If boundaries are hidden (`ncm`, `simplecil`, `slda`, on a given base), batches are learned as they pass, and the rule
-is fitted again after each. In the end, the sums are the same as if all samples were learned at once.
+If boundaries are hidden (`ncm`, `simplecil`, `slda`, `ridge`, `acil`, on a given base), batches are learned as they
+pass, and the rule is fitted again after each. In the end, the result is the same as if all samples were learned at
+once.
 """
 
 from __future__ import annotations

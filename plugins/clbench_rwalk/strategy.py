@@ -12,12 +12,13 @@ parameters together. The gradient is that of the cross-entropy alone: the penalt
 
 The paper also stores samples of old tasks in scenario `class`. Here nothing is stored.
 
-The gradient is the mean of the batch, as in both codes below, and F starts as the square of the first gradient. An
-interval that the end of a task cuts short counts too. Differences to these codes:
+The gradient is the mean of the batch, as in both codes below, and F starts as the square of the first gradient, as in
+Avalanche. An interval that the end of a task cuts short counts too. Differences to these codes:
 
-- facebookresearch/agem (the first author's): F is updated once in an interval, by the sum of squared gradients since
-  the task began, divided by the interval's steps. The denominator has no 1/2. Unfinished intervals are dropped. After
-  a later task, the mean of old and new scores is added to the old scores instead of replacing them.
+- facebookresearch/agem (the first author's): F starts at 0, because it is set before the first gradient. It is updated
+  once in an interval, by the sum of squared gradients since the task began, divided by the interval's steps. The
+  denominator has no 1/2. Unfinished intervals are dropped. After a later task, the mean of old and new scores is added
+  to the old scores instead of replacing them.
 - Avalanche 0.6 sets epsilon to the machine precision (the default here is the first author's), clips the negative
   scores of a task and not of an interval, and divides F and s by their largest values only.
 """

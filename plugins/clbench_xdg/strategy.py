@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from clbench_hat.strategy import chain, gated_features
 from clbench_si.strategy import SI
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench import Network, StreamInfo, Task
 from clbench.core.device import send
@@ -58,8 +58,25 @@ class XdG(PerTaskStrategy, SI):
             gates = self.get_buffer(f"gates__{number}")
             units = gates.shape[1]
             task_gates = torch.zeros(1, units, dtype=torch.bool)
-            task_gates[0, torch.randperm(units)[:max(1, units - round(self.options.gated * units))]] = True
+            task_gates[0, torch.randperm(units, generator=self.stream_info.generator)[:self.on_count(units)]] = True
             setattr(self, f"gates__{number}", torch.cat([gates, send(task_gates, gates.device)]))
+
+    def on_count(self, units: int) -> int:
+        """Return how many of a layer's units are on in each task."""
+        return max(1, units - round(self.options.gated * units))
+
+    def trainable(self) -> int:
+        """Return the number of values that the task trains: only those between units that are on."""
+        head = self.heads[-1]
+        assert isinstance(head, nn.Linear)
+        total, inputs, inputs_on = 0, 1, 1
+        for layer in (*(layer for _, layer in chain(self.model)), head):
+            outputs = len(layer.weight)
+            outputs_on = outputs if layer is head else self.on_count(outputs)
+            pair_size = layer.weight.numel() // (inputs * outputs)  # weights between two units
+            total += (pair_size * inputs_on + (layer.bias is not None)) * outputs_on
+            inputs, inputs_on = outputs, outputs_on
+        return total
 
     def after_task(self, task: Task) -> None:
         """Compute the importance from the paths, and count the task as learned."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from clbench_fetril import FeTrILOptions
 from clbench_fetril.strategy import FeTrIL, nearest
 from helpers.methods import CLASSES, activate, batch, deep_model, make, move, task
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.strategy.base import Task
 
@@ -81,6 +82,23 @@ def test_the_loss_is_that_of_new_features_and_of_moved_ones(scenario):
     for ours, theirs in zip(torch.autograd.grad(loss, list(learning.values())),
                             torch.autograd.grad(expected, list(head.parameters())), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_no_tensor_of_the_loss_has_samples_times_classes_squared():
+    class Largest(TorchDispatchMode):
+        """Records the largest number of values of a tensor."""
+
+        values = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.values = max(self.values, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    strategy, b = two_tasks(), batch(2, 50)
+    with Largest() as largest:
+        strategy.loss(b).backward()
+    assert 50 * CLASSES <= largest.values < 50 * CLASSES**2
 
 
 def test_the_moved_features_have_the_mean_of_the_old_class_exactly():

@@ -70,6 +70,21 @@ def test_a_gradient_that_agrees_with_all_tasks_is_left_as_it_is():
     torch.testing.assert_close(project(against, memory, 0.0), torch.tensor([0.2, -0.1 + 0.1 / (1 + RIDGE), 5.0]))
 
 
+def test_long_gradients_of_similar_tasks_have_a_projection():
+    g = torch.Generator().manual_seed(0)
+    memory = F.normalize(torch.randn(20000, generator=g) + 1e-4 * torch.randn(8, 20000, generator=g)) * 1000
+    gradient = -memory[0] + 0.01 * torch.randn(20000, generator=g)
+    step = project(gradient, memory, 0.0)
+    assert (memory.double() @ step.double()).min() > -1e-4 * 1000 * gradient.norm()
+
+
+@pytest.mark.parametrize("value", [1e15, float("inf"), float("nan")])
+def test_gradients_beyond_float64_make_the_step_nan_so_the_trial_diverges(value):
+    g = torch.Generator().manual_seed(0)
+    memory = (1 + 1e-9 * torch.randn(5, 9, generator=g, dtype=torch.float64)) * value
+    assert project(-torch.ones(9).double(), memory, 0.5).isnan().all()
+
+
 @pytest.mark.parametrize("scenario", ["task", "class"])
 def test_a_step_has_a_constraint_for_each_earlier_task(scenario):
     strategy = make(GEM, GEMOptions(capacity=12, margin=0.0), scenario, deep_model)

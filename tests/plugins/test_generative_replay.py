@@ -10,10 +10,12 @@ from helpers.methods import CLASSES, FEATURES, activate, batch, deep_model, make
 from torch import nn
 
 from clbench.core.errors import SpecError
+from clbench.core.registry import discover
 from clbench.data.prepare import Prepare
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Batch, StreamInfo
 from clbench.strategy.granted import PhaseSpec
+from clbench.testing.checks import bench
 
 SMALL = {"width": 6, "depth": 2, "latent": 3}
 
@@ -107,6 +109,14 @@ def test_the_loss_weighs_new_and_generated_inputs_by_the_number_of_tasks(scenari
     expected = (labels + autoencoder_loss(strategy.generator, b.x.numpy(), first, False)) / 3
     expected += 2 / 3 * (replayed + autoencoder_loss(strategy.generator, past, third, False))
     assert strategy.loss(b).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_old_network_labels_with_all_old_classes_if_new_samples_compete_within_their_task():
+    b = bench(discover().strategy("generative-replay"), {**SMALL, "outputs": "own"}, "class")
+    for index in range(2):
+        b.learn(index)
+    assert [outputs.tolist() for outputs in b.strategy.old_outputs(2)] == [b.strategy.known[:2].any(0).tolist()]
+    assert b.strategy.known.sum(1).tolist()[:2] == [2, 2] and b.strategy.old_outputs(2)[0].sum() == 4
 
 
 def test_nothing_is_replayed_in_the_first_task_and_copies_are_made_after_it():

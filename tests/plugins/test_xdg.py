@@ -90,7 +90,8 @@ def test_an_exact_number_of_units_is_on_and_gates_stay(gated, on):
     assert all(torch.equal(a, b) for a, b in zip(first, strategy.gates(0), strict=True))
     assert [int(gate.sum()) for index in (0, 1) for gate in strategy.gates(index)] == [on] * 4
     again = make(gated=gated)
-    start(again, 0, seed=1)
+    again.stream_info.generator.manual_seed(1)
+    start(again, 0)
     assert gated in (0.0, 0.99) or any(not torch.equal(a, b) for a, b in zip(first, again.gates(0), strict=True))
 
 
@@ -106,6 +107,29 @@ def test_weights_between_units_that_are_off_do_not_move_and_have_no_importance()
     both = np.outer(gates[1], gates[0])
     assert (moved[~both] == 0).all() and (importance[~both] == 0).all() and (moved[both] != 0).any()
     assert first.weight.shape[0] == len(gates[0])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_weights_between_units_that_are_on_count_as_trainable(kind):
+    strategy = make(kind, gated=0.5)
+    task = start(strategy, 0)
+    count = strategy.trainable()
+    with torch.no_grad():
+        for p in strategy.model.blocks.parameters():
+            p.abs_()  # so that ReLU and pooling pass gradients of all units that are on
+    learn = [p for p in strategy.parameters() if p.requires_grad]
+    batch = as_batch(task)
+    gradients = torch.autograd.grad(strategy.loss(type(batch)(batch.x + 1, batch.y, batch.tasks, 0)), learn)
+    assert count == sum(int((gradient != 0).sum()) for gradient in gradients)
+
+
+def test_gates_come_from_the_generator_of_the_stream():
+    gates = []
+    for seed in (0, 1):  # of torch's global generator, from which layers are initialized
+        strategy = make(gated=0.5)
+        start(strategy, 0, seed)
+        gates.append(strategy.gates(0))
+    assert all(torch.equal(a, b) for a, b in zip(*gates, strict=True))
 
 
 def test_the_penalty_is_that_of_si_on_the_layers_behind_the_gates():

@@ -8,6 +8,7 @@ from helpers.per_task import make_model, make_stream_info, make_task
 from torch import nn
 
 import clbench
+from clbench.core.errors import DivergedError
 from clbench.core.registry import discover
 from clbench.persistence.snapshot import read, restore, write
 from clbench.results.store import STATE
@@ -67,6 +68,13 @@ def test_a_single_sample_has_no_variance_but_what_is_added():
     strategy, task = mine(), make_task(0, classes=(0, 1), count=2)
     _, _, factors = gaussians(strategy, task.train, (0, 1), strategy.head_features)
     torch.testing.assert_close(lower(factors[0], 12), 0.01 * torch.eye(12))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e12])
+def test_features_without_a_covariance_mean_that_the_trial_diverged(scale):
+    strategy, task = mine(), make_task(0, classes=(0, 1), count=8)  # a covariance of 8 samples has no full rank
+    with pytest.raises(DivergedError, match="the features of class 0 are not finite or too large for a covariance"):
+        gaussians(strategy, task.train, (0, 1), lambda x: strategy.head_features(x) * scale)
 
 
 def test_drawn_features_have_the_moments_kept_and_older_means_are_nearer_to_0():

@@ -33,7 +33,7 @@ METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), 
            ("er-ace", {"capacity": 10}), ("icarl", {"capacity": 10}), ("acl", {"memory": 3}), ("packnet", {}),
            ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("lucir", {"capacity": 10}),
            ("gem", {"capacity": 10}),  # but for the products that its quadratic problem needs
-           ("podnet", {"capacity": 10, "finetune_steps": 0.0}),
+           ("podnet", {"capacity": 10, "finetune_steps": 0.0, "imprint": False}),  # imprints between tasks
            ("dynamic-er", {"capacity": 10}),
            ("mir", {"capacity": 20, "replayed": 3}), ("hat", {}), ("rwalk", {"interval": 2}), ("xdg", {}),
            ("cls-er", {"capacity": 10}), ("fetril", {}), ("generative-replay", {"width": 16}),
