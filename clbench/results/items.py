@@ -160,8 +160,9 @@ def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed
     """Return the mean over seeds and test samples.
 
     Args:
-        by_seed: the mean of each seed, at least two; it may weight samples by task.
+        by_seed: the mean of each seed, at least two. It is more exact than the mean of the seed's scores.
         scores: [seeds, samples], the score of each sample with each seed, or the difference of two methods' scores.
+            If the mean is one over tasks, the scores are those of `weight_by_task`.
 
     The mean squares are computed in a two-way layout with one value in each cell. The degrees of freedom are
     Satterthwaite's (1946), and at least seeds - 1. Source: Searle, Casella & McCulloch 1992, Variance Components,
@@ -189,6 +190,30 @@ def stacked(scores: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32
     import numpy as np
 
     return np.stack(scores)
+
+
+def weight_by_task(scores: npt.NDArray[np.float32], sizes: Sequence[int], mean: float,
+                   in_task_order: bool) -> npt.NDArray[np.float32]:
+    """Return scores [N] whose plain mean is the mean over tasks, and which vary as much as that mean does.
+
+    In a mean over tasks, a sample of a small task weighs more. So the deviation of each score is multiplied by the
+    sample's weight. If all tasks have the same number of test samples, the scores stay as they are.
+
+    Args:
+        scores: the score of each sample.
+        sizes: the number of test samples of each task.
+        mean: the mean over tasks.
+        in_task_order: whether samples are in the order of the tasks. Otherwise it is not known which sample belongs to
+            which task, and every sample gets the root mean square of the weights.
+    """
+    import numpy as np
+
+    if len(set(sizes)) == 1:
+        return scores
+    weights = np.repeat([sum(sizes) / (len(sizes) * size) for size in sizes], sizes)
+    if in_task_order:
+        return (mean + weights * (scores - mean)).astype(np.float32)
+    return (mean + np.sqrt((weights**2).mean()) * (scores - scores.mean(dtype=np.float64))).astype(np.float32)
 
 
 class ItemScores(RecordPart):

@@ -12,7 +12,7 @@ from clbench.report.analysis.families import NEAR, SAME
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.analysis.paired_tests import all_pairs
 from clbench.report.columns import ACC, MEASURES
-from clbench.results.items import ItemResults, cross
+from clbench.results.items import ItemResults, ItemScores, cross, weight_by_task
 
 SCORES = (np.random.default_rng(0).normal(size=(4, 50)) + np.random.default_rng(1).normal(size=50)
           + np.array([[-1.0], [0.0], [0.5], [1.0]]))
@@ -60,6 +60,60 @@ def test_more_seeds_lower_only_their_part_of_the_variance():
     found = cross(SCORES.mean(axis=1).tolist(), SCORES)
     assert found.variance_with(4) == pytest.approx(found.by_seed + found.of_samples)
     assert found.variance_with(10**9) == pytest.approx(found.of_samples, rel=1e-6)
+
+
+SIZES = (30, 15, 5)
+
+
+def by_task(scores):
+    """Return the mean over tasks of `SIZES` of each row of scores."""
+    return np.stack([part.mean(axis=1) for part in np.split(scores, np.cumsum(SIZES)[:-1], axis=1)]).mean(axis=0)
+
+
+def test_samples_of_small_tasks_weigh_more():
+    row = SCORES[0] + np.repeat([1.0, 0.0, -1.0], SIZES)
+    mean, = by_task(row[None])
+    weights = np.repeat([50 / 3 / size for size in SIZES], SIZES)  # of the mean over tasks, relative to a mean of 1
+    assert (weights * row).mean() == pytest.approx(mean)
+    weighted = weight_by_task(row, SIZES, mean, in_task_order=True)
+    assert weighted.mean() == pytest.approx(mean, abs=1e-6)
+    assert weighted.var() == pytest.approx(((weights * (row - mean)) ** 2).mean(), rel=1e-5)
+    without_order = weight_by_task(row, SIZES, mean, in_task_order=False)
+    assert without_order.mean() == pytest.approx(mean, abs=1e-6)
+    effective = 9 / sum(1 / size for size in SIZES)  # number of samples whose plain mean varies as much
+    assert without_order.var() / 50 == pytest.approx(row.var() / effective, rel=1e-5)
+    assert weight_by_task(row, (25, 25), mean, in_task_order=True) is row
+
+
+@pytest.mark.parametrize("in_task_order", [True, False])
+def test_equal_methods_seldom_differ_if_tasks_have_unequal_numbers_of_samples(in_task_order):
+    draws, sizes, claims = np.random.default_rng(0), (400, 200, 100, 50, 20), 0
+    starts = np.cumsum([0, *sizes[:-1]])
+    for _ in range(400):
+        scores = 0.6 * draws.normal(size=770) + 0.7 * draws.normal(size=(10, 770))
+        means = (np.add.reduceat(scores, starts, axis=1) / sizes).mean(axis=1)
+        weighted = np.stack([weight_by_task(row, sizes, mean, in_task_order)
+                             for row, mean in zip(scores, means, strict=True)])
+        claims += cross(means.tolist(), weighted).p <= 0.05
+    assert claims / 400 < 0.08  # 0.18 if all samples weigh the same
+
+
+def test_reports_weight_samples_by_task():
+    right = np.random.default_rng(4).random((3, 50)) < 0.7
+    accuracies = [[float(part.mean()) for part in np.split(row, np.cumsum(SIZES)[:-1])] for row in right]
+    made = [make_record("ewc", seed, [[0.5] * 3] * 3 + [accuracy]) for seed, accuracy in enumerate(accuracies)]
+    made = [r.model_copy(update={"stream": r.stream.model_copy(update={"test_samples": list(SIZES)}),
+                                 "items": ItemResults.of(np.arange(50), row, "samples")})
+            for r, row in zip(made, right, strict=True)]
+    in_order = [r.model_copy(update={"items": None, "item_scores": ItemScores.of({"accuracy": row}, "samples")})
+                for r, row in zip(made, right, strict=True)]
+    for records, known in ((made, False), (in_order, True)):
+        setting, = by_setting(records)
+        weighted = [weight_by_task(row.astype("float32"), SIZES, float(np.mean(accuracy)), known)
+                    for row, accuracy in zip(right, accuracies, strict=True)]
+        expected = cross([float(np.mean(accuracy)) for accuracy in accuracies], np.stack(weighted)).interval
+        found = setting.interval(ACC, "ewc")
+        assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
 
 
 def records(right, own_samples=False):
