@@ -125,11 +125,13 @@ def condition(setting: Setting) -> str:
     """Describe which samples all seeds share. Intervals and tests do not cover the choice of these samples."""
     if len(setting.seeds) < 2:
         return ""
-    tests = not setting.own_tests and not setting.answers(setting.final)
-    shared = in_words([*(["training"] if not setting.own_training else []), *(["test"] if tests else [])], 2)
-    covered = (f"Intervals and tests of {setting.metric.label} also cover the choice of test samples. "
-               if setting.answers(setting.final) else "")
-    return covered + (f"All results are conditional on the {shared} samples, which all seeds share." if shared else "")
+    covered = [m.metric.label for m in setting.measures if m.metric and setting.answers(m)]
+    training, tests = not setting.own_training, not setting.own_tests and not covered
+    shared = in_words([*(["training"] if training else []), *(["test"] if tests else [])], 2)
+    return " ".join(filter(None, [
+        f"Intervals and tests of {in_words(covered)} also cover the choice of test samples." if covered else "",
+        f"All results are conditional on the {shared} samples, which all seeds share." if shared else "",
+        f"Other results are {'also ' if shared else ''}conditional on the test samples." if covered else ""]))
 
 
 def _counts(families: list[tuple[int, str]]) -> str:

@@ -64,19 +64,27 @@ class Setting:
         return {}
 
     def answers(self, measure: Measure) -> Answers:
-        """Return the scores of test samples by method and seed if the measure is `final` and all seeds share them.
+        """Return the scores of test samples by method and seed if the measure is a final mean and all seeds share them.
 
         The score is whether the answer is right or, for tasks without classes, the sample's value of the metric.
         """
-        return self._answers if measure == self.final else {}
+        if measure.metric is None:
+            return {}
+        if measure.metric not in self._answers:
+            self._answers[measure.metric] = self._answers_by(measure.metric)
+        return self._answers[measure.metric]
 
     @cached_property
-    def _answers(self) -> Answers:
+    def _answers(self) -> dict[Metric, Answers]:
+        """Return the cache of answers."""
+        return {}
+
+    def _answers_by(self, metric: Metric) -> Answers:
         records = done_records(self.methods)
         ids = {item_ids(record) for record in records}
         if not records or None in ids or len(ids) > 1:
             return {}
-        scores = {m.label: {r.trial.seed: item_scores(r) for r in m.done} for m in self.methods}
+        scores = {m.label: {r.trial.seed: item_scores(r, metric) for r in m.done} for m in self.methods}
         known_scores = {label: {seed: values for seed, values in by_seed.items() if values is not None}
                         for label, by_seed in scores.items()}
         return (known_scores if all(len(known_scores[label]) == len(by_seed) for label, by_seed in scores.items())
