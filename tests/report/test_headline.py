@@ -111,6 +111,12 @@ def test_a_leader_that_stores_no_samples_is_compared_with_the_best_that_is_cheap
                                    "task and stores 10% less."]
 
 
+def test_a_cost_that_neither_method_has_is_no_difference():
+    records = study({"ewc": 0.9, "lora": 0.85})
+    records = cost(cost(records, "ewc", trainable=0), "lora", trainable=0, stored=2000)
+    assert told(records, COST) == ["Compared with EWC, lora (85.0%) stores 50% less."]
+
+
 @pytest.mark.parametrize("levels", [{"ewc": 0.9, "lora": 0.8}, {"ewc": 0.9}, {"ewc": 0.9, "naive": 0.8}])
 def test_there_is_no_line_on_costs_if_nothing_is_cheaper(levels):
     records = study(levels)

@@ -207,7 +207,8 @@ def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, 
     differences = []
     for measure, verb, noun in COSTS:
         cost, leader_cost = _mean(setting, measure, label), _mean(setting, measure, leader)
-        if cost is None or leader_cost is None or abs(cost - leader_cost) < SIMILARITY_MARGIN * max(cost, leader_cost):
+        if cost is None or leader_cost is None or cost == leader_cost or (
+                abs(cost - leader_cost) < SIMILARITY_MARGIN * max(cost, leader_cost)):
             continue
         if min(cost, leader_cost) == 0:
             differences.append((cost < leader_cost,
