@@ -88,6 +88,29 @@ def test_of_many_methods_those_that_are_not_significantly_worse_are_named():
     assert many == "EWC (90.1%) is significantly better than all other methods."
 
 
+def test_methods_without_all_seeds_are_not_compared_with_a_single_method_that_has_them():
+    records = [r for r in study({"lora": 0.61, "ewc": 0.895}) if (r.label, r.trial.seed) != ("ewc", 1)]
+    answer, = told(records, ANSWER)
+    assert answer == "Only lora (61.1%) has a result for every seed; EWC (89.4%) does not."
+    answer, = told([r for r in records if (r.label, r.trial.seed) != ("lora", 0)], ANSWER)
+    assert answer.startswith("No method has a result for every seed: EWC (")
+
+
+def test_methods_without_all_seeds_that_are_significantly_better_are_named():
+    levels = {"pnn": 0.68, "lora": 0.6, "si": 0.8, "ewc": 0.9}
+    records = [r for r in study(levels, 4) if (r.label, r.trial.seed) not in {("si", 1), ("ewc", 2)}]
+    assert told(records, ANSWER) == [
+        "PNN (68.1%) is significantly better than 1 of 3 other methods. "
+        "PNN is significantly worse than EWC and SI on shared seeds."]
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02)
+    close = [r for r in study({"pnn": 0.68, "lora": 0.65}, 4, wide)] + [r for r in records if r.label in ("si", "ewc")]
+    answer, = told(close, ANSWER)
+    assert "leads the methods with all seeds, but it is not significantly better than any of the 3 other" in answer
+    assert "PNN is significantly worse than EWC and SI on shared seeds." in answer
+    needed = int(re.search(r"about (\d+) seeds", answer)[1])
+    assert needed > 4  # of the comparison with lora, which PNN leads
+
+
 def test_references_say_how_many_methods_are_better_or_worse_than_naive():
     line = told(study({"ewc": 0.9, "er": 0.8, "mas": 0.6, "naive": 0.7}), ANSWER)[1]
     assert line == ("References: Fine-tuning 70.0%. Of 3 methods, 2 are significantly better than Fine-tuning and 1 is "

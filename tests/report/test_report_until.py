@@ -8,6 +8,7 @@ from clbench.core.errors import StoreError
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.choosing import choosable, choose
 from clbench.report.analysis.facts import facts
+from clbench.report.analysis.families import Family, Pair
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.columns import ACC
@@ -92,6 +93,26 @@ def test_a_method_that_was_dropped_does_not_lead_for_its_lucky_seeds():
     setting = by_setting(made(rule, er=better, ewc=other, lwf=dropped))[0]
     best = facts(setting).best
     assert best.method in ("er", "ewc") and best.beaten == ("lwf",)
+
+
+def test_a_method_that_only_another_one_beats_is_not_beaten_by_the_leader():
+    rule = UntilDecided(baseline="best", first=3, most=8)
+    leader = [0.42 + e for e in (0.10, -0.12, 0.06, 0.1, 0.05, 0.02, 0.06, 0.01)]
+    other, dropped = [0.41 + e for e in NOISE[:8]], [0.34 + e for e in (0.001, -0.002, 0.003)]
+    setting = by_setting(made(rule, lora=leader, ewc=other, si=dropped))[0]
+    best = facts(setting).best
+    assert best.method == "lora" and not best.beaten and best.open == ("ewc",) and best.dropped == ("si",)
+    section, = report.build(made(rule, lora=leader, ewc=other, si=dropped)).sections
+    assert section.headline[0][1] == ("lora (45.5%, ○) leads, but it is not significantly better than any of the 2 other "
+                                      "methods. Significantly worse than another method: SI (no more seeds were added).")
+
+
+@pytest.mark.parametrize(("until", "beaten"), [(RULE, {"ewc", "si"}), (None, {"ewc"})])
+def test_a_method_that_was_dropped_is_also_beaten_by_what_beats_the_better_one(until, beaten):
+    ps = {("lora", "ewc"): 0.01, ("si", "ewc"): 0.02, ("lora", "si"): 0.2}
+    pairs = [Pair(a, b, (-0.1 if a == "si" else 0.1,) * 3, p, p, "t", 3, until) for (a, b), p in ps.items()]
+    tests = Family(ACC.column, tuple(pairs))
+    assert tests.beaten_by("lora") == beaten and tests.beaten_by("ewc") == {"si"} and not tests.beaten_by("si")
 
 
 def test_seeds_beyond_the_most_are_left_out_of_the_tests(records):

@@ -10,6 +10,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import done_records, test_samples
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
 from clbench.results.items import difference_error
+from clbench.results.stats import ROUNDING
 
 
 def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:
@@ -77,17 +78,21 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     best = leader(setting.final.column, values, tests)
     pairs = tests.against(best)
     metric = setting.metric
-    worse = {p.first for p in pairs
-             if not p.equal and p.significant and p.better(metric.direction) == best} | tests.dropped
-    open_pairs = sorted((p for p in pairs if not p.equal and not p.untested and p.first not in worse),
+    beaten = tests.beaten_by(best)
+    exceeding = {p.first for p in pairs if p.significant} - beaten
+    dropped = tests.dropped - beaten - exceeding
+    open_pairs = sorted((p for p in pairs if not (p.equal or p.untested) and p.first not in beaten | exceeding | dropped),
                         key=lambda p: metric.rank(fmean(p.differences)))
-    limited = limiting_test_samples(setting, open_pairs[0]) if open_pairs else None
+    closest = next((p for p in open_pairs if metric.rank(fmean(p.differences)) >= -ROUNDING), None)
+    limited = limiting_test_samples(setting, closest) if closest else None
     return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
                 next((p.test for p in pairs if p.test), None),
-                tuple(p.first for p in pairs if p.first in worse),
+                tuple(p.first for p in pairs if p.first in beaten),
                 tuple(p.first for p in pairs if p.equal), tuple(p.first for p in open_pairs),
-                open_pairs[0].needed if open_pairs and not limited else None,
-                {p.first: p.untested for p in pairs if p.untested and p.first not in worse}, limited)
+                closest.needed if closest and not limited else None,
+                {p.first: p.untested for p in pairs if p.untested and p.first not in beaten | dropped}, limited,
+                closest.first if closest else None, tuple(p.first for p in pairs if p.first in exceeding),
+                tuple(p.first for p in pairs if p.first in dropped and not p.equal))
 
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:

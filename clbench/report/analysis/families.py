@@ -115,6 +115,24 @@ class Family:
         direction = self.column.direction
         return {p.first if p.better(direction) == p.second else p.second for p in self.pairs if p.significant}
 
+    def beaten_by(self, method: str) -> set[str]:
+        """Return the methods that are significantly worse than a method.
+
+        A rule that adds seeds gives no more seeds to a method that some other one significantly exceeds. Then the
+        methods that are significantly worse than one of the returned methods are also returned: the family's
+        significant differences hold together, and two of them imply a third.
+        """
+        direction = self.column.direction
+        worse_than: dict[str, set[str]] = {}
+        for pair in self.pairs:
+            if pair.significant:
+                better = pair.better(direction)
+                worse_than.setdefault(better, set()).add(pair.second if better == pair.first else pair.first)
+        beaten = set(worse_than.get(method, ()))
+        while self.until and (implied := {worse for b in beaten for worse in worse_than.get(b, ())} - beaten):
+            beaten |= implied
+        return beaten
+
     def against(self, method: str) -> list[Pair]:
         """Return the pairs with this method, each as the other method minus this one."""
         return [p.swapped if p.first == method else p for p in self.pairs if method in (p.first, p.second)]

@@ -82,17 +82,22 @@ def _answer(setting: Setting, facts: Facts) -> str:
     methods = [label for label in facts.accuracy if label not in facts.references]
     best = facts.best
     if best is None:
-        return f"{methods[0]} {_value(setting, facts, methods[0])}." if methods else ""
-    other_labels = [*best.beaten, *best.equal, *best.untested, *best.open]
+        return _unranked(setting, facts, methods)
+    other_labels = [*best.beaten, *best.equal, *best.untested, *best.open, *best.exceeding, *best.dropped]
     leader = _with_value(setting, facts, best.method)
+    incomplete = [label for label in (*best.open, *best.exceeding) if label not in setting.eligible]
+    leads = "leads" if all(setting.metric.gain(facts.accuracy[best.method], facts.accuracy[label]) <= 0
+                           for label in incomplete) else "leads the methods with all seeds"
     untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
     sentences = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
         (best.equal, "It equals", "on every seed."),
         *((untested[why], "It is not tested against", words.format(values=setting.metric.shares))
-          for why, words in WHY.items())) if labels]
+          for why, words in WHY.items()),
+        (best.exceeding, f"{best.method} is significantly worse than", "on shared seeds."),
+        (best.dropped, "Significantly worse than another method:", "(no more seeds were added).")) if labels]
     if not best.open:
         if not best.beaten:
-            return " ".join([f"{leader} leads.", *sentences])
+            return " ".join([f"{leader} {leads}.", *sentences])
         beaten = (_with_value(setting, facts, best.beaten[0]) if len(other_labels) == 1
                   else _of_others(len(best.beaten), len(other_labels), facts, best.beaten))
         return " ".join([f"{leader} is significantly better than {beaten}.", *sentences])
@@ -102,13 +107,25 @@ def _answer(setting: Setting, facts: Facts) -> str:
                 f"{_value(setting, facts, best.open[0])}: "
                 f"{'inconclusive' if len(setting.seeds) == 1 else 'no significant difference'}{needed}.")
     if not best.beaten:
-        verb = "leads, but one seed cannot show a difference" if len(setting.seeds) == 1 else (
-            f"leads, but it is not significantly better than any of the {len(other_labels)} other methods")
+        verb = f"{leads}, but " + (
+            "one seed cannot show a difference" if len(setting.seeds) == 1 else
+            f"it is not significantly better than any of the {len(other_labels)} other methods")
         return " ".join([f"{leader} {verb}{needed}.", *sentences])
     verb = "is" if len(best.open) == 1 else "are"
-    return " ".join([f"{leader} leads; it is significantly better than "
+    return " ".join([f"{leader} {leads}; it is significantly better than "
                      f"{_of_others(len(best.beaten), len(other_labels), facts, best.beaten)}. "
                      f"{_open_names(setting, best.open)} {verb} not significantly worse{needed}.", *sentences])
+
+
+def _unranked(setting: Setting, facts: Facts, methods: Sequence[str]) -> str:
+    """Name the methods of a setting in which fewer than two have a result for every seed. `methods` have some."""
+    values = {label: _value(setting, facts, label) for label in methods}
+    if len(values) < 2:
+        return "".join(f"{label} {value}." for label, value in values.items())
+    complete = [f"{label} ({value})" for label, value in values.items() if label in setting.eligible]
+    partial = [f"{label} ({value})" for label, value in values.items() if label not in setting.eligible]
+    return (f"Only {complete[0]} has a result for every seed; {in_words(partial, NAMES)} "
+            f"{'do' if len(partial) > 1 else 'does'} not." if complete else f"No method has a result for every seed: {in_words(partial, NAMES)}.")
 
 
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
@@ -130,7 +147,7 @@ def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> 
 def _needed(setting: Setting, facts: Facts, several: bool) -> str:
     """Return a remark on how many seeds would make the smallest difference significant. It begins with a space."""
     best = facts.best
-    if facts.until or best is None:
+    if facts.until or best is None or best.closest is None:
         return ""
     if best.limited:
         return (f" (for the closest one, {best.limited:,} test samples are too few, and more seeds will not help)"
