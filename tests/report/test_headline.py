@@ -1,5 +1,6 @@
 """The first lines of a section: answer, cost, trade-offs, cautions, next command."""
 
+import datetime
 import itertools
 import re
 
@@ -244,6 +245,24 @@ def test_fresh_seeds_are_analyzed_alone_if_the_rule_of_adding_seeds_does_not_app
     assert told(records, NEXT) == [
         "confirm with fresh seeds, analyzed alone: clbench run --methods ewc,er,naive --seeds 2,3 --out "
         "runs/split-mnist-5k-confirmation"]
+
+
+def test_more_seeds_are_run_with_the_methods_of_all_commands():
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02)
+
+    def advice(first, second):
+        records = tuned(study({"ewc": 0.8, "er": 0.78, "naive": 0.5}, noise=wide, command=first), "ewc", "er")
+        return told([r if r.label == "naive" else r.model_copy(update={"provenance": r.provenance.model_copy(update={
+            "command": second, "started": r.provenance.started + datetime.timedelta(1)})}) for r in records], NEXT)
+
+    rule = "--until decided --baseline best --out runs/x-decided"
+    start = "collect seeds until the question is decided, in a new folder: clbench run"
+    assert advice("clbench run --methods naive --out runs/x", "clbench run --out runs/x --methods=ewc,er") == [
+        f"{start} --methods ewc,er,naive {rule}"]
+    assert advice("clbench run --methods er,naive,ewc --out runs/x", "clbench run --methods er,naive,ewc --out runs/x") == [
+        f"{start} --methods er,naive,ewc {rule}"]
+    assert advice("clbench run study.toml --out runs/x", "clbench run study.toml --methods ewc,er --out runs/x") == [
+        f"{start} study.toml {rule}"]
 
 
 def test_a_single_seed_was_not_tested_and_gets_more_in_the_same_folder():
