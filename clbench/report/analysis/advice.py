@@ -134,13 +134,16 @@ def _with(command: Sequence[str], settings: dict[str, str | None]) -> list[str]:
 SHOWN, NAMES = 5, 3  # the most sentences, and the most names in a sentence
 
 
-def cautions(setting: Setting) -> list[str]:
-    """Return the cautions of a section. If there are more than five, the last one says how many are left out."""
+def cautions(setting: Setting) -> tuple[list[str], list[str]]:
+    """Return the cautions in the first lines of a section and those that its notes begin with.
+
+    If there are more than five, the fifth line says how many the notes have.
+    """
     all_cautions = list(_every(setting))
     if len(all_cautions) <= SHOWN:
-        return all_cautions
-    omitted_count = len(all_cautions) - SHOWN + 1
-    return [*all_cautions[:SHOWN - 1], f"The notes below the table have {omitted_count} further cautions."]
+        return all_cautions, []
+    shown, others = all_cautions[:SHOWN - 1], all_cautions[SHOWN - 1:]
+    return [*shown, f"The notes below the table have {len(others)} further cautions."], others
 
 
 def _every(setting: Setting) -> Iterator[str]:

@@ -29,7 +29,7 @@ def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
     """Return the first lines of a section, at most 13. Lines without content are left out."""
     lines = [(ANSWER, _answer(setting, facts)), (ANSWER, _references(setting, facts)), (COST, _cost(setting, facts)),
              *((TRADE_OFFS, text) for text in _trade_offs(setting, facts)),
-             *((CAUTION, text) for text in cautions(setting)),
+             *((CAUTION, text) for text in cautions(setting)[0]),
              (NEXT, next_step(setting, facts))]
     return tuple((topic, text) for topic, text in lines if text)
 
