@@ -104,7 +104,6 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.analysis.method_records import MARKS
     from clbench.report.formatting import difference_unit, interval, named, number, unit_of
-    from clbench.results.paired import MOST_SEEDS
 
     label, unit = choice.metric.label, unit_of(choice.metric)
     difference = difference_unit(unit)
@@ -126,7 +125,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
             reason = (rival.untested if rival.untested
                       else f"{rival.limited:,} test samples are too few, and more seeds will not help" if rival.limited
                       else f"about {rival.needed} seeds would be needed" if rival.needed
-                      else f"more than {MOST_SEEDS} seeds would be needed" if choice.seeds > 1 and rival.difference
+                      else f"more than {choice.most_seeds} seeds would be needed" if choice.seeds > 1 and rival.difference
                       else "")
             verdict = "not tested" if rival.untested else _OPEN
             yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "

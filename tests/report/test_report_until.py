@@ -4,9 +4,10 @@ import pytest
 from helpers.records import make_record
 
 from clbench import report
+from clbench.cli.choose import lines
 from clbench.core.errors import StoreError
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.choosing import choosable, choose
+from clbench.report.analysis.choosing import choosable, choose, limit
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family, Pair
 from clbench.report.analysis.grouping import by_setting
@@ -150,3 +151,19 @@ def test_the_page_chooses_by_the_same_rule_as_the_command(records):
     beside = made_here.comparisons[0][0]
     assert (made_here.candidates[1].label, beside.difference, beside.half_width, beside.shown) == (
         rival.method, rival.difference, rival.half_width, rival.shown)
+
+
+def test_a_dropped_method_is_no_price_and_estimates_end_with_the_rule():
+    better = [0.75, 0.751, 0.749, 0.60, 0.61, 0.60]
+    other = [0.745, 0.757, 0.742, 0.60, 0.62, 0.61]
+    dropped = [0.700, 0.7011, 0.6992]  # a higher mean than the others', of other seeds
+    found = [r.model_copy(update={
+        "stream": r.stream.model_copy(update={"test_samples": [10**6] * 2}),
+        "costs": r.costs.model_copy(update={"bytes": [{"base": 4000 if r.label == "er" else 9000}] * 2})})
+        for r in made(UntilDecided(baseline="best", first=3, most=8), er=better, ewc=other, lwf=dropped)]
+    setting = by_setting(found)[0]
+    choice = choose(setting, [limit(setting, "kept", "5kB")])
+    price, = choice.prices
+    assert choice.best == "er" and price.method == "ewc" and price.difference >= 0 and choice.most_seeds == 8
+    text = "\n".join(lines(choose(setting, []), {m.label: m.label for m in setting.methods}))
+    assert "no significant difference: " in text and "(more than 8 seeds would be needed)" in text
