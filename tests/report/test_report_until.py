@@ -104,8 +104,9 @@ def test_a_method_that_only_another_one_beats_is_not_beaten_by_the_leader():
     best = facts(setting).best
     assert best.method == "lora" and not best.beaten and best.open == ("ewc",) and best.dropped == ("si",)
     section, = report.build(made(rule, lora=leader, ewc=other, si=dropped)).sections
-    assert section.headline[0][1] == ("lora (45.5%, ○) leads, but it is not significantly better than any of the 2 other "
-                                      "methods. Significantly worse than another method: SI (no more seeds were added).")
+    assert section.headline[0][1] == (
+        "lora (45.5%, ○) leads, but it is not significantly better than any of the 2 other methods. "
+        "Significantly worse than another method: SI (no more seeds were added).")
 
 
 @pytest.mark.parametrize(("until", "beaten"), [(RULE, {"ewc", "si"}), (None, {"ewc"})])

@@ -1,6 +1,7 @@
 """The mean over seeds and shared test samples: its variance, its test, and what reports make of it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ from helpers.records import make_record
 from scipy import stats
 
 from clbench import report
-from clbench.report.analysis.families import NEAR, SAME
+from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.families import NEAR, SAME, Pair
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.analysis.paired_tests import all_pairs
 from clbench.report.columns import ACC, MEASURES
 from clbench.results.items import ItemResults, ItemScores, cross, weight_by_task
+from clbench.results.paired import seeds_to_show
+from clbench.results.sequential import seeds_to_decide, threshold, weight
 
 SCORES = (np.random.default_rng(0).normal(size=(4, 50)) + np.random.default_rng(1).normal(size=50)
           + np.array([[-1.0], [0.0], [0.5], [1.0]]))
@@ -58,8 +62,33 @@ def test_equal_seeds_are_a_t_test_over_samples():
 
 def test_more_seeds_lower_only_their_part_of_the_variance():
     found = cross(SCORES.mean(axis=1).tolist(), SCORES)
-    assert found.variance_with(4) == pytest.approx(found.by_seed + found.of_samples)
-    assert found.variance_with(10**9) == pytest.approx(found.of_samples, rel=1e-6)
+    assert found.with_seeds(4).p == pytest.approx(found.p) and found.with_seeds(4).df == pytest.approx(found.df)
+    assert found.with_seeds(10**9).variance == pytest.approx(found.of_samples, rel=1e-6)
+    ms_seed, ms_sample, rest = by_hand(SCORES)
+    ms_sample = 10 * (ms_sample - rest) / 4 + rest  # that of 10 seeds with the same components
+    total = ms_seed + ms_sample - rest
+    assert found.with_seeds(10).variance == pytest.approx(total / (10 * 50))
+    df = total**2 / (ms_seed**2 / 9 + ms_sample**2 / 49 + rest**2 / (9 * 49))
+    assert found.with_seeds(10).df == pytest.approx(max(df, 9))
+
+
+def test_the_seeds_that_are_needed_are_those_of_the_test_itself():
+    found = cross((SCORES.mean(axis=1) + 0.6).tolist(), SCORES + 0.6)
+    for family in (1, 3):
+        needed = seeds_to_show([row.mean() for row in SCORES + 0.6], family, found)
+        assert family * found.with_seeds(needed).p <= 0.05 < family * found.with_seeds(needed - 1).p
+    rule = UntilDecided(first=3, most=40)
+    needed = seeds_to_decide([row.mean() for row in SCORES + 0.6], rule, 3, found)
+    enough = threshold(0.05 / 3, rule)
+    assert found.with_seeds(needed).p <= enough * weight(needed, 40)
+    assert found.with_seeds(needed - 1).p > enough * weight(needed - 1, 40)
+
+
+def test_test_samples_are_too_few_if_no_number_of_seeds_is_enough_after_correction():
+    found = cross(SCORES.mean(axis=1).tolist(), SCORES)
+    found = replace(found, mean=2.5 * math.sqrt(found.of_samples))  # p = 0.012 if only samples are random
+    for family, expected in ((1, None), (30, 50)):
+        assert Pair("a", "b", (0.4,) * 4, found.p, 1.0, "crossed", family, crossed=found).limited == expected
 
 
 SIZES = (30, 15, 5)

@@ -81,7 +81,8 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     beaten = tests.beaten_by(best)
     exceeding = {p.first for p in pairs if p.significant} - beaten
     dropped = tests.dropped - beaten - exceeding
-    open_pairs = sorted((p for p in pairs if not (p.equal or p.untested) and p.first not in beaten | exceeding | dropped),
+    decided = beaten | exceeding | dropped
+    open_pairs = sorted((p for p in pairs if not (p.equal or p.untested) and p.first not in decided),
                         key=lambda p: metric.rank(fmean(p.differences)))
     closest = next((p for p in open_pairs if metric.rank(fmean(p.differences)) >= -ROUNDING), None)
     limited = limiting_test_samples(setting, closest) if closest else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Values = Mapping[str, Mapping[int, float]]  # values of a measure by method and seed
 Answers = Mapping[str, Mapping[int, "npt.NDArray[np.float32]"]]  # by method and seed: [N], score of each test sample
+UNLIMITED = 10**9  # a number of seeds that leaves only the variance due to the test samples
 SAME, NEAR = "every seed gave the same result", "near 100%"  # reasons why a pair is not tested
 
 
@@ -67,11 +68,8 @@ class Pair:
 
     @property
     def limited(self) -> int | None:
-        """Return the number of test samples if more seeds cannot make the difference significant, else None.
-
-        This is the case if the difference is at most two standard errors that are due to the test samples alone.
-        """
-        if self.crossed is None or abs(self.crossed.mean) > 2 * self.crossed.of_samples**0.5:
+        """Return the number of test samples if no number of seeds makes the difference significant, else None."""
+        if self.crossed is None or self.family * self.crossed.with_seeds(UNLIMITED).p <= ALPHA:
             return None
         return self.crossed.samples
 

@@ -119,13 +119,14 @@ def _answer(setting: Setting, facts: Facts) -> str:
 
 def _unranked(setting: Setting, facts: Facts, methods: Sequence[str]) -> str:
     """Name the methods of a setting in which fewer than two have a result for every seed. `methods` have some."""
-    values = {label: _value(setting, facts, label) for label in methods}
-    if len(values) < 2:
-        return "".join(f"{label} {value}." for label, value in values.items())
-    complete = [f"{label} ({value})" for label, value in values.items() if label in setting.eligible]
-    partial = [f"{label} ({value})" for label, value in values.items() if label not in setting.eligible]
-    return (f"Only {complete[0]} has a result for every seed; {in_words(partial, NAMES)} "
-            f"{'do' if len(partial) > 1 else 'does'} not." if complete else f"No method has a result for every seed: {in_words(partial, NAMES)}.")
+    if len(methods) < 2:
+        return "".join(f"{label} {_value(setting, facts, label)}." for label in methods)
+    complete, partial = ([_with_value(setting, facts, label) for label in methods if (label in setting.eligible) == flag]
+                         for flag in (True, False))
+    if not complete:
+        return f"No method has a result for every seed: {in_words(partial, NAMES)}."
+    verb = "do" if len(partial) > 1 else "does"
+    return f"Only {complete[0]} has a result for every seed; {in_words(partial, NAMES)} {verb} not."
 
 
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
