@@ -125,7 +125,8 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
             reason = (rival.untested if rival.untested
                       else f"{rival.limited:,} test samples are too few, and more seeds will not help" if rival.limited
                       else f"about {rival.needed} seeds would be needed" if rival.needed
-                      else f"more than {choice.most_seeds} seeds would be needed" if choice.seeds > 1 and rival.difference
+                      else f"more than {choice.most_seeds} seeds would be needed"
+                      if choice.seeds > 1 and rival.difference
                       else "")
             verdict = "not tested" if rival.untested else _OPEN
             yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "

@@ -217,8 +217,11 @@ def weight_by_task(scores: npt.NDArray[np.float32], sizes: Sequence[int], mean: 
         return scores
     weights = np.repeat([sum(sizes) / (len(sizes) * size) for size in sizes], sizes)
     if in_task_order:
-        return (mean + weights * (scores - mean)).astype(np.float32)
-    return (mean + np.sqrt((weights**2).mean()) * (scores - scores.mean(dtype=np.float64))).astype(np.float32)
+        values = mean + weights * (scores - mean)
+    else:
+        values = mean + np.sqrt((weights**2).mean()) * (scores - scores.mean(dtype=np.float64))
+    weighted: npt.NDArray[np.float32] = values.astype(np.float32)
+    return weighted
 
 
 class ItemScores(RecordPart):

@@ -12,8 +12,11 @@ from clbench import report
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import NEAR, SAME, Pair
 from clbench.report.analysis.grouping import by_setting
-from clbench.report.analysis.paired_tests import all_pairs
+from clbench.report.analysis.paired_tests import all_pairs, flips_name
 from clbench.report.columns import ACC, MEASURES
+from clbench.report.figures.accuracy import draw_curves
+from clbench.report.figures.style import assign_styles
+from clbench.report.formats.page import section_view
 from clbench.results.items import ItemResults, ItemScores, cross, weight_by_task
 from clbench.results.paired import seeds_to_show
 from clbench.results.sequential import seeds_to_decide, threshold, weight
@@ -181,6 +184,28 @@ def test_reports_use_the_samples_if_all_seeds_share_them():
     cell = next(row.cells[section.comparison.index("ACC")] for row in section.comparison.rows if row.label == "EWC")
     one = np.stack([r.items.matrix()[0].astype(float) for r in made[:4]])
     assert cell.half_width == pytest.approx(cross(one.mean(axis=1).tolist(), one).interval.half_width, rel=1e-4)
+
+
+def test_a_mean_has_one_interval_in_all_tables_and_figures():
+    made = report.build(records(drawn()))
+    section, styles = made.sections[0], assign_styles(made.strategies)
+    page = section_view("s", "s", section, styles)
+    cell = section.comparison.rows[0].cells[section.comparison.index("ACC")]
+    tables = {table.title: table for _, table, _ in page.figure_tables}
+    for title in ("Accuracy after each task", "Accuracy of each seed"):
+        assert tables[title].rows[0].cells[-1] == replace(cell, bold=False, second=False)
+    curves = next(figure for figure in section.figures if figure.kind == "curves")
+    assert (curves.points[0].low, curves.points[0].high) == (cell.low, cell.high)
+    drawn_curves = draw_curves(curves, styles)
+    band = drawn_curves.axes[0].collections[0].get_paths()[0].vertices
+    assert {cell.low, cell.high} <= set(band[band[:, 0] == 2, 1])
+
+
+def test_footnotes_name_the_test_that_was_used():
+    rule = UntilDecided(first=3, most=8)
+    made = [r.model_copy(update={"until": rule}) for r in records(drawn())]
+    assert "Sequential t-tests over seeds and test samples, " in " ".join(report.build(made).sections[0].footnote)
+    assert flips_name(16) == "Exact sign-flip tests" and flips_name(17) == "Sign-flip tests with random signs"
 
 
 def test_seeds_with_samples_of_their_own_are_tested_over_seeds():

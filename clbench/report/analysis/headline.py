@@ -121,8 +121,8 @@ def _unranked(setting: Setting, facts: Facts, methods: Sequence[str]) -> str:
     """Name the methods of a setting in which fewer than two have a result for every seed. `methods` have some."""
     if len(methods) < 2:
         return "".join(f"{label} {_value(setting, facts, label)}." for label in methods)
-    complete, partial = ([_with_value(setting, facts, label) for label in methods if (label in setting.eligible) == flag]
-                         for flag in (True, False))
+    complete, partial = ([_with_value(setting, facts, label) for label in methods
+                          if (label in setting.eligible) == flag] for flag in (True, False))
     if not complete:
         return f"No method has a result for every seed: {in_words(partial, NAMES)}."
     verb = "do" if len(partial) > 1 else "does"

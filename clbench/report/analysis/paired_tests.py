@@ -14,7 +14,7 @@ from clbench.report.columns import Measure
 from clbench.report.formatting import NONE, difference_unit, in_words, interval, number
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.paired import Test
-from clbench.results.stats import ALPHA, effect_size
+from clbench.results.stats import ALPHA, EXACT_TO, effect_size
 
 
 def searches(setting: Setting, labels: Iterable[str]) -> str:
@@ -133,7 +133,7 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
         analyses = describe_interim_analyses(tests.until)
         sentences.append(f"Sequential t-tests, Holm-corrected over {scope}, with {analyses}")
     if flips:
-        sentences.append(f"Exact sign-flip tests, Holm-corrected over {scope}, with {_range(flips)}")
+        sentences.append(f"{flips_name(max(flips))}, Holm-corrected over {scope}, with {_range(flips)}")
     if by_t:
         sentences.append(f"Paired t-tests, Holm-corrected over {scope}, because {_range(by_t)} are too few for "
                          "sign-flip tests. They assume normally distributed differences")
@@ -143,6 +143,11 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
     if any(pair.untested == NEAR for pair in pairs):
         sentences.append(f"{shares.capitalize()} near 100% are not tested")
     return ". ".join(sentences)
+
+
+def flips_name(seeds: int) -> str:
+    """Return the name of the sign-flip tests of so many seeds."""
+    return "Exact sign-flip tests" if seeds <= EXACT_TO else "Sign-flip tests with random signs"
 
 
 def describe_interim_analyses(until: UntilDecided) -> str:

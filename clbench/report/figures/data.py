@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
@@ -123,9 +124,11 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], resu
     """
     figures = [_pareto(subject, f"{slug}-pareto", points, metric), _growth(subject, f"{slug}-growth", points)]
     lengths = [{len(R) - 1 for R in result.R} for result in results]
-    drawn_results = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
+    drawn = [(r, point) for r, point, tasks in zip(results, points, lengths, strict=True)
+             if len(tasks) == 1 and max(tasks) > 1]
+    drawn_results = tuple(result for result, _ in drawn)
     if drawn_results:
-        figures.append(_curves(subject, f"{slug}-curves", drawn_results, metric))
+        figures.append(_curves(subject, f"{slug}-curves", drawn_results, tuple(point for _, point in drawn), metric))
     if by_task := tuple(r for r in drawn_results if not r.common_test):
         figures += [_forgetting(subject, f"{slug}-forgetting", by_task, metric),
                     _heatmaps(subject, f"{slug}-heatmaps", by_task, metric)]
@@ -142,9 +145,8 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint], metric: Metr
     return FigureData(
         "pareto", name, f"{metric.heading} against {' and '.join(side.title for side in sides)}", subject,
         " ".join(side.describe() for side in sides),
-        f"{metric.heading} against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval "
-        f"over seeds. The stepped line and the large markers show the Pareto front: the best {metric.label} at each "
-        "cost. "
+        f"{metric.heading} against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval. "
+        f"The stepped line and the large markers show the Pareto front: the best {metric.label} at each cost. "
         "References have hollow markers and are not part of it. A thin line joins methods that differ in an option."
         + "".join(f" Not on the axis of {cost}, because they have none: {', '.join(labels)}."
                   for cost, labels in lacking if labels),
@@ -163,7 +165,8 @@ def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
         tuple(drawn), axis="total parameters")
 
 
-def _curves(subject: str, name: str, results: tuple[Result, ...], metric: Metric) -> FigureData:
+def _curves(subject: str, name: str, results: tuple[Result, ...], points: tuple[FigurePoint, ...],
+            metric: Metric) -> FigureData:
     unit = unit_of(metric)
     means = "; ".join(
         f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R], unit)} to {_mean(list(map(metrics.acc, r.R)), unit)}"
@@ -172,7 +175,7 @@ def _curves(subject: str, name: str, results: tuple[Result, ...], metric: Metric
         "curves", name, f"{metric.heading} after each task", subject,
         f"Mean {metric.label} over the tasks seen so far, after the first and after the last task: {means}.",
         f"Mean {metric.label} over the tasks seen so far, after each task. Lines are means over seeds, bands are 95% "
-        "confidence intervals, and dashed lines are references.", results=results, metric=metric)
+        "confidence intervals, and dashed lines are references.", points, results, metric=metric)
 
 
 def _forgetting(subject: str, name: str, results: tuple[Result, ...], metric: Metric) -> FigureData:
@@ -209,6 +212,19 @@ def values_over_tasks(results: Sequence[Result], metric: Metric = ACCURACY) -> T
     """Return the mean of a metric over the tasks seen so far, after each task."""
     return _table(f"{metric.heading} after each task", lambda j, _: f"after {task_label(j)}", unit_of(metric), results,
                   lambda r: list(map(metrics.seen, r.R)))
+
+
+def with_finals(table: Table, finals: Sequence[Cell]) -> Table:
+    """Return a table whose last column has the final means as a comparison has them. Their intervals may differ.
+
+    Args:
+        table: one of `values_over_tasks` or `values_by_seed`.
+        finals: the cell of each method in the comparison.
+    """
+    rows = [replace(row, cells=(*row.cells[:-1], replace(final, bold=False, second=False)))
+            if row.cells and row.cells[-1].mean is not None else row
+            for row, final in zip(table.rows, finals, strict=True)]
+    return replace(table, rows=tuple(rows))
 
 
 def forgetting_per_task(results: Sequence[Result], metric: Metric = ACCURACY) -> Table:

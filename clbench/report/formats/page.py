@@ -18,6 +18,7 @@ from clbench.report.figures.data import (
     parameters_over_tasks,
     values_by_seed,
     values_over_tasks,
+    with_finals,
 )
 from clbench.report.figures.steps import Point, courses
 from clbench.report.figures.style import PALETTE, StrategyStyle
@@ -105,11 +106,12 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
         styles: the style of each strategy.
     """
     results = section.results
+    finals = section.comparison.cells(final_of(section.metric).column.title)
     tables = {
-        f"{id_}-accuracy": values_over_tasks(results, section.metric),
+        f"{id_}-accuracy": with_finals(values_over_tasks(results, section.metric), finals),
         f"{id_}-forgetting": forgetting_per_task(results, section.metric),
         f"{id_}-parameters": parameters_over_tasks(results),
-        f"{id_}-seeds": values_by_seed(results, section.seeds, section.metric)}
+        f"{id_}-seeds": with_finals(values_by_seed(results, section.seeds, section.metric), finals)}
     if section.arrivals:
         tables[f"{id_}-arrival"] = section.arrivals
     matrix_results = [r for r in results if _has_matrix(r)]
@@ -190,7 +192,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     label, heading, final = metric.label, metric.heading, final_of(metric).column.title
     figures = [*_errors(id_, slug, section),
         FigureView("lines", f"{heading} after each task",
-                   f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals over seeds.",
+                   f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals.",
                    f"Mean {label} over all tasks after the last one: {_after_last_task(tables[accuracy])}.",
                    (accuracy,), f"{slug}-{metric.name}", axis=axis_title(metric)),
         FigureView("pareto", f"{heading} against cost",
