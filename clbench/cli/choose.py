@@ -103,7 +103,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
     """
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.analysis.method_records import MARKS
-    from clbench.report.formatting import difference_unit, interval, named, number, unit_of
+    from clbench.report.formatting import difference_unit, in_unit, interval, named, number, unit_of
 
     label, unit = choice.metric.label, unit_of(choice.metric)
     difference = difference_unit(unit)
@@ -130,7 +130,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
                       else "")
             verdict = "not tested" if rival.untested else _OPEN
             yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "
-                   f"{interval(rival.difference, rival.half_width, difference)} {difference} {comparison}"
+                   f"{interval(rival.difference, rival.half_width, difference)}{in_unit(difference)} {comparison}"
                    + (f" ({reason})" if reason else ""))
         if len(choice.open) > SHOWN:
             yield f"  {_OPEN}: {len(choice.open) - SHOWN} more"
@@ -144,7 +144,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
                    f"{number(price.accuracy, unit)}")
         else:
             cost = interval(price.difference, price.half_width, difference)
-            yield (f"  {price.flag} costs {cost} {difference}: without it, "
+            yield (f"  {price.flag} costs {cost}{in_unit(difference)}: without it, "
                    f"the best method is {names[price.method]}")
     if choice.refused:
         yield "  left out: " + named([f"{names[label]} ({reason})" for label, reason in choice.refused.items()], SHOWN)

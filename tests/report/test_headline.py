@@ -265,6 +265,12 @@ def test_more_seeds_are_run_with_the_methods_of_all_commands():
         f"{start} study.toml {rule}"]
 
 
+def test_with_one_seed_the_comparisons_with_the_baseline_are_inconclusive():
+    records = study({"ewc": 0.9, "er": 0.8, "mas": 0.7, "naive": 0.5}, 1)
+    assert told(records, ANSWER)[1] == (
+        "References: Fine-tuning 50.0%. The comparisons with Fine-tuning are inconclusive.")
+
+
 def test_a_single_seed_was_not_tested_and_gets_more_in_the_same_folder():
     records = study({"ewc": 0.8, "er": 0.78, "naive": 0.5}, 1, command="clbench run --methods ewc,er,naive --seeds 1")
     assert told(records, NEXT) == ["run more seeds: clbench run --methods ewc,er,naive --seeds 5"]

@@ -176,6 +176,8 @@ def _references(setting: Setting, facts: Facts) -> str:
             reasons = dict.fromkeys(pair.untested for pair in baseline.pairs)
             why = " or ".join(WHY[reason].format(values=setting.metric.shares).rstrip(".") for reason in reasons)
             return f"{text} None of {total} methods is tested against {baseline.other} {why}."
+        if baseline.test is None and baseline.labels("open"):
+            return f"{text} The comparisons with {baseline.other} are inconclusive."
         text += f" Of {total} methods, {_count(better)} significantly better than {baseline.other}"
         text += f" and {_count(worse)} significantly worse." if worse else "."
         text += f" {len(untested)} {'are' if len(untested) > 1 else 'is'} not tested." if untested else ""

@@ -14,7 +14,7 @@ from clbench.core.options import OWN_RECIPE
 from clbench.report.analysis.facts import front
 from clbench.report.columns import cells
 from clbench.report.figures.steps import steps_figure
-from clbench.report.formatting import NONE, difference_unit, interval, number, task_label, unit_of
+from clbench.report.formatting import NONE, difference_unit, in_unit, interval, number, task_label, unit_of
 from clbench.report.model import UNIT_SUFFIX, Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
 from clbench.results import metrics
 
@@ -46,11 +46,6 @@ class Panel(NamedTuple):
         unit = unit_of(self.metric)
         return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, unit)}{in_unit(unit)})"
                          for p, cost in points_with_costs) or "none"
-
-
-def in_unit(unit: Unit) -> str:
-    """Return the suffix of a value in a sentence: ` %`, ` nats` or nothing."""
-    return {"percent": " %", "nats": " nats"}.get(unit, "")
 
 
 def axis_title(metric: Metric, what: str = "") -> str:
@@ -182,13 +177,13 @@ def _forgetting(subject: str, name: str, results: tuple[Result, ...], metric: Me
     unit = difference_unit(unit_of(metric))
     means = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R, metric)) for R in r.R], unit)}"
                       for r in results)
+    measured = ", in percentage points" if unit == "points" else f", in {metric.unit}" if metric.unit else ""
     best = (f"Best {metric.label} on a task between its training and the last task, minus the final {metric.label}"
             if metric.direction == "up" else
             f"Final {metric.label} on a task, minus the best one between its training and the last task")
     return FigureData(
         "forgetting", name, "Forgetting of each task", subject,
-        f"Forgetting of each task but the last, in {metric.unit if unit != 'points' else 'percentage points'}; its "
-        f"mean over tasks: {means}.",
+        f"Forgetting of each task but the last{measured}; its mean over tasks: {means}.",
         f"{best}: mean and 95% confidence interval over seeds. Below 0, a task improved. References have hollow "
         "markers.", results=results, metric=metric)
 

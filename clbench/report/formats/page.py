@@ -25,9 +25,9 @@ from clbench.report.figures.style import PALETTE, StrategyStyle
 from clbench.report.formats.choosable import ALL, FEW, LegendEntry, chosen
 from clbench.report.formats.markdown import MANY
 from clbench.report.formats.palette import color_class
-from clbench.report.formatting import in_words, number, unit_of
+from clbench.report.formatting import in_unit, in_words, number, unit_of
 from clbench.report.metric_columns import final_of, measures_of
-from clbench.report.model import Cell, FigureData, FigurePoint, Report, Result, Section, Table
+from clbench.report.model import UNIT_SUFFIX, Cell, FigureData, FigurePoint, Report, Result, Section, Table
 from clbench.results.stats import ALPHA
 
 _DASHES = 5  # line styles in report.css, for the methods of one strategy
@@ -213,12 +213,14 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     ]
     if tables[forgetting].columns:  # no columns if there is a single task, or one test set for all tasks
         unit = tables[forgetting].columns[0].unit
+        amount = in_unit(unit).strip().capitalize() or "Amount"
         figures.append(FigureView(
             "bars", "Forgetting of each task",
-            (f"{unit.capitalize()} that a task has lost since its best {label}" if metric.direction == "up" else
-             f"{unit.capitalize()} by which a task's final {label} is above its best one")
+            (f"{amount} that a task has lost since its best {label}" if metric.direction == "up" else
+             f"{amount} by which a task's final {label} is above its best one")
             + "; whiskers are 95% confidence intervals over seeds.",
-            f"Forgetting ({unit}): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
+            f"Forgetting{UNIT_SUFFIX.get(unit, '')}: "
+            f"{_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
     figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
     if not all(result.common_test for result in section.results):
