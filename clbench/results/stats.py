@@ -51,7 +51,6 @@ class Ranks:
     ranks: tuple[tuple[float, ...], ...]  # [setting][method]
     average: tuple[float, ...]  # average rank of each method
     p: float  # p-value of Friedman's test that all methods are equal
-    smallest_p: float  # that p-value if all settings ranked the methods in the same order
     critical: float  # smallest distance of average ranks that is significant at ALPHA
 
 
@@ -276,7 +275,7 @@ def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
         scores: at least two settings of at least three methods.
     """
     import numpy as np
-    from scipy.stats import chi2, friedmanchisquare, rankdata, studentized_range
+    from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
     table = np.asarray(scores, dtype=np.float64)
     settings, methods = table.shape
@@ -285,7 +284,6 @@ def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
     p = 1.0 if ties else float(friedmanchisquare(*ranks.T).pvalue)
     q = float(studentized_range.ppf(1 - ALPHA, methods, np.inf)) / math.sqrt(2)
     return Ranks(tuple(tuple(map(float, row)) for row in ranks), tuple(map(float, ranks.mean(axis=0))), p,
-                 float(chi2.sf(settings * (methods - 1), methods - 1)),
                  q * math.sqrt(methods * (methods + 1) / (6 * settings)))
 
 

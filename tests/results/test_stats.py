@@ -215,5 +215,5 @@ def test_methods_that_are_all_alike_have_equal_ranks():
 
 
 def test_two_settings_cannot_tell_few_methods_apart():
-    assert rank_methods([[1, 2, 3]] * 2).smallest_p == pytest.approx(math.exp(-2))  # chi2 = 4 with 2 degrees of freedom
+    assert rank_methods([[1, 2, 3]] * 2).p == pytest.approx(math.exp(-2))  # chi2 = 4 with 2 degrees of freedom
     assert [stats.settings_needed(k) for k in (3, 8, 9)] == [3, 3, 2]

@@ -181,11 +181,7 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
 
 def values_of(setting: Setting, kind: Kind) -> dict[str, float | None]:
     """Return the mean amount of each method over its seeds, or None if some record lacks the amount."""
-    means: dict[str, float | None] = {}
-    for label, by_seed in setting.values(kind.measure).items():
-        known_values = [value for value in by_seed.values() if value is not None]
-        means[label] = fmean(known_values) if known_values and len(known_values) == len(by_seed) else None
-    return means
+    return {label: setting.mean(kind.measure, label) for label in setting.values(kind.measure)}
 
 
 def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:

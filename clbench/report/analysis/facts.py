@@ -101,10 +101,8 @@ def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
     finals = setting.compared(setting.final)
     fronts = {}
     for measure in (m for m in setting.measures if m.cost and not m.tested and setting.has(m)):
-        costs = {label: fmean(v for v in by_seed.values() if v is not None)
-                 for label, by_seed in setting.values(measure).items()
-                 if label in setting.eligible and label in finals and None not in by_seed.values()}
-        costs = {label: cost for label, cost in costs.items() if cost or measure.zero_competes}
+        costs = {label: cost for label in setting.values(measure) if label in setting.eligible and label in finals
+                 and (cost := setting.mean(measure, label)) is not None and (cost or measure.zero_competes)}
         labels = list(costs)
         fronts[measure.column.title] = tuple(labels[i] for i in front(
             [(costs[label], -setting.metric.rank(fmean(finals[label].values()))) for label in labels]))

@@ -117,6 +117,12 @@ class Setting:
         crossed = cross([values[s] for s in seeds], stacked([answers[s] for s in seeds]))
         return interval_of([values[s] for s in seeds], self.until, crossed)
 
+    def mean(self, measure: Measure, label: str) -> float | None:
+        """Return the mean of a method over its seeds, or None if some seed has no value."""
+        values = list(self.values(measure).get(label, {}).values())
+        known_values = [value for value in values if value is not None]
+        return fmean(known_values) if known_values and len(known_values) == len(values) else None
+
     def compared(self, measure: Measure, also: Iterable[str] = ()) -> dict[str, dict[int, float]]:
         """Return the values of the methods that have one for each seed with a result, so that they can be compared.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import fmean
 
 from clbench.report.analysis.advice import cautions, next_step
 from clbench.report.analysis.families import NEAR, SAME
@@ -197,9 +196,9 @@ def _cost(setting: Setting, facts: Facts) -> str:
     if facts.best is None:
         return ""
     leader = facts.best.method
-    leader_stores = bool(_mean(setting, REPLAY, leader))
+    leader_stores = bool(setting.mean(REPLAY, leader))
     for label in facts.accuracy:
-        if label not in setting.eligible or label == leader or _mean(setting, REPLAY, label) != 0:
+        if label not in setting.eligible or label == leader or setting.mean(REPLAY, label) != 0:
             continue
         differences = _differences(setting, label, leader)
         better = [text for cheaper, text in differences if cheaper]
@@ -212,12 +211,6 @@ def _cost(setting: Setting, facts: Facts) -> str:
     return ""
 
 
-def _mean(setting: Setting, measure: Measure, label: str) -> float | None:
-    values = list(setting.values(measure).get(label, {}).values())
-    known_values = [value for value in values if value is not None]
-    return fmean(known_values) if known_values and len(known_values) == len(values) else None
-
-
 COSTS = ((TRAINABLE, "trains", "parameters per task"), (BYTES, "stores", "bytes"),
          (COMPUTE, "needs", "training compute"))  # the verb and the noun of a cost in a sentence
 
@@ -226,7 +219,7 @@ def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, 
     """Return, for each cost that differs, whether a method is cheaper than the leader and the difference in words."""
     differences = []
     for measure, verb, noun in COSTS:
-        cost, leader_cost = _mean(setting, measure, label), _mean(setting, measure, leader)
+        cost, leader_cost = setting.mean(measure, label), setting.mean(measure, leader)
         if cost is None or leader_cost is None or cost == leader_cost or (
                 abs(cost - leader_cost) < SIMILARITY_MARGIN * max(cost, leader_cost)):
             continue
@@ -274,6 +267,6 @@ def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
 
 def _without_zeros(setting: Setting, measure: Measure) -> str:
     """Return a remark if methods are not on the Pareto front of a cost because they have none of it."""
-    if measure.zero_competes or all(_mean(setting, measure, label) for label in setting.eligible):
+    if measure.zero_competes or all(setting.mean(measure, label) for label in setting.eligible):
         return ""
     return " (of methods that train any)"
