@@ -12,6 +12,8 @@ intervals of clbench. A family has 1 or 10 comparisons with a baseline. The null
 - one method collapses: only the baseline does. Its other seeds are better, so that all means are equal.
 - shared test samples: every seed is tested on the same 200 samples, which favor some methods by chance, by a standard
   deviation of 0.5 points. clbench's tests and intervals use the result on each sample; the usual tests do not.
+- shared samples, unequal tasks: the same with tasks of 100, 50, 30, 15 and 5 samples. Accuracy is the mean over tasks,
+  so the deviation is 0.8 points. It is not known which sample belongs to which task.
 
 Power is the share of experiments that find a difference of two standard deviations over seeds, of one method from the
 baseline. "lost" is the additional power of the usual tests over seeds. These test accuracies near 100% too and do not
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 
 from clbench.report.analysis.families import family
 from clbench.report.columns import ACC
-from clbench.results.items import cross
+from clbench.results.items import cross, weight_by_task
 from clbench.results.paired import p_values
 from clbench.results.stats import ALPHA, holm, mean_interval
 
@@ -76,16 +78,26 @@ def one_collapsing(draws: np.random.Generator, shape: tuple[int, int]) -> Floats
 NULLS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
     "normal": normal, "t with 2 df": heavy, "one near 100%": one_near_limit, "all near 100%": all_near_limit,
     "one seed in ten collapses": collapsing, "one method collapses": one_collapsing}
-SHARED = "shared test samples"
+SHARED = {"shared test samples": (SAMPLES,), "shared samples, unequal tasks": (100, 50, 30, 15, 5)}  # samples per task
 
 
-def shared(draws: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, NDArray[np.float32]]:
-    """Return accuracies (method, seed) and scores (method, seed, sample) on samples that all seeds share."""
+def shared(draws: np.random.Generator, shape: tuple[int, int],
+           sizes: tuple[int, ...]) -> tuple[Floats, NDArray[np.float32]]:
+    """Return accuracies (method, seed) and scores (method, seed, sample) on samples that all seeds share.
+
+    `sizes` are the numbers of test samples of the tasks.
+    """
     methods, seeds = shape
     by_sample = OFFSET * np.sqrt(SAMPLES) * draws.standard_normal((methods, 1, SAMPLES))
     rest = 0.3 * draws.standard_normal((methods, seeds, SAMPLES))
     scores = (normal(draws, shape)[:, :, None] + by_sample + rest).astype(np.float32)
-    return scores.mean(axis=2, dtype=np.float64), scores
+    if len(sizes) == 1:
+        return scores.mean(axis=2, dtype=np.float64), scores
+    starts = np.cumsum([0, *sizes[:-1]])
+    accuracies = (np.add.reduceat(scores, starts, axis=2, dtype=np.float64) / sizes).mean(axis=2)
+    return accuracies, np.stack([[weight_by_task(of, sizes, mean, in_task_order=False)
+                                  for of, mean in zip(*method, strict=True)]
+                                 for method in zip(scores, accuracies, strict=True)])
 
 
 def values_of(accuracies: Floats) -> dict[str, dict[int, float]]:
@@ -141,23 +153,24 @@ def rows(experiments: int) -> list[list[str]]:
 def shared_rows(experiments: int) -> list[list[str]]:
     """Return the rows for shared test samples."""
     found = []
-    for size in SIZES:
-        for seeds in SEEDS:
-            draws = np.random.default_rng([1, size, seeds])
-            claimed, by_usual_tests, inside, power, lost = ([] for _ in range(5))
-            for _ in range(experiments):
-                accuracies, scores = shared(draws, (size + 1, seeds))
-                claimed.append(claims(accuracies, scores))
-                by_usual_tests.append(claims_by_usual_tests(accuracies))
-                over = cross([float(value) for value in accuracies[0]], scores[0]).interval
-                inside.append(over.low <= 0.5 <= over.high)
-                accuracies[1] += 2 * SD
-                scores[1] += 2 * SD
-                power.append(claims(accuracies, scores))
-                lost.append(claims_by_usual_tests(accuracies))
-            found.append([SHARED, str(size), str(seeds), share(claimed), share(by_usual_tests), share(inside),
-                          share(power), f"{100 * (sum(lost) - sum(power)) / experiments:.1f}"])
-            print(*found[-1], sep=" | ", flush=True)
+    for name, sizes in SHARED.items():
+        for size in SIZES:
+            for seeds in SEEDS:
+                draws = np.random.default_rng([len(sizes), size, seeds])
+                claimed, by_usual_tests, inside, power, lost = ([] for _ in range(5))
+                for _ in range(experiments):
+                    accuracies, scores = shared(draws, (size + 1, seeds), sizes)
+                    claimed.append(claims(accuracies, scores))
+                    by_usual_tests.append(claims_by_usual_tests(accuracies))
+                    over = cross([float(value) for value in accuracies[0]], scores[0]).interval
+                    inside.append(over.low <= 0.5 <= over.high)
+                    accuracies[1] += 2 * SD
+                    scores[1] += 2 * SD
+                    power.append(claims(accuracies, scores))
+                    lost.append(claims_by_usual_tests(accuracies))
+                found.append([name, str(size), str(seeds), share(claimed), share(by_usual_tests), share(inside),
+                              share(power), f"{100 * (sum(lost) - sum(power)) / experiments:.1f}"])
+                print(*found[-1], sep=" | ", flush=True)
     return found
 
 

@@ -103,8 +103,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
     """
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.analysis.method_records import MARKS
-    from clbench.report.formatting import difference_unit, interval, named, number, unit_of
-    from clbench.results.paired import MOST_SEEDS
+    from clbench.report.formatting import difference_unit, in_unit, interval, named, number, unit_of
 
     label, unit = choice.metric.label, unit_of(choice.metric)
     difference = difference_unit(unit)
@@ -126,11 +125,12 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
             reason = (rival.untested if rival.untested
                       else f"{rival.limited:,} test samples are too few, and more seeds will not help" if rival.limited
                       else f"about {rival.needed} seeds would be needed" if rival.needed
-                      else f"more than {MOST_SEEDS} seeds would be needed" if choice.seeds > 1 and rival.difference
+                      else f"more than {choice.most_seeds} seeds would be needed"
+                      if choice.seeds > 1 and rival.difference
                       else "")
             verdict = "not tested" if rival.untested else _OPEN
             yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "
-                   f"{interval(rival.difference, rival.half_width, difference)} {difference} {comparison}"
+                   f"{interval(rival.difference, rival.half_width, difference)}{in_unit(difference)} {comparison}"
                    + (f" ({reason})" if reason else ""))
         if len(choice.open) > SHOWN:
             yield f"  {_OPEN}: {len(choice.open) - SHOWN} more"
@@ -144,7 +144,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
                    f"{number(price.accuracy, unit)}")
         else:
             cost = interval(price.difference, price.half_width, difference)
-            yield (f"  {price.flag} costs {cost} {difference}: without it, "
+            yield (f"  {price.flag} costs {cost}{in_unit(difference)}: without it, "
                    f"the best method is {names[price.method]}")
     if choice.refused:
         yield "  left out: " + named([f"{names[label]} ({reason})" for label, reason in choice.refused.items()], SHOWN)

@@ -39,9 +39,10 @@ def compare_methods(directory: Path, baseline: str | None, metrics: tuple[str, .
     """Test the differences between the methods of a run folder, paired by seed.
 
     For each pair of methods, clbench prints the difference with its 95% confidence interval, the p-value, the
-    Holm-corrected p-value, the effect size (Hedges' g) and a verdict. It uses the seeds that both methods have. The
-    tests are exact sign-flip tests if there are enough seeds, and paired t-tests otherwise. Reference methods (naive,
-    frozen, joint, ...) are compared only with --baseline, or if there is only one other method.
+    Holm-corrected p-value, the effect size (Hedges' g) and a verdict. It uses the seeds that both methods have. Final
+    values are tested by t-tests over seeds and test samples, if all seeds share the samples and the result of each is
+    known. Other tests are sign-flip tests if there are enough seeds, and paired t-tests otherwise. Reference methods
+    (naive, frozen, joint, ...) are compared only with --baseline, or if there is only one other method.
     """
     from clbench.cli.report import read_records
     from clbench.report.analysis.paired_tests import compare

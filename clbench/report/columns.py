@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from clbench.core.errors import SpecError, guess
+from clbench.core.objective import ACCURACY, Metric
 from clbench.experiment.until import UntilDecided
 from clbench.report.formatting import NONE, clean, interval, number
 from clbench.report.model import Cell, Column, Unit
@@ -42,6 +43,7 @@ class Measure:
     cost: bool = False  # figures show accuracy against it
     optional: bool = False  # left out of a table if no record has a value
     zero_competes: bool = True  # a method with 0 can be the best
+    metric: Metric | None = None  # the metric whose mean over tasks after the last task this is, if it is one
 
 
 def _last(values: Sequence[float]) -> float | None:
@@ -114,7 +116,7 @@ def _of_curve(metric: Callable[[Curve], float | None]) -> Callable[[Record, Reco
 
 
 ACC = Measure(Column("ACC", "percent", "up", "accuracy"),
-              lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True)
+              lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True, metric=ACCURACY)
 FORGETTING = Measure(Column("forgetting", "points", "down"), _of_each_task(lambda r, _: metrics.forgetting(r.R)),
                      COMPARISON, tested=True, in_report=True)
 # An analytic classifier trains 0 parameters by gradients, but it learns in another way. So 0 is not the best value.

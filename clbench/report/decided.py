@@ -61,17 +61,15 @@ class Best:
     tests: int
     seeds: int
     test: Test | None
-    beaten: tuple[str, ...]  # methods that are significantly worse
+    beaten: tuple[str, ...]  # methods that are significantly worse (`Family.beaten_by`)
     equal: tuple[str, ...]  # methods that are equal on every seed
     open: tuple[str, ...]  # methods without a significant difference, the nearest first
-    needed: int | None  # about how many seeds would make the difference to `open[0]` significant
+    needed: int | None  # about how many seeds would make the difference to `closest` significant
     untested: Mapping[str, str] = field(default_factory=dict)  # why a method is not tested against the best
     limited: int | None = None  # number of test samples, if they are too few for more seeds to make it significant
-
-    @property
-    def decided(self) -> bool:
-        """Return whether the method is significantly better than all others except those that are equal to it."""
-        return not (self.open or self.untested) and bool(self.beaten)
+    closest: str | None = None  # the first of `open` whose mean is not better on shared seeds; None if there is none
+    exceeding: tuple[str, ...] = ()  # methods without all seeds that are significantly better on shared seeds
+    dropped: tuple[str, ...] = ()  # methods that got no more seeds, because another method than the best beats them
 
 
 @dataclass(frozen=True)
@@ -86,21 +84,6 @@ class Facts:
     fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by title of a cost: labels by rising cost
     until: UntilDecided | None = None  # the rule that added seeds, if any; all verdicts then account for it
     cautions: Mapping[str, str] = field(default_factory=dict)  # marks of methods that are underfit or at chance
-
-    @property
-    def below(self) -> list[str]:
-        """Return the methods that are significantly worse than the baseline."""
-        return self.baseline.labels("worse") if self.baseline else []
-
-    @property
-    def above(self) -> list[str]:
-        """Return the methods that are significantly better than joint training."""
-        return self.joint.labels("better") if self.joint else []
-
-    @property
-    def undecided(self) -> dict[str, int | None]:
-        """Return the methods not significantly different from the baseline, each with an estimate of seeds needed."""
-        return {p.method: p.needed for p in self.baseline.pairs if p.verdict == "open"} if self.baseline else {}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from clbench.core.objective import ACCURACY, REGRESSION, Metric, objective_of
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import SHORT
-from clbench.report.analysis.paired_tests import describe_interim_analyses
+from clbench.report.analysis.paired_tests import describe_interim_analyses, flips_name
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words
 from clbench.results.records import Record, metrics_of
@@ -22,13 +22,14 @@ ACCURACY_DEFINITION = (
     "2017). Points are percentage points. docs/metrics.md has the formulas.")
 READING = (  # for tables of any metric; `definitions` replaces {values} and {Shares} by its names
     "± is half the width of a 95% confidence interval of the mean over seeds: Student's t with fewer than "
-    f"{FEW} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015).",
+    f"{FEW} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015). For values that "
+    "are tested over seeds and samples, it is Student's t over both.",
     "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
     "that are equal for every seed are compared without a test.",
     "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
     "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their "
     f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer than {FEW} "
-    "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the exact "
+    "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the "
     "sign-flip test, if it can reach this level. If all seeds share their test samples and records have the "
     "results of single samples, {values} are tested over seeds and samples. {Shares} within 3 standard deviations of "
     "100% are not tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
@@ -41,11 +42,12 @@ COMPUTE_DEFINITION = (
     "consolidation; a multiplication and its addition are two. Inference compute is the same for one test sample after "
     "the last task. Training CPU is processor time over all threads, where training time is wall-clock time.")
 UNTIL_DEFINITION = (
-    "If seeds were added until the question was decided, p-values are sequential: the paired t-test after each number "
-    "of seeds of the rule, with boundaries that equal methods cross at any of them with probability p (Jennison & "
-    "Turnbull 1991; Liu & Anderson 2008), Holm-corrected at each interim analysis (Maurer & Bretz 2013). ± is half of "
-    "a repeated confidence interval (Jennison & Turnbull 1989). Both assume normally distributed differences, and both "
-    "hold whenever one stops. Figures still show the usual intervals, which do not hold here.")
+    "If seeds were added until the question was decided, p-values are sequential: the paired t-test, or that over "
+    "seeds and samples, after each number of seeds of the rule, with boundaries that equal methods cross at any of "
+    "them with probability p (Jennison & Turnbull 1991; Liu & Anderson 2008), Holm-corrected at each interim analysis "
+    "(Maurer & Bretz 2013). ± is half of a repeated confidence interval (Jennison & Turnbull 1989). Both assume "
+    "normally distributed differences, and both hold whenever one stops; over seeds and samples approximately. "
+    "Figures show the usual intervals of values before the last task and of single tasks, which do not hold here.")
 ERRORS_DEFINITION = (
     "The error decomposition divides the points that are lost after the last task into parts that sum to them. "
     "Within-task error remains if the task is given. Task-recency bias is what the best constant for each task's "
@@ -90,7 +92,8 @@ def _metric_definition(metric: Metric) -> str:
 
 def footnote(setting: Setting, facts: Facts) -> tuple[str, ...]:
     """Return the sentences under a comparison table: how to read it, which test it uses, and what the names mean."""
-    return tuple(filter(None, [FOOTNOTE, marks(setting), test_sentence(facts), condition(setting), legend(setting)]))
+    return tuple(filter(None, [FOOTNOTE, marks(setting), test_sentence(setting, facts), condition(setting),
+                               legend(setting)]))
 
 
 def marks(setting: Setting) -> str:
@@ -100,18 +103,20 @@ def marks(setting: Setting) -> str:
     return f"Marks: {'; '.join(meanings)}." if meanings else ""
 
 
-def test_sentence(facts: Facts) -> str:
+def test_sentence(setting: Setting, facts: Facts) -> str:
     """Describe the statistical tests, the number of comparisons of their correction, and their assumptions."""
     families = [(c.tests, f"with {c.other}", c.test) for c in (facts.baseline, facts.joint) if c]
     if facts.best:
         families.append((facts.best.tests, "between pairs of methods", facts.best.test))
     if facts.until:
-        return (f"Sequential t-tests over seeds, {describe_interim_analyses(facts.until)}; Holm-corrected over "
+        over, what = (("seeds and test samples", "effects") if setting.answers(setting.final) else
+                      ("seeds", "differences"))
+        return (f"Sequential t-tests over {over}, {describe_interim_analyses(facts.until)}; Holm-corrected over "
                 f"{_counts([(tests, words) for tests, words, _ in families])}. They assume normally distributed "
-                "differences.")
+                f"{what}.")
     sentences = []
     for test, name, assumption in (
-            ("flips", "Exact sign-flip tests over seeds",
+            ("flips", f"{flips_name(len(setting.seeds))} over seeds",
              "They assume that a difference is as likely as its opposite."),
             ("t", "Paired t-tests over seeds", "They assume normally distributed differences."),
             ("crossed", "T-tests over seeds and test samples", "They assume normally distributed effects.")):
@@ -125,11 +130,13 @@ def condition(setting: Setting) -> str:
     """Describe which samples all seeds share. Intervals and tests do not cover the choice of these samples."""
     if len(setting.seeds) < 2:
         return ""
-    tests = not setting.own_tests and not setting.answers(setting.final)
-    shared = in_words([*(["training"] if not setting.own_training else []), *(["test"] if tests else [])], 2)
-    covered = (f"Intervals and tests of {setting.metric.label} also cover the choice of test samples. "
-               if setting.answers(setting.final) else "")
-    return covered + (f"All results are conditional on the {shared} samples, which all seeds share." if shared else "")
+    covered = [m.metric.label for m in setting.measures if m.metric and setting.answers(m)]
+    training, tests = not setting.own_training, not setting.own_tests and not covered
+    shared = in_words([*(["training"] if training else []), *(["test"] if tests else [])], 2)
+    return " ".join(filter(None, [
+        f"Intervals and tests of {in_words(covered)} also cover the choice of test samples." if covered else "",
+        f"All results are conditional on the {shared} samples, which all seeds share." if shared else "",
+        f"Other results are {'also ' if shared else ''}conditional on the test samples." if covered else ""]))
 
 
 def _counts(families: list[tuple[int, str]]) -> str:

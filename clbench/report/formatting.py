@@ -110,6 +110,15 @@ def difference_unit(unit: Unit) -> Unit:
     return "points" if unit == "percent" else unit
 
 
+def in_unit(unit: Unit) -> str:
+    """Return the unit of a metric's value or difference as it follows a number, with a space; nothing without a name.
+
+    >>> in_unit("percent"), in_unit("points"), in_unit("value")
+    (' %', ' points', '')
+    """
+    return {"percent": " %", "points": " points", "nats": " nats"}.get(unit, "")
+
+
 def signed(value: float, unit: Unit) -> str:
     """Return a difference with its sign: points with one decimal, other units as in `number`.
 

@@ -75,7 +75,7 @@ def _measures_of(metric: Metric) -> tuple[Measure, ...]:
 def _final_and_learned(metric: Metric) -> Sequence[Measure]:
     unit = unit_of(metric)
     return (Measure(Column(metric.short, unit, metric.direction, f"final {metric.label}"), _of(metric, metrics.acc),
-                    COMPARISON, tested=True, in_report=True),
+                    COMPARISON, tested=True, in_report=True, metric=metric),
             Measure(Column(f"learned {metric.short}", unit, metric.direction, f"learned {metric.label}"),
                     _of(metric, metrics.learning_accuracy), COMPARISON, tested=True))
 

@@ -165,7 +165,7 @@ class FigureData:
     subject: str  # the section's title
     alt: str  # alternative text
     caption: str
-    points: tuple[FigurePoint, ...] = ()  # data of the kinds pareto, growth and critical-difference
+    points: tuple[FigurePoint, ...] = ()  # data of the kinds pareto, curves, growth and critical-difference
     results: tuple[Result, ...] = ()  # data of the kinds curves, forgetting, heatmaps and steps
     critical: float | None = None  # critical difference: ranks that are closer are not significantly different
     axis: str = ""  # title of the vertical axis, for growth

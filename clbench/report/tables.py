@@ -10,6 +10,7 @@ from statistics import fmean
 from clbench.core.objective import ACCURACY
 from clbench.core.registry import Registry
 from clbench.report.analysis import errors, notes
+from clbench.report.analysis.advice import cautions
 from clbench.report.analysis.choosing import choosable
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family
@@ -112,7 +113,7 @@ def _section(setting: Setting, slug: str) -> Section:
         seeds=seeds,
         problems=tuple(_problems(methods)),
         notes=tuple(note if note.endswith((".", "?", "!")) else f"{note}." for note in (
-            *notes.describe_added_seeds(records), *notes.describe_common_test(records),
+            *cautions(setting)[1], *notes.describe_added_seeds(records), *notes.describe_common_test(records),
             *stability_gaps(methods), *unlearned(methods, setting.joint),
             *(() if setting.answers(setting.final) else notes.same_results({m.label: m.done for m in methods})),
             *_notes(methods), *notes.differences(records),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clbench.core.errors import ClbenchError
+from clbench.results.items import cross
 from clbench.results.stats import half_width
 
 if TYPE_CHECKING:
@@ -118,24 +119,11 @@ def over_seeds(values: Array) -> Estimate:
 def crossed(values: Array) -> Estimate:
     """Return the mean of values [pairs of orders, seeds] with an interval that covers other seeds and other orders.
 
-    Seeds and pairs are crossed random effects. If s are the mean squares, the variance of the mean is estimated by
-    (s_pairs + s_seeds - s_rest) / (pairs seeds), with Satterthwaite's degrees of freedom (1946, An approximate
-    distribution of estimates of variance components). It is never less than that of seeds alone. A single seed has no
-    interval.
+    Seeds and pairs are crossed random effects (`clbench.results.items.cross`). A single seed has no interval.
     """
-    pairs, seeds = values.shape
-    by_seed, by_pair, mean = values.mean(axis=0), values.mean(axis=1), float(values.mean())
-    if seeds < 2:
-        return Estimate(mean, None, tuple(map(float, by_seed)))
-    squares = (pairs * float(by_seed.var(ddof=1)), seeds * float(by_pair.var(ddof=1)),
-               float(((values - by_seed - by_pair[:, None] + mean) ** 2).sum()) / ((pairs - 1) * (seeds - 1)))
-    total = squares[0] + squares[1] - squares[2]
-    denominator = sum(square**2 / df for square, df in zip(squares, (seeds - 1, pairs - 1, (pairs - 1) * (seeds - 1)),
-                                                           strict=True))
-    df = total**2 / denominator if denominator else seeds - 1
-    if total < squares[0] or not denominator:
-        total, df = squares[0], seeds - 1
-    return Estimate(mean, half_width(math.sqrt(total / (pairs * seeds)), df), tuple(map(float, by_seed)))
+    by_seed = tuple(map(float, values.mean(axis=0)))
+    half = cross(by_seed, values.T).interval.half_width if len(by_seed) > 1 else None
+    return Estimate(float(values.mean()), half, by_seed)
 
 
 def needed(factors: int, orders: Sequence[Order] = ()) -> list[int]:

@@ -12,6 +12,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
+from clbench.results.metrics import mean_or_none
+
 NEAR = 0.02  # accuracies that differ by at most this count as equal for the length of a gap
 
 
@@ -121,21 +123,17 @@ def old_tasks(curve: Curve, task: int) -> list[tuple[int, float]]:
 
 def mean_depth(curve: Curve) -> float | None:
     """Return the mean depth of the gaps; None for a single task."""
-    return _mean([gap.depth for gap in gaps(curve)])
+    return mean_or_none([gap.depth for gap in gaps(curve)])
 
 
 def mean_recovery(curve: Curve) -> float | None:
     """Return the mean recovery from the gaps; None for a single task."""
-    return _mean([gap.recovery for gap in gaps(curve)])
+    return mean_or_none([gap.recovery for gap in gaps(curve)])
 
 
 def mean_length(curve: Curve) -> float | None:
     """Return the mean length of the gaps that are recovered from, in steps; None if there are none."""
-    return _mean([gap.length for gap in gaps(curve) if gap.length is not None])
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
+    return mean_or_none([gap.length for gap in gaps(curve) if gap.length is not None])
 
 
 Numbers = Annotated[  # long lists are written as text on one line: "0 1 2 3"

@@ -20,7 +20,7 @@ import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -124,7 +124,14 @@ class Crossed:
     by_seed: float  # variance of the mean if only seeds were random
     by_sample: float  # variance of the mean if only samples were random
     residual: float  # variance of the mean that is due to their interaction
-    df: float
+
+    @property
+    def df(self) -> float:
+        """Return the degrees of freedom: Satterthwaite's (1946), and at least seeds - 1."""
+        total = self.by_seed + self.by_sample - self.residual
+        seeds, samples = self.seeds - 1, self.samples - 1
+        spread = self.by_seed**2 / seeds + self.by_sample**2 / samples + self.residual**2 / (seeds * samples)
+        return max(total**2 / spread if spread > 0 else 0.0, float(seeds))
 
     @property
     def variance(self) -> float:
@@ -151,21 +158,23 @@ class Crossed:
             return 1.0 if abs(self.mean) <= ROUNDING else 0.0
         return 2 * float(stdtr(self.df, -abs(self.mean) / math.sqrt(self.variance)))
 
-    def variance_with(self, seeds: int) -> float:
-        """Estimate the variance with another number of seeds on the same samples."""
-        return self.by_seed * self.seeds / seeds + self.of_samples
+    def with_seeds(self, seeds: int) -> Crossed:
+        """Return what another number of seeds on the same samples would give if means and components stay the same."""
+        ratio = self.seeds / seeds
+        return replace(self, seeds=seeds, by_seed=self.by_seed * ratio, residual=self.residual * ratio,
+                       by_sample=self.of_samples + self.residual * ratio)
 
 
 def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed:
     """Return the mean over seeds and test samples.
 
     Args:
-        by_seed: the mean of each seed, at least two; it may weight samples by task.
+        by_seed: the mean of each seed, at least two. It is more exact than the mean of the seed's scores.
         scores: [seeds, samples], the score of each sample with each seed, or the difference of two methods' scores.
+            If the mean is one over tasks, the scores are those of `weight_by_task`.
 
-    The mean squares are computed in a two-way layout with one value in each cell. The degrees of freedom are
-    Satterthwaite's (1946), and at least seeds - 1. Source: Searle, Casella & McCulloch 1992, Variance Components,
-    section 4.3.
+    The mean squares are computed in a two-way layout with one value in each cell. Source: Searle, Casella & McCulloch
+    1992, Variance Components, section 4.3.
     """
     import numpy as np
 
@@ -177,11 +186,8 @@ def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed
     ms_sample = seeds * float((columns**2).sum()) / (samples - 1)
     rest = float((values**2).sum() - samples * (rows**2).sum() - seeds * (columns**2).sum())
     ms_rest = max(rest, 0.0) / ((seeds - 1) * (samples - 1))
-    total = ms_seed + ms_sample - ms_rest
-    spread = (ms_seed**2 / (seeds - 1) + ms_sample**2 / (samples - 1) + ms_rest**2 / ((seeds - 1) * (samples - 1)))
-    df = max(total**2 / spread if spread > 0 else 0.0, seeds - 1.0)
     size = seeds * samples
-    return Crossed(mean, seeds, samples, ms_seed / size, ms_sample / size, ms_rest / size, df)
+    return Crossed(mean, seeds, samples, ms_seed / size, ms_sample / size, ms_rest / size)
 
 
 def stacked(scores: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -189,6 +195,33 @@ def stacked(scores: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32
     import numpy as np
 
     return np.stack(scores)
+
+
+def weight_by_task(scores: npt.NDArray[np.float32], sizes: Sequence[int], mean: float,
+                   in_task_order: bool) -> npt.NDArray[np.float32]:
+    """Return scores [N] whose plain mean is the mean over tasks, and which vary as much as that mean does.
+
+    In a mean over tasks, a sample of a small task weighs more. So the deviation of each score is multiplied by the
+    sample's weight. If all tasks have the same number of test samples, the scores stay as they are.
+
+    Args:
+        scores: the score of each sample.
+        sizes: the number of test samples of each task.
+        mean: the mean over tasks.
+        in_task_order: whether samples are in the order of the tasks. Otherwise it is not known which sample belongs to
+            which task, and every sample gets the root mean square of the weights.
+    """
+    import numpy as np
+
+    if len(set(sizes)) == 1:
+        return scores
+    weights = np.repeat([sum(sizes) / (len(sizes) * size) for size in sizes], sizes)
+    if in_task_order:
+        values = mean + weights * (scores - mean)
+    else:
+        values = mean + np.sqrt((weights**2).mean()) * (scores - scores.mean(dtype=np.float64))
+    weighted: npt.NDArray[np.float32] = values.astype(np.float32)
+    return weighted
 
 
 class ItemScores(RecordPart):

@@ -96,7 +96,7 @@ def forgetting(R: Matrix, metric: Metric = ACCURACY) -> float | None:
 
     Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112).
     """
-    return _mean(forgetting_per_task(R, metric))
+    return mean_or_none(forgetting_per_task(R, metric))
 
 
 def bwt(R: Matrix, metric: Metric = ACCURACY) -> float | None:
@@ -105,7 +105,7 @@ def bwt(R: Matrix, metric: Metric = ACCURACY) -> float | None:
     Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
     rows = _checked(R)
-    return _mean([metric.gain(rows[j + 1][j], rows[-1][j]) for j in range(len(rows) - 2)])
+    return mean_or_none([metric.gain(rows[j + 1][j], rows[-1][j]) for j in range(len(rows) - 2)])
 
 
 def fwt(R: Matrix, metric: Metric = ACCURACY) -> float | None:
@@ -116,7 +116,7 @@ def fwt(R: Matrix, metric: Metric = ACCURACY) -> float | None:
     Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
     rows = _checked(R)
-    return _mean([metric.gain(rows[0][j], rows[j][j]) for j in range(1, len(rows) - 1)])
+    return mean_or_none([metric.gain(rows[0][j], rows[j][j]) for j in range(1, len(rows) - 1)])
 
 
 def learning_accuracy(R: Matrix) -> float:
@@ -164,7 +164,8 @@ def _weighted(accuracies: Sequence[float], samples: Sequence[int]) -> float:
     return math.fsum(a * n for a, n in zip(accuracies, samples, strict=True)) / sum(samples)
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """Return the mean of values, or None if there are none."""
     return fmean(values) if values else None
 
 

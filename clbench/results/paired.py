@@ -83,7 +83,7 @@ def seeds_to_show(differences: Sequence[float], family: int, crossed: Crossed | 
     Args:
         differences: one per seed.
         family: the number of tests.
-        crossed: the estimate over seeds and test samples, whose variance has a part that more seeds do not reduce.
+        crossed: the estimate over seeds and test samples, if the test is over both.
     """
     from scipy.special import stdtr
 
@@ -93,8 +93,8 @@ def seeds_to_show(differences: Sequence[float], family: int, crossed: Crossed | 
     mean = abs(fmean(differences))
 
     def shown(seeds: int) -> bool:
-        variance = crossed.variance_with(seeds) if crossed else deviation**2 / seeds
-        return 2 * family * float(stdtr(seeds - 1, -mean / math.sqrt(variance))) <= ALPHA
+        t = mean * math.sqrt(seeds) / deviation
+        return family * (crossed.with_seeds(seeds).p if crossed else 2 * float(stdtr(seeds - 1, -t))) <= ALPHA
 
     if not shown(MOST_SEEDS):
         return None

@@ -22,7 +22,7 @@ from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
 from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
-from clbench.results.items import ItemResults, ItemScores
+from clbench.results.items import ItemResults, ItemScores, weight_by_task
 from clbench.results.metrics import acc
 from clbench.results.record_parts import (
     Answer,
@@ -243,12 +243,24 @@ def item_ids(record: Record) -> str | None:
     return record.item_scores.ids if record.item_scores is not None and record.item_scores.content else None
 
 
-def item_scores(record: Record) -> npt.NDArray[np.float32] | None:
-    """Return the score of each test item in the last row by the metric of R, or None if they are not known.
+def item_scores(record: Record, metric: Metric | None = None) -> npt.NDArray[np.float32] | None:
+    """Return a score of each test item in the last row, or None if the scores are not known.
 
-    The score of an image that belongs to several tasks is the mean over these.
+    The mean of the scores is the mean over tasks (`weight_by_task`). The score of an image that belongs to several
+    tasks is the mean over these.
+
+    Args:
+        record: the record.
+        metric: the metric of the scores, by default that of R.
     """
+    metric = metric or metric_of(record)
+    matrix = matrices(record).get(metric.name)
+    if record.stream is None or not matrix:
+        return None
     if record.items is not None:
-        shares: npt.NDArray[np.float32] = record.items.matrix().mean(axis=0, dtype="float32")
-        return shares
-    return record.item_scores.scores(metric_of(record).name) if record.item_scores is not None else None
+        scores: npt.NDArray[np.float32] | None = record.items.matrix().mean(axis=0, dtype="float32")
+    else:
+        scores = record.item_scores.scores(metric.name) if record.item_scores is not None else None
+    if scores is None:
+        return None
+    return weight_by_task(scores, record.stream.test_samples, acc(matrix), in_task_order=record.items is None)

@@ -171,9 +171,13 @@ def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: in
     if n < 2 or (deviation := stdev(differences)) <= ROUNDING:
         return None
     mean = abs(fmean(differences))
-    return next((seeds for seeds in range(max(n + 1, rule.first), rule.most + 1)
-                 if mean >= critical(seeds, rule, ALPHA / family) * math.sqrt(
-                     crossed.variance_with(seeds) if crossed else deviation**2 / seeds)), None)
+
+    def is_enough(seeds: int) -> bool:
+        if crossed:
+            return crossed.with_seeds(seeds).p <= threshold(ALPHA / family, rule) * weight(seeds, rule.most)
+        return mean >= critical(seeds, rule, ALPHA / family) * deviation / math.sqrt(seeds)
+
+    return next(filter(is_enough, range(max(n + 1, rule.first), rule.most + 1)), None)
 
 
 def threshold(level: float, rule: UntilDecided) -> float:

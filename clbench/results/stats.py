@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 LEVEL = 0.95  # level of the confidence intervals of means
 ALPHA = 0.05  # a difference is significant if its corrected p is not above this
 FEW = 8  # with fewer seeds, intervals and tests are Student's t
-RESAMPLES = 9999  # largest number of bootstrap resamples
+RESAMPLES = 99_999  # largest number of bootstrap resamples
 EXACT_TO = 16  # up to this many seeds, all 2^n sign flips are counted; beyond, as many random ones as for this number
+BINS = 1000  # of the histogram of resampled means
 IN_CACHE = 1 << 18  # numbers in one step of the sign flips, which fit into the cache
 ROUNDING = 1e-12  # values that differ by no more than this count as equal
 
@@ -50,7 +51,6 @@ class Ranks:
     ranks: tuple[tuple[float, ...], ...]  # [setting][method]
     average: tuple[float, ...]  # average rank of each method
     p: float  # p-value of Friedman's test that all methods are equal
-    smallest_p: float  # that p-value if all settings ranked the methods in the same order
     critical: float  # smallest distance of average ranks that is significant at ALPHA
 
 
@@ -140,29 +140,38 @@ def _bca(values: Sequence[float]) -> Interval:
     quantile = math.sqrt(n / (n - 1)) * t_quantile(n - 1, (1 + LEVEL) / 2)
     z = bias + np.array([-quantile, quantile])
     probabilities = ndtr(bias + z / (1 - acceleration * z))
-    if len(weights) == RESAMPLES:  # the weights are equal, so a partial sort is enough
-        places = np.minimum(np.searchsorted(_equal_shares(), probabilities), RESAMPLES - 1)
-        low, high = mean + np.partition(means, places)[places]
-    else:
-        order = np.argsort(means)
-        places = np.searchsorted(weights[order].cumsum(), probabilities)
-        low, high = mean + means[order[np.minimum(places, len(order) - 1)]]  # a sum of weights may end just below 1
-    return Interval(mean, float(low), float(high), n)
+    low, high = (mean + end for end in _quantiles(means, weights, probabilities.tolist()))
+    return Interval(mean, low, high, n)
 
 
-@functools.cache
-def _equal_shares() -> npt.NDArray[np.float64]:
+def _quantiles(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64],
+               probabilities: Sequence[float]) -> list[float]:
+    """Return, for each probability, the smallest value up to which the weights of values sum to it.
+
+    Only the values in one bin of a histogram are sorted, which takes a fifth of the time of sorting all.
+    """
     import numpy as np
 
-    return np.full(RESAMPLES, 1 / RESAMPLES).cumsum()
+    least, largest = values.min(), values.max()
+    bins = ((values - least) * (BINS / (largest - least))).astype(np.intp)
+    sums = np.bincount(bins, weights).cumsum()
+    quantiles = []
+    for probability in probabilities:
+        index = min(int(np.searchsorted(sums, probability)), len(sums) - 1)  # all weights may sum to just below 1
+        inside = bins == index
+        order = values[inside].argsort()
+        sums_inside = weights[inside][order].cumsum() + (sums[index - 1] if index else 0.0)
+        place = min(int(np.searchsorted(sums_inside, probability)), len(order) - 1)
+        quantiles.append(float(values[inside][order[place]]))
+    return quantiles
 
 
 @functools.cache
 def _resamples(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return how often each resample contains each of n values (resamples, n), and the resamples' probabilities.
 
-    For up to 8 values, these are all resamples, at most 9,999. For more values, they are 9,999 random ones, which are
-    always the same.
+    For up to 10 values, these are all resamples, at most 92,378. For more values, they are 99,999 random ones, which
+    are always the same.
     """
     import numpy as np
 
@@ -266,7 +275,7 @@ def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
         scores: at least two settings of at least three methods.
     """
     import numpy as np
-    from scipy.stats import chi2, friedmanchisquare, rankdata, studentized_range
+    from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
     table = np.asarray(scores, dtype=np.float64)
     settings, methods = table.shape
@@ -275,7 +284,6 @@ def rank_methods(scores: Sequence[Sequence[float]]) -> Ranks:
     p = 1.0 if ties else float(friedmanchisquare(*ranks.T).pvalue)
     q = float(studentized_range.ppf(1 - ALPHA, methods, np.inf)) / math.sqrt(2)
     return Ranks(tuple(tuple(map(float, row)) for row in ranks), tuple(map(float, ranks.mean(axis=0))), p,
-                 float(chi2.sf(settings * (methods - 1), methods - 1)),
                  q * math.sqrt(methods * (methods + 1) / (6 * settings)))
 
 

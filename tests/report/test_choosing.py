@@ -1,15 +1,20 @@
 """A method chosen under constraints: what is filtered, by what evidence it is ranked, what each constraint costs."""
 
 import json
+import re
 from statistics import fmean
 
 import pytest
+from helpers import ROOT
 from helpers.records import folder, make_record
 
 from clbench import cli
 from clbench.core.errors import SpecError
+from clbench.report import build
 from clbench.report.analysis.choosing import choose, limit
 from clbench.report.analysis.grouping import by_setting
+from clbench.report.formats import html
+from clbench.results.store import Store
 
 SEEDS = range(6)
 # accuracy, bytes kept, parameters trained, samples kept
@@ -118,3 +123,12 @@ def test_the_chosen_method_is_cautioned_against_and_a_single_seed_gets_more(tmp_
     assert "  run more seeds: clbench run --methods er,ewc,lora,lwf,naive,joint --seeds 5" in out
     assert cli.call(["choose", run, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["caution"] == "\N{WHITE CIRCLE}"
+
+
+def test_differences_in_the_unit_of_a_target_have_no_unit(capsys):
+    assert cli.call(["choose", str(ROOT / "reports/auto_mpg"), "--no-samples-kept", "--max-kept", "20kB"]) == 1
+    assert cli.call(["choose", str(ROOT / "reports/auto_mpg")]) == 0
+    assert re.search(r"no significant difference: SI 3.06, 0.142 ± [\d.]+ more \(", out := capsys.readouterr().out)
+    assert " value" not in out
+    page = html.render(build(Store(ROOT / "reports/auto_mpg").read()[0]))
+    assert "Amount by which a task" in page and "Forgetting: " in page and "Value by" not in page

@@ -31,7 +31,7 @@ def test_each_method_is_held_against_naive_and_joint_and_three_seeds_are_enough_
     assert (told.baseline.other, told.joint.other) == ("naive", "joint")
     assert [(p.method, p.verdict, p.test) for p in told.baseline.pairs] == [
         ("ewc", "worse", "t"), ("lora", "better", "t"), ("er", "better", "t")]
-    assert told.below == ["ewc"] and told.above == []
+    assert told.baseline.labels("worse") == ["ewc"] and told.joint.labels("better") == []
     assert next(iter(told.accuracy)) == "joint" and told.references == ("naive", "joint")
     assert told.baseline.test == told.best.test == "t"
 
@@ -47,8 +47,9 @@ def test_a_baseline_can_be_named_and_its_differences_are_those_of_the_records():
 
 def test_what_is_not_decided_has_the_seeds_that_would_do():
     told = found(study({"ewc": 0.005, "er": -0.3, "naive": 0.0}, noise=0.01))
-    assert list(told.undecided) == ["ewc"] and told.below == ["er"]
-    assert told.undecided["ewc"] is None or told.undecided["ewc"] > 3
+    assert told.baseline.labels("open") == ["ewc"] and told.baseline.labels("worse") == ["er"]
+    pair = next(p for p in told.baseline.pairs if p.method == "ewc")
+    assert pair.needed is None or pair.needed > 3
 
 
 def test_without_naive_there_is_no_column_of_differences():

@@ -36,7 +36,7 @@ def test_every_method_has_a_marker_in_its_strategys_color_and_a_label():
     assert {m[2] for name in ("naive", "joint") for m in markers(axes, looks[name])} == {"white"}
     assert sorted(t.get_text() for t in axes.texts) == [
         "EWC", "Fine-tuning", "Joint training", "LoRA r=1", "LoRA r=2", "LoRA r=4", "er"]
-    assert [t.get_text() for t in drawn.legends[0].texts] == ["Pareto front", "reference", "95% interval over seeds"]
+    assert [t.get_text() for t in drawn.legends[0].texts] == ["Pareto front", "reference", "95% confidence interval"]
 
 
 def test_the_front_has_heavy_markers_and_a_step_line_to_the_edge():

@@ -21,7 +21,7 @@ def cell_text(text, **kwargs):
 @pytest.mark.parametrize(("text", "kwargs", "expected"), [
     ("97.40 ± 0.66", {}, r"$97.40 \pm 0.66$"), ("-0.04 ± 0.36", {"bold": True}, r"$\mathbf{-0.04 \pm 0.36}$"),
     ("1.93 MB", {"second": True}, r"\underline{$1.93$~MB}"), ("1,916,810", {}, "$1{,}916{,}810$"),
-    ("98.31 ± n/a", {}, r"$98.31$~$\pm$ n/a"), ("\N{EN DASH}", {}, "--")])
+    ("7.7e-06", {}, r"$7.7 \times 10^{-6}$"), ("98.31 ± n/a", {}, r"$98.31$~$\pm$ n/a"), ("\N{EN DASH}", {}, "--")])
 def test_numbers_are_in_math_mode_best_bold_second_underlined(text, kwargs, expected):
     assert cell_text(text, **kwargs) == expected
 

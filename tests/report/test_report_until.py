@@ -4,10 +4,12 @@ import pytest
 from helpers.records import make_record
 
 from clbench import report
+from clbench.cli.choose import lines
 from clbench.core.errors import StoreError
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.choosing import choosable, choose
+from clbench.report.analysis.choosing import choosable, choose, limit
 from clbench.report.analysis.facts import facts
+from clbench.report.analysis.families import Family, Pair
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.columns import ACC
@@ -94,6 +96,27 @@ def test_a_method_that_was_dropped_does_not_lead_for_its_lucky_seeds():
     assert best.method in ("er", "ewc") and best.beaten == ("lwf",)
 
 
+def test_a_method_that_only_another_one_beats_is_not_beaten_by_the_leader():
+    rule = UntilDecided(baseline="best", first=3, most=8)
+    leader = [0.42 + e for e in (0.10, -0.12, 0.06, 0.1, 0.05, 0.02, 0.06, 0.01)]
+    other, dropped = [0.41 + e for e in NOISE[:8]], [0.34 + e for e in (0.001, -0.002, 0.003)]
+    setting = by_setting(made(rule, lora=leader, ewc=other, si=dropped))[0]
+    best = facts(setting).best
+    assert best.method == "lora" and not best.beaten and best.open == ("ewc",) and best.dropped == ("si",)
+    section, = report.build(made(rule, lora=leader, ewc=other, si=dropped)).sections
+    assert section.headline[0][1] == (
+        "lora (45.5%, ○) leads, but it is not significantly better than any of the 2 other methods. "
+        "Significantly worse than another method: SI (no more seeds were added).")
+
+
+@pytest.mark.parametrize(("until", "beaten"), [(RULE, {"ewc", "si"}), (None, {"ewc"})])
+def test_a_method_that_was_dropped_is_also_beaten_by_what_beats_the_better_one(until, beaten):
+    ps = {("lora", "ewc"): 0.01, ("si", "ewc"): 0.02, ("lora", "si"): 0.2}
+    pairs = [Pair(a, b, (-0.1 if a == "si" else 0.1,) * 3, p, p, "t", 3, until) for (a, b), p in ps.items()]
+    tests = Family(ACC.column, tuple(pairs))
+    assert tests.beaten_by("lora") == beaten and tests.beaten_by("ewc") == {"si"} and not tests.beaten_by("si")
+
+
 def test_seeds_beyond_the_most_are_left_out_of_the_tests(records):
     more = made(None, naive=[0.3 + e for e in NOISE], ewc=[0.9] * 10)[8:10] + [
         r for r in made(None, naive=[0.3] * 10, ewc=[0.9] * 10) if r.label == "ewc" and r.trial.seed >= 8]
@@ -129,3 +152,19 @@ def test_the_page_chooses_by_the_same_rule_as_the_command(records):
     beside = made_here.comparisons[0][0]
     assert (made_here.candidates[1].label, beside.difference, beside.half_width, beside.shown) == (
         rival.method, rival.difference, rival.half_width, rival.shown)
+
+
+def test_a_dropped_method_is_no_price_and_estimates_end_with_the_rule():
+    better = [0.75, 0.751, 0.749, 0.60, 0.61, 0.60]
+    other = [0.745, 0.757, 0.742, 0.60, 0.62, 0.61]
+    dropped = [0.700, 0.7011, 0.6992]  # a higher mean than the others', of other seeds
+    found = [r.model_copy(update={
+        "stream": r.stream.model_copy(update={"test_samples": [10**6] * 2}),
+        "costs": r.costs.model_copy(update={"bytes": [{"base": 4000 if r.label == "er" else 9000}] * 2})})
+        for r in made(UntilDecided(baseline="best", first=3, most=8), er=better, ewc=other, lwf=dropped)]
+    setting = by_setting(found)[0]
+    choice = choose(setting, [limit(setting, "kept", "5kB")])
+    price, = choice.prices
+    assert choice.best == "er" and price.method == "ewc" and price.difference >= 0 and choice.most_seeds == 8
+    text = "\n".join(lines(choose(setting, []), {m.label: m.label for m in setting.methods}))
+    assert "no significant difference: " in text and "(more than 8 seeds would be needed)" in text

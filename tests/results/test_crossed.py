@@ -1,6 +1,7 @@
 """The mean over seeds and shared test samples: its variance, its test, and what reports make of it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,17 @@ from helpers.records import make_record
 from scipy import stats
 
 from clbench import report
-from clbench.report.analysis.families import NEAR, SAME
+from clbench.experiment.until import UntilDecided
+from clbench.report.analysis.families import NEAR, SAME, Pair
 from clbench.report.analysis.grouping import by_setting
-from clbench.report.analysis.paired_tests import all_pairs
+from clbench.report.analysis.paired_tests import all_pairs, flips_name
 from clbench.report.columns import ACC, MEASURES
-from clbench.results.items import ItemResults, cross
+from clbench.report.figures.accuracy import draw_curves
+from clbench.report.figures.style import assign_styles
+from clbench.report.formats.page import section_view
+from clbench.results.items import ItemResults, ItemScores, cross, weight_by_task
+from clbench.results.paired import seeds_to_show
+from clbench.results.sequential import seeds_to_decide, threshold, weight
 
 SCORES = (np.random.default_rng(0).normal(size=(4, 50)) + np.random.default_rng(1).normal(size=50)
           + np.array([[-1.0], [0.0], [0.5], [1.0]]))
@@ -58,8 +65,87 @@ def test_equal_seeds_are_a_t_test_over_samples():
 
 def test_more_seeds_lower_only_their_part_of_the_variance():
     found = cross(SCORES.mean(axis=1).tolist(), SCORES)
-    assert found.variance_with(4) == pytest.approx(found.by_seed + found.of_samples)
-    assert found.variance_with(10**9) == pytest.approx(found.of_samples, rel=1e-6)
+    assert found.with_seeds(4).p == pytest.approx(found.p) and found.with_seeds(4).df == pytest.approx(found.df)
+    assert found.with_seeds(10**9).variance == pytest.approx(found.of_samples, rel=1e-6)
+    ms_seed, ms_sample, rest = by_hand(SCORES)
+    ms_sample = 10 * (ms_sample - rest) / 4 + rest  # that of 10 seeds with the same components
+    total = ms_seed + ms_sample - rest
+    assert found.with_seeds(10).variance == pytest.approx(total / (10 * 50))
+    df = total**2 / (ms_seed**2 / 9 + ms_sample**2 / 49 + rest**2 / (9 * 49))
+    assert found.with_seeds(10).df == pytest.approx(max(df, 9))
+
+
+def test_the_seeds_that_are_needed_are_those_of_the_test_itself():
+    found = cross((SCORES.mean(axis=1) + 0.6).tolist(), SCORES + 0.6)
+    for family in (1, 3):
+        needed = seeds_to_show([row.mean() for row in SCORES + 0.6], family, found)
+        assert family * found.with_seeds(needed).p <= 0.05 < family * found.with_seeds(needed - 1).p
+    rule = UntilDecided(first=3, most=40)
+    needed = seeds_to_decide([row.mean() for row in SCORES + 0.6], rule, 3, found)
+    enough = threshold(0.05 / 3, rule)
+    assert found.with_seeds(needed).p <= enough * weight(needed, 40)
+    assert found.with_seeds(needed - 1).p > enough * weight(needed - 1, 40)
+
+
+def test_test_samples_are_too_few_if_no_number_of_seeds_is_enough_after_correction():
+    found = cross(SCORES.mean(axis=1).tolist(), SCORES)
+    found = replace(found, mean=2.5 * math.sqrt(found.of_samples))  # p = 0.012 if only samples are random
+    for family, expected in ((1, None), (30, 50)):
+        assert Pair("a", "b", (0.4,) * 4, found.p, 1.0, "crossed", family, crossed=found).limited == expected
+
+
+SIZES = (30, 15, 5)
+
+
+def by_task(scores):
+    """Return the mean over tasks of `SIZES` of each row of scores."""
+    return np.stack([part.mean(axis=1) for part in np.split(scores, np.cumsum(SIZES)[:-1], axis=1)]).mean(axis=0)
+
+
+def test_samples_of_small_tasks_weigh_more():
+    row = SCORES[0] + np.repeat([1.0, 0.0, -1.0], SIZES)
+    mean, = by_task(row[None])
+    weights = np.repeat([50 / 3 / size for size in SIZES], SIZES)  # of the mean over tasks, relative to a mean of 1
+    assert (weights * row).mean() == pytest.approx(mean)
+    weighted = weight_by_task(row, SIZES, mean, in_task_order=True)
+    assert weighted.mean() == pytest.approx(mean, abs=1e-6)
+    assert weighted.var() == pytest.approx(((weights * (row - mean)) ** 2).mean(), rel=1e-5)
+    without_order = weight_by_task(row, SIZES, mean, in_task_order=False)
+    assert without_order.mean() == pytest.approx(mean, abs=1e-6)
+    effective = 9 / sum(1 / size for size in SIZES)  # number of samples whose plain mean varies as much
+    assert without_order.var() / 50 == pytest.approx(row.var() / effective, rel=1e-5)
+    assert weight_by_task(row, (25, 25), mean, in_task_order=True) is row
+
+
+@pytest.mark.parametrize("in_task_order", [True, False])
+def test_equal_methods_seldom_differ_if_tasks_have_unequal_numbers_of_samples(in_task_order):
+    draws, sizes, claims = np.random.default_rng(0), (400, 200, 100, 50, 20), 0
+    starts = np.cumsum([0, *sizes[:-1]])
+    for _ in range(400):
+        scores = 0.6 * draws.normal(size=770) + 0.7 * draws.normal(size=(10, 770))
+        means = (np.add.reduceat(scores, starts, axis=1) / sizes).mean(axis=1)
+        weighted = np.stack([weight_by_task(row, sizes, mean, in_task_order)
+                             for row, mean in zip(scores, means, strict=True)])
+        claims += cross(means.tolist(), weighted).p <= 0.05
+    assert claims / 400 < 0.08  # 0.18 if all samples weigh the same
+
+
+def test_reports_weight_samples_by_task():
+    right = np.random.default_rng(4).random((3, 50)) < 0.7
+    accuracies = [[float(part.mean()) for part in np.split(row, np.cumsum(SIZES)[:-1])] for row in right]
+    made = [make_record("ewc", seed, [[0.5] * 3] * 3 + [accuracy]) for seed, accuracy in enumerate(accuracies)]
+    made = [r.model_copy(update={"stream": r.stream.model_copy(update={"test_samples": list(SIZES)}),
+                                 "items": ItemResults.of(np.arange(50), row, "samples")})
+            for r, row in zip(made, right, strict=True)]
+    in_order = [r.model_copy(update={"items": None, "item_scores": ItemScores.of({"accuracy": row}, "samples")})
+                for r, row in zip(made, right, strict=True)]
+    for records, known in ((made, False), (in_order, True)):
+        setting, = by_setting(records)
+        weighted = [weight_by_task(row.astype("float32"), SIZES, float(np.mean(accuracy)), known)
+                    for row, accuracy in zip(right, accuracies, strict=True)]
+        expected = cross([float(np.mean(accuracy)) for accuracy in accuracies], np.stack(weighted)).interval
+        found = setting.interval(ACC, "ewc")
+        assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
 
 
 def records(right, own_samples=False):
@@ -98,6 +184,28 @@ def test_reports_use_the_samples_if_all_seeds_share_them():
     cell = next(row.cells[section.comparison.index("ACC")] for row in section.comparison.rows if row.label == "EWC")
     one = np.stack([r.items.matrix()[0].astype(float) for r in made[:4]])
     assert cell.half_width == pytest.approx(cross(one.mean(axis=1).tolist(), one).interval.half_width, rel=1e-4)
+
+
+def test_a_mean_has_one_interval_in_all_tables_and_figures():
+    made = report.build(records(drawn()))
+    section, styles = made.sections[0], assign_styles(made.strategies)
+    page = section_view("s", "s", section, styles)
+    cell = section.comparison.rows[0].cells[section.comparison.index("ACC")]
+    tables = {table.title: table for _, table, _ in page.figure_tables}
+    for title in ("Accuracy after each task", "Accuracy of each seed"):
+        assert tables[title].rows[0].cells[-1] == replace(cell, bold=False, second=False)
+    curves = next(figure for figure in section.figures if figure.kind == "curves")
+    assert (curves.points[0].low, curves.points[0].high) == (cell.low, cell.high)
+    drawn_curves = draw_curves(curves, styles)
+    band = drawn_curves.axes[0].collections[0].get_paths()[0].vertices
+    assert {cell.low, cell.high} <= set(band[band[:, 0] == 2, 1])
+
+
+def test_footnotes_name_the_test_that_was_used():
+    rule = UntilDecided(first=3, most=8)
+    made = [r.model_copy(update={"until": rule}) for r in records(drawn())]
+    assert "Sequential t-tests over seeds and test samples, " in " ".join(report.build(made).sections[0].footnote)
+    assert flips_name(16) == "Exact sign-flip tests" and flips_name(17) == "Sign-flip tests with random signs"
 
 
 def test_seeds_with_samples_of_their_own_are_tested_over_seeds():

@@ -102,6 +102,23 @@ def test_intervals_and_tests_are_over_seeds_and_items_in_the_unit_of_the_metric(
     assert interval.half_width > stats.t.ppf(0.975, 3) * over_seeds or math.isclose(over_seeds, 0)
 
 
+def test_every_final_mean_whose_scores_are_known_is_tested_over_seeds_and_samples():
+    made = records()
+    setting, = by_setting(made)
+    tested = {m.column.title: setting.tests(m, setting.compared(m)).pairs[0].test
+              for m in setting.measures if m.in_report}
+    assert tested == {"NLL": "crossed", "forgetting": "t", "exact": "crossed"}
+    swapped, = by_setting(by_metric(made, "exact"))
+    exact, nll = (setting.measures[[m.column.title for m in setting.measures].index(title)]
+                  for title in ("exact", "NLL"))
+    assert setting.interval(exact, "er") == swapped.interval(swapped.final, "er")
+    assert setting.interval(nll, "er") == setting.interval(setting.final, "er")
+    footnote = " ".join(report.build(made).sections[0].footnote)
+    assert ("Intervals and tests of NLL and exact match also cover the choice of test samples. All results are "
+            "conditional on the training samples, which all seeds share. Other results are also conditional on the "
+            "test samples.") in footnote
+
+
 def test_until_decided_decides_language_models_by_their_items():
     state, = states(records(), UntilDecided(first=3, most=8))
     assert state.decided == {"lora": "worse than another", "er": "the best"} and state.open == ()
@@ -135,4 +152,4 @@ def test_copied_and_merged_folders_keep_the_scores_and_stale_files_are_removed(t
 def test_a_report_says_that_tests_are_over_seeds_and_test_samples():
     text = markdown.render(report.build(records()))
     assert "T-tests over seeds and test samples" in text and "NLLs are tested over seeds and samples" in text
-    assert "Intervals and tests of NLL also cover the choice of test samples" in text
+    assert "Intervals and tests of NLL and exact match also cover the choice of test samples" in text

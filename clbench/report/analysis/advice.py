@@ -30,7 +30,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
     if command is None:
         return ""
     if setting.baseline is None and (naive := _fine_tuning()):
-        return f"add the fine-tuning baseline: {_with(command, {'--methods': naive})}"
+        return f"add the fine-tuning baseline: {shlex.join(_with(command, {'--methods': naive}))}"
     untuned = setting.untuned
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
@@ -59,19 +59,20 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
     command = _run_command(setting)
     if setting.until or command is None:
         return ""
+    command = _for_all_methods(command, setting)
     if len(setting.seeds) == 1:
-        return f"run more seeds: {_with(command, {'--seeds': str(SEEDS)})}"
+        return f"run more seeds: {shlex.join(_with(command, {'--seeds': str(SEEDS)}))}"
     if not any(count and count <= MOST for count in needed):
         return ""
     file, benchmark = _file(command), setting.records[0].trial.benchmark.name
     folder = _value(command, "--out") or f"runs/{run_folder_name(Path(file) if file else None, benchmark)}"
     if FIRST <= len(setting.seeds) < MOST and setting.seeds == tuple(range(len(setting.seeds))):
-        settings = {"--until": "decided", "--baseline": BEST, "--out": f"{folder}-decided"}
-        return f"collect seeds until the question is decided, in a new folder: {_with(command, settings)}"
+        settings: dict[str, str | None] = {"--until": "decided", "--baseline": BEST, "--out": f"{folder}-decided"}
+        return f"collect seeds until the question is decided, in a new folder: {shlex.join(_with(command, settings))}"
     first_seed = max(setting.seeds) + 1
     seeds = ",".join(map(str, range(first_seed, first_seed + min(len(setting.seeds), MOST))))
     return ("confirm with fresh seeds, analyzed alone: "
-            + _with(command, {"--seeds": seeds, "--out": f"{folder}-confirmation"}))
+            + shlex.join(_with(command, {"--seeds": seeds, "--out": f"{folder}-confirmation"})))
 
 
 def _run_command(setting: Setting) -> list[str] | None:
@@ -82,6 +83,23 @@ def _run_command(setting: Setting) -> list[str] | None:
     except ValueError:
         return None
     return words if words[:2] == ["clbench", "run"] else None
+
+
+def _for_all_methods(command: Sequence[str], setting: Setting) -> list[str]:
+    """Return a command that runs all methods of a setting, whose records may come from several commands.
+
+    An experiment file has all methods. Its command then has no `--methods`.
+    """
+    if len({_methods(r.provenance.command) for r in setting.records}) == 1:
+        return [*command]
+    return _with(command, {"--methods": None if _file(command) else ",".join(m.id for m in setting.methods)})
+
+
+def _methods(command: str) -> str | None:
+    try:
+        return _value(shlex.split(command), "--methods")
+    except ValueError:  # the text is not a command of a shell
+        return command
 
 
 def _file(command: Sequence[str]) -> str | None:
@@ -97,8 +115,8 @@ def _value(command: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _with(command: Sequence[str], settings: dict[str, str]) -> str:
-    """Return a command with the values of some flags replaced or added."""
+def _with(command: Sequence[str], settings: dict[str, str | None]) -> list[str]:
+    """Return a command with the values of some flags replaced or added. A flag whose value is None is left out."""
     words: list[str] = []
     skip = False
     for word in command:
@@ -109,20 +127,23 @@ def _with(command: Sequence[str], settings: dict[str, str]) -> str:
         elif word.partition("=")[0] not in settings:
             words.append(word)
     for flag, value in settings.items():
-        words += [flag, value]
-    return shlex.join(words)
+        words += [flag, value] if value is not None else []
+    return words
 
 
 SHOWN, NAMES = 5, 3  # the most sentences, and the most names in a sentence
 
 
-def cautions(setting: Setting) -> list[str]:
-    """Return the cautions of a section. If there are more than five, the last one says how many are left out."""
+def cautions(setting: Setting) -> tuple[list[str], list[str]]:
+    """Return the cautions in the first lines of a section and those that its notes begin with.
+
+    If there are more than five, the fifth line says how many the notes have.
+    """
     all_cautions = list(_every(setting))
     if len(all_cautions) <= SHOWN:
-        return all_cautions
-    omitted_count = len(all_cautions) - SHOWN + 1
-    return [*all_cautions[:SHOWN - 1], f"The notes below the table have {omitted_count} further cautions."]
+        return all_cautions, []
+    shown, others = all_cautions[:SHOWN - 1], all_cautions[SHOWN - 1:]
+    return [*shown, f"The notes below the table have {len(others)} further cautions."], others
 
 
 def _every(setting: Setting) -> Iterator[str]:

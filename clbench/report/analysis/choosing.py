@@ -19,6 +19,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
 from clbench.report.decided import Candidate, CandidateComparison, Choosable
 from clbench.report.formatting import number
+from clbench.results.paired import MOST_SEEDS
 
 
 def choosable(setting: Setting, everything: Family | None = None) -> Choosable | None:
@@ -140,6 +141,7 @@ class Choice:
     refused: Mapping[str, str]  # the reason why a method is not allowed, by method
     metric: Metric = ACCURACY  # by which methods are ranked
     caution: str = ""  # marks of the best method if it is underfit or at chance
+    most_seeds: int = MOST_SEEDS  # estimates of needed seeds consider no larger number
 
     @property
     def open(self) -> list[Rival]:
@@ -179,11 +181,7 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
 
 def values_of(setting: Setting, kind: Kind) -> dict[str, float | None]:
     """Return the mean amount of each method over its seeds, or None if some record lacks the amount."""
-    means: dict[str, float | None] = {}
-    for label, by_seed in setting.values(kind.measure).items():
-        known_values = [value for value in by_seed.values() if value is not None]
-        means[label] = fmean(known_values) if known_values and len(known_values) == len(by_seed) else None
-    return means
+    return {label: setting.mean(kind.measure, label) for label in setting.values(kind.measure)}
 
 
 def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
@@ -205,7 +203,7 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
     best = leader(setting.final.column, {label: finals[label] for label in allowed}, tests) if allowed else None
     if best is None:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
-                      None, {}, (), tuple(_prices(limits, amounts, finals, None, setting)), refused,
+                      None, {}, (), tuple(_prices(limits, amounts, finals, None, setting, tests)), refused,
                       setting.metric)
     pairs = {pair.first: pair for pair in tests.against(best)}
     rivals = sorted((rival_of(pairs[label], finals, setting) for label in allowed if label != best),
@@ -213,8 +211,8 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
     interval = setting.interval(setting.final, best)
     return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best,
                   interval.mean, interval.half_width, {kind.name: amounts[kind].get(best) for kind in KINDS},
-                  tuple(rivals), tuple(_prices(limits, amounts, finals, best, setting)), refused, setting.metric,
-                  setting.cautions.get(best, ""))
+                  tuple(rivals), tuple(_prices(limits, amounts, finals, best, setting, tests)), refused, setting.metric,
+                  setting.cautions.get(best, ""), setting.until.most if setting.until else MOST_SEEDS)
 
 
 def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
@@ -236,8 +234,8 @@ def _lead(pair: Pair, setting: Setting) -> Pair:
 
 def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float | None]],
             finals: Mapping[str, Mapping[int, float]], best: str | None,
-            setting: Setting) -> list[Price]:
-    """Return the price of each constraint if the other constraints stay."""
+            setting: Setting, tests: Family) -> list[Price]:
+    """Return the price of each constraint if the other constraints stay. `tests` are those of all pairs."""
     prices = []
     for constraint in limits:
         other_limits = [other for other in limits if other is not constraint]
@@ -245,7 +243,7 @@ def _prices(limits: Sequence[Limit], counted: Mapping[Kind, Mapping[str, float |
                       if not any(other.refusal(counted[other.kind].get(label)) for other in other_limits)}
         if not candidates:
             continue
-        best_without = leader(setting.final.column, candidates)
+        best_without = leader(setting.final.column, candidates, tests)
         accuracy = fmean(candidates[best_without].values())
         if best is None:
             prices.append(Price(constraint.flag, best_without, accuracy, None, None))

@@ -10,6 +10,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import done_records, test_samples
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
 from clbench.results.items import difference_error
+from clbench.results.stats import ROUNDING
 
 
 def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:
@@ -77,17 +78,22 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     best = leader(setting.final.column, values, tests)
     pairs = tests.against(best)
     metric = setting.metric
-    worse = {p.first for p in pairs
-             if not p.equal and p.significant and p.better(metric.direction) == best} | tests.dropped
-    open_pairs = sorted((p for p in pairs if not p.equal and not p.untested and p.first not in worse),
+    beaten = tests.beaten_by(best)
+    exceeding = {p.first for p in pairs if p.significant} - beaten
+    dropped = tests.dropped - beaten - exceeding
+    decided = beaten | exceeding | dropped
+    open_pairs = sorted((p for p in pairs if not (p.equal or p.untested) and p.first not in decided),
                         key=lambda p: metric.rank(fmean(p.differences)))
-    limited = limiting_test_samples(setting, open_pairs[0]) if open_pairs else None
+    closest = next((p for p in open_pairs if metric.rank(fmean(p.differences)) >= -ROUNDING), None)
+    limited = limiting_test_samples(setting, closest) if closest else None
     return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
                 next((p.test for p in pairs if p.test), None),
-                tuple(p.first for p in pairs if p.first in worse),
+                tuple(p.first for p in pairs if p.first in beaten),
                 tuple(p.first for p in pairs if p.equal), tuple(p.first for p in open_pairs),
-                open_pairs[0].needed if open_pairs and not limited else None,
-                {p.first: p.untested for p in pairs if p.untested and p.first not in worse}, limited)
+                closest.needed if closest and not limited else None,
+                {p.first: p.untested for p in pairs if p.untested and p.first not in beaten | dropped}, limited,
+                closest.first if closest else None, tuple(p.first for p in pairs if p.first in exceeding),
+                tuple(p.first for p in pairs if p.first in dropped and not p.equal))
 
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
@@ -95,10 +101,8 @@ def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
     finals = setting.compared(setting.final)
     fronts = {}
     for measure in (m for m in setting.measures if m.cost and not m.tested and setting.has(m)):
-        costs = {label: fmean(v for v in by_seed.values() if v is not None)
-                 for label, by_seed in setting.values(measure).items()
-                 if label in setting.eligible and label in finals and None not in by_seed.values()}
-        costs = {label: cost for label, cost in costs.items() if cost or measure.zero_competes}
+        costs = {label: cost for label in setting.values(measure) if label in setting.eligible and label in finals
+                 and (cost := setting.mean(measure, label)) is not None and (cost or measure.zero_competes)}
         labels = list(costs)
         fronts[measure.column.title] = tuple(labels[i] for i in front(
             [(costs[label], -setting.metric.rank(fmean(finals[label].values()))) for label in labels]))

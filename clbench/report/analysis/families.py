@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Values = Mapping[str, Mapping[int, float]]  # values of a measure by method and seed
 Answers = Mapping[str, Mapping[int, "npt.NDArray[np.float32]"]]  # by method and seed: [N], score of each test sample
+UNLIMITED = 10**9  # a number of seeds that leaves only the variance due to the test samples
 SAME, NEAR = "every seed gave the same result", "near 100%"  # reasons why a pair is not tested
 
 
@@ -67,11 +68,8 @@ class Pair:
 
     @property
     def limited(self) -> int | None:
-        """Return the number of test samples if more seeds cannot make the difference significant, else None.
-
-        This is the case if the difference is at most two standard errors that are due to the test samples alone.
-        """
-        if self.crossed is None or abs(self.crossed.mean) > 2 * self.crossed.of_samples**0.5:
+        """Return the number of test samples if no number of seeds makes the difference significant, else None."""
+        if self.crossed is None or self.family * self.crossed.with_seeds(UNLIMITED).p <= ALPHA:
             return None
         return self.crossed.samples
 
@@ -114,6 +112,24 @@ class Family:
         """Return the methods that are significantly worse than some other method."""
         direction = self.column.direction
         return {p.first if p.better(direction) == p.second else p.second for p in self.pairs if p.significant}
+
+    def beaten_by(self, method: str) -> set[str]:
+        """Return the methods that are significantly worse than a method.
+
+        A rule that adds seeds gives no more seeds to a method that some other one significantly exceeds. Then the
+        methods that are significantly worse than one of the returned methods are also returned: the family's
+        significant differences hold together, and two of them imply a third.
+        """
+        direction = self.column.direction
+        worse_than: dict[str, set[str]] = {}
+        for pair in self.pairs:
+            if pair.significant:
+                better = pair.better(direction)
+                worse_than.setdefault(better, set()).add(pair.second if better == pair.first else pair.first)
+        beaten = set(worse_than.get(method, ()))
+        while self.until and (implied := {worse for b in beaten for worse in worse_than.get(b, ())} - beaten):
+            beaten |= implied
+        return beaten
 
     def against(self, method: str) -> list[Pair]:
         """Return the pairs with this method, each as the other method minus this one."""

@@ -64,19 +64,27 @@ class Setting:
         return {}
 
     def answers(self, measure: Measure) -> Answers:
-        """Return the scores of test samples by method and seed if the measure is `final` and all seeds share them.
+        """Return the scores of test samples by method and seed if the measure is a final mean and all seeds share them.
 
         The score is whether the answer is right or, for tasks without classes, the sample's value of the metric.
         """
-        return self._answers if measure == self.final else {}
+        if measure.metric is None:
+            return {}
+        if measure.metric not in self._answers:
+            self._answers[measure.metric] = self._answers_by(measure.metric)
+        return self._answers[measure.metric]
 
     @cached_property
-    def _answers(self) -> Answers:
+    def _answers(self) -> dict[Metric, Answers]:
+        """Return the cache of answers."""
+        return {}
+
+    def _answers_by(self, metric: Metric) -> Answers:
         records = done_records(self.methods)
         ids = {item_ids(record) for record in records}
         if not records or None in ids or len(ids) > 1:
             return {}
-        scores = {m.label: {r.trial.seed: item_scores(r) for r in m.done} for m in self.methods}
+        scores = {m.label: {r.trial.seed: item_scores(r, metric) for r in m.done} for m in self.methods}
         known_scores = {label: {seed: values for seed, values in by_seed.items() if values is not None}
                         for label, by_seed in scores.items()}
         return (known_scores if all(len(known_scores[label]) == len(by_seed) for label, by_seed in scores.items())
@@ -108,6 +116,12 @@ class Setting:
         seeds = sorted(values)[:self.until.most if self.until else None]
         crossed = cross([values[s] for s in seeds], stacked([answers[s] for s in seeds]))
         return interval_of([values[s] for s in seeds], self.until, crossed)
+
+    def mean(self, measure: Measure, label: str) -> float | None:
+        """Return the mean of a method over its seeds, or None if some seed has no value."""
+        values = list(self.values(measure).get(label, {}).values())
+        known_values = [value for value in values if value is not None]
+        return fmean(known_values) if known_values and len(known_values) == len(values) else None
 
     def compared(self, measure: Measure, also: Iterable[str] = ()) -> dict[str, dict[int, float]]:
         """Return the values of the methods that have one for each seed with a result, so that they can be compared.

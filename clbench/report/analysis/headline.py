@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import fmean
 
 from clbench.report.analysis.advice import cautions, next_step
 from clbench.report.analysis.families import NEAR, SAME
@@ -29,7 +28,7 @@ def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
     """Return the first lines of a section, at most 13. Lines without content are left out."""
     lines = [(ANSWER, _answer(setting, facts)), (ANSWER, _references(setting, facts)), (COST, _cost(setting, facts)),
              *((TRADE_OFFS, text) for text in _trade_offs(setting, facts)),
-             *((CAUTION, text) for text in cautions(setting)),
+             *((CAUTION, text) for text in cautions(setting)[0]),
              (NEXT, next_step(setting, facts))]
     return tuple((topic, text) for topic, text in lines if text)
 
@@ -82,17 +81,22 @@ def _answer(setting: Setting, facts: Facts) -> str:
     methods = [label for label in facts.accuracy if label not in facts.references]
     best = facts.best
     if best is None:
-        return f"{methods[0]} {_value(setting, facts, methods[0])}." if methods else ""
-    other_labels = [*best.beaten, *best.equal, *best.untested, *best.open]
+        return _unranked(setting, facts, methods)
+    other_labels = [*best.beaten, *best.equal, *best.untested, *best.open, *best.exceeding, *best.dropped]
     leader = _with_value(setting, facts, best.method)
+    incomplete = [label for label in (*best.open, *best.exceeding) if label not in setting.eligible]
+    leads = "leads" if all(setting.metric.gain(facts.accuracy[best.method], facts.accuracy[label]) <= 0
+                           for label in incomplete) else "leads the methods with all seeds"
     untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
     sentences = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
         (best.equal, "It equals", "on every seed."),
         *((untested[why], "It is not tested against", words.format(values=setting.metric.shares))
-          for why, words in WHY.items())) if labels]
+          for why, words in WHY.items()),
+        (best.exceeding, f"{best.method} is significantly worse than", "on shared seeds."),
+        (best.dropped, "Significantly worse than another method:", "(no more seeds were added).")) if labels]
     if not best.open:
         if not best.beaten:
-            return " ".join([f"{leader} leads.", *sentences])
+            return " ".join([f"{leader} {leads}.", *sentences])
         beaten = (_with_value(setting, facts, best.beaten[0]) if len(other_labels) == 1
                   else _of_others(len(best.beaten), len(other_labels), facts, best.beaten))
         return " ".join([f"{leader} is significantly better than {beaten}.", *sentences])
@@ -102,13 +106,26 @@ def _answer(setting: Setting, facts: Facts) -> str:
                 f"{_value(setting, facts, best.open[0])}: "
                 f"{'inconclusive' if len(setting.seeds) == 1 else 'no significant difference'}{needed}.")
     if not best.beaten:
-        verb = "leads, but one seed cannot show a difference" if len(setting.seeds) == 1 else (
-            f"leads, but it is not significantly better than any of the {len(other_labels)} other methods")
+        verb = f"{leads}, but " + (
+            "one seed cannot show a difference" if len(setting.seeds) == 1 else
+            f"it is not significantly better than any of the {len(other_labels)} other methods")
         return " ".join([f"{leader} {verb}{needed}.", *sentences])
     verb = "is" if len(best.open) == 1 else "are"
-    return " ".join([f"{leader} leads; it is significantly better than "
+    return " ".join([f"{leader} {leads}; it is significantly better than "
                      f"{_of_others(len(best.beaten), len(other_labels), facts, best.beaten)}. "
                      f"{_open_names(setting, best.open)} {verb} not significantly worse{needed}.", *sentences])
+
+
+def _unranked(setting: Setting, facts: Facts, methods: Sequence[str]) -> str:
+    """Name the methods of a setting in which fewer than two have a result for every seed. `methods` have some."""
+    if len(methods) < 2:
+        return "".join(f"{label} {_value(setting, facts, label)}." for label in methods)
+    complete, partial = ([_with_value(setting, facts, label) for label in methods
+                          if (label in setting.eligible) == flag] for flag in (True, False))
+    if not complete:
+        return f"No method has a result for every seed: {in_words(partial, NAMES)}."
+    verb = "do" if len(partial) > 1 else "does"
+    return f"Only {complete[0]} has a result for every seed; {in_words(partial, NAMES)} {verb} not."
 
 
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
@@ -130,7 +147,7 @@ def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> 
 def _needed(setting: Setting, facts: Facts, several: bool) -> str:
     """Return a remark on how many seeds would make the smallest difference significant. It begins with a space."""
     best = facts.best
-    if facts.until or best is None:
+    if facts.until or best is None or best.closest is None:
         return ""
     if best.limited:
         return (f" (for the closest one, {best.limited:,} test samples are too few, and more seeds will not help)"
@@ -158,6 +175,8 @@ def _references(setting: Setting, facts: Facts) -> str:
             reasons = dict.fromkeys(pair.untested for pair in baseline.pairs)
             why = " or ".join(WHY[reason].format(values=setting.metric.shares).rstrip(".") for reason in reasons)
             return f"{text} None of {total} methods is tested against {baseline.other} {why}."
+        if baseline.test is None and baseline.labels("open"):
+            return f"{text} The comparisons with {baseline.other} are inconclusive."
         text += f" Of {total} methods, {_count(better)} significantly better than {baseline.other}"
         text += f" and {_count(worse)} significantly worse." if worse else "."
         text += f" {len(untested)} {'are' if len(untested) > 1 else 'is'} not tested." if untested else ""
@@ -177,9 +196,9 @@ def _cost(setting: Setting, facts: Facts) -> str:
     if facts.best is None:
         return ""
     leader = facts.best.method
-    leader_stores = bool(_mean(setting, REPLAY, leader))
+    leader_stores = bool(setting.mean(REPLAY, leader))
     for label in facts.accuracy:
-        if label not in setting.eligible or label == leader or _mean(setting, REPLAY, label) != 0:
+        if label not in setting.eligible or label == leader or setting.mean(REPLAY, label) != 0:
             continue
         differences = _differences(setting, label, leader)
         better = [text for cheaper, text in differences if cheaper]
@@ -192,12 +211,6 @@ def _cost(setting: Setting, facts: Facts) -> str:
     return ""
 
 
-def _mean(setting: Setting, measure: Measure, label: str) -> float | None:
-    values = list(setting.values(measure).get(label, {}).values())
-    known_values = [value for value in values if value is not None]
-    return fmean(known_values) if known_values and len(known_values) == len(values) else None
-
-
 COSTS = ((TRAINABLE, "trains", "parameters per task"), (BYTES, "stores", "bytes"),
          (COMPUTE, "needs", "training compute"))  # the verb and the noun of a cost in a sentence
 
@@ -206,8 +219,9 @@ def _differences(setting: Setting, label: str, leader: str) -> list[tuple[bool, 
     """Return, for each cost that differs, whether a method is cheaper than the leader and the difference in words."""
     differences = []
     for measure, verb, noun in COSTS:
-        cost, leader_cost = _mean(setting, measure, label), _mean(setting, measure, leader)
-        if cost is None or leader_cost is None or abs(cost - leader_cost) < SIMILARITY_MARGIN * max(cost, leader_cost):
+        cost, leader_cost = setting.mean(measure, label), setting.mean(measure, leader)
+        if cost is None or leader_cost is None or cost == leader_cost or (
+                abs(cost - leader_cost) < SIMILARITY_MARGIN * max(cost, leader_cost)):
             continue
         if min(cost, leader_cost) == 0:
             differences.append((cost < leader_cost,
@@ -253,6 +267,6 @@ def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
 
 def _without_zeros(setting: Setting, measure: Measure) -> str:
     """Return a remark if methods are not on the Pareto front of a cost because they have none of it."""
-    if measure.zero_competes or all(_mean(setting, measure, label) for label in setting.eligible):
+    if measure.zero_competes or all(setting.mean(measure, label) for label in setting.eligible):
         return ""
     return " (of methods that train any)"

@@ -14,7 +14,7 @@ from clbench.report.columns import Measure
 from clbench.report.formatting import NONE, difference_unit, in_words, interval, number
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.paired import Test
-from clbench.results.stats import ALPHA, effect_size
+from clbench.results.stats import ALPHA, EXACT_TO, effect_size
 
 
 def searches(setting: Setting, labels: Iterable[str]) -> str:
@@ -51,10 +51,8 @@ def winners(setting: Setting, measure: Measure, tests: Family | None = None) -> 
         best = leader(column, running, tests)
     pairs = [pair for pair in tests.against(best) if pair.first in running]
     equal = {pair.first for pair in pairs if pair.equal}
-    unequal_pairs = [pair for pair in pairs if not pair.equal]
-    has_winner = unequal_pairs and all((pair.significant and pair.better(column.direction) == best)
-                                       or pair.first in tests.dropped for pair in unequal_pairs)
-    return {best, *equal} if has_winner else set()
+    unequal = {pair.first for pair in pairs} - equal
+    return {best, *equal} if unequal and unequal <= tests.beaten_by(best) else set()
 
 
 def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, baseline: str | None = None) -> Table:
@@ -135,7 +133,7 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
         analyses = describe_interim_analyses(tests.until)
         sentences.append(f"Sequential t-tests, Holm-corrected over {scope}, with {analyses}")
     if flips:
-        sentences.append(f"Exact sign-flip tests, Holm-corrected over {scope}, with {_range(flips)}")
+        sentences.append(f"{flips_name(max(flips))}, Holm-corrected over {scope}, with {_range(flips)}")
     if by_t:
         sentences.append(f"Paired t-tests, Holm-corrected over {scope}, because {_range(by_t)} are too few for "
                          "sign-flip tests. They assume normally distributed differences")
@@ -145,6 +143,11 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
     if any(pair.untested == NEAR for pair in pairs):
         sentences.append(f"{shares.capitalize()} near 100% are not tested")
     return ". ".join(sentences)
+
+
+def flips_name(seeds: int) -> str:
+    """Return the name of the sign-flip tests of so many seeds."""
+    return "Exact sign-flip tests" if seeds <= EXACT_TO else "Sign-flip tests with random signs"
 
 
 def describe_interim_analyses(until: UntilDecided) -> str:
@@ -171,8 +174,9 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
     if (reason := undecided(tests)) is not None:
         return f"Which method is best {reason}"
     pairs = tests.against(best)
-    outcomes = [(p.first, p.better(tests.column.direction) == best) for p in pairs if p.significant]
-    better, worse = ([name for name, has_won in outcomes if has_won == expected] for expected in (True, False))
+    beaten = tests.beaten_by(best)
+    better = [p.first for p in pairs if p.first in beaten]
+    worse = [p.first for p in pairs if p.significant and p.first not in beaten]
     if len(better) == len(others):
         cautioned = [setting.marked(name) for name in better if name in setting.cautions]
         return f"{best} is significantly better than every other method" + (
@@ -181,7 +185,7 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
               ("On shared seeds, it is significantly worse than", worse),
               ("On every seed, it equals", [p.first for p in pairs if p.equal]),
               ("There is no significant difference to",
-               [p.first for p in pairs if p.decidable and not p.significant and not p.equal]),
+               [p.first for p in pairs if p.decidable and not p.significant and not p.equal and p.first not in beaten]),
               ("It is not tested against methods with the same results on every seed:",
                [p.first for p in pairs if p.untested == SAME]),
               (f"Because of {setting.metric.shares} near 100%, it is not tested against",

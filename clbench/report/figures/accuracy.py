@@ -60,6 +60,9 @@ def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     texts = list(map(wrapped_label, data.results))
     style.leave_room(figure, axes, texts)
     curves = _numbers(values_over_tasks(data.results, data.metric))
+    for curve, point in zip(curves, data.points, strict=True):  # the last interval is that of the comparison
+        if point.low is not None and point.high is not None:
+            curve[-1] = (curve[-1][0], point.low, point.high)
     means = [[mean for mean, *_ in curve] for curve in curves]
     spans = [[(data.metric.clip(low), data.metric.clip(high)) for _, low, high in curve] for curve in curves]
     low = min(low for low, _ in chain.from_iterable(spans))

@@ -134,7 +134,7 @@ def _legend(figure: Figure, references: bool, ranked: bool) -> None:
         handles.append(Line2D([], [], color=PALE, linewidth=0, marker="v", markersize=6.5, markerfacecolor="white",
                               markeredgewidth=1.3, label="reference"))
     handles.append(Line2D([], [], color=PALE, linewidth=0, marker="|", markersize=11, markeredgewidth=1.1,
-                          label="95% interval over seeds"))
+                          label="95% confidence interval"))
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.085, 0.005), ncols=3, columnspacing=1.8,
                   handlelength=1.7, handletextpad=0.6, borderpad=0.3)
 

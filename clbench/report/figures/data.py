@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from clbench.core.options import OWN_RECIPE
 from clbench.report.analysis.facts import front
 from clbench.report.columns import cells
 from clbench.report.figures.steps import steps_figure
-from clbench.report.formatting import NONE, difference_unit, interval, number, task_label, unit_of
+from clbench.report.formatting import NONE, difference_unit, in_unit, interval, number, task_label, unit_of
 from clbench.report.model import UNIT_SUFFIX, Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
 from clbench.results import metrics
 
@@ -45,11 +46,6 @@ class Panel(NamedTuple):
         unit = unit_of(self.metric)
         return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, unit)}{in_unit(unit)})"
                          for p, cost in points_with_costs) or "none"
-
-
-def in_unit(unit: Unit) -> str:
-    """Return the suffix of a value in a sentence: ` %`, ` nats` or nothing."""
-    return {"percent": " %", "nats": " nats"}.get(unit, "")
 
 
 def axis_title(metric: Metric, what: str = "") -> str:
@@ -123,9 +119,11 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], resu
     """
     figures = [_pareto(subject, f"{slug}-pareto", points, metric), _growth(subject, f"{slug}-growth", points)]
     lengths = [{len(R) - 1 for R in result.R} for result in results]
-    drawn_results = tuple(r for r, tasks in zip(results, lengths, strict=True) if len(tasks) == 1 and max(tasks) > 1)
+    drawn = [(r, point) for r, point, tasks in zip(results, points, lengths, strict=True)
+             if len(tasks) == 1 and max(tasks) > 1]
+    drawn_results = tuple(result for result, _ in drawn)
     if drawn_results:
-        figures.append(_curves(subject, f"{slug}-curves", drawn_results, metric))
+        figures.append(_curves(subject, f"{slug}-curves", drawn_results, tuple(point for _, point in drawn), metric))
     if by_task := tuple(r for r in drawn_results if not r.common_test):
         figures += [_forgetting(subject, f"{slug}-forgetting", by_task, metric),
                     _heatmaps(subject, f"{slug}-heatmaps", by_task, metric)]
@@ -142,9 +140,8 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint], metric: Metr
     return FigureData(
         "pareto", name, f"{metric.heading} against {' and '.join(side.title for side in sides)}", subject,
         " ".join(side.describe() for side in sides),
-        f"{metric.heading} against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval "
-        f"over seeds. The stepped line and the large markers show the Pareto front: the best {metric.label} at each "
-        "cost. "
+        f"{metric.heading} against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval. "
+        f"The stepped line and the large markers show the Pareto front: the best {metric.label} at each cost. "
         "References have hollow markers and are not part of it. A thin line joins methods that differ in an option."
         + "".join(f" Not on the axis of {cost}, because they have none: {', '.join(labels)}."
                   for cost, labels in lacking if labels),
@@ -163,7 +160,8 @@ def _growth(subject: str, name: str, points: Sequence[FigurePoint]) -> FigureDat
         tuple(drawn), axis="total parameters")
 
 
-def _curves(subject: str, name: str, results: tuple[Result, ...], metric: Metric) -> FigureData:
+def _curves(subject: str, name: str, results: tuple[Result, ...], points: tuple[FigurePoint, ...],
+            metric: Metric) -> FigureData:
     unit = unit_of(metric)
     means = "; ".join(
         f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R], unit)} to {_mean(list(map(metrics.acc, r.R)), unit)}"
@@ -172,20 +170,20 @@ def _curves(subject: str, name: str, results: tuple[Result, ...], metric: Metric
         "curves", name, f"{metric.heading} after each task", subject,
         f"Mean {metric.label} over the tasks seen so far, after the first and after the last task: {means}.",
         f"Mean {metric.label} over the tasks seen so far, after each task. Lines are means over seeds, bands are 95% "
-        "confidence intervals, and dashed lines are references.", results=results, metric=metric)
+        "confidence intervals, and dashed lines are references.", points, results, metric=metric)
 
 
 def _forgetting(subject: str, name: str, results: tuple[Result, ...], metric: Metric) -> FigureData:
     unit = difference_unit(unit_of(metric))
     means = "; ".join(f"{r.label} {_mean([fmean(metrics.forgetting_per_task(R, metric)) for R in r.R], unit)}"
                       for r in results)
+    measured = ", in percentage points" if unit == "points" else f", in {metric.unit}" if metric.unit else ""
     best = (f"Best {metric.label} on a task between its training and the last task, minus the final {metric.label}"
             if metric.direction == "up" else
             f"Final {metric.label} on a task, minus the best one between its training and the last task")
     return FigureData(
         "forgetting", name, "Forgetting of each task", subject,
-        f"Forgetting of each task but the last, in {metric.unit if unit != 'points' else 'percentage points'}; its "
-        f"mean over tasks: {means}.",
+        f"Forgetting of each task but the last{measured}; its mean over tasks: {means}.",
         f"{best}: mean and 95% confidence interval over seeds. Below 0, a task improved. References have hollow "
         "markers.", results=results, metric=metric)
 
@@ -209,6 +207,19 @@ def values_over_tasks(results: Sequence[Result], metric: Metric = ACCURACY) -> T
     """Return the mean of a metric over the tasks seen so far, after each task."""
     return _table(f"{metric.heading} after each task", lambda j, _: f"after {task_label(j)}", unit_of(metric), results,
                   lambda r: list(map(metrics.seen, r.R)))
+
+
+def with_finals(table: Table, finals: Sequence[Cell]) -> Table:
+    """Return a table whose last column has the final means as a comparison has them. Their intervals may differ.
+
+    Args:
+        table: one of `values_over_tasks` or `values_by_seed`.
+        finals: the cell of each method in the comparison.
+    """
+    rows = [replace(row, cells=(*row.cells[:-1], replace(final, bold=False, second=False)))
+            if row.cells and row.cells[-1].mean is not None else row
+            for row, final in zip(table.rows, finals, strict=True)]
+    return replace(table, rows=tuple(rows))
 
 
 def forgetting_per_task(results: Sequence[Result], metric: Metric = ACCURACY) -> Table:

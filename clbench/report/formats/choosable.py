@@ -12,7 +12,7 @@ from clbench.core.objective import Metric, objective_of
 from clbench.report.analysis.choosing import KINDS, Kind
 from clbench.report.columns import MORE_COSTS
 from clbench.report.decided import Candidate, CandidateComparison
-from clbench.report.formatting import difference_unit, interval, number, unit_of
+from clbench.report.formatting import difference_unit, in_unit, interval, number, unit_of
 from clbench.report.model import UNIT_SUFFIX, FigurePoint, Result, Section
 
 SLIDERS = tuple(kind for kind in KINDS if kind.name != "samples")
@@ -79,7 +79,8 @@ def _words(metric: Metric) -> list[str | int]:
     """Return the words for a metric on the page: label, unit of differences, title of its column, decimals, option."""
     unit = unit_of(metric)
     option = "" if objective_of(metric).primary == metric.name else f" --metric {metric.name}"
-    return [metric.label, difference_unit(unit), metric.label + UNIT_SUFFIX.get(unit, ""), _decimals(metric), option]
+    return [metric.label, in_unit(difference_unit(unit)).strip(), metric.label + UNIT_SUFFIX.get(unit, ""),
+            _decimals(metric), option]
 
 
 def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | None]:

@@ -118,11 +118,12 @@ def _cell(cell: Cell) -> str:
     """Return a cell, with its number in math mode."""
     if cell.mean is None:
         return escape(cell.text)
-    number = r"[-+]?\d[\d,]*(?:\.\d+)?"
+    number = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
     parts = re.split(rf"({number}(?: ± {number})?)", cell.text, maxsplit=1)
     if len(parts) < 3:
         return escape(cell.text)
     inside = parts[1].replace(",", "{,}").replace("±", r"\pm")
+    inside = re.sub(r"e\+?(-?)0*(\d+)", r" \\times 10^{\1\2}", inside)
     inside = rf"\mathbf{{{inside}}}" if cell.bold else inside
     text = f"{escape(parts[0])}${inside}${_behind(parts[2])}"
     return rf"\underline{{{text}}}" if cell.second and not cell.bold else text

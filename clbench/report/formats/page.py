@@ -18,15 +18,16 @@ from clbench.report.figures.data import (
     parameters_over_tasks,
     values_by_seed,
     values_over_tasks,
+    with_finals,
 )
 from clbench.report.figures.steps import Point, courses
 from clbench.report.figures.style import PALETTE, StrategyStyle
 from clbench.report.formats.choosable import ALL, FEW, LegendEntry, chosen
 from clbench.report.formats.markdown import MANY
 from clbench.report.formats.palette import color_class
-from clbench.report.formatting import in_words, number, unit_of
+from clbench.report.formatting import in_unit, in_words, number, unit_of
 from clbench.report.metric_columns import final_of, measures_of
-from clbench.report.model import Cell, FigureData, FigurePoint, Report, Result, Section, Table
+from clbench.report.model import UNIT_SUFFIX, Cell, FigureData, FigurePoint, Report, Result, Section, Table
 from clbench.results.stats import ALPHA
 
 _DASHES = 5  # line styles in report.css, for the methods of one strategy
@@ -105,11 +106,12 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
         styles: the style of each strategy.
     """
     results = section.results
+    finals = section.comparison.cells(final_of(section.metric).column.title)
     tables = {
-        f"{id_}-accuracy": values_over_tasks(results, section.metric),
+        f"{id_}-accuracy": with_finals(values_over_tasks(results, section.metric), finals),
         f"{id_}-forgetting": forgetting_per_task(results, section.metric),
         f"{id_}-parameters": parameters_over_tasks(results),
-        f"{id_}-seeds": values_by_seed(results, section.seeds, section.metric)}
+        f"{id_}-seeds": with_finals(values_by_seed(results, section.seeds, section.metric), finals)}
     if section.arrivals:
         tables[f"{id_}-arrival"] = section.arrivals
     matrix_results = [r for r in results if _has_matrix(r)]
@@ -190,7 +192,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     label, heading, final = metric.label, metric.heading, final_of(metric).column.title
     figures = [*_errors(id_, slug, section),
         FigureView("lines", f"{heading} after each task",
-                   f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals over seeds.",
+                   f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals.",
                    f"Mean {label} over all tasks after the last one: {_after_last_task(tables[accuracy])}.",
                    (accuracy,), f"{slug}-{metric.name}", axis=axis_title(metric)),
         FigureView("pareto", f"{heading} against cost",
@@ -211,12 +213,14 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     ]
     if tables[forgetting].columns:  # no columns if there is a single task, or one test set for all tasks
         unit = tables[forgetting].columns[0].unit
+        amount = in_unit(unit).strip().capitalize() or "Amount"
         figures.append(FigureView(
             "bars", "Forgetting of each task",
-            (f"{unit.capitalize()} that a task has lost since its best {label}" if metric.direction == "up" else
-             f"{unit.capitalize()} by which a task's final {label} is above its best one")
+            (f"{amount} that a task has lost since its best {label}" if metric.direction == "up" else
+             f"{amount} by which a task's final {label} is above its best one")
             + "; whiskers are 95% confidence intervals over seeds.",
-            f"Forgetting ({unit}): {_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
+            f"Forgetting{UNIT_SUFFIX.get(unit, '')}: "
+            f"{_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
     figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
     if not all(result.common_test for result in section.results):

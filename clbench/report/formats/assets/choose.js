@@ -72,7 +72,7 @@ function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods
   else {
     const text = make("p", { class: "chosen" }, "Choose ");
     text.append(make("strong", {}, methods[first][0]), `: ${metric} ${methods[first][1]} over ${seeds} seed${seeds === 1 ? "" : "s"}.`);
-    made.append(text, remaining(methods, left, pair, kinds, title, [column, `lead of the choice (${unit})`]));
+    made.append(text, remaining(methods, left, pair, kinds, title, [column, `lead of the choice${unit && ` (${unit})`}`]));
     if (left.length > ROWS) made.append(make("p", { class: "key" }, `And ${left.slice(ROWS).map((i) => methods[i][0]).join(", ")}.`));
   }
   const list = make("ul");
@@ -81,7 +81,7 @@ function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods
     if (without < 0) continue;
     const best = `without it, the best method is ${methods[without][0]}, ${metric} ${methods[without][1]}`;
     const cost = first < 0 ? best : without === first ? `costs nothing: ${methods[first][0]} is the best method without it too`
-      : `costs ${pair(without, first)[0]} ${unit} of ${metric}: ${best}`;
+      : `costs ${pair(without, first)[0]}${unit && ` ${unit}`} of ${metric}: ${best}`;
     list.append(make("li", {}, `${limit.name}${first < 0 ? ":" : ""} ${cost}`));
   }
   const out = [...incomplete.map((label) => `${label} (not every seed gave a result)`), ...methods.flatMap((method) => {
