@@ -178,8 +178,9 @@ def _resamples(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]
     if math.comb(2 * n - 1, n) > RESAMPLES:
         random_counts = np.random.default_rng(0).multinomial(n, [1 / n] * n, RESAMPLES)
         return random_counts.astype(np.float64), np.full(RESAMPLES, 1 / RESAMPLES)
-    choices = np.array(list(itertools.combinations_with_replacement(range(n), n)))
-    counts = (choices[:, :, None] == np.arange(n)).sum(axis=1)
+    multisets = itertools.combinations_with_replacement(range(n), n)
+    choices = np.fromiter(itertools.chain.from_iterable(multisets), np.int8).reshape(-1, n)
+    counts = np.stack([(choices == value).sum(axis=1) for value in range(n)], axis=1)
     orders = np.array([math.factorial(k) for k in range(n + 1)])
     return counts.astype(np.float64), orders[n] / orders[counts].prod(axis=1) / float(n) ** n
 
