@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
 from clbench.report.analysis.families import Family, Pair, leader
@@ -86,14 +86,18 @@ def _best(setting: Setting, tests: Family) -> Best | None:
                         key=lambda p: metric.rank(fmean(p.differences)))
     closest = next((p for p in open_pairs if metric.rank(fmean(p.differences)) >= -ROUNDING), None)
     limited = limiting_test_samples(setting, closest) if closest else None
-    return Best(best, len(tests.pairs), max((len(p.differences) for p in pairs), default=0),
-                next((p.test for p in pairs if p.test), None),
-                tuple(p.first for p in pairs if p.first in beaten),
-                tuple(p.first for p in pairs if p.equal), tuple(p.first for p in open_pairs),
-                closest.needed if closest and not limited else None,
-                {p.first: p.untested for p in pairs if p.untested and p.first not in beaten | dropped}, limited,
-                closest.first if closest else None, tuple(p.first for p in pairs if p.first in exceeding),
-                tuple(p.first for p in pairs if p.first in dropped and not p.equal))
+
+    def chosen(methods: Collection[str]) -> tuple[str, ...]:
+        return tuple(p.first for p in pairs if p.first in methods)
+
+    equal = {p.first for p in pairs if p.equal}
+    return Best(
+        best, tests=len(tests.pairs), seeds=max((len(p.differences) for p in pairs), default=0),
+        test=next((p.test for p in pairs if p.test), None), beaten=chosen(beaten), equal=chosen(equal),
+        open=tuple(p.first for p in open_pairs), needed=closest.needed if closest and not limited else None,
+        untested={p.first: p.untested for p in pairs if p.untested and p.first not in beaten | dropped},
+        limited=limited, closest=closest.first if closest else None, exceeding=chosen(exceeding),
+        dropped=chosen(dropped - equal))
 
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
