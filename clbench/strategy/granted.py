@@ -98,7 +98,7 @@ class Batch:
     @property
     def columns(self) -> dict[str, Tensor | Mapping[str, Tensor]]:
         """Return the fields that have a row for each sample, by name, without those that are None."""
-        fields = {name: getattr(self, name) for name in ("x", "y", "tasks", "frozen", "at")}
+        fields = dict(x=self.x, y=self.y, tasks=self.tasks, frozen=self.frozen, at=self.at)
         return {name: rows for name, rows in fields.items() if rows is not None}
 
     def part(self, begin: int, end: int) -> Batch:

@@ -132,9 +132,11 @@ class DividedLosses(Callback):
         strategy, train_step = training.replicas[0].strategy, training.train_step
         if train_step is not None and declares(strategy, "loss_is_mean"):
             whole, repeated = train_step.losses(batches).detach(), train_step.losses(batches).detach()
-            parts = [share * train_step.losses(part).detach() for share, part in divided(batches, 3)]
-            if torch.equal(whole, repeated) and not torch.allclose(whole, sum(parts, torch.zeros(1)), rtol=1e-3):
+            in_parts = torch.zeros_like(whole)
+            for share, part in divided(batches, 3):
+                in_parts += share * train_step.losses(part).detach()
+            if torch.equal(whole, repeated) and not torch.allclose(whole, in_parts, rtol=1e-3, atol=1e-5):
                 raise NonConforming(f"{type(strategy).__name__} declares loss_is_mean = True, but the loss of a batch "
-                                    f"is {whole.item():.4g} and the mean of its parts' losses is "
-                                    f"{sum(parts, torch.zeros(1)).item():.4g}; set loss_is_mean = False")
+                                    f"is {whole.item():.4g} and the mean of its parts' losses is {in_parts.item():.4g}; "
+                                    "set loss_is_mean = False")
         yield
