@@ -137,6 +137,6 @@ class DividedLosses(Callback):
                 in_parts += share * train_step.losses(part).detach()
             if torch.equal(whole, repeated) and not torch.allclose(whole, in_parts, rtol=1e-3, atol=1e-5):
                 raise NonConforming(f"{type(strategy).__name__} declares loss_is_mean = True, but the loss of a batch "
-                                    f"is {whole.item():.4g} and the mean of its parts' losses is {in_parts.item():.4g}; "
-                                    "set loss_is_mean = False")
+                                    f"is {whole.item():.4g} and the mean of its parts' losses is "
+                                    f"{in_parts.item():.4g}; set loss_is_mean = False")
         yield
