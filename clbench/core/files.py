@@ -25,6 +25,12 @@ ATTEMPTS = 100  # to open a file that others create and remove at the same time
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
 PIECE = 2**20  # bytes that are read at a time
 STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process
+Files = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]  # one file, or several
+
+
+def as_list(files: Files) -> list[str | os.PathLike[str]]:
+    """Return the paths of one file or of several."""
+    return [files] if isinstance(files, str | os.PathLike) else list(files)
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

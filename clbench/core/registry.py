@@ -6,7 +6,7 @@ import errno
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -21,6 +21,7 @@ import pluggy
 from clbench.core import hookspecs
 from clbench.core.entry_points import DISABLE, disabled, package_of
 from clbench.core.errors import ClbenchError, PluginError, SpecError, unknown
+from clbench.core.files import Files, as_list
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
 from clbench.core.user_code import format_error, importable, run_as_module, strategy_info
 
@@ -166,17 +167,18 @@ def installed() -> Registry:
     return discover()
 
 
-def discover(extra: Sequence[object] = (), files: Iterable[str | os.PathLike[str]] = ()) -> Registry:
+def discover(extra: Sequence[object] = (), files: Files = ()) -> Registry:
     """Load every plugin of the entry-point group `clbench`, each in its own `try`, and collect its declarations.
 
     Args:
         extra: modules or objects with hook implementations to register as well (tests, notebooks).
-        files: Python files with hook implementations; a broken file is an error, unlike a broken installed plugin.
+        files: a Python file with hook implementations, or several. A broken file is an error, unlike a broken installed
+            plugin.
 
     Raises:
         PluginError: a file cannot be used.
     """
-    paths = [Path(file) for file in files]
+    paths = [Path(file) for file in as_list(files)]
     for path in paths:  # checked first, because loading the installed plugins takes time
         if not path.exists():
             raise PluginError(f"cannot read the plugin {path.absolute()}: {os.strerror(errno.ENOENT)}")

@@ -22,6 +22,7 @@ from typing import Any, TypeVar, get_args
 
 from clbench.core import seeds
 from clbench.core.errors import ClbenchError, SpecError, StoreError, unknown
+from clbench.core.files import Files, as_list
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.registry import Origin, Registry, discover
 from clbench.core.user_code import format_error, name_of, target
@@ -165,7 +166,7 @@ def _with_execution_settings(function: F) -> F:
 @_with_execution_settings
 def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: str | os.PathLike[str] | None = None,
         shard: str | None = None, set: Mapping[str, Any] | Iterable[str] = (), log: str | Iterable[str] = (),
-        plugins: Iterable[str | os.PathLike[str]] = (), stale: OnStale = "refuse",
+        plugins: Files = (), stale: OnStale = "refuse",
         progress: bool | None = None, **settings: Any) -> Results:
     """Run an experiment, store its records and report in a folder, and return the records.
 
@@ -210,8 +211,8 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     if problems:
         raise SpecError("\n".join(problems))
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
-    files = [plugins] if isinstance(plugins, str | os.PathLike) else list(plugins)
     log = [log] if isinstance(log, str) else log
+    files = as_list(plugins)
     registry = discover(files=files)
     methods = settings.get("methods")
     if isinstance(methods, str):

@@ -61,12 +61,12 @@ class TrialClaims:
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
         """Lock a finished trial inside the block; wait first while another process has it locked."""
-        waited = False
-        while (acquired := self._lock(key)) is None and self.locks:
-            if not waited:
-                self.note(f"another clbench runs trial {key[:6]} in this folder; waiting")
-            waited = True
+        acquired = self._lock(key)
+        if acquired is None and self.locks:
+            self.note(f"another clbench runs trial {key[:6]} in this folder; waiting")
+        while acquired is None and self.locks:
             time.sleep(POLL_SECONDS)
+            acquired = self._lock(key)
         try:
             yield
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -15,6 +14,7 @@ from clbench.core import seeds, tokens
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import resolve
 from clbench.core.errors import DataError, SpecError, StoreError, typed_message
+from clbench.core.files import Files
 from clbench.core.registry import Registry, discover
 from clbench.core.renamed import old_classes
 from clbench.data.stream import Stream
@@ -210,16 +210,16 @@ def learned_stream(record: Record, runner: TrialRunner) -> Stream:
 
 @overload
 def load_model(run: str | os.PathLike[str], trial: str | None = None, task: None = None,
-               plugins: Sequence[str | os.PathLike[str]] = ()) -> SavedModel | Network: ...
+               plugins: Files = ()) -> SavedModel | Network: ...
 
 
 @overload
 def load_model(run: str | os.PathLike[str], trial: str | None = None, *, task: int,
-               plugins: Sequence[str | os.PathLike[str]] = ()) -> Network: ...
+               plugins: Files = ()) -> Network: ...
 
 
 def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int | None = None,
-               plugins: Sequence[str | os.PathLike[str]] = ()) -> SavedModel | Network:
+               plugins: Files = ()) -> SavedModel | Network:
     """Return the final model of a trial: on the CPU, in eval mode.
 
     Without `task` it is a `SavedModel`, which predicts as the trial did, for any method (`--keep models`). If no model
@@ -246,7 +246,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         SpecError: the trial has no saved model, or no plain network for a task.
         StoreError: no trial or several trials fit, or files are missing or incomplete.
     """
-    store, registry = Store(Path(run)), discover(files=[plugins] if isinstance(plugins, str | os.PathLike) else plugins)
+    store, registry = Store(Path(run)), discover(files=plugins)
     record = find_record(store, trial, registry)
     info = registry.strategy(record.trial.method.name)
     is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1

@@ -239,11 +239,11 @@ def _resolve(named: Named, kind: str, find: Any, problems: list[str]) -> tuple[A
     """Find a declaration by name and validate its options; mistakes are added to `problems`."""
     try:
         info: StrategyInfo | BenchmarkInfo | ModelInfo = find(named.name)
-        parts = {*Recipe.model_fields} - {*info.options.model_fields} if kind == "method" else set()
-        for part in sorted(parts & named.options.keys()):
-            problems.append(f"{named.name}: {part} belongs to the training configuration; write "
+        if kind == "method" and (parts := named.options.keys() & Recipe.model_fields.keys()
+                                 - info.options.model_fields.keys()):
+            problems.extend(f"{named.name}: {part} belongs to the training configuration; write "
                             f"{named.name}:{opt.OWN_RECIPE}{part}={opt.format_value(named.options[part])}, or "
-                            f"--{part.replace('_', '-')} for all methods")
+                            f"--{part.replace('_', '-')} for all methods" for part in sorted(parts))
             return None
         return info, opt.validate(info.options, named.options, named.name, f"clbench {kind}s")
     except ClbenchError as error:

@@ -69,10 +69,10 @@ class Batch:
 
     In `prepare_batch`, x is raw, as the stream stores it. In `loss`, it is a float input of the model. Texts are tokens
     in both, int32 [N, L] with -1 after the last token of a sample. In `loss`, L is the length of the batch's longest
-    text. `task` is the task in training. `first_pass` is True if the samples are seen for the first time, which is
-    never so after the first phase of a task. The last
-    `replayed` samples were appended by `extended`. `frozen` has the rows of `Strategy.frozen_outputs` for the batch, or
-    None if they are not stored. `Strategy.frozen_outputs_of` returns these rows in both cases.
+    text. `task` is the task in training. `first_pass` is True if the samples are seen for the first time; after the
+    first phase of a task it is always False. The last `replayed` samples were appended by `extended`. `frozen` has the
+    rows of `Strategy.frozen_outputs` for the batch, or None if they are not stored. `Strategy.frozen_outputs_of`
+    returns these rows in both cases.
 
     For a numeric target, y is standardized, float32 [N].
 
@@ -103,11 +103,11 @@ class Batch:
 
     def part(self, begin: int, end: int) -> Batch:
         """Return a batch of the samples `begin` to `end` of this one."""
+        def cut(column: Any) -> Any:
+            return column[begin:end] if isinstance(column, Tensor) else {name: cut(c) for name, c in column.items()}
+
         new_count = len(self.y) - self.replayed
-        parts: Any = {name: rows[begin:end] if isinstance(rows, Tensor) else {key: row[begin:end] for key, row in
-                                                                              rows.items()}
-                      for name, rows in self.columns.items()}
-        return replace(self, **parts, replayed=max(0, end - max(begin, new_count)))
+        return replace(self, **cut(self.columns), replayed=max(0, end - max(begin, new_count)))
 
 
 class Prediction(NamedTuple):

@@ -164,7 +164,7 @@ def check_declarations(make: Make) -> None:
     for scenario in SCENARIOS:
         b, cache = make(scenario), PredictionCache(everything=True)
         try:
-            for _ in train_tasks(b):
+            for _ in train_tasks(b, [DividedLosses()]):
                 predict_all(b, cache)
         except PluginError as error:
             raise NonConforming(str(error)) from None
@@ -265,10 +265,10 @@ def stack_problem(make: Make) -> str:
     return ""
 
 
-def train_tasks(b: Bench) -> Iterator[int]:
-    """Train on each task and yield its index; caches of the training and `loss_is_mean` are verified."""
+def train_tasks(b: Bench, callbacks: Sequence[Callback] = ()) -> Iterator[int]:
+    """Train on each task and yield its index; caches of the training are verified."""
     for index in range(TASKS):
-        TrainingLoop([b.replica], RECIPE, [DividedLosses()], verify_caches=True).train_task(index)
+        TrainingLoop([b.replica], RECIPE, callbacks, verify_caches=True).train_task(index)
         yield index
 
 

@@ -45,7 +45,6 @@ SMALLEST_CHUNK = 16
 PREPARED_AT_ONCE = 256  # samples that are turned into inputs at once; so many fit in the caches of a CPU
 LARGE_BATCH = 2**18  # bytes of the inputs of a batch (`prepared_in_batches`)
 INPUTS = "inputs"
-Forward = AbstractContextManager[object]
 
 
 class CachedSamples(Samples):
@@ -77,14 +76,14 @@ class PhaseInputs:
         raw: the same samples as the stream stores them.
         start: the block of the network whose inputs `samples` are; 0 without cached blocks.
         prepared: whether `samples` are inputs of the network or of block `start`; else they are raw.
-        autocast: the context, such as autocast, in which cached outputs were computed.
+        autocast: the context of the loss (`precision.forward`), in which cached outputs were computed.
     """
 
     samples: list[Samples]
     raw: list[Samples]
     start: int = 0
     prepared: bool = False
-    autocast: Forward = field(default_factory=nullcontext)
+    autocast: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     @property
     def cached(self) -> bool:
@@ -150,7 +149,7 @@ def starting_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
 
 
 def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, draws: int, batch: int = 0,
-                 autocast: Forward | None = None, budget: int | None = None,
+                 autocast: AbstractContextManager[object] | None = None, budget: int | None = None,
                  around: Sequence[AbstractContextManager[object]] = ()) -> PhaseInputs:
     """Return the inputs of a phase; work that every pass would repeat is done once, if it can be cached.
 
@@ -252,7 +251,8 @@ def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Sample
             and not any(True for _ in strategies[0].frozen_modules()))
 
 
-def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: int, autocast: Forward) -> None:
+def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: int,
+                      autocast: AbstractContextManager[object]) -> None:
     """Check that the loss of a few samples is the same if the model starts from the outputs of its first blocks.
 
     The losses must be equal bit for bit. Trained parameters are changed a little first, because a term that starts at

@@ -74,11 +74,11 @@ class LossModule(nn.Module):
             self.strategy.options = options
 
 
-def stacked(columns: Sequence[Any]) -> Any:
+def stack_columns(columns: Sequence[Any]) -> Any:
     """Stack tensors, or dicts of tensors with the same keys, along a new first dimension."""
     if isinstance(columns[0], Tensor):
         return torch.stack([*columns])
-    return {name: stacked([column[name] for column in columns]) for name in columns[0]}
+    return {name: stack_columns([column[name] for column in columns]) for name in columns[0]}
 
 
 class StackedStep:
@@ -115,7 +115,7 @@ class StackedStep:
     def losses(self, batches: Sequence[Batch]) -> Tensor:
         """Return the losses [S], given a batch for each member."""
         state = self.state()
-        columns = stacked([batch.columns for batch in batches])
+        columns = stack_columns([batch.columns for batch in batches])
         drawn = seeds.state() if self.untried else None
         with self.autocast:
             losses = self.loss(state, batches[0], columns, self.scalars)
