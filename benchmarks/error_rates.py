@@ -95,7 +95,7 @@ def shared(draws: np.random.Generator, shape: tuple[int, int],
         return scores.mean(axis=2, dtype=np.float64), scores
     starts = np.cumsum([0, *sizes[:-1]])
     accuracies = (np.add.reduceat(scores, starts, axis=2, dtype=np.float64) / sizes).mean(axis=2)
-    return accuracies, np.stack([[weight_by_task(of, sizes, mean, in_task_order=False)
+    return accuracies, np.stack([[weight_by_task(of, sizes, mean, None)
                                   for of, mean in zip(*method, strict=True)]
                                  for method in zip(scores, accuracies, strict=True)])
 

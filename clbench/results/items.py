@@ -1,4 +1,4 @@
-"""Results of single test items: whether a trial classified them correctly, or their scores, with statistics of both.
+"""Results of single test items: correct answers or scores, with statistics of both.
 
 If every seed is tested on the same samples, a t-test over seeds ignores that other test samples would give other
 results. More seeds do not help. Here, seeds and samples are crossed random effects with one answer in each cell. The
@@ -19,11 +19,12 @@ import binascii
 import hashlib
 import io
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clbench.results.record_parts import RecordPart
 from clbench.results.stats import LEVEL, ROUNDING, Interval, t_quantile
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-class ItemResults(BaseModel):
+class ItemResults(RecordPart):
     """Correct and wrong answers by test image, in the order of the complete test part of the data set.
 
     An image that belongs to several tasks has an answer for each of them, in the order of the tasks.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    LATER: ClassVar[tuple[str, ...]] = ("task_of",)
 
     ids: str = Field(description="Hash of the benchmark's name and the rows of the images in the test data; equal for "
                      "the same images.")
@@ -47,37 +48,50 @@ class ItemResults(BaseModel):
     tasks: int = Field(1, ge=1, description="Number of tasks that each image belongs to.")
     right: str = Field(description="Whether each prediction is correct: base64 of numpy.packbits of a [tasks, images] "
                        "array, row by row.")
+    task_of: str = Field("", description="Task of each answer, in the same order: base64 of zlib of uint16 numbers. "
+                         "Empty if all tasks have the same number of test images, and in older records.")
 
     @model_validator(mode="after")
     def _whole(self) -> ItemResults:
-        """Check that there is a bit for each answer."""
+        """Check that there is a bit and, if tasks are stored, a task for each answer."""
+        answers = self.tasks * self.count
         try:
-            size = len(base64.b64decode(self.right, validate=True))
-        except binascii.Error as error:
-            raise ValueError("right is not base64") from error
-        if size != -(-self.tasks * self.count // 8):
+            size, tasks = len(base64.b64decode(self.right, validate=True)), self._tasks()
+        except (binascii.Error, zlib.error) as error:
+            raise ValueError("right is not base64, or task_of is not base64 of zlib") from error
+        if size != -(-answers // 8):
             raise ValueError(f"right has {size} bytes, not a bit for each of {self.tasks} x {self.count} answers")
+        if len(tasks) not in {0, 2 * answers}:
+            raise ValueError(f"task_of has {len(tasks)} bytes, not 2 for each of {self.tasks} x {self.count} answers")
         return self
 
+    def _tasks(self) -> bytes:
+        """Return the tasks of the answers, two bytes each; empty if they are not stored."""
+        return zlib.decompress(base64.b64decode(self.task_of, validate=True)) if self.task_of else b""
+
     @classmethod
-    def of(cls, rows: npt.NDArray[np.int64], right: npt.NDArray[np.bool_], source: str) -> ItemResults | None:
+    def of(cls, rows: Sequence[npt.NDArray[np.int64]], right: npt.NDArray[np.bool_],
+           source: str) -> ItemResults | None:
         """Return the results of tests, task after task, or None if images differ in their number of tasks.
 
         Args:
-            rows: [N] int64, row of each tested image in the test part of the data set.
+            rows: for each task, the row of each tested image in the test part of the data set, int64.
             right: [N] bool, whether the answer is correct.
             source: name of the benchmark.
         """
         import numpy as np
 
-        images, counts = np.unique(rows, return_counts=True)
+        images, counts = np.unique(np.concatenate(rows), return_counts=True)
         if len(set(counts.tolist())) != 1:
             return None
-        by_image = right[np.argsort(rows, kind="stable")].reshape(len(images), -1)  # stable: tasks keep their order
+        order = np.argsort(np.concatenate(rows), kind="stable").reshape(len(images), -1).T  # stable: tasks in order
         ids = hashlib.sha256(source.encode() + b"\n" + images.astype("<i8").tobytes())
-        bits = np.packbits(np.ascontiguousarray(by_image.T))
-        return cls(ids=ids.hexdigest(), count=len(images), tasks=by_image.shape[1],
-                   right=base64.b64encode(bits.tobytes()).decode())
+        sizes, task_of = [len(of_task) for of_task in rows], b""
+        if len(set(sizes)) > 1:
+            task_of = zlib.compress(task_numbers(sizes)[order].astype("<u2").tobytes())
+        return cls(ids=ids.hexdigest(), count=len(images), tasks=len(order),
+                   right=base64.b64encode(np.packbits(right[order]).tobytes()).decode(),
+                   task_of=base64.b64encode(task_of).decode())
 
     def matrix(self) -> npt.NDArray[np.bool_]:
         """Return whether answers are right, bool [tasks, images]."""
@@ -85,6 +99,15 @@ class ItemResults(BaseModel):
 
         bits = np.frombuffer(base64.b64decode(self.right), np.uint8)
         return np.unpackbits(bits, count=self.tasks * self.count).view(np.bool_).reshape(self.tasks, self.count)
+
+    def scores(self, sizes: Sequence[int], mean: float) -> npt.NDArray[np.float32]:
+        """Return a score of each image [images], the mean over its answers weighted by task (see `weight_by_task`)."""
+        import numpy as np
+
+        tasks = np.frombuffer(self._tasks(), "<u2") if self.task_of else None
+        weighted = weight_by_task(self.matrix().ravel().astype(np.float32), sizes, mean, tasks)
+        by_image: npt.NDArray[np.float32] = weighted.reshape(self.tasks, self.count).mean(axis=0)
+        return by_image
 
 
 Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
@@ -165,12 +188,12 @@ class Crossed:
                        by_sample=self.of_samples + self.residual * ratio)
 
 
-def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed:
+def cross(by_seed: Sequence[float], scores: Sequence[npt.NDArray[np.floating]]) -> Crossed:
     """Return the mean over seeds and test samples.
 
     Args:
         by_seed: the mean of each seed, at least two. It is more exact than the mean of the seed's scores.
-        scores: [seeds, samples], the score of each sample with each seed, or the difference of two methods' scores.
+        scores: for each seed, the score of each sample [samples], or the difference of two methods' scores.
             If the mean is one over tasks, the scores are those of `weight_by_task`.
 
     The mean squares are computed in a two-way layout with one value in each cell. Source: Searle, Casella & McCulloch
@@ -178,8 +201,9 @@ def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed
     """
     import numpy as np
 
-    seeds, samples = scores.shape
-    values = scores - scores.mean()
+    values = np.stack(scores)
+    values -= values.mean()
+    seeds, samples = values.shape
     rows, columns = values.mean(axis=1), values.mean(axis=0)
     mean = float(np.mean(by_seed))
     ms_seed = samples * float(np.var(by_seed, ddof=1))
@@ -190,15 +214,8 @@ def cross(by_seed: Sequence[float], scores: npt.NDArray[np.floating]) -> Crossed
     return Crossed(mean, seeds, samples, ms_seed / size, ms_sample / size, ms_rest / size)
 
 
-def stacked(scores: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Return the scores of several seeds as one array [seeds, samples]."""
-    import numpy as np
-
-    return np.stack(scores)
-
-
 def weight_by_task(scores: npt.NDArray[np.float32], sizes: Sequence[int], mean: float,
-                   in_task_order: bool) -> npt.NDArray[np.float32]:
+                   tasks: npt.NDArray[np.integer] | None) -> npt.NDArray[np.float32]:
     """Return scores [N] whose plain mean is the mean over tasks, and which vary as much as that mean does.
 
     In a mean over tasks, a sample of a small task weighs more. So the deviation of each score is multiplied by the
@@ -208,20 +225,27 @@ def weight_by_task(scores: npt.NDArray[np.float32], sizes: Sequence[int], mean: 
         scores: the score of each sample.
         sizes: the number of test samples of each task.
         mean: the mean over tasks.
-        in_task_order: whether samples are in the order of the tasks. Otherwise it is not known which sample belongs to
-            which task, and every sample gets the root mean square of the weights.
+        tasks: [N], the task of each sample. If None, every sample gets the root mean square of the weights.
     """
     import numpy as np
 
     if len(set(sizes)) == 1:
         return scores
-    weights = np.repeat([sum(sizes) / (len(sizes) * size) for size in sizes], sizes)
-    if in_task_order:
-        values = mean + weights * (scores - mean)
+    weights = np.array([sum(sizes) / (len(sizes) * size) for size in sizes])
+    if tasks is not None:
+        values = mean + weights[tasks] * (scores - mean)
     else:
-        values = mean + np.sqrt((weights**2).mean()) * (scores - scores.mean(dtype=np.float64))
+        # The mean square of the samples' weights is the mean of the tasks' weights.
+        values = mean + math.sqrt(weights.mean()) * (scores - scores.mean(dtype=np.float64))
     weighted: npt.NDArray[np.float32] = values.astype(np.float32)
     return weighted
+
+
+def task_numbers(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return the task of each test sample, task after task; `sizes` are the numbers of test samples of the tasks."""
+    import numpy as np
+
+    return np.repeat(np.arange(len(sizes)), sizes)
 
 
 class ItemScores(RecordPart):

@@ -22,7 +22,7 @@ from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
 from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
-from clbench.results.items import ItemResults, ItemScores, weight_by_task
+from clbench.results.items import ItemResults, ItemScores, task_numbers, weight_by_task
 from clbench.results.metrics import acc
 from clbench.results.record_parts import (
     Answer,
@@ -257,10 +257,8 @@ def item_scores(record: Record, metric: Metric | None = None) -> npt.NDArray[np.
     matrix = matrices(record).get(metric.name)
     if record.stream is None or not matrix:
         return None
+    sizes, mean = record.stream.test_samples, acc(matrix)
     if record.items is not None:
-        scores: npt.NDArray[np.float32] | None = record.items.matrix().mean(axis=0, dtype="float32")
-    else:
-        scores = record.item_scores.scores(metric.name) if record.item_scores is not None else None
-    if scores is None:
-        return None
-    return weight_by_task(scores, record.stream.test_samples, acc(matrix), in_task_order=record.items is None)
+        return record.items.scores(sizes, mean)
+    scores = record.item_scores.scores(metric.name) if record.item_scores is not None else None
+    return None if scores is None else weight_by_task(scores, sizes, mean, task_numbers(sizes))

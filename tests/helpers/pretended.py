@@ -24,6 +24,6 @@ def execute(todo, plan, listener):
         R = [[0.5] * tasks] * tasks + [[found or 0.5] * tasks]
         record = make_record(planned.trial.method.name, R=R, reference=planned.reference)
         listener.finished(record.model_copy(update={
-            "items": ItemResults.of(SAMPLES, round((found or 0.5) * len(SAMPLES)) > SAMPLES, "pretended"),
+            "items": ItemResults.of([SAMPLES], round((found or 0.5) * len(SAMPLES)) > SAMPLES, "pretended"),
             "trial": planned.trial, "key": planned.trial.key, "label": label, "until": planned.until,
             "seen": list(planned.seen), **({} if found is not None else {"status": "failed", "R": []})}))

@@ -17,7 +17,7 @@ from clbench.report.columns import ACC, MEASURES
 from clbench.report.figures.accuracy import draw_curves
 from clbench.report.figures.style import assign_styles
 from clbench.report.formats.page import section_view
-from clbench.results.items import ItemResults, ItemScores, cross, weight_by_task
+from clbench.results.items import ItemResults, ItemScores, cross, task_numbers, weight_by_task
 from clbench.results.paired import seeds_to_show
 from clbench.results.sequential import seeds_to_decide, threshold, weight
 
@@ -107,41 +107,45 @@ def test_samples_of_small_tasks_weigh_more():
     mean, = by_task(row[None])
     weights = np.repeat([50 / 3 / size for size in SIZES], SIZES)  # of the mean over tasks, relative to a mean of 1
     assert (weights * row).mean() == pytest.approx(mean)
-    weighted = weight_by_task(row, SIZES, mean, in_task_order=True)
+    weighted = weight_by_task(row, SIZES, mean, task_numbers(SIZES))
     assert weighted.mean() == pytest.approx(mean, abs=1e-6)
     assert weighted.var() == pytest.approx(((weights * (row - mean)) ** 2).mean(), rel=1e-5)
-    without_order = weight_by_task(row, SIZES, mean, in_task_order=False)
-    assert without_order.mean() == pytest.approx(mean, abs=1e-6)
+    unknown = weight_by_task(row, SIZES, mean, None)
+    assert unknown.mean() == pytest.approx(mean, abs=1e-6)
     effective = 9 / sum(1 / size for size in SIZES)  # number of samples whose plain mean varies as much
-    assert without_order.var() / 50 == pytest.approx(row.var() / effective, rel=1e-5)
-    assert weight_by_task(row, (25, 25), mean, in_task_order=True) is row
+    assert unknown.var() / 50 == pytest.approx(row.var() / effective, rel=1e-5)
+    assert weight_by_task(row, (25, 25), mean, task_numbers((25, 25))) is row
 
 
-@pytest.mark.parametrize("in_task_order", [True, False])
-def test_equal_methods_seldom_differ_if_tasks_have_unequal_numbers_of_samples(in_task_order):
+@pytest.mark.parametrize(("spread", "known"), [((1, 1), True), ((1, 1), False), ((1, 3), True)])
+def test_equal_methods_seldom_differ_if_tasks_have_unequal_numbers_of_samples(spread, known):
     draws, sizes, claims = np.random.default_rng(0), (400, 200, 100, 50, 20), 0
-    starts = np.cumsum([0, *sizes[:-1]])
+    starts, tasks = np.cumsum([0, *sizes[:-1]]), task_numbers(sizes)
+    scale = np.linspace(*spread, len(sizes))[tasks]  # of the scores of each sample
     for _ in range(400):
-        scores = 0.6 * draws.normal(size=770) + 0.7 * draws.normal(size=(10, 770))
+        scores = scale * (0.6 * draws.normal(size=770) + 0.7 * draws.normal(size=(10, 770)))
         means = (np.add.reduceat(scores, starts, axis=1) / sizes).mean(axis=1)
-        weighted = np.stack([weight_by_task(row, sizes, mean, in_task_order)
+        weighted = np.stack([weight_by_task(row, sizes, mean, tasks if known else None)
                              for row, mean in zip(scores, means, strict=True)])
         claims += cross(means.tolist(), weighted).p <= 0.05
-    assert claims / 400 < 0.08  # 0.18 if all samples weigh the same
+    # 0.18 if all samples weigh the same, and 0.22 for a spread of (1, 3) if the tasks are not known.
+    assert claims / 400 < 0.08
 
 
 def test_reports_weight_samples_by_task():
     right = np.random.default_rng(4).random((3, 50)) < 0.7
     accuracies = [[float(part.mean()) for part in np.split(row, np.cumsum(SIZES)[:-1])] for row in right]
     made = [make_record("ewc", seed, [[0.5] * 3] * 3 + [accuracy]) for seed, accuracy in enumerate(accuracies)]
+    rows = np.split(np.random.default_rng(5).permutation(50), np.cumsum(SIZES)[:-1])  # images are not in task order
     made = [r.model_copy(update={"stream": r.stream.model_copy(update={"test_samples": list(SIZES)}),
-                                 "items": ItemResults.of(np.arange(50), row, "samples")})
+                                 "items": ItemResults.of(rows, row, "samples")})
             for r, row in zip(made, right, strict=True)]
     in_order = [r.model_copy(update={"items": None, "item_scores": ItemScores.of({"accuracy": row}, "samples")})
                 for r, row in zip(made, right, strict=True)]
-    for records, known in ((made, False), (in_order, True)):
+    older = [r.model_copy(update={"items": r.items.model_copy(update={"task_of": ""})}) for r in made]
+    for records, tasks in ((made, task_numbers(SIZES)), (older, None), (in_order, task_numbers(SIZES))):
         setting, = by_setting(records)
-        weighted = [weight_by_task(row.astype("float32"), SIZES, float(np.mean(accuracy)), known)
+        weighted = [weight_by_task(row.astype("float32"), SIZES, float(np.mean(accuracy)), tasks)
                     for row, accuracy in zip(right, accuracies, strict=True)]
         expected = cross([float(np.mean(accuracy)) for accuracy in accuracies], np.stack(weighted)).interval
         found = setting.interval(ACC, "ewc")
@@ -155,7 +159,7 @@ def records(right, own_samples=False):
         for seed, answers in enumerate(by_seed):
             accuracy = [float(answers[:100].mean()), float(answers[100:].mean())]
             record = make_record(method, seed, [[0.5, 0.5], [accuracy[0], 0.5], accuracy], test_samples=100)
-            items = ItemResults.of(np.arange(200), answers, f"samples{seed}" if own_samples else "samples")
+            items = ItemResults.of(np.split(np.arange(200), 2), answers, f"samples{seed}" if own_samples else "samples")
             made.append(record.model_copy(update={"items": items}))
     return made
 

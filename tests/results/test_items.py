@@ -1,4 +1,5 @@
 import base64
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from clbench.results.records import Record
 
 
 def items(rows, right, source="images"):
-    return ItemResults.of(np.array(rows), np.array(right, dtype=bool), source)
+    tests = rows if isinstance(rows[0], list) else [rows]
+    return ItemResults.of([np.array(task) for task in tests], np.array(right, dtype=bool), source)
 
 
 def test_bits_are_in_the_order_of_the_images_whatever_the_order_of_the_tests():
@@ -24,10 +26,10 @@ def test_bits_are_in_the_order_of_the_images_whatever_the_order_of_the_tests():
 
 
 def test_an_image_of_several_tasks_is_one_unit():
-    found = items([5, 9, 2, 2, 9, 5], [1, 0, 1, 0, 1, 0])  # two tasks of images 2, 5, 9
+    found = items([[5, 9, 2], [2, 9, 5]], [1, 0, 1, 0, 1, 0])  # two tasks of images 2, 5, 9
     assert found.matrix().tolist() == [[True, True, False], [False, False, True]]
     assert base64.b64decode(found.right) == bytes([0b11000100])
-    assert items([1, 2, 1], [1, 1, 1]) is None  # image 2 is in one task only
+    assert items([[1, 2], [1]], [1, 1, 1]) is None  # image 2 is in one task only
 
 
 def test_the_hash_is_of_the_images_and_their_source():
@@ -46,10 +48,30 @@ def test_many_bits_come_back():
     assert np.array_equal(found.matrix(), wanted)
 
 
+def test_tasks_are_stored_only_if_their_sizes_differ():
+    assert items([[7, 3], [12, 0]], [1, 0, 1, 1]).task_of == ""
+    found = items([[7, 3, 9], [12, 0]], [1, 1, 0, 1, 0])  # images 0, 3, 7, 9, 12 of tasks 1, 0, 0, 0, 1
+    weights = np.array([5 / 4, 5 / 6, 5 / 6, 5 / 6, 5 / 4])  # an accuracy of 2/3 and one of 1/2
+    assert found.scores((3, 2), 7 / 12) == pytest.approx(7 / 12 + weights * (np.array([0, 1, 1, 0, 1]) - 7 / 12))
+    assert found.scores((3, 2), 7 / 12).mean() == pytest.approx(7 / 12)
+    assert ItemResults.model_validate_json(found.model_dump_json()) == found
+    assert "task_of" not in items([1, 2], [1, 0]).model_dump_json()
+    twice = items([[5, 9], [5, 2, 9, 2]], [1, 0, 1, 1, 0, 1])
+    assert twice is not None and twice.scores((2, 4), 0.625).mean() == pytest.approx(0.625)  # (1/2 + 3/4) / 2
+
+
 @pytest.mark.parametrize(("right", "message"), [("AAAA", "3 bytes, not a bit for each of 1 x 9"), ("?", "not base64")])
 def test_damaged_bits_are_refused(right, message):
     with pytest.raises(ValidationError, match=message):
         ItemResults(ids="x", count=9, right=right)
+
+
+@pytest.mark.parametrize(("task_of", "message"), [
+    (base64.b64encode(zlib.compress(bytes(2))).decode(), "2 bytes, not 2 for each of 1 x 9"),
+    ("AAAA", "not base64 of zlib"), ("?", "not base64 of zlib")])
+def test_damaged_tasks_are_refused(task_of, message):
+    with pytest.raises(ValidationError, match=message):
+        ItemResults(ids="x", count=9, right="AAA=", task_of=task_of)
 
 
 def test_a_record_is_the_same_with_and_without_them(tmp_path):

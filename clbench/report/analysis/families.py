@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from clbench.experiment.until import UntilDecided
 from clbench.report.model import Column
 from clbench.results import sequential
-from clbench.results.items import Crossed, cross, stacked
+from clbench.results.items import Crossed, cross
 from clbench.results.paired import Test, deciding_test, near_limit, p_values, seeds_to_show
 from clbench.results.stats import ALPHA, ROUNDING, Interval, holm
 
@@ -201,7 +201,7 @@ def _estimates(values: Values, answers: Answers | None, first: str, second: str,
     """
     if not answers or len(seeds) < 2:
         return []
-    scores = stacked([answers[first][s] - answers[second][s] for s in seeds])
+    scores = [answers[first][s] - answers[second][s] for s in seeds]
     means = [values[first][s] - values[second][s] for s in seeds]
     numbers = range(until.first, len(seeds) + 1) if until else [len(seeds)]
     return [cross(means[:n], scores[:n]) for n in numbers]

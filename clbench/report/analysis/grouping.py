@@ -18,7 +18,7 @@ from clbench.report.analysis.names import titles
 from clbench.report.columns import Measure
 from clbench.report.formatting import clean
 from clbench.report.metric_columns import final_of, measures_of, with_general
-from clbench.results.items import cross, stacked
+from clbench.results.items import cross
 from clbench.results.metrics import acc
 from clbench.results.records import Record, item_ids, item_scores, metrics_of
 from clbench.results.sequential import interval_of
@@ -114,7 +114,7 @@ class Setting:
         if not answers or len(values) < 2:
             return interval_of([*values.values()], self.until)
         seeds = sorted(values)[:self.until.most if self.until else None]
-        crossed = cross([values[s] for s in seeds], stacked([answers[s] for s in seeds]))
+        crossed = cross([values[s] for s in seeds], [answers[s] for s in seeds])
         return interval_of([values[s] for s in seeds], self.until, crossed)
 
     def mean(self, measure: Measure, label: str) -> float | None:

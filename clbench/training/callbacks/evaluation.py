@@ -97,7 +97,7 @@ def item_results(stream: Stream, right: Tensor, source: str) -> ItemResults | No
     rows = [task.test_rows for task in stream.tested_tasks if task.test_rows is not None]
     if len(rows) < len(stream.tested_tasks):
         return None
-    return ItemResults.of(torch.cat(rows).numpy(), right.cpu().numpy(), source)
+    return ItemResults.of([of_task.numpy() for of_task in rows], right.cpu().numpy(), source)
 
 
 def item_scores(replica: Replica, scores: Mapping[str, Tensor]) -> ItemScores:
