@@ -136,7 +136,7 @@ def condition(setting: Setting) -> str:
     return " ".join(filter(None, [
         f"Intervals and tests of {in_words(covered)} also cover the choice of test samples." if covered else "",
         f"All results are conditional on the {shared} samples, which all seeds share." if shared else "",
-        f"Other results are {'also ' if shared else ''}conditional on the test samples." if covered else ""]))
+        f"Results of other metrics are {'also ' if shared else ''}conditional on the test samples." if covered else ""]))
 
 
 def _counts(families: list[tuple[int, str]]) -> str:

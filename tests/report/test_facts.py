@@ -112,4 +112,4 @@ def test_sixty_methods_give_a_short_report_with_a_filter():
     assert len(page.encode()) < 500_000
     assert page.count('class="filter"') == 2 and page.count('aria-pressed="false"') > 80
     assert 'class="filter"' not in html.render(build(study(SHIFTS)))
-    assert r"\textbf{Best trade-offs by}" in latex.render(report)
+    assert r"\textbf{Best trade-offs}" in latex.render(report)

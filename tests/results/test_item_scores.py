@@ -115,8 +115,8 @@ def test_every_final_mean_whose_scores_are_known_is_tested_over_seeds_and_sample
     assert setting.interval(nll, "er") == setting.interval(setting.final, "er")
     footnote = " ".join(report.build(made).sections[0].footnote)
     assert ("Intervals and tests of NLL and exact match also cover the choice of test samples. All results are "
-            "conditional on the training samples, which all seeds share. Other results are also conditional on the "
-            "test samples.") in footnote
+            "conditional on the training samples, which all seeds share. Results of other metrics are also "
+            "conditional on the test samples.") in footnote
 
 
 def test_until_decided_decides_language_models_by_their_items():

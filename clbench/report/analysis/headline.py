@@ -15,7 +15,7 @@ from clbench.results.paired import MOST_SEEDS
 
 Line = tuple[str, str]  # (topic, text)
 ANSWER, COST, TRADE_OFFS, CAUTION, NEXT = "Answer", "Cost", "Best trade-offs", "Caution", "Next"
-LEADS = {ANSWER: "", COST: "", TRADE_OFFS: "Best trade-offs by", CAUTION: "Caution:", NEXT: "Next:"}
+LEADS = {ANSWER: "", COST: "", TRADE_OFFS: "Best trade-offs", CAUTION: "Caution:", NEXT: "Next:"}
 NAMES = 3  # names in a line; a longer list is cut
 REFERENCES = 4  # names in the line of references
 FRONTS = 4  # lines of trade-offs
@@ -149,11 +149,11 @@ def _needed(setting: Setting, facts: Facts, several: bool) -> str:
     best = facts.best
     if facts.until or best is None or best.closest is None:
         return ""
+    purpose = f" to separate {best.method} from the closest of them" if several else ""
     if best.limited:
-        return (f" (for the closest one, {best.limited:,} test samples are too few, and more seeds will not help)"
-                if several else f" ({best.limited:,} test samples are too few, and more seeds will not help)")
+        return f" ({best.limited:,} test samples are too few{purpose}, and more seeds will not help)"
     if several and best.needed:
-        return f" (for the closest one, about {best.needed:,} seeds in total would be needed)"
+        return f" (about {best.needed:,} seeds in total would be needed{purpose})"
     if best.needed is None:
         return f" (more than {MOST_SEEDS:,} seeds would be needed)" if len(setting.seeds) > 1 else ""
     return f" (about {best.needed:,} seeds would be needed)"
@@ -262,7 +262,7 @@ def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
             costs.setdefault(labels, []).append(measures[title].column.name + _without_zeros(setting, measures[title]))
     for labels, titles in list(costs.items())[:FRONTS]:
         descriptions = [_with_value(setting, facts, label) for label in labels]
-        yield f"{in_words(titles, len(titles))}: {named(descriptions, NAMES)}."
+        yield f"between {setting.metric.label} and {in_words(titles, len(titles))}: {named(descriptions, NAMES)}."
 
 
 def _without_zeros(setting: Setting, measure: Measure) -> str:
