@@ -11,7 +11,7 @@ from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
 from clbench.execution.workers.pool import Pool, WorkerHandle
-from clbench.execution.workers.process import Process, Worker
+from clbench.execution.workers.process import WORKER, Process, Worker
 from clbench.execution.workers.protocol import Finished, Run, Start
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.overrides import merge
@@ -192,3 +192,11 @@ def test_how_a_process_ended_is_put_into_words():
     process.popen = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
     process.popen.wait()
     assert process.exit_reason() == "the worker process was killed by SIGABRT"
+
+
+def test_a_worker_does_not_import_modules_of_the_user_instead_of_pythons(tmp_path):
+    (tmp_path / "random.py").write_text("raise SystemExit('not the module of Python')")
+    (tmp_path / "mine.py").write_text("")
+    code = WORKER.replace("main()", "import mine; print(mine.__file__)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'mine.py'}\n", "")

@@ -1,8 +1,8 @@
 """Workers on this machine: subprocesses, or this process only.
 
 Each subprocess has its own session, so Ctrl-C reaches only this process. Subprocesses end when this process ends, even
-if it is killed. `python -m clbench.execution.workers.process` starts a worker, which reads requests and writes answers
-as lines of JSON, and handles one request at a time.
+if it is killed. `WORKER` is the code of a worker, which reads requests and writes answers as lines of JSON. It handles
+one request at a time.
 """
 
 from __future__ import annotations
@@ -94,6 +94,12 @@ ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str
 DRAIN_SECONDS = 2.0  # to read the remaining output of a dead worker, whose children may keep its pipes open
 
 
+# With `-c`, the working directory is first on the import path, where a file of the user would hide a module of Python.
+# It goes to the end, because modules of the user must still be found.
+WORKER = ("import sys; sys.path[0] == '' and sys.path.append(sys.path.pop(0)); "
+          "from clbench.execution.workers.process import main; main()")
+
+
 class Process(WorkerHandle):
     """Handle of a worker process."""
 
@@ -103,7 +109,7 @@ class Process(WorkerHandle):
         number = str(start.threads)
         threads = {} if start.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), number)
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "clbench.execution.workers.process"], env={**ALLOCATOR, **os.environ, **threads},
+            [sys.executable, "-c", WORKER], env={**ALLOCATOR, **os.environ, **threads},
             encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             errors="replace", start_new_session=True)
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_messages, self._collect)]
