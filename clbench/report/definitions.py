@@ -133,10 +133,11 @@ def condition(setting: Setting) -> str:
     covered = [m.metric.label for m in setting.measures if m.metric and setting.answers(m)]
     training, tests = not setting.own_training, not setting.own_tests and not covered
     shared = in_words([*(["training"] if training else []), *(["test"] if tests else [])], 2)
+    also = "also " if shared else ""
     return " ".join(filter(None, [
         f"Intervals and tests of {in_words(covered)} also cover the choice of test samples." if covered else "",
         f"All results are conditional on the {shared} samples, which all seeds share." if shared else "",
-        f"Results of other metrics are {'also ' if shared else ''}conditional on the test samples." if covered else ""]))
+        f"Results of other metrics are {also}conditional on the test samples." if covered else ""]))
 
 
 def _counts(families: list[tuple[int, str]]) -> str:
