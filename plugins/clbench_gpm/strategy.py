@@ -58,10 +58,18 @@ class GPM(Strategy):
     options: GPMOptions
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: GPMOptions | None = None) -> None:
-        """Start with empty subspaces."""
+        """Start with empty subspaces.
+
+        Raises:
+            SpecError: a language model has no layer whose gradients can be projected.
+        """
         super().__init__(model, stream_info, options if options is not None else GPMOptions())
         self.tasks = 0  # number of tasks that have begun
-        for name, layer in self.projected().items():
+        layers = self.projected()
+        if not layers and stream_info.predicts_tokens:  # other models still learn their head
+            raise SpecError("gpm projects gradients of linear and convolutional layers, and this model has none "
+                            "(GPT-2's are Conv1D); choose another model")
+        for name, layer in layers.items():
             size = layer.weight[0].numel()
             self.register_buffer(f"subspace__{slot(name)}", packed(layer.weight.detach().new_zeros(size, size)))
             self.register_buffer(f"projector__{slot(name)}", None, persistent=False)
