@@ -102,21 +102,24 @@ class Course(AbstractContextManager[None]):
 
 @dataclass(frozen=True)
 class State:
-    """The state of the global generators of Python, NumPy and torch (CPU); it can be compared and pickled."""
+    """The state of the global generators of Python, NumPy and torch; it can be compared and pickled."""
 
     python: tuple[Any, ...]
     numpy: tuple[Any, ...]
     torch: bytes
+    cuda: bytes = b""  # only for comparison; `restore` ignores it
 
 
-def state() -> State:
-    """Return the state of the global generators."""
+def state(device: torch.device | None = None) -> State:
+    """Return the state of the global generators, including that of a CUDA device if one is given."""
     import numpy as np
     import torch
 
     numpy: Any = np.random.get_state()
     name, keys, *rest = numpy
-    return State(random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes())
+    cuda = torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else torch.empty(0)
+    return State(random.getstate(), (name, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes(),
+                 cuda.numpy().tobytes())
 
 
 def restore(state: State) -> None:

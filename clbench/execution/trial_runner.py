@@ -43,9 +43,10 @@ from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.callbacks.language import language_callback
 from clbench.training.costs import PeakMemory
+from clbench.training.members import share_equal
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica
-from clbench.training.stacked_step import Unstackable, share_equal
+from clbench.training.stacked_step import Unstackable
 from clbench.training.stream_loop import loop_for
 
 
@@ -161,7 +162,7 @@ class TrialRunner:
         del members
         if starved:
             return self._halved(planned, on_progress)
-        records = [self.run(lone_trial, on_progress) for lone_trial in planned]
+        records = (self.run(lone_trial, on_progress) for lone_trial in planned)
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
 
     def _halved(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:

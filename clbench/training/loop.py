@@ -140,20 +140,26 @@ class TrainingLoop:
             self.callbacks.on_step(self, index, 0, 0)
             return [TaskResult(steps=0) for _ in tasks]
         self._add_notes(division_notes(strategy, self.recipe))
-        task_samples = stackable([r.strategy.training_samples(t) for r, t in zip(self.replicas, tasks, strict=True)])
-        task_samplers = self._samplers(task_samples, tasks)
+        # In a stack, each replica keeps its own random state between calls, as if it were alone.
+        random_states: list[AbstractContextManager[None]] = [nullcontext()]
+        if len(self.replicas) > 1:
+            random_states = [seeds.Course(replica.seed, "training", index) for replica in self.replicas]
+        members = [*zip(self.replicas, tasks, random_states, strict=True)]
+        task_samples = []
+        for replica, task, random_state in members:
+            with random_state:
+                task_samples.append(replica.strategy.training_samples(task))
+        task_samplers = self._samplers(stackable(task_samples), tasks)
         steps = steps_of(self.recipe, len(task_samples[0]))
         phases = phases_of(strategy, tasks[0], self.recipe, steps)
-        # In a stack, each replica keeps its own random state between phases, as if it were alone.
-        random_states: list[AbstractContextManager[None]] = [nullcontext()]
-        if len(task_samples) > 1:
-            random_states = [seeds.Course(replica.seed, "training", index) for replica in self.replicas]
         trainable, losses = 0, list[Tensor]()
         for phase in phases:
-            for replica, task, random_state in zip(self.replicas, tasks, random_states, strict=True):
-                with random_state, self.callbacks.around_prepare(replica):
-                    begin_phase(replica.strategy, task, phase)
-            of_phase = [r.strategy.phase_samples(t, phase) for r, t in zip(self.replicas, tasks, strict=True)]
+            of_phase: list[Samples | None] = []
+            for replica, task, random_state in members:
+                with random_state:
+                    with self.callbacks.around_prepare(replica):
+                        begin_phase(replica.strategy, task, phase)
+                    of_phase.append(replica.strategy.phase_samples(task, phase))
             samples, samplers = task_samples, task_samplers
             if (phase_samples := [part for part in of_phase if part is not None]):  # all replicas have them, or none
                 samples = stackable(phase_samples)

@@ -22,10 +22,11 @@ from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.core.errors import PluginError
 from clbench.core.options import Options
-from clbench.core.torch_private import copy_on_write, vmap_refusal, write_count
+from clbench.core.torch_private import vmap_refusal, write_count
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.training.members import differing_attributes, reads_noted, share_equal
 from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of
 from clbench.training.precision import FoldedAttention
 
@@ -46,7 +47,7 @@ class OptionsView:
 
 
 # No setting of vmap's `randomness` gives a member the random numbers that it would get alone.
-DRAWS = "its loss draws random numbers (dropout, say), which in a stack would depend on the other trials"
+DRAWS = "its {} draws random numbers (dropout, say), which in a stack would depend on the other trials"
 
 
 class LossModule(nn.Module):
@@ -109,22 +110,45 @@ class StackedStep:
         self.earlier_states: dict[str, tuple[nn.Parameter, dict[str, Any]]] = {}
         self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members), list(rates.values()))
         self.heads = guarded_heads(self.members[0], self.trained, recipe)
-        self.untried = True
+        self.untried, self.edited = True, False
         self.edits = overrides(self.members[0], "edit_gradients")
 
     def losses(self, batches: Sequence[Batch]) -> Tensor:
         """Return the losses [S], given a batch for each member."""
         state = self.state()
         columns = stack_columns([batch.columns for batch in batches])
+        if len({(batch.replayed, batch.first_pass) for batch in batches}) > 1:
+            raise Unstackable("its batches differ in their number of replayed samples, or only some are a first pass")
+        if self.untried:
+            self._require_equal_attributes(batches[0])
         drawn = seeds.state() if self.untried else None
         with self.autocast:
             losses = self.loss(state, batches[0], columns, self.scalars)
         if drawn is not None and drawn != seeds.state():
-            raise Unstackable(DRAWS)
+            raise Unstackable(DRAWS.format("loss"))
         if self.untried and self.folding and not self.folding.calls:
             self.folding = None  # there is no attention, and intercepting every torch call takes time
         self.untried = False
         return losses
+
+    def _require_equal_attributes(self, batch: Batch) -> None:
+        """Run the loss of the first member alone if attributes differ between the members; it must not read these.
+
+        Running statistics stay unchanged.
+
+        Raises:
+            Unstackable: the loss reads one of them, so in the stack all members would use the value of the first one.
+        """
+        differing = differing_attributes(self.members)
+        if not differing:
+            return
+        first = self.members[0]
+        buffers = {f"strategy.{name}": buffer.clone() for name, buffer in first.named_buffers()}
+        with seeds.scope(0, "attributes"), self.autocast, reads_noted(first, differing) as found:
+            functional_call(self.call, buffers, (batch,))
+        if found:
+            raise Unstackable(f"its loss reads the attribute {found[0]}, which differs between the trials (buffers and "
+                              "options of type Scalar may differ)")
 
     def state(self) -> dict[str, Tensor]:
         """Return the stacked parameters and buffers [S, ...], with the names that they have in `LossModule`."""
@@ -144,7 +168,7 @@ class StackedStep:
                 losses: Tensor = vmap(loss, randomness="error")(state, columns, scalars)
         except RuntimeError as error:
             if "randomness" in str(error):  # vmap has no error type of its own for it
-                raise Unstackable(DRAWS) from error
+                raise Unstackable(DRAWS.format("loss")) from error
             if reason := vmap_refusal(error):
                 raise Unstackable(f"its loss cannot be computed for several trials at once ({reason})") from error
             raise
@@ -211,13 +235,21 @@ class StackedStep:
                 parameter.data = self.untrained[name][index]
 
     def edit_gradients(self) -> None:
-        """Let each member edit its own gradients."""
+        """Let each member edit its own gradients.
+
+        Raises:
+            Unstackable: the first edit of the phase draws from a global random generator.
+        """
         if not self.edits:
             return
+        drawn = None if self.edited else seeds.state(self.members[0].class_mask.device)
         edited = []
         for index, member in enumerate(self.members):
             edited.append(edited_gradients(member, {n: p.grad[index] for n, p in self.trained.items()
                                                     if p.grad is not None}))
+        if drawn is not None and drawn != seeds.state(self.members[0].class_mask.device):
+            raise Unstackable(DRAWS.format("`edit_gradients`"))
+        self.edited = True
         for name in edited[0]:
             self.trained[name].grad = torch.stack([e[name] for e in edited])
 
@@ -235,30 +267,6 @@ def edited_gradients(strategy: Strategy, gradients: dict[str, Tensor]) -> dict[s
                           f"{different[0]!r} is {'missing' if different[0] in names else 'not one of them'}; for a "
                           "parameter that must not change, return a gradient of zeros")
     return edited
-
-
-def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
-    """Store parameters that are equal in all strategies once in memory, and return their names.
-
-    Each strategy still has its own tensor, which is copied when it is first written to. So a write never changes
-    another strategy.
-
-    Args:
-        strategies: strategies with the same structure.
-        frozen: whether to share only parameters that do not require a gradient.
-    """
-    first, *others = [dict(strategy.named_parameters()) for strategy in strategies]
-    names = [name for name, parameter in first.items() if not (frozen and parameter.requires_grad)
-             and all(name in other and (other[name].shape, other[name].dtype) == (parameter.shape, parameter.dtype)
-                     and not (frozen and other[name].requires_grad) for other in others)]
-    if not names or not others:
-        return set()
-    comparisons = [torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names]
-    equal = {name for name, is_same in zip(names, torch.stack(comparisons).tolist(), strict=True) if is_same}
-    for name in equal:
-        for other in others:
-            other[name].data = copy_on_write(first[name].data)
-    return equal
 
 
 def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:

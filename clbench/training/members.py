@@ -1,0 +1,117 @@
+"""What the members of a stack have in common, and what differs between them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clbench.core.torch_private import copy_on_write
+from clbench.strategy.base import Strategy, StreamInfo
+
+INNER = frozenset(vars(nn.Module()))  # torch's own attributes of a module, with its parameters and buffers
+
+
+def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
+    """Store parameters that are equal in all strategies once in memory, and return their names.
+
+    Each strategy still has its own tensor, which is copied when it is first written to. So a write never changes
+    another strategy.
+
+    Args:
+        strategies: strategies with the same structure.
+        frozen: whether to share only parameters that do not require a gradient.
+    """
+    first, *others = [dict(strategy.named_parameters()) for strategy in strategies]
+    names = [name for name, parameter in first.items() if not (frozen and parameter.requires_grad)
+             and all(name in other and (other[name].shape, other[name].dtype) == (parameter.shape, parameter.dtype)
+                     and not (frozen and other[name].requires_grad) for other in others)]
+    if not names or not others:
+        return set()
+    comparisons = [torch.stack([(first[name] == other[name]).all() for other in others]).all() for name in names]
+    equal = {name for name, is_same in zip(names, torch.stack(comparisons).tolist(), strict=True) if is_same}
+    for name in equal:
+        for other in others:
+            other[name].data = copy_on_write(first[name].data)
+    return equal
+
+
+def differing_attributes(strategies: Sequence[Strategy]) -> dict[str, set[str]]:
+    """Return the names of attributes whose values differ between strategies, by the name of their module.
+
+    Parameters and buffers are left out, and so are the strategies' options.
+    """
+    differing: dict[str, set[str]] = {}
+    registered = {id(module) for strategy in strategies for module in strategy.modules()}
+    for named_modules in zip(*(strategy.named_modules() for strategy in strategies), strict=True):
+        name, first = named_modules[0]
+        if type(first).__module__.partition(".")[0] == "torch":
+            continue
+        values = [vars(module) for _, module in named_modules]
+        names = set().union(*values) - INNER - (set() if name else {"options"})
+        differing[name] = {attribute for attribute in names if not all(
+            same(values[0].get(attribute), other.get(attribute), registered) for other in values[1:])}
+    return {name: attributes for name, attributes in differing.items() if attributes}
+
+
+def same(first: Any, other: Any, registered: Set[int]) -> bool:
+    """Return whether two values of an attribute are equal, as far as a loss can use them.
+
+    Random generators and functions count as equal, and so do modules with an ID in `registered`, which are compared
+    on their own.
+    """
+    if first is other or id(first) in registered:
+        return True
+    if type(first) is not type(other):
+        return False
+    if isinstance(first, nn.Module):
+        return same(first.state_dict(), other.state_dict(), registered)
+    if isinstance(first, (StreamInfo, torch.Generator, FunctionType, MethodType, BuiltinFunctionType, type)):
+        return True
+    if isinstance(first, (Tensor, np.ndarray)):
+        return first.shape == other.shape and bool((first == other).all())
+    if isinstance(first, Mapping):
+        return first.keys() == other.keys() and all(same(value, other[key], registered) for key, value in first.items())
+    if isinstance(first, (list, tuple, deque)):
+        return len(first) == len(other) and all(same(a, b, registered) for a, b in zip(first, other, strict=True))
+    if is_dataclass(first) or "__eq__" not in {name for cls in type(first).__mro__[:-1] for name in vars(cls)}:
+        return hasattr(first, "__dict__") and same(vars(first), vars(other), registered)
+    return bool(first == other)
+
+
+@contextmanager
+def reads_noted(strategy: Strategy, attributes: Mapping[str, Set[str]]) -> Iterator[list[str]]:
+    """Yield a list that gets the name of each attribute that is read inside the block.
+
+    Args:
+        strategy: the strategy.
+        attributes: the attributes to watch, by the name of their module.
+    """
+    found: list[str] = []
+    modules = {name: strategy.get_submodule(name) for name in attributes}
+    classes = {name: type(module) for name, module in modules.items()}
+    for name, module in modules.items():
+        module.__class__ = type(classes[name].__name__, (classes[name],), {
+            "__getattribute__": _noting(classes[name], name, attributes[name], found)})
+    try:
+        yield found
+    finally:
+        for name, module in modules.items():
+            module.__class__ = classes[name]
+
+
+def _noting(cls: type, module_name: str, names: Set[str], found: list[str]) -> Callable[[Any, str], Any]:
+    """Return a `__getattribute__` for a subclass of `cls` that notes when one of these attributes is read."""
+    def read(self: Any, name: str) -> Any:
+        if name in names:
+            found.append(f"{module_name}.{name}".lstrip("."))
+        return cls.__getattribute__(self, name)  # type: ignore[call-arg]
+
+    return read
