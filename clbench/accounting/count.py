@@ -86,7 +86,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
         pretrained = trial.weights is not None
     with torch.device("meta"):
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
-    check_model(model, trial.model, stream.input_shape, registry)
+    check_model(model, trial.model, stream, registry)
     result = Count(planned.label, model_bytes=model_bytes(model))
     task_ids = given_tasks(trial.scenario, len(stream.tasks))
     batch = batch_size(stream, torch.device("cpu")) if training else 1

@@ -174,7 +174,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
     if not network.has_body:
         raise SpecError(f"model {trial.model} is a head alone, which has no features but its inputs; choose another "
                         "--model")
-    check_model(network, trial.model, stream.input_shape, registry)
+    check_model(network, trial.model, stream, registry)
     network = channels_last(network.to(torch_device)).requires_grad_(False)
     network.eval()
     notes = [*stream.notes]

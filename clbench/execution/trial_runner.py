@@ -257,7 +257,7 @@ class TrialRunner:
             require_kind(trial.model, stream, self.registry)
             model, notes = build_model(trial.model, trial.weights, stream.input_shape, stream.classes, self.registry)
         if check:
-            check_model(model, trial.model, stream.input_shape, self.registry)
+            check_model(model, trial.model, stream, self.registry)
         self._weights_hash = model.weights_hash
         stream_info = stream_info_of(stream, trial.scenario, trial.seed, trial.weights is not None)
         with seeds.scope(trial.seed, "strategy"):

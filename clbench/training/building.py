@@ -104,6 +104,9 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
         raise
     except Exception as error:
         raise unfit(model, input_shape, registry, error) from error
+    if not isinstance(network, Network):
+        raise SpecError(f"the build function of model {model} returned a {type(network).__name__}; it must return a "
+                        "clbench.Network(blocks, head)")
     if weights is None:
         return network, []
     try:
@@ -182,22 +185,32 @@ def default(model: Resolved, name: str, registry: Registry) -> object:
     return registry.model(model.name).options.model_fields[name].default
 
 
-def check_model(network: Network, model: Resolved, input_shape: tuple[int, ...], registry: Registry) -> None:
-    """Run a model of images on one sample on its device (also `meta`), because some check inputs only when they run.
+def check_model(network: Network, model: Resolved, stream: Stream, registry: Registry) -> None:
+    """Run a model on one sample on its device (also `meta`), because some check inputs only when they run.
+
+    Models of texts are not run.
 
     Raises:
-        SpecError: the model does not take these inputs.
+        SpecError: the model does not take these inputs, or its features or outputs have a wrong shape.
     """
-    if not takes_images(model, registry):
+    if stream.is_text:
         return
     training = network.training
     network.eval()
     try:
         with torch.no_grad():
-            network(torch.zeros(1, *input_shape, device=next(network.parameters()).device))
+            features = network.features(torch.zeros(1, *stream.input_shape, device=next(network.parameters()).device))
+            if features.dim() != 2:
+                shape = ", ".join(map(str, features.shape[1:]))
+                raise ValueError(f"its features are [N, {shape}], and must be one vector for each sample, [N, D], so "
+                                 "the last block should end with nn.Flatten()")
+            outputs = network.from_features(features).shape[1]
     except Exception as error:  # the code of a model can raise any error
-        raise unfit(model, input_shape, registry, error) from error
+        raise unfit(model, stream.input_shape, registry, error) from error
     network.train(training)
+    if outputs != stream.classes:
+        raise SpecError(f"model {model} has {outputs} outputs, and must have {stream.classes}, the number of classes "
+                        "that its build function gets")
 
 
 def _as_planned(weights: Weights) -> Path:

@@ -142,3 +142,45 @@ def test_a_model_that_does_not_take_its_inputs_is_found_before_training(runner):
         runner.prepare(one.trial)
     with pytest.raises(SpecError, match=line):
         count(one, stream_without_values(runner.stream(one.trial)), REGISTRY, training=True)
+
+
+PLUGIN = '''
+import math
+
+from torch import nn
+from clbench import Block, ModelInfo, Network, hookimpl
+
+def no_network(options, input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3, classes))
+
+def not_flat(options, input_shape, classes):
+    return Network([Block(nn.Conv2d(3, 4, 3), nn.ReLU())], nn.Linear(4, classes))
+
+def other_classes(options, input_shape, classes):
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 5))
+    return Network([Block(hidden, nn.ReLU())], nn.Linear(5, classes + 1))
+
+@hookimpl
+def clbench_models():
+    return [ModelInfo("no-network", no_network, ""), ModelInfo("not-flat", not_flat, ""),
+            ModelInfo("other-classes", other_classes, "")]
+'''
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    file = tmp_path_factory.mktemp("plugin") / "faulty_models.py"
+    file.write_text(PLUGIN)
+    return discover(files=file)
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ("no-network", r"the build function of model no-network returned a Sequential; it must return a clbench\.Network"),
+    ("not-flat", r"not-flat does not work on inputs .*: its features are \[N, 4, \d+, \d+\], and must be one vector"),
+    ("other-classes", r"model other-classes has \d outputs, and must have \d, the number of classes"),
+])
+def test_a_mistake_in_a_plugins_model_is_named_before_training(model, message, faulty, tmp_path):
+    runner = TrialRunner(ExecutionSettings(data=tmp_path), "cpu", "a test", faulty)
+    spec = build({"methods": "naive", "benchmark": PICTURES, "model": model, "scenario": "class", "seeds": 1})
+    with pytest.raises(SpecError, match=message):
+        runner.prepare(plan(spec, faulty)[0].trial)

@@ -15,8 +15,8 @@ from clbench.strategy import Strategy
 from clbench.testing import bench
 from clbench.testing.tiny import MODELS
 from clbench.training.loop import TrainingLoop
-from clbench.training.precision import FoldedAttention
 from clbench.training.members import share_equal
+from clbench.training.precision import FoldedAttention
 
 SEEDS = [0, 1, 2, 3]
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=2)
