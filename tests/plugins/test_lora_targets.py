@@ -23,8 +23,9 @@ from clbench.core.options import label, validate
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.models.builtin import ViTOptions
+from clbench.models.builtin import VisionOptions, ViTOptions
 from clbench.models.network import Block, Network
+from clbench.models.timm_models import timm
 from clbench.models.vit import vit
 from clbench.strategy.base import StreamInfo
 from clbench.training.costs import measure
@@ -376,6 +377,16 @@ def test_targets_that_are_not_there_are_refused():
     with pytest.raises(SpecError, match=r"blocks\.1\.body\.attn\.qkv is part of an attention with biases outside"):
         adapt(biased, AdapterOptions(layers=".*", targets=["q"]))
     assert isinstance(biased.blocks[2].body.attn.qkv, nn.Linear)
+
+
+@pytest.mark.extra("timm")
+@pytest.mark.parametrize(("name", "side"), [("tiny_vit_5m_224", 224), ("maxvit_rmlp_pico_rw_256", 256)])
+def test_rows_ordered_by_head_are_not_divided(name, side):
+    with torch.device("meta"):
+        model = timm(f"timm:{name}", VisionOptions(), (3, side, side), 5)
+    assert LoRAOptions().settled(True, lambda: model).targets == []
+    with pytest.raises(SpecError, match=r"^lora: targets = q: the rows of .*\.qkv are ordered by head"):
+        select(model, r".*\.attn\.qkv", targets=["q"])
 
 
 def test_targets_as_written():
