@@ -54,6 +54,8 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
         return language_model(name, options, input_shape)
     folder, config = load_config(name, input_shape[0])
     model = untrained("AutoModel", config, options.dropout)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = nn.Identity()  # `pool` replaces it, and published weights may lack its weights
     pool = options.pool or pooling_of(folder) or ("last" if is_decoder(model) else "mean")
     width: int = config.hidden_size
     head = nn.Linear(width, classes)
@@ -167,6 +169,6 @@ class Conform:
         for name, tensor in weights.items():
             key = name.removeprefix(self.prefix)
             key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-            if key in self.names and not key.startswith("pooler."):
+            if key in self.names:
                 out[key] = tensor
         return out

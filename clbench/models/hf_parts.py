@@ -22,7 +22,7 @@ from clbench.models.network import Network, Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
 N = TypeVar("N", bound=Network)
-SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # unused positions before the position of the first token
+SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}  # unused positions before the first token
 
 
 def home() -> Any:

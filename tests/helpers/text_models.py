@@ -32,6 +32,8 @@ def save_model(folder, kind, seed=0):
         "bert": lambda: transformers.BertConfig(**small),
         "roberta": lambda: transformers.RobertaConfig(**small),
         "electra": lambda: transformers.ElectraConfig(**small, embedding_size=8),
+        "mpnet": lambda: transformers.MPNetConfig(**{**small, "pad_token_id": 1}),
+        "albert": lambda: transformers.AlbertConfig(**small, embedding_size=8),
         "deberta": lambda: transformers.DebertaV2Config(**small, relative_attention=True, pos_att_type=["p2c", "c2p"]),
         "distilbert": lambda: transformers.DistilBertConfig(
             vocab_size=len(WORDS), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=24),

@@ -17,7 +17,8 @@ from clbench.training.building import build_model
 from clbench.training.precision import FoldedAttention
 
 pytestmark = pytest.mark.extra("text")
-KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2"]
+KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2", "mpnet", "albert"]
+ONE_BLOCK = KINDS[5:]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +65,7 @@ def test_features_are_those_of_the_library(tmp_path, kind, pool):
     network = built(tmp_path, pool=pool)
     with torch.no_grad():
         torch.testing.assert_close(network.features(batch()), theirs(model, batch(), pool), rtol=1e-4, atol=1e-5)
-    assert len(network.blocks) == (1 if kind in ("deberta", "distilbert", "gpt2") else 3)
+    assert len(network.blocks) == (1 if kind in ONE_BLOCK else 3)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
@@ -118,6 +119,10 @@ def test_what_cannot_be_had_is_said(tmp_path):
     save_model(tmp_path, "bert")
     with pytest.raises(SpecError, match="takes at most 24 tokens, the benchmark has 25; choose length=24 or less"):
         built(tmp_path, length=25)
+    save_model(tmp_path / "mpnet", "mpnet")  # the first two of its 24 positions are not used
+    built(tmp_path / "mpnet", length=22, pretrained=False)(torch.full((1, 22), 4, dtype=tokens.DTYPE))
+    with pytest.raises(SpecError, match="takes at most 22 tokens"):
+        built(tmp_path / "mpnet", length=23)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no model\.safetensors in .*--weights none"):
         weights_of(f"hf:{tmp_path}")
