@@ -32,6 +32,7 @@ from clbench.models.hf_parts import (
     additive,
     choose_network,
     is_decoder,
+    is_divisible,
     load_config,
     untrained,
 )
@@ -62,7 +63,7 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
     builders = [lambda: whole(model, pool, head)]
     if type(model).__name__ in ENCODERS:
         builders.insert(0, lambda: encoder(model, width, pool, head))
-    elif is_decoder(model):
+    elif is_divisible(model, input_shape[0]):
         builders.insert(0, lambda: decoder(model, width, pool, head))
 
     def features(x: Tensor) -> Tensor:

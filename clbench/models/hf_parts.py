@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -118,6 +119,13 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
 def is_decoder(model: Any) -> bool:
     """Return whether a model is a decoder like Llama."""
     return all(hasattr(model, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
+
+
+def is_divisible(model: Any, length: int) -> bool:
+    """Return whether a model is a decoder like Llama whose layers attend to all earlier ones of `length` tokens."""
+    config = model.config
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return is_decoder(model) and (window or math.inf) >= length
 
 
 class Pool(nn.Module):

@@ -40,6 +40,7 @@ def save_model(folder, kind, seed=0):
         "gpt2": lambda: transformers.GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=24,
                                                 pad_token_id=0),
         "llama": lambda: transformers.LlamaConfig(**small, num_key_value_heads=1),
+        "mistral": lambda: transformers.MistralConfig(**small, num_key_value_heads=1, sliding_window=10),
         "qwen": lambda: transformers.Qwen2Config(**small, num_key_value_heads=2),
     }
     torch.manual_seed(seed)

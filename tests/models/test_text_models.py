@@ -17,7 +17,8 @@ from clbench.training.building import build_model
 from clbench.training.precision import FoldedAttention
 
 pytestmark = pytest.mark.extra("text")
-KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2", "mpnet", "albert"]
+KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2", "mpnet", "albert",
+         "mistral"]
 ONE_BLOCK = KINDS[5:]
 
 
