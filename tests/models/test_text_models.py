@@ -1,5 +1,6 @@
 """Networks of text against the models of transformers that they are made of (extra `text`)."""
 
+import json
 import warnings
 
 import pytest
@@ -136,3 +137,14 @@ def test_sentence_transformers_say_how_tokens_are_pooled(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(built(tmp_path).features(batch()), theirs(model, batch(), "cls"), rtol=1e-4,
                                    atol=1e-5)
+
+
+@pytest.mark.parametrize("others", ["max_tokens", "mean_tokens", "weightedmean_tokens"])
+def test_pooling_that_is_not_known_is_refused(tmp_path, others):
+    save_model(tmp_path, "bert")
+    (tmp_path / "1_Pooling").mkdir()
+    settings = {"pooling_mode_cls_token": others == "mean_tokens", f"pooling_mode_{others}": True}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SpecError, match=rf"pools by .*pooling_mode_{others} .*choose pool=mean, pool=cls or pool=last"):
+        built(tmp_path)
+    built(tmp_path, pool="mean")
