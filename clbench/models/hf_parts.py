@@ -65,7 +65,8 @@ def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, d
     package = home()
     if dropout is not None:
         for field, value in vars(config).items():  # some models read a number instead of having a module
-            if field.endswith(("dropout", "pdrop")) and isinstance(value, (int, float)):
+            is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)  # ESM: token_dropout = true
+            if field.endswith(("dropout", "pdrop")) and is_rate:
                 setattr(config, field, dropout)
     model_class = package.AutoModel._model_mapping.get(type(config), None)
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"

@@ -19,7 +19,7 @@ from clbench.training.precision import FoldedAttention
 
 pytestmark = pytest.mark.extra("text")
 KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2", "mpnet", "albert",
-         "mistral"]
+         "mistral", "esm"]
 ONE_BLOCK = KINDS[5:]
 
 
