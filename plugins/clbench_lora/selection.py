@@ -17,10 +17,11 @@ from clbench_lora import ALL_LINEAR, AdapterOptions, LowRankOptions, Target
 from clbench_lora.layers import FUSED, FusedLoRA, LoRALayer, Rows, width
 
 # Last parts of the names of q, k, v and output projections in attention, in the spellings that models use.
-ENDS: dict[str, Target] = {name: part for part, names in {
+SPELLINGS: dict[Target, tuple[str, ...]] = {
     "q": ("q", "query", "q_proj", "q_lin", "query_proj"), "k": ("k", "key", "k_proj", "k_lin", "key_proj"),
     "v": ("v", "value", "v_proj", "v_lin", "value_proj"),
-    "proj": ("proj", "o", "o_proj", "out_proj", "out_lin", "dense", "Wo")}.items() for name in names}
+    "proj": ("proj", "o", "o_proj", "out_proj", "out_lin", "dense", "Wo")}
+ENDS = {name: part for part, names in SPELLINGS.items() for name in names}
 # Names of one layer for q, k and v. Except in a layer qkv, models order their rows in several ways.
 TOGETHER = ("qkv", "qkv_proj", "query_key_value", "Wqkv")
 
