@@ -32,6 +32,7 @@ from clbench.models.hf_parts import (
     additive,
     choose_network,
     is_decoder,
+    is_divisible,
     load_config,
     untrained,
 )
@@ -47,20 +48,22 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
     With 0 classes, return the network of a causal language model.
 
     Raises:
-        SpecError: the model cannot take texts of this length, or clbench does not support it.
+        SpecError: the model cannot take texts of this length, or clbench does not support it or its pooling.
         DataError: there is no such folder or repository.
     """
     if not classes:
         return language_model(name, options, input_shape)
     folder, config = load_config(name, input_shape[0])
     model = untrained("AutoModel", config, options.dropout)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = nn.Identity()  # `pool` replaces it, and published weights may lack its weights
     pool = options.pool or pooling_of(folder) or ("last" if is_decoder(model) else "mean")
     width: int = config.hidden_size
     head = nn.Linear(width, classes)
     builders = [lambda: whole(model, pool, head)]
     if type(model).__name__ in ENCODERS:
         builders.insert(0, lambda: encoder(model, width, pool, head))
-    elif is_decoder(model):
+    elif is_divisible(model, input_shape[0]):
         builders.insert(0, lambda: decoder(model, width, pool, head))
 
     def features(x: Tensor) -> Tensor:
@@ -77,14 +80,22 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
 
 
 def pooling_of(folder: Path) -> Pooling | None:
-    """Return the pooling in a model's sentence-transformers configuration, or None if the folder does not have one."""
+    """Return the pooling in a model's sentence-transformers configuration, or None if the folder does not have one.
+
+    Raises:
+        SpecError: the model does not pool by exactly one of the modes that clbench has.
+    """
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return None
     settings = json.loads(file.read_text())
     kinds: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls",
                                  "pooling_mode_lasttoken": "last"}
-    return next((kind for key, kind in kinds.items() if settings.get(key)), None)
+    modes = [key for key, value in settings.items() if key.startswith("pooling_mode") and value]
+    if len(modes) != 1 or modes[0] not in kinds:
+        raise SpecError(f"the model in {folder} pools by {' and '.join(modes) or 'no mode'} (1_Pooling/config.json), "
+                        "which clbench does not do; choose pool=mean, pool=cls or pool=last")
+    return kinds[modes[0]]
 
 
 class TextEncoder(TokenNetwork):
@@ -167,6 +178,6 @@ class Conform:
         for name, tensor in weights.items():
             key = name.removeprefix(self.prefix)
             key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-            if key in self.names and not key.startswith("pooler."):
+            if key in self.names:
                 out[key] = tensor
         return out

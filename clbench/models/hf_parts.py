@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -22,7 +23,7 @@ from clbench.models.network import Network, Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
 N = TypeVar("N", bound=Network)
-SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}  # unused positions before the position of the first token
+SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}  # unused positions before the first token
 
 
 def home() -> Any:
@@ -64,7 +65,8 @@ def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, d
     package = home()
     if dropout is not None:
         for field, value in vars(config).items():  # some models read a number instead of having a module
-            if field.endswith(("dropout", "pdrop")) and isinstance(value, (int, float)):
+            is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)  # ESM: token_dropout = true
+            if field.endswith(("dropout", "pdrop")) and is_rate:
                 setattr(config, field, dropout)
     model_class = package.AutoModel._model_mapping.get(type(config), None)
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
@@ -118,6 +120,13 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
 def is_decoder(model: Any) -> bool:
     """Return whether a model is a decoder like Llama."""
     return all(hasattr(model, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
+
+
+def is_divisible(model: Any, length: int) -> bool:
+    """Return whether a model is a decoder like Llama whose layers attend to all earlier ones of `length` tokens."""
+    config = model.config
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return is_decoder(model) and (window or math.inf) >= length
 
 
 class Pool(nn.Module):

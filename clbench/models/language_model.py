@@ -11,7 +11,6 @@ does not change the outputs before it, and blocks need no mask.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import DataError, SpecError
 from clbench.models.builtin import TextModelOptions
-from clbench.models.hf_parts import DecoderLayer, Tokens, choose_network, home, is_decoder, load_config, untrained
+from clbench.models.hf_parts import DecoderLayer, Tokens, choose_network, home, is_divisible, load_config, untrained
 from clbench.models.network import Block, Network
 
 OLD_HEAD = "embed_out."  # prefix of the head in files of GPT-NeoX
@@ -79,8 +78,7 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
                         "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
     model = untrained("AutoModelForCausalLM", config, options.dropout)
     builders = [lambda: _whole(model)]
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if is_decoder(getattr(model, model.base_model_prefix)) and (window or math.inf) >= input_shape[0]:
+    if is_divisible(getattr(model, model.base_model_prefix), input_shape[0]):
         builders.insert(0, lambda: _divided(model, config))
 
     def logits(network: LanguageModel, x: Tensor) -> Tensor:

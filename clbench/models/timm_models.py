@@ -31,7 +31,7 @@ def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], class
         classes: the number of classes, C.
 
     Raises:
-        SpecError: timm is not installed or has no such model, or the model's classifier is not a single linear layer.
+        SpecError: timm is not installed or has no such model, or the model's classifier is not one linear layer.
     """
     inner = known(name)
     side = square(name, input_shape)
@@ -40,6 +40,9 @@ def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], class
     if not isinstance(classifier, nn.Linear):
         raise SpecError(f"model {name!r}: its classifier is not one linear layer but {type(classifier).__name__}, so "
                         "it has no place for a head; choose another model")
+    if getattr(model, "aux_head", None) is not None:  # VOLO
+        raise SpecError(f"model {name!r} adds the outputs of a second classifier (aux_head) to those of the first, so "
+                        "one head cannot replace them; choose another model")
     conform = functools.partial(convert_weights, inner, side, classes)
     if type(model) is home().models.VisionTransformer and model.global_pool in ("token", "avg"):
         whole_patches(name, side, max(model.patch_embed.patch_size))

@@ -19,6 +19,9 @@ from clbench.models.builtin import VisionOptions
 from clbench.models.library import Stage, in_stages, square, whole_patches, without
 from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, TransformerBlock
 
+# Without the auxiliary heads, whose outputs the model returns in training, and with the normalization of the published
+# weights, which torchvision adds to that of the data.
+INCEPTION = {"aux_logits": False, "transform_input": True, "init_weights": True}
 NAMES = {"in_proj_weight": "qkv.weight", "in_proj_bias": "qkv.bias"}  # torch's names -> names in `SelfAttention`
 
 
@@ -80,10 +83,11 @@ def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...]
     names = home.list_models(home)
     if inner not in names:
         raise SpecError(unknown("torchvision model", inner, names, "torchvision's list_models()"))
-    size_options = {"image_size": side} if inner.startswith("vit_") else {}
-    if size_options:
+    model_options: dict[str, Any] = dict(INCEPTION) if inner in ("googlenet", "inception_v3") else {}
+    if inner.startswith("vit_"):
+        model_options["image_size"] = side
         whole_patches(name, side, int(inner.rpartition("_")[2]))  # vit_b_16 has patches of 16 pixels
-    model: Any = home.get_model(inner, weights=None, **size_options)
+    model: Any = home.get_model(inner, weights=None, **model_options)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise SpecError(f"model {name!r} ends in no linear layer that could be the head; choose another model")
@@ -95,7 +99,12 @@ def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...]
         expansion = layers[-1].in_features // (8 * 64)
         stages = [Stage("maxpool", width, 4), *(Stage(f"layer{i + 1}", 64 * 2**i * expansion, 4 * 2**i)
                                                 for i in range(4))]
-    return in_stages(model, layers[-1], classes, stages, maps=True)
+    return in_stages(model, layers[-1], classes, stages, maps=True, conform=without_auxiliary_heads)
+
+
+def without_auxiliary_heads(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return published weights without the auxiliary heads of GoogLeNet and Inception v3."""
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(("aux1.", "aux2.", "AuxLogits."))}
 
 
 class Embedding(nn.Module):

@@ -22,6 +22,7 @@ from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.files import write_atomically
 from clbench.core.registry import Registry, discover
+from clbench.models.torchvision_models import SelfAttention
 from clbench.training.building import build_model
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.card import CARD, card
@@ -139,6 +140,7 @@ def refuse_foreign(source: TrialAdapters, adapter: Adapter, registry: Registry |
     """Raise a SpecError if PEFT would compute a layer of an adapter differently.
 
     PEFT's Conv2d adapters support neither dilation nor padding modes other than zeros, and would compute wrong outputs.
+    torchvision's own model has no layer for q, k and v, and reads the weight of `out_proj` without calling it.
     """
     trial = source.record.trial
     with torch.device("meta"):
@@ -149,3 +151,6 @@ def refuse_foreign(source: TrialAdapters, adapter: Adapter, registry: Registry |
         if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or {*layer.dilation} != {1}):
             raise SpecError(f"{name} is a convolution with dilation {layer.dilation} and padding "
                             f"{layer.padding_mode!r}, which PEFT's adapters do not have; use merge instead")
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), SelfAttention):
+            raise SpecError(f"{name} is part of an attention that torchvision computes by nn.MultiheadAttention, in "
+                            "which PEFT's adapters have no effect; use merge instead")

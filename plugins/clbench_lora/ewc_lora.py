@@ -99,9 +99,7 @@ class EWCLoRA(JoinedHeadsLoRA):
     def after_task(self, task: Task) -> None:
         """Add the adapters to W, which changes no output, and the task's Fisher information to F; realign the heads."""
         for layer in self.adapted.values():
-            layer.base_layer.weight.add_(layer.delta_weight(-1))
-            for parameter in layer.lora_B[-1].parameters():
-                parameter.zero_()
+            layer.merge()
         for name, task_fisher in self.fisher(task).items():
             self.importance(name).mul_(self.options.gamma).add_(task_fisher)
         super().after_task(task)

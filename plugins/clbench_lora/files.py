@@ -10,6 +10,7 @@ A task's folder contains
 The trial's folder above it contains `base.safetensors`: W, by the names of the model without adapters. The W of a
 language model is not written if the model's own folder or repository has it. Adapters of language models have no head.
 For models of timm, torchvision or transformers, all names are the library's, so that its model can load both files.
+Only torchvision's vision transformers have no layers for adapters of attention (`adapters.refuse_foreign`).
 `clbench.json` and the metadata of the base map these names to the names in clbench. All files are safetensors or JSON.
 Nothing in them is ever executed, and no path in them is followed.
 """

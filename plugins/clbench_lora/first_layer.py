@@ -6,7 +6,7 @@ such as a multilayer perceptron. On split-mnist-5k it saves a fifth of the train
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,25 @@ NAME = "first adapted layer"
 
 
 class FirstLayerOnce(Strategy):
-    """Base of strategies with adapted layers. It must come before other base classes."""
+    """Base of strategies with adapted layers, `adapted`, in blocks that are frozen unless `base_learns`.
+
+    It must come before other base classes.
+    """
 
     inputs_only_through_model = loss_is_mean = True
     base_learns: bool
+    adapted: dict[str, LoRALayer]
+
+    def frozen_modules(self) -> Iterable[nn.Module]:
+        """Return the blocks once W is frozen; the adapters in them are still trained."""
+        return () if self.base_learns else (self.model.blocks,)
+
+    def train(self, mode: bool = True) -> FirstLayerOnce:
+        """Set the mode. The adapters' dropout follows it even while the frozen blocks stay in eval mode."""
+        super().train(mode)
+        for layer in self.adapted.values():
+            layer.lora_dropout.train(mode)
+        return self
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
         """Return W x of the first adapted layer, once W is frozen."""

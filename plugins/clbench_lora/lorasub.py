@@ -41,6 +41,7 @@ ends, the head predicts.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,7 @@ from torch import Tensor
 
 from clbench import Batch, Network, StreamInfo, Task
 from clbench.strategy.gaussians import class_means
+from clbench.strategy.regularization import slot
 from clbench.strategy.subspace import grown
 from clbench_lora import LoRASubOptions
 from clbench_lora.layers import LoRALayer
@@ -80,8 +82,8 @@ class LoRASub(SummedLoRA):
         self.register_buffer("counts", torch.zeros(stream_info.classes, dtype=torch.int64, device=like.device))
         for name, layer in self.adapted.items():
             size = layer.base_layer.weight[0].numel()
-            self.register_buffer(_slot("space", name), like.new_zeros(size, size), persistent=False)
-            self.register_buffer(_slot("start", name), like.new_zeros(layer.rank, size), persistent=False)
+            self.register_buffer(f"space__{slot(name)}", like.new_zeros(size, size), persistent=False)
+            self.register_buffer(f"start__{slot(name)}", like.new_zeros(layer.rank, size), persistent=False)
 
     @torch.no_grad()
     def begin(self, task: Task) -> None:
@@ -100,8 +102,8 @@ class LoRASub(SummedLoRA):
             if self.options.scaled:
                 space = space / space.norm().clamp(min=1)  # the norm is 0 if all inputs are 0
             start = self.adapted[name].parameters_of(-1)["lora_A.weight"].flatten(1)
-            self.get_buffer(_slot("space", name)).copy_(space)
-            self.get_buffer(_slot("start", name)).copy_(start)
+            self.get_buffer(f"space__{slot(name)}").copy_(space)
+            self.get_buffer(f"start__{slot(name)}").copy_(start)
 
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
@@ -122,8 +124,8 @@ class LoRASub(SummedLoRA):
         """
         tensors: dict[str, Tensor] = {}
         for name, layer in self.adapted.items() if self.projecting else ():
-            space, start = getattr(self, _slot("space", name)), getattr(self, _slot("start", name))
-            a, b = (getattr(part[-1], "weight") for part in (layer.lora_A, layer.lora_B))  # noqa: B009
+            space, start = getattr(self, f"space__{slot(name)}"), getattr(self, f"start__{slot(name)}")
+            a, b = (cast(Tensor, part[-1].weight) for part in (layer.lora_A, layer.lora_B))
             tensors[f"{name}.lora_A.{len(layer.lora_A) - 1}.weight"] = _seen(
                 a, (start + (a.flatten(1) - start) @ space).view_as(a))
             if self.options.project_b and _is_square(layer):
@@ -155,11 +157,6 @@ class LoRASub(SummedLoRA):
         far = torch.cdist(F.normalize(features), F.normalize(self.means), compute_mode="donot_use_mm_for_euclid_dist")
         near = (-far).masked_fill(self.counts == 0, -math.inf)
         return torch.where(self.counts.any(), near, self.model.head(features))
-
-
-def _slot(kind: str, name: str) -> str:
-    """Return the name of a layer's buffer; dots are not allowed in it."""
-    return f"{kind}__{name.replace('.', '__')}"
 
 
 def _is_square(layer: LoRALayer) -> bool:

@@ -184,8 +184,8 @@ class InfLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
     outputs: Outputs = Field("own", description=MEANING)
     rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
     alpha: float | Literal["auto"] | None = Field(  # type: ignore[assignment]  # `settled` replaces auto
-        "auto", description=f"{LowRankOptions.model_fields['alpha'].description}; auto: rank / sqrt(3), as in the "
-        "authors' code")
+        "auto", description=f"{LowRankOptions.model_fields['alpha'].description}; auto: the alpha that multiplies "
+        "the output by 1 / sqrt(3), as in the authors' code: rank / sqrt(3), with rslora sqrt(rank / 3)")
     threshold: float = Field(0.95, gt=0, le=1, description="share of the energy of a layer's inputs (see criterion) "
                              "that the subspace stored for earlier tasks contains after the first task")
     final_threshold: float = Field(1.0, gt=0, le=1, description="value toward which threshold rises linearly: after "
@@ -200,7 +200,10 @@ class InfLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with `auto` replaced by an alpha that corresponds to the authors' length of A's rows."""
         options = super().settled(pretrained, network)
-        return options.model_copy(update={"alpha": self.rank / math.sqrt(3)}) if self.alpha == "auto" else options
+        if self.alpha != "auto":
+            return options
+        factor = math.sqrt(self.rank) if self.scaling == "rslora" else self.rank
+        return options.model_copy(update={"alpha": factor / math.sqrt(3)})
 
     @field_validator("alpha")
     @classmethod
@@ -211,8 +214,10 @@ class InfLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
         return alpha
 
     @model_validator(mode="after")
-    def _grows(self) -> InfLoRAOptions:
-        """Reject a final threshold below the first one."""
+    def _fits(self) -> InfLoRAOptions:
+        """Reject a final threshold below the first one, and `auto` with several ranks, which no alpha fits."""
+        if self.alpha == "auto" and self.rank_pattern:
+            raise ValueError("alpha = auto is for one rank; with rank_pattern, choose alpha (none: alpha = rank)")
         if self.final_threshold < self.threshold:
             raise ValueError(f"final_threshold = {self.final_threshold:g} is below threshold = {self.threshold:g}; it "
                              "should be at least that")

@@ -14,6 +14,7 @@ from clbench import Network, Record, StreamInfo, Task
 from clbench.core import seeds
 from clbench.core.artifacts import BASE
 from clbench.core.errors import SpecError, StoreError, message_of
+from clbench.core.objective import RMSE
 from clbench.core.registry import Registry, discover
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
@@ -85,11 +86,15 @@ def load_model(record: Record, folder: Path, task: int) -> Network:
 
     Raises:
         SpecError: adapters of the trial's options cannot be merged into W (`arithmetic.merged`).
-        StoreError: the adapter is missing, has another base, or does not fit.
+        StoreError: the adapter is missing, has another base, or does not fit; or the trial predicts numbers.
     """
+    if record.metric == RMSE.name:
+        raise StoreError(f"{record.name} predicts numbers, for which lora saves no adapters: run it with --keep models "
+                         "and name no task")
     source = TrialAdapters(record, folder)
-    if not source.has_base and not source.of_language_model:
-        raise StoreError(f"{folder} has no {BASE}: the run's artifacts are not there; run the trial again")
+    if not (folder.is_dir() if source.of_language_model else source.has_base):
+        raise StoreError(f"{folder} has no {'adapters' if source.of_language_model else BASE}: the run's artifacts are "
+                         "not there; run the trial again")
     adapter, base = source.adapter(task), source.base()
     model, _ = build_model(record.trial.model, None, tuple(source.stream.input_shape), source.outputs, discover())
     model.load_state_dict(merged(adapter, base))

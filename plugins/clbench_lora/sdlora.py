@@ -99,14 +99,9 @@ class SDLoRA(SummedLoRA):
         for number, (name, layer) in enumerate(self.adapted.items()):
             for i, (magnitude, b) in enumerate(zip(self.magnitudes, layer.lora_B, strict=True)):
                 factor = magnitude[number % len(magnitude)] / self.lengths[i, number]
-                scaled_weights[f"{name}.lora_B.{i}.weight"] = factor * _weight(b)
+                scaled_weights[f"{name}.lora_B.{i}.weight"] = factor * cast(Tensor, b.weight)
         return scaled_weights
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of W with all adapters, each with its magnitude."""
         return self.model.from_features(self.model.features(x, self.weights()))
-
-
-def _weight(part: nn.Module) -> Tensor:
-    """Return a module's weight, without `get_parameter`, because torch.func replaces parameters by plain tensors."""
-    return cast(Tensor, part.weight)

@@ -16,12 +16,17 @@ from clbench.strategy.per_task import SAME
 from clbench_lora import ALL_LINEAR, AdapterOptions, LowRankOptions, Target
 from clbench_lora.layers import FUSED, FusedLoRA, LoRALayer, Rows, width
 
-# Names of q, k, v and output projections within an attention module, in the spellings that models use.
-ATTENTION = r"(.*\.)?(\w+_)?att(n|ention)\w*\.(.*\.)?(q|k|v|qkv|proj|query|key|value|(q|k|v|o|out)_proj)"
+# Last parts of the names of q, k, v and output projections in attention, in the spellings that models use.
+SPELLINGS: dict[Target, tuple[str, ...]] = {
+    "q": ("q", "query", "q_proj", "q_lin", "query_proj"), "k": ("k", "key", "k_proj", "k_lin", "key_proj"),
+    "v": ("v", "value", "v_proj", "v_lin", "value_proj"),
+    "proj": ("proj", "o", "o_proj", "out_proj", "out_lin", "dense", "Wo")}
+ENDS = {name: part for part, names in SPELLINGS.items() for name in names}
+# Names of one layer for q, k and v. Except in a layer qkv, models order their rows in several ways.
+TOGETHER = ("qkv", "qkv_proj", "query_key_value", "Wqkv")
 
-# Last parts of the names of q, k and v in attention; any other layer that `ATTENTION` matches is the projection.
-ENDS: dict[str, Target] = {"q": "q", "query": "q", "q_proj": "q", "k": "k", "key": "k", "k_proj": "k",
-                           "v": "v", "value": "v", "v_proj": "v"}
+INSIDE = r"(.*\.)?(\w+_)?att(n|ention)\w*\."  # the start of the name of a layer within an attention module
+ATTENTION = rf"{INSIDE}(.*\.)?({'|'.join([*ENDS, *TOGETHER])})"
 MLP = r"(.*\.)?mlp(\..*)?"
 
 # Modules that pass their layers' weights to a function instead of calling the layers: torchvision's Swin transformers.
@@ -141,7 +146,13 @@ def remarks(model: Network, options: LowRankOptions, method: str = "lora") -> li
         SpecError: see `choose`.
     """
     left_out = choose(model, options.layers, method, options.targets).left_out
-    return [f"layers = {options.layers} leaves out what cannot be adapted: {left_out}"] if left_out else []
+    notes = [f"layers = {options.layers} leaves out what cannot be adapted: {left_out}"] if left_out else []
+    others = dict.fromkeys(re.sub(r"\d+", "*", name) for name, layer in model.named_modules() if isinstance(
+        layer, nn.Linear) and re.match(INSIDE, name) and not re.fullmatch(ATTENTION, name))
+    if options.layers == "attention" and others:
+        notes.append("layers = attention leaves out layers in attention that are not q, k, v or the output projection "
+                     f"by their names: {', '.join(others)}")
+    return notes
 
 
 def _described(left_out: Sequence[str], candidates: Iterable[str], obstacles: Mapping[str, str]) -> str:
@@ -167,13 +178,16 @@ def is_one_of(targets: Sequence[Target], name: str, layer: nn.Module) -> bool:
 
 
 def parts_of(name: str) -> tuple[Target, ...]:
-    """Return the parts that a layer is by its name: q, k, v, proj or mlp; q, k and v if it is named qkv; or none."""
+    """Return the parts that a layer is by its name: q, k, v, proj or mlp; q, k and v if it is named qkv; or none.
+
+    Other layers for q, k and v together (`TOGETHER`) are none.
+    """
     if re.fullmatch(MLP, name):
         return ("mlp",)
     if not re.fullmatch(ATTENTION, name):
         return ()
     end = name.rpartition(".")[2]
-    return FUSED if end == "qkv" else (ENDS.get(end, "proj"),)
+    return FUSED if end == "qkv" else (ENDS[end],) if end in ENDS else ()
 
 
 def divided(name: str, targets: Sequence[Target]) -> bool:
@@ -201,11 +215,23 @@ def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targe
         raise SpecError(f"{prefix}: no selected layer of this model is {missing[0]} by its name (layers in attention "
                         f"end in q, k, v, qkv or proj, others are in mlp); the selected are {', '.join(chosen)}")
     for name, layer in layers.items():
-        has_thirds = isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features
-        if divided(name, targets) and not has_thirds:
+        if not divided(name, targets):
+            continue
+        if not isinstance(layer, nn.Linear) or layer.out_features != 3 * layer.in_features:
             raise SpecError(f"{prefix}: {name} (weight {'x'.join(map(str, layer.weight.shape))}) is not q, k and v of "
                             "one width as a Linear layer, so its parts are not known; leave targets out")
+        if _is_ordered_by_head(model.get_submodule(name.rpartition(".")[0])):
+            raise SpecError(f"{prefix}: the rows of {name} are ordered by head, so q, k and v have no rows of their "
+                            "own that follow each other; leave targets out")
     return layers
+
+
+def _is_ordered_by_head(attention: nn.Module) -> bool:
+    """Return whether the layer qkv of an attention of timm has the rows q, k, v of one head after those of another.
+
+    MaxViT says so by `head_first`. Those that have a `key_dim`, such as TinyViT, always do.
+    """
+    return bool(getattr(attention, "head_first", False)) or hasattr(attention, "key_dim")
 
 
 def rank_of(name: str, options: AdapterOptions) -> int:

@@ -97,17 +97,6 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
                 part.requires_grad_(True)
         self.train(self.training)
 
-    def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks once W is frozen; the adapters in them are still trained."""
-        return () if self.base_learns else (self.model.blocks,)
-
-    def train(self, mode: bool = True) -> SummedLoRA:
-        """Set the mode. The adapters' dropout follows it even while the frozen blocks stay in eval mode."""
-        super().train(mode)
-        for layer in self.adapted.values():
-            layer.lora_dropout.train(mode)
-        return self
-
 
 def adapter_moments(strategy: SummedLoRA, samples: Samples, run: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Return the uncentered second moment [d, d] of each adapted layer's inputs over raw samples, by layer.

@@ -9,12 +9,11 @@ by plain fine-tuning. Then W is frozen, and the second half trains the first ada
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clbench import Network, StreamInfo, Task
 from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
@@ -68,17 +67,6 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
             for parameter in layer.parameters_of(-1).values():
                 parameter.requires_grad_(not base)
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> LoRA:
-        """Set the mode. The adapters' dropout follows it even while the frozen blocks stay in eval mode."""
-        super().train(mode)
-        for layer in self.adapted.values():
-            layer.lora_dropout.train(mode)
-        return self
-
-    def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the blocks once W is frozen."""
-        return () if self.base_learns else (self.model.blocks,)
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of W with the task's adapters and head; without adapters while W is trained."""

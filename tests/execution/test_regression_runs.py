@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from clbench import cli, load_model
-from clbench.core.errors import ClbenchError, DataError, SpecError
+from clbench.core.errors import ClbenchError, DataError, SpecError, StoreError
 from clbench.core.registry import discover
 from clbench.execution.deciding import states
+from clbench.execution.exporting import export
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -273,6 +274,14 @@ def test_dry_run_and_storage_are_estimated(table, tmp_path, capsys):
 def test_a_validation_split_and_tuning_follow_the_metric(table):
     record, = run(table, ["naive"], validation=0.25)
     assert record.stream.test_samples == [8, 8, 8] and record.status == "done"
+
+
+def test_lora_has_no_network_for_a_task(table, tmp_path):
+    (record,) = run(table, "lora:rank=2:infer=gaussian")
+    Store(tmp_path).write(record)
+    for load in (load_model, lambda folder, task: export(folder, None, tmp_path / "to", task=task)):
+        with pytest.raises(StoreError, match="predicts numbers, for which lora saves no adapters: run it with --keep"):
+            load(tmp_path, task=0)
 
 
 def test_an_embedding_of_numbers_is_refused(table):

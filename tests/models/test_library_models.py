@@ -63,6 +63,24 @@ def test_a_model_of_torchvision_in_blocks_gives_torchvisions_logits(name, side, 
     check_same(ours, theirs, side, blocks)
 
 
+@pytest.mark.parametrize(("name", "side"), [("googlenet", 32), ("inception_v3", 75)])
+def test_auxiliary_heads_are_left_out(name, side):
+    theirs = torchvision.models.get_model(name, num_classes=4, transform_input=True, init_weights=False).eval()
+    ours = built(f"torchvision:{name}", side)
+    fill(ours, theirs.state_dict(), "the library's")
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert ours.train()(x).shape == (2, 4)
+
+
+@TIMM
+def test_a_model_with_two_classifiers_is_refused():
+    with pytest.raises(SpecError, match=r"adds the outputs of a second classifier .* choose another model"), \
+            torch.device("meta"):
+        built("timm:volo_d1_224", 224)
+
+
 @TIMM
 @pytest.mark.parametrize(("name", "trained", "side"), [("test_vit", 160, 48), ("vit_small_patch14_reg4_dinov2", 28, 42),
                                                        ("test_efficientnet", 160, 32)])

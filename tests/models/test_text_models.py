@@ -1,5 +1,6 @@
 """Networks of text against the models of transformers that they are made of (extra `text`)."""
 
+import json
 import warnings
 
 import pytest
@@ -17,7 +18,9 @@ from clbench.training.building import build_model
 from clbench.training.precision import FoldedAttention
 
 pytestmark = pytest.mark.extra("text")
-KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2"]
+KINDS = ["bert", "roberta", "electra", "llama", "qwen", "deberta", "distilbert", "gpt2", "mpnet", "albert",
+         "mistral", "esm"]
+ONE_BLOCK = KINDS[5:]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +67,7 @@ def test_features_are_those_of_the_library(tmp_path, kind, pool):
     network = built(tmp_path, pool=pool)
     with torch.no_grad():
         torch.testing.assert_close(network.features(batch()), theirs(model, batch(), pool), rtol=1e-4, atol=1e-5)
-    assert len(network.blocks) == (1 if kind in ("deberta", "distilbert", "gpt2") else 3)
+    assert len(network.blocks) == (1 if kind in ONE_BLOCK else 3)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
@@ -118,6 +121,10 @@ def test_what_cannot_be_had_is_said(tmp_path):
     save_model(tmp_path, "bert")
     with pytest.raises(SpecError, match="takes at most 24 tokens, the benchmark has 25; choose length=24 or less"):
         built(tmp_path, length=25)
+    save_model(tmp_path / "mpnet", "mpnet")  # the first two of its 24 positions are not used
+    built(tmp_path / "mpnet", length=22, pretrained=False)(torch.full((1, 22), 4, dtype=tokens.DTYPE))
+    with pytest.raises(SpecError, match="takes at most 22 tokens"):
+        built(tmp_path / "mpnet", length=23)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no model\.safetensors in .*--weights none"):
         weights_of(f"hf:{tmp_path}")
@@ -130,3 +137,14 @@ def test_sentence_transformers_say_how_tokens_are_pooled(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(built(tmp_path).features(batch()), theirs(model, batch(), "cls"), rtol=1e-4,
                                    atol=1e-5)
+
+
+@pytest.mark.parametrize("others", ["max_tokens", "mean_tokens", "weightedmean_tokens"])
+def test_pooling_that_is_not_known_is_refused(tmp_path, others):
+    save_model(tmp_path, "bert")
+    (tmp_path / "1_Pooling").mkdir()
+    settings = {"pooling_mode_cls_token": others == "mean_tokens", f"pooling_mode_{others}": True}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SpecError, match=rf"pools by .*pooling_mode_{others} .*choose pool=mean, pool=cls or pool=last"):
+        built(tmp_path)
+    built(tmp_path, pool="mean")

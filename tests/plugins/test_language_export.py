@@ -200,6 +200,13 @@ def test_a_trial_s_model_is_loaded_with_an_adapter(runs, finished):
         reload.load(source)
 
 
+def test_adapters_that_were_deleted_are_reported(finished, tmp_path):
+    record = next(r for r in Store(finished).read()[0] if r.trial.method.name == "lora")
+    Store(tmp_path).write(record)
+    with pytest.raises(StoreError, match="has no adapters: the run's artifacts are not there; run the trial again"):
+        load_model(tmp_path, "lora/0", 1)
+
+
 def test_whole_copies_are_not_written(runs, finished):
     record = next(r for r in Store(finished).read()[0] if r.trial.method.name == "independent")
     assert record.notes == ["the copies of a language model are not exported, because each has all of its weights"]

@@ -1,6 +1,7 @@
 """Adapters on q, k, v, proj and mlp, and on parts of one layer for q, k and v."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from clbench_lora.layers import LoRALayer
 from clbench_lora.olora import OLoRA
 from clbench_lora.peft_format import base_tensors, fingerprint
 from clbench_lora.reload import put
-from clbench_lora.selection import adapt, parts_of, select
+from clbench_lora.selection import adapt, parts_of, remarks, select
 from clbench_lora.seq import SeqLoRA
 from clbench_lora.strategy import LoRA
 from helpers.per_task import answer, begin, check_stacking, inputs, learn, make_stream_info, make_task, steps
+from helpers.text_models import save_model
 from torch import nn
 
 from clbench.core.errors import SpecError, StoreError
@@ -23,8 +25,10 @@ from clbench.core.options import label, validate
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.models.builtin import ViTOptions
+from clbench.models.builtin import TextModelOptions, VisionOptions, ViTOptions
+from clbench.models.hf_models import text_model
 from clbench.models.network import Block, Network
+from clbench.models.timm_models import timm
 from clbench.models.vit import vit
 from clbench.strategy.base import StreamInfo
 from clbench.training.costs import measure
@@ -335,9 +339,33 @@ def test_an_adapter_on_the_whole_layer_is_not_taken_for_one_on_its_parts():
     ("blocks.0.body.model.blocks.3.attn.proj", ["proj"]), ("blocks.1.body.attn.q_proj", "q"),
     ("encoder.layer.0.attention.attention.key", "k"), ("blocks.2.self_attention.out_proj", ["proj"]),
     ("blocks.1.body.mlp.0", ["mlp"]), ("blocks.0.body.mlp.fc2", ["mlp"]), ("blocks.0.body.patch_embed.proj", []),
-    ("blocks.0.body.1", []), ("blocks.0.body.attn.gate", []), ("blocks.0.body.q", [])])
+    ("blocks.0.body.1", []), ("blocks.0.body.attn.gate", []), ("blocks.0.body.q", []),
+    ("layer.0.attention.output.dense", ["proj"]), ("layer.0.output.dense", []), ("layer.0.attention.q_lin", "q"),
+    ("layer.0.attention.self.value_proj", "v"), ("layers.0.attn.Wqkv", []), ("layers.0.attention.dense", ["proj"])])
 def test_parts_are_told_by_names(name, parts):
     assert parts_of(name) == tuple(parts)
+
+
+@pytest.mark.extra("text")
+@pytest.mark.parametrize(("kind", "names"), [
+    ("bert", "self.query self.key self.value output.dense"), ("distilbert", "q_lin k_lin v_lin out_lin"),
+    ("deberta", "self.query_proj self.key_proj self.value_proj output.dense"), ("neox", "query_key_value dense")])
+def test_attention_of_text_models_is_whole(tmp_path, kind, names):
+    save_model(tmp_path, kind)
+    model = text_model(f"hf:{tmp_path}", TextModelOptions(), (12,), 4)
+    chosen = [re.sub(r".*?\.attention\.", "", name) for name in select(model, "attention")]
+    assert chosen == 2 * names.split()
+    assert LoRAOptions().settled(True, lambda: model).targets == ([] if kind == "neox" else ["q", "v"])
+
+
+def test_other_layers_in_attention_are_noted():
+    model = transformer()
+    for block in model.blocks[1:3]:
+        block.body.attn.gate = nn.Linear(WIDTH, WIDTH)
+    assert remarks(model, LoRAOptions(layers="attention")) == [
+        "layers = attention leaves out layers in attention that are not q, k, v or the output projection by their "
+        "names: blocks.*.body.attn.gate"]
+    assert remarks(model, LoRAOptions(targets=["q"])) == []
 
 
 def test_targets_narrow_layers():
@@ -376,6 +404,16 @@ def test_targets_that_are_not_there_are_refused():
     with pytest.raises(SpecError, match=r"blocks\.1\.body\.attn\.qkv is part of an attention with biases outside"):
         adapt(biased, AdapterOptions(layers=".*", targets=["q"]))
     assert isinstance(biased.blocks[2].body.attn.qkv, nn.Linear)
+
+
+@pytest.mark.extra("timm")
+@pytest.mark.parametrize(("name", "side"), [("tiny_vit_5m_224", 224), ("maxvit_rmlp_pico_rw_256", 256)])
+def test_rows_ordered_by_head_are_not_divided(name, side):
+    with torch.device("meta"):
+        model = timm(f"timm:{name}", VisionOptions(), (3, side, side), 5)
+    assert LoRAOptions().settled(True, lambda: model).targets == []
+    with pytest.raises(SpecError, match=r"^lora: targets = q: the rows of .*\.qkv are ordered by head"):
+        select(model, r".*\.attn\.qkv", targets=["q"])
 
 
 def test_targets_as_written():

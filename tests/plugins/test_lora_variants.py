@@ -477,6 +477,9 @@ def test_the_scale_of_inflora_is_settled_in_the_plan_and_none_is_what_records_ha
     options = alpha("inflora")
     assert options["alpha"] == pytest.approx(10 / np.sqrt(3)) and options["rank"] == 10 and "design" not in options
     assert alpha("inflora:rank=6:alpha=auto")["alpha"] == pytest.approx(6 / np.sqrt(3))
+    assert alpha("inflora:rank=6:scaling=rslora")["alpha"] == pytest.approx(np.sqrt(6 / 3))
+    with pytest.raises(ValueError, match="alpha = auto is for one rank; with rank_pattern, choose alpha"):
+        InfLoRAOptions(rank_pattern={"a": 2})
     assert alpha("inflora:alpha=none")["alpha"] is None and alpha("inflora:alpha=2")["alpha"] == 2
     assert alpha("inflora:design=moment")["design"] == "moment"
     for wrong in ("0", "-1", "true", "most"):

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from clbench.core.errors import SpecError
+from clbench.experiment.trial import Resolved
 from clbench.models.weights import load_weights
 
 pytestmark = pytest.mark.extra("peft")
@@ -119,6 +121,16 @@ def test_convolutions_that_peft_does_not_know_are_not_exported(tmp_path, monkeyp
                         raising=False)
     with pytest.raises(SpecError, match=r"blocks\.0\.body is a convolution .* which PEFT's adapters do not have"):
         adapters.export(source, 0, tmp_path / "to")
+
+
+def test_attention_of_torchvision_is_not_exported():
+    source = SimpleNamespace(record=SimpleNamespace(trial=SimpleNamespace(model=Resolved(name="torchvision:vit_b_32"))),
+                             stream=SimpleNamespace(input_shape=[3, 32, 32]), outputs=2)
+    unit = "blocks.1.body.unit"
+    adapters.refuse_foreign(source, SimpleNamespace(layers=[f"{unit}.mlp.0"]))
+    for layer in ("qkv", "out_proj"):
+        with pytest.raises(SpecError, match=rf"{layer} is part of an attention that torchvision .*; use merge instead"):
+            adapters.refuse_foreign(source, SimpleNamespace(layers=[f"{unit}.self_attention.{layer}"]))
 
 
 def colorful(index):

@@ -89,6 +89,14 @@ def test_every_method_says_which_published_numbers_hold_it_or_that_there_are_non
         assert references or name.startswith("avalanche:") or f"`{name}`" in without
 
 
+def test_the_layers_of_every_paper_are_listed(pages):
+    section = (ROOT / "docs" / "paper-vs-code.md").read_text().split("### Layers that papers adapt")[1].split("###")[0]
+    listed = re.findall(r"^\| `([\w+-]+)` \|", section, re.MULTILINE)
+    registry = discover()
+    assert sorted(listed) == sorted(name for name, info in registry.strategies.items()
+                                    if pages.ours(registry, "method", name) and hasattr(info.options, "PAPER"))
+
+
 @pytest.mark.slow
 def test_sphinx_builds_the_documentation_without_a_warning(tmp_path):
     for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
