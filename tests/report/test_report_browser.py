@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from helpers.browser import find, no_browser, until
 from helpers.curves import make_curve, with_curve
-from helpers.records import make_matrix, make_record, with_errors, with_names
+from helpers.records import make_matrix, make_number_record, make_record, with_errors, with_names
 
 from clbench.report.formatting import number
 from clbench.results import metrics
@@ -50,6 +50,17 @@ def test_it_opens_without_a_word_and_fits_the_screen(show, width, scheme):
         assert wide == 0
     light = browser.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
     assert (max(map(int, re.findall(r"\d+", light))) > 200) == (scheme == "light")
+
+
+def test_figures_show_negative_values_of_a_metric_without_a_lower_bound(show):
+    browser = show([make_number_record(m, s, [[-1.0 - i + 0.1 * s] * 2] * 3, "r2")
+                    for i, m in enumerate(METHODS) for s in (0, 1)])
+    for kind, count in (("lines", 8), ("pareto", 4), ("seeds", 8)):
+        svg = find(browser, f".plot[data-kind={kind}] .stage svg")[0]
+        bottom = svg.rect["y"] + svg.rect["height"] - 30  # above the titles of the axes
+        places = [e.rect["y"] for e in svg.find_elements("css selector", ".marker")]
+        assert len(places) == count and all(svg.rect["y"] < y < bottom for y in places)
+        assert "-4" in [text.text for text in svg.find_elements("css selector", ".frame text")]
 
 
 def test_sorting_sorts_by_the_mean_and_keeps_references_apart(show):

@@ -64,6 +64,7 @@ class FigureView:
     file: str  # name of the saved file
     axis: str = ""  # title of the vertical axis; for kind seeds, of the horizontal axis
     better: str = "up"  # whether higher values are better
+    metric: Metric | None = None  # whose values the figure shows; intervals end at its bounds
     wide: bool = False
     costs: tuple[CostAxis, ...] = ()  # a reader chooses one of them
     final: int = 0  # the column of the comparison that the figure shows against a cost
@@ -194,17 +195,17 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
         FigureView("lines", f"{heading} after each task",
                    f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals.",
                    f"Mean {label} over all tasks after the last one: {_after_last_task(tables[accuracy])}.",
-                   (accuracy,), f"{slug}-{metric.name}", axis=axis_title(metric)),
+                   (accuracy,), f"{slug}-{metric.name}", axis=axis_title(metric), metric=metric),
         FigureView("pareto", f"{heading} against cost",
                    f"The stepped line is the Pareto front: the best {label} at each cost. References are hollow and "
                    "not part of it.",
                    f"{heading} against a cost. {heading}: {_in_words(comparison, comparison.cells(final))}.",
                    (f"{id_}-comparison",), f"{slug}-pareto", axis=axis_title(metric), costs=_costs(section),
-                   final=comparison.index(final)),
+                   final=comparison.index(final), metric=metric),
         FigureView("seeds", f"{heading} of each seed",
                    "A marker for each seed; bar and band are the mean and its 95% confidence interval.",
                    f"{heading} of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
-                   (seeds,), f"{slug}-seeds", axis=axis_title(metric)),
+                   (seeds,), f"{slug}-seeds", axis=axis_title(metric), metric=metric),
         FigureView("lines", "Total parameters after each task",
                    "All parameters that a method holds after each task. Methods with the same number share a line of "
                    "alternating dashes.",

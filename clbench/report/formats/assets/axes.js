@@ -51,6 +51,11 @@ function padded(low, high, share = 0.06, least = 0.005) {
   return [low - pad, high + pad];
 }
 
+// Return a function that moves a value, such as the end of an interval, to the nearest possible value of a figure's metric.
+function clipTo({ low = -Infinity, high = Infinity }) {
+  return (value) => Math.max(Number(low), Math.min(Number(high), value));
+}
+
 // Draw grid, ticks and axis titles of a plot; `box` has left, right, top and bottom in pixels.
 function frame(svg, box, { x, y, xTicks, yTicks, xText, yText, xTitle, yTitle }) {
   const back = shape(svg, "g", { class: "frame" });

@@ -12,7 +12,8 @@ function drawPareto(svg, width, figure, methods) {
   const costs = points.map(({ cost }) => cost.value);
   const ratio = Math.max((Math.max(...costs) / Math.min(...costs)) ** 0.1, 1.3);
   const x = logarithmic(Math.min(...costs) / ratio, Math.max(...costs) * ratio, box.left, box.right);
-  const limits = (end) => points.map(({ gain }) => Math.max(0, Math.min(measure === "percent" ? 1 : Infinity, gain[end])));
+  const clip = clipTo(figure.dataset);
+  const limits = (end) => points.map(({ gain }) => clip(gain[end]));
   const y = linear(...padded(Math.min(...limits("low")), Math.max(...limits("high"))), box.bottom, box.top);
   const unit = columns[column].unit;
   frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].name}${unit === "seconds" ? " (s)" : ""}, log`,
