@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.figures import NASTY, figure
@@ -29,6 +31,19 @@ def test_curves_are_means_over_seeds_of_the_mean_over_tasks_seen_with_their_inte
     last = [y for x, y in band if x == 3]
     assert max(last) - min(last) == pytest.approx(min(1, 4.3 / 6 + T_95 / 60) - (4.3 / 6 - T_95 / 60))
     assert [t.get_text() for t in axes.texts] == ["er", "lora", "Fine-tuning"]
+
+
+@pytest.mark.parametrize("kind", ["curves", "growth"])
+@pytest.mark.parametrize("words", [1, 20])
+def test_the_figure_has_room_for_the_labels_of_all_curves(kind, words):
+    report = build([make_record(f"m{i}", label=f"{i} " + "word " * words, trainable=[1] * 3,
+                                parameters={"base": 1_000_000 + i}) for i in range(20)])
+    data, = (f for f in report.every_figure if f.kind == "curves")
+    axes, = figure(replace(report, sections=(replace(report.sections[0], figures=(replace(data, kind=kind),)),)),
+                   kind)[0].axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 20 and min(box.y0 for box in boxes) > 0
+    assert max(box.y1 for box in boxes) < axes.get_window_extent().y1 + 6, "below the title"
 
 
 def test_forgetting_stands_side_by_side_for_each_task():
