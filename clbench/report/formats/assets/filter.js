@@ -1,14 +1,5 @@
 // Filter methods by kind and by a part of the name, in the tables and figures of a section.
 
-function labelOf(row) {
-  return row.cells[0].textContent;
-}
-
-// Marks such as † may follow a row's label.
-function isOf(text, label) {
-  return text === label || (text.startsWith(`${label} `) && text.length <= label.length + 5);
-}
-
 function filterable(bar, methods, redraw) {
   const section = bar.closest("section");
   const [select, input, shown] = [bar.querySelector("select"), bar.querySelector("input"), bar.querySelector("output")];
@@ -21,7 +12,7 @@ function filterable(bar, methods, redraw) {
     for (const method of methods) method.button.setAttribute("aria-pressed", String(wanted.includes(method)));
     const hidden = methods.filter((method) => !wanted.includes(method)).map(({ label }) => label);
     for (const row of section.querySelectorAll("tr[data-row]")) {
-      row.hidden = hidden.some((label) => isOf(labelOf(row), label));
+      row.hidden = hidden.includes(row.dataset.label);
     }
     shown.textContent = wanted.length < methods.length ? `${wanted.length} of ${methods.length}` : "";
     redraw();
