@@ -75,7 +75,8 @@ def test_a_constraint_costs_what_the_best_without_it_has_more(setting):
 
 @pytest.mark.parametrize(("given", "message"), [
     ("lots", "--max-kept lots: expected an amount such as 5MB"), ("2x-nobody", "has no method 'nobody'"),
-    (".", "expected an amount"), ("1.2.3", "expected an amount"), ("2x-loraa", "no method 'loraa'; did you mean 'lora'"),
+    (".", "expected an amount"), ("1.2.3", "expected an amount"),
+    ("2x-loraa", "no method 'loraa'; did you mean 'lora'"),
 ])
 def test_a_limit_that_means_nothing_is_one_line(setting, given, message):
     with pytest.raises(SpecError, match=message):

@@ -68,8 +68,8 @@ def _same(tests: Family | None, labels: Sequence[str]) -> bool:
 
 
 PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-AMOUNT = re.compile(r"(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[0-9]+)?)\s*(?:(?P<percent>%)|(?P<times>x)(?:-(?P<method>.+))?|"
-                    r"(?P<prefix>Ki|Mi|Gi|[kKMGT]?)B?)")
+AMOUNT = re.compile(r"(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[0-9]+)?)\s*"
+                    r"(?:(?P<percent>%)|(?P<times>x)(?:-(?P<method>.+))?|(?P<prefix>Ki|Mi|Gi|[kKMGT]?)B?)")
 
 
 @dataclass(frozen=True)
