@@ -63,6 +63,22 @@ def test_figures_show_negative_values_of_a_metric_without_a_lower_bound(show):
         assert "-4" in [text.text for text in svg.find_elements("css selector", ".frame text")]
 
 
+@pytest.mark.parametrize("scale", [1e-4, 2e4])
+def test_figures_of_numbers_fit_at_each_scale(show, scale):
+    browser = show([make_number_record(m, s, [[scale * (3 + i + 0.1 * s + j + k / 5) for j in range(3)]
+                                              for k in range(4)])
+                    for i, m in enumerate(METHODS) for s in (0, 1)])
+    for kind in ("lines", "pareto", "bars"):
+        svg = find(browser, f".plot[data-kind={kind}] .stage svg")[0]
+        assert all(text.rect["x"] >= svg.rect["x"] for text in svg.find_elements("css selector", "text"))
+        heights = [e.rect["y"] for e in svg.find_elements("css selector", ".marker, .bar")]
+        assert kind == "bars" or max(heights) - min(heights) > 90, "the values fill the plot"
+    texts = [e.text for e in find(browser, ".plot[data-kind=heat] g[data-row='0'] text.small")]
+    assert {1e-4: "3.05e-04", 2e4: "61,000"}[scale] in texts
+    cells = [[e.text for e in row.find_elements("css selector", "td")] for row in find(browser, "#choose tbody tr")]
+    assert cells[1][1].startswith({1e-4: "1.00e-04 ±", 2e4: "20,000 ±"}[scale])
+
+
 def test_sorting_sorts_by_the_mean_and_keeps_references_apart(show):
     browser = show(study())
     given = ["lora", "EWC", "er", "Fine-tuning"]

@@ -157,16 +157,36 @@ def percentages(axis: Any) -> None:
     _round_ticks(axis, 100)
 
 
-def value_ticks(axis: Any, metric: Metric) -> None:
+def value_ticks(axis: Any, metric: Metric, most: int = 8) -> None:
     """Label an axis of a metric, or of its differences, with a few round values."""
-    _round_ticks(axis, 100 if metric.is_share else 1)
+    _round_ticks(axis, 100 if metric.is_share else 1, most)
 
 
-def _round_ticks(axis: Any, factor: int) -> None:
+def padding(low: float, high: float, share: float, metric: Metric) -> float:
+    """Return the space above and below the values of an axis, which is not 0 even if all values are equal."""
+    least = 0.002 if metric.is_share else 0.002 * (max(abs(low), abs(high)) or 1)
+    return max(share * (high - low), least)
+
+
+def vertical_value_ticks(figure: Figure, axes: Axes, metric: Metric) -> None:
+    """Label the vertical axis as `value_ticks` does, and narrow the axes if labels and title would leave the figure.
+
+    The limits of the axis must be final.
+    """
+    value_ticks(axes.yaxis, metric)
+    low, high = axes.get_ylim()
+    labels = axes.yaxis.get_major_formatter().format_ticks(
+        [float(tick) for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high])
+    box = axes.get_position()
+    left = max(box.x0, (max(text_width(label, 9.5) for label in labels) + 26) / (figure.get_figwidth() * 72))
+    axes.set_position((left, box.y0, box.x1 - left, box.height))
+
+
+def _round_ticks(axis: Any, factor: int, most: int = 8) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}"))
+    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.6g}"))
 
 
 def log_counts(axis: Any, low: float, high: float) -> None:
@@ -200,10 +220,10 @@ def leave_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
     lines = list(chain.from_iterable(text.split("\n") for text in texts))
     widest = max(text_width(line, LABEL) for line in lines)
     width, height = figure.get_size_inches()
-    below, above = 0.14 * height, 0.095 * height
-    higher = max(height, above + _LINE * len(lines) / 72)
+    higher = max(height, 0.095 * height + _LINE * len(lines) / 72)
     figure.set_size_inches(width, higher)
-    axes.set_position((0.1, below / higher, 0.87 - (widest + 14) / (width * 72), 1 - (below + above) / higher))
+    share = height / higher
+    axes.set_position((0.1, 0.14 * share, 0.87 - (widest + 14) / (width * 72), 1 - 0.235 * share))
 
 
 def tasks_seen(axes: Axes, tasks: int) -> None:

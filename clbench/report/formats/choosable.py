@@ -70,33 +70,31 @@ def _samples(candidate: Candidate) -> int:
     return -1 if value is None else int(value > 0)
 
 
-def _decimals(metric: Metric) -> int:
-    """Return the number of decimals with which the page shows differences."""
-    return 2 if metric.is_share else 3
-
-
-def _words(metric: Metric) -> list[str | int]:
-    """Return the words for a metric on the page: label, unit of differences, title of its column, decimals, option."""
+def _words(metric: Metric) -> list[str]:
+    """Return the words for a metric on the page: label, unit of differences, title of its column, option."""
     unit = unit_of(metric)
     option = "" if objective_of(metric).primary == metric.name else f" --metric {metric.name}"
-    return [metric.label, in_unit(difference_unit(unit)).strip(), metric.label + UNIT_SUFFIX.get(unit, ""),
-            _decimals(metric), option]
+    return [metric.label, in_unit(difference_unit(unit)).strip(), metric.label + UNIT_SUFFIX.get(unit, ""), option]
 
 
-def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | None]:
-    """Return the difference and its half width without the decimal point, and the evidence for the difference.
+def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | str | None]:
+    """Return the difference, its half width, and the evidence for the difference.
 
-    The half width is None if there is no interval. The evidence is `SHOWN`, `UNTESTED`, or about how many seeds would
-    make the difference significant (0: not known).
+    Differences are in hundredths of a point, or texts if the metric is no percentage. The half width is None if there
+    is no interval. The evidence is `SHOWN`, `UNTESTED`, or about how many seeds would make the difference significant
+    (0: not known).
     """
     half = pair.half_width
-    return [_shown(pair.difference, metric), None if half is None else _shown(half, metric),
-            SHOWN if pair.shown else UNTESTED if pair.untested else pair.needed or 0]
+    evidence = SHOWN if pair.shown else UNTESTED if pair.untested else pair.needed or 0
+    if metric.is_share:
+        return [_hundredths(pair.difference), None if half is None else _hundredths(half), evidence]
+    mean, _, width = interval(pair.difference, half, unit_of(metric)).partition(" ± ")
+    return [mean, None if half is None else width, evidence]
 
 
-def _shown(value: float, metric: Metric) -> int:
-    """Return a difference as it is shown (points or the metric's unit), without the decimal point."""
-    return int(f"{100 * value if metric.is_share else value:.{_decimals(metric)}f}".replace(".", ""))
+def _hundredths(value: float) -> int:
+    """Return a difference as it is shown, without the decimal point."""
+    return int(f"{100 * value:.2f}".replace(".", ""))
 
 
 FEW = 6  # methods; with more, a reader can choose which ones are shown

@@ -170,12 +170,13 @@ def _has_matrix(result: Result) -> bool:
 def packed(matrices: Sequence[MatrixView]) -> str:
     """Return R of many methods as JSON for a script: id, title, unit, labels of rows, titles of columns, numbers.
 
-    Numbers are in units of 1/10,000. The values of each seed are left out, because the tables of R of 60 methods would
-    be a third of the page.
+    Percentages are in units of 1/10,000, and other values are the texts of the cells. The values of each seed are left
+    out, because the tables of R of 60 methods would be a third of the page.
     """
     return json.dumps([[m.id, m.table.title, m.table.columns[0].unit, [row.label for row in m.table.rows],
                         [column.title for column in m.table.columns],
-                        [[round(10_000 * (cell.mean or 0)) for cell in row.cells] for row in m.table.rows]]
+                        [[round(10_000 * (cell.mean or 0)) if column.unit == "percent" else cell.text
+                          for column, cell in zip(m.table.columns, row.cells, strict=True)] for row in m.table.rows]]
                        for m in matrices], separators=(",", ":"))
 
 

@@ -25,7 +25,7 @@ function filterable(bar, methods, redraw) {
 function unpack(place) {
   const hints = place.dataset.hints.split("\n");
   for (const [id, title, unit, labels, columns, values] of JSON.parse(place.dataset.matrices)) {
-    const shown = unit === "percent" ? (v) => (v / 100).toFixed(2) : (v) => (v / 10000).toFixed(3);
+    const cellOf = (v) => (typeof v === "string" ? make("td", {}, v) : make("td", { "data-v": v / 10000 }, (v / 100).toFixed(2)));
     const table = make("table", { id });
     table.append(make("caption", {}, title));
     const head = table.createTHead().insertRow();
@@ -36,7 +36,7 @@ function unpack(place) {
     values.forEach((cells, i) => {
       const row = body.insertRow();
       row.dataset.row = i;
-      row.append(make("th", { scope: "row" }, labels[i]), ...cells.map((v) => make("td", { "data-v": v / 10000 }, shown(v))));
+      row.append(make("th", { scope: "row" }, labels[i]), ...cells.map(cellOf));
     });
     const scroll = make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": title });
     scroll.append(table);

@@ -10,13 +10,15 @@ function drawLines(svg, width, figure, methods) {
   const height = wide ? Math.max(340, 15 * curves.length + 60) : 280; // room for the labels at the ends
   const labels = curves.map(({ method }) => fit(method.label, width * 0.28));
   const margin = wide ? Math.max(0, ...labels.map((text) => textWidth(text))) + 26 : 10;
-  const box = { left: unit === "percent" ? 34 : 48, right: width - margin, top: 30, bottom: height - 46 };
+  const box = { right: width - margin, top: 30, bottom: height - 46 };
   const y = heights(curves, unit, box, clip);
+  const yText = (v) => tickText(v, unit);
+  box.left = leftOf(y.ticks(6), yText);
   const x = columns.length > 1 ? linear(1, columns.length, box.left + 6, box.right - 6)
     : () => (box.left + box.right) / 2;
   frame(svg, box, {
     x, y, xTicks: columns.map((_, i) => i + 1), xText: String, xTitle: "tasks seen",
-    yTicks: y.ticks(6), yText: (v) => tickText(v, unit), yTitle: figure.dataset.axis,
+    yTicks: y.ticks(6), yText, yTitle: figure.dataset.axis,
   });
   const marks = [];
   const alike = new Map();
@@ -53,7 +55,7 @@ function drawLines(svg, width, figure, methods) {
 function heights(curves, unit, box, clip) {
   const all = curves.flatMap(({ cells }) => cells);
   const [low, high] = [clip(Math.min(...all.map((cell) => cell.low))), clip(Math.max(...all.map((cell) => cell.high)))];
-  if (unit !== "count") return linear(...padded(low, high).map(clip), box.bottom, box.top);
+  if (unit !== "count") return linear(...padded(low, high, unit).map(clip), box.bottom, box.top);
   if (low > 0 && high / low > 4) return logarithmic(low / 1.15, high * 1.15, box.bottom, box.top);
   return linear(0, high * 1.08 || 1, box.bottom, box.top);
 }

@@ -9,7 +9,7 @@ function drawSeeds(svg, width, figure, methods) {
     ...seeds.flatMap(({ value }) => (value === null ? [] : [value]))]);
   const { unit } = columns[0];
   const clip = clipTo(figure.dataset);
-  const [low, high] = padded(clip(Math.min(...ends)), clip(Math.max(...ends)), 0.04).map(clip);
+  const [low, high] = padded(clip(Math.min(...ends)), clip(Math.max(...ends)), unit, 0.04).map(clip);
   const { x, lanes, height } = laneFrame(svg, width, found.map(({ method }) => method), low, high,
     { xText: (v) => tickText(v, unit), xTitle: figure.dataset.axis });
   const marks = [];
@@ -36,7 +36,7 @@ function drawRanks(svg, width, figure, methods) {
   const half = Number(figure.dataset.critical) / 2;
   const ranked = methods.map((method) => ({ method, rank: average[method.row] })).sort((p, q) => p.rank.value - q.rank.value);
   const ends = ranked.flatMap(({ rank }) => [rank.value - half, rank.value + half]);
-  const { x, lanes, height } = laneFrame(svg, width, ranked.map(({ method }) => method), ...padded(Math.min(...ends), Math.max(...ends)),
+  const { x, lanes, height } = laneFrame(svg, width, ranked.map(({ method }) => method), ...padded(Math.min(...ends), Math.max(...ends), "number"),
     { xText: String, xTitle: "average rank", least: 1, most: average.length });
   const marks = ranked.map(({ method, rank }, i) => {
     const { within, y } = lanes[i];
