@@ -263,6 +263,18 @@ def test_without_javascript_the_numbers_are_there(show):
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
+@pytest.mark.parametrize("width", [500, 1400])
+def test_the_legend_of_accuracy_over_steps_has_all_tasks(show, width):
+    tasks = 12
+    svg = find(show([with_curve("er", 0, make_curve(tasks=tasks), tasks=tasks)], width),
+               ".plot[data-kind=steps] .stage svg")[0]
+    keys = [text for text in svg.find_elements("css selector", "text.small") if text.text.startswith("task ")]
+    assert [key.text for key in keys] == [f"task {i}" for i in range(1, tasks + 1)]
+    box = svg.rect
+    assert all(key.rect["x"] + key.rect["width"] <= box["x"] + box["width"]
+               and key.rect["y"] + key.rect["height"] <= box["y"] + box["height"] for key in keys)
+
+
 def test_accuracy_over_steps_is_zoomed_on_a_boundary(show):
     browser = show([with_curve(m, s, make_curve(dip=30)) for m in ("er", "naive") for s in (0, 1)])
     plot = ".plot[data-kind=steps]"
