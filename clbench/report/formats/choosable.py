@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from clbench.core.objective import Metric, objective_of
 from clbench.report.analysis.choosing import KINDS, Kind
+from clbench.report.analysis.facts import leading
 from clbench.report.columns import MORE_COSTS
 from clbench.report.decided import Candidate, CandidateComparison
 from clbench.report.formatting import difference_unit, in_unit, interval, number, unit_of
@@ -100,7 +101,7 @@ def _hundredths(value: float) -> int:
 FEW = 6  # methods; with more, a reader can choose which ones are shown
 CLEAR = 16  # lines that stay distinct in a figure; with more methods, only the leading ones are shown at first
 BEST = 6  # the number of most accurate methods that count as leading
-ALL, LEADING = "all methods", "the best, the Pareto fronts, references"
+ALL, LEADING = "all methods", "the best, the Pareto fronts, the baseline and joint training"
 FEWER, GROWN = 0.1, 1.1  # limits: share of the parameters that is trained; growth of the stored parameters
 
 
@@ -120,19 +121,18 @@ class LegendEntry:
 
 def chosen(section: Section, legend: Sequence[LegendEntry]) -> list[LegendEntry]:
     """Return a legend with the kinds of its methods. If there are many methods, only the leading ones are shown."""
-    entries = [replace(entry, kinds=tuple(_kinds(section, entry))) for entry in legend]
+    verdicts = section.facts
+    labels = leading(verdicts, BEST, verdicts.fronts) if verdicts else set()
+    entries = [replace(entry, kinds=tuple(_kinds(section, entry, labels))) for entry in legend]
     if len(legend) <= CLEAR:
         return entries
     return [replace(entry, shown=LEADING in entry.kinds) for entry in entries]
 
 
-def _kinds(section: Section, entry: LegendEntry) -> Iterator[str]:
+def _kinds(section: Section, entry: LegendEntry, leading_labels: Collection[str]) -> Iterator[str]:
     """Yield the kinds of a method. They follow from its counted costs, so no plugin has to be installed."""
     result = section.results[entry.row]
-    facts = section.facts
-    baselines = {c.other for c in (facts.baseline, facts.joint) if c} if facts else set()
-    fronts = set(chain.from_iterable(facts.fronts.values())) if facts else set()
-    if entry.row < BEST or result.label in baselines | fronts:
+    if result.label in leading_labels:
         yield LEADING
     if result.reference:
         yield "references"
