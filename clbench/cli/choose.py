@@ -115,7 +115,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
     yield (f"{choice.title}: {total - len(choice.refused)} of {total} methods "
            + (f"meet {flags}" if flags else "have all results"))
     if choice.best is None or choice.accuracy is None:
-        yield "  no method meets all constraints"
+        yield f"  no method {'meets all constraints' if choice.limits else 'has a result for every seed'}"
     else:
         counts = [f"{kind.words} {number(value, kind.measure.column.unit)}" for kind in KINDS
                   if (value := choice.costs[kind.name]) is not None]

@@ -121,6 +121,13 @@ def test_a_multiple_accepts_each_name_of_a_method(tmp_path, capsys, name):
     assert f"1 of 2 methods meet --max-kept 0.5x-{name}" in capsys.readouterr().out
 
 
+def test_without_constraints_it_says_that_no_method_has_all_results(tmp_path, capsys):
+    run = str(folder(tmp_path, *(make_record(m, s, status="failed" if s == i else "done")
+                                 for i, m in enumerate(("er", "ewc")) for s in (0, 1))))
+    assert cli.call(["choose", run]) == 1
+    assert "0 of 2 methods have all results\n  no method has a result for every seed\n" in capsys.readouterr().out
+
+
 def test_more_seeds_are_advised_as_in_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(METHODS, "lwf", (0.79, 1_000_000, 1000, 0))
     run = str(folder(tmp_path, *(record(method, seed) for method in ("lora", "lwf") for seed in SEEDS)))
