@@ -80,7 +80,6 @@ def _section(setting: Setting, slug: str) -> Section:
     setting = setting.best_first()
     records, seeds, methods = setting.records, setting.seeds, setting.methods
     results = tuple(m.result for m in methods)
-    pairs = notes.summary(records, seeds)
     named, arriving = named_tasks(records), arrivals(records)
     families = all_pairs(setting)
     verdicts, comparisons = compare_with_best(setting, families)
@@ -104,8 +103,7 @@ def _section(setting: Setting, slug: str) -> Section:
                       comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
     return Section(
         title=setting.title,
-        summary="; ".join(f"{name}: {value}" for name, value in pairs),
-        setting=pairs,
+        setting=notes.summary(records, seeds),
         comparison=comparison,
         details=(*error_tables, metrics, *curve_tables, costs, *by_role, *([arriving] if arriving else []),
                  *answers(methods)),

@@ -69,6 +69,7 @@ def test_json_is_the_model_with_raw_numbers_and_the_same_every_time():
     page = (ROOT / "docs/reports.md").read_text(encoding="utf-8")
     assert all(f"`{key}`" in page.partition("**JSON.**")[2].partition("##")[0] for key in found)
     section, = found["sections"]
+    assert section["summary"] == "; ".join(f"{name}: {value}" for name, value in section["setting"])
     assert section["results"][0]["R"] == [R, R]
     row = section["comparison"]["rows"][0]
     assert row["cells"][1]["values"] == [metrics.acc(R)] * 2 and row["cells"][1]["text"] == "75.00 ± 0.00"
