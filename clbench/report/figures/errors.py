@@ -71,10 +71,10 @@ def draw_errors(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     drawn = [name for name in parts if any(row.cells[titles.index(name)].mean for row in rows)]
     handles: list[Artist] = [Patch(color=COLORS[name], linewidth=0, label=HEADINGS[name]) for name in drawn]
     probes = [row.cells[titles.index(PROBE)].mean if PROBE in titles else None for row in rows]
-    look: dict[str, Any] = {"marker": "D", "color": "white", "markeredgecolor": INK, "markersize": 4.5,
-                            "linestyle": "none"}
+    marker_style: dict[str, Any] = {"marker": "D", "color": "white", "markeredgecolor": INK, "markersize": 4.5,
+                                    "linestyle": "none"}
     if any(probe is not None for probe in probes):
-        handles.append(Line2D([], [], label="linear probe", **look))
+        handles.append(Line2D([], [], label="linear probe", **marker_style))
     across = _columns([str(handle.get_label()) for handle in handles], 72 * (_WIDTH - 2 * _MARGIN))
     lines = math.ceil(len(handles) / across)
     height = _TITLE + _KEYS * lines + _BELOW + _EACH * len(rows)
@@ -96,7 +96,7 @@ def draw_errors(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
                       alpha=0.75 if row.reference else 1)
             ends[mean > 0] += mean
         if probe is not None:
-            axes.plot([1 - probe], [y], zorder=4, clip_on=False, **look)
+            axes.plot([1 - probe], [y], zorder=4, clip_on=False, **marker_style)
     axes.axvline(0, color=PALE, linewidth=0.8)
     axes.set_xlim(left=min(axes.get_xlim()[0], 0.0), right=max(axes.get_xlim()[1], 0.01))
     axes.set_xlabel("points lost")
