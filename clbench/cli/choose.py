@@ -70,18 +70,20 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     constraints = {name.removeprefix("max_"): value for name, value in limits.items() if value is not None}
     if no_samples_kept:
         constraints["samples"] = "0"
-    choices = [choose(setting, [limit(setting, name, value) for name, value in constraints.items()])
-               for setting in settings]
+    methods_by_key = {r.key: m for setting in readable(records) for m in setting.methods for r in m.records}
+    choices = []
+    for setting in settings:
+        labels: dict[str, str] = {}
+        for m in setting.methods:
+            readable_method = methods_by_key[m.records[0].key]
+            labels |= {readable_method.id: m.label, readable_method.label: m.label}
+        choices.append(choose(setting, [limit(setting, name, value, labels) for name, value in constraints.items()]))
     if form == "json":
         click.echo(json.dumps([written(choice) for choice in choices], indent=2))
     else:
-        label_of: dict[str, str] = {}
-        for setting in readable(records):
-            for m in setting.methods:
-                label_of |= {r.key: m.label for r in m.records}
         texts = []
         for setting, choice in zip(settings, choices, strict=True):
-            names = {m.label: label_of[m.records[0].key] for m in setting.methods}
+            names = {m.label: methods_by_key[m.records[0].key].label for m in setting.methods}
             evidence = more_evidence(setting, [rival.needed for rival in choice.open]) if choice.best else ""
             texts.append("\n".join(lines(choice, names, evidence)))
         click.echo("\n\n".join(texts))
@@ -113,7 +115,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
     yield (f"{choice.title}: {total - len(choice.refused)} of {total} methods "
            + (f"meet {flags}" if flags else "have all results"))
     if choice.best is None or choice.accuracy is None:
-        yield "  no method meets all constraints"
+        yield f"  no method {'meets all constraints' if choice.limits else 'has a result for every seed'}"
     else:
         counts = [f"{kind.words} {number(value, kind.measure.column.unit)}" for kind in KINDS
                   if (value := choice.costs[kind.name]) is not None]

@@ -18,12 +18,16 @@ Labels = Literal["classes", "tokens", "numbers"]
 def significant(value: float, size: float | None = None) -> str:
     """Return a number as text, with as many decimals as give `size` three significant digits, at most 4.
 
-    `size` is the number itself by default.
+    `size` is the number itself by default. If it is below 0.001, the text is in scientific notation.
 
     >>> significant(6.5812), significant(123.4), significant(0.00123), significant(0.0123, 6.58), significant(0)
     ('6.58', '123', '0.0012', '0.01', '0.00')
+    >>> significant(0.00012345), significant(0.0, 0.0003)
+    ('1.23e-04', '0')
     """
     exponent = int(f"{abs(value if size is None else size) or 1.0:.2e}".partition("e")[2])
+    if exponent < -3:
+        return f"{value:.2e}" if value else "0"
     text = f"{value:,.{min(max(2 - exponent, 0), 4)}f}"
     return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 

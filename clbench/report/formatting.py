@@ -59,14 +59,14 @@ def clean(text: object) -> str:
 def number(value: float, unit: Unit) -> str:
     """Return a value in its unit: accuracies in %, counts as 1,234,567, times in s, bytes and FLOPs as 1.20 MB.
 
-    Nats, and values in a unit of the data, have three significant digits, but at most four decimals.
+    Nats, and values in a unit of the data, have three significant digits, but at most four decimals (`significant`).
 
     >>> number(0.98314, "percent"), number(1234567, "count"), number(2_500_000, "bytes"), number(3.14159, "seconds")
     ('98.31', '1,234,567', '2.50 MB', '3.14')
     >>> number(0, "flops"), number(999.6e9, "flops")
     ('0 FLOP', '1.00 TFLOP')
-    >>> number(6.5812, "nats"), number(0.04229, "nats")
-    ('6.58', '0.0423')
+    >>> number(6.5812, "nats"), number(0.04229, "nats"), number(-0.00004229, "nats")
+    ('6.58', '0.0423', '-4.23e-05')
     """
     if unit in ("percent", "points"):
         return _fixed(100 * value, 2)

@@ -183,7 +183,6 @@ class Section:
     """One setting, in which every method had the same stream, model and training configuration."""
 
     title: str
-    summary: str  # the setting in one line
     comparison: Table
     details: tuple[Table, ...]
     matrices: tuple[Table, ...]  # for each method, the mean of R over seeds
@@ -201,12 +200,17 @@ class Section:
     anatomy: tuple[str, ...] = ()  # where the errors come from, a sentence per method
     confusions: tuple[Table, ...] = ()  # confusion of tasks by each method, and its error decomposition after each task
     headline: tuple[tuple[str, str], ...] = ()  # the first lines as (topic, text)
-    setting: tuple[tuple[str, str], ...] = ()  # the summary as (name, value): benchmark, model, optimizer, ...
+    setting: tuple[tuple[str, str], ...] = ()  # (name, value): benchmark, model, optimizer, ...
     footnote: tuple[str, ...] = ()  # sentences under the comparison: how to read it, the tests, the meaning of names
     facts: Facts | None = None  # the verdicts behind the headline, as data
     choosable: Choosable | None = None  # data for choosing a method; None if there are fewer than two
     task_classes: tuple[str, ...] = ()  # class names of each task; empty if there are none, or if seeds differ in them
     metric: Metric = ACCURACY  # the metric of R, by which methods are ranked and tested
+
+    @property
+    def summary(self) -> str:
+        """Return the setting in one line."""
+        return "; ".join(f"{name}: {value}" for name, value in self.setting)
 
     @property
     def matrix_title(self) -> str:

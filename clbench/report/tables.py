@@ -12,7 +12,7 @@ from clbench.core.registry import Registry
 from clbench.report.analysis import errors, notes
 from clbench.report.analysis.advice import cautions
 from clbench.report.analysis.choosing import choosable
-from clbench.report.analysis.facts import facts
+from clbench.report.analysis.facts import facts, leading
 from clbench.report.analysis.families import Family
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.headline import difference_column, headline
@@ -47,7 +47,7 @@ from clbench.report.formatting import by_task, clean, in_words, listed, listed_s
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
 from clbench.results.records import Record, metrics_of
 
-CLEAR, LEADING = 20, 10  # the most methods in a figure; if there are more, how many of the most accurate it shows
+MOST_DRAWN, BEST_DRAWN = 20, 10  # the most methods in a figure; if there are more, how many of the best it shows
 Families = Mapping[Measure, Family]  # tests of all pairs, for the measures whose tests are already known
 
 
@@ -80,7 +80,6 @@ def _section(setting: Setting, slug: str) -> Section:
     setting = setting.best_first()
     records, seeds, methods = setting.records, setting.seeds, setting.methods
     results = tuple(m.result for m in methods)
-    pairs = notes.summary(records, seeds)
     named, arriving = named_tasks(records), arrivals(records)
     families = all_pairs(setting)
     verdicts, comparisons = compare_with_best(setting, families)
@@ -104,8 +103,7 @@ def _section(setting: Setting, slug: str) -> Section:
                       comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
     return Section(
         title=setting.title,
-        summary="; ".join(f"{name}: {value}" for name, value in pairs),
-        setting=pairs,
+        setting=notes.summary(records, seeds),
         comparison=comparison,
         details=(*error_tables, metrics, *curve_tables, costs, *by_role, *([arriving] if arriving else []),
                  *answers(methods)),
@@ -150,15 +148,13 @@ def _table(title: str, measures: Sequence[Measure], setting: Setting, families: 
 def _some(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug: str, points: Sequence[FigurePoint],
           results: Sequence[Result], section_facts: Facts) -> tuple[FigureData, ...]:
     """Return a section's figures. If there are too many methods to fit, the figures show only the leading ones."""
-    if len(results) <= CLEAR:
+    if len(results) <= MOST_DRAWN:
         return figures(setting.title, slug, points, results, setting.metric)
-    leading = [label for label in section_facts.accuracy if label not in section_facts.references][:LEADING]
-    labels = {*leading, *(compared.other for compared in (section_facts.baseline, section_facts.joint) if compared)}
-    for cost in (TRAINABLE, COMPUTE):
-        labels.update(section_facts.fronts.get(cost.column.title, ()))
+    labels = leading(section_facts, BEST_DRAWN, [TRAINABLE.column.title, COMPUTE.column.title])
     words = "most accurate" if setting.metric == ACCURACY else f"best by {setting.metric.label}"
-    remark = (f" It shows {len(labels)} of {len(results)} methods: the {LEADING} {words}, the Pareto fronts of "
-              "trainable parameters and training compute, and the references. report.html has all methods.")
+    groups = [f"the {BEST_DRAWN} {words}", "the Pareto fronts of trainable parameters and training compute",
+              *(compared.other for compared in (section_facts.baseline, section_facts.joint) if compared)]
+    remark = f" It shows {len(labels)} of {len(results)} methods: {in_words(groups)}. report.html has all methods."
     drawn = figures(setting.title, slug, [p for p in points if p.label in labels],
                     [r for r in results if r.label in labels], setting.metric)
     return tuple(replace(figure, caption=figure.caption + remark) for figure in drawn)

@@ -93,6 +93,13 @@ def make_lm_record(method: str = "lora", seed: int = 0, nll: Sequence[Sequence[f
                                            "scores": {"exact": [list(row) for row in shares][:rows]}})
 
 
+def make_number_record(method: str, seed: int, R: Sequence[Sequence[float]], metric: str = "rmse",
+                       **made: Any) -> Record:
+    """Return a record of numbers to predict, with the matrix R of a metric of regression, as `make_record` does."""
+    record = make_record(method, seed, tasks=len(R[0]), benchmark="csv:numbers", **made)
+    return record.model_copy(update={"R": [list(row) for row in R], "metric": metric})
+
+
 NAMES = [["cat", "dog"], ["hen", "cow"], ["<b>ox</b>", "pig"]]
 
 

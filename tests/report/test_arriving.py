@@ -4,7 +4,7 @@ from helpers.records import make_record
 from clbench.experiment.arrival import Arrival
 from clbench.report.figures.arrival import TITLE, arrivals, shares
 from clbench.report.figures.draw import draw_report
-from clbench.report.formats import html, markdown
+from clbench.report.formats import csv, html, markdown
 from clbench.report.tables import build
 from clbench.results.records import Record
 
@@ -59,6 +59,12 @@ def test_a_report_says_how_samples_arrived_and_shows_it():
     assert text.count(f"### {TITLE}") == 1 and text.count(f"**{TITLE}**") == 1 and f"figures/{figure.name}.svg" in text
     assert page.count('data-kind="arrival"') == 1 and "during task 2" in page
     assert plain.arrivals is None and not any(f.kind == "arrival" for f in plain.figures)
+
+
+def test_the_csv_file_leaves_out_the_table_of_arrivals_which_has_fewer_rows_than_methods():
+    records = [blurred(m, counts=((100, 20), (20, 100)), scenario="domain") for m in ("er", "ewc", "naive")]
+    text = csv.render(build(records))
+    assert text.count(",ACC,") == 3 and "during task" not in text
 
 
 def test_hidden_boundaries_are_in_title_and_recipe():

@@ -75,6 +75,8 @@ def test_a_constraint_costs_what_the_best_without_it_has_more(setting):
 
 @pytest.mark.parametrize(("given", "message"), [
     ("lots", "--max-kept lots: expected an amount such as 5MB"), ("2x-nobody", "has no method 'nobody'"),
+    (".", "expected an amount"), ("1.2.3", "expected an amount"),
+    ("2x-loraa", "no method 'loraa'; did you mean 'lora'"),
 ])
 def test_a_limit_that_means_nothing_is_one_line(setting, given, message):
     with pytest.raises(SpecError, match=message):
@@ -105,6 +107,25 @@ def test_the_command_says_all_of_it(tmp_path, capsys):
     assert "no run folder MB: write an amount without a space, as in --max-kept 5MB" in capsys.readouterr().err
     assert cli.call(["choose", run, "--task-id", "unknown"]) == 2
     assert "run with --scenario class or domain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["er:capacity=60:recipe.lr=0.1", "er:capacity=60", "ER (60)"])
+def test_a_multiple_accepts_each_name_of_a_method(tmp_path, capsys, name):
+    tuned = [record("er", seed) for seed in SEEDS]
+    tuned = [r.model_copy(update={"label": "er:capacity=60:recipe.lr=0.1", "trial": r.trial.model_copy(update={
+        "method": r.trial.method.model_copy(update={"options": {"capacity": 60, "per_class": None}})})})
+        for r in tuned]
+    tuned = [r.model_copy(update={"key": r.trial.key}) for r in tuned]
+    run = str(folder(tmp_path, *tuned, *(record("ewc", seed) for seed in SEEDS)))
+    assert cli.call(["choose", run, "--max-kept", f"0.5x-{name}"]) == 0
+    assert f"1 of 2 methods meet --max-kept 0.5x-{name}" in capsys.readouterr().out
+
+
+def test_without_constraints_it_says_that_no_method_has_all_results(tmp_path, capsys):
+    run = str(folder(tmp_path, *(make_record(m, s, status="failed" if s == i else "done")
+                                 for i, m in enumerate(("er", "ewc")) for s in (0, 1))))
+    assert cli.call(["choose", run]) == 1
+    assert "0 of 2 methods have all results\n  no method has a result for every seed\n" in capsys.readouterr().out
 
 
 def test_more_seeds_are_advised_as_in_reports(tmp_path, capsys, monkeypatch):

@@ -1,4 +1,5 @@
 import random
+import re
 from statistics import fmean
 
 import pytest
@@ -113,3 +114,16 @@ def test_sixty_methods_give_a_short_report_with_a_filter():
     assert page.count('class="filter"') == 2 and page.count('aria-pressed="false"') > 80
     assert 'class="filter"' not in html.render(build(study(SHIFTS)))
     assert r"\textbf{Best trade-offs}" in latex.render(report)
+
+
+def test_figures_of_many_methods_show_the_references_that_their_captions_name():
+    records = [make_record(f"m{i}", s, make_matrix(shift=0.001 * (i + s)), trainable=[1000 if i else 10] * 3)
+               for i in range(20) for s in (0, 1)]
+    records += [make_record(m, s, reference=True) for m in ("naive", "joint", "frozen") for s in (0, 1)]
+    report = build(records)
+    curves = next(f for f in report.sections[0].figures if f.kind == "curves")
+    assert "fronts of trainable parameters and training compute, Fine-tuning and Joint training. " in curves.caption
+    names = {result.label for result in curves.results}
+    assert {"Fine-tuning", "Joint training", "m0", "m19"} <= names and not {"Linear probe", "m1"} & names
+    shown = re.findall(r'aria-pressed="true"[^>]*>([^<]*)<', html.render(report))
+    assert {"Fine-tuning", "Joint training", "m0", "m19"} <= set(shown) and "Linear probe" not in shown

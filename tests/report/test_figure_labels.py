@@ -42,6 +42,8 @@ def test_points_along_a_line_are_close():
 def test_stacked_items_move_as_little_as_they_must():
     assert spread([10, 50, 90], [12, 12, 12]) == [10, 50, 90]
     assert spread([10, 10], [12, 12]) == pytest.approx([4, 16])
+    assert spread([10, 10, 50], [12, 12, 12], 0, 100) == pytest.approx([6, 18, 50])
+    assert spread([50, 98, 99], [12, 12, 12], 0, 100) == pytest.approx([50, 82, 94])
     random = np.random.default_rng(1)
     for _ in range(50):
         wanted, heights = random.uniform(0, 60, 8), random.uniform(5, 20, 8)

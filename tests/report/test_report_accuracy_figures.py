@@ -1,7 +1,10 @@
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from helpers.figures import NASTY, figure
-from helpers.records import make_matrix, make_record
+from helpers.records import make_matrix, make_number_record, make_record
 
 from clbench.report import build
 from clbench.report.figures import data
@@ -29,6 +32,19 @@ def test_curves_are_means_over_seeds_of_the_mean_over_tasks_seen_with_their_inte
     last = [y for x, y in band if x == 3]
     assert max(last) - min(last) == pytest.approx(min(1, 4.3 / 6 + T_95 / 60) - (4.3 / 6 - T_95 / 60))
     assert [t.get_text() for t in axes.texts] == ["er", "lora", "Fine-tuning"]
+
+
+@pytest.mark.parametrize("kind", ["curves", "growth"])
+@pytest.mark.parametrize("words", [1, 20])
+def test_the_figure_has_room_for_the_labels_of_all_curves(kind, words):
+    report = build([make_record(f"m{i}", label=f"{i} " + "word " * words, trainable=[1] * 3,
+                                parameters={"base": 1_000_000 + i}) for i in range(20)])
+    data, = (f for f in report.every_figure if f.kind == "curves")
+    axes, = figure(replace(report, sections=(replace(report.sections[0], figures=(replace(data, kind=kind),)),)),
+                   kind)[0].axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 20 and min(box.y0 for box in boxes) > 0
+    assert max(box.y1 for box in boxes) < axes.get_window_extent().y1 + 6, "below the title"
 
 
 def test_forgetting_stands_side_by_side_for_each_task():
@@ -98,3 +114,20 @@ def test_methods_of_one_strategy_are_shades_of_its_color():
     colors = [line.get_color() for line in drawn.axes[0].lines if line.get_marker() == looks["lora"].marker]
     assert colors[0] == looks["lora"].color.lower() and len(set(colors)) == 3
     assert [int(c[1:3], 16) for c in colors] == sorted(int(c[1:3], 16) for c in colors)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 2e4])
+def test_figures_of_numbers_fit_at_each_scale(scale):
+    report = build([make_number_record(m, s, [[scale * (3 + i + 0.1 * s + j + k / 5) for j in range(3)]
+                                              for k in range(4)],
+                                       trainable=[100 * (i + 1)] * 3)
+                    for i, m in enumerate(("er", "ewc", "naive")) for s in (0, 1)])
+    for kind in ("curves", "forgetting", "pareto", "heatmaps"):
+        drawn, _ = figure(report, kind)
+        box = drawn.get_tightbbox()  # in inches
+        assert box.x0 >= 0 and box.x1 <= drawn.get_figwidth()
+        low, high = drawn.axes[0].get_ylim()
+        assert high - low < 15 * scale or kind == "heatmaps", "values fill the axis"
+    panel = figure(report, "heatmaps")[0].axes[0]
+    boxes = [text.get_window_extent() for text in panel.texts[:9]]  # row by row
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes) if a.y0 == b.y0)

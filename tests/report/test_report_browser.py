@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from helpers.browser import find, no_browser, until
 from helpers.curves import make_curve, with_curve
-from helpers.records import make_matrix, make_record, with_errors, with_names
+from helpers.records import make_matrix, make_number_record, make_record, with_errors, with_names
 
 from clbench.report.formatting import number
 from clbench.results import metrics
@@ -50,6 +50,33 @@ def test_it_opens_without_a_word_and_fits_the_screen(show, width, scheme):
         assert wide == 0
     light = browser.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
     assert (max(map(int, re.findall(r"\d+", light))) > 200) == (scheme == "light")
+
+
+def test_figures_show_negative_values_of_a_metric_without_a_lower_bound(show):
+    browser = show([make_number_record(m, s, [[-1.0 - i + 0.1 * s] * 2] * 3, "r2")
+                    for i, m in enumerate(METHODS) for s in (0, 1)])
+    for kind, count in (("lines", 8), ("pareto", 4), ("seeds", 8)):
+        svg = find(browser, f".plot[data-kind={kind}] .stage svg")[0]
+        bottom = svg.rect["y"] + svg.rect["height"] - 30  # above the titles of the axes
+        places = [e.rect["y"] for e in svg.find_elements("css selector", ".marker")]
+        assert len(places) == count and all(svg.rect["y"] < y < bottom for y in places)
+        assert "-4" in [text.text for text in svg.find_elements("css selector", ".frame text")]
+
+
+@pytest.mark.parametrize("scale", [1e-4, 2e4])
+def test_figures_of_numbers_fit_at_each_scale(show, scale):
+    browser = show([make_number_record(m, s, [[scale * (3 + i + 0.1 * s + j + k / 5) for j in range(3)]
+                                              for k in range(4)])
+                    for i, m in enumerate(METHODS) for s in (0, 1)])
+    for kind in ("lines", "pareto", "bars"):
+        svg = find(browser, f".plot[data-kind={kind}] .stage svg")[0]
+        assert all(text.rect["x"] >= svg.rect["x"] for text in svg.find_elements("css selector", "text"))
+        heights = [e.rect["y"] for e in svg.find_elements("css selector", ".marker, .bar")]
+        assert kind == "bars" or max(heights) - min(heights) > 90, "the values fill the plot"
+    texts = [e.text for e in find(browser, ".plot[data-kind=heat] g[data-row='0'] text.small")]
+    assert {1e-4: "3.05e-04", 2e4: "61,000"}[scale] in texts
+    cells = [[e.text for e in row.find_elements("css selector", "td")] for row in find(browser, "#choose tbody tr")]
+    assert cells[1][1].startswith({1e-4: "1.00e-04 ±", 2e4: "20,000 ±"}[scale])
 
 
 def test_sorting_sorts_by_the_mean_and_keeps_references_apart(show):
@@ -234,6 +261,18 @@ def test_without_javascript_the_numbers_are_there(show):
         assert "accuracy (%)" in find(browser, "#s1-comparison")[0].text
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@pytest.mark.parametrize("width", [500, 1400])
+def test_the_legend_of_accuracy_over_steps_has_all_tasks(show, width):
+    tasks = 12
+    svg = find(show([with_curve("er", 0, make_curve(tasks=tasks), tasks=tasks)], width),
+               ".plot[data-kind=steps] .stage svg")[0]
+    keys = [text for text in svg.find_elements("css selector", "text.small") if text.text.startswith("task ")]
+    assert [key.text for key in keys] == [f"task {i}" for i in range(1, tasks + 1)]
+    box = svg.rect
+    assert all(key.rect["x"] + key.rect["width"] <= box["x"] + box["width"]
+               and key.rect["y"] + key.rect["height"] <= box["y"] + box["height"] for key in keys)
 
 
 def test_accuracy_over_steps_is_zoomed_on_a_boundary(show):

@@ -136,3 +136,12 @@ def test_the_filter_takes_methods_out_of_tables_and_figures(show):
     bar.find_element("css selector", "input").clear()
     browser.execute_script("arguments[0].dispatchEvent(new Event('input'))", bar.find_element("css selector", "input"))
     assert shown() == everything
+
+
+def test_the_filter_hides_no_method_whose_name_begins_like_a_hidden_one(show):
+    names = ("ours", "ours 2", "ours b", "EWC", "ER", "SI", "MAS", "LwF")
+    browser = show([make_record(f"m{i}", 0, label=name, scenario="class", R=[[0.5] * 2, [0.9, 0.5], [0.1 * i, 0.9]])
+                    for i, name in enumerate(names)])
+    find(browser, ".filter input")[0].send_keys("s 2")
+    until(lambda: [row.get_attribute("data-label") for row in find(browser, "#s1-comparison tr[data-row]")
+                   if row.is_displayed()] == ["ours 2"])

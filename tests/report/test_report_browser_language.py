@@ -63,4 +63,4 @@ def test_tables_of_many_methods_are_unpacked_in_nats(show):
     browser.execute_script("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     assert texts(browser, "#s1-R-0 thead th") == ["row", "task 1: dates (nats)", "task 2: codes (nats)",
                                                   "task 3: sums (nats)"]
-    assert texts(browser, "#s1-R-0 tr[data-row='3'] td") == ["1.000", "1.000", "0.400"]
+    assert texts(browser, "#s1-R-0 tr[data-row='3'] td") == ["1.00", "1.00", "0.400"]

@@ -3,6 +3,7 @@ import io
 import json as json_module
 
 import pytest
+from helpers import ROOT
 from helpers.records import make_matrix, make_record
 
 from clbench.report import build
@@ -65,7 +66,10 @@ def test_json_is_the_model_with_raw_numbers_and_the_same_every_time():
     assert text == render_json(build(records)) and "ü" in text
     found = json_module.loads(text)
     assert list(found)[:3] == ["schema", "title", "sections"] and found["schema"] == 1
+    page = (ROOT / "docs/reports.md").read_text(encoding="utf-8")
+    assert all(f"`{key}`" in page.partition("**JSON.**")[2].partition("##")[0] for key in found)
     section, = found["sections"]
+    assert section["summary"] == "; ".join(f"{name}: {value}" for name, value in section["setting"])
     assert section["results"][0]["R"] == [R, R]
     row = section["comparison"]["rows"][0]
     assert row["cells"][1]["values"] == [metrics.acc(R)] * 2 and row["cells"][1]["text"] == "75.00 ± 0.00"

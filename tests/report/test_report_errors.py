@@ -183,6 +183,17 @@ def test_the_bars_of_the_figure_are_the_parts():
     assert [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "D"] == pytest.approx([90 / 600])
 
 
+def test_the_legend_of_the_figure_fits_beside_long_names():
+    drawn, _ = figure(build([record.model_copy(update={"label": record.label + " with a very long name"})
+                             for record in study()], ids=True), "errors")
+    legend = drawn.axes[0].get_legend()
+    assert [text.get_text() for text in legend.texts] == [
+        "within-task error", "task-recency bias", "inter-task confusion", "wrong task inferred",
+        "another task's output", "right only without task ID", "linear probe"]
+    box = legend.get_window_extent()
+    assert box.x0 > 0 and box.x1 < drawn.bbox.x1 and box.y0 > drawn.axes[0].bbox.y1
+
+
 def test_counts_of_a_shorter_row_are_no_result():
     record = with_errors(made("ewc", 0))
     first = record.errors[0].model_copy(update={"learned": 2})

@@ -35,6 +35,15 @@ def test_lines_are_means_over_seeds_and_break_where_old_tasks_change():
     assert drawn.legends[0].get_texts()[-1].get_text() == "mean over old tasks"
 
 
+def test_the_label_of_the_last_step_is_inside_the_figure():
+    records = [with_curve(name, 0, make_curve(steps=100_015, every=10_000)) for name in ("er", "naive")]
+    drawn, _ = figure(build(records), "steps")
+    labels = [label for axes in drawn.axes for label in axes.get_xticklabels()
+              if label.get_position()[0] <= axes.get_xlim()[1]]
+    assert max(float(label.get_text()) for label in labels) == 300_000
+    assert max(label.get_window_extent().x1 for label in labels) <= drawn.bbox.x1
+
+
 def test_seeds_whose_tasks_differ_in_length_share_points_and_ends():
     records = [with_curve("er", 0, make_curve(steps=20)), with_curve("er", 1, make_curve(steps=30))]
     course, = courses(build(records).sections[0].results)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, unknown
 from clbench.core.objective import ACCURACY, Metric
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis.facts import limiting_test_samples
@@ -68,8 +68,8 @@ def _same(tests: Family | None, labels: Sequence[str]) -> bool:
 
 
 PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-AMOUNT = re.compile(r"(?P<number>[0-9.]+(?:e[0-9]+)?)\s*(?:(?P<percent>%)|(?P<times>x)(?:-(?P<method>.+))?|"
-                    r"(?P<prefix>Ki|Mi|Gi|[kKMGT]?)B?)")
+AMOUNT = re.compile(r"(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[0-9]+)?)\s*"
+                    r"(?:(?P<percent>%)|(?P<times>x)(?:-(?P<method>.+))?|(?P<prefix>Ki|Mi|Gi|[kKMGT]?)B?)")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Choice:
         return [rival for rival in self.rivals if not rival.shown]
 
 
-def limit(setting: Setting, name: str, given: str) -> Limit:
+def limit(setting: Setting, name: str, given: str, labels: Mapping[str, str] | None = None) -> Limit:
     """Return a constraint for a setting.
 
     Args:
@@ -157,6 +157,7 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
         name: name of a kind.
         given: an amount such as `5MB` or `20k`, a share of the baseline's amount such as `1%`, a multiple of it such as
             `1.5x`, or a multiple of another method's amount such as `2x-er`.
+        labels: the labels of the setting's methods by further names, such as display names.
 
     Raises:
         SpecError: the text is none of these, or the setting lacks the method that it refers to.
@@ -164,15 +165,19 @@ def limit(setting: Setting, name: str, given: str) -> Limit:
     kind = next(kind for kind in KINDS if kind.name == name)
     flag = f"--max-{name} {given}" if name != "samples" else "--no-samples-kept"
     match = AMOUNT.fullmatch(given.strip())
-    if match is None or match["number"].count(".") > 1:
+    if match is None:
         raise SpecError(f"{flag}: expected an amount such as 5MB or 20k, a share such as 1%, or a multiple such as 2x "
                         "or 2x-naive")
     amount = float(match["number"])
     if not (match["percent"] or match["times"]):
         return Limit(kind, flag, amount * PREFIXES[match["prefix"]])
-    other_label = match["method"] or setting.baseline
+    label_by_name = {**(labels or {}), **{m.label: m.label for m in setting.methods}}
+    other_name = match["method"]
+    if other_name and other_name not in label_by_name:
+        raise SpecError(f"{flag}: {setting.title} has {unknown('method', other_name, label_by_name, 'clbench report')}")
+    other_label = label_by_name[other_name] if other_name else setting.baseline
     value = values_of(setting, kind).get(other_label or "")
-    if other_label is None or value is None:
+    if value is None:
         description = f"method {other_label!r}" if other_label else "fine-tuning baseline (naive)"
         raise SpecError(f"{flag}: {setting.title} has no {description} whose {kind.measure.column.name} is known. "
                         "Give an amount instead")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import chain
 from statistics import fmean
 
 from clbench.report.analysis.families import Family, Pair, leader
@@ -111,6 +112,16 @@ def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
         fronts[measure.column.title] = tuple(labels[i] for i in front(
             [(costs[label], -setting.metric.rank(fmean(finals[label].values()))) for label in labels]))
     return fronts
+
+
+def leading(verdicts: Facts, count: int, costs: Collection[str]) -> set[str]:
+    """Return the methods that a figure of many methods shows.
+
+    They are the `count` best methods, the Pareto fronts of some costs, the baseline and joint training.
+    """
+    best = [label for label in verdicts.accuracy if label not in verdicts.references][:count]
+    compared = [c.other for c in (verdicts.baseline, verdicts.joint) if c]
+    return {*best, *compared, *chain.from_iterable(verdicts.fronts.get(cost, ()) for cost in costs)}
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -9,7 +9,7 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from clbench.core.objective import Metric
+from clbench.core.objective import Metric, significant
 from clbench.report.figures import style
 from clbench.report.figures.data import axis_title, forgetting_per_task, values_over_tasks
 from clbench.report.figures.style import INK, LABEL, PALE, StrategyStyle
@@ -67,10 +67,10 @@ def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     spans = [[(data.metric.clip(low), data.metric.clip(high)) for _, low, high in curve] for curve in curves]
     low = min(low for low, _ in chain.from_iterable(spans))
     high = max(high for _, high in chain.from_iterable(spans))
-    pad = max(0.05 * (high - low), 0.002)
+    pad = style.padding(low, high, 0.05, data.metric)
     axes.set_ylim(low - pad, high + pad)
     style.tasks_seen(axes, max(map(len, means)))
-    style.value_ticks(axes.yaxis, data.metric)
+    style.vertical_value_ticks(figure, axes, data.metric)
     axes.set_ylabel(f"mean {axis_title(data.metric, ' over tasks seen')}")
     for result, mean, span, color in zip(data.results, means, spans, shades(data.results, styles), strict=True):
         steps = range(1, len(mean) + 1)
@@ -107,7 +107,6 @@ def draw_forgetting(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Fi
     axes.set_xlabel("task")
     unit = difference_unit(unit_of(data.metric))
     axes.set_ylabel(f"forgetting{UNIT_SUFFIX.get(unit, '')}")
-    style.value_ticks(axes.yaxis, data.metric)
     axes.axhline(0, color=PALE, linewidth=0.8, zorder=1.5)
     for edge in range(1, tasks):
         axes.axvline(edge + 0.5, color=style.FAINT, linewidth=0.7, zorder=1)
@@ -121,6 +120,7 @@ def draw_forgetting(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Fi
                       markersize=max(3.2, min(6.0, 400 * step / tasks)), label=labels[k],
                       markeredgewidth=1.0, markeredgecolor=color, clip_on=False,
                       markerfacecolor="white" if result.reference else color)
+    style.vertical_value_ticks(figure, axes, data.metric)
     figure.legend(loc="lower left", bbox_to_anchor=(0.085, 0.0), ncols=4, handletextpad=0.3, columnspacing=1.6)
     return figure
 
@@ -134,8 +134,10 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
                  for rows in list(zip(*result.R, strict=True))[1:]] for result in data.results]
     rows = chain.from_iterable(matrices)
     values = list(chain.from_iterable(rows))
-    scale = ScalarMappable(Normalize(math.floor(10 * min(values)) / 10, max(math.ceil(10 * max(values)) / 10, 0.1)),
-                           "Blues" if data.metric.direction == "up" else "Blues_r")
+    ends = min(values), max(values)
+    if data.metric.is_share:
+        ends = math.floor(10 * ends[0]) / 10, max(math.ceil(10 * ends[1]) / 10, 0.1)
+    scale = ScalarMappable(Normalize(*ends), "Blues" if data.metric.direction == "up" else "Blues_r")
     column_count, side = _grid(len(matrices), max(map(len, matrices)))
     row_count = math.ceil(len(matrices) / column_count)
     width, height = 0.6 + column_count * side + (column_count - 1) * _GAP, 1.02 + row_count * (side + _HEAD)
@@ -161,7 +163,7 @@ def draw_heatmaps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figu
     bar = figure.add_axes((0.5 / width, 0.3 / height, min(2.4, width - 0.7) / width, 0.09 / height))
     figure.colorbar(scale, cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=_SMALL, length=2)
-    style.value_ticks(bar.xaxis, data.metric)
+    style.value_ticks(bar.xaxis, data.metric, 8 if data.metric.is_share else 4)
     bar.set_title(axis_title(data.metric) + ", mean over seeds", fontsize=_SMALL, loc="left", pad=3)
     return figure
 
@@ -198,11 +200,13 @@ def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float, me
         corners += [(i + 0.5, i - 0.5), (i + 0.5, i + 0.5)]
     corners.append((tasks - 0.5, tasks - 1.5))
     axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.8, alpha=0.6)
-    size = min(8.0, _SHARE * cell)
+    texts = [[f"{100 * value:.0f}" if metric.is_share else significant(value) for value in row] for row in R]
+    widest = max(style.text_width(text, 1.0) for text in chain.from_iterable(texts))
+    size = min(8.0, _SHARE * cell, (cell - 4) / widest)
     if size < _LEAST:
         return
     for i, row in enumerate(R):
         for j, value in enumerate(row):
             shade = scale.norm(value) if metric.direction == "up" else 1 - scale.norm(value)
-            axes.text(j, i, f"{100 * value:.0f}" if metric.is_share else f"{value:.1f}", ha="center", va="center",
-                      fontsize=size, color="white" if shade > 0.6 else INK)
+            axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=size,
+                      color="white" if shade > 0.6 else INK)

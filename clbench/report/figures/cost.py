@@ -29,12 +29,12 @@ def draw_pareto(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     figure, axes = style.panels(data.subject, len(sides), 7.2 if len(sides) == 1 else 11.4)
     points = list(chain.from_iterable(side.points for side in sides))
     ends = list(chain.from_iterable(_span(p, data.metric) for p in points))
-    pad = max(0.06 * (max(ends) - min(ends)), 0.002)
+    pad = style.padding(min(ends), max(ends), 0.06, data.metric)
     axes[0].set_ylim(min(ends) - pad, max(ends) + pad)
     axes[0].set_ylabel(axis_title(data.metric))
+    style.vertical_value_ticks(figure, axes[0], data.metric)
     for side, panel_axes in zip(sides, axes, strict=True):
         _draw_panel(panel_axes, side, styles)
-    style.value_ticks(axes[0].yaxis, data.metric)
     _legend(figure, any(p.reference for p in points), any(side.best for side in sides))
     return figure
 

@@ -19,6 +19,7 @@ from clbench.report.figures.accuracy import draw_curves, draw_forgetting, draw_h
 from clbench.report.figures.arrival import draw_arrival
 from clbench.report.figures.cost import draw_growth, draw_pareto
 from clbench.report.figures.errors import draw_errors
+from clbench.report.figures.grid import draw_grid, grid
 from clbench.report.figures.ranks import draw_critical_difference
 from clbench.report.figures.steps import draw_steps
 from clbench.report.figures.style import StrategyStyle
@@ -49,9 +50,6 @@ def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | 
     if kind != GRID and kind not in DRAWN:
         raise SpecError(unknown("plot", kind, [*DRAWN, GRID], "help(clbench.Results.plot)"))
     chosen_setting = choose(by_setting(records), setting, kind)
-    from clbench.report.figures import style
-    from clbench.report.figures.grid import draw_grid, grid
-
     if kind == GRID:
         data = grid(chosen_setting, x, y, metric)
         if not data.cells:

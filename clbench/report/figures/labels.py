@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -63,27 +64,29 @@ def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, f
     return [Box(float(x0), float(y0), float(x1 - x0), float(y1 - y0)) for x0, y0, x1, y1 in chosen.values()]
 
 
-def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+def spread(wanted: Sequence[float], heights: Sequence[float], low: float = -math.inf,
+           high: float = math.inf) -> list[float]:
     """Return centers near the preferred ones, in their order, such that stacked items of these heights do not overlap.
 
-    Neighbors that would overlap are merged into a block, whose center is the mean preference of its items.
+    Neighbors that would overlap are merged into a block. Its center is the mean preference of its items, moved such
+    that the block lies between `low` and `high`.
     """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[tuple[list[int], float, float]] = []  # items, center, height
-    for i in order:
-        items, center, height = [i], wanted[i], heights[i]
-        while blocks and blocks[-1][1] + blocks[-1][2] / 2 > center - height / 2:
-            previous_items, c, h = blocks.pop()
-            items = previous_items + items
-            center = (c * len(previous_items) + center * (len(items) - len(previous_items))) / len(items)
-            height += h
-        blocks.append((items, center, height))
+    def block(items: list[int]) -> tuple[list[int], float, float]:
+        half = sum(heights[i] for i in items) / 2
+        return items, max(low + half, min(high - half, fmean(wanted[i] for i in items))), half
+
+    blocks: list[tuple[list[int], float, float]] = []  # items, center, half the height
+    for i in sorted(range(len(wanted)), key=lambda i: wanted[i]):
+        last = block([i])
+        while blocks and blocks[-1][1] + blocks[-1][2] > last[1] - last[2]:
+            last = block(blocks.pop()[0] + last[0])
+        blocks.append(last)
     centers = [0.0] * len(wanted)
-    for items, center, height in blocks:
-        low = center - height / 2
+    for items, center, half in blocks:
+        bottom = center - half
         for i in items:
-            centers[i] = low + heights[i] / 2
-            low += heights[i]
+            centers[i] = bottom + heights[i] / 2
+            bottom += heights[i]
     return centers
 
 

@@ -122,7 +122,9 @@ def draw_steps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     width, height = 7.2, 0.25 + row_count * (_HEAD + _TALL + _FOOT) + 0.1 + 0.2 * keys
     figure = style.blank(width, height)
     figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(data.subject, 90), color=PALE, fontsize=LABEL, va="top")
-    panel_width = (width - 0.6 - 0.15 - 0.45 * (column_count - 1)) / column_count
+    last = max(course.ends[-1] for course in method_courses)
+    right = max(0.15, (style.text_width(str(last), 9.5) / 2 + 4) / 72)  # room for half of the last tick's label
+    panel_width = (width - 0.6 - right - 0.45 * (column_count - 1)) / column_count
     for k, course in enumerate(method_courses):
         row, column = divmod(k, column_count)
         left = 0.6 + column * (panel_width + 0.45)

@@ -28,6 +28,7 @@ MARKERS = ("o", "s", "D", "^", "P", "v", "X", "<", ">", "p", "*")
 REFERENCE_MARKERS = ("v", "^", "s", "D")
 INK, PALE, FAINT = "#222222", "#6b6b6b", "#e4e4e4"
 LABEL = 8.5  # size of labels in points
+_LINE, _BOTTOM = 12.0, 4.0  # height of a line of labels, and space below the lowest one, in points
 _TITLE = 0.24  # inches of room for the title of a figure
 PNG_DPI = 300  # a resolution that journals require
 _STYLE: dict[str, Any] = {
@@ -156,16 +157,36 @@ def percentages(axis: Any) -> None:
     _round_ticks(axis, 100)
 
 
-def value_ticks(axis: Any, metric: Metric) -> None:
+def value_ticks(axis: Any, metric: Metric, most: int = 8) -> None:
     """Label an axis of a metric, or of its differences, with a few round values."""
-    _round_ticks(axis, 100 if metric.is_share else 1)
+    _round_ticks(axis, 100 if metric.is_share else 1, most)
 
 
-def _round_ticks(axis: Any, factor: int) -> None:
+def padding(low: float, high: float, share: float, metric: Metric) -> float:
+    """Return the space above and below the values of an axis, which is not 0 even if all values are equal."""
+    least = 0.002 if metric.is_share else 0.002 * (max(abs(low), abs(high)) or 1)
+    return max(share * (high - low), least)
+
+
+def vertical_value_ticks(figure: Figure, axes: Axes, metric: Metric) -> None:
+    """Label the vertical axis as `value_ticks` does, and narrow the axes if labels and title would leave the figure.
+
+    The limits of the axis must be final.
+    """
+    value_ticks(axes.yaxis, metric)
+    low, high = axes.get_ylim()
+    labels = axes.yaxis.get_major_formatter().format_ticks(
+        [float(tick) for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high])
+    box = axes.get_position()
+    left = max(box.x0, (max(text_width(label, 9.5) for label in labels) + 26) / (figure.get_figwidth() * 72))
+    axes.set_position((left, box.y0, box.x1 - left, box.height))
+
+
+def _round_ticks(axis: Any, factor: int, most: int = 8) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}"))
+    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.6g}"))
 
 
 def log_counts(axis: Any, low: float, high: float) -> None:
@@ -195,10 +216,14 @@ def text_width(text: str, size: float) -> float:
 
 
 def leave_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
-    """Narrow the axes, so that the widest line of the texts fits to their right."""
-    lines = chain.from_iterable(text.split("\n") for text in texts)
+    """Narrow the axes and make the figure as high as needed, so that `label_ends` has room for texts to their right."""
+    lines = list(chain.from_iterable(text.split("\n") for text in texts))
     widest = max(text_width(line, LABEL) for line in lines)
-    axes.set_position((0.1, 0.14, 0.87 - (widest + 14) / (figure.get_figwidth() * 72), 0.765))
+    width, height = figure.get_size_inches()
+    higher = max(height, 0.095 * height + _LINE * len(lines) / 72)
+    figure.set_size_inches(width, higher)
+    share = height / higher
+    axes.set_position((0.1, 0.14 * share, 0.87 - (widest + 14) / (width * 72), 1 - 0.235 * share))
 
 
 def tasks_seen(axes: Axes, tasks: int) -> None:
@@ -216,10 +241,12 @@ def between_markers(tasks: int) -> int:
 def label_ends(axes: Axes, curves: Sequence[Sequence[float]], texts: Sequence[str]) -> None:
     """Write a text to the right of each curve's end (tasks 1, 2, ...). Texts move apart if ends are close."""
     ends = [tuple(map(float, axes.transData.transform((len(curve), curve[-1])))) for curve in curves]
-    heights = [12.0 * (text.count("\n") + 1) for text in texts]
-    edge = float(axes.get_window_extent().x1)
+    heights = [_LINE * (text.count("\n") + 1) for text in texts]
+    area = axes.get_window_extent()
+    edge = float(area.x1)
+    middles = spread([y for _, y in ends], heights, _BOTTOM, float(area.y1) + _BOTTOM)
     to_data = axes.transData.inverted().transform
-    for text, (x, y), middle in zip(texts, ends, spread([y for _, y in ends], heights), strict=True):
+    for text, (x, y), middle in zip(texts, ends, middles, strict=True):
         axes.plot(*zip(*to_data([(x + 5, y), (edge + 8, y), (edge + 14, middle)]), strict=True), color=PALE,
                   linewidth=0.6, clip_on=False, zorder=1)
         left, center = to_data((edge + 17, middle))

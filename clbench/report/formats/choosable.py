@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from clbench.core.objective import Metric, objective_of
 from clbench.report.analysis.choosing import KINDS, Kind
+from clbench.report.analysis.facts import leading
 from clbench.report.columns import MORE_COSTS
 from clbench.report.decided import Candidate, CandidateComparison
 from clbench.report.formatting import difference_unit, in_unit, interval, number, unit_of
@@ -70,39 +71,37 @@ def _samples(candidate: Candidate) -> int:
     return -1 if value is None else int(value > 0)
 
 
-def _decimals(metric: Metric) -> int:
-    """Return the number of decimals with which the page shows differences."""
-    return 2 if metric.is_share else 3
-
-
-def _words(metric: Metric) -> list[str | int]:
-    """Return the words for a metric on the page: label, unit of differences, title of its column, decimals, option."""
+def _words(metric: Metric) -> list[str]:
+    """Return the words for a metric on the page: label, unit of differences, title of its column, option."""
     unit = unit_of(metric)
     option = "" if objective_of(metric).primary == metric.name else f" --metric {metric.name}"
-    return [metric.label, in_unit(difference_unit(unit)).strip(), metric.label + UNIT_SUFFIX.get(unit, ""),
-            _decimals(metric), option]
+    return [metric.label, in_unit(difference_unit(unit)).strip(), metric.label + UNIT_SUFFIX.get(unit, ""), option]
 
 
-def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | None]:
-    """Return the difference and its half width without the decimal point, and the evidence for the difference.
+def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | str | None]:
+    """Return the difference, its half width, and the evidence for the difference.
 
-    The half width is None if there is no interval. The evidence is `SHOWN`, `UNTESTED`, or about how many seeds would
-    make the difference significant (0: not known).
+    Differences are in hundredths of a point, or texts if the metric is no percentage. The half width is None if there
+    is no interval. The evidence is `SHOWN`, `UNTESTED`, or about how many seeds would make the difference significant
+    (0: not known).
     """
     half = pair.half_width
-    return [_shown(pair.difference, metric), None if half is None else _shown(half, metric),
-            SHOWN if pair.shown else UNTESTED if pair.untested else pair.needed or 0]
+    evidence = SHOWN if pair.shown else UNTESTED if pair.untested else pair.needed or 0
+    if metric.is_share:
+        return [_hundredths(pair.difference), None if half is None else _hundredths(half), evidence]
+    mean, _, width = interval(pair.difference, half, unit_of(metric)).partition(" ± ")
+    return [mean, None if half is None else width, evidence]
 
 
-def _shown(value: float, metric: Metric) -> int:
-    """Return a difference as it is shown (points or the metric's unit), without the decimal point."""
-    return int(f"{100 * value if metric.is_share else value:.{_decimals(metric)}f}".replace(".", ""))
+def _hundredths(value: float) -> int:
+    """Return a difference as it is shown, without the decimal point."""
+    return int(f"{100 * value:.2f}".replace(".", ""))
 
 
 FEW = 6  # methods; with more, a reader can choose which ones are shown
 CLEAR = 16  # lines that stay distinct in a figure; with more methods, only the leading ones are shown at first
 BEST = 6  # the number of most accurate methods that count as leading
-ALL, LEADING = "all methods", "the best, the Pareto fronts, references"
+ALL, LEADING = "all methods", "the best, the Pareto fronts, the baseline and joint training"
 FEWER, GROWN = 0.1, 1.1  # limits: share of the parameters that is trained; growth of the stored parameters
 
 
@@ -122,19 +121,18 @@ class LegendEntry:
 
 def chosen(section: Section, legend: Sequence[LegendEntry]) -> list[LegendEntry]:
     """Return a legend with the kinds of its methods. If there are many methods, only the leading ones are shown."""
-    entries = [replace(entry, kinds=tuple(_kinds(section, entry))) for entry in legend]
+    verdicts = section.facts
+    labels = leading(verdicts, BEST, verdicts.fronts) if verdicts else set()
+    entries = [replace(entry, kinds=tuple(_kinds(section, entry, labels))) for entry in legend]
     if len(legend) <= CLEAR:
         return entries
     return [replace(entry, shown=LEADING in entry.kinds) for entry in entries]
 
 
-def _kinds(section: Section, entry: LegendEntry) -> Iterator[str]:
+def _kinds(section: Section, entry: LegendEntry, leading_labels: Collection[str]) -> Iterator[str]:
     """Yield the kinds of a method. They follow from its counted costs, so no plugin has to be installed."""
     result = section.results[entry.row]
-    facts = section.facts
-    baselines = {c.other for c in (facts.baseline, facts.joint) if c} if facts else set()
-    fronts = set(chain.from_iterable(facts.fronts.values())) if facts else set()
-    if entry.row < BEST or result.label in baselines | fronts:
+    if result.label in leading_labels:
         yield LEADING
     if result.reference:
         yield "references"

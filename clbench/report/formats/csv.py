@@ -55,7 +55,9 @@ def _shown(value: Value) -> int | float | str:
 
 def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]:
     """Yield the numbers of a method's k-th seed: the tables' columns, then R, other metrics and costs by task."""
-    for table in (section.comparison, *section.details):
+    labels = [method.label for method in section.results]
+    tables = [table for table in (section.comparison, *section.details) if [row.label for row in table.rows] == labels]
+    for table in tables:  # not those with a row per class or task
         for column, cell in zip(table.columns, table.rows[i].cells, strict=True):
             value = cell.values[k] if cell.values else None
             if value is not None:

@@ -23,8 +23,9 @@ def render(report: Report) -> str:
 def data(report: Report) -> dict[str, Any]:
     """Return the report as plain values: the fields of `clbench.report.model`, without the numbers of figures."""
     values = _plain(report)
-    for section in values["sections"]:
+    for section, model in zip(values["sections"], report.sections, strict=True):
         del section["choosable"]  # `clbench choose --format json` has it
+        section["summary"] = model.summary
         section["results"] = list(map(_with_curves, section["results"]))
     return {"schema": SCHEMA, **_with_pictures({**values, "sections": list(map(_with_pictures, values["sections"]))})}
 

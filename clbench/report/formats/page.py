@@ -64,6 +64,7 @@ class FigureView:
     file: str  # name of the saved file
     axis: str = ""  # title of the vertical axis; for kind seeds, of the horizontal axis
     better: str = "up"  # whether higher values are better
+    metric: Metric | None = None  # whose values the figure shows; intervals end at its bounds
     wide: bool = False
     costs: tuple[CostAxis, ...] = ()  # a reader chooses one of them
     final: int = 0  # the column of the comparison that the figure shows against a cost
@@ -169,12 +170,13 @@ def _has_matrix(result: Result) -> bool:
 def packed(matrices: Sequence[MatrixView]) -> str:
     """Return R of many methods as JSON for a script: id, title, unit, labels of rows, titles of columns, numbers.
 
-    Numbers are in units of 1/10,000. The values of each seed are left out, because the tables of R of 60 methods would
-    be a third of the page.
+    Percentages are in units of 1/10,000, and other values are the texts of the cells. The values of each seed are left
+    out, because the tables of R of 60 methods would be a third of the page.
     """
     return json.dumps([[m.id, m.table.title, m.table.columns[0].unit, [row.label for row in m.table.rows],
                         [column.title for column in m.table.columns],
-                        [[round(10_000 * (cell.mean or 0)) for cell in row.cells] for row in m.table.rows]]
+                        [[round(10_000 * (cell.mean or 0)) if column.unit == "percent" else cell.text
+                          for column, cell in zip(m.table.columns, row.cells, strict=True)] for row in m.table.rows]]
                        for m in matrices], separators=(",", ":"))
 
 
@@ -194,17 +196,17 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
         FigureView("lines", f"{heading} after each task",
                    f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals.",
                    f"Mean {label} over all tasks after the last one: {_after_last_task(tables[accuracy])}.",
-                   (accuracy,), f"{slug}-{metric.name}", axis=axis_title(metric)),
+                   (accuracy,), f"{slug}-{metric.name}", axis=axis_title(metric), metric=metric),
         FigureView("pareto", f"{heading} against cost",
                    f"The stepped line is the Pareto front: the best {label} at each cost. References are hollow and "
                    "not part of it.",
                    f"{heading} against a cost. {heading}: {_in_words(comparison, comparison.cells(final))}.",
                    (f"{id_}-comparison",), f"{slug}-pareto", axis=axis_title(metric), costs=_costs(section),
-                   final=comparison.index(final)),
+                   final=comparison.index(final), metric=metric),
         FigureView("seeds", f"{heading} of each seed",
                    "A marker for each seed; bar and band are the mean and its 95% confidence interval.",
                    f"{heading} of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
-                   (seeds,), f"{slug}-seeds", axis=axis_title(metric)),
+                   (seeds,), f"{slug}-seeds", axis=axis_title(metric), metric=metric),
         FigureView("lines", "Total parameters after each task",
                    "All parameters that a method holds after each task. Methods with the same number share a line of "
                    "alternating dashes.",

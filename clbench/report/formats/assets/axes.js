@@ -11,7 +11,7 @@ function tickText(value, unit) {
   for (const [factor, name] of PREFIXES[unit] ?? []) {
     if (value >= factor) return `${Number((value / factor).toPrecision(3))}${name}`;
   }
-  return String(Number(value.toPrecision(3)));
+  return String(Number(value.toPrecision(4)));
 }
 
 function linear(low, high, from, to) {
@@ -46,9 +46,20 @@ function logTicks(low, high) {
 }
 
 // Return a range with padding around the values, which is not empty even if all values are equal.
-function padded(low, high, share = 0.06, least = 0.005) {
+function padded(low, high, unit, share = 0.06) {
+  const least = unit === "percent" || unit === "points" ? 0.005 : 0.002 * (Math.max(-low, high) || 1);
   const pad = Math.max((high - low) * share, least);
   return [low - pad, high + pad];
+}
+
+// Return a function that moves a value, such as the end of an interval, to the nearest possible value of a figure's metric.
+function clipTo({ low = -Infinity, high = Infinity }) {
+  return (value) => Math.max(Number(low), Math.min(Number(high), value));
+}
+
+// Return the left end of a plot such that the labels of its vertical axis fit in front of it.
+function leftOf(ticks, text) {
+  return Math.max(28, ...ticks.map((tick) => textWidth(text(tick)) + 11));
 }
 
 // Draw grid, ticks and axis titles of a plot; `box` has left, right, top and bottom in pixels.

@@ -33,7 +33,7 @@ function choosing(section) {
   const apply = () => {
     for (const slider of sliders) slider.update();
     const active = limits();
-    command.textContent = [`clbench choose RUN${settings[0][4][4]}`, ...active.map(({ flag }) => flag), ...unknown.checked ? ["--task-id unknown"] : []].join(" ");
+    command.textContent = [`clbench choose RUN${settings[0][4][3]}`, ...active.map(({ flag }) => flag), ...unknown.checked ? ["--task-id unknown"] : []].join(" ");
     const chosen = settings.filter(([, , given]) => !(unknown.checked && given));
     brief.textContent = chosen.map((setting) => `${setting[1]}: ${setting[5][bestOf(setting[5], active)]?.[0] ?? "none"}`).join("; ");
     shown.replaceChildren(...chosen.map((setting) => chosenOf(setting, kinds, active)),
@@ -55,8 +55,8 @@ function bestOf(methods, limits) {
 }
 
 // Show the choice among a setting's methods under some constraints.
-function chosenOf([id, title, , seeds, [metric, unit, column, decimals], methods, beside, incomplete], kinds, limits) {
-  const points = (number) => (number / 10 ** decimals).toFixed(decimals);
+function chosenOf([id, title, , seeds, [metric, unit, column], methods, beside, incomplete], kinds, limits) {
+  const points = (difference) => (typeof difference === "string" ? difference : (difference / 100).toFixed(2));
   const pair = (a, b) => {
     const [difference, half, evidence] = beside[a].slice(3 * (b - a - 1), 3 * (b - a));
     return [`${points(difference)} ± ${half === null ? "n/a" : points(half)}`, evidence];

@@ -1,14 +1,5 @@
 // Filter methods by kind and by a part of the name, in the tables and figures of a section.
 
-function labelOf(row) {
-  return row.cells[0].textContent;
-}
-
-// Marks such as † may follow a row's label.
-function isOf(text, label) {
-  return text === label || (text.startsWith(`${label} `) && text.length <= label.length + 5);
-}
-
 function filterable(bar, methods, redraw) {
   const section = bar.closest("section");
   const [select, input, shown] = [bar.querySelector("select"), bar.querySelector("input"), bar.querySelector("output")];
@@ -21,7 +12,7 @@ function filterable(bar, methods, redraw) {
     for (const method of methods) method.button.setAttribute("aria-pressed", String(wanted.includes(method)));
     const hidden = methods.filter((method) => !wanted.includes(method)).map(({ label }) => label);
     for (const row of section.querySelectorAll("tr[data-row]")) {
-      row.hidden = hidden.some((label) => isOf(labelOf(row), label));
+      row.hidden = hidden.includes(row.dataset.label);
     }
     shown.textContent = wanted.length < methods.length ? `${wanted.length} of ${methods.length}` : "";
     redraw();
@@ -34,7 +25,7 @@ function filterable(bar, methods, redraw) {
 function unpack(place) {
   const hints = place.dataset.hints.split("\n");
   for (const [id, title, unit, labels, columns, values] of JSON.parse(place.dataset.matrices)) {
-    const shown = unit === "percent" ? (v) => (v / 100).toFixed(2) : (v) => (v / 10000).toFixed(3);
+    const cellOf = (v) => (typeof v === "string" ? make("td", {}, v) : make("td", { "data-v": v / 10000 }, (v / 100).toFixed(2)));
     const table = make("table", { id });
     table.append(make("caption", {}, title));
     const head = table.createTHead().insertRow();
@@ -45,7 +36,7 @@ function unpack(place) {
     values.forEach((cells, i) => {
       const row = body.insertRow();
       row.dataset.row = i;
-      row.append(make("th", { scope: "row" }, labels[i]), ...cells.map((v) => make("td", { "data-v": v / 10000 }, shown(v))));
+      row.append(make("th", { scope: "row" }, labels[i]), ...cells.map(cellOf));
     });
     const scroll = make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": title });
     scroll.append(table);

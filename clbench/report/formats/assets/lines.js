@@ -5,17 +5,20 @@ function drawLines(svg, width, figure, methods) {
   const curves = methods.map((method) => ({ method, cells: rows.get(method.row) }))
     .filter(({ cells }) => cells.every((cell) => cell.value !== null));
   const unit = columns[0].unit;
+  const clip = clipTo(figure.dataset);
   const wide = width >= 520;
   const height = wide ? Math.max(340, 15 * curves.length + 60) : 280; // room for the labels at the ends
   const labels = curves.map(({ method }) => fit(method.label, width * 0.28));
   const margin = wide ? Math.max(0, ...labels.map((text) => textWidth(text))) + 26 : 10;
-  const box = { left: unit === "percent" ? 34 : 48, right: width - margin, top: 30, bottom: height - 46 };
-  const y = heights(curves, unit, box);
+  const box = { right: width - margin, top: 30, bottom: height - 46 };
+  const y = heights(curves, unit, box, clip);
+  const yText = (v) => tickText(v, unit);
+  box.left = leftOf(y.ticks(6), yText);
   const x = columns.length > 1 ? linear(1, columns.length, box.left + 6, box.right - 6)
     : () => (box.left + box.right) / 2;
   frame(svg, box, {
     x, y, xTicks: columns.map((_, i) => i + 1), xText: String, xTitle: "tasks seen",
-    yTicks: y.ticks(6), yText: (v) => tickText(v, unit), yTitle: figure.dataset.axis,
+    yTicks: y.ticks(6), yText, yTitle: figure.dataset.axis,
   });
   const marks = [];
   const alike = new Map();
@@ -23,7 +26,7 @@ function drawLines(svg, width, figure, methods) {
     const key = curve.cells.map((cell) => cell.value).join();
     alike.set(key, [...alike.get(key) ?? [], curve]);
   }
-  for (const { method, cells } of curves) band(group(svg, method), cells, x, y, unit, curves.length > 6 ? "band faint" : "band");
+  for (const { method, cells } of curves) band(group(svg, method), cells, x, y, clip, curves.length > 6 ? "band faint" : "band");
   for (const same of alike.values()) {
     same.forEach(({ method, cells }, k) => {
       const within = group(svg, method);
@@ -49,25 +52,17 @@ function drawLines(svg, width, figure, methods) {
   return { height, marks };
 }
 
-function heights(curves, unit, box) {
+function heights(curves, unit, box, clip) {
   const all = curves.flatMap(({ cells }) => cells);
-  let [low, high] = [Math.min(...all.map((cell) => cell.low)), Math.max(...all.map((cell) => cell.high))];
-  if (unit === "percent") {
-    [low, high] = padded(Math.max(low, 0), Math.min(high, 1));
-    return linear(Math.max(low, 0), Math.min(high, 1.005), box.bottom, box.top);
-  }
-  if (unit === "nats" || unit === "value") {
-    [low, high] = padded(low, high);
-    return linear(unit === "nats" ? Math.max(low, 0) : low, high, box.bottom, box.top);
-  }
+  const [low, high] = [clip(Math.min(...all.map((cell) => cell.low))), clip(Math.max(...all.map((cell) => cell.high)))];
+  if (unit !== "count") return linear(...padded(low, high, unit).map(clip), box.bottom, box.top);
   if (low > 0 && high / low > 4) return logarithmic(low / 1.15, high * 1.15, box.bottom, box.top);
   return linear(0, high * 1.08 || 1, box.bottom, box.top);
 }
 
-function band(parent, cells, x, y, unit, look) {
+function band(parent, cells, x, y, clip, look) {
   if (cells.every((cell) => cell.low === cell.high)) return;
-  const limit = (v) => (unit === "percent" ? Math.max(0, Math.min(1, v)) : Math.max(y.low, v));
-  const edge = (end) => cells.map((cell, i) => `${x(i + 1).toFixed(1)} ${y(limit(cell[end])).toFixed(1)}`);
+  const edge = (end) => cells.map((cell, i) => `${x(i + 1).toFixed(1)} ${y(Math.max(y.low, clip(cell[end]))).toFixed(1)}`);
   shape(parent, "path", { class: look, d: `M${[...edge("high"), ...edge("low").reverse()].join("L")}z` });
 }
 

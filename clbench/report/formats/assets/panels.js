@@ -74,8 +74,10 @@ function heatPanel(svg, method, table, shade, { left, top, each, cell, tall }) {
     cells.forEach(({ value, text, seeds }, j) => {
       const at = x + j * cell;
       heatCell(within, at + 0.5, y(row) + 0.5, cell - 1, tall - 1, shade.of(value));
-      if (cell >= 24) {
-        const shown = Number(text.replaceAll(",", "")).toFixed((cell >= 38) + (shade.unit !== "percent"));
+      const texts = shade.unit === "percent" ? [Number(text).toFixed(cell >= 38 ? 1 : 0)]
+        : [text, String(Number(value.toPrecision(2)))];
+      const shown = texts.find((each) => textWidth(each, "10px") <= cell - 6);
+      if (shown) {
         shape(within, "text", { x: at + cell / 2, y: y(row) + tall / 2 + 4, "text-anchor": "middle",
           class: `small ${shade.of(value) > DEEP ? "on-hot" : "on-cold"}` }, shown);
       }
@@ -102,19 +104,21 @@ function drawBars(svg, width, figure, methods) {
   const found = methods.map((method) => ({ method, cells: rows.get(method.row) }))
     .filter(({ cells }) => cells.every((cell) => cell.value !== null));
   const ends = found.flatMap(({ cells }) => cells.flatMap((c) => [c.low, c.high]));
-  const [low, high] = padded(Math.min(0, ...ends), Math.max(0, ...ends), 0.05);
+  const [low, high] = padded(Math.min(0, ...ends), Math.max(0, ...ends), columns[0].unit, 0.05);
+  const yText = (v) => tickText(v, columns[0].unit);
+  const margin = leftOf(linearTicks(low, high, 5), yText);
   const { each, place, rows: down } = panels(width, found.length, width < 520 ? 128 : 190);
   const height = 158;
   const marks = [];
   found.forEach(({ method, cells }, i) => {
     const [left, top] = place(i, height);
     heading(svg, method, left, top + 12, each);
-    const box = { left: left + 28, right: left + each, top: top + 26, bottom: top + 122 };
+    const box = { left: left + margin, right: left + each, top: top + 26, bottom: top + 122 };
     const y = linear(low, high, box.bottom, box.top);
     const slot = (box.right - box.left) / cells.length;
     const x = (j) => box.left + (j - 0.5) * slot;
     frame(svg, box, { x, y, xTicks: columns.map((_, j) => j + 1), xText: (j) => taskText(columns[j - 1], j - 1, slot), yTicks: y.ticks(5),
-      yText: (v) => tickText(v, columns[0].unit) });
+      yText });
     const within = group(svg, method);
     cells.forEach((cell, j) => {
       const [above, below] = [y(Math.max(cell.value, 0)), y(Math.min(cell.value, 0))];

@@ -8,15 +8,18 @@ function drawPareto(svg, width, figure, methods) {
   const points = methods.map((method) => ({ method, cost: rows.get(method.row)[column], gain: rows.get(method.row)[final] }))
     .filter(({ cost, gain }) => cost.value > 0 && gain.value !== null);
   const height = width >= 520 ? 360 : 320;
-  const box = { left: 36, right: width - 14, top: 30, bottom: height - 46 };
+  const box = { right: width - 14, top: 30, bottom: height - 46 };
+  const clip = clipTo(figure.dataset);
+  const limits = (end) => points.map(({ gain }) => clip(gain[end]));
+  const y = linear(...padded(Math.min(...limits("low")), Math.max(...limits("high")), measure), box.bottom, box.top);
+  const yText = (v) => tickText(v, measure);
+  box.left = leftOf(y.ticks(6), yText);
   const costs = points.map(({ cost }) => cost.value);
   const ratio = Math.max((Math.max(...costs) / Math.min(...costs)) ** 0.1, 1.3);
   const x = logarithmic(Math.min(...costs) / ratio, Math.max(...costs) * ratio, box.left, box.right);
-  const limits = (end) => points.map(({ gain }) => Math.max(0, Math.min(measure === "percent" ? 1 : Infinity, gain[end])));
-  const y = linear(...padded(Math.min(...limits("low")), Math.max(...limits("high"))), box.bottom, box.top);
   const unit = columns[column].unit;
   frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].name}${unit === "seconds" ? " (s)" : ""}, log`,
-    yTicks: y.ticks(6), yText: (v) => tickText(v, measure), yTitle: figure.dataset.axis });
+    yTicks: y.ticks(6), yText, yTitle: figure.dataset.axis });
   const best = choice.dataset.front.split(" ").filter(Boolean).map(Number);
   const at = points.map(({ cost, gain }) => [x(cost.value), y(gain.value)]);
   steps(svg, best.map((row) => points.findIndex(({ method }) => method.row === row)).filter((i) => i >= 0).map((i) => at[i]), box);

@@ -8,14 +8,14 @@ function drawSeeds(svg, width, figure, methods) {
   const ends = found.flatMap(({ seeds, mean }) => [mean.low, mean.high,
     ...seeds.flatMap(({ value }) => (value === null ? [] : [value]))]);
   const { unit } = columns[0];
-  const most = unit === "percent" ? 1 : Infinity;
-  const [low, high] = padded(Math.max(0, Math.min(...ends)), Math.min(most, Math.max(...ends)), 0.04);
-  const { x, lanes, height } = laneFrame(svg, width, found.map(({ method }) => method), Math.max(low, 0), Math.min(high, 1.002 * most),
+  const clip = clipTo(figure.dataset);
+  const [low, high] = padded(clip(Math.min(...ends)), clip(Math.max(...ends)), unit, 0.04).map(clip);
+  const { x, lanes, height } = laneFrame(svg, width, found.map(({ method }) => method), low, high,
     { xText: (v) => tickText(v, unit), xTitle: figure.dataset.axis });
   const marks = [];
   found.forEach(({ method, seeds, mean }, i) => {
     const { within, y } = lanes[i];
-    const [a, b] = [mean.low, mean.high].map((end) => x(Math.max(x.low, Math.min(most, end))));
+    const [a, b] = [mean.low, mean.high].map((end) => x(clip(end)));
     marks.push(bar(within, method, y, a, x(mean.value), b, columns.length, `mean: ${withUnit(mean, unit)}`));
     const taken = [];
     seeds.forEach((cell, j) => {
@@ -36,7 +36,7 @@ function drawRanks(svg, width, figure, methods) {
   const half = Number(figure.dataset.critical) / 2;
   const ranked = methods.map((method) => ({ method, rank: average[method.row] })).sort((p, q) => p.rank.value - q.rank.value);
   const ends = ranked.flatMap(({ rank }) => [rank.value - half, rank.value + half]);
-  const { x, lanes, height } = laneFrame(svg, width, ranked.map(({ method }) => method), ...padded(Math.min(...ends), Math.max(...ends)),
+  const { x, lanes, height } = laneFrame(svg, width, ranked.map(({ method }) => method), ...padded(Math.min(...ends), Math.max(...ends), "number"),
     { xText: String, xTitle: "average rank", least: 1, most: average.length });
   const marks = ranked.map(({ method, rank }, i) => {
     const { within, y } = lanes[i];

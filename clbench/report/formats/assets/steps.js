@@ -14,8 +14,7 @@ function drawSteps(svg, width, figure, methods) {
     heading(svg, method, left, top + 12, each);
     marks.push(...stepPanel(svg, method, course, colors, zoom, { left: left + 36, right: left + each - 16, top: top + 28, bottom: top + 208 }));
   });
-  taskKeys(svg, courses, colors, rows * height + 12, width);
-  return { height: rows * height + 22, marks };
+  return { height: taskKeys(svg, courses, colors, rows * height + 12, width), marks };
 }
 
 function stepPanel(svg, method, course, colors, zoom, box) {
@@ -53,16 +52,18 @@ function said(ends, at) {
   return `${at - (task ? ends[task - 1] : 0)} of task ${task + 1}`;
 }
 
-function taskKeys(svg, courses, colors, y, width) {
+// Draw the legend of the lines in as many lines as needed, and return the height at which it ends.
+function taskKeys(svg, courses, colors, top, width) {
   const tasks = Math.max(...courses.map((course) => course.tasks.length));
   const names = [["mean over old tasks", "line old"],
     ...Array.from({ length: tasks }, (_, t) => [`task ${t + 1}`, `line ${colors[t % colors.length]} v${Math.floor(t / colors.length)}`])];
-  let x = 0;
+  let [x, y] = [0, top];
   for (const [name, look] of names) {
     const wide = textWidth(name) + 44;
-    if (x + wide > width) break;
+    if (x && x + wide > width) [x, y] = [0, y + 20];
     shape(svg, "path", { d: `M${x} ${y - 4}H${x + 22}`, class: look });
     shape(svg, "text", { x: x + 28, y, class: "small" }, name);
     x += wide;
   }
+  return y + 10;
 }
