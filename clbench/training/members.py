@@ -94,24 +94,24 @@ def reads_noted(strategy: Strategy, attributes: Mapping[str, Set[str]]) -> Itera
         strategy: the strategy.
         attributes: the attributes to watch, by the name of their module.
     """
-    found: list[str] = []
+    reads: list[str] = []
     modules = {name: strategy.get_submodule(name) for name in attributes}
     classes = {name: type(module) for name, module in modules.items()}
     for name, module in modules.items():
         module.__class__ = type(classes[name].__name__, (classes[name],), {
-            "__getattribute__": _noting(classes[name], name, attributes[name], found)})
+            "__getattribute__": _noting(classes[name], name, attributes[name], reads)})
     try:
-        yield found
+        yield reads
     finally:
         for name, module in modules.items():
             module.__class__ = classes[name]
 
 
-def _noting(cls: type, module_name: str, names: Set[str], found: list[str]) -> Callable[[Any, str], Any]:
+def _noting(cls: type, module_name: str, names: Set[str], reads: list[str]) -> Callable[[Any, str], Any]:
     """Return a `__getattribute__` for a subclass of `cls` that notes when one of these attributes is read."""
-    def read(self: Any, name: str) -> Any:
+    def note_read(self: Any, name: str) -> Any:
         if name in names:
-            found.append(f"{module_name}.{name}".lstrip("."))
+            reads.append(f"{module_name}.{name}".lstrip("."))
         return cls.__getattribute__(self, name)  # type: ignore[call-arg]
 
-    return read
+    return note_read

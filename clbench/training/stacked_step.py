@@ -144,10 +144,10 @@ class StackedStep:
             return
         first = self.members[0]
         buffers = {f"strategy.{name}": buffer.clone() for name, buffer in first.named_buffers()}
-        with seeds.scope(0, "attributes"), self.autocast, reads_noted(first, differing) as found:
+        with seeds.scope(0, "attributes"), self.autocast, reads_noted(first, differing) as reads:
             functional_call(self.call, buffers, (batch,))
-        if found:
-            raise Unstackable(f"its loss reads the attribute {found[0]}, which differs between the trials (buffers and "
+        if reads:
+            raise Unstackable(f"its loss reads the attribute {reads[0]}, which differs between the trials (buffers and "
                               "options of type Scalar may differ)")
 
     def state(self) -> dict[str, Tensor]:
