@@ -112,7 +112,7 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
                         f"--methods {method_list}")
     if flags["methods"] is not None:
         flags["methods"] = as_ids(flags["methods"], registry)
-    experiment_spec = read_spec(spec, {}, flags, options)
+    experiment_spec = read_spec(spec, {}, flags, options, registry, note)
     folder = out or run.default_out(experiment_spec, spec)
     experiment = run.prepare(experiment_spec, registry, folder, log, shard, stale, note)
     exit_code = run_missing(experiment, dry_run, quiet)
