@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.files import write_atomically
-from clbench.core.options import format_value, parse_value
+from clbench.core.options import OWN_RECIPE, format_value, parse_value
 from clbench.core.registry import Registry, installed
+from clbench.experiment.recipe import DEPENDENT, Recipe, combine
 from clbench.experiment.search import Search
 from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
 from clbench.experiment.sweeps import expand
@@ -30,14 +31,19 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any], registry: Registr
     """Return the values of a file, overridden by `given`; None means not given.
 
     `given` is flat: the keys of the recipe, of the arrival and of the execution settings are on the same level as the
-    others. A budget in epochs replaces one in iterations and vice versa; `online` replaces both and the batch size. A
-    method may be given by its name, its label, or either with options as in tables. If the file has this method, or a
+    others. A budget in epochs replaces one in iterations and vice versa; `online` replaces both and the batch size.
+    What belonged to other replaced parts of the recipe is removed (`combine`).
+
+    A method may be given by its name, its label, or either with options as in tables. If the file has this method, or a
     row of its sweep, the method of the file with its recipe is used. If not, the method is added; `note` is called
     with a message if the file has a method of the same name. `registry` has the installed methods (None: `installed`).
     """
     out = dict(values)
     if given.get("online") and isinstance(out.get("recipe"), Mapping):  # it replaces the file's budget
         out["recipe"] = {k: v for k, v in out["recipe"].items() if k not in BUDGET}
+    if isinstance(out.get("recipe"), Mapping):
+        out["recipe"] = combine(out["recipe"], {k: v for k, v in given.items()
+                                                if k in Recipe.model_fields and v is not None})
     for key, value in given.items():
         if value is None:
             continue
@@ -48,8 +54,6 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any], registry: Registr
                 continue  # a mistake in the file, which validation reports
             table_values = {k: v for k, v in table_values.items()
                             if {k, key} != {"epochs", "iterations"} or given.get(k)}
-            if key == "lr" and given.get("lr_per") is None:
-                table_values.pop("lr_per", None)  # it belongs to the learning rate of the file
             out[table] = {**table_values, key: value}
         elif key == "methods":
             out["methods"] = _pick(values.get("methods"), value, registry, note)
@@ -84,7 +88,7 @@ def _pick_rows(text: str, known: Sequence[Any], registry: Registry, note: Note |
             values = {name: row.given[name] for name in swept}
             if _same_method(wanted, row) or (wanted.name == method.label and wanted.given == values):
                 # A list with one value, so that the label of the row stays the same.
-                matches.append(method.with_options({name: [value] for name, value in values.items()}))
+                matches.append(method.with_options(method.given | {name: [value] for name, value in values.items()}))
             other_rows.append(row.label or _full_name(row))
     if note and other_rows and not matches:
         note(f"{text} is none of the file's methods ({', '.join(other_rows)}), so it is added, with the experiment's "
@@ -130,8 +134,9 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         SpecError: a setting does not have that form or names no method of the experiment; a line for each mistake.
     """
     methods, problems = list(spec.methods), []
-    # Setting a learning rate removes an earlier lr_per (`combine`), so settings of lr_per are applied last.
-    for setting in sorted(settings, key=lambda text: text.partition("=")[0].endswith(".lr_per")):
+    # Setting a learning rate removes an earlier lr_per (`combine`), so dependent settings are applied last.
+    dependents = tuple(f".{OWN_RECIPE}{name}" for name in chain.from_iterable(DEPENDENT.values()))
+    for setting in sorted(settings, key=lambda text: text.partition("=")[0].endswith(dependents)):
         names = set(chain.from_iterable(map(_names, methods)))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])

@@ -93,10 +93,19 @@ class Recipe(Strict):
         return self
 
 
+DEPENDENT = {"optimizer": ("momentum",), "schedule": ("milestones", "decay", "schedule_by"), "lr": ("lr_per",)}
+"""Parts of a recipe that belong to the value of another part."""
+
+
 def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a recipe with changes. A new lr removes the lr_per of the old lr."""
-    unchanged = {name: value for name, value in parts.items() if name != "lr_per" or "lr" not in changes}
-    return {**unchanged, **changes}
+    """Return the parts of a recipe with changes. What belonged to a replaced part is removed unless it is given.
+
+    Another optimizer removes momentum, another schedule removes milestones, decay and schedule_by, and a learning rate
+    removes the lr_per of the old one.
+    """
+    removed = {dependent for name, dependents in DEPENDENT.items() for dependent in dependents
+               if name in changes and (name == "lr" or changes[name] != parts.get(name, changes[name]))}
+    return {**{name: value for name, value in parts.items() if name not in removed}, **changes}
 
 
 def with_final_rate(recipe: Recipe) -> Recipe:

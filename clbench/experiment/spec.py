@@ -57,8 +57,8 @@ PUBLISHED = "published"  # value of a method's `recipe` that selects the recipe 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """Return a recipe with changes, and the parts that differ from before.
 
-    A budget in epochs replaces one in iterations and vice versa. Another optimizer has no momentum, and another
-    schedule no milestones, unless they are given. The results have no lr_per (`with_final_rate`).
+    A budget in epochs replaces one in iterations and vice versa; `combine` removes what belonged to other replaced
+    parts. The results have no lr_per (`with_final_rate`).
 
     Raises:
         SpecError: the changes are not valid for the recipe; the message has a line for each mistake.
@@ -66,10 +66,6 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[st
     values = recipe.model_dump()
     if {"epochs", "iterations"} & set(changes):
         values |= {"epochs": None, "iterations": None}
-    if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
-        values.pop("momentum")
-    if changes.get("schedule", recipe.schedule) != recipe.schedule:
-        values = {name: value for name, value in values.items() if name not in ("milestones", "decay", "schedule_by")}
     try:
         new_recipe = with_final_rate(Recipe.model_validate(combine(values, changes)))
     except ValidationError as error:

@@ -58,6 +58,18 @@ def test_a_list_is_the_files_as_tables_write_it_and_another_recipe_is_not():
         assert merge({"methods": [method]}, {"methods": [written]})["methods"] == [written]
 
 
+@pytest.mark.parametrize(("given", "expected"), [
+    ({"optimizer": "adam"}, {"schedule": "steps", "milestones": [0.5], "decay": 0.2}),
+    ({"schedule": "cosine"}, {"momentum": 0.9}),
+    ({"schedule": "steps", "decay": 0.5}, {"momentum": 0.9, "milestones": [0.5]}),
+    ({"optimizer": "sgd", "momentum": 0.5}, {"schedule": "steps", "milestones": [0.5], "decay": 0.2})])
+def test_another_optimizer_or_schedule_replaces_what_belonged_to_the_one_of_the_file(given, expected):
+    recipe = {"optimizer": "sgd", "momentum": 0.9, "schedule": "steps", "milestones": [0.5], "decay": 0.2}
+    merged = merge({"methods": ["lora"], "recipe": recipe}, given)["recipe"]
+    assert merged == {"optimizer": "sgd", "schedule": "steps", **expected, **given}
+    build({"methods": ["lora"], "recipe": merged})
+
+
 @pytest.mark.parametrize("text", ["mine:strength=1e4", "mine:strength=10000", "ewc:strength=1e4"])
 def test_a_row_of_a_sweep_keeps_the_label_the_recipe_and_the_scenario_of_the_file(text):
     method = {"name": "ewc", "label": "mine", "options": {"strength": [1e3, 1e4]}, "scenario": "class",
