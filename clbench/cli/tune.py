@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clbench.experiment.spec import Spec
 
 FOLDER = click.Path(path_type=Path)
+VALIDATION = 0.1  # default share of the training samples on which candidates are evaluated
 
 
 def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -57,8 +58,9 @@ COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterat
 @click.option("--seeds", metavar="N|LIST", default="2", show_default=True, callback=_seeds,
               help=f"Number of seeds for each candidate, counted from {FIRST_DEVELOPMENT_SEED}, or a list of seeds. "
               "The experiment's own seeds are not allowed.")
-@click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
-              show_default=True, help="Share of the training samples to hold out for the evaluation of candidates.")
+@click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
+              help="Share of the training samples to hold out for the evaluation of candidates.  [default: the "
+              f"experiment's, or {VALIDATION} if it holds out none]")
 @click.option("--epochs", type=int, help="Number of training epochs for each candidate.  [default: the experiment's]")
 @click.option("--iterations", type=int, help="Number of optimizer steps per task for each candidate, instead of "
               "epochs.")
@@ -94,7 +96,8 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     tomlkit()  # reports a missing library before hours of search, not after
     registry = discover(files=plugins)
     original, source_text = read_spec(source, {}, {}, ()), source.read_text(encoding="utf-8")
-    spec = read_spec(source, {}, flags, ())
+    share = flags["validation"] or original.validation or VALIDATION
+    spec = read_spec(source, {}, {**flags, "validation": share}, ())
     _check_seeds(original, spec)
     names = [name.strip() for name in (methods or "").split(",") if name.strip()]
     rows = tuning.rows_of(spec, registry, trials, names, widen)
