@@ -192,8 +192,8 @@ ARRIVAL = (
                  "frequent class keeps to those of the rarest (long tail).  [default: 1]"),
     click.option("--boundaries", metavar="given|hidden", help="Task boundaries: given, or hidden from methods, "
                  "which then get the stream as one task in one pass.  [default: given]"),
-    click.option("--online", is_flag=True, default=None, help="Online learning: one pass in batches of 10 (--epochs 1 "
-                 "--batch-size 10, unless you give these)."),
+    click.option("--online/--no-online", default=None, help="Online learning: one pass, in batches of 10 unless you "
+                 "give --batch-size."),
 )
 
 
@@ -212,9 +212,12 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def changed_recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a recipe, which default to the trial's values, and the device."""
+    """Give a command the options of a recipe, which default to the trial's values, and the device.
+
+    The trial's recipe has no lr_per.
+    """
     command = recipe_options(command)
     for option in vars(command)["__click_params__"][-len(RECIPE):]:
-        if option.name != "device":
+        if option.name not in ("device", "lr_per"):
             option.help = f"{option.help.partition('  [default:')[0]}  [default: the trial's]"
     return command
