@@ -45,9 +45,9 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 @click.argument("models", nargs=-1, type=FOLDER, metavar="[ADAPTER_OR_MODEL...]")
 @click.option("--tasks", multiple=True, type=FILE, metavar="FILE", help="File of prompts and responses of a task "
               "that the model should still know (.jsonl, .json or .txt); repeatable.")
-@click.option("--general", multiple=True, type=FILE, metavar="FILE", help="File of texts or prompts that test "
-              "general ability, or `english` for texts that come with clbench; repeatable. In a .txt file, each "
-              "paragraph is a text.")
+@click.option("--general", "general_files", multiple=True, type=FILE, metavar="FILE", help="File of texts or prompts "
+              "that test general ability, or `english` for texts that come with clbench; repeatable. In a .txt file, "
+              "each paragraph is a text.")
 @click.option("--new", multiple=True, type=FILE, metavar="FILE", help="File of prompts and responses of the task "
               "that the model was fine-tuned on; repeatable.")
 @click.option("--length", type=click.IntRange(min=2), metavar="N", help="Maximum number of tokens per item.  "
@@ -76,7 +76,7 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
               "items to score at once.")
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or else the "
               "CPU), cpu, cuda, cuda:1 or mps.")
-def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], general: tuple[Path, ...],
+def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], general_files: tuple[Path, ...],
             new: tuple[Path, ...], length: int | None, allow_cut_responses: bool, chat_template: Path | None,
             any_base: bool, margin_nll: float, margin_exact: float, scales: tuple[float, ...],
             export_scale: float | None, to: Path | None, show: bool, fail_on: str | None, as_json: bool,
@@ -93,7 +93,7 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
     if (export_scale is None) != (to is None):
         raise click.UsageError("--export-scale and --to go together")
     files: list[tuple[Role, Path]] = [*(("new", path) for path in new), *(("task", path) for path in tasks),
-                                      *(("general", find_file(path)) for path in general)]
+                                      *(("general", find_file(path)) for path in general_files)]
     if not files and export_scale is None:
         raise click.UsageError("name at least one file by --tasks, --general or --new")
     if not models and not show:

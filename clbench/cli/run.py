@@ -102,13 +102,12 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     if dry_run and (opens or quiet or as_json):
         raise click.UsageError("--dry-run makes no report: leave --open, --quiet and --json out")
     if spec is None and flags["methods"] is None:
-        line, meaning = EXAMPLES[0]
-        raise SpecError("which methods? Pass them as in --methods lora,ewc, or name a file\n"
-                        f"{line}    {meaning}")
+        raise SpecError(f"which methods? Pass them, as in {EXAMPLES[0][0]}, or name an experiment file")
     registry = discover(files=plugins)
-    if spec is not None and not os.path.exists(spec) and str(spec) in registry.strategies:
+    if spec is not None and not os.path.exists(spec) and any(
+            part.strip().partition(":")[0] in registry.strategies for part in str(spec).split(",")):
         method_list = ",".join(filter(None, [flags["methods"], str(spec)]))
-        raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give methods as one list, "
+        raise SpecError(f"there is no experiment file {spec}. If you mean methods, give them as one list: "
                         f"--methods {method_list}")
     if flags["methods"] is not None:
         flags["methods"] = as_ids(flags["methods"], registry)

@@ -250,7 +250,7 @@ EXPECTED = {"too_short": "expected at least one value", "dict_type": "expected a
 
 def _explain(item: Any) -> str:
     """Return one of pydantic's errors as one line."""
-    loc = [str(part) for part in item["loc"]]
+    loc, value = [str(part) for part in item["loc"]], item["input"]
     key_path = ".".join(loc) or "experiment"
     if item["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {**TABLES, "benchmark": Named, "model": Named, "methods": MethodSpec,
@@ -270,8 +270,14 @@ def _explain(item: Any) -> str:
         return f"{key_path}: this key is missing: add it{example}"
     if item["type"] in EXPECTED:
         tagless = ".".join(part for part in loc if part not in ("range", "values"))
-        return f"{tagless}: {EXPECTED[item['type']]}, got {format_value(item['input'])}"
+        text_form = {"benchmark": "a name or ", "model": "a name or ", "methods": "a name or ", "tune": "a list or "}
+        alternative = text_form.get(loc[0], "") if item["type"] == "model_type" else ""
+        return f"{tagless}: {EXPECTED[item['type']].replace('a table', alternative + 'a table')}, got {_given(value)}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    value = item["input"]
-    shows_value = isinstance(value, str | int | float) and item["type"] != "value_error"
-    return f"{key_path}: {message}" + (f", got {shown(value)}" if shows_value else "")
+    shows_value = isinstance(value, str | int | float | list) and item["type"] != "value_error"
+    return f"{key_path}: {message}" + (f", got {_given(value)}" if shows_value else "")
+
+
+def _given(value: Any) -> str:
+    """Return a given value as errors show it; a list in brackets, because a file has it so."""
+    return str(value) if isinstance(value, list | tuple) else shown(value)
