@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clbench.cli.common_options import PATH, device_option
 from clbench.cli.help import Command
 from clbench.data.own.instructions import find_file
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from clbench.execution.audit import Auditor
     from clbench.results.audit import Audit, Role
 
-FOLDER = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 LOST = "lost"
 EXAMPLES = (
@@ -42,7 +42,7 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 
 @click.command("forget", cls=Command, examples=EXAMPLES)
 @click.argument("base", metavar="BASE")
-@click.argument("models", nargs=-1, type=FOLDER, metavar="[ADAPTER_OR_MODEL...]")
+@click.argument("models", nargs=-1, type=PATH, metavar="[ADAPTER_OR_MODEL...]")
 @click.option("--tasks", multiple=True, type=FILE, metavar="FILE", help="File of prompts and responses of a task "
               "that the model should still know (.jsonl, .json or .txt); repeatable.")
 @click.option("--general", "general_files", multiple=True, type=FILE, metavar="FILE", help="File of texts or prompts "
@@ -65,17 +65,16 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
               "update multiplied by each number, as in 0,0.25,0.5,0.75,1. This needs --new, and --tasks or --general.")
 @click.option("--export-scale", type=click.FloatRange(min=0), metavar="S", help="Write the adapter with its update "
               "multiplied by S to the folder --to.")
-@click.option("--to", type=FOLDER, metavar="DIR", help="New folder for the adapter that --export-scale writes.")
+@click.option("--to", type=PATH, metavar="DIR", help="New folder for the adapter that --export-scale writes.")
 @click.option("--show", is_flag=True, help="Print the first item of each file with its scored tokens marked, without "
               "scoring anything.")
 @click.option("--fail-on", type=click.Choice([LOST]), help="Exit with code 1 if any verdict is lost.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Folder for audit.md, audit.html, audit.json and the scores of "
+@click.option("--out", type=PATH, metavar="DIR", help="Folder for audit.md, audit.html, audit.json and the scores of "
               "all items. clbench reuses the scores that are there.")
 @click.option("--batch-size", "batch", type=click.IntRange(min=1), default=8, show_default=True, help="Number of "
               "items to score at once.")
-@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or else the "
-              "CPU), cpu, cuda, cuda:1 or mps.")
+@device_option("auto", default="auto")
 def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], general_files: tuple[Path, ...],
             new: tuple[Path, ...], length: int | None, allow_cut_responses: bool, chat_template: Path | None,
             any_base: bool, margin_nll: float, margin_exact: float, scales: tuple[float, ...],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clbench.cli.common_options import (
+    PATH,
     arrival_options,
     execution_options,
     methods_option,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from clbench.execution.run import Experiment
     from clbench.execution.workers.plan import Listener
 
-FOLDER = click.Path(path_type=Path)
 
 
 EXAMPLES = (
@@ -45,7 +45,7 @@ COMMON = ("methods", "benchmark", "scenario", "model", "weights", "seeds", "opti
 
 
 @click.command("run", cls=Command, examples=EXAMPLES, common=COMMON)
-@click.argument("spec", required=False, metavar="[SPEC.toml]", type=FOLDER)
+@click.argument("spec", required=False, metavar="[SPEC.toml]", type=PATH)
 @methods_option("Methods to compare, as in lora:rank=4,ewc; repeatable. With a file: those of its methods to run, by "
                 "name, by label or by name with options.")
 @click.option("--benchmark", metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
@@ -70,7 +70,7 @@ COMMON = ("methods", "benchmark", "scenario", "model", "weights", "seeds", "opti
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="Option of every method of that name or label; repeatable. Several values, as in "
               "lora.rank=1,2,4, make a row each; several such options make every combination.")
-@click.option("--out", type=FOLDER, metavar="DIR",
+@click.option("--out", type=PATH, metavar="DIR",
               help="Run folder.  [default: runs/<name of the file or benchmark>]")
 @execution_options()
 @click.option("--shard", metavar="I/N", help="Part of the experiment to run, as in 2/8: one for each job of an "
