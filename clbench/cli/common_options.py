@@ -56,6 +56,7 @@ def numbers(tasks: Iterable[int], between: str = ", ") -> str:
     return between.join(str(task + 1) for task in tasks)
 
 
+PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -78,7 +79,7 @@ def _parameter_type(name: str) -> click.ParamType[Any] | None:
     types = get_args(field.annotation) or (field.annotation,)
     minimum = next((m.ge for m in field.metadata if hasattr(m, "ge")), None)
     if Path in types:
-        return click.Path(path_type=Path)
+        return PATH
     if float in types:
         return click.FloatRange(min=minimum)
     return click.IntRange(min=minimum) if int in types else None
@@ -100,6 +101,21 @@ def joined(context: click.Context, parameter: click.Parameter, values: tuple[str
     return ",".join(values) or None
 
 
+def names_in(text: str | None) -> list[str]:
+    """Return the distinct names in a list with commas; none if the option was not passed.
+
+    >>> names_in("lora, ewc,,lora")
+    ['lora', 'ewc']
+    """
+    return list(dict.fromkeys(filter(None, map(str.strip, (text or "").split(",")))))
+
+
+def device_option(default_text: str, **more: Any) -> Decorator:
+    """Return the option `--device`; its help ends with a text about the default."""
+    return click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or "
+                        f"mps.  [default: {default_text}]", **more)
+
+
 def methods_option(text: str, **more: Any) -> Callable[..., Any]:
     """Return the option `--methods`. If it is passed several times, its lists are joined."""
     return click.option("--methods", multiple=True, callback=joined, metavar="LIST", help=text,
@@ -114,11 +130,11 @@ def model_option(text: str, **more: Any) -> Callable[..., Any]:
 def trial_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the arguments RUN and [TRIAL]."""
     command = click.argument("trial", required=False, metavar="[TRIAL]")(command)
-    return click.argument("run", type=click.Path(path_type=Path), metavar="RUN")(command)
+    return click.argument("run", type=PATH, metavar="RUN")(command)
 
 
 plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Python file of a plugin to "
-                             "use without installing it; repeatable.", type=click.Path(path_type=Path))
+                             "use without installing it; repeatable.", type=PATH)
 
 
 metric_option = click.option("--metric", metavar="NAME", help="Metric to rank and test methods by: nll or exact "
@@ -178,8 +194,7 @@ RECIPE = (
     click.option("--optimizer-state", metavar="reset|keep", help="Reset or keep the optimizer's moments when a new "
                  "task begins.  [default: reset]"),
     click.option("--precision", metavar="fp32|tf32|bf16", help="Numerical precision.  [default: fp32]"),
-    click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
-                 "[default: auto]"),
+    device_option("auto"),
 )
 
 
@@ -192,8 +207,8 @@ ARRIVAL = (
                  "frequent class keeps to those of the rarest (long tail).  [default: 1]"),
     click.option("--boundaries", metavar="given|hidden", help="Task boundaries: given, or hidden from methods, "
                  "which then get the stream as one task in one pass.  [default: given]"),
-    click.option("--online", is_flag=True, default=None, help="Online learning: one pass in batches of 10 (--epochs 1 "
-                 "--batch-size 10, unless you give these)."),
+    click.option("--online/--no-online", default=None, help="Online learning: one pass, in batches of 10 unless you "
+                 "give --batch-size."),
 )
 
 
@@ -212,9 +227,12 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def changed_recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a recipe, which default to the trial's values, and the device."""
+    """Give a command the options of a recipe, which default to the trial's values, and the device.
+
+    The trial's recipe has no lr_per.
+    """
     command = recipe_options(command)
     for option in vars(command)["__click_params__"][-len(RECIPE):]:
-        if option.name != "device":
+        if option.name not in ("device", "lr_per"):
             option.help = f"{option.help.partition('  [default:')[0]}  [default: the trial's]"
     return command

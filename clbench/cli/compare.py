@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clbench.cli.common_options import PATH
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.report.analysis.run_diff import Pair
     from clbench.results.records import Record
 
-FOLDER = click.Path(path_type=Path)
 _SHOWN = 40  # changed trials that are listed
 COMPARE_EXAMPLES = (
     ("clbench compare runs/mine --baseline naive", "compares each method with naive"),
@@ -26,7 +26,7 @@ COMPARE_EXAMPLES = (
 
 
 @click.command("compare", cls=Command, examples=COMPARE_EXAMPLES)
-@click.argument("directory", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("directory", type=PATH, metavar="RUN")
 @click.option("--baseline", metavar="METHOD", help="Method to compare all others with, by its label in the tables, "
               "instead of comparing all pairs. Fewer tests need fewer seeds.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Metric to compare, such as ACC, "
@@ -65,8 +65,8 @@ DIFF_EXAMPLES = (("clbench diff runs/before runs/after", "exits with 1 if the ru
 
 
 @click.command("diff", cls=Command, examples=DIFF_EXAMPLES)
-@click.argument("before", type=FOLDER, metavar="A")
-@click.argument("after", type=FOLDER, metavar="B")
+@click.argument("before", type=PATH, metavar="A")
+@click.argument("after", type=PATH, metavar="B")
 def diff_runs(before: Path, after: Path) -> int:
     """Show what changed between the run folders A and B.
 

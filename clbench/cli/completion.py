@@ -11,6 +11,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
 from clbench.cli.help import COMPLETING, Command
+from clbench.core.files import make_folder
 
 if TYPE_CHECKING:
     from clbench.core.options import OptionDoc
@@ -79,7 +80,7 @@ def command(shell: str, install: bool) -> None:
         click.echo(script)
         return
     path = Path(FILES[shell]).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "leave --install out and redirect the script to a file that your shell loads")
     path.write_text(script, encoding="utf-8")
     click.echo(f"{path}\nnext: {AFTERWARDS[shell]}")
 

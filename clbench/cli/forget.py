@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clbench.cli.common_options import PATH, device_option
 from clbench.cli.help import Command
 from clbench.data.own.instructions import find_file
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from clbench.execution.audit import Auditor
     from clbench.results.audit import Audit, Role
 
-FOLDER = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 LOST = "lost"
 EXAMPLES = (
@@ -42,12 +42,12 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 
 @click.command("forget", cls=Command, examples=EXAMPLES)
 @click.argument("base", metavar="BASE")
-@click.argument("models", nargs=-1, type=FOLDER, metavar="[ADAPTER_OR_MODEL...]")
+@click.argument("models", nargs=-1, type=PATH, metavar="[ADAPTER_OR_MODEL...]")
 @click.option("--tasks", multiple=True, type=FILE, metavar="FILE", help="File of prompts and responses of a task "
               "that the model should still know (.jsonl, .json or .txt); repeatable.")
-@click.option("--general", multiple=True, type=FILE, metavar="FILE", help="File of texts or prompts that test "
-              "general ability, or `english` for texts that come with clbench; repeatable. In a .txt file, each "
-              "paragraph is a text.")
+@click.option("--general", "general_files", multiple=True, type=FILE, metavar="FILE", help="File of texts or prompts "
+              "that test general ability, or `english` for texts that come with clbench; repeatable. In a .txt file, "
+              "each paragraph is a text.")
 @click.option("--new", multiple=True, type=FILE, metavar="FILE", help="File of prompts and responses of the task "
               "that the model was fine-tuned on; repeatable.")
 @click.option("--length", type=click.IntRange(min=2), metavar="N", help="Maximum number of tokens per item.  "
@@ -65,18 +65,17 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
               "update multiplied by each number, as in 0,0.25,0.5,0.75,1. This needs --new, and --tasks or --general.")
 @click.option("--export-scale", type=click.FloatRange(min=0), metavar="S", help="Write the adapter with its update "
               "multiplied by S to the folder --to.")
-@click.option("--to", type=FOLDER, metavar="DIR", help="New folder for the adapter that --export-scale writes.")
+@click.option("--to", type=PATH, metavar="DIR", help="New folder for the adapter that --export-scale writes.")
 @click.option("--show", is_flag=True, help="Print the first item of each file with its scored tokens marked, without "
               "scoring anything.")
 @click.option("--fail-on", type=click.Choice([LOST]), help="Exit with code 1 if any verdict is lost.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Folder for audit.md, audit.html, audit.json and the scores of "
+@click.option("--out", type=PATH, metavar="DIR", help="Folder for audit.md, audit.html, audit.json and the scores of "
               "all items. clbench reuses the scores that are there.")
 @click.option("--batch-size", "batch", type=click.IntRange(min=1), default=8, show_default=True, help="Number of "
               "items to score at once.")
-@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or else the "
-              "CPU), cpu, cuda, cuda:1 or mps.")
-def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], general: tuple[Path, ...],
+@device_option("auto", default="auto")
+def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], general_files: tuple[Path, ...],
             new: tuple[Path, ...], length: int | None, allow_cut_responses: bool, chat_template: Path | None,
             any_base: bool, margin_nll: float, margin_exact: float, scales: tuple[float, ...],
             export_scale: float | None, to: Path | None, show: bool, fail_on: str | None, as_json: bool,
@@ -93,7 +92,7 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
     if (export_scale is None) != (to is None):
         raise click.UsageError("--export-scale and --to go together")
     files: list[tuple[Role, Path]] = [*(("new", path) for path in new), *(("task", path) for path in tasks),
-                                      *(("general", find_file(path)) for path in general)]
+                                      *(("general", find_file(path)) for path in general_files)]
     if not files and export_scale is None:
         raise click.UsageError("name at least one file by --tasks, --general or --new")
     if not models and not show:

@@ -52,7 +52,7 @@ class Command(WithExamples):
         """Parse the arguments; raise an error if a space has split a list in two."""
         for index, (first, second) in enumerate(() if ctx.resilient_parsing else pairwise(args)):
             is_split = first.endswith(",") and not second.startswith("-") and not os.path.exists(second)
-            if is_split or second.startswith(","):
+            if is_split or (second.startswith(",") and not (first.startswith("-") and "=" not in first)):
                 option = f"{args[index - 1]} " if index and args[index - 1].startswith("--") else ""
                 raise click.UsageError(f"{option}{first} {second}: a space after the comma? write "
                                        f"{option}{first}{second}", ctx)

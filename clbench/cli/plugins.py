@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import plugin_option
+from clbench.cli.common_options import PATH, plugin_option
 from clbench.cli.help import Command
 from clbench.core.errors import SpecError, message_of
 
@@ -66,7 +66,7 @@ PLUGIN_EXAMPLES = (
 @click.option("--kind", type=click.Choice(list(KINDS)), default="method", help="Kind of plugin: method, "
               "replay (a method that replays samples), regularization (a method with a quadratic penalty), benchmark "
               "or model.  [default: method]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the new package.  [default: "
+@click.option("--out", type=PATH, metavar="DIR", help="Folder of the new package.  [default: "
               "clbench-NAME]")
 def new_plugin(name: str, kind: str, out: Path | None) -> None:
     """Create a small package with a working method, benchmark or model.

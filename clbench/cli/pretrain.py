@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import execution_option, model_option, recipe_options
+from clbench.cli.common_options import execution_option, model_option, plugin_option, recipe_options
 from clbench.cli.completion import named
 from clbench.cli.help import Command
 from clbench.core.artifacts import save_tensors
-from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.errors import ClbenchError, SpecError, StoreError
+from clbench.core.files import make_folder
+from clbench.core.objective import CLASSIFICATION
 from clbench.core.registry import Registry
 from clbench.data.samples import Samples
 from clbench.execution.trial_runner import TrialRunner
@@ -23,6 +25,8 @@ from clbench.training import precision
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
+
+ANOTHER_FILE = "choose another file with --out"
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,10 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     The head is not saved, because a stream that starts from these weights has other classes.
 
     Raises:
-        ClbenchError: the data are missing, the model does not fit them, or training diverged; nothing is written then.
+        ClbenchError: the data are missing, the model does not fit them, training diverged, or `out` cannot be written;
+            nothing is written then.
     """
+    make_folder(out.parent, ANOTHER_FILE)
     runner = TrialRunner(settings, device, "clbench pretrain", registry)
     stream = runner.stream(trial)
     strategy, _ = runner.build(trial, stream)
@@ -64,8 +70,11 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     accuracy = sum(a * n for a, n in zip(row.accuracy, sizes, strict=True)) / sum(sizes)
     body = {strategy.model.published_name(n): t for n, t in strategy.model.state_dict().items()
             if not n.startswith("head.")}
-    save_tensors(out, body, {"benchmark": str(trial.benchmark), "model": str(trial.model), "seed": str(trial.seed),
-                             "recipe": trial.recipe.model_dump_json(), "accuracy": f"{accuracy:.4f}"})
+    try:
+        save_tensors(out, body, {"benchmark": str(trial.benchmark), "model": str(trial.model), "seed": str(trial.seed),
+                                 "recipe": trial.recipe.model_dump_json(), "accuracy": f"{accuracy:.4f}"})
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error.strerror or error}; {ANOTHER_FILE}") from error
     return Pretrained(stream.classes, len(samples), trained.steps, accuracy)
 
 
@@ -88,23 +97,27 @@ COMMON = ("model", "weights", "epochs", "iterations", "batch_size", "optimizer",
 @execution_option("data")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
               help="File to write the weights to.")
-def command(benchmark: str, seed: int, out: Path, **flags: Any) -> None:
+@plugin_option
+def command(benchmark: str, seed: int, out: Path, plugins: tuple[Path, ...], **flags: Any) -> None:
     """Pretrain a model on a benchmark, and save its weights to a file.
 
     `clbench run --weights FILE` then starts from them. clbench trains on the classes that the benchmark holds out from
     its tasks (option held_out). If it holds out none, clbench trains on all tasks together. The weights of the head are
     not saved.
     """
-    from clbench.core.errors import SpecError
-    from clbench.core.options import format_value, parse_named
+    from clbench.core.options import format_value, parse_named, validate
     from clbench.core.registry import discover
     from clbench.experiment.overrides import read_spec
     from clbench.experiment.plan import plan
 
     if out.suffix != ".safetensors":
         raise SpecError(f"--out {out}: weights are kept as safetensors; give it a name that ends in .safetensors")
-    registry = discover()
+    registry = discover(files=plugins)
     name, options = parse_named(benchmark)
+    info = registry.benchmark(name)
+    if info.objective_with(validate(info.options, options, name, "clbench benchmarks")) != CLASSIFICATION:
+        raise SpecError(f"benchmark {name!r} has no classes, and clbench pretrain trains classifiers only; choose "
+                        "another benchmark")
     if options.get("held_out"):
         options = {**options, "part": "held-out", "tasks": 1}
     text = ":".join([name, *(f"{k}={format_value(v)}" for k, v in options.items())])

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.common_options import metric_option, plugin_option
+from clbench.cli.common_options import PATH, metric_option, names_in, plugin_option
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.results.records import Record
-
-FOLDER = click.Path(path_type=Path)
 
 
 EXAMPLES = (
@@ -27,14 +25,14 @@ EXAMPLES = (
 
 
 @click.command("report", cls=Command, examples=EXAMPLES)
-@click.argument("directories", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
+@click.argument("directories", nargs=-1, required=True, type=PATH, metavar="DIR...")
 @click.option("--format", "formats", multiple=True, metavar="LIST",
               help="Report formats, as in md,html,latex,csv,json; repeatable. Plugins can add more.  "
               "[default: md,html]")
 @click.option("--figures", "kinds", multiple=True, metavar="LIST",
               help="Draw all figures, including heat maps and forgetting, in these formats: svg, pdf, png; repeatable."
               "  [default: only the figures in report.md, as svg]")
-@click.option("--out", type=FOLDER, metavar="DIR",
+@click.option("--out", type=PATH, metavar="DIR",
               help="Folder to write the report to. Required with several run folders, which stay unchanged.  "
               "[default: DIR]")
 @click.option("--baseline", metavar="METHOD", help="Method that the report compares all others with, by its name in "
@@ -57,8 +55,8 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     from clbench.results import looks
 
     registry = discover(files=plugins)
-    report_formats = [registry.report_format(name) for name in _listed(formats) or FORMATS]
-    file_formats = _listed(kinds)
+    report_formats = [registry.report_format(name) for name in names_in(",".join(formats)) or FORMATS]
+    file_formats = names_in(",".join(kinds))
     if unknown_formats := [name for name in file_formats if name not in FILE_FORMATS]:
         raise SpecError("\n".join(unknown("file format", name, FILE_FORMATS, "clbench report --help")
                                   for name in unknown_formats))
@@ -98,9 +96,3 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     for note in merged.notes:
         click.echo(f"Note: {note}", err=True)
     return by_method(merged.records)
-
-
-def _listed(values: Sequence[str]) -> list[str]:
-    """Return the distinct names in a repeatable option with lists."""
-    names = [name.strip() for name in ",".join(values).split(",")]
-    return list(dict.fromkeys(filter(None, names)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clbench.cli.common_options import (
+    PATH,
     arrival_options,
     execution_options,
     methods_option,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from clbench.execution.run import Experiment
     from clbench.execution.workers.plan import Listener
 
-FOLDER = click.Path(path_type=Path)
-
 
 EXAMPLES = (
     ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, under a minute"),
@@ -45,7 +44,7 @@ COMMON = ("methods", "benchmark", "scenario", "model", "weights", "seeds", "opti
 
 
 @click.command("run", cls=Command, examples=EXAMPLES, common=COMMON)
-@click.argument("spec", required=False, metavar="[SPEC.toml]", type=FOLDER)
+@click.argument("spec", required=False, metavar="[SPEC.toml]", type=PATH)
 @methods_option("Methods to compare, as in lora:rank=4,ewc; repeatable. With a file: those of its methods to run, by "
                 "name, by label or by name with options.")
 @click.option("--benchmark", metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
@@ -70,7 +69,7 @@ COMMON = ("methods", "benchmark", "scenario", "model", "weights", "seeds", "opti
 @click.option("--set", "options", multiple=True, metavar="METHOD.OPTION=VALUE",
               help="Option of every method of that name or label; repeatable. Several values, as in "
               "lora.rank=1,2,4, make a row each; several such options make every combination.")
-@click.option("--out", type=FOLDER, metavar="DIR",
+@click.option("--out", type=PATH, metavar="DIR",
               help="Run folder.  [default: runs/<name of the file or benchmark>]")
 @execution_options()
 @click.option("--shard", metavar="I/N", help="Part of the experiment to run, as in 2/8: one for each job of an "
@@ -102,17 +101,16 @@ def command(spec: Path | None, options: tuple[str, ...], out: Path | None, shard
     if dry_run and (opens or quiet or as_json):
         raise click.UsageError("--dry-run makes no report: leave --open, --quiet and --json out")
     if spec is None and flags["methods"] is None:
-        line, meaning = EXAMPLES[0]
-        raise SpecError("which methods? Pass them as in --methods lora,ewc, or name a file\n"
-                        f"{line}    {meaning}")
+        raise SpecError(f"which methods? Pass them, as in {EXAMPLES[0][0]}, or name an experiment file")
     registry = discover(files=plugins)
-    if spec is not None and not os.path.exists(spec) and str(spec) in registry.strategies:
+    if spec is not None and not os.path.exists(spec) and any(
+            part.strip().partition(":")[0] in registry.strategies for part in str(spec).split(",")):
         method_list = ",".join(filter(None, [flags["methods"], str(spec)]))
-        raise SpecError(f"no experiment file {spec}; {str(spec)!r} is a method: give methods as one list, "
+        raise SpecError(f"there is no experiment file {spec}. If you mean methods, give them as one list: "
                         f"--methods {method_list}")
     if flags["methods"] is not None:
         flags["methods"] = as_ids(flags["methods"], registry)
-    experiment_spec = read_spec(spec, {}, flags, options)
+    experiment_spec = read_spec(spec, {}, flags, options, registry, note)
     folder = out or run.default_out(experiment_spec, spec)
     experiment = run.prepare(experiment_spec, registry, folder, log, shard, stale, note)
     exit_code = run_missing(experiment, dry_run, quiet)

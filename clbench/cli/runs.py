@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.common_options import execution_option
+from clbench.cli.common_options import PATH, execution_option
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.execution.housekeeping import RunFacts
 
-FOLDER = click.Path(path_type=Path)
-PLACES = click.argument("places", nargs=-1, type=FOLDER, metavar="[DIR]...")
+PLACES = click.argument("places", nargs=-1, type=PATH, metavar="[DIR]...")
 RUNS = Path("runs")  # default folder of run folders
 HEADERS = ("run", "experiment", "methods", "seeds", "trials", "last", "size")
 HOUR, DAY = 60, 60 * 24  # minutes

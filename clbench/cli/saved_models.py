@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import ONE, changed_recipe_options, execution_option, plugin_option, trial_arguments
+from clbench.cli.common_options import (
+    ONE,
+    PATH,
+    changed_recipe_options,
+    execution_option,
+    plugin_option,
+    trial_arguments,
+)
 from clbench.cli.completion import named
 from clbench.cli.help import Command
 
@@ -31,7 +38,7 @@ COMMON = ("benchmark", "out", "classes", "epochs", "iterations", "lr", "batch_si
 @trial_arguments
 @click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
               help="Benchmark of the new tasks, as in split-mnist:tasks=2.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder for the new record and model.  "
+@click.option("--out", type=PATH, metavar="DIR", help="Run folder for the new record and model.  "
               "[default: RUN]")
 @click.option("--same-classes", "classes", flag_value="same", help="Treat classes with the names of old classes as "
               "the same classes, whose samples train the old outputs.")
@@ -96,7 +103,7 @@ EXPORT_EXAMPLES = (
 
 @click.command("export", cls=Command, examples=EXPORT_EXAMPLES)
 @trial_arguments
-@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write to.")
+@click.option("--to", required=True, type=PATH, metavar="DIR", help="Folder to write to.")
 @click.option("--format", "form", type=click.Choice(["safetensors", "torch-export", "onnx"]), default="safetensors",
               show_default=True, help="Format: weights (safetensors), or a program that computes logits from raw "
               "samples (torch-export, onnx).")

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import execution_options, methods_option, plugin_option, stale_options
+from clbench.cli.common_options import (
+    PATH,
+    device_option,
+    execution_options,
+    methods_option,
+    names_in,
+    plugin_option,
+    stale_options,
+)
 from clbench.cli.help import Command
 from clbench.core.seeds import FIRST_DEVELOPMENT_SEED, numbered
 
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
     from clbench.execution.workers.plan import Listener
     from clbench.experiment.spec import Spec
 
-FOLDER = click.Path(path_type=Path)
+VALIDATION = 0.1  # default share of the training samples on which candidates are evaluated
 
 
 def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -46,7 +54,7 @@ COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterat
 
 
 @click.command("tune", cls=Command, examples=EXAMPLES, common=COMMON)
-@click.argument("source", metavar="SPEC.toml", type=FOLDER)
+@click.argument("source", metavar="SPEC.toml", type=PATH)
 @methods_option("Methods to tune, by name or label; repeatable.  [default: all with a [tune.METHOD] table, "
                 "or all if there is no table]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True,
@@ -57,14 +65,15 @@ COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterat
 @click.option("--seeds", metavar="N|LIST", default="2", show_default=True, callback=_seeds,
               help=f"Number of seeds for each candidate, counted from {FIRST_DEVELOPMENT_SEED}, or a list of seeds. "
               "The experiment's own seeds are not allowed.")
-@click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE", default=0.1,
-              show_default=True, help="Share of the training samples to hold out for the evaluation of candidates.")
+@click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
+              help="Share of the training samples to hold out for the evaluation of candidates.  [default: the "
+              f"experiment's, or {VALIDATION} if it holds out none]")
 @click.option("--epochs", type=int, help="Number of training epochs for each candidate.  [default: the experiment's]")
 @click.option("--iterations", type=int, help="Number of optimizer steps per task for each candidate, instead of "
               "epochs.")
 @click.option("--weights", metavar="FILE", help="Pretrained weights of the model, as for clbench run.")
-@click.option("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1 or mps, as for clbench run.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder of the candidates, in which clbench writes "
+@device_option("the experiment's")
+@click.option("--out", type=PATH, metavar="DIR", help="Run folder of the candidates, in which clbench writes "
               "tuned.toml.  [default: runs/<name of the file>-tuning]")
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "anatomy", "probe", "general"))
 @plugin_option
@@ -94,9 +103,10 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     tomlkit()  # reports a missing library before hours of search, not after
     registry = discover(files=plugins)
     original, source_text = read_spec(source, {}, {}, ()), source.read_text(encoding="utf-8")
-    spec = read_spec(source, {}, flags, ())
+    share = flags["validation"] or original.validation or VALIDATION
+    spec = read_spec(source, {}, {**flags, "validation": share}, ())
     _check_seeds(original, spec)
-    names = [name.strip() for name in (methods or "").split(",") if name.strip()]
+    names = names_in(methods)
     rows = tuning.rows_of(spec, registry, trials, names, widen)
     if not spec.tune and not names:
         for name in tuning.left_out(rows, spec, registry):

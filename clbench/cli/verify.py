@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import execution_options, methods_option, stale_options
+from clbench.cli.common_options import (
+    PATH,
+    device_option,
+    execution_options,
+    methods_option,
+    names_in,
+    stale_options,
+)
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
     from clbench.core.registry import Registry
     from clbench.execution.reuse import OnStale
     from clbench.experiment.references import Reference
-
-FOLDER = click.Path(path_type=Path)
-
-
-def _names(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _lacks_data(reference: Reference, registry: Registry, folder: Path) -> bool:
@@ -52,9 +53,8 @@ COMMON = ("scenario", "methods", "seeds", "weights", "device", "data", "workers"
 @methods_option("Reproduce only the numbers of these methods; repeatable.  [default: all]")
 @click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list such as 0,4.  [default: the table's]")
 @click.option("--weights", metavar="FILE", help="Pretrained weights, for tables that need them.")
-@click.option("--device", metavar="DEVICE", help="Device: auto (CUDA, or else the CPU), cpu, cuda, cuda:1 or mps.  "
-              "[default: the table's, or auto]")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder.  [default: runs/verify-NAME]")
+@device_option("the table's, or auto")
+@click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/verify-NAME]")
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "general"))
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials with their state, trainable parameters and "
@@ -84,7 +84,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
         return 0
     reference_name, reference = references.find(name)
     registry = discover()
-    chosen_cells = reference.choose(_names(scenario), _names(methods))
+    chosen_cells = reference.choose(names_in(scenario), names_in(methods))
     # Cells that differ only in the metric share their trials.
     planned_cells = reference.plan(chosen_cells, registry, given, dry_run)
     planned = list({trial.trial.key: trial for trial in chain.from_iterable(planned_cells)}.values())

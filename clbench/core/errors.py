@@ -78,7 +78,7 @@ def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> str:
 
 def guess(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'lora'?` with similar names; empty if there are none."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
     ratios = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
     matches = [match for match, ratio in zip(matches, ratios, strict=True) if ratio > ratios[0] - NEAR]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""

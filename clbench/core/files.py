@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from clbench.core.errors import StoreError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -31,6 +33,20 @@ Files = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]  # one file, o
 def as_list(files: Files) -> list[str | os.PathLike[str]]:
     """Return the paths of one file or of several."""
     return [files] if isinstance(files, str | os.PathLike) else list(files)
+
+
+def make_folder(folder: Path, advice: str) -> None:
+    """Create a folder and its parents unless it exists. `advice` says what to do if that is not possible.
+
+    Raises:
+        StoreError: the folder cannot be created, or no file can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise StoreError(f"cannot write to the folder {folder}: {error.strerror or error}; {advice}") from error
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

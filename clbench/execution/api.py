@@ -221,13 +221,13 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         settings["methods"] = [as_ids(method, registry) if isinstance(method, str) else method for method in methods]
     content = name_objects(spec, registry) if isinstance(spec, Mapping) else {}
     settings = name_objects(settings, registry)
-    experiment_spec = run_here(read_spec(source, content, settings, options))
+    show = watched() if progress is None else progress
+    note = (lambda text: print(text, file=sys.stderr)) if show else silent
+    experiment_spec = run_here(read_spec(source, content, settings, options, registry, note))
     folder = Path(out) if out is not None else experiment.default_out(experiment_spec, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
-    show = watched() if progress is None else progress
-    prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale,
-                                  (lambda text: print(text, file=sys.stderr)) if show else silent)
+    prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale, note)
     command = called(content or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
                             "plugins": [os.fspath(file) for file in files] or None,
                             "stale": stale if stale != "refuse" else None, **settings})

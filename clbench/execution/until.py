@@ -85,10 +85,10 @@ def places(experiment: run.Experiment) -> int:
 
 
 def lines(setting_states: Sequence[State], experiment: run.Experiment, going: bool) -> list[str]:
-    """Return the messages after a round on the decided and the inconclusive methods.
+    """Return the messages after a round on the decided and the inconclusive methods of the experiment.
 
     Args:
-        setting_states: the state of each setting.
+        setting_states: the state of each setting, which may have further methods of the run folder.
         experiment: the experiment.
         going: whether there is another round.
     """
@@ -99,10 +99,11 @@ def lines(setting_states: Sequence[State], experiment: run.Experiment, going: bo
                   for label in (*state.decided, *state.open)}
         prefix = f"{state.scenario}: " if several else ""
         for label, verdict in state.decided.items():
-            messages.append(f"{prefix}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
-        if state.open:
-            fewest = min(counts[label] for label in state.open)
+            if counts[label]:
+                messages.append(f"{prefix}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
+        if open_labels := [label for label in state.open if counts[label]]:
+            fewest = min(counts[label] for label in open_labels)
             end = "; seeds are added" if going else ", the most that were to be added"
-            messages.append(f"{prefix}open after {fewest} seeds: {', '.join(state.open)} "
+            messages.append(f"{prefix}open after {fewest} seeds: {', '.join(open_labels)} "
                             f"({state.question}){end}")
     return messages

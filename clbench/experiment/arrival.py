@@ -104,7 +104,7 @@ def settle(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(ONE_PASS.format(name=name, value=value))
             raise ValueError(f"online learning is one pass in batches of {ONLINE_BATCH}, so {name} = {value} does "
                              "not apply: leave one of the two out")
-    if boundaries == "hidden" and recipe.get("repeats") is not None:
+    if boundaries == "hidden" and recipe.get("repeats") not in (None, 1):
         raise ValueError(ONE_PASS.format(name="repeats", value=recipe["repeats"]))
     out["recipe"] = {**({"batch_size": ONLINE_BATCH} if online else {}), **recipe, "epochs": 1}
     if online and isinstance(execution := out.get("execution") or {}, Mapping):

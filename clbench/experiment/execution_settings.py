@@ -71,7 +71,7 @@ class ExecutionSettings(Strict):
     probe: bool = Field(
         False, description="Measure the accuracy of a linear probe on the features, in scenarios class and domain. It "
         "takes two more passes over all samples, without gradients (docs/error-analysis.md).")
-    general: Annotated[list[str], Flag("FILE")] = Field(
+    general: Annotated[list[str], Flag("FILE", "none")] = Field(
         [], description="Texts that belong to no task, scored before training and after each task of a language model: "
         "a .jsonl, .json or .txt file, or english, which comes with clbench; repeatable.")
     keep: Keep = Field("nothing", description="Files to save of each trained network. models: the models, to predict "

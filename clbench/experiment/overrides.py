@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,38 @@ from pydantic import ValidationError
 from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.files import write_atomically
-from clbench.core.options import format_value, parse_value
+from clbench.core.options import OWN_RECIPE, format_value, parse_value
+from clbench.core.registry import Registry, installed
+from clbench.experiment.recipe import DEPENDENT, Recipe, combine
 from clbench.experiment.search import Search
 from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
+from clbench.experiment.sweeps import expand
 
 BUDGET = ("epochs", "iterations", "batch_size")  # keys of a file's recipe that `--online` replaces
 LONG = ("outcomes", "tried")  # keys of a search whose lists are written with one value per line
 
 
-def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+Note = Callable[[str], None]
+
+
+def merge(values: Mapping[str, Any], given: Mapping[str, Any], registry: Registry | None = None,
+          note: Note | None = None) -> dict[str, Any]:
     """Return the values of a file, overridden by `given`; None means not given.
 
     `given` is flat: the keys of the recipe, of the arrival and of the execution settings are on the same level as the
-    others. A budget in epochs replaces one in iterations and vice versa; `online` replaces both and the batch size. A
-    method may be given by its name, its label, or its name with options as in tables. If the file has this method, the
-    method of the file with its recipe is used.
+    others. A budget in epochs replaces one in iterations and vice versa; `online` replaces both and the batch size.
+    What belonged to other replaced parts of the recipe is removed (`combine`).
+
+    A method may be given by its name, its label, or either with options as in tables. If the file has this method, or a
+    row of its sweep, the method of the file with its recipe is used. If not, the method is added; `note` is called
+    with a message if the file has a method of the same name. `registry` has the installed methods (None: `installed`).
     """
     out = dict(values)
     if given.get("online") and isinstance(out.get("recipe"), Mapping):  # it replaces the file's budget
         out["recipe"] = {k: v for k, v in out["recipe"].items() if k not in BUDGET}
+    if isinstance(out.get("recipe"), Mapping):
+        out["recipe"] = combine(out["recipe"], {k: v for k, v in given.items()
+                                                if k in Recipe.model_fields and v is not None})
     for key, value in given.items():
         if value is None:
             continue
@@ -41,18 +54,16 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
                 continue  # a mistake in the file, which validation reports
             table_values = {k: v for k, v in table_values.items()
                             if {k, key} != {"epochs", "iterations"} or given.get(k)}
-            if key == "lr" and given.get("lr_per") is None:
-                table_values.pop("lr_per", None)  # it belongs to the learning rate of the file
             out[table] = {**table_values, key: value}
         elif key == "methods":
-            out["methods"] = _pick(values.get("methods"), value)
+            out["methods"] = _pick(values.get("methods"), value, registry, note)
         else:
             out[key] = value
     return out
 
 
-def _pick(known: Any, wanted: Any) -> Any:
-    """Replace names among the wanted methods with the file's methods that have these names."""
+def _pick(known: Any, wanted: Any, registry: Registry | None, note: Note | None) -> Any:
+    """Replace names among the wanted methods with the file's methods that have these names, or rows of their sweeps."""
     if isinstance(wanted, str):
         wanted = [part.strip() for part in wanted.split(",") if part.strip()]
     if not isinstance(known, list) or not isinstance(wanted, list | tuple):
@@ -60,8 +71,29 @@ def _pick(known: Any, wanted: Any) -> Any:
     chosen: list[Any] = []
     for method in wanted:
         matches = [k for k in known if isinstance(method, str) and (method in _calls(k) or _writes(method, k))]
+        if isinstance(method, str) and not matches:
+            matches = _pick_rows(method, known, registry or installed(), note)
         chosen += [k for k in matches if k not in chosen] if matches else [method]
     return chosen
+
+
+def _pick_rows(text: str, known: Sequence[Any], registry: Registry, note: Note | None) -> list[MethodSpec]:
+    """Return the rows of the file's sweeps that a text means; each is the file's method with one value per option."""
+    wanted = _parse(text)
+    matches, other_rows = [], []
+    for method in filter(None, map(_parse, known)):
+        if wanted is None or wanted.name not in (method.name, method.label):
+            continue
+        for row, swept in expand([method], registry, []):
+            values = {name: row.given[name] for name in swept}
+            if _same_method(wanted, row) or (wanted.name == method.label and wanted.given == values):
+                # A list with one value, so that the label of the row stays the same.
+                matches.append(method.with_options(method.given | {name: [value] for name, value in values.items()}))
+            other_rows.append(row.label or _full_name(row))
+    if note and other_rows and not matches:
+        note(f"{text} is none of the file's methods ({', '.join(other_rows)}), so it is added, with the experiment's "
+             "recipe and scenarios")
+    return matches
 
 
 def _calls(method: Any) -> set[str]:
@@ -71,16 +103,25 @@ def _calls(method: Any) -> set[str]:
     return {str(method[k]) for k in ("label", "name") if k in method} if isinstance(method, Mapping) else set()
 
 
-def _writes(text: str, method: Any) -> bool:
-    """Return whether a text means an unparsed method of a file: same name and options, and the same or no recipe."""
+def _parse(method: Any) -> MethodSpec | None:
+    """Return an unparsed method as a `MethodSpec`; None for a mistake, which the experiment's validation reports."""
     try:
-        text_spec, method_spec = MethodSpec.model_validate(text), MethodSpec.model_validate(method)
+        return MethodSpec.model_validate(method)
     except ValidationError:
-        return False  # a mistake, which the experiment's validation reports
-    text_options, method_options = ({name.replace("-", "_"): format_value(value) if isinstance(value, list) else value
-                                     for name, value in m.options.items()} for m in (text_spec, method_spec))
-    return (text_spec.name == method_spec.name and text_options == method_options
-            and text_spec.recipe in ({}, method_spec.recipe))
+        return None
+
+
+def _writes(text: str, method: Any) -> bool:
+    """Return whether a text means an unparsed method of a file."""
+    wanted, file_method = _parse(text), _parse(method)
+    return wanted is not None and file_method is not None and _same_method(wanted, file_method)
+
+
+def _same_method(wanted: MethodSpec, method: MethodSpec) -> bool:
+    """Return whether two methods have the same name and options, and `wanted` has the same or no recipe."""
+    wanted_options, options = ({name.replace("-", "_"): format_value(value) if isinstance(value, list) else value
+                                for name, value in m.options.items()} for m in (wanted, method))
+    return wanted.name == method.name and wanted_options == options and wanted.recipe in ({}, method.recipe)
 
 
 def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec:
@@ -93,8 +134,9 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         SpecError: a setting does not have that form or names no method of the experiment; a line for each mistake.
     """
     methods, problems = list(spec.methods), []
-    # Setting a learning rate removes an earlier lr_per (`combine`), so settings of lr_per are applied last.
-    for setting in sorted(settings, key=lambda text: text.partition("=")[0].endswith(".lr_per")):
+    # Setting a learning rate removes an earlier lr_per (`combine`), so dependent settings are applied last.
+    dependents = tuple(f".{OWN_RECIPE}{name}" for name in chain.from_iterable(DEPENDENT.values()))
+    for setting in sorted(settings, key=lambda text: text.partition("=")[0].endswith(dependents)):
         names = set(chain.from_iterable(map(_names, methods)))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
@@ -115,20 +157,27 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
 
 def _names(method: MethodSpec) -> set[str]:
     """Return the names that select a method: its label, its strategy's name, and the name with options as given."""
-    full_name = ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.given.items())])
-    return {name for name in (method.label, method.name, full_name) if name}
+    return {name for name in (method.label, method.name, _full_name(method)) if name}
+
+
+def _full_name(method: MethodSpec) -> str:
+    """Return a method's name with its options as given."""
+    return ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.given.items())])
 
 
 def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str, Any],
-              options: Mapping[str, Any] | Iterable[str]) -> Spec:
+              options: Mapping[str, Any] | Iterable[str], registry: Registry | None = None,
+              note: Note | None = None) -> Spec:
     """Return the experiment of a file (or of `values`), overridden by `given` and `options`.
+
+    `registry` and `note` are those of `merge`.
 
     Raises:
         SpecError: it is not a valid experiment; the message has a line for each mistake.
     """
     if source:
         values = read_toml(source)
-    spec = build(merge(values, given), str(source) if source else "")
+    spec = build(merge(values, given, registry, note), str(source) if source else "")
     return set_options(spec, options)
 
 

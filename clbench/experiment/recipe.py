@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clbench.core.options import Strict
 
@@ -62,7 +62,8 @@ class Recipe(Strict):
         None, gt=0, description="norm to which gradients are clipped; no clipping if not given")
     epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
     iterations: int | None = Field(None, ge=1, description="optimizer steps per task, instead of epochs")
-    repeats: int | None = Field(None, ge=2, description="consecutive optimizer steps on each batch, instead of one")
+    repeats: int | None = Field(
+        None, ge=1, description="consecutive optimizer steps on each batch; 1 if not given")
     batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added to them")
     accumulate: int = Field(1, ge=1, description="number of parts of each batch, for gradient accumulation: their "
                             "gradients are computed one by one and summed")
@@ -71,6 +72,12 @@ class Recipe(Strict):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="numerical precision. fp32: float32; tf32: TensorFloat-32, on CUDA only; bf16: mixed "
         "precision with float32 weights")
+
+    @field_validator("repeats")
+    @classmethod
+    def _no_repeats(cls, value: int | None) -> int | None:
+        """Replace 1 by None, so that the key is the same as without `repeats`."""
+        return None if value == 1 else value
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:
@@ -93,10 +100,19 @@ class Recipe(Strict):
         return self
 
 
+DEPENDENT = {"optimizer": ("momentum",), "schedule": ("milestones", "decay", "schedule_by"), "lr": ("lr_per",)}
+"""Parts of a recipe that belong to the value of another part."""
+
+
 def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a recipe with changes. A new lr removes the lr_per of the old lr."""
-    unchanged = {name: value for name, value in parts.items() if name != "lr_per" or "lr" not in changes}
-    return {**unchanged, **changes}
+    """Return the parts of a recipe with changes. What belonged to a replaced part is removed unless it is given.
+
+    Another optimizer removes momentum, another schedule removes milestones, decay and schedule_by, and a learning rate
+    removes the lr_per of the old one.
+    """
+    removed = {dependent for name, dependents in DEPENDENT.items() for dependent in dependents
+               if name in changes and (name == "lr" or changes[name] != parts.get(name, changes[name]))}
+    return {**{name: value for name, value in parts.items() if name not in removed}, **changes}
 
 
 def with_final_rate(recipe: Recipe) -> Recipe:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, RootModel, ValidationError, model_validator
 
-from clbench.core.errors import SpecError, unknown
+from clbench.core.errors import SpecError, guess, unknown
 from clbench.core.files import PACKAGE
 from clbench.core.options import Strict
 from clbench.core.registry import Registry
@@ -147,7 +147,8 @@ class Reference(Strict):
         problems = []
         for kind, requested, existing in (("scenario", scenarios, [c.scenario for c in self.cells]),
                                           ("method", methods, [c.label for c in self.cells])):
-            problems += [f"{unknown(kind, name, existing, LISTING)}: {', '.join(dict.fromkeys(existing))}"
+            problems += [f"the table has no {kind} {name!r}{guess(name, existing)} (it has "
+                         f"{', '.join(dict.fromkeys(existing))})"
                          for name in requested if name not in existing]
         if problems:
             raise SpecError("\n".join(problems))

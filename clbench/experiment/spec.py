@@ -57,8 +57,8 @@ PUBLISHED = "published"  # value of a method's `recipe` that selects the recipe 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """Return a recipe with changes, and the parts that differ from before.
 
-    A budget in epochs replaces one in iterations and vice versa. Another optimizer has no momentum, and another
-    schedule no milestones, unless they are given. The results have no lr_per (`with_final_rate`).
+    A budget in epochs replaces one in iterations and vice versa; `combine` removes what belonged to other replaced
+    parts. The results have no lr_per (`with_final_rate`).
 
     Raises:
         SpecError: the changes are not valid for the recipe; the message has a line for each mistake.
@@ -66,10 +66,6 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[st
     values = recipe.model_dump()
     if {"epochs", "iterations"} & set(changes):
         values |= {"epochs": None, "iterations": None}
-    if changes.get("optimizer", recipe.optimizer) != recipe.optimizer:
-        values.pop("momentum")
-    if changes.get("schedule", recipe.schedule) != recipe.schedule:
-        values = {name: value for name, value in values.items() if name not in ("milestones", "decay", "schedule_by")}
     try:
         new_recipe = with_final_rate(Recipe.model_validate(combine(values, changes)))
     except ValidationError as error:
@@ -254,7 +250,7 @@ EXPECTED = {"too_short": "expected at least one value", "dict_type": "expected a
 
 def _explain(item: Any) -> str:
     """Return one of pydantic's errors as one line."""
-    loc = [str(part) for part in item["loc"]]
+    loc, value = [str(part) for part in item["loc"]], item["input"]
     key_path = ".".join(loc) or "experiment"
     if item["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {**TABLES, "benchmark": Named, "model": Named, "methods": MethodSpec,
@@ -274,8 +270,14 @@ def _explain(item: Any) -> str:
         return f"{key_path}: this key is missing: add it{example}"
     if item["type"] in EXPECTED:
         tagless = ".".join(part for part in loc if part not in ("range", "values"))
-        return f"{tagless}: {EXPECTED[item['type']]}, got {format_value(item['input'])}"
+        text_form = {"benchmark": "a name or ", "model": "a name or ", "methods": "a name or ", "tune": "a list or "}
+        alternative = text_form.get(loc[0], "") if item["type"] == "model_type" else ""
+        return f"{tagless}: {EXPECTED[item['type']].replace('a table', alternative + 'a table')}, got {_given(value)}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    value = item["input"]
-    shows_value = isinstance(value, str | int | float) and item["type"] != "value_error"
-    return f"{key_path}: {message}" + (f", got {shown(value)}" if shows_value else "")
+    shows_value = isinstance(value, str | int | float | list) and item["type"] != "value_error"
+    return f"{key_path}: {message}" + (f", got {_given(value)}" if shows_value else "")
+
+
+def _given(value: Any) -> str:
+    """Return a given value as errors show it; a list in brackets, because a file has it so."""
+    return str(value) if isinstance(value, list | tuple) else shown(value)

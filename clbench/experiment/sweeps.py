@@ -35,7 +35,8 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
         for chosen in product(*swept.values()):
             options = dict(zip(swept, chosen, strict=True))
             label = method.label and ":".join([method.label, *(f"{k}={format_value(v)}" for k, v in options.items())])
-            rows.append((method.with_options(options).model_copy(update={"label": label}), tuple(swept)))
+            row = method.with_options({**method.given, **options})  # all options, so that `combine` removes none
+            rows.append((row.model_copy(update={"label": label}), tuple(swept)))
     return rows
 
 

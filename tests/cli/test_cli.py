@@ -99,6 +99,17 @@ def test_help_all_shows_every_option(name, capsys):
     assert len(options_in(short)) == len(command.common) + 2 < len(options_in(text))
 
 
+def test_help_groups_the_files_of_forget_and_gives_true_defaults(capsys):
+    assert cli.call(["forget", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("What is run") < text.index("--general FILE") < text.index("Where and how it runs")
+    for name, option, default in (("run", "--general", "[default: none]"), ("explain", "--general", "[default: none]"),
+                                  ("continue", "--lr-per", "[default: the batch size]")):
+        command = cli.group.get_command(click.Context(cli.group), name)
+        help_text, = (p.help for p in command.params if option in p.opts)
+        assert help_text.endswith(default)
+
+
 def test_help_all_needs_no_other_argument_and_runs_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.call(["run", "--methods", "naive", "--help-all"]) == 0

@@ -197,10 +197,13 @@ def test_the_experiments_of_the_repository_are_valid(file, capsys, monkeypatch, 
                                                                    "budget: give only one of them"]),
     (["--methods", "lora", "--lr", "fast"], ["Invalid value for '--lr'"]),
     (["absent.toml"], ["there is no experiment file absent.toml: check the path"]),
-    ([], ["which methods? Pass them as in --methods lora,ewc", "clbench run --methods lora,ewc    the first"]),
+    ([], ["which methods? Pass them, as in clbench run --methods lora,ewc, or name an experiment file"]),
+    (["--methods", ","], ["methods: expected at least one value"]),
+    (["lora:rank=4,ewc"], ["there is no experiment file lora:rank=4,ewc. If you mean methods, give them as one list: "
+                           "--methods lora:rank=4,ewc"]),
     (["--methods", "er,", "ewc"], ["--methods er, ewc: a space after the comma? write --methods er,ewc"]),
     (["--methods", "er", ",ewc"], ["--methods er ,ewc: a space after the comma? write --methods er,ewc"]),
-    (["--methods", "er", "ewc"], ["no experiment file ewc; 'ewc' is a method: give methods as one list, "
+    (["--methods", "er", "ewc"], ["there is no experiment file ewc. If you mean methods, give them as one list: "
                                   "--methods er,ewc"]),
     (["--methods", "ema-er"], ["no method 'ema-er'; did you mean 'ease' or 'aper'? (clbench methods lists all). If it "
                                "is in a file, add --plugin FILE"]),

@@ -91,7 +91,7 @@ def test_a_dry_run_needs_no_weights_and_counts_what_a_run_with_them_trains(capsy
 
 @pytest.mark.parametrize(("args", "line"), [
     (["nothing-such"], "no reference 'nothing-such' (clbench verify lists all)"),
-    (["van-de-ven-split-mnist", "--methods", "sgd"], "no method 'sgd' (clbench verify lists all): naive, ewc"),
+    (["van-de-ven-split-mnist", "--methods", "sgd"], "the table has no method 'sgd' (it has naive, ewc,"),
     (["ranpac-split-cifar100"], "RanPAC and its parts on Split-CIFAR-100 starts from weights of a ViT-B/16 trained on "
      "ImageNet-21k, as timm's vit_base_patch16_224.augreg_in21k: name their file (--weights FILE)"),
     (["van-de-ven-split-mnist", "--seeds", "none"], "Split-MNIST in three scenarios: seeds: expected a number of"),

@@ -53,6 +53,15 @@ def test_bash_completes_commands_lists_and_options(capsys: pytest.CaptureFixture
     assert offered("clbench run --methods naive --methods lora:ran") == ["rank=", "rank_pattern="]
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """The home folder may be read-only, as in a container."""
+    (tmp_path / ".zfunc").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call(["completion", "zsh", "--install"]) == 2
+    assert f"Error: cannot write to the folder {tmp_path / '.zfunc'}: File exists" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("shell", "word"), [("bash", "COMP_LINE"), ("zsh", "#compdef clbench"), ("fish", "complete")])
 def test_the_script_is_installed_where_the_shell_looks(shell: str, word: str, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch,

@@ -141,6 +141,14 @@ def test_parts_of_the_recipe_are_searched_and_the_report_says_who_was(tune, tmp_
     assert "Caution: Untuned, unlike the other method: ER (200)." in out
 
 
+@pytest.mark.parametrize(("options", "share"), [((), 0.25), (("--validation", "0.2"), 0.2)])
+def test_the_share_of_the_file_is_held_out_unless_another_is_given(tune, tmp_path, options, share):
+    file = tmp_path / "with_share.toml"
+    file.write_text("validation = 0.25\n" + FILE)
+    assert tune("--trials", "1", *options, file=file)[0] == 0
+    assert {r.trial.validation for r in Store(tmp_path / "search").read()[0]} == {share}
+
+
 def test_candidates_may_have_another_budget_than_the_result(tune, tmp_path, capsys):
     (tmp_path / "mine.toml").write_text(FILE.replace("low = 1.0, high = 1e8, log = true", "values = [1e2, 1e3]"))
     assert tune("--iterations", "5")[0] == 0

@@ -182,8 +182,21 @@ def test_a_report_of_a_folder_from_before_there_was_a_log_counts_as_a_look(go, t
     (tmp_path / "run" / "report.md").write_text("as it was\n")
     results = go({"naive": 0, "lwf": 0.0}, **{**plain, "until": "decided", "max_seeds": 6})
     assert {r.trial.seed for r in results if r.seen} == {2, 3, 4, 5}
-    assert "Intervals and tests assume a rule for adding seeds that was fixed in advance" in " ".join(
-        clbench.report.build(results).sections[0].notes)
+    section = clbench.report.build(results).sections[0]
+    notes = " ".join(section.notes)
+    assert "Intervals and tests assume a rule for adding seeds that was fixed in advance" in notes
+    assert ("Caution", "Seeds 2-5 were added after an interim analysis; tests assume a rule for adding seeds that was "
+            "chosen before.") in section.headline
+    assert "hold whenever one stops" not in notes and "With --until decided" not in notes
+
+
+def test_messages_are_about_the_methods_of_the_run_only(go, monkeypatch):
+    go({"naive": 0, "er": 0.3, "lwf": 0.0}, until=None, max_seeds=None, seeds=3)
+    messages, lines = [], until.lines
+    monkeypatch.setattr(until, "lines", lambda *args: messages.extend(lines(*args)) or lines(*args))
+    go({"naive": 0, "ewc": 0.0}, max_seeds=4)
+    assert messages == ["open after 3 seeds: ewc (against naive); seeds are added",
+                        "open after 4 seeds: ewc (against naive), the most that were to be added"]
 
 
 def test_the_log_of_a_folder_is_no_more_than_lines_of_json(go, tmp_path):

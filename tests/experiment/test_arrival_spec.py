@@ -64,12 +64,19 @@ def test_online_looks_at_the_accuracy_while_tasks_are_learned():
     assert build(given).execution.evaluate_every == 7 and build({"methods": ["er"]}).execution.evaluate_every is None
 
 
+def test_one_step_per_batch_may_be_said_with_hidden_boundaries():
+    spec = build({"methods": ["er"], "arrival": {"boundaries": "hidden"}, "recipe": {"repeats": 1}})
+    assert spec.recipe.repeats is None
+
+
 def test_online_as_a_flag_replaces_the_budget_of_a_file(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text('methods = ["naive"]\n[recipe]\niterations = 100\nbatch_size = 64\nlr = 0.1\n')
     found = read_spec(path, {}, {"online": True}, ()).recipe
     assert (found.epochs, found.iterations, found.batch_size, found.lr) == (1, None, 10, 0.1)
     assert read_spec(path, {}, {"online": True, "batch_size": 5}, ()).recipe.batch_size == 5
+    path.write_text('methods = ["naive"]\nonline = true\n')
+    assert read_spec(path, {}, {"online": False}, ()).recipe.epochs == 10
 
 
 @pytest.mark.parametrize(("given", "words"), [

@@ -46,6 +46,12 @@ def test_an_explicit_rate_cancels_an_inherited_lr_per():
     assert merge({"recipe": PER_256}, {"batch_size": 64})["recipe"] == {**PER_256, "batch_size": 64}
 
 
+def test_each_rate_of_a_sweep_keeps_its_lr_per():
+    method = {"name": "naive", "recipe": {"lr": [0.1, 0.2], "lr_per": 256}}
+    rows = plan(build({"methods": [method], "seeds": 1}), discover())
+    assert [row.trial.trained_by.lr for row in rows] == [0.05, 0.1]
+
+
 def test_a_cell_of_a_reference_with_its_own_rate_does_not_inherit_lr_per():
     cell = {"scenario": "class", "method": {"name": "naive"}, "published": 50.0, "sem": 1.0}
     reference = Reference.model_validate({

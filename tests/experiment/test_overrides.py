@@ -1,7 +1,9 @@
 import pytest
 
 from clbench.core.errors import SpecError
+from clbench.core.registry import discover
 from clbench.experiment.overrides import merge, set_options
+from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 
 FILE = {"methods": ["lora", {"name": "ewc", "label": "mild", "options": {"strength": 10.0}},
@@ -54,6 +56,46 @@ def test_a_list_is_the_files_as_tables_write_it_and_another_recipe_is_not():
     assert merge({"methods": [method]}, {"methods": ["lora:targets=q+v"]})["methods"] == [method]
     for written in ("lora:targets=q+v:recipe=published", "lora:targets=q+v:recipe.lr=0.1", "lora:targets=q"):
         assert merge({"methods": [method]}, {"methods": [written]})["methods"] == [written]
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ({"optimizer": "adam"}, {"schedule": "steps", "milestones": [0.5], "decay": 0.2}),
+    ({"schedule": "cosine"}, {"momentum": 0.9}),
+    ({"schedule": "steps", "decay": 0.5}, {"momentum": 0.9, "milestones": [0.5]}),
+    ({"optimizer": "sgd", "momentum": 0.5}, {"schedule": "steps", "milestones": [0.5], "decay": 0.2})])
+def test_another_optimizer_or_schedule_replaces_what_belonged_to_the_one_of_the_file(given, expected):
+    recipe = {"optimizer": "sgd", "momentum": 0.9, "schedule": "steps", "milestones": [0.5], "decay": 0.2}
+    merged = merge({"methods": ["lora"], "recipe": recipe}, given)["recipe"]
+    assert merged == {"optimizer": "sgd", "schedule": "steps", **expected, **given}
+    build({"methods": ["lora"], "recipe": merged})
+
+
+@pytest.mark.parametrize("text", ["mine:strength=1e4", "mine:strength=10000", "ewc:strength=1e4"])
+def test_a_row_of_a_sweep_keeps_the_label_the_recipe_and_the_scenario_of_the_file(text):
+    method = {"name": "ewc", "label": "mine", "options": {"strength": [1e3, 1e4]}, "scenario": "class",
+              "recipe": {"epochs": 2}}
+    values, notes = {"methods": ["lora", method], "scenario": ["task", "class"], "seeds": 1}, []
+    everything = {p.label: p.trial.key for p in plan(build(values), discover())}
+    row, = plan(build(merge(values, {"methods": text}, note=notes.append)), discover())
+    assert (row.label, row.trial.scenario, row.trial.own_recipe) == ("mine:strength=1e4", "class", {"epochs": 2})
+    assert row.trial.key == everything[row.label] and not notes
+
+
+def test_a_value_of_a_swept_recipe_is_selected():
+    method = {"name": "lora", "options": {"rank": [1, 8]}, "recipe": {"lr": [0.1, 0.01]}}
+    labels = [p.label for p in plan(build(merge({"methods": [method]}, {"methods": "lora:rank=8:recipe.lr=0.1"})),
+                                    discover())]
+    assert set(labels) == {"lora:rank=8:recipe.lr=0.1"}
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("lora:rank=9", ["lora:rank=9 is none of the file's methods (lora:rank=1, lora:rank=8), so it is added, with the "
+                     "experiment's recipe and scenarios"]),
+    ("gem", []), ("lora", []), ("lora:rank=8", [])])
+def test_a_note_says_that_a_variant_of_a_method_was_added(text, expected):
+    notes = []
+    merge({"methods": [{"name": "lora", "options": {"rank": [1, 8]}}]}, {"methods": text}, note=notes.append)
+    assert notes == expected
 
 
 def test_a_row_of_the_file_that_two_names_pick_is_there_once():

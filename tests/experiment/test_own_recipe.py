@@ -43,6 +43,13 @@ def test_another_budget_or_optimizer_replaces_what_does_not_go_with_it():
     assert own == {"optimizer": "adam", "momentum": 0.0, "epochs": None, "iterations": 70}
 
 
+def test_settings_of_an_optimizer_and_its_momentum_hold_in_any_order():
+    adam = [{"name": "ewc", "recipe": {"optimizer": "adamw"}}]
+    settings = ["ewc.recipe.momentum=0.9", "ewc.recipe.optimizer=sgd"]
+    for options in (settings, settings[::-1]):
+        assert planned(adam, options)[0].trial.own_recipe == {"optimizer": "sgd", "momentum": 0.9}
+
+
 def test_a_rate_is_swept():
     labels = [p.label for p in planned(["ewc"], ["ewc.recipe.lr=0.01,0.1"])]
     assert labels == ["ewc:recipe.lr=0.01", "ewc:recipe.lr=0.1"]

@@ -131,8 +131,10 @@ def test_cells_are_chosen_by_scenario_and_label(tmp_path):
     with pytest.raises(SpecError) as error:
         reference.choose(["domain"], ["er"])
     assert str(error.value).splitlines() == [
-        "no scenario 'domain' (clbench verify lists all): task, class",
-        "no method 'er' (clbench verify lists all): naive, er-20"]
+        "the table has no scenario 'domain' (it has task, class)",
+        "the table has no method 'er' (it has naive, er-20)"]
+    with pytest.raises(SpecError, match=r"no method 'nai'; did you mean 'naive'\? \(it has naive, er-20\)"):
+        reference.choose((), ["nai"])
 
 
 @pytest.mark.parametrize(("parts", "message"), [

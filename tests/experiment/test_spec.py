@@ -73,6 +73,17 @@ def test_a_boolean_is_no_number(values):
     assert "expected a number, got " in line
 
 
+def test_a_value_of_another_kind_is_named_with_what_is_expected():
+    assert mistakes({"methods": ["er", 3], "benchmark": ["a", "b"], "model": 3, "tune": {"er": {"capacity": 5}},
+                     "recipe": {"lr": [1, 2]}, "execution": 4}) == [
+        "x.toml: benchmark: expected a name or a table, got ['a', 'b']",
+        "x.toml: model: expected a name or a table, got 3",
+        "x.toml: recipe.lr: should be a valid number, got [1, 2]",
+        "x.toml: execution: expected a table, got 4",
+        "x.toml: methods.1: expected a name or a table, got 3",
+        "x.toml: tune.er.capacity: expected a list or a table, got 5"]
+
+
 def test_methods_are_needed():
     assert mistakes({}) == ['x.toml: methods: this key is missing: add it, as in methods = ["lora", "ewc"]']
     assert mistakes({"methods": []})

@@ -99,7 +99,7 @@ def test_a_rate_that_falls_in_steps_is_torchs_by_whole_epochs():
     ({"schedule": "steps"}, "which needs milestones"), ({"milestones": [0.5]}, "which needs milestones"),
     ({"decay": 0.5}, "which needs milestones"), ({"schedule": "steps", "milestones": [0.5, 0.5]}, "milestones must "
                                                                                                   "rise"),
-    ({"schedule": "steps", "milestones": [1.0]}, "less than 1"), ({"repeats": 1}, "greater than or equal to 2")])
+    ({"schedule": "steps", "milestones": [1.0]}, "less than 1"), ({"repeats": 0}, "greater than or equal to 1")])
 def test_a_schedule_in_steps_and_its_milestones_go_together(recipe, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**recipe)
@@ -126,8 +126,8 @@ def test_what_came_later_is_written_only_where_it_is_set():
     keys = [plan(build({"methods": "naive", "seeds": 1, "recipe": recipe}), discover())[0].trial.key
             for recipe in ({}, {"warmup_ratio": 0.0}, {"warmup_ratio": 0.1}, {"max_grad_norm": 1.0},
                            {"repeats": 2}, {"schedule": "steps", "milestones": [0.5]},
-                           {"head_lr": 0.1})]
-    assert keys[0] == keys[1] and len(set(keys)) == 6
+                           {"head_lr": 0.1}, {"repeats": 1})]
+    assert keys[0] == keys[1] == keys[-1] and len(set(keys)) == 6
 
 
 @pytest.mark.parametrize("recipe", [

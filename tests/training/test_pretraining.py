@@ -51,6 +51,23 @@ def test_the_command(tmp_path, capsys):
     assert "ends in .safetensors" in capsys.readouterr().err
 
 
+def test_a_file_that_cannot_be_written_is_named_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TrialRunner, "stream", lambda *_: pytest.fail("data were read"))
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "base.safetensors"
+    assert call(["pretrain", "split-mnist-5k", "--out", str(out)]) == 2
+    assert f"cannot write to the folder {out.parent}: File exists; choose another file with --out" in (
+        capsys.readouterr().err)
+
+
+def test_a_benchmark_without_classes_is_refused(tmp_path, capsys):
+    table = tmp_path / "numbers.csv"
+    table.write_text("a,target\n" + "".join(f"{i},{i / 2}\n" for i in range(40)))
+    args = ["pretrain", f"table:{table}:target_column=target", "--out", str(tmp_path / "x.safetensors")]
+    assert call(args) == 2
+    assert "has no classes, and clbench pretrain trains classifiers only" in capsys.readouterr().err
+
+
 def test_held_out_classes_are_what_is_trained_on(tmp_path, capsys, monkeypatch):
     asked = []
 

@@ -151,8 +151,10 @@ def _every(setting: Setting) -> Iterator[str]:
     methods = [m for m in setting.methods if m.done]
     candidates = [m for m in methods if not m.reference]
     if added_seeds := sorted({r.trial.seed for r in setting.records if r.seen}):
+        assumption = ("tests assume a rule for adding seeds that was chosen before"
+                      if any(r.until for r in setting.records) else "the tests do not account for that")
         yield (f"{_seeds(added_seeds)} {'was' if len(added_seeds) == 1 else 'were'} added after an interim analysis; "
-               "the tests do not account for that.")
+               f"{assumption}.")
     if partial := [m.label for m in setting.methods if not m.complete]:
         yield f"Not every seed gave a result: {in_words(partial, NAMES)}."
     for mark, words in ((CHANCE, "Not better than chance"), (UNDERFIT, "Underfit (the training loss stayed high)")):

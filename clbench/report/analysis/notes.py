@@ -21,19 +21,20 @@ from clbench.results.records import Record, StreamFacts, metrics_of
 def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
     """Yield a sentence if a rule added seeds, and one if seeds were added after a report had been read."""
     until = next((r.until for r in records if r.until), None)
+    added_records = [r for r in records if r.seen]
     if until is not None:
+        validity = "" if added_records else " and hold whenever one stops"
         yield (f"Seeds were added until this was decided: {question(until)}. Each method has {until.first} to at most "
                f"{until.most} seeds (--until decided). Differences are taken over the seeds that both methods have. "
-               "Verdicts, p-values and ± are sequential and hold whenever one stops; the intervals in figures are not")
-    added_records = [r for r in records if r.seen]
+               f"Verdicts, p-values and ± are sequential{validity}; the intervals in figures are not")
     if added_records:
         seeds = {r.trial.seed for r in added_records}
         shown_seeds = set(chain.from_iterable(r.seen for r in added_records))
         yield (f"{_seeds(seeds)} {'was' if len(seeds) == 1 else 'were'} added after a report had shown "
                f"{_seeds(shown_seeds).lower()}. Intervals and tests assume "
                f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err "
-               "more often if interim results decide whether to continue. With --until decided, interim analyses are "
-               "allowed")
+               "more often if interim results decide whether to continue"
+               + ("" if until else ". With --until decided, interim analyses are allowed"))
 
 
 def describe_common_test(records: Sequence[Record]) -> Iterator[str]:

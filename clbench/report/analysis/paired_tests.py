@@ -153,7 +153,7 @@ def flips_name(seeds: int) -> str:
 def describe_interim_analyses(until: UntilDecided) -> str:
     """Describe the interim analyses that a rule for adding seeds allows."""
     return (f"an interim analysis after each seed from {until.first} to at most {until.most}, valid whenever one stops "
-            "(Jennison & Turnbull 1991)")
+            "if the rule was chosen before the first (Jennison & Turnbull 1991)")
 
 
 def _range(seeds: Sequence[int]) -> str:
