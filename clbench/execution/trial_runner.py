@@ -162,8 +162,7 @@ class TrialRunner:
         del members
         if starved:
             return self._halved(planned, on_progress)
-        records = (self.run(lone_trial, on_progress) for lone_trial in planned)
-        return [r.model_copy(update={"notes": [*r.notes, note]}) for r in records]
+        return [r.model_copy(update={"notes": [*r.notes, note]}) for r in (self.run(p, on_progress) for p in planned)]
 
     def _halved(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:
         """Run trials as two stacks, after freeing memory that reference cycles of the whole stack still hold."""

@@ -70,8 +70,7 @@ class ItemResults(RecordPart):
         return zlib.decompress(base64.b64decode(self.task_of, validate=True)) if self.task_of else b""
 
     @classmethod
-    def of(cls, rows: Sequence[npt.NDArray[np.int64]], right: npt.NDArray[np.bool_],
-           source: str) -> ItemResults | None:
+    def of(cls, rows: Sequence[npt.NDArray[np.int64]], right: npt.NDArray[np.bool_], source: str) -> ItemResults | None:
         """Return the results of tests, task after task, or None if images differ in their number of tasks.
 
         Args:
@@ -218,8 +217,8 @@ def weight_by_task(scores: npt.NDArray[np.float32], sizes: Sequence[int], mean: 
                    tasks: npt.NDArray[np.integer] | None) -> npt.NDArray[np.float32]:
     """Return scores [N] whose plain mean is the mean over tasks, and which vary as much as that mean does.
 
-    In a mean over tasks, a sample of a small task weighs more. So the deviation of each score is multiplied by the
-    sample's weight. If all tasks have the same number of test samples, the scores stay as they are.
+    A sample of a small task weighs more, so the deviation of each score is multiplied by the sample's weight. If all
+    tasks have the same number of test samples, the scores stay as they are.
 
     Args:
         scores: the score of each sample.
