@@ -11,7 +11,7 @@ first, followed by the untrained values of the larger strategy. A state that can
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -82,9 +82,7 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
         attributes[module_name] = {}
         of_torch = type(module).__module__.partition(".")[0] == "torch"
         of_method = module is strategy or not (of_torch or type(module) in model_classes)
-        for name, value in vars(module).items():
-            if name in INNER:
-                continue
+        for name, value in attributes_of(module):
             if is_plain(value):
                 attributes[module_name][name] = encode(value)
             elif of_method and not is_plain(value, modules):
@@ -92,6 +90,13 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
                                     f"{type_in_words(value, modules)}, which cannot be saved. Store tensors in "
                                     "parameters or buffers, and other state in numbers, strings or lists of them")
     return attributes
+
+
+def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of a module's attributes, without parameters, buffers, modules and torch's own."""
+    for name, value in vars(module).items():
+        if name not in INNER:
+            yield name, value
 
 
 def type_in_words(value: Any, modules: Set[int]) -> str:

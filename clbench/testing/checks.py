@@ -29,7 +29,6 @@ from clbench.core.scenario import SCENARIOS
 from clbench.persistence.snapshot import read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.store import STATE
-from clbench.strategy.base import Batch, Strategy
 from clbench.testing.rules import (
     check_declarations,
     check_learning_rates,
@@ -38,11 +37,23 @@ from clbench.testing.rules import (
     suggested_declarations,
     training_facts,
 )
-from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
-from clbench.training.budget import phases_of, steps_of
-from clbench.training.evaluation import evaluate, require_prediction
+from clbench.testing.tiny import (
+    MODELS,
+    RECIPE,
+    SAMPLES,
+    TASKS,
+    Bench,
+    Make,
+    NonConforming,
+    attributes_snapshot,
+    bench,
+    snapshot,
+    tiny_stream,
+    training,
+    unchanged,
+)
+from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
-from clbench.training.replica import begin_phase
 
 __all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "describe",
            "suggest", "tiny_stream"]
@@ -61,7 +72,8 @@ def check_logits(make: Make) -> None:
                 b.learn(learned - 1)
             for index in range(TASKS):
                 given_task = index if SCENARIOS[scenario].task_given else None
-                logits, repeated_logits = (logits_of(b, index, given_task) for _ in range(2))
+                x = b.stream.tasks[index].test.x
+                logits, repeated_logits = (b.logits(x, given_task) for _ in range(2))
                 location = f"scenario {scenario}, task {index + 1} after {learned} tasks"
                 if logits.shape != (SAMPLES, b.stream.classes):
                     raise NonConforming(f"{location}: logits are {list(logits.shape)}, "
@@ -70,13 +82,6 @@ def check_logits(make: Make) -> None:
                     raise NonConforming(f"{location}: logits have NaN, or a sample without any finite logit")
                 if not torch.equal(logits, repeated_logits):
                     raise NonConforming(f"{location}: predict gives different logits for the same samples")
-
-
-def logits_of(b: Bench, index: int, given_task: int | None) -> Tensor:
-    """Return the logits for the test samples of a task, from `predict(x, given_task)` in eval mode."""
-    x = b.stream.prepare(b.stream.tasks[index].test.x)
-    with torch.no_grad():
-        return require_prediction(b.strategy, b.strategy.eval().predict(x, given_task)).logits
 
 
 def check_state(make: Make) -> None:
@@ -95,7 +100,10 @@ def check_state(make: Make) -> None:
 
 
 def check_loss_is_pure(make: Make) -> None:
-    """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator."""
+    """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator.
+
+    The second call must not change plain attributes either, such as a counter of calls.
+    """
     case = training(make, 1) or training(make, 0)
     if case is None:
         return  # the method has no training steps
@@ -105,42 +113,41 @@ def check_loss_is_pure(make: Make) -> None:
     state, generator_state = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
     with seeds.scope(0):
         loss = b.strategy.loss(batch)
+    attributes = attributes_snapshot(b.strategy)
     with seeds.scope(0):
         repeated_loss = b.strategy.loss(batch)
     if loss.dim() != 0 or not torch.isfinite(loss):
         raise NonConforming(f"loss must be a finite scalar, got {loss.detach()}")
     if not torch.equal(loss, repeated_loss):
         raise NonConforming(f"loss of the same batch is {loss.item()} and then {repeated_loss.item()}: it is not pure")
-    unchanged(state, b.strategy, "loss")
+    unchanged(state, snapshot(b.strategy), "loss")
+    unchanged(attributes, attributes_snapshot(b.strategy), "loss")
     if not torch.equal(generator_state, b.strategy.stream_info.generator.get_state()):
         raise NonConforming("loss draws from stream_info.generator: draw in prepare_batch, loss must be pure")
 
 
-def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
-    """Return a strategy in the first phase of a task and a raw batch of the task; None if the task has no phases."""
-    b = make("task")
-    for earlier in range(index):
-        b.learn(earlier)
-    task = b.replica.begin(index)
-    if not b.strategy.phases(task):
-        return None
-    with b.replica.training(index):
-        begin_phase(b.strategy, task, phases_of(b.strategy, task, RECIPE, steps_of(RECIPE, len(task.train)))[0])
-    return b, b.batch(index)
-
-
 def check_predict_changes_nothing(make: Make) -> None:
-    """Check that an evaluation changes no state, so that the strategy cannot learn from test data."""
+    """Check that an evaluation changes no state, so that the strategy cannot learn from test data.
+
+    Besides the state, the results of training after an evaluation are compared with those of training without it.
+    """
     for scenario in ("task", "class"):
-        b = make(scenario)
+        b, unevaluated = make(scenario), make(scenario)
         b.learn(0)
         state, generator_state = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
         global_states = seeds.state()
         evaluate(b.strategy, b.stream, scenario, learned=1)
-        unchanged(state, b.strategy, "predict")
+        attributes = attributes_snapshot(b.strategy)  # may hold the task of the last call, which the next call replaces
+        evaluate(b.strategy, b.stream, scenario, learned=1)
+        unchanged(state, snapshot(b.strategy), "predict")
+        unchanged(attributes, attributes_snapshot(b.strategy), "predict")
         if (not torch.equal(generator_state, b.strategy.stream_info.generator.get_state())
                 or global_states != seeds.state()):
             raise NonConforming("predict draws random numbers: an evaluation must not move what follows")
+        b.learn(1)
+        unevaluated.learn(0)
+        unevaluated.learn(1)
+        unchanged(snapshot(unevaluated.strategy), snapshot(b.strategy), "an evaluation before training")
 
 
 def check_given_generator(make: Make) -> None:
@@ -179,7 +186,7 @@ def check_copy(make: Make) -> None:
     state = snapshot(b.strategy)
     twin = replace(b, strategy=copy.deepcopy(b.strategy))
     twin.learn(1)
-    unchanged(state, b.strategy, "training a deep copy")
+    unchanged(state, snapshot(b.strategy), "training a deep copy")
 
 
 def check_trains(make: Make) -> None:
@@ -212,12 +219,13 @@ def check_checkpoint(make: Make) -> None:
             return
         raise NonConforming(f"a trial cannot resume from a checkpoint: {error}. If that is not possible, give the "
                             "reason in the class attribute not_resumable") from None
-    unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "going on from a checkpoint")
+    unchanged(snapshot(uninterrupted.strategy), snapshot(resumed.strategy), "going on from a checkpoint")
     uninterrupted.learn(TASKS - 1)
     resumed.learn(TASKS - 1)
-    unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "learning on from a checkpoint")
+    unchanged(snapshot(uninterrupted.strategy), snapshot(resumed.strategy), "learning on from a checkpoint")
     for index in range(TASKS):
-        if not torch.equal(*(logits_of(b, index, index) for b in (uninterrupted, resumed))):
+        x = uninterrupted.stream.tasks[index].test.x
+        if not torch.equal(*(b.logits(x, index) for b in (uninterrupted, resumed))):
             raise NonConforming(f"after a checkpoint the logits of task {index + 1} are others")
 
 
@@ -283,18 +291,3 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             yield from tensors_in(item)
-
-
-def snapshot(strategy: Strategy) -> dict[str, Tensor]:
-    """Return a copy of all parameters and persistent buffers."""
-    return {name: tensor.clone() for name, tensor in strategy.state_dict().items()}
-
-
-def unchanged(before: Mapping[str, Tensor], after: Strategy | Mapping[str, Tensor], by: str) -> None:
-    """Raise `NonConforming` if a parameter or buffer was added, removed or changed."""
-    new_tensors = after.state_dict() if isinstance(after, Strategy) else after
-    for name in sorted(before.keys() ^ new_tensors.keys()):
-        raise NonConforming(f"{by} adds or removes {name}")
-    for name, tensor in before.items():
-        if not torch.equal(tensor, new_tensors[name]):
-            raise NonConforming(f"{by} changes {name}")

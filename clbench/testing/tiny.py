@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clbench.core import options as opt
 from clbench.core import seeds
@@ -25,11 +27,14 @@ from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResN
 from clbench.models.network import Network
 from clbench.models.small import cnn, linear, mlp, resnet18, resnet20
 from clbench.models.vit import vit
+from clbench.persistence.strategy_state import attributes_of, is_plain
 from clbench.strategy.base import Batch, Strategy, Task, declares
+from clbench.training.budget import phases_of, steps_of
 from clbench.training.building import channels_last, stream_info_of
 from clbench.training.callbacks.interface import Callback, Training
+from clbench.training.evaluation import require_prediction
 from clbench.training.loop import TrainingLoop
-from clbench.training.replica import Replica
+from clbench.training.replica import Replica, begin_phase
 from clbench.training.sampling import divided
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
@@ -72,6 +77,12 @@ class Bench:
         if trained.diverged is not None:
             raise NonConforming(f"{trained.diverged}, on three tiny tasks at Adam's learning rate {RECIPE.lr}")
         return self.replica.task(index)
+
+    def logits(self, x: Tensor, given_task: int | None) -> Tensor:
+        """Return the logits for raw samples, from `predict` in eval mode."""
+        with torch.no_grad():
+            prediction = self.strategy.eval().predict(self.stream.prepare(x), given_task)
+        return require_prediction(self.strategy, prediction).logits
 
     def batch(self, index: int) -> Batch:
         """Return the first eight samples of a task as a raw batch."""
@@ -118,6 +129,39 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
 
 
 Make = Callable[..., Bench]
+
+
+def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
+    """Return a strategy in the first phase of a task and a raw batch of the task; None if the task has no phases."""
+    b = make("task")
+    for earlier in range(index):
+        b.learn(earlier)
+    task = b.replica.begin(index)
+    if not b.strategy.phases(task):
+        return None
+    with b.replica.training(index):
+        begin_phase(b.strategy, task, phases_of(b.strategy, task, RECIPE, steps_of(RECIPE, len(task.train)))[0])
+    return b, b.batch(index)
+
+
+def snapshot(strategy: Strategy) -> dict[str, Tensor]:
+    """Return a copy of all parameters and persistent buffers."""
+    return {name: tensor.clone() for name, tensor in strategy.state_dict().items()}
+
+
+def attributes_snapshot(strategy: Strategy) -> dict[str, Any]:
+    """Return a copy of the plain attributes of all modules: numbers, strings and containers of them."""
+    return {f"{module_name}.{name}".lstrip("."): copy.deepcopy(value) for module_name, module
+            in strategy.named_modules() for name, value in attributes_of(module) if is_plain(value)}
+
+
+def unchanged(before: Mapping[str, Any], after: Mapping[str, Any], by: str) -> None:
+    """Raise `NonConforming` if a tensor or an attribute of a snapshot was added, removed or changed."""
+    for name in sorted(before.keys() ^ after.keys()):
+        raise NonConforming(f"{by} adds or removes {name}")
+    for name, value in before.items():
+        if not (torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]):
+            raise NonConforming(f"{by} changes {name}")
 
 
 class DividedLosses(Callback):

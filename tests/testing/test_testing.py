@@ -41,6 +41,47 @@ class LearnsFromTests(Strategy):
         return super().predict(x, task)
 
 
+class LossThatCountsInANumber(Strategy):
+    calls = 0
+
+    def loss(self, batch):
+        self.calls += 1
+        return super().loss(batch)
+
+
+class LearnsFromTestsInAList(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.counts = [1] * stream_info.classes
+
+    def predict(self, x, task=None):
+        prediction = super().predict(x, task)
+        for label in prediction.logits.argmax(1).tolist():
+            self.counts[label] += 1
+        return prediction
+
+
+class LearnsFromTheFirstTest(Strategy):
+    brightness = None
+
+    def predict(self, x, task=None):
+        self.brightness = self.brightness or x.mean().item()
+        return super().predict(x, task)
+
+    def loss(self, batch):
+        return super().loss(batch) * (self.brightness or 1)
+
+
+class RemembersItsTask(Strategy):
+    """It stores the task of the latest call, which the next call replaces."""
+
+    current = None
+
+    def forward(self, x, task=None):
+        self.current = task
+        return super().forward(x, task)
+
+
 class GlobalRandomness(Strategy):
     def prepare_batch(self, batch):
         torch.rand(3)
@@ -78,6 +119,9 @@ class TrainsNothing(Strategy):
     (ImpureLoss, "loss-is-pure", "it is not pure"),
     (LossThatCounts, "loss-is-pure", "loss changes calls"),
     (LearnsFromTests, "predict-changes-nothing", "predict changes seen"),
+    (LossThatCountsInANumber, "loss-is-pure", "loss changes calls"),
+    (LearnsFromTestsInAList, "predict-changes-nothing", "predict changes counts"),
+    (LearnsFromTheFirstTest, "predict-changes-nothing", "an evaluation before training changes model"),
     (GlobalRandomness, "given-generator", "prepare_batch draws from a global generator of torch"),
     (PythonsRandomness, "given-generator", "after_task draws from a global generator of torch, NumPy or Python"),
     (WrongShape, "logits", r"logits are \[24, 2\], expected \[24, 6\]"),
@@ -93,6 +137,11 @@ def test_each_check_catches_what_it_is_for(cls, name, words):
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_base_passes(name):
     check(StrategyInfo("good", Strategy, "fine-tuning"), name)
+
+
+def test_a_stored_task_of_the_latest_call_is_no_learning():
+    for name in ("loss-is-pure", "predict-changes-nothing"):
+        check(StrategyInfo("good", RemembersItsTask, "stores the latest task"), name)
 
 
 @pytest.mark.parametrize("model", ["cnn", "resnet20"])
