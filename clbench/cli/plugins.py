@@ -211,7 +211,7 @@ def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     from clbench.core.entry_points import package_of
     from clbench.core.errors import ClbenchError
     from clbench.core.user_code import format_error
-    from clbench.testing.checks import NonConforming
+    from clbench.testing.tiny import NonConforming
 
     try:
         call()

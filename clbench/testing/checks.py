@@ -38,41 +38,37 @@ from clbench.testing.rules import (
     training_facts,
 )
 from clbench.testing.tiny import (
-    MODELS,
     RECIPE,
     SAMPLES,
     TASKS,
-    Bench,
     Make,
     NonConforming,
     attributes_snapshot,
     bench,
+    check_batches,
     snapshot,
-    tiny_stream,
     training,
     unchanged,
 )
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
 
-__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "describe",
-           "suggest", "tiny_stream"]
-
 
 def check_logits(make: Make) -> None:
-    """Check that `predict` returns logits [N, C] for learned, future and unknown tasks, the same in each call.
+    """Check that `predict` returns logits [N, C] for learned, future and unknown tasks, the same in every batch.
 
     Logits must not be NaN, and each sample must have a finite one. `forward` may return other logits, because a method
     may predict with an average of its weights.
     """
-    for scenario in SCENARIOS:
+    for scenario, rules in SCENARIOS.items():
         b = make(scenario)
         for learned in range(TASKS + 1):
             if learned:
                 b.learn(learned - 1)
-            for index in range(TASKS):
-                given_task = index if SCENARIOS[scenario].task_given else None
-                x = b.stream.tasks[index].test.x
+            inputs = [task.test.x for task in b.stream.tasks]
+            outputs = []
+            for index, x in enumerate(inputs):
+                given_task = index if rules.task_given else None
                 logits, repeated_logits = (b.logits(x, given_task) for _ in range(2))
                 location = f"scenario {scenario}, task {index + 1} after {learned} tasks"
                 if logits.shape != (SAMPLES, b.stream.classes):
@@ -82,6 +78,12 @@ def check_logits(make: Make) -> None:
                     raise NonConforming(f"{location}: logits have NaN, or a sample without any finite logit")
                 if not torch.equal(logits, repeated_logits):
                     raise NonConforming(f"{location}: predict gives different logits for the same samples")
+                if rules.task_given:
+                    check_batches(b, x, logits, given_task, location)
+                outputs.append(logits)
+            if not rules.task_given:  # samples of different tasks in turn
+                mixed, expected = (torch.stack(tensors, dim=1).flatten(0, 1) for tensors in (inputs, outputs))
+                check_batches(b, mixed, expected, None, f"scenario {scenario}, all tasks after {learned} tasks")
 
 
 def check_state(make: Make) -> None:

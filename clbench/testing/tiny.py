@@ -144,6 +144,16 @@ def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
     return b, b.batch(index)
 
 
+def check_batches(b: Bench, x: Tensor, expected: Tensor, given_task: int | None, location: str) -> None:
+    """Check that raw samples get the expected logits in batches of 7 samples, and the first six also alone."""
+    atol = 1e-4 * float(expected[torch.isfinite(expected)].abs().max())
+    for size, count in ((7, len(x)), (1, 6)):
+        logits = torch.cat([b.logits(x[:count][i:i + size], given_task) for i in range(0, count, size)])
+        if not torch.allclose(logits, expected[:count], rtol=1e-3, atol=atol):
+            raise NonConforming(f"{location}: the logits of a sample depend on the other samples of its batch. Test "
+                                "samples come in the order of tasks, so predict must treat each sample alone")
+
+
 def snapshot(strategy: Strategy) -> dict[str, Tensor]:
     """Return a copy of all parameters and persistent buffers."""
     return {name: tensor.clone() for name, tensor in strategy.state_dict().items()}

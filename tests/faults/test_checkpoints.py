@@ -20,7 +20,8 @@ from clbench.persistence import callbacks, snapshot
 from clbench.persistence.strategy_state import type_in_words
 from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import NonConforming, bench, check
+from clbench.testing.checks import check
+from clbench.testing.tiny import NonConforming, bench
 from clbench.training.replica import Replica
 
 

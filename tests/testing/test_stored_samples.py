@@ -4,7 +4,8 @@ from helpers.with_teacher import WithTeacher
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import NonConforming, check
+from clbench.testing.checks import check
+from clbench.testing.tiny import NonConforming
 
 
 class CountsThemAsTeacher(WithTeacher):

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from clbench.core.errors import ClbenchError, PluginError
 from clbench.core.hookspecs import StrategyInfo
-from clbench.strategy.base import Strategy
-from clbench.testing.checks import CHECKS, NonConforming, bench, check, describe
+from clbench.strategy.base import Prediction, Strategy
+from clbench.testing.checks import CHECKS, check, describe
+from clbench.testing.tiny import NonConforming, bench
 
 
 class HidesATensor(Strategy):
@@ -98,6 +99,23 @@ class WrongShape(Strategy):
         return super().forward(x, task)[:, :2]
 
 
+class CentersTheBatch(Strategy):
+    def predict(self, x, task=None):
+        out = self(x, task)
+        return Prediction(out - out.mean(0))
+
+
+class Votes(Strategy):
+    """It predicts the same task for all samples of a batch, which come in the order of tasks."""
+
+    def predict(self, x, task=None):
+        out = self(x, task)
+        if task is None and out.shape[1] == 6:
+            voted = x[:, 0].mean(2).argmax(1).mode().values // 2  # the bright bar is at the row of the class
+            out = out.masked_fill(torch.arange(6) // 2 != voted, float("-inf"))
+        return Prediction(out)
+
+
 class RandomStart(Strategy):
     def __init__(self, model, stream_info, options):
         super().__init__(model, stream_info, options)
@@ -125,6 +143,8 @@ class TrainsNothing(Strategy):
     (GlobalRandomness, "given-generator", "prepare_batch draws from a global generator of torch"),
     (PythonsRandomness, "given-generator", "after_task draws from a global generator of torch, NumPy or Python"),
     (WrongShape, "logits", r"logits are \[24, 2\], expected \[24, 6\]"),
+    (CentersTheBatch, "logits", "scenario task, task 1 after 0 tasks: the logits of a sample depend on the other"),
+    (Votes, "logits", "scenario class, all tasks after . tasks: the logits of a sample depend on the other samples"),
     (RandomStart, "repeatable", "changes noise"),
     (SharesOnCopy, "copy", "training a deep copy changes"),
     (TrainsNothing, "trains", "task 1 changed no parameter"),
