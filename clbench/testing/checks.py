@@ -12,14 +12,13 @@ Each check runs the strategy on a tiny synthetic stream (three tasks of two clas
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from clbench.core import seeds
 from clbench.core.errors import ClbenchError
@@ -27,7 +26,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
 from clbench.persistence.snapshot import read, restore, write
-from clbench.persistence.strategy_state import SnapshotError
+from clbench.persistence.strategy_state import SnapshotError, attributes_of
 from clbench.results.store import STATE
 from clbench.testing.rules import (
     check_declarations,
@@ -47,6 +46,7 @@ from clbench.testing.tiny import (
     bench,
     check_batches,
     snapshot,
+    stored_in,
     training,
     unchanged,
 )
@@ -87,18 +87,22 @@ def check_logits(make: Make) -> None:
 
 
 def check_state(make: Make) -> None:
-    """Check that no attribute holds a tensor that is neither a parameter nor a buffer."""
+    """Check that no attribute holds a tensor, an array or a module that is not registered in the strategy.
+
+    Collections and dataclasses, such as `Samples`, may not hold them either. Other objects, such as a strategy of
+    another library, are not searched.
+    """
     b = make("task")
     for index in range(TASKS):
         b.learn(index)
+    visited = {id(module) for module in b.strategy.modules()} | {id(b.strategy.stream_info)}
     for name, module in b.strategy.named_modules():
-        for attribute, value in vars(module).items():
-            if (attribute.startswith("_") and attribute in vars(nn.Module())) or attribute == "stream_info":
-                continue
-            if any(True for _ in tensors_in(value)):
+        for attribute, value in attributes_of(module):
+            for stored in stored_in(value, visited):
                 full_name = f"{name}.{attribute}".lstrip(".")
-                raise NonConforming(f"{full_name} holds a tensor that is neither parameter nor buffer: "
-                                    "register_buffer it, or it is lost in checkpoints and not counted")
+                raise NonConforming(f"{full_name} holds a {type(stored).__name__} that is neither parameter, buffer "
+                                    "nor registered module: use register_buffer or nn.ModuleList, or it is lost in "
+                                    "checkpoints and not counted")
 
 
 def check_loss_is_pure(make: Make) -> None:
@@ -220,7 +224,8 @@ def check_checkpoint(make: Make) -> None:
         if interrupted.strategy.not_resumable:
             return
         raise NonConforming(f"a trial cannot resume from a checkpoint: {error}. If that is not possible, give the "
-                            "reason in the class attribute not_resumable") from None
+                            "reason in the class attribute not_resumable; the rule `state` still applies, so that "
+                            "stored tensors are counted") from None
     unchanged(snapshot(uninterrupted.strategy), snapshot(resumed.strategy), "going on from a checkpoint")
     uninterrupted.learn(TASKS - 1)
     resumed.learn(TASKS - 1)
@@ -281,15 +286,3 @@ def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None) -> Make
     """Return a function that makes a `Bench` of a method, given a scenario and optionally a seed and a stream."""
     info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
     return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a value, including those in nested lists, tuples, sets and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from tensors_in(item)

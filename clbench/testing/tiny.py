@@ -1,17 +1,18 @@
-"""The tiny synthetic stream for checks of strategies: three tasks of two classes."""
+"""The tiny synthetic stream for checks of strategies, three tasks of two classes, and what the checks compare on it."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.core import options as opt
 from clbench.core import seeds
@@ -27,7 +28,7 @@ from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResN
 from clbench.models.network import Network
 from clbench.models.small import cnn, linear, mlp, resnet18, resnet20
 from clbench.models.vit import vit
-from clbench.persistence.strategy_state import attributes_of, is_plain
+from clbench.persistence.strategy_state import UNCHANGING, attributes_of, is_plain
 from clbench.strategy.base import Batch, Strategy, Task, declares
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.building import channels_last, stream_info_of
@@ -163,6 +164,23 @@ def attributes_snapshot(strategy: Strategy) -> dict[str, Any]:
     """Return a copy of the plain attributes of all modules: numbers, strings and containers of them."""
     return {f"{module_name}.{name}".lstrip("."): copy.deepcopy(value) for module_name, module
             in strategy.named_modules() for name, value in attributes_of(module) if is_plain(value)}
+
+
+def stored_in(value: Any, visited: set[int]) -> Iterator[Tensor | np.ndarray | nn.Module]:
+    """Yield the tensors, arrays and modules in a value and its parts; `visited` has the IDs of objects to leave out."""
+    if id(value) in visited or isinstance(value, (str, bytes, range, *UNCHANGING)):
+        return
+    visited.add(id(value))
+    if isinstance(value, Tensor | np.ndarray | nn.Module):
+        yield value
+        return
+    parts: list[Any] = []
+    if is_dataclass(value):
+        parts = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, Collection):
+        parts = [*value.values()] if isinstance(value, Mapping) else [*value]
+    for part in parts:
+        yield from stored_in(part, visited)
 
 
 def unchanged(before: Mapping[str, Any], after: Mapping[str, Any], by: str) -> None:

@@ -1,5 +1,6 @@
 import copy
 import random
+from collections import deque
 
 import pytest
 import torch
@@ -15,6 +16,36 @@ from clbench.testing.tiny import NonConforming, bench
 class HidesATensor(Strategy):
     def after_task(self, task):
         self.means = {task.index: task.train.x.float().mean(0)}
+
+
+class HoldsSamples(Strategy):
+    not_resumable = "its samples are in an attribute"
+
+    def after_task(self, task):
+        self.stored = self.kept(task)
+
+    def kept(self, task):
+        return task.train.take(torch.arange(3))
+
+
+class HoldsADeque(HoldsSamples):
+    def kept(self, task):
+        return deque([task.train.x[:1]])
+
+
+class HoldsAnArray(HoldsSamples):
+    def kept(self, task):
+        return [task.train.x.numpy()]
+
+
+class HoldsAModel(HoldsSamples):
+    def kept(self, task):
+        return [copy.deepcopy(self.model)]
+
+
+class HoldsItsLayers(HoldsSamples):
+    def kept(self, task):
+        return [self.model.head]
 
 
 class ImpureLoss(Strategy):
@@ -133,7 +164,11 @@ class TrainsNothing(Strategy):
 
 
 @pytest.mark.parametrize(("cls", "name", "words"), [
-    (HidesATensor, "state", "means holds a tensor that is neither parameter nor buffer"),
+    (HidesATensor, "state", "means holds a Tensor that is neither parameter, buffer nor registered module"),
+    (HoldsSamples, "state", "stored holds a Tensor that is neither"),
+    (HoldsADeque, "state", "stored holds a Tensor that is neither"),
+    (HoldsAnArray, "state", "stored holds a ndarray that is neither"),
+    (HoldsAModel, "state", "stored holds a Network that is neither"),
     (ImpureLoss, "loss-is-pure", "it is not pure"),
     (LossThatCounts, "loss-is-pure", "loss changes calls"),
     (LearnsFromTests, "predict-changes-nothing", "predict changes seen"),
@@ -157,6 +192,10 @@ def test_each_check_catches_what_it_is_for(cls, name, words):
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_base_passes(name):
     check(StrategyInfo("good", Strategy, "fine-tuning"), name)
+
+
+def test_registered_layers_in_a_list_are_counted_already():
+    check(StrategyInfo("good", HoldsItsLayers, "stores its own layers"), "state")
 
 
 def test_a_stored_task_of_the_latest_call_is_no_learning():
