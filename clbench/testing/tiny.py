@@ -208,7 +208,11 @@ class DividedLosses(Callback):
             for share, part in divided(batches, 3):
                 in_parts += share * train_step.losses(part).detach()
             if torch.equal(whole, repeated) and not torch.allclose(whole, in_parts, rtol=1e-3, atol=1e-5):
-                raise NonConforming(f"{type(strategy).__name__} declares loss_is_mean = True, but the loss of a batch "
-                                    f"is {whole.item():.4g} and the mean of its parts' losses is "
-                                    f"{in_parts.item():.4g}; set loss_is_mean = False")
+                cls = type(strategy)
+                source = next(base for base in cls.__mro__ if "loss_is_mean" in vars(base))
+                declared = "declares loss_is_mean = True" if source is cls else (
+                    f"inherits loss_is_mean = True from {source.__name__}")
+                raise NonConforming(f"{cls.__name__} {declared}, but the loss of a batch is {whole.item():.4g} and the "
+                                    f"mean of its parts' losses is {in_parts.item():.4g}; set loss_is_mean = False in "
+                                    f"{cls.__name__}")
         yield
