@@ -253,8 +253,9 @@ CHECKS: dict[str, Callable[[Make], None]] = {
 }
 
 
-def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Run one of `CHECKS` on a method with options; `method` is its name or its declaration.
+def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | None = None,
+          device: torch.device | str = "cpu") -> None:
+    """Run one of `CHECKS` on a method with options, on a device; `method` is its name or its declaration.
 
     Raises:
         NonConforming: the method breaks the rule; the message explains how.
@@ -262,7 +263,7 @@ def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | No
     """
     if name not in CHECKS:
         raise ClbenchError(f"no check {name!r}; there are {', '.join(CHECKS)}")
-    CHECKS[name](maker(method, options))
+    CHECKS[name](maker(method, options, device))
 
 
 def describe(method: str | StrategyInfo, options: Mapping[str, Any] | None = None) -> list[str]:
@@ -282,7 +283,8 @@ def suggest(method: str | StrategyInfo, options: Mapping[str, Any] | None = None
     return suggested_declarations(maker(method, options))
 
 
-def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None) -> Make:
+def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> Make:
     """Return a function that makes a `Bench` of a method, given a scenario and optionally a seed and a stream."""
     info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
-    return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream)
+    return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream,
+                                                          device=device)

@@ -92,7 +92,7 @@ def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor
     loop = StreamLoop([b.replica], RECIPE.model_copy(update={"epochs": 1}))
     for index in range(len(stream.tasks)):
         loop.train_task(index)
-        evaluate(b.strategy, stream, b.scenario, index + 1)
+        evaluate(b.strategy, b.stream, b.scenario, index + 1)
     mask = {"class_mask": b.strategy.class_mask}  # not part of state_dict
     return {**b.strategy.state_dict(), **mask}, b.strategy.stream_info.generator.get_state()
 
@@ -135,7 +135,7 @@ def known_samples(stream: Stream) -> Tensor:
     """Return all training samples of a stream as rows [N, D] in float64: raw, prepared, and rounded to 16 bits."""
     raw = torch.cat([task.train.materialized().x for task in stream.tasks])
     prepared = stream.prepare(raw)
-    return torch.cat([x.flatten(1).double() for x in (raw, prepared, prepared.bfloat16(), prepared.half())])
+    return torch.cat([x.flatten(1).cpu().double() for x in (raw, prepared, prepared.bfloat16(), prepared.half())])
 
 
 def holds_samples(tensor: Tensor, known: Tensor) -> bool:

@@ -87,7 +87,8 @@ class Bench:
 
     def batch(self, index: int) -> Batch:
         """Return the first eight samples of a task as a raw batch."""
-        part = self.stream.tasks[index].train.take(torch.arange(8))
+        samples = self.stream.tasks[index].train
+        part = samples.take(torch.arange(8, device=samples.index_device))
         return Batch(part.x, part.y, part.tasks, index)
 
 
@@ -111,22 +112,22 @@ def tiny_stream(scenario: Scenario) -> Stream:
 
 
 def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
-          model: str | None = None, stream: Stream | None = None) -> Bench:
-    """Return an untrained strategy with a stream, by default the tiny one.
+          model: str | None = None, stream: Stream | None = None, device: torch.device | str = "cpu") -> Bench:
+    """Return an untrained strategy with a stream, by default the tiny one, on a device.
 
     The model is `MODELS[model]`, by default the model for checks in the method's declaration. Its weights have the same
     memory format as in a run.
     """
-    stream = stream or tiny_stream(scenario)
+    stream = (stream or tiny_stream(scenario)).to(device)
     cls = resolve(info.strategy, f"method {info.name!r}")
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
-        network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes))
+        network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes).to(device))
     stream_info = stream_info_of(stream, scenario, seed, pretrained=False)
     with seeds.scope(seed, "strategy"):
         strategy = cls(network, stream_info, opt.validate(info.options, options, info.name, "clbench methods"))
-    return Bench(strategy, stream, scenario, seed, info.task_free)
+    return Bench(strategy.to(device), stream, scenario, seed, info.task_free)
 
 
 Make = Callable[..., Bench]
