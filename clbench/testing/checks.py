@@ -47,6 +47,7 @@ from clbench.testing.tiny import (
     check_batches,
     snapshot,
     stored_in,
+    tiny_stream,
     training,
     unchanged,
 )
@@ -286,5 +287,5 @@ def suggest(method: str | StrategyInfo, options: Mapping[str, Any] | None = None
 def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> Make:
     """Return a function that makes a `Bench` of a method, given a scenario and optionally a seed and a stream."""
     info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
-    return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream,
-                                                          device=device)
+    return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed,
+                                                       stream=(stream or tiny_stream(scenario)).to(device))

@@ -112,13 +112,14 @@ def tiny_stream(scenario: Scenario) -> Stream:
 
 
 def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
-          model: str | None = None, stream: Stream | None = None, device: torch.device | str = "cpu") -> Bench:
-    """Return an untrained strategy with a stream, by default the tiny one, on a device.
+          model: str | None = None, stream: Stream | None = None) -> Bench:
+    """Return an untrained strategy with a stream, by default the tiny one, on the stream's device.
 
     The model is `MODELS[model]`, by default the model for checks in the method's declaration. Its weights have the same
     memory format as in a run.
     """
-    stream = (stream or tiny_stream(scenario)).to(device)
+    stream = stream or tiny_stream(scenario)
+    device = stream.tests.y.device
     cls = resolve(info.strategy, f"method {info.name!r}")
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
