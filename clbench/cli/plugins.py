@@ -25,6 +25,8 @@ from clbench.cli.help import Command
 from clbench.core.errors import SpecError, message_of
 
 if TYPE_CHECKING:
+    import torch
+
     from clbench.core.hookspecs import StrategyInfo
     from clbench.core.registry import Registry
 
@@ -135,19 +137,23 @@ def write_plugin(name: str, folder: Path | None, registry: Registry, kind: str =
 CHECK_EXAMPLES = (
     ("clbench check lora:rank=2", "checks an installed method, with options"),
     ("clbench check my_method.py", "checks every method of a file, without installing it"),
+    ("clbench check my_method.py --device cuda", "finds tensors that are not on the GPU"),
 )
 
 
 @click.command("check", cls=Command, examples=CHECK_EXAMPLES)
 @click.argument("targets", nargs=-1, metavar="NAME|FILE.py...")
+@click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or else the "
+              "CPU), cpu, cuda, cuda:1 or mps.")
 @plugin_option
-def check(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
+def check(targets: tuple[str, ...], device: str, plugins: tuple[Path, ...]) -> int:
     """Check that methods follow the rules of the plugin interface.
 
     clbench runs each method on a tiny stream and lists the rules that it breaks. The exit code is 1 if there are any.
     If a method keeps all rules, clbench prints which parameters it trains. With --plugin alone, it checks every method
     of the file.
     """
+    from clbench.core.device import pick_device
     from clbench.core.errors import SpecError
     from clbench.core.options import parse_named
     from clbench.core.registry import discover
@@ -167,7 +173,7 @@ def check(targets: tuple[str, ...], plugins: tuple[Path, ...]) -> int:
         else:
             name, options = parse_named(target)
             methods.append((target, registry.strategy(name), options))
-    return max([examine(*arguments) for arguments in methods])
+    return max([examine(*arguments, pick_device(device)) for arguments in methods])
 
 
 def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
@@ -176,8 +182,8 @@ def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
             if registry.origins["method", name].distribution == str(path.absolute())]
 
 
-def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
-    """Print the result of each check of a method, and return 1 if a check failed."""
+def examine(text: str, info: StrategyInfo, options: dict[str, Any], device: torch.device) -> int:
+    """Print the result of each check of a method on a device, and return 1 if a check failed."""
     from clbench.core.options import validate
     from clbench.execution.progress import plural
     from clbench.testing import checks
@@ -186,7 +192,7 @@ def examine(text: str, info: StrategyInfo, options: dict[str, Any]) -> int:
     click.echo(text)
     failed: dict[str, list[str]] = {}  # names of rules, by the problem
     for name, function in checks.CHECKS.items():
-        problem = failure(partial(checks.check, info, name, options), info)
+        problem = failure(partial(checks.check, info, name, options, device), info)
         if problem:
             failed.setdefault(problem, []).append(name)
             if len(failed[problem]) > 1:
@@ -211,7 +217,7 @@ def failure(call: Callable[[], None], info: StrategyInfo) -> str | None:
     from clbench.core.entry_points import package_of
     from clbench.core.errors import ClbenchError
     from clbench.core.user_code import format_error
-    from clbench.testing.checks import NonConforming
+    from clbench.testing.tiny import NonConforming
 
     try:
         call()

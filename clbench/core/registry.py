@@ -6,7 +6,7 @@ import errno
 import hashlib
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -206,9 +206,6 @@ def discover(extra: Sequence[object] = (), files: Files = ()) -> Registry:
         _register(registry, module, Origin(module.__name__, str(path), f"sha256:{sha256}"))
         if module.__name__ in registry.broken:
             raise PluginError(f"plugin {path}: {registry.broken[module.__name__]}")
-        if not registry.manager.get_hookcallers(module):
-            raise PluginError(f"plugin {path} has no hook, such as clbench_strategies with @hookimpl "
-                              "(docs/writing-a-strategy.md)")
         registry.files.append(path)
     return registry
 
@@ -219,6 +216,11 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
     try:
         manager.register(plugin, origin.plugin)
         manager.check_pending()
+        hooks: dict[str, Callable[..., Any]] = {
+            caller.name: implementation.function for caller in manager.get_hookcallers(plugin) or ()
+            for implementation in caller.get_hookimpls() if implementation.plugin is plugin}
+        if not hooks:
+            raise PluginError("it has no hook, such as clbench_strategies with @hookimpl (docs/writing-a-strategy.md)")
         declarations: list[tuple[str, dict[str, Any], Any]] = []
         for hook, kind, infos, type_ in (
             ("clbench_strategies", "method", registry.strategies, StrategyInfo),
@@ -227,8 +229,7 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
             ("clbench_report_formats", "report format", registry.formats, ReportFormat),
             ("clbench_trackers", "tracker", registry.trackers, TrackerInfo),
         ):
-            function = getattr(plugin, hook, None)
-            for info in function() if function else ():
+            for info in hooks[hook]() if hook in hooks else ():
                 if not isinstance(info, type_):
                     raise PluginError(f"{hook} returned {info!r}, expected {type_.__name__}")
                 if info.name in infos or info.name in registry.patterns.get(kind, {}):

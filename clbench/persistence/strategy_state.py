@@ -11,7 +11,7 @@ first, followed by the untrained values of the larger strategy. A state that can
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -20,12 +20,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from clbench.models.network import Ports
 from clbench.strategy.base import Strategy, StreamInfo
 from clbench.strategy.granted import PhaseSpec
 
 INNER = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes of a module
-UNCHANGING = (BaseModel, StreamInfo, type, FunctionType, BuiltinFunctionType, ModuleType, torch.dtype, torch.device,
-              Path)
+UNCHANGING = (BaseModel, StreamInfo, Ports, type, FunctionType, BuiltinFunctionType, ModuleType, torch.dtype,
+              torch.device, Path)
 CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -70,21 +71,18 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
     """Return the encoded plain attributes of a strategy's modules, by the modules' names.
 
     The method's own modules may have other attributes only if these are the same when the strategy is built again.
-    Modules of torch and of the model, and copies of them, store what they learn in tensors only.
+    Modules of torch, and of the classes in the model that the method received, store what they learn in tensors only.
 
     Raises:
         SnapshotError: a module of the method has an attribute that is not allowed.
     """
     modules = {id(module) for module in strategy.modules()}
-    model_classes = {type(module) for module in strategy.model.modules()}
     attributes: dict[str, dict[str, Any]] = {}
     for module_name, module in strategy.named_modules():
         attributes[module_name] = {}
         of_torch = type(module).__module__.partition(".")[0] == "torch"
-        of_method = module is strategy or not (of_torch or type(module) in model_classes)
-        for name, value in vars(module).items():
-            if name in INNER:
-                continue
+        of_method = module is strategy or not (of_torch or type(module) in strategy.model_classes)
+        for name, value in attributes_of(module):
             if is_plain(value):
                 attributes[module_name][name] = encode(value)
             elif of_method and not is_plain(value, modules):
@@ -92,6 +90,13 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
                                     f"{type_in_words(value, modules)}, which cannot be saved. Store tensors in "
                                     "parameters or buffers, and other state in numbers, strings or lists of them")
     return attributes
+
+
+def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of a module's attributes, without parameters, buffers, modules and torch's own."""
+    for name, value in vars(module).items():
+        if name not in INNER:
+            yield name, value
 
 
 def type_in_words(value: Any, modules: Set[int]) -> str:

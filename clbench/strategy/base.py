@@ -78,11 +78,11 @@ class Strategy(OldNames, nn.Module):
         """Store the arguments; subclasses call this method first."""
         super().__init__()
         self.model = model
+        self.model_classes = frozenset(map(type, model.modules()))  # without classes that the strategy adds
         self.stream_info = stream_info
         complete = (options if options is not None else NoOptions()).settled(stream_info.pretrained)
         self.options = complete.in_scenario(stream_info.scenario, stream_info.boundaries)
-        # Notes for the trial's record on what `__init__` does that the options do not show.
-        self.notes: list[str] = []
+        self.notes: list[str] = []  # for the trial's record, on what `__init__` does that the options do not show
         # The outputs that the harness activates for new samples. A loss that fixes its outputs selects from "seen".
         self.activated: Outputs = self.options.outputs if isinstance(self.options, OutputsOptions) else "seen"
         # class_mask[t, c]: whether output c takes part in the loss of a sample of task t. The harness sets it.

@@ -12,14 +12,13 @@ Each check runs the strategy on a tiny synthetic stream (three tasks of two clas
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from clbench.core import seeds
 from clbench.core.errors import ClbenchError
@@ -27,9 +26,8 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
 from clbench.persistence.snapshot import read, restore, write
-from clbench.persistence.strategy_state import SnapshotError
+from clbench.persistence.strategy_state import SnapshotError, attributes_of
 from clbench.results.store import STATE
-from clbench.strategy.base import Batch, Strategy
 from clbench.testing.rules import (
     check_declarations,
     check_learning_rates,
@@ -38,30 +36,41 @@ from clbench.testing.rules import (
     suggested_declarations,
     training_facts,
 )
-from clbench.testing.tiny import MODELS, RECIPE, SAMPLES, TASKS, Bench, Make, NonConforming, bench, tiny_stream
-from clbench.training.budget import phases_of, steps_of
-from clbench.training.evaluation import evaluate, require_prediction
+from clbench.testing.tiny import (
+    RECIPE,
+    SAMPLES,
+    TASKS,
+    Make,
+    NonConforming,
+    attributes_snapshot,
+    bench,
+    check_batches,
+    snapshot,
+    stored_in,
+    tiny_stream,
+    training,
+    unchanged,
+)
+from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
-from clbench.training.replica import begin_phase
-
-__all__ = ["CHECKS", "MODELS", "RECIPE", "SAMPLES", "TASKS", "Bench", "NonConforming", "bench", "check", "describe",
-           "suggest", "tiny_stream"]
 
 
 def check_logits(make: Make) -> None:
-    """Check that `predict` returns logits [N, C] for learned, future and unknown tasks, the same in each call.
+    """Check that `predict` returns logits [N, C] for learned, future and unknown tasks, the same in every batch.
 
     Logits must not be NaN, and each sample must have a finite one. `forward` may return other logits, because a method
     may predict with an average of its weights.
     """
-    for scenario in SCENARIOS:
+    for scenario, rules in SCENARIOS.items():
         b = make(scenario)
         for learned in range(TASKS + 1):
             if learned:
                 b.learn(learned - 1)
-            for index in range(TASKS):
-                given_task = index if SCENARIOS[scenario].task_given else None
-                logits, repeated_logits = (logits_of(b, index, given_task) for _ in range(2))
+            inputs = [task.test.x for task in b.stream.tasks]
+            outputs = []
+            for index, x in enumerate(inputs):
+                given_task = index if rules.task_given else None
+                logits, repeated_logits = (b.logits(x, given_task) for _ in range(2))
                 location = f"scenario {scenario}, task {index + 1} after {learned} tasks"
                 if logits.shape != (SAMPLES, b.stream.classes):
                     raise NonConforming(f"{location}: logits are {list(logits.shape)}, "
@@ -70,32 +79,38 @@ def check_logits(make: Make) -> None:
                     raise NonConforming(f"{location}: logits have NaN, or a sample without any finite logit")
                 if not torch.equal(logits, repeated_logits):
                     raise NonConforming(f"{location}: predict gives different logits for the same samples")
-
-
-def logits_of(b: Bench, index: int, given_task: int | None) -> Tensor:
-    """Return the logits for the test samples of a task, from `predict(x, given_task)` in eval mode."""
-    x = b.stream.prepare(b.stream.tasks[index].test.x)
-    with torch.no_grad():
-        return require_prediction(b.strategy, b.strategy.eval().predict(x, given_task)).logits
+                if rules.task_given:
+                    check_batches(b, x, logits, given_task, location)
+                outputs.append(logits)
+            if not rules.task_given:  # samples of different tasks in turn
+                mixed, expected = (torch.stack(tensors, dim=1).flatten(0, 1) for tensors in (inputs, outputs))
+                check_batches(b, mixed, expected, None, f"scenario {scenario}, all tasks after {learned} tasks")
 
 
 def check_state(make: Make) -> None:
-    """Check that no attribute holds a tensor that is neither a parameter nor a buffer."""
+    """Check that no attribute holds a tensor, an array or a module that is not registered in the strategy.
+
+    Collections and dataclasses, such as `Samples`, may not hold them either. Other objects, such as a strategy of
+    another library, are not searched.
+    """
     b = make("task")
     for index in range(TASKS):
         b.learn(index)
+    visited = {id(module) for module in b.strategy.modules()} | {id(b.strategy.stream_info)}
     for name, module in b.strategy.named_modules():
-        for attribute, value in vars(module).items():
-            if (attribute.startswith("_") and attribute in vars(nn.Module())) or attribute == "stream_info":
-                continue
-            if any(True for _ in tensors_in(value)):
+        for attribute, value in attributes_of(module):
+            for stored in stored_in(value, visited):
                 full_name = f"{name}.{attribute}".lstrip(".")
-                raise NonConforming(f"{full_name} holds a tensor that is neither parameter nor buffer: "
-                                    "register_buffer it, or it is lost in checkpoints and not counted")
+                raise NonConforming(f"{full_name} holds a {type(stored).__name__} that is neither parameter, buffer "
+                                    "nor registered module: use register_buffer or nn.ModuleList, or it is lost in "
+                                    "checkpoints and not counted")
 
 
 def check_loss_is_pure(make: Make) -> None:
-    """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator."""
+    """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator.
+
+    The second call must not change plain attributes either, such as a counter of calls.
+    """
     case = training(make, 1) or training(make, 0)
     if case is None:
         return  # the method has no training steps
@@ -105,42 +120,41 @@ def check_loss_is_pure(make: Make) -> None:
     state, generator_state = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
     with seeds.scope(0):
         loss = b.strategy.loss(batch)
+    attributes = attributes_snapshot(b.strategy)
     with seeds.scope(0):
         repeated_loss = b.strategy.loss(batch)
     if loss.dim() != 0 or not torch.isfinite(loss):
         raise NonConforming(f"loss must be a finite scalar, got {loss.detach()}")
     if not torch.equal(loss, repeated_loss):
         raise NonConforming(f"loss of the same batch is {loss.item()} and then {repeated_loss.item()}: it is not pure")
-    unchanged(state, b.strategy, "loss")
+    unchanged(state, snapshot(b.strategy), "loss")
+    unchanged(attributes, attributes_snapshot(b.strategy), "loss")
     if not torch.equal(generator_state, b.strategy.stream_info.generator.get_state()):
         raise NonConforming("loss draws from stream_info.generator: draw in prepare_batch, loss must be pure")
 
 
-def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
-    """Return a strategy in the first phase of a task and a raw batch of the task; None if the task has no phases."""
-    b = make("task")
-    for earlier in range(index):
-        b.learn(earlier)
-    task = b.replica.begin(index)
-    if not b.strategy.phases(task):
-        return None
-    with b.replica.training(index):
-        begin_phase(b.strategy, task, phases_of(b.strategy, task, RECIPE, steps_of(RECIPE, len(task.train)))[0])
-    return b, b.batch(index)
-
-
 def check_predict_changes_nothing(make: Make) -> None:
-    """Check that an evaluation changes no state, so that the strategy cannot learn from test data."""
+    """Check that an evaluation changes no state, so that the strategy cannot learn from test data.
+
+    Besides the state, the results of training after an evaluation are compared with those of training without it.
+    """
     for scenario in ("task", "class"):
-        b = make(scenario)
+        b, unevaluated = make(scenario), make(scenario)
         b.learn(0)
         state, generator_state = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
         global_states = seeds.state()
         evaluate(b.strategy, b.stream, scenario, learned=1)
-        unchanged(state, b.strategy, "predict")
+        attributes = attributes_snapshot(b.strategy)  # may hold the task of the last call, which the next call replaces
+        evaluate(b.strategy, b.stream, scenario, learned=1)
+        unchanged(state, snapshot(b.strategy), "predict")
+        unchanged(attributes, attributes_snapshot(b.strategy), "predict")
         if (not torch.equal(generator_state, b.strategy.stream_info.generator.get_state())
                 or global_states != seeds.state()):
             raise NonConforming("predict draws random numbers: an evaluation must not move what follows")
+        b.learn(1)
+        unevaluated.learn(0)
+        unevaluated.learn(1)
+        unchanged(snapshot(unevaluated.strategy), snapshot(b.strategy), "an evaluation before training")
 
 
 def check_given_generator(make: Make) -> None:
@@ -179,7 +193,7 @@ def check_copy(make: Make) -> None:
     state = snapshot(b.strategy)
     twin = replace(b, strategy=copy.deepcopy(b.strategy))
     twin.learn(1)
-    unchanged(state, b.strategy, "training a deep copy")
+    unchanged(state, snapshot(b.strategy), "training a deep copy")
 
 
 def check_trains(make: Make) -> None:
@@ -211,13 +225,15 @@ def check_checkpoint(make: Make) -> None:
         if interrupted.strategy.not_resumable:
             return
         raise NonConforming(f"a trial cannot resume from a checkpoint: {error}. If that is not possible, give the "
-                            "reason in the class attribute not_resumable") from None
-    unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "going on from a checkpoint")
+                            "reason in the class attribute not_resumable; the rule `state` still applies, so that "
+                            "stored tensors are counted") from None
+    unchanged(snapshot(uninterrupted.strategy), snapshot(resumed.strategy), "going on from a checkpoint")
     uninterrupted.learn(TASKS - 1)
     resumed.learn(TASKS - 1)
-    unchanged(snapshot(uninterrupted.strategy), resumed.strategy, "learning on from a checkpoint")
+    unchanged(snapshot(uninterrupted.strategy), snapshot(resumed.strategy), "learning on from a checkpoint")
     for index in range(TASKS):
-        if not torch.equal(*(logits_of(b, index, index) for b in (uninterrupted, resumed))):
+        x = uninterrupted.stream.tasks[index].test.x
+        if not torch.equal(*(b.logits(x, index) for b in (uninterrupted, resumed))):
             raise NonConforming(f"after a checkpoint the logits of task {index + 1} are others")
 
 
@@ -238,8 +254,9 @@ CHECKS: dict[str, Callable[[Make], None]] = {
 }
 
 
-def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Run one of `CHECKS` on a method with options; `method` is its name or its declaration.
+def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | None = None,
+          device: torch.device | str = "cpu") -> None:
+    """Run one of `CHECKS` on a method with options, on a device; `method` is its name or its declaration.
 
     Raises:
         NonConforming: the method breaks the rule; the message explains how.
@@ -247,7 +264,7 @@ def check(method: str | StrategyInfo, name: str, options: Mapping[str, Any] | No
     """
     if name not in CHECKS:
         raise ClbenchError(f"no check {name!r}; there are {', '.join(CHECKS)}")
-    CHECKS[name](maker(method, options))
+    CHECKS[name](maker(method, options, device))
 
 
 def describe(method: str | StrategyInfo, options: Mapping[str, Any] | None = None) -> list[str]:
@@ -267,34 +284,8 @@ def suggest(method: str | StrategyInfo, options: Mapping[str, Any] | None = None
     return suggested_declarations(maker(method, options))
 
 
-def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None) -> Make:
+def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> Make:
     """Return a function that makes a `Bench` of a method, given a scenario and optionally a seed and a stream."""
     info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
-    return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed, stream=stream)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a value, including those in nested lists, tuples, sets and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from tensors_in(item)
-
-
-def snapshot(strategy: Strategy) -> dict[str, Tensor]:
-    """Return a copy of all parameters and persistent buffers."""
-    return {name: tensor.clone() for name, tensor in strategy.state_dict().items()}
-
-
-def unchanged(before: Mapping[str, Tensor], after: Strategy | Mapping[str, Tensor], by: str) -> None:
-    """Raise `NonConforming` if a parameter or buffer was added, removed or changed."""
-    new_tensors = after.state_dict() if isinstance(after, Strategy) else after
-    for name in sorted(before.keys() ^ new_tensors.keys()):
-        raise NonConforming(f"{by} adds or removes {name}")
-    for name, tensor in before.items():
-        if not torch.equal(tensor, new_tensors[name]):
-            raise NonConforming(f"{by} changes {name}")
+    return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed,
+                                                       stream=(stream or tiny_stream(scenario)).to(device))

@@ -92,7 +92,7 @@ def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor
     loop = StreamLoop([b.replica], RECIPE.model_copy(update={"epochs": 1}))
     for index in range(len(stream.tasks)):
         loop.train_task(index)
-        evaluate(b.strategy, stream, b.scenario, index + 1)
+        evaluate(b.strategy, b.stream, b.scenario, index + 1)
     mask = {"class_mask": b.strategy.class_mask}  # not part of state_dict
     return {**b.strategy.state_dict(), **mask}, b.strategy.stream_info.generator.get_state()
 
@@ -104,7 +104,8 @@ def check_stored_samples(make: Make) -> None:
     """Check that stored samples have the role "replay", by which reports count them.
 
     The buffers of a `SampleMemory` hold samples by definition. Another parameter or buffer holds samples if one of its
-    rows equals a training sample of the tiny stream, raw or prepared.
+    rows equals a training sample of the tiny stream, raw or prepared, also as 16-bit floats. Its length must be its
+    number of samples, because reports count it.
     """
     for scenario in ("task", "class"):
         b = make(scenario)
@@ -115,7 +116,8 @@ def check_stored_samples(make: Make) -> None:
             tensors = {**dict(b.strategy.named_parameters()), **dict(b.strategy.named_buffers())}
             for name, tensor in tensors.items():
                 is_memory = isinstance(b.strategy, SampleMemory) and name in SAMPLE_BUFFERS and len(tensor)
-                if not is_memory and not holds_samples(tensor, training_samples):
+                has_samples = holds_samples(tensor, training_samples)
+                if not is_memory and not has_samples:
                     continue
                 location = f"scenario {scenario}, after task {index + 1}: {name} holds training samples"
                 if name not in state:
@@ -124,12 +126,16 @@ def check_stored_samples(make: Make) -> None:
                 if role(b.strategy, name) != "replay":
                     raise NonConforming(f"{location}, but its role is {role(b.strategy, name)!r}, so reports say that "
                                         f"no samples are kept: add ({name!r}, 'replay') to the front of roles")
+                if has_samples and tensor.numel() != len(tensor) * training_samples.shape[1]:
+                    raise NonConforming(f"{location} in the shape {list(tensor.shape)}, which reports count as "
+                                        f"{len(tensor)} samples: store a row per sample")
 
 
 def known_samples(stream: Stream) -> Tensor:
-    """Return all training samples of a stream, raw and prepared, as rows [N, D] in float64."""
+    """Return all training samples of a stream as rows [N, D] in float64: raw, prepared, and rounded to 16 bits."""
     raw = torch.cat([task.train.materialized().x for task in stream.tasks])
-    return torch.cat([raw.flatten(1).double(), stream.prepare(raw).flatten(1).double()])
+    prepared = stream.prepare(raw)
+    return torch.cat([x.flatten(1).cpu().double() for x in (raw, prepared, prepared.bfloat16(), prepared.half())])
 
 
 def holds_samples(tensor: Tensor, known: Tensor) -> bool:

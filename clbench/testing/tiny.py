@@ -1,15 +1,18 @@
-"""The tiny synthetic stream for checks of strategies: three tasks of two classes."""
+"""The tiny synthetic stream for checks of strategies, three tasks of two classes, and what the checks compare on it."""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from clbench.core import options as opt
 from clbench.core import seeds
@@ -25,11 +28,14 @@ from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResN
 from clbench.models.network import Network
 from clbench.models.small import cnn, linear, mlp, resnet18, resnet20
 from clbench.models.vit import vit
+from clbench.persistence.strategy_state import UNCHANGING, attributes_of, is_plain
 from clbench.strategy.base import Batch, Strategy, Task, declares
+from clbench.training.budget import phases_of, steps_of
 from clbench.training.building import channels_last, stream_info_of
 from clbench.training.callbacks.interface import Callback, Training
+from clbench.training.evaluation import require_prediction
 from clbench.training.loop import TrainingLoop
-from clbench.training.replica import Replica
+from clbench.training.replica import Replica, begin_phase
 from clbench.training.sampling import divided
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
@@ -73,9 +79,16 @@ class Bench:
             raise NonConforming(f"{trained.diverged}, on three tiny tasks at Adam's learning rate {RECIPE.lr}")
         return self.replica.task(index)
 
+    def logits(self, x: Tensor, given_task: int | None) -> Tensor:
+        """Return the logits for raw samples, from `predict` in eval mode."""
+        with torch.no_grad():
+            prediction = self.strategy.eval().predict(self.stream.prepare(x), given_task)
+        return require_prediction(self.strategy, prediction).logits
+
     def batch(self, index: int) -> Batch:
         """Return the first eight samples of a task as a raw batch."""
-        part = self.stream.tasks[index].train.take(torch.arange(8))
+        samples = self.stream.tasks[index].train
+        part = samples.take(torch.arange(8, device=samples.index_device))
         return Batch(part.x, part.y, part.tasks, index)
 
 
@@ -100,24 +113,85 @@ def tiny_stream(scenario: Scenario) -> Stream:
 
 def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, seed: int = 0,
           model: str | None = None, stream: Stream | None = None) -> Bench:
-    """Return an untrained strategy with a stream, by default the tiny one.
+    """Return an untrained strategy with a stream, by default the tiny one, on the stream's device.
 
     The model is `MODELS[model]`, by default the model for checks in the method's declaration. Its weights have the same
     memory format as in a run.
     """
     stream = stream or tiny_stream(scenario)
+    device = stream.tests.y.device
     cls = resolve(info.strategy, f"method {info.name!r}")
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
-        network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes))
+        network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes).to(device))
     stream_info = stream_info_of(stream, scenario, seed, pretrained=False)
     with seeds.scope(seed, "strategy"):
         strategy = cls(network, stream_info, opt.validate(info.options, options, info.name, "clbench methods"))
-    return Bench(strategy, stream, scenario, seed, info.task_free)
+    return Bench(strategy.to(device), stream, scenario, seed, info.task_free)
 
 
 Make = Callable[..., Bench]
+
+
+def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
+    """Return a strategy in the first phase of a task and a raw batch of the task; None if the task has no phases."""
+    b = make("task")
+    for earlier in range(index):
+        b.learn(earlier)
+    task = b.replica.begin(index)
+    if not b.strategy.phases(task):
+        return None
+    with b.replica.training(index):
+        begin_phase(b.strategy, task, phases_of(b.strategy, task, RECIPE, steps_of(RECIPE, len(task.train)))[0])
+    return b, b.batch(index)
+
+
+def check_batches(b: Bench, x: Tensor, expected: Tensor, given_task: int | None, location: str) -> None:
+    """Check that raw samples get the expected logits in batches of 7 samples, and the first six also alone."""
+    atol = 1e-4 * float(expected[torch.isfinite(expected)].abs().max())
+    for size, count in ((7, len(x)), (1, 6)):
+        logits = torch.cat([b.logits(x[:count][i:i + size], given_task) for i in range(0, count, size)])
+        if not torch.allclose(logits, expected[:count], rtol=1e-3, atol=atol):
+            raise NonConforming(f"{location}: the logits of a sample depend on the other samples of its batch. Test "
+                                "samples come in the order of tasks, so predict must treat each sample alone")
+
+
+def snapshot(strategy: Strategy) -> dict[str, Tensor]:
+    """Return a copy of all parameters and persistent buffers."""
+    return {name: tensor.clone() for name, tensor in strategy.state_dict().items()}
+
+
+def attributes_snapshot(strategy: Strategy) -> dict[str, Any]:
+    """Return a copy of the plain attributes of all modules: numbers, strings and containers of them."""
+    return {f"{module_name}.{name}".lstrip("."): copy.deepcopy(value) for module_name, module
+            in strategy.named_modules() for name, value in attributes_of(module) if is_plain(value)}
+
+
+def stored_in(value: Any, visited: set[int]) -> Iterator[Tensor | np.ndarray | nn.Module]:
+    """Yield the tensors, arrays and modules in a value and its parts; `visited` has the IDs of objects to leave out."""
+    if id(value) in visited or isinstance(value, (str, bytes, range, *UNCHANGING)):
+        return
+    visited.add(id(value))
+    if isinstance(value, Tensor | np.ndarray | nn.Module):
+        yield value
+        return
+    parts: list[Any] = []
+    if is_dataclass(value):
+        parts = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, Collection):
+        parts = [*value.values()] if isinstance(value, Mapping) else [*value]
+    for part in parts:
+        yield from stored_in(part, visited)
+
+
+def unchanged(before: Mapping[str, Any], after: Mapping[str, Any], by: str) -> None:
+    """Raise `NonConforming` if a tensor or an attribute of a snapshot was added, removed or changed."""
+    for name in sorted(before.keys() ^ after.keys()):
+        raise NonConforming(f"{by} adds or removes {name}")
+    for name, value in before.items():
+        if not (torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]):
+            raise NonConforming(f"{by} changes {name}")
 
 
 class DividedLosses(Callback):
@@ -136,7 +210,11 @@ class DividedLosses(Callback):
             for share, part in divided(batches, 3):
                 in_parts += share * train_step.losses(part).detach()
             if torch.equal(whole, repeated) and not torch.allclose(whole, in_parts, rtol=1e-3, atol=1e-5):
-                raise NonConforming(f"{type(strategy).__name__} declares loss_is_mean = True, but the loss of a batch "
-                                    f"is {whole.item():.4g} and the mean of its parts' losses is "
-                                    f"{in_parts.item():.4g}; set loss_is_mean = False")
+                cls = type(strategy)
+                source = next(base for base in cls.__mro__ if "loss_is_mean" in vars(base))
+                declared = "declares loss_is_mean = True" if source is cls else (
+                    f"inherits loss_is_mean = True from {source.__name__}")
+                raise NonConforming(f"{cls.__name__} {declared}, but the loss of a batch is {whole.item():.4g} and the "
+                                    f"mean of its parts' losses is {in_parts.item():.4g}; set loss_is_mean = False in "
+                                    f"{cls.__name__}")
         yield

@@ -66,6 +66,14 @@ def test_a_misspelled_hook_is_caught():
     assert "clbench_strategy" in discover([module]).broken["misspelled"]
 
 
+def test_a_function_without_hookimpl_is_no_hook():
+    module = types.ModuleType("unmarked")
+    module.clbench_strategies = lambda: [StrategyInfo("unmarked", "clbench.strategy:Strategy", "mine")]
+    registry = discover([module])
+    assert "it has no hook, such as clbench_strategies with @hookimpl" in registry.broken["unmarked"]
+    assert "unmarked" not in registry.strategies
+
+
 def test_a_declaration_that_names_nothing():
     with pytest.raises(PluginError, match=r"cannot load clbench\.strategy:Nothing"):
         resolve("clbench.strategy:Nothing", "method 'x'")

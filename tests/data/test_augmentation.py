@@ -6,7 +6,7 @@ from clbench.core.registry import discover
 from clbench.data.prepare import CropFlip
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import bench, tiny_stream
+from clbench.testing.tiny import bench, tiny_stream
 from clbench.training.sampling import BatchSampler
 
 

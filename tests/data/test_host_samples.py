@@ -10,7 +10,7 @@ from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSample
 from clbench.data.stream import StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.testing import tiny
-from clbench.testing.checks import tiny_stream
+from clbench.testing.tiny import tiny_stream
 from clbench.training.evaluation import batch_size
 
 SIZE = 3 * 2 * 24 * 64  # bytes of all samples of the tiny stream

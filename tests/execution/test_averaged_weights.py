@@ -8,7 +8,8 @@ import clbench
 from clbench import cli
 from clbench.core.registry import discover
 from clbench.results.store import Store
-from clbench.testing.checks import CHECKS, NonConforming, bench, check
+from clbench.testing.checks import CHECKS, check
+from clbench.testing.tiny import NonConforming, bench
 
 PLUGIN = TESTS / "helpers" / "mean_er.py"
 VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])

@@ -25,7 +25,7 @@ from clbench.execution.exporting import export
 from clbench.persistence.snapshot import training_state
 from clbench.results.store import MODEL, Store
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 
 PICTURES = "helpers.tiny_benchmarks:pictures"
 VIT = ("l2p", "dualprompt", "coda-prompt", "s-iprompts", "ease", "mos")  # need tokens

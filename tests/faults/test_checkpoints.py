@@ -20,7 +20,8 @@ from clbench.persistence import callbacks, snapshot
 from clbench.persistence.strategy_state import type_in_words
 from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import NonConforming, bench, check
+from clbench.testing.checks import check
+from clbench.testing.tiny import NonConforming, bench
 from clbench.training.replica import Replica
 
 
@@ -52,6 +53,18 @@ class Counting(torch.nn.Module):
         super().__init__()
         self.met = Counter()
 
+    def forward(self, x):
+        return x
+
+
+class HidesInTheModel(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        model.blocks[0].body = torch.nn.Sequential(model.blocks[0].body, Counting())
+
+    def after_task(self, task):
+        self.model.blocks[0].body[1].met[task.index] += 1
+
 
 class GrowsLate(Strategy):
     def after_task(self, task):
@@ -81,7 +94,7 @@ class Counts(Strategy):
 def clbench_strategies():
     return [StrategyInfo(name, cls, "") for name, cls in (
         ("starts-over", StartsOver), ("hides", Hides), ("hides-inside", HidesInside), ("grows-late", GrowsLate),
-        ("counts", Counts))]
+        ("hides-in-the-model", HidesInTheModel), ("counts", Counts))]
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +202,7 @@ def test_want_of_memory_is_no_fault_of_the_checkpoint(registry, tmp_path, folder
     ("hides", "the attribute drawn is a range_iterator, which cannot be saved. Store tensors in parameters or buffers, "
               "and other state in numbers, strings or lists of them"),
     ("hides-inside", "the attribute parts.0.met is a Counter, which cannot be saved. .*"),
+    ("hides-in-the-model", "the attribute model.blocks.0.body.1.met is a Counter, which cannot be saved. .*"),
     ("grows-late", "the saved state does not fit: .*|it has other parameters than the saved state")])
 def test_what_cannot_go_on_starts_over_and_says_why(registry, tmp_path, folder, method, reason):
     group = planned(registry, method)

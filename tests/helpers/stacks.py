@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
 
 

@@ -8,7 +8,7 @@ import torch
 
 from clbench.data.raw import RawStream, Split
 from clbench.data.samples import StochasticSamples
-from clbench.testing.checks import tiny_stream
+from clbench.testing.tiny import tiny_stream
 
 
 def stochastic(scenario):

@@ -10,7 +10,7 @@ from helpers.methods import FEATURES, activate, batch, deep_model, make, move, t
 from pydantic import ValidationError
 from torch import nn
 
-from clbench.testing.checks import MODELS
+from clbench.testing.tiny import MODELS
 from clbench.training.costs import measure
 
 

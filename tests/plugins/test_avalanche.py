@@ -24,7 +24,8 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
-from clbench.testing.checks import CHECKS, SAMPLES, TASKS, bench, check
+from clbench.testing.checks import CHECKS, check
+from clbench.testing.tiny import SAMPLES, TASKS, bench
 from clbench.training.costs import measure
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop

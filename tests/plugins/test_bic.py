@@ -15,7 +15,7 @@ from clbench.experiment.spec import Recipe
 from clbench.results.metrics import acc
 from clbench.strategy.base import Task
 from clbench.strategy.granted import PhaseSpec
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
 
 OPTIONS = {"capacity": 24, "validation": 0.25}

@@ -16,7 +16,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Task
-from clbench.testing.checks import MODELS
+from clbench.testing.tiny import MODELS
 from clbench.training.costs import measure
 
 D, C = 64, 6

@@ -28,7 +28,8 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.models.builtin import MLPOptions
 from clbench.models.small import mlp
-from clbench.testing.checks import CHECKS, bench, check
+from clbench.testing.checks import CHECKS, check
+from clbench.testing.tiny import bench
 from clbench.training.costs import measure
 
 KINDS = {"ncm": (NCM, NCMOptions), "simplecil": (SimpleCIL, SimpleCILOptions), "slda": (SLDA, SLDAOptions),

@@ -19,8 +19,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.testing.checks import bench
-from clbench.testing.tiny import MODELS
+from clbench.testing.tiny import MODELS, bench
 from clbench.training.costs import measure
 
 KINDS = {"aper": (APER, APEROptions), "ranpac": (RanPAC, RanPACOptions)}

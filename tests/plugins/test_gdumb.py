@@ -14,7 +14,7 @@ from clbench.data.samples import Samples
 from clbench.strategy.base import Task
 from clbench.strategy.granted import PhaseSpec
 from clbench.testing import tiny
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.costs import measure
 
 

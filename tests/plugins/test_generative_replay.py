@@ -15,7 +15,7 @@ from clbench.data.prepare import Prepare
 from clbench.models.network import Block, Network
 from clbench.strategy.base import Batch, StreamInfo
 from clbench.strategy.granted import PhaseSpec
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 
 SMALL = {"width": 6, "depth": 2, "latent": 3}
 

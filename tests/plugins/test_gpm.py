@@ -13,7 +13,7 @@ from clbench.models.network import Block, Network
 from clbench.strategy.base import Batch
 from clbench.strategy.subspace import rows
 from clbench.testing import tiny
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.costs import measure
 
 SGD = Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=8, epochs=3)

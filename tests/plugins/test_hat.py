@@ -26,7 +26,7 @@ from clbench.experiment.spec import Recipe
 from clbench.models.network import Block, Network
 from clbench.strategy.granted import PhaseSpec
 from clbench.testing import tiny
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.costs import measure
 
 

@@ -13,8 +13,7 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.strategy.base import StreamInfo
 from clbench.strategy.granted import PhaseSpec
-from clbench.testing.checks import bench
-from clbench.testing.tiny import MODELS
+from clbench.testing.tiny import MODELS, bench
 
 
 def lae(scenario="class", **options):

@@ -26,7 +26,7 @@ from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.models.network import Block, Network
 from clbench.strategy.base import StreamInfo
-from clbench.testing.checks import TASKS, bench
+from clbench.testing.tiny import TASKS, bench
 from clbench.training.costs import measure
 
 CONVOLUTIONS = [

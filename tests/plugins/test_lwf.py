@@ -127,7 +127,7 @@ def test_the_loss_of_van_de_vens_code_since_2022_in_plain_torch(scenario):
 
 
 def test_with_all_outputs_the_harness_activates_classes_of_later_tasks():
-    from clbench.testing.checks import bench
+    from clbench.testing.tiny import bench
 
     b = bench(discover().strategy("lwf"), {"form": "all"}, "class")
     b.learn(0)

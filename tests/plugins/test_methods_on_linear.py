@@ -8,7 +8,7 @@ from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.strategy.base import StreamInfo
 from clbench.testing import tiny
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.evaluation import evaluate
 

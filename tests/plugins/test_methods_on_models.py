@@ -8,7 +8,7 @@ from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import Resolved
 from clbench.strategy.base import StreamInfo
 from clbench.testing import tiny
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.building import build_model
 from clbench.training.evaluation import evaluate
 

@@ -9,7 +9,7 @@ from helpers.methods import batch, deep_model, make, task
 
 from clbench.core.registry import discover
 from clbench.strategy.granted import PhaseSpec
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 
 
 def ready(scenario="class", lr=0.4, **options):

@@ -10,7 +10,7 @@ from helpers.methods import CLASSES, activate, batch, deep_model, make, task
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 
 
 def mos(scenario="class", **options):

@@ -14,7 +14,7 @@ from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import StreamInfo
 from clbench.testing import tiny
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.costs import measure
 
 HARSH = Recipe(optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=0.1, batch_size=8, epochs=4,

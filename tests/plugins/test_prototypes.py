@@ -23,7 +23,7 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.costs import measure
 from clbench.training.evaluation import evaluate
 

@@ -9,7 +9,7 @@ from helpers.methods import activate, batch, deep_model, make, task
 
 from clbench.core.registry import discover
 from clbench.strategy.alignment import lower
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 
 REGISTRY = discover()
 LAYER = "model.blocks.1.body"

@@ -14,7 +14,7 @@ from clbench.persistence.snapshot import read, restore, write
 from clbench.results.store import STATE
 from clbench.strategy.alignment import Aligned, gaussians, lower, normalized, realigned
 from clbench.strategy.common_options import AlignOptions, OutputsOptions
-from clbench.testing.checks import RECIPE, TASKS, bench
+from clbench.testing.tiny import RECIPE, TASKS, bench
 from clbench.training.costs import measure
 from clbench.training.loop import TrainingLoop
 

@@ -77,6 +77,18 @@ def test_a_loss_that_is_no_mean_over_samples_fails_the_check():
         check(StrategyInfo("sums", scope["Sums"], ""), "declarations")
 
 
+class NormalizesTheBatch(Strategy):
+    def forward(self, x, task=None):
+        out = self.model(x)
+        return out - out.mean(0)
+
+
+def test_an_inherited_declaration_is_not_called_the_methods_own():
+    words = "NormalizesTheBatch inherits loss_is_mean = True from Strategy, but .* = False in NormalizesTheBatch"
+    with pytest.raises(NonConforming, match=words):
+        check(StrategyInfo("normalizes", NormalizesTheBatch, ""), "declarations")
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_declaration_fails_the_check(name):
     with pytest.raises(NonConforming, match=WRONG[name][1]):

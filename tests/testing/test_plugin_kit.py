@@ -142,7 +142,7 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     assert cli.call(["check", str(path), "naive"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "hides"
-    assert lines[2].startswith("  FAIL  state: seen holds a tensor that is neither parameter nor buffer")
+    assert lines[2].startswith("  FAIL  state: seen holds a Tensor that is neither parameter, buffer nor ")
     assert lines[9].startswith("  FAIL  checkpoint: a trial cannot resume from a checkpoint: the attribute seen is "
                                "a Tensor, which cannot be saved.")
     assert lines[10] == "  FAIL  learning-rates: learning_rates has 'modl.*', which fits the name of no parameter"
@@ -165,6 +165,7 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     (["ewc:strngth=1"], "ewc: no option 'strngth'; did you mean 'strength'?"),
     (["no_such_file.py"], "cannot read the plugin"),
     ([], "name a method or a file to check"),
+    (["naive", "--device", "cuda:99"], "device 'cuda:99' is not available"),
 ])
 def test_check_of_what_is_not_there_is_one_line(targets, words, capsys):
     assert cli.call(["check", *targets]) == 2

@@ -4,7 +4,8 @@ from helpers.with_teacher import WithTeacher
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import NonConforming, check
+from clbench.testing.checks import check
+from clbench.testing.tiny import NonConforming
 
 
 class CountsThemAsTeacher(WithTeacher):
@@ -32,12 +33,27 @@ class KeepsInputs(Keeps):
         return self.stream_info.prepare(x).flatten(1)
 
 
+class KeepsHalves(KeepsInputs):
+    def kept(self, x):
+        return super().kept(x).half()
+
+
+class KeepsBfloat16(KeepsInputs):
+    def kept(self, x):
+        return super().kept(x).bfloat16()
+
+
 class KeepsUncounted(Keeps):
     persistent = False
 
 
 class KeepsAsReplay(KeepsInputs):
     roles = (("own", "replay"),)
+
+
+class KeepsByTask(KeepsAsReplay):
+    def kept(self, x):
+        return super().kept(x)[None]
 
 
 class KeepsAMean(Keeps):
@@ -49,6 +65,9 @@ class KeepsAMean(Keeps):
     (CountsThemAsTeacher, "memory_x holds training samples, but its role is 'teacher'"),
     (Keeps, "own holds training samples, but its role is 'base'"),
     (KeepsInputs, "own holds training samples, but its role is 'base'"),
+    (KeepsHalves, "own holds training samples, but its role is 'base'"),
+    (KeepsBfloat16, "own holds training samples, but its role is 'base'"),
+    (KeepsByTask, r"own holds training samples in the shape \[1, 3, 64\], which reports count as 1 samples"),
     (KeepsUncounted, "own holds training samples, but it is not persistent"),
 ])
 def test_samples_that_are_counted_as_something_else_are_found(cls, words):

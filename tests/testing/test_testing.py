@@ -1,5 +1,6 @@
 import copy
 import random
+from collections import deque
 
 import pytest
 import torch
@@ -7,13 +8,44 @@ import torch.nn.functional as F
 
 from clbench.core.errors import ClbenchError, PluginError
 from clbench.core.hookspecs import StrategyInfo
-from clbench.strategy.base import Strategy
-from clbench.testing.checks import CHECKS, NonConforming, bench, check, describe
+from clbench.strategy.base import Prediction, Strategy
+from clbench.testing.checks import CHECKS, check, describe
+from clbench.testing.tiny import NonConforming, bench
 
 
 class HidesATensor(Strategy):
     def after_task(self, task):
         self.means = {task.index: task.train.x.float().mean(0)}
+
+
+class HoldsSamples(Strategy):
+    not_resumable = "its samples are in an attribute"
+
+    def after_task(self, task):
+        self.stored = self.kept(task)
+
+    def kept(self, task):
+        return task.train.take(torch.arange(3))
+
+
+class HoldsADeque(HoldsSamples):
+    def kept(self, task):
+        return deque([task.train.x[:1]])
+
+
+class HoldsAnArray(HoldsSamples):
+    def kept(self, task):
+        return [task.train.x.numpy()]
+
+
+class HoldsAModel(HoldsSamples):
+    def kept(self, task):
+        return [copy.deepcopy(self.model)]
+
+
+class HoldsItsLayers(HoldsSamples):
+    def kept(self, task):
+        return [self.model.head]
 
 
 class ImpureLoss(Strategy):
@@ -41,6 +73,47 @@ class LearnsFromTests(Strategy):
         return super().predict(x, task)
 
 
+class LossThatCountsInANumber(Strategy):
+    calls = 0
+
+    def loss(self, batch):
+        self.calls += 1
+        return super().loss(batch)
+
+
+class LearnsFromTestsInAList(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.counts = [1] * stream_info.classes
+
+    def predict(self, x, task=None):
+        prediction = super().predict(x, task)
+        for label in prediction.logits.argmax(1).tolist():
+            self.counts[label] += 1
+        return prediction
+
+
+class LearnsFromTheFirstTest(Strategy):
+    brightness = None
+
+    def predict(self, x, task=None):
+        self.brightness = self.brightness or x.mean().item()
+        return super().predict(x, task)
+
+    def loss(self, batch):
+        return super().loss(batch) * (self.brightness or 1)
+
+
+class RemembersItsTask(Strategy):
+    """It stores the task of the latest call, which the next call replaces."""
+
+    current = None
+
+    def forward(self, x, task=None):
+        self.current = task
+        return super().forward(x, task)
+
+
 class GlobalRandomness(Strategy):
     def prepare_batch(self, batch):
         torch.rand(3)
@@ -55,6 +128,23 @@ class PythonsRandomness(Strategy):
 class WrongShape(Strategy):
     def forward(self, x, task=None):
         return super().forward(x, task)[:, :2]
+
+
+class CentersTheBatch(Strategy):
+    def predict(self, x, task=None):
+        out = self(x, task)
+        return Prediction(out - out.mean(0))
+
+
+class Votes(Strategy):
+    """It predicts the same task for all samples of a batch, which come in the order of tasks."""
+
+    def predict(self, x, task=None):
+        out = self(x, task)
+        if task is None and out.shape[1] == 6:
+            voted = x[:, 0].mean(2).argmax(1).mode().values // 2  # the bright bar is at the row of the class
+            out = out.masked_fill(torch.arange(6) // 2 != voted, float("-inf"))
+        return Prediction(out)
 
 
 class RandomStart(Strategy):
@@ -74,13 +164,22 @@ class TrainsNothing(Strategy):
 
 
 @pytest.mark.parametrize(("cls", "name", "words"), [
-    (HidesATensor, "state", "means holds a tensor that is neither parameter nor buffer"),
+    (HidesATensor, "state", "means holds a Tensor that is neither parameter, buffer nor registered module"),
+    (HoldsSamples, "state", "stored holds a Tensor that is neither"),
+    (HoldsADeque, "state", "stored holds a Tensor that is neither"),
+    (HoldsAnArray, "state", "stored holds a ndarray that is neither"),
+    (HoldsAModel, "state", "stored holds a Network that is neither"),
     (ImpureLoss, "loss-is-pure", "it is not pure"),
     (LossThatCounts, "loss-is-pure", "loss changes calls"),
     (LearnsFromTests, "predict-changes-nothing", "predict changes seen"),
+    (LossThatCountsInANumber, "loss-is-pure", "loss changes calls"),
+    (LearnsFromTestsInAList, "predict-changes-nothing", "predict changes counts"),
+    (LearnsFromTheFirstTest, "predict-changes-nothing", "an evaluation before training changes model"),
     (GlobalRandomness, "given-generator", "prepare_batch draws from a global generator of torch"),
     (PythonsRandomness, "given-generator", "after_task draws from a global generator of torch, NumPy or Python"),
     (WrongShape, "logits", r"logits are \[24, 2\], expected \[24, 6\]"),
+    (CentersTheBatch, "logits", "scenario task, task 1 after 0 tasks: the logits of a sample depend on the other"),
+    (Votes, "logits", "scenario class, all tasks after . tasks: the logits of a sample depend on the other samples"),
     (RandomStart, "repeatable", "changes noise"),
     (SharesOnCopy, "copy", "training a deep copy changes"),
     (TrainsNothing, "trains", "task 1 changed no parameter"),
@@ -93,6 +192,15 @@ def test_each_check_catches_what_it_is_for(cls, name, words):
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_base_passes(name):
     check(StrategyInfo("good", Strategy, "fine-tuning"), name)
+
+
+def test_registered_layers_in_a_list_are_counted_already():
+    check(StrategyInfo("good", HoldsItsLayers, "stores its own layers"), "state")
+
+
+def test_a_stored_task_of_the_latest_call_is_no_learning():
+    for name in ("loss-is-pure", "predict-changes-nothing"):
+        check(StrategyInfo("good", RemembersItsTask, "stores the latest task"), name)
 
 
 @pytest.mark.parametrize("model", ["cnn", "resnet20"])

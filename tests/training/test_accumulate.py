@@ -10,7 +10,7 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Batch, declares
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.sampling import divided, division_notes
 
 REGISTRY = discover()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Prediction, Strategy
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.callbacks.error_decomposition import (
     ErrorDecomposition,
     best_constants,

@@ -12,7 +12,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Batch, Strategy, declares
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training import cache
 
 REGISTRY = discover()

@@ -24,7 +24,7 @@ from clbench.persistence.snapshot import first_logits
 from clbench.results.diff import merge_runs
 from clbench.results.records import Record
 from clbench.strategy.base import Prediction, Strategy
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.evaluation import evaluate
 from clbench.training.prediction_cache import PredictionCache
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.costs import measure, role
 
 

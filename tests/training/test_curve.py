@@ -9,7 +9,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Prediction, Strategy
-from clbench.testing.checks import SAMPLES, TASKS, bench, tiny_stream
+from clbench.testing.tiny import SAMPLES, TASKS, bench, tiny_stream
 from clbench.training.callbacks import curve as curve_module
 from clbench.training.callbacks.curve import CurveCallback, cost_in_words, points, some_tests
 from clbench.training.loop import TrainingLoop

@@ -5,7 +5,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.scenario import scenario_rules
 from clbench.data import stream
 from clbench.strategy.base import Prediction, Strategy
-from clbench.testing.checks import SAMPLES, bench, tiny_stream
+from clbench.testing.tiny import SAMPLES, bench, tiny_stream
 from clbench.training import evaluation
 from clbench.training.evaluation import evaluate
 

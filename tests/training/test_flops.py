@@ -18,7 +18,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.strategy.base import Batch, Strategy
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training import precision
 from clbench.training.callbacks.interface import Callback
 

@@ -8,7 +8,7 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.spec import build
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.5, "iterations": 3, "batch_size": 8}

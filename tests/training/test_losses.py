@@ -4,7 +4,7 @@ import torch
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import diverged, last_tenths
 

@@ -13,7 +13,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import Options, Scalar
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import bench
+from clbench.testing import bench
 from clbench.training.members import differing_attributes, reads_noted, same
 from clbench.training.stacked_step import Unstackable
 

@@ -12,7 +12,7 @@ from clbench.core.registry import discover
 from clbench.data.prepare import CropFlip
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training import cache, precision, stacked_step
 from clbench.training import loop as training
 

@@ -8,7 +8,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import RECIPE, bench
+from clbench.testing.tiny import RECIPE, bench
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
 

@@ -21,7 +21,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.persistence import callbacks
 from clbench.strategy.base import Strategy, Task
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.sampling import BatchSampler, StreamSampler
 
 

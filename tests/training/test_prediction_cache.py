@@ -8,7 +8,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.per_task import PerTaskStrategy
-from clbench.testing.checks import TASKS, bench
+from clbench.testing.tiny import TASKS, bench
 from clbench.training import prediction_cache
 from clbench.training.evaluation import evaluate
 from clbench.training.prediction_cache import PredictionCache

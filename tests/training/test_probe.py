@@ -14,7 +14,7 @@ from clbench.experiment.spec import build
 from clbench.persistence import callbacks
 from clbench.results.records import Probe
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.callbacks import probe
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.probe import STRENGTHS, Moments

@@ -11,7 +11,7 @@ from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.spec import build, changed
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
 from clbench.training.optimizers import make_optimizer, make_schedule
 

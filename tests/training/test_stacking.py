@@ -10,7 +10,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
-from clbench.testing.checks import bench
+from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
 
 REGISTRY = discover()

@@ -21,9 +21,8 @@ from clbench.persistence.callbacks import optimizer_state, restore_optimizer_sta
 from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
 from clbench.strategy.per_task import PerTaskStrategy
-from clbench.testing.checks import bench, snapshot
 from clbench.testing.rules import divided
-from clbench.testing.tiny import tiny_stream
+from clbench.testing.tiny import bench, snapshot, tiny_stream
 from clbench.training.building import require_no_parts
 from clbench.training.evaluation import evaluate
 from clbench.training.sampling import BatchSampler, StreamSampler

@@ -8,7 +8,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
-from clbench.testing.checks import RECIPE, bench, tiny_stream
+from clbench.testing.tiny import RECIPE, bench, tiny_stream
 from clbench.training.budget import steps_of
 from clbench.training.loop import TrainingLoop
 from clbench.training.sampling import BatchSampler
