@@ -7,9 +7,7 @@ that of seeds or of samples alone. `benchmarks/error_rates.py` simulates the err
 
 Language models have scores, and so have models that predict numbers. They are in a compressed file next to the record,
 `records/KEY.items.npz`: an array [N] for each metric, in the order of the stream's test items. Numbers are float32, and
-right or wrong answers are bool. The record has the SHA-256 of the file.
-
-numpy is imported only when bits or scores are used, so that reading records does not wait for it.
+right or wrong answers are bool. The record has the SHA-256 of the file. numpy is imported only when it is needed.
 """
 
 from __future__ import annotations
