@@ -11,7 +11,7 @@ from helpers.streams import permuted, raw
 from torchvision.transforms import Normalize
 
 from clbench.core.errors import DataError
-from clbench.core.hookspecs import BenchmarkInfo
+from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
@@ -218,8 +218,8 @@ def test_a_benchmark_of_a_plugin_gets_its_options_folder_and_seed(tmp_path):
         data = TensorDataset(torch.zeros(8, 2), torch.arange(8) % 2)
         return nc_benchmark(data, data, 2, task_labels=False, shuffle=False)
 
-    plugin = SimpleNamespace(clbench_benchmarks=lambda: [BenchmarkInfo("mine", build, "mine", seeded=True),
-                                                         BenchmarkInfo("fixed", build, "fixed")])
+    plugin = SimpleNamespace(clbench_benchmarks=hookimpl(lambda: [BenchmarkInfo("mine", build, "mine", seeded=True),
+                                                                  BenchmarkInfo("fixed", build, "fixed")]))
     registry = discover([plugin])
     for name in ("mine", "fixed"):
         load_stream(Resolved(name=name), "task", 7, tmp_path, registry)

@@ -81,6 +81,9 @@ def site(tmp_path_factory):
                        waiting_strategies=STRATEGIES)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        # Another file's tests may have imported the module from their own folder, without the mark of `once`, which
+        # then kills this process.
+        patch.delitem(sys.modules, "hostile_strategies", raising=False)
         for name, value in {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0",
                             "RAY_worker_niceness": "0"}.items():
             patch.setenv(name, value)
