@@ -23,8 +23,8 @@ from clbench.experiment.spec import build
 pytestmark = [pytest.mark.extra("ray"),
               pytest.mark.skipif(sys.platform != "linux", reason="Ray's clusters are Linux machines")]
 NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
-# Ray finds a lost node after 6 seconds. With 2 seconds, it took the head node of a busy machine for lost, and ended this
-# process.
+# Ray finds a lost node after 6 seconds. With 2 seconds, it took the head node of a busy machine for lost and ended
+# this process.
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 12}
 
 DECLARATION = """
