@@ -1,5 +1,8 @@
 """Methods on stored features: what a report of few steps, few seeds or few test samples may and may not claim."""
 
+import base64
+import zlib
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -69,8 +72,11 @@ def test_nothing_is_claimed_that_the_features_do_not_show(tmp_path, kind, test):
         difference = right["ncm"] - right["slda"]
         sizes = np.array(records[0].stream.test_samples)
         weights = test / (len(sizes) * sizes)  # of a sample of each task, because ACC weights tasks equally
-        deviation = stats.sem(difference) * np.sqrt(np.average(weights**2, weights=sizes))
-        t = (facts.accuracy["ncm"] - facts.accuracy["slda"]) / deviation
+        task_of = np.frombuffer(zlib.decompress(base64.b64decode(records[0].items.task_of)), np.uint16)
+        assert np.array_equal(np.bincount(task_of), sizes)
+        mean = facts.accuracy["ncm"] - facts.accuracy["slda"]
+        assert mean == pytest.approx(np.mean(weights[task_of] * difference))
+        t = mean / stats.sem(weights[task_of] * (difference - mean))
         assert pair.p == pytest.approx(2 * stats.t.sf(abs(t), test - 1), rel=1e-3)
     # without knowing them there are two numbers, and no test
     section, = build([r.model_copy(update={"items": None}) for r in records], ids=True).sections
