@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import metric_option
+from clbench.cli.common_options import PATH, metric_option
 from clbench.cli.help import Command
 from clbench.core.objective import ACCURACY
 
@@ -28,7 +28,7 @@ _OPEN = "no significant difference"
     ("clbench choose runs/mine --max-kept 5MB --max-trainable 1% --max-compute 2x",
      "chooses the best method for a small device"),
 ))
-@click.argument("directories", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
+@click.argument("directories", type=PATH, metavar="RUN...", nargs=-1, required=True)
 @click.option("--task-id", type=click.Choice(["known", "unknown"]), help="Task IDs at test time: known "
               "(scenario task) or unknown (scenarios class and domain).  [default: each scenario separately]")
 @click.option("--max-kept", metavar="AMOUNT", help=f"Maximum storage after the last task. AMOUNT is {AMOUNT}.")

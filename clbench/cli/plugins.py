@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import PATH, plugin_option
+from clbench.cli.common_options import PATH, device_option, plugin_option
 from clbench.cli.help import Command
 from clbench.core.errors import SpecError, message_of
 
@@ -143,8 +143,7 @@ CHECK_EXAMPLES = (
 
 @click.command("check", cls=Command, examples=CHECK_EXAMPLES)
 @click.argument("targets", nargs=-1, metavar="NAME|FILE.py...")
-@click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or else the "
-              "CPU), cpu, cuda, cuda:1 or mps.")
+@device_option("cpu", default="cpu")
 @plugin_option
 def check(targets: tuple[str, ...], device: str, plugins: tuple[Path, ...]) -> int:
     """Check that methods follow the rules of the plugin interface.

@@ -7,21 +7,31 @@ torch anyway import it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.core.errors import message_of
 
-__all__ = ["NormWithStatistics", "OpOverload", "TorchDispatchMode", "copy_on_write", "flash_attention_enabled",
-           "inside_vmap", "is_copy_on_write", "storage_id", "vmap_refusal", "without_torch_functions", "write_count"]
+__all__ = ["INNER", "NormWithStatistics", "OpOverload", "TorchDispatchMode", "attributes_of", "copy_on_write",
+           "flash_attention_enabled", "inside_vmap", "is_copy_on_write", "storage_id", "vmap_refusal",
+           "without_torch_functions", "write_count"]
 
 NormWithStatistics = _NormBase  # batch and instance normalization
+INNER = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes of a module
+
+
+def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of a module's attributes, without parameters, buffers, modules and torch's own."""
+    for name, value in vars(module).items():
+        if name not in INNER:
+            yield name, value
 
 
 def copy_on_write(tensor: Tensor) -> Tensor:

@@ -21,8 +21,6 @@ from clbench.experiment.sweeps import expand
 
 BUDGET = ("epochs", "iterations", "batch_size")  # keys of a file's recipe that `--online` replaces
 LONG = ("outcomes", "tried")  # keys of a search whose lists are written with one value per line
-
-
 Note = Callable[[str], None]
 
 

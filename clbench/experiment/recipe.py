@@ -100,8 +100,8 @@ class Recipe(Strict):
         return self
 
 
+# Parts of a recipe that belong to the value of another part
 DEPENDENT = {"optimizer": ("momentum",), "schedule": ("milestones", "decay", "schedule_by"), "lr": ("lr_per",)}
-"""Parts of a recipe that belong to the value of another part."""
 
 
 def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

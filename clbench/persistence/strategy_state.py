@@ -11,20 +11,20 @@ first, followed by the untrained values of the larger strategy. A state that can
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
+from clbench.core.torch_private import INNER, attributes_of
 from clbench.models.network import Ports
 from clbench.strategy.base import Strategy, StreamInfo
 from clbench.strategy.granted import PhaseSpec
 
-INNER = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes of a module
 UNCHANGING = (BaseModel, StreamInfo, Ports, type, FunctionType, BuiltinFunctionType, ModuleType, torch.dtype,
               torch.device, Path)
 CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
@@ -90,13 +90,6 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
                                     f"{type_in_words(value, modules)}, which cannot be saved. Store tensors in "
                                     "parameters or buffers, and other state in numbers, strings or lists of them")
     return attributes
-
-
-def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of a module's attributes, without parameters, buffers, modules and torch's own."""
-    for name, value in vars(module).items():
-        if name not in INNER:
-            yield name, value
 
 
 def type_in_words(value: Any, modules: Set[int]) -> str:

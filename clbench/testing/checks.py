@@ -25,8 +25,9 @@ from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
+from clbench.core.torch_private import attributes_of
 from clbench.persistence.snapshot import read, restore, write
-from clbench.persistence.strategy_state import SnapshotError, attributes_of
+from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.store import STATE
 from clbench.testing.rules import (
     check_declarations,

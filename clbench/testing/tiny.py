@@ -20,6 +20,7 @@ from clbench.core.entry_points import resolve
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import NoOptions
 from clbench.core.scenario import Scenario, scenario_rules
+from clbench.core.torch_private import attributes_of
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask
@@ -28,7 +29,7 @@ from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResN
 from clbench.models.network import Network
 from clbench.models.small import cnn, linear, mlp, resnet18, resnet20
 from clbench.models.vit import vit
-from clbench.persistence.strategy_state import UNCHANGING, attributes_of, is_plain
+from clbench.persistence.strategy_state import UNCHANGING, is_plain
 from clbench.strategy.base import Batch, Strategy, Task, declares
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.building import channels_last, stream_info_of

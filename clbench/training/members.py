@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clbench.core.torch_private import copy_on_write
+from clbench.core.torch_private import attributes_of, copy_on_write
 from clbench.strategy.base import Strategy, StreamInfo
-
-INNER = frozenset(vars(nn.Module()))  # torch's own attributes of a module, with its parameters and buffers
 
 
 def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:
@@ -54,14 +52,14 @@ def differing_attributes(strategies: Sequence[Strategy]) -> dict[str, set[str]]:
         name, first = named_modules[0]
         if type(first).__module__.partition(".")[0] == "torch":
             continue
-        values = [vars(module) for _, module in named_modules]
-        names = set().union(*values) - INNER - (set() if name else {"options"})
+        values = [dict(attributes_of(module)) for _, module in named_modules]
+        names = set().union(*values) - (set() if name else {"options"})
         differing[name] = {attribute for attribute in names if not all(
-            same(values[0].get(attribute), other.get(attribute), registered) for other in values[1:])}
+            are_equal(values[0].get(attribute), other.get(attribute), registered) for other in values[1:])}
     return {name: attributes for name, attributes in differing.items() if attributes}
 
 
-def same(first: Any, other: Any, registered: Set[int]) -> bool:
+def are_equal(first: Any, other: Any, registered: Set[int]) -> bool:
     """Return whether two values of an attribute are equal, as far as a loss can use them.
 
     Random generators and functions count as equal, and so do modules with an ID in `registered`, which are compared
@@ -72,22 +70,22 @@ def same(first: Any, other: Any, registered: Set[int]) -> bool:
     if type(first) is not type(other):
         return False
     if isinstance(first, nn.Module):
-        return same(first.state_dict(), other.state_dict(), registered)
+        return are_equal(first.state_dict(), other.state_dict(), registered)
     if isinstance(first, (StreamInfo, torch.Generator, FunctionType, MethodType, BuiltinFunctionType, type)):
         return True
     if isinstance(first, (Tensor, np.ndarray)):
         return first.shape == other.shape and bool((first == other).all())
     if isinstance(first, Mapping):
-        return first.keys() == other.keys() and all(same(value, other[key], registered) for key, value in first.items())
+        return first.keys() == other.keys() and all(are_equal(first[key], other[key], registered) for key in first)
     if isinstance(first, (list, tuple, deque)):
-        return len(first) == len(other) and all(same(a, b, registered) for a, b in zip(first, other, strict=True))
-    if is_dataclass(first) or "__eq__" not in {name for cls in type(first).__mro__[:-1] for name in vars(cls)}:
-        return hasattr(first, "__dict__") and same(vars(first), vars(other), registered)
+        return len(first) == len(other) and all(are_equal(a, b, registered) for a, b in zip(first, other, strict=True))
+    if is_dataclass(first) or type(first).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
+        return hasattr(first, "__dict__") and are_equal(vars(first), vars(other), registered)
     return bool(first == other)
 
 
 @contextmanager
-def reads_noted(strategy: Strategy, attributes: Mapping[str, Set[str]]) -> Iterator[list[str]]:
+def record_reads(strategy: Strategy, attributes: Mapping[str, Set[str]]) -> Iterator[list[str]]:
     """Yield a list that gets the name of each attribute that is read inside the block.
 
     Args:
@@ -99,7 +97,7 @@ def reads_noted(strategy: Strategy, attributes: Mapping[str, Set[str]]) -> Itera
     classes = {name: type(module) for name, module in modules.items()}
     for name, module in modules.items():
         module.__class__ = type(classes[name].__name__, (classes[name],), {
-            "__getattribute__": _noting(classes[name], name, attributes[name], reads)})
+            "__getattribute__": _recording(classes[name], name, attributes[name], reads)})
     try:
         yield reads
     finally:
@@ -107,11 +105,11 @@ def reads_noted(strategy: Strategy, attributes: Mapping[str, Set[str]]) -> Itera
             module.__class__ = classes[name]
 
 
-def _noting(cls: type, module_name: str, names: Set[str], reads: list[str]) -> Callable[[Any, str], Any]:
-    """Return a `__getattribute__` for a subclass of `cls` that notes when one of these attributes is read."""
-    def note_read(self: Any, name: str) -> Any:
+def _recording(cls: type, module_name: str, names: Set[str], reads: list[str]) -> Callable[[Any, str], Any]:
+    """Return a `__getattribute__` for a subclass of `cls` that records each read of one of these attributes."""
+    def record_read(self: Any, name: str) -> Any:
         if name in names:
             reads.append(f"{module_name}.{name}".lstrip("."))
         return cls.__getattribute__(self, name)  # type: ignore[call-arg]
 
-    return note_read
+    return record_read

@@ -26,7 +26,7 @@ from clbench.core.torch_private import vmap_refusal, write_count
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
-from clbench.training.members import differing_attributes, reads_noted, share_equal
+from clbench.training.members import differing_attributes, record_reads, share_equal
 from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of
 from clbench.training.precision import FoldedAttention
 
@@ -144,7 +144,7 @@ class StackedStep:
             return
         first = self.members[0]
         buffers = {f"strategy.{name}": buffer.clone() for name, buffer in first.named_buffers()}
-        with seeds.scope(0, "attributes"), self.autocast, reads_noted(first, differing) as reads:
+        with seeds.scope(0, "attributes"), self.autocast, record_reads(first, differing) as reads:
             functional_call(self.call, buffers, (batch,))
         if reads:
             raise Unstackable(f"its loss reads the attribute {reads[0]}, which differs between the trials (buffers and "

@@ -14,7 +14,7 @@ from clbench.core.options import Options, Scalar
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing import bench
-from clbench.training.members import differing_attributes, reads_noted, same
+from clbench.training.members import are_equal, differing_attributes, record_reads
 from clbench.training.stacked_step import Unstackable
 
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
@@ -149,16 +149,16 @@ class Helper:
     (nn.Linear(2, 2), nn.Linear(2, 2)), ([nn.Linear(2, 2)], [nn.Linear(2, 2)]),
 ])
 def test_values_are_compared_by_what_they_contain(value, other):
-    assert not same(value, other, set())
-    assert same(value, value, set())
+    assert not are_equal(value, other, set())
+    assert are_equal(value, value, set())
 
 
 def test_equal_values_are_the_same_even_if_they_are_other_objects():
     linear = nn.Linear(2, 2)
     for value, other in ((Pair(torch.ones(2), [1]), Pair(torch.ones(2), [1])), (Helper({"a": 1}), Helper({"a": 1})),
                          (torch.Generator(), torch.Generator()), (lambda: 1, lambda: 2), (np.ones(2), np.ones(2))):
-        assert same(value, other, set())
-    assert same(linear, nn.Linear(2, 2), {id(linear)})  # registered modules are compared on their own
+        assert are_equal(value, other, set())
+    assert are_equal(linear, nn.Linear(2, 2), {id(linear)})  # registered modules are compared on their own
 
 
 def test_only_watched_attributes_are_noted():
@@ -166,7 +166,7 @@ def test_only_watched_attributes_are_noted():
     first, second = (bench(info, {}, "task", seed).strategy for seed in (0, 1))
     assert differing_attributes([first, second]) == {"adapter": {"factor"}}
     assert differing_attributes([first, first]) == {}
-    with reads_noted(first, {"adapter": {"factor"}, "": {"notes"}}) as found:
+    with record_reads(first, {"adapter": {"factor"}, "": {"notes"}}) as found:
         assert first.adapter(torch.ones(1)) == first.adapter.factor
         assert isinstance(first, OfModule) and first.options is not None
     assert found == ["adapter.factor", "adapter.factor"]

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from clbench.report.analysis.errors import (
     BIAS,
     CONFUSED,
@@ -110,6 +108,8 @@ def draw_errors(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
 
 def _columns(names: Sequence[str], width: float) -> int:
     """Return the largest number of columns with which a legend of these names, filled by column, fits into a width."""
+    import numpy as np
+
     sizes = [style.text_width(name, LABEL) + LABEL * (_HANDLE + _GAP + _COLUMNS) for name in names]
     for across in range(len(names), 1, -1):
         if sum(max(column) for column in np.array_split(sizes, across)) <= width:
