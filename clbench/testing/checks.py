@@ -32,11 +32,11 @@ from clbench.results.store import STATE
 from clbench.testing.rules import (
     check_declarations,
     check_learning_rates,
+    check_stack,
     check_stored_samples,
     check_task_free,
-    suggested_declarations,
-    training_facts,
 )
+from clbench.testing.suggestions import suggested_declarations, training_facts
 from clbench.testing.tiny import (
     RECIPE,
     SAMPLES,
@@ -251,6 +251,7 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "learning-rates": check_learning_rates,
     "declarations": check_declarations,
     "task-free": check_task_free,
+    "stack": check_stack,
     "stored-samples": check_stored_samples,
 }
 
@@ -286,7 +287,7 @@ def suggest(method: str | StrategyInfo, options: Mapping[str, Any] | None = None
 
 
 def maker(method: str | StrategyInfo, options: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> Make:
-    """Return a function that makes a `Bench` of a method, given a scenario and optionally a seed and a stream."""
+    """Return a function from a scenario to a `Bench` of a method; a seed, a stream and options are optional."""
     info = method if isinstance(method, StrategyInfo) else discover().strategy(method)
-    return lambda scenario, seed=0, stream=None: bench(info, options or {}, scenario, seed,
-                                                       stream=(stream or tiny_stream(scenario)).to(device))
+    return lambda scenario, seed=0, stream=None, **others: bench(
+        info, {**(options or {}), **others}, scenario, seed, stream=(stream or tiny_stream(scenario)).to(device))

@@ -1,36 +1,37 @@
-"""Further checks: learning rates, declarations, hidden boundaries and stored samples; and facts about the training."""
+"""Further checks: learning rates, declarations, hidden boundaries, stacks and stored samples."""
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from clbench.accounting.flops import FlopCount
 from clbench.core import seeds
-from clbench.core.errors import PluginError, typed_message
-from clbench.core.scenario import Scenario
+from clbench.core.errors import PluginError, SpecError
+from clbench.core.options import scalars
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream
-from clbench.report.formatting import in_words
-from clbench.strategy.base import Strategy, declares
 from clbench.strategy.replay import SampleMemory
-from clbench.testing.tiny import RECIPE, SAMPLES, TASKS, Bench, DividedLosses, Make, NonConforming, tiny_stream
-from clbench.training.cache import PhaseInputs
-from clbench.training.callbacks.interface import Callback, Training
+from clbench.testing.tiny import (
+    RECIPE,
+    SAMPLES,
+    TASKS,
+    DividedLosses,
+    Make,
+    NonConforming,
+    predict_all,
+    stack_problem,
+    tiny_stream,
+    train_tasks,
+)
 from clbench.training.costs import role
-from clbench.training.evaluation import evaluate, given_tasks
-from clbench.training.loop import TrainingLoop
+from clbench.training.evaluation import evaluate
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.sampling import StreamSampler
-from clbench.training.stacked_step import Unstackable
 from clbench.training.stream_loop import StreamLoop
 
 SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks, for three divisions of the samples; batches have 8
@@ -97,6 +98,52 @@ def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor
     return {**b.strategy.state_dict(), **mask}, b.strategy.stream_info.generator.get_state()
 
 
+def check_stack(make: Make) -> None:
+    """Check that two trials that train together, as a stack, end with the same tensors as when each trains alone.
+
+    They differ in their seed and their `Scalar` options. If they cannot train together, there is nothing to check. They
+    train with SGD, because Adam takes a large step even where a gradient is only a rounding error.
+    """
+    recipe, chosen = RECIPE.model_copy(update={"optimizer": "sgd"}), [{}, {"seed": 1, **other_scalars(make)}]
+    stack = [make("task", **values) for values in chosen]
+    if stack_problem(stack, recipe):
+        return
+    for member, values in zip(stack, chosen, strict=True):
+        single = make("task", **values)
+        if stack_problem([single], recipe):
+            return  # other rules report the error
+        tensors = member.strategy.state_dict()
+        for name, expected in single.strategy.state_dict().items():
+            if name not in tensors or not is_close(tensors[name], expected):
+                raise NonConforming(f"{name} ends with other values if seeds 0 and 1 train together, as they do on a "
+                                    "GPU, than if each trains alone. What the loss reads and differs between trials "
+                                    "must be a parameter, a buffer or an option of type Scalar")
+
+
+def other_scalars(make: Make) -> dict[str, float]:
+    """Return another allowed value of each `Scalar` option that has one."""
+    options, others = make("task").strategy.options, dict[str, float]()
+    for name in scalars(type(options)):
+        value = getattr(options, name)
+        for other in () if value is None else (1.5 * value + 0.1, value / 2):
+            try:
+                make("task", **others, **{name: other})
+            except SpecError:
+                continue
+            others[name] = other
+            break
+    return others
+
+
+def is_close(tensor: Tensor, expected: Tensor) -> bool:
+    """Return whether a tensor equals the expected one up to 0.1% of its largest value, for the sake of rounding."""
+    if tensor.shape != expected.shape:
+        return False
+    numbers = expected[torch.isfinite(expected)].double()
+    atol = 0.001 * float(numbers.abs().max()) if len(numbers) else 0.0
+    return torch.allclose(tensor.double(), expected.double(), rtol=0, atol=atol, equal_nan=True)
+
+
 SAMPLE_BUFFERS = ("memory_x", "memory_y", "memory_tasks")  # of a `SampleMemory`
 
 
@@ -147,142 +194,14 @@ def holds_samples(tensor: Tensor, known: Tensor) -> bool:
     return bool((torch.cdist(rows, known, compute_mode="donot_use_mm_for_euclid_dist") == 0).any())
 
 
-SCENARIOS: tuple[Scenario, ...] = ("task", "class")
-BATCH = 8  # test samples per call of `predict`
-MUCH = 1.5  # minimum speedup for which a declaration is suggested
-FACTS = ("parts_final", "inputs_only_through_model")
-
-
-class CountedCache(PredictionCache):
-    """A cache that counts the FLOPs of verification separately, because with few samples they are most of the total."""
-
-    verification = 0
-
-    def _verify(self, *args: Any) -> None:
-        """Compute a batch again and count the FLOPs."""
-        with FlopCount() as count:
-            super()._verify(*args)
-        self.verification += count.total
 
 
 def check_declarations(make: Make) -> None:
     """Check that values that are cached because of a declaration do not change, and that `loss_is_mean` is true."""
-    for scenario in SCENARIOS:
+    for scenario in ("task", "class"):
         b, cache = make(scenario), PredictionCache(everything=True)
         try:
             for _ in train_tasks(b, [DividedLosses()]):
                 predict_all(b, cache)
         except PluginError as error:
             raise NonConforming(str(error)) from None
-
-
-def suggested_declarations(make: Make) -> list[str]:
-    """Return a line for each fact that is not declared, holds on the tiny stream, and would save much computation."""
-    lines = []
-    for fact in FACTS:
-        gains = [gain(make, scenario, fact) for scenario in SCENARIOS]
-        if min(gains) >= 1 and max(gains) >= MUCH:
-            name = type(make("task").strategy).__name__
-            lines.append(f"{name} could declare {fact} = True, which held here: its evaluation would be up to "
-                         f"{max(gains):.1f} times as fast (False ends this note)")
-    return lines
-
-
-def gain(make: Make, scenario: Scenario, fact: str) -> float:
-    """Return the speedup of evaluations by a declaration, in FLOPs; 0 if it is wrong or the class already sets it."""
-    undeclared, declared = make(scenario), make(scenario)
-    if undeclared.strategy.owns_loop or is_decided(undeclared.strategy, fact):
-        return 0
-    cls = type(declared.strategy)
-    declared.strategy.__class__ = type(cls.__name__, (cls,), {fact: True})
-    try:
-        before, after = (evaluation_flops(b) for b in (undeclared, declared))
-    except (PluginError, RuntimeError, ValueError, IndexError, TypeError):
-        return 0
-    return before / max(after, 1)
-
-
-def is_decided(strategy: Strategy, fact: str) -> bool:
-    """Return whether a strategy declares a fact as true, or a subclass of `Strategy` sets it to any value."""
-    subclasses = type(strategy).__mro__[:type(strategy).__mro__.index(Strategy)]
-    return declares(strategy, fact) or any(fact in vars(cls) for cls in subclasses)
-
-
-def evaluation_flops(b: Bench) -> int:
-    """Return the FLOPs of all evaluations of a trial, without the verification of the cache."""
-    cache, total = CountedCache(everything=True), 0
-    for _ in train_tasks(b):
-        with FlopCount() as count:
-            predict_all(b, cache)
-        total += count.total
-    return total - cache.verification
-
-
-class TrainedGroups(Callback):
-    """Counts the parameters that are trained, in the phase with the most, by the first part of their names."""
-
-    def __init__(self) -> None:
-        """Start without parameters."""
-        self.sizes = Counter[str]()
-
-    def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
-        """Count the parameters of a phase."""
-        assert training.train_step is not None
-        self.sizes |= group_sizes(training.train_step.trained)
-
-
-def group_sizes(parameters: Mapping[str, Tensor]) -> Counter[str]:
-    """Return the numbers of values of parameters, by the first part of their names: `model.*`."""
-    sizes = Counter[str]()
-    for name, parameter in parameters.items():
-        group, dot, _ = name.partition(".")
-        sizes[f"{group}.*" if dot else group] += parameter.numel()
-    return sizes
-
-
-def training_facts(make: Make) -> list[str]:
-    """Return lines on the parameters that a method trains, and on why its trials cannot train as a stack."""
-    b, trained = make("task"), TrainedGroups()
-    for index in range(TASKS):
-        TrainingLoop([b.replica], RECIPE, [trained]).train_task(index)
-    if b.strategy.owns_loop:  # it has no phases
-        trained.sizes = group_sizes({n: p for n, p in b.strategy.named_parameters() if p.requires_grad})
-    groups = [f"{group} ({size:,}{'' if number else ' parameters'})"
-              for number, (group, size) in enumerate(trained.sizes.items())]
-    lines = [f"trains {in_words(groups, len(groups)) or 'no parameters'}"]
-    if problem := stack_problem(make):
-        lines.append(f"seeds of this method train one by one, also with --stack: {problem}")
-    return lines
-
-
-def stack_problem(make: Make) -> str:
-    """Return why two seeds cannot train as a stack; empty if they can. Alone, they must train without an error."""
-    replicas = [make("task", seed).replica for seed in range(2)]
-    try:
-        loop = TrainingLoop(replicas, RECIPE)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, if an operation has no fast form
-            for index in range(TASKS):
-                loop.train_task(index)
-    except Unstackable as reason:
-        return str(reason)
-    except Exception as error:  # a run catches the same errors, and then trains each trial alone
-        return typed_message(error, 200)
-    return ""
-
-
-def train_tasks(b: Bench, callbacks: Sequence[Callback] = ()) -> Iterator[int]:
-    """Train on each task and yield its index; caches of the training are verified."""
-    for index in range(TASKS):
-        TrainingLoop([b.replica], RECIPE, callbacks, verify_caches=True).train_task(index)
-        yield index
-
-
-def predict_all(b: Bench, cache: PredictionCache) -> None:
-    """Predict all test samples, as in an evaluation."""
-    b.strategy.eval()
-    with torch.no_grad():
-        for given_task in given_tasks(b.strategy.stream_info.scenario, TASKS):
-            for _ in cache.predictions(b.strategy, b.stream.tests, BATCH, given_task):
-                pass
-    cache.evaluations += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.core.entry_points import resolve
+from clbench.core.errors import typed_message
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import NoOptions
 from clbench.core.scenario import Scenario, scenario_rules
@@ -34,12 +36,15 @@ from clbench.strategy.base import Batch, Strategy, Task, declares
 from clbench.training.budget import phases_of, steps_of
 from clbench.training.building import channels_last, stream_info_of
 from clbench.training.callbacks.interface import Callback, Training
-from clbench.training.evaluation import require_prediction
+from clbench.training.evaluation import given_tasks, require_prediction
 from clbench.training.loop import TrainingLoop
+from clbench.training.prediction_cache import PredictionCache
 from clbench.training.replica import Replica, begin_phase
 from clbench.training.sampling import divided
+from clbench.training.stacked_step import Unstackable
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
+BATCH = 8  # test samples per call of `predict` in `predict_all`
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
 
 
@@ -219,3 +224,35 @@ class DividedLosses(Callback):
                                     f"mean of its parts' losses is {in_parts.item():.4g}; set loss_is_mean = False in "
                                     f"{cls.__name__}")
         yield
+
+
+def train_tasks(b: Bench, callbacks: Sequence[Callback] = ()) -> Iterator[int]:
+    """Train on each task and yield its index; caches of the training are verified."""
+    for index in range(TASKS):
+        TrainingLoop([b.replica], RECIPE, callbacks, verify_caches=True).train_task(index)
+        yield index
+
+
+def predict_all(b: Bench, cache: PredictionCache) -> None:
+    """Predict all test samples, as in an evaluation."""
+    b.strategy.eval()
+    with torch.no_grad():
+        for given_task in given_tasks(b.strategy.stream_info.scenario, TASKS):
+            for _ in cache.predictions(b.strategy, b.stream.tests, BATCH, given_task):
+                pass
+    cache.evaluations += 1
+
+
+def stack_problem(benches: Sequence[Bench], recipe: Recipe = RECIPE) -> str:
+    """Train benches as a stack and return why they cannot train so; empty if they can."""
+    try:
+        loop = TrainingLoop([b.replica for b in benches], recipe)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # vmap's, if an operation has no fast form
+            for index in range(TASKS):
+                loop.train_task(index)
+    except Unstackable as reason:
+        return str(reason)
+    except Exception as error:  # a run catches the same errors, and then trains each trial alone
+        return typed_message(error, 200)
+    return ""

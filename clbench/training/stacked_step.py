@@ -95,6 +95,7 @@ class StackedStep:
         self.scalars = varying_options(self.members)
         shared = share_equal(self.members, frozen=True)
         parameters = [dict(member.named_parameters()) for member in self.members]
+        self.layouts = {name: torch.empty_like(parameter, device="meta") for name, parameter in parameters[0].items()}
         buffers = [dict(member.named_buffers()) for member in self.members]
         stacked = {name: torch.stack([of_member[name].detach() for of_member in parameters])
                    for name in parameters[0] if name not in shared}
@@ -175,12 +176,18 @@ class StackedStep:
         return losses
 
     def close(self) -> None:
-        """Give every member its own storage again; shared parameters stay shared until they are written to."""
+        """Give every member its own storage again; shared parameters stay shared until they are written to.
+
+        Parameters have the memory format that they had before, such as channels-last for the weights of convolutions.
+        """
         with torch.no_grad():
             for member in self.members:
-                for name, tensor in (*member.named_parameters(), *member.named_buffers()):
-                    if name in self.trained or name in self.untrained or name in self.buffers:
-                        tensor.data = tensor.data.clone()
+                for name, parameter in member.named_parameters():
+                    if name in self.trained or name in self.untrained:
+                        parameter.data = torch.empty_like(self.layouts[name], device=parameter.device).copy_(parameter)
+                for name, buffer in member.named_buffers():
+                    if name in self.buffers:
+                        buffer.data = buffer.data.clone()
 
     def keep_members(self, chosen: Sequence[int]) -> None:
         """Keep the optimizer state of these members only; for a single one, remove the stack dimension."""

@@ -148,14 +148,15 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     assert lines[10] == "  FAIL  learning-rates: learning_rates has 'modl.*', which fits the name of no parameter"
     assert lines[11].startswith("  ok    declarations: ")
     assert lines[12].startswith("  ok    task-free: ")
-    assert lines[13].startswith("  ok    stored-samples: ")
-    assert lines[14] == f"hides breaks 3 of {len(CHECKS)} rules"
-    assert lines[15] == "unmade"
-    assert lines[16] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
+    assert lines[13].startswith("  ok    stack: ")
+    assert lines[14].startswith("  ok    stored-samples: ")
+    assert lines[15] == f"hides breaks 3 of {len(CHECKS)} rules"
+    assert lines[16] == "unmade"
+    assert lines[17] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
                          f"({path}:18 in __init__)")
-    assert lines[17] == (f"  note  {len(CHECKS) - 1} rules could not be tested for the same reason as logits: "
+    assert lines[18] == (f"  note  {len(CHECKS) - 1} rules could not be tested for the same reason as logits: "
                          f"{', '.join([*CHECKS][1:])}")
-    assert lines[18] == f"unmade breaks 1 of {len(CHECKS)} rules; {len(CHECKS) - 1} could not be tested"
+    assert lines[19] == f"unmade breaks 1 of {len(CHECKS)} rules; {len(CHECKS) - 1} could not be tested"
     assert lines[-1] == f"naive keeps all {len(CHECKS)} rules"
     sys.modules.pop("broken_methods")
 

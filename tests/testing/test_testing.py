@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from clbench.core.errors import ClbenchError, PluginError
 from clbench.core.hookspecs import StrategyInfo
+from clbench.core.options import Options, Scalar
 from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.checks import CHECKS, check, describe
 from clbench.testing.tiny import NonConforming, bench
@@ -158,6 +159,35 @@ class SharesOnCopy(Strategy):
         return self
 
 
+class ClosesOverANumber(Strategy):
+    """Its loss calls a function that has a number of its own trial."""
+
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
+        factor = float(torch.rand(1, generator=stream_info.generator))
+        self.scaled = lambda logits: factor * logits
+
+    def loss(self, batch):
+        return self.cross_entropy(self.scaled(self(batch.x, batch.task)), batch)
+
+
+class Strength(Options):
+    strength: Scalar = 1.0
+
+
+class KeepsANumberInTheClass(Strategy):
+    """All its objects share a number, which each of them sets from an option."""
+
+    strength = 0.0
+
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
+        type(self).strength = self.options.strength
+
+    def loss(self, batch):
+        return super().loss(batch) + self.strength * self.model.head.weight.square().sum()
+
+
 class TrainsNothing(Strategy):
     def loss(self, batch):
         return super().loss(batch) * 0
@@ -183,10 +213,12 @@ class TrainsNothing(Strategy):
     (RandomStart, "repeatable", "changes noise"),
     (SharesOnCopy, "copy", "training a deep copy changes"),
     (TrainsNothing, "trains", "task 1 changed no parameter"),
+    (ClosesOverANumber, "stack", "ends with other values if seeds 0 and 1 train together"),
+    (KeepsANumberInTheClass, "stack", "must be a parameter, a buffer or an option of type Scalar"),
 ])
 def test_each_check_catches_what_it_is_for(cls, name, words):
     with pytest.raises(NonConforming, match=words):
-        check(StrategyInfo("bad", cls, "breaks a rule"), name)
+        check(StrategyInfo("bad", cls, "breaks a rule", options=Strength), name)
 
 
 @pytest.mark.parametrize("name", CHECKS)

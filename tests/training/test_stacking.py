@@ -227,6 +227,20 @@ def test_prompts_stack(method, options):
             torch.testing.assert_close(member.strategy.state_dict()[name], theirs, rtol=1e-8, atol=1e-9)
 
 
+def test_weights_of_convolutions_keep_their_memory_format_in_a_stack():
+    recipe = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
+    alone, stacked = (lead(REGISTRY.strategy("naive"), {}, seeds_, recipe, tasks=2, model="cnn")[0]
+                      for seeds_ in ([0], SEEDS[:2]))
+    strides = [{name: p.stride() for name, p in b.strategy.named_parameters()} for b in (alone, stacked)]
+    assert strides[0] == strides[1]
+    assert strides[0]["model.blocks.1.body.weight"] == (36, 1, 12, 4)
+
+
+def test_frozen_outputs_of_a_stack_are_still_equal_bit_for_bit_after_training():
+    recipe = Recipe(optimizer="adam", lr=1e-2, batch_size=8, iterations=6)  # the check needs several passes
+    lead(REGISTRY.strategy("l2p"), {"base": "random"}, SEEDS[:2], recipe, model="vit", double=True)
+
+
 class FollowsWeights(Strategy):
     """All seeds start from the same weights, as pretrained ones; a teacher follows them in each step."""
 
