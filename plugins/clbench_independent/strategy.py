@@ -52,8 +52,8 @@ class Independent(FrozenBase, PerTaskStrategy):
                             "prompt; choose --scenario task, or lora:infer=gaussian")
         super().__init__(model, stream_info, options)
         self.notes += check_base("independent", self.options, stream_info, model)
-        if stream_info.predicts_tokens:
-            self.notes.append("the copies of a language model are not exported, because each has all of its weights")
+        if not stream_info.has_classes:
+            self.notes.append("the copies are not exported; only those of classifiers are")
         self.copies = nn.ModuleList()
         self.copied_heads = nn.ModuleList()  # heads of the copies of a language model
         self.base_learns = False
@@ -134,12 +134,12 @@ def load_model(record: Record, folder: Path, task: int) -> Network:
     """Return a task's network.
 
     Raises:
-        StoreError: the model is a language model, or the task's file is missing or does not fit.
+        StoreError: the task is no classification, or the task's file is missing or does not fit.
     """
     assert record.stream is not None
     if not any(record.stream.classes):
-        raise StoreError("independent does not save the copies of a language model; use lora, or save the strategy "
-                         "with --keep")
+        raise StoreError("independent saves its copies only for classification; use lora, or save the strategy with "
+                         "--keep")
     outputs = len(set(chain.from_iterable(record.stream.classes)))
     model, _ = build_model(record.trial.model, None, tuple(record.stream.input_shape), outputs, discover())
     try:

@@ -209,9 +209,9 @@ def test_adapters_that_were_deleted_are_reported(finished, tmp_path):
 
 def test_whole_copies_are_not_written(runs, finished):
     record = next(r for r in Store(finished).read()[0] if r.trial.method.name == "independent")
-    assert record.notes == ["the copies of a language model are not exported, because each has all of its weights"]
+    assert record.notes == ["the copies are not exported; only those of classifiers are"]
     assert not (Store(finished).artifacts / record.key).exists()
-    with pytest.raises(StoreError, match="independent does not save the copies of a language model"):
+    with pytest.raises(StoreError, match="independent saves its copies only for classification"):
         load_model(finished, "independent/0", 1)
 
 
