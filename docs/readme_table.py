@@ -83,7 +83,8 @@ def answers() -> str:
          f"LoRA r=4 {percent(RANK_4)}, one full model per task {percent(COPY)}, both at the better of two learning "
          f"rates: {compared(RANK_4, COPY, 'LoRA')}, with {known['parameters of a copy relative to LoRA']} times fewer "
          f"trained parameters ({source(RANK_4)})."),
-        ("Is it better than its rivals?", "Than EWC and shared-private networks. Not shown for ER and PNN.",
+        ("Is it better than its rivals?", "It is better than EWC and shared-private networks. For ER and PNN, no "
+         "significant difference was found.",
          f"LoRA r=4 {percent(LORA)}. " + "; ".join(
              f"{name} {percent(rival)}: {compared(LORA, rival, 'LoRA')}" for name, rival in rivals)
          + f" ({source(LORA)})."),
@@ -92,7 +93,7 @@ def answers() -> str:
          f"{compared(TEXT_LORA, TEXT_PROBE, 'LoRA')} ({source(TEXT_LORA)})."),
         ("Without task IDs?", "LoRA alone is not enough. Try RanPAC.",
          f"LoRA r=4 {percent(CLASS_LORA)}, RanPAC {percent(CLASS_RANPAC)}: "
-         f"{compared(CLASS_LORA, CLASS_RANPAC, 'LoRA')}; with a tuned ridge "
+         f"{compared(CLASS_LORA, CLASS_RANPAC, 'LoRA')}; with a tuned ridge penalty "
          f"{percent(CLASS_TUNED_RANPAC)}: {compared(CLASS_LORA, CLASS_TUNED_RANPAC, 'LoRA')}. Joint training "
          f"{percent(CLASS_JOINT)}: "
          f"{compared(CLASS_LORA, CLASS_JOINT, 'LoRA')} ({source(CLASS_LORA)}). On text: LoRA r=1 "
@@ -101,8 +102,9 @@ def answers() -> str:
         ("Which rank?", "Start with 4 and tune the learning rate, which matters more.",
          f"Ranks {RANKS[0]} to {RANKS[-1]}, each at the better of two learning rates: "
          f"{known['lowest accuracy of a rank']}% to {known['highest accuracy of a rank']}%, {ranks_compared()}. With "
-         f"the other rate rank {RANKS[0]} loses {known['points that the rate costs the lowest rank']} points and rank "
-         f"{RANKS[-1]} loses {known['points that the rate costs the highest rank']} ({source(RANK_4)}). Without "
+         f"the worse of the two rates, rank {RANKS[0]} loses "
+         f"{known['points that the rate costs the lowest rank']} points and rank {RANKS[-1]} loses "
+         f"{known['points that the rate costs the highest rank']} ({source(RANK_4)}). Without "
          f"pretraining, rank 256 {percent(PIXELS_HIGH)}, rank 4 {percent(PIXELS_LORA)}: "
          f"{compared(PIXELS_HIGH, PIXELS_LORA, 'rank 256')} ({source(PIXELS_LORA)})."),
         ("What does it cost?", "Little storage and few parameters, but more compute than frozen features.",

@@ -25,15 +25,16 @@ HERE = Path(__file__).parent
 GENERATED = "<!-- Made by `make docs-pages` from the pydantic models; what is written here is lost. -->"
 TOML_KEYS = """\
 Look up every key of a study file. [Describe a study in a file](study-files.md) shows how to write one. Unknown keys are
-errors. Flags of `clbench run` and arguments of `clbench.run` have the same names."""
+errors. Most keys are also arguments of `clbench.run`, and options of `clbench run` with hyphens instead of underscores.
+`tune`, `tuning` and the keys of a method's table exist only in files."""
 RECORD_SCHEMA = """\
 Look up every field of a record, the JSON file that each trial writes to `records/`. Lists have one entry per task,
 unless the table says otherwise. Tasks are counted from 0, accuracies are shares in [0, 1], and times are seconds.
 Empty fields may be missing. The version of the schema changes if a field is removed or changes its meaning. The keys of
 `recipe` and `arrival` are those of a [study file](toml-keys.md)."""
 HEADINGS = {"Spec": "The file", "Recipe": "[recipe]", "Arrival": "[arrival]", "ExecutionSettings": "[execution]",
-            "Named": "benchmark and model", "MethodSpec": "methods", "Range": "tune: a range",
-            "Choices": "tune: a list of values", "Search": "tuning", "Record": "The record"}
+            "Named": "benchmark or model", "MethodSpec": "methods", "Range": "search range",
+            "Choices": "search values", "Search": "tuning", "Record": "The record"}
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", dict: "table", Any: "value",
          datetime.datetime: "time"}
 COUNTED = (int, float, Any)  # types whose names take a plural s

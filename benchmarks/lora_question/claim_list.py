@@ -101,7 +101,7 @@ CLAIMS = (
           compare_pnn_cost, MAIN),
     Claim("ewc-weights", "EWC still updates all weights", "Supported if EWC trains at least 98% of the network.",
           compare_trained_share),
-    Claim("er-buffer", "ER needs a buffer that is larger than what LoRA adds to the network",
+    Claim("er-buffer", "To match LoRA, ER needs a buffer that is larger than what LoRA adds to the network",
           "Class-IL only. Supported if LoRA is better than the best ER whose buffer needs no more bytes than what LoRA "
           "adds to the network: the whole interval is above 0.", compare_at_equal_storage,
           ("memory", "vision_class", "text_class")),

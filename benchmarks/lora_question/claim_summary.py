@@ -25,14 +25,15 @@ and all comparisons. [rows.csv](claims/rows.csv) has the same rows as data. For 
 ## Five findings
 
 Effects are differences in final average accuracy, in points. The last effect is LoRA's accuracy with a pretrained
-backbone minus that without. The wording of a finding says whether its own 95% interval is above or below 0. The verdict
+backbone minus that without. If the task ID is inferred, the effect is LoRA's accuracy without task IDs minus that of
+the same trials with them. The wording of a finding says whether its own 95% interval is above or below 0. The verdict
 is about the claim, which can ask for more than 0, such as a margin of 2 points. It uses the wider simultaneous interval
 of the claim's page. So the verdict can be inconclusive although the finding is clear.
 """
 SUMMARY = """
 ## All claims
 
-Each cell has three numbers of studies: supported / contradicted / inconclusive. Studies with pretrained backbones are
+Each cell counts studies by verdict: supported / contradicted / inconclusive. Studies with pretrained backbones are
 apart from others, and so are studies with task IDs (Task-IL) and without them (Class-IL and Domain-IL).
 """
 RULES = """
@@ -47,8 +48,8 @@ RULES = """
 - **No setting counts twice:** studies with the same stream, scenario, backbone and number of steps share a setting. Of
   these, the first study that was designed for the claim counts, otherwise the one with most seeds, or the first of
   them by name. `designed` in `benchmarks/lora_question/claim_list.py` lists the studies that were designed for a claim.
-- **Differences** are paired by seed, over the seeds that both rows have in the same study. Only the claim about
-  pretraining compares two studies; its intervals are Welch's.
+- **Differences** are paired by seed, over the seeds that both rows have in the same study. Two claims compare
+  two studies: the claim about pretraining uses Welch's intervals, and the claim about test images pairs by seed.
 - **Intervals** are Student's t intervals over seeds. Sensitivity rows have individual 95% intervals. A verdict uses
   simultaneous intervals: by Bonferroni over the counted studies, all intervals of a claim hold together with 95%
   probability.
@@ -86,19 +87,19 @@ November, when the results of all studies on this page were known.
   DINOv2. No study has a ViT-B/16, the backbone of most published tables.
 - **Easy texts.** With task IDs, a linear probe on MiniLM is as good as joint training, so adapters have nothing to
   gain.
-- **Little tuning.** Tuned rows had four to six candidates, on one seed and at half the budget. Half the budget favors
-  higher learning rates, and some chosen values are at the edge of their range. EWC and PNN have more hyperparameters
-  than LoRA, so little tuning is harder on them. The study `answer` gives all methods the same effort. Its
-  [protocol](../benchmarks/lora_question/PROTOCOL.md) fixes its primary comparisons. These pages include it as soon as
-  it has records.
+- **Little tuning.** Tuned rows had two to eight candidates, on one seed, and most at half the budget. Half the budget
+  favors higher learning rates, and some chosen values are at the edge of their range. EWC and PNN have more
+  hyperparameters than LoRA, so little tuning is harder on them. The study `answer` gives all methods the same effort.
+  Its [protocol](../benchmarks/lora_question/PROTOCOL.md) fixes its primary comparisons. These pages include it as
+  soon as it has records.
 - **One learning rate.** Except in `answer`, methods that train the backbone have one rate for backbone and head. It is
   low for the head, which puts them at a disadvantage to LoRA.
 - **Best rows are chosen by test accuracy**, which favors both sides of a comparison.
 - **Few seeds.** Simultaneous intervals over three seeds are wide, so *inconclusive* often means too few seeds.
 - **Shared images.** Except in `answer`, all seeds share their training and test images and one set of pretrained
   weights. Intervals do not cover the choice of images or of weights.
-- **Interim analysis.** Three of the studies on the ViT got more seeds after an interim analysis, which the
-  intervals do not account for.
+- **Interim analysis.** Five studies got more seeds after an interim analysis, which the intervals do not account for:
+  `vision_task`, `vision_task_full`, `vision_class`, `efficientnet_class` and `text_class`.
 
 ## How to cite a claim
 
@@ -135,7 +136,7 @@ HEADLINES = (
     versus("ewc", "EWC"), versus("er", "experience replay"),
     versus("analytic-classifiers", "the best analytic classifier"),
     Headline("task-ids", ("answer (Class-IL)", "vision_class (Class-IL)"), "If the task ID is inferred,",
-             "LoRA gains accuracy", "LoRA loses no clear accuracy", "LoRA loses much accuracy"),
+             "LoRA gains accuracy", "LoRA loses no clear accuracy", "LoRA loses accuracy"),
     Headline("pretraining", ("base (Task-IL)",), "With task IDs,", "LoRA needs the pretrained backbone",
              "pretraining makes no clear difference to LoRA", "LoRA is better without pretraining"))
 

@@ -40,7 +40,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     registry = discover()
     planned = plan(spec_of(setting), registry)[0]
     runner = TrialRunner(ExecutionSettings(data=Path(setting.data_dir)), setting.device, "benchmarks/speed", registry)
-    member = runner._member(planned)
+    member = runner._replica(planned)
     task = member.begin(0)
     member.strategy.train()
     samples = cache.phase_inputs([member.strategy], [task.train], 0, len(task.train)).samples[0]

@@ -39,7 +39,7 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
                       seeds=tuple(range(seeds)))
     planned = plan(spec_of(setting), registry)
     runner = TrialRunner(ExecutionSettings(data=data), device, "benchmarks/speed", registry)
-    members = [runner._member(one) for one in planned]
+    members = [runner._replica(one) for one in planned]
     tasks = [member.begin(0) for member in members]
     for member in members:
         member.strategy.train()

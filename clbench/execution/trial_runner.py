@@ -1,4 +1,4 @@
-"""Run one trial: stream, model, strategy, training, evaluation -> Record."""
+"""Run trials: build stream, model and strategy, train, evaluate, and return records."""
 
 from __future__ import annotations
 
@@ -133,12 +133,12 @@ class TrialRunner:
         checkpoints = None if self.checkpoints is None else CheckpointCallback(
             self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario),
             general=hashes_of(self.general))
-        members = self._members(planned, checkpoints)
-        if members is None:
+        replicas = self._replicas(planned, checkpoints)
+        if replicas is None:
             return self._halved(planned, on_progress)
-        tasks_learned = [member.learned for member in members]
+        tasks_learned = [replica.learned for replica in replicas]
         if len(set(tasks_learned)) > 1:
-            del members
+            del replicas
             by_key: dict[str, Record] = {}
             for level in sorted(set(tasks_learned)):
                 part = [planned_trial for planned_trial, learned in zip(planned, tasks_learned, strict=True)
@@ -147,19 +147,19 @@ class TrialRunner:
             return [by_key[planned_trial.trial.key] for planned_trial in planned]
         memory = PeakMemory(self.device)
         try:
-            self._train(members, on_progress, checkpoints, origin)
+            self._train(replicas, on_progress, checkpoints, origin)
         except Unstackable as reason:
             starved, note = False, f"ran alone: {reason}"
         except (Exception, SystemExit) as error:  # a failing trial must not end the others
-            if len(members) == 1:
-                members[0].failure = failure_of(error, planned[0].trial, self.registry)
-                return [record_of(members[0], origin, memory, self._weights_hash)]
+            if len(replicas) == 1:
+                replicas[0].failure = failure_of(error, planned[0].trial, self.registry)
+                return [record_of(replicas[0], origin, memory, self._weights_hash)]
             # Retry only after this block, because the exception's traceback references the tensors of the stack.
             starved = out_of_memory(error)
-            note = f"ran alone: the stack of {len(members)} trials failed with {type(error).__name__}: {error}"
+            note = f"ran alone: the stack of {len(replicas)} trials failed with {type(error).__name__}: {error}"
         else:
-            return [record_of(member, origin, memory, self._weights_hash) for member in members]
-        del members
+            return [record_of(replica, origin, memory, self._weights_hash) for replica in replicas]
+        del replicas
         if starved:
             return self._halved(planned, on_progress)
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in (self.run(p, on_progress) for p in planned)]
@@ -197,22 +197,22 @@ class TrialRunner:
         interval = self.settings.evaluate_every
         return None if interval is None else CurveCallback(interval, self.settings.evaluate_samples)
 
-    def _members(self, planned: Sequence[PlannedTrial], checkpoints: CheckpointCallback | None
+    def _replicas(self, planned: Sequence[PlannedTrial], checkpoints: CheckpointCallback | None
                  ) -> list[Replica] | None:
         """Return the replicas of trials, ready to train, or None if there is not enough memory for all of them."""
         try:
-            members: list[Replica] = []
+            replicas: list[Replica] = []
             for planned_trial in planned:
-                members.append(self._member(planned_trial, checkpoints))
-                if len(members) > 1:  # so a pretrained backbone is in memory once
-                    share_equal([members[0].strategy, members[-1].strategy])
-            return members
+                replicas.append(self._replica(planned_trial, checkpoints))
+                if len(replicas) > 1:  # so a pretrained backbone is in memory once
+                    share_equal([replicas[0].strategy, replicas[-1].strategy])
+            return replicas
         except Exception as error:
             if len(planned) == 1 or not out_of_memory(error):
                 raise
         return None
 
-    def _member(self, planned: PlannedTrial, checkpoints: CheckpointCallback | None = None) -> Replica:
+    def _replica(self, planned: PlannedTrial, checkpoints: CheckpointCallback | None = None) -> Replica:
         """Return the replica of a trial, restored from its checkpoint if there is one, or else untrained."""
         def untrained() -> Replica:
             strategy, notes = self.build(planned.trial, stream)
@@ -222,14 +222,14 @@ class TrialRunner:
             return replica
 
         stream = self.stream(planned.trial)
-        member = untrained()
+        replica = untrained()
         try:
             if checkpoints is not None:
-                checkpoints.restore(member)
+                checkpoints.restore(replica)
         except SnapshotError as error:
-            member = untrained()
-            member.add_note(f"started over after an interruption: {error}")
-        return member
+            replica = untrained()
+            replica.add_note(f"started over after an interruption: {error}")
+        return replica
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device."""

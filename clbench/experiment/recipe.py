@@ -60,7 +60,9 @@ class Recipe(Strict):
         0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises linearly from 0")
     max_grad_norm: float | None = Field(
         None, gt=0, description="norm to which gradients are clipped; no clipping if not given")
-    epochs: int | None = Field(None, ge=1, description="passes over a task's training samples")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over a task's training samples; 10 if neither epochs nor iterations is given, "
+        "and 300 for the model linear on stored features")
     iterations: int | None = Field(None, ge=1, description="optimizer steps per task, instead of epochs")
     repeats: int | None = Field(
         None, ge=1, description="consecutive optimizer steps on each batch; 1 if not given")

@@ -93,14 +93,13 @@ class Timings(RecordPart):
 
     LATER: ClassVar[tuple[str, ...]] = ("curve", "curve_cpu")
 
-    train: list[float] = Field([], description="Seconds of training steps.")
-    consolidate: list[float] = Field(
-        [], description="Seconds of the work before the first and after the last step of a task.")
+    train: list[float] = Field(
+        [], description="Seconds of the phases of a task: of steps, of `before_phase` and of what is computed once.")
+    consolidate: list[float] = Field([], description="Seconds of `before_task` and `after_task`.")
     evaluate: list[float] = Field(
         [], description="Seconds of evaluation; one more entry for the evaluation before training.")
-    train_cpu: list[float] = Field([], description="Processor seconds of training steps.")
-    consolidate_cpu: list[float] = Field(
-        [], description="Processor seconds of the work before the first and after the last step.")
+    train_cpu: list[float] = Field([], description="Processor seconds of the same work as in `train`.")
+    consolidate_cpu: list[float] = Field([], description="Processor seconds of `before_task` and `after_task`.")
     evaluate_cpu: list[float] = Field([], description="Processor seconds of evaluation.")
     curve: list[float] = Field(
         [], description="Seconds of evaluations during training (`curve`), which no other time includes.")

@@ -87,7 +87,7 @@ class Record(RecordPart):
         None, description="Stream that the trial ran on; null if the trial failed before.")
     R: list[list[float]] = Field(
         [], description="R[i][j]: accuracy in [0, 1] on task j in row i, or the value of `metric`. Row 0 is measured "
-        "before training, row i after task i.")
+        "before training, row i after the first i tasks.")
     metric: str = Field("", description="Metric of R; empty for accuracy.")
     scores: dict[str, list[list[float]]] = Field(
         {}, description="Values of further metrics by name, in the shape of R.")
@@ -101,8 +101,8 @@ class Record(RecordPart):
     task_inference: list[list[float]] | None = Field(None, description="Task-ID accuracy: share of test samples whose "
                                                      "task was inferred correctly, in the shape of R.")
     last_losses: list[list[float]] = Field(
-        [], description="Mean training loss of each task in the ninth and in the last tenth of its steps; "
-        "empty for a task without steps.")
+        [], description="Mean training loss of each task in the second-to-last and in the last tenth of the steps of "
+        "its last phase; empty if there are fewer than two steps or a loss is not finite.")
     curve: Curve | None = Field(None, description="Accuracy during training, if requested.")
     errors: list[ErrorCounts] = Field(
         [], description="Error decomposition of the last row of R, or of each row after a task.")

@@ -83,7 +83,7 @@ class Strategy(OldNames, nn.Module):
         complete = (options if options is not None else NoOptions()).settled(stream_info.pretrained)
         self.options = complete.in_scenario(stream_info.scenario, stream_info.boundaries)
         self.notes: list[str] = []  # for the trial's record, on what `__init__` does that the options do not show
-        # The outputs that the harness activates for new samples. A loss that fixes its outputs selects from "seen".
+        # The outputs that clbench activates for new samples: "seen" if the loss selects among them itself.
         self.activated: Outputs = self.options.outputs if isinstance(self.options, OutputsOptions) else "seen"
         # class_mask[t, c]: whether output c takes part in the loss of a sample of task t. The harness sets it.
         mask = torch.zeros(stream_info.tasks, stream_info.classes, dtype=torch.bool)
@@ -121,9 +121,9 @@ class Strategy(OldNames, nn.Module):
         return {}
 
     def frozen_modules(self) -> Iterable[nn.Module]:
-        """Return the modules that do not learn in the current phase of the current task. Default: none.
+        """Return the modules that stay in eval mode in the current phase of the current task. Default: none.
 
-        They stay in eval mode. However, any parameter with requires_grad is trained, also in these modules.
+        This does not freeze their parameters: set `requires_grad_(False)` for that.
         """
         return ()
 
@@ -218,8 +218,8 @@ class Strategy(OldNames, nn.Module):
     def fit(self, task: Task, budget: Budget) -> Tensor:
         """Train on a task with a training loop of the strategy, and return the loss of every step [steps].
 
-        A strategy that overrides this must keep to the budget. The harness then calls none of the methods of a step and
-        does not vectorize trials. Everything else stays the same.
+        A strategy that overrides this must keep to the budget. Of the methods of a strategy, clbench then calls only
+        `before_task`, `fit`, `after_task`, `predict` and `export`, and it does not vectorize trials.
         """
         raise NotImplementedError
 

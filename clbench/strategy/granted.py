@@ -69,10 +69,10 @@ class Batch:
 
     In `prepare_batch`, x is raw, as the stream stores it. In `loss`, it is a float input of the model. Texts are tokens
     in both, int32 [N, L] with -1 after the last token of a sample. In `loss`, L is the length of the batch's longest
-    text. `task` is the task in training. `first_pass` is True if the samples are seen for the first time; after the
-    first phase of a task it is always False. The last `replayed` samples were appended by `extended`. `frozen` has the
-    rows of `Strategy.frozen_outputs` for the batch, or None if they are not stored. `Strategy.frozen_outputs_of`
-    returns these rows in both cases.
+    text. `task` is the task in training. `first_pass` is True if the samples are seen for the first time. The first
+    pass over a task can extend over several phases; for `phase_samples`, it is in the first phase only. The last
+    `replayed` samples were appended by `extended`. `frozen` has the rows of `Strategy.frozen_outputs` for the batch, or
+    None if they are not stored. `Strategy.frozen_outputs_of` returns these rows in both cases.
 
     For a numeric target, y is standardized, float32 [N].
 

@@ -132,21 +132,20 @@ class TrainingLoop:
             ValueError: there are fewer steps than phases.
         """
         strategy, index = self.replicas[0].strategy, tasks[0].index
-        if strategy.owns_loop:
+        if strategy.owns_loop or not strategy.phases(tasks[0]):
             self.callbacks.on_step(self, index, 0, 0)
+            if not strategy.owns_loop:
+                return [TaskResult(steps=0) for _ in tasks]
             around = self.callbacks.around_prepare(self.replicas[0])
             return [fit_by_itself(self.replicas[0], tasks[0], self.recipe, around)]
-        if not strategy.phases(tasks[0]):
-            self.callbacks.on_step(self, index, 0, 0)
-            return [TaskResult(steps=0) for _ in tasks]
         self._add_notes(division_notes(strategy, self.recipe))
-        # In a stack, each replica keeps its own random state between calls, as if it were alone.
+        # In a stack, `training_samples`, `before_phase` and `phase_samples` of each replica draw as if it were alone.
         random_states: list[AbstractContextManager[None]] = [nullcontext()]
         if len(self.replicas) > 1:
             random_states = [seeds.Course(replica.seed, "training", index) for replica in self.replicas]
-        members = [*zip(self.replicas, tasks, random_states, strict=True)]
+        each = [*zip(self.replicas, tasks, random_states, strict=True)]
         task_samples = []
-        for replica, task, random_state in members:
+        for replica, task, random_state in each:
             with random_state:
                 task_samples.append(replica.strategy.training_samples(task))
         task_samplers = self._samplers(stackable(task_samples), tasks)
@@ -155,7 +154,7 @@ class TrainingLoop:
         trainable, losses = 0, list[Tensor]()
         for phase in phases:
             of_phase: list[Samples | None] = []
-            for replica, task, random_state in members:
+            for replica, task, random_state in each:
                 with random_state:
                     with self.callbacks.around_prepare(replica):
                         begin_phase(replica.strategy, task, phase)
@@ -164,6 +163,8 @@ class TrainingLoop:
             if (phase_samples := [part for part in of_phase if part is not None]):  # all replicas have them, or none
                 samples = stackable(phase_samples)
                 samplers = self._samplers(samples, tasks, phase)
+                for sampler in task_samplers:
+                    sampler.can_be_first = False
             self._train_phase(phase, samples, samplers, losses, index, steps)
             trainable = max(trainable, strategy.trainable())
             if len(phases) > 1 and not bool(torch.isfinite(on_host(losses[-1])).any()):

@@ -52,8 +52,8 @@ class BatchSampler:
                       seeds.generator(seed, "augmentation of replay", *axes))
         self.repeats = repeats or 1
         self.passes = 0
-        self.phase = phase or 0
-        self.fresh = True  # whether the latest batch is not a repetition
+        self.can_be_first = not phase  # whether its first pass is the first over the samples of the task
+        self.is_repeated = False  # whether the latest batch repeats the batch before it
         self.left: list[Tensor] = []
 
     def following(self, device: torch.device) -> Tensor:
@@ -63,7 +63,7 @@ class BatchSampler:
             batches = reversed(torch.split(order, self.batch_size))
             self.left = list(itertools.chain.from_iterable([batch] * self.repeats for batch in batches))
             self.passes += 1
-        self.fresh = len(self.left) % self.repeats == 0
+        self.is_repeated = len(self.left) % self.repeats != 0
         return self.left.pop()
 
     def batch(self, samples: Samples) -> Batch:
@@ -71,7 +71,7 @@ class BatchSampler:
         return self._batch(samples.take(self.following(samples.index_device)))
 
     def _batch(self, part: Samples) -> Batch:
-        first_pass = not self.phase and self.passes == 1 and self.fresh
+        first_pass = self.can_be_first and self.passes == 1 and not self.is_repeated
         return Batch(part.x, part.y, part.tasks, self.task, first_pass=first_pass, frozen=part.frozen)
 
     def augmented(self, x: Tensor, replayed: bool) -> Tensor:

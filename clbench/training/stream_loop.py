@@ -84,7 +84,7 @@ class StreamLoop(TrainingLoop):
         self._add_notes(division_notes(first, self.recipe))
         losses = self._train_stream(samplers, samples, tasks, index, begin, end)
         columns = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
-        return [TaskResult(end - begin, first.trainable(), diverged(column, index), last_tenths(column, len(column)))
+        return [TaskResult(len(losses), first.trainable(), diverged(column, index), last_tenths(column, len(column)))
                 for column in columns.unbind(1)]
 
     def _train_stream(self, samplers: list[StreamSampler], samples: list[Samples], tasks: Sequence[Task], index: int,
@@ -125,7 +125,7 @@ def loop_for(replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Ca
              ) -> TrainingLoop:
     """Return the training loop for replicas: a `StreamLoop` if boundaries are hidden, else a `TrainingLoop`.
 
-    `learned` is the number of tasks that are learned already; only `StreamLoop` needs it.
+    `learned` is the number of tasks that are learned already; only `StreamLoop` needs it. `StreamLoop` caches nothing.
     """
     if replicas[0].stream.hidden:
         return StreamLoop(replicas, recipe, callbacks, learned, compiler)

@@ -198,7 +198,7 @@ def test_a_trial_goes_on_only_with_the_general_texts_that_it_began_with(folder, 
     first = runner([])
     origin = provenance.collect("", first.device, "", {})
     checkpoint = CheckpointCallback(tmp_path, origin, ErrorDecomposition(), since=-99)
-    member = first._member(planned[0])
+    member = first._replica(planned[0])
     first._train([member], lambda _: None, checkpoint, checkpoint.origin)
     assert (tmp_path / planned[0].trial.key / "state.safetensors").is_file()
     record, = runner([texts]).run_stack(planned)

@@ -113,7 +113,7 @@ def test_repeats_gives_each_batch_so_often_and_its_samples_are_new_once():
         rows = once.following(torch.device("cpu"))
         for _ in range(3):
             assert torch.equal(thrice.following(torch.device("cpu")), rows)
-            fresh.append(thrice.fresh and thrice.passes == 1)
+            fresh.append(not thrice.is_repeated and thrice.passes == 1)
     assert fresh == [True, False, False] * 3 + [False] * 9
 
 

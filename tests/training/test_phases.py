@@ -67,6 +67,27 @@ def test_a_second_phase_over_the_same_samples_is_no_first_pass():
     assert int(b.strategy.memory_seen.sum()) == len(b.stream.tasks[0].train)
 
 
+def test_a_phase_over_the_task_after_one_over_other_samples_is_no_first_pass():
+    firsts = []
+
+    class OwnSamplesFirst(Strategy):
+        def phases(self, task):
+            return 2
+
+        def phase_samples(self, task, phase):
+            return None if phase else task.train
+
+        def prepare_batch(self, batch):
+            firsts.append(batch.first_pass)
+            return batch
+
+    b = bench(StrategyInfo("own-first", OwnSamplesFirst, ""), {}, "class")
+    TrainingLoop([b.replica], RECIPE).train_task(0)
+    half, of_a_pass = len(firsts) // 2, len(b.stream.tasks[0].train) // RECIPE.batch_size
+    assert firsts[:of_a_pass] == [True] * of_a_pass and half >= of_a_pass
+    assert not any(firsts[half:])
+
+
 def test_no_phase_begins_after_all_losses_are_nan():
     begun = []
 
