@@ -126,6 +126,7 @@ class Budget:
 
     Args:
         recipe: epochs or iterations, batch size, precision, whether the optimizer's state is kept.
+        steps: the number of optimizer steps.
         following: returns the indices of the next batch within the task's samples, int64 [N] on the CPU, in the same
             order as for every other method. After the last batch, the next pass begins.
         optimizer: makes the recipe's optimizer for parameters.
@@ -136,6 +137,7 @@ class Budget:
     """
 
     recipe: Recipe
+    steps: int
     following: Callable[[], Tensor]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler | None]

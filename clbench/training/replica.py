@@ -200,7 +200,8 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: Abstract
     sampler = BatchSampler(len(task.train), recipe.batch_size, replica.seed, task.index, augment)
     strategy.train()
     budget = Budget(
-        recipe, partial(sampler.following, torch.device("cpu")), partial(make_optimizer, recipe),
+        recipe, steps_of(recipe, len(task.train)), partial(sampler.following, torch.device("cpu")),
+        partial(make_optimizer, recipe),
         partial(make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
         sampler.augmented if augment else None)
     with around:
