@@ -208,6 +208,15 @@ def locked(path: Path, poll: float = 0.1) -> Iterator[None]:
             acquired.release()
 
 
+def readable_name(name: str) -> str:
+    """Return the name of a file or folder with each byte that is not UTF-8 as an escape, so that it can be saved.
+
+    >>> readable_name("ch\\udce8vre")
+    'ch\\\\xe8vre'
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def run_folder_name(file: Path | None, benchmark: str) -> str:
     """Return the default name of an experiment's run folder: that of its file, or else of its benchmark.
 

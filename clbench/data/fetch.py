@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clbench.core.data_sets import MISSING, PRESENT, DataSet, Download, Needed
 from clbench.core.errors import DataError
-from clbench.core.files import read_hash
+from clbench.core.files import NoLocks, lock, read_hash
 
 PIECE = 1 << 20  # bytes that are read at a time
 TIMEOUT = 60.0  # seconds without an answer until a download is given up
@@ -32,6 +32,19 @@ def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress)
     """
     target = (data_dir if download.is_archive else data_dir / data.folder) / download.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    held = None
+    with contextlib.suppress(NoLocks, OSError):
+        held = lock(target.with_name(target.name + ".lock"))
+        if held is None:
+            raise DataError(f"another process is downloading {target}; wait until it has finished")
+    try:
+        _fetch(download, data, data_dir, target, progress)
+    finally:
+        if held is not None:
+            held.release()
+
+
+def _fetch(download: Download, data: DataSet, data_dir: Path, target: Path, progress: Progress) -> None:
     try:
         if not (target.is_file() and read_hash(target) == download.sha256):
             partial = target.with_name(target.name + PARTIAL)

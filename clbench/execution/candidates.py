@@ -14,7 +14,7 @@ from clbench.core.registry import Registry
 from clbench.core.search_values import search_values
 from clbench.execution.samplers import describe
 from clbench.experiment.search import Choices, Outcome, Search, Space, Tried
-from clbench.experiment.spec import PUBLISHED, MethodSpec, Spec, changed
+from clbench.experiment.spec import MethodSpec, Spec, changed
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.report.formats.markdown import escape
 from clbench.report.formatting import in_words, listed, unit_of
@@ -77,14 +77,9 @@ def default_space(method: MethodSpec, spec: Spec, registry: Registry, options: M
              if option not in method.options}
     if not info.options.stored(options).trained_by_steps:
         return dict(space)
-    recipe = info.recipe if method.recipe == PUBLISHED else method.recipe
-    assert not isinstance(recipe, str)
-    rate = changed(spec.recipe, recipe)[0].lr  # for the method's own batch size
+    rate = changed(spec.recipe, method.own_recipe(info.recipe))[0].lr  # for the method's own batch size
     rates = tuple(float(f"{rate * factor:.{DIGITS}g}") for factor in RATE_FACTORS)
-    # A searched part replaces the whole published recipe, so its other parts are added with a single value each.
-    fixed = {name: (value,) for name, value in recipe.items() if method.recipe == PUBLISHED and name != "lr_per"}
-    return {**space, **{name: Choices(values=values)
-                        for name, values in opt.recipe_options({**fixed, RATE: rates}).items()}}
+    return {**space, **{name: Choices(values=values) for name, values in opt.recipe_options({RATE: rates}).items()}}
 
 
 RATES = ("recipe.lr", "recipe.head_lr")  # a tie is decided by the lowest of these, in this order

@@ -207,10 +207,9 @@ def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry)
 def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry) -> opt.Options:
     """Return the options of a method with a candidate's values, after checking them and the recipe."""
     variant = method.with_options(candidate)
-    options = registry.strategy(method.name).options
-    valid = opt.validate(options, variant.options, f"tune.{method.name}", "clbench methods")
-    if not isinstance(variant.recipe, str):
-        changed(recipe, variant.recipe)
+    info = registry.strategy(method.name)
+    valid = opt.validate(info.options, variant.options, f"tune.{method.name}", "clbench methods")
+    changed(recipe, variant.own_recipe(info.recipe))
     return valid
 
 

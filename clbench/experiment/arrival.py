@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from clbench.core.options import Strict, format_value
 from clbench.core.scenario import Scenario
@@ -93,6 +93,8 @@ def settle(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     out = dict(values)
     recipe, arrival = out.get("recipe") or {}, out.get("arrival") or {}
+    if isinstance(recipe, BaseModel):
+        recipe = recipe.model_dump(exclude_unset=True)
     online = out.get("online") is True
     boundaries = arrival.get("boundaries") if isinstance(arrival, Mapping) else getattr(arrival, "boundaries", None)
     if not (online or boundaries == "hidden") or not isinstance(recipe, Mapping):

@@ -6,6 +6,7 @@ The plan calls these functions before it makes a trial's key, so the key has the
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,12 +42,13 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
     a JSON file in the same folder. Without it, the metadata of the model's default weights apply. If the user named no
     weights, the model may have its own (`ModelInfo.own_weights`).
     """
+    text = text and os.path.expanduser(text)
     try:
         if text is None and info.own_weights:
             text = str(resolve(info.own_weights, f"model {info.name!r}")(model.name))
         if text in (None, "none"):
             return None, PretrainedInfo()
-        by_name = NAME.fullmatch(text) and not Path(text).exists()
+        by_name = NAME.fullmatch(text) and not Path(text).is_file()
         content = "" if by_name else files.hash_file(text)  # before the source is loaded, which imports torch
         source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
         if by_name:

@@ -18,7 +18,7 @@ from clbench.experiment.arrival import Arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
 from clbench.experiment.recipe import Recipe, with_final_rate
 from clbench.experiment.search import Search, Searched, Tried
-from clbench.experiment.spec import PUBLISHED, MethodSpec, Named, Spec, changed
+from clbench.experiment.spec import MethodSpec, Named, Spec, changed
 from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
 from clbench.experiment.until import sequence
@@ -84,7 +84,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
                     label, resolved[0], recipe, complete.in_scenario(scenario, not spec.arrival.hidden),
                     _searched(spec, method, scenario, resolved[1])))
     refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe) for planned_row in planned_rows.values()
-                                      for label, strategy, recipe, options, _ in planned_row])
+                                      for label, strategy, recipe, options, _ in planned_row], spec.online)
     metric = objective.primary
     planned: list[PlannedTrial] = []
     for scenario, seed in product(scenarios, spec.seeds):
@@ -133,12 +133,14 @@ def _chosen_outputs(options: opt.Options) -> str:
     return "" if chosen in defaults else str(chosen)
 
 
-def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Options, Mapping[str, Any]]]) -> None:
+def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Options, Mapping[str, Any]]],
+                       online: bool = False) -> None:
     """Check that methods can learn from a stream with this arrival of samples.
 
     Args:
         arrival: how samples arrive.
         rows: label, declaration, options and own recipe of each method.
+        online: whether the experiment is online learning.
 
     Raises:
         SpecError: some methods cannot; a line for each.
@@ -147,8 +149,10 @@ def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Opti
     for label, info, options, recipe in rows:
         reason = options.needs_boundaries if info.task_free else "it is not declared task_free"
         problems.append(arrival.method_problem(label, reason, info.parts_per_task))
-        if arrival.hidden and (recipe.get("iterations") or recipe.get("repeats") or recipe.get("epochs", 1) != 1):
-            problems.append(f"method {label!r}: boundaries = hidden is one pass; leave the budget out of its recipe")
+        one_pass = "boundaries = hidden" if arrival.hidden else "online = true" if online else ""
+        if one_pass and (recipe.get("iterations") or recipe.get("epochs", 1) != 1
+                         or (arrival.hidden and recipe.get("repeats"))):
+            problems.append(f"method {label!r}: {one_pass} is one pass; leave the budget out of its recipe")
     if any(problems):
         raise SpecError("\n".join(dict.fromkeys(filter(None, problems))))
 
@@ -173,13 +177,12 @@ def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:
 
 def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) -> dict[str, Any]:
     """Return the parts of a method's recipe that differ from the experiment's; mistakes are added to `problems`."""
-    changes: Mapping[str, Any] = info.recipe if isinstance(method.recipe, str) else method.recipe
-    if isinstance(method.recipe, str) and not changes:
+    if method.takes_published and not info.recipe:
         problems.append(f"method {method.name!r}: recipe = published, but none is known for it; write it out, as in "
                         "recipe = {lr = 0.01}")
         return {}
     try:
-        return changed(spec.recipe, changes)[1]
+        return changed(spec.recipe, method.own_recipe(info.recipe))[1]
     except SpecError as error:
         problems += [f"method {method.label or method.name!r}: {line}" for line in str(error).splitlines()]
         return {}
@@ -208,10 +211,10 @@ def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.O
 
 def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own_recipe: Mapping[str, Any]) -> str:
     """Return the label of a row: the method, its options that differ from the defaults, and its own recipe."""
-    parts = [f"{name}={opt.format_value(value)}" for name, value in opt.recipe_options(own_recipe).items()]
-    if method.recipe == PUBLISHED and own_recipe:
-        parts = ["recipe=published"]
-    return ":".join([opt.label(method.name, options, swept), *parts])
+    shown = method.own_recipe({}) if method.takes_published and own_recipe else own_recipe
+    parts = [f"{name}={opt.format_value(value)}" for name, value in opt.recipe_options(shown).items()]
+    published = ["recipe=published"] if method.takes_published and own_recipe else []
+    return ":".join([opt.label(method.name, options, swept), *published, *parts])
 
 
 def _family(info: Any, method: Resolved, own_recipe: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from clbench.core.options import Strict
 
@@ -74,6 +74,14 @@ class Recipe(Strict):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="numerical precision. fp32: float32; tf32: TensorFloat-32, on CUDA only; bf16: mixed "
         "precision with float32 weights")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_in_labels(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read what labels of rows have: `none`, and milestones as text."""
+        if info.field_name == "milestones" and isinstance(value, str):
+            return [part for part in value.strip("()[] ").replace("+", ",").split(",") if part.strip()]
+        return None if value == "none" and cls.model_fields[info.field_name or ""].default is None else value
 
     @field_validator("repeats")
     @classmethod

@@ -108,7 +108,7 @@ class MethodSpec(Named):
     label: str | None = Field(None, description="Name of the row in tables; made from name and options if missing.")
     recipe: dict[str, Any] | Literal["published"] = Field(
         {}, description="Training configuration of this method: keys of [recipe] that differ from the experiment's, or "
-        "\"published\" for the configuration of its paper.")
+        "\"published\" for the configuration of its paper. With published = true, keys change the latter.")
     scenario: Scenarios = Field((), description="Scenarios in which the method runs; all if empty.")
 
     @model_validator(mode="after")
@@ -121,7 +121,8 @@ class MethodSpec(Named):
                 raise ValueError(str(error)) from None
             object.__setattr__(self, "options", method.options)
             object.__setattr__(self, "recipe", method.recipe)
-        if not isinstance(self.recipe, str) and (unknown_parts := set(self.recipe) - set(Recipe.model_fields)):
+        known_parts = {*Recipe.model_fields, PUBLISHED}
+        if not isinstance(self.recipe, str) and (unknown_parts := set(self.recipe) - known_parts):
             raise ValueError(unknown("key of a recipe", min(unknown_parts), Recipe.model_fields, "docs/toml-keys.md"))
         return self
 
@@ -145,13 +146,27 @@ class MethodSpec(Named):
             else:
                 options[name] = value
         if changes:
-            recipe = combine({} if isinstance(recipe, str) else recipe, changes)
+            recipe = combine({PUBLISHED: True} if isinstance(recipe, str) else recipe, changes)
         return self.model_copy(update={"options": options, "recipe": recipe})
+
+    def own_recipe(self, published: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parts of the method's own recipe; `published` are those of its paper."""
+        if isinstance(self.recipe, str):
+            return dict(published)
+        parts = {name: value for name, value in self.recipe.items() if name != PUBLISHED}
+        return combine(published, parts) if self.takes_published else parts
+
+    @property
+    def takes_published(self) -> bool:
+        """Return whether the method's recipe is that of its paper, perhaps with changes."""
+        return isinstance(self.recipe, str) or bool(self.recipe.get(PUBLISHED))
 
     @property
     def given(self) -> dict[str, Any]:
         """Return the options, and the parts of the recipe by names such as `recipe.lr`."""
-        return {**self.options, **recipe_options({} if isinstance(self.recipe, str) else self.recipe)}
+        parts = {} if isinstance(self.recipe, str) else dict(self.recipe)
+        published = {"recipe": PUBLISHED} if parts.pop(PUBLISHED, False) else {}
+        return {**self.options, **published, **recipe_options(parts)}
 
     def runs_in(self, scenario: Scenario) -> bool:
         """Return whether the method has a row in a scenario."""
@@ -169,7 +184,7 @@ class Spec(Strict):
         None, description="Pretrained weights: a file, or a name such as timm or hf-hub:OWNER/NAME.")
     recipe: Recipe = Field(Recipe(), description="Training configuration of all methods.")
     arrival: Arrival = Field(Arrival(), description="How training samples arrive.")
-    online: bool = Field(False, description="Train in one pass, in batches of 10 new samples.")
+    online: bool = Field(False, strict=True, description="Train in one pass, in batches of 10 new samples.")
     execution: ExecutionSettings = Field(ExecutionSettings(), description="How trials are run.")
     methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(
         min_length=1, description="Methods; a list of values for an option makes a row for each value.")
@@ -223,7 +238,7 @@ TABLES: dict[str, type[Strict]] = {"recipe": Recipe, "arrival": Arrival, "execut
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML experiment into the plain values that `build` takes."""
     try:
-        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        return dict(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise SpecError(f"there is no experiment file {path}: check the path") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from helpers import named_trees
 from clbench import cli
 from clbench.core.data_sets import Download, Needed
 from clbench.core.errors import DataError
+from clbench.core.files import lock
 from clbench.core.registry import discover
 from clbench.data import fetch
 from clbench.data.named import by_class
@@ -215,11 +216,23 @@ def test_other_content_is_removed_and_named(tmp_path, server):
     (tmp_path / "served" / "list.txt").write_bytes(b"other")
     with pytest.raises(DataError, match=f"has the SHA-256 {hashlib.sha256(b'other').hexdigest()} and should have 00"):
         fetch.fetch(Download(address + "list.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
-    assert not list((tmp_path / "imagenet-a").iterdir())
+    assert not list(tmp_path.glob("imagenet-a/*"))
     with pytest.raises(DataError, match=r"could not be downloaded to .* \(the server answers 404"):
         fetch.fetch(Download(address + "none.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
     with pytest.raises(DataError, match=r"could not be downloaded to .*refused"):
         fetch.fetch(Download("http://127.0.0.1:9/none.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
+
+
+def test_two_downloads_of_one_file_do_not_disturb_each_other(tmp_path, server):
+    address, _ = server
+    (tmp_path / "served" / "list.txt").write_bytes(b"other")
+    download = Download(address + "list.txt", 0, "00")
+    held = lock(tmp_path / "imagenet-a" / "list.txt.lock")
+    with pytest.raises(DataError, match=r"another process is downloading .*list\.txt"):
+        fetch.fetch(download, ImageNetAOptions.DATA, tmp_path, lambda *_: None)
+    held.release()
+    with pytest.raises(DataError, match="has the SHA-256"):
+        fetch.fetch(download, ImageNetAOptions.DATA, tmp_path, lambda *_: None)
 
 
 def test_archives_cannot_write_elsewhere(tmp_path):

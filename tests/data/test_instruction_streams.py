@@ -133,3 +133,10 @@ def test_a_validation_split_and_the_cache_keep_the_labels(tmp_path, tokenizer):
     assert built.fingerprint == cached.fingerprint == present(raw, "task", "").fingerprint
     assert cached.task_names == ("a", "b") and cached.objective == "causal-lm" and cached.classes == 0
     assert cached.tasks[1].train.y.equal(raw.train[1].y) and cached.tasks[1].train.tasks.tolist() == [1] * 8
+
+
+def test_train_and_test_at_the_top_are_no_tasks(tmp_path, tokenizer):
+    write_lines(tmp_path / "train.jsonl", rows("a"))
+    write_lines(tmp_path / "test.jsonl", rows("b"))
+    with pytest.raises(DataError, match="put them into a folder with the name of their task"):
+        instructions(f"instructions:{tmp_path}", InstructionOptions(tokenizer=tokenizer), tmp_path, 0)

@@ -407,3 +407,41 @@ def test_options_of_columns_do_not_apply_to_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", X=x, y=y)
     with pytest.raises(DataError, match="leave_out is for files with columns; arrays named task and group"):
         stream("arrays", "a.npz", tmp_path, leave_out="a")
+
+
+def test_a_quote_that_is_not_closed_is_an_error_and_hides_no_rows(tmp_path):
+    (tmp_path / "a.csv").write_text('label,text\nx,first\ny,"second\n' + "x,more\n" * 50)
+    with pytest.raises(DataError, match=r"row that begins on line 3.*must end with one"):
+        read_table(tmp_path / "a.csv", "table")
+
+
+def test_the_index_that_pandas_writes_is_no_input(tmp_path):
+    path = table(tmp_path / "a.csv", ["", "a", "label"], *[[i, math.sin(i), "xy"[i // 10]] for i in range(20)])
+    read = stream("table", path.name, tmp_path, tasks=1)
+    assert read.input_shape == (1,)
+    assert any("as pandas writes its index, is not an input" in note for note in read.notes)
+
+
+def test_a_column_or_target_that_is_constant_in_the_first_task_is_not_divided_by_rounding_errors(tmp_path):
+    values = [[0.1, "p", 0.1] for _ in range(800)] + [[0.1 + i, "q", 0.5 * i] for i in range(50)]
+    path = table(tmp_path / "a.csv", ["a", "site", "y"], *values)
+    read = stream("table", path.name, tmp_path, "domain", task_column="site", target_column="y")
+    assert max(float(task.train.y.abs().max()) for task in read.tasks) < 100
+    assert read.prepare.std in ((1.0,), [1.0]) or float(torch.as_tensor(read.prepare.std)) == 1.0
+
+
+def test_augmentation_needs_images(tmp_path):
+    x, y = rows()
+    np.savez(tmp_path / "a.npz", X=x, y=y)
+    with pytest.raises(DataError, match="augment is for images"):
+        stream("arrays", "a.npz", tmp_path, augment="crop-flip")
+
+
+def test_a_folder_may_have_the_suffix_of_a_file(tmp_path):
+    (tmp_path / "texts" / "old.csv").mkdir(parents=True)
+    (tmp_path / "texts" / "a.csv").write_text("text,label\nhi,x\n")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "spiece.model").write_bytes(b"")
+    (tmp_path / "tokenizer" / "config.json").write_text("{}")
+    files = texts.text_files("text:texts", {"tokenizer": str(tmp_path / "tokenizer")}, tmp_path)
+    assert [path.name for path in files] == ["a.csv", "spiece.model"]

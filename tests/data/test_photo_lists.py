@@ -131,3 +131,25 @@ def test_lists_are_read_again_after_a_change(root):
 def test_options_that_contradict_lists_are_refused(options, problem):
     with pytest.raises(ValidationError, match=problem):
         ImagesOptions(**options)
+
+
+@pytest.mark.parametrize("prefix", ["{root}/", "../photos/", "./"])
+def test_paths_may_be_absolute_or_relative_to_another_folder(root, prefix):
+    lines = [prefix.format(root=root) + line for line in ("owl/a.png 0", "cat/a.png 1", "dog/a.png 0", "ant/a.png 1")]
+    (root / "own.txt").write_text("\n".join(lines))
+    train, *_ = find(root, train_list="own.txt", tasks_from="folders")
+    assert list(train.labeled.tasks) == ["owl", "cat", "dog", "ant"]
+
+
+def test_photos_outside_the_folder_are_in_no_task(root):
+    write(root.parent / "other", ["a.png", "b.png"], 7)
+    (root / "own.txt").write_text("../other/a.png 0\nowl/a.png 1\n")
+    with pytest.raises(DataError, match="outer folders are tasks"):
+        find(root, train_list="own.txt", tasks_from="folders")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_folder_whose_name_is_not_utf8_has_a_name_that_can_be_saved(root):
+    (root / "owl").rename(root / b"ch\xe8vre".decode("utf-8", "surrogateescape"))
+    train, *_ = find(root)
+    assert set(train.labeled.labels) == {"ch\\xe8vre", "cat", "dog", "ant"}

@@ -60,9 +60,11 @@ def test_a_method_has_its_values_and_rates_around_its_own():
 def test_a_published_recipe_comes_along_whole():
     name = next(info.name for info in REGISTRY.strategies.values() if "lr" in info.recipe and len(info.recipe) > 1)
     recipe = REGISTRY.strategy(name).recipe
-    space = space_of({"name": name, "recipe": "published"})
-    fixed = {f"recipe.{part}": (value,) for part, value in recipe.items() if part != "lr"}
-    assert fixed and {option: axis for option, axis in space.items() if option in fixed} == fixed
+    method = {"name": name, "recipe": "published"}
+    space = space_of(method)
+    row, = rows_of(build({"methods": [method]}), REGISTRY, TRIALS)
+    tried = row.candidate({"recipe.lr": 0.5}).own_recipe(recipe)
+    assert tried == {**{part: value for part, value in recipe.items() if part != "lr_per"}, "lr": 0.5}
     assert space["recipe.lr"] == pytest.approx([factor * recipe["lr"] for factor in (0.1, 0.3, 1, 3)])
 
 

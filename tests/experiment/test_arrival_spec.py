@@ -119,3 +119,13 @@ def test_who_needs_boundaries_refuses_a_line_each():
     for own in ({"epochs": 2}, {"repeats": 2}):
         line, = refusal(methods=[{"name": "naive", "recipe": own}], arrival={"boundaries": "hidden"})
         assert "boundaries = hidden is one pass" in line
+
+
+@pytest.mark.parametrize("recipe", ["epochs=5", "iterations=7"])
+def test_online_learning_is_one_pass_for_methods_with_their_own_recipe_too(recipe):
+    line, = refusal(online=True, methods=f"naive:recipe.{recipe}")
+    assert line.endswith(f"{recipe}': online = true is one pass; leave the budget out of its recipe")
+
+
+def test_online_is_true_or_false():
+    assert refusal(online=1) == ["online: should be a valid boolean, got 1"]

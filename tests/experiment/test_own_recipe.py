@@ -111,3 +111,25 @@ def test_a_note_repeats_no_recipe_that_a_label_says():
     one, = planned([{"name": "er", "recipe": {"lr": 0.5}}])
     assert one.label == "er:recipe.lr=0.5" and own_recipe(one.label, one.trial) == ""
     assert own_recipe("mine", one.trial) == "trained with lr 0.5 instead of 1e-3"
+
+
+@pytest.mark.parametrize("methods", [
+    ["acl:recipe=published:recipe.lr=0.5"], [{"name": "acl", "recipe": {"published": True, "lr": 0.5}}],
+])
+def test_a_part_changes_the_published_recipe_and_keeps_the_rest(methods):
+    published, = planned(["acl:recipe=published"])
+    row, = planned(methods)
+    assert row.trial.own_recipe == {**published.trial.own_recipe, "lr": 0.5}
+    assert row.label == "acl:recipe=published:recipe.lr=0.5"
+    assert planned([row.label])[0].trial.key == row.trial.key
+    swept, = planned([{"name": "acl", "recipe": "published"}], ["acl.recipe.lr=0.5"])
+    assert (swept.label, swept.trial.key) == (row.label, row.trial.key)
+
+
+@pytest.mark.parametrize("recipe", [
+    {"iterations": 7}, {"schedule": "steps", "milestones": [0.5]}, {"schedule": "steps", "milestones": [0.5, 0.8]},
+])
+def test_the_label_of_a_row_with_its_own_recipe_can_be_given_back(recipe):
+    row, = planned([{"name": "naive", "recipe": recipe}])
+    again, = planned([row.label])
+    assert (again.label, again.trial.key) == (row.label, row.trial.key)

@@ -86,7 +86,7 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> RawSt
         values = numbers(data, [label], where, label)[:, 0]
         division = divide_targets(labeled(data, None, options, where), None, options, where)
         return target_stream(division, [numbers(data, used_columns, where).float()], [values], label,
-                             notes=[f"inputs are the columns {some(used_columns)}"])
+                             notes=[*notes, f"inputs are the columns {some(used_columns)}"])
     return own_benchmark(numbers(data, used_columns, where).float(), labeled(data, label, options, where), options,
                          seed, where, augment=options.augmentation,
                          notes=[*notes, f"inputs are the columns {some(used_columns)}"])

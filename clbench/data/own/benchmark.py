@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clbench.core.errors import DataError
 from clbench.core.objective import REGRESSION, significant
 from clbench.data.own.dividing import Division, Rows, divide
 from clbench.data.own.samples import Labeled
@@ -20,6 +21,8 @@ from clbench.data.own_options import TaskOptions
 from clbench.data.photo_files import Photos
 from clbench.data.raw import RawStream, Split
 
+IMAGE_BATCH_DIMS = 4  # [N, C, H, W]
+ROUNDING = 1e-12  # standard deviation, relative to the largest value, that is an effect of rounding
 Inputs = Sequence[Tensor | Photos]  # of each task
 
 
@@ -40,8 +43,10 @@ def own_benchmark(x: Tensor, labeled: Labeled, options: TaskOptions, seed: int, 
         notes: how inputs were read; notes on the division are appended.
 
     Raises:
-        DataError: `divide` raises an error.
+        DataError: `divide` raises an error, or samples that are no images are to be augmented.
     """
+    if augment and x.dim() != IMAGE_BATCH_DIMS:
+        raise DataError(f"{where}: augment is for images, and its samples are {list(x.shape[1:])}; leave augment out")
     division = divide(labeled, test, options, seed, where)
     train_x, test_x = ([part[torch.from_numpy(rows)] for rows in tasks] for part, tasks in
                        ((x, division.train), (x if x_test is None else x_test, division.test)))
@@ -116,7 +121,9 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
         notes: how inputs were read.
     """
     first_targets = targets[0][torch.from_numpy(division.train[0])]
-    center, spread = float(first_targets.mean()), float(first_targets.std(correction=0)) or 1.0
+    center, spread = float(first_targets.mean()), float(first_targets.std(correction=0))
+    if spread <= ROUNDING * float(first_targets.abs().max()):
+        spread = 1.0
 
     def splits(part: int, tasks: Sequence[Rows]) -> tuple[Split, ...]:
         scaled = ((targets[part] - center) / spread).float()

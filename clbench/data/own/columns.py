@@ -6,6 +6,7 @@ Errors name row and column. Numbers are standardized by the training samples of 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.errors import DataError, unknown
-from clbench.data.own.benchmark import label_stream, target_stream
+from clbench.data.own.benchmark import ROUNDING, label_stream, target_stream
 from clbench.data.own.dividing import divide, divide_targets
 from clbench.data.own.samples import Labeled, Table, as_number, as_text, locate, read_table, some
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
@@ -43,7 +44,9 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
     note = f"inputs are {len(used_columns)} columns: {some(used_columns)}"
     if options.standardise:
         rows = x[division.train[0]]
-        mean, std = rows.mean(0).tolist(), rows.std(0, correction=0).tolist()
+        deviations = rows.std(0, correction=0)
+        deviations[deviations <= ROUNDING * rows.abs().amax(0)] = 0
+        mean, std = rows.mean(0).tolist(), deviations.tolist()
         notes.append(f"{note}, standardized by mean and deviation of the {len(rows)} training samples of the first "
                      "task")
         if constant_columns := [c for c, s in zip(used_columns, std, strict=True) if not s]:
@@ -68,7 +71,7 @@ def feature_columns(read: Table, label: str, options: FeatureOptions, where: str
     if unknown_columns := [c for c in options.leave_out if c not in read.columns]:
         raise DataError(f"{where}: leave_out names {some(unknown_columns)}, its columns are {some(read.columns)}")
     excluded = {label, options.task_column, options.group, *options.leave_out}
-    used_columns = [c for c in read.columns if c not in excluded]
+    used_columns = [c for c in read.columns if c not in excluded and not is_index(c)]
     if not used_columns:
         raise DataError(f"{where} has only the columns {some(read.columns)}, of which none is an input")
     return used_columns
@@ -81,7 +84,6 @@ def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
 
 LABEL = "label"  # the column of labels if the user names none
 PRECISION = 1e-3  # largest error of float32, in standard deviations of a column
-ROUNDING = 1e-12  # standard deviation, relative to the largest value, that is an effect of rounding
 
 
 def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> tuple[str, list[str]]:
@@ -95,22 +97,31 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
         if named is not None and named not in columns:
             raise DataError(f"{where}: {option} = {named}: " +
                             unknown("column", named, columns, "its columns: " + some(columns) + "; the first line"))
+    notes: list[str] = []
+    if any(is_index(column) for column in columns):
+        notes.append("a column without a name, as pandas writes its index, is not an input")
     chosen = options.label_column or getattr(options, "target", None)
     if chosen is not None:
-        return chosen, []
+        return chosen, notes
     candidates = label_candidates(columns, options)
     if not candidates:
         raise DataError(f"{where} has no column for labels, only {some(columns)}")
     if LABEL in candidates:
-        return LABEL, []
-    return candidates[-1], [f"labels are the last column, {candidates[-1]!r} (label_column=NAME chooses another)"]
+        return LABEL, notes
+    return candidates[-1], [*notes,
+                            f"labels are the last column, {candidates[-1]!r} (label_column=NAME chooses another)"]
+
+
+def is_index(column: str) -> bool:
+    """Return whether a column has the name of an index that pandas wrote: none in a .csv file."""
+    return not column or re.fullmatch(r"__index_level_\d+__", column) is not None
 
 
 def label_candidates(columns: Iterable[str], options: ColumnOptions) -> list[str]:
     """Return the columns that the options use for nothing else, and that can therefore hold the labels."""
     others = (options.task_column, options.group, getattr(options, "text_column", None),
               *getattr(options, "leave_out", ()))
-    return [column for column in columns if column not in others]
+    return [column for column in columns if column not in others and not is_index(column)]
 
 
 def labeled(table: Table, label: str | None, options: ColumnOptions, where: str, classes: Sequence[str] = ()

@@ -16,7 +16,7 @@ from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import feature_columns, label_candidates, label_column, labeled, numbers
 from clbench.data.own.photos import read_photos
 from clbench.data.own.samples import EXTRA, Labeled, Table, locate, some
-from clbench.data.own.texts import length_note, texts_of, tokenized
+from clbench.data.own.texts import length_note, texts_of, tokenized, tokenizer_files
 from clbench.data.own_options import HubOptions
 from clbench.data.raw import RawStream
 
@@ -48,13 +48,15 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> RawStream:
 
 def hub_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files that are read: the files of a local folder, or the library's cache files of a data set."""
+    tokenizer = tokenizer_files(options) if options.get("text_column") else []
     local, _ = _local(name, data_dir)
     if local is not None:
-        return [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
+        files_below = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
+        return [*files_below, *tokenizer]
     loaded = load(name, HubOptions.stored(options), data_dir)
     parts = loaded.values() if isinstance(loaded, Mapping) else [loaded]
     files = chain.from_iterable(part.cache_files for part in parts)
-    return [Path(file["filename"]) for file in files]
+    return [*(Path(file["filename"]) for file in files), *tokenizer]
 
 
 def load(name: str, options: HubOptions, data_dir: Path) -> Any:

@@ -77,7 +77,8 @@ def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]
 def instruction_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files of a benchmark `instructions:...`, including those of its tokenizer."""
     place = locate(name, data_dir)
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if has_suffix(p, SUFFIXES))
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*")
+                                                   if has_suffix(p, SUFFIXES) and p.is_file())
     template = sorted(folder_of(options["tokenizer"]).glob("*.jinja"))
     return [*files, *tokenizer_files(options), *template]
 
@@ -89,8 +90,11 @@ def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[Ta
     if options.task_column is not None:
         raise DataError(f"{where}: task_column is of one file, and {place} is a folder with a file or folder for each "
                         "task; leave it out")
-    tasks = [_held_out(stem, read_items(path), options, where)
-             for stem, path in files_by_stem(place, SUFFIXES, where).items()]
+    task_files = files_by_stem(place, SUFFIXES, where)
+    if {"train", "test"} <= task_files.keys():
+        raise DataError(f"{where}: {place} has the files train and test, which would be two tasks; put them into a "
+                        "folder with the name of their task")
+    tasks = [_held_out(stem, read_items(path), options, where) for stem, path in task_files.items()]
     for folder in sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = files_by_stem(folder, SUFFIXES, where)
         train, test = files.get("train"), files.get("test")

@@ -6,12 +6,14 @@ Such a file has lines `PATH LABEL`, or is YAML with `data` and `targets`.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError
+from clbench.core.files import readable_name
 from clbench.data.own.samples import Labeled, PhotoFiles, in_order, locate, some
 from clbench.data.own_options import ImagesOptions
 
@@ -120,8 +122,8 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         names = ["/".join(parts[depth:-1]) or "/".join(parts) for parts in relative_parts]
         if not deep:
             raise DataError(f"{where}: groups_from = folders needs folders within those of the classes in {root}")
-    return PhotoFiles(tuple(files), Labeled([parts[depth - 1] for parts in relative_parts],
-                                            [parts[0] for parts in relative_parts] if depth > 1 else None, names))
+    labels, outer = ([readable_name(parts[place]) for parts in relative_parts] for place in (depth - 1, 0))
+    return PhotoFiles(tuple(files), Labeled(labels, outer if depth > 1 else None, names))
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -184,10 +186,10 @@ def listed_photos(root: Path, train: Sequence[Path], test: Sequence[Path], where
     if missing := [path for path, file in zip(relative_paths, files, strict=True) if not file.is_file()]:
         raise MissingDataError(f"{where}: {len(missing)} of {len(files)} photos that {names} lists are not in {root}; "
                                f"the first is {missing[0]}. Add them, or check that the list belongs to this folder")
-    if tasks and (shallow := [path for path in relative_paths if "/" not in path]):
+    if tasks and (shallow := [path for path in relative_paths if "/" not in path or path.startswith(("/", "../"))]):
         raise DataError(f"{where}: outer folders are tasks, and {shallow[0]} in {names} lies in none")
-    labels, classes = _named([label for _, label in entries], [file.parent.name for file in files])
-    outer = [path.partition("/")[0] for path in relative_paths]
+    labels, classes = _named([label for _, label in entries], [readable_name(file.parent.name) for file in files])
+    outer = [readable_name(path.partition("/")[0]) for path in relative_paths]
     count = len(parts[0])
     train_files, test_files = (PhotoFiles(tuple(files[part]), Labeled(labels[part], outer[part] if tasks else None,
                                                                       classes=classes))
@@ -247,11 +249,19 @@ def _from_yaml(path: Path) -> Entries:
 
 def _below(root: Path, paths: Sequence[str]) -> list[str]:
     """Return all paths without the leading folders that are not below the root; the number is the same for all."""
-    parts = [re.split(r"[\\/]+", path.removeprefix("./")) for path in paths]
+    parts = [re.split(r"[\\/]+", _relative(root, path)) for path in paths]
     tried = parts[:TRIED]
     cut = next((leading for leading in range(max(map(len, tried)))
                 if any((root / "/".join(part[leading:])).is_file() for part in tried if part[leading:])), 0)
     return ["/".join(part[cut:]) for part in parts]
+
+
+def _relative(root: Path, path: str) -> str:
+    """Return a listed path relative to the root if it is written as absolute or with `..` and lies below the root."""
+    if not (Path(path).is_absolute() or ".." in path):
+        return path.removeprefix("./")
+    full = Path(os.path.normpath(root.absolute() / path))
+    return full.relative_to(root.absolute()).as_posix() if full.is_relative_to(root.absolute()) else path
 
 
 def _named(labels: list[str], folders: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

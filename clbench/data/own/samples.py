@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError, PluginError, message_of
+from clbench.core.files import readable_name
 
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
@@ -118,7 +119,7 @@ def files_by_stem(folder: Path, suffixes: Iterable[str], where: str) -> dict[str
     for path in sorted(path for path in folder.iterdir() if path.is_file() and has_suffix(path, suffixes)):
         if other := files.get(path.stem):
             raise DataError(f"{where}: {folder} has both {other.name} and {path.name}; remove or rename one of them")
-        files[path.stem] = path
+        files[readable_name(path.stem)] = path
     return files
 
 
@@ -155,13 +156,17 @@ def read_table(path: Path, where: str) -> Table:
             delimiter = "\t" if path.suffix.lower() == ".tsv" else max(
                 DELIMITERS, key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
             file.seek(0)
-            reader, begin = csv.reader(file, delimiter=delimiter), 1
+            reader, begin = csv.reader(file, delimiter=delimiter, strict=True), 1
             numbered: list[tuple[int, list[str]]] = []
             for row in reader:  # quoted values may have several lines
                 numbered += [(begin, row)] if row else []
                 begin = reader.line_num + 1
             names, *rows = [row for _, row in numbered] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise DataError(f"{where}: cannot read {path} as a table: {error} (in the row that begins on line {begin}). A "
+                        "value that begins with a quotation mark must end with one, and double the marks "
+                        "within") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}") from error
     names = [name.strip() for name in names]
     if duplicates := [name for name in names if names.count(name) > 1]:
@@ -204,6 +209,8 @@ def _parquet(path: Path, where: str) -> Table:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
         raise DataError(f"{where}: cannot read {path}: {message_of(error)}") from error
+    if not table.num_rows:
+        raise DataError(f"{where}: {path.name} has no rows")
     return Table({name: _parquet_column(table.column(name)) for name in table.column_names})
 
 

@@ -80,7 +80,8 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
 def text_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files of a benchmark `text:...`, including those of its tokenizer."""
     place = locate(name, data_dir)
-    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*") if has_suffix(p, SUFFIXES))
+    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*")
+                                                   if has_suffix(p, SUFFIXES) and p.is_file())
     return [*paths, *tokenizer_files(options)]
 
 
@@ -94,7 +95,8 @@ def tokenizer_files(options: Mapping[str, Any]) -> list[Path]:
     """Return the files that define the tokenizer of a benchmark's options."""
     folder = folder_of(options["tokenizer"])
     return sorted(p for p in folder.iterdir()
-                  if p.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")))
+                  if p.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens"))
+                  or p.suffix in (".model", ".spm"))  # of SentencePiece
 
 
 def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts | None]:
