@@ -27,7 +27,7 @@ from clbench.data.own.instructions import hashes_of, read_general
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
-from clbench.results.diff import differences
+from clbench.results.diff import add_outputs, differences
 from clbench.results.provenance import CodeNow, by_reason, changed, changed_parts, packages_of
 from clbench.results.records import DIGITS, Record
 from clbench.results.store import MODEL, STATE
@@ -95,10 +95,8 @@ def merge_records(report: StalenessReport, before: Record | None, after: Record,
         note(f"{after.name} failed when it was trained again, so its earlier record is kept")
         return before
     if (before.status, before.R, before.task_inference) == (after.status, after.R, after.task_inference):
-        return after.model_copy(update={"curve": after.curve or before.curve, "probe": after.probe or before.probe,
-                                        "general": before.general | after.general,
-                                        "general_files": before.general_files | after.general_files,
-                                        "errors": max(after.errors, before.errors, key=len)})
+        curve = after.curve or before.curve  # a finer earlier curve may have fewer samples than this run requests
+        return add_outputs(after, before).model_copy(update={"curve": curve})
     problem = (f"{after.name}, TRAINED ONCE MORE for {report.lacking[after.key]}, GAVE ANOTHER RESULT "
                f"({'; '.join(differences(before, after))}): code, libraries or machine are not what they were; the new "
                "record takes the place of the old one")

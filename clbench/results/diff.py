@@ -33,8 +33,9 @@ class Merged:
 def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merged:
     """Read run folders and merge their records by key.
 
-    Two records of a trial must have the same outcome. If their labels differ, the label of the first folder counts. A
-    record of a failed trial is replaced by a record that did not fail, as when a run is resumed.
+    Two records of a trial must have the same outcome. The record of the first folder gets the outputs that only the
+    other one has. A record of a failed trial is replaced by a record that did not fail, as when a run is resumed. If
+    labels differ, the label of the first folder counts.
 
     Args:
         folders: the run folders.
@@ -56,19 +57,16 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
         for record in records:
             first, first_folder = by_key.setdefault(record.key, (record, folder))
             if first.outcome() == record.outcome() and not curve_difference(first, record):
-                if record.curve and not (first.curve and first.curve.every <= record.curve.every):
-                    by_key[record.key] = record, folder  # the record with the finer curve contains more
-                elif item_ids(first) is None and record.item_scores is not None:
-                    by_key[record.key] = first.model_copy(update={"item_scores": record.item_scores}), first_folder
-                continue
-            if "failed" in (first.status, record.status):
+                by_key[record.key] = add_outputs(first, record), first_folder
+            elif "failed" in (first.status, record.status):
                 if record.status != "failed":
-                    by_key[record.key] = record, folder
+                    as_first = record.model_copy(update={"label": first.label, "reference": first.reference})
+                    by_key[record.key] = as_first, folder
                 if first.status != record.status:
                     failed_folder, counted_folder = first_folder, folder
                     if first.status != "failed":
                         failed_folder, counted_folder = folder, first_folder
-                    notes.append(f"{name(record)} failed in {failed_folder}; its record in {counted_folder} counts")
+                    notes.append(f"{name(first)} failed in {failed_folder}; its record in {counted_folder} counts")
             else:
                 conflicts.append(f"{name(record)} differs between {first_folder} and {folder} (record {record.key}): "
                                  + "; ".join(differences(first, record)))
@@ -77,6 +75,20 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
                          "one of the records away (clbench diff A B shows the differences)")
         raise StoreError("\n".join(conflicts))
     return Merged(tuple(record for record, _ in by_key.values()), tuple(problems), tuple(notes))
+
+
+def add_outputs(record: Record, other: Record) -> Record:
+    """Return a record with the outputs that it lacks, and with the finer curve, from another record of the trial.
+
+    Outputs are what a run may request beyond R. They do not affect training, so both trials trained the same network.
+    """
+    curves = [curve for curve in (record.curve, other.curve) if curve is not None]
+    with_items = other if item_ids(record) is None and item_ids(other) is not None else record
+    return record.model_copy(update={
+        "curve": min(curves, key=lambda curve: curve.every, default=None), "probe": record.probe or other.probe,
+        "errors": max(record.errors, other.errors, key=len), "answers": record.answers or other.answers,
+        "general": other.general | record.general, "general_files": other.general_files | record.general_files,
+        "items": with_items.items, "item_scores": with_items.item_scores})
 
 
 def _no_records(folder: Path, command: str) -> str:

@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
-from helpers.records import folder, make_matrix, make_record
+from helpers.curves import make_curve
+from helpers.records import folder, make_matrix, make_record, with_errors
 
 from clbench.core.errors import StoreError
 from clbench.experiment.trial import Weights
 from clbench.results import diff
+from clbench.results.items import ItemResults
 
 
 def test_records_are_merged_by_key_and_the_first_label_counts(tmp_path):
@@ -12,6 +15,23 @@ def test_records_are_merged_by_key_and_the_first_label_counts(tmp_path):
     merged = diff.merge_runs([a, b])
     assert sorted(r.label for r in merged.records) == ["er", "ewc", "mine"]
     assert merged.notes == ()
+
+
+def test_a_merged_record_has_the_outputs_of_both(tmp_path):
+    scored = with_errors(make_record("er", label="mine", reference=True, scenario="class"),
+                         probe={"learned": [1, 2, 3], "end": [1, 2, 3], "together": [1, 2, 3]})
+    plain = scored.model_copy(update={"label": "er", "reference": False, "probe": None, "errors": []})
+    first = scored.model_copy(update={"general": {"a": {"nll": [1.0]}}, "general_files": {"a": "hash"}})
+    items = ItemResults.of([np.arange(200) + 200 * task for task in range(3)], np.ones(600, bool), "x")
+    second = plain.model_copy(update={"curve": make_curve(), "items": items, "general": {"b": {"nll": [2.0]}},
+                                      "general_files": {"b": "hash"}})
+    third = plain.model_copy(update={"curve": make_curve().model_copy(update={"every": 1})})
+    a, b, c = (folder(tmp_path / name, record) for name, record in zip("abc", (first, second, third), strict=True))
+    merged, = diff.merge_runs([a, b, c]).records
+    assert merged == first.model_copy(update={"curve": third.curve, "items": items,
+                                              "general": second.general | first.general,
+                                              "general_files": second.general_files | first.general_files})
+    assert diff.merge_runs([c, b, a]).records == (merged.model_copy(update={"label": "er", "reference": False}),)
 
 
 def test_weights_at_another_place_are_the_same_trial(tmp_path):
@@ -46,6 +66,8 @@ def test_a_failed_record_gives_way(tmp_path):
         assert merged.records == (good,)
         assert merged.notes == (f"lora, seed 0 (split-mnist-5k, task, mlp) failed in {a}; its record in {b} counts",)
     assert diff.merge_runs([a, c]).records == (bad,)
+    named = folder(tmp_path / "named", make_record("lora", 0, status="failed", label="mine"))
+    assert [record.label for record in diff.merge_runs([named, b]).records] == ["mine"]
 
 
 def test_a_folder_without_records_is_named(tmp_path):
