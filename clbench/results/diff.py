@@ -18,7 +18,7 @@ from clbench.results.curve import Curve
 from clbench.results.records import Record, item_ids, metric_of
 from clbench.results.store import Problem, Store, run_folders
 
-MOST_SHOWN = 20  # largest number of run folders that an error lists
+MOST_SHOWN = 20  # largest number of run folders or files that an error lists
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Merged:
     """One record of each trial, ordered by folder and then by the start time of the trials."""
 
     records: tuple[Record, ...]
-    problems: tuple[Problem, ...]  # files that are not valid records
+    problems: tuple[Problem, ...]  # files that are not used, and why
     notes: tuple[str, ...]  # messages about records that another record replaces
 
 
@@ -35,25 +35,27 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
 
     Two records of a trial must have the same outcome. The record of the first folder gets the outputs that only the
     other one has. A record of a failed trial is replaced by a record that did not fail, as when a run is resumed. If
-    labels differ, the label of the first folder counts.
+    labels differ, the label of the first folder counts. Records whose published weights have another content than those
+    of earlier records are left out and are among the problems.
 
     Args:
         folders: the run folders.
         command: the user's command. The error message for a folder without records shows it for each run folder below.
 
     Raises:
-        StoreError: records of a trial conflict (the message names all of them), or a folder has no records or cannot
-            be read.
+        StoreError: records of a trial conflict (the message names all of them), no record of a folder can be used, or
+            a folder cannot be read.
     """
     by_key: dict[str, tuple[Record, Path]] = {}
     problems: list[Problem] = []
     conflicts: list[str] = []
     notes: list[str] = []
+    contents: dict[str, str] = {}  # of published weights; one name must stand for one content in all folders
     for folder in folders:
-        records, folder_problems = Store(folder).read()
+        records, folder_problems = Store(folder).read(contents)
         problems += folder_problems
         if not records:
-            raise StoreError(_no_records(folder, command))
+            raise StoreError(_no_records(folder, folder_problems, command))
         for record in records:
             first, first_folder = by_key.setdefault(record.key, (record, folder))
             if first.outcome() == record.outcome() and not curve_difference(first, record):
@@ -91,8 +93,13 @@ def add_outputs(record: Record, other: Record) -> Record:
         "items": with_items.items, "item_scores": with_items.item_scores})
 
 
-def _no_records(folder: Path, command: str) -> str:
-    """Return the message for a folder without records. It lists the run folders below it that the user may mean."""
+def _no_records(folder: Path, problems: Sequence[Problem], command: str) -> str:
+    """Return the message for a folder without usable records.
+
+    It lists the files that cannot be used, or the run folders below the folder that the user may mean.
+    """
+    if problems:
+        return "\n".join([f"no record in {folder / 'records'} can be used:", *map(str, problems[:MOST_SHOWN])])
     inner = run_folders([folder]) if folder.is_dir() and not (folder / "records").is_dir() else []
     if not inner:
         return f"no records in {folder / 'records'}; clbench run --out {folder} makes some"
@@ -164,9 +171,6 @@ def differences(before: Record, after: Record) -> Iterator[str]:
             yield _matrix(name, a, b, metric_of(before) if name == "R" else ACCURACY)
         elif name == "scores" and a and b and [*map(_shape, a.values())] == [*map(_shape, b.values())]:
             yield from (_matrix(part, a[part], b[part], METRICS[part]) for part in a if a[part] != b[part])
-        elif name == "notes":
-            yield from (f"note gone: {_short(n)}" for n in a if n not in b)
-            yield from (f"new note: {_short(n)}" for n in b if n not in a)
         elif isinstance(a, dict) and isinstance(b, dict):
             for part in dict.fromkeys([*a, *b]):
                 yield from _plain(f"{name}.{part}", a.get(part), b.get(part))
@@ -174,6 +178,8 @@ def differences(before: Record, after: Record) -> Iterator[str]:
             yield from _plain(name, a, b)
     if line := curve_difference(before, after):
         yield line
+    yield from (f"note gone: {_short(note)}" for note in before.notes if note not in after.notes)
+    yield from (f"new note: {_short(note)}" for note in after.notes if note not in before.notes)
 
 
 def curve_difference(before: Record, after: Record) -> str | None:

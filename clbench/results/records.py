@@ -193,8 +193,11 @@ class Record(RecordPart):
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:
-        """Return the facts that must be equal in records of a trial, without its identity and the user's choices."""
-        excluded = ("trial", "label", "reference", "searched", "outputs")
+        """Return the facts that must be equal in records of a trial.
+
+        Its identity, the user's choices, and remarks on how it ran (resumed, alone) are not included.
+        """
+        excluded = ("trial", "label", "reference", "searched", "outputs", "notes")
         return {name: fact for name, fact in self.facts().items() if name not in excluded}
 
 

@@ -81,7 +81,7 @@ def other_weights(record: Record, contents: dict[str, str]) -> str:
     weights, content = record.trial.weights, record.provenance.weights
     if weights is None or not content or contents.setdefault(weights.sha256, content) == content:
         return ""
-    return (f"its weights {weights.path} had the content {content[:16]}, those of earlier records of this folder "
+    return (f"its weights {weights.path} had the content {content[:16]}, those of earlier records "
             f"{contents[weights.sha256][:16]}: one name must stand for one content")
 
 
@@ -104,10 +104,14 @@ class Store:
         """Return the path of the item scores of the record with that key, which need not exist."""
         return self.records / f"{key}{ITEMS}"
 
-    def read(self) -> tuple[list[Record], list[Problem]]:
+    def read(self, contents: dict[str, str] | None = None) -> tuple[list[Record], list[Problem]]:
         """Return all records in the order in which their trials started, and all files that cannot be used.
 
         A record whose file of item scores is missing or damaged is returned without these scores.
+
+        Args:
+            contents: content hashes of published weights in other folders, as for `other_weights`; None if there are
+                none.
 
         Raises:
             StoreError: the folder exists but cannot be listed.
@@ -122,7 +126,7 @@ class Store:
             else:
                 problems.append(record_or_problem)
         records.sort(key=lambda r: (r.provenance.started, r.key))
-        contents: dict[str, str] = {}
+        contents = {} if contents is None else contents
         for record in list(records):
             if problem := other_weights(record, contents):
                 records.remove(record)

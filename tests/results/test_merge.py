@@ -44,6 +44,31 @@ def test_weights_at_another_place_are_the_same_trial(tmp_path):
     assert len(diff.merge_runs(folders).records) == 1
 
 
+def test_weights_of_one_name_have_one_content_in_all_folders(tmp_path):
+    def trained_from(content, seed):
+        record = make_record("lora", seed, weights=content * 64)
+        trial = record.trial.model_copy(update={"weights": Weights(path="timm", sha256="0" * 64)})
+        return record.model_copy(update={"trial": trial, "key": trial.key})
+
+    a = folder(tmp_path / "a", trained_from("a", 0))
+    b = folder(tmp_path / "b", trained_from("a", 1), trained_from("b", 0), trained_from("b", 2))
+    c = folder(tmp_path / "c", trained_from("c", 3))
+    merged = diff.merge_runs([a, b])
+    assert [(record.trial.seed, record.provenance.weights[0]) for record in merged.records] == [(0, "a"), (1, "a")]
+    assert [problem.path.parent.parent for problem in merged.problems] == [b, b]
+    assert all("one name must stand for one content" in str(problem) for problem in merged.problems)
+    with pytest.raises(StoreError, match=r"no record in .* can be used:\n.* had the content cccccccccccccccc"):
+        diff.merge_runs([a, c])
+
+
+def test_remarks_on_how_trials_ran_do_not_conflict(tmp_path):
+    plain, resumed = make_record("lora"), make_record("lora", notes=["started over after an interruption"])
+    for order in ((plain, resumed), (resumed, plain)):
+        folders = [folder(tmp_path / f"{len(order[0].notes)}{k}", record) for k, record in enumerate(order)]
+        assert diff.merge_runs(folders).records == order[:1]
+    assert list(diff.differences(plain, resumed)) == ["new note: started over after an interruption"]
+
+
 def test_all_conflicts_are_named_with_their_folders(tmp_path):
     a = folder(tmp_path / "a", make_record("lora", 0), make_record("er", 0), make_record("ewc", 0))
     b = folder(tmp_path / "b", make_record("lora", 0, make_matrix(3, 0.01)), make_record("er", 0, status="diverged"),
