@@ -104,10 +104,10 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
                    if path.name in finished - running]
         unused += [_garbage(path, "exported by a trial that has no record") for path in _inside(store.artifacts)
                    if path.name not in trial_keys]
-        recorded = {store.items_path(record.key) for record in stored if record.item_scores is not None}
+        without_scores = {record.key for record in stored if record.item_scores is None}
         unused += [_garbage(path, "scores of items that no record has") for path in _inside(store.records)
-                   if path.name.endswith(ITEMS) and path not in recorded
-                   and path.name.removesuffix(ITEMS) not in running]
+                   if path.name.endswith(ITEMS) and (key := path.name.removesuffix(ITEMS)) not in running
+                   and (key in without_scores or not store.path(key).exists())]  # a record may be unreadable here
     if not all_recorded:
         return unused
     used = _streams(records, data_dir, registry)

@@ -149,6 +149,18 @@ def test_copied_and_merged_folders_keep_the_scores_and_stale_files_are_removed(t
     assert not store.items_path(made[1].key).exists()
 
 
+def test_scores_of_records_that_cannot_be_read_are_kept(tmp_path):
+    newer, plain = records(1)[:2]
+    store = Store(folder(tmp_path / "run", newer, plain))
+    path = store.path(newer.key)
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    path = store.path(plain.key)
+    path.write_text(plain.model_copy(update={"item_scores": None}).model_dump_json(by_alias=True))
+    assert [problem.path for problem in store.read()[1]] == [store.path(newer.key)]
+    assert [unused.path for unused in garbage([store.directory], tmp_path, discover())] == [
+        store.items_path(plain.key)]
+
+
 def test_a_report_says_that_tests_are_over_seeds_and_test_samples():
     text = markdown.render(report.build(records()))
     assert "T-tests over seeds and test samples" in text and "NLLs are tested over seeds and samples" in text
