@@ -41,6 +41,7 @@ class StrategyState(BaseModel):
     parameters: list[str] = []
     trained: list[str] = []  # parameters that require a gradient
     attributes: dict[str, dict[str, Any]] = {}  # encoded plain attributes, by module
+    shared: dict[str, str] = {}  # attributes that are the same list, dict or set as an earlier one, and the earlier one
     empty: list[str] = []  # buffers that are None
 
 
@@ -61,10 +62,10 @@ def capture(strategy: Strategy) -> tuple[StrategyState, dict[str, Tensor]]:
     for module_name, module in strategy.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is None and name not in module._non_persistent_buffers_set:
-                empty.append(f"{module_name}.{name}".lstrip("."))
+                empty.append(full_name(module_name, name))
     trained = sorted(name for name, parameter in parameters.items() if parameter.requires_grad)
     return StrategyState(parameters=sorted(parameters), trained=trained, attributes=plain_attributes(strategy),
-                         empty=empty), tensors
+                         shared=shared_attributes(strategy), empty=empty), tensors
 
 
 def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
@@ -86,10 +87,29 @@ def plain_attributes(strategy: Strategy) -> dict[str, dict[str, Any]]:
             if is_plain(value):
                 attributes[module_name][name] = encode(value)
             elif of_method and not is_plain(value, modules):
-                raise SnapshotError(f"the attribute {f'{module_name}.{name}'.lstrip('.')} is a "
+                raise SnapshotError(f"the attribute {full_name(module_name, name)} is a "
                                     f"{type_in_words(value, modules)}, which cannot be saved. Store tensors in "
                                     "parameters or buffers, and other state in numbers, strings or lists of them")
     return attributes
+
+
+def shared_attributes(strategy: Strategy) -> dict[str, str]:
+    """Return the plain attributes that are the same list, dict or set as an earlier one, with the earlier one."""
+    earlier_names: dict[int, str] = {}
+    shared = {}
+    for module_name, module in strategy.named_modules():
+        for name, value in attributes_of(module):
+            if type(value) in (list, dict, set) and is_plain(value):
+                attribute = full_name(module_name, name)
+                earlier = earlier_names.setdefault(id(value), attribute)
+                if earlier != attribute:
+                    shared[attribute] = earlier
+    return shared
+
+
+def full_name(module_name: str, name: str) -> str:
+    """Return the name of a part of a module, as seen from the strategy."""
+    return f"{module_name}.{name}".lstrip(".")
 
 
 def type_in_words(value: Any, modules: Set[int]) -> str:
@@ -158,14 +178,18 @@ def load(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy
         raise SnapshotError("it has other parameters than the saved state")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in state.trained)
+    loaded: dict[str, Any] = {}
     for module_name, values in state.attributes.items():
         present = vars(strategy.get_submodule(module_name))
         for name, encoded in values.items():
             if name in INNER:
                 raise SnapshotError(f"the saved state sets {name}")
-            value = decode(encoded)
-            if name not in present or present[name] != value:  # an equal value stays the same object
+            attribute, value = full_name(module_name, name), decode(encoded)
+            if attribute in state.shared:
+                present[name] = loaded[state.shared[attribute]]
+            elif name not in present or present[name] != value:  # an equal value stays the same object
                 present[name] = value
+            loaded[attribute] = present[name]
 
 
 def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy, larger: Strategy,
@@ -198,8 +222,8 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
             if old == new:
                 continue
             if learned != old or (decode(old), decode(new)) not in sizes:
-                raise SnapshotError(f"its {f'{module_name}.{name}'.lstrip('.')} is {decode(old)} for {old_info.tasks} "
-                                    f"tasks and {decode(new)} for {new_info.tasks}")
+                raise SnapshotError(f"its {full_name(module_name, name)} is {decode(old)} for {old_info.tasks} tasks "
+                                    f"and {decode(new)} for {new_info.tasks}")
             values[name] = new
     return state.model_copy(update={"attributes": attributes}), grown
 
