@@ -148,7 +148,10 @@ def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
     train_step, members = training.train_step, len(training.replicas)
     if train_step is None or training.recipe.optimizer_state != "keep":
         return tensors
-    for name, (_, state) in states_of(train_step).items():
+    parameters = dict(training.replicas[0].strategy.named_parameters())
+    for name, (source, state) in states_of(train_step).items():
+        if parameters.get(name) is not source:
+            continue  # the strategy has replaced it, so the next task does not take over its state
         for key, value in state.items():
             if isinstance(value, Tensor):
                 stacked = members > 1 and value.dim() and len(value) == members

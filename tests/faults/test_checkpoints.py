@@ -90,11 +90,49 @@ class Counts(Strategy):
         self.weights[task.index + 1] = (100 / (self.seen + self.most),)
 
 
+class Scaled(torch.nn.Module):
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, loss):
+        return self.weights[-1] * loss
+
+
+class Shares(Strategy):
+    """Changes a list that another module has too."""
+
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.weights = [1.0]
+        self.scaled = Scaled(self.weights)
+
+    def loss(self, batch):
+        return self.scaled(super().loss(batch))
+
+    def after_task(self, task):
+        self.weights.append(self.weights[-1] / 2)
+
+
+class Replaces(Strategy):
+    """Trains a new parameter in each task."""
+
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def loss(self, batch):
+        return super().loss(batch) + (self.scale - 3) ** 2
+
+    def after_task(self, task):
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo(name, cls, "") for name, cls in (
         ("starts-over", StartsOver), ("hides", Hides), ("hides-inside", HidesInside), ("grows-late", GrowsLate),
-        ("hides-in-the-model", HidesInTheModel), ("counts", Counts))]
+        ("hides-in-the-model", HidesInTheModel), ("counts", Counts), ("shares", Shares), ("replaces", Replaces))]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +172,7 @@ def resumed(registry, group, data, folder, kill_after=3):
 
 @pytest.mark.parametrize("method", [
     "naive", "joint", "er:capacity=40", "ewc", "lora:rank=2", "pnn", "shared-private:infer=prototype", "counts",
+    "shares", "replaces",
     *(pytest.param(method, marks=pytest.mark.slow) for method in (
         "inflora:rank=2", "sd-lora:rank=2", "sd-lora:rank=2:magnitudes=layer", "lora-sub:rank=2", "ewc-lora:rank=2",
         "lora-mean:rank=2", "independent"))])
