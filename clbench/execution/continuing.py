@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from clbench.accounting.callback import FlopsCallback
 from clbench.core.errors import ClbenchError, FewClassesError, SpecError, StoreError
@@ -21,9 +22,10 @@ from clbench.execution.trial_record import record_of
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.spec import changed
 from clbench.experiment.trial import Continued, PlannedTrial, Resolved, Trial
-from clbench.persistence.callbacks import SaveCallback, code_of
+from clbench.persistence.callbacks import SaveCallback, code_of, restore_optimizer_state
 from clbench.persistence.snapshot import StreamOutline, names_of, read_saved, restore, stand_in
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.records import Earlier, Record
@@ -122,7 +124,11 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     callbacks = [FlopsCallback(), evaluation, SaveCallback(target.artifacts, True, origin, runner.registry)]
     with precision.products(longer_trial.trained_by):
         evaluation.add_row(replica, longer_trial.trained_by, learned)
-        TrainingLoop([replica], longer_trial.trained_by, callbacks, cache_bytes=settings.cache_bytes).run(learned)
+        loop = TrainingLoop([replica], longer_trial.trained_by, callbacks, cache_bytes=settings.cache_bytes)
+        if longer_trial.trained_by.optimizer_state == "keep":
+            optimizer_state = fitting_optimizer_state(snapshot.optimizer, record.trial.trained_by, replica)
+            loop.train_step = restore_optimizer_state([replica.strategy], longer_trial.trained_by, [optimizer_state])
+        loop.run(learned)
     new_tasks = replace(replica, stream=replace(joined_stream, tasks=joined_stream.tasks[learned:]), errors=[],
                         R=[row[learned:] for row in replica.R],
                         task_inference=[row[learned:] for row in replica.task_inference])
@@ -131,6 +137,27 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
         update={"earlier": None if earlier is None else Earlier(before=before, after=after)})
     target.write(longer_record)
     return longer_record
+
+
+def fitting_optimizer_state(state: Mapping[str, Tensor], saved_recipe: Recipe, replica: Replica) -> dict[str, Tensor]:
+    """Return the part of a saved optimizer state that fits a replica; the replica gets a note about the rest.
+
+    Args:
+        state: the state, by `<parameter>/<field>`.
+        saved_recipe: the recipe of the trial that saved it.
+        replica: the replica that continues this trial.
+    """
+    if (saved_recipe.optimizer_state, saved_recipe.optimizer) != ("keep", replica.trial.trained_by.optimizer):
+        replica.add_note("the optimizer began without state, because the tasks before were learned with optimizer = "
+                         f"{saved_recipe.optimizer}, optimizer_state = {saved_recipe.optimizer_state}")
+        return {}
+    shapes = {name: parameter.shape for name, parameter in replica.strategy.named_parameters()}
+    values = [(key.rpartition("/")[0], value) for key, value in state.items()]
+    unfit = {name for name, value in values if name not in shapes or (value.dim() and value.shape != shapes[name])}
+    if unfit:
+        replica.add_note("the optimizer began without the state of parameters of another shape: "
+                         + ", ".join(sorted(unfit)))
+    return {key: value for key, value in state.items() if key.rpartition("/")[0] not in unfit}
 
 
 def in_tasks(benchmark: Resolved, trial: Trial, runner: TrialRunner) -> Resolved:

@@ -58,6 +58,21 @@ def test_where_outputs_are_shared_it_is_as_if_the_stream_had_been_one(domain, la
         go_on(folder, first[label], SHIFTING)
 
 
+def test_the_state_of_the_optimizer_is_kept_where_it_fits(tmp_path):
+    recipe = {"methods": "naive", "optimizer_state": "keep"}
+    first = train(tmp_path / "first", SHIFTING, "domain", **recipe)["naive"]
+    twice = train(tmp_path / "twice", f"{SHIFTING}_twice", "domain", keep="nothing", **recipe)["naive"]
+    made = go_on(tmp_path / "first", first, SHIFTING)
+    assert [row[3:] for row in twice.R[3:]] == made.R and twice.last_losses[3:] == made.last_losses
+    other = go_on(tmp_path / "first", first, SHIFTING, recipe={"optimizer": "sgd"})
+    assert "the optimizer began without state, because the tasks before were learned with optimizer = adam, " \
+           "optimizer_state = keep" in other.notes
+    grown = train(tmp_path / "grown", PICTURES, "class", **recipe)["naive"]
+    made = go_on(tmp_path / "grown", grown, PICTURES, classes="new")
+    assert made.status == "done" and "the optimizer began without the state of parameters of another shape: " in str(
+        made.notes)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
