@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -56,7 +57,15 @@ def numbers(tasks: Iterable[int], between: str = ", ") -> str:
     return between.join(str(task + 1) for task in tasks)
 
 
-PATH = click.Path(path_type=Path)
+class UserPath(click.Path):
+    """A path that a user types. Shells do not replace `~` in --out=~/runs, so clbench does."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path with the home folder in the place of `~`."""
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+PATH, FILE = UserPath(path_type=Path), UserPath(path_type=Path, dir_okay=False)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from clbench.cli.common_options import plugin_option
+from clbench.cli.common_options import UserPath, plugin_option
 from clbench.cli.completion import named
 from clbench.cli.help import Command, Group
 from clbench.cli.listing import WIDTH
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clbench.core.registry import Registry
 
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FOLDER = UserPath(path_type=Path, file_okay=False)
 VARIANTS = ("split", "protocol")  # options on which the files that a benchmark reads depend
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import device_option, execution_option, model_option, plugin_option
+from clbench.cli.common_options import FILE, device_option, execution_option, model_option, plugin_option
 from clbench.cli.completion import named
 from clbench.cli.help import Command
 
@@ -27,7 +27,7 @@ EXAMPLES = (
 @model_option("Model, as in timm:vit_small_patch14_dinov2:size=56 (clbench models).", required=True)
 @click.option("--weights", metavar="FILE|NAME", help="Pretrained weights of the model, as for clbench run.  "
               "[default: none, the network is untrained]")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+@click.option("--out", type=FILE, required=True,
               metavar="FILE.safetensors|FILE.npz", help="File to write the features to.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of untrained weights, and "
               "of benchmarks that depend on the seed.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.common_options import PATH, device_option
+from clbench.cli.common_options import FILE, PATH, device_option
 from clbench.cli.help import Command
 from clbench.data.own.instructions import find_file
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from clbench.execution.audit import Auditor
     from clbench.results.audit import Audit, Role
 
-FILE = click.Path(path_type=Path, dir_okay=False)
 LOST = "lost"
 EXAMPLES = (
     ("clbench forget BASE adapter --tasks acme.jsonl --general english", "checks what an adapter forgot"),

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 from tabulate import tabulate
 
-from clbench.cli.common_options import methods_option, model_option, plugin_option
+from clbench.cli.common_options import FILE, methods_option, model_option, plugin_option
 from clbench.cli.help import Command
 from clbench.core.options import format_value
 from clbench.core.scenario import Scenario
@@ -200,7 +200,7 @@ EXAMPLES = (
               help="Scenario. Only task gives task IDs at test time.")
 @click.option("--pretrained", is_flag=True, help="Count for a model with pretrained weights (clbench run --weights).")
 @plugin_option
-@click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--plot", callback=figure_file, type=FILE, metavar="FILE",
               help="File in which to plot the storage after each task (.png or .svg).")
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
               help="Format of the output.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from clbench.cli.common_options import execution_option, model_option, plugin_option, recipe_options
+from clbench.cli.common_options import FILE, execution_option, model_option, plugin_option, recipe_options
 from clbench.cli.completion import named
 from clbench.cli.help import Command
 from clbench.core.artifacts import save_tensors
@@ -95,7 +95,7 @@ COMMON = ("model", "weights", "epochs", "iterations", "batch_size", "optimizer",
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the initial weights and the data "
               "order.")
 @execution_option("data")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.safetensors",
+@click.option("--out", type=FILE, required=True, metavar="FILE.safetensors",
               help="File to write the weights to.")
 @plugin_option
 def command(benchmark: str, seed: int, out: Path, plugins: tuple[Path, ...], **flags: Any) -> None:

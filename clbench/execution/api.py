@@ -206,7 +206,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         StaleError: see `stale`; nothing has been run or written then.
         ClbenchError: the experiment cannot run as written; nothing has been run or written then.
     """
-    source = Path(spec) if isinstance(spec, str | os.PathLike) else None
+    source = Path(spec).expanduser() if isinstance(spec, str | os.PathLike) else None
     problems = [unknown("setting", name, KEYS, "help(clbench.run)") for name in settings if name not in KEYS]
     if problems:
         raise SpecError("\n".join(problems))
@@ -224,7 +224,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     show = watched() if progress is None else progress
     note = (lambda text: print(text, file=sys.stderr)) if show else silent
     experiment_spec = run_here(read_spec(source, content, settings, options, registry, note))
-    folder = Path(out) if out is not None else experiment.default_out(experiment_spec, source)
+    folder = Path(out).expanduser() if out is not None else experiment.default_out(experiment_spec, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
     prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale, note)
@@ -255,7 +255,7 @@ def load(*runs: str | os.PathLike[str]) -> Results:
     """
     if not runs:
         raise StoreError("name a run folder, as in clbench.load('runs/split-mnist-5k')")
-    folders = list({folder.resolve(): folder for folder in map(Path, runs)}.values())
+    folders = list({folder.resolve(): folder for folder in (Path(run).expanduser() for run in runs)}.values())
     merged = merge_runs(folders)
     for problem in (*merged.problems, *merged.notes):
         warnings.warn(str(problem), stacklevel=2)

@@ -246,7 +246,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         SpecError: the trial has no saved model, or no plain network for a task.
         StoreError: no trial or several trials fit, or files are missing or incomplete.
     """
-    store, registry = Store(Path(run)), discover(files=plugins)
+    store, registry = Store(Path(run).expanduser()), discover(files=plugins)
     record = find_record(store, trial, registry)
     info = registry.strategy(record.trial.method.name)
     is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1

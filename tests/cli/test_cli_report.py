@@ -99,6 +99,13 @@ def test_several_runs_are_one_report(folder, tmp_path, capsys):
     assert not (tmp_path / "third").exists()
 
 
+def test_a_tilde_is_the_home_folder(folder, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder)
+    assert cli.call(["report", "~", "--out=~/made"]) == 0
+    assert (folder / "made" / "report.md").exists() and not (folder / "~").exists()
+
+
 def test_an_unknown_file_format_is_named(folder, capsys):
     assert cli.call(["report", str(folder), "--figures", "pnf"]) == 2
     assert "no file format 'pnf'; did you mean 'png'" in capsys.readouterr().err

@@ -46,6 +46,15 @@ def test_the_same_run_gives_the_same_facts(tmp_path):
     assert [r.facts() for r in runs[0]] == [r.facts() for r in runs[1]]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('methods = ["lora"]\n')
+    records = clbench.run("~/mine.toml", out="~/run", **{**SMALL, "seeds": 1})
+    assert clbench.load("~/run") == clbench.load(tmp_path / "run") == records
+    assert isinstance(clbench.load_model("~/run", task=0), clbench.Network) and not (tmp_path / "~").exists()
+
+
 def test_a_mistyped_setting_is_named(tmp_path):
     with pytest.raises(SpecError, match="no setting 'sedes'; did you mean 'seeds'"):
         clbench.run(methods="naive", sedes=3, out=tmp_path)
