@@ -44,7 +44,7 @@ from clbench.results.audit import (
     stays_within,
 )
 
-FORMAT = 2  # version of the stored scores; a new number invalidates old files
+FORMAT = 3  # version of the stored scores; a new number invalidates old files
 BASE = "base"
 SCORES = "scores"  # the folder of stored scores
 Note = Callable[[str], None]

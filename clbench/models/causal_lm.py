@@ -1,7 +1,7 @@
 """Causal language models and PEFT adapters: load them, check that an adapter fits its base, and scale LoRA.
 
-The base is loaded once. Adapters are added to it and removed again. If the base then gives other logits than before, it
-is loaded again. No code from a model's folder is ever run.
+The base is loaded once. Adapters are added to it and removed again. If an adapter replaces weights of the base, or if
+the base then gives other logits than before, it is loaded again. No code from a model's folder is ever run.
 """
 
 from __future__ import annotations
@@ -149,16 +149,23 @@ class Base:
         self._model = None  # after an error, parts of the adapter remain in the model, so it must not be used again
         with _explained(candidate.folder, f"the adapter, for the base {self.name},"):
             model = peft.PeftModel.from_pretrained(base, str(candidate.folder), is_trainable=False)
-            self._check_weights(peft, model, candidate)
+            replaces_weights = self._check_weights(peft, model, candidate)
         yield model.to(self.device).eval()
+        if replaces_weights:
+            return  # PEFT leaves these weights in the base, and the probe sees only the embeddings of its tokens
         self._model = model.unload() if hasattr(model, "unload") else model.get_base_model()
         if self._logits is None or not torch.equal(self._probe(), self._logits):
             self.release()  # some initializations of adapters change the base
 
-    def _check_weights(self, peft: Any, model: Any, candidate: Candidate) -> None:
-        """Check that the file of a LoRA adapter has exactly the weights that its layers in this base need."""
-        if read_config(candidate.folder, "adapter").get("peft_type") != "LORA":
-            return  # other kinds do not save tensors that a seed determines, or rename the tensors that they save
+    def _check_weights(self, peft: Any, model: Any, candidate: Candidate) -> bool:
+        """Check that the file of a LoRA adapter has exactly the weights that its layers in this base need.
+
+        Return whether an adapter of any kind also has weights that replace those of the base, such as embeddings.
+        """
+        config = read_config(candidate.folder, "adapter")
+        if config.get("peft_type") != "LORA":
+            # Other kinds do not save tensors that a seed determines, or rename the tensors that they save.
+            return bool(config.get("modules_to_save"))
         saved = set(importlib.import_module("peft.utils").load_peft_weights(str(candidate.folder), device="cpu"))
         needed = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
         unexpected = [key for key in sorted(saved - needed) if "embed_tokens" not in key and "lm_head" not in key]
@@ -168,6 +175,7 @@ class Base:
             other_count = len(unexpected or missing) - 1
             raise DataError(f"{candidate.folder}: the adapter does not fit the base {self.name}: {reason}"
                             + (f" and {other_count} other weights" if other_count else ""))
+        return bool(config.get("modules_to_save") or saved - needed)
 
     def check(self, candidate: Candidate, any_base: bool = False) -> None:
         """Check that a candidate belongs to this base, without loading weights.

@@ -276,6 +276,25 @@ def test_adapters_of_other_kinds_are_audited_and_leave_the_base_as_it_was(capsys
     assert differences["prompt"] != 0
 
 
+@pytest.mark.parametrize("saved", [{"modules_to_save": ["embed_tokens"]}, {}])
+def test_embeddings_that_an_adapter_replaces_do_not_stay_in_the_base(capsys, folder, tmp_path, saved):
+    """Only embeddings of tokens change that the check of the base's logits does not use."""
+    model = load(folder / "base")
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    save(tmp_path / "base", model)
+    adapter(tmp_path / "base", tmp_path / "fresh")
+    changed = adapter(tmp_path / "base", tmp_path / "changed", **saved)
+    with torch.no_grad():
+        changed.get_input_embeddings().weight[20:] += 0.5
+    changed.save_pretrained(str(tmp_path / "changed"), save_embedding_layers=not saved)
+    code, out, _ = call(capsys, tmp_path, "base", "changed", "fresh", "--tasks", folder / "old.jsonl", "--json")
+    assert code == 0
+    differences = {c["model"]: c["difference"] for c in json.loads(out)["cells"] if c["metric"] == "nll"}
+    assert differences["fresh"] == 0
+    assert differences["changed"] != 0
+
+
 DIAL = ("--scale", "0,0.5,1")
 
 
