@@ -186,6 +186,9 @@ def split(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module]
     compared on a few tokens.
     """
     untyped_model = cast(Any, model)
+    configs = getattr(model, "peft_config", {}).values()
+    if any(getattr(config, "alora_invocation_tokens", None) for config in configs):
+        return None  # activated LoRA acts only after its invocation tokens, which PEFT finds in its own forward pass
     inner: Any = untyped_model.get_base_model() if hasattr(untyped_model, "get_base_model") else model
     body = getattr(inner, str(getattr(inner, "base_model_prefix", "")) or "model", None)
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None

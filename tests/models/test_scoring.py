@@ -141,6 +141,22 @@ def test_adapters_with_virtual_tokens_give_the_loss_of_peft(kind):
             their_loss(model, items), abs=1e-5)
 
 
+def test_activated_lora_gives_the_loss_of_peft():
+    _, peft = quiet()
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False,
+                             alora_invocation_tokens=[100, 101])
+    base = make_model()
+    before, *after = random_items(5, count=4)
+    items = [TokenItem((*before.ids, 100, 101, *item.ids), (len(before.ids) + 2 + item.scored[0],)) for item in after]
+    without_adapter = Scorer(base, CPU).score(items, 1).nll
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(base, config).eval()
+        nll = Scorer(model, CPU).score(items, 2).nll
+        assert nll == pytest.approx([their_loss(model, [item]) for item in items], abs=1e-5)
+    assert all(abs(loss - other) > 1e-3 for loss, other in zip(nll, without_adapter, strict=True))
+
+
 def test_lower_precision_changes_losses_a_little():
     model, items = make_model(), random_items(2)
     exactly, roughly = (Scorer(model, CPU, p).score(items, 4).nll for p in ("fp32", "bf16"))
