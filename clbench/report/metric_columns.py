@@ -30,6 +30,7 @@ from clbench.report.model import Column
 from clbench.results import metrics
 from clbench.results.records import Record, matrices
 
+SHOWN_DIGITS = 8  # of the hash of a general text
 Value = Callable[[Record, Record | None], float | None]
 
 
@@ -39,22 +40,29 @@ def measures_of(metric: Metric) -> tuple[Measure, ...]:
 
 
 def with_general(measures: Sequence[Measure], records: Iterable[Record]) -> tuple[Measure, ...]:
-    """Add a column to `measures` for each general text in the records: the change of its NLL through training."""
-    names = dict.fromkeys(chain.from_iterable(record.general for record in records))
-    if not names:
+    """Add a column to `measures` for each general text in the records: the change of its NLL through training.
+
+    Files of the same name with other contents are other texts; then titles have the start of the hash.
+    """
+    texts = dict.fromkeys((name, record.general_files.get(name, "")) for record in records for name in record.general)
+    if not texts:
         return tuple(measures)
+    names = [name for name, _ in texts]
+    titles = [f"{name} ({digest[:SHOWN_DIGITS] or 'unknown content'})" if names.count(name) > 1 else name
+              for name, digest in texts]
     index = measures.index(TASK_INFERENCE)
-    return (*measures[:index], *map(_general, names), *measures[index:])
+    general = (_general(*text, title) for text, title in zip(texts, titles, strict=True))
+    return (*measures[:index], *general, *measures[index:])
 
 
-def _general(name: str) -> Measure:
+def _general(name: str, digest: str, title: str) -> Measure:
     unit = difference_unit(unit_of(NLL))
 
     def change(record: Record, _: Record | None) -> float | None:
         values = record.general.get(name, {}).get(NLL.name)
-        return values[-1] - values[0] if values else None
+        return values[-1] - values[0] if values and record.general_files.get(name, "") == digest else None
 
-    return Measure(Column(f"change of NLL on {name}", unit, "down"), change, COMPARISON, tested=True, optional=True)
+    return Measure(Column(f"change of NLL on {title}", unit, "down"), change, COMPARISON, tested=True, optional=True)
 
 
 def final_of(metric: Metric) -> Measure:

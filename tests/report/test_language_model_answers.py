@@ -32,6 +32,17 @@ def test_a_general_text_has_a_column_of_how_much_its_nll_changed(section):
     assert headers.index("change of NLL on english (nats) ↓") < headers.index("trainable parameters per task ↓")
 
 
+def test_general_texts_of_the_same_name_are_compared_only_if_their_content_is_the_same():
+    records = [record(name, seed).model_copy(update={"general_files": {"english": digest * 16}})
+               for name, digest in (("lora", "a"), ("naive", "b")) for seed in range(3)]
+    comparison = build(records, ids=True).sections[0].comparison
+    columns = {column.title: dict(zip([row.label for row in comparison.rows], comparison.cells(column.title),
+                                      strict=True)) for column in comparison.columns if "change" in column.title}
+    assert set(columns) == {"change of NLL on english (aaaaaaaa)", "change of NLL on english (bbbbbbbb)"}
+    cells = columns["change of NLL on english (aaaaaaaa)"]
+    assert cells["lora"].mean == pytest.approx(0.25) and cells["naive"].mean is None
+
+
 def test_the_first_answer_for_each_task_is_shown_once_per_method(section):
     table = next(table for table in section.details if table.title == ANSWERS)
     assert [row.label for row in table.rows] == ["lora"] * 3 + ["naive"] * 3
