@@ -124,9 +124,12 @@ def is_decoder(model: Any) -> bool:
 
 def is_divisible(model: Any, length: int) -> bool:
     """Return whether a model is a decoder like Llama whose layers attend to all earlier ones of `length` tokens."""
-    config = model.config
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return is_decoder(model) and (window or math.inf) >= length
+    return is_decoder(model) and (sliding_window(model.config) or math.inf) >= length
+
+
+def sliding_window(config: Any) -> int | None:
+    """Return the number of tokens that the layers of a model attend to; None for all."""
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
 
 
 class Pool(nn.Module):
@@ -164,15 +167,17 @@ class Pool(nn.Module):
         return self.pooled(self.normalized(tokens))
 
 
-def additive(there: Tensor, like: Tensor, causal: bool = False) -> Tensor:
+def additive(there: Tensor, like: Tensor, causal: bool = False, window: int | None = None) -> Tensor:
     """Return the additive attention mask [N, 1, 1 or L, L].
 
-    It is the lowest number of the dtype of `like` for keys that are padding, and for later keys if `causal`; else 0.
+    It is the lowest number of the dtype of `like` for keys that are padding, and if `causal` for later keys and for
+    keys before the last `window`; else 0.
     """
     mask = there[:, None, None, :]
     if causal:
         length = there.shape[1]
-        mask = mask & torch.ones(length, length, dtype=torch.bool, device=there.device).tril()
+        mask = mask & torch.ones(length, length, dtype=torch.bool, device=there.device).tril().triu(
+            1 - (window or length))
     lowest = torch.finfo(like.dtype).min
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, lowest)
 

@@ -19,10 +19,21 @@ from torch import Tensor, nn
 
 from clbench.core.errors import DataError, SpecError
 from clbench.models.builtin import TextModelOptions
-from clbench.models.hf_parts import DecoderLayer, Tokens, choose_network, home, is_divisible, load_config, untrained
+from clbench.models.hf_parts import (
+    DecoderLayer,
+    Tokens,
+    additive,
+    choose_network,
+    home,
+    is_divisible,
+    load_config,
+    sliding_window,
+    untrained,
+)
 from clbench.models.network import Block, Network
 
 OLD_HEAD = "embed_out."  # prefix of the head in files of GPT-NeoX
+SLIDING = "sliding_attention"  # the kind of layers with a sliding window; all layers if a model names no kinds
 
 
 class LanguageModel(Network):
@@ -39,12 +50,23 @@ class LanguageModel(Network):
 
 
 class CausalLayer(DecoderLayer):
-    """A layer of a decoder like Llama without a mask, because padding at the end does not change outputs before it."""
+    """A layer of a decoder like Llama without a mask, because padding at the end does not change outputs before it.
+
+    Only texts that are longer than its sliding window need a mask. General texts may be longer than all items.
+    """
+
+    def __init__(self, unit: nn.Module, rotary: nn.Module, width: int, window: int | None = None) -> None:
+        """Store the library's layer, and the number of tokens that it attends to; None for all."""
+        super().__init__(unit, rotary, width)
+        self.window = window
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the layer's output [N, L, D] for tokens [N, L, D]."""
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        out = self.unit(tokens, attention_mask=None, position_ids=places,
+        mask = None
+        if self.window is not None and tokens.shape[1] > self.window:
+            mask = additive(torch.ones_like(places, dtype=torch.bool), tokens, causal=True, window=self.window)
+        out = self.unit(tokens, attention_mask=mask, position_ids=places,
                         position_embeddings=self.rotary(tokens, places))
         return cast(Tensor, out[0] if isinstance(out, tuple) else out)
 
@@ -111,8 +133,11 @@ def _divided(model: Any, config: Any) -> LanguageModel:
     prefix, conform = model.base_model_prefix, Conform(model)
     body, head = getattr(model, prefix), model.get_output_embeddings()
     layers, width = list(body.layers), config.hidden_size
+    kinds = getattr(config, "layer_types", None) or [SLIDING] * len(layers)
+    windows = [sliding_window(config) if kind == SLIDING else None for kind in kinds]
     blocks = [Block(Tokens(body.embed_tokens), nn.Identity()),
-              *(Block(CausalLayer(unit, body.rotary_emb, width), nn.Identity()) for unit in layers)]
+              *(Block(CausalLayer(unit, body.rotary_emb, width, window), nn.Identity())
+                for unit, window in zip(layers, windows, strict=True))]
     blocks[-1].activation = body.norm
     aliases = {f"{prefix}.embed_tokens": "blocks.0.body.embed_tokens",
                f"{prefix}.norm": f"blocks.{len(layers)}.activation", conform.head: "head"}

@@ -54,9 +54,12 @@ class Row:
         return self.scores[ACCURACY.name]
 
 
-def batch_size(stream: Stream, device: torch.device) -> int:
-    """Return the number of samples that are predicted at once on a device."""
-    numbers = math.prod(stream.input_shape) * (tokens.WIDTH if stream.is_text else 1)
+def batch_size(stream: Stream, device: torch.device, length: int = 0) -> int:
+    """Return the number of samples that are predicted at once on a device, for texts of up to `length` tokens.
+
+    The length matters only if texts are longer than those of the stream.
+    """
+    numbers = max(math.prod(stream.input_shape), length) * (tokens.WIDTH if stream.is_text else 1)
     return max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * numbers))
 
 

@@ -13,9 +13,9 @@ from clbench.models.weights import load_weights
 pytestmark = pytest.mark.extra("lm")
 
 
-def network_of(folder, **options):
+def network_of(folder, length=64, **options):
     """Return the network of a folder with its weights."""
-    network = language_model(f"hf:{folder}", TextModelOptions(**options), (64,))
+    network = language_model(f"hf:{folder}", TextModelOptions(**options), (length,))
     notes = load_weights(network, folder / "model.safetensors")
     assert notes == []
     return network.eval()
@@ -110,6 +110,27 @@ def test_other_models_are_one_block(tmp_path, kind):
     with torch.no_grad():
         expected = model(input_ids=x.clamp(min=0).long(), attention_mask=there.long()).logits
     torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_texts_that_are_longer_than_the_sliding_window_get_the_logits_of_transformers(tmp_path, kind):
+    """General texts may be longer than all items. Only the last layer of Qwen2 has the window here."""
+    transformers, _ = quiet()
+    small = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": 17,
+             "initializer_range": 0.2}
+    torch.manual_seed(0)
+    model = (transformers.MistralForCausalLM(transformers.MistralConfig(**small)) if kind == "mistral" else
+             transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+                 **small, use_sliding_window=True, max_window_layers=1))).eval()
+    network = network_of(save(tmp_path, model), length=16)
+    assert len(network.blocks) == 3
+    for length in (17, 40):
+        x = random_tokens(length=length)
+        there = x >= 0
+        with torch.no_grad():
+            expected = model(input_ids=x.clamp(min=0).long(), attention_mask=there.long()).logits
+        torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
 
 
 def test_models_have_the_same_blocks_without_values(tmp_path):

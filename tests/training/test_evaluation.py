@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from clbench.data import stream
 from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.tiny import SAMPLES, bench, tiny_stream
 from clbench.training import evaluation
-from clbench.training.evaluation import evaluate
+from clbench.training.evaluation import batch_size, evaluate
 
 
 class Oracle(Strategy):
@@ -74,3 +76,9 @@ def test_batches_and_the_budget_for_prepared_tests_change_nothing(scenario, budg
 def test_the_outputs_offered_at_test_time(scenario, task, learned, outputs):
     tasks = [known.classes for known in tiny_stream(scenario).tasks]
     assert sorted(scenario_rules(scenario).at_test(tasks, task, learned)) == outputs
+
+
+def test_texts_that_are_longer_than_those_of_the_stream_make_batches_smaller():
+    texts, device = SimpleNamespace(input_shape=(16,), is_text=True), torch.device("meta")
+    assert batch_size(texts, device, 64) == batch_size(texts, device) // 4
+    assert batch_size(texts, device, 8) == batch_size(texts, device)

@@ -94,11 +94,11 @@ class LanguageCallback(Callback):
         """Add the scores of all general texts; if the scenario gives the task ID, with the part of `task`."""
         strategy = replica.strategy
         device = strategy.class_mask.device
-        size = batch_size(replica.stream, device)
         given_task = task if strategy.stream_info.task_given else None
         with untouched([strategy]), self._forward(replica, training):
             for texts in self.general:
                 sums: dict[str, float] = {}
+                size = batch_size(replica.stream, device, texts.tests.y.shape[1])
                 for x, y, _ in texts.tests.batches(size):
                     x, y = x.to(device), y.to(device)
                     tasks = route(strategy, prompts_of(x, y[:, :x.shape[1]]) if texts.has_responses else x, given_task)
