@@ -67,7 +67,7 @@ def longest(folder: Path) -> int | None:
     """Return the maximum number of tokens of a model, or None if its configuration does not have it."""
     with _explained(folder, "its configuration"):
         config = package("transformers").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_length = getattr(config, "max_position_embeddings", None)
+    max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return max_length if isinstance(max_length, int) and max_length > 0 else None
 
 
@@ -130,7 +130,7 @@ class Base:
     @torch.no_grad()
     def _probe(self) -> Tensor:
         """Return the base's logits for a few tokens."""
-        ids = torch.arange(8, device=self.device)[None] % self._model.config.vocab_size
+        ids = torch.arange(8, device=self.device)[None] % self._model.config.get_text_config().vocab_size
         logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits
 
@@ -198,7 +198,7 @@ class Base:
                                     f"{token!r} is {other_numbers.get(token, 'missing')} instead of {number}; name the "
                                     "base that it was trained from")
         elif candidate.kind == "model":
-            sizes = [c.get("vocab_size") for c in (config, read_config(self.folder, "model"))]
+            sizes = [c.get("text_config", c).get("vocab_size") for c in (config, read_config(self.folder, "model"))]
             if sizes[0] != sizes[1]:
                 raise DataError(f"{candidate.folder}: its vocabulary has {sizes[0]} tokens, that of the base "
                                 f"{self.name} {sizes[1]}; name the base that it was trained from")

@@ -47,7 +47,7 @@ def load_config(name: str, length: int) -> tuple[Path, Any]:
     """
     folder = folder_of(inner(name))
     config = home().AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_positions = getattr(config, "max_position_embeddings", None)
+    max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(max_positions, int) and length > (max_tokens := max_positions - SHIFTED.get(config.model_type, 0)):
         raise SpecError(f"model {name!r} takes at most {max_tokens} tokens, the benchmark has {length}; choose "
                         f"length={max_tokens} or less")
@@ -91,7 +91,8 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
         outputs: computes the outputs of a network for tokens [2, L].
         expected: computes the same outputs by the library's model.
     """
-    x = torch.arange(3, 19, dtype=DTYPE, device=next(model.parameters()).device).view(2, 8) % model.config.vocab_size
+    x = torch.arange(3, 19, dtype=DTYPE, device=next(model.parameters()).device).view(2, 8)
+    x %= model.config.get_text_config().vocab_size
     x[1, 5:] = NO_TOKEN
     training = model.training
     try:

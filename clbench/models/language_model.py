@@ -178,5 +178,5 @@ class Conform:
             out[head] = out[self.embedding]
         if head not in out:
             raise DataError(f"the weights of the language model have no {head}; save the model again by transformers' "
-                            "save_pretrained")
+                            "save_pretrained, or if it also takes images, save only its language model")
         return out

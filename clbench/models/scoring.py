@@ -122,7 +122,8 @@ class Scorer:
         """Return the batch size for items of a length; it is smaller if the logits of all tokens must be computed."""
         if self.parts:
             return batch_size
-        return max(1, min(batch_size, LOGIT_BYTES // (4 * length * int(cast(Any, self.model).config.vocab_size))))
+        vocabulary_size = int(cast(Any, self.model).config.get_text_config().vocab_size)
+        return max(1, min(batch_size, LOGIT_BYTES // (4 * length * vocabulary_size)))
 
     def _batch(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return nll [N] and exact [N] of a batch."""
@@ -194,7 +195,7 @@ def split(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module]
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     if body is None or body is inner or head is None:
         return None
-    ids = torch.arange(8, device=device)[None] % inner.config.vocab_size
+    ids = torch.arange(8, device=device)[None] % inner.config.get_text_config().vocab_size
     expected = untyped_model(input_ids=ids, use_cache=False).logits
     hidden = body(input_ids=ids, use_cache=False)[0]
     logits = head(hidden)

@@ -52,6 +52,19 @@ def make_model(seed=0, layers=2, width=32, vocabulary=259, length=256, **options
     return transformers.LlamaForCausalLM(config).eval()
 
 
+def make_multimodal():
+    """Return a Gemma 3 with random weights that also takes images; its sizes are in its text configuration."""
+    transformers, _ = quiet()
+    torch.manual_seed(0)
+    text = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}
+    return transformers.Gemma3ForConditionalGeneration(transformers.Gemma3Config(
+        text_config=text, vision_config=vision, boi_token_index=255, eoi_token_index=256, image_token_index=258,
+        mm_tokens_per_image=4)).eval()
+
+
 def save(folder, model, tokenizer=None):
     """Save a model with a tokenizer into a folder, and return the folder."""
     model.save_pretrained(str(folder))

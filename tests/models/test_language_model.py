@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.language_models import make_model, quiet, save
+from helpers.language_models import make_model, make_multimodal, quiet, save
 from safetensors.torch import load_file, save_file
 
 from clbench.core.errors import DataError, SpecError
@@ -157,6 +157,15 @@ def test_a_head_that_is_missing_is_refused(tmp_path):
     network = language_model(f"hf:{folder}", TextModelOptions(), (64,))
     with pytest.raises(DataError, match=r"the weights of the language model have no lm_head\.weight"):
         load_weights(network, folder / "model.safetensors")
+
+
+def test_a_model_that_also_takes_images_is_refused_with_what_to_do(tmp_path):
+    """The size of the vocabulary and the number of positions are in its text configuration."""
+    save(tmp_path, make_multimodal())
+    with pytest.raises(SpecError, match="takes at most 64 tokens"):
+        network_of(tmp_path, length=65)
+    with pytest.raises(DataError, match=r"if it also takes images, save only its language model$"):
+        network_of(tmp_path)
 
 
 def test_what_is_no_causal_model_is_refused(tmp_path):

@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 import torch
-from helpers.language_models import load, make_model, make_tokenizer, quiet, save
+from helpers.language_models import load, make_model, make_multimodal, make_tokenizer, quiet, save
 
 from clbench.models import scoring
+from clbench.models.causal_lm import Base, longest
 from clbench.models.scoring import Scorer, TokenItem, collate, split, token_scores
 
 pytestmark = pytest.mark.extra("lm")
@@ -106,7 +107,7 @@ def test_pieces_of_logits_change_nothing(monkeypatch):
     assert right.tolist() == (head(hidden).argmax(-1) == targets).tolist()
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gpt2", "cohere"])
+@pytest.mark.parametrize("kind", ["gemma2", "gpt2", "cohere", "multimodal"])
 def test_models_that_change_logits_after_the_head_are_run_as_a_whole(kind):
     transformers, _ = quiet()
     torch.manual_seed(0)
@@ -117,13 +118,21 @@ def test_models_that_change_logits_after_the_head_are_run_as_a_whole(kind):
         "gemma2": lambda: transformers.Gemma2Config(**small, head_dim=8, final_logit_softcapping=0.5),
         "cohere": lambda: transformers.CohereConfig(**small, logit_scale=0.25),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=259, n_embd=16, n_layer=1, n_head=2, n_positions=32)}
-    model = transformers.AutoModelForCausalLM.from_config(configs[kind]()).eval()
-    assert (split(model, CPU) is not None) == (kind == "gpt2")
+    model = (make_multimodal() if kind == "multimodal" else
+             transformers.AutoModelForCausalLM.from_config(configs[kind]()).eval())
+    assert (split(model, CPU) is not None) == (kind in ("gpt2", "multimodal"))
     items = random_items(1)
     counts = [len(item.scored) for item in items]
     nll = Scorer(model, CPU).score(items, 4).nll
     assert sum(n * loss for n, loss in zip(counts, nll, strict=True)) / sum(counts) == pytest.approx(
         their_loss(model, items), abs=1e-5)
+
+
+def test_a_base_that_also_takes_images_has_the_sizes_of_its_text_configuration(tmp_path):
+    folder = save(tmp_path, make_multimodal())
+    base = Base(folder, "base", make_tokenizer(), CPU)
+    assert split(base.model, CPU) is not None
+    assert longest(folder) == 64
 
 
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
