@@ -37,6 +37,8 @@ def test_lines_arrays_and_paragraphs_are_read(tmp_path):
     ('{"messages": [{"role": "bot", "content": "a"}]}', "message 1 has the role 'bot'"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "no message has the role 'assistant'"),
     ('{"messages": [{"role": "assistant", "content": ""}]}', "message 1, of the assistant, is empty"),
+    (r'{"prompt": "a\ud83d", "response": "b"}', r"not valid Unicode, because '\\ud83d' is one half of a character"),
+    (r'{"messages": [{"role": "assistant", "content": "\udc00"}]}', r"not valid Unicode, because '\\udc00'"),
 ])
 def test_an_error_names_file_line_and_reason(tmp_path, line, reason):
     path = tmp_path / "bad.jsonl"
@@ -104,6 +106,16 @@ def test_the_turns_of_the_assistant_are_scored():
     assert whole == ("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo"
                      "<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\nno<|im_end|>")
     assert scored == "yo<|im_end|>no<|im_end|>"
+
+
+@lm
+def test_a_turn_of_the_assistant_without_a_prompt_is_not_scored():
+    opening = ("assistant", "hello")
+    whole, scored = scored_text(Conversation("x", (opening, ("user", "hi"), ("assistant", "yo"))), length=400)
+    assert whole.startswith("<|im_start|>assistant\nhello<|im_end|>\n<|im_start|>user\nhi")
+    assert scored == "yo<|im_end|>"
+    with pytest.raises(DataError, match="here: only a response that follows another message can be scored"):
+        tokens(Conversation("here", (opening,)))
 
 
 @lm

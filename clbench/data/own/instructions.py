@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def read_content(path: Path, task_field: str | None = None) -> FileContent:
     """Read a file of items; in JSON, a field may name each item's task.
 
     Raises:
-        DataError: the file cannot be read or has no items, or a line has another form.
+        DataError: the file cannot be read or has no items, a line has another form, or a text is not valid Unicode.
     """
     readers = {".jsonl": _from_lines, ".json": _from_array, ".txt": _from_paragraphs}
     reader = readers.get(path.suffix.lower())
@@ -84,7 +84,7 @@ def read_content(path: Path, task_field: str | None = None) -> FileContent:
         raise DataError(f"{path}: it is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise DataError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    items = list(reader(path, text, task_field))
+    items = [_require_unicode(item) for item in reader(path, text, task_field)]
     if not items:
         raise DataError(f"{path}: it has no items; expected {FORMS} on each line, or paragraphs in a .txt file")
     return FileContent(tuple(items), hashlib.sha256(content).hexdigest())
@@ -125,13 +125,24 @@ def make_items(name: str, rows: Iterable[Any]) -> list[Item]:
         rows: dictionaries `{"prompt", "response"}` or `{"messages": [...]}`, and strings.
 
     Raises:
-        DataError: there are no rows, or a row has another form.
+        DataError: there are no rows, a row has another form, or a text is not valid Unicode.
     """
-    items = [PlainText(place, row) if isinstance(row, str) else _item(place, row, None)
+    items = [_require_unicode(PlainText(place, row) if isinstance(row, str) else _item(place, row, None))
              for place, row in ((f"{name}, item {number}", row) for number, row in enumerate(rows, start=1))]
     if not items:
         raise DataError(f"{name}: it has no items; expected {FORMS}, or texts")
     return items
+
+
+def _require_unicode(item: Item) -> Item:
+    """Return an item, and check that tokenizers can read its texts. JSON can contain one half of a character."""
+    try:
+        json.dumps(astuple(item)[1:], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(f"{item.place}: its text is not valid Unicode, because {ascii(half)} is one half of a "
+                        "character; write both halves, or remove it") from None
+    return item
 
 
 def _from_lines(path: Path, text: str, task_field: str | None) -> Iterator[Item]:
