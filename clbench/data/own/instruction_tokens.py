@@ -95,12 +95,13 @@ class ItemTokenizer:
         """Return the tokens of a conversation up to the end of the assistant's last turn.
 
         A turn consists of the tokens that follow the earlier messages, which are rendered with the generation prompt.
-        It ends with the EOS that the template writes, because tokens after the EOS are never generated.
+        It ends with the EOS that the template writes, because tokens after the EOS are never generated. If the first
+        message is the assistant's, it is not scored, because there is no message that it responds to.
         """
         scored: list[int] = []
         ids: list[int] = []
         for number, (role, _) in enumerate(item.messages):
-            if role != ASSISTANT:
+            if role != ASSISTANT or number == 0:
                 continue
             prompt = self._rendered(item, number, True)
             extended = self._rendered(item, number + 1, False)
@@ -112,6 +113,9 @@ class ItemTokenizer:
             end = ends[-1] + 1 if ends else len(extended)
             scored += range(len(prompt), end)
             ids = extended[:end]
+        if ASSISTANT not in (role for role, _ in item.messages[1:]):
+            raise DataError(f"{item.place}: only a response that follows another message can be scored, and there is "
+                            "none; add the message that the assistant responds to")
         return ids, scored
 
     def _rendered(self, item: Conversation, count: int, prompt: bool) -> list[int]:
