@@ -140,7 +140,7 @@ def _require_unicode(item: Item) -> Item:
         json.dumps(astuple(item)[1:], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise DataError(f"{item.place}: its text is not valid Unicode, because {ascii(half)} is one half of a "
+        raise DataError(f"{item.place}: its text is not valid Unicode, because {half!a} is one half of a "
                         "character; write both halves, or remove it") from None
     return item
 
