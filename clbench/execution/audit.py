@@ -28,7 +28,7 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
 from clbench.data.own.instructions import read_items
 from clbench.models.causal_lm import Base, LoraScale, check_plain, load_model, load_tokenizer, longest
-from clbench.models.hf_files import Candidate, base_folder, find_candidates, fingerprint
+from clbench.models.hf_files import BASE, Candidate, base_folder, find_candidates, fingerprint
 from clbench.models.scoring import Precision, Scorer
 from clbench.results.audit import (
     MARGINS,
@@ -45,7 +45,6 @@ from clbench.results.audit import (
 )
 
 FORMAT = 3  # version of the stored scores; a new number invalidates old files
-BASE = "base"
 SCORES = "scores"  # the folder of stored scores
 Note = Callable[[str], None]
 
@@ -132,7 +131,8 @@ class Auditor:
     def _read(self) -> Iterator[ReadFile]:
         """Yield the tokenized files: the new task first, then other tasks, then general texts."""
         paths = [path for _, path in self.request.files]
-        if duplicate := next((path for path in paths if paths.count(path) > 1), None):
+        resolved = [path.resolve() for path in paths]
+        if duplicate := next((path for path in paths if resolved.count(path.resolve()) > 1), None):
             raise SpecError(f"{duplicate} is named twice")
         tokenizer = ItemTokenizer(self.tokenizer, self.length, self.request.cut_responses)
         names = [path.name for path in paths]

@@ -29,6 +29,7 @@ LONGEST = 8.0  # seconds after which Hugging Face's hub counts as unreachable
 PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", WEIGHTS)  # files to download: configuration, tokenizer, weights
 LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors")  # also weights in several files
 Kind = Literal["adapter", "model"]
+BASE = "base"  # the label of the base, which no candidate has
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_INFO = "clbench.json"  # beside an adapter that clbench wrote
@@ -188,6 +189,7 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
 
     Raises:
         DataError: a folder is missing, or has neither an adapter nor a model.
+        SpecError: an adapter or a model is named twice, which would count as two in the correction of p-values.
     """
     labeled: list[tuple[Path, str]] = []
     for path in paths:
@@ -202,9 +204,12 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
         name = path.resolve().name
         labeled += [(child, f"{name}/{child.name}" if len(paths) > 1 else child.name) for child in series]
         labeled += [(path, name)] if is_candidate else []
-    labels = [label for _, label in labeled]
-    return [Candidate((label if labels.count(label) == 1 else str(path)) + _task_note(path), path, _kind(path))
-            for path, label in labeled]
+    folders = [path.resolve() for path, _ in labeled]
+    if duplicate := next((path for path, _ in labeled if folders.count(path.resolve()) > 1), None):
+        raise SpecError(f"{duplicate} is named twice; name each adapter, model or series once")
+    labels = [BASE, *(label for _, label in labeled)]
+    return [Candidate((label if labels.count(label) == 1 else str(path.resolve() if str(path) == BASE else path))
+                      + _task_note(path), path, _kind(path)) for path, label in labeled]
 
 
 def _series(folder: Path) -> list[Path]:

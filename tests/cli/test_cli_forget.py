@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +157,17 @@ def test_checkpoints_are_a_series_in_the_order_of_their_numbers(capsys, folder, 
     assert verdicts(out)["checkpoint-40", "old.jsonl", "nll"] == "lost"
     _, out, _ = call(capsys, folder, "base", tmp_path / "run", "--tasks", "old.jsonl")
     assert "All models" in out
+    code, _, err = call(capsys, folder, "base", tmp_path / "run", tmp_path / "run" / "checkpoint-5", "--tasks",
+                        "old.jsonl")
+    assert code == 2
+    assert "checkpoint-5 is named twice; name each adapter, model or series once" in err
+
+
+def test_no_candidate_has_the_label_of_the_base(folder, tmp_path, monkeypatch):
+    for name in ("base", "other"):
+        shutil.copytree(folder / "fresh", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert [c.label for c in find_candidates([Path("base"), Path("other")])] == [str(tmp_path / "base"), "other"]
 
 
 def test_show_marks_the_scored_tokens(capsys, folder):
@@ -378,9 +390,11 @@ def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
     (("base", "adapter", *FILES, "--scale", "0,x"), "expected numbers such as 0,0.25,0.5,0.75,1"),
     (("base", "adapter", *FILES, "--export-scale", "1"), "--export-scale and --to go together"),
     (("base", "adapter", "--tasks", "old.jsonl", "--tasks", "old.jsonl"), "old.jsonl is named twice"),
+    (("base", "adapter", "--tasks", "old.jsonl", "--tasks", "../{0}/old.jsonl"), "old.jsonl is named twice"),
+    (("base", "adapter", "../{0}/adapter", "--tasks", "old.jsonl"), "adapter is named twice"),
     (("base", "adapter", "--tasks", "old.jsonl", "--length", "999"), "takes at most 256 tokens")])
 def test_options_that_do_not_go_together_are_refused(capsys, folder, args, message):
-    code, _, err = call(capsys, folder, *args)
+    code, _, err = call(capsys, folder, *(arg.format(folder.name) for arg in args))
     assert code == 2
     assert message in err
 
