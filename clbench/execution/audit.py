@@ -28,7 +28,7 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
 from clbench.data.own.instructions import read_items
 from clbench.models.causal_lm import Base, LoraScale, check_plain, load_model, load_tokenizer, longest
-from clbench.models.hf_files import BASE, Candidate, base_folder, find_candidates, fingerprint
+from clbench.models.hf_files import BASE, Candidate, base_folder, find_candidates, fingerprint, read_config
 from clbench.models.scoring import Precision, Scorer
 from clbench.results.audit import (
     MARGINS,
@@ -102,8 +102,8 @@ class Auditor:
         self.device = pick_device(request.device)
         self.tokenizer = load_tokenizer(folder, request.template)
         self.base = Base(folder, request.base, self.tokenizer, self.device)
-        self.length = fitting_length(request.length, longest(folder), request.base)
         self.candidates = find_candidates(request.models)
+        self.length = self._fitting_length()
         for candidate in self.candidates:
             self.base.check(candidate, request.any_base)
         if request.scales:
@@ -115,6 +115,14 @@ class Auditor:
     def hashes(self) -> dict[Path, str]:
         """Return the hash of each model's files, by its folder."""
         return {folder: fingerprint(folder) for folder in (self.base.folder, *(c.folder for c in self.candidates))}
+
+    def _fitting_length(self) -> int:
+        """Return the largest number of tokens of an item that the base takes, after all virtual tokens of adapters."""
+        adapters = (read_config(c.folder, "adapter") for c in self.candidates if c.kind == "adapter")
+        virtual_count = max((int(config.get("num_virtual_tokens") or 0) for config in adapters), default=0)
+        max_length = longest(self.base.folder)
+        name = self.request.base + (f" after {virtual_count} virtual tokens of an adapter" if virtual_count else "")
+        return fitting_length(self.request.length, max_length and max_length - virtual_count, name)
 
     def _check_dial(self) -> None:
         """Check that there is exactly one plain LoRA adapter, a file of the new task and another file."""

@@ -307,6 +307,23 @@ def test_embeddings_that_an_adapter_replaces_do_not_stay_in_the_base(capsys, fol
     assert differences["changed"] != 0
 
 
+def test_items_leave_room_for_the_virtual_tokens_of_adapters(capsys, folder, tmp_path):
+    """GPT-2 has an embedding for each position, and none after the last one."""
+    transformers, peft = quiet()
+    torch.manual_seed(0)
+    save(tmp_path / "base", transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=259, n_positions=64, n_embd=32, n_layer=1, n_head=4, bos_token_id=0, eos_token_id=0)))
+    adapter(tmp_path / "base", tmp_path / "prompt", config=peft.PromptTuningConfig(
+        num_virtual_tokens=5, task_type="CAUSAL_LM"))
+    write_lines(tmp_path / "long.jsonl", [{"prompt": "x" * 200, "response": "yes"}] * 2)
+    code, out, err = call(capsys, tmp_path, "base", "prompt", "--tasks", "long.jsonl", "--json")
+    assert code == 0, err
+    assert dict(json.loads(out)["settings"])["length"] == "59 tokens"
+    code, _, err = call(capsys, tmp_path, "base", "prompt", "--tasks", "long.jsonl", "--length", "60")
+    assert code == 2
+    assert "after 5 virtual tokens of an adapter takes at most 59 tokens" in err
+
+
 DIAL = ("--scale", "0,0.5,1")
 
 
