@@ -88,8 +88,8 @@ class TrialRunner:
         if problem := settings_problem(stream, self.settings, self.general):
             raise SpecError(f"benchmark {trial.benchmark.name!r}: {problem}")
         name = label or trial.method.name
-        warning = storage_warning(name, self.build(trial, stream, check=True)[0], stream)
         language = language_callback(stream, trial, self.general)
+        warning = storage_warning(name, self.build(trial, stream, check=True)[0], stream)
         cost = probe.cost(stream) if ErrorDecomposition.wanted(self.settings, trial.scenario).probed else ""
         return [*describe_steps(trial, name, stream, self.settings), *stream.notes,
                 *(language.notes if language else ()), *filter(None, (cost, warning))]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clbench.core.errors import DataError, SpecError, StoreError, message_of, typed_message
-from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, Candidate, fingerprint, read_config
+from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, TOKENIZERS, Candidate, fingerprint, read_config
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other values also change the base
 NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",
@@ -63,11 +63,16 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     return tokenizer
 
 
-def longest(folder: Path) -> int | None:
-    """Return the maximum number of tokens of a model, or None if its configuration does not have it."""
+def text_config(folder: Path) -> Any:
+    """Return the configuration of a model, or the part for texts of a model that also takes images."""
     with _explained(folder, "its configuration"):
         config = package("transformers").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return config.get_text_config()
+
+
+def longest(folder: Path) -> int | None:
+    """Return the maximum number of tokens of a model, or None if its configuration does not have it."""
+    max_length = getattr(text_config(folder), "max_position_embeddings", None)
     return max_length if isinstance(max_length, int) and max_length > 0 else None
 
 
@@ -190,7 +195,7 @@ class Base:
         config = read_config(candidate.folder, candidate.kind)
         if candidate.kind == "adapter" and not any_base and (named := config.get("base_model_name_or_path")):
             self._check_name(candidate, str(named))
-        if (candidate.folder / "tokenizer.json").is_file() or (candidate.folder / "tokenizer.model").is_file():
+        if any((candidate.folder / name).is_file() for name in TOKENIZERS):
             other_numbers = load_tokenizer(candidate.folder).get_vocab()
             for token, number in self.tokenizer.get_vocab().items():
                 if other_numbers.get(token) != number:

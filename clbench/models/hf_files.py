@@ -31,6 +31,7 @@ LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors")  # also weights in several f
 Kind = Literal["adapter", "model"]
 BASE = "base"  # the label of the base, which no candidate has
 ADAPTER, MODEL = "adapter_config.json", "config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_INFO = "clbench.json"  # beside an adapter that clbench wrote
 SERIES = re.compile(r"checkpoint-(\d+)|task(\d+)")  # folders of a trainer's checkpoints, and of a trial's adapters

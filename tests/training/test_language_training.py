@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.language_models import CITIES, make_model, quiet, save, write_lines
+from helpers.language_models import CITIES, make_model, make_tokenizer, quiet, save, write_lines
 
 from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
@@ -265,6 +265,17 @@ def test_responses_of_general_texts_follow_the_option_before_the_first_trial(fol
     runner = TrialRunner(ExecutionSettings(data=folder, general=[str(path)]), "cpu", "test")
     with contextlib.nullcontext() if options else pytest.raises(DataError, match=shown):
         assert f"general.jsonl: {shown}" in runner.prepare(plan(spec, discover())[0].trial)
+
+
+@pytest.mark.parametrize(("extra", "shown"), [
+    (("<|zz|>",), r"is not that of model .*: token '.*' is \d+ instead of \d+; leave out the benchmark's option"),
+    ([f"<|{i}|>" for i in range(200)], r"has 259 tokens, and the tokenizer .* made the token ID \d+; leave out")])
+def test_a_tokenizer_of_another_model_is_refused_before_training(folder, tmp_path, extra, shown):
+    save(tmp_path / "other", make_model(vocabulary=600), make_tokenizer(extra=extra))
+    benchmark = f"instructions:{folder / 'tasks'}:tokenizer={tmp_path / 'other'}"
+    spec = build({"benchmark": benchmark, "model": f"hf:{folder / 'model'}", "methods": ["naive"], "seeds": 1})
+    with pytest.raises(DataError, match=shown):
+        TrialRunner(ExecutionSettings(data=folder), "cpu", "test").prepare(plan(spec, discover())[0].trial)
 
 
 def test_the_adapter_of_an_answer_is_chosen_once_by_the_prompt(folder):

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
+from clbench.core.errors import DataError
 from clbench.data.own.instruction_streams import as_tensors
 from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import FileContent, hashes_of
 from clbench.data.stream import Stream
 from clbench.data.tests import Tests
 from clbench.experiment.trial import Trial
-from clbench.models.causal_lm import load_tokenizer, longest
-from clbench.models.hf_files import folder_of, inner
+from clbench.models.causal_lm import load_tokenizer, longest, text_config
+from clbench.models.hf_files import TOKENIZERS, folder_of, inner
 from clbench.models.scoring import IGNORED
 from clbench.results.records import Answer
 from clbench.strategy.base import Strategy
@@ -196,11 +197,44 @@ def language_callback(stream: Stream, trial: Trial, general: Mapping[str, FileCo
     """Return the callback for a trial of a language model, and None for other trials.
 
     Raises:
-        DataError: a general text has nothing to score, or its response does not fit.
+        DataError: a general text has nothing to score, its response does not fit, or the tokenizer is not the model's.
     """
     if not stream.predicts_tokens:
         return None
     options, model = trial.benchmark.options, trial.model.name
     max_length = longest(folder_of(inner(model))) if model.startswith("hf:") else None
-    return LanguageCallback(options["tokenizer"], general, min(options["length"], max_length or options["length"]),
-                            options["cut_responses"])
+    callback = LanguageCallback(options["tokenizer"], general, min(options["length"], max_length or options["length"]),
+                                options["cut_responses"])
+    if model.startswith("hf:"):
+        parts = [*(part.x for task in stream.tasks for part in (task.train, task.test)),
+                 *(texts.tests.x for texts in callback.general)]
+        largest_id = max(int(x.max()) for x in parts if isinstance(x, Tensor))
+        _check_tokens(callback.tokenizer, options["tokenizer"], model, largest_id)
+    return callback
+
+
+def _check_tokens(tokenizer: Any, name: str, model: str, largest_id: int) -> None:
+    """Check that token IDs mean in a model what they mean in the tokenizer that the user chose.
+
+    Args:
+        tokenizer: the tokenizer of the benchmark.
+        name: its folder or repository.
+        model: the model.
+        largest_id: the largest ID of all texts.
+
+    Raises:
+        DataError: a token has another ID in the model's own tokenizer, or the model has no such ID.
+    """
+    folder = folder_of(inner(model))
+    advice = "leave out the benchmark's option tokenizer, so that the model's own tokenizer is used"
+    size = text_config(folder).vocab_size
+    if largest_id >= size:
+        raise DataError(f"model {model!r} has {size} tokens, and the tokenizer {name} made the token ID {largest_id}; "
+                        f"{advice}")
+    if folder_of(name) == folder or not any((folder / file).is_file() for file in TOKENIZERS):
+        return
+    own_ids = load_tokenizer(folder).get_vocab()
+    for token, number in tokenizer.get_vocab().items():
+        if own_ids.get(token, number) != number:
+            raise DataError(f"the tokenizer {name} is not that of model {model!r}: token {token!r} is {number} instead "
+                            f"of {own_ids[token]}; {advice}")
