@@ -11,7 +11,7 @@ from pathlib import Path
 from clbench.core.compat import usable_cores
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
-from clbench.core.files import run_folder_name
+from clbench.core.files import locked, run_folder_name
 from clbench.core.registry import Registry
 from clbench.core.user_code import format_error
 from clbench.execution import deciding, interrupts, reuse
@@ -286,10 +286,13 @@ def write_report(experiment: Experiment) -> list[Path]:
     """Write the report of the whole run folder, its figures first, in all `FORMATS`, and return their paths."""
     from clbench import report
 
-    full_report, folder = report.build(experiment.study(), registry=experiment.registry), experiment.store.directory
-    looks.note(folder, experiment.study())
-    report.write_figures(full_report, folder)
-    return [report.write(full_report, folder, experiment.registry.report_format(name)) for name in FORMATS]
+    folder = experiment.store.directory
+    with locked(folder / ".report.lock"):  # of processes that share the folder, the last one has read all records
+        experiment.records = {record.key: record for record in experiment.store.read()[0]}
+        full_report = report.build(experiment.study(), registry=experiment.registry)
+        looks.note(folder, experiment.study())
+        report.write_figures(full_report, folder)
+        return [report.write(full_report, folder, experiment.registry.report_format(name)) for name in FORMATS]
 
 
 def default_out(spec: Spec, source: Path | None) -> Path:

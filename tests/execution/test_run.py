@@ -11,6 +11,7 @@ from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.results import looks
 from clbench.results.records import Failure
 from clbench.results.store import Store
 
@@ -47,6 +48,18 @@ def test_results_come_by_method_and_the_study_has_the_rest_behind_them(registry,
     ready = run.prepare(spec, registry, tmp_path)
     assert [(r.label, r.trial.seed) for r in ready.results()] == [("naive", 0), ("naive", 1), ("ewc", 0), ("ewc", 1)]
     assert ready.study() == [*ready.results(), other]
+
+
+def test_the_report_has_the_records_that_other_jobs_wrote_meanwhile(registry, spec, tmp_path):
+    jobs = [run.prepare(spec, registry, tmp_path, shard=f"{i}/2") for i in (1, 2)]
+    for job in jobs:
+        for planned in job.planned:
+            run.RecordKeeper(job, Listener()).finished(record_of(planned))
+    for job in jobs:
+        run.write_report(job)
+        assert looks.read(tmp_path)[-1]["seeds"] == {"ewc": [0, 1], "naive": [0, 1]}
+        assert "| seeds | 0, 1 |" in (tmp_path / "report.md").read_text()
+    assert len(looks.read(tmp_path)) == 1
 
 
 def test_a_trial_that_stands_in_two_rows_is_refused(registry, tmp_path):
