@@ -1,12 +1,14 @@
 import datetime
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from helpers.hostile import install_hostile
 
 from clbench.core.errors import SpecError
+from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
@@ -17,6 +19,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.strategy.base import Strategy
 
 
 class Log(Listener):
@@ -160,6 +163,31 @@ def test_the_worker_that_stays_alone_on_an_accelerator_takes_all_cores(monkeypat
     pool.links = [Silent(pool.inbox), Silent(pool.inbox)]
     pool.handle_message(pool.links[1], said[0])
     assert log.named("ready") == [(str(worker.runner.device), 2 if device == "cpu" else 1, threads)]
+
+
+class Fussy(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        if torch.rand(1, generator=stream_info.generator) < 0.5:  # seeds 0 and 1
+            raise ValueError("cannot start with this draw")
+
+
+@hookimpl
+def clbench_strategies():
+    return [StrategyInfo("fussy", Fussy, "")]
+
+
+def test_a_trial_that_cannot_be_built_does_not_end_the_others_of_its_stack(tmp_path):
+    plugin, said = types.ModuleType("fussy_plugin"), []
+    plugin.clbench_strategies = clbench_strategies
+    registry = discover([plugin])
+    worker = Worker(Start(settings=ExecutionSettings(data=tmp_path), device="cpu", command="", threads=None),
+                    said.append, registry)
+    worker.run(plan(build({"methods": "fussy", "seeds": 3, "recipe": {"iterations": 1}}), registry))
+    records = said[-1].records
+    assert [(r.trial.seed, r.status) for r in records] == [(0, "failed"), (1, "failed"), (2, "done")]
+    assert [r.failure and r.failure.message for r in records] == ["cannot start with this draw"] * 2 + [None]
+    assert records[2].notes == ["ran alone: the stack of 3 trials failed with ValueError: cannot start with this draw"]
 
 
 @pytest.mark.slow

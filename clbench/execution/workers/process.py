@@ -39,6 +39,7 @@ from clbench.execution.workers.protocol import (
     Start,
 )
 from clbench.experiment.trial import PlannedTrial
+from clbench.results.records import Record
 
 Send = Callable[[Message], None]
 
@@ -213,18 +214,26 @@ class Worker:
             self.send(Prepared(notes=[]))
 
     def run(self, group: Sequence[PlannedTrial]) -> None:
-        """Handle `Run`; an exception that no trial has handled makes a failed record of each trial."""
+        """Handle `Run`. A trial that raises an exception gets a failed record."""
+        self.send(Finished(records=self._records(group)))
+
+    def _records(self, group: Sequence[PlannedTrial]) -> list[Record]:
+        """Run a group and return its records. If one of several trials cannot be built, each runs alone."""
         started = datetime.datetime.now(datetime.timezone.utc)
         from clbench.execution.trial_record import failure_of
 
         try:
-            records = self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))
+            return self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))
         except (Exception, SystemExit) as error:
-            plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
-            origin = self.provenance.model_copy(update={"plugin": plugin})
-            failure = failure_of(error, group[0].trial, self.runner.registry)
-            records = [protocol.failed(planned, origin, started, failure) for planned in group]
-        self.send(Finished(records=records))
+            if len(group) == 1:
+                plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
+                origin = self.provenance.model_copy(update={"plugin": plugin})
+                failure = failure_of(error, group[0].trial, self.runner.registry)
+                return [protocol.failed(group[0], origin, started, failure)]
+            note = f"ran alone: the stack of {len(group)} trials failed with {type(error).__name__}: {error}"
+        # As in `run_stack`, the retry follows the block, because the traceback references the tensors of the stack.
+        records = [record for planned in group for record in self._records([planned])]
+        return [record.model_copy(update={"notes": [*record.notes, note]}) for record in records]
 
 
 def main() -> None:
