@@ -12,7 +12,7 @@ from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.until import BEST, FIRST, UntilDecided, sequence
 from clbench.report.analysis.families import SAME, Pair, family
 from clbench.report.analysis.grouping import Setting, by_setting
-from clbench.report.formatting import listed
+from clbench.report.formatting import clean, listed
 from clbench.results.records import Record
 from clbench.results.store import Store
 
@@ -21,12 +21,15 @@ EQUAL = 5  # no seeds are added to two methods that are exactly equal on this ma
 
 @dataclass(frozen=True)
 class State:
-    """The state of a setting after a round: the decided and the inconclusive methods."""
+    """The state of a setting after a round: the decided and the inconclusive methods.
+
+    A method is its `Trial.method_config`, because reports may show its label in another form.
+    """
 
     scenario: str
     question: str  # in words
     decided: Mapping[str, str]  # verdict by method
-    open: tuple[str, ...]  # labels of the methods that would need more seeds
+    open: tuple[str, ...]  # methods that would need more seeds
     partner: str | None  # the baseline, which needs the same seeds
 
 
@@ -78,6 +81,12 @@ def begin(spec: Spec, planned: Sequence[PlannedTrial], out: Path, shard: str | N
     if other_seeds := sorted({r.trial.seed for r in existing} - set(seeds)):
         raise SpecError(f"{out} has results of seed {listed(other_seeds)}, and this rule takes {listed(seeds)}, in "
                         "their order: choose another --out")
+    rows = {(p.trial.environment, p.trial.method_config) for p in planned}
+    if rule.baseline not in (None, BEST) and any(
+            clean(r.label) == clean(rule.baseline) and (r.trial.environment, r.trial.method_config) not in rows
+            for r in existing):
+        raise SpecError(f"--baseline: {out} has results of another method with the label {rule.baseline!r}, so reports "
+                        "could not tell which one is the baseline: choose another label or another --out")
     recorded_keys, first_trials = {r.key for r in records}, [replace(p, until=rule) for p in planned]
     later_trials = list(_with_seeds(first_trials, seeds[rule.first:]))
     last_seeds: dict[tuple[tuple[str, ...], str], int] = {}  # the last seed with a record, by row
@@ -119,6 +128,7 @@ def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
 
 def _state(setting: Setting, rule: UntilDecided) -> State:
     scenario, baseline = setting.records[0].trial.scenario, None if rule.baseline == BEST else setting.baseline
+    rows = {method.label: method.records[0].trial.method_config for method in setting.methods}
     if baseline is None:
         values = setting.compared(setting.final)
         tests = family(setting.final.column, values, until=rule, answers=setting.answers(setting.final))
@@ -130,11 +140,13 @@ def _state(setting: Setting, rule: UntilDecided) -> State:
             untested = next((p.untested for p in tests.pairs if p.untested and {p.first, p.second} <= set(running)), "")
             decided |= dict.fromkeys(running, "the best" if len(running) == 1 else f"not tested: {untested}" if untested
                                      else "the best, equal on every seed")
-        return State(scenario, "which is best", decided, tuple(undecided), None)
+        return State(scenario, "which is best", {rows[label]: verdict for label, verdict in decided.items()},
+                     tuple(rows[label] for label in undecided), None)
     tests = family(setting.final.column, setting.compared(setting.final, [baseline]), baseline, until=rule,
                    answers=setting.answers(setting.final))
-    return State(scenario, f"against {baseline}", {p.first: _verdict(p, setting) for p in tests.pairs if _closed(p)},
-                 tuple(p.first for p in tests.pairs if not _closed(p)), baseline)
+    return State(scenario, f"against {baseline}",
+                 {rows[p.first]: _verdict(p, setting) for p in tests.pairs if _closed(p)},
+                 tuple(rows[p.first] for p in tests.pairs if not _closed(p)), rows[baseline])
 
 
 def _closed(pair: Pair) -> bool:
@@ -165,10 +177,10 @@ def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State],
     """
     rows: dict[tuple[str, str], list[PlannedTrial]] = {}
     for planned_trial in planned:
-        rows.setdefault((planned_trial.trial.scenario, planned_trial.label), []).append(planned_trial)
+        rows.setdefault((planned_trial.trial.scenario, planned_trial.trial.method_config), []).append(planned_trial)
     open_keys: set[tuple[str, str]] = set()
     for state in setting_states:
-        open_keys.update((state.scenario, label) for label in state.open)
+        open_keys.update((state.scenario, method) for method in state.open)
     going = [key for key, row in rows.items() if len(row) < rule.most and key in open_keys]
     partners = {(s.scenario, s.partner) for s in setting_states if s.partner and (s.scenario, s.partner) in rows
                 and any(key[0] == s.scenario for key in going)}
@@ -180,8 +192,8 @@ def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State],
         target = min(seed_count + batch, rule.most)
         needed_seed_counts[key[0]] = max(needed_seed_counts.get(key[0], 0), target)
         added += _with_seeds(rows[key][:1], seeds[seed_count:target])
-    for scenario, label in partners:
-        row = rows[scenario, label]
+    for scenario, method in partners:
+        row = rows[scenario, method]
         added += _with_seeds(row[:1], seeds[len(row):needed_seed_counts[scenario]])
     order = list(rows)
-    return sorted(added, key=lambda p: (p.trial.seed, order.index((p.trial.scenario, p.label))))
+    return sorted(added, key=lambda p: (p.trial.seed, order.index((p.trial.scenario, p.trial.method_config))))

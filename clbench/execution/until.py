@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -95,15 +96,17 @@ def lines(setting_states: Sequence[State], experiment: run.Experiment, going: bo
     messages = []
     several = len(setting_states) > 1
     for state in setting_states:
-        counts = {label: sum(p.label == label and p.trial.scenario == state.scenario for p in experiment.planned)
-                  for label in (*state.decided, *state.open)}
+        planned = [p for p in experiment.planned if p.trial.scenario == state.scenario]
+        labels = {p.trial.method_config: p.label for p in planned}
+        counts = Counter(p.trial.method_config for p in planned)
         prefix = f"{state.scenario}: " if several else ""
-        for label, verdict in state.decided.items():
-            if counts[label]:
-                messages.append(f"{prefix}decided after {counts[label]} seeds: {label} is {verdict} ({state.question})")
-        if open_labels := [label for label in state.open if counts[label]]:
-            fewest = min(counts[label] for label in open_labels)
+        for method, verdict in state.decided.items():
+            if counts[method]:
+                messages.append(f"{prefix}decided after {counts[method]} seeds: {labels[method]} is {verdict} "
+                                f"({state.question})")
+        if open_methods := [method for method in state.open if counts[method]]:
+            fewest = min(counts[method] for method in open_methods)
             end = "; seeds are added" if going else ", the most that were to be added"
-            messages.append(f"{prefix}open after {fewest} seeds: {', '.join(open_labels)} "
+            messages.append(f"{prefix}open after {fewest} seeds: {', '.join(labels[m] for m in open_methods)} "
                             f"({state.question}){end}")
     return messages

@@ -34,8 +34,8 @@ def go(monkeypatch, tmp_path):
         ACC.clear()
         for i, (label, more) in enumerate(advantages.items()):
             ACC[label] = more if callable(more) else lambda seed, i=i, more=more: 0.5 + more + NOISE[i, seed]
-        return clbench.run(methods=list(advantages), device="cpu", out=tmp_path / out, progress=False,
-                           **{"until": "decided", "max_seeds": 12, **settings})
+        return clbench.run(device="cpu", out=tmp_path / out, progress=False,
+                           **{"methods": list(advantages), "until": "decided", "max_seeds": 12, **settings})
 
     return start
 
@@ -197,6 +197,26 @@ def test_messages_are_about_the_methods_of_the_run_only(go, monkeypatch):
     go({"naive": 0, "ewc": 0.0}, max_seeds=4)
     assert messages == ["open after 3 seeds: ewc (against naive); seeds are added",
                         "open after 4 seeds: ewc (against naive), the most that were to be added"]
+
+
+def test_a_method_gets_its_seeds_if_reports_show_its_label_in_another_form(go):
+    spaced, weak, strong = ({"name": "ewc", "label": label, "options": {"strength": strength}}
+                            for label, strength in (("my  ewc", 1), ("mine", 2), ("mine", 3)))
+    for method in (spaced, weak, strong):  # the last two share a label
+        results = go({"naive": 0, method["label"]: 0}, methods=["naive", method], max_seeds=4)
+        assert seeds(results) == {"naive": [0, 1, 2, 3], method["label"]: [0, 1, 2, 3]}
+
+
+def test_the_baseline_of_a_rule_is_one_method(go):
+    def with_baseline(label, strength):
+        methods = ["naive", "lwf", {"name": "ewc", "label": label, "options": {"strength": strength}}]
+        return go({"naive": 0, "lwf": 0, label: 0}, out=label, methods=methods, baseline=label, max_seeds=4)
+
+    results = with_baseline("my  ewc", 1)
+    assert by_setting(results)[0].baseline == "my ewc"
+    assert seeds(results)["my  ewc"] == [0, 1, 2, 3]
+    with pytest.raises(SpecError, match="results of another method with the label 'my  ewc'"):
+        with_baseline("my  ewc", 2)
 
 
 def test_the_log_of_a_folder_is_no_more_than_lines_of_json(go, tmp_path):

@@ -225,7 +225,8 @@ def test_seeds_are_added_until_the_lowest_nll_is_known(baseline, decided):
         update={"options": {"test_draw": "seed"}})})}) for r in study()]
     rule = UntilDecided(baseline=baseline or "best", first=3, most=5)
     state, = deciding.states(records, rule)
-    assert state.decided == decided and not state.open
+    labels = {r.trial.method_config: r.label for r in records}
+    assert {labels[method]: verdict for method, verdict in state.decided.items()} == decided and not state.open
 
 
 def test_a_comparison_of_two_runs_is_by_nll():

@@ -121,10 +121,11 @@ def test_every_final_mean_whose_scores_are_known_is_tested_over_seeds_and_sample
 
 def test_until_decided_decides_language_models_by_their_items():
     state, = states(records(), UntilDecided(first=3, most=8))
-    assert state.decided == {"lora": "worse than another", "er": "the best"} and state.open == ()
+    er, lora = (scored(method, 0, 0).trial.method_config for method in ("er", "lora"))
+    assert state.decided == {lora: "worse than another", er: "the best"} and state.open == ()
     equal = [scored(method, seed, 0.02 * seed) for method in ("er", "lora") for seed in range(3)]
     state, = states(equal, UntilDecided(first=3, most=8))
-    assert set(state.open) == {"er", "lora"}
+    assert set(state.open) == {er, lora}
 
 
 def test_items_of_other_tests_are_not_crossed():

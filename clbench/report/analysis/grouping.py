@@ -188,7 +188,7 @@ class Setting:
 
     def label_of(self, name: str) -> str | None:
         """Return the label of the method with this label or id, or None if there is none."""
-        return next((m.label for m in self.methods if name in (m.label, m.id)), None)
+        return next((m.label for m in self.methods if clean(name) in (m.label, m.id)), None)
 
     @cached_property
     def _as_given(self) -> list[MethodRecords]:
