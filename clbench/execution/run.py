@@ -140,6 +140,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
     experiment.refuse_stale()
     check_inputs([p.trial for p in experiment.missing], experiment.spec.execution, experiment.registry)
     new_folders = (store := experiment.store).check_writable()
+    is_new_log = not (store.directory / looks.FILE).exists()
     experiment.planned = looks.ask(store.directory, experiment.planned, experiment.spec.seeds, experiment.records)
     missing = experiment.missing
     listener.known([*experiment.records.values()])
@@ -160,7 +161,7 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
                     executor.execute(missing, worker_plan, keeper)
                     missing = keeper.claims.wait()
         except ClbenchError:
-            looks.forget(store.directory, bool(new_folders))
+            looks.forget(store, is_new_log)
             store.forget(new_folders)  # after bad input, no new folders remain
             raise
     return experiment.results()
@@ -176,11 +177,9 @@ def plan_workers(experiment: Experiment, command: str,
     settings, device = experiment.spec.execution, experiment.spec.device
     cores, on_cluster = usable_cores(), settings.executor == "ray"
     trials = experiment.most or len(experiment.planned)
-    workers, threads, alone = settings.workers, settings.threads, None
+    workers, threads, alone = settings.workers, settings.threads or (1 if on_cluster else None), None
     if workers is None:
         workers = trials if on_cluster else min(cores, trials) if device in ("auto", "cpu") else 1
-    if threads is None and on_cluster:
-        threads = 1
     if threads is None and workers > 0:
         threads = max(1, cores // workers)
         alone = cores if settings.workers is None else None

@@ -22,6 +22,7 @@ from clbench.core.errors import StoreError
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.until import sequence
 from clbench.results.records import Record
+from clbench.results.store import Store
 
 FILE = "looks.jsonl"
 Line = dict[str, Any]
@@ -107,11 +108,11 @@ def ask(folder: Path, planned: Sequence[PlannedTrial], seeds: Sequence[int],
             for plan in planned]
 
 
-def forget(folder: Path, made: bool) -> None:
-    """Remove the log of a folder that was created for a run that could not start."""
-    if made:
+def forget(store: Store, made: bool) -> None:
+    """Remove a log that was created for a run that could not start, unless the folder has records or running trials."""
+    if made and not store.locks.exists() and not any(store.records.glob("*.json")):
         with contextlib.suppress(OSError):  # for example, the folder was removed, which ended the run
-            (folder / FILE).unlink()
+            (store.directory / FILE).unlink()
 
 
 def _request_line(setting: str, seeds: Sequence[int]) -> Line:

@@ -1,4 +1,6 @@
+import sys
 import threading
+import types
 
 import pytest
 from helpers.records import make_record
@@ -60,6 +62,37 @@ def test_the_report_has_the_records_that_other_jobs_wrote_meanwhile(registry, sp
         assert looks.read(tmp_path)[-1]["seeds"] == {"ewc": [0, 1], "naive": [0, 1]}
         assert "| seeds | 0, 1 |" in (tmp_path / "report.md").read_text()
     assert len(looks.read(tmp_path)) == 1
+
+
+def failing(error, after=(), keep=0):
+    """Return an executor that stores the first `keep` trials, runs `after`, and then fails."""
+    def execute(todo, plan, listener):
+        for planned in todo[:keep]:
+            plan.claim(planned)
+            listener.finished(record_of(planned))
+        for action in after:
+            action()
+        raise error
+    return types.SimpleNamespace(execute=execute)
+
+
+def test_a_failed_start_removes_the_log_of_its_own_new_folder_only(registry, spec, tmp_path, monkeypatch):
+    def start(folder, after=(), keep=0):
+        experiment = run.prepare(spec, registry, folder)
+        monkeypatch.setitem(sys.modules, run.EXECUTORS["local"], failing(StoreError("the disk is full"), after, keep))
+        with pytest.raises(StoreError, match="the disk is full"):
+            run.execute(experiment, Listener(), command="")
+
+    start(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    start(tmp_path / "begun", keep=1)
+    assert [line["seeds"] for line in looks.read(tmp_path / "begun")] == [[0, 1]]
+    held = []
+    start(tmp_path / "shared", [lambda: held.append(lock(tmp_path / "shared" / "locks" / "other.lock"))])
+    held[0].release()
+    assert len(looks.read(tmp_path / "shared")) == 1
+    start(tmp_path / "shared")  # another process may have logged these seeds
+    assert len(looks.read(tmp_path / "shared")) == 1
 
 
 def test_a_trial_that_stands_in_two_rows_is_refused(registry, tmp_path):
