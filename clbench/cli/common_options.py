@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 from clbench.cli.completion import named
+from clbench.core.files import readable_name
 from clbench.experiment.execution_settings import ExecutionSettings, flag, meaning
 
 if TYPE_CHECKING:
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
     IntListType = click.ParamType[list[int]]
 else:  # not generic in click 8.2
     IntType = IntListType = click.ParamType
+
+
+def typed_command() -> str:
+    """Return the command that the user typed, as records store it."""
+    return readable_name(shlex.join(["clbench", *sys.argv[1:]]))
 
 
 class TaskNumber(IntType):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from clbench.cli.common_options import (
     plugin_option,
     recipe_options,
     stale_options,
+    typed_command,
 )
 from clbench.cli.completion import named
 from clbench.cli.help import Command
@@ -153,7 +152,7 @@ def run_missing(experiment: Experiment, dry_run: bool, quiet: bool = False) -> i
         return report_unbuilt(errors)
     experiment.refuse_stale()
     try:
-        carry_out(experiment, show, shlex.join(["clbench", *sys.argv[1:]]))
+        carry_out(experiment, show, typed_command())
     except KeyboardInterrupt:
         total = len(experiment.planned)
         click.echo(f"interrupted: {total - len(experiment.missing)} of {total} trials are done, and "

@@ -14,6 +14,7 @@ from clbench.cli.common_options import (
     execution_option,
     plugin_option,
     trial_arguments,
+    typed_command,
 )
 from clbench.cli.completion import named
 from clbench.cli.help import Command
@@ -58,9 +59,6 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
     those that it stores. In scenarios task and class, the model gets outputs for the new classes. clbench writes a new
     record with the accuracy on the new and the old tasks. See docs/save-models.md.
     """
-    import shlex
-    import sys
-
     from clbench.core.registry import discover
     from clbench.data.contents import check_data
     from clbench.experiment.execution_settings import ExecutionSettings
@@ -74,7 +72,7 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
     from clbench.execution.continuing import continue_trial
 
     record = continue_trial(run, trial, new_benchmark, settings, device or "auto", out,
-                            shlex.join(["clbench", *sys.argv[1:]]), registry,
+                            typed_command(), registry,
                             {name: value for name, value in flags.items() if value is not None}, classes)
     for note in record.notes:
         click.echo(note)

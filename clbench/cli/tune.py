@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +17,7 @@ from clbench.cli.common_options import (
     names_in,
     plugin_option,
     stale_options,
+    typed_command,
 )
 from clbench.cli.help import Command
 from clbench.core.seeds import FIRST_DEVELOPMENT_SEED, numbered
@@ -111,7 +110,7 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     if not spec.tune and not names:
         for name in tuning.left_out(rows, spec, registry):
             click.echo(f"{name}: it has nothing to search and stays as it is", err=True)
-    out, command_line = out or Path("runs") / f"{source.stem}-tuning", shlex.join(["clbench", *sys.argv[1:]])
+    out, command_line = out or Path("runs") / f"{source.stem}-tuning", typed_command()
     try:
         records = tuning.search(rows, spec, registry, out, _shown, command_line, stale)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from clbench.core.errors import StoreError
-from clbench.core.files import sweep, write_atomically
+from clbench.core.files import readable_name, sweep, write_atomically
 from clbench.results.records import Record
 
 MARK = ".seen-by-nodes-"  # prefix of the files by which cluster nodes recognize the folder, present during a run
@@ -172,8 +172,12 @@ class Store:
         Returns the folders that had to be created, innermost first, for `forget`.
 
         Raises:
-            StoreError: no file can be created there.
+            StoreError: no file can be created there, or its path is not UTF-8, which messages to workers must be.
         """
+        path = str(self.directory.absolute())
+        if (readable_path := readable_name(path)) != path:
+            raise StoreError(f"the path of the run folder is not UTF-8: {readable_path}; choose another folder with "
+                             "--out")
         created_folders = [p for p in (self.records, *self.records.parents) if not p.exists()]
         try:
             self.records.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from helpers.records import make_record
 
 from clbench import cli
 from clbench.cli import forecasts
+from clbench.cli.common_options import typed_command
 from clbench.cli.run import command as run_command
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
@@ -26,6 +27,11 @@ def call(capsys, *args):
     code = cli.call(["run", *map(str, args)])
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def test_the_stored_command_escapes_what_is_not_utf_8(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["clbench", "run", b"th\xe8se.toml".decode("utf-8", "surrogateescape"), "a b"])
+    assert typed_command() == r"clbench run 'th\xe8se.toml' 'a b'"
 
 
 def test_every_key_of_a_spec_has_a_flag():

@@ -65,6 +65,12 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_whose_path_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"is not UTF-8: \S*/th\\xe8se/run; choose another folder with --out"):
+        Store(tmp_path / b"th\xe8se".decode("utf-8", "surrogateescape") / "run").check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folders_made_for_a_probe_that_fails_are_removed(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
