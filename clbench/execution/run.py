@@ -153,9 +153,9 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
         for record in experiment.results():
             keeper.track(record)
     if missing:
-        worker_plan = plan_workers(experiment, command, keeper.claim)
-        executor = importlib.import_module(EXECUTORS[worker_plan.settings.executor])
         try:
+            worker_plan = plan_workers(experiment, command, keeper.claim)
+            executor = importlib.import_module(EXECUTORS[worker_plan.settings.executor])
             with closing(keeper.claims):
                 while missing:
                     executor.execute(missing, worker_plan, keeper)

@@ -66,14 +66,19 @@ def failure_of(error: BaseException, trial: Trial, registry: Registry) -> Failur
 
     A `ClbenchError` is an error that the user can fix and that its message explains, so it needs no traceback.
     """
-    kind, message = type(error).__name__, str(error)
+    kind, message = type(error).__name__, _as_utf8(str(error))
     if isinstance(error, ClbenchError):
         return Failure(type=kind, message=message)
     if out_of_memory(error):
         kind, message = "OutOfMemoryError", f"{(message or 'out of memory').rstrip('.')}. {LESS_MEMORY}"
     parts = registry.strategy(trial.method.name).strategy, registry.model(trial.model.name).build
-    return Failure(type=kind, message=message, traceback=traceback.format_exc(),
+    return Failure(type=kind, message=message, traceback=_as_utf8(traceback.format_exc()),
                    place=place(error, *map(package_of, parts)))
+
+
+def _as_utf8(text: str) -> str:
+    """Return a text with escapes for parts of file names that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def record_of(replica: Replica, origin: Provenance, memory: PeakMemory, weights: str) -> Record:

@@ -95,6 +95,15 @@ def test_a_failed_start_removes_the_log_of_its_own_new_folder_only(registry, spe
     assert len(looks.read(tmp_path / "shared")) == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_path_that_no_worker_can_be_told_is_refused(registry, tmp_path, workers):
+    data = tmp_path / b"th\xe8se".decode("utf-8", "surrogateescape")
+    spec = build({"methods": "naive", "seeds": 1, "device": "cpu", "execution": {"data": data, "workers": workers}})
+    with pytest.raises(SpecError, match=r"th\\xe8se is not UTF-8, as messages to workers must be: rename it"):
+        run.execute(run.prepare(spec, registry, tmp_path / "run"), Listener(), command="")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_trial_that_stands_in_two_rows_is_refused(registry, tmp_path):
     methods = ["naive", {"name": "ewc", "label": "a"}, {"name": "ewc", "options": {"gamma": 1.0}, "label": "b"}]
     with pytest.raises(SpecError, match=r"^methods 'a' and 'b' have the same options and so the same results: leave "

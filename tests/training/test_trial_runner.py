@@ -143,6 +143,16 @@ def test_a_full_main_memory_is_the_same_failure_as_that_of_a_device(error):
     assert failure_of(error, planned.trial, discover()).type == "OutOfMemoryError"
 
 
+def test_a_failure_that_is_not_utf_8_can_be_stored():
+    planned, = plan(build({"methods": "naive", "benchmark": "split-mnist-5k", "seeds": 1}), discover())
+    try:
+        raise OSError(b"caf\xe9.txt".decode("utf-8", "surrogateescape"))
+    except OSError as error:
+        failure = failure_of(error, planned.trial, discover())
+    assert failure.message == r"caf\udce9.txt" and r"OSError: caf\udce9.txt" in failure.traceback
+    assert failure.model_dump_json()
+
+
 def test_a_trial_that_runs_out_of_memory_says_what_needs_less(runner):
     record = runner.run(planned(runner, methods="huge")[0])
     assert (record.status, record.failure.type) == ("failed", "OutOfMemoryError")

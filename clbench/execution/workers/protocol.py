@@ -6,10 +6,11 @@ import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from clbench.core import errors
-from clbench.core.errors import ClbenchError
+from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.files import readable_name
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import WorkEstimate
@@ -38,6 +39,13 @@ class Start(Message):
     artifacts: Path | None = None  # folder for exported files; None: no exports
     checkpoints: Path | None = None  # folder for checkpoints; None: no checkpoints
     plugins: tuple[Path, ...] = ()  # files of plugins that are not installed
+
+    @model_validator(mode="after")
+    def _check_paths(self) -> Start:
+        for path in map(str, filter(None, (self.settings.data, *self.plugins))):
+            if (readable_path := readable_name(path)) != path:
+                raise SpecError(f"the path {readable_path} is not UTF-8, as messages to workers must be: rename it")
+        return self
 
 
 class Prepare(Message):
