@@ -76,6 +76,11 @@ def failure_of(error: BaseException, trial: Trial, registry: Registry) -> Failur
                    place=place(error, *map(package_of, parts)))
 
 
+def note_of_stack(size: int, error: BaseException) -> str:
+    """Return the note of a trial that ran alone because its stack of `size` trials failed."""
+    return _as_utf8(f"ran alone: the stack of {size} trials failed with {type(error).__name__}: {error}")
+
+
 def _as_utf8(text: str) -> str:
     """Return a text with escapes for parts of file names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()

@@ -17,7 +17,7 @@ from clbench.data import cache
 from clbench.data.arrival import arrive
 from clbench.data.own.instructions import FileContent, hashes_of, read_general
 from clbench.data.stream import Stream, load_stream
-from clbench.execution.trial_record import failure_of, record_of, settings_problem, steps_in_words
+from clbench.execution.trial_record import failure_of, note_of_stack, record_of, settings_problem, steps_in_words
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.persistence.callbacks import CheckpointCallback, SaveCallback, restore_optimizer_state
@@ -156,7 +156,7 @@ class TrialRunner:
                 return [record_of(replicas[0], origin, memory, self._weights_hash)]
             # Retry only after this block, because the exception's traceback references the tensors of the stack.
             starved = out_of_memory(error)
-            note = f"ran alone: the stack of {len(replicas)} trials failed with {type(error).__name__}: {error}"
+            note = note_of_stack(len(replicas), error)
         else:
             return [record_of(replica, origin, memory, self._weights_hash) for replica in replicas]
         del replicas

@@ -8,7 +8,7 @@ import torch
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
-from clbench.execution.trial_record import failure_of
+from clbench.execution.trial_record import failure_of, note_of_stack
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -149,8 +149,9 @@ def test_a_failure_that_is_not_utf_8_can_be_stored():
         raise OSError(b"caf\xe9.txt".decode("utf-8", "surrogateescape"))
     except OSError as error:
         failure = failure_of(error, planned.trial, discover())
+        note = note_of_stack(2, error)
     assert failure.message == r"caf\udce9.txt" and r"OSError: caf\udce9.txt" in failure.traceback
-    assert failure.model_dump_json()
+    assert failure.model_dump_json() and note == r"ran alone: the stack of 2 trials failed with OSError: caf\udce9.txt"
 
 
 def test_a_trial_that_runs_out_of_memory_says_what_needs_less(runner):

@@ -220,7 +220,7 @@ class Worker:
     def _records(self, group: Sequence[PlannedTrial]) -> list[Record]:
         """Run a group and return its records. If one of several trials cannot be built, each runs alone."""
         started = datetime.datetime.now(datetime.timezone.utc)
-        from clbench.execution.trial_record import failure_of
+        from clbench.execution.trial_record import failure_of, note_of_stack
 
         try:
             return self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))
@@ -230,7 +230,7 @@ class Worker:
                 origin = self.provenance.model_copy(update={"plugin": plugin})
                 failure = failure_of(error, group[0].trial, self.runner.registry)
                 return [protocol.failed(group[0], origin, started, failure)]
-            note = f"ran alone: the stack of {len(group)} trials failed with {type(error).__name__}: {error}"
+            note = note_of_stack(len(group), error)
         # As in `run_stack`, the retry follows the block, because the traceback references the tensors of the stack.
         records = [record for planned in group for record in self._records([planned])]
         return [record.model_copy(update={"notes": [*record.notes, note]}) for record in records]
