@@ -6,6 +6,7 @@ model's head to the scored positions only, because the logits of all positions w
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -162,7 +163,8 @@ class Regression(Objective):
 
     def scores(self, strategy: Trained, out: Tensor, y: Tensor, task: int | None = None) -> dict[str, Tensor]:
         """Return the squared error, the target and the squared target of each sample, in standardized units."""
-        return {"error": (predicted_numbers(out) - y).square(), "target": y, "square": y.square()}
+        wide = torch.float32 if y.device.type == "mps" else torch.float64  # float32 would round squares too much
+        return {"error": (predicted_numbers(out) - y).square(), "target": y, "square": y.to(wide).square()}
 
     def metrics(self, strategy: Trained, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `rmse` and `r2`. If all targets of a task are equal, `r2` is 1 without any error, else 0."""
@@ -180,7 +182,8 @@ class Regression(Objective):
         """
         task = self.metrics(strategy, means)
         share = (scores["error"] - means["error"]) / means["error"].clamp(min=torch.finfo(torch.float64).tiny)
-        variance = (means["square"] - means["target"].square()).clamp(min=NO_VARIANCE)
+        variance = means["square"] - means["target"].square()
+        variance = variance.masked_fill(variance <= NO_VARIANCE, math.inf)  # then r2 does not depend on the items
         return {RMSE.name: task[RMSE.name] * (1 + share / 2),
                 R2.name: task[R2.name] - (scores["error"] - means["error"]) / variance}
 

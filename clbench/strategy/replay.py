@@ -139,7 +139,8 @@ class ReplayMemory(SampleMemory):
         self.memory_seen.index_add_(0, kinds, torch.ones_like(kinds))
         slots = (source >= 0).nonzero()[:, 0]
         if len(slots):  # copy only the selected samples, because the inputs of a task may not fit on the device
-            self._write(samples.materialized().take(send(source[slots], samples.index_device)), slots)
+            raw = samples.materialized()
+            self._write(raw.take(send(source[slots], raw.index_device)), slots)
 
     def _groups(self, samples: Samples) -> Tensor:
         """Return the index of each sample's counter [N]: by class, by task and class, or by task."""

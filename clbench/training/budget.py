@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from clbench.core.errors import SpecError
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Strategy, Task
@@ -31,13 +32,14 @@ def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> lis
     """Return the phases of a task; each has its share of the steps, and at least one step.
 
     Raises:
-        ValueError: there are fewer steps than phases.
+        SpecError: there are fewer steps than phases.
     """
     phases = strategy.phases(task)
     shares = [1.0] * phases if isinstance(phases, int) else list(phases)
     total = sum(shares)
     if steps < len(shares):
-        raise ValueError(f"{steps} steps cannot be split into {len(shares)} phases; give the task a larger budget")
+        raise SpecError(f"{type(strategy).__name__}, task {task.index + 1}: {steps} steps cannot be split into "
+                        f"{len(shares)} phases; give the task a larger budget")
     ends = [0]
     for number, cumulative_share in enumerate(itertools.accumulate(shares), start=1):
         latest_end = steps - (len(shares) - number)

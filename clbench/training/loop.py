@@ -129,7 +129,7 @@ class TrainingLoop:
 
         Raises:
             Unstackable: replicas have different numbers of samples, or their random draws would depend on each other.
-            ValueError: there are fewer steps than phases.
+            SpecError: there are fewer steps than phases.
         """
         strategy, index = self.replicas[0].strategy, tasks[0].index
         if strategy.owns_loop or not strategy.phases(tasks[0]):

@@ -62,7 +62,8 @@ class GDumb(SampleMemory):
         slots = (source >= 0).nonzero()[:, 0]
         if len(slots):
             chosen = order[source[slots]]
-            samples = task.train.materialized().take(send(chosen, task.train.index_device))
+            raw = task.train.materialized()
+            samples = raw.take(send(chosen, raw.index_device))
             self.store(Samples(write_slots(self.memory_x, samples.x, slots),
                                write_slots(self.memory_y, samples.y, slots),
                                write_slots(self.memory_tasks, samples.tasks, slots)))

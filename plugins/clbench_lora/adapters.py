@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ def combine(source: TrialAdapters, tasks: Sequence[int], weights: Sequence[float
         StoreError: see `export`.
     """
     if len(set(tasks)) != len(tasks):
-        raise SpecError(f"tasks {', '.join(map(str, tasks))}: one is named twice; add its weights up")
+        raise SpecError(f"tasks {', '.join(str(task + 1) for task in tasks)}: one is named twice; add its weights up")
+    if not all(map(math.isfinite, weights)):
+        raise SpecError(f"weights {', '.join(map(str, weights))}: each must be a finite number")
     mixture = combined({task: source.adapter(task) for task in tasks}, weights)
     _hand_on(source, mixture, to)
     return mixture

@@ -132,7 +132,7 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
 def check_fits(source: TrialAdapters, stream: Stream, benchmark: Resolved, task: int) -> None:
     """Raise a SpecError if a task of a stream cannot be trained on a saved base."""
     if not 0 <= task < len(stream.tasks):
-        raise SpecError(f"benchmark {benchmark.name!r} has tasks 0 to {len(stream.tasks) - 1}, not {task}")
+        raise SpecError(f"benchmark {benchmark.name!r} has tasks 1 to {len(stream.tasks)}, not {task + 1}")
     if list(stream.input_shape) != source.stream.input_shape:
         raise SpecError(f"benchmark {benchmark.name!r} has inputs {list(stream.input_shape)}, the base takes "
                         f"{source.stream.input_shape}; choose a benchmark with the same")

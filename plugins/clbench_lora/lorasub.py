@@ -151,12 +151,19 @@ class LoRASub(SummedLoRA):
         return F.relu(farthest - nearest + self.options.margin).mean()
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Return the negative distances [N, C] to unit means, -inf for classes without one; logits if there is none."""
+        """Return the negative distances [N, C] to unit means, -inf for classes without one.
+
+        For a given task that is not learned yet, and before the first one, return the head's logits.
+        """
         features = self.model.features(x, self.projected())
+        learned = max((len(layer.lora_A) for layer in self.adapted.values()), default=0)
+        logits: Tensor = self.model.head(features)
+        if task is not None and task >= learned:
+            return logits
         # Without matrix products, the distances of a sample do not depend on the batch that it is in.
         far = torch.cdist(F.normalize(features), F.normalize(self.means), compute_mode="donot_use_mm_for_euclid_dist")
         near = (-far).masked_fill(self.counts == 0, -math.inf)
-        return torch.where(self.counts.any(), near, self.model.head(features))
+        return torch.where(self.counts.any(), near, logits)
 
 
 def _is_square(layer: LoRALayer) -> bool:

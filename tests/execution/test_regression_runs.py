@@ -265,6 +265,22 @@ def test_equal_targets_have_an_r2_of_0_or_1():
     assert Regression().metrics(Known, means)["r2"].tolist() == [1.0, 0.0]
 
 
+def test_equal_targets_far_from_0_have_no_variance_and_no_part_in_intervals():
+    import torch
+
+    from clbench.strategy.objectives import Regression
+
+    class Known:
+        class stream_info:
+            target = (0.0, 1.0)
+
+    y = torch.full((7,), 3.1415927)
+    scores = Regression().scores(Known, torch.stack([y + 1, torch.full_like(y, -torch.inf)], 1), y)
+    means = {name: values.double().mean().expand(7) for name, values in scores.items()}
+    assert Regression().metrics(Known, means)["r2"].tolist() == [0.0] * 7
+    assert Regression().contributions(Known, scores, means)["r2"].tolist() == [0.0] * 7
+
+
 def test_dry_run_and_storage_are_estimated(table, tmp_path, capsys):
     benchmark = f"table:{table}:target_column=price:task_column=site"
     assert cli.call(["run", "--benchmark", benchmark, "--methods", "naive,er,ewc,lora:rank=2:infer=gaussian", "--seeds",

@@ -194,8 +194,10 @@ def test_what_cannot_be_combined_is_refused(tmp_path):
         adapters.combine(source, [0, 1], [0.5, 0.5], tmp_path / "to")
     with pytest.raises(SpecError, match="2 adapters need as many weights, got 1"):
         adapters.combine(source, [0, 1], [0.5], tmp_path / "to")
-    with pytest.raises(SpecError, match="one is named twice"):
+    with pytest.raises(SpecError, match="tasks 1, 1: one is named twice"):
         adapters.combine(source, [0, 0], [0.5, 0.5], tmp_path / "to")
+    with pytest.raises(SpecError, match=r"weights nan, 0\.5: each must be a finite number"):
+        adapters.combine(source, [0, 1], [float("nan"), 0.5], tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 
@@ -353,7 +355,7 @@ def test_a_task_of_a_benchmark_with_fewer_classes_is_added_and_tested(tmp_path):
 
 def test_what_cannot_be_added_is_refused(finished):
     source = find(finished[0])
-    with pytest.raises(SpecError, match="has tasks 0 to 4, not 5"):
+    with pytest.raises(SpecError, match="has tasks 1 to 5, not 6"):
         add(source, 5, device="cpu")
     with pytest.raises(SpecError, match=r"has inputs \[12\], the base takes \[1, 28, 28\]"):
         add(source, 0, Resolved(name="helpers.tiny_benchmarks:flat"), device="cpu")

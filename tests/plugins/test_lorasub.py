@@ -223,3 +223,12 @@ def test_a_class_that_returns_has_the_mean_of_all_its_samples():
 def test_two_seeds_stacked_equal_one_by_one(kind):
     check_stacking(lambda seed: LoRASub(make_model(kind, seed=seed), make_stream_info("class"),
                                         LoRASubOptions(rank=2, base="random")))
+
+
+def test_a_given_task_that_is_not_learned_yet_has_the_logits_of_the_head():
+    strategy = make(scenario="task")
+    learn(strategy, double(make_task(0)))
+    x = double(make_task(1)).train.x
+    found = [strategy.eval().predict(x, task).logits for task in (0, 1)]
+    torch.testing.assert_close(found[1], strategy.model(x))
+    assert torch.isinf(found[0]).any() and torch.isfinite(found[1]).all()

@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from clbench.core.errors import SpecError
 from clbench.experiment.spec import Recipe
 from clbench.training.budget import FEW, granted_in_words, phases_of
 
@@ -31,5 +32,5 @@ def test_each_phase_has_its_share_of_the_steps_and_at_least_one(shares, steps, p
 
 
 def test_fewer_steps_than_phases_are_refused():
-    with pytest.raises(ValueError, match="1 steps cannot be split into 2 phases"):
-        phases_of(SimpleNamespace(phases=lambda task: 2), None, Recipe(), 1)
+    with pytest.raises(SpecError, match="1 steps cannot be split into 2 phases"):
+        phases_of(SimpleNamespace(phases=lambda task: 2), SimpleNamespace(index=0), Recipe(), 1)

@@ -1,6 +1,7 @@
 """Every method on a device that is not the host: what the CPU gives, nothing mixed up, and few waits for the device."""
 
 import copy
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -11,13 +12,14 @@ pytest.importorskip("torch", "2.9", reason="torch lacks the interface of a devic
 from helpers.simulated_accelerator import DEVICE, Simulated, waits
 
 from clbench.core.registry import discover
+from clbench.data.samples import StochasticSamples
 from clbench.execution import trial_runner as runner
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.persistence import callbacks
-from clbench.testing import tiny_stream
+from clbench.testing import bench, tiny_stream
 from clbench.training.building import as_inputs
 
 REGISTRY = discover()
@@ -149,3 +151,17 @@ def test_a_tensor_left_on_the_host_is_an_error_there():
         before, twin = len(waits), copy.deepcopy(torch.nn.Linear(3, 2).to(device))
         assert float(twin(torch.ones(1, 3, device=device)).sum().detach()) and len(waits) == before + 1
     assert DEVICE.type == "simulated"
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("er", {"capacity": 5, "update": "task"}), ("a-gem", {"capacity": 5}), ("gdumb", {"capacity": 5})])
+def test_memories_take_samples_with_random_transforms(method, options):
+    with Simulated() as device:
+        stream = tiny_stream("class").to(device)
+        first = stream.tasks[0]
+        x = first.train.x
+        train = StochasticSamples(x, first.train.y, first.train.tasks, lambda index: x[index])
+        stream = replace(stream, tasks=(replace(first, train=train), *stream.tasks[1:]))
+        b = bench(REGISTRY.strategy(method), options, "class", stream=stream)
+        b.learn(0)
+        assert (len(b.strategy.memory_x), b.strategy.memory_x.device.type) == (5, device.type)

@@ -191,7 +191,7 @@ def test_every_method_trains_its_heads_by_head_lr_or_refuses_it(name):
 
 def test_a_budget_too_small_for_the_phases_is_refused():
     b, task = prepared(TwoPhases)
-    with pytest.raises(ValueError, match="1 steps cannot be split into 2 phases"):
+    with pytest.raises(SpecError, match="1 steps cannot be split into 2 phases"):
         loop([b.strategy], Recipe(iterations=1), [0]).fit([task])
 
 
