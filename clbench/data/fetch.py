@@ -32,16 +32,16 @@ def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress)
     """
     target = (data_dir if download.is_archive else data_dir / data.folder) / download.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    held = None
+    download_lock = None
     with contextlib.suppress(NoLocks, OSError):
-        held = lock(target.with_name(target.name + ".lock"))
-        if held is None:
+        download_lock = lock(target.with_name(target.name + ".lock"))
+        if download_lock is None:
             raise DataError(f"another process is downloading {target}; wait until it has finished")
     try:
         _fetch(download, data, data_dir, target, progress)
     finally:
-        if held is not None:
-            held.release()
+        if download_lock is not None:
+            download_lock.release()
 
 
 def _fetch(download: Download, data: DataSet, data_dir: Path, target: Path, progress: Progress) -> None:
