@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -146,8 +146,9 @@ class PerTaskStrategy(Strategy, ABC):
             raise ValueError(f"tasks are learned in order: expected task {len(self.heads) + 1}, "
                              f"got task {task.index + 1}")
         if self.options.infer == "entropy" and not self.stream_info.task_given and len(task.classes) == 1:
+            rules = get_args(type(self.options).model_fields["infer"].annotation)
             raise SpecError(f"infer = entropy cannot weigh task {task.index + 1}, which has a single class (its "
-                            "entropy is always 0); choose infer = max-logit, prototype or gaussian")
+                            f"entropy is always 0); choose infer = {' or '.join(r for r in rules if r != 'entropy')}")
         self.requires_grad_(False)
         self.heads.append(nn.Identity() if self.stream_info.predicts_tokens else
                           TaskHead(self.head_inputs, task.classes, self.stream_info.classes, self.model.head.weight))

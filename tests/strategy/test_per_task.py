@@ -228,7 +228,7 @@ def test_prediction_changes_nothing():
 
 
 def test_entropy_refuses_tasks_of_one_class():
-    with pytest.raises(SpecError, match=r"single class.*max-logit, prototype or gaussian"):
+    with pytest.raises(SpecError, match=r"single class.*max-logit or prototype or gaussian"):
         learn(heads_only(), make_task(0, (2,)))
     learn(heads_only(infer="max-logit"), make_task(0, (2,)))
     learn(heads_only("task"), make_task(0, (2,)))
