@@ -116,8 +116,8 @@ def check_stack(make: Make) -> None:
         for name, expected in single.strategy.state_dict().items():
             if name not in tensors or not is_close(tensors[name], expected):
                 raise NonConforming(f"{name} ends with other values if seeds 0 and 1 train together, as they do on a "
-                                    "GPU, than if each trains alone. What the loss reads and differs between trials "
-                                    "must be a parameter, a buffer or an option of type Scalar")
+                                    "GPU, than if each trains alone. Everything that the loss reads and that differs "
+                                    "between trials must be a parameter, a buffer or an option of type Scalar")
 
 
 def other_scalars(make: Make) -> dict[str, float]:
@@ -192,8 +192,6 @@ def holds_samples(tensor: Tensor, known: Tensor) -> bool:
         return False
     rows = tensor.detach().cpu().reshape(-1, length).double()
     return bool((torch.cdist(rows, known, compute_mode="donot_use_mm_for_euclid_dist") == 0).any())
-
-
 
 
 def check_declarations(make: Make) -> None:

@@ -1,4 +1,4 @@
-"""What the checks tell besides the rules: what a method trains, and which declarations would make it faster."""
+"""What `clbench check` prints besides rules: what a method trains, and which declarations would make it faster."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def load_model(record: Record, folder: Path, task: int) -> Network:
     """Return a task's network.
 
     Raises:
-        StoreError: the task is no classification, or the task's file is missing or does not fit.
+        StoreError: the trial is not a classification, or the task's file is missing or does not fit.
     """
     assert record.stream is not None
     if not any(record.stream.classes):

@@ -43,7 +43,7 @@ def own_benchmark(x: Tensor, labeled: Labeled, options: TaskOptions, seed: int, 
         notes: how inputs were read; notes on the division are appended.
 
     Raises:
-        DataError: `divide` raises an error, or samples that are no images are to be augmented.
+        DataError: `divide` raises an error, or `augment` is given for samples that are not images.
     """
     if augment and x.dim() != IMAGE_BATCH_DIMS:
         raise DataError(f"{where}: augment is for images, and its samples are {list(x.shape[1:])}; leave augment out")

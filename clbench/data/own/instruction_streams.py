@@ -21,7 +21,7 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.dividing import held_out_count, listed_positions
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, show_scored
 from clbench.data.own.instructions import Item, read_items
-from clbench.data.own.samples import files_by_stem, has_suffix, in_order, locate
+from clbench.data.own.samples import data_files, files_by_stem, in_order, locate
 from clbench.data.own.texts import tokenizer_files
 from clbench.data.own_options import InstructionOptions
 from clbench.data.raw import RawStream, Split
@@ -76,11 +76,8 @@ def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]
 
 def instruction_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files of a benchmark `instructions:...`, including those of its tokenizer."""
-    place = locate(name, data_dir)
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*")
-                                                   if has_suffix(p, SUFFIXES) and p.is_file())
     template = sorted(folder_of(options["tokenizer"]).glob("*.jinja"))
-    return [*files, *tokenizer_files(options), *template]
+    return [*data_files(locate(name, data_dir), SUFFIXES), *tokenizer_files(options), *template]
 
 
 def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[TaskItems]:

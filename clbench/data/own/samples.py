@@ -104,9 +104,12 @@ def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
     return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
 
 
-def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
-    """Return whether a file is not hidden and has one of the suffixes, in lower or upper case."""
-    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+def data_files(place: Path, suffixes: Iterable[str], pattern: str = "**/*") -> list[Path]:
+    """Return a file itself, or the files in a folder with one of the suffixes, sorted, without hidden ones."""
+    if place.is_file():
+        return [place]
+    return sorted(path for path in place.glob(pattern)
+                  if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file())
 
 
 def files_by_stem(folder: Path, suffixes: Iterable[str], where: str) -> dict[str, Path]:
@@ -116,10 +119,12 @@ def files_by_stem(folder: Path, suffixes: Iterable[str], where: str) -> dict[str
         DataError: two files differ in their suffixes only.
     """
     files: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and has_suffix(path, suffixes)):
-        if other := files.get(path.stem):
-            raise DataError(f"{where}: {folder} has both {other.name} and {path.name}; remove or rename one of them")
-        files[readable_name(path.stem)] = path
+    for path in data_files(folder, suffixes, "*"):
+        name = readable_name(path.stem)
+        if other := files.get(name):
+            raise DataError(f"{where}: {folder} has both {readable_name(other.name)} and {readable_name(path.name)}; "
+                            "remove or rename one of them")
+        files[name] = path
     return files
 
 

@@ -21,7 +21,7 @@ from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import LABEL, label_column, labeled
-from clbench.data.own.samples import Labeled, files_by_stem, has_suffix, in_order, locate, read_table, some
+from clbench.data.own.samples import Labeled, data_files, files_by_stem, in_order, locate, read_table, some
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.data.raw import RawStream
 from clbench.models.hf_files import folder_of
@@ -79,10 +79,7 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
 
 def text_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files of a benchmark `text:...`, including those of its tokenizer."""
-    place = locate(name, data_dir)
-    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*")
-                                                   if has_suffix(p, SUFFIXES) and p.is_file())
-    return [*paths, *tokenizer_files(options)]
+    return [*data_files(locate(name, data_dir), SUFFIXES), *tokenizer_files(options)]
 
 
 def newsgroups_files(_name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
