@@ -93,7 +93,7 @@ def answers() -> str:
          f"{compared(TEXT_LORA, TEXT_PROBE, 'LoRA')} ({source(TEXT_LORA)})."),
         ("Without task IDs?", "LoRA alone is not enough. Try RanPAC.",
          f"LoRA r=4 {percent(CLASS_LORA)}, RanPAC {percent(CLASS_RANPAC)}: "
-         f"{compared(CLASS_LORA, CLASS_RANPAC, 'LoRA')}; with a tuned ridge penalty "
+         f"{compared(CLASS_LORA, CLASS_RANPAC, 'LoRA')}; RanPAC with a tuned ridge penalty "
          f"{percent(CLASS_TUNED_RANPAC)}: {compared(CLASS_LORA, CLASS_TUNED_RANPAC, 'LoRA')}. Joint training "
          f"{percent(CLASS_JOINT)}: "
          f"{compared(CLASS_LORA, CLASS_JOINT, 'LoRA')} ({source(CLASS_LORA)}). On text: LoRA r=1 "

@@ -115,9 +115,9 @@ def check_stack(make: Make) -> None:
         tensors = member.strategy.state_dict()
         for name, expected in single.strategy.state_dict().items():
             if name not in tensors or not is_close(tensors[name], expected):
-                raise NonConforming(f"{name} ends with other values if seeds 0 and 1 train together, as they do on a "
-                                    "GPU, than if each trains alone. Everything that the loss reads and that differs "
-                                    "between trials must be a parameter, a buffer or an option of type Scalar")
+                raise NonConforming(f"{name} has other values if seeds 0 and 1 train together, as on a GPU, than if "
+                                    "each trains alone. Store values that the loss reads and that differ between "
+                                    "trials as parameters, buffers or options of type Scalar")
 
 
 def other_scalars(make: Make) -> dict[str, float]:

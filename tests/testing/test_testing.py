@@ -213,8 +213,8 @@ class TrainsNothing(Strategy):
     (RandomStart, "repeatable", "changes noise"),
     (SharesOnCopy, "copy", "training a deep copy changes"),
     (TrainsNothing, "trains", "task 1 changed no parameter"),
-    (ClosesOverANumber, "stack", "ends with other values if seeds 0 and 1 train together"),
-    (KeepsANumberInTheClass, "stack", "must be a parameter, a buffer or an option of type Scalar"),
+    (ClosesOverANumber, "stack", "has other values if seeds 0 and 1 train together"),
+    (KeepsANumberInTheClass, "stack", "as parameters, buffers or options of type Scalar"),
 ])
 def test_each_check_catches_what_it_is_for(cls, name, words):
     with pytest.raises(NonConforming, match=words):
