@@ -11,8 +11,8 @@ from clbench.core.entry_points import lazy
 
 if TYPE_CHECKING:
     from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo, hookimpl
+    from clbench.core.option_marks import OnlyWith, SearchValues
     from clbench.core.options import Options, Scalar
-    from clbench.core.search_values import SearchValues
     from clbench.data.samples import Samples
     from clbench.execution.api import load, run
     from clbench.execution.loading import load_model
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from clbench.strategy.granted import PhaseSpec
 
 __all__ = [
-    "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "Options", "PhaseSpec", "Prediction", "Record",
-    "ReportFormat", "Results", "Samples", "Scalar", "SearchValues", "Strategy", "StrategyInfo", "StreamInfo", "Task",
-    "TrackerInfo", "hookimpl", "load", "load_model", "run",
+    "Batch", "BenchmarkInfo", "Block", "ModelInfo", "Network", "OnlyWith", "Options", "PhaseSpec", "Prediction",
+    "Record", "ReportFormat", "Results", "Samples", "Scalar", "SearchValues", "Strategy", "StrategyInfo", "StreamInfo",
+    "Task", "TrackerInfo", "hookimpl", "load", "load_model", "run",
 ]
 __getattr__, __dir__ = lazy(__name__, {
     "clbench.core.hookspecs": ("BenchmarkInfo", "ModelInfo", "ReportFormat", "StrategyInfo", "TrackerInfo", "hookimpl"),
     "clbench.core.options": ("Options", "Scalar"),
-    "clbench.core.search_values": ("SearchValues",),
+    "clbench.core.option_marks": ("OnlyWith", "SearchValues"),
     "clbench.data.samples": ("Samples",),
     "clbench.execution.api": ("load", "run"),
     "clbench.execution.loading": ("load_model",),

@@ -113,8 +113,8 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
 
 def tuned_by_default(options: type[Options]) -> str:
     """Return the values that `clbench tune` tries for a method if the experiment's file does not define them."""
+    from clbench.core.option_marks import search_values
     from clbench.core.options import Options, format_value
-    from clbench.core.search_values import search_values
     from clbench.execution.candidates import RATE_FACTORS
 
     condition = "" if options.trained_by_steps is Options.trained_by_steps else ", if something is trained by steps"

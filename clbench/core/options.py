@@ -18,12 +18,13 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, unknown
+from clbench.core.option_marks import PerMember, search_values, without_effect
 from clbench.core.scenario import Scenario
-from clbench.core.search_values import search_values
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,10 +75,6 @@ def _allowed(model: type[BaseModel], field: str | None) -> set[Any]:
     return set(get_args(annotation) or (annotation,))
 
 
-class PerMember:
-    """Mark an option whose value may differ between vectorized trials (a stack)."""
-
-
 OWN_RECIPE = "recipe."  # prefix of the parts of a method's own recipe among its options
 # The name of an option before "=". Other text before "=", such as a regular expression, belongs to a value.
 _OPTION = re.compile(rf"\s*({re.escape(OWN_RECIPE)})?[\w-]+\s*")
@@ -107,6 +104,13 @@ class Options(Strict):
         """Read text as a list for options that are lists: `q+v` is q and v."""
         kind = get_origin(cls.model_fields[info.field_name or ""].annotation)
         return value.split("+") if kind is list and isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        """Reject a changed option that has no effect with the other options (`OnlyWith`)."""
+        if problem := without_effect(self):
+            raise ValueError(problem)
+        return self
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with concrete values in place of values that depend on the model, such as `auto`.
@@ -140,12 +144,6 @@ class Options(Strict):
     def trained_by_steps(self) -> bool:
         """Return whether the recipe's learning rate matters; false if these options give a closed-form solution."""
         return True
-
-
-def scalars(options: type[Options]) -> list[str]:
-    """Return the names of the options that are declared as `Scalar`."""
-    return [name for name, field in options.model_fields.items()
-            if any(isinstance(m, PerMember) for m in field.metadata)]
 
 
 def recipe_options(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from clbench.core import options as opt
 from clbench.core.objective import ACCURACY, METRICS, Metric, significant
+from clbench.core.option_marks import search_values
 from clbench.core.registry import Registry
-from clbench.core.search_values import search_values
 from clbench.execution.samplers import describe
 from clbench.experiment.search import Choices, Outcome, Search, Space, Tried
 from clbench.experiment.spec import MethodSpec, Spec, changed

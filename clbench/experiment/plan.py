@@ -12,6 +12,7 @@ from clbench.core import options as opt
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
 from clbench.core.objective import CLASSIFICATION, ObjectiveInfo
+from clbench.core.option_marks import PerMember, marks
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.experiment.arrival import Arrival
@@ -219,8 +220,7 @@ def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own_r
 
 def _family(info: Any, method: Resolved, own_recipe: Mapping[str, Any]) -> str:
     """Return a method's name, recipe and options, without the options that are scalars in its loss."""
-    scalars = opt.scalars(info.options)
-    fixed_options = {k: v for k, v in method.options.items() if k not in scalars}
+    fixed_options = {k: v for k, v in method.options.items() if k not in marks(info.options, PerMember)}
     return str(Resolved(name=method.name, options={**fixed_options, **opt.recipe_options(own_recipe)}))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from clbench.core.option_marks import OnlyWith
 from clbench.core.options import Options
 from clbench.core.scenario import Outputs, Scenario
 
@@ -18,7 +19,7 @@ class QuotaOptions(Options):
 
     per_class: int | None = Field(None, ge=1, description="number of samples stored for each class, instead of "
                                   "capacity; none: all classes share capacity")
-    quota: Literal["class", "class-and-task"] = Field(
+    quota: Annotated[Literal["class", "class-and-task"], OnlyWith("per_class")] = Field(
         "class", description="what per_class counts if classes return, as all do in scenario domain. class: all stored "
         "samples of a class; class-and-task: the samples of a class from each task separately")
 
@@ -30,10 +31,8 @@ class QuotaOptions(Options):
 
     @model_validator(mode="after")
     def _one_size(self) -> QuotaOptions:
-        """Reject `per_class` together with `capacity` or `balance`, and `quota` without `per_class`."""
+        """Reject `per_class` together with `capacity` or `balance`."""
         if self.per_class is None:
-            if self.quota != "class":
-                raise ValueError(f"quota = {self.quota} says what per_class counts; give per_class too")
             return self
         for name in ("capacity", "balance"):
             field = type(self).model_fields.get(name)
@@ -64,16 +63,20 @@ class AlignOptions(Options):
                                         "align_shrink")
 
     align: bool = Field(False, description=ALIGN)
-    align_epochs: int = Field(5, ge=1, description="number of epochs of the alignment; each draws new features and "
-                              "takes one step for each class so far")
-    align_samples: int = Field(256, ge=1, description="number of features drawn for each class in each epoch of the "
-                               "alignment; also its batch size")
-    align_lr: float = Field(
+    align_epochs: Annotated[int, OnlyWith("align")] = Field(
+        5, ge=1, description="number of epochs of the alignment; each draws new features and takes one step for each "
+        "class so far")
+    align_samples: Annotated[int, OnlyWith("align")] = Field(
+        256, ge=1, description="number of features drawn for each class in each epoch of the alignment; also its batch "
+        "size")
+    align_lr: Annotated[float, OnlyWith("align")] = Field(
         0.01, gt=0, description="initial learning rate of the alignment (SGD), which falls along a cosine")
-    align_temperature: float | None = Field(0.1, gt=0, description="temperature by which normalized logits are divided "
-                                            "in the alignment; none: logits are not normalized")
-    align_shrink: float = Field(0.9, gt=0, le=1, description="scale of the class means in the alignment: after t "
-                                "tasks, the means of task i are multiplied by align_shrink + (1 - align_shrink) i / t")
+    align_temperature: Annotated[float | None, OnlyWith("align")] = Field(
+        0.1, gt=0, description="temperature by which normalized logits are divided in the alignment; none: logits are "
+        "not normalized")
+    align_shrink: Annotated[float, OnlyWith("align")] = Field(
+        0.9, gt=0, le=1, description="scale of the class means in the alignment: after t tasks, the means of task i "
+        "are multiplied by align_shrink + (1 - align_shrink) i / t")
 
     @property
     def needs_boundaries(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clbench.core import seeds
 from clbench.core.errors import PluginError, SpecError
-from clbench.core.options import scalars
+from clbench.core.option_marks import PerMember, marks
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream
 from clbench.strategy.replay import SampleMemory
@@ -123,7 +123,7 @@ def check_stack(make: Make) -> None:
 def other_scalars(make: Make) -> dict[str, float]:
     """Return another allowed value of each `Scalar` option that has one."""
     options, others = make("task").strategy.options, dict[str, float]()
-    for name in scalars(type(options)):
+    for name in marks(type(options), PerMember):
         value = getattr(options, name)
         for other in () if value is None else (1.5 * value + 0.1, value / 2):
             try:

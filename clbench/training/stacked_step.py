@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from clbench.core import options as opt
 from clbench.core import seeds
 from clbench.core.errors import PluginError
+from clbench.core.option_marks import PerMember, marks
 from clbench.core.options import Options
 from clbench.core.torch_private import vmap_refusal, write_count
 from clbench.data.samples import Samples
@@ -281,7 +281,7 @@ def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
 
     The values are float32, like the computation. Options that are equal in all members are left out and stay numbers.
     """
-    values = {name: [getattr(m.options, name) for m in members] for name in opt.scalars(type(members[0].options))}
+    values = {name: [getattr(m.options, name) for m in members] for name in marks(type(members[0].options), PerMember)}
     return {name: torch.tensor(member_values, dtype=torch.float32, device=members[0].class_mask.device)
             for name, member_values in values.items() if len(set(member_values)) > 1}
 

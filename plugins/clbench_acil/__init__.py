@@ -8,7 +8,7 @@ from typing import Annotated
 from clbench_prototypes import AdaptOptions
 from pydantic import Field
 
-from clbench import SearchValues, StrategyInfo, hookimpl
+from clbench import OnlyWith, SearchValues, StrategyInfo, hookimpl
 
 
 class ACILOptions(AdaptOptions):
@@ -22,7 +22,8 @@ class ACILOptions(AdaptOptions):
     compensation: float = Field(
         0.0, ge=0, description="C: weight of DS-AL's second regression, which fits the errors of the first; 0: no "
         "second regression (ACIL)")
-    compensation_ridge: float = Field(0.1, gt=0, description="gamma: L2 penalty of the second regression")
+    compensation_ridge: Annotated[float, OnlyWith("compensation")] = Field(
+        0.1, gt=0, description="gamma: L2 penalty of the second regression")
 
     @property
     def needs_boundaries(self) -> str:

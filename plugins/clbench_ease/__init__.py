@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
+from clbench import OnlyWith, Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import (
     ALIGN,
@@ -88,12 +88,16 @@ class MOSOptions(OutputsOptions, AlignOptions, StartOptions):
                            "class means (first task's adapters)")
     outputs: Outputs = Field("own", description=MEANING)
     align: bool = Field(True, description=ALIGN)
-    align_epochs: int = Field(30, ge=1, description=AlignOptions.model_fields["align_epochs"].description)
-    align_samples: int = Field(240, ge=1, description=AlignOptions.model_fields["align_samples"].description)
-    align_lr: float = Field(0.005, gt=0, description=AlignOptions.model_fields["align_lr"].description)
-    align_temperature: float | None = Field(None, gt=0,
-                                            description=AlignOptions.model_fields["align_temperature"].description)
-    align_shrink: float = Field(1.0, gt=0, le=1, description=AlignOptions.model_fields["align_shrink"].description)
+    align_epochs: Annotated[int, OnlyWith("align")] = Field(
+        30, ge=1, description=AlignOptions.model_fields["align_epochs"].description)
+    align_samples: Annotated[int, OnlyWith("align")] = Field(
+        240, ge=1, description=AlignOptions.model_fields["align_samples"].description)
+    align_lr: Annotated[float, OnlyWith("align")] = Field(
+        0.005, gt=0, description=AlignOptions.model_fields["align_lr"].description)
+    align_temperature: Annotated[float | None, OnlyWith("align")] = Field(
+        None, gt=0, description=AlignOptions.model_fields["align_temperature"].description)
+    align_shrink: Annotated[float, OnlyWith("align")] = Field(
+        1.0, gt=0, le=1, description=AlignOptions.model_fields["align_shrink"].description)
 
 
 @hookimpl

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
+from clbench import OnlyWith, Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.common_options import OutputsOptions
 
 
@@ -24,21 +24,14 @@ class EWCOptions(OutputsOptions):
     mode: Literal["separate", "online"] = Field(
         "separate", description="separate: one quadratic penalty per task (Kirkpatrick 2017); online: one running "
         "penalty (Schwarz 2018)")
-    gamma: Scalar = Field(1.0, ge=0, le=1, description="factor of the old Fisher information at each new task "
-                          "(mode=online)")
+    gamma: Annotated[Scalar, OnlyWith("mode", "online")] = Field(
+        1.0, ge=0, le=1, description="factor of the old Fisher information at each new task (mode=online)")
     fisher: Literal["exact", "sampled", "empirical", "predicted"] = Field(
         "exact", description="labels for the Fisher information. exact: all labels, weighted by the model's "
         "probabilities; sampled: one label drawn by these probabilities; empirical: the true label; predicted: the "
         "most probable label")
     fisher_samples: int | None = Field(None, ge=1, description="samples per task to estimate the Fisher information; "
                                        "none: all")
-
-    @model_validator(mode="after")
-    def _gamma_is_used(self) -> EWCOptions:
-        """Refuse a gamma that would be ignored."""
-        if self.gamma != 1 and self.mode != "online":
-            raise ValueError("gamma is an option of mode=online; the separate quadratics do not decay")
-        return self
 
 
 @hookimpl

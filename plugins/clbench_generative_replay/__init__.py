@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import OnlyWith, Scalar, StrategyInfo, hookimpl
 from clbench.strategy.common_options import OutputsOptions
 
 
@@ -17,9 +17,9 @@ class GenerativeReplayOptions(OutputsOptions):
     targets: Literal["hard", "soft"] = Field(
         "hard", description="labels of generated inputs. hard: the class that the previous network predicts; soft: the "
         "probabilities that it predicts (distillation)")
-    temperature: Scalar = Field(2.0, gt=0, description="T: temperature that softens old and new probabilities "
-                                "(targets=soft)")
-    soft_loss: Literal["sum", "scaled-mean"] = Field(
+    temperature: Annotated[Scalar, OnlyWith("targets", "soft")] = Field(
+        2.0, gt=0, description="T: temperature that softens old and new probabilities (targets=soft)")
+    soft_loss: Annotated[Literal["sum", "scaled-mean"], OnlyWith("targets", "soft")] = Field(
         "sum", description="how the loss is reduced over the outputs (targets=soft). sum: their sum; scaled-mean: T^2 "
         "times their mean, as in van de Ven's code until May 2019 and in results published with it")
     width: int = Field(400, ge=1, description="units of each hidden layer of the generator")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from clbench import Options, Scalar
+from clbench import OnlyWith, Options, Scalar
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import (
     MEANING,
@@ -147,15 +147,8 @@ class SeqLoRAOptions(OwnOutputsOptions, AlignOptions, AdapterOptions, SummedOpti
     replay: float = Field(0.0, ge=0, description="samples of earlier tasks that are replayed for each new sample, in "
                           "addition to it; with B new samples, step i (from 0) replays floor((i + 1) B replay) - "
                           "floor(i B replay)")
-    capacity: int = Field(200, ge=1, description="buffer size: number of samples stored for replay, for all tasks "
-                          "together")
-
-    @model_validator(mode="after")
-    def _is_used(self) -> SeqLoRAOptions:
-        """Reject a capacity if nothing is replayed."""
-        if self.capacity != type(self).model_fields["capacity"].default and not self.replay:
-            raise ValueError(f"capacity = {self.capacity} is of a memory, and replay = 0 needs none; leave it out")
-        return self
+    capacity: Annotated[int, OnlyWith("replay")] = Field(
+        200, ge=1, description="buffer size: number of samples stored for replay, for all tasks together")
 
     @property
     def needs_boundaries(self) -> str:
@@ -267,8 +260,9 @@ class LoRASubOptions(OutputsOptions, SummedOptions):
                             "(the authors' code, which adapts only layers of this kind); false: project only the "
                             "changes of A")
     strength: Scalar = Field(0.05, ge=0, description="lambda: weight of the triplet loss")
-    margin: Scalar = Field(1.0, ge=0, description="margin of the triplet loss: how much closer the farthest sample of "
-                           "the same class should be than the nearest sample of another class")
+    margin: Annotated[Scalar, OnlyWith("strength")] = Field(
+        1.0, ge=0, description="margin of the triplet loss: how much closer the farthest sample of the same class "
+        "should be than the nearest sample of another class")
 
 
 class EWCLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import OnlyWith, Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 
@@ -18,10 +18,12 @@ class LUCIROptions(FixedOutputsOptions, ExemplarOptions):
     lambda_base: Scalar = Field(5.0, ge=0, description="weight of the less-forget loss; it is multiplied by sqrt(old "
                                 "classes / new classes) (10 on ImageNet in the paper)")
     ranking: Scalar = Field(1.0, ge=0, description="weight of the margin ranking loss")
-    margin: Scalar = Field(0.5, ge=0, description="m: margin by which the cosine of a replayed sample's own class "
-                           "should exceed the cosines of new classes")
-    negatives: int = Field(2, ge=1, description="K: number of new classes, chosen by the largest cosines, that the "
-                           "ranking loss compares a sample with")
+    margin: Annotated[Scalar, OnlyWith("ranking")] = Field(
+        0.5, ge=0, description="m: margin by which the cosine of a replayed sample's own class should exceed the "
+        "cosines of new classes")
+    negatives: Annotated[int, OnlyWith("ranking")] = Field(
+        2, ge=1, description="K: number of new classes, chosen by the largest cosines, that the ranking loss compares "
+        "a sample with")
     eta: float = Field(1.0, gt=0, description="initial value of the learned scale eta of the cosines")
     eta_lr: float = Field(0.1, gt=0, description="learning rate of eta, in place of the configured learning rate, "
                           "because the size of eta does not depend on the network")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clbench import Scalar, SearchValues, StrategyInfo, hookimpl
+from clbench import OnlyWith, Scalar, SearchValues, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import ExemplarOptions, FixedOutputsOptions
 
@@ -25,7 +25,8 @@ class PODNetOptions(FixedOutputsOptions, ExemplarOptions):
                                           "paper: the other classes, with a margin, and the loss is clipped at 0; "
                                           "code: the other classes and the largest similarity, without a margin (the "
                                           "authors' code)")
-    margin: Scalar = Field(0.6, ge=0, description="delta: margin of the NCA loss with nca = paper")
+    margin: Annotated[Scalar, OnlyWith("nca", "paper")] = Field(
+        0.6, ge=0, description="delta: margin of the NCA loss with nca = paper")
     eta: float = Field(1.0, gt=0, description="initial value of the learned scale eta of the similarities")
     eta_lr: float = Field(0.1, gt=0, description="learning rate of eta, in place of the configured learning rate, "
                           "because the size of eta does not depend on the network")
@@ -35,8 +36,8 @@ class PODNetOptions(FixedOutputsOptions, ExemplarOptions):
                                                  "features have both signs; keep: features are not negative")
     finetune_steps: float = Field(0.1, ge=0, lt=1, description="share of a task's steps, from the second task on, that "
                                   "train only the head, on equally many exemplars of each class")
-    finetune_rate: float = Field(0.5, gt=0, description="learning rate during finetune_steps, as a multiple of the "
-                                 "configured learning rate")
+    finetune_rate: Annotated[float, OnlyWith("finetune_steps")] = Field(
+        0.5, gt=0, description="learning rate during finetune_steps, as a multiple of the configured learning rate")
 
     @property
     def fixed_outputs(self) -> Outputs:

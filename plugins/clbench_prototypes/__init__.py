@@ -7,10 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from clbench import Options, SearchValues, StrategyInfo, hookimpl
+from clbench import OnlyWith, Options, SearchValues, StrategyInfo, hookimpl
 from clbench.strategy.common_options import StartOptions
 
-RANK = 4
 Adapt = Literal["auto", "none", "lora", "bottleneck"]
 ADAPT = ("adapters that the first task trains in a pretrained network, together with the head, before the analytic "
          "classifier is fitted. none: no adapters; lora: low-rank adapters (on q and v in a transformer, else on all "
@@ -24,7 +23,8 @@ class AdaptOptions(StartOptions):
     LATER: ClassVar[tuple[str, ...]] = ("adapt", "rank", "both")
 
     adapt: Adapt = Field("none", description=ADAPT)
-    rank: int = Field(RANK, ge=1, description="rank of the low-rank adapters of adapt = lora")
+    rank: Annotated[int, OnlyWith("adapt", "lora")] = Field(
+        4, ge=1, description="rank of the low-rank adapters of adapt = lora")
     both: bool = Field(False, description="concatenate the features of the pretrained and of the adapted network, as "
                        "APER does; this doubles the number of features and of forward passes")
 
@@ -53,9 +53,7 @@ class AdaptOptions(StartOptions):
 
     @model_validator(mode="after")
     def _adapts(self) -> AdaptOptions:
-        """Reject options of adapters if there are no adapters."""
-        if self.adapt != "lora" and self.rank != RANK:
-            raise ValueError("rank is of the adapters of adapt = lora; add that, or leave rank out")
+        """Reject `both` without adapters, even if it is the default."""
         if self.adapt == "none" and self.both:
             raise ValueError("both is of the adapters of adapt = lora or bottleneck; add one of them, or choose both = "
                              "false")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from clbench_lora import LowRankOptions, SummedOptions, Target
 from pydantic import Field
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import OnlyWith, Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import ALIGN, MEANING, AlignOptions, OutputsOptions
 
@@ -36,10 +36,11 @@ class SLCAPlusOptions(OutputsOptions, AlignOptions, SummedOptions):
     reverse: Scalar = Field(0.1, ge=0, description="weight of the reverse cross-entropy")
     outputs: Outputs = Field("own", description=MEANING)
     align: bool = Field(True, description=ALIGN)
-    align_shrink: float = Field(1.0, gt=0, le=1, description=AlignOptions.model_fields["align_shrink"].description)
-    align_growth: float = Field(0.02, ge=0, description="s: features drawn for a class that was learned d tasks ago "
-                                "are divided by 1 + s d, with a little noise on s; its realigned weights are "
-                                "multiplied by 1 + s d")
+    align_shrink: Annotated[float, OnlyWith("align")] = Field(
+        1.0, gt=0, le=1, description=AlignOptions.model_fields["align_shrink"].description)
+    align_growth: Annotated[float, OnlyWith("align")] = Field(
+        0.02, ge=0, description="s: features drawn for a class that was learned d tasks ago are divided by 1 + s d, "
+        "with a little noise on s; its realigned weights are multiplied by 1 + s d")
 
 
 @hookimpl

@@ -1,10 +1,12 @@
-from typing import Any, ClassVar, Literal, Optional
+from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import pytest
 from pydantic import Field, create_model
 
 from clbench.core.errors import SpecError
+from clbench.core.option_marks import OnlyWith, marks, without_effect
 from clbench.core.options import Options, Scalar, document, format_value, label, parse_named, parse_value, validate
+from clbench.core.registry import discover
 
 
 class Sample(Options):
@@ -154,3 +156,41 @@ def test_what_was_done_before_an_option_came_keeps_its_key_and_is_read_again():
     assert Changed(form="old").model_dump() == {"rank": 4}
     assert Changed.stored({"rank": 4}) == Changed(form="old")
     assert Changed.stored(Changed().model_dump()) == Changed()
+
+
+class Dependent(Options):
+    targets: Literal["hard", "soft", "mixed"] = "hard"
+    temperature: Annotated[Scalar, OnlyWith("targets", "soft", "mixed")] = 2.0
+    share: float = 0.0
+    capacity: Annotated[int, OnlyWith("share")] = 200
+    align: bool = False
+    align_lr: Annotated[float, OnlyWith("align")] = 0.01
+    per_class: int | None = None
+    quota: Annotated[str, OnlyWith("per_class")] = "class"
+
+
+@pytest.mark.parametrize(("given", "needed"), [
+    ({"temperature": 3}, "targets = soft or mixed"), ({"capacity": 7}, "share above 0"),
+    ({"align_lr": 0.1}, "align = true"), ({"quota": "task"}, "per_class")])
+def test_an_option_without_effect_is_refused(given, needed):
+    with pytest.raises(SpecError) as refused:
+        validate(Dependent, given, "er", "clbench methods")
+    (name,) = given
+    assert str(refused.value) == f"er: {name} has an effect only with {needed}; add that, or leave {name} out"
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"temperature": 2.0}, {"temperature": 3, "targets": "soft"}, {"temperature": 3, "targets": "mixed"},
+    {"capacity": 7, "share": 0.5}, {"align_lr": 0.1, "align": True}, {"quota": "task", "per_class": 1}])
+def test_an_option_with_an_effect_is_accepted(given):
+    assert validate(Dependent, given, "er", "clbench methods").model_dump() == {**Dependent().model_dump(), **given}
+
+
+@pytest.mark.parametrize("method", discover().strategies.values(), ids=lambda info: info.name)
+def test_a_method_names_options_that_it_has(method):
+    for name, mark in marks(method.options, OnlyWith).items():
+        assert mark.option in method.options.model_fields, name
+        for value in mark.values:  # pydantic refuses a value that the option cannot have
+            method.options.model_validate({mark.option: value})
+    if not any(field.is_required() for field in method.options.model_fields.values()):
+        assert without_effect(method.options()) == ""

@@ -10,9 +10,9 @@ from clbench import cli
 from clbench.core import options as opt
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError
+from clbench.core.option_marks import PerMember, SearchValues, marks, search_values
 from clbench.core.options import Options, Scalar
 from clbench.core.registry import discover
-from clbench.core.search_values import SearchValues, search_values
 from clbench.execution.candidates import spaces_of
 from clbench.execution.samplers import Grid, corners
 from clbench.execution.tuning import left_out, rows_of
@@ -44,7 +44,7 @@ def space_of(method, **spec):
 
 def test_values_stand_in_the_type_and_change_neither_option_nor_stacking():
     assert search_values(Weighted) == {"weight": (0.1, 1.0)} and search_values(Heavier) == {}
-    assert opt.scalars(Weighted) == ["weight"]
+    assert list(marks(Weighted, PerMember)) == ["weight"]
     weight, size = opt.document(Weighted)
     assert (weight.type, weight.default, weight.searched, size.searched) == ("float >= 0", 1.0, (0.1, 1.0), ())
     assert Weighted().model_dump() == {"weight": 1.0, "size": 3}

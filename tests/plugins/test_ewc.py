@@ -299,7 +299,7 @@ def test_options():
     assert EWCOptions().strength == 1e5
     assert label("ewc", EWCOptions(mode="online", gamma=0.9)) == "ewc:mode=online:gamma=0.9"
     for wrong, message in (({"strength": -1}, "ewc.strength"), ({"gamma": 1.5, "mode": "online"}, "ewc.gamma"),
-                           ({"gamma": 0.5}, "gamma is an option of mode=online"),
+                           ({"gamma": 0.5}, "gamma has an effect only with mode = online"),
                            ({"fisher": "true"}, "ewc.fisher"), ({"fisher_samples": 0}, "ewc.fisher_samples")):
         with pytest.raises(SpecError, match=message):
             validate(EWCOptions, wrong, "ewc", "clbench methods")

@@ -164,9 +164,11 @@ def test_refusals_say_the_way_out(method, options):
             cls(make_model(), make_stream_info("class"), options(adapt="lora", base=base))
     with pytest.raises(SpecError, match=f"{method}: rank = 99 exceeds the width"):
         cls(make_model(), make_stream_info("class", pretrained=True), options(adapt="lora", rank=99))
-    for idle in ({"rank": 2}, {"both": True, "adapt": "none"}, {"adapt": "bottleneck", "rank": 2}):
-        with pytest.raises(ValidationError, match="is of the adapters of adapt = lora"):
-            options(**idle)
+    for unused in ({"rank": 2}, {"adapt": "bottleneck", "rank": 2}):
+        with pytest.raises(ValidationError, match="rank has an effect only with adapt = lora"):
+            options(**unused)
+    with pytest.raises(ValidationError, match="both is of the adapters of adapt = lora or bottleneck"):
+        options(both=True, adapt="none")
     with pytest.raises(SpecError, match=f"{method}: adapt = bottleneck is put parallel to the MLPs of a vision"):
         cls(make_model(), make_stream_info("class", pretrained=True), options(adapt="bottleneck"))
 

@@ -14,8 +14,10 @@ from clbench.testing.tiny import bench
 
 
 def mos(scenario="class", **options):
-    chosen = {"base": "random", "adapter": "lora", "width": 2, "dropout": 0.0, "align_epochs": 2, "align_samples": 8}
-    return make(MOS, MOSOptions(**{**chosen, **options}), scenario, deep_model)
+    chosen = {"base": "random", "adapter": "lora", "width": 2, "dropout": 0.0, **options}
+    if chosen.get("align", True):
+        chosen = {"align_epochs": 2, "align_samples": 8, **chosen}
+    return make(MOS, MOSOptions(**chosen), scenario, deep_model)
 
 
 def layer_of(strategy):

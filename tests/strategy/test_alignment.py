@@ -24,6 +24,11 @@ METHODS = [("slca", {}), ("slca++", {"rank": 2, "align_growth": 0.0}), ("seq-lor
 REGISTRY = discover()
 
 
+def unaligned(options):
+    """Return a method's options without the alignment."""
+    return {**{name: value for name, value in options.items() if not name.startswith("align_")}, "align": False}
+
+
 class MineOptions(OutputsOptions, AlignOptions):
     pass
 
@@ -144,7 +149,7 @@ def test_normalized_logits_do_not_depend_on_the_length_of_the_head():
 
 @pytest.mark.parametrize(("method", "options"), METHODS)
 def test_only_the_head_of_classes_so_far_is_changed_and_training_goes_on_from_the_unaligned(method, options):
-    with_it, without = taught(method, options), taught(method, {**options, "align": False})
+    with_it, without = taught(method, options), taught(method, unaligned(options))
     ours, theirs = dict(with_it.strategy.named_parameters()), dict(without.strategy.named_parameters())
     assert ours.keys() == theirs.keys()
     part = "heads." if method in ("inflora", "ewc-lora") else "model.head."
@@ -175,7 +180,7 @@ def test_after_the_first_task_nothing_is_aligned_and_outputs_not_met_never_are()
 @pytest.mark.parametrize(("method", "options"), METHODS)
 def test_steps_are_counted_and_what_is_kept_has_sizes_known_beforehand(method, options):
     b = bench(REGISTRY.strategy(method), {**options, "align_epochs": 3, "align_samples": 10}, "class")
-    plain = bench(REGISTRY.strategy(method), {**options, "align": False}, "class")
+    plain = bench(REGISTRY.strategy(method), unaligned(options), "class")
     for index in range(TASKS):
         steps = []
         for one in (b, plain):
@@ -229,7 +234,7 @@ def test_a_class_that_returns_has_the_gaussian_of_its_last_task():
 @pytest.mark.parametrize(("method", "options"), METHODS)
 def test_where_outputs_of_tasks_do_not_compete_nothing_is_done_and_a_note_says_so(method, options, scenario):
     with_it = taught(method, options, scenario, tasks=2).strategy
-    without = taught(method, {**options, "align": False}, scenario, tasks=2).strategy
+    without = taught(method, unaligned(options), scenario, tasks=2).strategy
     assert with_it.state_dict().keys() == without.state_dict().keys()
     assert all(torch.equal(with_it.state_dict()[n], t) for n, t in without.state_dict().items())
     assert any("align = true changes nothing here" in note for note in with_it.notes)

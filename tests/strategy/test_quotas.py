@@ -178,7 +178,7 @@ def test_a_quota_that_holds_too_few_is_refused():
 @pytest.mark.parametrize(("options", "message"), [
     ({"per_class": 5, "capacity": 100}, "give per_class or capacity, not both"),
     ({"per_class": 5, "balance": "class"}, "give per_class or balance, not both"),
-    ({"quota": "class-and-task"}, "give per_class too")])
+    ({"quota": "class-and-task"}, "quota has an effect only with per_class")])
 def test_what_does_not_go_together_is_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         EROptions(**options)
