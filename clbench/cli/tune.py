@@ -99,9 +99,9 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     from clbench.execution.candidates import candidates_page
     from clbench.experiment.overrides import read_spec, tomlkit, write_tuned
 
-    tomlkit()  # reports a missing library before hours of search, not after
     registry = discover(files=plugins)
-    original, source_text = read_spec(source, {}, {}, ()), source.read_text(encoding="utf-8")
+    original, source_text = read_spec(source, {}, {}, ()), source.read_text(encoding="utf-8-sig")
+    tomlkit().parse(source_text)  # an error or a missing library ends the command before hours of search, not after
     share = flags["validation"] or original.validation or VALIDATION
     spec = read_spec(source, {}, {**flags, "validation": share}, ())
     _check_seeds(original, spec)
@@ -120,7 +120,7 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}
     search = tuning.account(rows, spec, trials, budget, command_line, versions, widen)
-    tuned = write_tuned(out / "tuned.toml", source_text, tuning.chosen(original, rows, registry), search)
+    tuned = write_tuned(out / "tuned.toml", source_text, tuning.chosen(original, spec, rows, registry), search)
     write_atomically(out / "candidates.md", candidates_page(tuned.tuning))
     click.echo(table(rows))
     for row in rows:
@@ -134,9 +134,11 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
 def _check_seeds(original: Spec, spec: Spec) -> None:
     """Reject the experiment's own seeds: options would be fitted to their batches and initial weights."""
     from clbench.core.errors import SpecError
+    from clbench.experiment.until import sequence
     from clbench.report.formatting import listed
 
-    if shared := sorted(set(original.seeds) & set(spec.seeds)):
+    seeds = sequence(original.seeds, original.max_seeds) if original.until else original.seeds
+    if shared := sorted(set(seeds) & set(spec.seeds)):
         raise SpecError(f"--seeds: {listed(shared)} {'are' if len(shared) > 1 else 'is'} among the experiment's own "
                         "seeds; tune with others")
 

@@ -26,7 +26,8 @@ class OnlyWith:
     """Mark an option that has no effect unless another option has one of some values.
 
     Annotate the option's type: `temperature: Annotated[Scalar, OnlyWith("targets", "soft")] = Field(...)`. Without
-    values, the other option has to be true, given or not 0. A user who changes the marked option alone gets an error.
+    values, the other option has to be true, given or not 0. An experiment that changes the marked option alone is
+    refused; stored options are not.
     """
 
     def __init__(self, option: str, *values: Any) -> None:
@@ -39,8 +40,11 @@ class OnlyWith:
         if value in self.values or (value and not self.values):
             return ""
         if self.values:
-            return f"{self.option} = {' or '.join(map(str, self.values))}"
-        return self.option if value is None else f"{self.option} = true" if value is False else f"{self.option} above 0"
+            values = (str(v).lower() if v is None or isinstance(v, bool) else str(v) for v in self.values)
+            return f"{self.option} = {' or '.join(values)}"
+        if isinstance(value, bool):
+            return f"{self.option} = true"
+        return f"{self.option} above 0" if isinstance(value, int | float) else self.option
 
 
 def marks(options: type[BaseModel], kind: type[Any]) -> dict[str, Any]:

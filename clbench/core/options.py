@@ -18,7 +18,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
-    model_validator,
 )
 
 from clbench.core.compat import tomllib
@@ -104,13 +103,6 @@ class Options(Strict):
         """Read text as a list for options that are lists: `q+v` is q and v."""
         kind = get_origin(cls.model_fields[info.field_name or ""].annotation)
         return value.split("+") if kind is list and isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _has_effect(self) -> Self:
-        """Reject a changed option that has no effect with the other options (`OnlyWith`)."""
-        if problem := without_effect(self):
-            raise ValueError(problem)
-        return self
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with concrete values in place of values that depend on the model, such as `auto`.
@@ -246,15 +238,20 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing: str) -> Options:
+def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing: str,
+             all_have_effect: bool = True) -> Options:
     """Build an options object; every mistake becomes a line of one `SpecError`, each beginning with `owner`.
 
-    `listing` is the command that lists the options of `owner`, without its name: `clbench methods`.
+    `listing` is the command that lists the options of `owner`, without its name: `clbench methods`. Unless
+    `all_have_effect` is false, a changed option without effect (`OnlyWith`) is a mistake.
     """
     try:
-        return options.model_validate(dict(raw))
+        valid = options.model_validate(dict(raw))
     except ValidationError as error:
         raise SpecError("\n".join(explain(error, options, owner, listing))) from None
+    if all_have_effect and (problem := without_effect(valid)):
+        raise SpecError(f"{owner}: {problem}")
+    return valid
 
 
 def _unfinished(value: Any, options: type[Options], field: str = "") -> str:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any, get_type_hints
 
 from clbench.core.errors import ClbenchError, DataError, SpecError, guess
@@ -169,7 +169,10 @@ def strategy_info(name: str) -> StrategyInfo:
     declared = [info for info in infos if target(info.strategy) == target(strategy)]
     if declared:
         return replace(declared[0], name=name, strategy=strategy, names_code=True)
-    options = get_type_hints(strategy).get("options")
+    owner = next(cls for cls in strategy.__mro__ if "options" in inspect.get_annotations(cls))
+    # Only this annotation is evaluated. Others may use names that are imported for type checkers only.
+    annotation = SimpleNamespace(__annotations__={"options": inspect.get_annotations(owner)["options"]})
+    options = get_type_hints(annotation, vars(sys.modules[owner.__module__]), dict(vars(owner)))["options"]
     return StrategyInfo(name, strategy, next(iter((strategy.__doc__ or "").strip().splitlines()), ""),
                         options if isinstance(options, type) and issubclass(options, Options) else NoOptions,
                         names_code=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from clbench.core import options as opt
 from clbench.core.objective import ACCURACY, METRICS, Metric, significant
-from clbench.core.option_marks import search_values
+from clbench.core.option_marks import OnlyWith, marks, search_values
 from clbench.core.registry import Registry
 from clbench.execution.samplers import describe
+from clbench.experiment.overrides import names_of
 from clbench.experiment.search import Choices, Outcome, Search, Space, Tried
 from clbench.experiment.spec import MethodSpec, Spec, changed
 from clbench.experiment.trial import PlannedTrial, Trial
@@ -41,16 +42,17 @@ def spaces_of(spec: Spec, methods: Sequence[MethodSpec], registry: Registry, pla
         only: names or labels of the methods to search; empty for all.
     """
     tables = [spec.tune.get(method.label or "") or spec.tune.get(method.name, {}) for method in methods]
-    tabled = {name for method, table in zip(methods, tables, strict=True) if table
-              for name in (method.name, method.label)}
-    without_table = set(only) - tabled
-    return [table if spec.tune and not {method.name, method.label} & without_table
+    without_table = set(only).difference(*(names_of(m) for m, table in zip(methods, tables, strict=True) if table))
+    return [table if trial is None or (spec.tune and not names_of(method) & without_table)
             else default_space(method, spec, registry, trial.method.options)
             for method, table, trial in zip(methods, tables, _first_trials(methods, planned), strict=True)]
 
 
-def _first_trials(methods: Sequence[MethodSpec], planned: Sequence[PlannedTrial]) -> list[Trial]:
-    """Return the first planned trial of each method; a plan lists the methods in the same order in each scenario."""
+def _first_trials(methods: Sequence[MethodSpec], planned: Sequence[PlannedTrial]) -> list[Trial | None]:
+    """Return the first planned trial of each method, None if it runs in none of the experiment's scenarios.
+
+    A plan lists the methods in the same order in each scenario.
+    """
     seed = planned[0].trial.seed
     trials = [p.trial for p in planned if p.trial.seed == seed]
     first_trials: dict[int, Trial] = {}
@@ -58,13 +60,14 @@ def _first_trials(methods: Sequence[MethodSpec], planned: Sequence[PlannedTrial]
         rows = [row for row, method in enumerate(methods) if method.runs_in(scenario)]
         for row, trial in zip(rows, (t for t in trials if t.scenario == scenario), strict=True):
             first_trials.setdefault(row, trial)
-    return [first_trials[row] for row in range(len(methods))]
+    return [first_trials.get(row) for row in range(len(methods))]
 
 
 def default_space(method: MethodSpec, spec: Spec, registry: Registry, options: Mapping[str, Any]) -> Space:
     """Return the values that a method's options declare (`SearchValues`), and learning rates around its own rate.
 
-    Options that the experiment gives are not searched. A method with a closed-form solution has no learning rate.
+    Options that the experiment gives, or that have no effect, are not searched. A method with a closed-form solution
+    has no learning rate.
 
     Args:
         method: the method, with sweeps expanded.
@@ -73,9 +76,10 @@ def default_space(method: MethodSpec, spec: Spec, registry: Registry, options: M
         options: the method's options as planned trials have them, with concrete values in place of `auto`.
     """
     info = registry.strategy(method.name)
+    planned_options, needs = info.options.stored(options), marks(info.options, OnlyWith)
     space = {option: Choices(values=values) for option, values in search_values(info.options).items()
-             if option not in method.options}
-    if not info.options.stored(options).trained_by_steps:
+             if option not in method.options and not (option in needs and needs[option].missing(planned_options))}
+    if not planned_options.trained_by_steps:
         return dict(space)
     rate = changed(spec.recipe, method.own_recipe(info.recipe))[0].lr  # for the method's own batch size
     rates = tuple(float(f"{rate * factor:.{DIGITS}g}") for factor in RATE_FACTORS)

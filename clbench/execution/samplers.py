@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 from clbench.core.errors import ClbenchError
 from clbench.core.options import format_value
-from clbench.experiment.search import Range, Space
+from clbench.experiment.search import Choices, Range, Space
 
 SEED = 0
 NO_RESULT = (0, -math.inf)  # scores of candidates without a result, see `candidates.score`
 STARTUP = 5  # candidates that TPE draws at random before it learns from their scores
+EDGE = 0.02  # share of a range near each end within which the true optimum may lie outside the range
 DIGITS = 3  # significant digits of the numbers that are tried
 HALF_DECADE = (2.99, 3.34)  # ratios of about half a decade: 3 / 1, 10 / 3 and the square root of 10
 
@@ -49,7 +50,8 @@ def sampler_for(space: Space, integers: Collection[str], trials: int, widen: int
         integers: the options that take whole numbers only.
         trials: largest number of candidates, without those that widen a grid.
         widen: largest number of values by which a grid's axis is extended on each side.
-        refuse: returns why a candidate cannot be tried, because widening may exceed an option's limits.
+        refuse: returns why a grid's candidate cannot be tried: widening may exceed an option's limits, and an option
+            may have no effect with the others.
     """
     finite = not any(isinstance(axis, Range) for axis in space.values())
     if finite and len(corners(space)) <= trials:
@@ -71,6 +73,19 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Candidate]:
 def is_numeric(values: Sequence[Any]) -> bool:
     """Return whether all values of an axis are numbers."""
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> bool:
+    """Return whether a number is the smallest or largest of several searched values, or close to the end of a range.
+
+    `axis` has the searched values of the experiment, and `added` has the values by which it was widened.
+    """
+    if isinstance(axis, Range):
+        if axis.log:
+            return not axis.low * (axis.high / axis.low) ** EDGE < value < axis.high * (axis.low / axis.high) ** EDGE
+        return not EDGE < (value - axis.low) / (axis.high - axis.low) < 1 - EDGE
+    values = [*axis.values, *added]
+    return is_numeric(values) and len(values) > 2 and value in (min(values), max(values))
 
 
 class Grid:
@@ -100,7 +115,7 @@ class Grid:
             for option, above in self.steps_left:
                 self._extend(option, above, best)
         new_candidates = [candidate for candidate in combinations(self.axes)
-                          if candidate not in self.tried and not (self.tried and self._is_refused(candidate))]
+                          if candidate not in self.tried and not self._is_refused(candidate)]
         self.tried += new_candidates
         return new_candidates
 

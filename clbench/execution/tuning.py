@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from clbench.core import options as opt
 from clbench.core.errors import ClbenchError, SpecError
@@ -23,17 +22,16 @@ from clbench.core.scenario import Scenario
 from clbench.execution import run
 from clbench.execution.candidates import choose, ranking, score, spaces_of, tie_note
 from clbench.execution.reuse import OnStale
-from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, corners, is_numeric, sampler_for
+from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, at_end, corners, sampler_for
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
 from clbench.experiment.recipe import Recipe
-from clbench.experiment.search import Choices, Outcome, Range, Search, Space, Tried
+from clbench.experiment.search import Outcome, Search, Space, Tried
 from clbench.experiment.spec import MethodSpec, Spec, changed
 from clbench.experiment.sweeps import expand, types_of
 from clbench.results import metrics
 from clbench.results.records import Record
 
-EDGE = 0.02  # share of a range near each end within which the true optimum may lie outside the range
 EXAMPLE = "[tune.ewc] with strength = {low = 1e1, high = 1e7, log = true} (docs/tuning.md)"
 
 
@@ -89,7 +87,7 @@ class Row:
         """Return the options whose best value is at an end of the searched numbers."""
         best = self.ranking[0].options
         return [option for option, axis in self.space.items()
-                if _at_end(best[option], axis, self.added.get(option, ()))]
+                if at_end(best[option], axis, self.added.get(option, ()))]
 
     @property
     def notes(self) -> list[str]:
@@ -98,19 +96,6 @@ class Row:
         return [*(self.sampler.notes if isinstance(self.sampler, Grid) else []), *([tie] if tie else []),
                 *(f"the best {option} is at an end of what was searched; a better one may lie beyond"
                   for option in self.at_edge)]
-
-
-def _at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> bool:
-    """Return whether a number is the smallest or largest of several searched values, or close to the end of a range.
-
-    `axis` has the searched values of the experiment, and `added` has the values by which it was widened.
-    """
-    if isinstance(axis, Range):
-        if axis.log:
-            return not axis.low * (axis.high / axis.low) ** EDGE < value < axis.high * (axis.low / axis.high) ** EDGE
-        return not EDGE < (value - axis.low) / (axis.high - axis.low) < 1 - EDGE
-    values = [*axis.values, *added]
-    return is_numeric(values) and len(values) > 2 and value in (min(values), max(values))
 
 
 def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (), widen: int = 0) -> list[Row]:
@@ -147,12 +132,16 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         options_without_floats = [option for option in space if float not in types_of(method, option, registry)]
         method_scenarios = list(filter(method.runs_in, scenarios))
         if any(row.label == label and row.scenario in method_scenarios for row in rows):
-            problems.append(f"two methods {label!r} differ in nothing but what is searched; keep one of them")
+            problems.append(f"two methods have the options {label!r}, apart from what is searched; keep one of them, "
+                            "or give one a label")
         for scenario in method_scenarios:
             scenario_space = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
-            if scenario_space:
-                refuse = partial(_refusal, method, spec.recipe, registry)
-                sampler = sampler_for(scenario_space, options_without_floats, trials, widen, refuse)
+            refuse = partial(_refusal, method, spec.recipe, registry)
+            refusals = [refuse(corner) for corner in corners(scenario_space)]
+            sampler = sampler_for(scenario_space, options_without_floats, trials, widen, refuse)
+            if all(refusals) or (any(refusals) and isinstance(sampler, TPE)):
+                problems += next(filter(None, refusals)).splitlines()
+            elif scenario_space:
                 rows.append(Row(entry, method, label, scenario, scenario_space, sampler, planned[0].metric))
     if not rows and not problems:
         problems.append(f"nothing is left to search in scenario {' and '.join(scenarios)}: every option in the "
@@ -190,25 +179,33 @@ def _unknown_names(spec: Spec, methods: Sequence[MethodSpec], spaces: Sequence[S
                if not any(name in method_names and space for space, method_names in zip(spaces, names, strict=True))}
     return [*(f"tune.{name}: the experiment has no method {name!r}; its methods are {', '.join(tables)}"
               for name in spec.tune if name not in tables),
-            *(f"--methods {name}: nothing says what to search; add a table [tune.{name}]" if name in known_names else
+            *(f"--methods {name}: nothing says what to search; add a table [tune.{_table(name, methods, names)}]"
+              if name in known_names else
               f"--methods {name}: the experiment has no method {name!r}; its methods are {', '.join(known_names)}"
               for name in only if name in without),
             *([] if any(spaces) or spec.tune or without else [
                 f"these methods declare nothing to search; add a table for each, such as {EXAMPLE}"])]
 
 
+def _table(name: str, methods: Sequence[MethodSpec], names: Sequence[list[str]]) -> str:
+    """Return the name of a table in [tune] for the first method that has this name or label."""
+    method = next(method for method, method_names in zip(methods, names, strict=True) if name in method_names)
+    return method.label or method.name
+
+
 def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
-    """Return a method's label without the searched options, after checking that the method takes all of them."""
+    """Return a method's label without the searched options, after checking that the method has all of them."""
     for corner in corners(space):
-        valid = _validated(method, corner, recipe, registry)
+        valid = _validated(method, corner, recipe, registry, all_have_effect=False)
     return method.label or opt.label(method.name, valid, never=space)
 
 
-def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry) -> opt.Options:
-    """Return the options of a method with a candidate's values, after checking them and the recipe."""
+def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry,
+               all_have_effect: bool = True) -> opt.Options:
+    """Return the options of a method with a candidate's values, after checking them (`opt.validate`) and the recipe."""
     variant = method.with_options(candidate)
     info = registry.strategy(method.name)
-    valid = opt.validate(info.options, variant.options, f"tune.{method.name}", "clbench methods")
+    valid = opt.validate(info.options, variant.options, f"tune.{method.name}", "clbench methods", all_have_effect)
     changed(recipe, variant.own_recipe(info.recipe))
     return valid
 
@@ -260,11 +257,14 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
     return all_records
 
 
-def chosen(spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSpec]:
-    """Return the experiment's methods with the chosen options; a method whose options differ by scenario is split."""
+def chosen(original: Spec, spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSpec]:
+    """Return the methods of a file with the chosen options; a method whose options differ by scenario is split.
+
+    `original` is the file's experiment, and `spec` is the same with flags, as it was searched.
+    """
     methods: list[MethodSpec] = []
     scenarios = list(dict.fromkeys(p.trial.scenario for p in plan(spec, registry)))
-    for entry, (method, _) in enumerate(expand(spec.methods, registry, [])):
+    for entry, (method, _) in enumerate(expand(original.methods, registry, [])):
         method_rows = [row for row in rows if row.entry == entry]
         best: list[tuple[Candidate, list[Scenario]]] = []
         for row in method_rows:

@@ -62,8 +62,7 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any], registry: Registr
 
 def _pick(known: Any, wanted: Any, registry: Registry | None, note: Note | None) -> Any:
     """Replace names among the wanted methods with the file's methods that have these names, or rows of their sweeps."""
-    if isinstance(wanted, str):
-        wanted = [part.strip() for part in wanted.split(",") if part.strip()]
+    known, wanted = (_split(methods) for methods in (known, wanted))
     if not isinstance(known, list) or not isinstance(wanted, list | tuple):
         return wanted
     chosen: list[Any] = []
@@ -92,6 +91,11 @@ def _pick_rows(text: str, known: Sequence[Any], registry: Registry, note: Note |
         note(f"{text} is none of the file's methods ({', '.join(other_rows)}), so it is added, with the experiment's "
              "recipe and scenarios")
     return matches
+
+
+def _split(methods: Any) -> Any:
+    """Return the methods that a text names, separated by commas; other values as they are."""
+    return [part.strip() for part in methods.split(",") if part.strip()] if isinstance(methods, str) else methods
 
 
 def _calls(method: Any) -> set[str]:
@@ -135,7 +139,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
     # Setting a learning rate removes an earlier lr_per (`combine`), so dependent settings are applied last.
     dependents = tuple(f".{OWN_RECIPE}{name}" for name in chain.from_iterable(DEPENDENT.values()))
     for setting in sorted(settings, key=lambda text: text.partition("=")[0].endswith(dependents)):
-        names = set(chain.from_iterable(map(_names, methods)))
+        names = set(chain.from_iterable(map(names_of, methods)))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
         option, eq, text = setting[len(target) + 1:].partition("=")
@@ -147,13 +151,13 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
                             + ", ".join(sorted(names)))
         else:
             options = {option.strip().replace("-", "_"): value}
-            methods = [m.with_options(options) if target in _names(m) else m for m in methods]
+            methods = [m.with_options(options) if target in names_of(m) else m for m in methods]
     if problems:
         raise SpecError("\n".join(problems))
     return spec.model_copy(update={"methods": tuple(methods)})
 
 
-def _names(method: MethodSpec) -> set[str]:
+def names_of(method: MethodSpec) -> set[str]:
     """Return the names that select a method: its label, its strategy's name, and the name with options as given."""
     return {name for name in (method.label, method.name, _full_name(method)) if name}
 
@@ -191,7 +195,7 @@ def tomlkit() -> Any:
 def write_tuned(path: Path, source: str, methods: Sequence[MethodSpec], made: Search) -> Spec:
     """Write the experiment with the text `source`, with these methods and this search.
 
-    Earlier searches of other rows are kept.
+    Earlier searches are kept, except those whose candidates were all searched again.
 
     Returns:
         The experiment that was written.
@@ -201,7 +205,9 @@ def write_tuned(path: Path, source: str, methods: Sequence[MethodSpec], made: Se
     """
     toml = tomlkit()
     document = toml.parse(source)
-    earlier = [s for s in document.unwrap().get("tuning", []) if not set(s["space"]) <= set(made.space)]
+    candidates = [(tried.method, tried.scenario, tried.options) for tried in made.tried]
+    earlier = [s for s in document.unwrap().get("tuning", [])
+               if not all((t["method"], t["scenario"], t["options"]) in candidates for t in s["tried"])]
     for key in ("methods", "tuning"):
         document.pop(key, None)
     document["methods"] = _lines([_as_written(method) for method in methods])

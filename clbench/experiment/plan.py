@@ -212,7 +212,7 @@ def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.O
 
 def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own_recipe: Mapping[str, Any]) -> str:
     """Return the label of a row: the method, its options that differ from the defaults, and its own recipe."""
-    shown = method.own_recipe({}) if method.takes_published and own_recipe else own_recipe
+    shown = method.changed_parts if method.takes_published and own_recipe else own_recipe
     parts = [f"{name}={opt.format_value(value)}" for name, value in opt.recipe_options(shown).items()]
     published = ["recipe=published"] if method.takes_published and own_recipe else []
     return ":".join([opt.label(method.name, options, swept), *published, *parts])

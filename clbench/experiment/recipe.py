@@ -113,6 +113,8 @@ class Recipe(Strict):
 # Parts of a recipe that belong to the value of another part
 DEPENDENT = {"optimizer": ("momentum",), "schedule": ("milestones", "decay", "schedule_by"), "lr": ("lr_per",)}
 
+INHERITED = ("epochs", "iterations", "batch_size", "repeats", "accumulate", "precision")
+
 
 def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of a recipe with changes. What belonged to a replaced part is removed unless it is given.
@@ -123,6 +125,15 @@ def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     removed = {dependent for name, dependents in DEPENDENT.items() for dependent in dependents
                if name in changes and (name == "lr" or changes[name] != parts.get(name, changes[name]))}
     return {**{name: value for name, value in parts.items() if name not in removed}, **changes}
+
+
+def completed(published: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a published recipe with changes. What it does not name has its default, so that nothing is inherited.
+
+    Only the parts `INHERITED` stay the experiment's: budget, batch size and numerical precision.
+    """
+    defaults = {name: field.default for name, field in Recipe.model_fields.items() if name not in INHERITED}
+    return {**defaults, **combine(published, changes)}
 
 
 def with_final_rate(recipe: Recipe) -> Recipe:

@@ -25,7 +25,7 @@ from clbench.core.scenario import Scenario
 from clbench.core.seeds import numbered
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.recipe import Recipe, combine, settle_epochs, with_final_rate
+from clbench.experiment.recipe import Recipe, combine, completed, settle_epochs, with_final_rate
 from clbench.experiment.search import Range, Search, Space
 from clbench.experiment.until import MOST, Until
 
@@ -151,10 +151,12 @@ class MethodSpec(Named):
 
     def own_recipe(self, published: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parts of the method's own recipe; `published` are those of its paper."""
-        if isinstance(self.recipe, str):
-            return dict(published)
-        parts = {name: value for name, value in self.recipe.items() if name != PUBLISHED}
-        return combine(published, parts) if self.takes_published else parts
+        return completed(published, self.changed_parts) if self.takes_published else self.changed_parts
+
+    @property
+    def changed_parts(self) -> dict[str, Any]:
+        """Return the parts of a recipe that the experiment gives for this method."""
+        return {} if isinstance(self.recipe, str) else {k: v for k, v in self.recipe.items() if k != PUBLISHED}
 
     @property
     def takes_published(self) -> bool:
@@ -164,9 +166,8 @@ class MethodSpec(Named):
     @property
     def given(self) -> dict[str, Any]:
         """Return the options, and the parts of the recipe by names such as `recipe.lr`."""
-        parts = {} if isinstance(self.recipe, str) else dict(self.recipe)
-        published = {"recipe": PUBLISHED} if parts.pop(PUBLISHED, False) else {}
-        return {**self.options, **published, **recipe_options(parts)}
+        published = {"recipe": PUBLISHED} if not isinstance(self.recipe, str) and self.takes_published else {}
+        return {**self.options, **published, **recipe_options(self.changed_parts)}
 
     def runs_in(self, scenario: Scenario) -> bool:
         """Return whether the method has a row in a scenario."""

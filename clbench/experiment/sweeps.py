@@ -7,6 +7,7 @@ from itertools import chain, product
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from clbench.core.errors import ClbenchError
 from clbench.core.options import OWN_RECIPE, format_value, parse_value
 from clbench.core.registry import Registry
 from clbench.experiment.recipe import Recipe
@@ -79,12 +80,14 @@ def types_of(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
 
 
 def _annotation(method: MethodSpec, option: str, registry: Registry) -> Any:
-    """Return an option's type; `...` if the option or method does not exist."""
+    """Return an option's type; `...` if the option or method does not exist. The method may be the name of a class."""
     if option.startswith(OWN_RECIPE):
         part = Recipe.model_fields.get(option.removeprefix(OWN_RECIPE))
         return part.annotation if part else ...
-    info = registry.strategies.get(method.name)
-    field = info.options.model_fields.get(option) if info else None
+    try:
+        field = registry.strategy(method.name).options.model_fields.get(option)
+    except ClbenchError:  # the plan reports it
+        return ...
     return field.annotation if field else ...
 
 

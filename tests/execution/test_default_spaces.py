@@ -18,7 +18,7 @@ from clbench.execution.samplers import Grid, corners
 from clbench.execution.tuning import left_out, rows_of
 from clbench.experiment.plan import plan
 from clbench.experiment.search import Choices
-from clbench.experiment.spec import MethodSpec, build
+from clbench.experiment.spec import MethodSpec, Recipe, build, changed
 
 REGISTRY = discover()
 TRIALS = 20  # the default of --trials
@@ -63,8 +63,8 @@ def test_a_published_recipe_comes_along_whole():
     method = {"name": name, "recipe": "published"}
     space = space_of(method)
     row, = rows_of(build({"methods": [method]}), REGISTRY, TRIALS)
-    tried = row.candidate({"recipe.lr": 0.5}).own_recipe(recipe)
-    assert tried == {**{part: value for part, value in recipe.items() if part != "lr_per"}, "lr": 0.5}
+    tried = changed(Recipe(), row.candidate({"recipe.lr": 0.5}).own_recipe(recipe))[0]
+    assert tried == Recipe.model_validate({**{k: v for k, v in recipe.items() if k != "lr_per"}, "lr": 0.5})
     assert space["recipe.lr"] == pytest.approx([factor * recipe["lr"] for factor in (0.1, 0.3, 1, 3)])
 
 

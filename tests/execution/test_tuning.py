@@ -13,8 +13,8 @@ from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import discover
 from clbench.execution.candidates import choose, score
-from clbench.execution.samplers import STARTUP, TPE, Grid, corners, sampler_for
-from clbench.execution.tuning import _at_end, account, chosen, rows_of
+from clbench.execution.samplers import STARTUP, TPE, Grid, at_end, corners, sampler_for
+from clbench.execution.tuning import account, chosen, rows_of
 from clbench.experiment.overrides import write_tuned
 from clbench.experiment.plan import plan, tried_for
 from clbench.experiment.search import Choices, Outcome, Range, Search, Searched, Tried
@@ -82,6 +82,7 @@ def tune(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text(FILE, encoding="utf-8-sig")  # as some editors on Windows write it
     code, out, err = tune("--trials", "9")
     assert code == 0, err
     result = tmp_path / "search" / "tuned.toml"
@@ -213,6 +214,8 @@ def test_without_any_result_nothing_is_written(tune, tmp_path):
     ("", "", ("--seeds", "0"), "expected a number of seeds or a list such as 1000,1001, got '0'"),
     ("", "", ("--seeds", "1000000000"), "expected at most 1000 seeds, got 1000000000"),
     ("seeds = 1\n", "seeds = [7, 1001]\n", ("--seeds", "2"), "--seeds: 1001 is among the experiment's own seeds"),
+    ("seeds = 1\n", 'seeds = 3\nuntil = "decided"\n', ("--seeds", "5,30"), "--seeds: 5 is among the experiment's own "
+     "seeds"),
     ("", "", ("--methods", "lora"), "--methods lora: the experiment has no method 'lora'; its methods are planted, "
      "planted:size=2, naive"),
     ("[tune.planted]\nknob = {low = 1.0, high = 1e8, log = true}", "", ("--methods", "planned"),
@@ -276,7 +279,7 @@ def test_the_same_scores_lead_to_the_same_candidates():
     ("a", Choices(values=("a", "b", "c")), False), (True, Choices(values=(True, False)), False),
 ])
 def test_a_best_value_at_an_end_is_noticed(value, axis, expected):
-    assert _at_end(value, axis) is expected
+    assert at_end(value, axis) is expected
 
 
 @pytest.mark.parametrize(("only", "labels"), [
@@ -305,7 +308,7 @@ def tuned_rows(**values):
 
 def test_options_that_differ_by_scenario_make_rows_for_each():
     spec, rows, registry = tuned_rows(methods=["naive", "ewc"])
-    found = chosen(spec, rows, registry)
+    found = chosen(spec, spec, rows, registry)
     assert [m.model_dump(mode="json", exclude_defaults=True) for m in found] == [
         {"name": "naive"}, {"name": "ewc", "options": {"strength": 1.0}, "scenario": ["task"]},
         {"name": "ewc", "options": {"strength": 10.0}, "scenario": ["class"]}]
@@ -327,7 +330,7 @@ def test_a_tie_goes_to_the_lower_rate_in_the_file_the_table_and_the_notes():
         row.record_results(asked, [make_record("er", seed, [[0.5], [value]], label=row.candidate(c).label)
                                    for c in asked for seed, value in zip(spec.seeds, acc[c["recipe.lr"]], strict=True)])
     assert rounds == [[1e-5, 3e-5], [1e-4]]  # the best mean decides what is widened, not the choice at the other edge
-    assert [m.recipe for m in chosen(spec, [row], registry)] == [{"lr": 1e-5}]
+    assert [m.recipe for m in chosen(spec, spec, [row], registry)] == [{"lr": 1e-5}]
     made = account([row], spec, 2, {}, "", {}, widen=1)
     assert made.outcomes[0].widened == {"recipe.lr": 1} and made.outcomes[0].notes == tuple(row.notes)
     assert row.notes[1].startswith("recipe.lr=1e-5 (55.00 ± 3.00) was chosen: it is within one standard error of "
@@ -348,14 +351,53 @@ def test_what_matters_in_one_scenario_is_searched_there_alone():
         asked = row.sampler.ask()
         row.record_results(asked, [make_record(row.method.name, R=[[0.5], [0.8]], scenario=row.scenario,
                                                label=row.candidate(c).label) for c in asked])
-    assert [(m.name, m.options, m.scenario) for m in chosen(spec, rows, registry)] == [
+    assert [(m.name, m.options, m.scenario) for m in chosen(spec, spec, rows, registry)] == [
         ("pnn", {"infer": "entropy"}, ("class",)), ("pnn", {}, ("task",)),
         ("lora", {"alpha": 1}, ("task",)), ("lora", {"infer": "entropy", "alpha": 1}, ("class",))]
 
 
 def test_rows_that_what_is_searched_would_make_equal_are_refused():
-    with pytest.raises(SpecError, match="two methods 'ewc' differ in nothing but what is searched"):
+    with pytest.raises(SpecError, match="two methods have the options 'ewc', apart from what is searched"):
         tuned_rows(methods=["ewc", "ewc:strength=3.0"])
+
+
+def rows_for(**values):
+    return rows_of(build({"scenario": "task", **values}), discover(), 4)
+
+
+def test_combinations_without_effect_are_left_out():
+    rows = rows_for(methods=["lucir", "slca:align=true"], tune={
+        "lucir": {"ranking": [0.0, 1.0], "margin": [0.3, 0.5]}, "slca": {"align": [False, True], "align_lr": [0.1]}})
+    assert [row.sampler.ask() for row in rows] == [
+        [{"ranking": 0.0, "margin": 0.5}, {"ranking": 1.0, "margin": 0.3}, {"ranking": 1.0, "margin": 0.5}],
+        [{"align": True, "align_lr": 0.1}]]
+    assert rows[0].sampler.notes == ["ranking=0 margin=0.3 was not tried: tune.lucir: margin has an effect only with "
+                                     "ranking above 0; add that, or leave margin out"]
+    for tune in ({"ranking": [0.0], "margin": [0.3]}, {"ranking": [0.0, 1.0], "margin": {"low": 0.1, "high": 0.4}}):
+        with pytest.raises(SpecError, match="margin has an effect only with ranking above 0"):
+            rows_for(methods=["lucir"], tune={"lucir": tune})
+
+
+def test_a_method_of_another_scenario_is_left_out():
+    methods = ["ewc", {"name": "ewc", "scenario": "class", "label": "x"}, {"name": "ewc", "scenario": "task",
+                                                                        "label": "y"}]
+    assert [row.label for row in rows_for(methods=methods, scenario="task", tune={})] == ["ewc", "y"]
+
+
+def test_a_row_is_searched_by_its_label():
+    rows = rows_of(build({"methods": ["lora:rank=8", "ewc"], "tune": {"ewc": {"strength": [1, 2]}}}), discover(), 4,
+                   only=["lora:rank=8"])
+    assert [(row.label, list(row.space)) for row in rows] == [("lora:rank=8", ["recipe.lr"])]
+
+
+def test_scenarios_of_the_search_are_those_with_its_flags():
+    spec = build({"methods": ["ewc", "naive"], "scenario": "class", "tune": {"ewc": {"strength": [1]}}})
+    unplanned = spec.model_copy(update={"benchmark": spec.benchmark.model_copy(update={"name": "needs-flags"})})
+    registry = discover()
+    row, = rows_of(spec, registry, 2)
+    row.record_results(row.sampler.ask(), [make_record("ewc", R=[[0.5], [0.8]], scenario="class",
+                                                       label="ewc:strength=1")])
+    assert [m.options for m in chosen(unplanned, spec, [row], registry)] == [{"strength": 1}, {}]
 
 
 def test_a_method_for_no_scenario_of_the_experiment_is_refused():
@@ -390,6 +432,10 @@ def test_a_file_keeps_what_it_says_and_earlier_searches(tmp_path):
     write_tuned(out, text, methods, search("x", "two"))
     write_tuned(out, out.read_text(), methods, search("x", "three"))
     assert build(tomllib.loads(out.read_text())).tuning == (search("ewc", "one"), search("x", "three"))
+    wider = search("x", "four")
+    other = wider.model_copy(update={"tried": (wider.tried[0].model_copy(update={"options": {"strength": 3}}),)})
+    write_tuned(out, out.read_text(), methods, other)  # all candidates of a row count, of all searches
+    assert build(tomllib.loads(out.read_text())).tuning == (search("ewc", "one"), search("x", "three"), other)
 
 
 def test_the_searches_of_the_committed_experiments_chose_their_options():

@@ -88,6 +88,11 @@ def test_a_value_of_a_swept_recipe_is_selected():
     assert set(labels) == {"lora:rank=8:recipe.lr=0.1"}
 
 
+def test_methods_that_a_file_writes_as_text_are_selected_by_name():
+    values = merge({"methods": "lora:rank=8, ewc"}, {"methods": "lora"})
+    assert [(m.name, m.options) for m in build(values).methods] == [("lora", {"rank": 8})]
+
+
 @pytest.mark.parametrize(("text", "expected"), [
     ("lora:rank=9", ["lora:rank=9 is none of the file's methods (lora:rank=1, lora:rank=8), so it is added, with the "
                      "experiment's recipe and scenarios"]),

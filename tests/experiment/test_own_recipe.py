@@ -90,6 +90,18 @@ def test_a_published_recipe_is_used_where_it_is_asked_for():
     assert own.label == "mine:recipe=published"
 
 
+@pytest.mark.parametrize("changes", [{}, {"recipe.lr": 0.2}, {"recipe.optimizer": "adam"}])
+def test_a_published_recipe_inherits_only_budget_and_precision(changes):
+    experiment = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "steps",
+                  "milestones": [0.5], "decay": 0.2, "head_lr": 0.7, "warmup_ratio": 0.1, "max_grad_norm": 1.0,
+                  "optimizer_state": "keep", "iterations": 40, "batch_size": 16, "precision": "bf16"}
+    for name in ("cls-er", "slca"):
+        method = {"name": name, "recipe": {"published": True, **{k.partition(".")[2]: v for k, v in changes.items()}}}
+        budget = {part: experiment[part] for part in ("iterations", "batch_size", "precision")}
+        alone, inherited = planned([method], recipe=budget)[0].trial, planned([method], recipe=experiment)[0].trial
+        assert inherited.trained_by == alone.trained_by
+
+
 def test_methods_of_clbench_have_recipes_that_are_valid():
     for info in discover().strategies.values():
         changed(Recipe(), info.recipe)

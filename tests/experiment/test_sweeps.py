@@ -107,6 +107,26 @@ def test_values_in_the_list_of_methods_lead_to_set(registry, methods, sweep):
         assert line.endswith(f"a comma begins the next method; a row for each value is --set {sweep}")
 
 
+def test_a_class_is_swept_by_its_name(tmp_path, registry):
+    (tmp_path / "mine.py").write_text("""
+from __future__ import annotations
+from typing import TYPE_CHECKING
+from clbench import Options, Strategy
+if TYPE_CHECKING:
+    from torch import Tensor
+
+class MineOptions(Options):
+    strength: float = 1.0
+
+class Mine(Strategy):
+    mean: Tensor
+    options: MineOptions
+""")
+    name = f"{tmp_path / 'mine.py'}:Mine"
+    planned = plan(set_options(build({"methods": [name], "seeds": 1}), [f"{name}.strength=1,2"]), registry)
+    assert [p.trial.method.options["strength"] for p in planned] == [1.0, 2.0]
+
+
 def test_wrong_values_are_named_each_and_an_empty_sweep_is_none(registry):
     with pytest.raises(SpecError) as caught:
         labels(registry, "many,lora", {"many.sizes": [], "many.pattern": [], "lora.rank": "0,2"})
