@@ -21,7 +21,7 @@ from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.formatting import SIGNIFICANT, clean, interval, number
 from clbench.report.model import Cell, Column, FileFormat, Row, Table, Unit
-from clbench.results.attribution import Attribution, Estimate, over_seeds
+from clbench.results.attribution import ENOUGH_PAIRS, Attribution, Estimate, over_seeds
 from clbench.results.records import Record
 
 if TYPE_CHECKING:
@@ -235,6 +235,9 @@ def remarks(explanation: Explanation) -> list[str]:
              "that one factor of A.",
              "±: half the 95% interval (Student t) over seeds, each part by itself; all is paired by seed."
              if len(explanation.seeds) > 1 else "A single seed gives no intervals; give more --seeds."]
+    if 0 < attribution.orders < 2 * ENOUGH_PAIRS:
+        lines.append(f"With fewer than {2 * ENOUGH_PAIRS} orders, intervals contain the true value less often than in "
+                     "95% of cases; give a larger --max-trials or fewer --seeds.")
     lines += [f"{factor.name} are one factor, as not all of their combinations go together: {factor.why}"
               for factor in explanation.factors if factor.why]
     open_factors = [factor.name for factor, i in explanation.ranked if (half := attribution.parts[i].half_width) and

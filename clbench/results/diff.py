@@ -169,7 +169,7 @@ def differences(before: Record, after: Record) -> Iterator[str]:
             continue
         if name in ("R", "task_inference") and a and b and _shape(a) == _shape(b):
             yield _matrix(name, a, b, metric_of(before) if name == "R" else ACCURACY)
-        elif name == "scores" and a and b and [*map(_shape, a.values())] == [*map(_shape, b.values())]:
+        elif name == "scores" and a and b and a.keys() == b.keys() and all(_shape(a[k]) == _shape(b[k]) for k in a):
             yield from (_matrix(part, a[part], b[part], METRICS[part]) for part in a if a[part] != b[part])
         elif isinstance(a, dict) and isinstance(b, dict):
             for part in dict.fromkeys([*a, *b]):

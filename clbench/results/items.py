@@ -110,7 +110,7 @@ class ItemResults(RecordPart):
 Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 
-def wilson_interval(accuracy: float, samples: int) -> tuple[float, float]:
+def wilson_interval(accuracy: float, samples: float) -> tuple[float, float]:
     """Return the two-sided 95 % interval of an accuracy in [0, 1] that was measured on independent test samples.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference. (scipy supports only
@@ -125,7 +125,7 @@ def wilson_interval(accuracy: float, samples: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def difference_error(first: float, second: float, samples: int) -> float:
+def difference_error(first: float, second: float, samples: float) -> float:
     """Return the standard error of the difference of two accuracies, each measured on `samples` test samples.
 
     It assumes independent test sets. Methods share a test set and mostly err on the same samples, so the true error is
@@ -147,11 +147,11 @@ class Crossed:
 
     @property
     def df(self) -> float:
-        """Return the degrees of freedom: Satterthwaite's (1946), and at least seeds - 1."""
+        """Return the degrees of freedom: Satterthwaite's (1946), at least those of the smaller dimension."""
         total = self.by_seed + self.by_sample - self.residual
         seeds, samples = self.seeds - 1, self.samples - 1
         spread = self.by_seed**2 / seeds + self.by_sample**2 / samples + self.residual**2 / (seeds * samples)
-        return max(total**2 / spread if spread > 0 else 0.0, float(seeds))
+        return max(total**2 / spread if spread > 0 else 0.0, float(min(seeds, samples)))
 
     @property
     def variance(self) -> float:

@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,8 @@ def read(folder: Path) -> list[Line]:
     """
     path = folder / FILE
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        *complete, _ = path.read_text(encoding="utf-8").split("\n")  # an interrupted process leaves half a line
+        lines = [json.loads(line) for line in complete if line.strip()]
         if wrong := [line for line in lines if not isinstance(line, dict) or "event" not in line]:
             raise ValueError(f"a line without event: {wrong[0]}")
         return lines
@@ -154,10 +156,17 @@ def _append(folder: Path, lines: Sequence[Line]) -> None:
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_half_line(path)
         with open(path, "a", encoding="utf-8") as file:  # lines are written at once, so that processes do not mix them
             file.write("".join(json.dumps(line) + "\n" for line in lines))
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _remove_half_line(path: Path) -> None:
+    """Remove an incomplete last line, which an interrupted process or a full disk leaves."""
+    if path.exists() and (rest := path.read_bytes().rpartition(b"\n")[2]):
+        os.truncate(path, path.stat().st_size - len(rest))
 
 
 def _now() -> str:

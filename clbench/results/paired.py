@@ -47,7 +47,7 @@ def paired_t_p(differences: Sequence[Sequence[float]]) -> list[float]:
     """Return the two-sided p-value of the paired t test of each series of differences, all of one length n >= 2.
 
     If all differences of a series are equal, their standard deviation is 0 and t is undefined. The p-value is then that
-    of the sign-flip test. For the numbers of seeds that use the t test, it is never small enough to be significant.
+    of the sign-flip test, 2^(1-n) with n seeds.
     Source: Student 1908.
     """
     import numpy as np

@@ -56,12 +56,15 @@ def git_commit() -> str | None:
     try:
         run = functools.partial(subprocess.run, cwd=PACKAGE, capture_output=True, text=True, timeout=10)
         top = run(["git", "rev-parse", "HEAD", "--show-toplevel"])
-        if top.returncode or Path(top.stdout.split()[1]) != PACKAGE.parent:
+        if top.returncode:
+            return None
+        commit, folder = top.stdout.splitlines()[:2]
+        if Path(folder) != PACKAGE.parent:
             return None
         dirty = run(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", "../plugins"]).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return top.stdout.split()[0] + ("+dirty" if dirty else "")
+    return commit + ("+dirty" if dirty else "")
 
 
 @functools.cache

@@ -63,6 +63,16 @@ class StreamFacts(RecordPart):
         """Return the number of test samples in all tasks; a test set that all tasks share counts once."""
         return self.test_samples[0] if self.common_test else sum(self.test_samples)
 
+    @property
+    def equally_tested(self) -> float:
+        """Return the number of test samples with which equal tasks would give a mean over tasks of the same variance.
+
+        If T tasks have n_t independent test samples, it is T^2 / sum(1 / n_t).
+        """
+        if self.common_test:
+            return self.tested
+        return len(self.test_samples) ** 2 / sum(1 / samples for samples in self.test_samples)
+
 
 class Costs(RecordPart):
     """The costs of a method. Each list has one entry for each task that was trained."""

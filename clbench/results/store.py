@@ -280,9 +280,11 @@ def run_folders(places: Iterable[Path]) -> list[Path]:
 
 
 def _below(place: Path, depth: int) -> Iterator[Path]:
+    if not os.access(place, os.R_OK | os.X_OK):  # folders of other users are skipped
+        return
     if (place / "records").is_dir():
         yield place
-    elif depth and os.access(place, os.R_OK | os.X_OK):  # folders of other users are skipped
+    elif depth:
         for inner in place.iterdir():
             if inner.is_dir() and not inner.name.startswith("."):
                 yield from _below(inner, depth - 1)

@@ -49,6 +49,8 @@ def start(wanted: str | Iterable[str], registry: Registry, folder: Path) -> dict
         try:
             name, options = opt.parse_named(text)
             info = registry.tracker(name)
+            if name in trackers:
+                raise SpecError(f"--log names {name} twice; keep one of them")
             factory = resolve(info.tracker, f"tracker {name!r}")
             trackers[name] = factory(opt.validate(info.options, options, name, "clbench trackers"), folder)
         except ClbenchError as error:

@@ -52,6 +52,20 @@ def test_results_come_by_method_and_the_study_has_the_rest_behind_them(registry,
     assert ready.study() == [*ready.results(), other]
 
 
+def test_half_a_line_of_an_interrupted_process_does_not_lock_the_folder(tmp_path):
+    records = [make_record("ewc", seed) for seed in (0, 1)]
+    looks.note(tmp_path, records[:1])
+    log = tmp_path / looks.FILE
+    whole = log.read_text()
+    log.write_text(whole + whole[:-20])
+    assert len(looks.read(tmp_path)) == 1
+    looks.note(tmp_path, records)
+    assert [line["seeds"] for line in looks.read(tmp_path)] == [{"ewc": [0]}, {"ewc": [0, 1]}]
+    log.write_text("no log\n")
+    with pytest.raises(StoreError, match="is no log of reports"):
+        looks.read(tmp_path)
+
+
 def test_the_report_has_the_records_that_other_jobs_wrote_meanwhile(registry, spec, tmp_path):
     jobs = [run.prepare(spec, registry, tmp_path, shard=f"{i}/2") for i in (1, 2)]
     for job in jobs:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from helpers.records import make_record
 
@@ -51,6 +53,12 @@ def test_remarks_say_what_was_merged_left_out_and_not_shown():
                  "Changes nothing, in no seed: <depth>.", "seed 7 is left out", "-7.10 from A and -5.10 from B"):
         assert part in lines
     assert "gives no intervals" in "\n".join(remarks(told(1)))
+
+
+def test_a_remark_says_if_the_orders_are_few():
+    for orders, few in ((0, False), (4, True), (12, False)):
+        found = told(attribution=replace(told().attribution, orders=orders))
+        assert any("fewer than 12 orders" in line for line in remarks(found)) is few
 
 
 def test_bars_of_the_waterfall_go_from_a_to_b():

@@ -5,11 +5,14 @@ from statistics import fmean
 import pytest
 from helpers.records import make_matrix, make_record
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, StoreError
+from clbench.experiment.trial import Continued, Resolved
 from clbench.report import build
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.method_records import test_set_interval as set_interval
 from clbench.report.formats import html, latex, markdown
+from clbench.results.items import wilson_interval
 from clbench.results.metrics import acc
 
 
@@ -127,3 +130,27 @@ def test_figures_of_many_methods_show_the_references_that_their_captions_name():
     assert {"Fine-tuning", "Joint training", "m0", "m19"} <= names and not {"Linear probe", "m1"} & names
     shown = re.findall(r'aria-pressed="true"[^>]*>([^<]*)<', html.render(report))
     assert {"Fine-tuning", "Joint training", "m0", "m19"} <= set(shown) and "Linear probe" not in shown
+
+
+def test_results_that_continue_different_trials_are_not_mixed():
+    def continued(record, parent):
+        trial = record.trial.model_copy(update={"continues": Continued(
+            parent=parent, benchmarks=[Resolved(name="x")], tasks=2, outputs=4)})
+        return record.model_copy(update={"trial": trial, "key": trial.key})
+
+    records = [continued(make_record("ewc", seed), parent) for seed, parent in ((0, "a"), (1, "b"))]
+    assert by_setting(records)[0].methods[0].complete
+    with pytest.raises(StoreError, match=r"ewc has two results for seed 0: trials \w+ and \w+ continue different"):
+        by_setting([*records, continued(make_record("ewc", 0), "c")])
+
+
+def test_tests_of_unequal_tasks_count_by_the_variance_of_their_mean():
+    record = make_record("ewc", 0, make_matrix(2))
+
+    def interval(*sizes, common=False):
+        stream = record.stream.model_copy(update={"test_samples": list(sizes), "common_test": common})
+        return set_interval([record.model_copy(update={"stream": stream})])
+
+    assert interval(200, 200) == wilson_interval(acc(record.R), 400) != interval(10, 390)
+    assert interval(10, 1990) == wilson_interval(acc(record.R), 4 / (1 / 10 + 1 / 1990))  # var(mean) = p (1 - p) / that
+    assert interval(300, 300, common=True) == wilson_interval(acc(record.R), 300)

@@ -227,6 +227,11 @@ def test_of_more_than_five_cautions_the_rest_is_counted():
     ({"ewc": 0.8, "er": 0.78, "naive": 0.5}, "clbench run --methods ewc,er,naive --out=runs/x",
      "collect seeds until the question is decided, in a new folder: clbench run --methods ewc,er,naive --until decided "
      "--baseline best --out runs/x-decided"),
+    ({"ewc": 0.8, "er": 0.78, "naive": 0.5}, "clbench run --methods ewc,er,naive --shard 2/4 --rerun --out runs/x",
+     "collect seeds until the question is decided, in a new folder: clbench run --methods ewc,er,naive --until decided "
+     "--baseline best --out runs/x-decided"),
+    ({"ewc": 0.8, "er": 0.78, "naive": 0.5}, "clbench run 'my study.toml' --weights a.toml",
+     "tune the methods: clbench tune 'my study.toml'"),
     ({"ewc": 0.9, "naive": 0.5}, "clbench verify lora", None),
     ({"ewc": 0.9}, "python study.py", None),
 ])

@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 from clbench.core.errors import ClbenchError
-from clbench.results.attribution import attribute, draw, needed, trials
+from clbench.results.attribution import all_trials, attribute, draw, least, needed, trials
 
 
 def table(factors, seeds=3, seed=0):
@@ -104,6 +104,22 @@ def test_a_sample_of_orders_needs_no_more_than_is_allowed_and_all_combinations_a
 def test_a_factor_that_needs_no_training_costs_none():
     assert trials(needed(6), 0b0100) == 32
     assert draw(6, 32, free=0b0100) == [] and draw(6, 32) != []
+
+
+def test_two_pairs_of_orders_have_one_degree_of_freedom():
+    from scipy.stats import t
+
+    outcomes = {chosen: 9 * values for chosen, values in table(8, seeds=1).items()}
+    orders = draw(8, least(8))
+    assert len(orders) == 4
+    part = attribute(outcomes, 8, orders).parts[0]  # seeds are alike
+    pairs = [attribute(outcomes, 8, [*pair, *pair]).parts[0].mean for pair in (orders[:2], orders[2:])]
+    error = abs(pairs[0] - pairs[1]) / 2
+    assert error > 0 and part.half_width == pytest.approx(t.ppf(0.975, 1) * error)
+
+
+def test_the_number_of_all_trainings_is_counted_without_listing_them():
+    assert all_trials(60) == 2**60 and all_trials(3, 0b101) == 2 == trials(needed(3), 0b101)
 
 
 def test_too_small_a_sample_is_refused():

@@ -86,3 +86,9 @@ def test_a_record_is_the_same_with_and_without_them(tmp_path):
     assert len(merged.records) == 1
     other = make_record("lora", R=make_matrix(3, 0.01)).model_copy(update={"items": full.items})
     assert any(line.startswith("R:") for line in diff.differences(full, other))
+
+
+def test_further_metrics_with_other_names_differ():
+    plain = make_record("lora")
+    before, after = (plain.model_copy(update={"scores": {name: [[0.1]]}}) for name in ("nll", "exact"))
+    assert list(diff.differences(before, after)) == ["scores.nll: [[0.1]] -> none", "scores.exact: none -> [[0.1]]"]

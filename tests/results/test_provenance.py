@@ -1,3 +1,4 @@
+import re
 import subprocess
 
 import pytest
@@ -33,6 +34,16 @@ def test_a_checkout_is_dirty_where_its_code_changed(tmp_path, monkeypatch, chang
         (tmp_path / changed).write_text("after")
     monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "clbench")
     assert git_commit() == git("rev-parse", "HEAD") + ("+dirty" if dirty else "")
+
+
+def test_a_checkout_may_have_a_space_in_its_path(tmp_path, monkeypatch):
+    checkout = tmp_path / "my repository"
+    (checkout / "clbench").mkdir(parents=True)
+    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "all"], check=True)
+    monkeypatch.setattr(provenance, "PACKAGE", checkout / "clbench")
+    assert re.fullmatch("[0-9a-f]{40}", git_commit() or "")
 
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):

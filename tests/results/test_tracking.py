@@ -87,6 +87,11 @@ def test_no_tracker_is_made_that_no_run_names(tmp_path):
     assert not hasattr(plugin, "made")
 
 
+def test_a_tracker_is_named_once(tmp_path):
+    with pytest.raises(SpecError, match="--log names good twice; keep one of them"):
+        tracking.start("good,good:start=1", discover([Tracking()]), tmp_path)
+
+
 def test_every_mistake_is_a_line_and_comes_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SpecError) as caught:

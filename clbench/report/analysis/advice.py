@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from clbench.report.decided import Facts
 from clbench.report.formatting import in_words, listed
 
 SEEDS = 5  # after one seed
-TUNABLE_FILE = re.compile(r"\S+\.toml")
 
 
 def next_step(setting: Setting, facts: Facts) -> str:
@@ -35,7 +33,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
         is_all_untuned = all(not m.searched for m in setting.methods)
-        return f"tune {'the methods' if is_all_untuned else 'what is untuned'}: clbench tune {file}" + (
+        return f"tune {'the methods' if is_all_untuned else 'what is untuned'}: clbench tune {shlex.quote(file)}" + (
             "" if is_all_untuned else f" --methods {shlex.quote(names)}")
     best = facts.best
     return more_evidence(setting, [best.needed]) if best and best.open and not best.limited else ""
@@ -76,13 +74,18 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
 
 
 def _run_command(setting: Setting) -> list[str] | None:
-    """Return the words of the latest `clbench run` command of the records, or None if it was another command."""
+    """Return the words of the latest `clbench run` command of the records, or None if it was another command.
+
+    Flags for a part of the trials, and for what to do with earlier results, are left out.
+    """
     command = max(setting.records, key=lambda r: r.provenance.started).provenance.command
     try:
         words = shlex.split(command)
     except ValueError:
         return None
-    return words if words[:2] == ["clbench", "run"] else None
+    if words[:2] != ["clbench", "run"]:
+        return None
+    return [word for word in _with(words, {"--shard": None}) if word not in ("--rerun", "--keep-stale")]
 
 
 def _for_all_methods(command: Sequence[str], setting: Setting) -> list[str]:
@@ -103,7 +106,8 @@ def _methods(command: str) -> str | None:
 
 
 def _file(command: Sequence[str]) -> str | None:
-    return next((word for word in command if TUNABLE_FILE.fullmatch(word)), None)
+    return next((word for word, before in zip(command[1:], command, strict=False)
+                 if word.endswith(".toml") and not before.startswith("--")), None)
 
 
 def _value(command: Sequence[str], flag: str) -> str | None:

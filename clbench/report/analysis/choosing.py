@@ -181,7 +181,7 @@ def limit(setting: Setting, name: str, given: str, labels: Mapping[str, str] | N
         description = f"method {other_label!r}" if other_label else "fine-tuning baseline (naive)"
         raise SpecError(f"{flag}: {setting.title} has no {description} whose {kind.measure.column.name} is known. "
                         "Give an amount instead")
-    return Limit(kind, flag, amount * value / (100 if match["percent"] else 1))
+    return Limit(kind, flag, amount / (100 if match["percent"] else 1) * value)
 
 
 def values_of(setting: Setting, kind: Kind) -> dict[str, float | None]:

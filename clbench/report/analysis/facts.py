@@ -8,7 +8,7 @@ from statistics import fmean
 
 from clbench.report.analysis.families import Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.method_records import done_records, test_samples
+from clbench.report.analysis.method_records import done_records, equal_test_samples, test_samples
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
 from clbench.results.items import difference_error
 from clbench.results.stats import ROUNDING
@@ -68,8 +68,9 @@ def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
     values = setting.values(setting.final)
     a, b = (fmean(v for v in values[label].values() if v is not None) for label in (pair.first, pair.second))
     methods = [m for m in setting.methods if m.label in (pair.first, pair.second)]
-    samples = test_samples(done_records(methods))
-    return samples if samples and abs(a - b) <= difference_error(a, b, samples) else None
+    records = done_records(methods)
+    samples = equal_test_samples(records)
+    return test_samples(records) if samples and abs(a - b) <= difference_error(a, b, samples) else None
 
 
 def _best(setting: Setting, tests: Family) -> Best | None:

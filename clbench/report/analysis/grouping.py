@@ -82,7 +82,7 @@ class Setting:
     def _answers_by(self, metric: Metric) -> Answers:
         records = done_records(self.methods)
         ids = {item_ids(record) for record in records}
-        if not records or None in ids or len(ids) > 1:
+        if not records or None in ids or len(ids) > 1 or any(r.stream and r.stream.tested < 2 for r in records):
             return {}
         scores = {m.label: {r.trial.seed: item_scores(r, metric) for r in m.done} for m in self.methods}
         known_scores = {label: {seed: values for seed, values in by_seed.items() if values is not None}
@@ -251,6 +251,16 @@ def _distinct(records: Iterable[Record]) -> list[Record]:
     return list(by_key.values())
 
 
+def _check_parents(records: Sequence[Record]) -> None:
+    """Raise a `StoreError` if two records of a method have one seed, because they continue different trials."""
+    by_seed: dict[int, Record] = {}
+    for record in records:
+        other = by_seed.setdefault(record.trial.seed, record)
+        if other is not record:
+            raise StoreError(f"{clean(record.label)} has two results for seed {record.trial.seed}: trials {other.key} "
+                             f"and {record.key} continue different trials; put them into separate run folders")
+
+
 def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRecords]:
     """Group records by method. If two methods share a label, each gets its full name as a label.
 
@@ -261,6 +271,8 @@ def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRe
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.trial.method_config, []).append(record)
+    for group in groups.values():
+        _check_parents(group)
     labels = [clean(group[0].label) for group in groups.values()]
     methods = [MethodRecords(label if labels.count(label) == 1 else clean(full_name),
                              tuple(sorted(group, key=lambda r: r.trial.seed)),

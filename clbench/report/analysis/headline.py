@@ -236,12 +236,14 @@ def _ratio(ratio: float, what: str) -> str:
 
     >>> _ratio(1 / 55, "parameters per task"), _ratio(0.36, "bytes"), _ratio(4, "training compute")
     ('55 times fewer parameters per task', '64% less', '4.0 times as much training compute')
+    >>> _ratio(0.004, "training compute")
+    '250 times less training compute'
     """
     is_counted = what.startswith("parameters")
     what = "" if what == "bytes" else f" {what}"
     if ratio < 1:
         fewer = "fewer" if is_counted else "less"
-        if is_counted and ratio <= 1 / 3:
+        if ratio <= (1 / 3 if is_counted else 0.01):
             return f"{_times(1 / ratio)} times {fewer}{what}"
         return f"{100 * (1 - ratio):.0f}% {fewer}{what}"
     if ratio < 2:

@@ -108,12 +108,20 @@ def test_samples(records: Sequence[Record]) -> int | None:
     return min((r.stream.tested for r in records if r.stream), default=0) or None
 
 
+def equal_test_samples(records: Sequence[Record]) -> float | None:
+    """Return the number of test samples for the variance of ACC (the smallest over seeds), or None if it is not known.
+
+    See `StreamFacts.equally_tested`.
+    """
+    return min((r.stream.equally_tested for r in records if r.stream and r.stream.test_samples), default=0) or None
+
+
 def test_set_interval(records: Sequence[Record]) -> tuple[float, float] | None:
     """Return the 95% interval (Wilson) of a method's mean ACC that follows from the number of test samples.
 
     Return None for a metric that is not a share of test samples.
     """
-    samples = test_samples(records) if all(metric.is_share for metric in metrics_of(records)) else None
+    samples = equal_test_samples(records) if all(metric.is_share for metric in metrics_of(records)) else None
     return wilson_interval(fmean(acc(r.R) for r in records), samples) if samples else None
 
 
@@ -182,7 +190,7 @@ class MethodRecords:
     @property
     def complete(self) -> bool:
         """Return whether every seed in `seeds` has a result."""
-        return len(self.done) == len(self.seeds)
+        return {r.trial.seed for r in self.done} == set(self.seeds)
 
     @property
     def missing(self) -> list[int]:
