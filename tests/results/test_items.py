@@ -91,4 +91,4 @@ def test_a_record_is_the_same_with_and_without_them(tmp_path):
 def test_further_metrics_with_other_names_differ():
     plain = make_record("lora")
     before, after = (plain.model_copy(update={"scores": {name: [[0.1]]}}) for name in ("nll", "exact"))
-    assert list(diff.differences(before, after)) == ["scores.nll: [[0.1]] -> none", "scores.exact: none -> [[0.1]]"]
+    assert list(diff.differences(before, after)) == ["scores.nll: [[0.1]] -> None", "scores.exact: None -> [[0.1]]"]
