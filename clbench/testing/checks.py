@@ -179,10 +179,11 @@ def check_repeatable(make: Make) -> None:
     """Check that the same seed gives the same parameters and buffers."""
     final_states = []
     for global_seed in (1, 2):
-        torch.manual_seed(global_seed)
-        b = make("class")
-        for index in range(TASKS):
-            b.learn(index)
+        with torch.random.fork_rng():
+            torch.manual_seed(global_seed)
+            b = make("class")
+            for index in range(TASKS):
+                b.learn(index)
         final_states.append(snapshot(b.strategy))
     unchanged(final_states[0], final_states[1], "a second run with the same seed")
 

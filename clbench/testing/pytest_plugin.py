@@ -46,12 +46,15 @@ def clbench_check(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 @pytest.fixture
 def clbench_bench() -> Callable[..., Bench]:
-    """Return `bench(method, scenario="task", seed=0, model="mlp")`, for a method `name:option=value`."""
+    """Return `bench(method, scenario="task", seed=0, model=None)`, for a method `name:option=value`.
+
+    Without a model, it is the one for checks in the method's declaration (`StrategyInfo.check_model`).
+    """
     from clbench.core.options import parse_named
     from clbench.core.registry import discover
     from clbench.testing import bench
 
-    def make(method: str, scenario: Scenario = "task", seed: int = 0, model: str = "mlp") -> Bench:
+    def make(method: str, scenario: Scenario = "task", seed: int = 0, model: str | None = None) -> Bench:
         name, options = parse_named(method)
         return bench(discover().strategy(name), options, scenario, seed, model)
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clbench.core.torch_private import attributes_of, copy_on_write
+from clbench.core.errors import PluginError
+from clbench.core.torch_private import attributes_of, copy_on_write, is_copy_on_write
 from clbench.strategy.base import Strategy, StreamInfo
 
 
@@ -39,6 +40,23 @@ def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str
         for other in others:
             other[name].data = copy_on_write(first[name].data)
     return equal
+
+
+def require_counted_writes(shared: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    """Check that the parameters that members share are still equal.
+
+    A write that torch counts ends the sharing. A write through `.data` is not counted, and the stack would go on with
+    the values of its first member.
+
+    Raises:
+        PluginError: they are not.
+    """
+    for name, (first, *others) in shared.items():
+        if all(map(is_copy_on_write, (first, *others))):
+            continue
+        if not all(torch.equal(first, other) for other in others):
+            raise PluginError(f"parameter {name} was written through `.data`, which torch does not notice; write in "
+                              "place under torch.no_grad(), as in parameter.mul_(0.9)")
 
 
 def differing_attributes(strategies: Sequence[Strategy]) -> dict[str, set[str]]:

@@ -35,10 +35,10 @@ class FoldedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
                            kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Call a torch function; in attention, fold the dimension of the members into the batch."""
+        """Call a torch function; in attention of batches, fold the dimension of the members into the batch."""
         kwargs = kwargs or {}
         if (func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.keys() <= KNOWN
-                and not kwargs.get("dropout_p") and any(map(inside_vmap, args))):
+                and not kwargs.get("dropout_p") and any(map(inside_vmap, args)) and min(a.dim() for a in args) > 2):
             self.calls += 1
             return _Folded.apply(  # type: ignore[no-untyped-call]
                 *with_all_heads(args, kwargs), kwargs.get("attn_mask"), kwargs.get("is_causal", False),
@@ -218,7 +218,8 @@ class Bfloat16(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a torch function; in a product, first round the inputs that autocast would round late or not at all."""
         kwargs = kwargs or {}
-        if func in PRODUCTS and type(args[0]) is Tensor:
+        if (func in PRODUCTS and type(args[0] if args else kwargs.get("input")) is Tensor
+                and torch.is_autocast_enabled(self.autocast.device)):  # code may switch it off for a part
             args = [self.rounded(a) if isinstance(a, Tensor) else a for a in args]
             kwargs = {n: self.rounded(a) if isinstance(a, Tensor) else a for n, a in kwargs.items()}
         elif func is F.scaled_dot_product_attention and len(args) == 3:

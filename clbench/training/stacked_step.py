@@ -26,7 +26,7 @@ from clbench.core.torch_private import vmap_refusal, write_count
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
-from clbench.training.members import differing_attributes, record_reads, share_equal
+from clbench.training.members import differing_attributes, record_reads, require_counted_writes, share_equal
 from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of
 from clbench.training.precision import FoldedAttention
 
@@ -99,8 +99,7 @@ class StackedStep:
         buffers = [dict(member.named_buffers()) for member in self.members]
         stacked = {name: torch.stack([of_member[name].detach() for of_member in parameters])
                    for name in parameters[0] if name not in shared}
-        rates = rates_of(self.members[0], [n for n in stacked if parameters[0][n].requires_grad],
-                         recipe)
+        rates = rates_of(self.members[0], [n for n in stacked if parameters[0][n].requires_grad], recipe)
         self.trained = {n: nn.Parameter(stacked[n]) for n in rates}
         self.untrained = {n: t for n, t in stacked.items() if n not in self.trained}
         self.shared = {n: [(of_member[n], write_count(of_member[n])) for of_member in parameters] for n in shared}
@@ -180,6 +179,7 @@ class StackedStep:
 
         Parameters have the memory format that they had before, such as channels-last for the weights of convolutions.
         """
+        require_counted_writes({name: [p for p, _ in pairs] for name, pairs in self.shared.items()})
         with torch.no_grad():
             for member in self.members:
                 for name, parameter in member.named_parameters():

@@ -6,19 +6,23 @@ import types
 import pytest
 import torch
 from helpers.hostile import install_hostile
+from helpers.records import make_record
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, StoreError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
 from clbench.execution.workers.pool import Pool, WorkerHandle
 from clbench.execution.workers.process import WORKER, Process, Worker
-from clbench.execution.workers.protocol import Finished, Run, Start
+from clbench.execution.workers.protocol import Finished, Prepared, Refused, Run, Start, failed
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
+from clbench.experiment.search import Searched
 from clbench.experiment.spec import build
+from clbench.experiment.trial import PlannedTrial
+from clbench.results.records import Failure
 from clbench.strategy.base import Strategy
 
 
@@ -220,6 +224,29 @@ def test_how_a_process_ended_is_put_into_words():
     process.popen = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
     process.popen.wait()
     assert process.exit_reason() == "the worker process was killed by SIGABRT"
+    process.popen.returncode = -40  # a real-time signal, which has no name
+    assert process.exit_reason() == "the worker process was killed by signal 40"
+
+
+def test_a_plugin_that_exits_fails_in_its_trial():
+    worker, sent = Worker.__new__(Worker), []
+    worker.send, worker.runner = sent.append, types.SimpleNamespace(prepare=lambda *_: sys.exit(3), registry=None)
+    worker.prepare(types.SimpleNamespace(trial=None, label=""))
+    assert sent == [Prepared(notes=[])]
+
+
+def test_what_a_worker_refuses_is_raised_again():
+    error = Refused(kind="OptionError", message="wrong").error()
+    assert type(error) is SpecError and str(error) == "wrong"
+    assert type(Refused(kind="StoreError", message="wrong").error()) is StoreError
+
+
+def test_the_record_of_a_dead_worker_has_the_search_of_its_options():
+    record = make_record("ewc")
+    searched = Searched(candidates=3, validation=0.2, seeds=(1000,))
+    planned = PlannedTrial(record.trial, "ewc", False, searched=searched)
+    failure = Failure(type="WorkerError", message="died")
+    assert failed(planned, record.provenance, record.provenance.started, failure).searched == searched
 
 
 def test_a_worker_does_not_import_modules_of_the_user_instead_of_pythons(tmp_path):

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import ROOT
 
 from clbench import cli
 from clbench.cli import plugins
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.testing import check
 from clbench.testing.checks import CHECKS
 
 BROKEN = """
@@ -187,6 +189,15 @@ def test_the_fixtures_of_the_pytest_plugin(clbench_bench):
     bench = clbench_bench("ewc:strength=3", "class", seed=1)
     assert bench.strategy.options.strength == 3
     assert (bench.scenario, bench.strategy.stream_info.scenario) == ("class", "class")
+    assert hasattr(clbench_bench("l2p", "class").strategy.model, "blocks")  # on the vit that it declares
+
+
+def test_a_check_leaves_the_global_generator_as_it_was():
+    torch.manual_seed(123)
+    expected = torch.rand(1)
+    torch.manual_seed(123)
+    check("naive", "repeatable")
+    assert torch.rand(1) == expected
 
 
 def test_the_check_fixture_is_a_test_for_each_rule(clbench_check, request):

@@ -7,9 +7,11 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.scenario import scenario_rules
 from clbench.data import stream
 from clbench.strategy.base import Prediction, Strategy
-from clbench.testing.tiny import SAMPLES, bench, tiny_stream
+from clbench.testing.tiny import RECIPE, SAMPLES, bench, tiny_stream
 from clbench.training import evaluation
+from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.evaluation import batch_size, evaluate
+from clbench.training.loop import TrainingLoop
 
 
 class Oracle(Strategy):
@@ -82,3 +84,17 @@ def test_texts_that_are_longer_than_those_of_the_stream_make_batches_smaller():
     texts, device = SimpleNamespace(input_shape=(16,), is_text=True), torch.device("meta")
     assert batch_size(texts, device, 64) == batch_size(texts, device) // 4
     assert batch_size(texts, device, 8) == batch_size(texts, device)
+
+
+@pytest.mark.parametrize("broken_after", [0, 2])
+def test_a_classifier_whose_outputs_are_no_numbers_has_diverged(broken_after):
+    class Broken(Strategy):
+        def after_task(self, task):
+            if task.index == broken_after:
+                for parameter in self.parameters():
+                    parameter.data.fill_(float("nan"))
+
+    replica = bench(StrategyInfo("broken", Broken, ""), {}, "class").replica
+    TrainingLoop([replica], RECIPE, [EvaluationCallback()]).run()
+    assert f"an output or a test score after task {broken_after + 1} is not" in replica.failure.message
+    assert len(replica.R) == broken_after + 1

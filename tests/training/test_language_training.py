@@ -182,7 +182,7 @@ def test_scores_that_are_no_numbers_end_a_trial_as_diverged(folder, monkeypatch)
         float("nan")))
     for record in run(folder, "naive", seeds=2, recipe={"iterations": 1, "batch_size": 4, "lr": 1e-3}):
         assert record.status == "diverged" and len(record.R) == 1
-        assert "a test score after task 1 is not a number" in record.failure.message
+        assert "an output or a test score after task 1 is not a number" in record.failure.message
 
 
 def test_a_trial_goes_on_only_with_the_general_texts_that_it_began_with(folder, tmp_path):

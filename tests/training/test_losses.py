@@ -28,6 +28,7 @@ def test_losses_that_are_not_finite_have_no_tenths():
     losses = torch.tensor([1.0, float("nan"), 1.0, 1.0])
     assert last_tenths(losses, 4) == ()
     assert "step 1" in str(diverged(losses, 0))
+    assert "step 1" in str(diverged(losses[:, None], 0)) and diverged(torch.zeros(2, 1), 0) is None
 
 
 @pytest.mark.parametrize("method", ["naive", "er", "ewc"])

@@ -108,6 +108,14 @@ def test_short_attention_in_a_stack_is_that_of_its_members():
     assert torch.equal(found, expected) and all(torch.equal(one, other) for one, other in pairs)
 
 
+def test_products_by_keyword_and_where_autocast_is_off():
+    layer, x = torch.nn.Linear(8, 3).requires_grad_(False), torch.rand(2, 8)
+    with rounded_once():
+        assert F.linear(input=x, weight=layer.weight, bias=layer.bias).dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            assert layer(x).dtype == F.linear(x, layer.weight.clone().requires_grad_()).dtype == torch.float32
+
+
 def test_tf32_is_switched_on_inside_only():
     before = torch.get_float32_matmul_precision()
     with precision.products(Recipe(precision="tf32")):

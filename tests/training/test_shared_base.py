@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import vmap
 
 from clbench.core.artifacts import save_tensors
+from clbench.core.errors import PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
@@ -15,7 +16,7 @@ from clbench.strategy import Strategy
 from clbench.testing import bench
 from clbench.testing.tiny import MODELS
 from clbench.training.loop import TrainingLoop
-from clbench.training.members import share_equal
+from clbench.training.members import require_counted_writes, share_equal
 from clbench.training.precision import FoldedAttention
 
 SEEDS = [0, 1, 2, 3]
@@ -154,6 +155,25 @@ def test_attention_of_a_stack_is_that_of_its_members(kind, dtype):
     for ours, theirs in zip(torch.autograd.grad(stacked.sum(), (q, k, v)),
                             torch.autograd.grad(alone.sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_attention_without_batches_stays_within_its_member():
+    q, k, v = (torch.randn(3, count, 8) for count in (6, 4, 4))
+    with FoldedAttention():
+        stacked = vmap(F.scaled_dot_product_attention)(q, k, v)
+    alone = [F.scaled_dot_product_attention(*parts) for parts in zip(q, k, v, strict=True)]
+    torch.testing.assert_close(stacked, torch.stack(alone))
+
+
+def test_a_write_through_data_that_ends_the_sharing_is_refused():
+    members = [nn.Linear(4, 3).requires_grad_(False) for _ in range(2)]
+    members[1].load_state_dict(members[0].state_dict())
+    assert share_equal(members, frozen=True) == {"weight", "bias"}
+    shared = {"weight": [member.weight for member in members]}
+    require_counted_writes(shared)
+    members[1].weight.data.mul_(2)
+    with pytest.raises(PluginError, match=r"parameter weight was written through `.data`"):
+        require_counted_writes(shared)
 
 
 def test_heads_of_a_stack_may_share_keys_and_values():

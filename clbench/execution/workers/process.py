@@ -167,7 +167,7 @@ class Process(WorkerHandle):
         code = self.popen.returncode
         if code >= 0:
             return f"the worker process exited with code {code}"
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = " (probably out of memory; fewer --workers need less)" if name == "SIGKILL" else ""
         return f"the worker process was killed by {name}{hint}"
 
@@ -209,7 +209,7 @@ class Worker:
             self.send(Prepared(notes=notes, estimate=estimate))
         except ClbenchError as error:
             self.send(Refused(kind=type(error).__name__, message=str(error)))
-        except Exception:
+        except (Exception, SystemExit):
             traceback.print_exc()
             self.send(Prepared(notes=[]))
 

@@ -88,6 +88,8 @@ class Refused(Message):
     def error(self) -> ClbenchError:
         """Return an error of the same class and message as in the worker."""
         kind = getattr(errors, self.kind, ClbenchError)
+        if issubclass(kind, errors.OptionError):  # it is made from other arguments
+            kind = SpecError
         return kind(self.message) if issubclass(kind, ClbenchError) else ClbenchError(self.message)
 
 
@@ -130,5 +132,5 @@ def failed(planned: PlannedTrial, provenance: Provenance, started: datetime.date
     """Return the record of a trial that ended before it could create one itself."""
     return Record.model_validate({
         "key": planned.trial.key, "label": planned.label, "reference": planned.reference, "status": "failed",
-        "until": planned.until, "seen": planned.seen, "trial": planned.trial, "failure": failure,
-        "provenance": provenance.model_copy(update={"started": started})})
+        "searched": planned.searched, "until": planned.until, "seen": planned.seen, "trial": planned.trial,
+        "failure": failure, "provenance": provenance.model_copy(update={"started": started})})

@@ -59,10 +59,13 @@ class EvaluationCallback(Callback):
         with precision.forward(recipe, replica.strategy.class_mask.device, replica.strategy):
             tally = self.decomposition.tally(replica.stream, scenario, learned)
             right: list[Tensor] = []
+            not_numbers: list[Tensor] = []
 
             def watch(prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
                 if tally is not None:
                     tally.add(prediction, logits, y, tasks)
+                if replica.stream.has_classes:  # their scores are numbers even if the logits are not
+                    not_numbers.append((logits.isnan().any(1) & (tasks < learned)).any())
                 if is_last and replica.stream.has_classes:
                     right.append(logits.argmax(1) == y)
 
@@ -74,9 +77,10 @@ class EvaluationCallback(Callback):
             replica.items = item_results(replica.stream, torch.cat(right), replica.trial.benchmark.name)
         replica.timings.evaluate.append(spent.wall)
         replica.timings.evaluate_cpu.append(spent.cpu)
-        if not all(math.isfinite(value) for values in row.scores.values() for value in values):
-            replica.failure = Failure(type="DivergedError", message="the outputs became NaN or infinite: a test score "
-                                      f"after task {learned} is not a number")
+        if (not all(math.isfinite(value) for values in row.scores.values() for value in values)
+                or (not_numbers and bool(torch.stack(not_numbers).any()))):
+            replica.failure = Failure(type="DivergedError", message="the outputs became NaN or infinite: an output or "
+                                      f"a test score after task {learned} is not a number")
             return
         if row.items and replica.planned is not None:
             replica.item_scores = item_scores(replica, row.items)
