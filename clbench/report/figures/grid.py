@@ -8,13 +8,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from clbench.core.errors import SpecError, unknown
-from clbench.core.options import format_value
+from clbench.core.options import format_value, recipe_options
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.columns import Measure, cells
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, LABEL, PALE
-from clbench.report.formatting import NONE, clean, number, options_of
+from clbench.report.formatting import NONE, clean, number
 from clbench.report.model import Cell, Column
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def _measure(setting: Setting, title: str) -> Measure:
 
 
 def _options(method: MethodRecords) -> dict[str, Any]:
-    return options_of(method.records[0].trial)
+    """Return the options of a method and all its hyperparameters, also those that the experiment shares."""
+    trial = method.records[0].trial
+    return {**trial.method.options, **recipe_options({**trial.recipe.model_dump(mode="json"), **trial.own_recipe})}
 
 
 def _swept(methods: Sequence[MethodRecords]) -> list[str]:
