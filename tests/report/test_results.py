@@ -249,8 +249,8 @@ def test_values_of_a_grid_are_in_order():
 
 def test_a_grid_has_the_shared_value_of_a_swept_hyperparameter():
     """The record of the shared learning rate has no value of its own for it."""
-    records = [make_record("er", 0, label=f"er:capacity={capacity}:recipe.lr={lr}", options={"capacity": capacity},
-                           own_recipe={} if lr == 1e-3 else {"lr": lr}) for capacity in (100, 200) for lr in (1e-3, 0.1)]
+    records = [make_record("er", 0, label=f"er:capacity={size}{name}", options={"capacity": size}, own_recipe=own)
+               for size in (100, 200) for name, own in (("", {}), (":recipe.lr=0.1", {"lr": 0.1}))]
     data = grid(by_setting(records)[0], None, None, None)
     assert (data.x, data.xs, data.y, data.ys) == ("er.capacity", ("100", "200"), "er.recipe.lr", ("1e-3", "0.1"))
     assert len(data.cells) == 4
