@@ -222,8 +222,9 @@ def test_critical_differences_are_not_drawn_if_friedmans_test_is_not_significant
     gains = [[1, 2, 4, 5, 3], [2, 3, 4, 5, 1], [5, 2, 3, 4, 1], [4, 3, 2, 5, 1]]  # of each setting
     ranks = stats.rank_methods(gains)
     assert ranks.p > stats.ALPHA and max(ranks.average) - min(ranks.average) > ranks.critical
-    report = build([make_record(m, s, make_matrix(3, 0.01 * gain), benchmark=f"bench-{b}") for b, row in enumerate(gains)
-                    for m, gain in zip(("lora", "ewc", "er", "si", "mas"), row, strict=True) for s in (0, 1)])
+    report = build([make_record(method, seed, make_matrix(3, 0.01 * gain), benchmark=f"bench-{b}")
+                    for b, row in enumerate(gains) for seed in (0, 1)
+                    for method, gain in zip(("lora", "ewc", "er", "si", "mas"), row, strict=True)])
     assert "There is no significant difference between the average ranks" in report.ranking_verdicts[0]
     assert report.rankings and report.figures == () and "Across settings" in html(report)
 
