@@ -32,7 +32,7 @@ def render(report: Report) -> str:
             method_cells = [*map(inert, [*section_cells, result.label, result.strategy]), str(result.reference).lower()]
             result_options = dict(result.options)
             options = [_shown(result_options.get(name)) for name in named_options]
-            for seed in section.seeds:
+            for seed in result.planned:
                 if seed not in result.seeds:
                     writer.writerow([*method_cells, seed, "no result", *[""] * 5, *options])
                     continue
