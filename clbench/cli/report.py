@@ -91,7 +91,7 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     from clbench.results import diff
     from clbench.results.diff import by_method
 
-    merged = diff.merge_runs(folders, click.get_current_context().command_path)
+    merged = diff.merge_runs(folders, [*click.get_current_context().command_path.split(), diff.RUN])
     for problem in merged.problems:
         click.echo(f"Warning: {problem}", err=True)
     for note in merged.notes:
