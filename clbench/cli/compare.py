@@ -75,7 +75,7 @@ def diff_runs(before: Path, after: Path) -> int:
     differences in versions, machines and devices.
 
     The exit code is 0 if both folders have the same trials and results, 1 if they differ, and 2 if a folder has no
-    records. Running times, versions, machines and devices do not count.
+    records. Running times, notes, versions, machines and devices do not count.
     """
     from clbench.execution.progress import plural
     from clbench.report.analysis import run_diff
@@ -84,15 +84,18 @@ def diff_runs(before: Path, after: Path) -> int:
     from clbench.results.diff import by_method
 
     console = standard_output()
-    runs = [diff.merge_runs([folder]) for folder in (before, after)]
+    command = click.get_current_context().command_path.split()
+    runs = [diff.merge_runs([before], [*command, diff.RUN, str(after)]),
+            diff.merge_runs([after], [*command, str(before), diff.RUN])]
     for run in runs:
         for problem in run.problems:
             click.echo(f"Warning: {problem}", err=True)
     a, b = (by_method(run.records) for run in runs)
     changes = diff.between(a, b)
-    shared_count = changes.same + len(changes.changed)
+    shared_count, notes_only = changes.same + len(changes.changed), sum(c.notes_only for c in changes.changed)
     show_lines([f"A: {before}, {plural(len(a), 'trial')}", f"B: {after}, {plural(len(b), 'trial')}",
-                f"{plural(shared_count, 'trial')} in both, {len(changes.changed)} with different facts"], console)
+                f"{plural(shared_count, 'trial')} in both, {len(changes.changed) - notes_only} with different facts"
+                + (f", {notes_only} with different notes only" if notes_only else "")], console)
     pairs = [pair for pair in run_diff.pairs(a, b) if pair.differs]
     for table in run_diff.tables(pairs):
         show_lines(["", table.title], console, "bold")
@@ -100,6 +103,8 @@ def diff_runs(before: Path, after: Path) -> int:
     facts: list[str] = []
     for change in changes.changed[:_SHOWN]:
         facts += [diff.name(change.before), *(f"  {fact}" for fact in change.differences)]
+    if len(changes.changed) > _SHOWN:
+        facts.append(f"and {plural(len(changes.changed) - _SHOWN, 'more trial')}")
     for heading, lines in (("only in A", _trials(changes.only_before)), ("only in B", _trials(changes.only_after)),
                            ("settings, A -> B", _settings(pairs)), ("facts, A -> B", facts),
                            ("provenance, A -> B", _provenance(a, b))):
@@ -107,8 +112,6 @@ def diff_runs(before: Path, after: Path) -> int:
         if listed:
             show_lines([f"{heading}:"], console, "bold")
             show_lines((f"  {line}" for line in listed), console)
-    if len(changes.changed) > _SHOWN:
-        show_lines([f"  and {len(changes.changed) - _SHOWN} more trials"], console)
     return int(changes.any)
 
 

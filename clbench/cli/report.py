@@ -67,7 +67,8 @@ def command(directories: Sequence[Path], formats: Sequence[str], kinds: Sequence
     records = read_records(folders)
     labeled_report, folder = report.build(records, baseline, registry=registry, metric=metric), out or folders[0]
     needs_ids = any(info.ids for info in report_formats)
-    id_report = report.build(records, baseline, ids=True, metric=metric) if needs_ids else labeled_report
+    id_report = (report.build(records, baseline, ids=True, registry=registry, metric=metric) if needs_ids
+                 else labeled_report)
     if out is None:
         looks.note(folder, records, new=False)
     figure_paths = report.write_figures(labeled_report, folder, [f for f in FILE_FORMATS if f in file_formats])
@@ -90,7 +91,7 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     from clbench.results import diff
     from clbench.results.diff import by_method
 
-    merged = diff.merge_runs(folders, click.get_current_context().command_path)
+    merged = diff.merge_runs(folders, [*click.get_current_context().command_path.split(), diff.RUN])
     for problem in merged.problems:
         click.echo(f"Warning: {problem}", err=True)
     for note in merged.notes:

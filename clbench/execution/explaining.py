@@ -70,8 +70,8 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
         run_folder: the run folder.
 
     Raises:
-        SpecError: a file is invalid, the metrics are unknown, more than two or of different units, or as in `compare`
-            and `design`.
+        SpecError: a file is invalid; the metrics are unknown, more than two, of different units or need joint
+            training; or as in `compare` and `design`.
     """
     titles = [name.strip() for name in metric.split(",")] if metric else []
     if len(titles) > 2:
@@ -89,7 +89,11 @@ def _measure(spec: Spec, title: Sequence[str], registry: Registry) -> Measure:
     info = registry.benchmark(spec.benchmark.name)
     objective = info.objective_with(info.options.stored(spec.benchmark.options))
     metric = objective.metric(objective.primary)
-    return find_tested(title, measures_of(metric))[0] if title else final_of(metric)
+    measure = find_tested(title, measures_of(metric))[0] if title else final_of(metric)
+    if measure.needs_joint:
+        raise SpecError(f"--metric {title[0]} compares a method with joint training, which clbench explain does not "
+                        "run: choose another metric")
+    return measure
 
 
 def design(pair: Pair, measures: tuple[Measure, Measure], most: int, run_folder: Path | None = None) -> Study:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -137,6 +139,8 @@ def _write_description(record: Record, model: SavedModel | None, to: Path, task:
 def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) -> Path:
     """Write a model as a program, and check that the program gives the same logits as the model.
 
+    An earlier program in the folder is replaced only after the check.
+
     Raises:
         SpecError: the model cannot be written as a program.
     """
@@ -153,24 +157,25 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
     args = [(x, torch.full((len(x),), 0)) if of_tasks else (x,) for x in examples]
     path = to / (PROGRAM if form == "torch-export" else ONNX)
     to.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), TemporaryDirectory(prefix=".export-", dir=to) as folder:
+        unchecked = Path(folder) / path.name
         expected = program(*args[1])  # first, so that the program does not fill caches of preprocessing
         batch = {0: torch.export.Dim("batch", min=1, max=2**20)}
         shapes = {"images": batch, "tasks": batch} if of_tasks else {"images": batch}
         try:
             exported = torch.export.export(program, args[0], dynamic_shapes=shapes)
             if form == "torch-export":
-                torch.export.save(exported, path)
-                logits = torch.export.load(path).module()(*args[1])
+                torch.export.save(exported, unchecked)
+                logits = torch.export.load(unchecked).module()(*args[1])
             else:
-                torch.onnx.export(exported, f=path, external_data=False, dynamo=True, verbose=False)
-                logits = _onnx_logits(path, args[1])
+                torch.onnx.export(exported, f=unchecked, external_data=False, dynamo=True, verbose=False)
+                logits = _onnx_logits(unchecked, args[1])
             if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
                 raise ValueError("its logits differ from the model's")
         except Exception as error:  # of any type, because methods may run Python code that cannot be exported
-            path.unlink(missing_ok=True)
             raise SpecError(f"{name} cannot be written as one program ({typed_message(error, 160)}); choose "
                             "--format safetensors and clbench.load_model") from None
+        os.replace(unchecked, path)
     return path
 
 

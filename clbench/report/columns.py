@@ -44,6 +44,7 @@ class Measure:
     optional: bool = False  # left out of a table if no record has a value
     zero_competes: bool = True  # a method with 0 can be the best
     metric: Metric | None = None  # the metric whose mean over tasks after the last task this is, if it is one
+    needs_joint: bool = False  # there is no value without joint training's record
 
 
 def _last(values: Sequence[float]) -> float | None:
@@ -162,7 +163,7 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("FWT", "points", "up", "forward transfer"),
             _of_each_task(lambda r, _: metrics.fwt(r.R)), MORE_METRICS, tested=True),
     Measure(Column("intransigence", "points", "down"), _of_each_task(_intransigence), MORE_METRICS, tested=True,
-            optional=True),
+            optional=True, needs_joint=True),
     Measure(Column("min-ACC", "percent", "up", "minimum accuracy"),
             _of_curve(curve.min_acc), WHILE_LEARNED, tested=True,
             optional=True),

@@ -108,7 +108,7 @@ def _more(metric: Metric) -> Sequence[Measure]:
             Measure(Column("FWT", difference, "up", "forward transfer"), _of(metric, lambda R: metrics.fwt(R, metric)),
                     MORE_METRICS, tested=True),
             Measure(Column("intransigence", difference, "down"), intransigence, MORE_METRICS, tested=True,
-                    optional=True))
+                    optional=True, needs_joint=True))
 
 
 def _of(metric: Metric, value: Callable[[metrics.Matrix], float | None]) -> Value:

@@ -122,8 +122,9 @@ class Result:
     label: str
     strategy: str  # methods of one strategy share a color
     reference: bool
-    complete: bool  # every seed of the section gave a result
-    seeds: tuple[int, ...]
+    complete: bool  # every planned seed gave a result
+    planned: tuple[int, ...]  # seeds of the section; if a rule added seeds, of this method
+    seeds: tuple[int, ...]  # seeds with a result
     R: Matrices  # [seed][row][task]; row 0 is before any training
     trainable: tuple[tuple[int, ...], ...]  # [seed][task]: parameters trained
     parameters: tuple[tuple[int, ...], ...]  # [seed][task]: parameters stored after the task

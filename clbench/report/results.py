@@ -151,7 +151,8 @@ class Results(list[Record]):
         `.attrs["verdicts"]` names the test of each metric, or says why nothing could be tested.
 
         Args:
-            baseline: label of the method that all others are compared with; None compares all pairs.
+            baseline: the method that all others are compared with, by its name in reports, its id or its label; None
+                compares all pairs.
             metrics: names of columns that can be tested, such as "ACC", "forgetting", "BWT", "training time". The
                 default is the columns that reports test: ACC and forgetting, or NLL, forgetting and exact match.
 

@@ -32,8 +32,6 @@ from clbench.report.columns import (
     WHILE_LEARNED,
     Measure,
     bytes_in_role,
-    cell_of,
-    cells,
     fewest,
     mark,
 )
@@ -180,18 +178,12 @@ def _insert_after(measure: Measure, table: Table, column: Column, cells: Sequenc
 
 def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]:
     """Return a measure's cells, one for each method, with the best in bold."""
-    column, values = measure.column, [list(by_seed.values()) for by_seed in setting.values(measure).values()]
-    if setting.answers(measure):
-        method_cells = [cell_of(setting.interval(measure, m.label), column.unit, by_seed) if m.done
-                        else cells([by_seed], column.unit)[0]
-                        for m, by_seed in zip(setting.methods, values, strict=True)]
-    else:
-        method_cells = cells(values, column.unit, setting.until)
+    column, method_cells = measure.column, setting.cells(measure)
     if column.direction is None:
         return method_cells
     eligible = {i for i, (m, cell) in enumerate(zip(setting.methods, method_cells, strict=True))
                 if m.label in setting.eligible and cell.mean is not None and (cell.mean or measure.zero_competes)}
-    if column.unit in COUNTED and all(len(set(values[i])) == 1 for i in eligible):
+    if column.unit in COUNTED and all(len(set(method_cells[i].values)) == 1 for i in eligible):
         return mark(column, method_cells, fewest(method_cells, column.unit, eligible), eligible)
     best = winners(setting, measure, families.get(measure))
     return mark(column, method_cells, {i for i in eligible if setting.methods[i].label in best}, eligible)

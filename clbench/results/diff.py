@@ -18,6 +18,7 @@ from clbench.results.curve import Curve
 from clbench.results.records import Record, item_ids, metric_of
 from clbench.results.store import Problem, Store, run_folders
 
+RUN = "RUN"  # stands for a run folder in a command
 MOST_SHOWN = 20  # largest number of run folders or files that an error lists
 
 
@@ -30,7 +31,7 @@ class Merged:
     notes: tuple[str, ...]  # messages about records that another record replaces
 
 
-def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merged:
+def merge_runs(folders: Sequence[Path], command: Sequence[str] = ("clbench", "report", RUN)) -> Merged:
     """Read run folders and merge their records by key.
 
     Two records of a trial must have the same outcome. The record of the first folder gets the outputs that only the
@@ -40,7 +41,8 @@ def merge_runs(folders: Sequence[Path], command: str = "clbench report") -> Merg
 
     Args:
         folders: the run folders.
-        command: the user's command. The error message for a folder without records shows it for each run folder below.
+        command: the words of the user's command, with `RUN` instead of a run folder. The error message for a folder
+            without records shows it for each run folder below.
 
     Raises:
         StoreError: records of a trial conflict (the message names all of them), no record of a folder can be used, or
@@ -93,7 +95,7 @@ def add_outputs(record: Record, other: Record) -> Record:
         "items": with_items.items, "item_scores": with_items.item_scores})
 
 
-def _no_records(folder: Path, problems: Sequence[Problem], command: str) -> str:
+def _no_records(folder: Path, problems: Sequence[Problem], command: Sequence[str]) -> str:
     """Return the message for a folder without usable records.
 
     It lists the files that cannot be used, or the run folders below the folder that the user may mean.
@@ -105,7 +107,8 @@ def _no_records(folder: Path, problems: Sequence[Problem], command: str) -> str:
         return f"no records in {folder / 'records'}; clbench run --out {folder} makes some"
     omissions = [f"... and {len(inner) - MOST_SHOWN} more: clbench runs {folder}"] if len(inner) > MOST_SHOWN else []
     return "\n".join([f"no records in {folder / 'records'}, but there are run folders below {folder}; choose one:",
-                      *(shlex.join([*command.split(), str(path)]) for path in inner[:MOST_SHOWN]), *omissions])
+                      *(shlex.join([str(path) if word == RUN else word for word in command])
+                        for path in inner[:MOST_SHOWN]), *omissions])
 
 
 def name(record: Record) -> str:
@@ -132,6 +135,11 @@ class Changed:
     after: Record
     differences: tuple[str, ...]
 
+    @property
+    def notes_only(self) -> bool:
+        """Return whether the records differ in their notes only, such as that a trial was interrupted."""
+        return len(self.differences) == len(list(note_differences(self.before, self.after)))
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -144,8 +152,8 @@ class Changes:
 
     @property
     def any(self) -> bool:
-        """Return whether the runs differ in their trials or in the facts of a trial."""
-        return bool(self.only_before or self.only_after or self.changed)
+        """Return whether the runs differ in their trials or in the facts of a trial. Notes do not count."""
+        return bool(self.only_before or self.only_after or not all(change.notes_only for change in self.changed))
 
 
 def between(before: Sequence[Record], after: Sequence[Record]) -> Changes:
@@ -178,6 +186,11 @@ def differences(before: Record, after: Record) -> Iterator[str]:
             yield from _plain(name, a, b)
     if line := curve_difference(before, after):
         yield line
+    yield from note_differences(before, after)
+
+
+def note_differences(before: Record, after: Record) -> Iterator[str]:
+    """Return a line for each note that only one of two records of a trial has."""
     yield from (f"note gone: {_short(note)}" for note in before.notes if note not in after.notes)
     yield from (f"new note: {_short(note)}" for note in after.notes if note not in before.notes)
 

@@ -61,6 +61,30 @@ def test_another_recipe_is_compared_by_label(diff):
     assert "85.00 ± 0.00" in out and "5.00 ± 0.00" in out
 
 
+def test_notes_are_listed_but_do_not_count(diff):
+    code, out = diff(study(), [*study()[1:], make_record("lora", 0, make_matrix(3), notes=["started over"])])
+    assert code == 0
+    assert "9 trials in both, 0 with different facts, 1 with different notes only\n" in out
+    assert "    new note: started over\n" in out
+
+
+def test_trials_that_are_not_listed_are_counted_below_those_that_are(diff):
+    def made(shift, **kwargs):
+        return [make_record("lora", s, make_matrix(2, shift), **kwargs) for s in range(42)]
+
+    _, out = diff(made(0), made(0.01, device="cuda"))
+    facts = out.partition("facts, A -> B:\n")[2].partition("provenance, A -> B:")[0]
+    assert facts.splitlines()[-1] == "  and 2 more trials"
+
+
+def test_a_folder_of_run_folders_lists_whole_commands(diff, tmp_path, capsys):
+    folder(tmp_path / "run", *study())
+    folder(tmp_path / "runs" / "one", *study())
+    for args, command in (("run", "runs"), "run runs/one"), (("runs", "run"), "runs/one run"):
+        assert cli.call(["diff", *args]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"Error: clbench diff {command}"
+
+
 def test_a_folder_without_records_is_an_error(tmp_path, capsys):
     assert cli.call(["diff", str(tmp_path), str(tmp_path)]) == 2
     assert "no records in" in capsys.readouterr().err

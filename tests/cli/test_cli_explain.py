@@ -97,6 +97,7 @@ def test_a_seed_without_an_outcome_is_left_out(capsys, tmp_path, files):
 @pytest.mark.parametrize(("args", "line"), [
     ([], r"a.toml has 2 methods \(naive, er\); choose one by --method"),
     (["--method", "naive", "--metric", "ACCC"], "no metric 'ACCC'; did you mean 'ACC'"),
+    (["--method", "naive", "--metric", "intransigence"], "intransigence compares a method with joint training"),
     (["--method", "naive", "--metric", "ACC,AIA,BWT"], "one metric, or A's and B's, got 3"),
     (["--method", "naive", "--metric", "ACC,training time"], "ACC is in percent and training time in seconds"),
     (["--method", "naive", "--max-trials", "4", "--seeds", "3"], "2 factors need at least 12 trials with 3 seeds, and "

@@ -305,6 +305,17 @@ def test_an_onnx_program_that_answers_differently_is_refused(run, tmp_path, monk
     assert not list(tmp_path.glob("*.onnx"))
 
 
+def test_a_failed_export_leaves_an_earlier_program(run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no graph")
+
+    (tmp_path / "model.pt2").write_bytes(b"earlier")
+    monkeypatch.setattr(torch.export, "export", fail)
+    with pytest.raises(SpecError, match="cannot be written as one program"):
+        export(run, records_of(run)["er", "class"].key, tmp_path, "torch-export")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.pt2", b"earlier")]
+
+
 def test_weights_are_those_of_the_plain_network(run, tmp_path):
     by = records_of(run)
     exported, _ = export(run, by["er", "class"].key, tmp_path / "er")

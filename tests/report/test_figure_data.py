@@ -116,6 +116,7 @@ def test_each_setting_has_files_of_its_own():
     assert slugs(["a b", "a-b", "../x:y, Task-IL", "é", "c"]) == [
         "a-b-1", "a-b-2", "x-y-task", "setting-4", "c"]
     assert len(slugs(["x" * 500])[0]) == 80
+    assert slugs(["a b", "a-b", "a b 1"]) == ["a-b-1-1", "a-b-2", "a-b-1-3"]
 
 
 @pytest.mark.parametrize("label", ["a](http://q)", "a\n\n# b", "<b>"])

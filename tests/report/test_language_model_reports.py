@@ -165,6 +165,9 @@ def test_numbers_for_programs_name_the_metric():
     cells = {(r["metric"], r["unit"]) for r in rows if r["after_task"] == "3" and r["task"] == "1"}
     assert cells == {("nll", "nats"), ("exact", "fraction")}
     assert [r["value"] for r in rows if (r["metric"], r["method"]) == ("NLL", "lora")] == [repr((2 * 0.48 + 0.38) / 3)]
+    final_exact, = (float(r["value"]) for r in rows if (r["metric"], r["method"]) == ("final exact", "lora"))
+    assert final_exact == pytest.approx(1 - (2 * 0.48 + 0.38) / 15)
+    assert all(r["after_task"] for r in rows if r["metric"] == "exact")
     classified = json.loads(as_json(build([make_record()])))["sections"][0]
     assert "metric" not in classified and not {"task_names", "scores"} & set(classified["results"][0])
 

@@ -1,5 +1,6 @@
 """The HTML report in a real browser, headless; all tests share one."""
 
+import math
 import re
 import time
 from statistics import fmean
@@ -286,6 +287,16 @@ def test_accuracy_over_steps_is_zoomed_on_a_boundary(show):
     find(browser, f"{plot} input")[1].find_element("xpath", "..").click()
     assert 60 not in ticks() and 20 in ticks(), "from before the first boundary to the end of the second task"
     assert len(find(browser, f"{plot} svg path.line.thin")) == 4
+
+
+def test_the_zoom_on_a_boundary_has_a_width_if_the_next_task_has_no_steps(show):
+    curve = make_curve(tasks=2)
+    curve = curve.model_copy(update={"steps": [curve.steps[0], [0]], "right": [curve.right[0], [[90], [40]]]})
+    browser = show([with_curve("ranpac", s, curve, tasks=2) for s in (0, 1)])
+    plot = ".plot[data-kind=steps]"
+    find(browser, f"{plot} input")[1].find_element("xpath", "..").click()
+    marks = [float(line.get_attribute("x1")) for line in find(browser, f"{plot} svg line.front")]
+    assert marks and all(map(math.isfinite, marks))
 
 
 def test_the_parts_of_errors_stand_beside_each_other_and_tell_their_numbers(show):

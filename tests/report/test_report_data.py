@@ -34,7 +34,9 @@ def test_every_number_of_every_trial_has_a_row_with_all_its_digits():
             for a in pick(found, method="lora", metric="accuracy")} == {
         (i, j + 1): R[i][j] for i in range(3) for j in range(2)}
     assert [a["value"] for a in pick(found, method="lora", metric="trainable params")] == ["7", "5"]
-    assert [a["value"] for a in pick(found, method="lora", metric="bytes kept", after_task="")] == ["42"]
+    assert [a["value"] for a in pick(found, method="lora", metric="final bytes kept")] == ["42"]
+    assert [a["value"] for a in pick(found, method="lora", metric="bytes kept")] == ["42", "42"]
+    assert len({(a["metric"], a["after_task"] != "") for a in found}) == len({a["metric"] for a in found})
     assert pick(found, method="naive")[0]["reference"] == "true"
 
 

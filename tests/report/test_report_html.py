@@ -145,6 +145,15 @@ def test_a_single_task_and_a_setting_where_all_failed_are_shown():
     assert page.tables["s2-comparison"][1][:2] == ["EWC", "0/1; 1 failed"]
 
 
+def test_seeds_of_different_numbers_of_tasks_have_the_figures_that_need_no_mean_over_tasks():
+    trial = make_record("lora").trial
+    records = [make_record("lora", s, tasks=2 + s, trainable=[1000] * (2 + s)) for s in (0, 1)]
+    records = [r.model_copy(update={"trial": trial.model_copy(update={"seed": s})}) for s, r in enumerate(records)]
+    page = Page(render(build(records)))
+    kinds = [a["data-kind"] for name, a in page.attributes if name == "figure"]
+    assert kinds == ["pareto", "seeds"]
+
+
 def test_methods_have_the_colors_of_the_written_report_and_can_be_seen():
     css = palette.css()
     assert [palette.color_class(c) for c in (*PALETTE, PALE)] == ["c0", "c1", "c2", "c3", "c4", "c5", "gray"]

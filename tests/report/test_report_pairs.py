@@ -217,6 +217,18 @@ def test_methods_are_ranked_across_settings_by_their_mean():
     assert "](figures/critical-difference.svg)" in render(report)
 
 
+def test_critical_differences_are_not_drawn_if_friedmans_test_is_not_significant():
+    """Nemenyi's test alone would separate the methods with the best and the worst average rank."""
+    gains = [[1, 2, 4, 5, 3], [2, 3, 4, 5, 1], [5, 2, 3, 4, 1], [4, 3, 2, 5, 1]]  # of each setting
+    ranks = stats.rank_methods(gains)
+    assert ranks.p > stats.ALPHA and max(ranks.average) - min(ranks.average) > ranks.critical
+    report = build([make_record(method, seed, make_matrix(3, 0.01 * gain), benchmark=f"bench-{b}")
+                    for b, row in enumerate(gains) for seed in (0, 1)
+                    for method, gain in zip(("lora", "ewc", "er", "si", "mas"), row, strict=True)])
+    assert "There is no significant difference between the average ranks" in report.ranking_verdicts[0]
+    assert report.rankings and report.figures == () and "Across settings" in html(report)
+
+
 def test_differences_and_ranks_stand_in_every_format_of_the_report():
     report = build(settings(3, {"lora": 0.0, "ewc": -0.05, "er": -0.1}))
     for text in (latex(report), html(report)):

@@ -51,6 +51,16 @@ def test_seeds_whose_tasks_differ_in_length_share_points_and_ends():
     assert [x for x, _ in course.tasks[0]][:14] == [*range(11), 15, 20, 30]
 
 
+def test_a_method_that_is_trained_by_steps_in_its_first_task_only_is_shown():
+    curve = make_curve(tasks=2)
+    curve = curve.model_copy(update={"steps": [curve.steps[0], [0]], "right": [curve.right[0], [[90], [40]]]})
+    report = build([with_curve("ranpac", s, curve, tasks=2) for s in (0, 1)])
+    course, = courses(report.sections[0].results)
+    assert course.ends == (20, 20) and len(course.tasks) == 2
+    drawn, _ = figure(report, "steps")
+    assert len(drawn.axes) == 1
+
+
 def test_many_points_are_thinned_behind_the_first_ones():
     steps = [*range(51), *range(60, 100_000, 10)]
     kept = thinned(steps)

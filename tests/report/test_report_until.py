@@ -1,5 +1,8 @@
 """Reports of seeds that were added until decided: numbers of seeds, verdicts, intervals, and what is said of them."""
 
+from csv import DictReader
+from io import StringIO
+
 import pytest
 from helpers.records import make_record
 
@@ -13,7 +16,7 @@ from clbench.report.analysis.families import Family, Pair
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.columns import ACC
-from clbench.report.formats import html, json, latex, markdown
+from clbench.report.formats import csv, html, json, latex, markdown
 from clbench.results.sequential import critical, find_strongest_analysis, repeated_interval
 from clbench.results.store import Store
 
@@ -72,6 +75,13 @@ def test_verdicts_and_intervals_are_sequential_in_every_table(records):
     choice = choose(setting, ())
     assert choice.best == "er" and choice.half_width == pytest.approx(
         repeated_interval([0.701, 0.698, 0.703], RULE).half_width)
+
+
+def test_a_csv_file_has_no_rows_for_seeds_that_were_not_planned(records):
+    records[-1] = failed = records[-1].model_copy(update={"status": "failed"})
+    lines = DictReader(StringIO(csv.render(report.build(records, ids=True))))
+    unfinished = [(line["method"], line["seed"]) for line in lines if line["status"] == "no result"]
+    assert unfinished == [(failed.label, "7")]
 
 
 @pytest.mark.parametrize("form", [markdown, html, latex])

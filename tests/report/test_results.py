@@ -5,11 +5,13 @@ import sys
 from html import escape
 from statistics import fmean
 
+import numpy as np
 import pytest
 from helpers.records import folder, make_matrix, make_record
 
 import clbench
 from clbench.core.errors import ClbenchError, SpecError, StoreError
+from clbench.experiment.until import UntilDecided
 from clbench.report import build
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.figures.grid import grid
@@ -17,6 +19,7 @@ from clbench.report.formats.csv import HEADER, render
 from clbench.report.formatting import column_names, plain
 from clbench.report.frames import MEASURED
 from clbench.report.results import Results
+from clbench.results.items import ItemResults
 
 R = [[0.1, 0.2], [0.9, 0.3], [0.7, 0.8]]
 OTHER = [[0.1, 0.2], [0.8, 0.3], [0.5, 0.6]]
@@ -33,10 +36,10 @@ def study():
         for i, (name, options) in enumerate(rows) for seed in (0, 1))
 
 
-def swept(values=((1, 4), (8.0, 16.0)), missing=(), **more):
+def swept(values=((1, 4), (8.0, 16.0)), missing=(), seeds=(0, 1), **more):
     return [make_record("lora", seed, make_matrix(2, 0.01 * i - 0.02 * j + 0.01 * seed),
                         options={"rank": a, "alpha": b, **more}, label=f"lora:rank={a}:alpha={b:g}")
-            for i, a in enumerate(values[0]) for j, b in enumerate(values[1]) for seed in (0, 1)
+            for i, a in enumerate(values[0]) for j, b in enumerate(values[1]) for seed in seeds
             if (a, b) not in missing]
 
 
@@ -245,6 +248,26 @@ def test_values_of_a_grid_are_in_order():
     setting, = by_setting(records)
     data = grid(setting, None, None, "ACC")
     assert (data.xs, data.ys) == (("2", "4", "16"), ("0.5", "1"))
+
+
+@pytest.mark.parametrize("update", [
+    {"until": UntilDecided(first=3, most=4)},
+    {"items": ItemResults.of([np.arange(200)], np.arange(200) % 4 > 0, "images")}])  # intervals over seeds and samples
+def test_a_grid_has_the_intervals_of_the_table(update):
+    setting, = by_setting([r.model_copy(update=update) for r in swept(seeds=(0, 1, 2))])
+    table = build(setting.records, ids=True).sections[0].comparison
+    accuracies = dict(zip([row.label for row in table.rows], table.cells("ACC"), strict=True))
+    for (i, j), cell in grid(setting, None, None, None).cells.items():
+        assert cell.half_width == accuracies[f"lora:rank={(1, 4)[i]}:alpha={(8, 16)[j]}"].half_width is not None
+
+
+def test_a_grid_has_the_shared_value_of_a_swept_hyperparameter():
+    """The record of the shared learning rate has no value of its own for it."""
+    records = [make_record("er", 0, label=f"er:capacity={size}{name}", options={"capacity": size}, own_recipe=own)
+               for size in (100, 200) for name, own in (("", {}), (":recipe.lr=0.1", {"lr": 0.1}))]
+    data = grid(by_setting(records)[0], None, None, None)
+    assert (data.x, data.xs, data.y, data.ys) == ("er.capacity", ("100", "200"), "er.recipe.lr", ("1e-3", "0.1"))
+    assert len(data.cells) == 4
 
 
 def test_report_csv_has_a_column_for_each_option():

@@ -15,9 +15,10 @@ from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import Answers, Family, Values, family
 from clbench.report.analysis.method_records import MethodRecords, done_records
 from clbench.report.analysis.names import titles
-from clbench.report.columns import Measure
+from clbench.report.columns import Measure, cell_of, cells
 from clbench.report.formatting import clean
 from clbench.report.metric_columns import final_of, measures_of, with_general
+from clbench.report.model import Cell
 from clbench.results.items import cross
 from clbench.results.metrics import acc
 from clbench.results.records import Record, item_ids, item_scores, metrics_of
@@ -116,6 +117,14 @@ class Setting:
         seeds = sorted(values)[:self.until.most if self.until else None]
         crossed = cross([values[s] for s in seeds], [answers[s] for s in seeds])
         return interval_of([values[s] for s in seeds], self.until, crossed)
+
+    def cells(self, measure: Measure) -> list[Cell]:
+        """Return the cell of each method in the column of a measure. None is marked as the best."""
+        unit, values = measure.column.unit, [list(by_seed.values()) for by_seed in self.values(measure).values()]
+        if not self.answers(measure):
+            return cells(values, unit, self.until)
+        return [cell_of(self.interval(measure, m.label), unit, by_seed) if m.done else cells([by_seed], unit)[0]
+                for m, by_seed in zip(self.methods, values, strict=True)]
 
     def mean(self, measure: Measure, label: str) -> float | None:
         """Return the mean of a method over its seeds, or None if some seed has no value."""

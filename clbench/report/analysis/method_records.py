@@ -275,7 +275,7 @@ class MethodRecords:
         done = self.done
         return Result(
             label=self.label, strategy=self.strategy, reference=self.reference, complete=self.complete,
-            seeds=tuple(r.trial.seed for r in done), R=tuple(tuple(map(tuple, r.R)) for r in done),
+            planned=self.seeds, seeds=tuple(r.trial.seed for r in done), R=tuple(tuple(map(tuple, r.R)) for r in done),
             trainable=tuple(tuple(r.costs.trainable) for r in done),
             parameters=tuple(tuple(sum(roles.values()) for roles in r.costs.parameters) for r in done),
             bytes=tuple(tuple(sum(roles.values()) for roles in r.costs.bytes) for r in done),

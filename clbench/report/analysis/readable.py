@@ -110,17 +110,21 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
     id_by_label = row_ids(records)
     settings = by_setting([record.model_copy(update={"label": id_by_label[record.label]})
                            for record in by_metric(records, metric)])
-    if not ids:
-        templates = names_of(registry or installed())
-        settings = [_with_display_names(setting, templates) for setting in settings]
-    if baseline is None:
+    if ids and baseline is None:
         return settings
+    templates = names_of(registry or installed())
+    displayed = [_with_display_names(setting, templates) for setting in settings]
+    if baseline is None:
+        return displayed
     baseline_id = id_by_label.get(baseline, baseline)
-    methods = chain.from_iterable(setting.methods for setting in settings)
-    known_names = dict.fromkeys(chain.from_iterable((m.label, m.id) for m in methods))
+    known_names = dict.fromkeys(chain.from_iterable((m.label, m.id) for s in displayed for m in s.methods))
     if baseline_id not in known_names:
         raise SpecError(unknown("method", baseline, known_names, hint))
-    return [replace(setting, named_baseline=setting.label_of(baseline_id) or baseline_id) for setting in settings]
+    labels = [setting.label_of(baseline_id) or baseline_id for setting in displayed]
+    if not ids:
+        return [replace(s, named_baseline=label) for s, label in zip(displayed, labels, strict=True)]
+    return [replace(setting, named_baseline=next((m.id for m in named.methods if m.label == label), label))
+            for setting, named, label in zip(settings, displayed, labels, strict=True)]
 
 
 def find_trials(records: Sequence[Record], trial: str | None, registry: Registry) -> list[Record]:

@@ -98,9 +98,11 @@ def slugs(titles: Sequence[str]) -> list[str]:
     ['mnist-task-1', 'mnist-task-2', 'cifar']
     """
     plain_titles = [re.sub(r"\b(task|class|domain)-il\b", r"\1", title.lower()) for title in titles]
-    names = [re.sub(r"[^a-z0-9.]+", "-", title)[:80].strip("-.") for title in plain_titles]
-    return [f"{name or 'setting'}-{i}" if names.count(name) > 1 or not name else name
-            for i, name in enumerate(names, start=1)]
+    names = [re.sub(r"[^a-z0-9.]+", "-", title)[:80].strip("-.") or f"setting-{i}"
+             for i, title in enumerate(plain_titles, start=1)]
+    while len(set(names)) < len(names):  # a number can make a name that another title has
+        names = [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]
+    return names
 
 
 def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], results: Sequence[Result],

@@ -8,13 +8,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from clbench.core.errors import SpecError, unknown
-from clbench.core.options import format_value
+from clbench.core.options import format_value, recipe_options
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import MethodRecords
-from clbench.report.columns import Measure, cells
+from clbench.report.columns import Measure
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, LABEL, PALE
-from clbench.report.formatting import NONE, clean, number, options_of
+from clbench.report.formatting import NONE, clean, number
 from clbench.report.model import Cell, Column
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def grid(setting: Setting, x: str | None, y: str | None, metric: str | None) -> 
     rows = [m for m in setting.methods if m.strategy == strategy and {x_option, y_option} <= _options(m).keys()]
     xs, ys = (_values([_options(m)[name] for m in rows]) for name in (x_option, y_option))
     cell_of: dict[tuple[int, int], tuple[str, Cell]] = {}
-    values = setting.values(measure)
+    cells = {m.label: cell for m, cell in zip(setting.methods, setting.cells(measure), strict=True)}
     for m in rows:
         position = xs.index(_options(m)[x_option]), ys.index(_options(m)[y_option])
         if position in cell_of:
@@ -59,7 +59,7 @@ def grid(setting: Setting, x: str | None, y: str | None, metric: str | None) -> 
             raise SpecError(f"{cell_of[position][0]} and {m.label} share a cell, for "
                             f"{' and '.join(other_options) or 'their recipe'} differs as well: keep one value of it, "
                             f"as in Results(r for r in results if r.label != {m.label!r})")
-        cell_of[position] = m.label, cells([list(values[m.label].values())], measure.column.unit)[0]
+        cell_of[position] = m.label, cells[m.label]
     return Grid(setting.title, measure.column, f"{strategy}.{x_option}", f"{strategy}.{y_option}",
                 tuple(clean(format_value(v)) for v in xs), tuple(clean(format_value(v)) for v in ys),
                 {position: cell for position, (_, cell) in cell_of.items() if cell.mean is not None})
@@ -73,7 +73,9 @@ def _measure(setting: Setting, title: str) -> Measure:
 
 
 def _options(method: MethodRecords) -> dict[str, Any]:
-    return options_of(method.records[0].trial)
+    """Return the options of a method and all its hyperparameters, also those that the experiment shares."""
+    trial = method.records[0].trial
+    return {**trial.method.options, **recipe_options({**trial.recipe.model_dump(mode="json"), **trial.own_recipe})}
 
 
 def _swept(methods: Sequence[MethodRecords]) -> list[str]:

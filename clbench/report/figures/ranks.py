@@ -30,8 +30,9 @@ _TITLE = "Average ranks"
 def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, ...], tuple[FigureData, ...]] | None:
     """Rank methods by their final means across settings, and return the table, the verdicts and the figure.
 
-    Only methods with a result for every seed of every setting are ranked. Methods are matched by their ids. Return None
-    if ranks would be meaningless: if fewer than three methods remain, if settings share a benchmark and are therefore
+    Only methods with a result for every seed of every setting are ranked. Methods are matched by their ids. There is
+    no figure if Friedman's test is not significant, because Nemenyi's test then shows no differences. Return None if
+    ranks would be meaningless: if fewer than three methods remain, if settings share a benchmark and are therefore
     not independent, or if there are fewer settings than the test needs.
     """
     if len(settings) < LEAST_SETTINGS or len({str(s.records[0].trial.benchmark) for s in settings}) < len(settings):
@@ -50,7 +51,8 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
     verdicts = list(_verdicts(labels, ranks, len(settings)))
     if left_out:
         verdicts.append(f"Not ranked, because some setting lacks a result of some seed: {', '.join(left_out)}")
-    return (_table(settings, labels, ranks),), tuple(verdicts), (_figure(settings, labels, ranks),)
+    figures = (_figure(settings, labels, ranks),) if ranks.p <= ALPHA else ()
+    return (_table(settings, labels, ranks),), tuple(verdicts), figures
 
 
 def better(ranks: Ranks, first: int, second: int) -> bool:

@@ -50,11 +50,12 @@ class Course:
 
 
 def courses(results: Sequence[Result]) -> list[Course]:
-    """Return the course of each method whose curve has training steps and whose seeds have the same number of tasks."""
+    """Return the course of each method that is trained by steps in a task and whose seeds have equally many tasks."""
     method_courses = []
     for row, result in enumerate(results):
         curves = result.curves
-        if curves and len({len(curve.after) for curve in curves}) == 1 and any(curve.steps[-1][-1] for curve in curves):
+        has_steps = any(steps[-1] for curve in curves for steps in curve.steps)
+        if has_steps and len({len(curve.after) for curve in curves}) == 1:
             method_courses.append(_course(result.label, row, curves))
     return method_courses
 

@@ -32,7 +32,7 @@ def render(report: Report) -> str:
             method_cells = [*map(inert, [*section_cells, result.label, result.strategy]), str(result.reference).lower()]
             result_options = dict(result.options)
             options = [_shown(result_options.get(name)) for name in named_options]
-            for seed in section.seeds:
+            for seed in result.planned:
                 if seed not in result.seeds:
                     writer.writerow([*method_cells, seed, "no result", *[""] * 5, *options])
                     continue
@@ -54,21 +54,26 @@ def _shown(value: Value) -> int | float | str:
 
 
 def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]:
-    """Yield the numbers of a method's k-th seed: the tables' columns, then R, other metrics and costs by task."""
+    """Yield the numbers of a method's k-th seed: the tables' columns, then R, other metrics and costs by task.
+
+    A column with the name of a metric or cost by task is called `final NAME`, so that no name has two meanings.
+    """
+    costs_by_task = {"trainable params": ("count", result.trainable), "params kept": ("count", result.parameters),
+                     "bytes kept": ("bytes", result.bytes)}
     labels = [method.label for method in section.results]
     tables = [table for table in (section.comparison, *section.details) if [row.label for row in table.rows] == labels]
     for table in tables:  # not those with a row per class or task
         for column, cell in zip(table.columns, table.rows[i].cells, strict=True):
             value = cell.values[k] if cell.values else None
             if value is not None:
-                yield column.title, _UNITS.get(column.unit, column.unit), "", "", value
+                name = f"final {column.title}" if column.title in {*METRICS, *costs_by_task} else column.title
+                yield name, _UNITS.get(column.unit, column.unit), "", "", value
     matrices = {section.metric.name: result.R[k], **{name: by_seed[k] for name, by_seed in result.scores.items()}}
     for name, matrix in matrices.items():
         unit = unit_of(METRICS[name])
         for row, values in enumerate(matrix):
             for task, value in enumerate(values, start=1):
                 yield name, _UNITS.get(unit, unit), row, task, value
-    for metric, unit, costs in (("trainable params", "count", result.trainable), ("params kept", "count",
-                                result.parameters), ("bytes kept", "bytes", result.bytes)):
+    for name, (unit_of_cost, costs) in costs_by_task.items():
         for task, cost in enumerate(costs[k], start=1):
-            yield metric, unit, task, "", cost
+            yield name, unit_of_cost, task, "", cost

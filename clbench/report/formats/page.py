@@ -123,7 +123,7 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
     legend = chosen(section, _legend(results, styles))
     kinds = dict.fromkeys((ALL, *chain.from_iterable(entry.kinds for entry in legend)))
     return SectionView(id_, section, f"{id_}-comparison", legend, by_task, matrices,
-                       _figures(id_, slug, section, tables, matrices) if matrix_results else [],
+                       _figures(id_, slug, section, tables, matrices) if any(r.seeds for r in results) else [],
                        len(results) > MANY, packed(matrices) if len(results) > MANY else "",
                        tuple(kinds) if len(results) > FEW else ())
 
@@ -225,7 +225,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
             f"{_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
     figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
-    if not all(result.common_test for result in section.results):
+    if matrices and not all(result.common_test for result in section.results):
         figures.append(FigureView(
             "heat", section.matrix_title,
             "Columns: the task tested. Rows: the number of tasks learned; 0 is before training. Below the line are the "
@@ -235,7 +235,12 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     data = next((figure for figure in section.figures if figure.kind == "arrival"), None)
     if data and arrival:
         figures.append(FigureView("arrival", data.title, data.caption, data.alt, tuple(arrival), data.name, wide=True))
-    return figures
+    return [f for f in figures if f.kind not in ("lines", "bars") or _has_full_row(tables[f.tables[0]])]
+
+
+def _has_full_row(table: Table) -> bool:
+    """Return whether a method has a value for each task. It has none if its seeds differ in their number of tasks."""
+    return any(all(cell.mean is not None for cell in row.cells) for row in table.rows)
 
 
 def _over_steps(slug: str, data: FigureData, section: Section) -> FigureView:

@@ -43,7 +43,7 @@ function stepPanel(svg, method, course, colors, zoom, box) {
 // Return the first and last step of a window around a boundary. It extends up to 200 steps into the next task.
 function windowOf(ends, zoom) {
   const at = ends[zoom - 1];
-  const reach = Math.min(200, ends[zoom] - at);
+  const reach = Math.max(4, Math.min(200, ends[zoom] - at)); // a task may have no steps
   return [Math.max(0, at - reach * BEFORE / BEHIND), at + reach];
 }
 
