@@ -34,6 +34,7 @@ from clbench.models.hf_parts import (
     is_decoder,
     is_divisible,
     load_config,
+    require_length,
     untrained,
 )
 from clbench.models.language_model import language_model
@@ -53,8 +54,9 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
     """
     if not classes:
         return language_model(name, options, input_shape)
-    folder, config = load_config(name, input_shape[0])
+    folder, config = load_config(name)
     model = untrained("AutoModel", config, options.dropout)
+    require_length(name, model, input_shape[0])
     if getattr(model, "pooler", None) is not None:
         model.pooler = nn.Identity()  # `pool` replaces it, and published weights may lack its weights
     pool = options.pool or pooling_of(folder) or ("last" if is_decoder(model) else "mean")

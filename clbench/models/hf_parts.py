@@ -23,7 +23,6 @@ from clbench.models.network import Network, Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
 N = TypeVar("N", bound=Network)
-SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}  # unused positions before the first token
 
 
 def home() -> Any:
@@ -38,20 +37,29 @@ def home() -> Any:
         raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
 
 
-def load_config(name: str, length: int) -> tuple[Path, Any]:
+def load_config(name: str) -> tuple[Path, Any]:
     """Return the folder of a model and its configuration; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
 
     Raises:
-        SpecError: the model cannot take texts of `length` tokens.
         DataError: there is no such folder or repository.
     """
     folder = folder_of(inner(name))
-    config = home().AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(max_positions, int) and length > (max_tokens := max_positions - SHIFTED.get(config.model_type, 0)):
+    return folder, home().AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+
+
+def require_length(name: str, model: Any, length: int) -> None:
+    """Check that a model of the library can take texts of `length` tokens.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(positions, "padding_idx", None)  # RoBERTa and its variants count positions from padding + 1
+    unused = 0 if padding is None else padding + 1
+    if isinstance(max_positions, int) and length > (max_tokens := max_positions - unused):
         raise SpecError(f"model {name!r} takes at most {max_tokens} tokens, the benchmark has {length}; choose "
                         f"length={max_tokens} or less")
-    return folder, config
 
 
 def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, dropout: float | None) -> Any:

@@ -27,6 +27,7 @@ from clbench.models.hf_parts import (
     home,
     is_divisible,
     load_config,
+    require_length,
     sliding_window,
     untrained,
 )
@@ -94,11 +95,12 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
     if options.pool is not None:
         raise SpecError(f"model {name!r}: pool makes one vector of a text, and a language model has an output for each "
                         "token; leave pool out")
-    _, config = load_config(name, input_shape[0])
+    _, config = load_config(name)
     if type(config) not in home().AutoModelForCausalLM._model_mapping:
         raise SpecError(f"model {name!r} ({config.model_type}) is no causal language model; choose one such as "
                         "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
     model = untrained("AutoModelForCausalLM", config, options.dropout)
+    require_length(name, model, input_shape[0])
     builders = [lambda: _whole(model)]
     if is_divisible(getattr(model, model.base_model_prefix), input_shape[0]):
         builders.insert(0, lambda: _divided(model, config))

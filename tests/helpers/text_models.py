@@ -37,6 +37,7 @@ def save_model(folder, kind, seed=0):
         "deberta": lambda: transformers.DebertaV2Config(**small, relative_attention=True, pos_att_type=["p2c", "c2p"]),
         "distilbert": lambda: transformers.DistilBertConfig(
             vocab_size=len(WORDS), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=24),
+        "data2vec": lambda: transformers.Data2VecTextConfig(**{**small, "pad_token_id": 1}),
         "esm": lambda: transformers.EsmConfig(**small, mask_token_id=1, token_dropout=True),
         "neox": lambda: transformers.GPTNeoXConfig(**small),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=24,

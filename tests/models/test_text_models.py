@@ -121,13 +121,20 @@ def test_what_cannot_be_had_is_said(tmp_path):
     save_model(tmp_path, "bert")
     with pytest.raises(SpecError, match="takes at most 24 tokens, the benchmark has 25; choose length=24 or less"):
         built(tmp_path, length=25)
-    save_model(tmp_path / "mpnet", "mpnet")  # the first two of its 24 positions are not used
-    built(tmp_path / "mpnet", length=22, pretrained=False)(torch.full((1, 22), 4, dtype=tokens.DTYPE))
-    with pytest.raises(SpecError, match="takes at most 22 tokens"):
-        built(tmp_path / "mpnet", length=23)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no model\.safetensors in .*--weights none"):
         weights_of(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(("kind", "unused"), [("mpnet", 2), ("data2vec", 2), ("roberta", 1), ("esm", 1),
+                                              ("bert", 0)])
+def test_positions_before_the_first_token_are_not_used(tmp_path, kind, unused):
+    """RoBERTa and its variants have unused positions up to that of padding; they have 24 here."""
+    save_model(tmp_path, kind)
+    most = 24 - unused
+    built(tmp_path, length=most, pretrained=False)(torch.full((1, most), 4, dtype=tokens.DTYPE))
+    with pytest.raises(SpecError, match=f"takes at most {most} tokens"):
+        built(tmp_path, length=most + 1, pretrained=False)
 
 
 def test_sentence_transformers_say_how_tokens_are_pooled(tmp_path):
