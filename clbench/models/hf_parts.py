@@ -22,6 +22,7 @@ from clbench.models.hf_files import folder_of, inner
 from clbench.models.network import Network, Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
+RATES = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # ends of the names of dropout rates in configurations
 N = TypeVar("N", bound=Network)
 
 
@@ -74,7 +75,7 @@ def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, d
     if dropout is not None:
         for field, value in vars(config).items():  # some models read a number instead of having a module
             is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)  # ESM: token_dropout = true
-            if field.endswith(("dropout", "pdrop")) and is_rate:
+            if field.endswith(RATES) and is_rate:
                 setattr(config, field, dropout)
     model_class = package.AutoModel._model_mapping.get(type(config), None)
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"

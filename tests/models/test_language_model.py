@@ -58,7 +58,7 @@ def test_a_decoder_has_a_block_for_each_layer_and_the_logits_of_transformers(tmp
     torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["opt", "llama"])
+@pytest.mark.parametrize("kind", ["opt", "llama", "biogpt"])
 def test_the_option_dropout_also_sets_rates_that_a_model_has_as_numbers(tmp_path, kind):
     transformers, _ = quiet()
     model = make_model(attention_dropout=0.3)
@@ -66,6 +66,10 @@ def test_the_option_dropout_also_sets_rates_that_a_model_has_as_numbers(tmp_path
         model = transformers.OPTForCausalLM(transformers.OPTConfig(
             vocab_size=259, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
             num_attention_heads=4, max_position_embeddings=64, dropout=0.1))
+    if kind == "biogpt":
+        model = transformers.BioGptForCausalLM(transformers.BioGptConfig(
+            vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64))
     folder, x = save(tmp_path, model), random_tokens()
     for dropout, is_random in ((0.0, False), (None, True), (0.2, True)):
         torch.manual_seed(0)
