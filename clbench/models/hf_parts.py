@@ -100,8 +100,10 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
         outputs: computes the outputs of a network for tokens [2, L].
         expected: computes the same outputs by the library's model.
     """
-    x = torch.arange(3, 19, dtype=DTYPE, device=next(model.parameters()).device).view(2, 8)
-    x %= model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
+    ids = [token % config.vocab_size for token in range(3, 35)]
+    texts = [token for token in ids if token != getattr(config, "pad_token_id", None)][:16]  # padding embeds as zeros
+    x = torch.tensor(texts, dtype=DTYPE, device=next(model.parameters()).device).view(2, 8)
     x[1, 5:] = NO_TOKEN
     training = model.training
     try:

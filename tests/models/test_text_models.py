@@ -79,6 +79,14 @@ def test_places_behind_the_last_token_change_nothing(tmp_path, kind):
         torch.testing.assert_close(network.features(x[:, :7]), network.features(x), rtol=1e-5, atol=1e-6)
 
 
+def test_the_padding_token_of_a_decoder_does_not_change_its_blocks(tmp_path):
+    save_model(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for padding in (None, 11):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": padding}))
+        assert len(built(tmp_path, pretrained=False).blocks) == 3
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
 def test_decoders_run_in_stacks_and_stay_as_they_were(tmp_path, kind):
     save_model(tmp_path, kind)
