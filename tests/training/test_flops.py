@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.accounting import callback
 from clbench.accounting.callback import FlopsCallback
-from clbench.accounting.flops import FORMULAS, FlopCount
+from clbench.accounting.flops import FORMULAS, FlopCount, formula_of, grouped_product
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.execution import trial_runner
@@ -82,6 +82,21 @@ def test_products_with_vectors_are_products():
     a, b = torch.randn(4, 5), torch.randn(5)
     assert counted(lambda: (a @ b, b @ b, torch.addmv(torch.zeros(4), a, b)))[0] == 2 * (20 + 5 + 20)
     assert counted(lambda: (a + 1, a.softmax(1), F.layer_norm(a, (5,)), torch.linalg.svd(a)))[0] == 0
+
+
+def test_products_of_three_factors_cost_what_the_product_with_the_weight_does():
+    layer, a, b = nn.Bilinear(6, 7, 5), torch.randn(3, 6), torch.randn(3, 7)
+    assert counted(lambda: layer(a, b).sum().backward())[0] == 2 * 2 * 3 * 5 * 6 * 7  # and the gradient of the weight
+
+
+@pytest.mark.parametrize(("a", "b", "flops"), [((8, 16), (2, 16, 24), 2 * 8 * 16 * 24),
+                                               ((16, 8), (8, 24), 2 * 16 * 8 * 24),
+                                               ((2, 4, 16), (16, 8), 2 * 4 * 16 * 8),
+                                               ((2, 4, 16), (2, 16, 24), 2 * 2 * 4 * 16 * 24)])
+def test_products_of_experts_cost_what_their_rows_do(a, b, flops):
+    assert grouped_product(a, b) == flops
+    if hasattr(torch.ops.aten, "_grouped_mm"):
+        assert formula_of(torch.ops.aten._grouped_mm.default)([torch.empty(a), torch.empty(b)], {}, None) == flops
 
 
 def tasks_of(model):
