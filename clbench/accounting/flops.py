@@ -2,8 +2,8 @@
 
 The formulas are those of `torch.utils.flop_counter`. This module adds attention as the CPU computes it, the fused
 attention of `nn.MultiheadAttention` at test time, products with vectors, products of groups and of three factors, and
-the gradients of grouped convolutions, which torch counts once for every group. All other operations count as 0: element-wise operations, normalization,
-gathers, sorting, and decompositions and solvers of `torch.linalg`.
+the gradients of grouped convolutions, which torch counts once for every group. All other operations count as 0:
+element-wise operations, normalization, gathers, sorting, and decompositions and solvers of `torch.linalg`.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from clbench.models.hf_parts import (
     Whole,
     additive,
     choose_network,
+    convert_weights,
     is_decoder,
     is_divisible,
     load_config,
@@ -170,7 +171,8 @@ class Conform:
     """
 
     def __init__(self, model: Any) -> None:
-        """Store the names of the model's weights."""
+        """Store the model's class, its configuration and the names of its weights."""
+        self.model_class, self.config = type(model), model.config
         self.prefix = f"{model.base_model_prefix}."
         self.names = set(model.state_dict())
 
@@ -182,4 +184,7 @@ class Conform:
             key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
             if key in self.names:
                 out[key] = tensor
-        return out
+        if self.names <= set(out):
+            return out
+        complete = convert_weights(self.model_class, self.config, weights)
+        return {name: complete[name] for name in self.names} if self.names <= set(complete) else out

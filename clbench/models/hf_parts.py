@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -85,6 +85,19 @@ def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, d
             if isinstance(module, nn.Dropout):
                 module.p = dropout
     return model
+
+
+def convert_weights(model_class: Any, config: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published weights as the library converts them to load a model: renamed, and those of experts joined.
+
+    Weights that are missing or of another shape are left out.
+    """
+    config = copy.deepcopy(config)
+    config.dtype = torch.float32  # otherwise it would round weights to the dtype in the configuration
+    model, loading = model_class.from_pretrained(None, config=config, state_dict=dict(weights),
+                                                 ignore_mismatched_sizes=True, output_loading_info=True)
+    left_out = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from clbench.models.hf_parts import (
     Tokens,
     additive,
     choose_network,
+    convert_weights,
     home,
     is_divisible,
     load_config,
@@ -155,7 +156,8 @@ class Conform:
     """
 
     def __init__(self, model: Any) -> None:
-        """Store the names of the model's weights."""
+        """Store the model's class, its configuration and the names of its weights."""
+        self.model_class, self.config = type(model), model.config
         self.names = set(model.state_dict())
         self.prefix: str = model.base_model_prefix
         self.head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
@@ -181,4 +183,7 @@ class Conform:
         if head not in out:
             raise DataError(f"the weights of the language model have no {head}; save the model again by transformers' "
                             "save_pretrained, or if it also takes images, save only its language model")
-        return out
+        if self.names <= set(out):
+            return out
+        complete = convert_weights(self.model_class, self.config, weights)
+        return complete if self.names <= set(complete) else out

@@ -70,6 +70,15 @@ def test_features_are_those_of_the_library(tmp_path, kind, pool):
     assert len(network.blocks) == (1 if kind in ONE_BLOCK else 3)
 
 
+def test_weights_that_the_library_renames_when_it_loads_a_model_are_loaded(tmp_path):
+    if not hasattr(transformers := pytest.importorskip("transformers"), "NomicBertConfig"):
+        pytest.skip(f"transformers {transformers.__version__} has no such model")
+    model = save_model(tmp_path, "nomic")
+    with torch.no_grad():
+        torch.testing.assert_close(built(tmp_path).features(batch()), theirs(model, batch(), "mean"), rtol=1e-4,
+                                   atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_places_behind_the_last_token_change_nothing(tmp_path, kind):
     save_model(tmp_path, kind)
