@@ -50,7 +50,7 @@ def trilinear(a: Shape, b: Shape, c: Shape, *new_axes: Any, **_: Any) -> int:
     for shape, axes in zip((a, b, c), new_axes, strict=False):
         remaining = iter(shape)
         sizes.append([1 if axis in axes else next(remaining) for axis in range(len(shape) + len(axes))])
-    return 2 * prod(map(max, zip(*sizes, strict=True)))
+    return 2 * prod([int(max(axis)) for axis in zip(*sizes, strict=True)])
 
 
 def attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
