@@ -1,9 +1,10 @@
 """FLOPs of training and of predictions. In a phase, one step of each kind is counted, for all steps of this kind.
 
 Steps are of one kind if their batches have the same shapes and replayed samples; if gradients are edited, the
-strategy's own buffers must have the same shapes, too. A member of a stack counts as if it trained alone, and a compiled
-loss as if it were not compiled. In both cases, the loss of the first member runs once more, alone, for each kind of
-step. What a phase caches (`clbench.training.cache`) is counted once, when it is computed.
+strategy's own buffers must have the same shapes, too. A member of a stack counts as if it trained alone, except that
+its texts have the padding of the stack, and a compiled loss as if it were not compiled. In both cases, the loss of the
+first member runs once more, alone, for each kind of step. What a phase caches (`clbench.training.cache`) is counted
+once, when it is computed.
 
 Calls of modules in `prepare_batch` can differ from step to step, so they are counted in every step, and the other
 operations once for each kind of draw. A strategy's own training loop is counted as a whole.
@@ -23,7 +24,10 @@ from torch.func import functional_call
 
 from clbench.accounting.flops import FlopCount, counted_modules
 from clbench.core import seeds
+from clbench.data.stream import Stream
+from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, overrides
+from clbench.strategy.per_sample_gradients import evaluating
 from clbench.training import precision
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Training
@@ -99,14 +103,10 @@ class FlopsCallback(Callback):
     def on_task(self, training: Training, task: int) -> None:
         """Add the FLOPs of predicting a sample to the costs; if the task ID is given, the mean over tasks."""
         for replica in training.replicas:
-            strategy, tests = replica.strategy, replica.stream.tests
-            size = batch_size(replica.stream, tests.y.device)
-            flops = []
+            strategy = replica.strategy
             with precision.forward(training.recipe, strategy.class_mask.device, strategy):
-                for given_task in given_tasks(strategy.stream_info.scenario, task + 1):
-                    samples = len(tests.y) if given_task is None else tests.sizes[given_task]
-                    x, y, _ = next(tests.batches(2, given_task))
-                    flops.append(prediction_flops(strategy, x, y, given_task, min(size, samples)))
+                flops = [evaluation_flops(strategy, replica.stream, given_task)
+                         for given_task in given_tasks(strategy.stream_info.scenario, task + 1)]
             replica.costs.inference_flops.append(round(mean(flops)))
 
 
@@ -149,29 +149,62 @@ def flops_alone(strategy: Strategy, train_step: TrainStep, batch: Batch) -> int:
     return int(count.total)
 
 
-def prediction_flops(strategy: Strategy, x: Tensor, y: Tensor, task: int | None, size: int) -> Fraction:
-    """Return the FLOPs of predicting one sample in batches of `size`, as if nothing were cached.
+def evaluation_flops(strategy: Strategy, stream: Stream, task: int | None) -> Fraction:
+    """Return the mean FLOPs of predicting a test sample, of the given task or of all, in the batches of evaluation.
 
-    For a language model, they include the head at the scored positions.
+    Batches of texts are padded to their longest text. Therefore, two samples are predicted for each length of batches,
+    and count for all samples in batches of this length.
+    """
+    tests = stream.tests
+    samples = len(tests.y) if task is None else tests.sizes[task]
+    size = min(batch_size(stream, tests.y.device), samples)
+    inputs: dict[torch.Size, Tensor] = {}
+    counts = Counter[torch.Size]()  # of samples in batches of a shape
+    for x, _, _ in tests.batches(size, task) if stream.is_text else [next(tests.batches(2, task))]:
+        inputs.setdefault(x.shape[1:], x[:2])
+        counts[x.shape[1:]] += len(x)
+    total = sum(count * prediction_flops(strategy, inputs[shape], task, size) for shape, count in counts.items())
+    head = Fraction()
+    if stream.predicts_tokens:
+        head = head_flops(strategy, x, torch.cat([y for y, _ in tests.labels(size, task)]), task)
+    return Fraction(total, counts.total()) + head
+
+
+def head_flops(strategy: Strategy, x: Tensor, y: Tensor, task: int | None) -> Fraction:
+    """Return the FLOPs of a language model's head at the scored positions of an item, the mean over items.
+
+    Args:
+        strategy: the strategy that predicts.
+        x: any tokens, [N, L].
+        y: the labels of the items, [M, L].
+        task: the task of the items; None if the scenario does not give it.
+    """
+    totals = []
+    with evaluating(strategy), torch.no_grad():
+        hidden = strategy.predict(x[:1], task).logits[0]
+        for positions in (1, 2):  # part of the FLOPs may not depend on the number of positions
+            with FlopCount() as count:
+                strategy.head_of_task(task)(hidden[:positions])
+            totals.append(count.total)
+    return Fraction((totals[1] - totals[0]) * int((y[:, 1:] != IGNORED).sum()), len(y))
+
+
+def prediction_flops(strategy: Strategy, x: Tensor, task: int | None, size: int) -> Fraction:
+    """Return the FLOPs of predicting one sample in batches of `size`, as if nothing were cached.
 
     Part of the FLOPs does not depend on the batch size (dora's weights), so batches of one and two samples are counted.
 
     Args:
         strategy: the strategy that predicts.
         x: two samples, as inputs of the model; or one, if there are no more.
-        y: the labels of x.
         task: the task of x; None if the scenario does not give it.
         size: number of samples in a batch.
     """
-    training = strategy.training
-    strategy.eval()
     totals = []
-    for part in (x[:1], x):
-        with torch.no_grad(), FlopCount() as count:
-            prediction = strategy.predict(part, task)
-            if strategy.stream_info.predicts_tokens:
-                strategy.objective.scores(strategy, prediction.logits, y[:len(part)], task)
-        totals.append(count.total)
-    strategy.train(training)
+    with evaluating(strategy), torch.no_grad():
+        for part in (x[:1], x):
+            with FlopCount() as count:
+                strategy.predict(part, task)
+            totals.append(count.total)
     sample_flops = (totals[1] - totals[0]) or totals[0]  # x may have a single sample
     return Fraction(sample_flops) + Fraction(totals[0] - sample_flops, size)

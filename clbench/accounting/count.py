@@ -10,7 +10,7 @@ from statistics import mean
 import torch
 from torch import nn
 
-from clbench.accounting.callback import prediction_flops
+from clbench.accounting.callback import head_flops, prediction_flops
 from clbench.accounting.dry_run import DryRun, strategy_of_shapes, with_gradient
 from clbench.accounting.shapes import on_shapes, stream_of_shapes
 from clbench.core import seeds, tokens
@@ -123,8 +123,10 @@ def row_flops(strategy: Strategy, stream: Stream, task: int | None, batch: int) 
     tested_tasks = stream.tested_tasks if task is None else stream.tasks[task:task + 1]
     kind = tokens.DTYPE if stream.is_text else torch.float32
     x = torch.empty(2, *stream.input_shape, dtype=kind, device="meta")
-    y = tested_tasks[0].test.y[:len(x)]
-    return prediction_flops(strategy, x, y, task, min(batch, sum(len(tested.test) for tested in tested_tasks)))
+    flops = prediction_flops(strategy, x, task, min(batch, sum(len(tested.test) for tested in tested_tasks)))
+    if stream.predicts_tokens:
+        flops += head_flops(strategy, x, torch.cat([tested.test.y for tested in tested_tasks]), task)
+    return flops
 
 
 def count_layer(shape: Sequence[int], methods: Sequence[tuple[str, Resolved]], registry: Registry) -> list[Count]:

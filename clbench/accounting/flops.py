@@ -1,9 +1,9 @@
 """FLOPs of matrix products, convolutions and attention; a multiplication and its addition count as two.
 
 The formulas are those of `torch.utils.flop_counter`. This module adds attention as the CPU computes it, the fused
-attention of `nn.MultiheadAttention` at test time, products with vectors, and the gradients of grouped convolutions,
-which torch counts once for every group. All other operations count as 0: element-wise operations, normalization,
-gathers, sorting, and decompositions and solvers of `torch.linalg`.
+attention of `nn.MultiheadAttention` at test time, products with vectors, products of groups and of three factors, and
+the gradients of grouped convolutions, which torch counts once for every group. All other operations count as 0:
+element-wise operations, normalization, gathers, sorting, and decompositions and solvers of `torch.linalg`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,26 @@ def product(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
 def added_product(_: Shape, a: Shape, b: Shape, *__: Any, **___: Any) -> int:
     """Return the FLOPs of a product that is summed or added to another tensor; the additions count as 0."""
     return product(a, b)
+
+
+def grouped_product(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of products of groups, as in mixtures of experts: each row or column belongs to one group.
+
+    The shapes are [M, K] x [G, K, N], [G, M, K] x [K, N], [M, K] x [K, N] with groups of K, or [G, M, K] x [G, K, N].
+    """
+    return 2 * prod(a if len(a) == len(b) else a[-2:]) * b[-1]
+
+
+def trilinear(a: Shape, b: Shape, c: Shape, *new_axes: Any, **_: Any) -> int:
+    """Return the FLOPs of a sum of products of three factors, as in `nn.Bilinear`.
+
+    They are those of the product with the weight. The product of its sums with the other input is small.
+    """
+    sizes = []
+    for shape, axes in zip((a, b, c), new_axes, strict=False):
+        remaining = iter(shape)
+        sizes.append([1 if axis in axes else next(remaining) for axis in range(len(shape) + len(axes))])
+    return 2 * prod([int(max(axis)) for axis in zip(*sizes, strict=True)])
 
 
 def attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
@@ -72,7 +92,10 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten.baddbmm: added_product,
     aten.addbmm: added_product,
     aten.convolution_backward: convolution_backward,
+    aten._trilinear: trilinear,
 }
+if hasattr(aten, "_grouped_mm"):  # not in the oldest allowed torch
+    FORMULAS[aten._grouped_mm] = grouped_product
 ORDINARY: Any = torch.Tensor.__torch_dispatch__
 Formula = Callable[[Sequence[Any], Mapping[str, Any], Any], int]  # of arguments, keywords and result
 

@@ -31,9 +31,11 @@ from clbench.models.hf_parts import (
     Whole,
     additive,
     choose_network,
+    convert_weights,
     is_decoder,
     is_divisible,
     load_config,
+    require_length,
     untrained,
 )
 from clbench.models.language_model import language_model
@@ -53,8 +55,9 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
     """
     if not classes:
         return language_model(name, options, input_shape)
-    folder, config = load_config(name, input_shape[0])
+    folder, config = load_config(name)
     model = untrained("AutoModel", config, options.dropout)
+    require_length(name, model, input_shape[0])
     if getattr(model, "pooler", None) is not None:
         model.pooler = nn.Identity()  # `pool` replaces it, and published weights may lack its weights
     pool = options.pool or pooling_of(folder) or ("last" if is_decoder(model) else "mean")
@@ -168,7 +171,8 @@ class Conform:
     """
 
     def __init__(self, model: Any) -> None:
-        """Store the names of the model's weights."""
+        """Store the model's class, its configuration and the names of its weights."""
+        self.model_class, self.config = type(model), model.config
         self.prefix = f"{model.base_model_prefix}."
         self.names = set(model.state_dict())
 
@@ -180,4 +184,7 @@ class Conform:
             key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
             if key in self.names:
                 out[key] = tensor
-        return out
+        if self.names <= set(out):
+            return out
+        complete = convert_weights(self.model_class, self.config, weights)
+        return {name: complete[name] for name in self.names} if self.names <= set(complete) else out

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -22,8 +22,8 @@ from clbench.models.hf_files import folder_of, inner
 from clbench.models.network import Network, Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
+RATES = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # ends of the names of dropout rates in configurations
 N = TypeVar("N", bound=Network)
-SHIFTED = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}  # unused positions before the first token
 
 
 def home() -> Any:
@@ -38,20 +38,29 @@ def home() -> Any:
         raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
 
 
-def load_config(name: str, length: int) -> tuple[Path, Any]:
+def load_config(name: str) -> tuple[Path, Any]:
     """Return the folder of a model and its configuration; `name` is `hf:FOLDER` or `hf:OWNER/NAME`.
 
     Raises:
-        SpecError: the model cannot take texts of `length` tokens.
         DataError: there is no such folder or repository.
     """
     folder = folder_of(inner(name))
-    config = home().AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(max_positions, int) and length > (max_tokens := max_positions - SHIFTED.get(config.model_type, 0)):
+    return folder, home().AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+
+
+def require_length(name: str, model: Any, length: int) -> None:
+    """Check that a model of the library can take texts of `length` tokens.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(positions, "padding_idx", None)  # RoBERTa and its variants count positions from padding + 1
+    unused = 0 if padding is None else padding + 1
+    if isinstance(max_positions, int) and length > (max_tokens := max_positions - unused):
         raise SpecError(f"model {name!r} takes at most {max_tokens} tokens, the benchmark has {length}; choose "
                         f"length={max_tokens} or less")
-    return folder, config
 
 
 def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, dropout: float | None) -> Any:
@@ -66,7 +75,7 @@ def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, d
     if dropout is not None:
         for field, value in vars(config).items():  # some models read a number instead of having a module
             is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)  # ESM: token_dropout = true
-            if field.endswith(("dropout", "pdrop")) and is_rate:
+            if field.endswith(RATES) and is_rate:
                 setattr(config, field, dropout)
     model_class = package.AutoModel._model_mapping.get(type(config), None)
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
@@ -76,6 +85,19 @@ def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, d
             if isinstance(module, nn.Dropout):
                 module.p = dropout
     return model
+
+
+def convert_weights(model_class: Any, config: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published weights as the library converts them to load a model: renamed, and those of experts joined.
+
+    Weights that are missing or of another shape are left out.
+    """
+    config = copy.deepcopy(config)
+    config.dtype = torch.float32  # otherwise it would round weights to the dtype in the configuration
+    model, loading = model_class.from_pretrained(None, config=config, state_dict=dict(weights),
+                                                 ignore_mismatched_sizes=True, output_loading_info=True)
+    left_out = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
 
 
 @torch.no_grad()
@@ -91,8 +113,10 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
         outputs: computes the outputs of a network for tokens [2, L].
         expected: computes the same outputs by the library's model.
     """
-    x = torch.arange(3, 19, dtype=DTYPE, device=next(model.parameters()).device).view(2, 8)
-    x %= model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
+    ids = [token % config.vocab_size for token in range(3, 35)]
+    texts = [token for token in ids if token != getattr(config, "pad_token_id", None)][:16]  # padding embeds as zeros
+    x = torch.tensor(texts, dtype=DTYPE, device=next(model.parameters()).device).view(2, 8)
     x[1, 5:] = NO_TOKEN
     training = model.training
     try:

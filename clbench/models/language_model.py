@@ -24,9 +24,11 @@ from clbench.models.hf_parts import (
     Tokens,
     additive,
     choose_network,
+    convert_weights,
     home,
     is_divisible,
     load_config,
+    require_length,
     sliding_window,
     untrained,
 )
@@ -94,11 +96,12 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
     if options.pool is not None:
         raise SpecError(f"model {name!r}: pool makes one vector of a text, and a language model has an output for each "
                         "token; leave pool out")
-    _, config = load_config(name, input_shape[0])
+    _, config = load_config(name)
     if type(config) not in home().AutoModelForCausalLM._model_mapping:
         raise SpecError(f"model {name!r} ({config.model_type}) is no causal language model; choose one such as "
                         "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
     model = untrained("AutoModelForCausalLM", config, options.dropout)
+    require_length(name, model, input_shape[0])
     builders = [lambda: _whole(model)]
     if is_divisible(getattr(model, model.base_model_prefix), input_shape[0]):
         builders.insert(0, lambda: _divided(model, config))
@@ -153,7 +156,8 @@ class Conform:
     """
 
     def __init__(self, model: Any) -> None:
-        """Store the names of the model's weights."""
+        """Store the model's class, its configuration and the names of its weights."""
+        self.model_class, self.config = type(model), model.config
         self.names = set(model.state_dict())
         self.prefix: str = model.base_model_prefix
         self.head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
@@ -179,4 +183,7 @@ class Conform:
         if head not in out:
             raise DataError(f"the weights of the language model have no {head}; save the model again by transformers' "
                             "save_pretrained, or if it also takes images, save only its language model")
-        return out
+        if self.names <= set(out):
+            return out
+        complete = convert_weights(self.model_class, self.config, weights)
+        return complete if self.names <= set(complete) else out

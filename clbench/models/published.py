@@ -18,6 +18,7 @@ from clbench.core.errors import DataError, SpecError, message_of, unknown
 from clbench.core.pretrained import NamedWeights, Preprocessing, PretrainedInfo, parse_weights_info, read_weights_info
 from clbench.models.hf_files import hub_problem
 from clbench.models.timm_models import home, known
+from clbench.models.torchvision_models import inner_name
 from clbench.models.weights import read_weights
 
 FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # weights files in a repository
@@ -95,8 +96,10 @@ class Torchvision(Hub):
 
     def find(self, model: str, name: str) -> NamedWeights:
         """Return torchvision's weights of a model with this name, or the weights of a repository on the hub."""
-        return (NamedWeights(name, preset(self._named(model, name)))
-                if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) else super().find(model, name))
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            return super().find(model, name)
+        weights = self._named(model, name)
+        return NamedWeights(weights.name, preset(weights))  # DEFAULT is another name of one of them
 
     def load(self, model: str, name: str) -> Mapping[str, Tensor]:
         """Return the tensors of weights by torchvision's name; torchvision checks the hash in their URL."""
@@ -113,13 +116,13 @@ class Torchvision(Hub):
         """Return torchvision's information on the model's default weights, without license and training data."""
         from torchvision.models import get_model_weights
 
-        default = next(iter(get_model_weights(model.partition(":")[2])), None)
+        default = next(iter(get_model_weights(inner_name(model))), None)
         return PretrainedInfo() if default is None else replace(preset(default), licence="", training_data="")
 
     def _named(self, model: str, name: str) -> Any:
         from torchvision.models import get_model_weights
 
-        inner = model.partition(":")[2]
+        inner = inner_name(model)
         published = get_model_weights(inner).__members__
         if name not in published:
             raise SpecError(unknown("weights", name, published, f"torchvision's get_model_weights({inner!r})"))

@@ -79,10 +79,7 @@ def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...]
     """
     import torchvision.models as home
 
-    inner, side = name.partition(":")[2], square(name, input_shape)
-    names = home.list_models(home)
-    if inner not in names:
-        raise SpecError(unknown("torchvision model", inner, names, "torchvision's list_models()"))
+    inner, side = inner_name(name), square(name, input_shape)
     model_options: dict[str, Any] = dict(INCEPTION) if inner in ("googlenet", "inception_v3") else {}
     if inner.startswith("vit_"):
         model_options["image_size"] = side
@@ -100,6 +97,16 @@ def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...]
         stages = [Stage("maxpool", width, 4), *(Stage(f"layer{i + 1}", 64 * 2**i * expansion, 4 * 2**i)
                                                 for i in range(4))]
     return in_stages(model, layers[-1], classes, stages, maps=True, conform=without_auxiliary_heads)
+
+
+def inner_name(name: str) -> str:
+    """Return NAME of a model `torchvision:NAME`; SpecError if torchvision has no such classification model."""
+    import torchvision.models as home
+
+    inner, names = name.partition(":")[2], home.list_models(home)
+    if inner not in names:
+        raise SpecError(unknown("torchvision model", inner, names, "torchvision's list_models()"))
+    return inner
 
 
 def without_auxiliary_heads(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

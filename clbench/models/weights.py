@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clbench.core.errors import DataError, message_of
+from clbench.core.errors import ClbenchError, DataError, message_of, typed_message
 from clbench.models.network import Network
 
 WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name
@@ -57,7 +57,13 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
     """
     state = model.state_dict()
     if model.conform is not None and not set(weights) <= set(state):
-        weights = model.conform(weights)
+        try:
+            weights = model.conform(weights)
+        except ClbenchError:
+            raise
+        except Exception as error:  # the libraries' conversions can raise any error for weights of other models
+            raise MisfitError(f"weights {source} do not fit the model: they cannot be converted for it "
+                              f"({typed_message(error, 200)})", weights) from error
     tensors = renamed(weights, state, model.aliases)
     if wrong := misfit(tensors, state):
         raise MisfitError(f"weights {source} do not fit the model: {wrong}", tensors)

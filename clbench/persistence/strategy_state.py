@@ -27,6 +27,7 @@ from clbench.strategy.granted import PhaseSpec
 
 UNCHANGING = (BaseModel, StreamInfo, Ports, type, FunctionType, BuiltinFunctionType, ModuleType, torch.dtype,
               torch.device, Path)
+NOT_STORABLE = (torch.complex32, torch.complex128)  # dtypes that safetensors does not have
 CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -57,6 +58,9 @@ def capture(strategy: Strategy) -> tuple[StrategyState, dict[str, Tensor]]:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise SnapshotError(f"{name} in its state_dict is a {type(value).__name__}, not a tensor")
+        if value.layout is not torch.strided or value.dtype in NOT_STORABLE:
+            raise SnapshotError(f"{name} is a tensor of {value.layout} and {value.dtype}, which safetensors cannot "
+                                "store. Store it as a dense tensor of another dtype")
     parameters = dict(strategy.named_parameters(remove_duplicate=False))
     empty = []
     for module_name, module in strategy.named_modules():

@@ -17,7 +17,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.persistence import callbacks, snapshot
-from clbench.persistence.strategy_state import type_in_words
+from clbench.persistence.strategy_state import SnapshotError, capture, type_in_words
 from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import check
@@ -265,6 +265,14 @@ def test_opting_out_passes_the_check_and_pretending_does_not():
 def test_the_part_of_a_container_that_cannot_be_saved_is_named():
     value = [1, {"teacher": torch.ones(1)}]
     assert type_in_words(value, set()) == "list with a dict with a Tensor"
+
+
+@pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), torch.eye(2, dtype=torch.complex128)])
+def test_a_buffer_that_safetensors_cannot_store_is_refused(value):
+    strategy = bench(StrategyInfo("naive", Strategy, ""), {}, "class").strategy
+    strategy.register_buffer("graph", value)
+    with pytest.raises(SnapshotError, match=r"graph is a tensor of torch\.\w+ and torch\.\w+, which safetensors"):
+        capture(strategy)
 
 
 @pytest.mark.parametrize(("change", "reason"), [

@@ -37,12 +37,14 @@ def save_model(folder, kind, seed=0):
         "deberta": lambda: transformers.DebertaV2Config(**small, relative_attention=True, pos_att_type=["p2c", "c2p"]),
         "distilbert": lambda: transformers.DistilBertConfig(
             vocab_size=len(WORDS), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=24),
+        "data2vec": lambda: transformers.Data2VecTextConfig(**{**small, "pad_token_id": 1}),
         "esm": lambda: transformers.EsmConfig(**small, mask_token_id=1, token_dropout=True),
         "neox": lambda: transformers.GPTNeoXConfig(**small),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=24,
                                                 pad_token_id=0),
         "llama": lambda: transformers.LlamaConfig(**small, num_key_value_heads=1),
         "mistral": lambda: transformers.MistralConfig(**small, num_key_value_heads=1, sliding_window=10),
+        "nomic": lambda: transformers.NomicBertConfig(**small),
         "qwen": lambda: transformers.Qwen2Config(**small, num_key_value_heads=2),
     }
     torch.manual_seed(seed)

@@ -58,7 +58,7 @@ def test_a_decoder_has_a_block_for_each_layer_and_the_logits_of_transformers(tmp
     torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["opt", "llama"])
+@pytest.mark.parametrize("kind", ["opt", "llama", "biogpt"])
 def test_the_option_dropout_also_sets_rates_that_a_model_has_as_numbers(tmp_path, kind):
     transformers, _ = quiet()
     model = make_model(attention_dropout=0.3)
@@ -66,6 +66,10 @@ def test_the_option_dropout_also_sets_rates_that_a_model_has_as_numbers(tmp_path
         model = transformers.OPTForCausalLM(transformers.OPTConfig(
             vocab_size=259, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
             num_attention_heads=4, max_position_embeddings=64, dropout=0.1))
+    if kind == "biogpt":
+        model = transformers.BioGptForCausalLM(transformers.BioGptConfig(
+            vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64))
     folder, x = save(tmp_path, model), random_tokens()
     for dropout, is_random in ((0.0, False), (None, True), (0.2, True)):
         torch.manual_seed(0)
@@ -138,6 +142,20 @@ def test_models_have_the_same_blocks_without_values(tmp_path):
         folder = save(tmp_path / str(number), model)
         with torch.device("meta"):
             assert len(language_model(f"hf:{folder}", TextModelOptions(), (64,)).blocks) == count
+
+
+def test_a_mixture_of_experts_has_the_logits_of_transformers(tmp_path):
+    """transformers 5 joins the weights of experts when it loads a model, and divides them when it saves it."""
+    transformers, _ = quiet()
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64, initializer_range=0.2)).eval()
+    network, x = network_of(save(tmp_path, model)), random_tokens()
+    there = x >= 0
+    with torch.no_grad():
+        expected = model(input_ids=x.clamp(min=0).long(), attention_mask=there.long()).logits
+    torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
 
 
 def test_files_have_the_names_of_transformers(tmp_path):

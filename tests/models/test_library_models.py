@@ -12,7 +12,7 @@ from clbench.experiment.trial import Resolved
 from clbench.models.library import Stage, chain, cut
 from clbench.models.network import Network, TokenNetwork
 from clbench.models.torchvision_models import SelfAttention
-from clbench.models.weights import fill, load_weights
+from clbench.models.weights import MisfitError, fill, load_weights
 from clbench.training.building import build_model
 
 TIMM = pytest.mark.extra("timm")
@@ -101,6 +101,14 @@ def test_weights_of_another_size_load_as_timm_loads_them(tmp_path, name, trained
     if name != "test_efficientnet":
         with pytest.raises(DataError, match=r"do not fit the model: .*norm\.weight"):
             load_weights(built(f"timm:{name}", side), tmp_path / "less.safetensors")
+
+
+@TIMM
+def test_weights_that_the_library_cannot_convert_do_not_fit():
+    for name, given in (("torchvision:vit_b_16", {"encoder.pos_embedding": torch.zeros(1, 51, 768)}),
+                        ("timm:test_convnext", torchvision.models.resnet18().state_dict())):
+        with pytest.raises(MisfitError, match=r"weights f do not fit the model: they cannot be converted for it \("):
+            fill(built(name, 64), given, "f")
 
 
 @pytest.mark.slow

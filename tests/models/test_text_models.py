@@ -70,6 +70,15 @@ def test_features_are_those_of_the_library(tmp_path, kind, pool):
     assert len(network.blocks) == (1 if kind in ONE_BLOCK else 3)
 
 
+def test_weights_that_the_library_renames_when_it_loads_a_model_are_loaded(tmp_path):
+    if not hasattr(transformers := pytest.importorskip("transformers"), "NomicBertConfig"):
+        pytest.skip(f"transformers {transformers.__version__} has no such model")
+    model = save_model(tmp_path, "nomic")
+    with torch.no_grad():
+        torch.testing.assert_close(built(tmp_path).features(batch()), theirs(model, batch(), "mean"), rtol=1e-4,
+                                   atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_places_behind_the_last_token_change_nothing(tmp_path, kind):
     save_model(tmp_path, kind)
@@ -77,6 +86,14 @@ def test_places_behind_the_last_token_change_nothing(tmp_path, kind):
     x = batch()[1:]
     with torch.no_grad():
         torch.testing.assert_close(network.features(x[:, :7]), network.features(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_padding_token_of_a_decoder_does_not_change_its_blocks(tmp_path):
+    save_model(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for padding in (None, 11):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": padding}))
+        assert len(built(tmp_path, pretrained=False).blocks) == 3
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
@@ -121,13 +138,20 @@ def test_what_cannot_be_had_is_said(tmp_path):
     save_model(tmp_path, "bert")
     with pytest.raises(SpecError, match="takes at most 24 tokens, the benchmark has 25; choose length=24 or less"):
         built(tmp_path, length=25)
-    save_model(tmp_path / "mpnet", "mpnet")  # the first two of its 24 positions are not used
-    built(tmp_path / "mpnet", length=22, pretrained=False)(torch.full((1, 22), 4, dtype=tokens.DTYPE))
-    with pytest.raises(SpecError, match="takes at most 22 tokens"):
-        built(tmp_path / "mpnet", length=23)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no model\.safetensors in .*--weights none"):
         weights_of(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(("kind", "unused"), [("mpnet", 2), ("data2vec", 2), ("roberta", 1), ("esm", 1),
+                                              ("bert", 0)])
+def test_positions_before_the_first_token_are_not_used(tmp_path, kind, unused):
+    """RoBERTa and its variants have unused positions up to that of padding; they have 24 here."""
+    save_model(tmp_path, kind)
+    most = 24 - unused
+    built(tmp_path, length=most, pretrained=False)(torch.full((1, most), 4, dtype=tokens.DTYPE))
+    with pytest.raises(SpecError, match=f"takes at most {most} tokens"):
+        built(tmp_path, length=most + 1, pretrained=False)
 
 
 def test_sentence_transformers_say_how_tokens_are_pooled(tmp_path):

@@ -210,6 +210,21 @@ def test_torchvisions_weights_by_name(monkeypatch):
         TORCHVISION.load("torchvision:resnet18", "IMAGENET1K_V1")
 
 
+def test_the_name_default_means_torchvisions_current_weights():
+    assert TORCHVISION.find("torchvision:resnet50", "DEFAULT").name == "IMAGENET1K_V2"
+
+
+@pytest.mark.parametrize("model", ["resnett18", "fcn_resnet50"])  # the latter is a model of segmentation
+def test_weights_of_a_model_that_torchvision_does_not_have_are_refused(model, tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_file({"a": torch.ones(1)}, file)
+    for weights in ("DEFAULT", str(file)):
+        spec = build({"methods": "naive", "benchmark": "split-cifar10", "model": f"torchvision:{model}",
+                      "weights": weights})
+        with pytest.raises(SpecError, match=f"no torchvision model '{model}'"):
+            plan(spec, discover())
+
+
 def test_a_file_of_weights_that_changed_since_it_was_planned_is_refused(tmp_path):
     file, registry = tmp_path / "w.safetensors", discover()
     save_file(resnet20(ResNetCIFAR10Options(width=2), IMAGE, 10).state_dict(), file)

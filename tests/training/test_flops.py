@@ -1,5 +1,6 @@
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,16 +9,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.accounting import callback
-from clbench.accounting.callback import FlopsCallback
-from clbench.accounting.flops import FORMULAS, FlopCount
+from clbench.accounting.callback import FlopsCallback, evaluation_flops
+from clbench.accounting.flops import FORMULAS, FlopCount, formula_of, grouped_product
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.data import tests as data_tests
 from clbench.execution import trial_runner
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.strategy.base import Batch, Strategy
+from clbench.models.language_model import LanguageModel
+from clbench.models.network import Block, Network
+from clbench.models.scoring import IGNORED
+from clbench.strategy.base import Batch, Strategy, StreamInfo
 from clbench.testing.tiny import bench
 from clbench.training import precision
 from clbench.training.callbacks.interface import Callback
@@ -84,6 +89,21 @@ def test_products_with_vectors_are_products():
     assert counted(lambda: (a + 1, a.softmax(1), F.layer_norm(a, (5,)), torch.linalg.svd(a)))[0] == 0
 
 
+def test_products_of_three_factors_cost_what_the_product_with_the_weight_does():
+    layer, a, b = nn.Bilinear(6, 7, 5), torch.randn(3, 6), torch.randn(3, 7)
+    assert counted(lambda: layer(a, b).sum().backward())[0] == 2 * 2 * 3 * 5 * 6 * 7  # and the gradient of the weight
+
+
+@pytest.mark.parametrize(("a", "b", "flops"), [((8, 16), (2, 16, 24), 2 * 8 * 16 * 24),
+                                               ((16, 8), (8, 24), 2 * 16 * 8 * 24),
+                                               ((2, 4, 16), (16, 8), 2 * 4 * 16 * 8),
+                                               ((2, 4, 16), (2, 16, 24), 2 * 2 * 4 * 16 * 24)])
+def test_products_of_experts_cost_what_their_rows_do(a, b, flops):
+    assert grouped_product(a, b) == flops
+    if hasattr(torch.ops.aten, "_grouped_mm"):
+        assert formula_of(torch.ops.aten._grouped_mm.default)([torch.empty(a), torch.empty(b)], {}, None) == flops
+
+
 def tasks_of(model):
     return 5 if model.startswith("mlp") else 2  # others take long
 
@@ -102,6 +122,37 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runner(data):
     return TrialRunner(ExecutionSettings(data=data), "cpu", "a test", REGISTRY)
+
+
+class OverTokens(nn.Module):
+    """A layer on each token; the mean of its outputs if it is not the body of a language model."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.layer, self.mean = nn.Linear(1, 4), mean
+
+    def forward(self, x):
+        out = self.layer(x.unsqueeze(-1).float())
+        return out.mean(1) if self.mean else out
+
+
+@pytest.mark.parametrize("objective", ["classification", "causal-lm"])
+def test_texts_count_with_the_padding_of_their_batches(objective):
+    """The first two texts are short, and have fewer scored tokens than the others."""
+    is_lm = objective == "causal-lm"
+    x = torch.full((70, 64), -1, dtype=torch.int32)
+    for row in range(70):
+        x[row, :4 if row < 32 else 40 + row % 8] = row
+    y = x.masked_fill(x < 0, IGNORED) if is_lm else torch.zeros(70, dtype=torch.long)
+    tests = data_tests.Tests(x, y, torch.zeros(70, dtype=torch.long), (70,), None, token_labels=is_lm)
+    info = StreamInfo(70, 1, "class", (64,), torch.Generator(), is_text=True, objective=objective)
+    stream = SimpleNamespace(tests=tests, input_shape=(2**15,), is_text=True, predicts_tokens=is_lm)  # batches of 32
+    network = LanguageModel if is_lm else Network
+    strategy = Strategy(network([Block(OverTokens(not is_lm), nn.Identity())], nn.Linear(4, 70)), info)
+    with torch.no_grad(), FlopCount() as count:
+        for texts, labels, _ in tests.batches(32):
+            strategy.objective.scores(strategy, strategy.predict(texts).logits, labels)
+    assert evaluation_flops(strategy, stream, None) * 70 == count.total
 
 
 class EveryStep(FlopsCallback):
