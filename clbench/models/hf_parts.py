@@ -80,6 +80,7 @@ def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, d
     model_class = package.AutoModel._model_mapping.get(type(config), None)
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
     model = getattr(package, kind).from_config(config, attn_implementation=attention)
+    model = model.float()  # the dtype of a published configuration is often bfloat16
     if dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

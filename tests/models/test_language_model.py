@@ -58,6 +58,12 @@ def test_a_decoder_has_a_block_for_each_layer_and_the_logits_of_transformers(tmp
     torch.testing.assert_close(logits_of(network, x)[there], expected[there], rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_published_in_bfloat16_is_trained_in_float32(tmp_path):
+    make_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    network = network_of(tmp_path)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32} and network.tied
+
+
 @pytest.mark.parametrize("kind", ["opt", "llama", "biogpt"])
 def test_the_option_dropout_also_sets_rates_that_a_model_has_as_numbers(tmp_path, kind):
     transformers, _ = quiet()
