@@ -136,10 +136,9 @@ def compare(before: Path, after: Path) -> int:
     old, new = (json.loads(path.read_text()) for path in (before, after))
     differences = [f"{name}: only in {before if name in old else after}" for name in sorted(old.keys() ^ new.keys())]
     for name in old.keys() & new.keys():
-        for part, value in flat(old[name]).items():
-            other = flat(new[name]).get(part)
-            if value != other:
-                differences.append(f"{name}: {part}: {value} -> {other}")
+        values, others = flat(old[name]), flat(new[name])
+        differences += [f"{name}: {part}: {values.get(part)} -> {others.get(part)}"
+                        for part in values.keys() | others.keys() if values.get(part) != others.get(part)]
     print(*sorted(differences), sep="\n")
     print(f"{len(old.keys() & new.keys())} cells compared, {len(differences)} differences")
     return len(differences)

@@ -47,7 +47,9 @@ def verdicts_of(name: str, reference: Reference) -> dict[str, int]:
     """Return the number of cells with each verdict, from the committed records; empty if there are none."""
     if not (REPORTS / name).exists():
         return {}
-    records, _ = Store(REPORTS / name).read()
+    records, problems = Store(REPORTS / name).read()
+    if problems:
+        raise SystemExit(f"{REPORTS / name}: {problems}")
     cells = reference.plan(reference.cells, discover(), dry_run=True)
     checked = verification.check(reference, [[one.trial for one in cell] for cell in cells], records)
     return dict(Counter(one.verdict for one in checked))
@@ -58,6 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", nargs="*", metavar="NAME", help="count the FLOPs of these references, or of all")
     counted, before = parser.parse_args().count, references.statuses()
+    if wrong := set(counted or ()) - set(references.shipped()):
+        parser.error(f"there is no reference {min(wrong)}")
     known = {}
     for name, path in references.shipped().items():
         reference = references.read_reference(path)

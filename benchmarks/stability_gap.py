@@ -77,7 +77,9 @@ def main() -> None:
     """Print the table, and write it if asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="keep it as gap.md beside the records")
-    records, _ = Store(FOLDER).read()
+    records, problems = Store(FOLDER).read()
+    if problems:
+        raise SystemExit(f"{FOLDER}: {problems}")
     found = table(records)
     print(found)
     if parser.parse_args().write:

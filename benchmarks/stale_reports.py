@@ -15,7 +15,9 @@ def main(reports: Path = REPORTS) -> int:
     """Print a line for each folder and method with stale records, and return the number of stale records."""
     registry, count, known, every = discover(), 0, 0, 0
     for folder in sorted({path.parent for path in reports.rglob("records")}):
-        records, _ = Store(folder).read()
+        records, problems = Store(folder).read()
+        if problems:
+            raise SystemExit(f"{folder}: {problems}")
         found = stale_records(records, registry)
         every, count = every + len(records), count + len(found)
         known += sum(bool(record.provenance.code) for record in records)

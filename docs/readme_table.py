@@ -47,9 +47,10 @@ TEXT_LORA, TEXT_PROBE = ("text_task", "lora:rank=1:recipe.lr=3e-3"), ("text_task
 TEXT_CLASS_LORA = ("text_class", "lora:infer=gaussian:rank=1:recipe.lr=3e-3")
 TEXT_CLASS_RANPAC = ("text_class", "ranpac:ridge=1e3")
 RATES = ("", ":recipe.lr=3e-3")  # learning rates in the labels of the study of ranks: 1e-3 (the default) and 3e-3
-RANK_4, RANK_16 = ("ranks", "lora:rank=4:recipe.lr=3e-3"), ("ranks", "lora:rank=16")
+RANK_4 = ("ranks", "lora:rank=4:recipe.lr=3e-3")
 COPY, WORSE_COPY = ("ranks", "independent:recipe.lr=1e-5"), ("ranks", "independent:recipe.lr=3e-5")
-UNTRAINED = ("base", "lora:base=task1")  # rank 16; only the first task has trained the backbone
+UNTRAINED = ("base", "lora:base=task1")  # only the first task has trained the backbone
+PRETRAINED = ("layers", "lora:layers=all:recipe.lr=1e-3")  # with the same rank, layers and learning rate
 PIXELS_LORA, PIXELS_HIGH = ("permuted_ranks", "lora:rank=4"), ("permuted_ranks", "lora:rank=256")
 PIXELS_COPY = ("permuted_ranks", "independent")
 
@@ -115,8 +116,8 @@ def answers() -> str:
          f"Permuted pixels without pretraining: LoRA r=4 {percent(PIXELS_LORA)}, one full model per task "
          f"{percent(PIXELS_COPY)}: {compared(PIXELS_LORA, PIXELS_COPY, 'LoRA')}; LoRA r=256 {percent(PIXELS_HIGH)}: "
          f"{compared(PIXELS_HIGH, PIXELS_COPY, 'LoRA')} ({source(PIXELS_LORA)}). A ViT without pretrained weights: "
-         f"LoRA r=16 {percent(UNTRAINED)} "
-         f"({source(UNTRAINED)}); with them {percent(RANK_16)} ({source(RANK_16)})."),
+         f"LoRA r={rank(UNTRAINED)} on all layers {percent(UNTRAINED)} ({source(UNTRAINED)}); with them "
+         f"{percent(PRETRAINED)} ({source(PRETRAINED)})."),
     ]
     return table(["question", "answer", "evidence"], rows)
 
@@ -159,6 +160,11 @@ def methods(study: str) -> dict[str, list[Record]]:
 def records(method: Method) -> list[Record]:
     """Return the records of a method."""
     return methods(method[0])[method[1]]
+
+
+def rank(method: Method) -> int:
+    """Return the rank of a LoRA row."""
+    return int(records(method)[0].trial.method.options["rank"])
 
 
 def values(method: Method, measure: Measure = ACC) -> dict[int, float]:

@@ -34,7 +34,7 @@ The commands need a checkout of clbench. `clbench diff` shows what differs from 
 processor, or with another version of torch, the last digits may differ."""
 VERIFY = """\
 Find how our results compare with published numbers. Each number has a verdict and a tolerance that was fixed before
-the first run. [Reproduce published numbers](../verify.md) has the rule."""
+the first run; a report says if it was amended. [Reproduce published numbers](../verify.md) has the rule."""
 EXPLAIN = """\
 Find how much each difference between two experiments contributes to the difference of their results.
 [Explain why two results differ](../explain.md) says how to do this."""

@@ -93,7 +93,7 @@ def _ratios(path: Path, one: Mapping[str, Any]) -> list[list[str]]:
     """Return a row for each model, method and batch size: speeds relative to stock Avalanche."""
     speeds: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for m in one["measurements"]:
-        setting, outcome = m["setting"], m["outcome"]
+        setting, outcome = m["setting"], m.get("outcome")  # a contender that failed has an error instead
         if outcome is None or setting["contender"] == "floor":
             continue
         group = speeds.setdefault((setting["model"], setting["method"], setting["batch_size"]), {})
@@ -101,6 +101,8 @@ def _ratios(path: Path, one: Mapping[str, Any]) -> list[list[str]]:
         group.setdefault(name, []).append(outcome["train_samples"] / outcome["whole"])
     lines = []
     for (model, method, batch), group in speeds.items():
+        if "avalanche" not in group:
+            continue
         stock = median(group["avalanche"])
         best = [max((median(v) / stock for name, v in group.items() if re.fullmatch(pattern, name)), default=None)
                 for pattern in CONTENDERS.values()]

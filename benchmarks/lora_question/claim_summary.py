@@ -78,6 +78,13 @@ November, when the results of all studies on this page were known.
   - The loss without task IDs is measured within the same trials, and no longer between two studies.
   - The main rival is now the best row of the method. PNN is therefore represented by the row that starts from the
     backbone, and RanPAC by its better ridge.
+- **30 November 2026:** a review found rules that favored LoRA or a claim.
+  - Compute and time are compared with fine-tuning (`naive` or `independent`) only. EWC and ER, which cost more, stood
+    in for it in some studies. Wall times no longer count as processor times.
+  - LoRA's lead over ER supports the claim about buffers only if ER's buffer has at least half of LoRA's additional
+    bytes. Much smaller ones had counted.
+  - Analytic classifiers are on the frozen backbone. One had trained adapters in the first task.
+  - Permuted pixels count only with task IDs, because without them most of the loss comes from inferring the task.
 
 ## Limitations
 

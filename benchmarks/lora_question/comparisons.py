@@ -27,22 +27,26 @@ Studies = Sequence[Study]
 Test = Callable[[Studies], Iterator[Comparison]]
 FEW_TIMES, ALMOST_ALL = 10, 98.0
 UNSUITABLE = "the rival is untuned and worse than the linear probe"
+SMALL_BUFFER = "no ER buffer of at least half of what LoRA adds was run"
 
 
-def pairs(study: Study, rivals: Sequence[str], *, same_backbone: bool = False) -> Iterator[tuple[Row, Row, bool]]:
+def pairs(study: Study, rivals: Sequence[str], *, same_backbone: bool = False,
+          frozen: bool = False) -> Iterator[tuple[Row, Row, bool]]:
     """Yield the main pair of LoRA and a rival in a study, then pairs in which one side is another variant.
 
     Args:
         study: the study, which may have rows of LoRA and of rivals.
         rivals: names of methods; the best row of all of them is the main rival.
         same_backbone: whether the rival's option `base` must be that of LoRA.
+        frozen: whether to leave out rivals that train adapters in the first task (`adapt`).
     """
     row = study.main_row(LORA)
 
     def comparable(one: Row, other: Row) -> bool:
         return bool(shared_seeds(one, other)) and (not same_backbone or one.option("base") == other.option("base"))
 
-    candidates = [rival for rival in study.variants(*rivals) if row and comparable(row, rival)]
+    candidates = [rival for rival in study.variants(*rivals) if row and comparable(row, rival)
+                  and not (frozen and rival.option("adapt") not in (None, "none"))]
     if row is None or not candidates:
         return
     main = best_row(candidates)
@@ -52,12 +56,13 @@ def pairs(study: Study, rivals: Sequence[str], *, same_backbone: bool = False) -
                 if variant is not row and comparable(variant, main))
 
 
-def compare_accuracy(rule: Rule, *rivals: str, benchmark: str = "", same_backbone: bool = False) -> Test:
-    """Return a test of LoRA's accuracy against that of rivals, in all studies or in those of one benchmark."""
+def compare_accuracy(rule: Rule, *rivals: str, benchmark: str = "", scenario: str = "", same_backbone: bool = False,
+                     frozen: bool = False) -> Test:
+    """Return a test of LoRA's accuracy against that of rivals, in all studies or those of one benchmark or scenario."""
     def test(studies: Studies) -> Iterator[Comparison]:
         for study in studies:
-            if benchmark in ("", study.trial.benchmark.name):
-                for row, rival, main in pairs(study, rivals, same_backbone=same_backbone):
+            if benchmark in ("", study.trial.benchmark.name) and scenario in ("", study.scenario):
+                for row, rival, main in pairs(study, rivals, same_backbone=same_backbone, frozen=frozen):
                     yield difference(study, row, rival, rule, main=main, reason=unsuitable(study, rival))
     return test
 
@@ -74,15 +79,15 @@ def unsuitable(study: Study, rival: Row) -> str:
     return UNSUITABLE if high is not None and high < 0 else ""
 
 
-def full_fine_tuning(study: Study) -> Row | None:
-    """Return the row that trains all weights: sequential fine-tuning, else EWC, else ER."""
-    return next((row for name in ("naive", "ewc", "er") if (row := study.main_row(name))), None)
+def full_fine_tuning(study: Study, *substitutes: str) -> Row | None:
+    """Return the row of sequential fine-tuning, or of the first substitute that the study has."""
+    return next((row for name in ("naive", *substitutes) if (row := study.main_row(name))), None)
 
 
 def compare_parameters(studies: Studies) -> Iterator[Comparison]:
-    """Compare the parameters that the last task trains with those of full fine-tuning."""
+    """Compare the parameters that the last task trains with those of full fine-tuning, or EWC or ER as substitutes."""
     for study in studies:
-        main, full = study.main_row(LORA), full_fine_tuning(study)
+        main, full = study.main_row(LORA), full_fine_tuning(study, "ewc", "er")
         for row in study.variants(LORA) if full else ():
             ratio = full.trainable / row.trainable
             yield Comparison(Source.of(study), row.label, full.label, dict.fromkeys(row.trials, ratio),
@@ -91,7 +96,7 @@ def compare_parameters(studies: Studies) -> Iterator[Comparison]:
 
 
 def compare_cost(measure: Measure, *, counted: bool) -> Test:
-    """Return a test of LoRA's cost as a share of that of full fine-tuning.
+    """Return a test of LoRA's cost as a share of that of full fine-tuning, of one network or of one for each task.
 
     Args:
         measure: returns the cost of a trial, or 0 if the record does not have it.
@@ -99,7 +104,7 @@ def compare_cost(measure: Measure, *, counted: bool) -> Test:
     """
     def test(studies: Studies) -> Iterator[Comparison]:
         for study in studies:
-            full = full_fine_tuning(study)
+            full = full_fine_tuning(study, "independent")
             main = study.main_row(LORA)
             for row in study.variants(LORA) if full else ():
                 if all(map(measure, [*row.trials.values(), *full.trials.values()])):
@@ -122,9 +127,9 @@ def training_flops(record: Record) -> float:
 
 
 def training_seconds(record: Record) -> float:
-    """Return the processor seconds of training and consolidation, or wall seconds if the record lacks them."""
+    """Return the processor seconds of training and consolidation, 0 if the record lacks them."""
     times = record.timings
-    return sum(times.train_cpu or times.train) + sum(times.consolidate_cpu or times.consolidate)
+    return sum(times.train_cpu) + sum(times.consolidate_cpu) if times.train_cpu else 0.0
 
 
 def compare_with_just_learned(studies: Studies) -> Iterator[Comparison]:
@@ -211,7 +216,10 @@ def number_of_times(ratio: float) -> str:
 
 
 def compare_at_equal_storage(studies: Studies) -> Iterator[Comparison]:
-    """Compare LoRA in Class-IL with the best ER whose buffer is no larger than LoRA's additional storage."""
+    """Compare LoRA in Class-IL with the best ER whose buffer is no larger than LoRA's additional storage.
+
+    If the largest of these buffers is less than half of this storage, a better LoRA is inconclusive.
+    """
     for study in studies:
         naive, main = study.main_row("naive"), study.main_row(LORA)
         for row in study.variants(LORA) if naive and study.scenario == "class" else ():
@@ -219,7 +227,10 @@ def compare_at_equal_storage(studies: Studies) -> Iterator[Comparison]:
             fitting = [er for er in study.rows_of("er") if er.storage - naive.storage <= adapters]
             if fitting:
                 rival = best_row(fitting)
-                compared = difference(study, row, rival, is_above(0), main=row is main)
+                largest = max(er.storage for er in fitting) - naive.storage
+                is_open = 2 * largest < adapters and row.mean() > rival.mean()
+                compared = difference(study, row, rival, is_above(0), main=row is main,
+                                      reason=SMALL_BUFFER if is_open else "")
                 buffer = number(rival.storage - naive.storage, "bytes")
                 sizes = f"{number(adapters, 'bytes')} for LoRA, {buffer} for the buffer"
                 yield replace(compared, details=f"{compared.details}; {sizes}")
