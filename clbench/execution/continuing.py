@@ -237,7 +237,7 @@ def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Clas
         if more.classes != outline.outputs:
             raise SpecError(f"{benchmark} has {more.classes} classes, and in scenario {trial.scenario} they are those "
                             f"of the old tasks, {outline.outputs}")
-        return list(range(more.classes))
+        return _shared_outputs(outline.class_names, names_of(more), benchmark, classes)
     names = names_of(more)
     shared = [name for name in names if name in outline.class_names]
     examples = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
@@ -254,3 +254,17 @@ def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Clas
                         "which are the same; use --new-classes")
     new_outputs = itertools.count(outline.outputs)
     return [outline.class_names.index(name) if name in shared else next(new_outputs) for name in names]
+
+
+def _shared_outputs(old_names: list[str], names: list[str], benchmark: str, classes: Classes | None) -> list[int]:
+    """Return the output of each new class if all tasks share the outputs; errors as in `outputs_of`."""
+    if classes is None:
+        if names != old_names and sorted(names) == sorted(old_names):
+            raise SpecError(f"{benchmark} has the old classes in another order ({', '.join(names[:3])}; the model has "
+                            f"{', '.join(old_names[:3])}); pass --same-classes to match them by name")
+        return list(range(len(names)))
+    if len(set(old_names)) < len(old_names) or sorted(names) != sorted(old_names):
+        unknown_names = [name for name in names if name not in old_names] or old_names
+        raise SpecError(f"{benchmark} has classes whose names do not match those of the model "
+                        f"({', '.join(unknown_names[:3])}); leave --same-classes out to match them by position")
+    return [old_names.index(name) for name in names]

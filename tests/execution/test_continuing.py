@@ -189,6 +189,25 @@ def test_a_classs_outputs_are_found_by_its_name(pictures):
         outputs_of(outline.model_copy(update={"class_names": ["a", "b", "c", "d"]}), more, record.trial, "same")
 
 
+def test_shared_outputs_are_matched_by_name_if_the_user_says_so(pictures):
+    folder, _ = pictures
+    trial = in_scenario(folder, "er", "class").trial.model_copy(update={"scenario": "domain"})
+    outline = read(Store(folder).artifacts / in_scenario(folder, "er", "class").key / MODEL).header.outline.model_copy(
+        update={"outputs": 2, "class_names": ["cat", "dog"]})
+    stream = TrialRunner(ExecutionSettings(), "cpu", "", discover()).stream(trial)
+
+    def named(*names):
+        return replace(stream, tasks=tuple(replace(task, class_names=names) for task in stream.tasks))
+
+    assert outputs_of(outline, named("dog", "cat"), trial, "same") == [1, 0]
+    assert outputs_of(outline, named("cat", "dog"), trial, None) == outputs_of(outline, named("hen", "owl"), trial,
+                                                                              None) == [0, 1]
+    with pytest.raises(SpecError, match=r"another order \(dog, cat; the model has cat, dog\); pass --same-classes"):
+        outputs_of(outline, named("dog", "cat"), trial, None)
+    with pytest.raises(SpecError, match=r"do not match those of the model \(owl\); leave --same-classes out"):
+        outputs_of(outline, named("cat", "owl"), trial, "same")
+
+
 def test_samples_of_another_type_come_with_their_conversion(pictures):
     folder, _ = pictures
     record = in_scenario(folder, "er", "class")
