@@ -252,7 +252,8 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
     if task is not None and not 0 <= task <= last_task:
         raise SpecError(f"{record.name} has learned tasks 0 to {last_task}, not {task}")
-    if info.load_model and (task is not None or not is_saved):
+    # A trial that continues another has no files of the earlier tasks.
+    if info.load_model and record.trial.continues is None and (task is not None or not is_saved):
         network: Network = resolve(info.load_model, f"method {info.name!r}")(
             record, store.artifacts / record.key, last_task if task is None else task)
         return network.requires_grad_(False).eval()
