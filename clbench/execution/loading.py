@@ -173,6 +173,8 @@ class SavedModel(nn.Module):
                             "data frame by to_numpy('float32')") from error
         if list(raw.shape[1:]) != self.sample_shape or not len(raw):
             raise DataError(f"{expected}, not {list(raw.shape)}")
+        if raw.is_floating_point() and not bool(torch.isfinite(raw).all()):
+            raise DataError(f"{expected} of finite numbers, and these contain NaN or infinity: replace or remove them")
         dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
         if dtype in (torch.int32, raw.dtype):
             return raw.to(dtype)
