@@ -44,8 +44,8 @@ class Pretrained:
 def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, registry: Registry) -> Pretrained:
     """Train a trial's model on all classes of its benchmark together and save its weights as safetensors.
 
-    Tasks with the same classes share their outputs, whatever the trial's scenario is. The head is not saved, because a
-    stream that starts from these weights has other classes.
+    Tasks with the same classes share their outputs; the trial's own scenario is not used. The head is not saved,
+    because a stream that starts from these weights has other classes.
 
     Raises:
         ClbenchError: the data are missing, the model does not fit them, training diverged, or `out` cannot be written;
