@@ -11,6 +11,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
 from clbench.cli.help import COMPLETING, Command
+from clbench.core.errors import StoreError
 from clbench.core.files import make_folder
 
 if TYPE_CHECKING:
@@ -80,8 +81,12 @@ def command(shell: str, install: bool) -> None:
         click.echo(script)
         return
     path = Path(FILES[shell]).expanduser()
-    make_folder(path.parent, "leave --install out and redirect the script to a file that your shell loads")
-    path.write_text(script, encoding="utf-8")
+    advice = "leave --install out and redirect the script to a file that your shell loads"
+    make_folder(path.parent, advice)
+    try:
+        path.write_text(script, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     click.echo(f"{path}\nnext: {AFTERWARDS[shell]}")
 
 

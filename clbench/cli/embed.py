@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,5 +80,5 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
     reused = f", {result.reused:,} more from before" if result.reused else ""
     click.echo(f"{result.computed:,} samples in {result.seconds:.1f} s{pace}{reused}\n"
                f"features: {out} ({job.width} of each sample, {out.stat().st_size / 1e6:.1f} MB)\n"
-               f"next:     clbench run --benchmark arrays:{out} --model linear --methods {HEADS}")
+               f"next:     clbench run --benchmark {shlex.quote(f'arrays:{out}')} --model linear --methods {HEADS}")
     return 0

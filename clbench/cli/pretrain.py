@@ -17,7 +17,9 @@ from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.files import make_folder
 from clbench.core.objective import CLASSIFICATION
 from clbench.core.registry import Registry
+from clbench.core.scenario import Scenario
 from clbench.data.samples import Samples
+from clbench.data.stream import read_benchmark
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
@@ -42,13 +44,17 @@ class Pretrained:
 def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, registry: Registry) -> Pretrained:
     """Train a trial's model on all classes of its benchmark together and save its weights as safetensors.
 
-    The head is not saved, because a stream that starts from these weights has other classes.
+    Tasks with the same classes share their outputs; the trial's own scenario is not used. The head is not saved,
+    because a stream that starts from these weights has other classes.
 
     Raises:
         ClbenchError: the data are missing, the model does not fit them, training diverged, or `out` cannot be written;
             nothing is written then.
     """
     make_folder(out.parent, ANOTHER_FILE)
+    first, *others = map(set, read_benchmark(trial.benchmark, trial.seed, settings.data_dir, registry).orders)
+    scenario: Scenario = "domain" if others and all(classes == first for classes in others) else "class"
+    trial = trial.model_copy(update={"scenario": scenario})
     runner = TrialRunner(settings, device, "clbench pretrain", registry)
     stream = runner.stream(trial)
     strategy, _ = runner.build(trial, stream)
@@ -65,7 +71,7 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
         if trained.diverged is not None:
             raise ClbenchError(f"{trained.diverged}; choose a smaller learning rate")
         with precision.forward(trial.recipe, strategy.class_mask.device, strategy):
-            row = evaluate(strategy, stream, "class", len(tasks))
+            row = evaluate(strategy, stream, scenario, len(tasks))
     sizes = [len(task.test) for task in tasks]
     accuracy = sum(a * n for a, n in zip(row.accuracy, sizes, strict=True)) / sum(sizes)
     body = {strategy.model.published_name(n): t for n, t in strategy.model.state_dict().items()
@@ -118,11 +124,11 @@ def command(benchmark: str, seed: int, out: Path, plugins: tuple[Path, ...], **f
     if info.objective_with(validate(info.options, options, name, "clbench benchmarks")) != CLASSIFICATION:
         raise SpecError(f"benchmark {name!r} has no classes, and clbench pretrain trains classifiers only; choose "
                         "another benchmark")
-    if options.get("held_out"):
-        options = {**options, "part": "held-out", "tasks": 1}
+    if options.get("held_out") and "part" in info.options.model_fields:  # elsewhere it is a share of test samples
+        options = {k: v for k, v in options.items() if k != "task_sizes"} | {"part": "held-out", "tasks": 1}
     text = ":".join([name, *(f"{k}={format_value(v)}" for k, v in options.items())])
     device = flags.pop("device") or "auto"
-    spec = read_spec(None, {"methods": registry.baseline.name, "seeds": [seed], "scenario": "class"},
+    spec = read_spec(None, {"methods": registry.baseline.name, "seeds": [seed], "scenario": info.scenarios[0]},
                      {**flags, "benchmark": text}, ())
     trial = plan(spec, registry)[0].trial
 

@@ -14,6 +14,7 @@ from clbench.cli.common_options import (
     execution_options,
     methods_option,
     names_in,
+    plugin_option,
     stale_options,
 )
 from clbench.cli.help import Command
@@ -56,11 +57,12 @@ COMMON = ("scenario", "methods", "seeds", "weights", "device", "data", "workers"
 @device_option("the table's, or auto")
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/verify-NAME]")
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "general"))
+@plugin_option
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials with their state, trainable parameters and "
               "FLOPs; train nothing and write no records.")
-def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None, stale: OnStale,
-            dry_run: bool, **given: Any) -> int:
+def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None,
+            plugins: tuple[Path, ...], stale: OnStale, dry_run: bool, **given: Any) -> int:
     """Reproduce a published table, with a verdict on each number.
 
     NAME is a table that comes with clbench, or the path of a TOML file that describes another one. Without NAME,
@@ -73,29 +75,32 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     from clbench.execution import run
     from clbench.experiment import references
     from clbench.report.formats import verified
-    from clbench.results import verification
+    from clbench.results import provenance, verification
 
+    registry = discover(files=plugins)
     if name is None:
         all_references = {key: references.read_reference(path) for key, path in references.shipped().items()}
         data_dir = Path(given["data"]) if given.get("data") else default_data_dir()
-        registry = discover()
         without_data = [key for key, reference in all_references.items() if _lacks_data(reference, registry, data_dir)]
         click.echo(verified.listing(all_references, references.statuses(), without_data))
         return 0
     reference_name, reference = references.find(name)
-    registry = discover()
     chosen_cells = reference.choose(names_in(scenario), names_in(methods))
     # Cells that differ only in the metric share their trials.
     planned_cells = reference.plan(chosen_cells, registry, given, dry_run)
+    all_planned_cells = reference.plan(reference.cells, registry, {"weights": given["weights"]}, dry_run)
     planned = list({trial.trial.key: trial for trial in chain.from_iterable(planned_cells)}.values())
     experiment = run.load_run(reference.spec(chosen_cells[0], given), planned, registry,
                               out or Path("runs") / f"verify-{reference_name}", stale, note)
     exit_code = run_missing(experiment, dry_run)
     if exit_code is not None:
         return exit_code
-    all_planned_cells = reference.plan(reference.cells, registry, {"weights": given["weights"]})
     cells = [[item.trial for item in cell] for cell in all_planned_cells]
-    checked = verification.check(reference, cells, list(experiment.records.values()))
+    # Records of cells that were not chosen count too, but only the planned trials have been checked.
+    stale_reasons = {r.key: reasons for r, reasons in provenance.stale_records(experiment.records.values(), registry)}
+    records = [r.model_copy(update={"stale": r.stale or stale_reasons.get(r.key, [])})
+               for r in experiment.records.values()]
+    checked = verification.check(reference, cells, records)
     path = experiment.store.directory / "verify.md"
     write_atomically(path, verified.markdown(reference, checked))
     click.echo(verified.plain(reference, checked))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clbench.core.data_sets import MISSING, PRESENT, DataSet, Download, Needed
 from clbench.core.errors import DataError
-from clbench.core.files import NoLocks, lock, read_hash
+from clbench.core.files import NoLocks, lock, make_folder, read_hash
 
 PIECE = 1 << 20  # bytes that are read at a time
 TIMEOUT = 60.0  # seconds without an answer until a download is given up
@@ -29,9 +29,10 @@ def fetch(download: Download, data: DataSet, data_dir: Path, progress: Progress)
 
     Raises:
         DataError: there is no connection, the file has another hash, or the archive cannot be unpacked.
+        StoreError: the data folder cannot be written.
     """
     target = (data_dir if download.is_archive else data_dir / data.folder) / download.name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, "choose another data folder with --data")
     download_lock = None
     with contextlib.suppress(NoLocks, OSError):
         download_lock = lock(target.with_name(target.name + ".lock"))

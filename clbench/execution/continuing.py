@@ -18,7 +18,7 @@ from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
 from clbench.data.stream import Stream, StreamTask, stored
 from clbench.execution.loading import find_record, learned_stream
-from clbench.execution.trial_record import record_of
+from clbench.execution.trial_record import failure_of, record_of
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -66,6 +66,7 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
             `classes` is None.
         StoreError: there is no such trial, it has no state (`--keep state`), or the new record already exists.
         DataError: the data of the new tasks are missing.
+        ClbenchError: the training failed; no record is written then.
     """
     store, registry = Store(run), registry or discover()
     record = find_record(store, trial, registry)
@@ -122,13 +123,22 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     replica.notes += notes
     memory, evaluation = PeakMemory(runner.device), EvaluationCallback()
     callbacks = [FlopsCallback(), evaluation, SaveCallback(target.artifacts, True, origin, runner.registry)]
-    with precision.products(longer_trial.trained_by):
-        evaluation.add_row(replica, longer_trial.trained_by, learned)
-        loop = TrainingLoop([replica], longer_trial.trained_by, callbacks, cache_bytes=settings.cache_bytes)
-        if longer_trial.trained_by.optimizer_state == "keep":
-            optimizer_state = fitting_optimizer_state(snapshot.optimizer, record.trial.trained_by, replica)
-            loop.train_step = restore_optimizer_state([replica.strategy], longer_trial.trained_by, [optimizer_state])
-        loop.run(learned)
+    new_recipe = longer_trial.trained_by
+    try:
+        with precision.products(new_recipe):
+            evaluation.add_row(replica, new_recipe, learned)
+            loop = TrainingLoop([replica], new_recipe, callbacks, cache_bytes=settings.cache_bytes)
+            if new_recipe.optimizer_state == "keep":
+                optimizer_state = fitting_optimizer_state(snapshot.optimizer, record.trial.trained_by, replica)
+                loop.train_step = restore_optimizer_state([replica.strategy], new_recipe, [optimizer_state])
+            loop.run(learned)
+    except ClbenchError:
+        raise
+    except (Exception, SystemExit) as error:  # code of a plugin can raise any error
+        failure = failure_of(error, longer_trial, registry)
+        place = f" ({failure.place})" if failure.place else ""
+        raise ClbenchError(f"{record.name} failed to continue training: {failure.type}: {failure.message}"
+                           f"{place}") from error
     new_tasks = replace(replica, stream=replace(joined_stream, tasks=joined_stream.tasks[learned:]), errors=[],
                         R=[row[learned:] for row in replica.R],
                         task_inference=[row[learned:] for row in replica.task_inference])
@@ -237,7 +247,7 @@ def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Clas
         if more.classes != outline.outputs:
             raise SpecError(f"{benchmark} has {more.classes} classes, and in scenario {trial.scenario} they are those "
                             f"of the old tasks, {outline.outputs}")
-        return list(range(more.classes))
+        return _shared_outputs(outline.class_names, names_of(more), benchmark, classes)
     names = names_of(more)
     shared = [name for name in names if name in outline.class_names]
     examples = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
@@ -254,3 +264,17 @@ def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Clas
                         "which are the same; use --new-classes")
     new_outputs = itertools.count(outline.outputs)
     return [outline.class_names.index(name) if name in shared else next(new_outputs) for name in names]
+
+
+def _shared_outputs(old_names: list[str], names: list[str], benchmark: str, classes: Classes | None) -> list[int]:
+    """Return the output of each new class if all tasks share the outputs; errors as in `outputs_of`."""
+    if classes is None:
+        if names != old_names and sorted(names) == sorted(old_names):
+            raise SpecError(f"{benchmark} has the old classes in another order ({', '.join(names[:3])}; the model has "
+                            f"{', '.join(old_names[:3])}); pass --same-classes to match them by name")
+        return list(range(len(names)))
+    if len(set(old_names)) < len(old_names) or sorted(names) != sorted(old_names):
+        unknown_names = [name for name in names if name not in old_names] or old_names
+        raise SpecError(f"{benchmark} has classes whose names do not match those of the model "
+                        f"({', '.join(unknown_names[:3])}); leave --same-classes out to match them by position")
+    return [old_names.index(name) for name in names]

@@ -24,7 +24,7 @@ from rich.progress import Progress as Bars
 
 from clbench.core import seeds, tokens
 from clbench.core.device import pick_device, send
-from clbench.core.errors import DataError, SpecError
+from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.registry import Registry
 from clbench.data.feature_file import Array, Parts, check_suffix, write_features
 from clbench.data.raw import RawStream
@@ -216,19 +216,23 @@ def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda 
     parts = Parts(out, job.identity(), job.width)
     began = time.monotonic()
     done = reused = 0
-    with parts.lock_folder():
-        for part in PARTS:
-            sizes = [len(samples) for samples in job.samples(part)]
-            reused_rows = whole_batches(sizes, job.batch, parts.rows(part))
-            done, reused = done + reused_rows, reused + reused_rows
-            on_progress(done, reused)
-            with parts.appending(part, reused_rows) as append:
-                for features in batches(job, part, reused_rows):
-                    append(features)
-                    done += len(features)
-                    on_progress(done, reused)
-        names: tuple[str, ...] = job.raw.class_names
-        write_features(out, job.arrays(parts), job.facts(), names)
+    try:
+        with parts.lock_folder():
+            for part in PARTS:
+                sizes = [len(samples) for samples in job.samples(part)]
+                reused_rows = whole_batches(sizes, job.batch, parts.rows(part))
+                done, reused = done + reused_rows, reused + reused_rows
+                on_progress(done, reused)
+                with parts.appending(part, reused_rows) as append:
+                    for features in batches(job, part, reused_rows):
+                        append(features)
+                        done += len(features)
+                        on_progress(done, reused)
+            names: tuple[str, ...] = job.raw.class_names
+            write_features(out, job.arrays(parts), job.facts(), names)
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error.strerror or error}; run the same command again to continue, or "
+                         "choose another --out") from error
     return Embedded(done - reused, reused, time.monotonic() - began)
 
 

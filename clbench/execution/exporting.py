@@ -76,9 +76,10 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     if task is not None and task >= record.learned:
         raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:
-        model = None
         if form == "safetensors" and task is not None:
             path = _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
+            # The record of a continued trial does not describe the earlier tasks, but its saved model does.
+            model = None if record.trial.continues is None else SavedModel(store, record, registry)
         else:
             model = SavedModel(store, record, registry)
             if model.is_language_model and model.network is None:
@@ -116,13 +117,16 @@ def _write_weights(network: Network, record: Record, to: Path) -> Path:
 
 def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None) -> Path:
     """Write a description of the model: its trial, inputs, names of outputs, and results."""
-    stream = record.stream
+    stream, continued, earlier = record.stream, record.trial.continues, record.earlier
     assert stream is not None
+    earlier_row: list[float | None] = []  # accuracy on the tasks of the trial that this one continues, if known
+    if continued is not None:
+        earlier_row = [None] * continued.tasks if earlier is None else [*earlier.after[-1]]
     description: dict[str, Any] = {
         "method": record.label, "model": str(record.trial.model), "benchmark": str(record.trial.benchmark),
         "scenario": record.trial.scenario, "seed": record.trial.seed, "record": record.key,
         "tasks": stream.classes, "class_names": stream.class_names,
-        **{metric: matrix[-1] for metric, matrix in matrices(record).items()},
+        **{metric: [*earlier_row, *matrix[-1]] for metric, matrix in matrices(record).items()},
         "input_shape": stream.input_shape}
     if task is not None:
         description["task"] = task
@@ -132,6 +136,8 @@ def _write_description(record: Record, model: SavedModel | None, to: Path, task:
                         "tasks": outline["classes"],
                         "samples": {"shape": outline["sample_shape"], "dtype": outline["sample_dtype"],
                                     **outline["prepare"]}}
+        if continued is not None:  # the record's stream has the new tasks only
+            description["class_names"] = [[model.class_names[c] for c in classes] for classes in outline["classes"]]
     write_atomically(to / ABOUT, json.dumps(description, indent=1, allow_nan=False) + "\n")
     return to / ABOUT
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
 import shutil
+import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +83,10 @@ def _running(store: Store) -> set[str]:
 def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list[Garbage]:
     """Return the unused files in run folders and in the cache of streams.
 
-    Unused files are: checkpoints of trials that have ended, exported files of trials without a record and without a
-    checkpoint, scores of items without a record, and cached streams that no trial of these folders would read with the
-    installed code. Files that a running process may need are not included: no streams while a trial without a record
-    is running, because only a record names the stream.
+    Unused files are: checkpoints of trials that have ended since, exported files of trials without a record and
+    without a checkpoint, scores of items without a record, and cached streams that no trial of these folders would read
+    with the installed code. Files that a running process may need are not included: no streams while a trial without a
+    record is running, because only a record names the stream.
 
     Raises:
         StoreError: a run folder cannot be read.
@@ -101,7 +104,7 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
         all_recorded &= running <= {record.key for record in stored}
         trial_keys = {path.stem for path in _inside(store.records)} | resumable | running
         unused += [_garbage(path, "checkpoint of a trial that is over") for path in _inside(store.checkpoints)
-                   if path.name in finished - running]
+                   if path.name in finished - running and not _is_newer(path, store.path(path.name))]
         unused += [_garbage(path, "exported by a trial that has no record") for path in _inside(store.artifacts)
                    if path.name not in trial_keys]
         without_scores = {record.key for record in stored if record.item_scores is None}
@@ -156,11 +159,23 @@ def _garbage(path: Path, why: str) -> Garbage:
     return Garbage(path, size_of(path), why)
 
 
+def _is_newer(checkpoint: Path, record: Path) -> bool:
+    """Return whether a checkpoint is of a trial that is being trained again, so its record is older."""
+    return any(status.st_mtime_ns > record.stat().st_mtime_ns for status in _files_in(checkpoint))
+
+
 def size_of(path: Path) -> int:
     """Return the size of a file, or of all files in a folder, in bytes."""
-    if not path.is_dir():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    return sum(status.st_size for status in _files_in(path))
+
+
+def _files_in(path: Path) -> Iterator[os.stat_result]:
+    """Yield the status of a file, or of all files in a folder; files that other processes remove are left out."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with contextlib.suppress(FileNotFoundError):
+            status = file.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+                yield status
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -173,6 +173,8 @@ class SavedModel(nn.Module):
                             "data frame by to_numpy('float32')") from error
         if list(raw.shape[1:]) != self.sample_shape or not len(raw):
             raise DataError(f"{expected}, not {list(raw.shape)}")
+        if raw.is_floating_point() and not bool(torch.isfinite(raw).all()):
+            raise DataError(f"{expected} of finite numbers, and these contain NaN or infinity: replace or remove them")
         dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
         if dtype in (torch.int32, raw.dtype):
             return raw.to(dtype)
@@ -252,7 +254,8 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
     if task is not None and not 0 <= task <= last_task:
         raise SpecError(f"{record.name} has learned tasks 0 to {last_task}, not {task}")
-    if info.load_model and (task is not None or not is_saved):
+    # A trial that continues another has no files of the earlier tasks.
+    if info.load_model and record.trial.continues is None and (task is not None or not is_saved):
         network: Network = resolve(info.load_model, f"method {info.name!r}")(
             record, store.artifacts / record.key, last_task if task is None else task)
         return network.requires_grad_(False).eval()

@@ -72,7 +72,8 @@ def check(reference: Reference, trials: Sequence[Sequence[Trial]], records: Sequ
     Args:
         reference: the published table.
         trials: the trials of each cell, in the order of the cells, with any seeds.
-        records: records of the run folder. All records that repeat a cell count, with any seed.
+        records: records of the run folder. All records that repeat a cell count, with any seed. A remark names those
+            that are marked as stale.
     """
     by_setting: dict[str, list[Record]] = {}
     for record in records:
@@ -86,6 +87,8 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
     checked = Checked(cell, tuple(sorted(records, key=lambda r: r.trial.seed)), None, "not run")
     accuracies = checked.accuracies
     remarks = [f"seed {r.trial.seed} {r.status}" for r in checked.records if r.status != "done"]
+    remarks += [f"seed {r.trial.seed} is stale, because {' and '.join(r.stale)} changed since" for r in checked.records
+                if r.stale]
     tolerance = allowed(reference, cell, accuracies) if len(accuracies) > 1 else None
     verdict: Verdict = "not run"
     if any(r.status == "diverged" for r in records):

@@ -15,7 +15,7 @@ from helpers import named_trees
 
 from clbench import cli
 from clbench.core.data_sets import Download, Needed
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, StoreError
 from clbench.core.files import lock
 from clbench.core.registry import discover
 from clbench.data import fetch
@@ -221,6 +221,12 @@ def test_other_content_is_removed_and_named(tmp_path, server):
         fetch.fetch(Download(address + "none.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
     with pytest.raises(DataError, match=r"could not be downloaded to .*refused"):
         fetch.fetch(Download("http://127.0.0.1:9/none.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
+
+
+def test_a_data_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "imagenet-a").touch()
+    with pytest.raises(StoreError, match=r"cannot write to the folder .*imagenet-a: File exists; choose another data"):
+        fetch.fetch(Download("http://nowhere/list.txt", 0, "00"), ImageNetAOptions.DATA, tmp_path, lambda *_: None)
 
 
 def test_two_downloads_of_one_file_do_not_disturb_each_other(tmp_path, server):

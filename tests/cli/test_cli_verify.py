@@ -3,12 +3,15 @@ import subprocess
 import sys
 
 import pytest
-from helpers.references import HEAD, write
+from helpers.records import make_record
+from helpers.references import CELLS, HEAD, write
 
 from clbench import cli
+from clbench.core.registry import discover
 from clbench.experiment import references
 from clbench.report.formats import verified
 from clbench.report.formatting import NONE
+from clbench.results.provenance import code_of
 from clbench.results.store import Store
 
 
@@ -63,6 +66,34 @@ def test_cells_are_run_one_after_the_other_and_a_full_folder_is_judged_without_t
     assert again.stdout.splitlines()[-1] == "[]"
     assert (out / "verify.md").read_text() == report
     assert [r.provenance.started for r in Store(out).read()[0]] == [r.provenance.started for r in records]
+
+
+def test_verdicts_from_stale_results_say_so_also_for_cells_that_were_not_chosen(capsys, tmp_path):
+    file, store, registry = write(tmp_path), Store(tmp_path / "run"), discover()
+    _, reference = references.find(str(file))
+    for planned in reference.plan(reference.cells, registry)[0] + reference.plan(reference.cells, registry)[2]:
+        code = code_of(planned.trial, registry)
+        if planned.trial.method.name == "er" and planned.trial.seed == 1:
+            code = {part: state.model_copy(update={"hash": "0" * 16}) for part, state in code.items()}
+        store.write(make_record(tasks=5, code=code).model_copy(update={
+            "trial": planned.trial, "key": planned.trial.key, "label": planned.label}))
+    stale = "er-20, Class-IL: seed 1 is stale, because the method's code (clbench_er) changed since"
+    for cell in (["--scenario", "task"], ["--scenario", "class", "--methods", "er-20", "--keep-stale"]):
+        _, text, _ = call(capsys, file, "--out", store.directory, *cell)
+        assert stale in text and text.count("is stale") == 1
+        assert (store.directory / "verify.md").read_text().count("seed 1 is stale") == 1
+
+
+def test_a_cell_that_cannot_be_planned_is_found_before_any_training(capsys, tmp_path):
+    missing = 'scenario = "task"\nmethod = { name = "my-naive" }\npublished = 90.0\nsem = 0.5'
+    file, out = write(tmp_path, cells=(CELLS[0], missing)), tmp_path / "run"
+    code, _, err = call(capsys, file, "--out", out, "--methods", "naive", "--workers", 0)
+    assert code == 2 and "no method 'my-naive'" in err and not out.exists()
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("import clbench\n\n\n@clbench.hookimpl\ndef clbench_strategies():\n"
+                      "    return [clbench.StrategyInfo('my-naive', clbench.Strategy, 'trains on each task')]\n")
+    code, text, _ = call(capsys, file, "--out", out, "--dry-run", "--plugin", plugin)
+    assert code == 0 and [line.split()[1] for line in text.splitlines()[2:6]] == ["naive"] * 2 + ["my-naive"] * 2
 
 
 def test_a_dry_run_lists_the_trials_of_the_chosen_cells_and_writes_nothing(capsys, tmp_path):

@@ -60,6 +60,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     assert call(["completion", "zsh", "--install"]) == 2
     assert f"Error: cannot write to the folder {tmp_path / '.zfunc'}: File exists" in capsys.readouterr().err
+    (tmp_path / ".config" / "fish" / "completions" / "clbench.fish").mkdir(parents=True)
+    assert call(["completion", "fish", "--install"]) == 2
+    assert "clbench.fish: Is a directory; leave --install out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("shell", "word"), [("bash", "COMP_LINE"), ("zsh", "#compdef clbench"), ("fish", "complete")])

@@ -1,5 +1,6 @@
 """A trial that had ended learns on: as if it had never ended, where nothing has to grow; else with new outputs."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,10 @@ from PIL import Image
 
 import clbench
 from clbench import cli
-from clbench.core.errors import SpecError, StoreError
+from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.registry import discover, installed
 from clbench.execution.continuing import changed_recipe, continue_trial, outputs_of, refuse_samples
+from clbench.execution.exporting import export
 from clbench.execution.loading import find_record
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -19,6 +21,7 @@ from clbench.experiment.trial import Resolved, Trial
 from clbench.persistence.snapshot import read
 from clbench.report.analysis.notes import title
 from clbench.results.store import MODEL, STATE, Store
+from clbench.training.loop import TrainingLoop
 
 SHIFTING, PICTURES = "helpers.tiny_benchmarks:shifting", "helpers.tiny_benchmarks:pictures"
 METHODS = "naive,ewc,er,lora"
@@ -102,6 +105,28 @@ def test_outputs_grow_and_what_was_known_is_known_before_it_goes_on(pictures, la
     again = go_on(tmp_path, made, PICTURES, classes="new")  # a child goes on too
     assert again.trial.continues.tasks == 4 and again.stream.classes == [[8, 9], [10, 11]]
     assert any("what became of the old tasks is not known" in note for note in again.notes)
+    for longer, row in ((made, [*made.earlier.after[-1], *made.R[-1]]), (again, [None] * 4 + again.R[-1])):
+        task = 1 if (label, scenario) == ("er", "class") else None
+        about = json.loads(export(tmp_path, longer.key, tmp_path / "home", task=task)[1].read_text())
+        tasks = [[2 * index, 2 * index + 1] for index in range(len(row))]
+        assert (about["tasks"], about["accuracy"]) == (tasks, row)
+        names = clbench.load_model(tmp_path, longer.key).class_names
+        assert about["class_names"] == [[names[output] for output in outputs] for outputs in tasks]
+    if label == "lora":  # its exported adapters are those of the first trial
+        with pytest.raises(SpecError, match="has no plain network that answers"):
+            clbench.load_model(tmp_path, made.key, task=3)
+
+
+def test_training_that_fails_ends_in_an_error_with_its_reason(pictures, tmp_path, monkeypatch):
+    folder, _ = pictures
+
+    def fail(self, task):
+        raise RuntimeError("the driver has failed")
+
+    monkeypatch.setattr(TrainingLoop, "train_task", fail)
+    with pytest.raises(ClbenchError, match="er/0 failed to continue training: RuntimeError: the driver has failed"):
+        go_on(folder, in_scenario(folder, "er", "class"), PICTURES, out=tmp_path, classes="new")
+    assert Store(tmp_path).read()[0] == []
 
 
 def test_what_cannot_go_on_is_refused_in_a_line(pictures, domain, tmp_path):
@@ -187,6 +212,25 @@ def test_a_classs_outputs_are_found_by_its_name(pictures):
         outputs_of(outline.model_copy(update={"class_names": ["cat", "cow", "cow", "hen"]}), more, record.trial, "same")
     with pytest.raises(SpecError, match="no class with the name of an old one"):
         outputs_of(outline.model_copy(update={"class_names": ["a", "b", "c", "d"]}), more, record.trial, "same")
+
+
+def test_shared_outputs_are_matched_by_name_if_the_user_says_so(pictures):
+    folder, _ = pictures
+    trial = in_scenario(folder, "er", "class").trial.model_copy(update={"scenario": "domain"})
+    outline = read(Store(folder).artifacts / in_scenario(folder, "er", "class").key / MODEL).header.outline.model_copy(
+        update={"outputs": 2, "class_names": ["cat", "dog"]})
+    stream = TrialRunner(ExecutionSettings(), "cpu", "", discover()).stream(trial)
+
+    def named(*names):
+        return replace(stream, tasks=tuple(replace(task, class_names=names) for task in stream.tasks))
+
+    assert outputs_of(outline, named("dog", "cat"), trial, "same") == [1, 0]
+    assert outputs_of(outline, named("cat", "dog"), trial, None) == outputs_of(outline, named("hen", "owl"), trial,
+                                                                              None) == [0, 1]
+    with pytest.raises(SpecError, match=r"another order \(dog, cat; the model has cat, dog\); pass --same-classes"):
+        outputs_of(outline, named("dog", "cat"), trial, None)
+    with pytest.raises(SpecError, match=r"do not match those of the model \(owl\); leave --same-classes out"):
+        outputs_of(outline, named("cat", "owl"), trial, "same")
 
 
 def test_samples_of_another_type_come_with_their_conversion(pictures):

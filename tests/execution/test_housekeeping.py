@@ -1,6 +1,7 @@
 """Run folders at a glance, and what nothing refers to any more."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from clbench import cli
 from clbench.core.files import lock
 from clbench.core.registry import discover
 from clbench.data import cache
-from clbench.execution.housekeeping import garbage, survey
+from clbench.execution.housekeeping import garbage, size_of, survey
 from clbench.results.store import Store, run_folders
 
 
@@ -46,6 +47,7 @@ def test_a_run_folder_is_told_in_a_line(run, capsys):
 def test_only_what_nothing_refers_to_is_removed(run, tmp_path, capsys):
     done, failed = make_record("ewc", 0).key, make_record("er", 1).key
     gone = [fill(run.checkpoints / done, 10), fill(run.artifacts / "nobody", 20)]
+    os.utime(run.checkpoints / done / "file", (0, 0))
     kept = [fill(run.checkpoints / failed, 1), fill(run.artifacts / done, 1), fill(run.artifacts / failed, 1),
             fill(run.checkpoints / "begun", 1), fill(run.artifacts / "begun", 1)]
     streams = tmp_path / "data" / "streams"
@@ -71,9 +73,26 @@ def test_only_what_nothing_refers_to_is_removed(run, tmp_path, capsys):
 def test_what_is_being_run_is_left_alone(run, tmp_path):
     key = make_record("ewc", 0).key
     fill(run.checkpoints / key, 10)
+    os.utime(run.checkpoints / key / "file", (0, 0))
     held = lock(run.locks / key)
     assert garbage([run.directory], tmp_path, discover()) == []
     held.release()
+
+
+def test_the_checkpoint_of_a_trial_that_is_trained_again_is_left_alone(run, tmp_path):
+    key = make_record("ewc", 0).key
+    fill(run.checkpoints / key, 10)
+    os.utime(run.path(key), (0, 0))
+    assert garbage([run.directory], tmp_path, discover()) == []
+    run.write(make_record("ewc", 0))
+    os.utime(run.checkpoints / key / "file", (0, 0))
+    assert [unused.path for unused in garbage([run.directory], tmp_path, discover())] == [run.checkpoints / key]
+
+
+def test_a_file_that_disappears_has_no_size(tmp_path, monkeypatch):
+    fill(tmp_path / "run", 5)
+    monkeypatch.setattr(Path, "rglob", lambda folder, _: [folder / "file", folder / ".gone.tmp"])
+    assert size_of(tmp_path / "run") == 5 and size_of(tmp_path / "gone") == 0
 
 
 def test_no_stream_is_removed_while_a_trial_without_a_record_runs(run, tmp_path):

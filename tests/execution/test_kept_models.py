@@ -185,6 +185,8 @@ def test_what_a_model_cannot_answer_is_said(run, tmp_path):
         model.predict(images[0], task=0)
     with pytest.raises(DataError, match=r"as uint8, or as numbers in \[0, 1\]; these go from 0 to 255"):
         model.predict(images.float() + torch.arange(2).view(2, 1, 1, 1) * 255, task=0)
+    with pytest.raises(DataError, match="of finite numbers, and these contain NaN or infinity"):
+        model.predict(images + torch.nan, task=0)
     for wrong in ("new.jpg", Path("new.jpg"), Image.new("RGB", (16, 16)), [images[0], images[1]], np.array(["a"])):
         with pytest.raises(DataError, match=rf"takes samples \[N, 3, 16, 16\] as a tensor or an array of numbers, and "
                                             rf"this {type(wrong).__name__} is not one: open a photo with Pillow"):

@@ -1,9 +1,13 @@
+import errno
+import os
+import shlex
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from clbench.cli import call
-from clbench.core.errors import ClbenchError, DataError
+from clbench.core.errors import ClbenchError, DataError, StoreError
 from clbench.core.registry import discover
 from clbench.execution.embedding import embed, prepare
 from clbench.execution.trial_runner import TrialRunner
@@ -86,6 +90,22 @@ def test_what_is_interrupted_goes_on_and_ends_bit_identical(tmp_path, stop):
     assert not (tmp_path / "x.npz.parts").exists()
 
 
+@pytest.mark.parametrize("place", ["open", "write_features"])
+def test_a_full_disk_is_an_error_after_which_the_command_continues(tmp_path, monkeypatch, place):
+    out = tmp_path / "x.npz"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    module = "clbench.data.feature_file" if place == "open" else "clbench.execution.embedding"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{place}", full, raising=False)
+        with pytest.raises(StoreError, match=r"cannot write .*x\.npz: No space left on device; run the same command"):
+            embed(job(tmp_path, "flat", "mlp:width=8", 15), out)
+    assert not out.exists()
+    assert embed(job(tmp_path, "flat", "mlp:width=8", 15), out).reused == (0 if place == "open" else 160)
+
+
 def test_another_job_does_not_go_on_from_the_parts(tmp_path):
     def stop(done, found):
         if done:
@@ -144,13 +164,13 @@ def test_rules_on_features_answer_as_on_the_frozen_network(tmp_path, scenario, m
 
 
 def test_the_command(tmp_path, capsys):
-    out = tmp_path / "deep" / "x.npz"
+    out = tmp_path / "deep" / "my x.npz"
     args = ["embed", "helpers.tiny_benchmarks:flat", "--model", "mlp:width=8", "--data", str(tmp_path)]
     assert call([*args, "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert "2 tasks, 80 training and 80 test samples; mlp on cpu" in said.err
     assert "160 samples in" in said.out and f"features: {out} (8 of each sample" in said.out
-    assert f"clbench run --benchmark arrays:{out} --model linear --methods ncm,slda" in said.out
+    assert f"clbench run --benchmark {shlex.quote(f'arrays:{out}')} --model linear --methods ncm,slda" in said.out
     assert call([*args, "--out", str(tmp_path / "x.pt")]) == 2
     assert "kept as .safetensors or .npz" in capsys.readouterr().err
 

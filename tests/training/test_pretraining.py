@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -33,6 +34,12 @@ def test_a_base_is_the_trained_body_and_methods_build_on_it(tmp_path):
     assert notes == ["weights: no head of this size, it starts untrained"]
     base = strategy.model.blocks[1].body.base_layer.weight
     assert (base == weights["blocks.1.body.weight"]).all()
+
+
+def test_domains_with_the_same_classes_share_their_outputs(tmp_path):
+    shifting = trial(benchmark="helpers.tiny_benchmarks:shifting", scenario="task", recipe={"epochs": 2})
+    done = pretrain(shifting, tmp_path / "base.safetensors", ExecutionSettings(data=tmp_path), "cpu", discover())
+    assert (done.classes, done.samples) == (4, 3 * 150) and 0 < done.accuracy <= 1
 
 
 def test_training_that_diverges_writes_nothing(tmp_path):
@@ -76,7 +83,14 @@ def test_held_out_classes_are_what_is_trained_on(tmp_path, capsys, monkeypatch):
         return Pretrained(classes=50, samples=1, steps=1, accuracy=0.5)
 
     monkeypatch.setattr("clbench.cli.pretrain.pretrain", stand_in)
-    args = ["pretrain", "split-cifar100:held_out=50", "--model", "resnet20", "--out", str(tmp_path / "b.safetensors")]
-    assert call(args) == 0 and "50 classes" in capsys.readouterr().out
-    options = asked[0].benchmark.options
-    assert (options["part"], options["tasks"], options["held_out"]) == ("held-out", 1, 50)
+    benchmarks = ["split-cifar100:held_out=50", "split-cifar100:held_out=50:task_sizes=25+25",
+                  "arrays:mine.npz:held_out=0.3"]
+    np.savez(tmp_path / "mine.npz", X_train=np.zeros((8, 3, 8, 8), np.uint8), y_train=np.arange(8) % 4)
+    monkeypatch.chdir(tmp_path)
+    for benchmark in benchmarks:
+        assert call(["pretrain", benchmark, "--model", "resnet20", "--out", "b.safetensors"]) == 0
+        assert "50 classes" in capsys.readouterr().out
+    *held_out, own = [trial.benchmark.options for trial in asked]
+    for options in held_out:
+        assert (options["part"], options["tasks"], options["held_out"]) == ("held-out", 1, 50)
+    assert own["held_out"] == 0.3 and "part" not in own  # a share of the samples, for the test set
