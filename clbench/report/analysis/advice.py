@@ -76,7 +76,7 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
 def _run_command(setting: Setting) -> list[str] | None:
     """Return the words of the latest `clbench run` command of the records, or None if it was another command.
 
-    Flags for a part of the trials, and for what to do with earlier results, are left out.
+    `--shard`, for a part of the trials, and `--rerun` are left out.
     """
     command = max(setting.records, key=lambda r: r.provenance.started).provenance.command
     try:
@@ -85,7 +85,7 @@ def _run_command(setting: Setting) -> list[str] | None:
         return None
     if words[:2] != ["clbench", "run"]:
         return None
-    return [word for word in _with(words, {"--shard": None}) if word not in ("--rerun", "--keep-stale")]
+    return [word for word in _with(words, {"--shard": None}) if word != "--rerun"]
 
 
 def _for_all_methods(command: Sequence[str], setting: Setting) -> list[str]:
