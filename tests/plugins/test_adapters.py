@@ -17,10 +17,13 @@ from safetensors.torch import load_file, save_file
 
 import clbench
 from clbench import cli
+from clbench.core import seeds
 from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.files import hash_file
 from clbench.core.registry import discover
-from clbench.experiment.trial import Resolved
+from clbench.experiment.trial import Resolved, Weights
 from clbench.models.weights import load_weights
+from clbench.training.building import build_model
 
 OPTIONS = [
     {}, {"alpha": 5.0, "rank": 3}, {"scaling": "rslora", "rank": 3}, {"dora": True}, {"layers": "last"},
@@ -139,6 +142,21 @@ def test_merged_weights_load_into_the_plain_model_and_answer_the_same(tmp_path, 
     torch.testing.assert_close(theirs[:, 2:4], ours[:, 2:4], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(theirs[:, 2:4], F.linear(strategy.shared_features(inputs()), model.head.weight,
                                                        model.head.bias)[:, 2:4], atol=1e-4)
+
+
+def test_merged_weights_as_a_start_have_an_untrained_head(tmp_path):
+    _, source = keep(tmp_path)
+    path = tmp_path / "merged.safetensors"
+    adapters.merge(source, 1, path)
+    weights = Weights(path=str(path), sha256=hash_file(path))
+    for number_of_classes in (6, 5):
+        with seeds.scope(3, "init"):
+            untrained = build_model(plain("mlp")[1], None, (1, 8, 8), number_of_classes, discover())[0]
+        with seeds.scope(3, "init"):
+            model, notes = build_model(plain("mlp")[1], weights, (1, 8, 8), number_of_classes, discover())
+        assert notes == ["weights: the head has values that are not finite, it starts untrained"]
+        assert torch.equal(model.head.weight, untrained.head.weight) and torch.equal(model.head.bias, untrained.head.bias)
+        assert torch.equal(model.blocks[1].body.weight, load_file(path)["blocks.1.body.weight"])
 
 
 def test_a_bias_without_a_place_cannot_be_merged(tmp_path):
