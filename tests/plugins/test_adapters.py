@@ -155,7 +155,8 @@ def test_merged_weights_as_a_start_have_an_untrained_head(tmp_path):
         with seeds.scope(3, "init"):
             model, notes = build_model(plain("mlp")[1], weights, (1, 8, 8), number_of_classes, discover())
         assert notes == ["weights: the head has values that are not finite, it starts untrained"]
-        assert torch.equal(model.head.weight, untrained.head.weight) and torch.equal(model.head.bias, untrained.head.bias)
+        assert torch.equal(model.head.weight, untrained.head.weight)
+        assert torch.equal(model.head.bias, untrained.head.bias)
         assert torch.equal(model.blocks[1].body.weight, load_file(path)["blocks.1.body.weight"])
 
 
@@ -356,6 +357,17 @@ def test_a_task_of_another_benchmark_is_added_and_the_others_stay(finished):
     accuracy = evaluate_tasks(source, [0, 5], device="cpu")
     assert accuracy[0] == record.R[-1][0]
     assert accuracy[5] > 0.5  # of five classes
+    with pytest.raises(SpecError, match=r"of several benchmarks \(split-mnist-5k:.*\), in which the same outputs are"):
+        adapters.combine(source, [0, 5], [0.5, 0.5], run / "mixed")
+    adapters.combine(source, [5], [1.0], run / "mixed")
+    assert ("adapter of: a weighted sum of adapters: task 2 x 1 of split-mnist-5k:normalize=false:tasks=2:"
+            in (run / "mixed" / "README.md").read_text())
+    path = source.folder / "task0" / "clbench.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "origin": {**info.origin.model_dump(), "fingerprint": "0" * 16}}))
+    with pytest.raises(DataError, match=r"has other data here .* than the adapter was trained on \(0000"):
+        evaluate_tasks(source, [5, 0], device="cpu")
+    path.write_text(json.dumps(content))
     adapters.remove(source, 5)
 
 

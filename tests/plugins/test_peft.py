@@ -8,14 +8,15 @@ import pytest
 import torch
 from clbench_lora import AdapterOptions, adapters, reload
 from clbench_lora.arithmetic import merged
+from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.selection import adapt
 from helpers.adapters import keep, plain
 from helpers.per_task import TASKS, answer, inputs, make_task
+from helpers.records import make_record
 from safetensors.torch import load_file
 from torch import nn
 
 from clbench.core.errors import SpecError
-from clbench.experiment.trial import Resolved
 from clbench.models.weights import load_weights
 
 pytestmark = pytest.mark.extra("peft")
@@ -123,9 +124,10 @@ def test_convolutions_that_peft_does_not_know_are_not_exported(tmp_path, monkeyp
         adapters.export(source, 0, tmp_path / "to")
 
 
-def test_attention_of_torchvision_is_not_exported():
-    source = SimpleNamespace(record=SimpleNamespace(trial=SimpleNamespace(model=Resolved(name="torchvision:vit_b_32"))),
-                             stream=SimpleNamespace(input_shape=[3, 32, 32]), outputs=2)
+def test_attention_of_torchvision_is_not_exported(tmp_path):
+    record = make_record("lora", model="torchvision:vit_b_32")
+    stream = record.stream.model_copy(update={"input_shape": [3, 32, 32]})
+    source = TrialAdapters(record.model_copy(update={"stream": stream}), tmp_path)
     unit = "blocks.1.body.unit"
     adapters.refuse_foreign(source, SimpleNamespace(layers=[f"{unit}.mlp.0"]))
     for layer in ("qkv", "out_proj"):
