@@ -244,6 +244,17 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
                                  "1")
         return {str(task): ranks[name] for task, name in sorted((int(name), name) for name in ranks)}
 
+    @model_validator(mode="after")
+    def _falls(self) -> SDLoRAOptions:
+        """Reject a later rank that is not below the earlier ones, because it would have no effect."""
+        earlier = max(self.rank, *self.rank_pattern.values(), 0)
+        for task, rank in self.later_ranks.items():
+            if rank >= earlier:
+                raise ValueError(f"later_ranks has rank {rank} from task {task} on, which is not below the earlier "
+                                 f"rank {earlier}; choose lower ranks for later tasks")
+            earlier = rank
+        return self
+
 
 class LoRASubOptions(OutputsOptions, SummedOptions):
     """Options of `lora-sub`; the defaults are those of its reference code's CIFAR-100 runs."""
