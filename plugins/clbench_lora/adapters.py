@@ -91,12 +91,14 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
 
     Raises:
         SpecError: the adapter cannot be merged (`arithmetic.merged`), or the name does not end in .safetensors.
-        StoreError: the file cannot be written.
+        StoreError: the file exists, or cannot be written.
     """
     source.refuse_language_model("merge", "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() merges it, "
                                  "with a configuration and a tokenizer to save next to it")
     if to.suffix != ".safetensors":
         raise SpecError(f"{to} should end in .safetensors, which is how weights are written")
+    if to.exists():
+        raise StoreError(f"{to} exists; choose another file")
     adapter = source.adapter(task)
     try:
         weights, names = merged(adapter, source.base()), source.names

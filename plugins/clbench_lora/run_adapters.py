@@ -84,6 +84,12 @@ class TrialAdapters:
         trial = self.record.trial
         return build_model(trial.model, trial.weights, tuple(self.stream.input_shape), self.outputs, discover())[0]
 
+    @property
+    def size(self) -> int:
+        """Return the bytes of the files of W and of the adapters; the folder may also have a saved model and state."""
+        adapters = chain.from_iterable(task_folder(self.folder, task).iterdir() for task in self.tasks)
+        return sum(path.stat().st_size for path in (self.folder / BASE, *adapters) if path.is_file())
+
     def architecture(self) -> Network:
         """Return the trial's model without values of its tensors, on the device meta."""
         with torch.device("meta"):
