@@ -209,10 +209,10 @@ def test_bad_options_are_refused(raw):
 
 
 @pytest.mark.parametrize(("raw", "message"), [
-    ({"later_ranks": {"2": 10}}, "rank 10 from task 2 on, which is not below the earlier rank 10"),
-    ({"later_ranks": {"3": 5, "2": 4}}, "rank 5 from task 3 on, which is not below the earlier rank 4")])
+    ({"later_ranks": {"2": 10}}, "rank 10 from task 2 on is not below the earlier rank 10"),
+    ({"later_ranks": {"3": 5, "2": 4}}, "rank 5 from task 3 on is not below the earlier rank 4")])
 def test_later_ranks_that_do_not_fall_are_refused(raw, message):
-    with pytest.raises(SpecError, match=f"sd-lora: later_ranks has {message}; choose lower ranks"):
+    with pytest.raises(SpecError, match=f"sd-lora.later_ranks: {message}; choose lower ranks"):
         validate(SDLoRAOptions, raw, "sd-lora", "clbench methods")
     assert validate(SDLoRAOptions, {**raw, "rank_pattern": {"x": 11}, "later_ranks": {"2": 10}}, "sd-lora", "")
 
