@@ -32,7 +32,7 @@ ATTENTION = "MultiHeadDotProductAttention_1"
 LEFT_OUT = ("pre_logits/",)  # a layer before the head in files for ImageNet-21k, which timm omits too
 
 
-def load_weights(model: Network, path: Path) -> list[str]:
+def load_weights(model: Network, path: Path, trainable_head: bool = False) -> list[str]:
     """Copy the weights of a file into the model, except a head of another size.
 
     The file is safetensors, a state dict that `torch.load` reads with `weights_only` (no code in it is ever run), or
@@ -40,17 +40,20 @@ def load_weights(model: Network, path: Path) -> list[str]:
     The names in the file are the model's own (`model.state_dict()`) or published names (`model.aliases`), with or
     without DataParallel's prefix `module.`.
 
+    With `trainable_head`, a head with values that are not finite is left out, too. The model
+    of one task has such a head: its bias is -inf for the classes of other tasks, on which the loss would be NaN.
+
     Returns notes on weights that were not loaded.
 
     Raises:
         DataError: the file cannot be read, or a tensor other than the head's is missing, unknown or of another shape.
     """
-    notes = fill(model, read_weights(path), str(path))
+    notes = fill(model, read_weights(path), str(path), trainable_head)
     model.weights_file = str(path)
     return notes
 
 
-def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str]:
+def fill(model: Network, weights: Mapping[str, Tensor], source: str, trainable_head: bool = False) -> list[str]:
     """Copy weights with the model's own or published names into the model, as `load_weights` does.
 
     Errors name `source`.
@@ -67,10 +70,14 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str) -> list[str
     tensors = renamed(weights, state, model.aliases)
     if wrong := misfit(tensors, state):
         raise MisfitError(f"weights {source} do not fit the model: {wrong}", tensors)
+    note = "weights: no head of this size, it starts untrained"
+    if trainable_head and not all(t.isfinite().all() for name, t in tensors.items() if name.startswith("head.")):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+        note = "weights: the head has values that are not finite, it starts untrained"
     fitting = {name: tensor for name, tensor in tensors.items() if name in state and state[name].shape == tensor.shape}
     model.load_state_dict({**state, **fitting})
     is_head_untrained = any(name.startswith("head.") and name not in fitting for name in {*state, *tensors})
-    return ["weights: no head of this size, it starts untrained"] if is_head_untrained else []
+    return [note] if is_head_untrained else []
 
 
 class MisfitError(DataError):

@@ -115,7 +115,7 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
             tensors = source.load(model.name, weights.path)
             network.weights_hash = hash_tensors(tensors)
             return network, fill(network, tensors, weights.path)
-        return network, load_weights(network, _as_planned(weights))
+        return network, load_weights(network, _as_planned(weights), trainable_head=True)
     except MisfitError as error:
         fitting_models = [name for name in registry.models if fits(name, error.given, input_shape, classes, registry)]
         hint = f"; they fit --model {' and '.join(fitting_models)}" if fitting_models else ""

@@ -40,7 +40,7 @@ class TaskAdapters(FrozenBase):
         else:
             lora = AdapterOptions(rank=width, alpha=scale * width, dropout=options.dropout)
             self.notes += remarks(model, lora, self.method)
-            self.adapted = adapt_lora(model, lora, self.method)
+            self.adapted = adapt_lora(model, lora, self.method, "width")
         self.first = model.first_with((AdaptedBlock, LoRALayer))
         self.base_learns = False
         self.requires_grad_(False)

@@ -70,7 +70,10 @@ class LAE(ActsAfterSteps, FrozenBase):
         else:
             lora = low_rank_options(model, options)
             self.notes += remarks(model, lora, "lae")
-            self.adapted = adapt_lora(model, lora, "lae")
+            if lora.layers == "all" and options.blocks != LAEOptions.model_fields["blocks"].default:
+                self.notes.append(f"blocks = {options.blocks} has no effect: on this network, the adapters are not "
+                                  "limited to the first blocks")
+            self.adapted = adapt_lora(model, lora, "lae", "width")
         self.first = model.first_with((AdaptedBlock, LoRALayer))
         self.register_buffer("known", torch.zeros_like(self.class_mask, device=model.head.weight.device))
         self.adapters = 0  # number on each layer: 0, then 1 (online), then 2 (online and offline)

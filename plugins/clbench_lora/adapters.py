@@ -16,15 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import SpecError, StoreError
 from clbench.core.files import write_atomically
-from clbench.core.registry import Registry, discover
 from clbench.models.torchvision_models import SelfAttention
-from clbench.training.building import build_model
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.card import CARD, card
 from clbench_lora.files import write_adapter, write_base
@@ -73,13 +70,17 @@ def combine(source: TrialAdapters, tasks: Sequence[int], weights: Sequence[float
     """Export the weighted sum of tasks' adapters (`arithmetic.combined`), and return it.
 
     Raises:
-        SpecError: these adapters cannot be combined, or a task is named twice.
+        SpecError: these adapters cannot be combined, are of several benchmarks, or a task is named twice.
         StoreError: see `export`.
     """
     if len(set(tasks)) != len(tasks):
         raise SpecError(f"tasks {', '.join(str(task + 1) for task in tasks)}: one is named twice; add its weights up")
     if not all(map(math.isfinite, weights)):
         raise SpecError(f"weights {', '.join(map(str, weights))}: each must be a finite number")
+    benchmarks = dict.fromkeys(str(source.origin(task).benchmark) for task in tasks)
+    if len(benchmarks) > 1:
+        raise SpecError(f"the adapters are of several benchmarks ({', '.join(benchmarks)}), in which the same outputs "
+                        "are different classes; combine tasks of one")
     mixture = combined({task: source.adapter(task) for task in tasks}, weights)
     _hand_on(source, mixture, to)
     return mixture
@@ -90,12 +91,14 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
 
     Raises:
         SpecError: the adapter cannot be merged (`arithmetic.merged`), or the name does not end in .safetensors.
-        StoreError: the file cannot be written.
+        StoreError: the file exists, or cannot be written.
     """
     source.refuse_language_model("merge", "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() merges it, "
                                  "with a configuration and a tokenizer to save next to it")
     if to.suffix != ".safetensors":
         raise SpecError(f"{to} should end in .safetensors, which is how weights are written")
+    if to.exists():
+        raise StoreError(f"{to} exists; choose another file")
     adapter = source.adapter(task)
     try:
         weights, names = merged(adapter, source.base()), source.names
@@ -139,16 +142,13 @@ def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
         raise StoreError(f"cannot write {to / CARD}: {error.strerror or error}; choose another place") from None
 
 
-def refuse_foreign(source: TrialAdapters, adapter: Adapter, registry: Registry | None = None) -> None:
+def refuse_foreign(source: TrialAdapters, adapter: Adapter) -> None:
     """Raise a SpecError if PEFT would compute a layer of an adapter differently.
 
     PEFT's Conv2d adapters support neither dilation nor padding modes other than zeros, and would compute wrong outputs.
     torchvision's own model has no layer for q, k and v, and reads the weight of `out_proj` without calling it.
     """
-    trial = source.record.trial
-    with torch.device("meta"):
-        model, _ = build_model(trial.model, None, tuple(source.stream.input_shape), source.outputs,
-                               registry or discover())
+    model = source.architecture()
     for name in adapter.layers:
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or {*layer.dilation} != {1}):

@@ -101,6 +101,7 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
                        mixture=dict(zip(adapters, weights, strict=True)), names=first.info.names,
                        class_names=_class_names(list(adapters.values()), classes))
     config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
+    config = config.model_copy(update={"exclude_modules": first.config.exclude_modules})
     if not first.has_head:
         config = of_language_model(config, first.config.base_model_name_or_path)
     return Adapter(config, tensors, info)

@@ -16,11 +16,13 @@ CARD = "README.md"
 def card(source: TrialAdapters, adapter: Adapter) -> str:
     """Return the model card of a trial's adapter in Markdown: its origin, its classes by output, and how to load it."""
     trial, info = source.record.trial, adapter.info
-    benchmark = info.origin.benchmark if info.origin else trial.benchmark
+    origins = [source.origin(task) for task in (info.mixture if info.task is None else [info.task])]
+    benchmark = origins[0].benchmark
+    subject = f"task {origins[0].task + 1}"
     if info.task is None:
-        subject = "a weighted sum of adapters: " + ", ".join(f"task {t + 1} x {w:g}" for t, w in info.mixture.items())
-    else:
-        subject = f"task {(info.origin.task if info.origin else info.task) + 1}"
+        subject = "a weighted sum of adapters: " + ", ".join(
+            f"task {origin.task + 1} x {weight:g}"
+            for origin, weight in zip(origins, info.mixture.values(), strict=True))
     facts = {"adapter of": f"{subject} of {benchmark}", "scenario": trial.scenario, "model": str(trial.model),
              "pretrained weights": trial.weights.path if trial.weights else "none", "method": str(trial.method),
              "seed": str(trial.seed), "trial": info.trial, "sha256 of the base": info.base}

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import ONE, SEVERAL, numbers, trial_arguments
+from clbench.cli.common_options import FILE, ONE, PATH, SEVERAL, numbers, trial_arguments
 from clbench.cli.help import Group
 from clbench.cli.params import figure_file
 
 if TYPE_CHECKING:
     from clbench_lora.peft_format import Adapter
 
-FOLDER = click.Path(path_type=Path)
 EXAMPLES = (
     ("clbench adapters list runs/mine", "lists the trials that saved adapters"),
     ("clbench adapters show runs/mine lora/0 --task 2", "shows the rank and size of each layer's adapter"),
     ("clbench adapters export runs/mine lora/0 --task 2 --to adapter2", "exports an adapter and its backbone for PEFT"),
 )
 task = click.option("--task", type=ONE, required=True, metavar="T", help="Number of the task, from 1.")
-data = click.option("--data", type=FOLDER, metavar="DIR", help="Folder of data sets.  [default: CLBENCH_DATA, or "
+data = click.option("--data", type=PATH, metavar="DIR", help="Folder of data sets.  [default: CLBENCH_DATA, or "
                     "the user's cache folder]")
 device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Device: auto (CUDA, or "
                       "else the CPU), cpu, cuda, cuda:1 or mps.")
@@ -30,7 +29,7 @@ device = click.option("--device", default="auto", show_default=True, metavar="DE
 
 def to(what: str, metavar: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `--to`, the path of a command's output."""
-    return click.option("--to", "to", type=FOLDER, required=True, metavar=metavar, help=what)
+    return click.option("--to", "to", type=PATH, required=True, metavar=metavar, help=what)
 
 
 def outputs(adapter: Adapter) -> str:
@@ -60,7 +59,7 @@ def adapters_group() -> None:
 
 
 @adapters_group.command("list")
-@click.argument("run", type=FOLDER, metavar="RUN")
+@click.argument("run", type=PATH, metavar="RUN")
 def list_(run: Path) -> None:
     """List the trials of a run folder that saved adapters.
 
@@ -72,8 +71,7 @@ def list_(run: Path) -> None:
     from clbench_lora.adapters import trials_with_adapters
 
     rows = [[k.record.key, k.name, k.record.trial.scenario, k.record.status, numbers(k.tasks, ","),
-             ",".join(task_folder(k.folder, task).name for task in k.tasks),
-             sum(p.stat().st_size for p in k.folder.rglob("*") if p.is_file())] for k in trials_with_adapters(run)]
+             ",".join(task_folder(k.folder, task).name for task in k.tasks), k.size] for k in trials_with_adapters(run)]
     if not rows:
         click.echo(f"no adapters in {run}")
         return
@@ -217,7 +215,9 @@ def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float]
     from clbench_lora import adapters
 
     mixture = adapters.combine(adapters.find(run, trial), tasks, weights, to)
-    click.echo(f"adapter: {to} (rank {mixture.config.r}{f', classes {outputs(mixture)}' if mixture.has_head else ''})")
+    ranks = sorted({mixture.rank(layer) for layer in mixture.layers})
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    click.echo(f"adapter: {to} ({rank}{f', classes {outputs(mixture)}' if mixture.has_head else ''})")
 
 
 @click.group("lora", cls=Group, short_help="Measure the rank of the weight changes by fine-tuning.")
@@ -230,8 +230,8 @@ def lora_group() -> None:
      "trains the methods to measure"),
     ("clbench lora spectrum runs/ranks --plot spectrum.svg", "shows the ranks and draws a figure"),
 ))
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--plot", callback=figure_file, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.argument("run", type=PATH, metavar="RUN")
+@click.option("--plot", callback=figure_file, type=FILE, metavar="FILE",
               help="File in which to plot energy and accuracy against the rank (.png or .svg).")
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
               help="Format of the output.")

@@ -44,7 +44,7 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
     source.refuse_language_model("eval", "clbench forget BASE ADAPTER --tasks FILE scores them")
     numbers = source.tasks if tasks is None else list(tasks)
     trial = source.record.trial
-    origins = {n: home(source, n) for n in numbers}
+    origins = {n: source.origin(n) for n in numbers}
     groups: dict[str, list[int]] = {}
     for number, origin in origins.items():
         groups.setdefault(str(origin.benchmark), []).append(number)
@@ -55,19 +55,14 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
     accuracies: dict[int, float] = {}
     for members in groups.values():
         stream = runner.stream(trial.model_copy(update={"benchmark": origins[members[0]].benchmark}))
-        same_data(stream, origins[members[0]])
+        for member in members:
+            same_data(stream, origins[member])
         part = replace(stream, tasks=tuple(stream.tasks[origins[n].task] for n in members), classes=source.outputs)
         strategy = reload.load(source, members, stream.prepare, runner.registry).to(runner.device)
         with precision.products(trial.trained_by), precision.forward(trial.trained_by, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
         accuracies.update(zip(members, row.accuracy, strict=True))
     return {n: accuracies[n] for n in numbers}
-
-
-def home(source: TrialAdapters, number: int) -> Origin:
-    """Return where a saved adapter's task comes from."""
-    return source.adapter(number).info.origin or Origin(
-        benchmark=source.record.trial.benchmark, task=number, fingerprint=source.stream.fingerprint)
 
 
 def same_data(stream: Stream, origin: Origin) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clbench_lora.peft_format import (
     AdapterInfo,
     Origin,
     adapter_of,
+    ambiguous_modules,
     base_tensors,
     by_module,
     fingerprint,
@@ -73,8 +75,12 @@ class ExportedAdapters(Strategy):
         info = AdapterInfo(trial=trial, task=task.index if number is None else number, classes=task.classes, base=base,
                            origin=origin, names=self.published_names(modules), class_names=task.class_names)
         prototype = self._buffers.get(f"prototype_{task.index}")
-        return adapter_of(self.adapted, position, head, self.stream_info.classes, self.options, info, prototype,
-                          self.base_name)
+        adapter = adapter_of(self.adapted, position, head, self.stream_info.classes, self.options, info, prototype,
+                             self.base_name)
+        names, targets = ({self.model.published_name(name) for name in group}
+                          for group in (dict(self.model.named_modules()), adapter.layers))
+        exclude = {"exclude_modules": ambiguous_modules(sorted(names), targets)}
+        return replace(adapter, config=adapter.config.model_copy(update=exclude))
 
     def published_names(self, names: Iterable[str]) -> dict[str, str]:
         """Return the names in files of modules or tensors of the model; empty if the model has no published names."""

@@ -48,9 +48,10 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         save_tensors(folder / MODEL, renamed_tensors(adapter.tensors, names), {"format": "pt"})
         if adapter.prototype is not None:
             save_tensors(folder / PROTOTYPE, {"prototype": adapter.prototype})
-        # Older releases of PEFT do not know this key.
         config = renamed_config(adapter.config, names)
-        values = config.model_dump(exclude=set() if config.lora_bias else {"lora_bias"})
+        # Older releases of PEFT do not know these keys.
+        absent = {key for key in ("lora_bias", "exclude_modules") if not getattr(config, key)}
+        values = config.model_dump(exclude=absent)
         write_atomically(folder / CONFIG, json.dumps(values, indent=1) + "\n")
         # Last, so that an adapter that has this file is complete.
         write_atomically(folder / INFO, adapter.info.model_dump_json(indent=1) + "\n")

@@ -78,6 +78,7 @@ class LoRASub(SummedLoRA):
         super().__init__(model, stream_info, options if options is not None else LoRASubOptions())
         like = model.head.weight
         self.projecting = False  # whether the newest adapters are projected onto their spaces
+        self.learned = 0  # number of learned tasks
         self.register_buffer("means", like.new_zeros(stream_info.classes, model.head.in_features))
         self.register_buffer("counts", torch.zeros(stream_info.classes, dtype=torch.int64, device=like.device))
         for name, layer in self.adapted.items():
@@ -111,6 +112,7 @@ class LoRASub(SummedLoRA):
         for name, weight in self.projected().items():
             self.model.get_parameter(name).copy_(weight)
         self.projecting = False
+        self.learned = task.index + 1
         means, counts = class_means(self, task.train, self.model.features)
         total = (self.counts + counts).clamp(min=1)
         added = (means.nan_to_num() - self.means) * (counts / total)[:, None]
@@ -156,9 +158,8 @@ class LoRASub(SummedLoRA):
         For a given task that is not learned yet, and before the first one, return the head's logits.
         """
         features = self.model.features(x, self.projected())
-        learned = max((len(layer.lora_A) for layer in self.adapted.values()), default=0)
         logits: Tensor = self.model.head(features)
-        if task is not None and task >= learned:
+        if task is not None and task >= self.learned:
             return logits
         # Without matrix products, the distances of a sample do not depend on the batch that it is in.
         far = torch.cdist(F.normalize(features), F.normalize(self.means), compute_mode="donot_use_mm_for_euclid_dist")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from clbench import OnlyWith, Options, Scalar
 from clbench.core.scenario import Outputs
@@ -236,13 +236,20 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
 
     @field_validator("later_ranks")
     @classmethod
-    def _of_tasks(cls, ranks: dict[str, int]) -> dict[str, int]:
-        """Reject invalid task numbers and ranks, and sort by task."""
+    def _fall(cls, ranks: dict[str, int], info: ValidationInfo) -> dict[str, int]:
+        """Reject invalid task numbers, and ranks that are not below the earlier rank. Sort by task."""
         for task, rank in ranks.items():
             if not task.isdecimal() or int(task) < 1 or rank < 1:
                 raise ValueError(f"{task!r} = {rank} should be the number of a task, 1 or more, and a rank of at least "
                                  "1")
-        return {str(task): ranks[name] for task, name in sorted((int(name), name) for name in ranks)}
+        by_task = {str(task): ranks[name] for task, name in sorted((int(name), name) for name in ranks)}
+        earlier = max(info.data.get("rank", math.inf), *info.data.get("rank_pattern", {}).values(), 0)
+        for task, rank in by_task.items():
+            if rank >= earlier:
+                raise ValueError(f"rank {rank} from task {task} on is not below the earlier rank {earlier}; choose "
+                                 "lower ranks for later tasks")
+            earlier = rank
+        return by_task
 
 
 class LoRASubOptions(OutputsOptions, SummedOptions):

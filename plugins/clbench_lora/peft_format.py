@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +67,7 @@ class PeftConfig(BaseModel):
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     target_modules: list[str]
+    exclude_modules: list[str] | None = None  # always by their names in the files (`ambiguous_modules`)
     modules_to_save: list[str] | None = [HEAD]
     lora_dropout: float = 0.0
     use_rslora: bool = False
@@ -140,6 +141,18 @@ def configure(ranks: Mapping[str, int], alphas: Mapping[str, float], *, rslora: 
         r=ranks[first], lora_alpha=alphas[first], target_modules=list(ranks), lora_dropout=dropout, use_rslora=rslora,
         use_dora=dora, lora_bias=bias, rank_pattern={n: r for n, r in ranks.items() if r != ranks[first]},
         alpha_pattern={n: a for n, a in alphas.items() if a != alphas[first]})
+
+
+def ambiguous_modules(names: Iterable[str], targets: Collection[str]) -> list[str] | None:
+    """Return modules that PEFT would adapt by mistake; None if there are none.
+
+    A target is also the end of other names for PEFT: with the target conv1, it adapts layer1.0.conv1.
+
+    Args:
+        names: the names of all modules.
+        targets: the names of the adapted modules.
+    """
+    return [name for name in names if name not in targets and any(name.endswith(f".{t}") for t in targets)] or None
 
 
 def of_language_model(config: PeftConfig, base: str | None) -> PeftConfig:

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from clbench.core.artifacts import BASE, task_folder
@@ -19,7 +20,7 @@ from clbench.results.records import Record, StreamFacts
 from clbench.results.store import Store, list_trials
 from clbench.training.building import build_model
 from clbench_lora.files import INFO, check_base, published_names, read_adapter, read_base
-from clbench_lora.peft_format import Adapter, fingerprint
+from clbench_lora.peft_format import Adapter, Origin, fingerprint
 
 METHODS = ("lora", "seq-lora")  # methods that write adapters
 
@@ -84,6 +85,18 @@ class TrialAdapters:
         return build_model(trial.model, trial.weights, tuple(self.stream.input_shape), self.outputs, discover())[0]
 
     @property
+    def size(self) -> int:
+        """Return the bytes of the files of W and of the adapters; the folder may also have a saved model and state."""
+        adapters = chain.from_iterable(task_folder(self.folder, task).iterdir() for task in self.tasks)
+        return sum(path.stat().st_size for path in (self.folder / BASE, *adapters) if path.is_file())
+
+    def architecture(self) -> Network:
+        """Return the trial's model without values of its tensors, on the device meta."""
+        with torch.device("meta"):
+            return build_model(self.record.trial.model, None, tuple(self.stream.input_shape), self.outputs,
+                               discover())[0]
+
+    @property
     def names(self) -> dict[str, str]:
         """Return the names of W's tensors in files, by their names in clbench; empty if they are the same."""
         return published_names(self.folder / BASE)
@@ -104,6 +117,11 @@ class TrialAdapters:
         adapter = read_adapter(folder)
         check_base(adapter, self.digest, folder)
         return adapter
+
+    def origin(self, task: int) -> Origin:
+        """Return where the task of an adapter comes from."""
+        return self.adapter(task).info.origin or Origin(
+            benchmark=self.record.trial.benchmark, task=task, fingerprint=self.stream.fingerprint)
 
     def check(self, task: int) -> None:
         """Raise a StoreError if a task has no adapter."""

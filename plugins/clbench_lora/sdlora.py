@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, StreamInfo, Task
+from clbench.core.errors import SpecError
 from clbench_lora import SDLoRAOptions
 from clbench_lora.layers import LoRALayer
 from clbench_lora.shared_adapters import SummedLoRA
@@ -56,6 +57,10 @@ class SDLoRA(SummedLoRA):
     def __init__(self, model: Network, stream_info: StreamInfo, options: SDLoRAOptions | None = None) -> None:
         """Install the adapted layers. Raise a SpecError if they do not fit the model."""
         super().__init__(model, stream_info, options if options is not None else SDLoRAOptions())
+        absent = [task for task in self.options.later_ranks if int(task) > stream_info.tasks]
+        if absent:
+            raise SpecError(f"sd-lora: later_ranks has a rank from task {absent[0]} on, and there are "
+                            f"{stream_info.tasks} tasks; leave it out")
         self.magnitudes = nn.ParameterList()
         self.register_buffer("lengths", model.head.weight.new_ones(stream_info.tasks, len(self.adapted)))
 

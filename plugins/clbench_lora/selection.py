@@ -245,11 +245,12 @@ def scaling_of(rank: int, options: AdapterOptions) -> float:
     return alpha / (math.sqrt(rank) if options.scaling == "rslora" else rank)
 
 
-def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict[str, LoRALayer]:
+def adapt(model: Network, options: AdapterOptions, method: str = "lora",
+          rank_option: str = "rank") -> dict[str, LoRALayer]:
     """Put adapters on each layer that `options` select, and return the adapted layers by module name.
 
     A layer becomes a `LoRALayer`. A layer named qkv of which targets are parts becomes a `FusedLoRA`; its adapted parts
-    are returned instead of it, as `qkv.q` and so on.
+    are returned instead of it, as `qkv.q` and so on. `rank_option` is the name of the method's option for the rank.
 
     Raises:
         SpecError: see `choose`; or a rank exceeds its layer's width, a pattern matches no layer, or pissa is used on a
@@ -264,8 +265,9 @@ def adapt(model: Network, options: AdapterOptions, method: str = "lora") -> dict
         rank = rank_of(name, options)
         if rank > width(layer):  # of a qkv layer, this is also the width of its parts
             shape = "x".join(map(str, layer.weight.shape))
-            raise SpecError(f"{method}: rank = {rank} exceeds the width {width(layer)} of {name} (weight {shape}); "
-                            f"choose rank <= {min(map(width, chosen.values()))}, another rank_pattern, or other layers")
+            others = ", another rank_pattern, or other layers" if rank_option == "rank" else ""
+            raise SpecError(f"{method}: {rank_option} = {rank} exceeds the width {width(layer)} of {name} (weight "
+                            f"{shape}); choose {rank_option} <= {min(map(width, chosen.values()))}{others}")
         if options.init == "pissa" and not isinstance(layer, nn.Linear):
             raise SpecError(f"{method}: init = pissa is defined on Linear layers only, and {name} is a convolution; "
                             "choose init = kaiming or gaussian, or other layers")

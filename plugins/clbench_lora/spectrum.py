@@ -13,7 +13,7 @@ adapters with `targets` change it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.core.artifacts import BASE, task_folder
 from clbench.core.errors import StoreError
@@ -32,11 +32,11 @@ from clbench.results.stats import Interval, mean_interval
 from clbench.results.store import Store
 from clbench_lora import Target
 from clbench_lora.layers import FUSED
+from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.selection import parts_of
 
 SHARES = (0.90, 0.95, 0.99)  # shares of the energy
 MODEL = "model.safetensors"  # the file that `independent` exports for each task
-DIMENSIONS = (2, 4)  # of the weights of Linear and Conv2d layers
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,24 @@ def parted(changes: Sequence[Change]) -> list[Change]:
     return [c for c in changes if c.layer not in wholes]
 
 
-def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield each Linear and Conv2d layer of the blocks with the change of its weight.
+def layer_names(record: Record, folder: Path) -> set[str]:
+    """Return the names of the Linear and Conv2d layers in the blocks of a trial's model.
 
     Heads are left out: each task has its own, and W has none to compare it with.
+    """
+    blocks = TrialAdapters(record, folder).architecture().blocks
+    return {f"blocks.{name}" for name, module in blocks.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+
+
+def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor],
+                   layers: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name of each layer in `layers` with the change of its weight.
 
     Raises:
         StoreError: the two belong to different models.
     """
     for name, weight in base.items():
-        if name.startswith("head.") or not name.endswith(".weight") or weight.dim() not in DIMENSIONS:
+        if not name.endswith(".weight") or name.removesuffix(".weight") not in layers:
             continue
         if name not in tuned or tuned[name].shape != weight.shape:
             raise StoreError(f"{name} of the base is missing or has another shape in the task's weights; run it again")
@@ -177,9 +185,9 @@ def changes_of(record: Record, folder: Path) -> Iterator[Change]:
     Raises:
         StoreError: weights are missing or cannot be read.
     """
-    base = _read(folder / BASE)
+    base, layers = _read(folder / BASE), layer_names(record, folder)
     for task in range(len(record.R) - 1):
-        changes = weight_changes(base, _read(task_folder(folder, task) / MODEL))
+        changes = weight_changes(base, _read(task_folder(folder, task) / MODEL), layers)
         for layer, change in sorted(changes, key=_numbered):  # files are in alphabetical order: block 10 before block 2
             parts = {f"{layer}.{part}": third for part, third in thirds(layer, change).items()}
             for name, tensor in {layer: change, **parts}.items():
@@ -194,7 +202,7 @@ def _numbered(item: tuple[str, Tensor]) -> list[tuple[int, str]]:
 
 def thirds(layer: str, change: Tensor) -> dict[Target, Tensor]:
     """Return the changes of q, k and v in one layer for all three, as views; an empty dict for any other layer."""
-    fused = parts_of(layer) == FUSED and change.dim() == DIMENSIONS[0] and len(change) == len(FUSED) * change.shape[1]
+    fused = parts_of(layer) == FUSED and change.dim() == 2 and len(change) == len(FUSED) * change.shape[1]
     return dict(zip(FUSED, change.chunk(len(FUSED)), strict=True)) if fused else {}
 
 
@@ -218,8 +226,8 @@ def spectra(run: Path) -> list[Spectrum]:
         spectrum.changes += changes_of(record, store.artifacts / record.key)
         members.setdefault(key, []).append(record)
     if not by_setting and any(r.trial.method.name == "independent" and r.metric for r in records):
-        raise StoreError(f"the spectrum needs the weights of each task's model, and independent does not save those of "
-                         f"the language models in {run}")
+        raise StoreError(f"no spectrum of {run}: it needs the weights of each task's model, which independent saves "
+                         "for classification only")
     if not by_setting:
         raise StoreError(f"no trial of independent with its weights in {run}; clbench run --methods independent,lora "
                          f"--set lora.rank=1,4,16 --out {run} makes some")

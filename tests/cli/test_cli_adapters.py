@@ -35,9 +35,11 @@ def test_help_needs_no_torch():
 
 
 def test_list_and_show(run, capsys):
+    size = sum(p.stat().st_size for p in (run / "artifacts").rglob("*") if p.is_file())
+    for name in ("model.safetensors", "state.safetensors"):  # as --keep writes them
+        (next((run / "artifacts").iterdir()) / name).write_bytes(b"other files")
     code, out, err = call(capsys, "list", run)
     assert (code, err) == (0, "")
-    size = sum(p.stat().st_size for p in (run / "artifacts").rglob("*") if p.is_file())
     assert out.splitlines()[2].split()[1:] == ["lora:mlp/0", "task", "done", "1,2,3", "task0,task1,task2", str(size)]
     assert f"The folders are in {run}/artifacts/KEY." in out
     code, out, err = call(capsys, "show", run, "lora:mlp/0", "--task", 2)
@@ -62,11 +64,28 @@ def test_export_merge_and_combine(run, capsys, tmp_path):
     load_weights(model, file)
     with torch.no_grad():
         torch.testing.assert_close(model(inputs()), answer(strategy, 1).logits, rtol=1e-4, atol=1e-5)
+    code, out, err = call(capsys, "merge", run, "--task", 1, "--to", file)
+    assert (code, out, err) == (2, "", f"Error: {file} exists; choose another file\n")
     code, out, err = call(capsys, "combine", run, "--tasks", "1,3", "--weights", "0.5,0.5", "--to", tmp_path / "two")
     assert (code, err) == (0, "")
     assert out == f"adapter: {tmp_path / 'two'} (rank 6, classes 0, 1, 4, 5)\n"
     mixed = load_file(tmp_path / "two" / "adapter_model.safetensors")
     assert mixed["base_model.model.blocks.1.body.lora_A.weight"].shape == (6, 12)
+
+
+def test_the_ranks_of_a_mixture_are_shown(tmp_path, capsys):
+    keep(tmp_path, rank=4, rank_pattern={r"blocks\.0\..*": 1})
+    _, out, _ = call(capsys, "combine", tmp_path, "--tasks", "1,2", "--weights", "1,1", "--to", tmp_path / "two")
+    assert "(ranks 2 to 8, classes 0, 1, 2, 3)" in out
+
+
+def test_paths_may_start_with_the_home_folder(tmp_path, capsys, monkeypatch):
+    keep(tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "list", "~/run")[1].count("lora:mlp/0") == 1
+    assert call(capsys, "export", "~/run", "--task", 1, "--to=~/one") == (0, f"adapter: {tmp_path}/one\n", "")
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(("args", "message"), [

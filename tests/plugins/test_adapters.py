@@ -17,10 +17,13 @@ from safetensors.torch import load_file, save_file
 
 import clbench
 from clbench import cli
+from clbench.core import seeds
 from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.files import hash_file
 from clbench.core.registry import discover
-from clbench.experiment.trial import Resolved
+from clbench.experiment.trial import Resolved, Weights
 from clbench.models.weights import load_weights
+from clbench.training.building import build_model
 
 OPTIONS = [
     {}, {"alpha": 5.0, "rank": 3}, {"scaling": "rslora", "rank": 3}, {"dora": True}, {"layers": "last"},
@@ -139,6 +142,22 @@ def test_merged_weights_load_into_the_plain_model_and_answer_the_same(tmp_path, 
     torch.testing.assert_close(theirs[:, 2:4], ours[:, 2:4], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(theirs[:, 2:4], F.linear(strategy.shared_features(inputs()), model.head.weight,
                                                        model.head.bias)[:, 2:4], atol=1e-4)
+
+
+def test_merged_weights_as_a_start_have_an_untrained_head(tmp_path):
+    _, source = keep(tmp_path)
+    path = tmp_path / "merged.safetensors"
+    adapters.merge(source, 1, path)
+    weights = Weights(path=str(path), sha256=hash_file(path))
+    for number_of_classes in (6, 5):
+        with seeds.scope(3, "init"):
+            untrained = build_model(plain("mlp")[1], None, (1, 8, 8), number_of_classes, discover())[0]
+        with seeds.scope(3, "init"):
+            model, notes = build_model(plain("mlp")[1], weights, (1, 8, 8), number_of_classes, discover())
+        assert notes == ["weights: the head has values that are not finite, it starts untrained"]
+        assert torch.equal(model.head.weight, untrained.head.weight)
+        assert torch.equal(model.head.bias, untrained.head.bias)
+        assert torch.equal(model.blocks[1].body.weight, load_file(path)["blocks.1.body.weight"])
 
 
 def test_a_bias_without_a_place_cannot_be_merged(tmp_path):
@@ -338,6 +357,17 @@ def test_a_task_of_another_benchmark_is_added_and_the_others_stay(finished):
     accuracy = evaluate_tasks(source, [0, 5], device="cpu")
     assert accuracy[0] == record.R[-1][0]
     assert accuracy[5] > 0.5  # of five classes
+    with pytest.raises(SpecError, match=r"of several benchmarks \(split-mnist-5k:.*\), in which the same outputs are"):
+        adapters.combine(source, [0, 5], [0.5, 0.5], run / "mixed")
+    adapters.combine(source, [5], [1.0], run / "mixed")
+    assert ("adapter of: a weighted sum of adapters: task 2 x 1 of split-mnist-5k:normalize=false:tasks=2:"
+            in (run / "mixed" / "README.md").read_text())
+    path = source.folder / "task0" / "clbench.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "origin": {**info.origin.model_dump(), "fingerprint": "0" * 16}}))
+    with pytest.raises(DataError, match=r"has other data here .* than the adapter was trained on \(0000"):
+        evaluate_tasks(source, [5, 0], device="cpu")
+    path.write_text(json.dumps(content))
     adapters.remove(source, 5)
 
 

@@ -239,3 +239,5 @@ def test_refusals_say_the_way_out():
         ease(base="pretrained")
     with pytest.raises(ValidationError, match="the loss fixes outputs = own"):
         EASEOptions(outputs="seen")
+    with pytest.raises(SpecError, match=r"ease: width = 500 exceeds the width \d+ of .*; choose width <= \d+$"):
+        EASE(make_model(), make_stream_info(), EASEOptions(base="random", adapter="lora", width=500))

@@ -145,3 +145,11 @@ def test_refusals_say_the_way_out():
         lae(adapter="bottleneck")
     with pytest.raises(SpecError, match="lae: base = pretrained needs a pretrained model"):
         lae(base="pretrained")
+    with pytest.raises(SpecError, match=r"lae: width = 500 exceeds the width \d+ of .*; choose width <= \d+$"):
+        lae(width=500)
+
+
+def test_a_number_of_blocks_without_effect_is_noted():
+    assert lae().notes == lae(blocks=5).notes == []
+    assert lae(blocks=1).notes == ["blocks = 1 has no effect: on this network, the adapters are not limited to the "
+                                   "first blocks"]

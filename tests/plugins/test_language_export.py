@@ -179,7 +179,7 @@ def test_adapters_are_combined_exactly(runs, finished, tmp_path, call):
     (("adapters", "merge", "lora/0", "--task", "1", "--to", "w.safetensors"), "merge_and_unload"),
     (("adapters", "eval", "lora/0"), "clbench forget BASE ADAPTER --tasks FILE scores them"),
     (("adapters", "add", "seq-lora/0", "--task", "1"), "clbench run with more tasks trains them"),
-    (("lora", "spectrum"), "independent does not save those of the language models in"),
+    (("lora", "spectrum"), "which independent saves for classification only"),
 ])
 def test_other_commands_refuse_in_one_sentence(finished, arguments, message, call):
     group, command, *rest = arguments

@@ -232,3 +232,6 @@ def test_a_given_task_that_is_not_learned_yet_has_the_logits_of_the_head():
     found = [strategy.eval().predict(x, task).logits for task in (0, 1)]
     torch.testing.assert_close(found[1], strategy.model(x))
     assert torch.isinf(found[0]).any() and torch.isfinite(found[1]).all()
+    begin(strategy, double(make_task(1)))  # while it is trained, too
+    found = strategy.eval().predict(x, 1).logits
+    torch.testing.assert_close(found, strategy.model.head(strategy.model.features(x, strategy.projected())))

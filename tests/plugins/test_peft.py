@@ -1,21 +1,26 @@
 """What PEFT itself makes of our files (extra `peft`)."""
 
+import copy
 import json
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
-from clbench_lora import AdapterOptions, adapters, reload
-from clbench_lora.arithmetic import merged
+from clbench_lora import AdapterOptions, LoRAOptions, adapters, reload
+from clbench_lora.arithmetic import combined, merged
+from clbench_lora.files import read_adapter
+from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.selection import adapt
+from clbench_lora.strategy import LoRA
 from helpers.adapters import keep, plain
-from helpers.per_task import TASKS, answer, inputs, make_task
+from helpers.per_task import TASKS, answer, inputs, learn, make_stream_info, make_task
+from helpers.records import make_record
 from safetensors.torch import load_file
 from torch import nn
 
 from clbench.core.errors import SpecError
-from clbench.experiment.trial import Resolved
+from clbench.models.network import Block, Network
 from clbench.models.weights import load_weights
 
 pytestmark = pytest.mark.extra("peft")
@@ -115,6 +120,40 @@ def test_peft_answers_by_a_mixture_as_by_the_sum_of_its_weights(tmp_path, kind, 
                                    atol=1e-5)
 
 
+class Plain(nn.Module):
+    """The network of the next test as its library has it, with its own names."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.conv1, self.layer1, self.head = network.blocks[0].body, nn.Module(), network.head
+        self.layer1.conv1 = network.blocks[1].body
+
+    def forward(self, x):
+        return self.head(self.layer1.conv1(self.conv1(x)).mean((2, 3)))
+
+
+def test_peft_adapts_no_layer_whose_name_only_ends_like_a_target(tmp_path):
+    from peft import PeftModel
+
+    network = Network([Block(nn.Conv2d(1, 3, 3), nn.Identity()),
+                       Block(nn.Conv2d(3, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))],
+                      nn.Linear(4, 6), {"conv1": "blocks.0.body", "layer1.conv1": "blocks.1.body"}, published=True)
+    library_model = Plain(copy.deepcopy(network))
+    strategy = LoRA(network, make_stream_info("task"), LoRAOptions(rank=2, layers=r"blocks\.0\..*", base="random"))
+    for i in range(2):
+        learn(strategy, make_task(i))
+        strategy.export(tmp_path, make_task(i))
+    found = read_adapter(tmp_path / "task1")
+    assert (found.layers, found.config.exclude_modules) == (["blocks.0.body"], ["layer1.conv1"])
+    assert combined({0: read_adapter(tmp_path / "task0"), 1: found}, [1, 1]).config.exclude_modules == ["layer1.conv1"]
+    loaded = PeftModel.from_pretrained(library_model, str(tmp_path / "task1"), low_cpu_mem_usage=False).eval()
+    assert {n.partition(".lora_A")[0] for n, _ in loaded.named_parameters() if ".lora_A." in n} == {
+        "base_model.model.conv1"}
+    with torch.no_grad():
+        theirs = loaded(inputs())
+    torch.testing.assert_close(theirs[:, 2:4], answer(strategy, 1).logits[:, 2:4], rtol=1e-5, atol=1e-6)
+
+
 def test_convolutions_that_peft_does_not_know_are_not_exported(tmp_path, monkeypatch):
     _, source = keep(tmp_path, "cnn")
     monkeypatch.setattr(nn.Conv2d, "padding_mode", property(lambda self: "circular", lambda self, value: None),
@@ -123,9 +162,10 @@ def test_convolutions_that_peft_does_not_know_are_not_exported(tmp_path, monkeyp
         adapters.export(source, 0, tmp_path / "to")
 
 
-def test_attention_of_torchvision_is_not_exported():
-    source = SimpleNamespace(record=SimpleNamespace(trial=SimpleNamespace(model=Resolved(name="torchvision:vit_b_32"))),
-                             stream=SimpleNamespace(input_shape=[3, 32, 32]), outputs=2)
+def test_attention_of_torchvision_is_not_exported(tmp_path):
+    record = make_record("lora", model="torchvision:vit_b_32")
+    stream = record.stream.model_copy(update={"input_shape": [3, 32, 32]})
+    source = TrialAdapters(record.model_copy(update={"stream": stream}), tmp_path)
     unit = "blocks.1.body.unit"
     adapters.refuse_foreign(source, SimpleNamespace(layers=[f"{unit}.mlp.0"]))
     for layer in ("qkv", "out_proj"):

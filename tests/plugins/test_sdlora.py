@@ -206,3 +206,17 @@ def make_single(kind, seed, **options):
 def test_bad_options_are_refused(raw):
     with pytest.raises(SpecError, match=f"sd-lora.{next(iter(raw))}"):
         validate(SDLoRAOptions, raw, "sd-lora", "clbench methods")
+
+
+@pytest.mark.parametrize(("raw", "message"), [
+    ({"later_ranks": {"2": 10}}, "rank 10 from task 2 on is not below the earlier rank 10"),
+    ({"later_ranks": {"3": 5, "2": 4}}, "rank 5 from task 3 on is not below the earlier rank 4")])
+def test_later_ranks_that_do_not_fall_are_refused(raw, message):
+    with pytest.raises(SpecError, match=f"sd-lora.later_ranks: {message}; choose lower ranks"):
+        validate(SDLoRAOptions, raw, "sd-lora", "clbench methods")
+    assert validate(SDLoRAOptions, {**raw, "rank_pattern": {"x": 11}, "later_ranks": {"2": 10}}, "sd-lora", "")
+
+
+def test_ranks_of_tasks_that_there_are_not_are_refused():
+    with pytest.raises(SpecError, match="later_ranks has a rank from task 4 on, and there are 3 tasks; leave it out"):
+        make(rank=5, later_ranks={"2": 4, "4": 2})

@@ -5,13 +5,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from clbench_lora import spectrum_view
-from clbench_lora.run_adapters import trials_with_adapters
+from clbench_lora import spectrum, spectrum_view
+from clbench_lora.run_adapters import TrialAdapters, trials_with_adapters
 from clbench_lora.spectrum import (
     Change,
     changes_of,
     energy_at,
     energy_shares,
+    layer_names,
     rank_holding,
     singular_values,
     spectra,
@@ -20,6 +21,7 @@ from clbench_lora.spectrum import (
 )
 from helpers.records import make_matrix, make_record
 from safetensors.torch import load_file
+from torch import nn
 
 from clbench import cli
 from clbench.core.artifacts import save_tensors
@@ -29,6 +31,8 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.models.network import Block, Network
+from clbench.results.records import Record
 from clbench.results.store import Store
 
 SHAPES = {"blocks.0.body.1": (12, 30), "blocks.1.body": (8, 3, 3, 3)}
@@ -76,15 +80,20 @@ def test_energy_of_several_layers_is_pooled():
     assert [energy_at(changes, r) for r in range(3)] == [0, 25 / 30, 1]
 
 
-def test_layers_are_linear_and_convolution_weights_of_the_blocks():
-    base = {"blocks.0.body.weight": torch.zeros(3, 4), "blocks.0.body.bias": torch.zeros(3),
-            "blocks.0.norm.weight": torch.ones(3), "blocks.0.body.token": torch.zeros(1, 1, 4),
-            "head.weight": torch.zeros(2, 3)}
+def test_layers_are_linear_and_convolution_weights_of_the_blocks(tmp_path, monkeypatch):
+    model = Network([Block(nn.Embedding(5, 4), nn.Identity()), Block(nn.Linear(4, 3), nn.BatchNorm1d(3)),
+                     Block(nn.ConvTranspose2d(2, 3, 1), nn.Identity()), Block(nn.Conv2d(3, 3, 1), nn.Identity())],
+                    nn.Linear(3, 2))
+    monkeypatch.setattr(TrialAdapters, "architecture", lambda self: model)
+    layers = layer_names(make_record("independent"), tmp_path)
+    assert layers == {"blocks.1.body", "blocks.3.body"}
+    base = model.state_dict()
     tuned = {name: t + 1 for name, t in base.items()}
-    (name, change), = weight_changes(base, tuned)
-    assert name == "blocks.0.body" and torch.equal(change, torch.ones(3, 4, dtype=torch.float64))
-    with pytest.raises(StoreError, match=r"blocks\.0\.body\.weight of the base is missing or has another shape"):
-        list(weight_changes(base, {}))
+    (name, change), (other_name, _) = weight_changes(base, tuned, layers)
+    assert (name, other_name) == ("blocks.1.body", "blocks.3.body") and change.dtype == torch.float64
+    torch.testing.assert_close(change, torch.ones(3, 4, dtype=torch.float64))
+    with pytest.raises(StoreError, match=r"blocks\.1\.body\.weight of the base is missing or has another shape"):
+        list(weight_changes(base, {}, layers))
 
 
 def keep(store, record, ranks=RANKS):
@@ -155,9 +164,10 @@ def test_rows_with_a_recipe_of_their_own_do_not_mix(run):
 
 
 @pytest.fixture
-def fused(tmp_path):
+def fused(tmp_path, monkeypatch):
     """Return a run whose layer for q, k and v changed in orthogonal directions: q by 4, k not at all, v by 3 and 2."""
     name, out = "blocks.1.body.attn.qkv", "blocks.1.body.attn.proj"
+    monkeypatch.setattr(spectrum, "layer_names", lambda record, folder: {name, out})
     left, right = (torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0] for _ in range(2))
     change = torch.zeros(18, 6, dtype=torch.float64)
     change[:6] = 4 * torch.outer(left[0], right[0])
@@ -198,11 +208,12 @@ def test_q_k_and_v_of_one_layer_are_shown_apart(fused, capsys):
     assert (change["layer"], change["whole"]) == ("blocks.1.body.attn.qkv.q", "blocks.1.body.attn.qkv")
 
 
-def test_blocks_are_in_the_order_of_their_numbers(tmp_path):
+def test_blocks_are_in_the_order_of_their_numbers(tmp_path, monkeypatch):
     record = make_record("independent", 0, make_matrix(1), tasks=1)
-    names = [f"blocks.{i}.body.{n}.weight" for i in (10, 2, 1) for n in (1, 0)]
+    names = [f"blocks.{i}.body.{n}" for i in (10, 2, 1) for n in (1, 0)]
+    monkeypatch.setattr(spectrum, "layer_names", lambda record, folder: names)
     for file in ("base.safetensors", "task0/model.safetensors"):
-        save_tensors(tmp_path / file, {name: torch.zeros(2, 2) for name in names})
+        save_tensors(tmp_path / file, {f"{name}.weight": torch.zeros(2, 2) for name in names})
     found = [c.layer for c in changes_of(record, tmp_path)]
     assert found == [f"blocks.{i}.body.{n}" for i in (1, 2, 10) for n in (0, 1)]
 
@@ -259,6 +270,11 @@ def test_bad_input_is_one_line(tmp_path, run, capsys):
     code, out, err = call(capsys, tmp_path / "nothing")
     assert (code, out) == (2, "") and err.startswith(f"Error: no trial of independent with its weights in {tmp_path}")
     assert call(capsys, run, "--plot", "x.gif")[0] == 2
+    numeric = make_record("independent").model_dump(by_alias=True) | {"metric": "rmse"}
+    Store(tmp_path / "numeric").write(Record.model_validate(numeric))
+    assert call(capsys, tmp_path / "numeric")[2] == (
+        f"Error: no spectrum of {tmp_path}/numeric: it needs the weights of each task's model, which independent saves "
+        "for classification only\n")
     broken = next(Store(run).artifacts.glob("*/task0/model.safetensors"))
     broken.write_bytes(b"nothing")
     code, _, err = call(capsys, run)
