@@ -40,8 +40,8 @@ def load_weights(model: Network, path: Path, trainable_head: bool = False) -> li
     The names in the file are the model's own (`model.state_dict()`) or published names (`model.aliases`), with or
     without DataParallel's prefix `module.`.
 
-    With `trainable_head`, a head with values that are not finite is left out, too. The model of one task has such a head:
-    its bias is -inf for the classes of other tasks, on which the loss would be NaN.
+    With `trainable_head`, a head with values that are not finite is left out, too. The model of one task has such a
+    head: its bias is -inf for the classes of other tasks, on which the loss would be NaN.
 
     Returns notes on weights that were not loaded.
 
