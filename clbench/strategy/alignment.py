@@ -74,7 +74,8 @@ class Aligned(Strategy):
 
     The buffers have a row for each class so far: `class_means` [K, D], `class_factors` [K, D (D + 1) / 2], and
     `unaligned_weight` [K, D] and `unaligned_bias` [K], the head before its alignment. They are registered when they are
-    first needed. `met` and `met_in` have the output and the task of each row.
+    first needed. `met`, `met_in` and `met_samples` have the output of each row, and the task and the number of samples
+    of its Gaussian.
     """
 
     roles: tuple[tuple[str, str], ...] = (("class_means", "class statistics"), ("class_factors", "class statistics"),
@@ -92,6 +93,7 @@ class Aligned(Strategy):
         assert isinstance(self.options, AlignOptions)
         self.met: list[int] = []
         self.met_in: list[int] = []
+        self.met_samples: list[int] = []
         if self.options.align and not self.aligns:
             self.notes.append("align = true changes nothing here: only in scenario class are outputs of different "
                               "tasks compared")
@@ -151,18 +153,23 @@ class Aligned(Strategy):
 
     @torch.no_grad()
     def _keep(self, task: Task) -> None:
-        """Add a row for each new class of a task, and replace the Gaussian of each returning class."""
+        """Add a row for each new class of a task. A returning class gets a new Gaussian unless it has fewer samples."""
         outputs, means, factors = gaussians(self, task.train, task.classes, self.head_features)
+        counts = [int((task.train.y == output).sum()) for output in outputs]
         if self.met:
-            returned = [output in outputs for output in self.met]
-            rows = [row for row, has_returned in enumerate(returned) if not has_returned]
-            means = torch.cat([self.class_means[rows], means])
-            factors = torch.cat([self.class_factors[rows], factors])
-            self.met, self.met_in = [self.met[row] for row in rows], [self.met_in[row] for row in rows]
+            known = dict(zip(self.met, self.met_samples, strict=True))
+            new = [i for i, output in enumerate(outputs) if counts[i] >= known.get(output, 0)]
+            outputs, counts = [outputs[i] for i in new], [counts[i] for i in new]
+            rows = [row for row, output in enumerate(self.met) if output not in outputs]
+            means = torch.cat([self.class_means[rows], means[new]])
+            factors = torch.cat([self.class_factors[rows], factors[new]])
+            self.met, self.met_in, self.met_samples = (
+                [values[row] for row in rows] for values in (self.met, self.met_in, self.met_samples))
         self.register_buffer("class_means", means)
         self.register_buffer("class_factors", factors)
         self.met = self.met + outputs
         self.met_in = self.met_in + [task.index] * len(outputs)
+        self.met_samples = self.met_samples + counts
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Draw features [K n, D] of all classes so far, and the row of each, int64 [K n]; class by class."""

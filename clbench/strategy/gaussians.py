@@ -7,6 +7,7 @@ f.L m - m.L m/2, up to terms that are equal for all classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from clbench.core.device import send
 from clbench.data.samples import Samples
-from clbench.strategy.base import Strategy
+from clbench.strategy.base import Strategy, StreamInfo
 from clbench.strategy.per_sample_gradients import evaluating
 
-CHUNK = 1024  # samples at a time
+CHUNK, CHUNK_BYTES = 1024, 2**26  # most samples at a time, and most bytes of images
 ITEMS = 32  # the same for a language model, which has features for each token
 
 Features = Callable[[Tensor], Tensor]
@@ -33,10 +34,17 @@ def features_of(strategy: Strategy, samples: Samples, features: Features) -> Ite
         features: a function from prepared inputs [n, *input_shape] to features.
     """
     with evaluating(strategy):
-        for part in samples.chunks(ITEMS if strategy.stream_info.predicts_tokens else CHUNK):
+        for part in samples.chunks(chunk_size(strategy.stream_info)):
             with torch.no_grad():
                 part_features = features(strategy.stream_info.prepare(part.x))
             yield part, part_features
+
+
+def chunk_size(stream_info: StreamInfo) -> int:
+    """Return the number of samples whose features are computed at a time."""
+    if stream_info.predicts_tokens:
+        return ITEMS
+    return CHUNK if stream_info.is_text else max(1, min(CHUNK, CHUNK_BYTES // (4 * math.prod(stream_info.input_shape))))
 
 
 def class_means(strategy: Strategy, samples: Samples, features: Features) -> tuple[Tensor, Tensor]:

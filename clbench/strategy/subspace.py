@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.core import tokens
-from clbench.core.errors import SpecError
+from clbench.core.errors import DivergedError, SpecError
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy
 from clbench.strategy.gaussians import ITEMS
@@ -111,7 +111,12 @@ def directions(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues [d], largest first, and eigenvectors [d, d] as columns, in float64.
 
     The largest entry of each vector is positive, so that the sign does not depend on the solver.
+
+    Raises:
+        DivergedError: the matrix is not finite.
     """
+    if not symmetric.is_meta and not symmetric.isfinite().all():
+        raise DivergedError("the inputs of a layer became NaN or infinite")
     values, vectors = torch.linalg.eigh(symmetric.double())
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))

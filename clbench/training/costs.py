@@ -29,11 +29,12 @@ class Footprint:
 def measure(strategy: Strategy) -> Footprint:
     """Return the storage of a strategy. A tensor with several names counts once, a non-persistent buffer not at all.
 
-    The number of replay samples is the length of the longest buffer with the role "replay".
+    The number of replay samples is the length of the longest buffer with the role "replay". If there are several sets
+    of such buffers, whose names begin differently (`memory_x`, `validation_x`), it is the sum over the sets.
     """
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    replay = 0
+    replay: dict[str, int] = {}  # length of the longest buffer, by the first word of the names
     persistent = strategy.state_dict().keys()
     for name, parameter in strategy.named_parameters():
         parameters[role(strategy, name)] += parameter.numel()
@@ -43,8 +44,10 @@ def measure(strategy: Strategy) -> Footprint:
             continue
         sizes[role(strategy, name)] += nbytes(buffer)
         if role(strategy, name) == "replay" and buffer.dim():
-            replay = max(replay, len(buffer))
-    return Footprint(dict(sorted(parameters.items())), {k: v for k, v in sorted(sizes.items()) if v}, replay)
+            samples = name.partition("_")[0]
+            replay[samples] = max(replay.get(samples, 0), len(buffer))
+    return Footprint(dict(sorted(parameters.items())), {k: v for k, v in sorted(sizes.items()) if v},
+                     sum(replay.values()))
 
 
 def role(strategy: Strategy, name: str) -> str:

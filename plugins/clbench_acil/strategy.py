@@ -33,6 +33,7 @@ from clbench_prototypes.first_session import feature_width, settle
 from torch import Tensor, nn
 
 from clbench import Network, StreamInfo
+from clbench.core.errors import DivergedError
 from clbench_acil import ACILOptions
 
 PROJECTIONS, FEATURES = 8192, 768
@@ -102,10 +103,17 @@ class ACIL(ClosedForm):
 
 
 def update(inverse: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> None:
-    """Update R [M, M] and W^T [C, M] in place with rows [N, M] and targets [N, C]."""
+    """Update R [M, M] and W^T [C, M] in place with rows [N, M] and targets [N, C].
+
+    Raises:
+        DivergedError: the rows are not finite or too large.
+    """
     products = rows @ inverse  # [N, M]: R is symmetric
     system = products @ rows.T
     system.diagonal().add_(1)
-    gain = torch.cholesky_solve(products, torch.linalg.cholesky(system))  # [N, M]: X times the new R
+    factor, failure = torch.linalg.cholesky_ex(system)
+    if not failure.is_meta and failure:
+        raise DivergedError("the features are not finite or too large for a ridge regression")
+    gain = torch.cholesky_solve(products, factor)  # [N, M]: X times the new R
     inverse.sub_(products.T @ gain)
     weight.add_((targets - rows @ weight.T).T @ gain)

@@ -158,10 +158,10 @@ def build(name: str, model: nn.Module, criterion: Masked, budget: Budget, device
             base.make_train_dataloader(self, **arguments)
 
     def in_precision(self: Any) -> Tensor:
-        """Run the model on the batch in the configured precision."""
+        """Run the model on the batch in the configured precision; losses are in float32, as in clbench's methods."""
         with forward:
             logits: Tensor = base.forward(self)
-        return logits
+        return logits.float()
 
     strategy_class = type(name, (base,), {"make_train_dataloader": make_train_dataloader, "forward": in_precision,
                                           "__module__": __name__})

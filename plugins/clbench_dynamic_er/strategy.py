@@ -90,7 +90,8 @@ class DynamicER(HerdedMemory):
         self.extractors, self.parts = nn.ModuleList(), nn.ModuleList()
         self.auxiliary: AuxiliaryHead | None = None
         self.met: list[int] = []  # classes of the tasks so far, including the current one
-        self.old: list[int] = []  # classes of earlier tasks that the current task does not have
+        self.old: list[int] = []  # classes of earlier tasks
+        self.new: list[int] = []  # classes of the current task that no earlier task has
 
     @property
     def columns(self) -> list[nn.ModuleList]:
@@ -100,8 +101,9 @@ class DynamicER(HerdedMemory):
     def before_task(self, task: Task) -> None:
         """From the second task on, freeze the extractors, and add one with its part of the head."""
         super().before_task(task)
-        self.old = [c for c in self.met if c not in task.classes]
-        self.met = self.met + [c for c in task.classes if c not in self.met]
+        self.old = self.met
+        self.new = [c for c in task.classes if c not in self.met]
+        self.met = self.met + self.new
         if not task.index:
             return
         head, latest = self.model.head, self.columns[-1]
@@ -152,9 +154,8 @@ class DynamicER(HerdedMemory):
 
     def after_task(self, task: Task) -> None:
         """Align the head, and choose exemplars."""
-        new_classes = [c for c in self.met if c in task.classes]
-        if self.old and self.options.align_weights and self.stream_info.seen_compete:
-            self.align(self.old, new_classes)
+        if self.old and self.new and self.options.align_weights and self.stream_info.seen_compete:
+            self.align(self.old, self.new)
         super().after_task(task)
 
     @torch.no_grad()

@@ -38,6 +38,8 @@ class LwFOptions(FixedOutputsOptions):
         "May 2019 and in the results published with it; by-old-tasks: 1 and, in scenarios task and domain, strength (t "
         "- 1) times the mean over old tasks, as in that code since 2022")
 
+    deciding = frozenset({"temperature"})
+
     @property
     def fixed_outputs(self) -> Outputs:
         """Return the outputs that compete with a label in this form; in `lwf-mc`, each has a sigmoid of its own."""

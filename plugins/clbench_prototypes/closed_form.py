@@ -49,6 +49,7 @@ from clbench_lora.layers import LoRALayer
 from torch import Tensor, nn
 
 from clbench import Batch, Network, Samples, Strategy, StreamInfo, Task
+from clbench.strategy.gaussians import chunk_size
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import check_base
 from clbench_prototypes import AdaptOptions
@@ -181,7 +182,8 @@ class ClosedForm(Strategy, ABC):
     def learn(self, samples: Samples, learned: int) -> None:
         """Learn the features of raw samples and fit the rule again; `learned` tasks are then complete."""
         with evaluating(self):
-            features = torch.cat([self.features(self.stream_info.prepare(part.x)) for part in samples.chunks(CHUNK)])
+            chunks = samples.chunks(chunk_size(self.stream_info))
+            features = torch.cat([self.features(self.stream_info.prepare(part.x)) for part in chunks])
         self.take_in(features, F.one_hot(samples.y, self.stream_info.classes).to(features.device, torch.float64))
         self.refit()
         self.learned = learned

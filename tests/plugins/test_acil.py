@@ -8,6 +8,8 @@ from clbench_acil.strategy import ACIL, update
 from clbench_prototypes import closed_form
 from helpers.per_task import answer, inputs, learn, make_model, make_stream_info, make_task
 
+from clbench.core.errors import DivergedError
+
 M = 30
 
 
@@ -86,6 +88,12 @@ def test_one_update_is_the_formula_of_the_paper():
     update(ours, transposed, rows, targets)
     torch.testing.assert_close(ours, new_r, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(transposed.T, new_w, rtol=1e-10, atol=1e-12)
+
+
+def test_features_that_are_not_finite_end_the_trial_as_diverged():
+    rows = torch.full((2, 3), 1e200, dtype=torch.float64)
+    with pytest.raises(DivergedError, match="not finite or too large"):
+        update(torch.eye(3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64), rows, rows[:, :2])
 
 
 def test_what_it_stores_and_when_it_needs_the_ends_of_tasks():

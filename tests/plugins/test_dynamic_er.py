@@ -124,7 +124,7 @@ def test_exemplars_are_herded_on_the_features_of_all_extractors():
         assert torch.equal(strategy.memory_x[strategy.memory_y == c], expected)
 
 
-def test_classes_that_return_are_not_old():
+def test_classes_that_return_are_old_for_the_alignment_and_the_tasks_own_for_the_auxiliary_head():
     strategy = make(DynamicER, DynamicEROptions(capacity=12), "class", deep_model)
     activate(strategy, 2)
     for index, classes in enumerate(((0, 1, 2), (0, 3))):
@@ -132,7 +132,7 @@ def test_classes_that_return_are_not_old():
         strategy.before_task(Task(index, classes, train))
         if not index:
             strategy.after_task(Task(index, classes, train))
-    assert strategy.old == [1, 2]
+    assert (strategy.old, strategy.new) == ([0, 1, 2], [3])
     assert strategy.auxiliary.place.tolist() == [0, 2, 2, 1, 2, 2]
 
 

@@ -196,6 +196,8 @@ def test_lwf_mc_has_no_temperature_unless_one_is_given():
     one, = plan(build({"methods": "lwf:form=lwf-mc", "seeds": 1, "benchmark": "split-mnist-5k"}), discover())
     assert one.trial.method.options == {"strength": 1.0, "temperature": 1.0, "form": "lwf-mc"}
     assert LwFOptions.stored(one.trial.method.options).settled(False) == LwFOptions(form="lwf-mc", temperature=1.0)
+    both = plan(build({"methods": "lwf:form=lwf-mc,lwf:form=lwf-mc:temperature=2", "seeds": 1}), discover())
+    assert [p.label for p in both] == ["lwf:form=lwf-mc", "lwf:temperature=2:form=lwf-mc"]
 
 
 def test_the_form_of_before_has_the_keys_of_before():

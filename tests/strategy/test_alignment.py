@@ -1,6 +1,8 @@
 """Classifier alignment: its Gaussians and steps beside NumPy in float64, what it leaves alone, and that it resumes."""
 
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 import clbench
 from clbench.core.errors import DivergedError
 from clbench.core.registry import discover
+from clbench.data.samples import Samples
 from clbench.persistence.snapshot import read, restore, write
 from clbench.results.store import STATE
 from clbench.strategy.alignment import Aligned, gaussians, lower, normalized, realigned
@@ -228,6 +231,19 @@ def test_a_class_that_returns_has_the_gaussian_of_its_last_task():
     expected = gaussians(strategy, make_task(2, classes=(1, 4)).train, (1, 4), strategy.head_features)
     assert torch.equal(strategy.class_means[3:], expected[1])
     assert len(strategy.class_factors) == len(strategy.unaligned_bias) == 5
+
+
+def test_a_few_samples_of_a_class_of_an_earlier_task_do_not_replace_its_gaussian():
+    strategy, tasks = mine(), [make_task(0, classes=(0, 1)), make_task(1, classes=(2, 3))]
+    stray = tasks[0].train.take(torch.tensor([int((tasks[0].train.y == 1).nonzero()[0])]))
+    mixed = Samples(torch.cat([tasks[1].train.x, stray.x]), torch.cat([tasks[1].train.y, stray.y]),
+                    torch.cat([tasks[1].train.tasks, stray.tasks]))
+    for task in (tasks[0], replace(tasks[1], classes=(2, 3, 1), train=mixed)):
+        strategy.before_task(task)
+        strategy.after_task(task)
+    assert (strategy.met, strategy.met_in) == ([0, 1, 2, 3], [0, 0, 1, 1]) and strategy.aligns
+    expected = gaussians(strategy, tasks[0].train, (0, 1), strategy.head_features)
+    assert torch.equal(strategy.class_means[:2], expected[1]) and torch.equal(strategy.class_factors[:2], expected[2])
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain"])

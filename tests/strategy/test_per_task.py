@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from clbench.core.errors import SpecError
+from clbench.strategy.base import StreamInfo
 from clbench.strategy.common_options import InferOptions
+from clbench.strategy.gaussians import chunk_size
 from clbench.strategy.per_task import PerTaskStrategy, TaskHead, conv_like, infer_task
 from clbench.training.costs import measure
 
@@ -245,3 +247,10 @@ def test_conv_like_keeps_the_geometry():
     x = torch.rand(2, 3, 16, 16)
     assert new(x).shape[2:] == layer(x).shape[2:]
     assert (new.padding_mode, new.bias, new.weight.numel()) == ("reflect", None, math.prod((2, 3, 3, 5)))
+
+
+@pytest.mark.parametrize(("shape", "text", "expected"), [
+    ((1, 28, 28), False, 1024), ((3, 56, 56), False, 1024), ((3, 224, 224), False, 111), ((128,), True, 1024)])
+def test_features_of_large_images_are_computed_in_small_chunks(shape, text, expected):
+    stream_info = StreamInfo(6, 3, "class", shape, torch.Generator(), is_text=text)
+    assert chunk_size(stream_info) == expected

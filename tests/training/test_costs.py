@@ -48,6 +48,9 @@ def test_a_class_adds_to_the_roles_of_its_bases():
     # ten images of 64 bytes with label and task (int64); of the six classes a count (int64) and a mark (bool)
     assert kept.bytes == {"base": model, "teacher": 32, "replay": 10 * (64 + 8 + 8), "counters": 6 * (8 + 1)}
     assert kept.replay_samples == 10
+    b.strategy.register_buffer("validation_x", torch.zeros(3, 64))
+    b.strategy.roles = (("validation_*", "replay"), *b.strategy.roles)
+    assert measure(b.strategy).replay_samples == 13
 
 
 def test_the_roles_of_a_class_come_before_those_of_its_bases():
