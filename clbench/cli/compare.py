@@ -51,8 +51,11 @@ def compare_methods(directory: Path, baseline: str | None, metrics: tuple[str, .
     from clbench.report.formats.markdown import escape, tables
     from clbench.report.formats.terminal import show_tables, standard_output
 
-    for setting in readable(read_records([directory]), baseline, f"clbench report {directory}"):
-        measures = find_tested(metrics, setting.measures)
+    settings = readable(read_records([directory]), baseline, f"clbench report {directory}")
+    for setting in settings:
+        measures = find_tested(metrics, setting.measures, [m for s in settings for m in s.measures])
+        if not measures:
+            continue
         verdicts, comparisons = compare(setting, measures, setting.named_baseline)
         if form == "md":
             click.echo(tables(f"## {escape(setting.title)}", comparisons, verdicts) + "\n")

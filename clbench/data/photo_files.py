@@ -59,7 +59,7 @@ class PhotoTable:
     @staticmethod
     def of(root: Path, files: Sequence[Path], sizes: Sequence[tuple[int, int]], hashes: Sequence[str]) -> PhotoTable:
         """Return the table of files below a folder, with their heights and widths and hexadecimal hashes."""
-        names = [os.fsencode(path.relative_to(root)) for path in files]
+        names = [os.fsencode(os.path.relpath(path, root)) for path in files]  # a list may name files elsewhere
         ends = torch.tensor([len(name) for name in names], dtype=torch.int64).cumsum(0)
         content = bytearray(b"".join(map(bytes.fromhex, hashes)))
         return PhotoTable(os.path.abspath(root), torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8), ends,

@@ -108,7 +108,7 @@ class RawStream(HasObjective):
         rows in the table are included.
         """
         out = {f"rows/{task}": split.rows for task, split in enumerate(self.test) if split.rows is not None}
-        out |= {f"groups/{task}": split.groups for task, split in enumerate(self.train) if split.groups is not None}
+        out |= self._groups()
         if self.photos is not None:
             table = self.photos.table
             out |= {f"photos/{name}": getattr(table, name) for name in TABLE}
@@ -116,6 +116,9 @@ class RawStream(HasObjective):
                 out |= {f"photos/{part}/{task}": split.x.rows for task, split in enumerate(getattr(self, part))
                         if isinstance(split.x, Photos)}
         return out
+
+    def _groups(self) -> dict[str, Tensor]:
+        return {f"groups/{task}": split.groups for task, split in enumerate(self.train) if split.groups is not None}
 
     @property
     def photos(self) -> Photos | None:
@@ -125,11 +128,11 @@ class RawStream(HasObjective):
 
     @cached_property
     def digest(self) -> str:
-        """Return a hash over all tensors, class orders, normalization, augmentation and the format of photos."""
+        """Return a hash over all tensors, class orders, groups, normalization, augmentation and format of photos."""
         form = None if self.photos is None else repr(self.photos.format)
         scale = [] if self.target == NO_SCALE else [self.target]
         constants = (self.orders, self.mean, self.std, *filter(None, [self.augment, form]), *scale)
-        return _hashed(repr(constants), self.tensors())
+        return _hashed(repr(constants), self.tensors() | self._groups())
 
     @property
     def side_digest(self) -> str:

@@ -143,7 +143,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
         option, eq, text = setting[len(target) + 1:].partition("=")
-        value = settings[setting] if isinstance(settings, Mapping) else parse_value(text)
+        value = _plain(settings[setting]) if isinstance(settings, Mapping) else parse_value(text)
         if not (target and option) or bool(eq) == isinstance(settings, Mapping):
             problems.append(f"--set {setting}: expected METHOD.OPTION=VALUE, e.g. lora.rank=4")
         elif target not in names:
@@ -155,6 +155,11 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
     if problems:
         raise SpecError("\n".join(problems))
     return spec.model_copy(update={"methods": tuple(methods)})
+
+
+def _plain(value: Any) -> Any:
+    """Return a range, or an array or number of NumPy, as a list or number of Python; other values as they are."""
+    return list(value) if isinstance(value, range) else value.tolist() if hasattr(value, "tolist") else value
 
 
 def names_of(method: MethodSpec) -> set[str]:

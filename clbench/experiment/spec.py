@@ -82,6 +82,7 @@ def _seed_list(value: Any) -> Any:
         if not all(p.strip().isdecimal() for p in parts):
             raise ValueError(f"expected a number of seeds or a list such as 0,1,2, got {value!r}")
         value = int(value) if len(parts) == 1 else [int(p) for p in parts]
+    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
     if isinstance(value, int) and not isinstance(value, bool):
         return numbered(value)
     return value

@@ -68,13 +68,20 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         """Read and tokenize all files."""
         if every is not None and every < 1:
             raise SpecError(f"every {every}: expected at least 1 step")
+        if length is not None and length < 2:
+            raise SpecError(f"length {length}: expected at least 2 tokens")
+        if batch_size is not None and batch_size < 1:
+            raise SpecError(f"batch_size {batch_size}: expected at least 1 item")
         self.trainer, self.every = trainer, every
-        self.batch_size = batch_size or trainer.args.per_device_eval_batch_size
+        self.batch_size = trainer.args.per_device_eval_batch_size if batch_size is None else batch_size
         tokenizer = tokenizer if tokenizer is not None else trainer.processing_class
         if tokenizer is None:
             raise SpecError("the trainer has no processing_class: pass tokenizer= to ForgettingCallback")
         most = getattr(getattr(trainer.model, "config", None), "max_position_embeddings", None)
-        item_tokenizer = ItemTokenizer(tokenizer, fitting_length(length, most, "the model"), cut_responses)
+        adapters = getattr(trainer.model, "peft_config", {}).values()
+        virtual_count = max((int(getattr(config, "num_virtual_tokens", 0) or 0) for config in adapters), default=0)
+        item_tokenizer = ItemTokenizer(tokenizer, fitting_length(length, most and most - virtual_count, "the model"),
+                                       cut_responses)
         self.files: dict[str, Tokenized] = {}
         for name, source in _by_name(files).items():
             items = read_items(find_file(source)) if isinstance(source, str | Path) else make_items(name, source)

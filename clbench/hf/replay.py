@@ -27,7 +27,7 @@ def replay_mix(new: Data, old: Data | Sequence[Data], share: float, seed: int) -
         seed: seed of the drawn items and of the order, not negative. The global random generators are not used.
 
     Returns:
-        A new `datasets.Dataset` with the columns of `new`, or a new list of the same objects.
+        A new `datasets.Dataset` with the columns and the format of `new`, or a new list of the same objects.
 
     Raises:
         SpecError: `share` is out of bounds, a task is empty or of another type, or its columns differ from those of
@@ -46,7 +46,10 @@ def replay_mix(new: Data, old: Data | Sequence[Data], share: float, seed: int) -
         return cast(Data, [items[i] for i in order])
     from datasets import concatenate_datasets
 
-    return cast(Data, concatenate_datasets([new, *tasks]).select(order))
+    mixed = concatenate_datasets([new, *tasks]).select(order)  # without a format if the formats differ
+    form = cast(Any, new).format
+    mixed.set_format(form["type"], form["columns"], form["output_all_columns"], **form["format_kwargs"])
+    return cast(Data, mixed)
 
 
 def _draw_order(new: int, old: Sequence[int], share: float, seed: int) -> list[int]:

@@ -198,12 +198,14 @@ def bytes_in_role(role: str) -> Measure:
                    lambda r, _: r.costs.bytes[-1].get(role, 0) if r.costs.bytes else None, BYTES_BY_ROLE)
 
 
-def find_tested(titles: Sequence[str], measures: Sequence[Measure] | None = None) -> list[Measure]:
+def find_tested(titles: Sequence[str], measures: Sequence[Measure] | None = None,
+                known: Sequence[Measure] | None = None) -> list[Measure]:
     """Return the measures with these titles (in upper or lower case) whose differences can be tested.
 
     Args:
         titles: the titles; if there are none, the measures that reports test are returned.
         measures: the measures to search; by default those of classification.
+        known: the measures that may be named although `measures` do not have them; by default none.
 
     Raises:
         SpecError: no such measure has one of the titles.
@@ -213,11 +215,12 @@ def find_tested(titles: Sequence[str], measures: Sequence[Measure] | None = None
         return [m for m in measures if m.in_report]
     tested = {m.column.title: m for m in measures if m.tested}
     by_name = {title.lower(): m for title, m in tested.items()}
+    names = {m.column.title.lower(): m.column.title for m in known or tested.values() if m.tested}
     for title in titles:
-        if title.lower() not in by_name:
-            raise SpecError(f"no metric {title!r}{guess(title, tested)} (those that can be compared here: "
-                            f"{', '.join(tested)})")
-    return [by_name[title.lower()] for title in titles]
+        if title.lower() not in names:
+            raise SpecError(f"no metric {title!r}{guess(title, names.values())} (those that can be compared here: "
+                            f"{', '.join(names.values())})")
+    return [by_name[title.lower()] for title in titles if title.lower() in by_name]
 
 
 def cells(series: Sequence[Sequence[float | None]], unit: Unit, until: UntilDecided | None = None) -> list[Cell]:

@@ -83,7 +83,7 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
     verdicts = []
     for setting in settings:
         named_baseline = setting.named_baseline
-        for measure in find_tested(titles, setting.measures):
+        for measure in find_tested(titles, setting.measures, [m for s in settings for m in s.measures]):
             sentences, tables = compare(setting, [measure], named_baseline)
             verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in sentences]
             for table in tables:
@@ -122,7 +122,10 @@ def _frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     column_names = dict.fromkeys(chain.from_iterable(rows))
     last_names = [name for name in LAST_COLUMNS if name in column_names]
     names = [*(name for name in column_names if name not in last_names), *last_names]
-    return pandas.DataFrame({name: _typed([row.get(name) for row in rows]) for name in names})
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pandas.DataFrame({  # a column without values is one of numbers, because texts are never missing
+        name: pandas.Series(values, dtype="float64") if set(values) == {None} else _typed(values)
+        for name, values in columns.items()})
 
 
 def _typed(values: Sequence[Any]) -> Series[Any]:

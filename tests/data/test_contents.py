@@ -266,3 +266,20 @@ def test_two_at_once_build_once_and_leave_a_whole_index(registry, tmp_path):
 def test_listing_and_hashing_import_no_torch():
     code = "import clbench.data.contents, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_two_lists_of_files_of_a_folder_keep_each_others_hashes(tmp_path, monkeypatch):
+    paths = []
+    for name in "abc":
+        path = tmp_path / name
+        path.write_text(name)
+        os.utime(path, (path.stat().st_atime - AN_HOUR_AGO, path.stat().st_mtime - AN_HOUR_AGO))
+        paths.append(str(path))
+    hashed = []
+    monkeypatch.setattr(contents, "SETTLED_NS", -10**12)
+    monkeypatch.setattr(contents, "read_hash", lambda path: hashed.append(path) or "0" * 64)
+    for files in (paths[:2], paths[1:], paths[:2], paths[1:]):
+        contents.contents_of(contents.DataFiles({path: path for path in files}), tmp_path / "index.json")
+    assert hashed == paths
+    os.remove(paths[0])
+    contents.contents_of(contents.DataFiles({"d": paths[2]}), tmp_path / "index.json", verify=True)

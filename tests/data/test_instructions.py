@@ -22,8 +22,9 @@ def test_lines_arrays_and_paragraphs_are_read(tmp_path):
             Prompted(f"{path}, line {places[0]}", "a", "b"),
             Conversation(f"{path}, line {places[1]}", (("user", "hi"), ("assistant", "yo")))]
     text = tmp_path / "a.txt"
-    text.write_text("one\ntwo\n\n\n  \nthree\n")
-    assert read_items(text) == [PlainText(f"{text}, line 1", "one\ntwo"), PlainText(f"{text}, line 6", "three")]
+    text.write_text("one\ntwo\n\n\n  \nthree\x0cfour\u2028five\n", encoding="utf-8")  # a form feed ends no line
+    assert read_items(text) == [PlainText(f"{text}, line 1", "one\ntwo"),
+                                PlainText(f"{text}, line 6", "three\x0cfour\u2028five")]
 
 
 @pytest.mark.parametrize(("line", "reason"), [

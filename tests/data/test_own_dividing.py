@@ -62,6 +62,18 @@ def test_a_share_of_each_class_in_each_task_is_held_out():
     assert division.orders == ((0, 1),) * 3
 
 
+@pytest.mark.parametrize("groups", [None, [str(i % 23) for i in range(120)]])
+def test_what_is_held_out_depends_neither_on_the_order_of_tasks_nor_on_that_of_class_names(groups):
+    own = Labeled(["2", "10"] * 60, [task for task in ("n", "s", "w") for _ in range(40)], groups)
+    plain, reordered, by_text = (divide(own, None, options, 0, "x") for options in (
+        ColumnOptions(task_column="t"), ColumnOptions(task_column="t", tasks_in_order=["w", "n", "s"]),
+        ColumnOptions(task_column="t", class_names_by="text")))
+    assert (reordered.tasks, by_text.classes) == (("w", "n", "s"), ("10", "2"))
+    for name, rows in zip(plain.tasks, plain.test, strict=True):
+        assert np.array_equal(rows, reordered.test[reordered.tasks.index(name)])
+        assert np.array_equal(rows, by_text.test[by_text.tasks.index(name)])
+
+
 def test_tasks_of_a_column_come_by_size_or_as_listed_and_give_way_to_tasks_by_class():
     own = Labeled(["a", "b"] * 60, [year for year in ("2010", "990") for _ in range(60)])
     assert divide(own, None, ColumnOptions(task_column="year"), 0, "x").tasks == ("990", "2010")

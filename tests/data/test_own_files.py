@@ -254,8 +254,9 @@ def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):
     ("a.csv", '"a, in m, cm";b', ["a, in m, cm", "b"]), ("a.tsv", "a, b, c\td", ["a, b, c", "d"]),
     ("a.csv", '"x;y",z', ["x;y", "z"]), ("a.txt", "a|b", ["a", "b"]), ("a.csv", "a", ["a"])])
 def test_the_delimiter_is_the_one_that_divides_the_header_into_most_columns(name, header, columns, tmp_path):
-    (tmp_path / name).write_text(header + "\n" + header + "\n")
-    assert list(read_table(tmp_path / name, "here").columns) == columns
+    for blank in ("", "\n\n"):
+        (tmp_path / name).write_text(blank + header + "\n" + header + "\n")
+        assert list(read_table(tmp_path / name, "here").columns) == columns
 
 
 def test_files_of_a_folder_are_tasks_without_hidden_files_and_with_any_case_of_their_suffix(tmp_path):

@@ -212,6 +212,11 @@ def test_a_broken_photo_is_named_and_so_is_one_of_another_size(tmp_path):
     Image.new("RGB", (70, 71)).save(root / "class0" / "2.png")
     with pytest.raises(DataError, match=r"class0/2\.png cannot be read \(ValueError: it has 70 x 71 pixels, and had"):
         train.take(torch.tensor([index]))
+    reduced = stream(root, tmp_path, read="files", size=16).tasks[0].train  # decoded at a lower resolution
+    Image.new("RGB", (200, 30)).save(root / "class0" / "2.png")
+    index = next(i for i in range(len(reduced)) if path_of(reduced, i).endswith("class0/2.png"))
+    with pytest.raises(DataError, match="it has 200 x 30 pixels, and had"):
+        reduced.take(torch.tensor([index]))
     (root / "class0" / "2.png").write_bytes(b"no photo")
     with pytest.raises(DataError, match=r"1 of 24 photos cannot be read.*2\.png"):
         stream(root, tmp_path, read="files")

@@ -54,6 +54,17 @@ def test_a_stream_of_lists_is_the_same_from_memory_and_from_files(root, tmp_path
     assert memory.x.tolist() == files.photos.read().tolist()
 
 
+def test_photos_of_a_list_may_lie_outside_the_folder(root, tmp_path):
+    outside = tmp_path / "elsewhere"
+    write(outside, ["b.png"], 7)
+    with (root / "train.txt").open("a") as file:
+        file.write(f"\n{outside / 'b.png'} owl\n")
+    memory, files = (load_stream(Resolved(name=f"images:{root}", options=ImagesOptions(
+        train_list="train.txt", test_list="test.txt", tasks=2, read=read).model_dump()), "class", 0, tmp_path,
+        discover()).tasks[0].train for read in ("memory", "files"))
+    assert memory.x.tolist() == files.photos.read().tolist()
+
+
 def test_leading_folders_of_paths_are_left_out_and_labels_stay_if_folders_do_not_say_them(root):
     (root / "train.txt").write_text(
         "data/photos/owl/a.png even\n./data/photos/cat/a.png odd\ndata/photos/dog/a.png odd")

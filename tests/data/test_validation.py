@@ -112,6 +112,7 @@ def test_groups_that_cannot_be_held_out_are_an_error_or_a_note():
     held = hold_out(grouped(0, 0, 1, 1, 2, 2, 2, 2), 0.5, 0, "raw")
     assert held.test[0].y.tolist() == [0, 0]
     assert held.notes[-1] == "no validation samples: b"
+    assert grouped(*range(8)).digest != grouped(0, *range(7)).digest  # results with other splits are stale
 
 
 def test_random_transforms_are_drawn_for_the_samples_that_stay(monkeypatch):

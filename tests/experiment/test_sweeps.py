@@ -1,5 +1,6 @@
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from clbench.core.errors import SpecError
@@ -90,6 +91,10 @@ def test_values_in_python_keep_their_types(registry):
     assert values(registry, "flag", {"many.flag": [True, False]}) == [True, False]
     assert values(registry, "share", {"many.share": (None, 0.5)}) == [None, 0.5]
     assert values(registry, "pattern", {"many.pattern": "a,b"}) == ["a,b"]
+    assert values(registry, "number", {"many.number": range(1, 4)}) == [1, 2, 3]
+    assert values(registry, "share", {"many.share": np.array([0.25, 0.5])}) == [0.25, 0.5]
+    assert values(registry, "number", {"many.number": np.int64(3)}) == [3]
+    assert build({"methods": "many", "seeds": np.int64(2)}).seeds == (0, 1)
 
 
 @pytest.mark.parametrize(("methods", "sweep"), [

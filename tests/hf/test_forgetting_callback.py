@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,6 +176,8 @@ def test_files_and_names(tmp_path):
     ({"old": [*OLD, {"prompt": 1}]}, {}, DataError, "old, item 6: 'prompt' must be text, found 1"),
     ({"old": [OLD[0], ["a"]]}, {}, DataError, r"old, item 2: expected an object .*, found \[\"a\"\]"),
     ({"old": OLD}, {"every": 0}, SpecError, "every 0: expected at least 1 step"),
+    ({"old": OLD}, {"length": 0}, SpecError, "length 0: expected at least 2 tokens"),
+    ({"old": OLD}, {"batch_size": 0}, SpecError, "batch_size 0: expected at least 1 item"),
     ({"old": OLD}, {"length": 999}, SpecError, "length 999: the model takes at most 256 tokens"),
     ({"old": OLD}, {"length": 3}, DataError, "old, item 1: its 9 tokens do not fit into 3"),
     ({"old": OLD}, {"tokenizer": "none"}, SpecError, "pass tokenizer= to ForgettingCallback"),
@@ -187,6 +190,15 @@ def test_errors(tmp_path, files, options, kind, words):
         trainer.processing_class = None
     with pytest.raises(kind, match=words):
         ForgettingCallback(trainer, files, **options)
+
+
+def test_virtual_tokens_of_an_adapter_take_places_of_an_item(tmp_path):
+    from clbench.hf import ForgettingCallback
+
+    trainer = make_trainer(tmp_path)
+    trainer.model.peft_config = {"default": SimpleNamespace(num_virtual_tokens=8), "lora": SimpleNamespace()}
+    with pytest.raises(SpecError, match="length 249: the model takes at most 248 tokens"):
+        ForgettingCallback(trainer, {"old": OLD}, length=249)
 
 
 def test_cut_items_are_reported_and_options_are_used(tmp_path):

@@ -113,6 +113,10 @@ def test_data_sets_give_a_data_set_with_the_same_items_as_lists():
     picked = Dataset.from_list(old[1]).select(range(5, 25))  # a view of some rows
     assert {i["prompt"] for i in replay_mix(Dataset.from_list(new), picked, 0.25, 4) if i["response"] == "b"} \
         == {f"b{i}" for i in range(5, 25)}
+    shown = Dataset.from_list(new).with_transform(lambda rows: {"text": [p.upper() for p in rows["prompt"]]})
+    assert set(replay_mix(shown, Dataset.from_list(old[0]), 0.25, 4)[0]) == {"text"}
+    hidden = Dataset.from_list(new).with_format(columns=["prompt"])
+    assert set(replay_mix(hidden, Dataset.from_list(old[0]), 0.25, 4)[0]) == {"prompt"}
 
 
 @pytest.mark.extra("hf")

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from helpers.records import folder, make_matrix, make_record
+from helpers.records import folder, make_matrix, make_number_record, make_record
 
 import clbench
 from clbench.core.errors import ClbenchError, SpecError, StoreError
@@ -161,6 +161,22 @@ def test_a_comparison_is_that_of_the_command():
         results.compare("navie")
     with pytest.raises(SpecError, match="no metric 'AC'"):
         results.compare(metrics=["AC"])
+
+
+@pytest.mark.extra("notebook")
+def test_a_metric_is_compared_in_the_settings_that_have_it():
+    results = Results(make(name, seed, make_matrix(2, 0.01 * (seed + 1) * (name == "er")))
+                      for make in (make_record, make_number_record) for name in ("er", "naive") for seed in range(3))
+    assert set(results.compare(metrics="ACC")["metric"]) == {"ACC"}
+    assert set(results.compare(metrics=["ACC", "RMSE"])["metric"]) == {"ACC", "RMSE"}
+    with pytest.raises(SpecError, match="no metric 'NLL'"):
+        results.compare(metrics="NLL")
+
+
+@pytest.mark.extra("notebook")
+def test_a_column_of_numbers_without_values_has_the_type_of_numbers():
+    summary = Results([make_record("er", 0), make_record("naive", 0)]).summary()
+    assert summary["ACC low"].dtype == summary["ACC"].dtype == "float64" and summary["ACC low"].isna().all()
 
 
 @pytest.mark.extra("notebook")

@@ -13,7 +13,7 @@ import torch
 from clbench.core import seeds
 from clbench.core.errors import DataError, FewClassesError
 from clbench.data.common_options import order_classes, positions
-from clbench.data.own.samples import Labeled, groups_on_both_sides, in_order, some, untested
+from clbench.data.own.samples import Labeled, groups_on_both_sides, in_order, places, some, untested
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -65,17 +65,16 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     if not len(train.labels):
         raise DataError(f"{where} has no samples")
     present = set(train.labels)
-    classes = [c for c in train.classes if c in present] if train.classes else in_order(present)
-    if isinstance(options, OwnOptions) and options.class_names_by == "text":
-        classes = sorted(classes)
+    natural = [c for c in train.classes if c in present] if train.classes else in_order(present)
+    by_text = isinstance(options, OwnOptions) and options.class_names_by == "text"
+    classes = sorted(natural) if by_text else natural
     if unexpected := [c for c in in_order(present) if c not in set(classes)]:
         raise DataError(f"{where} has labels that are not among its class names: {some(unexpected)}")
     if len(classes) < 2:
         raise DataError(f"{where} has one class only, {classes[0]!r}: there is nothing to tell apart")
     if test is not None and (unexpected := in_order(set(test.labels) - present)):
         raise DataError(f"{where}: the test part has classes that the training part has not: {some(unexpected)}")
-    number = {c: i for i, c in enumerate(classes)}
-    y = [np.array([number[label] for label in part.labels], np.int64) for part in (train, test) if part is not None]
+    y = [np.array(places(part.labels, classes), np.int64) for part in (train, test) if part is not None]
     by_name = train.tasks is not None and options.tasks is None and not options.task_sizes
     if by_name:
         names, ids, orders = _named_tasks(train, test, y, options, where)
@@ -89,7 +88,8 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     if test is None:
         assert isinstance(options, OwnOptions)  # other options belong to benchmarks with a test part
         # Tasks by class depend on the class order. Held-out samples must not, so they are chosen by class alone.
-        test_mask, note = hold_out(ids[0] if by_name else np.zeros_like(y[0]), y[0], train.groups, options.held_out)
+        natural_tasks = train.natural_tasks if by_name else [0] * len(y[0])
+        test_mask, note = hold_out(natural_tasks, places(train.labels, natural), train.groups, options.held_out)
         rows = [np.flatnonzero((ids[0] == t) & ~test_mask) for t in range(len(orders))]
         test_rows = [np.flatnonzero((ids[0] == t) & test_mask) for t in range(len(orders))]
         notes = [note, *notes]
@@ -128,7 +128,7 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
     y = [np.zeros(len(part.tasks or ()), np.int64) for part in parts]
     names, ids, orders = _named_tasks(train, test, y, options, where)
     if test is None:
-        mask, note = hold_out(ids[0], y[0], train.groups, options.held_out)
+        mask, note = hold_out(train.natural_tasks, [0] * len(y[0]), train.groups, options.held_out)
         rows, test_rows = ([np.flatnonzero((ids[0] == t) & side) for t in range(len(names))]
                            for side in (~mask, mask))
         notes = [note.replace("of each class", "of each task")]
@@ -194,15 +194,14 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
                         "give tasks = ... as well to divide by class, or leave the order out")
     if task_order := getattr(options, "tasks_in_order", []):
         names = [names[i] for i in listed_positions(task_order, names, "tasks_in_order", where)]
-    number = {name: i for i, name in enumerate(names)}
-    ids = [np.array([number[t] for t in train.tasks], np.int64)]
+    ids = [np.array(places(train.tasks, names), np.int64)]
     orders = [tuple(range(int(y[0].max()) + 1) if options.shared_classes else np.unique(y[0][ids[0] == t]).tolist())
               for t in range(len(names))]
     if test is not None and not options.common_test:
         if test.tasks is None or set(test.tasks) != set(names):
             test_tasks = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"
             raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {test_tasks}")
-        ids.append(np.array([number[t] for t in test.tasks], np.int64))
+        ids.append(np.array(places(test.tasks, names), np.int64))
         for t, name in enumerate(names):
             if extra := np.setdiff1d(y[1][ids[1] == t], orders[t]).tolist():
                 classes = in_order({test.labels[i] for i in np.flatnonzero(ids[1] == t).tolist() if y[1][i] in extra})
@@ -226,11 +225,12 @@ def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str
     return [f"classes that occur in one task only: {some(alone)}"] if alone else []
 
 
-def hold_out(tasks: Rows, y: Rows, groups: Sequence[str] | None, share: float) -> tuple[npt.NDArray[np.bool_], str]:
+def hold_out(tasks: Sequence[int], y: Sequence[int], groups: Sequence[str] | None, share: float
+             ) -> tuple[npt.NDArray[np.bool_], str]:
     """Choose a share of each class in each task as the test, and return its mask [N] and a note; groups stay whole.
 
-    The choice depends only on the samples and their order. At least one sample of each class in each task stays in
-    training.
+    The choice depends only on the samples and their order, as tasks and classes have the numbers of their natural
+    order. At least one sample of each class in each task stays in training.
 
     Args:
         tasks: each sample's task [N].

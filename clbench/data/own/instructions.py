@@ -193,7 +193,7 @@ def _from_paragraphs(path: Path, text: str, task_field: str | None) -> Iterator[
         raise DataError(f"{path}: texts have no field {task_field!r}; expected a file that ends in .jsonl or .json")
     lines: list[str] = []
     start = 1
-    for number, line in enumerate([*text.splitlines(), ""], start=1):
+    for number, line in enumerate([*text.split("\n"), ""], start=1):
         if line.strip():
             if not lines:
                 start = number

@@ -135,13 +135,15 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
     """
     try:
         with Image.open(path) as opened:
+            if sorted(opened.size) != sorted(size):  # without decoding; the photo may be turned
+                raise ValueError(f"it has {opened.width} x {opened.height} pixels, and had {size[1]} x {size[0]} "
+                                 "before")
             is_reduced = form.resize is None and crop is None
             if is_reduced:
                 shrink(opened, form)
             image = upright(opened, form.channels)
             if not is_reduced and [image.height, image.width] != size:
-                raise ValueError(f"it has {image.width} x {image.height} pixels, and had {size[1]} x {size[0]} "
-                                 "before")
+                raise ValueError("it is turned by 90 degrees, and was not before")
             if whole is not None:
                 into(whole, formed(image, form))
             if crop is not None and part is not None:

@@ -39,6 +39,12 @@ class Labeled:
     classes: tuple[str, ...] = ()
     task_names: tuple[str, ...] = ()
 
+    @property
+    def natural_tasks(self) -> list[int]:
+        """Return each sample's task [N], numbered in the natural order; `tasks_in_order` does not change it."""
+        tasks = self.tasks or ()
+        return places(tasks, self.task_names or in_order(tasks))
+
 
 @dataclass(frozen=True)
 class PhotoFiles:
@@ -68,6 +74,12 @@ def in_order(names: Iterable[str]) -> list[str]:
     """
     distinct = sorted(set(names))
     return sorted(distinct, key=float) if all(as_number(name) is not None for name in distinct) else distinct
+
+
+def places(values: Iterable[str], names: Sequence[str]) -> list[int]:
+    """Return the place of each value among names."""
+    place = {name: i for i, name in enumerate(names)}
+    return [place[value] for value in values]
 
 
 def as_number(value: Any) -> float | None:
@@ -157,7 +169,7 @@ def read_table(path: Path, where: str) -> Table:
     csv.field_size_limit(sys.maxsize)  # a text may be long
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            head = file.readline()
+            head = next((line for line in file if line.strip("\r\n")), "")  # the first line that is not blank
             delimiter = "\t" if path.suffix.lower() == ".tsv" else max(
                 DELIMITERS, key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
             file.seek(0)
