@@ -112,12 +112,12 @@ def _with_seeds(first: Sequence[PlannedTrial], seeds: Sequence[int]) -> Iterator
 
 
 def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
-    """Return the state of each setting, according to the same statistical tests as in reports.
+    """Return the state of each setting with results, according to the same statistical tests as in reports.
 
     Raises:
         SpecError: all seeds share their test samples, and the records do not have the results of single samples.
     """
-    settings = by_setting(records)
+    settings = [setting for setting in by_setting(records) if any(method.done for method in setting.methods)]
     for setting in settings:
         if not setting.own_tests and not setting.answers(setting.final):
             raise SpecError(f"--until decided cannot be used for {setting.title}: all seeds share the test samples, "
@@ -181,13 +181,14 @@ def next_round(planned: Sequence[PlannedTrial], setting_states: Sequence[State],
     open_keys: set[tuple[str, str]] = set()
     for state in setting_states:
         open_keys.update((state.scenario, method) for method in state.open)
-    going = [key for key, row in rows.items() if len(row) < rule.most and key in open_keys]
+    open_rows = [key for key in rows if key in open_keys]  # after an interruption, they may have all seeds already
     partners = {(s.scenario, s.partner) for s in setting_states if s.partner and (s.scenario, s.partner) in rows
-                and any(key[0] == s.scenario for key in going)}
-    batch = max(1, places // max(1, len(going) + len(partners)))
+                and any(key[0] == s.scenario for key in open_rows)}
+    going = sum(len(rows[key]) < rule.most for key in open_rows)
+    batch = max(1, places // max(1, going + len(partners)))
     needed_seed_counts: dict[str, int] = {}  # number of seeds that the baseline needs, by scenario
     added: list[PlannedTrial] = []
-    for key in going:
+    for key in open_rows:
         seed_count = len(rows[key])
         target = min(seed_count + batch, rule.most)
         needed_seed_counts[key[0]] = max(needed_seed_counts.get(key[0], 0), target)

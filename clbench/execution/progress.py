@@ -47,11 +47,11 @@ class Tally:
         self.shares[event.key] = event.task / event.tasks
         self.left.progress(event, time.monotonic())
 
-    def finish(self, key: str) -> None:
-        """Count a trial as done."""
+    def finish(self, key: str, whole: bool = True) -> None:
+        """Count a trial as done; `whole` is whether it was trained as a whole."""
         self.shares.pop(key, None)
         self.done += 1
-        self.left.finished(key, time.monotonic())
+        self.left.finished(key, time.monotonic(), whole)
 
     @property
     def share(self) -> float:
@@ -138,7 +138,7 @@ class Display(Listener):
 
     def finished(self, record: Record) -> None:
         """Count the trial, and print its failure if it has one."""
-        self.tally.finish(record.key)
+        self.tally.finish(record.key, record.status == "done")
         if record.failure:
             failure = record.failure
             place = f" ({failure.place})" if failure.place else ""

@@ -137,7 +137,8 @@ def execute(experiment: Experiment, listener: Listener, *, command: str, later: 
         StoreError: the folder cannot be written.
         ClbenchError: bad input that is found only when the data are read; no trial has run then.
     """
-    experiment.refuse_stale()
+    if not later:  # a later round keeps what other processes have run with other code
+        experiment.refuse_stale()
     check_inputs([p.trial for p in experiment.missing], experiment.spec.execution, experiment.registry)
     new_folders = (store := experiment.store).check_writable()
     is_new_log = not (store.directory / looks.FILE).exists()
@@ -207,20 +208,20 @@ class RecordKeeper(Relay):
 
     def claim(self, planned: PlannedTrial) -> bool:
         """Lock a trial and return whether to run it; if so, the files of its stale result are removed."""
-        acquired, key = self.claims.take(planned), planned.trial.key
-        if acquired and key in self.experiment.staleness.reasons:
-            self.experiment.store.clear(key)
+        if (acquired := self.claims.take(planned)) and planned.trial.key in self.experiment.staleness.reasons:
+            self.experiment.store.clear(planned.trial.key)
         return acquired
 
     def finished(self, record: Record) -> None:
         """Store the record before forwarding the event."""
         if problem := other_weights(record, self.contents):
             raise StoreError(f"{record.label} seed {record.trial.seed} is not kept: {problem}; choose another --out")
-        old_record = self.experiment.records.get(record.key)
+        old_record, failure = self.experiment.records.get(record.key), record.failure
         record = reuse.merge_records(self.experiment.staleness, old_record, record, self.note)
+        record = self._labeled(record) if record is old_record else record
         with interrupts.defer_signals():
             self.experiment.store.write(record)
-            if record.failure is None or record.failure.type not in TRANSIENT_FAILURES:
+            if failure is None or failure.type not in TRANSIENT_FAILURES:
                 self.experiment.store.remove_checkpoint(record.key)
             self.claims.release(record.key)
             self.experiment.records[record.key] = record

@@ -159,10 +159,15 @@ class TimeLeft:
             course.last = share, now
             course.first = course.first or course.last
 
-    def finished(self, key: str, now: float) -> None:
-        """Store that a trial has ended, here or in another process that shares the run folder."""
+    def finished(self, key: str, now: float, whole: bool = True) -> None:
+        """Store that a trial has ended, here or in another process that shares the run folder.
+
+        Unless it was trained as a whole, its time says nothing about other trials.
+        """
         self.waiting.pop(key, None)
         if course := self.running.pop(key, None):
+            if not whole:
+                return
             seconds = course.whole if course.resumed else now - course.began
             if seconds is not None:
                 self.took.setdefault(self.kinds[key], []).append(seconds)

@@ -225,7 +225,7 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
             old, new = (untrained.get(module_name, {}).get(name) for untrained in (old_attributes, new_attributes))
             if old == new:
                 continue
-            if learned != old or (decode(old), decode(new)) not in sizes:
+            if learned != old or not any((decode(old), decode(new)) == size for size in sizes):  # may be lists
                 raise SnapshotError(f"its {full_name(module_name, name)} is {decode(old)} for {old_info.tasks} tasks "
                                     f"and {decode(new)} for {new_info.tasks}")
             values[name] = new

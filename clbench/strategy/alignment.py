@@ -23,8 +23,8 @@ The paper leaves some details open. These are from the authors' code (GengDavid/
 Other implementations differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code
 (methods/inflora_ca1.py) has them too, but no recall: the next alignment continues from the previous one. SLCA++
 (`slca++`) scales the drawn features instead of the means. The authors' code assumes that all tasks have equally many
-classes. Here, as in Mammoth, the actual task of each class is used. A class that returns has the Gaussian of its last
-task.
+classes. Here, as in Mammoth, the actual task of each class is used. A class that returns gets the Gaussian of the
+new task, unless this task has fewer samples of it.
 
 Here, S_c is stored as its Cholesky factor L with S_c + 1e-4 I = L L^T. Only its D (D + 1) / 2 nonzero numbers are
 stored, half of the size of S_c, and a drawn feature is m_c + L z. The authors' code stores all of S_c in float32, and

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clbench import Scalar, StrategyInfo, hookimpl
+from clbench import OnlyWith, Scalar, StrategyInfo, hookimpl
 from clbench.core.scenario import Outputs
 from clbench.strategy.common_options import MEANING, BaseOptions, Infer, OutputsOptions, StartOptions
 
@@ -35,9 +35,11 @@ class SIPromptsOptions(BaseOptions):
     """Options of `s-iprompts`; the defaults are those of the authors' code."""
 
     length: int = Field(10, ge=1, description="number of tokens in each task's prompt")
-    clusters: int = Field(5, ge=1, description="K: number of k-means centroids of each task's features")
-    distance: Literal["l1", "l2"] = Field("l1", description="distance to a centroid. l1: sum of absolute differences "
-                                          "(the authors' code); l2: Euclidean distance, as in k-means")
+    clusters: Annotated[int, OnlyWith("infer", "prototype")] = Field(
+        5, ge=1, description="K: number of k-means centroids of each task's features")
+    distance: Annotated[Literal["l1", "l2"], OnlyWith("infer", "prototype")] = Field(
+        "l1", description="distance to a centroid. l1: sum of absolute differences (the authors' code); l2: Euclidean "
+        "distance, as in k-means")
     infer: Infer = Field(
         "prototype", description="how the task of a test sample is inferred if its ID is not given. prototype: the "
         "learned task with the nearest centroid; entropy: the task whose head has the lowest entropy; max-logit: the "

@@ -124,3 +124,13 @@ def test_a_simulated_run_is_within_a_quarter_from_a_third_on(places):
     assert len(late) > 30
     assert all(abs(found - (end - now)) <= 0.25 * (end - now) for now, found in late)
     assert looks[-1][1] == 0
+
+
+def test_a_trial_that_failed_says_nothing_about_the_time_of_others():
+    planned, keys = trials(er=4)
+    left = TimeLeft(planned)
+    left.finished(keys["er"][0], learn(left, keys["er"][0], 0.0, 10))
+    expected = left.seconds(60.0)
+    left.started(keys["er"][1], 60.0)
+    left.finished(keys["er"][1], 61.0, whole=False)
+    assert left.seconds(61.0) == pytest.approx(expected * 2 / 3)

@@ -2,11 +2,13 @@
 
 import json
 from itertools import count
+from types import SimpleNamespace
 
 import helpers.pretended
 import numpy as np
 import pytest
 from helpers.pretended import ACC, RUN
+from helpers.records import make_record
 
 import clbench
 from clbench.core.errors import SpecError
@@ -16,6 +18,7 @@ from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.grouping import by_setting
 from clbench.results.looks import read
+from clbench.results.records import Failure
 from clbench.results.store import Store
 
 NOISE = np.random.default_rng(3).normal(0, 0.01, (5, 40))  # of each method and seed
@@ -90,6 +93,61 @@ def test_a_gap_that_an_interrupt_has_left_is_filled(go, tmp_path):
     RUN.clear()
     assert seeds(go({"naive": 0, "lwf": 0.0}, max_seeds=6))["lwf"] == list(range(6))
     assert RUN == [("lwf", 4)]
+
+
+def test_the_baselines_last_seeds_are_run_after_an_interruption(go, tmp_path):
+    go({"naive": 0, "lwf": 0.0}, max_seeds=6)
+    for record in clbench.load(tmp_path / "run"):
+        if record.label == "naive" and record.trial.seed >= 4:  # lwf has all of its seeds
+            Store(tmp_path / "run").path(record.key).unlink()
+    RUN.clear()
+    assert seeds(go({"naive": 0, "lwf": 0.0}, max_seeds=6))["naive"] == list(range(6))
+    assert sorted(RUN) == [("naive", 4), ("naive", 5)]
+
+
+def test_a_run_of_which_every_trial_fails_ends_with_its_failures(go):
+    results = go({"naive": lambda _: None, "lwf": lambda _: None})
+    assert {r.status for r in results} == {"failed"} and seeds(results) == {"naive": [0, 1, 2], "lwf": [0, 1, 2]}
+
+
+def test_what_another_process_runs_with_other_code_does_not_end_the_run(go, tmp_path, monkeypatch):
+    execute = helpers.pretended.execute
+
+    def beside(todo, plan, listener):
+        for planned in todo:
+            if (planned.label, planned.trial.seed) == ("lwf", 2):  # the other process finishes it first
+                store, other = Store(tmp_path / "run"), []
+                execute([planned], SimpleNamespace(claim=lambda _: True),
+                        SimpleNamespace(started=lambda _: None, finished=other.append))
+                store.write(other[0])
+                monkeypatch.setattr(run, "changed", lambda *_: ["the method's code"])
+            execute([planned], plan, listener)
+            monkeypatch.setattr(run, "changed", lambda *_: [])
+
+    monkeypatch.setattr(helpers.pretended, "execute", beside)
+    results = go({"naive": 0, "lwf": 0.0}, max_seeds=6)
+    assert seeds(results) == {"naive": list(range(6)), "lwf": list(range(6))}
+    assert {r.trial.seed for r in results if r.stale} == {2}
+
+
+def test_an_earlier_record_that_is_kept_gets_the_new_label_and_the_checkpoint_stays(go, tmp_path, monkeypatch):
+    go({"naive": 0}, until=None, max_seeds=None, seeds=2, scenario="class")
+
+    def dies(todo, plan, listener):
+        for planned in todo:
+            if plan.claim(planned):
+                (Store(tmp_path / "run").checkpoints / planned.trial.key).mkdir(parents=True)
+                record = make_record("naive", planned.trial.seed, status="failed")
+                listener.started(planned)
+                listener.finished(record.model_copy(update={
+                    "trial": planned.trial, "key": planned.trial.key, "label": planned.label,
+                    "failure": Failure(type="WorkerDied", message="killed")}))
+
+    monkeypatch.setattr(helpers.pretended, "execute", dies)
+    results = go({}, methods=[{"name": "naive", "label": "mine"}], until=None, max_seeds=None, seeds=2,
+                 scenario="class", probe=True)
+    assert [(r.label, r.status) for r in results] == [("mine", "done")] * 2
+    assert len(list(Store(tmp_path / "run").checkpoints.iterdir())) == 2
 
 
 def test_the_best_of_all_is_found_by_dropping_what_is_worse(go):
