@@ -120,6 +120,19 @@ def test_a_turn_of_the_assistant_without_a_prompt_is_not_scored():
 
 
 @lm
+@pytest.mark.parametrize("last", ["", "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"])
+@pytest.mark.parametrize("trim", ["", " | trim"])
+def test_a_turn_ends_with_the_first_special_token_after_its_content(last, trim):
+    template = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content']" + trim + " }}<|end|>\n{% endfor %}"
+                "{% if add_generation_prompt %}<|assistant|>{% endif %}" + last)
+    talk = Conversation("x", (("user", "hi"), ("assistant", "yo "), ("user", "more"), ("assistant", "no")))
+    whole, scored = scored_text(talk, length=400, template=template, extra=("<|end|>", "<|user|>", "<|assistant|>"))
+    yo = "yo" if trim else "yo "
+    assert whole == f"<|user|>hi<|end|>\n<|assistant|>{yo}<|end|>\n<|user|>more<|end|>\n<|assistant|>no<|end|>"
+    assert scored == f"{yo}<|end|>no<|end|>"
+
+
+@lm
 def test_a_template_that_writes_bos_gets_no_second_one():
     template = "<s>{% for m in messages %}[{{ m['content'] }}]{% if m['role'] == 'assistant' %}<|im_end|>{% endif %}" \
                "{% endfor %}"

@@ -52,7 +52,7 @@ class ItemTokenizer:
     def __init__(self, tokenizer: Any, length: int, cut_responses: bool = False) -> None:
         """Find the tokens that the tokenizer puts at the start of a text, and whether it adds a space there."""
         self.tokenizer, self.length, self.cut_responses = tokenizer, length, cut_responses
-        self.start = start_tokens(tokenizer)
+        self.start, self.special = start_tokens(tokenizer), special_tokens(tokenizer)
         before = self._plain(BEFORE)
         self.adds_space = self._plain(BEFORE + "a") not in (self._plain("a"), before + self._plain("a"))
 
@@ -95,22 +95,20 @@ class ItemTokenizer:
         """Return the tokens of a conversation up to the end of the assistant's last turn.
 
         A turn consists of the tokens that follow the earlier messages, which are rendered with the generation prompt.
-        It ends with the EOS that the template writes, because tokens after the EOS are never generated. If the first
-        message is the assistant's, it is not scored, because there is no message that it responds to.
+        If the first message is the assistant's, it is not scored, because there is no message that it responds to.
         """
         scored: list[int] = []
         ids: list[int] = []
-        for number, (role, _) in enumerate(item.messages):
+        for number, (role, content) in enumerate(item.messages):
             if role != ASSISTANT or number == 0:
                 continue
-            prompt = self._rendered(item, number, True)
-            extended = self._rendered(item, number + 1, False)
+            prompt, text = self._plain(self._rendered(item, number, True)), self._rendered(item, number + 1, False)
+            extended = self._plain(text)
             if prompt[:len(ids)] != ids or extended[:len(prompt)] != prompt:
                 raise DataError(f"{item.place}: the chat template does not continue message {number + 1} where the "
                                 "prompt before it ends, so the assistant's tokens are not known; use prompt and "
                                 "response instead")
-            ends = [i for i in range(len(prompt), len(extended)) if extended[i] in self._ends()]
-            end = ends[-1] + 1 if ends else len(extended)
+            end = self._turn_end(extended, text, content.strip(), len(prompt))
             scored += range(len(prompt), end)
             ids = extended[:end]
         if ASSISTANT not in (role for role, _ in item.messages[1:]):
@@ -118,20 +116,39 @@ class ItemTokenizer:
                             "none; add the message that the assistant responds to")
         return ids, scored
 
-    def _rendered(self, item: Conversation, count: int, prompt: bool) -> list[int]:
-        """Return the tokens of the first `count` messages; the chat template writes all special tokens itself."""
+    def _turn_end(self, ids: list[int], text: str, content: str, begin: int) -> int:
+        """Return the position after the token that ends a turn; tokens after it are never generated.
+
+        It is the first special token after the content, such as EOS or <end_of_turn>. If the content cannot be found or
+        no special token follows it, it is the last EOS of the turn, or else the turn's last token.
+
+        Args:
+            ids: the tokens of all messages up to this turn.
+            text: their text.
+            content: the content of the turn.
+            begin: the position of the turn's first token.
+        """
+        place = text.rfind(content)
+        after = self._plain(text[place + len(content):]) if place >= 0 else []
+        for i, token in enumerate(after):
+            if token in self.special and ids[len(ids) - len(after) + i:] == after[i:]:
+                return len(ids) - len(after) + i + 1
+        ends = [i for i in range(begin, len(ids)) if ids[i] == self.tokenizer.eos_token_id]
+        return ends[-1] + 1 if ends else len(ids)
+
+    def _rendered(self, item: Conversation, count: int, prompt: bool) -> str:
+        """Return the text of the first `count` messages; the chat template writes all special tokens itself."""
         if self.tokenizer.chat_template is None:
             raise DataError(f"{item.place}: it has messages, and the tokenizer has no chat template; use prompt "
                             "and response, or a tokenizer with a template (option tokenizer of the benchmark in "
                             "clbench run, --chat-template FILE in clbench forget)")
         messages = [{"role": role, "content": content} for role, content in item.messages[:count]]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
         except Exception as error:  # a template is code of a model's author, which may raise any error
             reason = message_of(error) or type(error).__name__
             raise DataError(f"{item.place}: the chat template does not take the first {count} messages: "
                             f"{reason}") from None
-        return self._plain(text)
 
     def _cut(self, ids: list[int], scored: list[int], place: str) -> tuple[list[int], list[int], bool]:
         """Return tokens that fit, the scored positions, and whether the response was cut.
@@ -170,10 +187,6 @@ class ItemTokenizer:
             raise DataError(f"{item.place}: the tokenizer has no EOS, with which a response ends")
         return int(self.tokenizer.eos_token_id)
 
-    def _ends(self) -> set[int]:
-        """Return the tokens that end a turn."""
-        return {self.tokenizer.eos_token_id} - {None}
-
 
 def fitting_length(wanted: int | None, most: int | None, model: str) -> int:
     """Return the largest number of tokens of an item.
@@ -189,6 +202,12 @@ def fitting_length(wanted: int | None, most: int | None, model: str) -> int:
     if wanted is not None and most is not None and wanted > most:
         raise SpecError(f"length {wanted}: {model} takes at most {most} tokens")
     return wanted or min(most or LENGTH, LENGTH)
+
+
+def special_tokens(tokenizer: Any) -> set[int]:
+    """Return the special tokens of a tokenizer, such as EOS and those of a chat template, without the unknown token."""
+    added = {token for token, info in tokenizer.added_tokens_decoder.items() if info.special}
+    return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
 
 def start_tokens(tokenizer: Any) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from clbench.core import tokens
 from clbench.core.errors import DataError
 from clbench.data.own.instruction_streams import as_tensors
-from clbench.data.own.instruction_tokens import ItemTokenizer
+from clbench.data.own.instruction_tokens import ItemTokenizer, special_tokens
 from clbench.data.own.instructions import FileContent, hashes_of
 from clbench.data.stream import Stream
 from clbench.data.tests import Tests
@@ -121,7 +121,10 @@ class LanguageCallback(Callback):
             prompts, responses = divide_items(x, y)
             limits = [min(len(response) + LONGER, stream.input_shape[0] - len(prompt))
                       for prompt, response in zip(prompts, responses, strict=True)]
-            generated = generate(strategy, prompts, given_task, limits, self._ends())
+            ends = {self.tokenizer.eos_token_id} - {None}
+            # A chat template may end a turn with another token; a response that was cut ends with an ordinary one.
+            ends |= {response[-1] for response in responses if response} & special_tokens(self.tokenizer)
+            generated = generate(strategy, prompts, given_task, limits, ends)
             for number, (prompt, response, continuation) in enumerate(zip(prompts, responses, generated, strict=True)):
                 text = self._text(continuation)
                 if task == learned:
@@ -130,9 +133,6 @@ class LanguageCallback(Callback):
                 else:
                     index = next(i for i, answer in enumerate(replica.answers) if answer.task == task) + number
                     replica.answers[index] = replica.answers[index].model_copy(update={"end": text})
-
-    def _ends(self) -> set[int]:
-        return {self.tokenizer.eos_token_id} - {None}
 
     def _text(self, numbers: Sequence[int]) -> str:
         return str(self.tokenizer.decode(numbers, skip_special_tokens=True))
