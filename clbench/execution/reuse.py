@@ -36,17 +36,25 @@ SAVED_FILES = {"nothing": (), "models": (MODEL,), "state": (MODEL, STATE)}  # fi
 
 
 def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial], records: Mapping[str, Record],
-                        settings: ExecutionSettings, artifacts: Path) -> None:
+                        settings: ExecutionSettings, artifacts: Path, keeps_stale: bool = False) -> None:
     """Add to the report which current records lack outputs that the settings ask for; their trials run again.
 
-    `artifacts` has a subfolder for the saved files of each trial, named by its key.
+    `artifacts` has a subfolder for the saved files of each trial, named by its key. If stale records are kept, a note
+    says which outputs they lack.
     """
     general = hashes_of(read_general(settings.general))
+    kept: Counter[str] = Counter()  # number of stale records by what they lack
     for planned_trial in planned:
         record = records.get(planned_trial.trial.key)
-        if record is not None and record.key not in report.reasons and (
-                flags := missing_outputs(record, settings, artifacts / record.key, general)):
+        if record is None or not (flags := missing_outputs(record, settings, artifacts / record.key, general)):
+            continue
+        if record.key not in report.reasons:
             report.lacking[record.key] = flags
+        elif keeps_stale:
+            kept[flags] += 1
+    for flags, count in kept.items():
+        report.notes.append(f"{count} stale {'results are' if count > 1 else 'result is'} kept without {flags}: training "
+                            "again would give another result (--rerun does it)")
     for flags, count in Counter(report.lacking.values()).items():
         results, again = ("results were", "them again; their") if count > 1 else ("result was", "it again; its")
         report.notes.append(f"{count} {results} made without {flags}, which this run asks for. clbench trains {again} "
@@ -80,6 +88,18 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path, g
         if not all((folder / name).is_file() for name in SAVED_FILES[settings.keep]):
             flags.append(f"--keep {settings.keep}")
     return " and ".join(flags)
+
+
+def note_on_external(record: Record, reasons: Sequence[str], settings: ExecutionSettings, artifacts: Path) -> str:
+    """Return what the user should know about a record that another process has written during a run; empty if nothing.
+
+    `reasons` say why it is stale; empty if it is not. `artifacts` is that of `add_missing_outputs`.
+    """
+    start = f"another clbench process has run {record.name} "
+    if reasons:
+        return f"{start}with other code ({' and '.join(reasons)}). clbench keeps the result and marks it"
+    flags = missing_outputs(record, settings, artifacts / record.key, hashes_of(read_general(settings.general)))
+    return f"{start}without {flags}, which this run asks for; run the same command again to add it" if flags else ""
 
 
 def merge_records(report: StalenessReport, before: Record | None, after: Record, note: Callable[[str], None]) -> Record:

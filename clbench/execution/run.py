@@ -118,7 +118,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     records_by_key = {r.key: r for r in records}
     staleness = check_stale(planned, records_by_key, registry, spec.execution.data_dir, spec.execution.verify_data,
                             note)
-    reuse.add_missing_outputs(staleness, planned, records_by_key, spec.execution, store.artifacts)
+    reuse.add_missing_outputs(staleness, planned, records_by_key, spec.execution, store.artifacts, on_stale == "keep")
     staleness.notes += describe_other_settings({planned_trial.trial.environment for planned_trial in planned}, records)
     return Experiment(spec, registry, store, planned, records_by_key, problems, on_stale=on_stale, staleness=staleness)
 
@@ -260,13 +260,13 @@ class RecordKeeper(Relay):
 
         A stale record is kept. Otherwise two processes with different code would overwrite each other's records.
         """
-        reasons = changed(record, code_of(record.trial, self.experiment.registry))
-        self.experiment.staleness.mark_current(record.key)
-        if reasons:
-            self.experiment.staleness.reasons[record.key] = reasons
-            self.note(f"another clbench process has run {record.name} with other code ({' and '.join(reasons)}). "
-                      "clbench keeps the result and marks it")
-        record = self.experiment.records[record.key] = self._relabeled(record)
+        experiment = self.experiment
+        reasons = changed(record, code_of(record.trial, experiment.registry))
+        experiment.staleness.mark_current(record.key)
+        experiment.staleness.reasons |= {record.key: reasons} if reasons else {}
+        if note := reuse.note_on_external(record, reasons, experiment.spec.execution, experiment.store.artifacts):
+            self.note(note)
+        record = experiment.records[record.key] = self._relabeled(record)
         self.track(record)
         self.listener.finished(record)
 

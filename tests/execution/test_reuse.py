@@ -15,8 +15,11 @@ from clbench import cli
 from clbench.core.errors import PluginError, SpecError, StaleError
 from clbench.core.registry import discover
 from clbench.execution import reuse, run
+from clbench.execution.reuse import StalenessReport
 from clbench.execution.workers.plan import Listener
+from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.spec import build
+from clbench.experiment.trial import PlannedTrial
 from clbench.results import provenance
 from clbench.results.provenance import stale_records
 from clbench.results.records import Probe
@@ -387,3 +390,16 @@ def test_a_benchmark_that_takes_long_to_read_is_named_while_it_is_read(half, tmp
     ready = run.prepare(spec, discover(files=[tmp_path / "half_of_mine.py"]), tmp_path / "run", note=note)
     assert heard == ["reading stream_of_mine:resized, to know whether its results still stand ..."]
     assert not ready.staleness.reasons and not ready.missing
+
+
+def test_a_note_says_which_outputs_a_kept_result_or_that_of_another_process_lacks(tmp_path):
+    record = make_record("ewc", scenario="class")
+    planned, asked = PlannedTrial(record.trial, "ewc", False), ExecutionSettings(probe=True)
+    for keeps, count in ((True, 1), (False, 0)):
+        report = StalenessReport(reasons={record.key: ["the method's code"]})
+        reuse.add_missing_outputs(report, [planned], {record.key: record}, asked, tmp_path, keeps)
+        assert not report.lacking and len(report.notes) == count
+        assert all(note.startswith("1 stale result is kept without --probe") for note in report.notes)
+    assert "has run ewc/0 without --probe" in reuse.note_on_external(record, [], asked, tmp_path)
+    assert "with other code" in reuse.note_on_external(record, ["the method's code"], asked, tmp_path)
+    assert reuse.note_on_external(record, [], ExecutionSettings(), tmp_path) == ""
