@@ -53,8 +53,8 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
         elif keeps_stale:
             kept[flags] += 1
     for flags, count in kept.items():
-        report.notes.append(f"{count} stale {'results are' if count > 1 else 'result is'} kept without {flags}: training "
-                            "again would give another result (--rerun does it)")
+        report.notes.append(f"{count} stale {'results are' if count > 1 else 'result is'} kept without {flags}: "
+                            "training again would give another result (--rerun does it)")
     for flags, count in Counter(report.lacking.values()).items():
         results, again = ("results were", "them again; their") if count > 1 else ("result was", "it again; its")
         report.notes.append(f"{count} {results} made without {flags}, which this run asks for. clbench trains {again} "
