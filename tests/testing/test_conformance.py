@@ -32,7 +32,7 @@ CHOSEN = [
     ("ncm", {}), ("slda", {}), ("slda", {"base": "random"}), ("ranpac", {"projections": 20}),
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("l2p", {"base": "random"}), ("slca", {}),
     ("dualprompt", {}), ("dualprompt", {"base": "random", "start": "new", "g_blocks": 0}),
-    ("s-iprompts", {"clusters": 2}), ("s-iprompts", {"base": "random", "distance": "l2", "infer": "max-logit"}),
+    ("s-iprompts", {"clusters": 2, "distance": "l2"}), ("s-iprompts", {"base": "random", "infer": "max-logit"}),
     ("coda-prompt", {}), ("coda-prompt", {"base": "random", "components": 6, "ortho": 0.1}),
     ("simplecil", {}), ("fecam", {}), ("fecam", {"covariance": "common", "base": "random"}),
     ("bic", {"capacity": 20}), ("wa", {"capacity": 10}), ("wa", {"capacity": 10, "clip": False}),
