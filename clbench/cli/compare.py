@@ -52,8 +52,9 @@ def compare_methods(directory: Path, baseline: str | None, metrics: tuple[str, .
     from clbench.report.formats.terminal import show_tables, standard_output
 
     settings = readable(read_records([directory]), baseline, f"clbench report {directory}")
+    all_measures = [m for s in settings for m in s.measures]
     for setting in settings:
-        measures = find_tested(metrics, setting.measures, [m for s in settings for m in s.measures])
+        measures = find_tested(metrics, setting.measures, all_measures)
         if not measures:
             continue
         verdicts, comparisons = compare(setting, measures, setting.named_baseline)

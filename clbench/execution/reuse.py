@@ -43,7 +43,7 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
     says which outputs they lack.
     """
     general = hashes_of(read_general(settings.general))
-    kept: Counter[str] = Counter()  # number of stale records by what they lack
+    stale_counts: Counter[str] = Counter()  # number of stale records by what they lack
     for planned_trial in planned:
         record = records.get(planned_trial.trial.key)
         if record is None or not (flags := missing_outputs(record, settings, artifacts / record.key, general)):
@@ -51,8 +51,8 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
         if record.key not in report.reasons:
             report.lacking[record.key] = flags
         elif keeps_stale:
-            kept[flags] += 1
-    for flags, count in kept.items():
+            stale_counts[flags] += 1
+    for flags, count in stale_counts.items():
         report.notes.append(f"{count} stale {'results are' if count > 1 else 'result is'} kept without {flags}: "
                             "training again would give another result (--rerun does it)")
     for flags, count in Counter(report.lacking.values()).items():

@@ -220,7 +220,8 @@ def _label(method: MethodSpec, options: opt.Options, swept: Sequence[str], own_r
 
 def _family(info: Any, method: Resolved, own_recipe: Mapping[str, Any]) -> str:
     """Return a method's name, recipe and options, without the options that are scalars in its loss."""
-    fixed_options = {k: v for k, v in method.options.items() if k not in marks(info.options, PerMember)}
+    per_member = marks(info.options, PerMember)
+    fixed_options = {k: v for k, v in method.options.items() if k not in per_member}
     return str(Resolved(name=method.name, options={**fixed_options, **opt.recipe_options(own_recipe)}))
 
 

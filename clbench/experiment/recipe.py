@@ -113,6 +113,7 @@ class Recipe(Strict):
 # Parts of a recipe that belong to the value of another part
 DEPENDENT = {"optimizer": ("momentum",), "schedule": ("milestones", "decay", "schedule_by"), "lr": ("lr_per",)}
 
+# Parts of the experiment's recipe that a row with a published recipe takes over unless that recipe names them
 INHERITED = ("epochs", "iterations", "batch_size", "repeats", "accumulate", "precision")
 
 

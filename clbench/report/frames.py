@@ -81,9 +81,10 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
     settings = readable(records, baseline, "results.summary()['method']", ids=True)
     rows: list[dict[str, Any]] = []
     verdicts = []
+    all_measures = [m for s in settings for m in s.measures]
     for setting in settings:
         named_baseline = setting.named_baseline
-        for measure in find_tested(titles, setting.measures, [m for s in settings for m in s.measures]):
+        for measure in find_tested(titles, setting.measures, all_measures):
             sentences, tables = compare(setting, [measure], named_baseline)
             verdicts += [f"{setting.title}: {verdict}" if len(settings) > 1 else verdict for verdict in sentences]
             for table in tables:

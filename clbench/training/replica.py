@@ -234,7 +234,7 @@ def require_losses(strategies: Sequence[Strategy], losses: Tensor) -> None:
 def diverged(losses: Tensor, task: int) -> DivergedError | None:
     """Return an error for the first NaN or infinite loss of a task, or None if all losses are finite.
 
-    `losses` are [steps], or [steps, 1] if a method's loss has one element in place of none.
+    `losses` are [steps], or [steps, 1] if a method's loss has shape [1] instead of [].
     """
     finite = torch.isfinite(losses).flatten(1).all(1) if losses.dim() > 1 else torch.isfinite(losses)
     if bool(finite.all()):
