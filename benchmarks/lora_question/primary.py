@@ -1,0 +1,130 @@
+"""Print the comparisons that PROTOCOL.md defines for the study `answer`, from its records and without clbench.
+
+    python benchmarks/lora_question/primary.py STUDY [STUDY_WITH_256_STEPS] > reports/lora_question/answer/primary.md
+
+`clbench report` compares all rows of a study in its own way. This script makes the comparisons that were chosen before
+the first trial, with the tests, intervals and verdicts of the protocol. It refuses an incomplete study.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+SEEDS, MARGIN = range(10), 2.0  # the margin is in points
+SCENARIOS = {"task": "with task IDs", "class": "without task IDs"}
+GIVEN = "given"  # the models of scenario `class`, evaluated with task IDs
+PRIMARY = ("ewc", "er", "pnn", "shared-private")
+SECONDARY = ("ranpac", "ridge", "joint-equal-steps")
+EXPLORATORY = ("lora", *PRIMARY, *SECONDARY)  # compared with lora-head-rate
+ROWS = ("naive", "lora", "lora-head-rate", *PRIMARY, *SECONDARY)
+BUDGET_SEEDS, BUDGET_ROWS = range(3), ("naive", "er", "lora", "joint-equal-steps")
+Accuracies = dict[tuple[str, str], np.ndarray]  # by row and scenario, in percent, one for each seed
+
+
+def read(folder: Path, rows: tuple[str, ...], seeds: range) -> Accuracies:
+    """Return the accuracies after the last task [seeds]; NaN for a seed on which the method diverged."""
+    found, commits = defaultdict(dict), set()
+    for path in sorted((folder / "records").glob("*.json")):
+        record = json.loads(path.read_text())
+        trial, status = record["trial"], record["status"]
+        row, seed = (record["label"].partition(":")[0], trial["scenario"]), trial["seed"]
+        if seed in found[row]:
+            sys.exit(f"{row[0]}, scenario {row[1]}, has two records of seed {seed}")
+        if status in ("done", "diverged"):
+            found[row][seed] = 100 * np.mean(record["R"][-1]) if status == "done" else np.nan
+        if status == "done" and trial["scenario"] == "class" and record["errors"]:
+            errors = record["errors"][-1]
+            found[row[0], GIVEN][seed] = 100 * np.mean(np.divide(errors["given"], errors["samples"]))
+        commits.add(record["provenance"]["git"])
+    missing = [f"{row}, scenario {scenario}: {len(found[row, scenario])} of {len(seeds)} seeds"
+               for row in rows for scenario in SCENARIOS if sorted(found[row, scenario]) != list(seeds)]
+    if missing or len(commits) != 1 or not all(str(commit).isalnum() for commit in commits):
+        sys.exit("\n".join([f"The study in {folder} is not complete, or is not of one clean commit.", *missing,
+                            f"commits: {', '.join(map(str, commits))}"]))
+    return {(row, scenario): np.array([found[row, scenario].get(seed, np.nan) for seed in seeds])
+            for row in rows for scenario in (*SCENARIOS, GIVEN)}
+
+
+def summarize(accuracies: Accuracies) -> list[str]:
+    """Return the lines of a table of all rows: means and standard deviations over seeds."""
+    lines = [f"| row | {' | '.join(SCENARIOS.values())} | the latter, ID given |", "| :-- | --: | --: | --: |"]
+    for row in ROWS:
+        series = [accuracies[row, scenario] for scenario in (*SCENARIOS, GIVEN)]
+        cells = ["diverged" if np.isnan(x).any() else f"{x.mean():.1f} ({x.std(ddof=1):.1f})" for x in series]
+        lines.append(f"| {row} | {' | '.join(cells[:2])} | {cells[2] if np.isfinite(series[2]).any() else ''} |")
+    return lines
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return Holm-corrected p-values."""
+    stepped = np.maximum.accumulate(np.minimum(1, np.sort(p_values) * np.arange(len(p_values), 0, -1)))
+    return stepped[np.argsort(np.argsort(p_values, kind="stable"))]
+
+
+def verdict(low: float, high: float) -> str:
+    """Return the protocol's verdict on LoRA, given the interval of its difference to a rival."""
+    if low > MARGIN:
+        return "better by more than the margin"
+    if high < -MARGIN:
+        return "worse by more than the margin"
+    if low > -MARGIN:
+        return "equivalent" if high < MARGIN else "not worse"
+    return "not better" if high < MARGIN else "inconclusive"
+
+
+def compare(accuracies: Accuracies, ours: str, rivals: tuple[str, ...], corrected: bool) -> list[str]:
+    """Return the lines of a table that compares a row with its rivals in both scenarios, as one family of tests."""
+    pairs = [(rival, scenario) for scenario in SCENARIOS for rival in rivals]
+    differences = [accuracies[ours, scenario] - accuracies[rival, scenario] for rival, scenario in pairs]
+    diverged = [int(np.isnan(difference).sum()) for difference in differences]
+    tested = [i for i, count in enumerate(diverged) if not count and np.ptp(differences[i]) > 1e-10]
+    results = {i: stats.ttest_1samp(differences[i], 0) for i in tested}
+    level = 1 - 0.05 / len(pairs) if corrected else 0.95
+    # A comparison that is not tested still counts in the family, as if its p-value were 1.
+    p_values = holm(np.array([results[i].pvalue if i in results else 1.0 for i in range(len(pairs))]))
+    lines = [f"| {ours} minus | task IDs | difference (points) | {100 * level:.6g}% interval |"
+             + (" p (Holm) | verdict |" if corrected else ""), "| :-- | :-- | --: | --: |" + " --: | :-- |" * corrected]
+    for i, (rival, scenario) in enumerate(pairs):
+        cells = [rival, SCENARIOS[scenario]]
+        if i in results:
+            low, high = results[i].confidence_interval(level)
+            cells += [f"{differences[i].mean():+.2f}", f"{low:+.2f} to {high:+.2f}"]
+            cells += [f"{p_values[i]:.2g}", verdict(low, high)] if corrected else []
+        else:
+            reason = f"diverged on {diverged[i]} of 10 seeds" if diverged[i] else "no variance over seeds"
+            cells += [f"{np.nanmean(differences[i]):+.2f}", f"not tested: {reason}"] + ["", ""] * corrected
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def rank(accuracies: Accuracies, scenario: str) -> str:
+    """Return the rows of the budget question with their means on its seeds, best first."""
+    means = {row: accuracies[row, scenario][list(BUDGET_SEEDS)].mean() for row in BUDGET_ROWS}
+    return ", ".join(f"{row} {means[row]:.1f}" for row in sorted(means, key=lambda row: -np.nan_to_num(means[row])))
+
+
+def main(study: Path, *larger_budget: Path) -> None:
+    """Print all comparisons of a study and, given the study with 256 steps, the order of the means at both budgets."""
+    accuracies = read(study, ROWS, SEEDS)
+    print("# Comparisons of the protocol\n\nMean accuracy over the ten tasks after the last one, in percent, over ten "
+          "seeds. Each seed has its own training and test images. PROTOCOL.md defines the tests and verdicts.")
+    print("\n## Means, and standard deviations over seeds\n", *summarize(accuracies), sep="\n")
+    print("\n## Primary comparisons\n", *compare(accuracies, "lora", PRIMARY, True), sep="\n")
+    print("\n## Secondary comparisons\n", *compare(accuracies, "lora", SECONDARY, True), sep="\n")
+    print("\n## Exploratory comparisons, without correction\n",
+          *compare(accuracies, "lora-head-rate", EXPLORATORY, False), sep="\n")
+    for folder in larger_budget:
+        budgets = {64: accuracies, 256: read(folder, BUDGET_ROWS, BUDGET_SEEDS)}
+        print("\n## Order of the means on seeds 0 to 2\n\n| steps per task | task IDs | methods, best first |\n"
+              "| --: | :-- | :-- |")
+        for scenario, title in SCENARIOS.items():
+            for steps, values in budgets.items():
+                print(f"| {steps} | {title} | {rank(values, scenario)} |")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
