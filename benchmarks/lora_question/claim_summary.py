@@ -31,9 +31,9 @@ is about the claim, which can ask for more than 0, such as a margin of 2 points.
 of the claim's page. So the verdict can be inconclusive although the finding is clear.
 """
 SUMMARY = """
-**The first finding will probably not hold.** EWC had one learning rate for backbone and head. In the tuning of the study
-`answer`, on development seeds and with task IDs, EWC and sequential fine-tuning with a rate of their own for the head
-are [more accurate than LoRA](should-i-use-lora.md).
+**The first finding will probably not hold.** EWC had one learning rate for backbone and head. In the tuning of the
+study `answer`, on development seeds and with task IDs, EWC and sequential fine-tuning with a rate of their own for the
+head are [more accurate than LoRA](should-i-use-lora.md).
 
 ## All claims
 

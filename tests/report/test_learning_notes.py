@@ -1,6 +1,10 @@
+import pytest
 from helpers.records import make_matrix, make_record
 
-from clbench.report.analysis.learning import still_falling
+from clbench.experiment.recipe import Recipe
+from clbench.experiment.trial import Weights
+from clbench.report.analysis.learning import still_falling, trains_heads_slowly
+from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.tables import build
 
 BEHIND = "just after a task was learned, its accuracy is 20 or more points below that of joint training"
@@ -71,3 +75,41 @@ def test_in_scenario_class_only_methods_that_competed_with_old_classes_are_judge
 
     assert judged("seen")
     assert not judged("own") and not judged(None)
+
+
+SLOW = "One learning rate for pretrained backbone and new heads, which is low for the heads: "
+
+
+def fine_tuned(method="ewc", steps=64, backbone=1500, **kwargs):
+    """Return a record of a method that trains 1,000 values of a pretrained model, with the rates of `kwargs`."""
+    record = make_record(method, recipe=Recipe(iterations=64), own_recipe=kwargs, parameters={"base": backbone})
+    trial = record.trial.model_copy(update={"weights": Weights(path="vit.safetensors", sha256="0" * 64)})
+    return record.model_copy(update={"trial": trial, "key": trial.key, "costs": record.costs.model_copy(
+        update={"steps": [steps] * 3})})
+
+
+def test_a_pretrained_backbone_and_new_heads_with_one_low_rate_are_told():
+    section, = build([fine_tuned(lr=1e-5), fine_tuned("er", lr=1e-5, head_lr=0.01)]).sections
+    assert ("Caution", f"{SLOW}EWC.") in section.headline
+    note, = (note for note in section.notes if "--head-lr" in note)
+    assert "nearly random: EWC. Tune --head-lr, too" in note
+
+
+@pytest.mark.parametrize("changes", [
+    {"lr": 1e-3},  # the heads move by up to 0.06 in 64 steps
+    {"lr": 1e-5, "steps": 6400},
+    {"lr": 1e-5, "optimizer": "sgd"},
+    {"lr": 1e-5, "head_lr": 1e-5},  # chosen for the heads
+    {"lr": 1e-5, "backbone": 2001},  # the method trains less than half of the backbone
+], ids=str)
+def test_rates_that_suit_the_heads_or_have_no_backbone_to_train_are_no_news(changes):
+    assert trains_heads_slowly(records_of(fine_tuned(lr=1e-5)))
+    assert not trains_heads_slowly(records_of(fine_tuned(**changes)))
+
+
+def test_without_pretrained_weights_there_is_no_such_caution():
+    assert not trains_heads_slowly(records_of(make_record("ewc", recipe=Recipe(lr=1e-5))))
+
+
+def records_of(record):
+    return MethodRecords("EWC", (record,), (0,))

@@ -10,7 +10,7 @@ from clbench.core.files import run_folder_name
 from clbench.core.registry import installed
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.learning import far_below, steps_of_authors, still_falling
+from clbench.report.analysis.learning import far_below, steps_of_authors, still_falling, trains_heads_slowly
 from clbench.report.analysis.method_records import CHANCE, UNDERFIT, MethodRecords
 from clbench.report.decided import Facts
 from clbench.report.formatting import in_words, listed
@@ -166,6 +166,9 @@ def _every(setting: Setting) -> Iterator[str]:
             yield f"{words}: {in_words(marked, NAMES)}."
     if behind := [m.label for m in methods if far_below(m, setting.joint) is not None and UNDERFIT not in m.cautions]:
         yield f"Underfit (20 or more points below joint training just after learning): {in_words(behind, NAMES)}."
+    if slow := [m.label for m in methods if trains_heads_slowly(m)]:
+        yield ("One learning rate for pretrained backbone and new heads, which is low for the heads: "
+               f"{in_words(slow, NAMES)}.")
     if untuned := [m.label for m in setting.untuned]:
         tuned = sum(bool(m.searched) for m in candidates)
         other_methods = "the other method" if tuned == 1 else f"the other {tuned} methods"
