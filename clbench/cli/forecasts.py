@@ -14,7 +14,7 @@ from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, MissingDataError, SpecError, typed_message
 from clbench.core.user_code import users_place
 from clbench.execution.time_left import Kind, TimeLeft, is_comparable, kind_of, recorded
-from clbench.experiment.trial import PlannedTrial
+from clbench.experiment.trial import PlannedTrial, has_slow_heads
 from clbench.experiment.workload import Speed, WorkEstimate
 from clbench.report.formatting import NONE
 from clbench.results.provenance import by_reason
@@ -194,6 +194,10 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
                 WorkEstimate(workload=counted_work(result, stream), speed=speed))
             notes |= {f"{name}: {note}": None for note in result.notes}
             extra = result.bytes[-1] - result.model_bytes if result.kept else 0
+            if not stream.predicts_tokens and has_slow_heads(
+                    planned.trial, result.trainable, [kept.parameters for kept in result.kept], result.steps):
+                notes[f"{name} trains a pretrained backbone and new heads with one learning rate, which is low for the "
+                      "heads; --head-lr sets theirs (docs/pretrained.md)"] = None
             if line := storage_line(planned.label, extra, data_bytes(stream), result.keeps_less):
                 notes[line] = None
     for note in notes:

@@ -7,6 +7,7 @@ from itertools import chain
 from statistics import fmean
 
 from clbench.core.registry import installed
+from clbench.experiment.trial import has_slow_heads
 from clbench.report.analysis.method_records import UNDERFIT_LOSS, MethodRecords, underfit
 from clbench.report.formatting import clean, in_words
 from clbench.report.model import Cell, Column, Row, Table
@@ -44,7 +45,6 @@ def _gap(method: MethodRecords) -> str:
 FALL, SHARE = 0.03, 0.02  # smallest fall of the loss over the last two tenths: in nats, and as a share of it
 FAR = 20.0  # points of learning accuracy below joint training
 QUARTER = 4
-SLOW_HEADS = 0.02  # most that Adam can move a weight of a head in a task; heads begin with weights of about 0.05
 
 
 def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> Iterable[str]:
@@ -96,23 +96,13 @@ def steps_of_authors(method: MethodRecords) -> int:
 
 
 def trains_heads_slowly(method: MethodRecords) -> bool:
-    """Return whether a method trains a pretrained backbone and new heads with one learning rate that is low for heads.
+    """Return whether a method trains a pretrained backbone and new heads at a rate that is low for heads.
 
-    With Adam, a step changes a weight by about the learning rate at most. The rate is called low if all steps of a task
-    change a weight by less than `SLOW_HEADS`. Fine-tuning with 64 steps and a rate of 1e-5 reaches 48% in
-    `reports/lora_question/vision_task`. In the candidates of `benchmarks/lora_question/answer_tuning`, a head rate of
-    0.001 gives 64%, and one of 0.01 gives 77%. Language models have no new heads.
+    Language models have no new heads. See `has_slow_heads`.
     """
-    def is_slow(record: Record) -> bool:
-        trial, costs = record.trial, record.costs
-        recipe = {**trial.recipe.model_dump(), **trial.own_recipe}
-        backbone = costs.parameters[0].get("base", 0) if costs.parameters else 0
-        return (trial.weights is not None and not trial.continues and metric_of(record).name != "nll"
-                and recipe.get("head_lr") is None and recipe["optimizer"] in ("adam", "adamw")
-                and 0 < backbone <= 2 * max(costs.trainable, default=0)
-                and 0 < recipe["lr"] * max(costs.steps, default=0) < SLOW_HEADS)
-
-    return bool(method.done) and all(map(is_slow, method.done))
+    return bool(method.done) and all(
+        metric_of(r).name != "nll" and has_slow_heads(r.trial, r.costs.trainable, r.costs.parameters, r.costs.steps)
+        for r in method.done)
 
 
 def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
