@@ -195,9 +195,9 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
             notes |= {f"{name}: {note}": None for note in result.notes}
             extra = result.bytes[-1] - result.model_bytes if result.kept else 0
             if not stream.predicts_tokens and has_slow_heads(
-                    planned.trial, result.trainable, [kept.parameters for kept in result.kept], result.steps):
-                notes[f"{name} trains a pretrained backbone and new heads with one learning rate, which is low for the "
-                      "heads; --head-lr sets theirs (docs/pretrained.md)"] = None
+                    planned.trial, result.trainable, [stored.parameters for stored in result.kept], result.steps):
+                notes[f"{name} trains a pretrained backbone and its heads with one low learning rate; new heads need a "
+                      "higher one (--head-lr, see docs/pretrained.md)"] = None
             if line := storage_line(planned.label, extra, data_bytes(stream), result.keeps_less):
                 notes[line] = None
     for note in notes:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from clbench.core.errors import DataError, message_of
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+STARTS_UNTRAINED = "it starts untrained"  # end of the note of a record whose head has no pretrained weights
 
 
 class Preprocessing(BaseModel):

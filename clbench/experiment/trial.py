@@ -166,7 +166,7 @@ SLOW_HEADS = 0.02  # most that Adam can move a weight of a head in a task; heads
 
 def has_slow_heads(trial: Trial, trainable: Sequence[int], parameters: Sequence[Mapping[str, int]],
                    steps: Sequence[int]) -> bool:
-    """Return whether a trial trains a pretrained backbone and new heads with one learning rate that is low for heads.
+    """Return whether a trial trains a pretrained backbone and heads with one learning rate that is low for new heads.
 
     With Adam, a step changes a weight by about the learning rate at most. The rate is called low if all steps of a task
     change a weight by less than `SLOW_HEADS`. Fine-tuning with 64 steps and a rate of 1e-5 reaches 48% in

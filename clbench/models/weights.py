@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, message_of, typed_message
+from clbench.core.pretrained import STARTS_UNTRAINED
 from clbench.models.network import Network
 
 WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name
@@ -70,10 +71,10 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str, trainable_h
     tensors = renamed(weights, state, model.aliases)
     if wrong := misfit(tensors, state):
         raise MisfitError(f"weights {source} do not fit the model: {wrong}", tensors)
-    note = "weights: no head of this size, it starts untrained"
+    note = f"weights: no head of this size, {STARTS_UNTRAINED}"
     if trainable_head and not all(t.isfinite().all() for name, t in tensors.items() if name.startswith("head.")):
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
-        note = "weights: the head has values that are not finite, it starts untrained"
+        note = f"weights: the head has values that are not finite, {STARTS_UNTRAINED}"
     fitting = {name: tensor for name, tensor in tensors.items() if name in state and state[name].shape == tensor.shape}
     model.load_state_dict({**state, **fitting})
     is_head_untrained = any(name.startswith("head.") and name not in fitting for name in {*state, *tensors})

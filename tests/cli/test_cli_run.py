@@ -114,13 +114,13 @@ def test_a_dry_run_fails_after_its_table_if_a_method_cannot_be_built(capsys, tmp
     assert code == 0 and "Note: measures: cannot be counted without data after 0 of 5 tasks" in err
 
 
-def test_a_dry_run_names_methods_whose_new_heads_learn_slowly(capsys, tmp_path):
+def test_a_dry_run_names_methods_whose_new_heads_would_learn_slowly(capsys, tmp_path):
     weights = tmp_path / "base.safetensors"
     assert cli.call(["pretrain", "split-mnist-5k", "--iterations", "1", "--out", str(weights)]) == 0
     _, _, err = call(capsys, "--methods", "naive,naive:recipe.head_lr=0.01,lora", "--seeds", 1, "--iterations", 10,
                      "--lr", "1e-4", "--weights", weights, "--out", tmp_path / "run", "--dry-run")
-    assert err.count("which is low for the heads") == 1
-    assert "Note: naive trains a pretrained backbone and new heads with one learning rate" in err
+    assert err.count("--head-lr") == 1
+    assert "Note: naive trains a pretrained backbone and its heads with one low learning rate; new heads need" in err
 
 
 def test_a_dry_run_of_what_is_done_needs_no_torch(tmp_path):

@@ -82,7 +82,8 @@ SLOW = "One learning rate for pretrained backbone and new heads, which is low fo
 
 def fine_tuned(method="ewc", steps=64, backbone=1500, **kwargs):
     """Return a record of a method that trains 1,000 values of a pretrained model, with the rates of `kwargs`."""
-    record = make_record(method, recipe=Recipe(iterations=64), own_recipe=kwargs, parameters={"base": backbone})
+    record = make_record(method, recipe=Recipe(iterations=64), own_recipe=kwargs, parameters={"base": backbone},
+                         notes=["weights: no head of this size, it starts untrained"])
     trial = record.trial.model_copy(update={"weights": Weights(path="vit.safetensors", sha256="0" * 64)})
     return record.model_copy(update={"trial": trial, "key": trial.key, "costs": record.costs.model_copy(
         update={"steps": [steps] * 3})})
@@ -107,7 +108,8 @@ def test_rates_that_suit_the_heads_or_have_no_backbone_to_train_are_no_news(chan
     assert not trains_heads_slowly(records_of(fine_tuned(**changes)))
 
 
-def test_without_pretrained_weights_there_is_no_such_caution():
+def test_without_new_heads_or_pretrained_weights_there_is_no_such_caution():
+    assert not trains_heads_slowly(records_of(fine_tuned(lr=1e-5).model_copy(update={"notes": []})))
     assert not trains_heads_slowly(records_of(make_record("ewc", recipe=Recipe(lr=1e-5))))
 
 

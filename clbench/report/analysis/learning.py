@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 
+from clbench.core.pretrained import STARTS_UNTRAINED
 from clbench.core.registry import installed
 from clbench.experiment.trial import has_slow_heads
 from clbench.report.analysis.method_records import UNDERFIT_LOSS, MethodRecords, underfit
@@ -98,11 +99,11 @@ def steps_of_authors(method: MethodRecords) -> int:
 def trains_heads_slowly(method: MethodRecords) -> bool:
     """Return whether a method trains a pretrained backbone and new heads at a rate that is low for heads.
 
-    Language models have no new heads. See `has_slow_heads`.
+    See `has_slow_heads`. Language models have no new heads.
     """
     return bool(method.done) and all(
-        metric_of(r).name != "nll" and has_slow_heads(r.trial, r.costs.trainable, r.costs.parameters, r.costs.steps)
-        for r in method.done)
+        any(note.endswith(STARTS_UNTRAINED) for note in r.notes)
+        and has_slow_heads(r.trial, r.costs.trainable, r.costs.parameters, r.costs.steps) for r in method.done)
 
 
 def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
