@@ -183,13 +183,13 @@ class Record(RecordPart):
 
         FLOPs depend slightly on the kernels of a machine, and the last digits of losses depend on whether seeds were
         vectorized. Older records have neither. Not every record has a curve, which `clbench.results.diff` compares, or
-        an error decomposition. Names of classes are not results.
+        an error decomposition. Names of classes are not results, nor are paths and lines of code in tracebacks.
         """
         return self.model_dump(mode="json", by_alias=True, exclude={
             "timings": True, "provenance": True, "stale": True, "last_losses": True, "curve": True, "errors": True,
             "probe": True, "items": True, "item_scores": True, "general": True, "general_files": True,
             "answers": True, "until": True, "seen": True,
-            "stream": {"class_names", "data"},
+            "stream": {"class_names", "data"}, "failure": {"traceback", "place"},
             "costs": {"peak_host_bytes", "peak_device_bytes", "train_flops", "inference_flops"}})
 
     def outcome(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from clbench.core.errors import StoreError
 from clbench.experiment.trial import Weights
 from clbench.results import diff
 from clbench.results.items import ItemResults
+from clbench.results.records import Failure
 
 
 def test_records_are_merged_by_key_and_the_first_label_counts(tmp_path):
@@ -67,6 +68,19 @@ def test_remarks_on_how_trials_ran_do_not_conflict(tmp_path):
         folders = [folder(tmp_path / f"{len(order[0].notes)}{k}", record) for k, record in enumerate(order)]
         assert diff.merge_runs(folders).records == order[:1]
     assert list(diff.differences(plain, resumed)) == ["new note: started over after an interruption"]
+
+
+def test_a_trial_that_diverged_on_two_machines_is_one_trial(tmp_path):
+    def diverged(home, message="the inputs of a layer became NaN or infinite"):
+        failure = Failure(type="DivergedError", message=message, traceback=f'File "{home}/subspace.py"',
+                          place=f"{home}/mine.py:7 in features")
+        return make_record("gpm").model_copy(update={"status": "diverged", "failure": failure})
+
+    a, b = (folder(tmp_path / name, diverged(f"/home/{name}")) for name in "ab")
+    assert diff.merge_runs([a, b]).records == (diverged("/home/a"),)
+    assert not diff.between([diverged("/home/a")], [diverged("/home/b")]).any
+    assert list(diff.differences(diverged("/a"), diverged("/a", "another"))) == [
+        "failure.message: the inputs of a layer became NaN or infinite -> another"]
 
 
 def test_all_conflicts_are_named_with_their_folders(tmp_path):
