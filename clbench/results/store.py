@@ -258,7 +258,8 @@ def read_record(path: Path) -> Record | Problem:
     except ValidationError as error:
         first_error = error.errors()[0]
         location = ".".join(map(str, first_error["loc"]))
-        message = first_error["msg"].removeprefix("Value error, ")
+        message = ("this clbench does not know this field; if a newer clbench wrote the file, update clbench"
+                   if first_error["type"] == "extra_forbidden" else first_error["msg"].removeprefix("Value error, "))
         return Problem(path, f"not a record ({location + ': ' if location else ''}{message})")
     if path.name != f"{record.key}.json":
         return Problem(path, f"its name is not that of its trial, {record.key}.json")

@@ -121,6 +121,13 @@ def test_a_record_of_a_later_schema_is_a_problem(store):
     assert "schema 2, this clbench reads 1" in read_record(path).reason
 
 
+def test_a_field_of_a_newer_clbench_is_told_as_such(store):
+    path = store.write(make_record())
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 0,\n  "later": 1'))
+    assert read_record(path).reason == ("not a record (trial.later: this clbench does not know this field; if a newer "
+                                        "clbench wrote the file, update clbench)")
+
+
 def test_stores_merge_by_copying_files(tmp_path):
     one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
     one.write(make_record(seed=0))
