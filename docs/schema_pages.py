@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 import types
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pages import code, table
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from clbench.core.options import format_value
@@ -36,7 +35,7 @@ HEADINGS = {"Spec": "The file", "Recipe": "[recipe]", "Arrival": "[arrival]", "E
             "Named": "benchmark or model", "MethodSpec": "methods", "Range": "search range",
             "Choices": "search values", "Search": "tuning", "Record": "The record"}
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", dict: "table", Any: "value",
-         datetime.datetime: "time"}
+         AwareDatetime: "time"}
 COUNTED = (int, float, Any)  # types whose names take a plural s
 
 

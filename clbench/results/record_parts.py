@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class RecordPart(BaseModel):
@@ -207,7 +214,7 @@ class Provenance(RecordPart):
     device: str = Field(description="Device that the trial ran on.")
     machine: str = Field(description="Processor, usable cores, system and preloaded libraries.")
     threads: int = Field(description="Number of torch threads.")
-    started: datetime.datetime = Field(description="Time at which the trial started.")
+    started: AwareDatetime = Field(description="Time at which the trial started.")
     command: str = Field(description="Command that ran the trial.")
     code: dict[str, Code] = Field(
         {}, description="Code of method, benchmark and model; empty if unknown, as in older records.")

@@ -1,4 +1,5 @@
 import errno
+import json
 import math
 import os
 import shutil
@@ -126,6 +127,15 @@ def test_a_field_of_a_newer_clbench_is_told_as_such(store):
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 0,\n  "later": 1'))
     assert read_record(path).reason == ("not a record (trial.later: this clbench does not know this field; if a newer "
                                         "clbench wrote the file, update clbench)")
+
+
+def test_a_time_without_a_zone_is_a_problem_because_it_has_no_place_in_the_order(store):
+    edited, other = store.write(make_record()), make_record(seed=1)
+    store.write(other)
+    started = json.loads(edited.read_text())["provenance"]["started"]
+    edited.write_text(edited.read_text().replace(started, "2026-11-30T12:00:00"))
+    records, problems = store.read()
+    assert records == [other] and "provenance.started" in problems[0].reason
 
 
 def test_stores_merge_by_copying_files(tmp_path):
