@@ -97,10 +97,10 @@ def progress(facts: RunFacts) -> str:
 def age(passed: datetime.timedelta) -> str:
     """Return a time span in its largest unit.
 
-    >>> age(datetime.timedelta(minutes=5)), age(datetime.timedelta(hours=30))
-    ('5 min', '1 d')
+    >>> age(datetime.timedelta(minutes=5)), age(datetime.timedelta(hours=30)), age(datetime.timedelta(hours=-1))
+    ('5 min', '1 d', '0 min')
     """
-    minutes = int(passed.total_seconds() // 60)
+    minutes = max(0, int(passed.total_seconds() // 60))  # another machine's clock may be ahead
     if minutes < HOUR:
         return f"{minutes} min"
     return f"{minutes // HOUR} h" if minutes < DAY else f"{minutes // DAY} d"
