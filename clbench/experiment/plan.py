@@ -10,6 +10,7 @@ from typing import Any
 
 from clbench.core import options as opt
 from clbench.core.errors import ClbenchError, SpecError
+from clbench.core.files import readable_name
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, StrategyInfo
 from clbench.core.objective import CLASSIFICATION, ObjectiveInfo
 from clbench.core.option_marks import PerMember, marks
@@ -24,6 +25,8 @@ from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
 from clbench.experiment.until import sequence
 
+SURROGATE = re.compile("[\udc80-\udcff]")  # stands for a byte that is not UTF-8
+
 
 def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: int | None = None) -> list[PlannedTrial]:
     """Return the trials of an experiment: seeds outermost, so that early results compare all methods.
@@ -37,7 +40,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     Raises:
         SpecError: names are unknown, options are wrong, or the benchmark does not support a scenario; a line for each.
     """
-    problems: list[str] = []
+    problems = _not_utf8(spec)
     benchmark = _resolve(spec.benchmark, "benchmark", registry.benchmark, problems)
     model = _resolve(spec.model, "model", registry.model, problems)
     methods = [(m, swept, _resolve(m, "method", registry.strategy, problems))
@@ -100,6 +103,15 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
             planned.append(PlannedTrial(trial, row_label, reference, _family(strategy, with_options, recipe), searched,
                                         metric=metric, default_scenario=not spec.scenario))
     return planned
+
+
+def _not_utf8(spec: Spec) -> list[str]:
+    """Return a line for each name, option and file of an experiment that records cannot hold: a path of other bytes."""
+    named = (spec.benchmark, spec.model, *spec.methods)
+    texts = [*(part.name for part in named), *(opt.format_value(v) for part in named for v in part.options.values()),
+             spec.weights or "", *spec.execution.general]
+    return [f"{readable_name(text)} is not UTF-8, as records must be: rename it" for text in texts
+            if SURROGATE.search(text)]
 
 
 def _objective_problems(objective: ObjectiveInfo, scenarios: Sequence[Scenario], spec: Spec,

@@ -62,6 +62,15 @@ def test_a_path_without_its_kind_and_a_misspelled_kind_are_asked_back(registry, 
     assert planned(registry, methods="naive", benchmark="image:photos")
 
 
+@pytest.mark.parametrize("given", [{"benchmark": "images:{}"}, {"weights": "{}"}, {"execution": {"general": ["{}"]}},
+                                   {"methods": "{}/mine.py:Mine"}])
+def test_a_path_that_no_record_can_hold_is_refused(registry, given, tmp_path):
+    path = b"/photos/th\xe8se".decode("utf-8", "surrogateescape")
+    filled = {key: text.format(path) if isinstance(text, str) else {"general": [path]} for key, text in given.items()}
+    with pytest.raises(SpecError, match=r"/photos/th\\xe8se\S* is not UTF-8, as records must be: rename it"):
+        plan(build({"methods": "naive", **filled}), registry)
+
+
 def test_an_option_without_a_value_is_not_taken_for_the_name_of_a_class(registry):
     with pytest.raises(SpecError, match=r"^method 'ewc': option 'strength' has no value; write ewc:strength=VALUE$"):
         planned(registry, methods="ewc:strength")
