@@ -12,7 +12,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 
 from clbench.cli.help import COMPLETING, Command
 from clbench.core.errors import StoreError
-from clbench.core.files import make_folder
+from clbench.core.files import at_home, make_folder
 
 if TYPE_CHECKING:
     from clbench.core.options import OptionDoc
@@ -80,7 +80,7 @@ def command(shell: str, install: bool) -> None:
     if not install:
         click.echo(script)
         return
-    path = Path(FILES[shell]).expanduser()
+    path = at_home(FILES[shell])
     advice = "leave --install out and redirect the script to a file that your shell loads"
     make_folder(path.parent, advice)
     try:

@@ -108,19 +108,30 @@ def _umask() -> int:
     return mask
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder in the place of `~`; `~` stays if there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
 def default_data_dir() -> Path:
-    """Return the folder that CLBENCH_DATA names, else `clbench` in the user's cache folder."""
+    """Return the folder that CLBENCH_DATA names, else `clbench` in the user's cache folder.
+
+    Raises:
+        StoreError: the user has no home folder.
+    """
     named = os.environ.get("CLBENCH_DATA")
     if named:
-        return Path(named).expanduser()
+        return at_home(named)
     xdg = os.environ.get("XDG_CACHE_HOME")
     if xdg:
-        return Path(xdg).expanduser() / "clbench"
+        return at_home(xdg) / "clbench"
+    if (home := at_home("~")) == Path("~"):
+        raise StoreError("this user has no home folder for data sets: name a folder with --data or CLBENCH_DATA")
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "clbench"
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "clbench"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "clbench"
-    return Path.home() / ".cache" / "clbench"
+        return home / "Library" / "Caches" / "clbench"
+    return home / ".cache" / "clbench"
 
 
 def sweep(paths: Iterable[Path], age: float = STALE_SECONDS) -> None:

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import Parameter
 from itertools import chain
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from clbench.core import seeds
 from clbench.core.errors import ClbenchError, SpecError, StoreError, unknown
-from clbench.core.files import Files, as_list
+from clbench.core.files import Files, as_list, at_home
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.registry import Origin, Registry, discover
 from clbench.core.user_code import format_error, name_of, target
@@ -206,7 +205,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         StaleError: see `stale`; nothing has been run or written then.
         ClbenchError: the experiment cannot run as written; nothing has been run or written then.
     """
-    source = Path(spec).expanduser() if isinstance(spec, str | os.PathLike) else None
+    source = at_home(spec) if isinstance(spec, str | os.PathLike) else None
     problems = [unknown("setting", name, KEYS, "help(clbench.run)") for name in settings if name not in KEYS]
     if problems:
         raise SpecError("\n".join(problems))
@@ -224,7 +223,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     show = watched() if progress is None else progress
     note = (lambda text: print(text, file=sys.stderr)) if show else silent
     experiment_spec = run_here(read_spec(source, content, settings, options, registry, note))
-    folder = Path(out).expanduser() if out is not None else experiment.default_out(experiment_spec, source)
+    folder = at_home(out) if out is not None else experiment.default_out(experiment_spec, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
     prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale, note)
@@ -255,7 +254,7 @@ def load(*runs: str | os.PathLike[str]) -> Results:
     """
     if not runs:
         raise StoreError("name a run folder, as in clbench.load('runs/split-mnist-5k')")
-    folders = list({folder.resolve(): folder for folder in (Path(run).expanduser() for run in runs)}.values())
+    folders = list({folder.resolve(): folder for folder in map(at_home, runs)}.values())
     merged = merge_runs(folders)
     for problem in (*merged.problems, *merged.notes):
         warnings.warn(str(problem), stacklevel=2)

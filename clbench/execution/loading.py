@@ -14,7 +14,7 @@ from clbench.core import seeds, tokens
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import resolve
 from clbench.core.errors import DataError, SpecError, StoreError, typed_message
-from clbench.core.files import Files
+from clbench.core.files import Files, at_home
 from clbench.core.registry import Registry, discover
 from clbench.core.renamed import old_classes
 from clbench.data.stream import Stream
@@ -248,7 +248,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         SpecError: the trial has no saved model, or no plain network for a task.
         StoreError: no trial or several trials fit, or files are missing or incomplete.
     """
-    store, registry = Store(Path(run).expanduser()), discover(files=plugins)
+    store, registry = Store(at_home(run)), discover(files=plugins)
     record = find_record(store, trial, registry)
     info = registry.strategy(record.trial.method.name)
     is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1

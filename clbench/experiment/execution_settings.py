@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clbench.core.errors import unknown
-from clbench.core.files import default_data_dir
+from clbench.core.files import at_home, default_data_dir
 from clbench.core.options import Strict, format_value
 
 Executor = Literal["local", "ray"]
@@ -93,7 +92,7 @@ class ExecutionSettings(Strict):
     @classmethod
     def _at_home(cls, value: Path | None) -> Path | None:
         """Expand `~`, because no shell expands it in a file."""
-        return value and Path(os.path.expanduser(value))
+        return value and at_home(value)
 
     @field_validator("general", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers.hostile import write_distribution
 from helpers.streams import permuted, raw
 
 from clbench.core import options as opt
+from clbench.core.errors import StoreError
 from clbench.core.files import default_data_dir
 from clbench.core.registry import discover
 from clbench.data import cache
@@ -245,3 +247,13 @@ def test_the_data_folder_is_the_named_one_or_in_the_users_cache(monkeypatch, tmp
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_data_dir() == tmp_path / ".cache" / "clbench"
+    monkeypatch.setenv("CLBENCH_DATA", "~nobody-of-this-name/data")
+    assert default_data_dir() == Path("~nobody-of-this-name/data")
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_do(monkeypatch):
+    for name in ("CLBENCH_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a number without an entry in passwd
+    with pytest.raises(StoreError, match=r"no home folder for data sets: name a folder with --data or CLBENCH_DATA"):
+        default_data_dir()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, SpecError
+from clbench.core.files import at_home
 
 PROBES = {"english": Path(__file__).parents[1] / "probe" / "english.txt"}  # texts that come with clbench
 ROLES = ("system", "user", "assistant", "tool")
@@ -92,7 +93,7 @@ def read_content(path: Path, task_field: str | None = None) -> FileContent:
 
 def find_file(name: str | Path) -> Path:
     """Return the path of a file, or of clbench's own text of this name if the file does not exist."""
-    path = Path(name).expanduser()
+    path = at_home(name)
     return path if path.exists() else PROBES.get(str(path), path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError
-from clbench.core.files import readable_name
+from clbench.core.files import at_home, readable_name
 from clbench.data.own.samples import Labeled, PhotoFiles, in_order, locate, some
 from clbench.data.own_options import ImagesOptions
 
@@ -151,7 +151,7 @@ def find_lists(names: Sequence[str], root: Path, data_dir: Path, where: str) -> 
     """
     lists = []
     for name in names:
-        places = [folder / Path(name).expanduser() for folder in (root, Path.cwd(), data_dir)]
+        places = [folder / at_home(name) for folder in (root, Path.cwd(), data_dir)]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             raise MissingDataError(f"{where}: there is no list {' and no '.join(map(str, dict.fromkeys(places)))}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError, PluginError, message_of
-from clbench.core.files import readable_name
+from clbench.core.files import at_home, readable_name
 
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
@@ -258,7 +258,7 @@ def locate(name: str, data_dir: Path) -> Path:
     written = name.partition(":")[2]
     if not written:
         raise DataError(f"benchmark {name!r} names no file or folder; write {name.partition(':')[0]}:PATH")
-    path = Path(written).expanduser()
+    path = at_home(written)
     places = [path] if path.is_absolute() else [Path.cwd() / path, data_dir / path]
     for place in places:
         if place.exists():
