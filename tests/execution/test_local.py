@@ -1,4 +1,7 @@
 import datetime
+import errno
+import os
+import queue
 import subprocess
 import sys
 import types
@@ -13,7 +16,7 @@ from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.execution import run
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
-from clbench.execution.workers.pool import Pool, WorkerHandle
+from clbench.execution.workers.pool import Pool, WorkerError, WorkerHandle
 from clbench.execution.workers.process import WORKER, Process, Worker
 from clbench.execution.workers.protocol import Finished, Prepared, Refused, Run, Start, failed
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -216,6 +219,16 @@ def test_a_worker_ends_when_nobody_listens():
     worker = subprocess.Popen([sys.executable, "-m", "clbench.execution.workers.process"], stdin=subprocess.PIPE)
     worker.stdin.close()
     assert worker.wait(timeout=20) == 0
+
+
+def test_a_worker_that_the_system_has_no_room_for_is_one_line(monkeypatch):
+    def refuse(*args, **options):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(WorkerError, match=r"^a worker process cannot be started \(Resource temporarily unavailable\): "
+                                          r"use fewer --workers, or --workers 0 for none$"):
+        Process(Start(settings=ExecutionSettings(), device="cpu", command="", threads=1), queue.SimpleQueue())
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from clbench.core.errors import ClbenchError
 from clbench.core.registry import Registry, discover
 from clbench.execution.workers import protocol
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan, refuse_default_domain
-from clbench.execution.workers.pool import Inbox, Pool, WorkerHandle
+from clbench.execution.workers.pool import Inbox, Pool, WorkerError, WorkerHandle
 from clbench.execution.workers.protocol import (
     Finished,
     Message,
@@ -105,14 +105,22 @@ class Process(WorkerHandle):
     """Handle of a worker process."""
 
     def __init__(self, start: Start, inbox: Inbox) -> None:
-        """Start the process; its messages are put into `inbox`, and None when it has died."""
+        """Start the process; its messages are put into `inbox`, and None when it has died.
+
+        Raises:
+            WorkerError: the system has no more processes, open files or memory for it.
+        """
         super().__init__(inbox)
         number = str(start.threads)
         threads = {} if start.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), number)
-        self.popen = subprocess.Popen(
-            [sys.executable, "-c", WORKER], env={**ALLOCATOR, **os.environ, **threads},
-            encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            errors="replace", start_new_session=True)
+        try:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-c", WORKER], env={**ALLOCATOR, **os.environ, **threads},
+                encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                errors="replace", start_new_session=True)
+        except OSError as error:
+            raise WorkerError(f"a worker process cannot be started ({error.strerror or error}): use fewer --workers, "
+                              "or --workers 0 for none") from error
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_messages, self._collect)]
         for thread in (*self._readers, threading.Thread(target=self._wait, daemon=True)):
             thread.start()
