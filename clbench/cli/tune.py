@@ -93,11 +93,11 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     """
     from importlib.metadata import version
 
-    from clbench.core.files import write_atomically
     from clbench.core.registry import discover
     from clbench.execution import tuning
     from clbench.execution.candidates import candidates_page
     from clbench.experiment.overrides import read_spec, tomlkit, write_tuned
+    from clbench.report.writing import write_file
 
     registry = discover(files=plugins)
     original, source_text = read_spec(source, {}, {}, ()), source.read_text(encoding="utf-8-sig")
@@ -121,7 +121,7 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}
     search = tuning.account(rows, spec, trials, budget, command_line, versions, widen)
     tuned = write_tuned(out / "tuned.toml", source_text, tuning.chosen(original, spec, rows, registry), search)
-    write_atomically(out / "candidates.md", candidates_page(tuned.tuning))
+    write_file(out / "candidates.md", candidates_page(tuned.tuning))
     click.echo(table(rows))
     for row in rows:
         for note in row.notes:

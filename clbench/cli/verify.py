@@ -70,11 +70,12 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     reproduced or a trial failed.
     """
     from clbench.cli.run import note, run_missing
-    from clbench.core.files import default_data_dir, write_atomically
+    from clbench.core.files import default_data_dir
     from clbench.core.registry import discover
     from clbench.execution import run
     from clbench.experiment import references
     from clbench.report.formats import verified
+    from clbench.report.writing import write_file
     from clbench.results import provenance, verification
 
     registry = discover(files=plugins)
@@ -102,7 +103,7 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
                for r in experiment.records.values()]
     checked = verification.check(reference, cells, records)
     path = experiment.store.directory / "verify.md"
-    write_atomically(path, verified.markdown(reference, checked))
+    write_file(path, verified.markdown(reference, checked))
     click.echo(verified.plain(reference, checked))
     click.echo(f"verdicts: {path}\nrecords:  {experiment.store.records}")
     return int(any(item.verdict == "not reproduced" or item.failed for item in checked))

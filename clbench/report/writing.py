@@ -34,7 +34,7 @@ def write(report: Report, directory: Path, format_info: ReportFormat) -> Path:
     if not isinstance(text, str):
         raise PluginError(f"report format {format_info.name!r} returned {type(text).__name__}, expected text")
     path = directory / f"report{format_info.suffix}"
-    _write(path, text)
+    write_file(path, text)
     return path
 
 
@@ -56,7 +56,7 @@ def write_figures(report: Report, directory: Path, file_formats: Collection[File
     paths = []
     for name, content in draw_report(report, file_formats).items():
         paths.append(directory / "figures" / name)
-        _write(paths[-1], content)
+        write_file(paths[-1], content)
     return paths
 
 
@@ -70,7 +70,7 @@ def write_figure(data: FigureData, path: Path, file_format: FileFormat) -> None:
 
     styles = style.assign_styles([(point.strategy, point.reference) for point in data.points])
     content, = draw.draw_figure(data, styles, [file_format])
-    _write(path, content, make_folder=False)
+    write_file(path, content, make_folder=False)
 
 
 def write_explained(explanation: Explanation, directory: Path) -> list[Path]:
@@ -98,12 +98,16 @@ def write_audit(audit: Audit, directory: Path) -> list[Path]:
 def _write_files(contents: Mapping[str, str | bytes], directory: Path) -> list[Path]:
     """Write each content to its relative path below a folder, and return the paths."""
     for name, content in contents.items():
-        _write(directory / name, content)
+        write_file(directory / name, content)
     return [directory / name for name in contents]
 
 
-def _write(path: Path, content: str | bytes, make_folder: bool = True) -> None:
-    """Write a file atomically. Raise a `StoreError` with a one-line message if that fails."""
+def write_file(path: Path, content: str | bytes, make_folder: bool = True) -> None:
+    """Write a file atomically.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)

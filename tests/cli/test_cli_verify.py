@@ -82,6 +82,10 @@ def test_verdicts_from_stale_results_say_so_also_for_cells_that_were_not_chosen(
         _, text, _ = call(capsys, file, "--out", store.directory, *cell)
         assert stale in text and text.count("is stale") == 1
         assert (store.directory / "verify.md").read_text().count("seed 1 is stale") == 1
+    (store.directory / "verify.md").unlink()
+    (store.directory / "verify.md").mkdir()  # as any other reason why it cannot be written
+    code, _, err = call(capsys, file, "--out", store.directory, *cell)
+    assert code == 2 and f"Error: cannot write {store.directory / 'verify.md'}: " in err
 
 
 def test_a_cell_that_cannot_be_planned_is_found_before_any_training(capsys, tmp_path):
