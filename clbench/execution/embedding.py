@@ -30,7 +30,7 @@ from clbench.data.feature_file import Array, Parts, check_suffix, write_features
 from clbench.data.raw import RawStream
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, present, read_benchmark
-from clbench.execution.progress import clock
+from clbench.execution.progress import clock, redraws
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
 from clbench.models.network import Network
@@ -47,29 +47,29 @@ class EmbeddingProgress:
 
     def __init__(self, console: Console, total: int) -> None:
         """Start the clock."""
-        self.console, self.total = console, total
+        self.console, self.total, self.draws = console, total, redraws(console)
         self.began = self.said = time.monotonic()
         self.bars = Bars(TextColumn("features", markup=False), BarColumn(bar_width=24),
                          TextColumn("{task.fields[state]}", markup=False), console=console, transient=True)
         self.bar = self.bars.add_task("", total=total, state="")
 
     def __enter__(self) -> EmbeddingProgress:
-        """Start to draw the progress bar if the console is a terminal."""
-        if self.console.is_terminal:
+        """Start to draw the progress bar if the console can redraw lines."""
+        if self.draws:
             self.bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         """Remove the progress bar."""
-        if self.console.is_terminal:
+        if self.draws:
             self.bars.stop()
 
     def __call__(self, done: int, reused: int) -> None:
         """Show that `done` samples are finished, of which `reused` come from an earlier call."""
         now = time.monotonic()
         state = self.state(done, reused, now - self.began)
-        if self.console.is_terminal:
+        if self.draws:
             self.bars.update(self.bar, completed=done, state=state)
         elif now - self.said >= EVERY:
             self.said = now

@@ -139,8 +139,7 @@ class Display(Listener):
     def finished(self, record: Record) -> None:
         """Count the trial, and print its failure if it has one."""
         self.tally.finish(record.key, record.status == "done")
-        if record.failure:
-            failure = record.failure
+        if failure := record.failure:
             place = f" ({failure.place})" if failure.place else ""
             self.say(f"{self.names[record.key]} {record.status}: {failure.type}: {failure.message}{place}", "bold red")
             failure_key = (record.label, failure.type, failure.message)
@@ -246,8 +245,7 @@ class LiveDisplay(Display):
     def started(self, planned: PlannedTrial) -> None:
         """Add a bar for the trial, or replace the bar of an earlier attempt."""
         super().started(planned)
-        key = planned.trial.key
-        if key in self.rows:
+        if (key := planned.trial.key) in self.rows:
             self.bars.remove_task(self.rows[key])
         self.rows[key] = self.bars.add_task(self.names[key], total=1.0, state="starting")
 
@@ -267,8 +265,13 @@ class LiveDisplay(Display):
 
 
 def display(console: Console, todo: Sequence[PlannedTrial]) -> Display:
-    """Return the display for a console: live on a terminal, plain otherwise."""
-    return LiveDisplay(console, todo) if todo and console.is_terminal else PlainDisplay(console, todo)
+    """Return the display for a console: live if it can redraw lines, plain otherwise."""
+    return LiveDisplay(console, todo) if todo and redraws(console) else PlainDisplay(console, todo)
+
+
+def redraws(console: Console) -> bool:
+    """Return whether lines can be redrawn: on no file, even with FORCE_COLOR, and on no terminal with TERM=dumb."""
+    return console.is_interactive and console.file.isatty()
 
 
 def describe_progress(event: Progress, metric: Metric = ACCURACY) -> str:

@@ -8,8 +8,13 @@ from clbench.execution import progress
 from clbench.experiment.trial import PlannedTrial, Progress
 
 
-def console(**kwargs):
-    return Console(file=io.StringIO(), width=100, highlight=False, **kwargs)
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def console(file=None, **environment):
+    return Console(file=file or io.StringIO(), width=100, highlight=False, _environ=environment)
 
 
 def planned(record):
@@ -102,7 +107,7 @@ def test_a_traceback_is_shown_once_per_method_and_error_and_cut(now):
 
 def test_bars_on_a_terminal_show_the_running_trials(now):
     record = make_record("lora", label="lora:rank=[4]")
-    shown = progress.display(console(force_terminal=True), [planned(record)])
+    shown = progress.display(console(Terminal(), TERM="xterm"), [planned(record)])
     with shown:
         shown.started(planned(record))
         shown.progress(Progress(record.key, 1, 3, 0.912))
@@ -113,6 +118,15 @@ def test_bars_on_a_terminal_show_the_running_trials(now):
     assert "lora:rank=[4] seed 0" in text
     assert "task 2/3, accuracy 91.2" in text
     assert "1/1 done" in text
+
+
+@pytest.mark.parametrize(("file", "environment"), [(io.StringIO, {"FORCE_COLOR": "1"}), (Terminal, {"TERM": "dumb"})])
+def test_what_cannot_redraw_lines_gets_one_per_trial(file, environment, now):
+    record = make_record()
+    with progress.display(console(file(), **environment), [planned(record)]) as shown:
+        shown.started(planned(record))
+        shown.finished(record)
+    assert shown.console.file.getvalue().splitlines() == [f"[1/1] lora seed 0: {record.result}, 0:00 elapsed"]
 
 
 def test_scenarios_are_named_where_there_are_several():
