@@ -176,6 +176,8 @@ def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
         parameter = train_step.trained[name]
         values = [state[key].to(parameter.device) for state in states]
         value = torch.stack(values) if len(values) > 1 and values[0].dim() else values[0]
+        if value.shape == parameter.shape:  # a fused optimizer reads both in the order in which memory stores them
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         train_step.optimizer.state[parameter][entry] = value
     train_step.close()
     for parameter, flag in flags.items():

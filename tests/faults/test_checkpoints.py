@@ -148,8 +148,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "checkpoints"
 
 
-def planned(registry, method, seeds=1, scenario="class", **recipe):
-    return plan(build({"methods": method, "seeds": seeds, "scenario": scenario, "model": "mlp:width=32",
+def planned(registry, method, seeds=1, scenario="class", model="mlp:width=32", **recipe):
+    return plan(build({"methods": method, "seeds": seeds, "scenario": scenario, "model": model,
                        "recipe": {"iterations": 6, "batch_size": 32, **recipe}}), registry)
 
 
@@ -191,9 +191,11 @@ def test_a_trial_that_goes_on_equals_one_that_was_not_killed(registry, tmp_path,
     assert header.progress.started == again[0].provenance.started
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("model", ["mlp:width=32", "cnn:channels=2"])  # weights of convolutions are channels-last
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_the_members_of_a_stack_go_on_together_with_their_moments(registry, tmp_path, folder, optimizer):
-    group = planned(registry, "naive", seeds=2, optimizer_state="keep", optimizer=optimizer)
+def test_a_trial_or_a_stack_goes_on_with_its_moments(registry, tmp_path, folder, optimizer, model, seeds):
+    group = planned(registry, "naive", seeds, model=model, optimizer_state="keep", optimizer=optimizer)
     whole = run(registry, group, tmp_path)
     again = resumed(registry, group, tmp_path, folder)
     assert [r.facts() for r in again] == [r.facts() for r in whole]
