@@ -187,13 +187,15 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
 
 
 class Bfloat16(TorchFunctionMode):
-    """Autocast to bfloat16 with three differences.
+    """Autocast to bfloat16 with four differences.
 
     - Frozen weights are rounded once. Autocast rounds them again in every product: 22 million values of a ViT-S in each
       step, 8 % of its time. The values are the same. A weight is rounded again if torch's count of writes or its
       storage has changed.
     - Inside `torch.func.vmap`, autocast leaves convolutions on a CPU and the biases of linear layers in float32, and
       therefore everything that follows them. This class rounds their inputs there, too.
+    - Inside `torch.func.vmap`, `torch.dot` becomes a matrix product, which autocast would round. It stays in float32,
+      as outside.
     - On a CPU, attention over few tokens with gradients is computed in float32, and its result is rounded. In bfloat16,
       torch takes up to 2.5 times as long for its gradients.
     """
@@ -224,6 +226,9 @@ class Bfloat16(TorchFunctionMode):
             kwargs = {n: self.rounded(a) if isinstance(a, Tensor) else a for n, a in kwargs.items()}
         elif func is F.scaled_dot_product_attention and len(args) == 3:
             return attend(*args, **kwargs)
+        elif func is torch.dot:
+            with torch.autocast(self.autocast.device, enabled=False):
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
     def rounded(self, tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
+from clbench.strategy.regularization import quadratic
 from clbench.training import precision
 from clbench.training.precision import FoldedAttention
 
@@ -61,6 +62,16 @@ def test_a_stack_is_rounded_like_one_alone(layer):
                                 for k in range(4)])
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
+
+
+def test_a_penalty_stays_in_float32_in_a_stack():
+    """Under vmap, `torch.dot` is a matrix product, which autocast alone would round."""
+    importance, shift = torch.rand(3, 50) * 100, torch.randn(3, 50, requires_grad=True)
+    with precision.forward(Recipe(precision="bf16"), torch.device("cpu"), stacked=True):
+        penalties = torch.func.vmap(lambda f, d: quadratic(1.0, torch.zeros(()), [(f, d)]))(importance, shift)
+    gradient, = torch.autograd.grad(penalties.sum(), shift)
+    torch.testing.assert_close(penalties, (importance * shift**2).sum(1) / 2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient, importance * shift, rtol=1e-5, atol=0)
 
 
 def attended(context, tokens, learns=True, **kwargs):
