@@ -296,7 +296,8 @@ def test_a_method_that_stores_all_training_samples_is_close_to_joint_training():
 
     total = sum(study({"er": 0.9})[0].stream.train_samples)
     assert any("er stores all training samples" in text for text in told(stored(total), CAUTION))
-    assert not any("stores all" in text for text in told(stored(total - 1), CAUTION))
+    for other in (total - 1, total + 1):  # a buffer with more samples, as of der, has some of them several times
+        assert not any("stores all" in text for text in told(stored(other), CAUTION))
 
 
 def test_the_command_is_code_in_markdown():

@@ -186,8 +186,12 @@ def _every(setting: Setting) -> Iterator[str]:
 
 
 def stores_everything(method: MethodRecords) -> bool:
-    """Return whether a method's buffer has all training samples of the stream after the last task."""
-    return all(r.stream is not None and 0 < sum(r.stream.train_samples) <= max(r.costs.replay_samples, default=0)
+    """Return whether a method's buffer has as many samples as the stream has training samples.
+
+    A buffer with more samples has some of them several times, and may lack others (`der` offers samples again in every
+    epoch).
+    """
+    return all(r.stream is not None and 0 < sum(r.stream.train_samples) == max(r.costs.replay_samples, default=0)
                for r in method.done)
 
 
