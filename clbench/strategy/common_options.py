@@ -158,9 +158,12 @@ class OutputsOptions(Options):
 
     @property
     def needs_boundaries(self) -> str:
-        """Return the reason if only the classes of the current task compete."""
-        return ("outputs = own are those of the task at hand; choose outputs = seen" if self.outputs == "own"
-                else super().needs_boundaries)
+        """Return the reason if only the classes of the current task compete, or also classes without samples so far."""
+        if self.outputs == "own":
+            return "outputs = own are those of the task at hand; choose outputs = seen"
+        if self.outputs == "all":
+            return "outputs = all has classes of tasks that are still to come; choose outputs = seen"
+        return super().needs_boundaries
 
 
 class OwnOutputsOptions(OutputsOptions):

@@ -112,9 +112,12 @@ def test_methods_with_a_part_for_each_task_refuse_a_line_each():
 
 
 def test_who_needs_boundaries_refuses_a_line_each():
-    lines = refusal(methods="naive,ewc,joint,ncm,lora,er:outputs=own", arrival={"boundaries": "hidden"})
-    assert [line.split("'")[1] for line in lines] == ["ewc", "joint", "ncm", "lora", "er:outputs=own"]
+    lines = refusal(methods="naive,ewc,joint,ncm,lora,er:outputs=own,der:outputs=all",
+                    arrival={"boundaries": "hidden"})
+    assert [line.split("'")[1] for line in lines] == ["ewc", "joint", "ncm", "lora", "er:outputs=own",
+                                                      "der:outputs=all"]
     assert "base = task1 trains the base on the first task" in lines[2] and "outputs = own" in lines[4]
+    assert "outputs = all has classes of tasks that are still to come" in lines[5]
     assert len(planned(methods=f"{FREE},ncm:base=random,slda:base=random", arrival={"boundaries": "hidden"})) == 9
     for own in ({"epochs": 2}, {"repeats": 2}):
         line, = refusal(methods=[{"name": "naive", "recipe": own}], arrival={"boundaries": "hidden"})
