@@ -9,7 +9,8 @@ With `share = s`, a step replays s samples for each new one, as in training sets
 the new ones. The replayed samples are added to the batch, so the batch has 1 + s times its size.
 
 With `weights = by-task`, the loss in task t is 1 / t times the mean over the new samples plus 1 - 1 / t times the mean
-over the replayed ones, as in van de Ven's code (GMvandeVen/continual-learning).
+over the replayed ones, as in van de Ven's code (GMvandeVen/continual-learning). In a step without replayed samples,
+which a small `share` can cause, it is the mean over the new samples, without a weight.
 
 With `update = task`, the memory is offered a task's samples after the task, as in Avalanche's Replay. Nothing is then
 replayed in the first task, and samples of the current task are never replayed. If task boundaries are hidden, the

@@ -180,6 +180,8 @@ def test_losses_of_new_and_replayed_samples_are_weighted_by_task(index):
     losses = -np.log(p[np.arange(10), out.y.numpy()])
     t = index + 1
     assert strategy.loss(prepared).item() == pytest.approx(losses[:6].mean() / t + (1 - 1 / t) * losses[6:].mean())
+    new = prepared.part(0, 6)
+    assert strategy.loss(new).item() == pytest.approx(losses[:6].mean())  # no weight without replayed samples
     assert "count the tasks" in EROptions(weights="by-task").needs_boundaries.replace("counts", "count")
 
 
