@@ -67,9 +67,8 @@ class StepRecorder(SupervisedPlugin):  # type: ignore[misc]
         if self.losses:
             return
         self.trainable = sum(p.numel() for p in strategy.model.parameters() if p.requires_grad)
-        if self.budget.recipe.schedule != "constant":
-            steps = self.budget.recipe.iterations or strategy.train_epochs * len(strategy.dataloader)
-            self.schedule = self.budget.schedule(strategy.optimizer, steps)
+        steps = self.budget.recipe.iterations or strategy.train_epochs * len(strategy.dataloader)
+        self.schedule = self.budget.schedule(strategy.optimizer, steps)
 
     def after_training_iteration(self, strategy: Any, **_: Any) -> None:
         """Record the step."""

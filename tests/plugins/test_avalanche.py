@@ -124,7 +124,8 @@ def test_learns_and_does_something_else_than_naive(name, scenario, methods, fine
 
 @pytest.mark.parametrize("recipe", [
     {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "epochs": 3, "optimizer_state": "keep"},
-    {"lr": 3e-3, "iterations": 11, "schedule": "cosine", "weight_decay": 0.01}], ids=["epochs", "iterations"])
+    {"lr": 3e-3, "iterations": 11, "schedule": "cosine", "weight_decay": 0.01},
+    {"lr": 3e-3, "iterations": 11, "warmup_ratio": 0.5}], ids=["epochs", "iterations", "warm-up"])
 @pytest.mark.parametrize("scenario", ["task", "class", "domain"])
 def test_naive_is_naive(scenario, recipe, methods):
     recipe = Recipe(batch_size=7, **recipe)
