@@ -160,6 +160,15 @@ def clip_gradients(gradients: Iterable[Tensor | None], limit: float, members: in
         gradient.mul_(factor.to(gradient.dtype))
 
 
+def set_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Set the gradient of a parameter, in the memory format of the parameter.
+
+    Fused optimizers read both in the order in which memory stores them.
+    """
+    is_same_format = gradient.stride() == parameter.stride()
+    parameter.grad = gradient if is_same_format else torch.empty_like(parameter).copy_(gradient)
+
+
 def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int = 1) -> LRScheduler | None:
     """Return the recipe's schedule over the steps of a phase; None if the learning rate is constant.
 

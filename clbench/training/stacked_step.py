@@ -27,7 +27,7 @@ from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training.members import differing_attributes, record_reads, require_counted_writes, share_equal
-from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of
+from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of, set_gradient
 from clbench.training.precision import FoldedAttention
 
 
@@ -258,7 +258,7 @@ class StackedStep:
             raise Unstackable(DRAWS.format("`edit_gradients`"))
         self.edited = True
         for name in edited[0]:
-            self.trained[name].grad = torch.stack([e[name] for e in edited])
+            set_gradient(self.trained[name], torch.stack([e[name] for e in edited]))
 
 
 def edited_gradients(strategy: Strategy, gradients: dict[str, Tensor]) -> dict[str, Tensor]:

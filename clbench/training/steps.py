@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
-from clbench.training.optimizers import guarded_heads, keep_idle_rows, make_optimizer, rates_of
+from clbench.training.optimizers import guarded_heads, keep_idle_rows, make_optimizer, rates_of, set_gradient
 from clbench.training.precision import Compiler
 from clbench.training.replica import require_losses
 from clbench.training.sampling import divided
@@ -110,7 +110,7 @@ class SingleStep:
         if self.edits:
             gradients = {n: p.grad for n, p in self.trained.items() if p.grad is not None}
             for name, gradient in edited_gradients(self.strategy, gradients).items():
-                self.trained[name].grad = gradient
+                set_gradient(self.trained[name], gradient)
 
     def close(self) -> None:
         """Do nothing: the strategy was never stacked."""

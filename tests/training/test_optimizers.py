@@ -145,3 +145,14 @@ def test_a_stack_of_seeds_equals_seed_by_seed(recipe):
     plain = recipe.model_copy(update={"max_grad_norm": None, "weight_decay": 0})
     unclipped, = lead(info, {"strength": 10.0}, [0], plain)
     assert any(not torch.equal(ends[0][n], t) for n, t in unclipped.strategy.state_dict().items()), "it does something"
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+@pytest.mark.parametrize(("method", "options"), [("gpm", {"threshold": 0.5}), ("gem", {})])
+def test_edited_gradients_of_convolutions_reach_their_own_weights(method, options, seeds, monkeypatch):
+    info, plain_recipe = discover().strategy(method), Recipe(lr=0.01, batch_size=24, iterations=2)
+    fused = lead(info, options, seeds, plain_recipe, tasks=2, model="cnn")  # its weights are channels-last
+    monkeypatch.setitem(OPTIMIZERS, "adam", lambda of, groups: torch.optim.Adam(groups, of.lr, foreach=False))
+    for b, expected in zip(fused, lead(info, options, seeds, plain_recipe, tasks=2, model="cnn"), strict=True):
+        for name, tensor in expected.strategy.state_dict().items():
+            torch.testing.assert_close(b.strategy.state_dict()[name], tensor, rtol=1e-3, atol=2e-5)
