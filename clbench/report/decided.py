@@ -85,6 +85,11 @@ class Facts:
     until: UntilDecided | None = None  # the rule that added seeds, if any; all verdicts then account for it
     cautions: Mapping[str, str] = field(default_factory=dict)  # marks of methods that are underfit or at chance
 
+    @property
+    def compared(self) -> tuple[Compared, ...]:
+        """Return the comparisons to the baseline and to joint training, or a single one if both are one method."""
+        return tuple({compared.other: compared for compared in (self.baseline, self.joint) if compared}.values())
+
 
 @dataclass(frozen=True)
 class Candidate:

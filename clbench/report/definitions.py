@@ -105,7 +105,7 @@ def marks(setting: Setting) -> str:
 
 def test_sentence(setting: Setting, facts: Facts) -> str:
     """Describe the statistical tests, the number of comparisons of their correction, and their assumptions."""
-    families = [(c.tests, f"with {c.other}", c.test) for c in (facts.baseline, facts.joint) if c]
+    families = [(c.tests, f"with {c.other}", c.test) for c in facts.compared]
     if facts.best:
         families.append((facts.best.tests, "between pairs of methods", facts.best.test))
     if facts.until:

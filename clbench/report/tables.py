@@ -151,7 +151,7 @@ def _some(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug
     labels = leading(section_facts, BEST_DRAWN, [TRAINABLE.column.title, COMPUTE.column.title])
     words = "most accurate" if setting.metric == ACCURACY else f"best by {setting.metric.label}"
     groups = [f"the {BEST_DRAWN} {words}", "the Pareto fronts of trainable parameters and training compute",
-              *(compared.other for compared in (section_facts.baseline, section_facts.joint) if compared)]
+              *(compared.other for compared in section_facts.compared)]
     remark = f" It shows {len(labels)} of {len(results)} methods: {in_words(groups)}. report.html has all methods."
     drawn = figures(setting.title, slug, [p for p in points if p.label in labels],
                     [r for r in results if r.label in labels], setting.metric)

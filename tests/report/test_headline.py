@@ -218,6 +218,13 @@ def test_of_more_than_five_cautions_the_rest_is_counted():
     assert section.notes[0] == "No method was tuned." and section.notes[3] == "The records come from 4 machines."
 
 
+def test_joint_training_is_named_once_if_it_is_the_baseline():
+    section, = build(study({"ewc": 0.9, "er": 0.8, "naive": 0.5, "joint": 0.95}), baseline="joint").sections
+    references = section.headline[1][1]
+    assert references.startswith("References: Joint training 95.0% and Fine-tuning 50.1%. ")
+    assert " ".join(section.footnote).count("2 comparisons with Joint training") == 1
+
+
 @pytest.mark.parametrize(("levels", "command", "expected"), [
     ({"ewc": 0.9, "er": 0.8}, "clbench run --methods ewc,er --seeds 3 --out runs/x",
      "add the fine-tuning baseline: clbench run --seeds 3 --out runs/x --methods naive"),

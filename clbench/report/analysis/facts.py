@@ -121,7 +121,7 @@ def leading(verdicts: Facts, count: int, costs: Collection[str]) -> set[str]:
     They are the `count` best methods, the Pareto fronts of some costs, the baseline and joint training.
     """
     best = [label for label in verdicts.accuracy if label not in verdicts.references][:count]
-    compared = [c.other for c in (verdicts.baseline, verdicts.joint) if c]
+    compared = (c.other for c in verdicts.compared)
     return {*best, *compared, *chain.from_iterable(verdicts.fronts.get(cost, ()) for cost in costs)}
 
 

@@ -163,7 +163,7 @@ def _references(setting: Setting, facts: Facts) -> str:
     """Name the references with their final means, and how many methods are better or worse than the baseline."""
     if not facts.references:
         return ""
-    compared = [c.other for c in (facts.joint, facts.baseline) if c and c.other in facts.references]
+    compared = [c.other for c in reversed(facts.compared) if c.other in facts.references]
     other_references = [label for label in facts.accuracy if label in facts.references and label not in compared]
     values = [f"{label} {_value(setting, facts, label)}" for label in [*compared, *other_references]]
     text = f"References: {in_words(values, REFERENCES)}."
