@@ -56,6 +56,16 @@ def test_methods_have_seeds_of_their_own_and_are_whole(records):
     assert "Each method has 3 to at most 8 seeds (--until decided)" in section.notes[0]
 
 
+def test_before_the_first_interim_analysis_differences_are_inconclusive():
+    records = made(naive=[0.3, 0.31], er=[0.7, 0.72], ewc=[0.4, 0.39], lora=[0.5, 0.52])
+    section, = report.build(records).sections
+    assert section.headline[0][1] == "er (71.0%) leads, but there are too few seeds to show a difference."
+    assert [cell.text for cell in section.comparison.cells("difference to naive")] == [
+        "+40.5 (inconclusive)", "+20.5 (inconclusive)", "+9.0 (inconclusive)", ""]
+    section, = report.build([r for r in records if r.label in ("er", "ewc")]).sections
+    assert section.headline[0][1] == "er 71.0%, EWC 39.5%: inconclusive."
+
+
 def test_verdicts_and_intervals_are_sequential_in_every_table(records):
     setting = by_setting(records)[0]
     pairs = {p.method: p for p in facts(setting).baseline.pairs}

@@ -55,7 +55,7 @@ def _cell(pair: Against | None, setting: Setting) -> Cell:
     if pair is None:
         return Cell("")
     loser = {"better": pair.other, "worse": pair.method}.get(pair.verdict, "")
-    verdict = pair.verdict if pair.verdict != "open" else "not significant" if pair.seeds > 1 else "inconclusive"
+    verdict = pair.verdict if pair.verdict != "open" else "not significant" if pair.test else "inconclusive"
     words = f"{verdict} {setting.cautions.get(loser, '')}".strip()
     return Cell(f"{signed(pair.difference, _unit(setting))} ({words})",
                 pair.difference, pair.half_width, pair.seeds, low=pair.low, high=pair.high)
@@ -104,10 +104,11 @@ def _answer(setting: Setting, facts: Facts) -> str:
     if len(other_labels) == 1:
         return (f"{best.method} {_value(setting, facts, best.method)}, {best.open[0]} "
                 f"{_value(setting, facts, best.open[0])}: "
-                f"{'inconclusive' if len(setting.seeds) == 1 else 'no significant difference'}{needed}.")
+                f"{'no significant difference' if best.test else 'inconclusive'}{needed}.")
     if not best.beaten:
         verb = f"{leads}, but " + (
             "one seed cannot show a difference" if len(setting.seeds) == 1 else
+            "there are too few seeds to show a difference" if best.test is None else
             f"it is not significantly better than any of the {len(other_labels)} other methods")
         return " ".join([f"{leader} {verb}{needed}.", *sentences])
     verb = "is" if len(best.open) == 1 else "are"
