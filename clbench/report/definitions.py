@@ -130,6 +130,9 @@ def condition(setting: Setting) -> str:
     """Describe which samples all seeds share. Intervals and tests do not cover the choice of these samples."""
     if len(setting.seeds) < 2:
         return ""
+    if setting.records[0].trial.validation:
+        return "" if setting.own_training else (
+            "All results are conditional on the samples that each seed divides into training and validation samples.")
     covered = [m.metric.label for m in setting.measures if m.metric and setting.answers(m)]
     training, tests = not setting.own_training, not setting.own_tests and not covered
     shared = in_words([*(["training"] if training else []), *(["test"] if tests else [])], 2)

@@ -88,6 +88,21 @@ def test_a_named_baseline_takes_the_place_of_naive():
         build(records, baseline="eer")
 
 
+def test_the_footnote_says_that_seeds_divide_the_samples_of_a_validation_split():
+    def footnote(**options):
+        records = []
+        for record in study(SHIFTS):
+            benchmark = record.trial.benchmark.model_copy(update={"options": options})
+            trial = record.trial.model_copy(update={"validation": 0.1, "benchmark": benchmark})
+            records.append(record.model_copy(update={"trial": trial, "key": trial.key}))
+        section, = build(records).sections
+        return " ".join(section.footnote)
+
+    assert ("All results are conditional on the samples that each seed divides into training and validation samples."
+            in footnote()) and "which all seeds share" not in footnote()
+    assert "conditional on" not in footnote(train_draw="seed")
+
+
 def test_the_footnote_names_the_tests_their_correction_and_their_assumption():
     by_t, = (section.footnote for section in build(study(SHIFTS)).sections)
     assert by_t[1] == "Marks: ○ not better than guessing."
