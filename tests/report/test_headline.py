@@ -10,6 +10,7 @@ from helpers.records import make_matrix, make_record
 
 from clbench.experiment.search import Searched
 from clbench.experiment.trial import Weights
+from clbench.experiment.until import UntilDecided
 from clbench.report import build
 from clbench.report.analysis.headline import ANSWER, CAUTION, COST, NEXT, TRADE_OFFS
 from clbench.report.formats import markdown
@@ -228,6 +229,8 @@ def test_joint_training_is_named_once_if_it_is_the_baseline():
 @pytest.mark.parametrize(("levels", "command", "expected"), [
     ({"ewc": 0.9, "er": 0.8}, "clbench run --methods ewc,er --seeds 3 --out runs/x",
      "add the fine-tuning baseline: clbench run --seeds 3 --out runs/x --methods naive"),
+    ({"ewc": 0.9, "er": 0.8}, "clbench run --methods ewc,er --set ewc.strength=1,10 --set=er.capacity=9 --seeds 3",
+     "add the fine-tuning baseline: clbench run --seeds 3 --methods naive"),
     ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run study.toml --seeds 3",
      "tune the methods: clbench tune study.toml"),
     ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run --methods ewc,er,naive", None),
@@ -276,6 +279,23 @@ def test_more_seeds_are_run_with_the_methods_of_all_commands():
     assert advice(same, same) == [f"{start} --methods er,naive,ewc {rule}"]
     assert advice("clbench run study.toml --out runs/x", "clbench run study.toml --methods ewc,er --out runs/x") == [
         f"{start} study.toml {rule}"]
+
+
+def test_more_seeds_are_run_with_the_options_and_hyperparameters_of_the_methods():
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02)
+    first, second = "clbench run --methods ewc,er --set er.capacity=9", "clbench run --methods naive"
+    records = [r for label, own in (("er:capacity=9", {}), ("ewc:recipe.lr=0.01", {"lr": 0.01}), ("naive", {}))
+               for r in study({"ewc": 0.8, "er": 0.78, "naive": 0.5}, noise=wide, label=label, own_recipe=own,
+                              command=second if label == "naive" else first)
+               if r.trial.method.name == label.partition(":")[0]]
+    line, = told(records, NEXT)
+    assert "--methods ewc:recipe.lr=0.01,er:capacity=9,naive --until decided" in line and "--set" not in line
+
+
+def test_a_rule_that_adds_seeds_gets_no_further_method():
+    records = study({"ewc": 0.9, "er": 0.8}, command="clbench run --methods ewc,er --until decided")
+    rule = UntilDecided(first=3, most=8)
+    assert told([r.model_copy(update={"until": rule}) for r in records], NEXT) == []
 
 
 def test_with_one_seed_the_comparisons_with_the_baseline_are_inconclusive():

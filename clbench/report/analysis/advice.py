@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clbench.core.files import run_folder_name
+from clbench.core.options import format_value, recipe_options
 from clbench.core.registry import installed
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
@@ -21,14 +22,15 @@ SEEDS = 5  # after one seed
 def next_step(setting: Setting, facts: Facts) -> str:
     """Return the first step that applies, with its command, or nothing if none applies or the command is not known.
 
-    The steps are: add the fine-tuning baseline; tune the untuned methods, if others were tuned or if the experiment is
-    a file with search spaces; collect more evidence in a way that keeps the tests valid.
+    The steps are: add the fine-tuning baseline, unless a rule added seeds, which excludes further methods; tune the
+    untuned methods, if others were tuned or if the experiment is a file with search spaces; collect more evidence in a
+    way that keeps the tests valid.
     """
     command = _run_command(setting)
     if command is None:
         return ""
-    if setting.baseline is None and (naive := _fine_tuning()):
-        return f"add the fine-tuning baseline: {shlex.join(_with(command, {'--methods': naive}))}"
+    if setting.baseline is None and not setting.until and (naive := _fine_tuning()):
+        return f"add the fine-tuning baseline: {shlex.join(_with(command, {'--methods': naive, '--set': None}))}"
     untuned = setting.untuned
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
@@ -91,11 +93,20 @@ def _run_command(setting: Setting) -> list[str] | None:
 def _for_all_methods(command: Sequence[str], setting: Setting) -> list[str]:
     """Return a command that runs all methods of a setting, whose records may come from several commands.
 
-    An experiment file has all methods. Its command then has no `--methods`.
+    An experiment file has all methods. Its command then has no `--methods`. Otherwise the methods are named with their
+    options, so the command has no `--set`.
     """
     if len({_methods(r.provenance.command) for r in setting.records}) == 1:
         return [*command]
-    return _with(command, {"--methods": None if _file(command) else ",".join(m.id for m in setting.methods)})
+    if _file(command):
+        return _with(command, {"--methods": None})
+    return _with(command, {"--methods": ",".join(map(_name_with_recipe, setting.methods)), "--set": None})
+
+
+def _name_with_recipe(method: MethodRecords) -> str:
+    """Return a method's name for `--methods` with its own hyperparameters, which its id may leave out."""
+    own_recipe = {} if ":recipe" in method.id else recipe_options(method.records[0].trial.own_recipe)
+    return ":".join([method.id, *(f"{name}={format_value(value)}" for name, value in own_recipe.items())])
 
 
 def _methods(command: str) -> str | None:
