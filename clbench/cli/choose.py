@@ -130,7 +130,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
                       else f"more than {choice.most_seeds} seeds would be needed"
                       if choice.seeds > 1 and rival.difference
                       else "")
-            verdict = "not tested" if rival.untested else _OPEN
+            verdict = "not tested" if rival.untested else "inconclusive" if rival.inconclusive else _OPEN
             yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "
                    f"{interval(rival.difference, rival.half_width, difference)}{in_unit(difference)} {comparison}"
                    + (f" ({reason})" if reason else ""))

@@ -111,6 +111,7 @@ class CandidateComparison:
     shown: bool  # whether the difference is significant
     needed: int | None  # if it is not significant: about how many seeds would make it significant
     untested: str = ""  # why there is no test
+    inconclusive: bool = False  # whether there are too few seeds for a test
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from clbench.report import build
 from clbench.report.analysis.choosing import choose, limit
 from clbench.report.analysis.grouping import by_setting
 from clbench.report.formats import html
+from clbench.report.formats.choosable import INCONCLUSIVE, packed
 from clbench.results.store import Store
 
 SEEDS = range(6)
@@ -107,6 +108,16 @@ def test_the_command_says_all_of_it(tmp_path, capsys):
     assert "no run folder MB: write an amount without a space, as in --max-kept 5MB" in capsys.readouterr().err
     assert cli.call(["choose", run, "--task-id", "unknown"]) == 2
     assert "run with --scenario class or domain" in capsys.readouterr().err
+
+
+def test_a_difference_that_no_test_can_decide_is_inconclusive(tmp_path, capsys):
+    records = [record(method, 0) for method in METHODS]
+    assert cli.call(["choose", str(folder(tmp_path, *records))]) == 0
+    out = capsys.readouterr().out
+    assert out.count("  inconclusive: ") == 3 and "no significant difference" not in out
+    section, = build(records).sections
+    setting, = json.loads(packed([("s1", section)]))["settings"]
+    assert setting[6][0][2::3] == [INCONCLUSIVE] * 3
 
 
 @pytest.mark.parametrize("name", ["er:capacity=60:recipe.lr=0.1", "er:capacity=60", "ER (60)"])

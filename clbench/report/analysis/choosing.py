@@ -47,7 +47,7 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
         behind = pair.swapped if pair.first == ahead else pair
         rival = rival_of(behind, finals, setting)
         pairs[ahead, behind.first] = CandidateComparison(
-            rival.difference, rival.half_width, rival.shown, rival.needed, rival.untested)
+            rival.difference, rival.half_width, rival.shown, rival.needed, rival.untested, rival.inconclusive)
     return Choosable(
         scenario_rules(setting.records[0].trial.scenario).task_given,
         tuple(Candidate(label, intervals[label].mean, intervals[label].half_width,
@@ -113,6 +113,7 @@ class Rival:
     caution: str = ""  # marks of a method that is underfit or at chance
     untested: str = ""  # why there is no test
     limited: int | None = None  # number of test samples, if they are too few for more seeds to help
+    inconclusive: bool = False  # whether there are too few seeds for a test
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Set
     limited = limiting_test_samples(setting, pair) if is_open else None
     return Rival(pair.first, fmean(finals[pair.first].values()), interval.mean, interval.half_width, is_worse,
                  pair.needed if is_open and not limited else None, setting.cautions.get(pair.first, ""),
-                 pair.untested, limited)
+                 pair.untested, limited, is_open and not pair.decidable)
 
 
 def _lead(pair: Pair, setting: Setting) -> Pair:

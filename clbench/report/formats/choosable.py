@@ -17,7 +17,8 @@ from clbench.report.formatting import difference_unit, in_unit, interval, number
 from clbench.report.model import UNIT_SUFFIX, FigurePoint, Result, Section
 
 SLIDERS = tuple(kind for kind in KINDS if kind.name != "samples")
-SHOWN, UNTESTED = -1, -2  # in place of a number of seeds: the difference is significant, or it is not tested
+# in place of a number of seeds: the difference is significant, it is not tested, or there are too few seeds for a test
+SHOWN, UNTESTED, INCONCLUSIVE = -1, -2, -3
 
 
 def packed(sections: Sequence[tuple[str, Section]]) -> str:
@@ -82,11 +83,12 @@ def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | st
     """Return the difference, its half width, and the evidence for the difference.
 
     Differences are in hundredths of a point, or texts if the metric is no percentage. The half width is None if there
-    is no interval. The evidence is `SHOWN`, `UNTESTED`, or about how many seeds would make the difference significant
-    (0: not known).
+    is no interval. The evidence is `SHOWN`, `UNTESTED`, `INCONCLUSIVE`, or about how many seeds would make the
+    difference significant (0: not known).
     """
     half = pair.half_width
-    evidence = SHOWN if pair.shown else UNTESTED if pair.untested else pair.needed or 0
+    evidence = SHOWN if pair.shown else UNTESTED if pair.untested else (
+        INCONCLUSIVE if pair.inconclusive else pair.needed or 0)
     if metric.is_share:
         return [_hundredths(pair.difference), None if half is None else _hundredths(half), evidence]
     mean, _, width = interval(pair.difference, half, unit_of(metric)).partition(" ± ")

@@ -1,6 +1,7 @@
 // Choose a method under constraints. The page contains all numbers, texts and test results; this script only looks them up.
 
-const [SHOWN, UNTESTED, ROWS] = [-1, -2, 8]; // codes for a significant and for an untested difference; most rows and names that are listed
+const [SHOWN, UNTESTED, INCONCLUSIVE] = [-1, -2, -3]; // codes for a significant, an untested and an inconclusive difference
+const ROWS = 8; // most rows and names that are listed
 
 function choosing(section) {
   const { kinds, settings } = JSON.parse(section.dataset.choice);
@@ -106,6 +107,7 @@ function remaining(methods, left, pair, kinds, title, headings) {
     const [label, final, , ...places] = methods[i];
     const [difference, evidence] = i === left[0] ? ["", ""] : pair(left[0], i);
     const words = evidence === "" ? "the choice" : evidence === SHOWN ? "significantly worse" : evidence === UNTESTED ? "not tested"
+      : evidence === INCONCLUSIVE ? "inconclusive"
       : `no significant difference${evidence ? `; about ${evidence.toLocaleString("en")} seeds would be needed` : ""}`;
     const row = body.insertRow();
     row.append(make("th", { scope: "row" }, label), make("td", {}, final), make("td", {}, difference), make("td", { class: "t" }, words),
