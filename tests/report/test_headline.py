@@ -292,6 +292,14 @@ def test_more_seeds_are_run_with_the_options_and_hyperparameters_of_the_methods(
     assert "--methods ewc:recipe.lr=0.01,er:capacity=9,naive --until decided" in line and "--set" not in line
 
 
+def test_a_baseline_that_diverged_is_not_to_be_added():
+    records = [r if r.label != "naive" else make_record("naive", r.trial.seed, status="diverged", test_samples=50_000)
+               for r in study({"ewc": 0.9, "er": 0.8, "naive": 0.5}, command="clbench run --methods ewc,er,naive")]
+    assert told(records, NEXT) == []
+    assert ("The fine-tuning baseline (naive) has no result, so it is not known which methods prevent forgetting at "
+            "all.") in told(records, CAUTION)
+
+
 def test_a_rule_that_adds_seeds_gets_no_further_method():
     records = study({"ewc": 0.9, "er": 0.8}, command="clbench run --methods ewc,er --until decided")
     rule = UntilDecided(first=3, most=8)

@@ -29,7 +29,8 @@ def next_step(setting: Setting, facts: Facts) -> str:
     command = _run_command(setting)
     if command is None:
         return ""
-    if setting.baseline is None and not setting.until and (naive := _fine_tuning()):
+    naive = _fine_tuning()
+    if setting.baseline is None and not setting.until and naive and naive not in {m.strategy for m in setting.methods}:
         return f"add the fine-tuning baseline: {shlex.join(_with(command, {'--methods': naive, '--set': None}))}"
     untuned = setting.untuned
     if untuned and (file := _file(command)):
@@ -187,7 +188,10 @@ def _every(setting: Setting) -> Iterator[str]:
     if falling := [m.label for m in methods if still_falling(m.done)]:
         yield f"Not converged when a task's steps ended: {_among(falling, methods)}."
     if setting.baseline is None:
-        yield "There is no fine-tuning baseline (naive), so it is not known which methods prevent forgetting at all."
+        was_run = any(m.strategy == _fine_tuning() for m in setting.methods)
+        missing = ("The fine-tuning baseline (naive) has no result" if was_run else
+                   "There is no fine-tuning baseline (naive)")
+        yield f"{missing}, so it is not known which methods prevent forgetting at all."
     if short := [m.label for m in methods if steps_of_authors(m)]:
         yield f"Trained with less than a quarter of its authors' optimizer steps per task: {in_words(short, NAMES)}."
     if storing := [m.label for m in candidates if stores_everything(m)]:
