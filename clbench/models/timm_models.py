@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
-from clbench.models.library import Stage, in_stages, square, whole_patches, without
+from clbench.models.library import CHANNELS, Stage, in_stages, square, whole_patches, without
 from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, TransformerBlock
 
 
@@ -102,7 +102,7 @@ class Embedding(nn.Module):
     def __init__(self, model: Any) -> None:
         """Use the modules and parameters of a VisionTransformer."""
         super().__init__()
-        self.ports = Ports(model.patch_embed.proj.in_channels, model.embed_dim, tokens=True)
+        self.ports = Ports(CHANNELS, model.embed_dim, tokens=True)
         for name in PARTS:
             setattr(self, name, getattr(model, name))
         for name in ("dynamic_img_size", "no_embed_class", "num_prefix_tokens"):

@@ -22,7 +22,8 @@ TIMMS = [("test_vit", 32, 7, True), ("test_vit2", 32, 9, True), ("test_vit3", 32
          ("vit_small_patch14_reg4_dinov2", 28, 13, True), ("vit_medium_patch16_gap_256", 32, 13, True),
          ("test_resnet", 32, 5, True), ("test_efficientnet", 32, 5, True), ("test_convnext", 64, 4, True),
          ("mobilenetv3_small_100", 32, 5, True), ("test_byobnet", 64, 5, True),
-         ("vit_relpos_small_patch16_224", 32, 1, False), ("test_vit4", 32, 10, True)]
+         ("vit_relpos_small_patch16_224", 32, 1, False), ("test_vit4", 32, 10, True),
+         ("vitamin_small_224", 64, 15, True)]
 
 
 def built(name, side, classes=4):
