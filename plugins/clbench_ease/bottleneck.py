@@ -97,9 +97,9 @@ class AdaptedBlock(nn.Module):
         """Return the parameters of one adapter."""
         return dict(self.adapters[adapter].named_parameters())
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the output tokens [N, L, D] for input tokens [N, L, D]."""
-        out: Tensor = self.block(tokens)
+    def forward(self, tokens: Tensor, *others: Any, **named: Any) -> Tensor:
+        """Return the output tokens [N, L, D] for input tokens [N, L, D]; some blocks of timm take other arguments."""
+        out: Tensor = self.block(tokens, *others, **named)
         tap = self.get_submodule(self.tap)
         assert isinstance(tap, Tap)
         h = tap.fetch()

@@ -1,5 +1,6 @@
 """`ease`: prototypes and logits against NumPy, bottlenecks against transformer blocks by hand."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clbench_ease import EASEOptions
-from clbench_ease.bottleneck import AdaptedBlock
+from clbench_ease.bottleneck import AdaptedBlock, adapt, transformer_blocks
 from clbench_ease.prototypes import completed
 from clbench_ease.strategy import EASE
 from helpers.per_task import (
@@ -24,6 +25,8 @@ from helpers.per_task import (
 from pydantic import ValidationError
 
 from clbench.core.errors import SpecError
+from clbench.models.builtin import VisionOptions
+from clbench.models.timm_models import timm as timm_model
 from clbench.testing.tiny import MODELS
 from clbench.training.costs import measure
 
@@ -230,6 +233,40 @@ def test_transformers_of_timm_have_bottlenecks_too():
     strategy.eval()
     with strategy.using(0):
         assert torch.equal(net.features(x), before)
+
+
+@pytest.mark.extra("timm")
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "naflexvit_base_patch16_gap", "pvt_v2_b0",
+                                  "twins_svt_small"])
+def test_blocks_of_timm_with_more_arguments_have_bottlenecks_too(name):
+    with torch.device("meta"):
+        net, x = timm_model(f"timm:{name}", VisionOptions(), (3, 224, 224), C).eval(), torch.empty(2, 3, 224, 224)
+    calls = []
+    for layer in adapt(net, W, 0.1, 0.0).values():
+        layer.add()
+        layer.active = (0,)
+        layer.adapters[0].register_forward_hook(lambda _, given, out: calls.append((given[0].shape, out.shape)))
+    assert net(x).shape == (2, C)
+    assert calls and all(given == out for given, out in calls)
+
+
+@pytest.mark.extra("timm")
+def test_a_block_with_two_arguments_gets_both():
+    with torch.random.fork_rng():
+        net = timm_model("timm:pvt_v2_b0", VisionOptions(), (3, 32, 32), C).eval()
+    x, plain = torch.rand(2, 3, 32, 32), copy.deepcopy(net)
+    layer, *_ = adapt(net, W, 0.5, 0.0, count=1).values()
+    layer.add()
+    torch.nn.init.normal_(layer.adapters[0].up.weight)
+    block, *_ = transformer_blocks(plain).values()
+    block.mlp.register_forward_hook(lambda _, __, out: out + 0.5 * layer.adapters[0].up(F.relu(
+        layer.adapters[0].down(seen[-1]))))
+    seen = []
+    block.norm2.register_forward_pre_hook(lambda _, inputs_: seen.append(inputs_[0]))
+    layer.active = (0,)
+    torch.testing.assert_close(net(x), plain(x))
+    layer.active = ()
+    assert not torch.allclose(net(x), plain(x))
 
 
 def test_refusals_say_the_way_out():
