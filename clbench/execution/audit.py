@@ -23,10 +23,10 @@ import torch
 
 from clbench.core.device import out_of_memory, pick_device
 from clbench.core.errors import DataError, SpecError, StoreError
-from clbench.core.files import hash_file, write_atomically
+from clbench.core.files import write_atomically
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
-from clbench.data.own.instructions import read_items
+from clbench.data.own.instructions import read_content
 from clbench.models.causal_lm import Base, LoraScale, check_plain, load_model, load_tokenizer, longest
 from clbench.models.hf_files import BASE, Candidate, base_folder, find_candidates, fingerprint, read_config
 from clbench.models.scoring import Precision, Scorer
@@ -147,8 +147,8 @@ class Auditor:
         for wanted_role in ("new", "task", "general"):
             for role, path in self.request.files:
                 if role == wanted_role:
-                    name = path.name if names.count(path.name) == 1 else str(path)
-                    yield ReadFile(name, role, path, hash_file(path), tokenizer.tokenize(read_items(path)))
+                    name, content = path.name if names.count(path.name) == 1 else str(path), read_content(path)
+                    yield ReadFile(name, role, path, content.sha256, tokenizer.tokenize(content.items))
 
     def run(self) -> Audit:
         """Score the base and all models, and return the comparison."""

@@ -129,7 +129,7 @@ def test_scores_are_written_and_not_computed_again(capsys, folder, tmp_path, mon
 
 def test_files_and_models_are_hashed_once(capsys, folder, tmp_path, monkeypatch):
     hashed = []
-    for name in ("fingerprint", "hash_file"):
+    for name in ("fingerprint", "read_content"):
         original = getattr(audit, name)
         monkeypatch.setattr(audit, name, lambda path, original=original: hashed.append(path) or original(path))
     code, _, err = call(capsys, folder, "base", "adapter", *FILES, *DIAL, "--out", tmp_path / "audit")
@@ -187,7 +187,7 @@ def edit(folder, target, name, change):
     return target
 
 
-def test_folders_that_do_not_fit_are_one_clear_line(capsys, folder, tmp_path):
+def test_folders_and_files_that_do_not_fit_are_one_clear_line(capsys, folder, tmp_path):
     other = tmp_path / "other"
     save(other, make_model(seed=5, width=32, layers=1))
     wide = tmp_path / "wide"
@@ -227,6 +227,8 @@ def test_folders_that_do_not_fit_are_one_clear_line(capsys, folder, tmp_path):
          "lora_A.default.weight has the shape [4, 48] in its file and [4, 32] in the"),
         (("adapter", "adapter"), "is an adapter; name its base first"),
         ((tmp_path / "nobase", "adapter"), "no config.json"),
+        (("base", "adapter", "--new", "typo.jsonl"), "typo.jsonl: there is no such file"),
+        (("base", "adapter", "--general", "englsh"), "englsh: expected a file that ends in .jsonl, .json or .txt"),
     ]
     for args, message in cases:
         code, out, err = call(capsys, folder, *args, "--tasks", "old.jsonl")
