@@ -14,6 +14,7 @@ from results_facts import REPORTS, ROOT, read
 
 from clbench.core.registry import discover
 from clbench.report.analysis.families import family
+from clbench.report.analysis.method_records import underfit
 from clbench.report.columns import ACC, BYTES, COMPUTE, FORGETTING, TRAINABLE, Measure
 from clbench.report.formatting import number
 from clbench.results.records import Record
@@ -26,7 +27,7 @@ END = "<!-- end of table -->"
 HEADER = ["method", "accuracy (%)", "forgetting (points)", "trainable parameters per task", "storage",
           "training compute"]
 NAMES = {  # display names of the rows of README's table, by label
-    "ranpac:ridge=1e6": "RanPAC (closed form)",
+    "ranpac:ridge=1e6": "RanPAC (tuned ridge penalty)",
     "er:capacity=500:recipe.lr=3e-5": "ER (500 stored images)",
     "lora:recipe.lr=3e-3": "LoRA r=4",
     "pnn:start=base:recipe.lr=3e-5": "PNN (starts at the backbone)",
@@ -90,8 +91,8 @@ def answers() -> str:
          f"trained parameters ({source(RANK_4)})."),
         ("Is it more accurate than its rivals?", "Probably not, if all are tuned equally well. A study that tests this "
          "is under way.",
-         f"Best candidates of its tuning, if methods that train the backbone have a learning rate of their own for the "
-         f"head: {best_candidates()} (held-out images of two development seeds, not tested, "
+         f"Best results of its tuning, with a separate learning rate for the head in methods that train the backbone: "
+         f"{best_candidates()} (each the best of several candidates, on two development seeds, not tested, "
          f"[protocol](../benchmarks/lora_question/PROTOCOL.md)). With one learning rate and less tuning: LoRA r=4 "
          f"{percent(LORA)}. " + "; ".join(
              f"{name} {percent(rival)}: {compared(LORA, rival, 'LoRA')}" for name, rival in rivals)
@@ -242,8 +243,8 @@ def ranks_compared() -> str:
 
 
 def percent(method: Method) -> str:
-    """Return the mean accuracy in percent."""
-    return f"{100 * mean(method):.1f}%"
+    """Return the mean accuracy in percent, and whether the method is underfit."""
+    return f"{100 * mean(method):.1f}%" + (" (underfit)" if underfit(records(method)) is not None else "")
 
 
 def with_interval(method: Method, measure: Measure) -> str:

@@ -26,19 +26,19 @@ and all comparisons. [rows.csv](claims/rows.csv) has the same rows as data. For 
 
 Effects are differences in final average accuracy, in points. The last effect is LoRA's accuracy with a pretrained
 backbone minus that without. If the task ID is inferred, the effect is LoRA's accuracy without task IDs minus that of
-the same trials with them. The wording of a finding says whether its own 95% interval is above or below 0. The verdict
-is about the claim, which can ask for more than 0, such as a margin of 2 points. It uses the wider simultaneous interval
+the same trials with them. A finding says "better" or "worse" only if its 95% interval excludes 0. The verdict is
+about the claim, which can ask for more than 0, such as a margin of 2 points. It uses the wider simultaneous interval
 of the claim's page. So the verdict can be inconclusive although the finding is clear.
 """
 SUMMARY = """
-**The first finding will probably not hold.** EWC had one learning rate for backbone and head. In the tuning of the
-study `answer`, on development seeds and with task IDs, EWC and sequential fine-tuning with a rate of their own for the
-head are [more accurate than LoRA](should-i-use-lora.md).
+**The first finding will probably not hold.** EWC had one learning rate for backbone and head, as ER and PNN had. In
+the tuning of the study `answer`, on development seeds and with task IDs, methods with a separate rate for the head are
+[more accurate than LoRA](should-i-use-lora.md).
 
 ## All claims
 
-Each cell counts studies by verdict: supported / contradicted / inconclusive. Studies with pretrained backbones are
-apart from others, and so are studies with task IDs (Task-IL) and without them (Class-IL and Domain-IL).
+Each cell counts studies by verdict: supported / contradicted / inconclusive. Columns separate pretrained from other
+backbones, and studies with task IDs (Task-IL) from studies without them (Class-IL and Domain-IL).
 """
 RULES = """
 ## Rules

@@ -124,7 +124,9 @@ def names_in(text: str | None) -> list[str]:
     >>> names_in("lora, ewc,,lora")
     ['lora', 'ewc']
     """
-    return list(dict.fromkeys(filter(None, map(str.strip, (text or "").split(",")))))
+    from clbench.experiment.spec import split_names
+
+    return list(dict.fromkeys(split_names(text or "")))
 
 
 def device_option(default_text: str, **more: Any) -> Decorator:

@@ -16,7 +16,7 @@ from clbench.core.options import OWN_RECIPE, format_value, parse_value
 from clbench.core.registry import Registry, installed
 from clbench.experiment.recipe import DEPENDENT, Recipe, combine
 from clbench.experiment.search import Search
-from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml
+from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml, split_names
 from clbench.experiment.sweeps import expand
 
 BUDGET = ("epochs", "iterations", "batch_size")  # keys of a file's recipe that `--online` replaces
@@ -62,8 +62,8 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any], registry: Registr
 
 def _pick(known: Any, wanted: Any, registry: Registry | None, note: Note | None) -> Any:
     """Replace names among the wanted methods with the file's methods that have these names, or rows of their sweeps."""
-    known, wanted = (_split(methods) for methods in (known, wanted))
-    if not isinstance(known, list) or not isinstance(wanted, list | tuple):
+    known, wanted = map(split_names, (known, wanted))
+    if not isinstance(known, list | tuple) or not isinstance(wanted, list | tuple):
         return wanted
     chosen: list[Any] = []
     for method in wanted:
@@ -91,11 +91,6 @@ def _pick_rows(text: str, known: Sequence[Any], registry: Registry, note: Note |
         note(f"{text} is none of the file's methods ({', '.join(other_rows)}), so it is added, with the experiment's "
              "recipe and scenarios")
     return matches
-
-
-def _split(methods: Any) -> Any:
-    """Return the methods that a text names, separated by commas; other values as they are."""
-    return [part.strip() for part in methods.split(",") if part.strip()] if isinstance(methods, str) else methods
 
 
 def _calls(method: Any) -> set[str]:

@@ -95,12 +95,12 @@ def _device(value: str) -> str:
     return value
 
 
-def _listed(value: Any) -> Any:
-    """Read `"a,b"` as a list."""
+def split_names(value: Any) -> Any:
+    """Return the names of a text such as `"a,b"`; other values as they are."""
     return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
 
 
-Scenarios = Annotated[tuple[Scenario, ...], BeforeValidator(_listed)]
+Scenarios = Annotated[tuple[Scenario, ...], BeforeValidator(split_names)]
 
 
 class MethodSpec(Named):
@@ -188,7 +188,7 @@ class Spec(Strict):
     arrival: Arrival = Field(Arrival(), description="How training samples arrive.")
     online: bool = Field(False, strict=True, description="Train in one pass, in batches of 10 new samples.")
     execution: ExecutionSettings = Field(ExecutionSettings(), description="How trials are run.")
-    methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_listed)] = Field(
+    methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(split_names)] = Field(
         min_length=1, description="Methods; a list of values for an option makes a row for each value.")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = Field(
         (0, 1, 2), description="Number of seeds, or a list of seeds.")

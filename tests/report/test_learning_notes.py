@@ -77,7 +77,8 @@ def test_in_scenario_class_only_methods_that_competed_with_old_classes_are_judge
     assert not judged("own") and not judged(None)
 
 
-SLOW = "One learning rate for pretrained backbone and new heads, which is low for the heads: "
+SLOW = ("One learning rate for pretrained backbone and new heads, which is probably too low for the heads (tune "
+        "--head-lr, too): ")
 
 
 def fine_tuned(method="ewc", steps=64, backbone=1500, **kwargs):

@@ -179,8 +179,8 @@ def _every(setting: Setting) -> Iterator[str]:
     if behind := [m.label for m in methods if far_below(m, setting.joint) is not None and UNDERFIT not in m.cautions]:
         yield f"Underfit (20 or more points below joint training just after learning): {in_words(behind, NAMES)}."
     if slow := [m.label for m in methods if trains_heads_slowly(m)]:
-        yield ("One learning rate for pretrained backbone and new heads, which is low for the heads: "
-               f"{in_words(slow, NAMES)}.")
+        yield ("One learning rate for pretrained backbone and new heads, which is probably too low for the heads (tune "
+               f"--head-lr, too): {in_words(slow, NAMES)}.")
     if untuned := [m.label for m in setting.untuned]:
         tuned = sum(bool(m.searched) for m in candidates)
         other_methods = "the other method" if tuned == 1 else f"the other {tuned} methods"
