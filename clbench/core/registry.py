@@ -114,21 +114,22 @@ class Registry:
         return self._find("benchmark", self.benchmarks, name)
 
     def _meant(self, name: str) -> str:
-        """Return a benchmark `kind:PATH` that the user may have meant by a misspelled kind or by a path alone."""
+        """Return a benchmark `kind:PATH` that the user may have meant by a wrong kind or by a path alone."""
         kind, colon, path = name.partition(":")
         if name in self.benchmarks:
             return ""
         patterns = self.patterns.get("benchmark", {})
-        if not colon:
-            suffix = "/" if Path(name).is_dir() else Path(name).suffix.lower() * Path(name).is_file()
-            fitting = [pattern for pattern, info in patterns.items() if suffix in info.suffixes]
-            return fitting[0].replace("*", name) if fitting else ""
-        if not kind.isidentifier() or self.pattern("benchmark", name) not in ("", ANY_CODE):
-            return ""
-        kinds = [pattern.removesuffix(":*") for pattern in patterns if pattern != ANY_CODE]
-        near = get_close_matches(kind, kinds, n=1)
-        with importable(name):
-            return f"{near[0]}:{path}" if near and (not path.isidentifier() or _home(kind) is None) else ""
+        if colon:
+            if not kind.isidentifier() or self.pattern("benchmark", name) not in ("", ANY_CODE):
+                return ""
+            with importable(name):
+                if path.isidentifier() and _home(kind) is not None:
+                    return ""
+            if near := get_close_matches(kind, [p.removesuffix(":*") for p in patterns if p != ANY_CODE], n=1):
+                return f"{near[0]}:{path}"
+        place = Path(path or kind)
+        suffix = "/" if place.is_dir() else place.suffix.lower() * place.is_file()
+        return next((p.replace("*", path or kind) for p, info in patterns.items() if suffix in info.suffixes), "")
 
     def listed(self, kind: str, known: Mapping[str, Info]) -> dict[str, Info]:
         """Return all declarations of a kind in the order of lists: `known` sorted by name, then the patterns."""

@@ -51,6 +51,7 @@ def test_all_mistakes_are_listed(registry):
 @pytest.mark.parametrize(("written", "meant"), [
     ("image:photos", "images:photos"), ("photos", "images:photos"), ("photos:tasks=2", "images:photos"),
     ("rows.csv", "table:rows.csv"), ("array:x.npz", "arrays:x.npz"), ("tabel:rows.csv", "table:rows.csv"),
+    ("csv:rows.csv", "table:rows.csv"), ("folder:photos", "images:photos"),
 ])
 def test_a_path_without_its_kind_and_a_misspelled_kind_are_asked_back(registry, written, meant, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
