@@ -119,7 +119,7 @@ def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: P
     staleness = check_stale(planned, records_by_key, registry, spec.execution.data_dir, spec.execution.verify_data,
                             note)
     reuse.add_missing_outputs(staleness, planned, records_by_key, spec.execution, store.artifacts, on_stale == "keep")
-    staleness.notes += describe_other_settings({planned_trial.trial.environment for planned_trial in planned}, records)
+    staleness.notes += describe_other_settings(planned, records)
     return Experiment(spec, registry, store, planned, records_by_key, problems, on_stale=on_stale, staleness=staleness)
 
 

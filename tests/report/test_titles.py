@@ -2,7 +2,8 @@
 
 from helpers.records import make_record
 
-from clbench.report.analysis.names import titles
+from clbench.experiment.trial import PlannedTrial
+from clbench.report.analysis.names import describe_other_settings, titles
 
 
 def changed(record, **recipe):
@@ -28,3 +29,11 @@ def test_more_differences_than_a_title_names_are_numbered():
     third = changed(one, lr=0.25, weight_decay=0.2, schedule="constant")
     names = titles([one, other, third])
     assert names[0].endswith("(1 of 3)") and names[1].endswith("(2 of 3)") and "of 3" not in names[2]
+
+
+def test_a_setting_of_the_folder_is_named_by_its_difference_to_the_planned_one():
+    one, other = make_record("ewc", 0), changed(make_record("ewc", 0), lr=0.5)
+    planned = [PlannedTrial(one.trial, "ewc", False)]
+    assert describe_other_settings(planned, [one]) == []
+    assert ", lr 0.5). " in describe_other_settings(planned, [other])[0]
+    assert describe_other_settings(planned, [one, other]) == describe_other_settings(planned, [other])

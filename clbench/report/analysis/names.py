@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from clbench.core.options import format_value
+from clbench.experiment.trial import PlannedTrial
 from clbench.report.analysis import notes
 from clbench.report.formatting import clean
 from clbench.results.diff import flat
@@ -21,13 +22,13 @@ LEFT = (8, 3, 2)  # class names per task in a note that is cut; fewer if it is s
 Tasks = tuple[tuple[str, ...], ...]
 
 
-def titles(records: Sequence[Record]) -> list[str]:
+def titles(records: Sequence[Record | PlannedTrial]) -> list[str]:
     """Return a distinct title for each setting: `..., lr 0.01` if the learning rate differs.
 
     If the difference cannot be written in a few words, the titles are numbered.
 
     Args:
-        records: one record of each setting.
+        records: one record or planned trial of each setting.
     """
     plain_titles = [notes.title(record) for record in records]
     distinct_titles = []
@@ -44,16 +45,14 @@ def titles(records: Sequence[Record]) -> list[str]:
             for i, title in enumerate(distinct_titles, start=1)]
 
 
-def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequence[Record]) -> list[str]:
+def describe_other_settings(planned: Iterable[PlannedTrial], records: Sequence[Record]) -> list[str]:
     """Return a line on the settings of a folder's records that are not planned, or no line if there are none."""
-    other_records = {record.trial.environment: record for record in records}
-    for setting in planned:
-        other_records.pop(setting, None)
-    if not other_records:
+    planned_settings = {trial.trial.environment: trial for trial in planned}
+    all_settings = {record.trial.environment: record for record in records} | planned_settings
+    names = zip(all_settings, titles([*all_settings.values()]), strict=True)
+    other_titles = [title for setting, title in names if setting not in planned_settings]
+    if not other_titles:
         return []
-    by_environment = {record.trial.environment: record for record in records}
-    names = dict(zip(by_environment, titles([*by_environment.values()]), strict=True))
-    other_titles = [names[setting] for setting in other_records]
     suffix = f"; {len(other_titles) - MOST} more" if len(other_titles) > MOST else ""
     titles_text = "; ".join(other_titles[:MOST]) + suffix
     count = "another setting" if len(other_titles) == 1 else f"{len(other_titles)} other settings"
@@ -61,7 +60,7 @@ def describe_other_settings(planned: Iterable[tuple[str, ...]], records: Sequenc
             "section for each"]
 
 
-def facts(record: Record) -> dict[str, Any]:
+def facts(record: Record | PlannedTrial) -> dict[str, Any]:
     """Return the parts of a record's setting by their dotted names. The value of weights is their path."""
     trial = record.trial.model_dump(mode="json", include={*PARTS})
     if trial.get("weights"):

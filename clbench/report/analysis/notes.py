@@ -10,7 +10,7 @@ from clbench.core.options import format_value, recipe_options
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.recipe import DECAY, OPTIMIZER_TITLES, Recipe
-from clbench.experiment.trial import Trial, Weights
+from clbench.experiment.trial import PlannedTrial, Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.method_records import same_on_every_seed, test_samples, test_set_interval
 from clbench.report.formatting import NONE, clean, in_words, listed, named, number, unit_of
@@ -91,7 +91,7 @@ def own_recipe(label: str, trial: Trial) -> str:
     return f"trained with {', '.join(parts)}{budget}"
 
 
-def title(record: Record) -> str:
+def title(record: Record | PlannedTrial) -> str:
     """Return the title of a record's section."""
     trial, previous = record.trial, record.trial.continues
     suffix = (f" after {' and '.join(b.name for b in previous.benchmarks)}" + " (same classes)" * previous.same_classes
