@@ -226,6 +226,12 @@ def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp
 
 
 @pytest.mark.parametrize(("values", "message"), [
+def test_a_folder_is_no_table(tmp_path):
+    (tmp_path / "rows").mkdir()
+    with pytest.raises(DataError, match=r"'table:.*rows': .*rows is a folder; table:FILE reads one file$"):
+        table_files(f"table:{tmp_path / 'rows'}", {}, tmp_path)
+
+
     ([1.7e9 + 10 * i for i in range(40)], "float32 is too imprecise for the values of column 'v'"),  # a time stamp
     ([1e39, *range(39)], r"column 'v' has 1e\+39, which is too large for float32"),
     ([1.7e9 + 86400 * i for i in range(40)], None), ([0.1] * 20 + [0.1 + 1e-16] * 20, None), ([16777217] * 40, None),

@@ -78,8 +78,11 @@ def feature_columns(read: Table, label: str, options: FeatureOptions, where: str
 
 
 def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
-    """Return the file that `table:FILE` reads."""
-    return [locate(name, data_dir)]
+    """Return the file that `table:FILE` reads; raise a `DataError` if it does not exist or is a folder."""
+    path = locate(name, data_dir)
+    if path.is_dir():
+        raise DataError(f"benchmark {name!r}: {path} is a folder; table:FILE reads one file")
+    return [path]
 
 
 LABEL = "label"  # the column of labels if the user names none
