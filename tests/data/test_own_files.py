@@ -217,6 +217,7 @@ def test_texts_have_a_column_named_label_or_a_named_one(tmp_path):
     ([[1]], {}, "row 41 of t.csv has 1 values, its first line names 2 columns"),
     ([], {"label_column": "labels"}, "label_column = labels: no column 'labels'; did you mean 'label'"),
     ([], {"leave_out": "w"}, "leave_out names w, its columns are v, label"),
+    ([], {"leave_out": "v,w"}, r"its columns are v, label; a list is written with \+, as in a\+b$"),
     ([], {"leave_out": "v"}, "of which none is an input"),
 ])
 def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp_path):
@@ -225,13 +226,13 @@ def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp
         stream("table", "t.csv", tmp_path, tasks=2, **options)
 
 
-@pytest.mark.parametrize(("values", "message"), [
 def test_a_folder_is_no_table(tmp_path):
     (tmp_path / "rows").mkdir()
     with pytest.raises(DataError, match=r"'table:.*rows': .*rows is a folder; table:FILE reads one file$"):
         table_files(f"table:{tmp_path / 'rows'}", {}, tmp_path)
 
 
+@pytest.mark.parametrize(("values", "message"), [
     ([1.7e9 + 10 * i for i in range(40)], "float32 is too imprecise for the values of column 'v'"),  # a time stamp
     ([1e39, *range(39)], r"column 'v' has 1e\+39, which is too large for float32"),
     ([1.7e9 + 86400 * i for i in range(40)], None), ([0.1] * 20 + [0.1 + 1e-16] * 20, None), ([16777217] * 40, None),

@@ -152,6 +152,8 @@ def test_photos_are_decoded_after_they_are_divided(tmp_path, monkeypatch):
     monkeypatch.setattr("clbench.data.own.photos.read_photos", None)
     with pytest.raises(DataError, match="classes_in_order must list each of a, b once, and c is not there"):
         stream(tmp_path / "p", tmp_path, tasks=2, classes_in_order="a+c")
+    with pytest.raises(DataError, match=r"and a,b is not there; a list is written with \+, as in a\+b$"):
+        stream(tmp_path / "p", tmp_path, tasks=2, classes_in_order="a,b")
 
 
 def test_the_memory_that_photos_need_includes_the_copies_of_the_caller(monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from clbench.core import seeds
 from clbench.core.errors import DataError, FewClassesError
 from clbench.data.common_options import order_classes, positions
-from clbench.data.own.samples import Labeled, groups_on_both_sides, in_order, places, some, untested
+from clbench.data.own.samples import Labeled, about_commas, groups_on_both_sides, in_order, places, some, untested
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -176,8 +176,8 @@ def listed_positions(given: Sequence[str], known: Sequence[str], option: str, wh
     places = positions(given, known)
     if places is None:
         missing, unexpected = [n for n in known if n not in given], [n for n in given if n not in known]
-        wrong = (f"{some(unexpected)} is not there" if unexpected else f"{some(missing)} is left out" if missing else
-                 "some are named twice")
+        wrong = (f"{some(unexpected)} is not there{about_commas(unexpected)}" if unexpected else
+                 f"{some(missing)} is left out" if missing else "some are named twice")
         raise DataError(f"{where}: {option} must list each of {some(known)} once, and {wrong}")
     return places
 

@@ -116,6 +116,11 @@ def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
     return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
 
 
+def about_commas(names: Iterable[str]) -> str:
+    """Return a hint on how a list is written if an unknown name has a comma; empty if none has."""
+    return "; a list is written with +, as in a+b" if any("," in name for name in names) else ""
+
+
 def data_files(place: Path, suffixes: Iterable[str], pattern: str = "**/*") -> list[Path]:
     """Return a file itself, or the files in a folder with one of the suffixes, sorted, without hidden ones."""
     if place.is_file():
