@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ def compare_methods(directory: Path, baseline: str | None, metrics: tuple[str, .
     from clbench.report.formats.markdown import escape, tables
     from clbench.report.formats.terminal import show_tables, standard_output
 
-    settings = readable(read_records([directory]), baseline, f"clbench report {directory}")
+    settings = readable(read_records([directory]), baseline, f"clbench report {shlex.quote(str(directory))}")
     all_measures = [m for s in settings for m in s.measures]
     for setting in settings:
         measures = find_tested(metrics, setting.measures, all_measures)

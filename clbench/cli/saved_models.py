@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,9 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
             click.echo(f"old tasks: {shown(after)}; before they were {shown(before)}")
     else:
         click.echo(f"{record.status}: {record.failure.message if record.failure else ''}", err=True)
-    export = f" (clbench export {out or run} {record.key[:6]} --to DIR)" if record.status == "done" else ""
-    click.echo(f"record: {Store(out or run).path(record.key)}{export}")
+    folder = out or run
+    export = f" (clbench export {shlex.quote(str(folder))} {record.key[:6]} --to DIR)" * (record.status == "done")
+    click.echo(f"record: {Store(folder).path(record.key)}{export}")
     return int(record.status != "done")
 
 

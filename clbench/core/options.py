@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
@@ -272,7 +273,7 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
         path = [owner, *map(str, item["loc"][:1])]
         if item["type"] == "extra_forbidden":
             lines.append(f"{owner}: " + unknown("option", str(item["loc"][0]), options.model_fields,
-                                                f"{listing} {owner.removeprefix('tune.')}"))
+                                                f"{listing} {shlex.quote(owner.removeprefix('tune.'))}"))
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be").replace(
                 "Field required", f"has no default; give a value ({':'.join(path)}=VALUE), or a default in the plugin")

@@ -104,11 +104,11 @@ def _no_records(folder: Path, problems: Sequence[Problem], command: Sequence[str
         return "\n".join([f"no record in {folder / 'records'} can be used:", *map(str, problems[:MOST_SHOWN])])
     inner = run_folders([folder]) if folder.is_dir() and not (folder / "records").is_dir() else []
     if not inner:
-        return f"no records in {folder / 'records'}; clbench run --out {folder} makes some"
-    omissions = [f"... and {len(inner) - MOST_SHOWN} more: clbench runs {folder}"] if len(inner) > MOST_SHOWN else []
+        return f"no records in {folder / 'records'}; clbench run --out {shlex.quote(str(folder))} makes some"
+    omissions = [f"... and {len(inner) - MOST_SHOWN} more: clbench runs {shlex.quote(str(folder))}"]
     return "\n".join([f"no records in {folder / 'records'}, but there are run folders below {folder}; choose one:",
                       *(shlex.join([str(path) if word == RUN else word for word in command])
-                        for path in inner[:MOST_SHOWN]), *omissions])
+                        for path in inner[:MOST_SHOWN]), *omissions * (len(inner) > MOST_SHOWN)])
 
 
 def name(record: Record) -> str:

@@ -50,6 +50,8 @@ def test_corrupt_files_are_named_and_left_alone(folder, capsys):
 def test_a_folder_without_records_and_an_unknown_format_are_errors(tmp_path, capsys):
     assert cli.call(["report", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith(f"Error: no records in {tmp_path / 'none' / 'records'}")
+    assert cli.call(["report", str(tmp_path / "not there")]) == 2
+    assert capsys.readouterr().err.endswith(f"clbench run --out '{tmp_path / 'not there'}' makes some\n")
     assert cli.call(["report", str(tmp_path), "--format", "mdd"]) == 2
     assert "did you mean 'md'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -77,6 +77,11 @@ def test_an_option_without_a_value_is_not_taken_for_the_name_of_a_class(registry
         planned(registry, methods="ewc:strength")
 
 
+def test_the_command_that_lists_options_can_be_pasted(registry):
+    with pytest.raises(SpecError, match=r"\(clbench benchmarks 'images:my photos' lists all\)$"):
+        planned(registry, methods="naive", benchmark="images:my photos:siez=3")
+
+
 def test_a_scenario_that_the_benchmark_has_not(registry):
     with pytest.raises(SpecError, match="'rotated-mnist' does not support scenario 'class': choose domain or task"):
         planned(registry, methods="naive", benchmark="rotated-mnist", scenario="class")
