@@ -81,6 +81,14 @@ class LazyGroup(Group):
             raise PluginError(f"command {name!r}: {target} is a {type(command).__name__}, not a click.Command")
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, or say that a command comes before its options."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(f"{error.option_name} is an option of a command: name the command first, as in "
+                                   f"{EXAMPLES[0][0]} (clbench --help lists all)") from None
+
     def resolve_command(self, ctx: click.Context,
                         args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or suggest similar names."""

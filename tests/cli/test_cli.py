@@ -36,6 +36,9 @@ def test_main_exits_with_the_code():
 def test_a_mistyped_command_gets_its_near_name(capsys):
     assert run(capsys, "methds") == (
         2, "", "Error: no command 'methds'; did you mean 'methods'? (clbench --help lists all)\n")
+    assert run(capsys, "--methods", "naive") == (
+        2, "", "Error: --methods is an option of a command: name the command first, as in clbench run --methods "
+        "lora,ewc (clbench --help lists all)\n")
 
 
 def test_a_mistyped_flag_is_one_line(capsys):
