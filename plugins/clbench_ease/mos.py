@@ -102,8 +102,8 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         self.model.head.requires_grad_(True)
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Return `head_rate` for the head, but not while the network is trained."""
-        return {} if self.base_learns else {"model.head.*": self.options.head_rate}
+        """Return `head_rate` for the head; 1 while the network is trained."""
+        return {"model.head.*": 1.0 if self.base_learns else self.options.head_rate}
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -86,11 +86,10 @@ class SLCAPlus(Aligned, SummedLoRA):
 
     def learning_rates(self) -> Mapping[str, float]:
         """Return factors for the head, the adapters and all other parameters; only the head's while W is trained."""
+        head, slow = {"model.head.*": self.options.head_rate}, self.options.slow
         if self.base_learns:
-            return super().learning_rates()
-        slow = self.options.slow
-        return {"model.head.*": self.options.head_rate, "*.lora_*": slow if self.later else self.options.first_slow,
-                "model.*": slow}
+            return head
+        return {**head, "*.lora_*": slow if self.later else self.options.first_slow, "model.*": slow}
 
     def frozen_outputs(self, x: Tensor) -> Mapping[str, Tensor]:
         """Return nothing, because biases and norms before the first adapted layer are trained too."""

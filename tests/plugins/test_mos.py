@@ -10,7 +10,9 @@ from helpers.methods import CLASSES, activate, batch, deep_model, make, task
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.experiment.recipe import Recipe
 from clbench.testing.tiny import bench
+from clbench.training.optimizers import rates_of
 
 
 def mos(scenario="class", **options):
@@ -212,6 +214,11 @@ def test_what_learns_and_how_fast():
     assert {n for n, p in strategy.named_parameters() if p.requires_grad} == {*head, name.format("A", 1),
                                                                              name.format("B", 1)}
     assert strategy.learning_rates() == {"model.head.*": 0.1}
+    first = mos(base="task1")
+    begin(first, 0)
+    assert first.base_learns and first.learning_rates() == {"model.head.*": 1.0}
+    with pytest.raises(SpecError, match="head_lr cannot be used with MOS"):  # not only in the second phase
+        rates_of(first, dict(first.named_parameters()), Recipe(head_lr=0.1))
 
 
 def test_bottlenecks_of_sixteen_numbers_are_in_every_block_of_a_transformer():

@@ -7,9 +7,12 @@ from clbench_slca import SLCAPlusOptions
 from clbench_slca.plus import SLCAPlus
 from helpers.methods import activate, batch, deep_model, make, task
 
+from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.experiment.recipe import Recipe
 from clbench.strategy.alignment import lower
 from clbench.testing.tiny import bench
+from clbench.training.optimizers import rates_of
 
 REGISTRY = discover()
 LAYER = "model.blocks.1.body"
@@ -74,7 +77,9 @@ def test_learning_rates_and_what_learns():
     assert strategy.learning_rates()["*.lora_*"] == 0.2 and len(strategy.adapted["blocks.1.body"].lora_A) == 1
     first = slca_plus(base="task1")
     begin(first, 0)
-    assert first.learning_rates() == {}
+    assert first.learning_rates() == {"model.head.*": 1.0}
+    with pytest.raises(SpecError, match="head_lr cannot be used with SLCAPlus"):  # not only in the second phase
+        rates_of(first, dict(first.named_parameters()), Recipe(head_lr=0.1))
     b = batch(0)
     torch.testing.assert_close(first.loss(b), first.cross_entropy(first.model(b.x), b))
 
