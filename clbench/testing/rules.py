@@ -28,7 +28,7 @@ from clbench.testing.tiny import (
     tiny_stream,
     train_tasks,
 )
-from clbench.training.costs import role
+from clbench.training.costs import measure, role
 from clbench.training.evaluation import evaluate
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.sampling import StreamSampler
@@ -159,6 +159,7 @@ def check_stored_samples(make: Make) -> None:
         training_samples = known_samples(b.stream)
         for index in range(TASKS):
             b.learn(index)
+            measure(b.strategy)  # raises an error if `roles` is malformed
             state = b.strategy.state_dict()
             tensors = {**dict(b.strategy.named_parameters()), **dict(b.strategy.named_buffers())}
             for name, tensor in tensors.items():

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clbench.core.errors import PluginError
 from clbench.strategy.base import Strategy
 
 
@@ -55,9 +56,16 @@ def role(strategy: Strategy, name: str) -> str:
 
     A class adds to the roles of its bases: its own patterns come first, then those of its bases in Python's method
     resolution order. So a replay buffer stays "replay" in a subclass that gives roles to what it adds.
+
+    Raises:
+        PluginError: `roles` has something else than pairs.
     """
     declared = [strategy.roles, *(vars(cls).get("roles", ()) for cls in type(strategy).__mro__[1:])]
-    return next((kind for pattern, kind in chain.from_iterable(declared) if fnmatchcase(name, pattern)), "base")
+    pairs = [*chain.from_iterable(declared)]
+    if any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+        raise PluginError(f"`roles` of {type(strategy).__name__} must have pairs of a name pattern and a role, as in "
+                          'roles = (("anchor_*", "anchors"),)')
+    return next((kind for pattern, kind in pairs if fnmatchcase(name, pattern)), "base")
 
 
 def model_bytes(model: nn.Module) -> int:

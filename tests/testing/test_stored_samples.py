@@ -2,6 +2,7 @@ import pytest
 import torch
 from helpers.with_teacher import WithTeacher
 
+from clbench.core.errors import PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import check
@@ -78,3 +79,12 @@ def test_samples_that_are_counted_as_something_else_are_found(cls, words):
 @pytest.mark.parametrize("cls", [WithTeacher, KeepsAsReplay, KeepsAMean])
 def test_samples_that_are_counted_as_replay_pass_and_so_does_what_is_no_sample(cls):
     check(StrategyInfo("mine", cls, ""), "stored-samples")
+
+
+class FlatRoles(Strategy):
+    roles = ("anchor_*", "anchors")
+
+
+def test_roles_that_are_no_pairs_are_named():
+    with pytest.raises(PluginError, match="`roles` of FlatRoles must have pairs"):
+        check(StrategyInfo("bad", FlatRoles, "one pair"), "stored-samples")
