@@ -150,7 +150,8 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
     from clbench.accounting.shapes import stream_without_values
     from clbench.data.datasets import without_downloads
     from clbench.data.own.instruction_streams import examples
-    from clbench.execution.trial_runner import TrialRunner, describe_steps
+    from clbench.execution.trial_record import describe_steps
+    from clbench.execution.trial_runner import TrialRunner
 
     settings = experiment.spec.execution.model_copy(update={"compile": False})
     runner = TrialRunner(settings, "cpu", "", experiment.registry)

@@ -47,6 +47,11 @@ class Samples(OldNames):
         """Return the device on which `take` expects its indices."""
         return self.y.device
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return the stored tensors, from which x, y and tasks are read."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
     def take(self, index: Tensor) -> Samples:
         """Return the samples at `index` (int64 [M])."""
         return Samples(pick(self.x, index), pick(self.y, index), pick(self.tasks, index))
@@ -139,6 +144,11 @@ class PermutedSamples(Samples):
     def x(self) -> Tensor:
         """Return the permuted inputs [N, ...]."""
         return self.cache.get(self.base, self.permutation)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return the stored tensors, with the permuted inputs in the cache."""
+        return [*super().tensors, *([] if self.cache.x is None else [self.cache.x])]
 
     def relabeled(self, y: Tensor, tasks: Tensor) -> PermutedSamples:
         """Return the same inputs, which are permuted on demand, with other labels and tasks [N]."""

@@ -15,6 +15,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
 from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record, StreamFacts
 from clbench.training.budget import granted_in_words, steps_of
+from clbench.training.callbacks.curve import cost_in_words
 from clbench.training.costs import PeakMemory
 from clbench.training.replica import Replica
 
@@ -107,3 +108,10 @@ def record_of(replica: Replica, origin: Provenance, memory: PeakMemory, weights:
                   timings=replica.timings, failure=failure, notes=replica.notes,
                   provenance=origin.model_copy(update={"started": replica.started or origin.started,
                                                        "weights": weights}))
+
+
+def describe_steps(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:
+    """Return lines on the number of a trial's steps and on the cost of evaluation during training, if it is enabled."""
+    steps, interval = steps_in_words(trial, label, stream), settings.evaluate_every
+    cost = [] if interval is None else [cost_in_words(trial.trained_by, stream, interval, settings.evaluate_samples)]
+    return [steps, *cost]

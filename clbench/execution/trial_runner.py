@@ -17,7 +17,8 @@ from clbench.data import cache
 from clbench.data.arrival import arrive
 from clbench.data.own.instructions import FileContent, hashes_of, read_general
 from clbench.data.stream import Stream, load_stream
-from clbench.execution.trial_record import failure_of, note_of_stack, record_of, settings_problem, steps_in_words
+from clbench.data.writes import WriteCounts
+from clbench.execution.trial_record import describe_steps, failure_of, note_of_stack, record_of, settings_problem
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.persistence.callbacks import CheckpointCallback, SaveCallback, restore_optimizer_state
@@ -37,7 +38,7 @@ from clbench.training.building import (
     stream_info_of,
 )
 from clbench.training.callbacks import probe
-from clbench.training.callbacks.curve import CurveCallback, cost_in_words
+from clbench.training.callbacks.curve import CurveCallback
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.callbacks.interface import Callback, Training
@@ -68,7 +69,7 @@ class TrialRunner:
         self.command = command
         self.registry = registry or discover()
         self.estimator = CostEstimator(self.registry)
-        self._streams: dict[tuple[object, ...], Stream] = {}
+        self._streams: dict[tuple[object, ...], tuple[Stream, WriteCounts]] = {}
         self._verified: set[object] = set()  # benchmarks whose data files were verified
         self._weights_hash = ""  # of the published weights that the last trial started from
         if settings.compile:
@@ -232,20 +233,21 @@ class TrialRunner:
         return replica
 
     def stream(self, trial: Trial) -> Stream:
-        """Return a trial's stream on the device."""
+        """Return a trial's stream on the device; it is loaded again if a failed trial has changed its samples."""
         seeded = trial.validation or trial.arrival.changes or cache.depends_on_seed(trial.benchmark, self.registry)
         seed = trial.seed if seeded else 0
         key = (str(trial.benchmark), trial.scenario, trial.validation, seed, trial.model.options.get("size"),
                self.registry.model(trial.model.name).channels, trial.preprocessing, trial.arrival)
-        if key not in self._streams:
+        if key not in self._streams or self._streams[key][1].differ:
             self._streams.clear()  # only one at a time, because streams are large and trials are sorted by stream
             verify = self.settings.verify_data and key[0] not in self._verified
             loaded = load_stream(trial.benchmark, trial.scenario, seed, self.settings.data_dir, self.registry,
                                  trial.validation, verify)
             loaded = arrive(loaded, trial.arrival, trial.scenario, seed, trial.benchmark.name)
             self._verified.add(key[0])
-            self._streams[key] = for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
-        return self._streams[key]
+            stream = for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
+            self._streams[key] = stream, WriteCounts(part for task in stream.tasks for part in (task.train, task.test))
+        return self._streams[key][0]
 
     def build(self, trial: Trial, stream: Stream, check: bool = False) -> tuple[Strategy, list[str]]:
         """Return a trial's untrained strategy on the device, and notes on its model and itself.
@@ -291,10 +293,3 @@ def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], com
         loop.train_step = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
                                                   [replica.optimizer_state for replica in replicas])
     loop.run(first.learned)
-
-
-def describe_steps(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:
-    """Return lines on the number of a trial's steps and on the cost of evaluation during training, if it is enabled."""
-    steps, interval = steps_in_words(trial, label, stream), settings.evaluate_every
-    cost = [] if interval is None else [cost_in_words(trial.trained_by, stream, interval, settings.evaluate_samples)]
-    return [steps, *cost]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,7 @@ from clbench.core import tokens
 from clbench.core.errors import PluginError
 from clbench.core.objective import ACCURACY
 from clbench.core.scenario import Scenario, scenario_rules
+from clbench.core.torch_private import write_count
 from clbench.data.stream import Stream
 from clbench.data.tests import Tests
 from clbench.strategy.base import Prediction, Strategy
@@ -100,7 +102,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     items = defaultdict[str, list[Tensor]](list)
     infers = False
     predict = routed if stream.predicts_tokens else predictions if cache is None else cache.predictions
-    with torch.no_grad():
+    with torch.no_grad(), unwritten_tests(strategy, stream):
         for given_task in given_tasks(scenario, len(stream.tasks)):
             if cache is not None and stream.predicts_tokens and given_task is not None:
                 final = cache.final_scores(strategy, tests, size, given_task)
@@ -135,6 +137,29 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
         means_by_item = {name: values[tests.tasks.cpu()] for name, values in means.items()}
         item_values = strategy.objective.contributions(strategy, item_values, means_by_item)
     return Row(scores, (inferred.cpu().double() / sizes).tolist() if infers else None, item_values)
+
+
+@contextmanager
+def unwritten_tests(strategy: Strategy, stream: Stream) -> Iterator[None]:
+    """Check that a strategy does not change test samples in place inside the block, because all trials share them.
+
+    If it does, the stream prepares its test samples again for the next evaluation.
+
+    Raises:
+        PluginError: the strategy or its model changed test samples.
+    """
+    x = stream.tests.x
+    count = write_count(x) if isinstance(x, Tensor) else 0
+    try:
+        yield
+    finally:
+        changed = isinstance(x, Tensor) and write_count(x) != count
+        if changed:
+            del vars(stream)["tests"]
+    if changed:
+        raise PluginError(f"{type(strategy).__name__} or its model changed the inputs of `predict` in place, but all "
+                          "trials share the test samples; compute new tensors, as in x = x - mean instead of "
+                          "x.sub_(mean)")
 
 
 def require_prediction(strategy: Strategy, prediction: object) -> Prediction:

@@ -29,9 +29,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds
 from clbench.core.device import synchronize
+from clbench.core.errors import PluginError
 from clbench.data.photo_samples import decoded_ahead
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
+from clbench.data.writes import WriteCounts
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Task
 from clbench.strategy.granted import PhaseSpec
@@ -96,8 +98,13 @@ class TrainingLoop:
             self.callbacks.on_end(self)
 
     def train_task(self, index: int) -> list[TaskResult]:
-        """Train on a task, record its costs on each replica, and return a result for each replica."""
+        """Train on a task, record its costs on each replica, and return a result for each replica.
+
+        Raises:
+            PluginError: the strategy or its model changed training samples in place.
+        """
         device = self.replicas[0].strategy.class_mask.device
+        writes = WriteCounts(replica.stream.tasks[index].train for replica in self.replicas)
         began = Clock.now()
         tasks = []
         for replica in self.replicas:
@@ -115,6 +122,10 @@ class TrainingLoop:
                 result.steps += replica.strategy.extra_steps
         synchronize(device)
         ended = Clock.now()
+        if writes.differ:
+            raise PluginError(f"{type(self.replicas[0].strategy).__name__} or its model changed training samples of "
+                              f"task {index + 1} in place, but all trials share them; change a copy, as in "
+                              "y = task.train.y - 2 instead of task.train.y -= 2")
         self._add_notes(self.compiler.notes if self.compiler else ())
         count = len(self.replicas)
         training, total = steps_ended.since(steps_began).share(count), ended.since(began).share(count)

@@ -258,6 +258,25 @@ class LossWithoutGradient(Strategy):
             return super().loss(batch)
 
 
+class ChangesLabels(Strategy):
+    def before_task(self, task):
+        task.train.y.copy_(task.train.y.flip(0))
+
+
+class ChangesInputs(Strategy):
+    def predict(self, x, task=None):
+        return Prediction(self.model(x.mul_(0.5)))
+
+
+@pytest.mark.parametrize(("cls", "name", "words"), [
+    (ChangesLabels, "logits", "ChangesLabels or its model changed training samples of task 1 in place"),
+    (ChangesInputs, "predict-changes-nothing", "ChangesInputs or its model changed the inputs of `predict` in place"),
+])
+def test_shared_samples_must_not_be_changed(cls, name, words):
+    with pytest.raises(PluginError, match=words):
+        check(StrategyInfo("bad", cls, "changes samples"), name)
+
+
 @pytest.mark.parametrize(("cls", "words"), [
     (ReturnsLogits, r"`predict` of ReturnsLogits returned a Tensor; it must return clbench.Prediction\(logits\)"),
     (LossPerSample, r"`loss` of LossPerSample returned a tensor of shape \[8\]; it must return a scalar"),

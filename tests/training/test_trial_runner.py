@@ -13,7 +13,7 @@ from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
-from clbench.strategy.base import Strategy
+from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.tiny import tiny_stream
 
 RECIPE = {"iterations": 8, "batch_size": 32}
@@ -82,13 +82,29 @@ class Large(Strategy):
         return super().loss(batch)
 
 
+class ChangesLabels(Strategy):
+    """Maps labels to 0, 1, ..., and cannot train with them."""
+
+    def before_task(self, task):
+        task.train.y.zero_()
+
+    def loss(self, batch):
+        raise RuntimeError("boom")
+
+
+class ChangesInputs(Strategy):
+    def predict(self, x, task=None):
+        return Prediction(self.model(x.mul_(0.5)))
+
+
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo("breaks", Breaks, ""), StrategyInfo("diverges", Diverges, ""),
             StrategyInfo("cannot-stack", CannotStack, ""), StrategyInfo("large", Large, ""),
             StrategyInfo("wide", Wide, ""), StrategyInfo("huge", Huge, ""),
             StrategyInfo("returns-logits", ReturnsLogits, ""), StrategyInfo("loss-per-sample", LossPerSample, ""),
-            StrategyInfo("no-gradient", LossWithoutGradient, "")]
+            StrategyInfo("no-gradient", LossWithoutGradient, ""), StrategyInfo("changes-labels", ChangesLabels, ""),
+            StrategyInfo("changes-inputs", ChangesInputs, "")]
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +271,10 @@ def test_data_are_verified_once_for_each_benchmark_and_only_if_asked(tmp_path, m
         for scenario in ("task", "class", "task"):
             one.stream(planned(one, methods="naive", scenario=scenario)[0].trial)
     assert asked == [False] * 3 + [True, False, False]
+
+
+@pytest.mark.parametrize("method", ["changes-labels", "changes-inputs"])
+def test_samples_that_a_trial_changed_are_not_those_of_the_next_trial(runner, method):
+    expected = runner.run(planned(runner, methods="naive")[0])
+    assert runner.run(planned(runner, methods=method)[0]).status == "failed"
+    assert runner.run(planned(runner, methods="naive")[0]).R == expected.R
