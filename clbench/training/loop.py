@@ -43,7 +43,16 @@ from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
 from clbench.training.optimizers import make_schedule
-from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, fit_by_itself, last_tenths, on_host
+from clbench.training.replica import (
+    Replica,
+    TaskResult,
+    begin_phase,
+    diverged,
+    fit_by_itself,
+    last_tenths,
+    on_host,
+    require_copies,
+)
 from clbench.training.sampling import BatchSampler, division_notes
 from clbench.training.stacked_step import Unstackable, stackable
 from clbench.training.steps import TrainStep, make_train_step, take_step
@@ -211,8 +220,11 @@ class TrainingLoop:
         `steps_before` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
         """
         assert self.train_step is not None
-        for _ in range(count):
+        for step in range(count):
             batches = self._draw(inputs, samplers)
+            if not step:
+                for replica in self.replicas:
+                    require_copies(replica.strategy)
             with self.callbacks.around_step(self, batches):
                 losses.append(take_step(self.train_step, batches, self.recipe.accumulate))
             if schedule is not None:

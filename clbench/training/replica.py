@@ -14,6 +14,7 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.errors import DivergedError, PluginError, SpecError
 from clbench.core.scenario import scenario_rules
+from clbench.core.torch_private import storage_id
 from clbench.data.photo_samples import crops_originals
 from clbench.data.samples import UNSEEN
 from clbench.data.stream import Stream
@@ -159,10 +160,11 @@ class Replica(TrialResults):
         return seeds.scope(self.seed, "training", index)
 
     def finish(self, task: Task) -> None:
-        """Call `after_task` with seeded global generators."""
+        """Call `after_task` with seeded global generators, and check the buffers."""
         self.strategy.extra_steps = 0
         with seeds.scope(self.seed, "consolidation", task.index):
             self.strategy.after_task(task)
+        require_copies(self.strategy)
 
     def retrace(self, learned: int, recipe: Recipe) -> None:
         """Give a new strategy the structure that it has after `learned` tasks, without training it.
@@ -214,6 +216,22 @@ def begin_phase(strategy: Strategy, task: Task, phase: PhaseSpec) -> None:
     """Prepare a strategy for a phase of a task and set it to training mode."""
     strategy.before_phase(task, phase)
     strategy.train()
+
+
+def require_copies(strategy: Strategy) -> None:
+    """Check that buffers do not follow trained parameters: they have no gradients, and memory of their own.
+
+    With a buffer that follows the parameter of which it should be a copy, a penalty on the distance has no effect.
+
+    Raises:
+        PluginError: a buffer has a gradient, or the memory of a trained parameter.
+    """
+    trained = {storage_id(p): name for name, p in strategy.named_parameters() if p.requires_grad}
+    for name, buffer in strategy.named_buffers():
+        if buffer.requires_grad or storage_id(buffer) in trained:
+            reason = "has a gradient" if buffer.requires_grad else f"shares the memory of {trained[storage_id(buffer)]}"
+            raise PluginError(f"the buffer {name} of {type(strategy).__name__} {reason}, so it follows parameters that "
+                              "are trained; store a copy, as in parameter.detach().clone()")
 
 
 def require_losses(strategies: Sequence[Strategy], losses: Tensor) -> None:
