@@ -34,7 +34,7 @@ from clbench.models.vit import vit
 from clbench.persistence.strategy_state import UNCHANGING, is_plain
 from clbench.strategy.base import Batch, Strategy, Task, declares
 from clbench.training.budget import phases_of, steps_of
-from clbench.training.building import channels_last, stream_info_of
+from clbench.training.building import channels_last, require_outputs, stream_info_of
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import given_tasks, require_prediction
 from clbench.training.loop import TrainingLoop
@@ -132,8 +132,10 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
     with seeds.scope(seed, "init"):
         network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes).to(device))
     stream_info = stream_info_of(stream, scenario, seed, pretrained=False)
+    chosen = opt.validate(info.options, options, info.name, "clbench methods")
     with seeds.scope(seed, "strategy"):
-        strategy = cls(network, stream_info, opt.validate(info.options, options, info.name, "clbench methods"))
+        strategy = cls(network, stream_info, chosen)
+    require_outputs(strategy, chosen)
     return Bench(strategy.to(device), stream, scenario, seed, info.task_free)
 
 

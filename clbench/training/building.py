@@ -13,8 +13,8 @@ from torch import Tensor
 
 from clbench.core import files, seeds
 from clbench.core.entry_points import builder, package_of, resolve
-from clbench.core.errors import ClbenchError, DataError, OptionError, SpecError, message_of
-from clbench.core.options import format_value
+from clbench.core.errors import ClbenchError, DataError, OptionError, PluginError, SpecError, message_of
+from clbench.core.options import Options, format_value
 from clbench.core.pretrained import Preprocessing, WeightsSource
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
@@ -25,6 +25,7 @@ from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network
 from clbench.models.weights import MisfitError, fill, hash_tensors, load_weights, misfit, renamed
 from clbench.strategy.base import Strategy, StreamInfo
+from clbench.strategy.common_options import OutputsOptions
 from clbench.strategy.per_task import PerTaskStrategy
 
 
@@ -254,7 +255,22 @@ def build_strategy(method: Resolved, model: Network, stream_info: StreamInfo, re
                         + (f" ({place})" if place else "")) from None
     if not isinstance(strategy, Strategy):
         raise SpecError(f"method {info.name!r}: {cls.__name__} is not a clbench.Strategy")
+    require_outputs(strategy, options)
     return strategy
+
+
+def require_outputs(strategy: Strategy, options: Options) -> None:
+    """Check that the option `outputs` has an effect: `Strategy.__init__` reads it from the options that it gets.
+
+    Raises:
+        PluginError: the strategy does not pass its options to `Strategy.__init__`.
+    """
+    stream_info = strategy.stream_info
+    complete = options.settled(stream_info.pretrained).in_scenario(stream_info.scenario, stream_info.boundaries)
+    if isinstance(complete, OutputsOptions) and (not isinstance(strategy.options, OutputsOptions)
+                                                 or strategy.activated == "seen" != complete.outputs):
+        raise PluginError(f"{type(strategy).__name__} does not pass its options on, so `outputs` has no effect: call "
+                          "super().__init__(model, stream_info, options)")
 
 
 def require_no_parts(trial: Trial, strategy: Strategy) -> None:

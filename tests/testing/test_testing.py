@@ -10,6 +10,7 @@ from clbench.core.errors import ClbenchError, PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import Options, Scalar
 from clbench.strategy.base import Prediction, Strategy
+from clbench.strategy.common_options import OutputsOptions
 from clbench.testing.checks import CHECKS, check, describe
 from clbench.testing.tiny import NonConforming, bench
 
@@ -308,6 +309,24 @@ class AverageWithGradient(Strategy):
 def test_buffers_that_follow_parameters_are_named(cls, words):
     with pytest.raises(PluginError, match=words):
         check(StrategyInfo("bad", cls, "no copy"), "trains")
+
+
+class DropsItsOptions(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info)
+
+
+class SetsItsOptions(DropsItsOptions):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.options = options
+
+
+@pytest.mark.parametrize(("cls", "chosen"), [(DropsItsOptions, "seen"), (SetsItsOptions, "own")])
+def test_an_option_outputs_without_effect_is_refused(cls, chosen):
+    words = f"{cls.__name__} does not pass its options on, so `outputs` has no effect"
+    with pytest.raises(PluginError, match=words):
+        check(StrategyInfo("bad", cls, "drops options", OutputsOptions), "trains", {"outputs": chosen})
 
 
 @pytest.mark.parametrize(("cls", "words"), [
