@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.core.torch_private import INNER, attributes_of
 from clbench.models.network import Ports
@@ -176,10 +176,12 @@ def load(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy
         module._buffers.pop(buffer_name, None)
         if name in state.empty:
             module.register_buffer(buffer_name, None)
-    strategy.load_state_dict(tensors)
-    parameters = dict(strategy.named_parameters(remove_duplicate=False))
-    if sorted(parameters) != state.parameters:
-        raise SnapshotError("it has other parameters than the saved state")
+    try:
+        strategy.load_state_dict(tensors)
+    except RuntimeError:
+        require_parameters(strategy, state)  # it gives the reason if modules are missing
+        raise
+    parameters = require_parameters(strategy, state)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in state.trained)
     loaded: dict[str, Any] = {}
@@ -194,6 +196,19 @@ def load(state: StrategyState, tensors: Mapping[str, Tensor], strategy: Strategy
             elif name not in present or present[name] != value:  # an equal value stays the same object
                 present[name] = value
             loaded[attribute] = present[name]
+
+
+def require_parameters(strategy: Strategy, state: StrategyState) -> dict[str, nn.Parameter]:
+    """Return the parameters of a strategy by name.
+
+    Raises:
+        SnapshotError: the saved strategy had other parameters.
+    """
+    parameters = dict(strategy.named_parameters(remove_duplicate=False))
+    if different := sorted(parameters.keys() ^ set(state.parameters)):
+        raise SnapshotError(f"it has other parameters than the saved state, such as {different[0]}. A strategy adds "
+                            "parameters and modules in __init__, before_task or before_phase only")
+    return parameters
 
 
 def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy, larger: Strategy,

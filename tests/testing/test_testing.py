@@ -329,6 +329,16 @@ def test_an_option_outputs_without_effect_is_refused(cls, chosen):
         check(StrategyInfo("bad", cls, "drops options", OutputsOptions), "trains", {"outputs": chosen})
 
 
+class AddsATeacherLate(Strategy):
+    def after_task(self, task):
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False)
+
+
+def test_a_module_that_is_added_too_late_is_named():
+    with pytest.raises(NonConforming, match=r"such as teacher\..*in __init__, before_task or before_phase only"):
+        check(StrategyInfo("bad", AddsATeacherLate, "adds a module"), "checkpoint")
+
+
 @pytest.mark.parametrize(("cls", "words"), [
     (ReturnsLogits, r"`predict` of ReturnsLogits returned a Tensor; it must return clbench.Prediction\(logits\)"),
     (LossPerSample, r"`loss` of LossPerSample returned a tensor of shape \[8\]; it must return a scalar"),
