@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,10 @@ from clbench.training.loop import TrainingLoop
 from clbench.training.prediction_cache import PredictionCache
 
 MUCH = 1.5  # minimum speedup for which a declaration is suggested
+CALLED = ("before_task", "phases", "before_phase", "training_samples", "phase_samples", "learning_rates",
+          "frozen_modules", "frozen_outputs", "observe", "prepare_batch", "loss", "edit_gradients", "fit", "after_task",
+          "forward", "predict", "export", "trainable")  # methods of a strategy
+CLOSE = 0.85  # minimum similarity of a name that may be a misspelling
 FACTS = ("parts_final", "inputs_only_through_model")
 SCENARIOS: tuple[Scenario, ...] = ("task", "class")
 
@@ -100,6 +105,17 @@ def group_sizes(parameters: Mapping[str, Tensor]) -> Counter[str]:
     return sizes
 
 
+def misspelled_methods(cls: type[Strategy]) -> list[str]:
+    """Return a line for each function of a class whose name is close to that of a method that clbench calls."""
+    lines = []
+    for owner in cls.__mro__[:cls.__mro__.index(Strategy)]:
+        for name, value in vars(owner).items():
+            near = get_close_matches(name, CALLED, n=1, cutoff=CLOSE)
+            if near and callable(value) and not hasattr(Strategy, name):
+                lines.append(f"clbench does not call `{name}` of {owner.__name__}; is it meant to be `{near[0]}`?")
+    return lines
+
+
 def training_facts(make: Make) -> list[str]:
     """Return lines on the parameters that a method trains, and on why its trials cannot train as a stack."""
     b, trained = make("task"), TrainedGroups()
@@ -109,7 +125,7 @@ def training_facts(make: Make) -> list[str]:
         trained.sizes = group_sizes({n: p for n, p in b.strategy.named_parameters() if p.requires_grad})
     groups = [f"{group} ({size:,}{'' if number else ' parameters'})"
               for number, (group, size) in enumerate(trained.sizes.items())]
-    lines = [f"trains {in_words(groups, len(groups)) or 'no parameters'}"]
+    lines = [f"trains {in_words(groups, len(groups)) or 'no parameters'}", *misspelled_methods(type(b.strategy))]
     if problem := stack_problem([make("task", seed) for seed in range(2)]):
         lines.append(f"seeds of this method train one by one, also with --stack: {problem}")
     return lines

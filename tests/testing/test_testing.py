@@ -389,6 +389,11 @@ class NoSteps(Strategy):
         return 0
 
 
+class Misspells(Strategy):
+    def after_tasks(self, task):
+        self.register_buffer("anchor", self.model.head.weight.detach().clone())
+
+
 ALONE = "seeds of this method train one by one, also with --stack: "
 
 
@@ -397,6 +402,8 @@ ALONE = "seeds of this method train one by one, also with --stack: "
     (TrainsItsTeacher, ["trains scale (3 parameters), model.* (1,014) and teacher.* (1,014)"]),
     (NoSteps, ["trains no parameters"]),
     (OwnLoop, ["trains model.* (78 parameters)", f"{ALONE}OwnLoop trains by a loop of its own, one seed at a time"]),
+    (Misspells, ["trains model.* (1,014 parameters)",
+                 "clbench does not call `after_tasks` of Misspells; is it meant to be `after_task`?"]),
     (Branches, ["trains model.* (1,014 parameters)", f"{ALONE}its loss cannot be computed for several "
                 "trials at once (vmap: It looks like you're attempting to use a Tensor in some data-dependent control "
                 "flow. We don't support that yet)"]),
