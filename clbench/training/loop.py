@@ -29,11 +29,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds
 from clbench.core.device import synchronize
-from clbench.core.errors import PluginError
 from clbench.data.photo_samples import decoded_ahead
 from clbench.data.prefetch import prefetched
 from clbench.data.samples import Samples
-from clbench.data.writes import WriteCounts
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Task
 from clbench.strategy.granted import PhaseSpec
@@ -43,16 +41,7 @@ from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
 from clbench.training.optimizers import make_schedule
-from clbench.training.replica import (
-    Replica,
-    TaskResult,
-    begin_phase,
-    diverged,
-    fit_by_itself,
-    last_tenths,
-    on_host,
-    require_copies,
-)
+from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, fit_by_itself, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, division_notes
 from clbench.training.stacked_step import Unstackable, stackable
 from clbench.training.steps import TrainStep, make_train_step, take_step
@@ -107,13 +96,8 @@ class TrainingLoop:
             self.callbacks.on_end(self)
 
     def train_task(self, index: int) -> list[TaskResult]:
-        """Train on a task, record its costs on each replica, and return a result for each replica.
-
-        Raises:
-            PluginError: the strategy or its model changed training samples in place.
-        """
+        """Train on a task, record its costs on each replica, and return a result for each replica."""
         device = self.replicas[0].strategy.class_mask.device
-        writes = WriteCounts(replica.stream.tasks[index].train for replica in self.replicas)
         began = Clock.now()
         tasks = []
         for replica in self.replicas:
@@ -131,10 +115,6 @@ class TrainingLoop:
                 result.steps += replica.strategy.extra_steps
         synchronize(device)
         ended = Clock.now()
-        if writes.differ:
-            raise PluginError(f"{type(self.replicas[0].strategy).__name__} or its model changed training samples of "
-                              f"task {index + 1} in place, but all trials share them; change a copy, as in "
-                              "y = task.train.y - 2 instead of task.train.y -= 2")
         self._add_notes(self.compiler.notes if self.compiler else ())
         count = len(self.replicas)
         training, total = steps_ended.since(steps_began).share(count), ended.since(began).share(count)
@@ -220,11 +200,8 @@ class TrainingLoop:
         `steps_before` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
         """
         assert self.train_step is not None
-        for step in range(count):
+        for _ in range(count):
             batches = self._draw(inputs, samplers)
-            if not step:
-                for replica in self.replicas:
-                    require_copies(replica.strategy)
             with self.callbacks.around_step(self, batches):
                 losses.append(take_step(self.train_step, batches, self.recipe.accumulate))
             if schedule is not None:

@@ -18,6 +18,7 @@ from clbench.core.torch_private import storage_id
 from clbench.data.photo_samples import crops_originals
 from clbench.data.samples import UNSEEN
 from clbench.data.stream import Stream
+from clbench.data.writes import WriteCounts
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.curve import Curve
@@ -83,6 +84,7 @@ class Replica(TrialResults):
     item_scores: ItemScores | None = None  # scores of single test items in the last row, if there are no classes
     failure: Failure | None = None
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # loaded from a checkpoint
+    writes: WriteCounts | None = None  # to the training samples of the current task, before it
 
     @classmethod
     def of(cls, planned: PlannedTrial, strategy: Strategy, stream: Stream, notes: Sequence[str] = ()) -> Replica:
@@ -107,7 +109,15 @@ class Replica(TrialResults):
         return Progress(self.trial.key, self.learned, len(self.stream.tasks), accuracy)
 
     def add_result(self, result: TaskResult, training: Clock, other: Clock) -> None:
-        """Add the result of a task, and the time of its steps (`training`), and of all else in it (`other`)."""
+        """Add the result of a task, and the time of its steps (`training`), and of all else in it (`other`).
+
+        Raises:
+            PluginError: the strategy or its model changed training samples in place.
+        """
+        if self.writes and self.writes.differ:
+            raise PluginError(f"{type(self.strategy).__name__} or its model changed training samples of task "
+                              f"{self.learned + 1} in place, but all trials share them; change a copy, as in "
+                              "y = task.train.y - 2 instead of task.train.y -= 2")
         self.costs.trainable.append(result.trainable)
         self.costs.steps.append(result.steps)
         self.last_losses.append(list(result.last_losses))
@@ -143,6 +153,7 @@ class Replica(TrialResults):
         If boundaries are hidden, this happens only once, for the first task. Outputs then become active with their
         first samples (`clbench.training.stream_loop`), or at once if all tasks share them.
         """
+        self.writes = WriteCounts([self.stream.tasks[index].train])
         rules, task = scenario_rules(self.strategy.stream_info.scenario), self.task(index)
         if self.stream.hidden and index:
             return task
@@ -213,8 +224,9 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: Abstract
 
 
 def begin_phase(strategy: Strategy, task: Task, phase: PhaseSpec) -> None:
-    """Prepare a strategy for a phase of a task and set it to training mode."""
+    """Prepare a strategy for a phase of a task, check its buffers, and set it to training mode."""
     strategy.before_phase(task, phase)
+    require_copies(strategy)
     strategy.train()
 
 

@@ -288,23 +288,9 @@ class AnchorInPlace(Strategy):
         self.register_buffer("anchor", self.model.head.weight.detach())
 
 
-class AverageWithGradient(Strategy):
-    def __init__(self, model, stream_info, options):
-        super().__init__(model, stream_info, options)
-        self.register_buffer("average", torch.zeros_like(model.head.weight))
-
-    def prepare_batch(self, batch):
-        self.average = 0.9 * self.average + 0.1 * self.model.head.weight
-        return batch
-
-    def loss(self, batch):
-        return super().loss(batch) + (self.model.head.weight - self.average).square().sum()
-
-
 @pytest.mark.parametrize(("cls", "words"), [
     (AnchorWithGradient, "the buffer anchor of AnchorWithGradient has a gradient"),
     (AnchorInPlace, "the buffer anchor of AnchorInPlace shares the memory of model.head.weight"),
-    (AverageWithGradient, "the buffer average of AverageWithGradient has a gradient"),
 ])
 def test_buffers_that_follow_parameters_are_named(cls, words):
     with pytest.raises(PluginError, match=words):
