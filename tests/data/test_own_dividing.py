@@ -165,3 +165,13 @@ def test_a_column_of_tasks_and_tasks_by_class_exclude_each_other(options):
 def test_sites_are_a_domain_stream_unless_another_scenario_is_asked_for():
     assert ColumnOptions(task_column="site").default_scenario == "domain"
     assert ColumnOptions().default_scenario is None
+
+
+def test_the_accuracy_of_frequent_classes_is_told_if_classes_are_unequal():
+    division = divide(samples({"a": 100, "b": 10, "c": 20, "d": 15}), None, OwnOptions(tasks=2), 0, "x")
+    counts = [Counter(division.y_test[rows].tolist()) for rows in division.test]
+    assert counts == [{0: 20, 1: 2}, {2: 4, 3: 3}]
+    share = (20 / 22 + 4 / 7) / 2
+    assert any(f"the most frequent class of each task gives an accuracy of {share:.1%}" in n for n in division.notes)
+    balanced = divide(samples({"a": 50, "b": 40, "c": 20, "d": 20}), None, OwnOptions(tasks=2), 0, "x").notes
+    assert not any("most frequent" in note for note in balanced)

@@ -13,7 +13,7 @@ import torch
 from clbench.core import seeds
 from clbench.core.errors import DataError, FewClassesError
 from clbench.data.common_options import order_classes, positions
-from clbench.data.own.samples import Labeled, about_commas, groups_on_both_sides, in_order, places, some, untested
+from clbench.data.own.samples import Labeled, about_commas, about_tests, groups_on_both_sides, in_order, places, some
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -104,7 +104,7 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     if small_classes := [f"{classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < FEW)]:
         notes = [*notes, f"classes with fewer than {FEW} training samples: {some(small_classes)}"]
     if isinstance(options, OwnOptions):
-        notes += untested(orders, [y[-1][of_task] for of_task in test_rows], names, classes)
+        notes += about_tests(orders, [y[-1][of_task].tolist() for of_task in test_rows], names, classes)
     return Division(tuple(classes), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1],
                     tuple(notes), train.groups)
 

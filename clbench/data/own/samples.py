@@ -6,10 +6,12 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError, PluginError, message_of
@@ -19,6 +21,7 @@ DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
 NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 SHOWN = 5  # names that a note or an error lists before it counts the others
+UNBALANCED = 0.1  # a note names the accuracy of the most frequent classes if it is this much above guessing
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,24 @@ def untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], 
     without = [classes[c] + (f" ({tasks[t]})" if tasks else "") for t, order in enumerate(orders)
                for c in order if c not in tested[t]]
     return [f"no {kind} samples: {some(without)}"] if without else []
+
+
+def about_tests(orders: Sequence[Sequence[int]], tested: Sequence[Sequence[int]], tasks: Sequence[str],
+                classes: Sequence[str]) -> list[str]:
+    """Return notes on the test samples: classes that have none, and the accuracy of predicting frequent classes only.
+
+    Args:
+        orders: the classes of each task.
+        tested: the label of each test sample, by task.
+        tasks: the names of the tasks; empty if they have none.
+        classes: the names of the classes.
+    """
+    counts = [Counter(labels) for labels in tested]
+    frequent = fmean(max(of_task.values()) / of_task.total() for of_task in counts)
+    guessed = fmean(1 / len(order) for order in orders)
+    return [*untested(orders, counts, tasks, classes),
+            *[f"classes have unequal numbers of test samples: always predicting the most frequent class of each task "
+              f"gives an accuracy of {frequent:.1%}"] * (frequent > guessed + UNBALANCED)]
 
 
 def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
