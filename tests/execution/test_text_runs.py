@@ -78,6 +78,15 @@ def test_a_column_of_sites_makes_a_domain_stream(tmp_path):
     assert stream.is_text and stream.classes == 4 and len(stream.tasks) == 2
 
 
+def test_empty_texts_are_counted(tmp_path):
+    save_model(tmp_path / "model", "bert")
+    write_texts(tmp_path / "topics.csv")
+    with (tmp_path / "topics.csv").open("a") as file:
+        file.write(" ,dogs,here\n,cats,here\n")
+    stream = stream_of(f"text:{tmp_path / 'topics.csv'}", tasks=2, length=12, tokenizer=str(tmp_path / "model"))
+    assert "2 of 66 texts are empty" in stream.notes
+
+
 def test_the_files_of_a_folder_are_tasks(tmp_path):
     save_model(tmp_path / "model", "bert")
     (tmp_path / "corpora").mkdir()

@@ -48,8 +48,11 @@ def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> RawStrea
     train, test = parts(name, options, data_dir)
     x, x_test = (tokenized(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
     assert x is not None
+    texts = [*train.texts, *(test.texts if test is not None else ())]
+    empty = sum(not one.strip() for one in texts)
     return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
-                         test=test.known if test is not None else None, notes=[length_note(options)])
+                         test=test.known if test is not None else None,
+                         notes=[length_note(options), *[f"{empty} of {len(texts)} texts are empty"] * (empty > 0)])
 
 
 def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
