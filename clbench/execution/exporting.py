@@ -136,6 +136,9 @@ def _write_description(record: Record, model: SavedModel | None, to: Path, task:
                         "tasks": outline["classes"],
                         "samples": {"shape": outline["sample_shape"], "dtype": outline["sample_dtype"],
                                     **outline["prepare"]}}
+        if model.strategy.stream_info.predicts_numbers:  # outputs are standardized
+            mean, deviation = model.outline.target
+            description["target"] = {"mean": mean, "deviation": deviation}
         if continued is not None:  # the record's stream has the new tasks only
             description["class_names"] = [[model.class_names[c] for c in classes] for classes in outline["classes"]]
     write_atomically(to / ABOUT, json.dumps(description, indent=1, allow_nan=False) + "\n")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from clbench import cli, load_model
 from clbench.core.errors import ClbenchError, DataError, SpecError, StoreError
@@ -85,6 +86,12 @@ def test_metrics_are_those_of_the_predictions_in_the_unit_of_the_target(tmp_path
     first = np.array([float(lines[row].split(",")[-1]) for row in range(ROWS)
                       if row not in stream.tasks[0].test_rows.tolist()])
     assert stream.target == pytest.approx((first.mean(), first.std()))
+
+    _, description = export(out, None, tmp_path / "to", "torch-export")
+    program = torch.export.load(tmp_path / "to" / "model.pt2").module()
+    target = json.loads(description.read_text())["target"]
+    outputs = program(torch.from_numpy(inputs.astype(np.float32)))[:, 0].detach().numpy()
+    assert outputs * target["deviation"] + target["mean"] == pytest.approx(answers.numbers, rel=1e-5)
 
 
 def test_the_unit_of_the_target_changes_nothing_else(tmp_path, table):
