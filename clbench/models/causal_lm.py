@@ -129,14 +129,14 @@ class Base:
         """Return the base without adapters, loaded if necessary."""
         if self._model is None:
             self._model = load_model(self.folder, self.device)
-            self._logits = self._probe()
+            self._logits = self._probe(self._model)
         return self._model
 
     @torch.no_grad()
-    def _probe(self) -> Tensor:
-        """Return the base's logits for a few tokens."""
-        ids = torch.arange(8, device=self.device)[None] % self._model.config.get_text_config().vocab_size
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+    def _probe(self, model: Any) -> Tensor:
+        """Return the logits of the base, with or without an adapter, for a few tokens."""
+        ids = torch.arange(8, device=self.device)[None] % model.config.get_text_config().vocab_size
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
         return logits
 
     def release(self) -> None:
@@ -155,11 +155,13 @@ class Base:
         with _explained(candidate.folder, f"the adapter, for the base {self.name},"):
             model = peft.PeftModel.from_pretrained(base, str(candidate.folder), is_trainable=False)
             replaces_weights = self._check_weights(peft, model, candidate)
-        yield model.to(self.device).eval()
+            model = model.to(self.device).eval()
+            self._probe(model)  # some kinds of adapters need more inputs than tokens, such as the number of a task
+        yield model
         if replaces_weights:
             return  # PEFT leaves these weights in the base, and the probe sees only the embeddings of its tokens
         self._model = model.unload() if hasattr(model, "unload") else model.get_base_model()
-        if self._logits is None or not torch.equal(self._probe(), self._logits):
+        if self._logits is None or not torch.equal(self._probe(self._model), self._logits):
             self.release()  # some initializations of adapters change the base
 
     def _check_weights(self, peft: Any, model: Any, candidate: Candidate) -> bool:

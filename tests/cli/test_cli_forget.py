@@ -290,6 +290,16 @@ def test_adapters_of_other_kinds_are_audited_and_leave_the_base_as_it_was(capsys
     assert differences["prompt"] != 0
 
 
+def test_an_adapter_that_needs_more_than_tokens_is_one_line(capsys, folder, tmp_path):
+    _, peft = quiet()
+    adapter(folder / "base", tmp_path / "poly", config=peft.PolyConfig(
+        r=4, n_tasks=2, n_skills=2, n_splits=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    code, _, err = call(capsys, folder, "base", tmp_path / "poly", "--tasks", "old.jsonl")
+    assert code == 2
+    assert "task_ids" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith(f"Error: {tmp_path / 'poly'}: the adapter, for the base ")
+
+
 @pytest.mark.parametrize("saved", [{"modules_to_save": ["embed_tokens"]}, {}])
 def test_embeddings_that_an_adapter_replaces_do_not_stay_in_the_base(capsys, folder, tmp_path, saved):
     """Only embeddings of tokens change that the check of the base's logits does not use."""
