@@ -26,7 +26,8 @@ PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other valu
 NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",
              "trainable_token_indices": "trained token embeddings", "alora_invocation_tokens": "activated LoRA",
              "arrow_config": "Arrow routing", "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA",
-             "layer_replication": "replicated layers"}
+             "kasa_config": "KaSA, which truncates weights of the base", "layer_replication": "replicated layers"}
+SCALED = (".lora_", ".base_layer.")  # parts of the names of weights in a LoRA adapter that do not replace others
 
 
 def package(name: str) -> Any:
@@ -227,7 +228,7 @@ def check_plain(candidate: Candidate) -> None:
     """Check that an adapter is a plain LoRA, whose update can be scaled.
 
     Raises:
-        SpecError: it is of another kind, or uses an extension of LoRA.
+        SpecError: it is of another kind, uses an extension of LoRA, or has weights that replace those of the base.
     """
     reason = "it is a whole model"
     if candidate.kind == "adapter":
@@ -239,8 +240,21 @@ def check_plain(candidate: Candidate) -> None:
             reason = "it trains biases of the base"
         elif config.get("init_lora_weights") not in PLAIN_INITS:
             reason = f"its initialization {config['init_lora_weights']} changes the base"
+        elif not reason and (replacing := [name for name in sorted(_weights(candidate))
+                                           if not any(part in name for part in SCALED)]):
+            reason = f"it replaces weights of the base, such as {replacing[0]}"
     if reason:
         raise SpecError(f"{candidate.folder} cannot be scaled, because {reason}; --scale takes plain LoRA adapters")
+
+
+def _weights(candidate: Candidate) -> dict[str, Tensor]:
+    """Return the weights in the file of an adapter."""
+    path = next(candidate.folder / name for name in ADAPTER_WEIGHTS if (candidate.folder / name).is_file())
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with _explained(path, "the adapter"):
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
 
 
 class LoraScale:

@@ -400,8 +400,16 @@ def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
         target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"))
     adapter(folder / "base", tmp_path / "dora", use_dora=True)
     adapter(folder / "base", tmp_path / "head", modules_to_save=["embed_tokens"])
+    adapter(folder / "base", tmp_path / "saved").save_pretrained(str(tmp_path / "saved"), save_embedding_layers=True)
+    shutil.copytree(tmp_path / "saved", tmp_path / "bin")
+    torch.save(load_file(tmp_path / "bin" / "adapter_model.safetensors"), tmp_path / "bin" / "adapter_model.bin")
+    (tmp_path / "bin" / "adapter_model.safetensors").unlink()
+    edit(folder / "adapter", tmp_path / "kasa", "adapter_config.json",
+         lambda c: c.update(kasa_config={"beta": 1e-4}))
     for name, reason in (("ia3", "it is of the kind IA3"), ("dora", "it has DoRA"),
-                         ("head", "it has modules that are saved as a whole"), ("merged", "it is a whole model")):
+                         ("head", "it has modules that are saved as a whole"), ("kasa", "it has KaSA"),
+                         *((name, "it replaces weights of the base, such as base_model.model.lm_head.weight")
+                           for name in ("saved", "bin")), ("merged", "it is a whole model")):
         model = name if name == "merged" else tmp_path / name
         code, _, err = call(capsys, folder, "base", model, *FILES, *DIAL)
         assert (code, len(err.splitlines())) == (2, 1)
