@@ -190,13 +190,15 @@ def test_the_header_of_a_png_needs_no_pixels_unless_metadata_follow_them(tmp_pat
     assert head_of(Image.open(file)) == (10, 20, "RGB", True)
 
 
-def test_exif_is_turned_and_told(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_exif_is_turned_and_told(name, tmp_path):
     image = Image.new("RGB", (20, 10), RED)
     image.paste(GREEN, (0, 0, 10, 10))  # the left half; turned by 90 degrees clockwise it is the upper one
     exif = Image.Exif()
     exif[0x0112] = 6
-    image.save(tmp_path / "a.png", exif=exif)
-    (x,), notes = read_photos([[tmp_path / "a.png"]], PhotoOptions(), "x")
+    image.save(tmp_path / name, exif=exif)
+    assert head_of(Image.open(tmp_path / name)) == (10, 20, "RGB", True)
+    (x,), notes = read_photos([[tmp_path / name]], PhotoOptions(), "x")
     assert x.shape == (1, 3, 20, 10)
     assert x[0, :, 0, 5].tolist() == list(GREEN) and x[0, :, 19, 5].tolist() == list(RED)
     assert notes == ["1 of 1 photos were turned upright as their EXIF says"]

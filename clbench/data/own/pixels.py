@@ -15,6 +15,7 @@ from clbench.core.errors import DataError, typed_message
 
 GRAY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # modes of Pillow
 ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that swap width and height
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 METADATA = frozenset((b"eXIf", b"iTXt", b"tEXt", b"zTXt"))  # chunks of a PNG
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 Bytes = npt.NDArray[np.uint8]
@@ -45,13 +46,15 @@ class Head(NamedTuple):
     turned: bool
 
 
-def head_of(image: Image.Image) -> Head:
+def head_of(image: Any) -> Head:
     """Return a photo's header, and close the file."""
     with image:
         # Pillow decodes a PNG to find metadata that follow the pixels; its base class reads only those before them.
         exif = image.getexif() if image.format != "PNG" or _has_late_metadata(image) else Image.Image.getexif(image)
         orientation = exif.get(ORIENTATION, 1)
-        width, height = image.size[::-1] if orientation in TURNED else image.size
+        # Recent versions of Pillow have already swapped the sides of a TIFF, so those in the file are taken.
+        size = image.size if image.format != "TIFF" else (image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT])
+        width, height = size[::-1] if orientation in TURNED else size
         return Head(width, height, image.mode, orientation != 1)
 
 
