@@ -122,11 +122,12 @@ def about_tests(orders: Sequence[Sequence[int]], tested: Sequence[Sequence[int]]
         classes: the names of the classes.
     """
     counts = [Counter(labels) for labels in tested]
-    frequent = fmean(max(of_task.values()) / of_task.total() for of_task in counts)
-    guessed = fmean(1 / len(order) for order in orders)
-    return [*untested(orders, counts, tasks, classes),
-            *[f"classes have unequal numbers of test samples: always predicting the most frequent class of each task "
-              f"gives an accuracy of {frequent:.1%}"] * (frequent > guessed + UNBALANCED)]
+    notes = untested(orders, counts, tasks, classes)
+    frequent = fmean(max(of_task.values(), default=0) / max(of_task.total(), 1) for of_task in counts)
+    if frequent > fmean(1 / len(order) for order in orders) + UNBALANCED:
+        notes.append("classes have unequal numbers of test samples: always predicting the most frequent class of each "
+                     f"task gives an accuracy of {frequent:.1%}")
+    return notes
 
 
 def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
