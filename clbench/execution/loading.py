@@ -17,6 +17,7 @@ from clbench.core.errors import DataError, SpecError, StoreError, typed_message
 from clbench.core.files import Files, at_home
 from clbench.core.registry import Registry, discover
 from clbench.core.renamed import old_classes
+from clbench.data.own.texts import as_tokens
 from clbench.data.stream import Stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -135,7 +136,7 @@ class SavedModel(nn.Module):
 
         Args:
             images: [N, *sample_shape], a tensor or an array in the format of the benchmark: uint8 pixels (or numbers in
-                [0, 1]), rows, or tokens.
+                [0, 1]), rows, or tokens. Texts may also be a list of strings.
             task: index of the task of all samples. Scenario `task` requires it, and only the classes of this task
                 compete; the other scenarios ignore it.
             batch: batch size; by default that of the trial's evaluation.
@@ -163,20 +164,22 @@ class SavedModel(nn.Module):
     def _raw(self, images: Any) -> Tensor:
         """Return samples with the dtype in which the benchmark stores them."""
         expected = f"{self.record.name} takes samples [N, {', '.join(map(str, self.sample_shape))}]"
+        dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
+        if dtype == tokens.DTYPE:
+            images = as_tokens(images, self.record.trial.benchmark.options, self.record.name)
         if isinstance(images, np.ndarray):  # torch shares the memory, and warns if it is read-only, as that of a photo
             images = np.require(images, requirements=["C", "W"])
         try:
             raw = torch.as_tensor(images)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{expected} as a tensor or an array of numbers, and this {type(images).__name__} is not "
-                            "one: open a photo with Pillow and convert it by numpy.array, and convert the inputs of a "
-                            "data frame by to_numpy('float32')") from error
+                            "one: open a photo with Pillow and convert it by numpy.array, convert the inputs of a data "
+                            "frame by to_numpy('float32'), and give texts as a list") from error
         if list(raw.shape[1:]) != self.sample_shape or not len(raw):
             raise DataError(f"{expected}, not {list(raw.shape)}")
         if raw.is_floating_point() and not bool(torch.isfinite(raw).all()):
             raise DataError(f"{expected} of finite numbers, and these contain NaN or infinity: replace or remove them")
-        dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
-        if dtype in (torch.int32, raw.dtype):
+        if dtype in (tokens.DTYPE, raw.dtype):
             return raw.to(dtype)
         raw = raw.to(torch.float32)
         if dtype == torch.uint8 and (float(raw.min()) < 0 or float(raw.max()) > 1):

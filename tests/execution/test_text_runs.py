@@ -70,6 +70,20 @@ def test_a_run_on_texts_gives_adapters_that_plain_peft_loads(tmp_path):
     assert not torch.equal(plain(x.clamp(min=0).long()).last_hidden_state, hidden)
 
 
+def test_a_saved_model_predicts_texts(tmp_path):
+    save_model(tmp_path / "model", "bert")
+    write_texts(tmp_path / "topics.csv")
+    clbench.run(benchmark={"name": f"text:{tmp_path / 'topics.csv'}", "options": {"tasks": 2, "length": 6}},
+                model=f"hf:{tmp_path / 'model'}", methods="naive", scenario="class", seeds=1, epochs=1, workers=0,
+                keep="models", out=tmp_path / "run")
+    model = clbench.load_model(tmp_path / "run")
+    tokens = torch.tensor([[2, 4, 6, 8, 3, -1], [2, 1, 3, -1, -1, -1]], dtype=torch.int32)  # [CLS] the dog barks [SEP]
+    answers = model.predict(["the dog barks", "unbekannt"])
+    assert torch.equal(answers.logits, model.predict(tokens).logits) and set(answers.names) <= set(TOPICS)
+    with pytest.raises(DataError, match=r"this str is not one: .* and give texts as a list$"):
+        model.predict("the dog barks")
+
+
 def test_a_column_of_sites_makes_a_domain_stream(tmp_path):
     save_model(tmp_path / "model", "bert")
     write_texts(tmp_path / "topics.csv", sites=("north", "south"))

@@ -191,3 +191,10 @@ def tokenized(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor
                 raise DataError(f"{where}: text {row + 1} has no tokens: {texts[row][:40]!r}")
             out[row, :len(numbers)] = torch.tensor(numbers, dtype=tokens.DTYPE)
     return out
+
+
+def as_tokens(samples: Any, options: Mapping[str, Any], where: str) -> Any:
+    """Return a list of texts as the tokens of a benchmark with these options, and other samples as they are."""
+    if not isinstance(samples, (list, tuple)) or not all(isinstance(sample, str) for sample in samples):
+        return samples
+    return tokenized(samples, TokenOptions(tokenizer=options["tokenizer"], length=options["length"]), where)
