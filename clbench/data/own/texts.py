@@ -195,6 +195,7 @@ def tokenized(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor
 
 def as_tokens(samples: Any, options: Mapping[str, Any], where: str) -> Any:
     """Return a list of texts as the tokens of a benchmark with these options, and other samples as they are."""
-    if not isinstance(samples, (list, tuple)) or not all(isinstance(sample, str) for sample in samples):
+    are_texts = isinstance(samples, (list, tuple)) and all(isinstance(sample, str) for sample in samples)
+    if not are_texts or not {"tokenizer", "length"} <= options.keys():
         return samples
     return tokenized(samples, TokenOptions(tokenizer=options["tokenizer"], length=options["length"]), where)
