@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from torch import Tensor
 from clbench.core.device import send
 from clbench.core.errors import SpecError
 from clbench.core.renamed import OldNames, Renamed
+from clbench.core.torch_private import write_count
 
 
 def pick(rows: Tensor, index: Tensor) -> Tensor:
@@ -272,3 +273,21 @@ class StochasticSamples(Samples):
     def __getstate__(self) -> dict[str, Any]:
         """Raise a TypeError, because the objects inside an Avalanche data set often cannot be pickled."""
         raise TypeError("samples with random transforms cannot be pickled")
+
+
+class WriteCounts:
+    """The numbers of writes to the tensors of samples at one time, to detect methods that change shared samples.
+
+    torch counts the writes to a tensor and to its views. It does not count writes through `Tensor.data` or NumPy.
+    """
+
+    def __init__(self, samples: Iterable[Samples]) -> None:
+        """Count the writes to the samples' tensors so far."""
+        self.samples = list(samples)
+        self.counts = {id(tensor): (tensor, write_count(tensor)) for part in self.samples for tensor in part.tensors}
+
+    @property
+    def differ(self) -> bool:
+        """Return whether a tensor was written to since then; for a newer tensor, since its creation."""
+        return any(write_count(tensor) != self.counts.get(id(tensor), (tensor, 0))[1]
+                   for part in self.samples for tensor in part.tensors)

@@ -16,8 +16,8 @@ from clbench.core.registry import Registry, discover
 from clbench.data import cache
 from clbench.data.arrival import arrive
 from clbench.data.own.instructions import FileContent, hashes_of, read_general
+from clbench.data.samples import WriteCounts
 from clbench.data.stream import Stream, load_stream
-from clbench.data.writes import WriteCounts
 from clbench.execution.trial_record import describe_steps, failure_of, note_of_stack, record_of, settings_problem
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial

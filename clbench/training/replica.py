@@ -16,9 +16,8 @@ from clbench.core.errors import DivergedError, PluginError, SpecError
 from clbench.core.scenario import scenario_rules
 from clbench.core.torch_private import storage_id
 from clbench.data.photo_samples import crops_originals
-from clbench.data.samples import UNSEEN
+from clbench.data.samples import UNSEEN, WriteCounts
 from clbench.data.stream import Stream
-from clbench.data.writes import WriteCounts
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.curve import Curve

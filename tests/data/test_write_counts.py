@@ -1,7 +1,6 @@
 import torch
 
-from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples
-from clbench.data.writes import WriteCounts
+from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, WriteCounts
 
 
 def parts():
