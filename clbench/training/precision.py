@@ -102,6 +102,7 @@ LossFunction = Callable[..., Tensor]
 MANY = 2**20  # parameters; with fewer, intercepting every torch call takes more time than it saves
 PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d,
             F.conv_transpose3d}
+NORMS = {F.batch_norm, F.instance_norm}
 SHOWN = 200  # characters of the compiler's errors, which can be pages long
 
 
@@ -187,13 +188,15 @@ def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = Non
 
 
 class Bfloat16(TorchFunctionMode):
-    """Autocast to bfloat16 with four differences.
+    """Autocast to bfloat16 with five differences.
 
     - Frozen weights are rounded once. Autocast rounds them again in every product: 22 million values of a ViT-S in each
       step, 8 % of its time. The values are the same. A weight is rounded again if torch's count of writes or its
       storage has changed.
     - Inside `torch.func.vmap`, autocast leaves convolutions on a CPU and the biases of linear layers in float32, and
       therefore everything that follows them. This class rounds their inputs there, too.
+    - Inside `torch.func.vmap`, batch and instance normalization on a CPU fail for inputs in bfloat16 and statistics in
+      float32. They run in float32, and their result is rounded, as torch does outside.
     - Inside `torch.func.vmap`, `torch.dot` becomes a matrix product, which autocast would round. It stays in float32,
       as outside.
     - On a CPU, attention over few tokens with gradients is computed in float32, and its result is rounded. In bfloat16,
@@ -226,6 +229,9 @@ class Bfloat16(TorchFunctionMode):
             kwargs = {n: self.rounded(a) if isinstance(a, Tensor) else a for n, a in kwargs.items()}
         elif func is F.scaled_dot_product_attention and len(args) == 3:
             return attend(*args, **kwargs)
+        elif (func in NORMS and inside_vmap(args[0]) and args[0].dtype == torch.bfloat16
+              and self.autocast.device == "cpu"):
+            return func(args[0].float(), *args[1:], **kwargs).bfloat16()
         elif func is torch.dot:
             with torch.autocast(self.autocast.device, enabled=False):
                 return func(*args, **kwargs)

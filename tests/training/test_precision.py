@@ -1,4 +1,5 @@
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -62,6 +63,27 @@ def test_a_stack_is_rounded_like_one_alone(layer):
                                 for k in range(4)])
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, partial(nn.InstanceNorm2d, affine=True, track_running_stats=True)])
+@pytest.mark.parametrize("training", [True, False])
+def test_normalization_is_rounded_in_a_stack_like_alone(kind, training):
+    layer = kind(5).train(training)
+    x = torch.randn(4, 6, 5, 3, 3).bfloat16()  # as a convolution returns it
+    results = []
+    for stacked in (True, False):
+        state = {n: torch.stack([t.detach() * (k + 1) for k in range(4)]) for n, t in layer.state_dict().items()}
+        weight = state["weight"].requires_grad_()
+        with precision.forward(Recipe(precision="bf16"), torch.device("cpu"), layer, stacked=stacked):
+            def outputs(state, x):
+                return torch.func.functional_call(layer, state, (x,))
+
+            out = torch.func.vmap(outputs)(state, x) if stacked else torch.stack(
+                [outputs({n: t[k] for n, t in state.items()}, x[k]) for k in range(4)])
+        assert out.dtype == torch.bfloat16
+        gradient, = torch.autograd.grad(out.float().sin().sum(), weight)
+        results.append((out, {n: t.detach() for n, t in state.items()}, gradient))
+    torch.testing.assert_close(results[0], results[1], rtol=2**-6, atol=2**-6)
 
 
 def test_a_penalty_stays_in_float32_in_a_stack():
