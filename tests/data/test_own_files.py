@@ -179,6 +179,20 @@ def test_a_table_is_standardized_by_the_first_task_s_training_samples_alone(tmp_
                                          standardise=False)).model_dump()
 
 
+def test_a_column_of_lists_is_standardized_element_by_element(tmp_path):
+    x, y = rows()
+    x[y < 2, 1] = 7  # constant in the first task
+    lines = [{"u": float(row[0]), "vector": row.tolist(), "label": int(label)} for row, label in zip(x, y, strict=True)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    read = stream("table", "t.jsonl", tmp_path, tasks=2)
+    own = np.concatenate([x[:, :1], x], 1)[y < 2]
+    kept = read.tasks[0].train.x.numpy()
+    assert read.input_shape == (4,) and all(row in own.tolist() for row in kept.tolist())
+    assert read.prepare.mean == pytest.approx(kept.mean(0, dtype=np.float64), rel=1e-6)
+    assert read.prepare.std == pytest.approx([*kept.std(0, dtype=np.float64)[:2], 1, kept[:, 3].std()], rel=1e-6)
+    assert "columns that are constant in the first task, only their mean is subtracted: vector[1]" in read.notes
+
+
 def test_columns_labels_and_groups_of_a_table(tmp_path):
     values = [[i, i % 7, f"p{i // 4}", f"c{i % 4}"] for i in range(80)]
     path = table(tmp_path / "t.tsv", ["id", "value", "who", "kind"], *values)

@@ -49,7 +49,10 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
         mean, std = rows.mean(0).tolist(), deviations.tolist()
         notes.append(f"{note}, standardized by mean and deviation of the {len(rows)} training samples of the first "
                      "task")
-        if constant_columns := [c for c, s in zip(used_columns, std, strict=True) if not s]:
+        first_row = {column: data.columns[column][0] for column in used_columns}
+        inputs = [f"{column}[{place}]" if np.ndim(value) else column  # a value may be a list
+                  for column, value in first_row.items() for place in range(np.size(value))]
+        if constant_columns := [name for name, s in zip(inputs, std, strict=True) if not s]:
             notes.append("columns that are constant in the first task, only their mean is subtracted: " +
                          some(constant_columns))
     else:
