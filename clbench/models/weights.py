@@ -113,7 +113,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Floating-point tensors of any precision become float32.
 
     Raises:
-        DataError: the file cannot be read, or does not have tensors by name.
+        DataError: the file cannot be read, does not have tensors by name, or has quantized weights.
     """
     try:
         content: Any = (load_file(path) if path.suffix == ".safetensors" else read_npz(path) if path.suffix == ".npz"
@@ -129,6 +129,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for prefix in WRAPPERS:
         if content and all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    for name, tensor in content.items():
+        # The scales of quantized weights are in other tensors, whose names depend on the library that made them.
+        is_plain = tensor.is_floating_point() and tensor.element_size() > 1
+        if "weight" in name.rpartition(".")[2] and not is_plain:
+            raise DataError(f"weights {path} are quantized ({name} is {str(tensor.dtype).removeprefix('torch.')}); "
+                            "choose a model whose weights are not quantized")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}
 
 

@@ -183,6 +183,18 @@ def test_a_head_that_is_missing_is_refused(tmp_path):
         load_weights(network, folder / "model.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantized_weights_are_refused_because_their_scales_are_in_other_tensors(tmp_path, dtype):
+    folder = save(tmp_path, make_model())
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    scale = weights[name].abs().max() / 127
+    weights |= {name: (weights[name] / scale).to(dtype), f"{name}_scale_inv": scale}
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(DataError, match=r"are quantized \(.*up_proj\.weight is (float8_e4m3fn|int8)\)"):
+        network_of(folder)
+
+
 def test_a_model_that_also_takes_images_is_refused_with_what_to_do(tmp_path):
     """The size of the vocabulary and the number of positions are in its text configuration."""
     save(tmp_path, make_multimodal())
