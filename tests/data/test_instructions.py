@@ -130,6 +130,10 @@ def test_a_turn_ends_with_the_first_special_token_after_its_content(last, trim):
     yo = "yo" if trim else "yo "
     assert whole == f"<|user|>hi<|end|>\n<|assistant|>{yo}<|end|>\n<|user|>more<|end|>\n<|assistant|>no<|end|>"
     assert scored == f"{yo}<|end|>no<|end|>"
+    for letters in ("d", "end", "|", "e"):  # which are also in the text after the content
+        talk = Conversation("x", (("user", "hi"), ("assistant", letters), ("user", "more"), ("assistant", letters)))
+        _, scored = scored_text(talk, length=400, template=template, extra=("<|end|>", "<|user|>", "<|assistant|>"))
+        assert scored == f"{letters}<|end|>" * 2
 
 
 @lm

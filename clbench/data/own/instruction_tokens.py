@@ -6,7 +6,7 @@ Prompt and response are tokenized separately, so the response is scored exactly 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clbench.core.errors import DataError, SpecError, message_of
@@ -15,6 +15,7 @@ from clbench.models.scoring import TokenItem
 
 LENGTH = 1024  # largest number of tokens of an item, if the user does not set it
 BEFORE = "\n"  # a text before a response, so that the tokenizer does not add a space to it
+CONTENT = "clbench-content"  # the content of a turn when only the text that a chat template writes after it is needed
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what tokens of a part of a character are decoded to
 
 
@@ -99,7 +100,7 @@ class ItemTokenizer:
         """
         scored: list[int] = []
         ids: list[int] = []
-        for number, (role, content) in enumerate(item.messages):
+        for number, (role, _) in enumerate(item.messages):
             if role != ASSISTANT or number == 0:
                 continue
             prompt, text = self._plain(self._rendered(item, number, True)), self._rendered(item, number + 1, False)
@@ -108,7 +109,7 @@ class ItemTokenizer:
                 raise DataError(f"{item.place}: the chat template does not continue message {number + 1} where the "
                                 "prompt before it ends, so the assistant's tokens are not known; use prompt and "
                                 "response instead")
-            end = self._turn_end(extended, text, content.strip(), len(prompt))
+            end = self._turn_end(extended, text, self._closing(item, number), len(prompt))
             scored += range(len(prompt), end)
             ids = extended[:end]
         if ASSISTANT not in (role for role, _ in item.messages[1:]):
@@ -116,20 +117,28 @@ class ItemTokenizer:
                             "none; add the message that the assistant responds to")
         return ids, scored
 
-    def _turn_end(self, ids: list[int], text: str, content: str, begin: int) -> int:
+    def _closing(self, item: Conversation, number: int) -> str:
+        """Return the text that the chat template writes after the content of the assistant's turn `number`.
+
+        The turn is rendered with another content, because a short one, such as the letter d, can also be in the text
+        after it, as in <end_of_turn>.
+        """
+        messages = (*item.messages[:number], (ASSISTANT, CONTENT))
+        return self._rendered(replace(item, messages=messages), number + 1, False).rpartition(CONTENT)[2]
+
+    def _turn_end(self, ids: list[int], text: str, closing: str, begin: int) -> int:
         """Return the position after the token that ends a turn; tokens after it are never generated.
 
-        It is the first special token after the content, such as EOS or <end_of_turn>. If the content cannot be found or
-        no special token follows it, it is the last EOS of the turn, or else the turn's last token.
+        It is the first special token after the content, such as EOS or <end_of_turn>. If no special token follows the
+        content, it is the last EOS of the turn, or else the turn's last token.
 
         Args:
             ids: the tokens of all messages up to this turn.
             text: their text.
-            content: the content of the turn.
+            closing: the text after the content of the turn.
             begin: the position of the turn's first token.
         """
-        place = text.rfind(content)
-        after = self._plain(text[place + len(content):]) if place >= 0 else []
+        after = self._plain(closing) if text.endswith(closing) else []
         for i, token in enumerate(after):
             if token in self.special and ids[len(ids) - len(after) + i:] == after[i:]:
                 return len(ids) - len(after) + i + 1
