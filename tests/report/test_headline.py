@@ -233,6 +233,8 @@ def test_joint_training_is_named_once_if_it_is_the_baseline():
      "add the fine-tuning baseline: clbench run --seeds 3 --methods naive"),
     ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run study.toml --seeds 3",
      "tune the methods: clbench tune study.toml"),
+    ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run study.toml --epochs 3 --seeds 3",
+     "tune the methods: clbench tune study.toml --epochs 3"),
     ({"ewc": 0.9, "er": 0.8, "naive": 0.5}, "clbench run --methods ewc,er,naive", None),
     ({"ewc": 0.8, "er": 0.78, "naive": 0.5}, "clbench run --methods ewc,er,naive --out=runs/x",
      "collect seeds until the question is decided, in a new folder: clbench run --methods ewc,er,naive --until decided "

@@ -36,8 +36,9 @@ def next_step(setting: Setting, facts: Facts) -> str:
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
         is_all_untuned = all(not m.searched for m in setting.methods)
-        return f"tune {'the methods' if is_all_untuned else 'what is untuned'}: clbench tune {shlex.quote(file)}" + (
-            "" if is_all_untuned else f" --methods {shlex.quote(names)}")
+        tune = ["clbench", "tune", file, *([] if is_all_untuned else ["--methods", names])]
+        budget = {flag: value for flag in ("--epochs", "--iterations") if (value := _value(command, flag))}
+        return f"tune {'the methods' if is_all_untuned else 'what is untuned'}: {shlex.join(_with(tune, budget))}"
     best = facts.best
     return more_evidence(setting, [best.needed]) if best and best.open and not best.limited else ""
 
