@@ -243,10 +243,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         return dict(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise SpecError(f"there is no experiment file {path}: check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path} cannot be read, because it is not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        hint = "" if path.suffix == ".toml" else "; to train on your own data, name it with --benchmark"
+        raise SpecError(f"{path} cannot be read as TOML: {getattr(error, 'strerror', None) or error}{hint}") from None
 
 
 def build(values: Mapping[str, Any], source: str = "") -> Spec:

@@ -154,7 +154,7 @@ def test_cells_are_chosen_by_scenario_and_label(tmp_path):
      "reference: naive: allowance and rounding alone reach the widest tolerance that decides"),
     ({"cells": [CELLS[0] + "\nallowance = 1.0"]}, "cells.0: an allowance needs its reason"),
     ({"cells": [CELLS[0].replace("90.0", "900.0")]}, "cells.0.published: Input should be less than or equal to 100"),
-    ({"cells": ["scenario = [", CELLS[0]]}, "is not valid TOML"),
+    ({"cells": ["scenario = [", CELLS[0]]}, "cannot be read as TOML"),
 ])
 def test_a_faulty_file_is_named_with_what_is_wrong(parts, message, tmp_path):
     path = write(tmp_path, **parts)

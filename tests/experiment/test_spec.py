@@ -100,8 +100,10 @@ def test_a_file_that_is_no_toml_or_not_there(tmp_path):
         read_toml(tmp_path / "none.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("methods = [")
-    with pytest.raises(SpecError, match="is not valid TOML"):
+    with pytest.raises(SpecError, match="cannot be read as TOML"):
         read_toml(bad)
     bad.write_bytes(b"\xff\xfe")
-    with pytest.raises(SpecError, match="cannot read"):
+    with pytest.raises(SpecError, match="cannot be read as TOML"):
         read_toml(bad)
+    with pytest.raises(SpecError, match="directory; to train on your own data, name it with --benchmark"):
+        read_toml(tmp_path)
