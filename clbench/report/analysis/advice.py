@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clbench.core.files import run_folder_name
@@ -132,7 +132,7 @@ def _value(command: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _with(command: Sequence[str], settings: dict[str, str | None]) -> list[str]:
+def _with(command: Sequence[str], settings: Mapping[str, str | None]) -> list[str]:
     """Return a command with the values of some flags replaced or added. A flag whose value is None is left out."""
     words: list[str] = []
     skip = False
