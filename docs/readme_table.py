@@ -91,7 +91,7 @@ def answers() -> str:
          f"trained parameters ({source(RANK_4)})."),
         ("Is it more accurate than its rivals?", "Probably not, if all are tuned equally well. A study that tests this "
          "is under way.",
-         f"Best results of its tuning, with a separate learning rate for the head in methods that train the backbone: "
+         f"Best tuning results. Rivals that train the backbone used a separate learning rate for the head: "
          f"{best_candidates()} (each the best of several candidates, on two development seeds, not tested, "
          f"[protocol](../benchmarks/lora_question/PROTOCOL.md)). With one learning rate and less tuning: LoRA r=4 "
          f"{percent(LORA)}. " + "; ".join(

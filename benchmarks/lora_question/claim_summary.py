@@ -26,14 +26,15 @@ and all comparisons. [rows.csv](claims/rows.csv) has the same rows as data. For 
 
 Effects are differences in final average accuracy, in points. The last effect is LoRA's accuracy with a pretrained
 backbone minus that without. If the task ID is inferred, the effect is LoRA's accuracy without task IDs minus that of
-the same trials with them. A finding says "better" or "worse" only if its 95% interval excludes 0. The verdict is
-about the claim, which can ask for more than 0, such as a margin of 2 points. It uses the wider simultaneous interval
-of the claim's page. So the verdict can be inconclusive although the finding is clear.
+the same trials with them. A finding says "better" or "worse" only if its 95% interval excludes 0. Reports correct for
+all pairs of methods, so they can call the same difference not significant. The verdict is about the claim, which can
+ask for more than 0, such as a margin of 2 points. It uses the wider simultaneous interval of the claim's page. So the
+verdict can be inconclusive although the finding is clear.
 """
 SUMMARY = """
 **The first finding will probably not hold.** EWC had one learning rate for backbone and head, as ER and PNN had. In
-the tuning of the study `answer`, on development seeds and with task IDs, methods with a separate rate for the head are
-[more accurate than LoRA](should-i-use-lora.md).
+the tuning runs of the study `answer` (task IDs, development seeds), methods with a separate head rate
+[scored higher than LoRA](should-i-use-lora.md).
 
 ## All claims
 
