@@ -50,6 +50,12 @@ TEXT_CLASS_RANPAC = ("text_class", "ranpac:ridge=1e3")
 RATES = ("", ":recipe.lr=3e-3")  # learning rates in the labels of the study of ranks: 1e-3 (the default) and 3e-3
 RANK_4 = ("ranks", "lora:rank=4:recipe.lr=3e-3")
 COPY, WORSE_COPY = ("ranks", "independent:recipe.lr=1e-5"), ("ranks", "independent:recipe.lr=3e-5")
+FAMILY_LORA, SD_LORA = (("vision_family_task", label) for label in (
+    "lora:rank=10:recipe.lr=3e-3", "sd-lora:recipe.optimizer=sgd:recipe.lr=8e-3:recipe.momentum=0.9"))
+SGD_LORA, SGD_SD_LORA = ("sgd", "lora:rank=10"), ("sgd", "sd-lora")
+FAMILY_CLASS_LORA, CLASS_EWC_LORA, CLASS_SD_LORA = (("vision_family_class", label) for label in (
+    "lora:infer=gaussian:rank=10:recipe.lr=3e-3", "ewc-lora:align=true:fisher_samples=100",
+    "sd-lora:recipe.optimizer=sgd:recipe.lr=8e-3:recipe.momentum=0.9"))
 UNTRAINED = ("base", "lora:base=task1")  # only the first task has trained the backbone
 PRETRAINED = ("layers", "lora:layers=all:recipe.lr=1e-3")  # with the same rank, layers and learning rate
 PIXELS_LORA, PIXELS_HIGH = ("permuted_ranks", "lora:rank=4"), ("permuted_ranks", "lora:rank=256")
@@ -116,6 +122,14 @@ def answers() -> str:
          f"{known['points that the rate costs the highest rank']} ({source(RANK_4)}). Without "
          f"pretraining, rank 256 {percent(PIXELS_HIGH)}, rank 4 {percent(PIXELS_LORA)}: "
          f"{compared(PIXELS_HIGH, PIXELS_LORA, 'rank 256')} ({source(PIXELS_LORA)})."),
+        ("Which variant of LoRA?", "On images with task IDs, SD-LoRA, whose tasks share adapters. Without task IDs, no "
+         "variant is clearly better. [Other studies](claims/shared-adapters.md) have other results.",
+         f"With task IDs: SD-LoRA r=10 {percent(SD_LORA)}, LoRA r=10 {percent(FAMILY_LORA)}: "
+         f"{compared(SD_LORA, FAMILY_LORA, 'SD-LoRA')} ({source(SD_LORA)}). SD-LoRA was trained with SGD. If LoRA is, "
+         f"too, it reaches {percent(SGD_LORA)}: {compared(SGD_SD_LORA, SGD_LORA, 'SD-LoRA')} ({source(SGD_LORA)}). "
+         f"Without task IDs: EWC-LoRA r=10 {percent(CLASS_EWC_LORA)}, LoRA r=10 {percent(FAMILY_CLASS_LORA)}, SD-LoRA "
+         f"r=10 {percent(CLASS_SD_LORA)}. EWC-LoRA and LoRA: {compared(CLASS_EWC_LORA, FAMILY_CLASS_LORA, 'EWC-LoRA')} "
+         f"({source(CLASS_EWC_LORA)})."),
         ("What does it cost?", "Little storage and few parameters, but more compute than frozen features.",
          f"LoRA r=4 trains {parameters(LORA)} parameters per task and stores {added(LORA)} for each. It needs "
          f"{known['compute of LoRA relative to fine-tuning']}% of the training compute of sequential fine-tuning "
