@@ -23,6 +23,7 @@ from clbench.cli.help import Command
 from clbench.core.seeds import FIRST_DEVELOPMENT_SEED, numbered
 
 if TYPE_CHECKING:
+    from clbench.core.registry import Registry
     from clbench.execution.reuse import OnStale
     from clbench.execution.run import Experiment
     from clbench.execution.tuning import Row
@@ -110,6 +111,10 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     if not spec.tune and not names:
         for name in tuning.left_out(rows, spec, registry):
             click.echo(f"{name}: it has nothing to search and stays as it is", err=True)
+    if _one_rate(rows, spec, registry):
+        click.echo("Note: this search has one learning rate for the pretrained backbone and its new heads. Methods "
+                   "that train the backbone need a higher rate for the heads: search recipe.head_lr too "
+                   "(docs/tuning.md)", err=True)
     out, command_line = out or Path("runs") / f"{source.stem}-tuning", typed_command()
     try:
         records = tuning.search(rows, spec, registry, out, _shown, command_line, stale)
@@ -141,6 +146,20 @@ def _check_seeds(original: Spec, spec: Spec) -> None:
     if shared := sorted(set(seeds) & set(spec.seeds)):
         raise SpecError(f"--seeds: {listed(shared)} {'are' if len(shared) > 1 else 'is'} among the experiment's own "
                         "seeds; tune with others")
+
+
+def _one_rate(rows: Sequence[Row], spec: Spec, registry: Registry) -> bool:
+    """Return whether a pretrained backbone and its heads share a learning rate that is searched, in any row.
+
+    A language model has no new heads. With SGD, heads learn at the rate of the backbone (`has_slow_heads`).
+    """
+    from clbench.core.objective import ACCURACY
+    from clbench.experiment.plan import plan
+
+    trials = [planned.trial for planned in plan(spec, registry)]
+    return (trials[0].weights is not None and not trials[0].continues and rows[0].metric == ACCURACY.name
+            and any("recipe.lr" in row.space and "recipe.head_lr" not in row.space for row in rows)
+            and any(t.trained_by.head_lr is None and t.trained_by.optimizer != "sgd" for t in trials))
 
 
 def _by_optuna(rows: Sequence[Row]) -> bool:
