@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.curves import make_curve, with_curve
 from helpers.figures import NASTY, figure
 from helpers.records import make_matrix, make_number_record, make_record
 
@@ -32,6 +33,18 @@ def test_curves_are_means_over_seeds_of_the_mean_over_tasks_seen_with_their_inte
     last = [y for x, y in band if x == 3]
     assert max(last) - min(last) == pytest.approx(min(1, 4.3 / 6 + T_95 / 60) - (4.3 / 6 - T_95 / 60))
     assert [t.get_text() for t in axes.texts] == ["er", "lora", "Fine-tuning"]
+
+
+@pytest.mark.parametrize("kind", ["curves", "pareto", "steps"])
+def test_an_axis_of_accuracy_has_no_ticks_above_100_percent(kind):
+    curve = make_curve(dip=2)
+    curve = curve.model_copy(update={"right": [[[100] * len(row) for row in rows] for rows in curve.right],
+                                     "after": [[100] * len(row) for row in curve.after]})
+    report = build([with_curve(name, seed, curve, R=[[0.5] * 3, *[[1.0] * 3] * 3], trainable=[cost] * 3)
+                    for name, cost in (("er", 10), ("naive", 20)) for seed in (0, 1)])
+    drawn, _ = figure(report, kind)
+    ticks = [float(text) for label in drawn.axes[0].get_yticklabels() if (text := label.get_text())]
+    assert ticks and max(ticks) <= 100
 
 
 @pytest.mark.parametrize("kind", ["curves", "growth"])

@@ -289,6 +289,15 @@ def test_accuracy_over_steps_is_zoomed_on_a_boundary(show):
     assert len(find(browser, f"{plot} svg path.line.thin")) == 4
 
 
+def test_axes_of_accuracy_have_no_ticks_above_100_percent(show):
+    browser = show([with_curve(m, s, make_curve(dip=0), R=[[0.5] * 3, *[[1.0] * 3] * 3], trainable=[cost] * 3)
+                    for m, cost in (("er", 10), ("naive", 20)) for s in (0, 1)])
+    for kind in ("lines", "pareto", "steps"):
+        plot = find(browser, f".plot[data-kind={kind}]")[0]
+        ticks = [float(e.text) for e in plot.find_elements("css selector", ".frame text[text-anchor=end]")]
+        assert ticks and max(ticks) <= 100, kind
+
+
 def test_the_zoom_on_a_boundary_has_a_width_if_the_next_task_has_no_steps(show):
     curve = make_curve(tasks=2)
     curve = curve.model_copy(update={"steps": [curve.steps[0], [0]], "right": [curve.right[0], [[90], [40]]]})

@@ -13,13 +13,14 @@ function drawPareto(svg, width, figure, methods) {
   const limits = (end) => points.map(({ gain }) => clip(gain[end]));
   const y = linear(...padded(Math.min(...limits("low")), Math.max(...limits("high")), measure), box.bottom, box.top);
   const yText = (v) => tickText(v, measure);
-  box.left = leftOf(y.ticks(6), yText);
+  const yTicks = y.ticks(6).filter((tick) => tick === clip(tick));
+  box.left = leftOf(yTicks, yText);
   const costs = points.map(({ cost }) => cost.value);
   const ratio = Math.max((Math.max(...costs) / Math.min(...costs)) ** 0.1, 1.3);
   const x = logarithmic(Math.min(...costs) / ratio, Math.max(...costs) * ratio, box.left, box.right);
   const unit = columns[column].unit;
   frame(svg, box, { x, y, xTicks: x.ticks(), xText: (v) => tickText(v, unit), xTitle: `${columns[column].name}${unit === "seconds" ? " (s)" : ""}, log`,
-    yTicks: y.ticks(6), yText, yTitle: figure.dataset.axis });
+    yTicks, yText, yTitle: figure.dataset.axis });
   const best = choice.dataset.front.split(" ").filter(Boolean).map(Number);
   const at = points.map(({ cost, gain }) => [x(cost.value), y(gain.value)]);
   steps(svg, best.map((row) => points.findIndex(({ method }) => method.row === row)).filter((i) => i >= 0).map((i) => at[i]), box);

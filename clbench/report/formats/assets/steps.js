@@ -25,7 +25,7 @@ function stepPanel(svg, method, course, colors, zoom, box) {
   const values = lines.flat().map(([, value]) => value);
   const x = linear(low, high, box.left, box.right);
   const y = linear(Math.max(0, Math.min(0.98, ...values) - 0.02), 1.01, box.bottom, box.top);
-  frame(svg, box, { x, y, xTicks: x.ticks(6), xText: String, xTitle: "optimizer steps", yTicks: y.ticks(5),
+  frame(svg, box, { x, y, xTicks: x.ticks(6), xText: String, xTitle: "optimizer steps", yTicks: y.ticks(5).filter((tick) => tick <= 1),
     yText: (v) => tickText(v, "percent") });
   const g = group(svg, method);
   for (const end of course.ends.slice(0, -1)) {
