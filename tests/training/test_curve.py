@@ -1,5 +1,7 @@
 """Accuracy while tasks are learned: training does not notice, stacks are as one, the numbers are those by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.methods import METHODS
@@ -158,6 +160,10 @@ def test_points_and_their_cost(monkeypatch):
     # 55 looks a task, and at the first, second and third at 10, 20 and 30 samples; a step is three predictions of 8
     assert "165 times on 10 test samples" in told and f"{55 * 60:,} predictions" in told
     assert f"about {100 * 55 * 60 / (3 * 8 * 235 * 3):.0f}% of" in told
+    *tasks, last = stream.tasks
+    few = replace(last.test, x=last.test.x[:4], y=last.test.y[:4], tasks=last.test.tasks[:4])
+    unequal = replace(stream, tasks=(*tasks, replace(last, test=few)))
+    assert "on 4 to 10 test samples" in cost_in_words(Recipe(epochs=1, batch_size=8), unequal, 1, 10)
     assert "3.3 times the FLOPs" in cost_in_words(Recipe(epochs=1, batch_size=8), stream, 1, 1000)
 
 

@@ -269,6 +269,7 @@ def untouched(strategies: Sequence[Strategy]) -> Iterator[None]:
 def cost_in_words(recipe: Recipe, stream: Stream, every: int, samples: int) -> str:
     """Describe what evaluation during training costs: evaluations, samples, and the approximate share of FLOPs."""
     evaluations = predicted = trained = 0
+    sizes = sorted(min(samples, len(task.test)) for task in stream.tasks)
     for index, task in enumerate(stream.tasks):
         steps = steps_of(recipe, len(task.train))
         evaluations_of_task = len(points(steps, every)) + 1  # one more after consolidation
@@ -278,6 +279,7 @@ def cost_in_words(recipe: Recipe, stream: Stream, every: int, samples: int) -> s
         trained += steps * recipe.batch_size
     share = predicted / (PASSES * trained)
     relative_cost = f"{share:.1f} times" if share >= 1 else f"{100 * share:.0f}% of"
-    return (f"evaluating while learning: {evaluations:,} times on {samples:,} test samples of each task so far, "
+    of_task = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return (f"evaluating while learning: {evaluations:,} times on {of_task} test samples of each task so far, "
             f"{predicted:,} predictions, about {relative_cost} the FLOPs of plain training; less with a larger "
             "--evaluate-every or fewer --evaluate-samples")
