@@ -137,6 +137,14 @@ def test_only_seeds_that_both_methods_have_are_compared_and_their_number_is_said
     assert found["difference"].startswith(f"{100 * mean:.2f} ± ")
 
 
+def test_methods_that_are_equal_on_the_only_shared_seed_are_not_called_equal_on_every_seed():
+    records = [make_record(m, s, make_matrix(3, shift + s / 1000)) for m, shift in (("ewc", 0), ("lora", -0.1))
+               for s in range(6)]
+    section = build([*records, make_record("er", 0)]).sections[0]
+    assert texts(section.comparisons[0], "er")["verdict"] == "equal on shared seeds"
+    assert "On shared seeds, it equals er" in " ".join(section.verdicts)
+
+
 def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     records = study({"lora": 0.0, "ewc": -0.05, "er": -0.1}, range(9))
     section = build([r for r in records if r.label != "er" or r.trial.seed < 1]).sections[0]

@@ -60,7 +60,7 @@ def test_a_pipe_gets_a_plain_table():
     assert "no result: er, seed 0: diverged" in out
     first = out[:out.index("\nmethod")].splitlines()
     assert first[1:3] == [
-        "lora:a=1 (80.0%) leads. It equals EWC and er on every seed.",
+        "lora:a=1 (80.0%) leads. It equals EWC on every seed. It equals er on shared seeds.",
         "References: Fine-tuning 80.0%. Of 3 methods, none is significantly better than Fine-tuning."]
     assert "Caution: Not every seed gave a result: er." in first and "Caution: No method was tuned." in first
     below = out[out.index("\nmethod"):]

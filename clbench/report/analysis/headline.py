@@ -89,7 +89,8 @@ def _answer(setting: Setting, facts: Facts) -> str:
                            for label in incomplete) else "leads the methods with all seeds"
     untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
     sentences = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
-        (best.equal, "It equals", "on every seed."),
+        ([label for label in best.equal if label in setting.eligible], "It equals", "on every seed."),
+        ([label for label in best.equal if label not in setting.eligible], "It equals", "on shared seeds."),
         *((untested[why], "It is not tested against", words.format(values=setting.metric.shares))
           for why, words in WHY.items()),
         (best.exceeding, f"{best.method} is significantly worse than", "on shared seeds."),

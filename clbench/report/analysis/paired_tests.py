@@ -90,7 +90,7 @@ TESTS: Mapping[Test, str] = {"flips": "sign flips", "t": "paired t", "crossed": 
 
 def _verdict(pair: Pair, direction: str | None, baseline: str | None, setting: Setting) -> str:
     if pair.equal:
-        return "equal on every seed"
+        return "equal on every seed" if len(pair.differences) == len(setting.seeds) else "equal on shared seeds"
     if pair.untested:
         return f"not tested: {pair.untested}"
     if not pair.decidable:
@@ -177,13 +177,15 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
     beaten = tests.beaten_by(best)
     better = [p.first for p in pairs if p.first in beaten]
     worse = [p.first for p in pairs if p.significant and p.first not in beaten]
+    partial = {p.first for p in pairs if len(p.differences) < len(setting.seeds)}
     if len(better) == len(others):
         cautioned = [setting.marked(name) for name in better if name in setting.cautions]
         return f"{best} is significantly better than every other method" + (
             f" ({in_words(cautioned)})" if cautioned else "")
     groups = [("It is significantly better than", list(map(setting.marked, better))),
               ("On shared seeds, it is significantly worse than", worse),
-              ("On every seed, it equals", [p.first for p in pairs if p.equal]),
+              ("On every seed, it equals", [p.first for p in pairs if p.equal and p.first not in partial]),
+              ("On shared seeds, it equals", [p.first for p in pairs if p.equal and p.first in partial]),
               ("There is no significant difference to",
                [p.first for p in pairs if p.decidable and not p.significant and not p.equal and p.first not in beaten]),
               ("It is not tested against methods with the same results on every seed:",
