@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
@@ -187,10 +186,11 @@ class SavedModel(nn.Module):
                             f"{float(raw.min()):g} to {float(raw.max()):g}")
         return raw
 
-    def evaluate(self, data_dir: Path) -> list[float]:
-        """Compute the last row of the trial's matrix R again: the accuracy in [0, 1] or another metric by task."""
+    def evaluate(self, data_dir: str | os.PathLike[str] | None = None) -> list[float]:
+        """Compute the last row of R again, with data in `data_dir`: accuracy in [0, 1] or another metric by task."""
         recipe, device = self.record.trial.trained_by, self.offered.device
-        runner = TrialRunner(ExecutionSettings(data=data_dir), "cpu", "", self.registry)
+        settings = ExecutionSettings(data=None if data_dir is None else at_home(data_dir))
+        runner = TrialRunner(settings, "cpu", "", self.registry)
         stream = learned_stream(self.record, runner).to(device)
         with precision.products(recipe), precision.forward(recipe, device, self.strategy):
             row = evaluate(self.strategy, stream, self.record.trial.scenario, len(stream.tasks))

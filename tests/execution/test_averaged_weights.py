@@ -73,11 +73,12 @@ def test_the_average_is_the_one_that_predicts(info):
     assert len(trained) > 2 and not torch.allclose(strategy.stable.head.weight, strategy.model.head.weight)
 
 
-def test_a_loaded_model_answers_as_the_trial_did(run):
+def test_a_loaded_model_answers_as_the_trial_did(run, monkeypatch):
+    monkeypatch.setenv("CLBENCH_DATA", str(run))
     record, = Store(run).read()[0]
     model = clbench.load_model(run, plugins=[PLUGIN])
     assert model.header.kind == "strategy" and model.network is None
-    assert model.evaluate(run) == record.R[-1]
+    assert model.evaluate() == model.evaluate(str(run)) == record.R[-1]
     x = torch.rand(5, *model.outline.input_shape)
     averaged = model.strategy.stable(x).masked_fill(~model.offered[0], float("-inf"))
     assert torch.equal(model(x), averaged)
