@@ -44,10 +44,9 @@ from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.callbacks.language import language_callback
 from clbench.training.costs import PeakMemory
-from clbench.training.members import share_equal
+from clbench.training.members import Unstackable, share_equal
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica
-from clbench.training.stacked_step import Unstackable
 from clbench.training.stream_loop import loop_for
 
 

@@ -38,10 +38,10 @@ from clbench.training.building import channels_last, require_outputs, stream_inf
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import given_tasks, require_prediction
 from clbench.training.loop import TrainingLoop
+from clbench.training.members import Unstackable
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.replica import Replica, begin_phase
 from clbench.training.sampling import divided
-from clbench.training.stacked_step import Unstackable
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 BATCH = 8  # test samples per call of `predict` in `predict_all`

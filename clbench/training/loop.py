@@ -40,10 +40,10 @@ from clbench.training.budget import phases_of, steps_of, steps_per_epoch
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
+from clbench.training.members import Unstackable, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, fit_by_itself, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, division_notes
-from clbench.training.stacked_step import Unstackable, stackable
 from clbench.training.steps import TrainStep, make_train_step, take_step
 
 CHECK_EVERY = 256  # steps between checks whether all replicas have diverged; each check waits for the device

@@ -15,7 +15,38 @@ from torch import Tensor, nn
 
 from clbench.core.errors import PluginError
 from clbench.core.torch_private import attributes_of, copy_on_write, is_copy_on_write
+from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy, StreamInfo
+
+
+class Unstackable(ValueError):
+    """Raised if trials cannot train as a stack; the message has the reason, and each trial then trains alone."""
+
+
+def stackable(samples: list[Samples]) -> list[Samples]:
+    """Return the samples of each replica, after checking that the replicas can train as a stack.
+
+    Raises:
+        Unstackable: the replicas have different numbers of samples, or their samples change randomly.
+    """
+    if len(sizes := {len(part) for part in samples}) > 1:  # batches would differ, and so would budgets in epochs
+        raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
+    if len(samples) > 1 and samples[0].is_stochastic:
+        raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
+                          "generator")
+    return samples
+
+
+def stack_buffer(name: str, buffers: Sequence[Tensor]) -> Tensor:
+    """Return the buffers of all members under one name as a tensor [S, ...].
+
+    Raises:
+        Unstackable: their shapes differ, as those of a memory can that stores samples by class.
+    """
+    shapes = {"x".join(map(str, buffer.shape)) for buffer in buffers}
+    if len(shapes) > 1:
+        raise Unstackable(f"its buffer {name} has different sizes in the trials ({', '.join(sorted(shapes))})")
+    return torch.stack([buffer.detach() for buffer in buffers])
 
 
 def share_equal(strategies: Sequence[Strategy], frozen: bool = False) -> set[str]:

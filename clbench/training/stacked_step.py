@@ -23,16 +23,18 @@ from clbench.core.errors import PluginError
 from clbench.core.option_marks import PerMember, marks
 from clbench.core.options import Options
 from clbench.core.torch_private import vmap_refusal, write_count
-from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
-from clbench.training.members import differing_attributes, record_reads, require_counted_writes, share_equal
+from clbench.training.members import (
+    Unstackable,
+    differing_attributes,
+    record_reads,
+    require_counted_writes,
+    share_equal,
+    stack_buffer,
+)
 from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of, set_gradient
 from clbench.training.precision import FoldedAttention
-
-
-class Unstackable(ValueError):
-    """Raised if trials cannot train as a stack; the message has the reason, and each trial then trains alone."""
 
 
 class OptionsView:
@@ -103,7 +105,7 @@ class StackedStep:
         self.trained = {n: nn.Parameter(stacked[n]) for n in rates}
         self.untrained = {n: t for n, t in stacked.items() if n not in self.trained}
         self.shared = {n: [(of_member[n], write_count(of_member[n])) for of_member in parameters] for n in shared}
-        self.buffers = {n: torch.stack([of_member[n].detach() for of_member in buffers]) for n in buffers[0]}
+        self.buffers = {n: stack_buffer(n, [of_member[n] for of_member in buffers]) for n in buffers[0]}
         self.folding: FoldedAttention | None = FoldedAttention()
         self._tie()
         self._find_sources()
@@ -116,9 +118,9 @@ class StackedStep:
     def losses(self, batches: Sequence[Batch]) -> Tensor:
         """Return the losses [S], given a batch for each member."""
         state = self.state()
-        columns = stack_columns([batch.columns for batch in batches])
         if len({(batch.replayed, batch.first_pass) for batch in batches}) > 1:
             raise Unstackable("its batches differ in their number of replayed samples, or only some are a first pass")
+        columns = stack_columns([batch.columns for batch in batches])
         if self.untried:
             self._require_equal_attributes(batches[0])
         drawn = seeds.state() if self.untried else None
@@ -228,7 +230,7 @@ class StackedStep:
         member_buffers = [dict(member.named_buffers()) for member in self.members]
         for name in member_buffers[0]:
             if any(buffers[name] is not old.get(name) for buffers, old in zip(member_buffers, self._seen, strict=True)):
-                self.buffers[name] = torch.stack([buffers[name] for buffers in member_buffers])
+                self.buffers[name] = stack_buffer(name, [buffers[name] for buffers in member_buffers])
                 for index, buffers in enumerate(member_buffers):
                     buffers[name].data = self.buffers[name][index]
         self._seen = member_buffers
@@ -284,17 +286,3 @@ def varying_options(members: Sequence[Strategy]) -> dict[str, Tensor]:
     values = {name: [getattr(m.options, name) for m in members] for name in marks(type(members[0].options), PerMember)}
     return {name: torch.tensor(member_values, dtype=torch.float32, device=members[0].class_mask.device)
             for name, member_values in values.items() if len(set(member_values)) > 1}
-
-
-def stackable(samples: list[Samples]) -> list[Samples]:
-    """Return the samples of each replica, after checking that the replicas can train as a stack.
-
-    Raises:
-        Unstackable: the replicas have different numbers of samples, or their samples change randomly.
-    """
-    if len(sizes := {len(part) for part in samples}) > 1:  # batches would differ, and so would budgets in epochs
-        raise Unstackable(f"tasks of {min(sizes):,} to {max(sizes):,} training samples do not go in one stack")
-    if len(samples) > 1 and samples[0].is_stochastic:
-        raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
-                          "generator")
-    return samples

@@ -32,11 +32,11 @@ from clbench.training.budget import whole_phase
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
+from clbench.training.members import Unstackable, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, TaskResult, diverged, last_tenths, on_host
 from clbench.training.sampling import StreamSampler, division_notes
-from clbench.training.stacked_step import Unstackable, stackable
 from clbench.training.steps import make_train_step
 
 

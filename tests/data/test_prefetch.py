@@ -13,8 +13,8 @@ from clbench.data.samples import StochasticSamples
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing import tiny
+from clbench.training.members import Unstackable
 from clbench.training.sampling import BatchSampler
-from clbench.training.stacked_step import Unstackable
 
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
 

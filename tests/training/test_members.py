@@ -14,8 +14,7 @@ from clbench.core.options import Options, Scalar
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing import bench
-from clbench.training.members import are_equal, differing_attributes, record_reads
-from clbench.training.stacked_step import Unstackable
+from clbench.training.members import Unstackable, are_equal, differing_attributes, record_reads
 
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
 
@@ -85,6 +84,18 @@ class Replays(Strategy):
         return replace(batch, replayed=int(torch.randint(1, 4, (1,), generator=self.stream_info.generator)))
 
 
+class Grows(Strategy):
+    """Stores another number of samples with each seed, as a memory by class may if classes return."""
+
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
+        self.register_buffer("memory", torch.zeros(0, 2))
+
+    def prepare_batch(self, batch):
+        self.memory = torch.zeros(int(torch.randint(1, 100, (1,), generator=self.stream_info.generator)), 2)
+        return batch
+
+
 class NoisyGradients(Strategy):
     def edit_gradients(self, gradients):
         return {name: g + 0.01 * torch.randn_like(g) for name, g in gradients.items()}
@@ -95,6 +106,7 @@ class NoisyGradients(Strategy):
     (Scales, {}, "its loss reads the attribute scale, which differs"),
     (OfModule, {}, r"its loss reads the attribute adapter\.factor, which differs"),
     (Replays, {}, "its batches differ in their number of replayed samples"),
+    (Grows, {}, r"its buffer memory has different sizes in the trials \(\d+x2, \d+x2\)"),
     (NoisyGradients, {}, "its `edit_gradients` draws random numbers"),
 ])
 def test_what_a_stack_would_take_from_its_first_member_is_refused(method, options, message):

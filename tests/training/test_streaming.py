@@ -25,8 +25,8 @@ from clbench.testing.rules import divided
 from clbench.testing.tiny import bench, snapshot, tiny_stream
 from clbench.training.building import require_no_parts
 from clbench.training.evaluation import evaluate
+from clbench.training.members import Unstackable
 from clbench.training.sampling import BatchSampler, StreamSampler
-from clbench.training.stacked_step import Unstackable
 from clbench.training.stream_loop import StreamLoop
 
 RECIPE = Recipe(lr=0.01, batch_size=7, epochs=1)
