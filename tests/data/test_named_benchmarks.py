@@ -21,6 +21,8 @@ from clbench.data.named.by_domain import CLEAR10Options, CORe50Options, DomainNe
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
 
+COUNTS = {"zheng": ("SAMPLES", ImageNetAOptions.SAMPLES), "pilot": ("PILOT_SAMPLES", ImageNetAOptions.PILOT_SAMPLES)}
+
 
 @pytest.fixture(autouse=True)
 def without_counts(monkeypatch):
@@ -33,6 +35,16 @@ def test_a_rule_on_an_incomplete_data_set_would_give_another_split(trees, monkey
         with pytest.raises(DataError, match=r"gives 800 training and 200 test photos, and published are 24,000 "
                                             r"training and 6,000 test photos; some are missing or do not belong there"):
             ImageNetROptions(split=split).find_files(trees)
+
+
+@pytest.mark.parametrize(("split", "counts"), [
+    ("zheng", "6,000 training and 1,500"), ("pilot", "5,981 training and 1,519")])
+def test_imagenet_a_must_have_all_photos(tmp_path, monkeypatch, split, counts):
+    monkeypatch.setattr(ImageNetAOptions, *COUNTS[split])
+    tree = named_trees.raw_imagenet(tmp_path / "imagenet-a")
+    named_trees.pilot(tree, WNIDS)
+    with pytest.raises(DataError, match=f"published are {counts} test photos"):
+        ImageNetAOptions(split=split).find_files(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-from clbench.data.named.by_class import CUBOptions, ImageNetROptions
+from clbench.data.named.by_class import CUBOptions, ImageNetAOptions, ImageNetROptions
 from clbench.data.named.by_domain import DomainNetOptions
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
@@ -71,8 +71,9 @@ def cub(root):
 
 def without_counts(monkeypatch):
     """Disable the check of the number of photos, because these data sets have few."""
-    for options in (ImageNetROptions, CUBOptions, DomainNetOptions):
+    for options in (ImageNetROptions, ImageNetAOptions, CUBOptions, DomainNetOptions):
         monkeypatch.setattr(options, "SAMPLES", (0, 0))
+    monkeypatch.setattr(ImageNetAOptions, "PILOT_SAMPLES", (0, 0))
 
 
 def domainnet(root):

@@ -171,6 +171,8 @@ class ImageNetAOptions(ByClassOptions):
 
     NAME: ClassVar[str] = "split-imagenet-a"
     CLASSES: ClassVar[int] = 200
+    SAMPLES: ClassVar[tuple[int, int]] = (6_000, 1_500)  # of split zheng
+    PILOT_SAMPLES: ClassVar[tuple[int, int]] = (5_981, 1_519)
     DATA: ClassVar[DataSet] = DataSet(
         "ImageNet-A", "imagenet-a", citation="Hendrycks et al. 2021, arXiv 1907.07174", downloads=(
             Download(HENDRYCKS + "imagenet-a.tar", 687_552_512,
@@ -180,6 +182,11 @@ class ImageNetAOptions(ByClassOptions):
     split: Literal["zheng", "pilot"] = Field(
         "zheng", description="split into training and test photos. zheng: scikit-learn's stratified split with seed "
         "42; pilot: PILOT's folders train and test")
+
+    @property
+    def published(self) -> tuple[int, int]:
+        """Return the numbers of photos of the split."""
+        return self.PILOT_SAMPLES if self.split == "pilot" else self.SAMPLES
 
     def needed(self) -> tuple[Needed, ...]:
         """Return the folders of the split."""
