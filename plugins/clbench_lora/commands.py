@@ -68,8 +68,11 @@ def list_(run: Path) -> None:
     from tabulate import tabulate
 
     from clbench.core.artifacts import task_folder
+    from clbench.core.errors import StoreError
     from clbench_lora.adapters import trials_with_adapters
 
+    if not run.is_dir():
+        raise StoreError(f"there is no folder {run}: check the path")
     rows = [[k.record.key, k.name, k.record.trial.scenario, k.record.status, numbers(k.tasks, ","),
              ",".join(task_folder(k.folder, task).name for task in k.tasks), k.size] for k in trials_with_adapters(run)]
     if not rows:

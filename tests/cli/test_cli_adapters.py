@@ -49,7 +49,10 @@ def test_list_and_show(run, capsys):
     assert lines[3].split()[:5] == ["blocks.0.body.1", "3", "5", "228", "912"]
     assert lines[-2].split() == ["all", "300", "1200"]
     assert call(capsys, "show", run)[1].count("blocks.1.body") == 3
-    assert call(capsys, "list", run / "nothing")[1].startswith("no adapters in")
+    (run / "empty").mkdir()
+    assert call(capsys, "list", run / "empty")[:2] == (0, f"no adapters in {run / 'empty'}\n")
+    code, _, err = call(capsys, "list", run / "nothing")
+    assert code == 2 and f"there is no folder {run / 'nothing'}: check the path" in err
 
 
 def test_export_merge_and_combine(run, capsys, tmp_path):
