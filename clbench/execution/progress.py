@@ -108,11 +108,11 @@ class Display(Listener):
                  + (f"{' x '.join(counts)} = " if is_full_grid else f"{', '.join(counts)}, ")
                  + f"{plural(len(trials), 'trial')}{f', {done_count} already done' if done_count else ''}")
 
-    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Print the device, workers and threads of the run."""
-        placement = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"
-        cluster = f", on {plural(nodes, 'node')} of the Ray cluster" if nodes else ""
-        self.say(f"{placement} on {device}{cluster}", "dim")
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0, again: bool = False) -> None:
+        """Print the device, workers and threads of the run, unless `again`, and use them to estimate the time left."""
+        place = f"{plural(workers, 'worker')} x {plural(threads or 1, 'thread')}" if workers else "in this process"
+        if not again:
+            self.say(f"{place} on {device}" + f", on {plural(nodes, 'node')} of the Ray cluster" * bool(nodes), "dim")
         self.tally.left.ready(workers)
         self.tally.left.known(r for r in self.records if is_comparable(r, device, threads))
 

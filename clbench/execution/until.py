@@ -18,7 +18,7 @@ Show = Callable[[run.Experiment], AbstractContextManager[Listener]]  # makes the
 
 
 class Round(Relay):
-    """Forwards the events of a round to a listener, without repeating the ready event and notes of earlier rounds."""
+    """Forwards the events of a round to a listener, without repeating the notes of earlier rounds."""
 
     def __init__(self, listener: Listener, rule: UntilDecided, printed: set[str]) -> None:
         """Wrap the listener; `printed` contains the notes that were forwarded so far, and all rounds share it."""
@@ -32,10 +32,9 @@ class Round(Relay):
         self.note(f"then until decided: {question(self.rule)}, by a look after each seed from {self.rule.first} to at "
                   f"most {self.rule.most}")
 
-    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Forward the event in the first round."""
-        if self.first:
-            super().ready(device, workers, threads, nodes)
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0, again: bool = False) -> None:
+        """Forward the event, with the information whether this is a later round."""
+        super().ready(device, workers, threads, nodes, again=not self.first)
 
     def note(self, text: str) -> None:
         """Forward a new note."""

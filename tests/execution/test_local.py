@@ -33,7 +33,7 @@ class Log(Listener):
     def __init__(self):
         self.events = []
 
-    def ready(self, device, workers, threads, nodes=0):
+    def ready(self, device, workers, threads, nodes=0, again=False):
         self.events.append(("ready", device, workers, threads))
 
     def note(self, text):

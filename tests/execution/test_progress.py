@@ -6,7 +6,11 @@ from helpers.records import make_lm_record, make_record
 from rich.console import Console
 
 from clbench.execution import progress
+from clbench.execution.time_left import recorded
+from clbench.execution.until import Round
 from clbench.experiment.trial import PlannedTrial, Progress
+from clbench.experiment.until import UntilDecided
+from clbench.results.provenance import machine
 
 
 class Terminal(io.StringIO):
@@ -66,6 +70,18 @@ def test_plain_lines_one_per_finished_trial(now):
         "[1/2] lora seed 0: ACC 80.0, 0:10 elapsed, about 0:10 left",
         "ewc seed 0 diverged: DivergedError: the loss is NaN",
         "[2/2] ewc seed 0: diverged, 0:20 elapsed"]
+
+
+def test_a_later_round_of_a_run_until_decided_knows_its_workers_and_the_times_of_earlier_records(now):
+    known, *records = [make_record(seed=s, machine=machine()) for s in range(5)]
+    shown = progress.display(console(), [planned(r) for r in records])
+    listener = Round(shown, UntilDecided(baseline="best"), {"a note of the first round"})
+    listener.known([known])
+    listener.ready(known.provenance.device, 2, 1)
+    shown.tally.start(records[0].key)
+    seconds = recorded(known)[1]
+    assert shown.tally.left.seconds(now[0]) == pytest.approx(2 * seconds), "four trials, two at a time"
+    assert shown.console.file.getvalue() == ""
 
 
 def test_a_run_that_says_nothing_for_long_says_where_it_is(now, monkeypatch):

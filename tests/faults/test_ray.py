@@ -61,7 +61,7 @@ class Log(Listener):
     def __init__(self):
         self.running, self.lines = 0, []
 
-    def ready(self, device, workers, threads, nodes=0):
+    def ready(self, device, workers, threads, nodes=0, again=False):
         self.lines.append(f"{workers} workers x {threads} on {device}, {nodes} nodes")
 
     def note(self, text):

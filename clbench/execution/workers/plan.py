@@ -153,8 +153,11 @@ class Listener:
     def run_started(self, planned: Sequence[PlannedTrial], todo: Sequence[PlannedTrial]) -> None:
         """Receive all trials of the experiment, and the trials that will run now."""
 
-    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
-        """Receive the device, the numbers of workers and threads, and the number of cluster nodes (0: this machine)."""
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0, again: bool = False) -> None:
+        """Receive the device, the numbers of workers and threads, and the number of cluster nodes (0: this machine).
+
+        `again` is whether the listener of an earlier round has received them.
+        """
 
     def note(self, text: str) -> None:
         """Receive a message for the user."""
@@ -182,9 +185,9 @@ class Relay(Listener):
         """Wrap the listener that events are forwarded to."""
         self.listener = listener
 
-    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0) -> None:
+    def ready(self, device: str, workers: int, threads: int | None, nodes: int = 0, again: bool = False) -> None:
         """Forward the event."""
-        self.listener.ready(device, workers, threads, nodes)
+        self.listener.ready(device, workers, threads, nodes, again)
 
     def note(self, text: str) -> None:
         """Forward the event."""
