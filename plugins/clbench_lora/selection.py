@@ -220,13 +220,13 @@ def _narrowed(model: Network, chosen: Mapping[str, nn.Linear | nn.Conv2d], targe
         if not isinstance(layer, nn.Linear) or layer.out_features != 3 * layer.in_features:
             raise SpecError(f"{prefix}: {name} (weight {'x'.join(map(str, layer.weight.shape))}) is not q, k and v of "
                             "one width as a Linear layer, so its parts are not known; leave targets out")
-        if _is_ordered_by_head(model.get_submodule(name.rpartition(".")[0])):
+        if is_ordered_by_head(model.get_submodule(name.rpartition(".")[0])):
             raise SpecError(f"{prefix}: the rows of {name} are ordered by head, so q, k and v have no rows of their "
                             "own that follow each other; leave targets out")
     return layers
 
 
-def _is_ordered_by_head(attention: nn.Module) -> bool:
+def is_ordered_by_head(attention: nn.Module) -> bool:
     """Return whether the layer qkv of an attention of timm has the rows q, k, v of one head after those of another.
 
     MaxViT says so by `head_first`. Those that have a `key_dim`, such as TinyViT, always do.

@@ -33,7 +33,7 @@ from clbench.results.store import Store
 from clbench_lora import Target
 from clbench_lora.layers import FUSED
 from clbench_lora.run_adapters import TrialAdapters
-from clbench_lora.selection import parts_of
+from clbench_lora.selection import is_ordered_by_head, parts_of
 
 SHARES = (0.90, 0.95, 0.99)  # shares of the energy
 MODEL = "model.safetensors"  # the file that `independent` exports for each task
@@ -88,7 +88,7 @@ class Spectrum:
 
     @property
     def layers(self) -> list[str]:
-        """Return the layers, sorted by the numbers in their names, so that blocks are in the model's order."""
+        """Return the layers, in the model's order."""
         return list(dict.fromkeys(c.layer for c in self.changes))
 
     @property
@@ -155,13 +155,16 @@ def parted(changes: Sequence[Change]) -> list[Change]:
     return [c for c in changes if c.layer not in wholes]
 
 
-def layer_names(record: Record, folder: Path) -> set[str]:
-    """Return the names of the Linear and Conv2d layers in the blocks of a trial's model.
+def measured_layers(record: Record, folder: Path) -> dict[str, bool]:
+    """Return the Linear and Conv2d layers in the blocks of a trial's model, by name, in the model's order.
 
-    Heads are left out: each task has its own, and W has none to compare it with.
+    The value is False if q, k and v are not thirds of the layer's rows, because the rows are ordered by head. Heads are
+    left out: each task has its own, and W has none to compare it with.
     """
-    blocks = TrialAdapters(record, folder).architecture().blocks
-    return {f"blocks.{name}" for name, module in blocks.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    model = TrialAdapters(record, folder).architecture()
+    names = [f"blocks.{name}" for name, module in model.blocks.named_modules()
+             if isinstance(module, nn.Linear | nn.Conv2d)]
+    return {name: not is_ordered_by_head(model.get_submodule(name.rpartition(".")[0])) for name in names}
 
 
 def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor],
@@ -185,19 +188,15 @@ def changes_of(record: Record, folder: Path) -> Iterator[Change]:
     Raises:
         StoreError: weights are missing or cannot be read.
     """
-    base, layers = _read(folder / BASE), layer_names(record, folder)
+    base, layers = _read(folder / BASE), measured_layers(record, folder)
     for task in range(len(record.R) - 1):
-        changes = weight_changes(base, _read(task_folder(folder, task) / MODEL), layers)
-        for layer, change in sorted(changes, key=_numbered):  # files are in alphabetical order: block 10 before block 2
-            parts = {f"{layer}.{part}": third for part, third in thirds(layer, change).items()}
+        changes = dict(weight_changes(base, _read(task_folder(folder, task) / MODEL), layers))
+        for layer in filter(changes.__contains__, layers):
+            change = changes[layer]
+            parts = {f"{layer}.{part}": third for part, third in thirds(layer, change).items()} if layers[layer] else {}
             for name, tensor in {layer: change, **parts}.items():
                 yield Change(record.key, record.trial.seed, task, name, tuple(tensor.shape),
                              tuple(singular_values(tensor).tolist()), layer if name in parts else None)
-
-
-def _numbered(item: tuple[str, Tensor]) -> list[tuple[int, str]]:
-    """Return the key that sorts a layer by its name, with numbers compared by their value."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in item[0].split(".")]
 
 
 def thirds(layer: str, change: Tensor) -> dict[Target, Tensor]:

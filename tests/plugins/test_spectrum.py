@@ -12,7 +12,7 @@ from clbench_lora.spectrum import (
     changes_of,
     energy_at,
     energy_shares,
-    layer_names,
+    measured_layers,
     rank_holding,
     singular_values,
     spectra,
@@ -85,8 +85,8 @@ def test_layers_are_linear_and_convolution_weights_of_the_blocks(tmp_path, monke
                      Block(nn.ConvTranspose2d(2, 3, 1), nn.Identity()), Block(nn.Conv2d(3, 3, 1), nn.Identity())],
                     nn.Linear(3, 2))
     monkeypatch.setattr(TrialAdapters, "architecture", lambda self: model)
-    layers = layer_names(make_record("independent"), tmp_path)
-    assert layers == {"blocks.1.body", "blocks.3.body"}
+    layers = measured_layers(make_record("independent"), tmp_path)
+    assert layers == {"blocks.1.body": True, "blocks.3.body": True}
     base = model.state_dict()
     tuned = {name: t + 1 for name, t in base.items()}
     (name, change), (other_name, _) = weight_changes(base, tuned, layers)
@@ -167,7 +167,7 @@ def test_rows_with_a_recipe_of_their_own_do_not_mix(run):
 def fused(tmp_path, monkeypatch):
     """Return a run whose layer for q, k and v changed in orthogonal directions: q by 4, k not at all, v by 3 and 2."""
     name, out = "blocks.1.body.attn.qkv", "blocks.1.body.attn.proj"
-    monkeypatch.setattr(spectrum, "layer_names", lambda record, folder: {name, out})
+    monkeypatch.setattr(spectrum, "measured_layers", lambda record, folder: {name: True, out: True})
     left, right = (torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0] for _ in range(2))
     change = torch.zeros(18, 6, dtype=torch.float64)
     change[:6] = 4 * torch.outer(left[0], right[0])
@@ -188,9 +188,9 @@ def fused(tmp_path, monkeypatch):
 
 def test_q_k_and_v_of_one_layer_are_shown_apart(fused, capsys):
     found, = spectra(fused)
-    assert found.layers == ["blocks.1.body.attn.proj", "blocks.1.body.attn.qkv",
-                            *(f"blocks.1.body.attn.qkv.{part}" for part in "qkv")]
-    assert found.finest == [found.layers[0], *found.layers[2:]]
+    assert found.layers == ["blocks.1.body.attn.qkv", *(f"blocks.1.body.attn.qkv.{part}" for part in "qkv"),
+                            "blocks.1.body.attn.proj"]
+    assert found.finest == found.layers[1:]
     shown = {c.layer.removeprefix("blocks.1.body.attn."): c for c in found.changes}
     assert {name: (c.shape, c.full_rank, c.rank(0.99)) for name, c in shown.items()} == {
         "qkv": ((18, 6), 6, 3), "qkv.q": ((6, 6), 6, 1), "qkv.k": ((6, 6), 6, 0), "qkv.v": ((6, 6), 6, 2),
@@ -204,18 +204,34 @@ def test_q_k_and_v_of_one_layer_are_shown_apart(fused, capsys):
     code, text, _ = call(capsys, fused, "--plot", fused / "a.svg")
     assert code == 0 and "qkv.v  " in text and "A layer for q, k and v at once is shown whole" in text
     assert (fused / "a.svg").stat().st_size > 10_000
-    change = json.loads(call(capsys, fused, "--format", "json")[1])[0]["changes"][2]
+    change = json.loads(call(capsys, fused, "--format", "json")[1])[0]["changes"][1]
     assert (change["layer"], change["whole"]) == ("blocks.1.body.attn.qkv.q", "blocks.1.body.attn.qkv")
 
 
-def test_blocks_are_in_the_order_of_their_numbers(tmp_path, monkeypatch):
-    record = make_record("independent", 0, make_matrix(1), tasks=1)
-    names = [f"blocks.{i}.body.{n}" for i in (10, 2, 1) for n in (1, 0)]
-    monkeypatch.setattr(spectrum, "layer_names", lambda record, folder: names)
+class Stage(nn.Module):
+    """A stage as in TinyViT: a convolution before an attention, which may order its rows by head."""
+
+    def __init__(self, by_head):
+        super().__init__()
+        self.downsample = nn.Conv2d(4, 4, 1)
+        self.attn = nn.Module()
+        self.attn.qkv = nn.Linear(4, 12)
+        self.attn.proj = nn.Linear(4, 4)
+        if by_head:
+            self.attn.key_dim = 2
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_layers_are_in_the_models_order_and_have_parts_only_if_their_rows_are_not_ordered_by_head(
+        tmp_path, monkeypatch, by_head):
+    model = Network([Block(Stage(by_head), nn.Identity()) for _ in range(11)], nn.Linear(4, 2))
+    monkeypatch.setattr(TrialAdapters, "architecture", lambda self: model)
     for file in ("base.safetensors", "task0/model.safetensors"):
-        save_tensors(tmp_path / file, {f"{name}.weight": torch.zeros(2, 2) for name in names})
-    found = [c.layer for c in changes_of(record, tmp_path)]
-    assert found == [f"blocks.{i}.body.{n}" for i in (1, 2, 10) for n in (0, 1)]
+        save_tensors(tmp_path / file, {name: t for name, t in model.state_dict().items() if name.startswith("blocks")})
+    found = [c.layer for c in changes_of(make_record("independent", 0, make_matrix(1), tasks=1), tmp_path)]
+    parts = [] if by_head else ["attn.qkv.q", "attn.qkv.k", "attn.qkv.v"]
+    assert found == [f"blocks.{i}.body.{name}" for i in range(11)
+                     for name in ("downsample", "attn.qkv", *parts, "attn.proj")]
 
 
 def test_layers_named_qkv_that_are_not_three_of_one_width_are_shown_whole():
