@@ -8,11 +8,11 @@ strategies accept, are not supported. `open` names the options without a default
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from clbench import Options
+from clbench import OnlyWith, Options
 
 MEM_SIZE = "buffer size: number of stored samples of all tasks together"
 
@@ -65,8 +65,8 @@ class EWCOptions(AvalancheOptions):
                                                 "one penalty with a decaying sum of importances")
     decay_factor: float | None = Field(None, ge=0, description="factor of the old importances at each new task "
                                        "(mode=online)")
-    keep_importance_data: bool = Field(False, description="store the importances of all earlier tasks in mode=online "
-                                       "too")
+    keep_importance_data: Annotated[bool, OnlyWith("mode", "online")] = Field(
+        False, description="store the importances of all earlier tasks in mode=online too")
 
     @model_validator(mode="after")
     def _decay_goes_with_online(self) -> EWCOptions:

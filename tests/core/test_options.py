@@ -1,7 +1,7 @@
 from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import pytest
-from pydantic import Field, create_model
+from pydantic import Field, TypeAdapter, create_model
 
 from clbench.core.errors import SpecError
 from clbench.core.option_marks import OnlyWith, marks, without_effect
@@ -191,6 +191,6 @@ def test_a_method_names_options_that_it_has(method):
     for name, mark in marks(method.options, OnlyWith).items():
         assert mark.option in method.options.model_fields, name
         for value in mark.values:  # pydantic refuses a value that the option cannot have
-            method.options.model_validate({mark.option: value})
+            TypeAdapter(method.options.model_fields[mark.option].annotation).validate_python(value)
     if not any(field.is_required() for field in method.options.model_fields.values()):
         assert without_effect(method.options()) == ""

@@ -265,6 +265,7 @@ def test_errors_say_what_to_do(methods):
     with pytest.raises(SpecError, match="did you mean 'avalanche:EWC'"):
         registry.strategy("avalanche:EWCC")
     for raw, said in (({"mode": "online"}, "needs a decay_factor"), ({"decay_factor": 0.5}, "needs a decay_factor"),
+                      ({"keep_importance_data": True}, "has an effect only with mode = online"),
                       ({"ewc_lambda": -1}, "greater than or equal to 0"), ({"lambda": 1}, "no option 'lambda'")):
         with pytest.raises(SpecError, match=said):
             opt.validate(methods["avalanche:EWC"].options, raw, "avalanche:EWC", "clbench methods")
