@@ -30,7 +30,7 @@ from clbench.experiment.trial import Resolved
 from clbench.models.network import Network
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import PhaseSpec
-from clbench.training.budget import phases_of, steps_of
+from clbench.training.budget import phases_of, shares_of, steps_of
 from clbench.training.building import build_strategy, stream_info_of
 from clbench.training.cache import PhaseInputs
 from clbench.training.costs import nbytes
@@ -76,7 +76,7 @@ class DryRun(TrainingLoop):
         if strategy.owns_loop:
             raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
         self.trainable.append((0, 0))
-        if strategy.phases(task):
+        if shares_of(strategy, task):
             try:
                 phases_of(strategy, task, self.recipe, steps_of(self.recipe, len(strategy.training_samples(task))))
             except ValueError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Real
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import PluginError, SpecError
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Strategy, Task
@@ -28,14 +29,28 @@ def steps_per_epoch(recipe: Recipe, samples: int) -> int:
     return math.ceil(samples / recipe.batch_size) * (recipe.repeats or 1)
 
 
+def shares_of(strategy: Strategy, task: Task) -> list[float]:
+    """Return the relative lengths of a task's phases; empty if there are no training steps.
+
+    Raises:
+        PluginError: `phases` of the strategy returned something else than a number of phases or their lengths.
+    """
+    phases: object = strategy.phases(task)
+    if isinstance(phases, int) and phases >= 0:
+        return [1.0] * phases
+    if isinstance(phases, Sequence) and all(isinstance(share, Real) for share in phases):
+        return list(phases)
+    raise PluginError(f"`phases` of {type(strategy).__name__} returned {phases!r}; it must return the number of "
+                      "phases, mostly 1, or their relative lengths, as in (3, 1), or 0 for no training steps")
+
+
 def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> list[PhaseSpec]:
     """Return the phases of a task; each has its share of the steps, and at least one step.
 
     Raises:
         SpecError: there are fewer steps than phases.
     """
-    phases = strategy.phases(task)
-    shares = [1.0] * phases if isinstance(phases, int) else list(phases)
+    shares = shares_of(strategy, task)
     total = sum(shares)
     if steps < len(shares):
         raise SpecError(f"{type(strategy).__name__}, task {task.index + 1}: {steps} steps cannot be split into "

@@ -25,7 +25,7 @@ from clbench.results.items import ItemResults, ItemScores
 from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Budget, PhaseSpec
-from clbench.training.budget import phases_of, steps_of, steps_per_epoch, whole_phase
+from clbench.training.budget import phases_of, shares_of, steps_of, steps_per_epoch, whole_phase
 from clbench.training.costs import Clock, Footprint
 from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
 from clbench.training.sampling import BatchSampler
@@ -184,7 +184,7 @@ class Replica(TrialResults):
         for index in range(1 if self.stream.hidden else learned):
             task = self.begin(index)
             with self.training(index):
-                if self.strategy.owns_loop or not self.strategy.phases(task):
+                if self.strategy.owns_loop or not shares_of(self.strategy, task):
                     continue
                 if self.stream.hidden:
                     self.strategy.before_phase(task, whole_phase(recipe, self.stream))

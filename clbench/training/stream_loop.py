@@ -28,7 +28,7 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Task
-from clbench.training.budget import whole_phase
+from clbench.training.budget import shares_of, whole_phase
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
@@ -65,7 +65,7 @@ class StreamLoop(TrainingLoop):
             Unstackable: the random draws of the replicas would depend on each other.
         """
         first, samplers = self.replicas[0].strategy, [self.samplers[id(replica)] for replica in self.replicas]
-        if first.owns_loop or (phases := first.phases(tasks[0])) not in (0, 1):
+        if first.owns_loop or len(phases := shares_of(first, tasks[0])) > 1:
             raise SpecError(f"{type(first).__name__} has phases, or a loop of its own: it cannot be run with hidden "
                             "boundaries")
         samples = stackable([sampler.parts[0] for sampler in samplers])

@@ -2,8 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import PluginError, SpecError
+from clbench.core.hookspecs import StrategyInfo
 from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy
+from clbench.testing.tiny import bench
 from clbench.training.budget import FEW, granted_in_words, phases_of
 
 HINT = ": few; --epochs N or --iterations N gives more"
@@ -29,6 +32,13 @@ def test_the_steps_of_a_task_are_told_in_words(recipe, samples, words):
 def test_each_phase_has_its_share_of_the_steps_and_at_least_one(shares, steps, parts):
     strategy = SimpleNamespace(phases=lambda task: shares)
     assert [phase.steps for phase in phases_of(strategy, None, Recipe(), steps)] == parts
+
+
+@pytest.mark.parametrize("phases", [None, -1, "2", 1.0])
+def test_what_is_no_number_of_phases_is_refused_and_not_trained_without_steps(phases):
+    b = bench(StrategyInfo("bad", type("Mine", (Strategy,), {"phases": lambda self, task: phases}), ""), {}, "task")
+    with pytest.raises(PluginError, match=rf"^`phases` of Mine returned {phases!r}; it must return the number of phas"):
+        b.learn(0)
 
 
 def test_fewer_steps_than_phases_are_refused():
