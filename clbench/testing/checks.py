@@ -29,7 +29,9 @@ from clbench.core.torch_private import attributes_of
 from clbench.persistence.snapshot import read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.store import STATE
+from clbench.testing.objectives import check_objectives
 from clbench.testing.rules import (
+    check_budget,
     check_declarations,
     check_learning_rates,
     check_stack,
@@ -254,6 +256,8 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "task-free": check_task_free,
     "stack": check_stack,
     "stored-samples": check_stored_samples,
+    "budget": check_budget,
+    "objectives": check_objectives,
 }
 
 

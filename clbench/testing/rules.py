@@ -1,7 +1,8 @@
-"""Further checks: learning rates, declarations, hidden boundaries, stacks and stored samples."""
+"""Further checks: learning rates, budgets, declarations, hidden boundaries, stacks and stored samples."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from clbench.core import seeds
 from clbench.core.errors import PluginError, SpecError
@@ -30,10 +32,12 @@ from clbench.testing.tiny import (
 )
 from clbench.training.costs import measure, role
 from clbench.training.evaluation import evaluate
+from clbench.training.loop import TrainingLoop
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.sampling import StreamSampler
 from clbench.training.stream_loop import StreamLoop
 
+STEPS = 5  # of a budget in iterations; no number of whole passes
 SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks, for three divisions of the samples; batches have 8
 
 
@@ -49,6 +53,28 @@ def check_learning_rates(make: Make) -> None:
     for pattern, is_unmatched in unmatched.items():
         if is_unmatched:
             raise NonConforming(f"learning_rates has {pattern!r}, which fits the name of no parameter")
+
+
+def check_budget(make: Make) -> None:
+    """Check that `fit`, a strategy's own training loop, takes no more optimizer steps than its budget has."""
+    b, counts = make("task"), Counter[int]()  # of steps by optimizer, because a method may have several
+    if not b.strategy.owns_loop:
+        return
+    loop = TrainingLoop([b.replica], RECIPE.model_copy(update={"epochs": None, "iterations": STEPS}))
+    for index in range(TASKS):
+        task = b.replica.begin(index)
+        counts.clear()
+        hook = register_optimizer_step_post_hook(lambda optimizer, *_: counts.update([id(optimizer)]))
+        try:
+            with b.replica.training(index):
+                result, = loop.fit([task])
+        finally:
+            hook.remove()
+        b.replica.finish(task)
+        steps = max(result.steps, *counts.values(), 0)
+        if steps > STEPS:
+            raise NonConforming(f"`fit` took {steps} optimizer steps in task {index + 1}, but its budget is {STEPS} "
+                                "(--iterations): take budget.steps steps")
 
 
 def check_task_free(make: Make) -> None:

@@ -28,12 +28,14 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask
 from clbench.experiment.recipe import Recipe
 from clbench.models.builtin import CNNOptions, MLPOptions, ResNet18Options, ResNetCIFAR10Options, ViTOptions
-from clbench.models.network import Network
+from clbench.models.hf_parts import Tokens
+from clbench.models.language_model import LanguageModel
+from clbench.models.network import Block, Network
 from clbench.models.small import cnn, linear, mlp, resnet18, resnet20
 from clbench.models.vit import vit
 from clbench.persistence.strategy_state import UNCHANGING, is_plain
 from clbench.strategy.base import Batch, Strategy, Task, declares
-from clbench.training.budget import phases_of, steps_of
+from clbench.training.budget import phases_of, shares_of, steps_of
 from clbench.training.building import channels_last, require_outputs, stream_info_of
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import given_tasks, require_prediction
@@ -45,6 +47,7 @@ from clbench.training.sampling import divided
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 BATCH = 8  # test samples per call of `predict` in `predict_all`
+VOCABULARY = 12  # tokens of the language model
 RECIPE = Recipe(lr=0.01, batch_size=8, epochs=2)
 
 
@@ -72,6 +75,7 @@ class Bench:
     scenario: Scenario
     seed: int = 0
     task_free: bool = False  # whether the method is declared as `task_free`
+    objectives: Sequence[str] = ()  # that the method declares
 
     @property
     def replica(self) -> Replica:
@@ -121,8 +125,8 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
           model: str | None = None, stream: Stream | None = None) -> Bench:
     """Return an untrained strategy with a stream, by default the tiny one, on the stream's device.
 
-    The model is `MODELS[model]`, by default the model for checks in the method's declaration. Its weights have the same
-    memory format as in a run.
+    The model is `MODELS[model]`, by default the model for checks in the method's declaration, or a language model if
+    the stream needs one. Its weights have the same memory format as in a run.
     """
     stream = stream or tiny_stream(scenario)
     device = stream.tests.y.device
@@ -130,13 +134,22 @@ def bench(info: StrategyInfo, options: Mapping[str, Any], scenario: Scenario, se
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise NonConforming(f"{info.strategy} is not a subclass of clbench.Strategy")
     with seeds.scope(seed, "init"):
-        network = channels_last(MODELS[model or info.check_model](stream.input_shape, stream.classes).to(device))
+        network = (language_model() if stream.predicts_tokens else
+                   MODELS[model or info.check_model](stream.input_shape, stream.classes))
+        network = channels_last(network.to(device))
     stream_info = stream_info_of(stream, scenario, seed, pretrained=False)
     chosen = opt.validate(info.options, options, info.name, "clbench methods")
     with seeds.scope(seed, "strategy"):
         strategy = cls(network, stream_info, chosen)
     require_outputs(strategy, chosen)
-    return Bench(strategy.to(device), stream, scenario, seed, info.task_free)
+    return Bench(strategy.to(device), stream, scenario, seed, info.task_free, info.objectives)
+
+
+def language_model() -> Network:
+    """Return a causal language model that predicts the next token from the latest one."""
+    width = 12
+    blocks = [Block(Tokens(nn.Embedding(VOCABULARY, width)), nn.Identity()), Block(nn.Linear(width, width), nn.ReLU())]
+    return LanguageModel(blocks, nn.Linear(width, VOCABULARY, bias=False))
 
 
 Make = Callable[..., Bench]
@@ -148,7 +161,7 @@ def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
     for earlier in range(index):
         b.learn(earlier)
     task = b.replica.begin(index)
-    if not b.strategy.phases(task):
+    if not shares_of(b.strategy, task):
         return None
     with b.replica.training(index):
         begin_phase(b.strategy, task, phases_of(b.strategy, task, RECIPE, steps_of(RECIPE, len(task.train)))[0])

@@ -152,13 +152,15 @@ def test_check_says_what_is_wrong(tmp_path, capsys):
     assert lines[12].startswith("  ok    task-free: ")
     assert lines[13].startswith("  ok    stack: ")
     assert lines[14].startswith("  ok    stored-samples: ")
-    assert lines[15] == f"hides breaks 3 of {len(CHECKS)} rules"
-    assert lines[16] == "unmade"
-    assert lines[17] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
+    assert lines[15].startswith("  ok    budget: ")
+    assert lines[16].startswith("  ok    objectives: ")
+    assert lines[17] == f"hides breaks 3 of {len(CHECKS)} rules"
+    assert lines[18] == "unmade"
+    assert lines[19] == ("  FAIL  logits: AttributeError: 'Unmade' object has no attribute 'no_such_thing' "
                          f"({path}:18 in __init__)")
-    assert lines[18] == (f"  note  {len(CHECKS) - 1} rules could not be tested for the same reason as logits: "
+    assert lines[20] == (f"  note  {len(CHECKS) - 1} rules could not be tested for the same reason as logits: "
                          f"{', '.join([*CHECKS][1:])}")
-    assert lines[19] == f"unmade breaks 1 of {len(CHECKS)} rules; {len(CHECKS) - 1} could not be tested"
+    assert lines[21] == f"unmade breaks 1 of {len(CHECKS)} rules; {len(CHECKS) - 1} could not be tested"
     assert lines[-1] == f"naive keeps all {len(CHECKS)} rules"
     sys.modules.pop("broken_methods")
 

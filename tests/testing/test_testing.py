@@ -1,15 +1,16 @@
 import copy
 import random
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from clbench.core.errors import ClbenchError, PluginError
+from clbench.core.errors import ClbenchError, PluginError, SpecError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import Options, Scalar
-from clbench.strategy.base import Prediction, Strategy
+from clbench.strategy.base import Batch, Prediction, Strategy
 from clbench.strategy.common_options import OutputsOptions
 from clbench.testing.checks import CHECKS, check, describe
 from clbench.testing.tiny import NonConforming, bench
@@ -368,6 +369,72 @@ class OwnLoop(Strategy):
 
     def fit(self, task, budget):
         return torch.zeros(2)
+
+
+class TakesTooManySteps(Strategy):
+    reported = 2
+
+    def fit(self, task, budget):
+        optimizer, losses = budget.optimizer(self.parameters()), []
+        for _ in range(2 * budget.steps):
+            part = task.train.take(budget.following())
+            batch = Batch(self.stream_info.prepare(part.x), part.y, part.tasks, task.index)
+            optimizer.zero_grad()
+            losses.append(self.loss(batch))
+            losses[-1].backward()
+            optimizer.step()
+        return torch.stack(losses).detach()[:self.reported * budget.steps]
+
+
+class ReportsFewerSteps(TakesTooManySteps):
+    reported = 1
+
+
+class KeepsToItsBudget(TakesTooManySteps):
+    def fit(self, task, budget):
+        return super().fit(task, replace(budget, steps=budget.steps // 2))
+
+    def after_task(self, task):
+        self.count_steps(9)  # not part of the budget of `fit`
+
+
+@pytest.mark.parametrize("cls", [TakesTooManySteps, ReportsFewerSteps])
+def test_a_loop_that_exceeds_its_budget_is_told(cls):
+    with pytest.raises(NonConforming, match=r"^`fit` took 10 optimizer steps in task 1, but its budget is 5 "):
+        check(StrategyInfo("bad", cls, "too many steps"), "budget")
+    check(StrategyInfo("good", KeepsToItsBudget, "half of the steps"), "budget")
+
+
+class NeedsClasses(Strategy):
+    def before_task(self, task):
+        self.scale = 1 / len(task.classes)
+
+
+class NeedsWholeTargets(Strategy):
+    def loss(self, batch):
+        return super().loss(batch) + 0 * F.one_hot(batch.y).sum()
+
+
+class RefusesText(Strategy):
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        if stream_info.predicts_tokens:
+            raise SpecError("choose another option")
+
+
+@pytest.mark.parametrize(("cls", "objective", "words"), [
+    (NeedsClasses, "causal-lm", "objective causal-lm, task 1: ZeroDivisionError: division by zero"),
+    (NeedsWholeTargets, "regression", "objective regression, task 1: RuntimeError: one_hot"),
+])
+def test_a_declared_objective_that_does_not_work_is_told(cls, objective, words):
+    with pytest.raises(NonConforming, match=words):
+        check(StrategyInfo("bad", cls, "", objectives=("classification", objective)), "objectives")
+    check(StrategyInfo("good", cls, ""), "objectives")
+
+
+def test_an_objective_that_works_or_that_options_refuse_is_no_violation():
+    for cls in (Strategy, RefusesText):
+        check(StrategyInfo("good", cls, "", objectives=("classification", "causal-lm", "regression")), "objectives")
 
 
 class NoSteps(Strategy):
