@@ -34,7 +34,7 @@ from clbench.training.building import (
     check_model,
     for_model,
     require_kind,
-    require_no_parts,
+    require_parts_fit,
     stream_info_of,
 )
 from clbench.training.callbacks import probe
@@ -262,7 +262,7 @@ class TrialRunner:
         stream_info = stream_info_of(stream, trial.scenario, trial.seed, trial.weights is not None)
         with seeds.scope(trial.seed, "strategy"):
             strategy = build_strategy(trial.method, channels_last(model.to(self.device)), stream_info, self.registry)
-        require_no_parts(trial, strategy)
+        require_parts_fit(trial, strategy, stream)
         return strategy.to(self.device), [*notes, *strategy.notes]
 
 

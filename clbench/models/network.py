@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from clbench.core.errors import SpecError
 
+SAME = "Conv2dSame"  # timm's convolution with TensorFlow's padding, which depends on the size of the images
 SHORTEST = 1e-5  # minimum norm in a normalization
 
 

@@ -14,7 +14,7 @@ from clbench.core import tokens
 from clbench.core.errors import OptionError, SpecError
 from clbench.core.scenario import Outputs
 from clbench.data.samples import Samples
-from clbench.models.network import Network
+from clbench.models.network import SAME, Network
 from clbench.strategy.base import Prediction, Strategy, StreamInfo, Task
 from clbench.strategy.common_options import Infer, InferOptions, StartOptions
 from clbench.strategy.gaussians import TaskGaussians, class_means, features_of
@@ -47,9 +47,6 @@ class FrozenBase(Strategy, ABC):
     @abstractmethod
     def base_learned(self, task: Task) -> None:
         """Freeze the trained base, and make the parts on top of it trainable."""
-
-
-SAME = "Conv2dSame"  # timm's convolution with TensorFlow's padding, which depends on the size of the images
 
 
 class TaskHead(nn.Linear):
@@ -143,15 +140,19 @@ class PerTaskStrategy(Strategy, ABC):
     def before_task(self, task: Task) -> None:
         """Freeze everything and add the task's head. It is the first new layer, so all methods get the same head."""
         if task.index != len(self.heads):
-            raise ValueError(f"tasks are learned in order: expected task {len(self.heads) + 1}, "
-                             f"got task {task.index + 1}")
-        if self.options.infer == "entropy" and not self.stream_info.task_given and len(task.classes) == 1:
-            rules = get_args(type(self.options).model_fields["infer"].annotation)
-            raise SpecError(f"infer = entropy cannot weigh task {task.index + 1}, which has a single class (its "
-                            f"entropy is always 0); choose infer = {' or '.join(r for r in rules if r != 'entropy')}")
+            raise ValueError(f"expected task {len(self.heads) + 1}, got task {task.index + 1}; they are in order")
+        self.require_classes(task.index, task.classes)
         self.requires_grad_(False)
         self.heads.append(nn.Identity() if self.stream_info.predicts_tokens else
                           TaskHead(self.head_inputs, task.classes, self.stream_info.classes, self.model.head.weight))
+
+    def require_classes(self, task: int, classes: Sequence[int]) -> None:
+        """Check that the option `infer` works with these classes of a task; runs call it before any task is learned."""
+        if self.options.infer == "entropy" and not self.stream_info.task_given and len(classes) == 1:
+            rules = get_args(type(self.options).model_fields["infer"].annotation)
+            raise SpecError(f"{type(self).__name__}: infer = entropy cannot weigh task {task + 1}, which has a single "
+                            "class (its entropy is always 0); choose infer = "
+                            + " or ".join(rule for rule in rules if rule != "entropy"))
 
     def after_task(self, task: Task) -> None:
         """Count the task as learned, and store the statistics of its shared features that task-ID inference needs."""
@@ -295,6 +296,5 @@ def conv_like(layer: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
     factory_kwargs: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     if type(layer).__name__ == SAME:  # in older releases of timm, it takes neither device nor dtype
         del geometry["padding_mode"]
-        conv: nn.Conv2d = type(layer)(channels, out, size, bias=False, **geometry).to(**factory_kwargs)
-        return conv
+        return type(layer)(channels, out, size, bias=False, **geometry).to(**factory_kwargs)
     return nn.Conv2d(channels, out, size, bias=False, **factory_kwargs, **geometry)

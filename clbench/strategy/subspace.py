@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from clbench.core import tokens
 from clbench.core.errors import DivergedError, SpecError
 from clbench.data.samples import Samples
+from clbench.models.network import SAME
 from clbench.strategy.base import Strategy
 from clbench.strategy.gaussians import ITEMS
 from clbench.strategy.per_sample_gradients import evaluating
-from clbench.strategy.per_task import SAME
 
 CHUNK = 64  # samples per forward pass when inputs are collected
 ROUNDING = 32  # energies smaller than this multiple of epsilon times the total count as rounding errors

@@ -273,16 +273,18 @@ def require_outputs(strategy: Strategy, options: Options) -> None:
                           "super().__init__(model, stream_info, options)")
 
 
-def require_no_parts(trial: Trial, strategy: Strategy) -> None:
-    """Check that a strategy has no part for each task, if the arrival of the classes does not allow such parts.
+def require_parts_fit(trial: Trial, strategy: Strategy, stream: Stream) -> None:
+    """Check that the stream allows a part for each task, if the strategy has such parts.
 
     Raises:
-        SpecError: it has such parts, and classes arrive in several tasks or boundaries are hidden.
+        SpecError: classes arrive in several tasks, boundaries are hidden, or the part of a task cannot be inferred.
     """
     if isinstance(strategy, PerTaskStrategy):
         problem = trial.arrival.method_problem(trial.method.name, "", parts_per_task=True)
         if problem:
             raise SpecError(problem)
+        for index, task in enumerate(stream.tasks):
+            strategy.require_classes(index, task.taught)
 
 
 def channels_last(model: Network) -> Network:

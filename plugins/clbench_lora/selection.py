@@ -12,7 +12,7 @@ from torch import nn
 
 from clbench import Network
 from clbench.core.errors import SpecError
-from clbench.strategy.per_task import SAME
+from clbench.models.network import SAME
 from clbench_lora import ALL_LINEAR, AdapterOptions, LowRankOptions, Target
 from clbench_lora.layers import FUSED, FusedLoRA, LoRALayer, Rows, width
 

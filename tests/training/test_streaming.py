@@ -23,7 +23,7 @@ from clbench.strategy.base import Strategy
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.testing.rules import divided
 from clbench.testing.tiny import bench, snapshot, tiny_stream
-from clbench.training.building import require_no_parts
+from clbench.training.building import require_parts_fit
 from clbench.training.evaluation import evaluate
 from clbench.training.members import Unstackable
 from clbench.training.sampling import BatchSampler, StreamSampler
@@ -303,4 +303,5 @@ def test_a_part_for_each_task_that_no_declaration_tells_of_is_refused(runner):
 
     trial = planned(runner, "naive", arrival={"blur": 0.1})[0].trial
     with pytest.raises(SpecError, match="has a part for each task"):
-        require_no_parts(trial, bench(StrategyInfo("parts", Parts, "", method("lora").options), {}, "task").strategy)
+        b = bench(StrategyInfo("parts", Parts, "", method("lora").options), {}, "task")
+        require_parts_fit(trial, b.strategy, b.stream)

@@ -244,6 +244,9 @@ def test_what_does_not_go_together_is_refused_before_training(runner):
     with pytest.raises(SpecError, match=r"model 'cnn' takes images, this benchmark has inputs \[12\]; choose"):
         runner.prepare(planned(runner, methods="naive", model="cnn:depth=4:channels=1",
                                benchmark="helpers.tiny_benchmarks:flat")[0].trial)
+    with pytest.raises(SpecError, match="LoRA: infer = entropy cannot weigh task 3, which has a single class"):
+        runner.prepare(planned(runner, methods="lora", scenario="class",
+                               benchmark="split-mnist-5k:task_sizes=5+4+1")[0].trial)
 
 
 def test_random_transforms_are_drawn_for_every_batch_and_the_same_with_the_same_seed(runner):
